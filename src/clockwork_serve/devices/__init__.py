@@ -1,0 +1,1 @@
+"""Devices: the hands that execute actions and decide nothing."""

@@ -1,0 +1,81 @@
+"""The vocabulary: frozen records, which are also the wire format. No logic lives here.
+
+``records`` describe what is served, ``actions`` what the controller orders, ``requests`` what clients want,
+``links`` what our processes tell each other beside that.
+"""
+
+from __future__ import annotations
+
+from clockwork_serve.messages.actions import (
+    Action,
+    Call,
+    Extent,
+    Infer,
+    Lane,
+    Load,
+    Result,
+    Status,
+    Unload,
+    Window,
+)
+from clockwork_serve.messages.links import (
+    Ask,
+    CodeAdded,
+    CodeReady,
+    CodeRemoved,
+    Drain,
+    GatewayLost,
+    Hello,
+    ModelAdded,
+    ModelRemoved,
+    Ping,
+    Question,
+    Readiness,
+    Reply,
+    Role,
+    WorkerJoined,
+    WorkerLost,
+)
+from clockwork_serve.messages.records import (
+    DATATYPES,
+    Code,
+    DeviceSpec,
+    Model,
+    Profile,
+    TensorSpec,
+    Weights,
+)
+from clockwork_serve.messages.requests import (
+    Answer,
+    Cancel,
+    Outcome,
+    Reason,
+    Release,
+    Request,
+    TensorRef,
+    Tensors,
+)
+
+ControllerEvent = (
+    Request | Cancel | Result | WorkerJoined | WorkerLost | CodeAdded | CodeReady | CodeRemoved
+    | ModelAdded | ModelRemoved | GatewayLost | Drain
+)  # fmt: skip
+"""What the controller observes."""
+
+ControllerEffect = Answer | Release | Load | Unload | Infer | Readiness
+"""What the controller decides."""
+
+Frame = (
+    Hello | Ping | Request | Cancel | Answer | Release | Load | Unload | Infer | Result
+    | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved
+    | Drain | Readiness | Ask | Reply
+)  # fmt: skip
+"""What may be sent on a link between our processes."""
+
+__all__ = [
+    "DATATYPES", "Action", "Answer", "Ask", "Call", "Cancel", "Code", "CodeAdded", "CodeReady", "CodeRemoved",
+    "ControllerEffect", "ControllerEvent", "DeviceSpec", "Drain", "Extent", "Frame", "GatewayLost", "Hello",
+    "Infer", "Lane", "Load", "Model", "ModelAdded", "ModelRemoved", "Outcome", "Ping", "Profile", "Question",
+    "Readiness", "Reason", "Release", "Reply", "Request", "Result", "Role", "Status", "TensorRef", "TensorSpec",
+    "Tensors", "Unload", "Weights", "Window", "WorkerJoined", "WorkerLost",
+]  # fmt: skip

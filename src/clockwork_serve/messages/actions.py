@@ -1,0 +1,143 @@
+"""Actions, which the controller orders and a worker executes exactly or refuses; and their results."""
+
+from __future__ import annotations
+
+import enum
+
+from msgspec import Struct
+
+from clockwork_serve.messages.records import Weights
+
+
+class Lane(enum.StrEnum):
+    """What does one thing at a time on a device."""
+
+    LOAD = "load"
+    EXEC = "exec"
+
+
+class Status(enum.StrEnum):
+    """How an action ended."""
+
+    OK = "ok"
+    TOO_EARLY = "too_early"
+    """Reached its lane before its window and could not wait."""
+    TOO_LATE = "too_late"
+    """Its window had closed when its lane was free."""
+    UNKNOWN_CODE = "unknown_code"
+    """The code is not prepared on that device."""
+    UNKNOWN_DEVICE = "unknown_device"
+    WEIGHTS_MISSING = "weights_missing"
+    """The extent holds no weights of that version."""
+    WEIGHTS_CHANGED = "weights_changed"
+    """The weights changed while the INFER ran; its answers were thrown away."""
+    NO_ROOM = "no_room"
+    """The controller did not make room: extent, workspace or I/O area."""
+    IN_USE = "in_use"
+    """The extent is being read or written by another action."""
+    BAD_ACTION = "bad_action"
+    """The action contradicts itself or the device."""
+    INPUT_GONE = "input_gone"
+    """The request's tensors are gone: their gateway died or took them back."""
+    MODEL_RAISED = "model_raised"
+    """The model itself failed on these inputs."""
+    DEVICE_FAULT = "device_fault"
+    SHUTTING_DOWN = "shutting_down"
+
+
+class Window(Struct, frozen=True, array_like=True):
+    """When an action may start: ``earliest_ns <= start <= latest_ns``, on the controller's axis."""
+
+    earliest_ns: int
+    latest_ns: int
+
+
+class Extent(Struct, frozen=True, array_like=True):
+    """``count`` pages of a device from page ``first``, contiguous, so that no tensor straddles."""
+
+    first: int
+    count: int
+
+    def overlaps(self, other: Extent) -> bool:
+        """Whether the two share a page."""
+        return self.first < other.first + other.count and other.first < self.first + self.count
+
+
+class Load(Struct, frozen=True, kw_only=True, tag="load"):
+    """Copy weights into an extent; they are there as ``version`` once the result is OK."""
+
+    action_id: int
+    device: str
+    model: str
+    code_id: str
+    weights: Weights
+    extent: Extent
+    version: int
+    window: Window
+    expected_ns: int
+
+
+class Unload(Struct, frozen=True, kw_only=True, tag="unload"):
+    """Forget the weights in an extent."""
+
+    action_id: int
+    device: str
+    model: str
+    extent: Extent
+    version: int
+    window: Window
+
+
+class Call(Struct, frozen=True, kw_only=True):
+    """One request inside an INFER.
+
+    ``rows`` is its own batch dimension (1 if the code is not batched). ``tensors`` is an encoded
+    :class:`~clockwork_serve.messages.requests.Tensors`, opaque to the controller.
+    """
+
+    request_id: str
+    rows: int
+    tensors: bytes
+
+
+class Infer(Struct, frozen=True, kw_only=True, tag="infer"):
+    """Run ``calls`` as one batch of size ``batch`` (their rows, padded where they are fewer)."""
+
+    action_id: int
+    device: str
+    model: str
+    code_id: str
+    extent: Extent
+    version: int
+    batch: int
+    calls: tuple[Call, ...]
+    window: Window
+    expected_ns: int
+
+
+Action = Load | Unload | Infer
+
+
+class Result(Struct, frozen=True, kw_only=True, tag="result"):
+    """The one result of an action.
+
+    ``started_ns`` and ``ended_ns`` bound the time on the lane (equal, at the instant of refusal, if it never
+    started). ``input_ns + run_ns + output_ns`` is that time by phase, for an INFER. ``outputs`` has one
+    encoded :class:`~clockwork_serve.messages.requests.Tensors` per call if OK. ``message`` says why not.
+    """
+
+    action_id: int
+    device: str
+    status: Status
+    started_ns: int
+    ended_ns: int
+    input_ns: int = 0
+    run_ns: int = 0
+    output_ns: int = 0
+    outputs: tuple[bytes, ...] = ()
+    message: str = ""
+
+    @property
+    def lane_ns(self) -> int:
+        """How long the lane was taken, in ns."""
+        return self.ended_ns - self.started_ns

@@ -1,0 +1,141 @@
+"""What our own processes tell each other beside requests and actions."""
+
+from __future__ import annotations
+
+import enum
+
+from msgspec import Struct
+
+from clockwork_serve.messages.records import Code, DeviceSpec, Model, Profile
+
+
+class Role(enum.StrEnum):
+    """What a process is."""
+
+    CONTROLLER = "controller"
+    GATEWAY = "gateway"
+    WORKER = "worker"
+    KEEPER = "keeper"
+    """The process that reads the model repository and supervises the others."""
+
+
+class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
+    """The first frame on a link, both ways.
+
+    ``boot_id`` equal on both sides means that both read the same monotonic clock (offset zero).
+    ``protocol`` must be equal too.
+    """
+
+    role: Role
+    name: str
+    pid: int
+    boot_id: str
+    protocol: int = 1
+
+
+class Ping(Struct, frozen=True, kw_only=True, tag="ping"):
+    """A sample for clock alignment: the sender's clock, and the least delay it has seen from the peer."""
+
+    sent_ns: int
+    least_delta_ns: int | None = None
+
+
+class WorkerJoined(Struct, frozen=True, kw_only=True, tag="worker_joined"):
+    """A worker is up, with empty memory."""
+
+    worker: str
+    devices: tuple[DeviceSpec, ...]
+
+
+class WorkerLost(Struct, frozen=True, kw_only=True, tag="worker_lost"):
+    """A worker is gone, and all that was in flight on it."""
+
+    worker: str
+
+
+class CodeAdded(Struct, frozen=True, kw_only=True, tag="code_added"):
+    """A code and its profiles are known; a worker prepares it on every device."""
+
+    code: Code
+    profiles: tuple[Profile, ...] = ()
+
+
+class CodeReady(Struct, frozen=True, kw_only=True, tag="code_ready"):
+    """A worker prepared a code on a device, or could not (``message`` says why)."""
+
+    device: str
+    code_id: str
+    ok: bool = True
+    message: str = ""
+
+
+class CodeRemoved(Struct, frozen=True, kw_only=True, tag="code_removed"):
+    """No model uses that code any more."""
+
+    code_id: str
+
+
+class ModelAdded(Struct, frozen=True, kw_only=True, tag="model_added"):
+    """A model is served from now on; its code was added before."""
+
+    model: Model
+
+
+class ModelRemoved(Struct, frozen=True, kw_only=True, tag="model_removed"):
+    """A model is no longer served."""
+
+    model: str
+
+
+class GatewayLost(Struct, frozen=True, kw_only=True, tag="gateway_lost"):
+    """A gateway is gone; nobody waits for its requests."""
+
+    gateway: str
+
+
+class Drain(Struct, frozen=True, kw_only=True, tag="drain"):
+    """Take no new request; finish those that wait."""
+
+
+class Readiness(Struct, frozen=True, kw_only=True, tag="readiness"):
+    """Whether the server can serve; ``why`` names what is missing."""
+
+    ready: bool
+    why: str = ""
+
+
+class Ask(Struct, frozen=True, kw_only=True, tag="ask"):
+    """A question to the controller process (``what`` is a :class:`Question`); answered by a Reply.
+
+    ``body`` is JSON.
+    """
+
+    ask_id: int
+    what: str
+    body: bytes = b"{}"
+
+
+class Question(enum.StrEnum):
+    """What may be asked."""
+
+    STATISTICS = "statistics"
+    """{"model": key or null} -> Triton's model_stats records."""
+    METRICS = "metrics"
+    """-> counters and histograms, for exposition."""
+    STATE = "state"
+    """-> queues, devices, resident models: for screens."""
+    INDEX = "index"
+    """{"ready": bool} -> repository index; asked of the keeper."""
+    LOAD = "load"
+    """{"model": name} -> compiles if need be and serves; asked of the keeper."""
+    UNLOAD = "unload"
+    """{"model": name}; asked of the keeper."""
+
+
+class Reply(Struct, frozen=True, kw_only=True, tag="reply"):
+    """The answer to an Ask. ``code`` is an HTTP status where ``ok`` is false; ``body`` is JSON."""
+
+    ask_id: int
+    ok: bool
+    body: bytes = b"{}"
+    code: int = 200

@@ -1,0 +1,138 @@
+"""Records that describe what is served: codes, weights, models, profiles, devices.
+
+*Code* is what is compiled once and shared by every model of one architecture; *weights* are one blob per
+model. A *model* is what a client names: a version of a name, made of one code and one weights.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+DATATYPES: dict[str, int] = {
+    "BOOL": 1, "UINT8": 1, "UINT16": 2, "UINT32": 4, "UINT64": 8,
+    "INT8": 1, "INT16": 2, "INT32": 4, "INT64": 8,
+    "FP16": 2, "BF16": 2, "FP32": 4, "FP64": 8, "BYTES": 0,
+}  # fmt: skip
+"""Open Inference Protocol element types and their size in bytes (0: elements differ in size)."""
+
+
+class TensorSpec(Struct, frozen=True, kw_only=True):
+    """An input or output of a code.
+
+    ``shape`` leaves out the batch axis when the code is batched; -1 marks a dimension that a request
+    chooses. ``datatype`` is a key of ``DATATYPES``.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    optional: bool = False
+
+    @property
+    def row_bytes(self) -> int | None:
+        """Bytes of one row (or of the whole tensor if not batched); None where the shape leaves it open."""
+        size = DATATYPES[self.datatype]
+        for dim in self.shape:
+            size *= dim
+        return size if size > 0 and all(dim >= 0 for dim in self.shape) else None
+
+
+class Code(Struct, frozen=True, kw_only=True):
+    """What is compiled once: a graph without weights, or a user's class.
+
+    ``code_id`` is a content hash. ``path`` is the artefact's folder on the host. ``batched`` means that
+    axis 0 of every input and output is the batch; else a request is run alone, as it is.
+    ``batch_sizes`` are those compiled and profiled, ascending, starting with 1.
+    ``lifted`` tells that weights live in device pages; if not, they are baked into the artefact that
+    ``Weights.path`` names and LOAD opens it (slow, and said so in the model's warnings).
+    ``backend`` is ``onnx``, ``python`` or ``emulated``.
+    """
+
+    code_id: str
+    backend: str
+    path: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batched: bool
+    batch_sizes: tuple[int, ...]
+    lifted: bool
+
+
+class Weights(Struct, frozen=True, kw_only=True):
+    """One model's weights: a blob file laid out by its code's index, ``size`` bytes long.
+
+    ``size`` is what a LOAD claims on a device, in bytes (for weights that are not lifted, an estimate of
+    what the loaded model occupies).
+    """
+
+    weights_id: str
+    path: str
+    size: int
+
+
+class Model(Struct, frozen=True, kw_only=True):
+    """A version of a model, as served. ``key`` is ``name/version``.
+
+    ``max_batch_size`` means what it means in Triton: 0, no batch axis is shown to clients.
+    ``batch_sizes`` are those the scheduler may use: the code's, up to ``max_batch_size``.
+    ``slo_ns`` is the model's own default SLO (None: the server's). ``queue_limit`` bounds waiting requests.
+    ``output_bytes`` is the room a request's outputs may take, in bytes per request row.
+    ``labels`` maps an output's name to its class labels. ``config`` is the model configuration as JSON, in
+    Triton's field names. ``warnings`` say what is lost and why.
+    """
+
+    key: str
+    name: str
+    version: str
+    code_id: str
+    weights: Weights
+    platform: str
+    max_batch_size: int
+    batch_sizes: tuple[int, ...]
+    output_bytes: int
+    slo_ns: int | None = None
+    queue_limit: int = 1000
+    priority: int = 0
+    labels: dict[str, tuple[str, ...]] = {}
+    config: bytes = b"{}"
+    warnings: tuple[str, ...] = ()
+
+
+class Profile(Struct, frozen=True, kw_only=True):
+    """Durations of one code on one kind of device, measured before serving.
+
+    ``infer_ns[batch]`` is the whole lane time (inputs copied in, run, outputs read). LOAD is linear:
+    ``load_base_ns + load_ns_per_mib * size / 2**20``. ``workspace_bytes[batch]`` and ``io_bytes[batch]`` are
+    what an INFER needs beside the weights.
+    """
+
+    code_id: str
+    device_kind: str
+    infer_ns: dict[int, int]
+    load_base_ns: int
+    load_ns_per_mib: int
+    workspace_bytes: dict[int, int] = {}
+    io_bytes: dict[int, int] = {}
+
+    def load_ns(self, size: int) -> int:
+        """The LOAD duration of ``size`` bytes, in ns."""
+        return self.load_base_ns + (self.load_ns_per_mib * size >> 20)
+
+
+class DeviceSpec(Struct, frozen=True, kw_only=True):
+    """What a device offers. Weights memory is ``pages`` pages of ``page_bytes``.
+
+    ``workspace_bytes`` and ``io_bytes`` are the most that one INFER may need of each.
+    ``kind`` selects profiles: ``cpu``, ``emulated:NAME``.
+    """
+
+    device: str
+    kind: str
+    pages: int
+    page_bytes: int
+    workspace_bytes: int
+    io_bytes: int
+
+    def pages_of(self, size: int) -> int:
+        """Pages that ``size`` bytes of weights take: at least 1."""
+        return max(1, -(-size // self.page_bytes))

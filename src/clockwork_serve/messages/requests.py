@@ -1,0 +1,120 @@
+"""Requests of clients, as descriptors: tensors stay with the gateway, in its region."""
+
+from __future__ import annotations
+
+import enum
+
+from msgspec import Struct
+
+
+class Outcome(enum.StrEnum):
+    """How a request ended; exactly one per request."""
+
+    OK = "ok"
+    REJECTED = "rejected"
+    EXPIRED = "expired"
+    """No answer by the deadline (an answer that finished after it is also counted late)."""
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+    INVALID = "invalid"
+
+
+class Reason(enum.StrEnum):
+    """Why an outcome is not OK."""
+
+    NONE = ""
+    WOULD_MISS_DEADLINE = "would_miss_deadline"
+    QUEUE_FULL = "queue_full"
+    TENANT_QUOTA = "tenant_quota"
+    DRAINING = "draining"
+    NOT_SERVING = "not_serving"
+    """No worker can serve it now."""
+    UNKNOWN_MODEL = "unknown_model"
+    BAD_INPUT = "bad_input"
+    MODEL_RAISED = "model_raised"
+    DEVICE_FAULT = "device_fault"
+    WORKER_LOST = "worker_lost"
+    LATE = "late"
+    """It was executed, but finished after the deadline."""
+
+
+class TensorRef(Struct, frozen=True, kw_only=True):
+    """One tensor inside a region: ``nbytes`` from ``offset``, of full ``shape`` (batch axis included)."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+class Tensors(Struct, frozen=True, kw_only=True):
+    """Where a request's tensors are.
+
+    ``region`` names shared memory as ``PID:FD:BYTES`` of the gateway that owns it. For a request, ``refs``
+    are the inputs and ``output_offset``/``output_bytes`` the room for outputs; for a result, ``refs`` are
+    the outputs. ``epoch`` is also stored in the 8 bytes at ``header_offset`` for as long as the slot belongs
+    to this request: a reader that finds another number must refuse.
+    """
+
+    region: str
+    epoch: int
+    header_offset: int
+    refs: tuple[TensorRef, ...]
+    output_offset: int = 0
+    output_bytes: int = 0
+
+
+class Request(Struct, frozen=True, kw_only=True, tag="request"):
+    """A request as the controller sees it. ``deadline_ns`` is absolute.
+
+    Requests share a batch only if model and ``signature`` are equal; a request of ``rows > 1``, or of a code
+    that is not batched, runs alone. ``signature`` is empty when all shapes are those that the model declares.
+    """
+
+    request_id: str
+    gateway: str
+    model: str
+    arrival_ns: int
+    deadline_ns: int
+    rows: int = 1
+    signature: str = ""
+    priority: int = 0
+    tensors: bytes = b""
+
+
+class Cancel(Struct, frozen=True, kw_only=True, tag="cancel"):
+    """The client went away."""
+
+    request_id: str
+
+
+class Answer(Struct, frozen=True, kw_only=True, tag="answer"):
+    """The one answer to a request.
+
+    ``release`` tells that no worker touches its tensors any more; else a :class:`Release` follows.
+    ``retry_after_ns`` is how long to wait before a like request could be served (0: no advice).
+    ``queue_ns`` (arrival to start), ``exec_ns`` (lane time), ``expected_ns`` (predicted lane time), ``batch``
+    and ``cold`` (weights were loaded for it) describe an execution, where there was one.
+    """
+
+    request_id: str
+    gateway: str
+    outcome: Outcome
+    reason: Reason = Reason.NONE
+    message: str = ""
+    retry_after_ns: int = 0
+    release: bool = True
+    outputs: bytes = b""
+    queue_ns: int = 0
+    exec_ns: int = 0
+    expected_ns: int = 0
+    batch: int = 0
+    cold: bool = False
+
+
+class Release(Struct, frozen=True, kw_only=True, tag="release"):
+    """No worker touches the tensors of an answered request any more."""
+
+    request_id: str
+    gateway: str

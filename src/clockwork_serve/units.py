@@ -1,0 +1,40 @@
+"""Units of time and memory; nothing here reads a clock.
+
+Time is an ``int`` of nanoseconds everywhere inside the system; floats of milliseconds appear only at
+its borders (configuration, screens, HTTP).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+NS_PER_US: Final = 1_000
+NS_PER_MS: Final = 1_000_000
+NS_PER_S: Final = 1_000_000_000
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+
+TENSOR_ALIGN: Final = 64
+"""Bytes to which every tensor start is aligned: one cache line, and what vector loads want."""
+
+
+def ms(milliseconds: float) -> int:
+    """Milliseconds as nanoseconds."""
+    return round(milliseconds * NS_PER_MS)
+
+
+def us(microseconds: float) -> int:
+    """Microseconds as nanoseconds."""
+    return round(microseconds * NS_PER_US)
+
+
+def to_ms(nanoseconds: int) -> float:
+    """Nanoseconds as milliseconds."""
+    return nanoseconds / NS_PER_MS
+
+
+def align(size: int, step: int = TENSOR_ALIGN) -> int:
+    """The least multiple of ``step`` that is not below ``size``."""
+    return -(-size // step) * step
