@@ -8,8 +8,29 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from clockwork_serve.messages import Code, DeviceSpec, Infer, Load, TensorRef, Unload
+from clockwork_serve.units import KIB, MIB
+
+
+class DeviceConfig(Struct, frozen=True, kw_only=True):
+    """What to build: ``device`` is its name (``cpu:0``), ``kind`` is ``cpu`` or ``emulated``.
+
+    ``memory_bytes`` is the weights arena, cut into pages of ``page_bytes``. ``profile`` (emulated only) is a
+    file or the name of a built-in profile. ``jitter`` is the share by which emulated durations vary.
+    """
+
+    device: str
+    kind: str = "cpu"
+    memory_bytes: int = 1024 * MIB
+    page_bytes: int = 256 * KIB
+    workspace_bytes: int = 1024 * MIB
+    io_bytes: int = 256 * MIB
+    threads: int = 1
+    profile: str = ""
+    jitter: float = 0.0
+    seed: int = 0
 
 
 @dataclass(slots=True)
