@@ -1,0 +1,368 @@
+"""Links between our processes, over unix sockets. It looks into a frame only to convert its times.
+
+The first frame of each side is its Hello. Frames sent in one turn of the loop leave in one write; frames of
+one read arrive as one list. A peer that breaks the protocol, or does not read, loses this link and nothing
+else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import stat
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final, cast
+
+from clockwork_serve.errors import TransportError
+from clockwork_serve.messages import Frame, Hello, Ping, Role
+from clockwork_serve.serve.clock import ClockAlignment, to_controller, to_local
+from clockwork_serve.serve.framing import FrameReader, FrameWriter
+from clockwork_serve.units import MIB
+
+PROTOCOL: Final = 1
+UNSENT_BYTES_MAX: Final = 256 * MIB
+"""A peer that is this far behind has stopped reading; waiting for it would only eat memory."""
+HANDSHAKE_S: Final = 10.0
+ALIGN_EXCHANGES: Final = 16
+"""Pings that each side answers at once on a new link between hosts: enough to meet a quiet moment."""
+PING_EVERY_S: Final = 1.0
+
+_CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
+_PATH_BYTES_MAX: Final = 107  # sun_path of Linux, less its closing zero
+_log = logging.getLogger(__name__)
+
+OnFrames = Callable[["Link", list[Frame]], None]
+OnLink = Callable[["Link"], None]
+OnLost = Callable[["Link"], None]
+
+
+def hello(role: Role, name: str) -> Hello:
+    """What this process says of itself on a new link."""
+    return Hello(role=role, name=name, pid=os.getpid(), boot_id=boot_id(), protocol=PROTOCOL)
+
+
+@lru_cache(maxsize=1)
+def boot_id() -> str:
+    """Equal on two processes exactly if both read the same monotonic clock."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+async def connect(path: Path, hello: Hello, on_frames: OnFrames, on_lost: OnLost) -> Link:
+    """A link to the process that listens on ``path``, once both have said Hello.
+
+    ``on_lost`` is called at most once, and never after :meth:`Link.close`. Raises :class:`TransportError` if
+    nobody listens there, or the peer is not one of ours.
+    """
+    _check_path(path)
+    loop = asyncio.get_running_loop()
+    opened: asyncio.Future[Link] = loop.create_future()
+
+    def refused(_: Link, error: TransportError) -> None:
+        if not opened.done():
+            opened.set_exception(error)
+
+    def ready(link: Link) -> None:
+        if not opened.done():
+            opened.set_result(link)
+
+    link = Link(hello, _Handlers(ready, on_frames, on_lost, refused))
+    try:
+        await loop.create_unix_connection(lambda: link, os.fspath(path))
+    except OSError as error:
+        raise TransportError(
+            f"cannot connect to {path}: {error.strerror or error}; is its process up?"
+        ) from None
+    try:
+        return await opened
+    except asyncio.CancelledError:
+        link.close()
+        raise
+
+
+async def listen(path: Path, hello: Hello, on_link: OnLink, on_frames: OnFrames, on_lost: OnLost) -> Listener:
+    """Accept links on a new unix socket at ``path``, mode 0600; a stale socket there is replaced.
+
+    ``on_link`` is called once a peer's Hello was accepted, before any of its frames arrive.
+    """
+    _check_path(path)
+    links: set[Link] = set()
+
+    def lost(link: Link) -> None:
+        links.discard(link)
+        on_lost(link)
+
+    def refused(link: Link, error: TransportError) -> None:
+        links.discard(link)
+        _log.warning("turned a peer away: %s", error)
+
+    def accept() -> Link:
+        link = Link(hello, _Handlers(on_link, on_frames, lost, refused, links.discard))
+        links.add(link)
+        return link
+
+    server = await asyncio.get_running_loop().create_unix_server(accept, sock=_bind(path))
+    return Listener(path, server, links)
+
+
+class Listener:
+    """A listening socket and the links accepted on it."""
+
+    def __init__(self, path: Path, server: asyncio.AbstractServer, links: set[Link]) -> None:
+        self.path = path
+        self._server = server
+        self._links = links
+
+    def close(self) -> None:
+        """Stop listening and close every link that was accepted."""
+        self._server.close()
+        for link in tuple(self._links):
+            link.close()
+        self.path.unlink(missing_ok=True)
+
+
+@dataclass(slots=True, frozen=True)
+class _Handlers:
+    on_ready: OnLink
+    on_frames: OnFrames
+    on_lost: OnLost
+    on_refused: Callable[[Link, TransportError], None]
+    on_closed: OnLink = lambda link: None
+
+
+class Link(asyncio.BufferedProtocol):
+    """One side of a link. All methods are for the loop's own thread."""
+
+    def __init__(self, own: Hello, handlers: _Handlers) -> None:
+        self.own = own
+        self.lost_because = ""
+        self._handlers = handlers
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None  # None before the connection and after its end
+        self._reader = FrameReader()
+        self._writer = FrameWriter()
+        self._flush_due = False
+        self._peer: Hello | None = None
+        self._alignment = ClockAlignment(same_clock=True)
+        self._exchanges = 0
+        self._open = False  # from the end of the handshake to the end of the link
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def peer(self) -> Hello:
+        """Who is at the other end."""
+        assert self._peer is not None, "the peer is known once the link was handed out"
+        return self._peer
+
+    @property
+    def offset_ns(self) -> int:
+        """Our clock minus the peer's, in ns."""
+        return self._alignment.offset_ns
+
+    @property
+    def is_open(self) -> bool:
+        """Whether frames can still be sent."""
+        return self._open
+
+    def send(self, frame: Frame) -> None:
+        """Queue one frame; it leaves at the end of this turn of the loop. Dropped if the link is gone.
+
+        Raises :class:`TransportError` if the frame is too large to be sent at all.
+        """
+        if self._transport is None:
+            return
+        if not self._alignment.same_clock and self.own.role is not Role.CONTROLLER:
+            frame = to_controller(frame, self._alignment.offset_ns)
+        self._writer.add(frame)
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write now what was queued."""
+        self._flush_due = False
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if pending := self._writer.take():
+            transport.write(pending)
+            if (unsent := transport.get_write_buffer_size()) > UNSENT_BYTES_MAX:
+                self._break(f"it does not read: {unsent} bytes wait for it")
+
+    def close(self) -> None:
+        """Close after what was sent; ``on_lost`` is not called."""
+        self.flush()
+        transport = self._transport
+        self._end()
+        if transport is not None:
+            self._handlers.on_closed(self)
+            transport.close()
+
+    # What the loop calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Check who connected, and say Hello."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._timer = self._loop.call_later(HANDSHAKE_S, self._break, f"no Hello within {HANDSHAKE_S:.0f} s")
+        uid = _peer_uid(transport)
+        if uid != os.geteuid():
+            self._break(f"it runs as user id {uid}, expected {os.geteuid()}")
+            return
+        self.send(self.own)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go."""
+        return self._reader.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Decode what arrived and deliver it."""
+        frames: list[Frame] = []
+        broken = ""
+        try:
+            self._reader.received(nbytes, frames)
+        except TransportError as error:
+            broken = str(error)
+        if frames and self._transport is not None:
+            self._deliver(frames)
+        if broken:
+            self._break(broken)
+
+    def eof_received(self) -> bool:
+        """The peer closed: so do we."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        if self._transport is not None:
+            self._lose(f"connection lost: {exc}" if exc else "it closed the connection")
+
+    # Inside.
+
+    def _deliver(self, frames: list[Frame]) -> None:
+        if self._peer is None:
+            self._greet(frames.pop(0))
+        if not self._alignment.same_clock:
+            frames = self._inbound(frames)
+        if frames and self._open:
+            self._handlers.on_frames(self, frames)
+
+    def _greet(self, frame: Frame) -> None:
+        if not isinstance(frame, Hello):
+            self._break(f"its first frame is {type(frame).__name__}, expected Hello")
+        elif frame.protocol != self.own.protocol:
+            self._break(
+                f"{frame.role} {frame.name!r} speaks protocol {frame.protocol}, expected {self.own.protocol}; "
+                "restart all processes from one installation"
+            )
+        else:
+            self._peer = frame
+            self._alignment = ClockAlignment(same_clock=frame.boot_id == self.own.boot_id)
+            if self._alignment.same_clock:
+                self._opened()
+            else:
+                self._ping()
+
+    def _opened(self) -> None:
+        assert self._timer is not None and not self._open
+        self._timer.cancel()
+        self._timer = None
+        self._open = True
+        self._handlers.on_ready(self)
+        if not self._alignment.same_clock and self._transport is not None:
+            self._timer = self._loop.call_later(PING_EVERY_S, self._ping_again)
+
+    def _inbound(self, frames: list[Frame]) -> list[Frame]:
+        """Take the pings out and put the other frames on our clock."""
+        received_ns = time.monotonic_ns()
+        alignment = self._alignment
+        rest: list[Frame] = []
+        for frame in frames:
+            if isinstance(frame, Ping):
+                alignment.observe(frame.sent_ns, received_ns, frame.least_delta_ns)
+                self._exchanges += 1
+                if self._exchanges <= ALIGN_EXCHANGES:
+                    self._ping()
+                # A peer's frames follow its ping that aligned us, so none comes before this.
+                if alignment.aligned and not self._open:
+                    self._opened()
+            elif self.own.role is Role.CONTROLLER:
+                rest.append(frame)
+            else:
+                rest.append(to_local(frame, alignment.offset_ns, alignment.error_ns))
+        return rest
+
+    def _ping(self) -> None:
+        self.flush()
+        self.send(Ping(sent_ns=time.monotonic_ns(), least_delta_ns=self._alignment.least_delta_ns))
+        self.flush()
+
+    def _ping_again(self) -> None:
+        self._ping()
+        if self._transport is not None:
+            self._timer = self._loop.call_later(PING_EVERY_S, self._ping_again)
+
+    def _break(self, why: str) -> None:
+        transport = self._transport
+        if transport is not None:
+            self._lose(why)
+            transport.abort()
+
+    def _lose(self, why: str) -> None:
+        who = (
+            "a peer"
+            if self._peer is None
+            else f"{self._peer.role} {self._peer.name!r} (pid {self._peer.pid})"
+        )
+        self.lost_because = f"{who}: {why}"
+        was_open = self._open
+        self._end()
+        if was_open:
+            self._handlers.on_lost(self)
+        else:
+            self._handlers.on_refused(self, TransportError(self.lost_because))
+
+    def _end(self) -> None:
+        self._open = False
+        self._transport = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _peer_uid(transport: asyncio.BaseTransport) -> int:
+    connected: Any = transport.get_extra_info("socket")
+    credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    uid: int = _CREDENTIALS.unpack(credentials)[1]
+    return uid
+
+
+def _check_path(path: Path) -> None:
+    length = len(os.fsencode(path))
+    if length > _PATH_BYTES_MAX:
+        raise TransportError(
+            f"socket path {path} has {length} bytes, expected at most {_PATH_BYTES_MAX}; "
+            "choose a shorter run directory (XDG_RUNTIME_DIR or TMPDIR)"
+        )
+
+
+def _bind(path: Path) -> socket.socket:
+    try:
+        if stat.S_ISSOCK(path.lstat().st_mode):
+            path.unlink()
+    except FileNotFoundError:
+        pass
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        bound.bind(os.fspath(path))
+        # Nobody can connect before listen(), so there is no moment with a wider mode.
+        path.chmod(0o600)
+    except OSError as error:
+        bound.close()
+        raise TransportError(f"cannot listen on {path}: {error.strerror}") from None
+    return bound
