@@ -87,8 +87,15 @@ def test_both_sides_learn_who_the_other_is(tmp_path: Path) -> None:
         listener = await server.listen(tmp_path / "c.sock")
         link = await client.connect(tmp_path / "c.sock", name="cpu")
         await until(lambda: server.links)
-        assert (link.peer.role, link.peer.name, link.peer.pid) == (Role.CONTROLLER, "controller", os.getpid())
-        assert (server.links[0].peer.role, server.links[0].peer.name) == (Role.WORKER, "cpu")
+        assert (link.peer.role, link.peer.name, link.peer.pid) == (
+            Role.CONTROLLER,
+            "controller",
+            os.getpid(),
+        )
+        assert (server.links[0].peer.role, server.links[0].peer.name) == (
+            Role.WORKER,
+            "cpu",
+        )
         assert link.offset_ns == server.links[0].offset_ns == 0
         listener.close()
 
@@ -175,7 +182,10 @@ def raw_hello(boot: str | None = None) -> bytes:
     [
         (b"GET / HTTP/1.1\r\n\r\n", False),
         (struct.pack("<I", 5) + b"\xc1" * 5, False),
-        (struct.pack("<I", 24) + msgspec.msgpack.encode({"type": "cancel", "request_id": "r"})[:24], False),
+        (
+            struct.pack("<I", 24) + msgspec.msgpack.encode({"type": "cancel", "request_id": "r"})[:24],
+            False,
+        ),
         (raw_hello() + struct.pack("<I", 2) + b"\xc1\xc1", True),
         (raw_hello() + struct.pack("<I", FRAME_BYTES_MAX + 1), True),
     ],
@@ -227,7 +237,9 @@ def test_a_peer_that_does_not_read_is_cut_off(tmp_path: Path, monkeypatch: pytes
     uvloop.run(main())
 
 
-def test_a_frame_too_large_is_refused_at_the_sender_and_the_link_lives(tmp_path: Path) -> None:
+def test_a_frame_too_large_is_refused_at_the_sender_and_the_link_lives(
+    tmp_path: Path,
+) -> None:
     async def main() -> None:
         server, client = Side(), Side()
         listener = await server.listen(tmp_path / "c.sock")
@@ -241,7 +253,9 @@ def test_a_frame_too_large_is_refused_at_the_sender_and_the_link_lives(tmp_path:
     uvloop.run(main())
 
 
-def test_close_sends_what_was_queued_and_tells_only_the_other_side(tmp_path: Path) -> None:
+def test_close_sends_what_was_queued_and_tells_only_the_other_side(
+    tmp_path: Path,
+) -> None:
     async def main() -> None:
         server, client = Side(), Side()
         listener = await server.listen(tmp_path / "c.sock")
@@ -273,11 +287,15 @@ uvloop.run(main())
 """
 
 
+def spawn(path: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", CHILD, os.fspath(path)])
+
+
 def test_a_killed_process_is_noticed(tmp_path: Path) -> None:
     async def main() -> None:
         server = Side()
         listener = await server.listen(tmp_path / "c.sock")
-        child = subprocess.Popen([sys.executable, "-c", CHILD, os.fspath(tmp_path / "c.sock")])
+        child = spawn(tmp_path / "c.sock")
         try:
             await until(lambda: server.frames)
             assert server.links[0].peer.pid == child.pid
@@ -292,7 +310,9 @@ def test_a_killed_process_is_noticed(tmp_path: Path) -> None:
     uvloop.run(main())
 
 
-def test_another_boot_id_means_another_clock_and_times_are_converted(tmp_path: Path) -> None:
+def test_another_boot_id_means_another_clock_and_times_are_converted(
+    tmp_path: Path,
+) -> None:
     async def main() -> None:
         server, client = Side(), Side()
         listener = await server.listen(tmp_path / "c.sock")
@@ -302,9 +322,24 @@ def test_another_boot_id_means_another_clock_and_times_are_converted(tmp_path: P
         assert abs(link.offset_ns) < 1_000_000_000
         window = Window(10**12, 2 * 10**12)
         server.links[0].send(
-            Unload(action_id=1, device="d", model="m/1", extent=Extent(0, 1), version=1, window=window)
+            Unload(
+                action_id=1,
+                device="d",
+                model="m/1",
+                extent=Extent(0, 1),
+                version=1,
+                window=window,
+            )
         )
-        link.send(Result(action_id=1, device="d", status=Status.OK, started_ns=10**12, ended_ns=10**12 + 5))
+        link.send(
+            Result(
+                action_id=1,
+                device="d",
+                status=Status.OK,
+                started_ns=10**12,
+                ended_ns=10**12 + 5,
+            )
+        )
         await until(lambda: client.frames and server.frames)
         got, result = client.frames[0], server.frames[0]
         assert isinstance(got, Unload) and isinstance(result, Result)

@@ -1,0 +1,78 @@
+"""The real-time driver of a machine: feeds it, performs what it decides, wakes it. It decides nothing.
+
+All events posted in one turn of the loop share one ``now``: they are observed, then the machine decides
+once. The journal is told that grouping, which is all that a replay needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from clockwork_serve.machine import Machine
+from clockwork_serve.serve.timer import Timer
+
+Event = TypeVar("Event")
+Effect = TypeVar("Effect")
+
+
+class Driver(Generic[Event, Effect]):
+    """Runs ``machine`` on the running loop. Methods are for the loop's own thread.
+
+    ``perform`` is called with each effect in order; it may post events. ``journal``, called last in a turn, gets
+    (now_ns, events, effects). An exception of any of them is the loop's to report: a broken invariant should
+    end the process.
+    """
+
+    def __init__(
+        self,
+        machine: Machine[Event, Effect],
+        perform: Callable[[Effect], None],
+        clock: Callable[[], int] = time.monotonic_ns,
+        journal: Callable[[int, list[Event], list[Effect]], None] | None = None,
+    ) -> None:
+        self.machine = machine
+        self._perform = perform
+        self._clock = clock
+        self._journal = journal
+        self._loop = asyncio.get_running_loop()
+        self._timer = Timer(self.wake)
+        self._events: list[Event] = []  # all and only those not observed yet
+        self._turn_due = False
+        self._closed = False
+
+    def post(self, *events: Event) -> None:
+        """Have the machine observe these, and decide, at the end of this turn of the loop."""
+        self._events.extend(events)
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the machine decide at the end of this turn of the loop."""
+        if not self._turn_due and not self._closed:
+            self._turn_due = True
+            self._loop.call_soon(self._turn)
+
+    def close(self) -> None:
+        """Stop: the machine is not called any more."""
+        self._closed = True
+        self._timer.close()
+
+    def _turn(self) -> None:
+        self._turn_due = False
+        if self._closed:
+            return
+        machine = self.machine
+        events, self._events = self._events, []
+        now_ns = self._clock()
+        for event in events:
+            machine.observe(event, now_ns)
+        effects = machine.decide(now_ns)
+        for effect in effects:
+            self._perform(effect)
+        wakeup_ns = machine.next_wakeup_ns()
+        assert wakeup_ns is None or wakeup_ns > now_ns, f"asked to wake at {wakeup_ns}, not after {now_ns}"
+        self._timer.arm(wakeup_ns)
+        if self._journal is not None:
+            self._journal(now_ns, events, effects)
