@@ -1,0 +1,200 @@
+"""Plain counts of what a server did; they are added up elsewhere and never decide anything.
+
+All of them are :class:`msgspec.Struct`, so one ``msgspec.json.encode`` of :class:`Counters` is the snapshot
+that crosses processes: a gateway renders it for Prometheus, never the controller's process.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Final
+
+import msgspec
+from msgspec import Struct, field
+
+_RENARD_20: Final = (
+    100, 112, 125, 140, 160, 180, 200, 224, 250, 280, 315, 355, 400, 450, 500, 560, 630, 710, 800, 900,
+)  # fmt: skip
+
+BOUNDS_NS: Final[tuple[int, ...]] = (
+    *(step * 10**decade for decade in range(1, 9) for step in _RENARD_20),
+    100_000_000_000,
+)
+"""Upper ends of histogram buckets, 1 us to 100 s: Renard's R20 series, so a quantile is within 6 % and the
+usual 1-2-5 bounds are among them."""
+
+
+class Histogram(Struct):
+    """Durations in ns, by bucket: ``counts[i]`` are those up to ``BOUNDS_NS[i]``, the last one all above."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_NS) + 1))
+    sum_ns: int = 0
+
+    def add(self, duration_ns: int) -> None:
+        """Count one duration (below zero counts as zero)."""
+        self.counts[bisect_left(BOUNDS_NS, duration_ns)] += 1
+        self.sum_ns += max(0, duration_ns)
+
+    @property
+    def count(self) -> int:
+        """How many durations were counted."""
+        return sum(self.counts)
+
+    def quantile_ns(self, share: float) -> int | None:
+        """The duration that ``share`` (0 to 1) of all do not exceed, within 6 %; None if there are none."""
+        assert 0 <= share <= 1, share
+        total = self.count
+        if total == 0:
+            return None
+        wanted, seen = share * total, 0
+        for index, count in enumerate(self.counts):
+            if count and seen + count >= wanted:
+                low = BOUNDS_NS[index - 1] if index else 0
+                high = BOUNDS_NS[min(index, len(BOUNDS_NS) - 1)]
+                return round(low + (high - low) * max(0.0, wanted - seen) / count)
+            seen += count
+        raise AssertionError("the buckets hold fewer durations than their sum")
+
+
+class Durations(Struct):
+    """How many, and how long together: Triton's ``{"count", "ns"}``."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, ns: int, count: int = 1) -> None:
+        """Count ``count`` durations of ``ns`` each."""
+        self.count += count
+        self.ns += ns * count
+
+
+class BatchCounters(Struct):
+    """Executions of one batch size, and their phases."""
+
+    executions: int = 0
+    input_ns: int = 0
+    run_ns: int = 0
+    output_ns: int = 0
+
+
+class ModelCounters(Struct):
+    """What happened to one model's requests.
+
+    ``outcomes`` counts by ``outcome`` or ``outcome:reason``. ``open`` requests have no answer yet; ``queued``
+    of them are not in an INFER. ``rows`` counts executed rows. ``resident`` is bytes of weights by device.
+    ``last_ns`` is when the last answer was good, on the controller's axis (0: never).
+    """
+
+    name: str
+    version: str
+    received: int = 0
+    outcomes: dict[str, int] = {}
+    late: int = 0
+    open: int = 0
+    queued: int = 0
+    rows: int = 0
+    cold_starts: int = 0
+    loads: int = 0
+    last_ns: int = 0
+    success: Durations = field(default_factory=Durations)
+    fail: Durations = field(default_factory=Durations)
+    queue: Durations = field(default_factory=Durations)
+    compute_input: Durations = field(default_factory=Durations)
+    compute_infer: Durations = field(default_factory=Durations)
+    compute_output: Durations = field(default_factory=Durations)
+    batches: dict[int, BatchCounters] = {}
+    resident: dict[str, int] = {}
+
+
+class DeviceCounters(Struct):
+    """What one device did. ``actions`` counts results by ``action:status``; ``pages_used`` are claimed now.
+
+    ``lost_actions`` are those that its worker took along when it died. ``up`` tells that its worker is there.
+    """
+
+    worker: str
+    up: bool = True
+    pages: int = 0
+    page_bytes: int = 0
+    pages_used: int = 0
+    actions: dict[str, int] = {}
+    lost_actions: int = 0
+    exec_busy_ns: int = 0
+    load_busy_ns: int = 0
+
+
+class ErrorCounters(Struct):
+    """Actual less expected lane time of one kind of action, over- and under-prediction apart."""
+
+    under: Histogram = field(default_factory=Histogram)
+    """It took longer than expected."""
+    over: Histogram = field(default_factory=Histogram)
+    """It took as long as expected, or less."""
+
+    def quantile_ns(self, share: float) -> int | None:
+        """The ``share`` quantile of the error's size, either way; None if nothing was measured."""
+        pairs = zip(self.under.counts, self.over.counts, strict=True)
+        return Histogram([a + b for a, b in pairs]).quantile_ns(share)
+
+
+class Counters(Struct):
+    """Everything a controller's driver has seen, added up since it started.
+
+    ``received`` equals the sum of ``outcomes`` plus ``open``. ``unmatched`` counts answers to requests that
+    were not open: it stays 0 unless a request was answered twice. ``latency`` is by outcome, arrival to answer.
+    ``queue`` is arrival to start, ``execution`` the lane time, of requests that were answered well.
+    """
+
+    received: int = 0
+    outcomes: dict[str, int] = {}
+    late: int = 0
+    open: int = 0
+    queued: int = 0
+    unmatched: int = 0
+    workers_lost: int = 0
+    gateways_lost: int = 0
+    ready: bool = False
+    not_ready_why: str = ""
+    latency: dict[str, Histogram] = {}
+    queue: Histogram = field(default_factory=Histogram)
+    execution: Histogram = field(default_factory=Histogram)
+    load: Histogram = field(default_factory=Histogram)
+    batches: dict[int, int] = {}
+    prediction: dict[str, ErrorCounters] = field(
+        default_factory=lambda: {"infer": ErrorCounters(), "load": ErrorCounters()}
+    )
+    models: dict[str, ModelCounters] = {}
+    devices: dict[str, DeviceCounters] = {}
+
+
+class GatewayCounters(Struct):
+    """What a gateway saw and the controller did not: ``outcomes`` it decided itself (INVALID, not serving).
+
+    ``received`` counts every inference request that came in, passed on or not.
+    """
+
+    gateway: str
+    received: int = 0
+    outcomes: dict[str, int] = {}
+    open: int = 0
+    connections: int = 0
+    region_bytes: int = 0
+    region_used_bytes: int = 0
+
+
+def outcome_key(outcome: str, reason: str) -> str:
+    """How an end is named among ``outcomes``: ``ok``, ``rejected:would_miss_deadline``."""
+    return f"{outcome}:{reason}" if reason else str(outcome)
+
+
+_decoder = msgspec.json.Decoder(Counters)
+
+
+def encode(counters: Counters) -> bytes:
+    """The counters as JSON; about 2 us a model."""
+    return msgspec.json.encode(counters)
+
+
+def decode(body: bytes) -> Counters:
+    """What :func:`encode` wrote. Raises :class:`msgspec.ValidationError` for anything else."""
+    return _decoder.decode(body)

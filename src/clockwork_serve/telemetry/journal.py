@@ -1,0 +1,162 @@
+"""A journal of every step on disk; it never makes the driver wait and never grows without bound.
+
+A file is a row of records, each a 4-byte little-endian length and that many bytes of msgpack: one
+:class:`Step`. A thread writes; when it falls behind by more than ``BACKLOG_BYTES``, steps are left out and the
+next record says how many. A full file is renamed to ``NAME.1`` (and that to ``NAME.2``, ...), the oldest is deleted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Final
+
+import msgspec
+from msgspec import Struct
+
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.messages import ControllerEffect, ControllerEvent
+from clockwork_serve.units import KIB, MIB
+
+CHUNK_BYTES: Final = 256 * KIB
+BACKLOG_BYTES: Final = 64 * MIB
+"""About a minute of a controller at full load; a disk that stalls for longer loses steps, not requests."""
+RECORD_BYTES_MAX: Final = 64 * MIB
+
+_LENGTH: Final = struct.Struct("<I")
+_log = logging.getLogger(__name__)
+
+
+class Step(Struct, frozen=True, array_like=True):
+    """What a driver told its machine at one instant, and what that decided.
+
+    ``dropped`` steps before it are gone: the disk was too slow.
+    """
+
+    now_ns: int
+    events: tuple[ControllerEvent, ...]
+    effects: tuple[ControllerEffect, ...]
+    dropped: int = 0
+
+
+class Journal:
+    """A :class:`~clockwork_serve.telemetry.recorder.Listener` that writes steps to ``path``.
+
+    ``file_bytes`` bounds one file, ``files`` how many are kept. Raises :class:`ConfigError` if the file cannot
+    be opened. Whatever goes wrong later (a full disk) ends the journal with one logged line, nothing else.
+    """
+
+    def __init__(self, path: Path, *, file_bytes: int = 256 * MIB, files: int = 4) -> None:
+        assert file_bytes > 0 and files > 0, (file_bytes, files)
+        self.path = path
+        self.dropped = 0
+        self._file_bytes, self._files = file_bytes, files
+        self._encoder = msgspec.msgpack.Encoder()
+        self._buffer = bytearray()
+        self._unsaid = 0  # steps dropped since the last record
+        self._queued_bytes = 0  # written by both threads under _lock
+        self._lock = threading.Lock()
+        self._chunks: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        try:
+            self._file: IO[bytes] = path.open("ab", buffering=0)
+        except OSError as error:
+            raise ConfigError(f"journal: cannot write {path}: {error.strerror}; name another file") from None
+        self._thread = threading.Thread(target=self._write_chunks, name="journal", daemon=True)
+        self._thread.start()
+
+    def on_step(
+        self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
+    ) -> None:
+        """Append one step; empty ones are left out."""
+        if not events and not effects:
+            return
+        if self._queued_bytes > BACKLOG_BYTES:
+            self.dropped += 1
+            self._unsaid += 1
+            return
+        body = self._encoder.encode((now_ns, events, effects, self._unsaid))
+        self._unsaid = 0
+        self._buffer += _LENGTH.pack(len(body))
+        self._buffer += body
+        if len(self._buffer) >= CHUNK_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand what is buffered to the writing thread; the driver calls it when it is idle."""
+        if self._buffer:
+            with self._lock:
+                self._queued_bytes += len(self._buffer)
+            self._chunks.put(bytes(self._buffer))
+            self._buffer.clear()
+
+    def close(self) -> None:
+        """Write what is left and close the file."""
+        self.flush()
+        self._chunks.put(None)
+        self._thread.join()
+        self._file.close()
+
+    def _write_chunks(self) -> None:
+        failed = False
+        while (chunk := self._chunks.get()) is not None:
+            if not failed:
+                try:
+                    self._write(chunk)
+                except OSError as error:
+                    failed = True
+                    _log.error("journal ends: cannot write %s: %s", self.path, error.strerror)
+            with self._lock:
+                self._queued_bytes -= len(chunk)
+
+    def _write(self, chunk: bytes) -> None:
+        if self._file.tell() and self._file.tell() + len(chunk) > self._file_bytes:
+            self._rotate()
+        view = memoryview(chunk)
+        while view:
+            view = view[self._file.write(view) :]
+
+    def _rotate(self) -> None:
+        self._file.close()
+        names = [self.path, *(_older(self.path, age) for age in range(1, self._files))]
+        for newer, older in reversed(list(itertools.pairwise(names))):
+            if newer.exists():
+                newer.replace(older)
+        self._file = self.path.open("wb", buffering=0)
+
+
+def journal_files(path: Path) -> list[Path]:
+    """The files of a journal that exist, oldest first."""
+    found = [path] if path.exists() else []
+    age = 1
+    while (older := _older(path, age)).exists():
+        found.insert(0, older)
+        age += 1
+    return found
+
+
+def read_journal(path: Path) -> Iterator[Step]:
+    """The steps of a journal, oldest first, streamed.
+
+    A record cut short at a file's end (the process was killed) ends that file. Raises
+    :class:`msgspec.ValidationError` or :class:`ConfigError` where a file is no journal.
+    """
+    decoder = msgspec.msgpack.Decoder(Step)
+    for name in journal_files(path):
+        with name.open("rb") as file:
+            while len(head := file.read(_LENGTH.size)) == _LENGTH.size:
+                (length,) = _LENGTH.unpack(head)
+                if length > RECORD_BYTES_MAX:
+                    raise ConfigError(f"{name}: expected a journal; found a record of {length} bytes")
+                body = file.read(length)
+                if len(body) < length:
+                    break
+                yield decoder.decode(body)
+
+
+def _older(path: Path, age: int) -> Path:
+    return path.with_name(f"{path.name}.{age}")

@@ -1,0 +1,304 @@
+"""A listener that counts what a driver's steps did; it never changes, delays or decides anything.
+
+The driver tells it each step: the events observed and the effects decided at one instant. Every event costs a
+constant time, whatever is served.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+from clockwork_serve.messages import (
+    Answer,
+    ControllerEffect,
+    ControllerEvent,
+    GatewayLost,
+    Infer,
+    Load,
+    ModelAdded,
+    ModelRemoved,
+    Outcome,
+    Readiness,
+    Reason,
+    Request,
+    Result,
+    Status,
+    Unload,
+    WorkerJoined,
+    WorkerLost,
+)
+from clockwork_serve.telemetry.counters import (
+    BatchCounters,
+    Counters,
+    DeviceCounters,
+    GatewayCounters,
+    Histogram,
+    ModelCounters,
+    encode,
+    outcome_key,
+)
+from clockwork_serve.telemetry.metrics import render
+from clockwork_serve.telemetry.statistics import model_statistics
+
+
+class Listener(Protocol):
+    """Whoever wants to know what a driver's steps did."""
+
+    def on_step(
+        self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
+    ) -> None:
+        """All events observed at ``now_ns`` and all effects decided then, in order."""
+
+
+@dataclass(slots=True)
+class _Open:
+    """A request without an answer; ``sent`` while an INFER without a result holds it."""
+
+    model: ModelCounters | None
+    gateway: str
+    arrival_ns: int
+    deadline_ns: int
+    sent: bool = False
+
+
+class Recorder:
+    """Adds up :class:`Counters` from the steps of a controller's driver."""
+
+    def __init__(self) -> None:
+        self.counters = Counters()
+        self._open: dict[str, _Open] = {}  # all and only requests received and not answered
+        self._actions: dict[int, Load | Unload | Infer] = {}  # all and only actions without a result
+        self._lost_gateways: list[str] = []  # those of this step
+        self._keys = {
+            (outcome, reason): outcome_key(outcome, reason) for outcome in Outcome for reason in Reason
+        }
+        self._handlers: dict[type, Callable[[Any, int], None]] = {
+            Request: self._on_request, Result: self._on_result, Answer: self._on_answer,
+            Infer: self._on_infer, Load: self._on_load, Unload: self._on_unload,
+            ModelAdded: self._on_model_added, ModelRemoved: self._on_model_removed,
+            WorkerJoined: self._on_worker_joined, WorkerLost: self._on_worker_lost,
+            GatewayLost: self._on_gateway_lost, Readiness: self._on_readiness,
+        }  # fmt: skip
+
+    def on_step(
+        self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
+    ) -> None:
+        """Count one step; events come before effects, as the driver saw them."""
+        handlers = self._handlers
+        for event in events:
+            if (handler := handlers.get(type(event))) is not None:
+                handler(event, now_ns)
+        for effect in effects:
+            if (handler := handlers.get(type(effect))) is not None:
+                handler(effect, now_ns)
+        if self._lost_gateways:
+            self._close_orphans(now_ns)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The counters as JSON-able data."""
+        found: dict[str, Any] = msgspec.to_builtins(self.counters, str_keys=True)
+        return found
+
+    def encoded(self) -> bytes:
+        """The counters as JSON, for another process to render."""
+        return encode(self.counters)
+
+    def metrics(self, gateway: GatewayCounters | None = None) -> bytes:
+        """The counters in Prometheus' text format."""
+        return render(self.counters, gateway)
+
+    def statistics(self, model: str | None = None, wall_offset_ns: int | None = None) -> bytes:
+        """Triton's ``{"model_stats": [...]}`` as JSON, of one model key, name, or all.
+
+        ``wall_offset_ns`` is wall clock less the controller's axis; None: as on this host now.
+        """
+        if wall_offset_ns is None:
+            wall_offset_ns = time.time_ns() - time.monotonic_ns()
+        return msgspec.json.encode(model_statistics(self.counters, model, wall_offset_ns))
+
+    # Requests
+
+    def _on_request(self, request: Request, now_ns: int) -> None:
+        counters = self.counters
+        model = counters.models.get(request.model)
+        self._open[request.request_id] = _Open(
+            model, request.gateway, request.arrival_ns, request.deadline_ns
+        )
+        counters.received += 1
+        counters.open += 1
+        counters.queued += 1
+        if model is not None:
+            model.received += 1
+            model.open += 1
+            model.queued += 1
+
+    def _on_answer(self, answer: Answer, now_ns: int) -> None:
+        opened = self._open.pop(answer.request_id, None)
+        if opened is None:
+            self.counters.unmatched += 1
+            return
+        late = answer.reason is Reason.LATE or (answer.outcome is Outcome.OK and now_ns > opened.deadline_ns)
+        self._close(opened, answer.outcome, answer.reason, late, now_ns)
+        if answer.outcome is not Outcome.OK:
+            return
+        self.counters.queue.add(answer.queue_ns)
+        self.counters.execution.add(answer.exec_ns)
+        model = opened.model
+        if model is not None:
+            model.queue.add(answer.queue_ns)
+            model.cold_starts += answer.cold
+            model.last_ns = now_ns
+
+    def _close(self, opened: _Open, outcome: Outcome, reason: Reason, late: bool, now_ns: int) -> None:
+        counters, model = self.counters, opened.model
+        key = self._keys[outcome, reason]
+        latency_ns = now_ns - opened.arrival_ns
+        counters.outcomes[key] = counters.outcomes.get(key, 0) + 1
+        counters.late += late
+        counters.open -= 1
+        counters.queued -= not opened.sent
+        histogram = counters.latency.get(outcome)
+        if histogram is None:
+            histogram = counters.latency.setdefault(str(outcome), Histogram())
+        histogram.add(latency_ns)
+        if model is not None:
+            model.outcomes[key] = model.outcomes.get(key, 0) + 1
+            model.late += late
+            model.open -= 1
+            model.queued -= not opened.sent
+            (model.success if outcome is Outcome.OK else model.fail).add(latency_ns)
+
+    def _mark(self, action: Infer, sent: bool) -> None:
+        """Note for all requests of an INFER that are still open whether they are in it."""
+        for call in action.calls:
+            opened = self._open.get(call.request_id)
+            if opened is None or opened.sent is sent:
+                continue
+            opened.sent = sent
+            step = -1 if sent else 1
+            self.counters.queued += step
+            if opened.model is not None:
+                opened.model.queued += step
+
+    # Actions and their results
+
+    def _on_infer(self, action: Infer, now_ns: int) -> None:
+        self._actions[action.action_id] = action
+        self._mark(action, sent=True)
+
+    def _on_load(self, action: Load, now_ns: int) -> None:
+        self._actions[action.action_id] = action
+        if (device := self.counters.devices.get(action.device)) is not None:
+            device.pages_used += action.extent.count
+
+    def _on_unload(self, action: Unload, now_ns: int) -> None:
+        self._actions[action.action_id] = action
+        if (device := self.counters.devices.get(action.device)) is not None:
+            device.pages_used -= action.extent.count
+        if (model := self.counters.models.get(action.model)) is not None:
+            model.resident.pop(action.device, None)
+
+    def _on_result(self, result: Result, now_ns: int) -> None:
+        action = self._actions.pop(result.action_id, None)
+        device = self.counters.devices.get(result.device)
+        if action is None or device is None:
+            return
+        kind = "infer" if type(action) is Infer else "load" if type(action) is Load else "unload"
+        key = f"{kind}:{result.status}"
+        device.actions[key] = device.actions.get(key, 0) + 1
+        if type(action) is Infer:
+            self._mark(action, sent=False)
+            device.exec_busy_ns += result.lane_ns
+            if result.status is Status.OK:
+                self._count_execution(action, result)
+        else:
+            device.load_busy_ns += result.lane_ns
+            if type(action) is Load:
+                self._count_load(action, result, device)
+
+    def _count_execution(self, action: Infer, result: Result) -> None:
+        counters, calls = self.counters, len(action.calls)
+        counters.batches[action.batch] = counters.batches.get(action.batch, 0) + 1
+        self._count_error("infer", result.lane_ns - action.expected_ns)
+        model = counters.models.get(action.model)
+        if model is None:
+            return
+        for call in action.calls:
+            model.rows += call.rows
+        model.compute_input.add(result.input_ns, calls)
+        model.compute_infer.add(result.run_ns, calls)
+        model.compute_output.add(result.output_ns, calls)
+        batch = model.batches.get(action.batch)
+        if batch is None:
+            batch = model.batches[action.batch] = BatchCounters()
+        batch.executions += 1
+        batch.input_ns += result.input_ns
+        batch.run_ns += result.run_ns
+        batch.output_ns += result.output_ns
+
+    def _count_load(self, action: Load, result: Result, device: DeviceCounters) -> None:
+        if result.status is not Status.OK:
+            device.pages_used -= action.extent.count
+            return
+        self.counters.load.add(result.lane_ns)
+        self._count_error("load", result.lane_ns - action.expected_ns)
+        if (model := self.counters.models.get(action.model)) is not None:
+            model.loads += 1
+            model.resident[action.device] = action.weights.size
+
+    def _count_error(self, kind: str, error_ns: int) -> None:
+        errors = self.counters.prediction[kind]
+        if error_ns > 0:
+            errors.under.add(error_ns)
+        else:
+            errors.over.add(-error_ns)
+
+    # Comings and goings
+
+    def _on_model_added(self, event: ModelAdded, now_ns: int) -> None:
+        model = event.model
+        if model.key not in self.counters.models:
+            self.counters.models[model.key] = ModelCounters(name=model.name, version=model.version)
+
+    def _on_model_removed(self, event: ModelRemoved, now_ns: int) -> None:
+        self.counters.models.pop(event.model, None)
+
+    def _on_worker_joined(self, event: WorkerJoined, now_ns: int) -> None:
+        for spec in event.devices:
+            known = self.counters.devices.setdefault(spec.device, DeviceCounters(worker=event.worker))
+            known.worker, known.up = event.worker, True
+            known.pages, known.page_bytes, known.pages_used = spec.pages, spec.page_bytes, 0
+
+    def _on_worker_lost(self, event: WorkerLost, now_ns: int) -> None:
+        self.counters.workers_lost += 1
+        gone = {name for name, device in self.counters.devices.items() if device.worker == event.worker}
+        for name in gone:
+            self.counters.devices[name].up = False
+            self.counters.devices[name].pages_used = 0
+        for action in [action for action in self._actions.values() if action.device in gone]:
+            del self._actions[action.action_id]
+            self.counters.devices[action.device].lost_actions += 1
+            if type(action) is Infer:
+                self._mark(action, sent=False)
+        for model in self.counters.models.values():
+            for name in gone:
+                model.resident.pop(name, None)
+
+    def _on_gateway_lost(self, event: GatewayLost, now_ns: int) -> None:
+        self.counters.gateways_lost += 1
+        self._lost_gateways.append(event.gateway)
+
+    def _close_orphans(self, now_ns: int) -> None:
+        """Requests of a lost gateway that got no answer, for there was nobody to tell, are cancelled."""
+        lost = set(self._lost_gateways)
+        self._lost_gateways.clear()
+        for request_id in [key for key, opened in self._open.items() if opened.gateway in lost]:
+            self._close(self._open.pop(request_id), Outcome.CANCELLED, Reason.NONE, False, now_ns)
+
+    def _on_readiness(self, effect: Readiness, now_ns: int) -> None:
+        self.counters.ready, self.counters.not_ready_why = effect.ready, effect.why
