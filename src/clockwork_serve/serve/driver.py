@@ -21,9 +21,9 @@ Effect = TypeVar("Effect")
 class Driver(Generic[Event, Effect]):
     """Runs ``machine`` on the running loop. Methods are for the loop's own thread.
 
-    ``perform`` is called with each effect in order; it may post events. ``journal``, called last in a turn, gets
-    (now_ns, events, effects). An exception of any of them is the loop's to report: a broken invariant should
-    end the process.
+    ``perform`` is called with each effect in order; it may post events. ``journal``, called soon after each turn
+    and in order, gets (now_ns, events, effects). An exception of any of them is the loop's to report: a broken
+    invariant should end the process.
     """
 
     def __init__(
@@ -63,16 +63,24 @@ class Driver(Generic[Event, Effect]):
         self._turn_due = False
         if self._closed:
             return
-        machine = self.machine
         events, self._events = self._events, []
+        effects: list[Effect] = []
         now_ns = self._clock()
+        try:
+            self._step(now_ns, events, effects)
+        finally:
+            # After the writes that the effects queued, for these matter and the journal can wait; and even if
+            # the machine broke, for then the story matters most.
+            if self._journal is not None:
+                self._loop.call_soon(self._journal, now_ns, events, effects)
+
+    def _step(self, now_ns: int, events: list[Event], effects: list[Effect]) -> None:
+        machine = self.machine
         for event in events:
             machine.observe(event, now_ns)
-        effects = machine.decide(now_ns)
+        effects += machine.decide(now_ns)
         for effect in effects:
             self._perform(effect)
         wakeup_ns = machine.next_wakeup_ns()
         assert wakeup_ns is None or wakeup_ns > now_ns, f"asked to wake at {wakeup_ns}, not after {now_ns}"
         self._timer.arm(wakeup_ns)
-        if self._journal is not None:
-            self._journal(now_ns, events, effects)

@@ -11,8 +11,8 @@ from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Frame
 from clockwork_serve.units import KIB, MIB
 
-FRAME_BYTES_MAX: Final = 16 * MIB
-"""Tensors never travel in frames; the largest are INFERs of a full batch and index replies, far below this."""
+FRAME_BYTES_MAX: Final = 64 * MIB
+"""Tensors never travel in frames; the largest are statistics of all models, about 1 kB each."""
 
 _READ_BYTES: Final = 256 * KIB
 _LENGTH: Final = struct.Struct("<I")

@@ -1,0 +1,331 @@
+"""The controller process's links: who is there, what they are told, where effects go. It decides nothing."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+from clockwork_serve.errors import TransportError
+from clockwork_serve.machine import Machine
+from clockwork_serve.messages import (
+    Answer,
+    Ask,
+    Cancel,
+    CodeAdded,
+    CodeReady,
+    CodeRemoved,
+    ControllerEffect,
+    ControllerEvent,
+    Drain,
+    Frame,
+    GatewayLost,
+    Infer,
+    Load,
+    ModelAdded,
+    ModelRemoved,
+    Question,
+    Readiness,
+    Release,
+    Reply,
+    Request,
+    Result,
+    Role,
+    Status,
+    Unload,
+    WorkerJoined,
+    WorkerLost,
+)
+from clockwork_serve.serve.driver import Driver
+from clockwork_serve.serve.transport import Link
+from clockwork_serve.telemetry import Journal, Recorder
+
+_KEEPER_QUESTIONS = frozenset({Question.INDEX, Question.LOAD, Question.UNLOAD})
+_log = logging.getLogger(__name__)
+
+
+class Brain(Machine[ControllerEvent, ControllerEffect], Protocol):
+    """The controller, as this process uses it."""
+
+    def counters(self) -> dict[str, Any]:
+        """What it believes, for screens; JSON-able."""
+
+
+@dataclass(slots=True, frozen=True)
+class _Asked:
+    link: Link
+    ask_id: int
+
+
+class Exchange:
+    """Runs a brain under a driver and carries frames between it and the links."""
+
+    def __init__(self, brain: Brain, recorder: Recorder, journal: Journal | None = None) -> None:
+        self.driver: Driver[ControllerEvent, ControllerEffect] = Driver(
+            brain, self.perform, journal=self._on_step
+        )
+        self._brain = brain
+        self._recorder = recorder
+        self._journal = journal
+        self._gateways: dict[str, Link] = {}  # open links by the peer's name
+        self._workers: dict[str, Link] = {}
+        self._keeper: Link | None = None
+        self._worker_by_device: dict[str, Link] = {}  # devices of all and only workers that joined
+        self._codes: dict[str, CodeAdded] = {}  # the catalogue, replayed to newcomers
+        self._models: dict[str, ModelAdded] = {}
+        self._readiness = Readiness(ready=False, why="starting")
+        self._asked: dict[int, _Asked] = {}  # asks that wait for the keeper, by our id
+        self._ask_count = 0
+
+    # Links
+
+    def on_link(self, link: Link) -> None:
+        """A process connected; it replaces an earlier link of the same name."""
+        name = link.peer.name
+        _log.info("%s %s connected", link.peer.role, name, extra={"pid": link.peer.pid})
+        match link.peer.role:
+            case Role.WORKER:
+                self._replace(self._workers.get(name))
+                self._workers[name] = link
+            case Role.GATEWAY:
+                self._replace(self._gateways.get(name))
+                self._gateways[name] = link
+                self._welcome_gateway(link)
+            case Role.KEEPER:
+                self._replace(self._keeper)
+                self._keeper = link
+                link.send(self._readiness)
+            case Role.CONTROLLER:
+                _log.warning("turned away a second controller", extra={"pid": link.peer.pid})
+                link.close()
+
+    def on_lost(self, link: Link) -> None:
+        """A link is gone, and with it whatever its process had in flight."""
+        role, name = link.peer.role, link.peer.name
+        _log.warning("link lost: %s", link.lost_because)
+        if role is Role.WORKER and self._workers.get(name) is link:
+            del self._workers[name]
+            devices = [device for device, owner in self._worker_by_device.items() if owner is link]
+            for device in devices:
+                del self._worker_by_device[device]
+            if devices:
+                self.driver.post(WorkerLost(worker=name))
+        elif role is Role.GATEWAY and self._gateways.get(name) is link:
+            del self._gateways[name]
+            self._asked = {ours: asked for ours, asked in self._asked.items() if asked.link is not link}
+            self.driver.post(GatewayLost(gateway=name))
+        elif role is Role.KEEPER and self._keeper is link:
+            self._keeper = None
+            waiting, self._asked = self._asked, {}
+            for asked in waiting.values():
+                _refuse(asked, 503, "the keeper went away; try again")
+
+    def on_frames(self, link: Link, frames: list[Frame]) -> None:
+        """Take in what a process sent; one that sends what its role may not is cut off."""
+        receive = _RECEIVERS.get(link.peer.role)
+        for frame in frames:
+            if receive is None or not receive(self, link, frame):
+                _log.error("cut off %s %s: it sent %r", link.peer.role, link.peer.name, type(frame).__name__)
+                self.on_lost(link)
+                link.close()
+                return
+
+    def _replace(self, old: Link | None) -> None:
+        if old is not None:
+            old.lost_because = f"{old.peer.role} {old.peer.name!r}: it connected again"
+            self.on_lost(old)
+            old.close()
+
+    def _welcome_gateway(self, link: Link) -> None:
+        for code in self._codes.values():
+            link.send(code)
+        for model in self._models.values():
+            link.send(model)
+        link.send(self._readiness)
+
+    # Frames, by role: False for what that role may not send
+
+    def _from_gateway(self, link: Link, frame: Frame) -> bool:
+        match frame:
+            case Request() if frame.gateway == link.peer.name:
+                self.driver.post(frame)
+            case Cancel():
+                self.driver.post(frame)
+            case Ask():
+                self._on_ask(_Asked(link, frame.ask_id), frame)
+            case _:
+                return False
+        return True
+
+    def _from_worker(self, link: Link, frame: Frame) -> bool:
+        match frame:
+            case Result() | CodeReady():
+                if self._worker_by_device.get(frame.device) is not link:
+                    return False
+                self.driver.post(frame)
+            case WorkerJoined():
+                return self._on_worker_joined(link, frame)
+            case _:
+                return False
+        return True
+
+    def _on_worker_joined(self, link: Link, frame: WorkerJoined) -> bool:
+        names = {spec.device for spec in frame.devices}
+        if taken := sorted(names & self._worker_by_device.keys()):
+            _log.error("worker %s claims devices that others have: %s", frame.worker, ", ".join(taken))
+            return False
+        if frame.worker != link.peer.name or not names:
+            return False
+        for device in names:
+            self._worker_by_device[device] = link
+        self.driver.post(frame)
+        for code in self._codes.values():
+            link.send(code)
+        return True
+
+    def _from_keeper(self, link: Link, frame: Frame) -> bool:
+        match frame:
+            case CodeAdded():
+                if self._codes.get(frame.code.code_id) != frame:
+                    self._codes[frame.code.code_id] = frame
+                    self._publish(frame, self._joined(), self._gateways.values())
+            case CodeRemoved():
+                if self._codes.pop(frame.code_id, None) is not None:
+                    self._publish(frame, self._joined(), self._gateways.values())
+            case ModelAdded():
+                self._on_model_added(frame)
+            case ModelRemoved():
+                if self._models.pop(frame.model, None) is not None:
+                    self._publish(frame, self._gateways.values())
+            case Drain():
+                self.driver.post(frame)
+            case Ask():
+                self._on_ask(_Asked(link, frame.ask_id), frame)
+            case Reply():
+                self._on_keeper_reply(frame)
+            case _:
+                return False
+        return True
+
+    def _on_model_added(self, frame: ModelAdded) -> None:
+        key = frame.model.key
+        known = self._models.get(key)
+        if known == frame:
+            return
+        if known is not None:
+            self._publish(ModelRemoved(model=key), self._gateways.values())
+        self._models[key] = frame
+        self._publish(frame, self._gateways.values())
+
+    def _joined(self) -> Iterable[Link]:
+        return dict.fromkeys(self._worker_by_device.values())
+
+    def _publish(
+        self, frame: CodeAdded | CodeRemoved | ModelAdded | ModelRemoved, *audiences: Iterable[Link]
+    ) -> None:
+        self.driver.post(frame)
+        for links in audiences:
+            for link in links:
+                link.send(frame)
+
+    # Questions
+
+    def _on_ask(self, asked: _Asked, ask: Ask) -> None:
+        if ask.what in _KEEPER_QUESTIONS:
+            if self._keeper is None:
+                _refuse(asked, 503, "the keeper is not connected; try again")
+                return
+            self._ask_count += 1
+            self._asked[self._ask_count] = asked
+            self._keeper.send(msgspec.structs.replace(ask, ask_id=self._ask_count))
+            return
+        try:
+            body = self._answer_to(ask)
+            asked.link.send(Reply(ask_id=asked.ask_id, ok=True, body=body))
+        except (msgspec.MsgspecError, ValueError, TransportError) as error:
+            _refuse(asked, 400, f"{ask.what}: {error}")
+
+    def _answer_to(self, ask: Ask) -> bytes:
+        match ask.what:
+            case Question.STATISTICS:
+                wanted = msgspec.json.decode(ask.body, type=dict[str, str | None])
+                return self._recorder.statistics(wanted.get("model"))
+            case Question.METRICS:
+                return self._recorder.encoded()
+            case Question.STATE:
+                return msgspec.json.encode(self._state(), enc_hook=str)
+            case _:
+                raise ValueError(f"expected one of {', '.join(Question)}")
+
+    def _state(self) -> dict[str, Any]:
+        counters = self._recorder.counters
+        return {
+            "ready": self._readiness.ready,
+            "why": self._readiness.why,
+            "open": counters.open,
+            "queued": counters.queued,
+            "gateways": sorted(self._gateways),
+            "workers": sorted(self._workers),
+            "devices": counters.devices,
+            "controller": self._brain.counters(),
+        }
+
+    def _on_keeper_reply(self, reply: Reply) -> None:
+        asked = self._asked.pop(reply.ask_id, None)
+        if asked is not None:
+            asked.link.send(msgspec.structs.replace(reply, ask_id=asked.ask_id))
+
+    # Effects
+
+    def perform(self, effect: ControllerEffect) -> None:
+        """Send one effect where it belongs; what belongs to a process that is gone is dropped."""
+        match effect:
+            case Answer() | Release():
+                if (gateway := self._gateways.get(effect.gateway)) is not None:
+                    gateway.send(effect)
+            case Load() | Infer() | Unload():
+                self._send_action(effect)
+            case Readiness():
+                self._readiness = effect
+                _log.info(
+                    "ready" if effect.ready else "not ready: %s", *([] if effect.ready else [effect.why])
+                )
+                for link in (*self._gateways.values(), *([self._keeper] if self._keeper else [])):
+                    link.send(effect)
+
+    def _send_action(self, action: Load | Infer | Unload) -> None:
+        # A worker that is gone answers nothing: WorkerLost, posted when its link went, ends its actions.
+        worker = self._worker_by_device.get(action.device)
+        if worker is None:
+            return
+        now_ns = time.monotonic_ns()
+        if not isinstance(action, Unload) and 0 < action.send_by_ns < now_ns:
+            self.driver.post(
+                Result(
+                    action_id=action.action_id, device=action.device, status=Status.TOO_LATE, started_ns=now_ns,
+                    ended_ns=now_ns, message="the controller was too late to send it",
+                )
+            )  # fmt: skip
+            return
+        worker.send(action)
+
+    def _on_step(self, now_ns: int, events: list[ControllerEvent], effects: list[ControllerEffect]) -> None:
+        self._recorder.on_step(now_ns, events, effects)
+        if self._journal is not None:
+            self._journal.on_step(now_ns, events, effects)
+
+
+_RECEIVERS = {
+    Role.GATEWAY: Exchange._from_gateway,
+    Role.WORKER: Exchange._from_worker,
+    Role.KEEPER: Exchange._from_keeper,
+}
+
+
+def _refuse(asked: _Asked, code: int, why: str) -> None:
+    body = msgspec.json.encode({"error": why})
+    asked.link.send(Reply(ask_id=asked.ask_id, ok=False, body=body, code=code))

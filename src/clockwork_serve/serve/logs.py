@@ -1,0 +1,80 @@
+"""Structured logs of one process, to stderr: a line of JSON or of text per record. Nothing else is printed.
+
+Fields beside the message come from ``extra``: ``log.warning("slow", extra={"request_id": "r1"})``.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import traceback
+from typing import Any, Final
+
+import msgspec
+
+from clockwork_serve.errors import ConfigError
+
+LEVELS: Final = ("debug", "info", "warning", "error", "critical")
+FORMATS: Final = ("text", "json")
+
+_STANDARD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+
+
+def configure(process: str, level: str = "info", log_format: str = "text") -> None:
+    """Send this process's logs to stderr, each with the name of the ``process``. Replaces what was set."""
+    if level not in LEVELS:
+        raise ConfigError(f"log_level: expected one of {', '.join(LEVELS)}; found {level!r}")
+    if log_format not in FORMATS:
+        raise ConfigError(f"log_format: expected one of {', '.join(FORMATS)}; found {log_format!r}")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter(process) if log_format == "json" else TextFormatter(process))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+class JsonFormatter(logging.Formatter):
+    """``{"time", "level", "process", "logger", "message", ...fields}``, times in UTC."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line of JSON."""
+        line = {
+            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{record.msecs:03.0f}Z",
+            "level": record.levelname.lower(),
+            "process": self._process,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **fields_of(record),
+        }
+        if record.exc_info:
+            line["traceback"] = _traceback(record)
+        return msgspec.json.encode(line, enc_hook=str).decode()
+
+
+class TextFormatter(logging.Formatter):
+    """``time level process: message key=value ...``, times local."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, and the traceback below it where there is one."""
+        clock = f"{time.strftime('%H:%M:%S', time.localtime(record.created))}.{record.msecs:03.0f}"
+        line = f"{clock} {record.levelname.lower():7} {self._process}: {record.getMessage()}"
+        for name, value in fields_of(record).items():
+            line += f" {name}={value}"
+        return f"{line}\n{_traceback(record)}" if record.exc_info else line
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    """What ``extra`` gave."""
+    return {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
+
+
+def _traceback(record: logging.LogRecord) -> str:
+    assert record.exc_info
+    return "".join(traceback.format_exception(*record.exc_info)).rstrip()
