@@ -1,0 +1,249 @@
+"""Shared memory for tensors: a gateway owns a region, workers map it. It never waits and never copies.
+
+A region is a memfd whose size is sealed, so that no mapping of it can ever fault. It is named
+``PID:FD:BYTES``; a process of the same user maps it through ``/proc/PID/fd/FD`` and needs no connection.
+The memory lives as long as somebody maps it, so a worker that writes for a gateway that just died harms nobody.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import stat
+import struct
+from bisect import bisect_left, insort
+from dataclasses import dataclass
+from typing import Final
+
+from clockwork_serve.errors import TransportError
+from clockwork_serve.units import align
+
+HEADER_BYTES: Final = 8
+"""A slot's epoch: one little-endian unsigned integer, written and read in one piece."""
+
+_EPOCH: Final = struct.Struct("<Q")
+_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+_LINK_PREFIX: Final = "/memfd:"
+
+
+class RegionGone(TransportError):
+    """The region's owner died or closed it, or the name does not fit what is there."""
+
+
+def read_epoch(buffer: memoryview, header_offset: int) -> int:
+    """The epoch in the 8 bytes at ``header_offset``."""
+    epoch: int = _EPOCH.unpack_from(buffer, header_offset)[0]
+    return epoch
+
+
+def write_epoch(buffer: memoryview, header_offset: int, epoch: int) -> None:
+    """Set the epoch in the 8 bytes at ``header_offset``."""
+    _EPOCH.pack_into(buffer, header_offset, epoch)
+
+
+class Region:
+    """Memory that this process owns and hands out in pieces. For one thread."""
+
+    def __init__(self, fd: int, mapping: mmap.mmap) -> None:
+        self.size = len(mapping)
+        self.name = f"{os.getpid()}:{fd}:{self.size}"
+        self.buffer = memoryview(mapping)
+        self._fd = fd
+        self._mapping = mapping
+        self._sizes: dict[int, int] = {}  # all and only the allocated pieces: offset -> bytes
+        self._free = _FreeList(self.size)
+
+    @classmethod
+    def create(cls, size: int) -> Region:
+        """A region of at least ``size`` bytes (a whole number of pages), all zero. OSError if there is no memory."""
+        assert size > 0, f"a region of {size} bytes"
+        size = align(size, mmap.PAGESIZE)
+        fd = os.memfd_create("clockwork-region", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, size)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_SEAL)
+            return cls(fd, mmap.mmap(fd, size))
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes not allocated (perhaps not in one piece)."""
+        return self._free.total
+
+    def allocate(self, nbytes: int) -> int | None:
+        """The offset of ``nbytes`` of room, aligned to 64; None if there is no such piece. Contents are stale."""
+        assert nbytes >= 0, f"cannot allocate {nbytes} bytes"
+        size = align(max(nbytes, 1))
+        offset = self._free.take(size)
+        if offset is not None:
+            self._sizes[offset] = size
+        return offset
+
+    def free(self, offset: int) -> None:
+        """Give back what ``allocate`` returned. Exactly once."""
+        size = self._sizes.pop(offset, None)
+        assert size is not None, f"offset {offset} is not allocated: freed twice, or never allocated"
+        self._free.give(offset, size)
+
+    def close(self) -> None:
+        """Give the memory up; workers find the region gone. Views of ``buffer`` that are left stay readable."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            self.buffer.release()
+            try:
+                self._mapping.close()
+            except BufferError:
+                pass  # Somebody still holds a view; the memory goes with it.
+
+    def check(self) -> None:
+        """Assert that free and allocated pieces tile the region."""
+        pieces = sorted([*self._sizes.items(), *self._free.pieces()])
+        end = 0
+        for offset, size in pieces:
+            assert offset == end and size > 0, f"piece at {offset}, expected at {end}"
+            end = offset + size
+        assert end == self.size
+        self._free.check()
+
+
+class _FreeList:
+    """Free pieces by size: the smallest that fits, then the lowest, is taken, so that used memory stays warm."""
+
+    def __init__(self, size: int) -> None:
+        self.total = size
+        self._by_size: list[tuple[int, int]] = [(size, 0)]  # all and only the free pieces, as (bytes, offset), sorted
+        self._size_at: dict[int, int] = {0: size}  # the same, by start
+        self._start_at: dict[int, int] = {size: 0}  # the same, by end
+
+    def take(self, size: int) -> int | None:
+        at = bisect_left(self._by_size, (size, 0))
+        if at == len(self._by_size):
+            return None
+        found, offset = self._by_size[at]
+        self._remove(offset, found)
+        if found > size:
+            self._add(offset + size, found - size)
+        return offset
+
+    def give(self, offset: int, size: int) -> None:
+        before = self._start_at.get(offset)
+        if before is not None:
+            self._remove(before, offset - before)
+            offset, size = before, size + offset - before
+        after = self._size_at.get(offset + size)
+        if after is not None:
+            self._remove(offset + size, after)
+            size += after
+        self._add(offset, size)
+
+    def pieces(self) -> list[tuple[int, int]]:
+        return list(self._size_at.items())
+
+    def check(self) -> None:
+        assert self._by_size == sorted((size, offset) for offset, size in self._size_at.items())
+        assert self._start_at == {offset + size: offset for offset, size in self._size_at.items()}
+        assert self.total == sum(self._size_at.values())
+        assert not self._start_at.keys() & self._size_at.keys(), "neighbours are not joined"
+
+    def _add(self, offset: int, size: int) -> None:
+        insort(self._by_size, (size, offset))
+        self._size_at[offset] = size
+        self._start_at[offset + size] = offset
+        self.total += size
+
+    def _remove(self, offset: int, size: int) -> None:
+        del self._by_size[bisect_left(self._by_size, (size, offset))]
+        del self._size_at[offset]
+        del self._start_at[offset + size]
+        self.total -= size
+
+
+@dataclass(slots=True, frozen=True)
+class _Mapped:
+    """A mapping and what it is a mapping of (``st_dev`` and ``st_ino`` of the memfd)."""
+
+    dev: int
+    ino: int
+    view: memoryview
+
+
+class RegionMap:
+    """Regions of other processes, mapped when first named. For one thread."""
+
+    def __init__(self) -> None:
+        self._mapped: dict[str, _Mapped] = {}
+
+    def view(self, name: str) -> memoryview:
+        """All bytes of the region, writable. Raises :class:`RegionGone`.
+
+        Costs one ``stat`` when mapped before: it tells a living owner from a dead one, and from a new region
+        that was given the same numbers.
+        """
+        path, size = _parse(name)
+        known = self._mapped.get(name)
+        try:
+            there = os.stat(path)
+        except OSError as error:
+            self.forget(name)
+            raise RegionGone(f"region {name} is gone: {error.strerror}; its gateway died or closed it") from None
+        if known is not None and known.ino == there.st_ino and known.dev == there.st_dev:
+            return known.view
+        self.prune()
+        mapped = self._mapped[name] = _map(name, path, size, there)
+        return mapped.view
+
+    def forget(self, name: str) -> None:
+        """Drop the mapping; the memory is freed once no view of it is left."""
+        self._mapped.pop(name, None)
+
+    def prune(self) -> None:
+        """Drop the mappings whose owner is gone."""
+        for name, mapped in list(self._mapped.items()):
+            try:
+                there = os.stat(_parse(name)[0])
+            except OSError:
+                self.forget(name)
+            else:
+                if (there.st_dev, there.st_ino) != (mapped.dev, mapped.ino):
+                    self.forget(name)
+
+    def __len__(self) -> int:
+        return len(self._mapped)
+
+
+def _parse(name: str) -> tuple[str, int]:
+    parts = name.split(":")
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise RegionGone(f"region name {name!r}: expected PID:FD:BYTES in decimal digits")
+    return f"/proc/{parts[0]}/fd/{parts[1]}", int(parts[2])
+
+
+def _map(name: str, path: str, size: int, there: os.stat_result) -> _Mapped:
+    # Looked at before it is opened: opening a pipe or a device that happens to have that number could block or act.
+    if not stat.S_ISREG(there.st_mode) or there.st_uid != os.geteuid() or there.st_size != size:
+        raise RegionGone(
+            f"region {name}: found {stat.filemode(there.st_mode)} of {there.st_size} bytes and user {there.st_uid}, "
+            f"expected a file of {size} bytes and user {os.geteuid()}"
+        )
+    try:
+        target = os.readlink(path)
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise RegionGone(f"region {name} cannot be opened: {error.strerror}") from None
+    try:
+        opened = os.fstat(fd)
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+        if not target.startswith(_LINK_PREFIX) or seals & _SEALS != _SEALS or opened.st_size != size:
+            raise RegionGone(
+                f"region {name}: found {target!r} of {opened.st_size} bytes with seals {seals:#x}, "
+                f"expected a memfd of {size} bytes that can neither shrink nor grow"
+            )
+        return _Mapped(opened.st_dev, opened.st_ino, memoryview(mmap.mmap(fd, size)))
+    except OSError as error:
+        raise RegionGone(f"region {name} cannot be mapped: {error.strerror}") from None
+    finally:
+        os.close(fd)
