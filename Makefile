@@ -1,0 +1,61 @@
+# Needs Python 3.11 or later, make and a package registry; everything else goes into .venv.
+
+PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13,\
+  $(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
+BIN := .venv/bin
+STAMP := .venv/.set-up
+COMPILED := build/compiled
+PIP := -m pip --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check unit bench compiled constraints fix clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## make .venv with the server, its tests and its tools; leaves .venv/bin/clockwork
+
+$(STAMP): pyproject.toml setup.py constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or later found; install one or name it: make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || { echo "making .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; }
+	@echo "installing into .venv (the versions in constraints.txt)"
+	@$(BIN)/python $(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## real pretrained models, real inputs, one screen of results
+	@$(BIN)/clockwork demo
+
+check: $(STAMP) ## format, lint, types, layers, quick tests: under two minutes
+	@$(BIN)/ruff format --check --quiet || { $(BIN)/ruff format --check; exit 1; }
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/pytest -q -m 'not slow and not system'
+
+test: $(STAMP) ## set-up, every check, then every test
+	@$(BIN)/ruff format --check --quiet || { $(BIN)/ruff format --check; exit 1; }
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/pytest
+
+bench: $(STAMP) ## measure what the docs promise; prints one table per question
+	@$(BIN)/python benchmarks/run.py
+
+compiled: $(STAMP) ## build the brains with mypyc in a venv of its own and run their tests against it
+	@test -x $(COMPILED)/bin/python || $(BIN)/python -m venv $(COMPILED)
+	@$(COMPILED)/bin/python $(PIP) install -c constraints.txt setuptools 'mypy[mypyc]' '.[test]'
+	@CLOCKWORK_MYPYC=1 $(COMPILED)/bin/python $(PIP) install -c constraints.txt --no-build-isolation --no-deps --force-reinstall .
+	@$(COMPILED)/bin/python -c 'import clockwork_serve.controller.queues as m; assert m.__file__.endswith(".so"), m.__file__; print("compiled:", m.__file__)'
+	@$(COMPILED)/bin/python -m pytest -q -p no:cacheprovider tests/controller tests/worker
+
+constraints: ## write constraints.txt from what .venv holds
+	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+=='; } > constraints.new
+	@mv constraints.new constraints.txt
+
+fix: $(STAMP) ## format and repair what ruff can repair
+	@$(BIN)/ruff check --fix --quiet || true
+	@$(BIN)/ruff format
+
+clean: ## remove what was built; leaves caches of models alone
+	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache src/*.egg-info

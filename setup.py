@@ -1,0 +1,34 @@
+"""Builds the package; with ``CLOCKWORK_MYPYC=1``, with the two brains compiled by mypyc. Decides nothing else.
+
+Records (``msgspec.Struct``) cannot be compiled, so a module that defines one stays as it is.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from setuptools import setup
+
+SOURCE = Path("src/clockwork_serve")
+
+
+def brains() -> list[str]:
+    """The modules of the controller and the worker that mypyc can compile."""
+    files = [*SOURCE.glob("controller/**/*.py"), *SOURCE.glob("worker/**/*.py")]
+    return sorted(
+        str(path) for path in files if path.name != "__init__.py" and "(Struct" not in path.read_text()
+    )
+
+
+def main() -> None:
+    """Run setuptools."""
+    if os.environ.get("CLOCKWORK_MYPYC") != "1":
+        setup()
+        return
+    from mypyc.build import mypycify
+
+    setup(ext_modules=mypycify(["--strict", *brains()], opt_level="3", group_name="clockwork_brains"))
+
+
+main()
