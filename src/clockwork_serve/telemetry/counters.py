@@ -20,7 +20,7 @@ BOUNDS_NS: Final[tuple[int, ...]] = (
     *(step * 10**decade for decade in range(1, 9) for step in _RENARD_20),
     100_000_000_000,
 )
-"""Upper ends of histogram buckets, 1 us to 100 s: Renard's R20 series, so a quantile is within 6 % and the
+"""Upper ends of histogram buckets, 1 us to 100 s: Renard's R20 series, so a quantile is within 12 % and the
 usual 1-2-5 bounds are among them."""
 
 
@@ -41,7 +41,7 @@ class Histogram(Struct):
         return sum(self.counts)
 
     def quantile_ns(self, share: float) -> int | None:
-        """The duration that ``share`` (0 to 1) of all do not exceed, within 6 %; None if there are none."""
+        """The duration that ``share`` (0 to 1) of all do not exceed, within one bucket (12 %); None if there are none."""
         assert 0 <= share <= 1, share
         total = self.count
         if total == 0:
@@ -141,8 +141,8 @@ class Counters(Struct):
     """Everything a controller's driver has seen, added up since it started.
 
     ``received`` equals the sum of ``outcomes`` plus ``open``. ``unmatched`` counts answers to requests that
-    were not open: it stays 0 unless a request was answered twice. ``latency`` is by outcome, arrival to answer.
-    ``queue`` is arrival to start, ``execution`` the lane time, of requests that were answered well.
+    were not open: it stays 0 unless a request was answered twice. ``latency`` is by outcome, arrival to
+    answer. ``queue`` is arrival to start, ``execution`` the lane time, of requests that were answered well.
     """
 
     received: int = 0

@@ -1,8 +1,9 @@
 """A journal of every step on disk; it never makes the driver wait and never grows without bound.
 
 A file is a row of records, each a 4-byte little-endian length and that many bytes of msgpack: one
-:class:`Step`. A thread writes; when it falls behind by more than ``BACKLOG_BYTES``, steps are left out and the
-next record says how many. A full file is renamed to ``NAME.1`` (and that to ``NAME.2``, ...), the oldest is deleted.
+:class:`Step`. A thread writes; when it falls behind by more than ``BACKLOG_BYTES``, steps are left out and
+the next record says how many. A full file is renamed to ``NAME.1`` (and that to ``NAME.2``, ...), the oldest
+is deleted.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ class Step(Struct, frozen=True, array_like=True):
 class Journal:
     """A :class:`~clockwork_serve.telemetry.recorder.Listener` that writes steps to ``path``.
 
-    ``file_bytes`` bounds one file, ``files`` how many are kept. Raises :class:`ConfigError` if the file cannot
-    be opened. Whatever goes wrong later (a full disk) ends the journal with one logged line, nothing else.
+    ``file_bytes`` bounds one file, ``files`` how many are kept. Raises :class:`ConfigError` if the file
+    cannot be opened. Whatever goes wrong later (a full disk) ends the journal with one
+    logged line and nothing else.
     """
 
     def __init__(self, path: Path, *, file_bytes: int = 256 * MIB, files: int = 4) -> None:

@@ -143,7 +143,7 @@ class Recorder:
             self.counters.unmatched += 1
             return
         late = answer.reason is Reason.LATE or (answer.outcome is Outcome.OK and now_ns > opened.deadline_ns)
-        self._close(opened, answer.outcome, answer.reason, late, now_ns)
+        self._close(opened, answer.outcome, answer.reason, now_ns, late=late)
         if answer.outcome is not Outcome.OK:
             return
         self.counters.queue.add(answer.queue_ns)
@@ -154,7 +154,7 @@ class Recorder:
             model.cold_starts += answer.cold
             model.last_ns = now_ns
 
-    def _close(self, opened: _Open, outcome: Outcome, reason: Reason, late: bool, now_ns: int) -> None:
+    def _close(self, opened: _Open, outcome: Outcome, reason: Reason, now_ns: int, *, late: bool) -> None:
         counters, model = self.counters, opened.model
         key = self._keys[outcome, reason]
         latency_ns = now_ns - opened.arrival_ns
@@ -173,7 +173,7 @@ class Recorder:
             model.queued -= not opened.sent
             (model.success if outcome is Outcome.OK else model.fail).add(latency_ns)
 
-    def _mark(self, action: Infer, sent: bool) -> None:
+    def _mark(self, action: Infer, *, sent: bool) -> None:
         """Note for all requests of an INFER that are still open whether they are in it."""
         for call in action.calls:
             opened = self._open.get(call.request_id)
@@ -298,7 +298,7 @@ class Recorder:
         lost = set(self._lost_gateways)
         self._lost_gateways.clear()
         for request_id in [key for key, opened in self._open.items() if opened.gateway in lost]:
-            self._close(self._open.pop(request_id), Outcome.CANCELLED, Reason.NONE, False, now_ns)
+            self._close(self._open.pop(request_id), Outcome.CANCELLED, Reason.NONE, now_ns, late=False)
 
     def _on_readiness(self, effect: Readiness, now_ns: int) -> None:
         self.counters.ready, self.counters.not_ready_why = effect.ready, effect.why

@@ -1,0 +1,95 @@
+"""A journal gives back the steps it was told, whatever happened to its file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.messages import GatewayLost, WorkerLost
+from clockwork_serve.telemetry import Journal, Step, read_journal
+from clockwork_serve.telemetry import journal as journal_module
+from tests.telemetry import stories
+
+
+def test_steps_come_back_equal(tmp_path: Path) -> None:
+    told = [
+        Step(
+            1,
+            (stories.worker_joined(), stories.model_added(), stories.request("a")),
+            (stories.infer(1, "a"),),
+        ),
+        Step(
+            2, (stories.result(1), WorkerLost(worker="w0"), GatewayLost(gateway="g0")), (stories.answer("a"),)
+        ),
+    ]
+    journal = Journal(tmp_path / "j")
+    for step in told:
+        journal.on_step(step.now_ns, step.events, step.effects)
+    journal.on_step(3, [], [])
+    journal.close()
+
+    assert list(read_journal(tmp_path / "j")) == told
+
+
+def test_a_torn_record_ends_the_file(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    for now_ns in range(3):
+        journal.on_step(now_ns, [stories.request("a")], [])
+    journal.close()
+    whole = (tmp_path / "j").read_bytes()
+    (tmp_path / "j").write_bytes(whole[:-1])
+
+    assert [step.now_ns for step in read_journal(tmp_path / "j")] == [0, 1]
+
+
+def test_size_is_bounded_and_the_newest_steps_stay(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j", file_bytes=4000, files=3)
+    for now_ns in range(1000):
+        journal.on_step(now_ns, [stories.request(f"request-{now_ns}")], [])
+        journal.flush()
+    journal.close()
+
+    kept = [step.now_ns for step in read_journal(tmp_path / "j")]
+    assert kept == list(range(kept[0], 1000))
+    assert kept[0] > 0
+    files = list(tmp_path.iterdir())
+    assert len(files) == 3
+    assert all(file.stat().st_size <= 4000 for file in files)
+
+
+def test_steps_dropped_for_a_slow_disk_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path / "j")
+    journal.on_step(1, [stories.request("a")], [])
+    monkeypatch.setattr(journal_module, "BACKLOG_BYTES", -1)
+    journal.on_step(2, [stories.request("b")], [])
+    monkeypatch.undo()
+    journal.on_step(3, [stories.request("c")], [])
+    journal.close()
+
+    assert [(step.now_ns, step.dropped) for step in read_journal(tmp_path / "j")] == [(1, 0), (3, 1)]
+    assert journal.dropped == 1
+
+
+def test_a_journal_that_cannot_be_written_is_a_setting_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="journal: cannot write"):
+        Journal(tmp_path / "missing" / "j")
+
+
+def test_a_full_disk_ends_the_journal_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    journal = Journal(Path("/dev/full"))
+    for now_ns in range(3):
+        journal.on_step(now_ns, [stories.request("a")], [])
+        journal.flush()
+    journal.close()
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "journal ends: cannot write /dev/full: No space left on device"
+    ]
+
+
+def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "j").write_bytes(b"this is some other file")
+    with pytest.raises(ConfigError, match="expected a journal"):
+        list(read_journal(tmp_path / "j"))

@@ -1,0 +1,84 @@
+"""The text is what Prometheus reads: judged by the parser of ``prometheus_client``."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from clockwork_serve.messages import Outcome, Reason
+from clockwork_serve.telemetry import GatewayCounters, Recorder
+from clockwork_serve.units import ms
+from tests.telemetry import stories
+
+
+def samples(text: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+def recorded(name: str = "net") -> Recorder:
+    recorder = Recorder()
+    recorder.on_step(0, [stories.worker_joined(), stories.model_added(name)], [])
+    for index in range(3):
+        recorder.on_step(0, [stories.request(f"r{index}", model=f"{name}/1")], [])
+        recorder.on_step(1, [], [stories.answer(f"r{index}", Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE)])
+    recorder.on_step(0, [stories.request("a", model=f"{name}/1")], [stories.infer(1, "a")])
+    recorder.on_step(ms(15), [stories.result(1)], [stories.answer("a")])
+    return recorder
+
+
+def test_outcomes_are_counted_by_reason() -> None:
+    found = samples(recorded().metrics())
+    rejected = (("outcome", "rejected"), ("reason", "would_miss_deadline"))
+    assert found["clockwork_requests_total", rejected] == 3
+    assert found["clockwork_requests_received_total", ()] == 4
+    of_model = (("model", "net"), *rejected, ("version", "1"))
+    assert found["clockwork_model_requests_total", of_model] == 3
+
+
+def test_histograms_are_cumulative_and_end_at_their_count() -> None:
+    found = samples(recorded().metrics())
+    buckets = [
+        (float(dict(labels)["le"]), value)
+        for (name, labels), value in found.items()
+        if name == "clockwork_request_seconds_bucket" and ("outcome", "ok") in labels
+    ]
+    values = [value for _, value in sorted(buckets)]
+    assert values == sorted(values)
+    assert values[-1] == found["clockwork_request_seconds_count", (("outcome", "ok"),)] == 1
+    assert dict(buckets)[0.01] == 0
+    assert dict(buckets)[0.02] == 1
+    assert found["clockwork_request_seconds_sum", (("outcome", "ok"),)] == 0.015
+
+
+def test_names_are_escaped() -> None:
+    name = 'we"ird\\n\name'
+    found = samples(recorded(name).metrics())
+    assert any(dict(labels).get("model") == name for _, labels in found)
+
+
+def test_models_that_nobody_asked_for_take_no_line() -> None:
+    recorder = recorded()
+    before = recorder.metrics().count(b"\n")
+    recorder.on_step(2, [stories.model_added(f"idle{index}") for index in range(50)], [])
+    assert recorder.metrics().count(b"\n") == before
+    assert samples(recorder.metrics())["clockwork_models", ()] == 51
+
+
+def test_a_gateway_adds_what_it_decided_itself() -> None:
+    gateway = GatewayCounters(gateway="g0", received=9, outcomes={"invalid:bad_input": 2})
+    found = samples(recorded().metrics(gateway))
+    key = (("gateway", "g0"), ("outcome", "invalid"), ("reason", "bad_input"))
+    assert found["clockwork_gateway_requests_total", key] == 2
+
+
+def test_every_family_is_listed_in_the_docs() -> None:
+    from pathlib import Path
+
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    text = recorded().metrics(GatewayCounters(gateway="g0")).decode()
+    names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
+    assert len(names) == len(set(names)) > 20
+    assert [name for name in names if f"`{name}`" not in page] == []
