@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -51,8 +51,8 @@ _log = logging.getLogger(__name__)
 class Brain(Machine[ControllerEvent, ControllerEffect], Protocol):
     """The controller, as this process uses it."""
 
-    def counters(self) -> dict[str, Any]:
-        """What it believes, for screens; JSON-able."""
+    def snapshot(self) -> dict[str, object]:
+        """What it believes, for screens; plain data that encodes as JSON."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -77,9 +77,17 @@ class Exchange:
         self._worker_by_device: dict[str, Link] = {}  # devices of all and only workers that joined
         self._codes: dict[str, CodeAdded] = {}  # the catalogue, replayed to newcomers
         self._models: dict[str, ModelAdded] = {}
+        # Until the keeper has sent all (its first question tells), workers wait here: a device that has nothing
+        # to prepare would count as warm, and the server as ready while it knows no model.
+        self._early: dict[Link, WorkerJoined] | None = {}
         self._readiness = Readiness(ready=False, why="starting")
         self._asked: dict[int, _Asked] = {}  # asks that wait for the keeper, by our id
         self._ask_count = 0
+        self._receivers: dict[Role, Callable[[Link, Frame], bool]] = {
+            Role.GATEWAY: self._from_gateway,
+            Role.WORKER: self._from_worker,
+            Role.KEEPER: self._from_keeper,
+        }
 
     # Links
 
@@ -112,7 +120,8 @@ class Exchange:
             devices = [device for device, owner in self._worker_by_device.items() if owner is link]
             for device in devices:
                 del self._worker_by_device[device]
-            if devices:
+            early = self._early is not None and self._early.pop(link, None) is not None
+            if devices and not early:
                 self.driver.post(WorkerLost(worker=name))
         elif role is Role.GATEWAY and self._gateways.get(name) is link:
             del self._gateways[name]
@@ -126,9 +135,9 @@ class Exchange:
 
     def on_frames(self, link: Link, frames: list[Frame]) -> None:
         """Take in what a process sent; one that sends what its role may not is cut off."""
-        receive = _RECEIVERS.get(link.peer.role)
+        receive = self._receivers.get(link.peer.role)
         for frame in frames:
-            if receive is None or not receive(self, link, frame):
+            if receive is None or not receive(link, frame):
                 _log.error("cut off %s %s: it sent %r", link.peer.role, link.peer.name, type(frame).__name__)
                 self.on_lost(link)
                 link.close()
@@ -182,10 +191,16 @@ class Exchange:
             return False
         for device in names:
             self._worker_by_device[device] = link
+        if self._early is not None:
+            self._early[link] = frame
+        else:
+            self._join(link, frame)
+        return True
+
+    def _join(self, link: Link, frame: WorkerJoined) -> None:
         self.driver.post(frame)
         for code in self._codes.values():
             link.send(code)
-        return True
 
     def _from_keeper(self, link: Link, frame: Frame) -> bool:
         match frame:
@@ -197,13 +212,14 @@ class Exchange:
                 if self._codes.pop(frame.code_id, None) is not None:
                     self._publish(frame, self._joined(), self._gateways.values())
             case ModelAdded():
-                self._on_model_added(frame)
+                return self._on_model_added(frame)
             case ModelRemoved():
                 if self._models.pop(frame.model, None) is not None:
                     self._publish(frame, self._gateways.values())
             case Drain():
                 self.driver.post(frame)
             case Ask():
+                self._on_catalogue_complete()
                 self._on_ask(_Asked(link, frame.ask_id), frame)
             case Reply():
                 self._on_keeper_reply(frame)
@@ -211,18 +227,28 @@ class Exchange:
                 return False
         return True
 
-    def _on_model_added(self, frame: ModelAdded) -> None:
+    def _on_catalogue_complete(self) -> None:
+        early, self._early = self._early, None
+        for link, frame in (early or {}).items():
+            self._join(link, frame)
+
+    def _on_model_added(self, frame: ModelAdded) -> bool:
         key = frame.model.key
+        if frame.model.code_id not in self._codes:
+            return False
         known = self._models.get(key)
         if known == frame:
-            return
+            return True
         if known is not None:
             self._publish(ModelRemoved(model=key), self._gateways.values())
         self._models[key] = frame
         self._publish(frame, self._gateways.values())
+        return True
 
-    def _joined(self) -> Iterable[Link]:
-        return dict.fromkeys(self._worker_by_device.values())
+    def _joined(self) -> list[Link]:
+        """Links of workers that were given the codes so far."""
+        early = self._early or {}
+        return [link for link in dict.fromkeys(self._worker_by_device.values()) if link not in early]
 
     def _publish(
         self, frame: CodeAdded | CodeRemoved | ModelAdded | ModelRemoved, *audiences: Iterable[Link]
@@ -271,7 +297,7 @@ class Exchange:
             "gateways": sorted(self._gateways),
             "workers": sorted(self._workers),
             "devices": counters.devices,
-            "controller": self._brain.counters(),
+            "controller": self._brain.snapshot(),
         }
 
     def _on_keeper_reply(self, reply: Reply) -> None:
@@ -304,12 +330,7 @@ class Exchange:
             return
         now_ns = time.monotonic_ns()
         if not isinstance(action, Unload) and 0 < action.send_by_ns < now_ns:
-            self.driver.post(
-                Result(
-                    action_id=action.action_id, device=action.device, status=Status.TOO_LATE, started_ns=now_ns,
-                    ended_ns=now_ns, message="the controller was too late to send it",
-                )
-            )  # fmt: skip
+            self.driver.post(_too_late(action, now_ns))
             return
         worker.send(action)
 
@@ -319,13 +340,17 @@ class Exchange:
             self._journal.on_step(now_ns, events, effects)
 
 
-_RECEIVERS = {
-    Role.GATEWAY: Exchange._from_gateway,
-    Role.WORKER: Exchange._from_worker,
-    Role.KEEPER: Exchange._from_keeper,
-}
-
-
 def _refuse(asked: _Asked, code: int, why: str) -> None:
     body = msgspec.json.encode({"error": why})
     asked.link.send(Reply(ask_id=asked.ask_id, ok=False, body=body, code=code))
+
+
+def _too_late(action: Load | Infer, now_ns: int) -> Result:
+    return Result(
+        action_id=action.action_id,
+        device=action.device,
+        status=Status.TOO_LATE,
+        started_ns=now_ns,
+        ended_ns=now_ns,
+        message="the controller was too late to send it",
+    )

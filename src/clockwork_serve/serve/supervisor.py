@@ -1,0 +1,249 @@
+"""Child processes, restarted when they die; it does not know what they are for.
+
+All methods are for one loop's own thread, which must live as long as the children: the kernel ends them when
+the thread that started them ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from msgspec import Struct
+
+from clockwork_serve.serve.child import KEEPER_PID_VARIABLE
+
+FAST_S: Final = 5.0
+"""A child that lived for less was never well."""
+FAST_DEATHS: Final = 5
+"""So many in a row, and restarting it again soon will not help."""
+RETRY_S: Final = 0.1
+RETRY_S_MAX: Final = 30.0
+TAIL_LINES: Final = 40
+
+_log = logging.getLogger(__name__)
+
+OnLine = Callable[[str], None]
+
+
+class Launch(Struct, frozen=True, kw_only=True):
+    """What to run: ``python -m module config``, under a ``name`` for logs."""
+
+    name: str
+    module: str
+    config: str
+
+
+class Backoff:
+    """How long to wait before a restart: not at all at first, then longer with each fast death in a row."""
+
+    def __init__(self) -> None:
+        self.fast_deaths = 0
+
+    def died(self, lived_s: float) -> float:
+        """Seconds to wait, given how long the child lived."""
+        self.fast_deaths = self.fast_deaths + 1 if lived_s < FAST_S else 0
+        if self.fast_deaths <= 1:
+            return 0.0
+        return float(min(RETRY_S_MAX, RETRY_S * 2 ** (self.fast_deaths - 2)))
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether it died so often so fast that a person should look."""
+        return self.fast_deaths >= FAST_DEATHS
+
+
+class Child:
+    """One run of one program: its process, the last lines it wrote, and word of its end."""
+
+    def __init__(self, launch: Launch, on_line: OnLine, on_output: OnLine | None = None) -> None:
+        """Start it. ``on_line`` gets each line of its stderr, ``on_output`` of its stdout."""
+        self.launch = launch
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self.started_s = time.monotonic()
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[int] = self._loop.create_future()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", launch.module, launch.config],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL if on_output is None else subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # Its own session: Ctrl-C in the terminal is the keeper's to handle.
+            start_new_session=True,
+            env={**os.environ, KEEPER_PID_VARIABLE: str(os.getpid())},
+        )
+        self._on_line = on_line
+        self._pidfd = os.pidfd_open(self._process.pid)
+        self._loop.add_reader(self._pidfd, self._exited)
+        assert self._process.stderr is not None
+        self._readers = [_LineReader(self._process.stderr.fileno(), self._heard)]
+        if on_output is not None:
+            assert self._process.stdout is not None
+            self._readers.append(_LineReader(self._process.stdout.fileno(), on_output))
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, if it still runs."""
+        if not self.ended.done():
+            self._process.send_signal(number)
+
+    async def stop(self, grace_s: float) -> int:
+        """Ask it to end, insist after ``grace_s``; its exit status."""
+        self.signal(signal.SIGTERM)
+        try:
+            return await asyncio.wait_for(asyncio.shield(self.ended), grace_s)
+        except TimeoutError:
+            _log.warning("%s did not stop within %.1f s: killed", self.launch.name, grace_s)
+            self.signal(signal.SIGKILL)
+            return await self.ended
+
+    def _heard(self, line: str) -> None:
+        self.tail.append(line)
+        self._on_line(line)
+
+    def _exited(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        status = self._process.wait()
+        for reader in self._readers:
+            reader.close()
+        for stream in (self._process.stderr, self._process.stdout):
+            if stream is not None:
+                stream.close()
+        self.ended.set_result(status)
+
+
+class _LineReader:
+    """Lines of a pipe, as they come; bytes that are not text are shown as escapes."""
+
+    def __init__(self, fd: int, on_line: OnLine) -> None:
+        self._fd = fd
+        self._on_line = on_line
+        self._rest = b""
+        self._loop = asyncio.get_running_loop()
+        os.set_blocking(fd, False)
+        self._loop.add_reader(fd, self._read)
+
+    def close(self) -> None:
+        """Deliver what is left and stop; the pipe is the caller's to close."""
+        while self._read():
+            pass
+        self._loop.remove_reader(self._fd)
+        if self._rest:
+            self._on_line(self._rest.decode(errors="backslashreplace"))
+
+    def _read(self) -> bool:
+        try:
+            data = os.read(self._fd, 1 << 16)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._loop.remove_reader(self._fd)
+            return False
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._on_line(line.decode(errors="backslashreplace"))
+        return True
+
+
+class Supervisor:
+    """Keeps children running until they are stopped."""
+
+    def __init__(self, on_line: OnLine) -> None:
+        self._on_line = on_line
+        self._children: dict[str, Child] = {}  # all and only those that run, by name
+        self._backoffs: dict[str, Backoff] = {}
+        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._tails: dict[str, list[str]] = {}  # last words of each child that died
+
+    def start(self, launch: Launch) -> None:
+        """Run it, and again whenever it ends, until :meth:`stop`."""
+        assert launch.name not in self._watches, launch.name
+        self._backoffs[launch.name] = Backoff()
+        self._run(launch)
+        self._watches[launch.name] = asyncio.get_running_loop().create_task(self._keep(launch))
+
+    def pid(self, name: str) -> int | None:
+        """Of a child that runs now."""
+        child = self._children.get(name)
+        return None if child is None else child.pid
+
+    @property
+    def names(self) -> list[str]:
+        """All children that are kept running, in order of their start."""
+        return list(self._watches)
+
+    def hopeless(self) -> str | None:
+        """What a person should know about a child that keeps dying at once; None if there is none."""
+        for name, backoff in self._backoffs.items():
+            if backoff.hopeless:
+                said = "\n".join(self._tails.get(name, []))
+                return (
+                    f"{name} ended {backoff.fast_deaths} times, each within {FAST_S:.0f} s; it said:\n{said}"
+                )
+        return None
+
+    async def stop(self, name: str, grace_s: float) -> None:
+        """End one child for good."""
+        watch = self._watches.pop(name, None)
+        if watch is not None:
+            watch.cancel()
+        child = self._children.pop(name, None)
+        if child is not None:
+            await child.stop(grace_s)
+
+    def kill(self) -> None:
+        """End all at once, without waiting."""
+        for watch in self._watches.values():
+            watch.cancel()
+        for child in self._children.values():
+            child.signal(signal.SIGKILL)
+
+    def _run(self, launch: Launch) -> Child:
+        child = Child(launch, self._on_line)
+        self._children[launch.name] = child
+        _log.debug("%s started", launch.name, extra={"pid": child.pid})
+        return child
+
+    async def _keep(self, launch: Launch) -> None:
+        backoff = self._backoffs[launch.name]
+        child = self._children[launch.name]
+        while True:
+            status = await asyncio.shield(child.ended)
+            self._children.pop(launch.name, None)
+            self._tails[launch.name] = list(child.tail)
+            delay_s = backoff.died(time.monotonic() - child.started_s)
+            _log.error(
+                "%s ended: %s; %s",
+                launch.name,
+                describe_exit(status),
+                "restarting" if delay_s == 0 else f"restarting in {delay_s:.1f} s",
+                extra={"pid": child.pid, "fast_deaths": backoff.fast_deaths},
+            )
+            if backoff.fast_deaths == FAST_DEATHS:
+                _log.critical("%s keeps ending at once; see its messages above", launch.name)
+            if delay_s:
+                await asyncio.sleep(delay_s)
+            child = self._run(launch)
+
+
+def describe_exit(status: int) -> str:
+    """An exit status in words."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"killed by signal {-status}"
