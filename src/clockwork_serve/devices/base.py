@@ -11,7 +11,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from clockwork_serve.messages import Code, DeviceSpec, Infer, Load, TensorRef, Unload
-from clockwork_serve.units import KIB, MIB
+from clockwork_serve.units import KIB, MIB, NS_PER_MS
 
 
 class DeviceConfig(Struct, frozen=True, kw_only=True):
@@ -19,6 +19,7 @@ class DeviceConfig(Struct, frozen=True, kw_only=True):
 
     ``memory_bytes`` is the weights arena, cut into pages of ``page_bytes``. ``profile`` (emulated only) is a
     file or the name of a built-in profile. ``jitter`` is the share by which emulated durations vary.
+    ``warm_up_ns`` bounds the time that ``prepare`` spends on running batch sizes beyond the first.
     """
 
     device: str
@@ -31,6 +32,7 @@ class DeviceConfig(Struct, frozen=True, kw_only=True):
     profile: str = ""
     jitter: float = 0.0
     seed: int = 0
+    warm_up_ns: int = 100 * NS_PER_MS
 
 
 @dataclass(slots=True)

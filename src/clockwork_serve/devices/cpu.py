@@ -1,0 +1,87 @@
+"""The ``cpu`` device: one arena, and a backend for each kind of code it can run. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from clockwork_serve.devices.arena import Arena
+from clockwork_serve.devices.base import CallBuffers, DeviceConfig, Phases
+from clockwork_serve.devices.onnx import OnnxBackend
+from clockwork_serve.devices.python import PythonBackend
+from clockwork_serve.errors import DeviceError
+from clockwork_serve.messages import Code, DeviceSpec, Infer, Load, Unload
+
+
+class Backend(Protocol):
+    """What runs the codes of one backend; a :class:`~clockwork_serve.devices.base.Device` without a spec."""
+
+    def prepare(self, code: Code) -> None: ...
+    def retire(self, code_id: str) -> None: ...
+    def load(self, action: Load) -> None: ...
+    def unload(self, action: Unload) -> None: ...
+    def infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Phases: ...
+    def close(self) -> None: ...
+
+
+class CpuDevice:
+    """Runs ``onnx`` and ``python`` codes."""
+
+    def __init__(self, config: DeviceConfig) -> None:
+        self._arena = Arena(config.memory_bytes, config.page_bytes)
+        self._backends: dict[str, Backend] = {
+            "onnx": OnnxBackend(config, self._arena),
+            "python": PythonBackend(config, self._arena),
+        }
+        self._backend_by_code: dict[str, Backend] = {}
+        self.spec = DeviceSpec(
+            device=config.device,
+            kind="cpu",
+            pages=self._arena.pages,
+            page_bytes=config.page_bytes,
+            workspace_bytes=config.workspace_bytes,
+            io_bytes=config.io_bytes,
+        )
+
+    def prepare(self, code: Code) -> None:
+        """Hand the code to its backend; DeviceError if there is none for it here."""
+        backend = self._backends.get(code.backend)
+        if backend is None:
+            raise DeviceError(
+                f"code {code.code_id}: backend: expected one of {sorted(self._backends)} on {self.spec.device},"
+                f" found {code.backend!r}; serve it with a device of kind {code.backend!r}"
+            )
+        backend.prepare(code)
+        self._backend_by_code[code.code_id] = backend
+
+    def retire(self, code_id: str) -> None:
+        """Free what ``prepare`` took."""
+        backend = self._backend_by_code.pop(code_id, None)
+        if backend is not None:
+            backend.retire(code_id)
+
+    def load(self, action: Load) -> None:
+        """Load by the code's backend."""
+        self._backend(action.code_id).load(action)
+
+    def unload(self, action: Unload) -> None:
+        """Forget the extent in every backend: the action does not say whose it was."""
+        for backend in self._backends.values():
+            backend.unload(action)
+
+    def infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Phases:
+        """Run by the code's backend."""
+        return self._backend(action.code_id).infer(action, calls)
+
+    def close(self) -> None:
+        """Free everything."""
+        for backend in self._backends.values():
+            backend.close()
+        self._backend_by_code.clear()
+        self._arena.close()
+
+    def _backend(self, code_id: str) -> Backend:
+        backend = self._backend_by_code.get(code_id)
+        if backend is None:
+            raise DeviceError(f"code {code_id}: not prepared on {self.spec.device}")
+        return backend

@@ -1,0 +1,267 @@
+"""A device that takes the time a profile says and computes nothing; it sleeps, so it uses no core either.
+
+Durations come from ``profile.json`` in the code's folder for codes of backend ``emulated``::
+
+    {"infer_ns": {"1": 2000000, "4": 5000000}, "load_ns": 8000000}
+
+and for codes of other backends from the TOML file that ``DeviceConfig.profile`` names (a path, or the name of
+one in ``devices/profiles``)::
+
+    [device]                # optional, for emulated_config: what such a device has
+    memory_bytes = 17179869184
+    page_bytes = 16777216
+
+    [load]
+    base_us = 50.0          # of each LOAD
+    gb_per_s = 12.0         # 10^9 bytes per second
+
+    [infer_ms]              # by batch size, for every code; linear between two sizes and beyond the last two
+    1 = 2.6
+    16 = 20.0
+
+    [codes.CODE_ID]         # optional, for one code
+    infer_ms = {1 = 1.0, 16 = 9.0}
+"""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import threading
+import time
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from clockwork_serve.devices.base import CallBuffers, DeviceConfig, Phases
+from clockwork_serve.devices.tensors import Room, full_shape, io_bytes, rows_of
+from clockwork_serve.errors import ConfigError, DeviceError
+from clockwork_serve.messages import Code, DeviceSpec, Infer, Load, Profile, TensorSpec, Unload
+from clockwork_serve.units import MIB, NS_PER_US, ms
+
+PR_SET_TIMERSLACK: Final = 29
+DEFAULT_PROFILE: Final = "v100"
+
+
+class CodeProfile(Struct, frozen=True, kw_only=True):
+    """``profile.json``: durations of one emulated code."""
+
+    infer_ns: dict[int, int]
+    load_ns: int
+
+
+class DeviceTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[device]`` of a profile file."""
+
+    memory_bytes: int | None = None
+    page_bytes: int | None = None
+    workspace_bytes: int | None = None
+    io_bytes: int | None = None
+
+
+class LoadTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[load]`` of a profile file."""
+
+    base_us: float = 0.0
+    gb_per_s: float
+
+
+class CodeTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[codes.ID]`` of a profile file."""
+
+    infer_ms: dict[int, float]
+
+
+class ProfileFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A whole profile file."""
+
+    load: LoadTable
+    infer_ms: dict[int, float]
+    device: DeviceTable = DeviceTable()
+    codes: dict[str, CodeTable] = {}
+
+
+class EmulatedDevice:
+    """Occupies a lane for as long as the profile says; answers zeros of the right shape."""
+
+    def __init__(
+        self,
+        config: DeviceConfig,
+        clock: Callable[[], int] = time.monotonic_ns,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._sleep = sleep
+        self._random = random.Random(config.seed)
+        self._thread = threading.local()
+        self._ready_by_code: dict[str, tuple[Code, Profile]] = {}
+        self.spec = DeviceSpec(
+            device=config.device,
+            kind=device_kind(config),
+            pages=config.memory_bytes // config.page_bytes,
+            page_bytes=config.page_bytes,
+            workspace_bytes=config.workspace_bytes,
+            io_bytes=config.io_bytes,
+        )
+
+    def prepare(self, code: Code) -> None:
+        """Look its durations up."""
+        if code.code_id not in self._ready_by_code:
+            self._ready_by_code[code.code_id] = (code, emulated_profile(self._config, code))
+
+    def retire(self, code_id: str) -> None:
+        """Forget its durations."""
+        self._ready_by_code.pop(code_id, None)
+
+    def load(self, action: Load) -> None:
+        """Take the time of copying ``action.weights.size`` bytes."""
+        end = self._clock() + self._vary(self._get(action.code_id)[1].load_ns(action.weights.size))
+        extent = action.extent
+        if extent.first < 0 or extent.first + extent.count > self.spec.pages:
+            raise DeviceError(f"extent: expected pages within 0..{self.spec.pages - 1}, found {extent}")
+        self._wait(end)
+
+    def unload(self, action: Unload) -> None:
+        """Nothing to forget."""
+
+    def infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Phases:
+        """Write zeros, then wait until the duration is over."""
+        started = self._clock()
+        code, profile = self._get(action.code_id)
+        rows = rows_of(code, action, calls)
+        end = started + self._vary(interpolate(profile.infer_ns, action.batch))
+        for call, count in zip(calls, rows, strict=True):
+            room = Room(call)
+            for spec in code.outputs:
+                _write_zeros(room, spec, full_shape(code, spec, count))
+        written = self._clock()
+        self._wait(end)
+        return Phases(0, self._clock() - written, written - started)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def _get(self, code_id: str) -> tuple[Code, Profile]:
+        ready = self._ready_by_code.get(code_id)
+        if ready is None:
+            raise DeviceError(f"code {code_id}: not prepared on {self.spec.device}")
+        return ready
+
+    def _vary(self, duration_ns: int) -> int:
+        jitter = self._config.jitter
+        return round(duration_ns * (1 + self._random.uniform(-jitter, jitter))) if jitter else duration_ns
+
+    def _wait(self, end_ns: int) -> None:
+        if not getattr(self._thread, "precise", False):
+            _sleep_precisely()
+            self._thread.precise = True
+        left = end_ns - self._clock()
+        if left > 0:
+            self._sleep(left / 1e9)
+
+
+def emulated_config(device: str, profile: str, **settings: Any) -> DeviceConfig:
+    """The config of an emulated device: sizes from the profile's ``[device]``, then ``settings`` over them."""
+    table = msgspec.structs.asdict(read_profile(profile).device)
+    sizes = {name: value for name, value in table.items() if value is not None}
+    return DeviceConfig(device=device, kind="emulated", profile=profile, **{**sizes, **settings})
+
+
+def device_kind(config: DeviceConfig) -> str:
+    """What selects profiles of this device: ``emulated:NAME``."""
+    return f"emulated:{Path(config.profile or DEFAULT_PROFILE).stem}"
+
+
+def emulated_profile(config: DeviceConfig, code: Code) -> Profile:
+    """What an emulated device will take for a code, without jitter; ConfigError or DeviceError if unknown."""
+    if code.backend == "emulated":
+        own = _read_code_profile(code)
+        curve, base, per_mib = own.infer_ns, own.load_ns, 0
+    else:
+        file = read_profile(config.profile or DEFAULT_PROFILE)
+        table = file.codes.get(code.code_id)
+        milliseconds = table.infer_ms if table else file.infer_ms
+        curve = {size: ms(value) for size, value in milliseconds.items()}
+        base = round(file.load.base_us * NS_PER_US)
+        per_mib = round(MIB / file.load.gb_per_s)
+    sizes = code.batch_sizes
+    return Profile(
+        code_id=code.code_id,
+        device_kind=device_kind(config),
+        infer_ns={size: interpolate(curve, size) for size in sizes},
+        load_base_ns=base,
+        load_ns_per_mib=per_mib,
+        workspace_bytes=dict.fromkeys(sizes, 0),
+        io_bytes={size: io_bytes(code, size) for size in sizes},
+    )
+
+
+def interpolate(curve: Mapping[int, int], size: int) -> int:
+    """The value at ``size``: linear between two points, and beyond them along the nearest two; at least 0."""
+    if size in curve:
+        return curve[size]
+    points = sorted(curve.items())
+    if len(points) == 1:
+        return points[0][1] * size // points[0][0]
+    above = next((i for i, (x, _) in enumerate(points) if x > size), len(points) - 1)
+    (x0, y0), (x1, y1) = points[max(above, 1) - 1], points[max(above, 1)]
+    return max(0, y0 + (y1 - y0) * (size - x0) // (x1 - x0))
+
+
+def read_profile(name: str) -> ProfileFile:
+    """A profile file by path, or a built-in one by name; ConfigError naming what is wrong."""
+    path = Path(name)
+    builtin = files("clockwork_serve.devices") / "profiles"
+    try:
+        text = path.read_text() if path.suffix == ".toml" else (builtin / f"{name}.toml").read_text()
+        file = msgspec.toml.decode(text, type=ProfileFile, strict=False)
+    except OSError as error:
+        known = ", ".join(sorted(p.name[:-5] for p in builtin.iterdir() if p.name.endswith(".toml")))
+        raise ConfigError(
+            f"profile: expected a .toml file or one of: {known}; found {name!r} ({error.strerror})"
+        ) from error
+    except (msgspec.DecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"profile {name}: {error}") from error
+    _check_curve(f"profile {name}: infer_ms", file.infer_ms)
+    for code_id, table in file.codes.items():
+        _check_curve(f"profile {name}: codes.{code_id}.infer_ms", table.infer_ms)
+    if file.load.gb_per_s <= 0 or file.load.base_us < 0:
+        raise ConfigError(f"profile {name}: load: expected gb_per_s > 0 and base_us >= 0, found {file.load}")
+    return file
+
+
+def _read_code_profile(code: Code) -> CodeProfile:
+    path = Path(code.path) / "profile.json"
+    try:
+        profile = msgspec.json.decode(path.read_bytes(), type=CodeProfile, strict=False)
+    except (OSError, msgspec.DecodeError) as error:
+        raise DeviceError(f"code {path}: cannot be read ({error})") from error
+    _check_curve(f"code {path}: infer_ns", profile.infer_ns)
+    return profile
+
+
+def _check_curve(where: str, curve: Mapping[int, float]) -> None:
+    if not curve or min(curve) < 1 or min(curve.values()) <= 0:
+        raise ConfigError(f"{where}: expected a duration above 0 for at least one batch size, found {curve}")
+
+
+def _write_zeros(room: Room, spec: TensorSpec, shape: tuple[int, ...]) -> None:
+    shape = tuple(1 if dim < 0 else dim for dim in shape)
+    if spec.datatype == "BYTES":
+        room.put(spec, np.full(shape, b"", dtype=object))
+    else:
+        room.array(spec, shape).fill(0)
+
+
+def _sleep_precisely() -> None:
+    """Ask the kernel to end this thread's sleeps on time instead of up to 50 us late (Linux; else nothing)."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)

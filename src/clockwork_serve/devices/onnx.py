@@ -1,0 +1,232 @@
+"""ONNX models on the CPU: weights copied into arena pages, runs on bindings that exist already. Decides nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clockwork_serve.devices.arena import Arena, Scratch
+from clockwork_serve.devices.base import NUMPY_DTYPES, CallBuffers, DeviceConfig, Phases
+from clockwork_serve.devices.blobs import Blobs
+from clockwork_serve.devices.onnx_io import Batch
+from clockwork_serve.devices.onnx_session import Session, one_line, open_session, trim, value_of
+from clockwork_serve.devices.onnx_weights import Bindings, Bound, Index, bind, read_index
+from clockwork_serve.devices.tensors import full_shape, rows_of
+from clockwork_serve.errors import DeviceError, ModelError
+from clockwork_serve.messages import Code, Infer, Load, Unload
+
+NO_WEIGHTS = Index(tensors=(), blob_bytes=0)
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A code that is ready. ``session`` is None where each model has a session of its own (not lifted)."""
+
+    code: Code
+    session: Session | None
+    index: Index
+    batches: dict[int, Batch]
+    bindable: bool  # strings cannot be bound
+
+
+class OnnxBackend:
+    """Runs codes of backend ``onnx``. Blobs go to the arena, which it shares with nobody."""
+
+    def __init__(
+        self, config: DeviceConfig, arena: Arena, clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        self._config = config
+        self._arena = arena
+        self._clock = clock
+        self._scratch = Scratch(config.io_bytes)
+        self._blobs = Blobs()
+        self._bindings = Bindings()
+        self._prepared_by_code: dict[str, Prepared] = {}
+        self._opened_by_page: dict[int, tuple[str, Bound]] = {}  # sessions of models that are not lifted
+        self._placeholder = value_of(np.zeros(1, np.float32), "FP32")
+
+    def prepare(self, code: Code) -> None:
+        """Open the code's session and warm it; DeviceError if the artefact is unusable."""
+        if code.code_id in self._prepared_by_code:
+            return
+        folder = Path(code.path)
+        index, session = NO_WEIGHTS, None
+        if code.lifted:
+            index = read_index(folder)
+            session = open_session(folder / "model.onnx", self._config.threads, optimised=True)
+            _check_names(code, index, session)
+        bindable = all(spec.datatype != "BYTES" for spec in code.inputs)
+        sizes = code.batch_sizes if code.batched else (1,)
+        batches = {size: Batch(code, size, self._scratch, self._placeholder) for size in sizes}
+        if session is not None:
+            # Zeros of its own: the arena's pages may hold the weights of others.
+            memory = np.zeros(index.blob_bytes, np.uint8)
+            self._warm_up(code, bind(session, index, memory), sizes)
+        self._prepared_by_code[code.code_id] = Prepared(code, session, index, batches, bindable)
+
+    def retire(self, code_id: str) -> None:
+        """Drop the code's session, bindings and models."""
+        if self._prepared_by_code.pop(code_id, None) is None:
+            return
+        self._bindings.retire(code_id)
+        for page in [page for page, (owner, _) in self._opened_by_page.items() if owner == code_id]:
+            del self._opened_by_page[page]
+        trim()
+
+    def load(self, action: Load) -> None:
+        """Read the blob into its extent, or open the session of a model that is not lifted."""
+        prepared = self._get(action.code_id)
+        page, weights = action.extent.first, action.weights
+        if not prepared.code.lifted:
+            self._arena.view(action.extent, 0)
+            path = Path(weights.path)
+            path = path / "model.onnx" if path.is_dir() else path
+            session = open_session(path, self._config.threads, optimised=False)
+            _check_names(prepared.code, NO_WEIGHTS, session)
+            bound = bind(session, NO_WEIGHTS, np.empty(0, np.uint8))
+            self._warm_up(prepared.code, bound, (1,))
+            self._opened_by_page[page] = (action.code_id, bound)
+            return
+        if weights.size != prepared.index.blob_bytes:
+            raise DeviceError(
+                f"weights {weights.weights_id}: expected {prepared.index.blob_bytes} bytes for code"
+                f" {action.code_id}, found {weights.size}; compile the model again"
+            )
+        self._blobs.read_into(weights.path, self._arena.view(action.extent, weights.size))
+        if self._bindings.get(action.code_id, page) is None:
+            self._bind(prepared, action.code_id, page)
+
+    def unload(self, action: Unload) -> None:
+        """Forget; bindings stay, for whoever comes to these pages next."""
+        if self._opened_by_page.pop(action.extent.first, None) is not None:
+            trim()
+
+    def infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Phases:
+        """Run one batch on the weights in the action's extent."""
+        clock = self._clock
+        started = clock()
+        prepared = self._get(action.code_id)
+        rows = rows_of(prepared.code, action, calls)
+        batch = prepared.batches[action.batch if prepared.code.batched else 1]
+        bound = self._bound(prepared, action, calls)
+        try:
+            if not prepared.bindable:
+                return self._infer_plainly(batch, bound, calls, rows, started)
+            binding = bound.binding
+            use = batch.bind_inputs(binding, calls, rows)
+            try:
+                batch.bind_outputs(binding, calls, use)
+                bound_at = clock()
+                bound.session.run_with_iobinding(binding)
+                ran = clock()
+                batch.read_outputs(binding, rows, use)
+            finally:
+                batch.release(binding, use)
+        except DeviceError:
+            _clear(calls)
+            raise
+        except Exception as error:  # whatever ONNX Runtime raises: its classes have no common base
+            _clear(calls)
+            raise ModelError(f"model {action.model}: {one_line(error)}") from error
+        return Phases(bound_at - started, ran - bound_at, clock() - ran)
+
+    def close(self) -> None:
+        """Free everything but the arena."""
+        for code_id in list(self._prepared_by_code):
+            self.retire(code_id)
+        self._blobs.close()
+        self._scratch.close()
+
+    def _infer_plainly(
+        self, batch: Batch, bound: Bound, calls: Sequence[CallBuffers], rows: Sequence[int], started: int
+    ) -> Phases:
+        began = self._clock()
+        use, arrays = batch.run_plainly(bound.session, bound.weights, calls, rows)
+        ran = self._clock()
+        batch.write_outputs(arrays, rows, use)
+        return Phases(began - started, ran - began, self._clock() - ran)
+
+    def _get(self, code_id: str) -> Prepared:
+        prepared = self._prepared_by_code.get(code_id)
+        if prepared is None:
+            raise DeviceError(f"code {code_id}: not prepared on {self._config.device}")
+        return prepared
+
+    def _bound(self, prepared: Prepared, action: Infer, calls: Sequence[CallBuffers]) -> Bound:
+        """The session to run with its weights bound; bound anew if optional inputs of before must not linger."""
+        page = action.extent.first
+        code_id = prepared.code.code_id
+        if prepared.session is None:
+            owner, bound = self._opened_by_page.get(page, ("", None))
+            if bound is None or owner != code_id:
+                raise DeviceError(f"model {action.model}: not loaded at page {page} of {self._config.device}")
+        else:
+            bound = self._bindings.get(code_id, page) or self._bind(prepared, code_id, page)
+        for spec in prepared.code.inputs:
+            if spec.optional and spec.name not in calls[0].inputs:
+                fresh = bound.session.io_binding()
+                for name, value in bound.weights.items():
+                    fresh.bind_ortvalue_input(name, value)
+                return Bound(bound.session, fresh, bound.weights, bound.arrays)
+        return bound
+
+    def _bind(self, prepared: Prepared, code_id: str, page: int) -> Bound:
+        index = prepared.index
+        bound = bind(prepared.session, index, self._arena.bytes_at(page, index.blob_bytes))
+        self._bindings.put(code_id, page, bound)
+        return bound
+
+    def _warm_up(self, code: Code, bound: Bound, sizes: Sequence[int]) -> None:
+        """Run each batch size once, ascending, while the time allows: workspace is then allocated.
+
+        The inputs are zeros, and a model may well refuse zeros: that says nothing about real ones.
+        """
+        names = [spec.name for spec in code.outputs]
+        left = self._config.warm_up_ns
+        for size in sizes:
+            began = self._clock()
+            with contextlib.suppress(Exception):
+                bound.session.run(names, {**bound.weights, **_zero_inputs(code, size)})
+            took = self._clock() - began
+            left -= took
+            if left < 2 * took:  # the next size takes about twice as long
+                return
+
+
+def _zero_inputs(code: Code, size: int) -> dict[str, Any]:
+    arrays = {}
+    for spec in code.inputs:
+        shape = tuple(1 if dim < 0 else dim for dim in full_shape(code, spec, size))
+        if spec.datatype == "BYTES":
+            arrays[spec.name] = np.full(shape, "", dtype=object)
+        else:
+            array = np.zeros(shape, NUMPY_DTYPES[spec.datatype])
+            arrays[spec.name] = value_of(array, "BF16") if spec.datatype == "BF16" else array
+    return arrays
+
+
+def _check_names(code: Code, index: Index, session: Session) -> None:
+    """DeviceError unless code, index and graph speak of the same tensors."""
+    given = {spec.name for spec in code.inputs} | {tensor.name for tensor in index.tensors}
+    wanted = {node.name for node in session.get_inputs()}
+    made = {node.name for node in session.get_outputs()}
+    lacking = wanted - given
+    unknown = {spec.name for spec in code.inputs if not spec.optional} - wanted
+    unknown |= {tensor.name for tensor in index.tensors} - wanted
+    unknown |= {spec.name for spec in code.outputs} - made
+    if lacking or unknown:
+        raise DeviceError(
+            f"code {code.code_id}: the graph and its description differ: not described {sorted(lacking)[:5]},"
+            f" not in the graph {sorted(unknown)[:5]}; compile the model again"
+        )
+
+
+def _clear(calls: Sequence[CallBuffers]) -> None:
+    for call in calls:
+        call.outputs.clear()

@@ -1,0 +1,202 @@
+"""Models that are a user's class: ``Model`` with load, infer and unload, in ``model.py``. Trusts nothing it returns.
+
+    class Model:
+        def load(self, path: str) -> None: ...
+        def infer(self, inputs: dict[str, numpy.ndarray]) -> dict[str, numpy.ndarray]: ...
+        def unload(self) -> None: ...
+
+Arrays have the batch on axis 0 where the code is batched (the rows of the calls, not padded). Inputs may not
+be written to. Code of this kind holds the GIL while it runs Python, so durations vary with other threads.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from clockwork_serve.devices.arena import Arena
+from clockwork_serve.devices.base import NUMPY_DTYPES, Array, CallBuffers, DeviceConfig, Phases
+from clockwork_serve.devices.tensors import Room, fits, full_shape, gather, rows_of, split
+from clockwork_serve.errors import DeviceError, ModelError
+from clockwork_serve.messages import Code, Infer, Load, TensorSpec, Unload
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A code whose module is imported."""
+
+    code: Code
+    module: ModuleType
+
+
+class PythonBackend:
+    """Runs codes of backend ``python``; their memory is accounted for in pages, which stay unused."""
+
+    def __init__(
+        self, config: DeviceConfig, arena: Arena, clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        self._device = config.device
+        self._arena = arena
+        self._clock = clock
+        self._prepared_by_code: dict[str, Prepared] = {}
+        self._model_by_page: dict[int, tuple[str, Any]] = {}
+
+    def prepare(self, code: Code) -> None:
+        """Import ``model.py``; DeviceError if it cannot be, or has no usable ``Model``."""
+        if code.code_id in self._prepared_by_code:
+            return
+        path = Path(code.path) / "model.py"
+        module = _import(path, _module_name(code.code_id))
+        missing = [name for name in ("load", "infer", "unload") if not callable(_member(module, name))]
+        if missing:
+            raise DeviceError(f"{path}: expected a class Model with load, infer and unload, found no {missing[0]}")
+        self._prepared_by_code[code.code_id] = Prepared(code, module)
+
+    def retire(self, code_id: str) -> None:
+        """Drop the module and its models."""
+        if self._prepared_by_code.pop(code_id, None) is None:
+            return
+        for page in [page for page, (owner, _) in self._model_by_page.items() if owner == code_id]:
+            _unload(self._model_by_page.pop(page)[1])
+        sys.modules.pop(_module_name(code_id), None)
+
+    def load(self, action: Load) -> None:
+        """Make a model and let it load its files."""
+        prepared = self._get(action.code_id)
+        self._arena.view(action.extent, 0)
+        _, before = self._model_by_page.pop(action.extent.first, ("", None))
+        if before is not None:
+            _unload(before)
+        try:
+            model = prepared.module.Model()
+            model.load(action.weights.path)
+        except (Exception, SystemExit) as error:  # a user's code may raise anything, and must not end our thread
+            raise ModelError(f"model {action.model}: load: {_last_line(error)}") from error
+        self._model_by_page[action.extent.first] = (action.code_id, model)
+
+    def unload(self, action: Unload) -> None:
+        """Let the model go."""
+        _, model = self._model_by_page.pop(action.extent.first, ("", None))
+        if model is not None:
+            _unload(model)
+
+    def infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Phases:
+        """Run one batch: all rows of the calls at once."""
+        started = self._clock()
+        code = self._get(action.code_id).code
+        rows = rows_of(code, action, calls)
+        owner, model = self._model_by_page.get(action.extent.first, ("", None))
+        if model is None or owner != action.code_id:
+            raise DeviceError(
+                f"model {action.model}: not loaded at page {action.extent.first} of {self._device}"
+            )
+        inputs = _inputs(code, calls, rows)
+        gathered = self._clock()
+        try:
+            found = model.infer(inputs)
+        except (Exception, SystemExit) as error:
+            raise ModelError(f"model {action.model}: {_last_line(error)}") from error
+        ran = self._clock()
+        _write(action.model, code, found, calls, rows)
+        return Phases(gathered - started, ran - gathered, self._clock() - ran)
+
+    def close(self) -> None:
+        """Unload every model."""
+        for code_id in list(self._prepared_by_code):
+            self.retire(code_id)
+
+    def _get(self, code_id: str) -> Prepared:
+        prepared = self._prepared_by_code.get(code_id)
+        if prepared is None:
+            raise DeviceError(f"code {code_id}: not prepared on {self._device}")
+        return prepared
+
+
+def _inputs(code: Code, calls: Sequence[CallBuffers], rows: Sequence[int]) -> dict[str, Array]:
+    inputs = {}
+    for spec in code.inputs:
+        if spec.optional and all(spec.name not in call.inputs for call in calls):
+            continue
+        arrays = gather(code, spec, calls, rows)
+        array = arrays[0].view() if len(arrays) == 1 else np.concatenate(arrays)
+        array.flags.writeable = False  # it may be the client's memory
+        inputs[spec.name] = array
+    return inputs
+
+
+def _write(
+    model: str, code: Code, found: object, calls: Sequence[CallBuffers], rows: Sequence[int]
+) -> None:
+    """Check what the model returned and copy it into the calls' rooms."""
+    names = [spec.name for spec in code.outputs]
+    if not isinstance(found, dict) or not set(names) <= found.keys():
+        what = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
+        raise ModelError(f"model {model}: expected a dict with outputs {names}, found {what}")
+    total = sum(rows)
+    arrays = [_checked(model, code, spec, found[spec.name], total) for spec in code.outputs]
+    rooms = [Room(call) for call in calls]
+    try:
+        for spec, array in zip(code.outputs, arrays, strict=True):
+            split(code, spec, array, total, rows, rooms)
+    except DeviceError:
+        for call in calls:
+            call.outputs.clear()
+        raise
+
+
+def _checked(model: str, code: Code, spec: TensorSpec, found: object, rows: int) -> Array:
+    expected = full_shape(code, spec, rows)
+    array = np.asarray(found)
+    strings = spec.datatype == "BYTES" and array.dtype.kind in "OSU"
+    if not strings and array.dtype != NUMPY_DTYPES[spec.datatype]:
+        raise ModelError(
+            f"model {model}: output {spec.name}: expected {NUMPY_DTYPES[spec.datatype]} ({spec.datatype}),"
+            f" found {array.dtype}"
+        )
+    if not fits(expected, array.shape):
+        raise ModelError(f"model {model}: output {spec.name}: expected shape {expected}, found {array.shape}")
+    return array
+
+
+def _import(path: Path, name: str) -> ModuleType:
+    """Import a file under a private name, so that models cannot shadow each other or a library."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise DeviceError(f"{path}: expected a Python file, found none")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        sys.modules.pop(name, None)
+        raise ModelError(f"{path}: {_last_line(error)}") from error
+    return module
+
+
+def _module_name(code_id: str) -> str:
+    return f"_clockwork_model_{code_id}"
+
+
+def _member(module: ModuleType, name: str) -> object:
+    return getattr(getattr(module, "Model", None), name, None)
+
+
+def _unload(model: Any) -> None:
+    """Let a model clean up. What it raises changes nothing: it is gone either way."""
+    try:
+        model.unload()
+    except (Exception, SystemExit):
+        traceback.print_exc()
+
+
+def _last_line(error: BaseException) -> str:
+    return traceback.format_exception_only(error)[-1].strip().splitlines()[-1]
