@@ -1,0 +1,170 @@
+"""From repository entries to served models; a model that cannot be compiled is a problem, never a stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from msgspec import Struct
+
+from clockwork_serve.messages import Code, Model, Weights
+from clockwork_serve.store.cache import Cache, digest_of
+from clockwork_serve.store.compiled import Compiled
+from clockwork_serve.store.model_config import PLATFORMS, model_config
+from clockwork_serve.store.onnx_compiler import OnnxCompiler
+from clockwork_serve.store.optimiser import Optimiser
+from clockwork_serve.store.plain_backends import compile_emulated, compile_python, weights_id_of
+from clockwork_serve.store.problems import Problem, ProblemError, placed, problem
+from clockwork_serve.store.repository import Entry, Repository, model_file
+from clockwork_serve.store.settings import StoreConfig
+from clockwork_serve.store.source import Seen, Source, read_source
+from clockwork_serve.units import ms
+
+Progress = Callable[[int, int, str], None]
+"""Told (done, total, text) after each version; text names it and what was done."""
+
+
+class Served(Struct, frozen=True, kw_only=True):
+    """A version of a model ready to be served. Models of one architecture have equal codes."""
+
+    model: Model
+    code: Code
+
+
+class Compiler:
+    """Compiles models into ``cache``, and finds again what was compiled before.
+
+    ``optimiser.runs`` counts the graphs that had to be optimised.
+    """
+
+    def __init__(self, cache: Cache, config: StoreConfig, optimiser: Optimiser | None = None) -> None:
+        self.cache = cache
+        self.optimiser = optimiser or Optimiser()
+        self._config = config
+        self._onnx = OnnxCompiler(cache, config, self.optimiser)
+
+    def compile(self, entry: Entry, version: int) -> Served:
+        """One version. Raises ``ProblemError`` (a ``RepositoryError``) that names the model."""
+        try:
+            if entry.problems:
+                raise ProblemError(entry.problems[0])
+            return self._compile(entry, version)
+        except ProblemError as error:
+            raise placed(error, model=entry.name, version=str(version)) from None
+        except OSError as error:
+            raise problem(
+                "files", model=entry.name, version=str(version), expected="files that can be read",
+                found=str(error), advice="check the model's folder and the cache folder",
+            ) from error  # fmt: skip
+
+    def _compile(self, entry: Entry, version: int) -> Served:
+        key = f"{entry.name}/{version}"
+        if entry.backend == "onnx":
+            compiled = self._compile_onnx(entry, version)
+            code = self.cache.code(compiled.code_id)
+            if code is None:
+                raise problem(
+                    "cache_dir",
+                    expected="the code just compiled",
+                    found="none",
+                    advice="is someone emptying it?",
+                )
+            return self._served(entry, version, compiled, code, compiled.weights(self.cache))
+        if entry.backend == "emulated":
+            compiled, code = compile_emulated(entry, self.cache, self._config)
+            path = ""
+        else:
+            compiled, code = compile_python(entry, version, self.cache, self._config)
+            path = code.path
+        weights = Weights(weights_id=weights_id_of(code.code_id, key), path=path, size=compiled.weights_bytes)
+        return self._served(entry, version, compiled, code, weights)
+
+    def _compile_onnx(self, entry: Entry, version: int) -> Compiled:
+        path = model_file(entry, version)
+        said = entry.settings.compile_key(self._config)
+        place = digest_of(str(path))
+        seen = self.cache.record("seen", place, Seen)
+        if seen is not None and seen.current:
+            compiled = self._found(seen.content, said)
+            if compiled is not None:
+                return compiled
+        source = read_source(path, path.parent)
+        compiled = self._found(source.seen.content, said) or self._new(source, entry, said)
+        if all(facts.settled for facts in source.seen.files) and source.seen.current:
+            self.cache.save_record("seen", place, source.seen)
+        return compiled
+
+    def _found(self, content: str, said: bytes) -> Compiled | None:
+        compiled = self.cache.record("compiled", digest_of(content, said), Compiled)
+        return compiled if compiled is not None and compiled.present(self.cache) else None
+
+    def _new(self, source: Source, entry: Entry, said: bytes) -> Compiled:
+        key = digest_of(source.seen.content, said)
+        with self.cache.lock(key):
+            compiled = self._found(source.seen.content, said)
+            if compiled is None:
+                compiled = self._onnx.compile(source, entry.settings)
+                self.cache.save_record("compiled", key, compiled)
+        return compiled
+
+    def _served(self, entry: Entry, version: int, compiled: Compiled, code: Code, weights: Weights) -> Served:
+        settings = entry.settings
+        unknown = sorted(set(settings.labels) - {spec.name for spec in code.outputs})
+        extra = (f"labels for {unknown}, which are no outputs, are ignored",) if unknown else ()
+        model = Model(
+            key=f"{entry.name}/{version}",
+            name=entry.name,
+            version=str(version),
+            code_id=code.code_id,
+            weights=weights,
+            platform=PLATFORMS[code.backend],
+            max_batch_size=compiled.max_batch_size,
+            batch_sizes=compiled.batch_sizes,
+            output_bytes=compiled.output_bytes,
+            slo_ns=None if settings.slo_ms is None else ms(settings.slo_ms),
+            queue_limit=settings.queue_limit or self._config.queue_limit,
+            priority=settings.priority or 0,
+            labels=settings.labels,
+            config=model_config(entry.name, settings, code, compiled.max_batch_size),
+            warnings=(*entry.warnings, *compiled.warnings, *extra),
+        )
+        return Served(model=model, code=code)
+
+
+def compile_model(entry: Entry, version: int, cache: Cache, config: StoreConfig | None = None) -> Served:
+    """Compile one version of one model. Raises ``ProblemError``. For many, share a :class:`Compiler`."""
+    return Compiler(cache, config or StoreConfig(cache_dir=str(cache.root))).compile(entry, version)
+
+
+def compile_all(
+    repository: Repository,
+    cache: Cache,
+    progress: Progress | None = None,
+    *,
+    compiler: Compiler | None = None,
+    entries: Sequence[Entry] | None = None,
+) -> tuple[list[Served], list[Problem]]:
+    """Scan and compile every version to be served; what cannot be served is in the second list.
+
+    ``entries`` limits it to some (already scanned). It can be interrupted between models and goes on where
+    it was when called again.
+    """
+    compiler = compiler or Compiler(cache, repository.config)
+    chosen = repository.scan() if entries is None else list(entries)
+    problems = [found for entry in chosen for found in entry.problems]
+    work = [(entry, version) for entry in chosen for version in entry.versions]
+    served = []
+    for done, (entry, version) in enumerate(work, start=1):
+        text = f"{entry.name}/{version}"
+        try:
+            served.append(compiler.compile(entry, version))
+        except ProblemError as error:
+            problems.append(error.problem)
+            text += " cannot be served"
+        if progress is not None:
+            progress(done, len(work), text)
+    return served, problems
+
+
+def codes_of(served: Sequence[Served]) -> dict[str, Code]:
+    """The distinct codes, by id."""
+    return {each.code.code_id: each.code for each in served}

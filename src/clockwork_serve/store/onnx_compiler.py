@@ -1,0 +1,260 @@
+"""Compiles ONNX models into code and weights; never lifts what would change an answer."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from clockwork_serve.messages import Code
+from clockwork_serve.store.cache import Cache, digest_of
+from clockwork_serve.store.compiled import Compiled, batch_sizes
+from clockwork_serve.store.interface import Batching, Interface, batching_of, declared, interface_of, specs
+from clockwork_serve.store.lifting import RECURRENT_OPS, Index, Lifted, lift
+from clockwork_serve.store.onnx_graph import Plan, prepared
+from clockwork_serve.store.optimiser import Optimiser, Session, open_optimised, parse_model
+from clockwork_serve.store.problems import ProblemError
+from clockwork_serve.store.recipe import PROBES, Recipe, agreed, places_of, probe_elements
+from clockwork_serve.store.settings import ModelSettings, StoreConfig
+from clockwork_serve.store.shapes import DATA_DEPENDENT_OPS, judged, output_room, settled_outputs
+from clockwork_serve.store.source import Source
+from clockwork_serve.store.trial import RunError, Trial, difference, try_out, variants
+from clockwork_serve.store.wire import Skeleton, WireError, elements, filled, skeleton
+from clockwork_serve.units import MIB
+
+TOLERANCE = 1e-5
+"""Largest relative difference between a lifted graph's answers and an ordinary session's."""
+RECURRENT_TOLERANCE = 5e-4
+"""The same for recurrent graphs: with weights that are inputs their kernels sum in another order."""
+_BAKED_WORTH_A_WARNING = 1 * MIB
+_RECIPES_KEPT_BYTES = 512 * MIB
+
+
+class Architecture(Struct, frozen=True, kw_only=True):
+    """What copies share: how they are prepared, what the first compiled to, and how the others are made.
+
+    ``copies``: ``once`` after the first, then ``gather`` (there is a recipe) or ``each`` (there is none).
+    ``digest`` is that of the lifted graph.
+    """
+
+    plan: Plan
+    first: Compiled
+    digest: str
+    copies: str = "once"
+
+
+class Lowered(Struct, frozen=True):
+    """A model optimised and lifted, with its ordinary session to compare with."""
+
+    session: Session
+    optimised: bytes
+    lifted: Lifted
+
+
+class OnnxCompiler:
+    """Compiles one source after another; remembers recipes of architectures seen lately."""
+
+    def __init__(self, cache: Cache, config: StoreConfig, optimiser: Optimiser) -> None:
+        self._cache = cache
+        self._config = config
+        self._optimiser = optimiser
+        self._recipes: dict[str, Recipe] = {}
+
+    def compile(self, source: Source, settings: ModelSettings) -> Compiled:
+        """Code and weights of a model, stored. Raises ``ProblemError``."""
+        try:
+            frame = skeleton(source.data)
+        except WireError:
+            parse_model(source.data)  # says what is wrong
+            frame = Skeleton(source.seen.content, ())
+        key = digest_of(frame.digest, settings.compile_key(self._config))
+        known = self._cache.record("architectures", key, Architecture)
+        if known is None or self._cache.code(known.first.code_id) is None:
+            return self._first(source, settings, key)
+        if known.copies == "gather":
+            recipe = self._recipe(key)
+            if recipe is not None:
+                return self._copy(known, recipe.blob(elements(source.data, frame.holes)))
+        lowered = self._lower(source.data, known.plan)
+        if known.copies == "once":
+            self._learn(source, frame, key, known, lowered.lifted)
+        if known.first.lifted and lowered.lifted.digest == known.digest:
+            return self._copy(known, lowered.lifted.blob)
+        trial = try_out(lowered.session, known.plan.interface, batched=known.plan.max_batch_size > 0)
+        return self._stored(lowered, known.plan, settings, trial, [])
+
+    # The first of an architecture
+
+    def _first(self, source: Source, settings: ModelSettings, key: str) -> Compiled:
+        found = interface_of(parse_model(source.data))
+        batching = batching_of(found, settings, self._config)
+        plan = _planned(found, batching, settings)
+        lowered = self._lower(source.data, plan)
+        trial = try_out(lowered.session, plan.interface, batched=plan.max_batch_size > 0)
+        lost = batching.lost
+        if isinstance(trial, Trial):
+            verdict = judged(trial, plan.interface, batched=plan.max_batch_size > 0)
+            if verdict.lost or verdict.squeezed:
+                lost = lost or verdict.lost
+                plan = _planned(found, Batching(0) if verdict.lost else batching, settings)
+                plan = msgspec.structs.replace(plan, squeezed=verdict.squeezed)
+                lowered = self._lower(source.data, plan)
+                trial = try_out(lowered.session, plan.interface, batched=plan.max_batch_size > 0)
+        compiled = self._stored(lowered, plan, settings, trial, [lost] if lost else [])
+        architecture = Architecture(
+            plan=plan,
+            first=compiled,
+            digest=lowered.lifted.digest,
+            copies="once" if compiled.lifted else "each",
+        )
+        self._cache.save_record("architectures", key, architecture)
+        return compiled
+
+    def _lower(self, data: memoryview | bytes, plan: Plan) -> Lowered:
+        session, optimised = self._optimiser.optimise(prepared(parse_model(data), plan))
+        return Lowered(session, optimised, lift(parse_model(optimised)))
+
+    def _stored(
+        self, lowered: Lowered, plan: Plan, settings: ModelSettings, trial: Trial | str, warnings: list[str]
+    ) -> Compiled:
+        """Store code and weights; lifted if that gives the same answers."""
+        batched = plan.max_batch_size > 0
+        tried = trial if isinstance(trial, Trial) else None
+        obstacle = _lift_obstacle(lowered, tried) if tried else f"it could not be tried out ({trial})"
+        lifted = lowered.lifted
+        outputs = settled_outputs(
+            plan.interface,
+            lowered.session.output_shapes(),
+            tried,
+            batched=batched,
+            by_values=bool(lifted.operators & DATA_DEPENDENT_OPS),
+        )
+        code = Code(
+            code_id="",
+            backend="onnx",
+            path="",
+            inputs=specs(plan.interface.inputs, batched=batched),
+            outputs=specs(outputs, batched=batched),
+            batched=batched,
+            batch_sizes=batch_sizes(plan.max_batch_size),
+            lifted=not obstacle,
+        )
+        code_id = digest_of(self._cache.runtime, lifted.digest, msgspec.json.encode(code))[:32]
+        code = msgspec.structs.replace(code, code_id=code_id)
+        index = Index(tensors=(), blob_bytes=0) if obstacle else lifted.index
+        files = {"index.json": msgspec.json.encode(index)}
+        if not obstacle:
+            files["model.onnx"] = lifted.graph
+        if tried:
+            files["probe.json"] = msgspec.json.encode(tried.fills)
+        if self._cache.code(code_id) is None:
+            self._cache.save_code(code, files)
+        stored: bytes | np.ndarray = lowered.optimised if obstacle else lifted.blob
+        return Compiled(
+            code_id=code_id,
+            weights_id=self._cache.save_weights(stored),
+            weights_bytes=len(stored),
+            lifted=not obstacle,
+            max_batch_size=plan.max_batch_size,
+            batch_sizes=code.batch_sizes,
+            output_bytes=output_room(
+                code.outputs, tried, least=self._config.output_bytes, asked=settings.output_bytes
+            ),
+            warnings=(*warnings, *_warnings(lifted, obstacle, code)),
+        )
+
+    # Further copies
+
+    def _copy(self, known: Architecture, blob: np.ndarray) -> Compiled:
+        return msgspec.structs.replace(known.first, weights_id=self._cache.save_weights(blob))
+
+    def _learn(self, source: Source, frame: Skeleton, key: str, known: Architecture, true: Lifted) -> None:
+        """Find the recipe on the second copy, and prove it there: same graph, same blob, byte for byte."""
+        recipe = self._probed(source, frame, known) if true.digest == known.digest else None
+        if recipe is not None:
+            same = np.array_equal(recipe.blob(elements(source.data, frame.holes)), true.blob)
+            recipe = recipe if same else None
+        if recipe is not None:
+            self._cache.write(self._cache.root / "architectures" / f"{key}.npz", recipe.to_bytes())
+        copies = "each" if recipe is None else "gather"
+        self._cache.save_record("architectures", key, msgspec.structs.replace(known, copies=copies))
+
+    def _probed(self, source: Source, frame: Skeleton, known: Architecture) -> Recipe | None:
+        found = []
+        for probe in PROBES:
+            flat = probe_elements(frame.elements, probe)
+            if flat is None or not frame.holes:
+                return None
+            try:
+                lifted = self._lower(filled(source.data, frame.holes, flat), known.plan).lifted
+            except ProblemError:
+                return None
+            if lifted.digest != known.digest:
+                return None
+            found.append(places_of(lifted.blob, frame.elements, probe))
+        return agreed(found[0], found[1], lifted.index)
+
+    def _recipe(self, key: str) -> Recipe | None:
+        recipe = self._recipes.get(key)
+        if recipe is None:
+            try:
+                recipe = Recipe.from_bytes((self._cache.root / "architectures" / f"{key}.npz").read_bytes())
+            except (OSError, ValueError, KeyError):
+                return None
+            while self._recipes and recipe.blob_bytes + self._kept_bytes() > _RECIPES_KEPT_BYTES:
+                del self._recipes[next(iter(self._recipes))]
+            self._recipes[key] = recipe
+        return recipe
+
+    def _kept_bytes(self) -> int:
+        return sum(recipe.blob_bytes for recipe in self._recipes.values())
+
+
+def _planned(found: Interface, batching: Batching, settings: ModelSettings) -> Plan:
+    interface = declared(found, settings, batched=batching.max_batch_size > 0)
+    return Plan(interface=interface, max_batch_size=batching.max_batch_size, declared=interface != found)
+
+
+def _lift_obstacle(lowered: Lowered, trial: Trial) -> str:
+    """Why the lifted graph cannot be used; empty if it answers as the ordinary session does."""
+    lifted = lowered.lifted
+    recurrent = bool(lifted.operators & RECURRENT_OPS)
+    tolerance = RECURRENT_TOLERANCE if recurrent else TOLERANCE
+    try:
+        session = open_optimised(lifted.graph)
+        for inputs in variants(trial):
+            try:
+                wanted = lowered.session.run(inputs)
+            except RunError:
+                continue
+            gap = difference(session.run({**inputs, **lifted.index.views(lifted.blob)}), wanted)
+            if gap > tolerance:
+                return f"with its weights as inputs its answers differ by {gap:.1e} (at most {tolerance:.0e})"
+    except ProblemError as error:
+        return f"with its weights as inputs it does not open ({error.problem.found})"
+    except RunError as error:
+        return f"with its weights as inputs it does not run ({error})"
+    return ""
+
+
+def _warnings(lifted: Lifted, obstacle: str, code: Code) -> list[str]:
+    found = []
+    if obstacle:
+        found.append(
+            f"weights are not lifted: {obstacle}; each LOAD opens the whole model anew, which is slow, "
+            "and copies share no code"
+        )
+    elif lifted.baked_bytes >= _BAKED_WORTH_A_WARNING:
+        found.append(
+            f"{lifted.baked_bytes / MIB:.1f} MiB of weights stay in the code (only float32 outside of branches "
+            "and loops is lifted): they take memory for as long as the model is registered, and copies with "
+            "other values of them share no code"
+        )
+    for spec in code.inputs:
+        if -1 in spec.shape:
+            found.append(
+                f"input '{spec.name}' leaves dimensions open {list(spec.shape)}: requests share a batch only if "
+                "their shapes are equal, and durations are predicted less well; to fix them declare dims in "
+                "clockwork.toml"
+            )
+    return found

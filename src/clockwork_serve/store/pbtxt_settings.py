@@ -1,0 +1,255 @@
+"""Reads Triton's ``config.pbtxt``: what has a meaning here is used, what has none is named in a warning,
+and what would change answers is refused, never ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+from clockwork_serve.store.problems import did_you_mean, problem
+from clockwork_serve.store.prototext import Block, Word, parse_prototext
+from clockwork_serve.store.settings import ModelSettings, TensorSettings, VersionPolicy, datatype_of
+
+FILE_NAME = "config.pbtxt"
+
+_TOP = (
+    "name", "platform", "backend", "runtime", "version_policy", "max_batch_size", "input", "output",
+    "batch_input", "batch_output", "optimization", "dynamic_batching", "sequence_batching",
+    "ensemble_scheduling", "instance_group", "default_model_filename", "cc_model_filenames", "metric_tags",
+    "parameters", "model_warmup", "model_operations", "model_transaction_policy",
+    "model_repository_agents", "response_cache", "model_metrics",
+)  # fmt: skip
+_INPUT = (
+    "name", "data_type", "format", "dims", "reshape", "is_shape_tensor", "allow_ragged_batch", "optional",
+    "is_non_linear_format_io",
+)  # fmt: skip
+_OUTPUT = (
+    "name", "data_type", "dims", "reshape", "label_filename", "is_shape_tensor", "is_non_linear_format_io",
+)  # fmt: skip
+_PLATFORMS = {"onnxruntime_onnx": "onnx", "onnxruntime": "onnx", "onnx": "onnx", "python": "python"}
+"""Triton's platforms and backends that this server has, by its own names."""
+
+
+def read_pbtxt(text: str, folder_name: str) -> tuple[ModelSettings, tuple[str, ...]]:
+    """Settings and warnings from a ``config.pbtxt`` of the model in ``folder_name``. Raises ``ProblemError``."""
+    config = parse_prototext(text, FILE_NAME)
+    _known(config, _TOP, "")
+    _refuse(config)
+    name = _string(config, "name")
+    if name and name != folder_name:
+        raise problem(
+            f"{FILE_NAME} name", expected=f"'{folder_name}', the folder's name", found=name,
+            advice="rename the folder or remove the field",
+        )  # fmt: skip
+    warnings: list[str] = []
+    inputs, _ = _tensors(config, "input", _INPUT, warnings)
+    outputs, label_files = _tensors(config, "output", _OUTPUT, warnings)
+    settings = ModelSettings(
+        backend=_backend(config),
+        max_batch_size=_max_batch_size(config),
+        queue_limit=_queue_limit(config, warnings),
+        inputs=inputs,
+        outputs=outputs,
+        version_policy=_version_policy(config),
+        label_files=label_files,
+        file_name=_string(config, "default_model_filename") or None,
+    )
+    used = {
+        "name", "platform", "backend", "version_policy", "max_batch_size", "input", "output",
+        "dynamic_batching", "default_model_filename", "model_transaction_policy",
+    }  # fmt: skip
+    for key in config.fields:
+        if key not in used:
+            warnings.extend(_ignored(path) for path in _leaves(config, key))
+    return settings, tuple(dict.fromkeys(warnings))
+
+
+def _ignored(path: str) -> str:
+    return f"{FILE_NAME}: {path} has no meaning here and is ignored"
+
+
+def _known(block: Block, known: tuple[str, ...], prefix: str) -> None:
+    for key, line in block.lines.items():
+        if key not in known:
+            raise problem(
+                f"{FILE_NAME} line {line} {prefix}{key}", expected="a field of Triton's model configuration",
+                found=key, advice=did_you_mean(key, known),
+            )  # fmt: skip
+
+
+def _leaves(block: Block, key: str, prefix: str = "") -> Iterator[str]:
+    """The paths of all that is said below a field: ``optimization.cuda.graphs``."""
+    for value in block.fields[key] or [None]:
+        path = prefix + key
+        if isinstance(value, Block) and key == "parameters":
+            yield f"{path}[{_string(value, 'key')!r}]"
+        elif isinstance(value, Block) and value.fields:
+            for inner in value.fields:
+                yield from _leaves(value, inner, path + ".")
+        else:
+            yield path
+
+
+def _refuse(config: Block) -> None:
+    refused = {
+        "ensemble_scheduling": "an ensemble",
+        "sequence_batching": "sequence batching",
+        "batch_input": "batch_input",
+        "batch_output": "batch_output",
+    }
+    for key, what in refused.items():
+        if key in config.fields:
+            raise problem(
+                f"{FILE_NAME} {key}", expected="a single stateless model", found=what,
+                advice="this server does not have it: serve the parts as models of their own",
+            )  # fmt: skip
+    for policy in _blocks(config, "model_transaction_policy"):
+        if _boolean(policy, "decoupled"):
+            raise problem(
+                f"{FILE_NAME} model_transaction_policy.decoupled",
+                expected="one answer per request (decoupled: false)",
+                found="true",
+                advice="this server does not stream: serve a model that answers once",
+            )
+
+
+def _backend(config: Block) -> str | None:
+    for key in ("backend", "platform"):
+        name = _string(config, key)
+        if not name:
+            continue
+        if name not in _PLATFORMS:
+            raise problem(
+                f"{FILE_NAME} {key}", expected=" or ".join(sorted(_PLATFORMS)), found=f"'{name}'",
+                advice="export the model to ONNX, or serve it with backend 'python'",
+            )  # fmt: skip
+        return _PLATFORMS[name]
+    return None
+
+
+def _max_batch_size(config: Block) -> int | None:
+    values = config.fields.get("max_batch_size")
+    if not values:
+        # Triton reads an absent max_batch_size as 0, except that it completes it for models whose inputs are
+        # not declared either.
+        return 0 if "input" in config.fields else None
+    value = values[-1]
+    if not isinstance(value, int) or value < 0:
+        raise problem(
+            f"{FILE_NAME} max_batch_size", expected="a whole number >= 0", found=value, advice="correct it"
+        )
+    return value
+
+
+def _queue_limit(config: Block, warnings: list[str]) -> int | None:
+    limit = None
+    for batching in _blocks(config, "dynamic_batching"):
+        for key in batching.fields:
+            if key != "default_queue_policy":
+                warnings.extend(_ignored(path) for path in _leaves(batching, key, "dynamic_batching."))
+        for policy in _blocks(batching, "default_queue_policy"):
+            for key, values in policy.fields.items():
+                if key == "max_queue_size" and isinstance(values[-1], int):
+                    limit = values[-1] or None
+                else:
+                    path = "dynamic_batching.default_queue_policy."
+                    warnings.extend(_ignored(leaf) for leaf in _leaves(policy, key, path))
+    return limit
+
+
+def _version_policy(config: Block) -> VersionPolicy | None:
+    for policy in _blocks(config, "version_policy"):
+        for specific in _blocks(policy, "specific"):
+            versions = [v for v in specific.fields.get("versions", []) if isinstance(v, int)]
+            if versions:
+                return VersionPolicy(latest=None, specific=tuple(sorted(versions)))
+        if "all" in policy.fields:
+            return VersionPolicy(latest=None)
+        for latest in _blocks(policy, "latest"):
+            count = (latest.fields.get("num_versions") or [1])[-1]
+            if isinstance(count, int) and count >= 1:
+                return VersionPolicy(latest=count)
+        raise problem(
+            f"{FILE_NAME} version_policy", expected="latest, all or specific", found=sorted(policy.fields),
+            advice="write version_policy { latest { num_versions: 1 } }",
+        )  # fmt: skip
+    return None
+
+
+def _tensors(
+    config: Block, key: str, known: tuple[str, ...], warnings: list[str]
+) -> tuple[tuple[TensorSettings, ...], dict[str, str]]:
+    tensors, label_files = [], {}
+    for index, block in enumerate(_blocks(config, key)):
+        _known(block, known, f"{key}.")
+        name = _string(block, "name")
+        where = f"{FILE_NAME} {key}[{index}]"
+        if not name:
+            raise problem(f"{where}.name", expected="the tensor's name", found="nothing", advice="add it")
+        if "reshape" in block.fields:
+            raise problem(
+                f"{where}.reshape", expected="the model's own shape", found="a reshape",
+                advice="this server does not reshape: put it into the graph and declare the shape it has",
+            )  # fmt: skip
+        label_file = _string(block, "label_filename")
+        if label_file:
+            label_files[name] = label_file
+        for field in block.fields:
+            if field not in ("name", "data_type", "dims", "optional", "label_filename"):
+                warnings.extend(_ignored(path) for path in _leaves(block, field, f"{key}[{name}]."))
+        tensors.append(
+            TensorSettings(
+                name=name,
+                dims=_dims(block, where),
+                datatype=_datatype(block, where),
+                optional=_boolean(block, "optional"),
+            )
+        )
+    return tuple(tensors), label_files
+
+
+def _dims(block: Block, where: str) -> tuple[int, ...] | None:
+    values = block.fields.get("dims")
+    if values is None:
+        return None
+    if not all(isinstance(value, int) and (value > 0 or value == -1) for value in values):
+        raise problem(
+            f"{where}.dims", expected="whole numbers > 0, or -1", found=values, advice=f"correct {FILE_NAME}"
+        )
+    return tuple(cast("list[int]", values))
+
+
+def _datatype(block: Block, where: str) -> str | None:
+    values = block.fields.get("data_type")
+    if not values:
+        return None
+    value = values[-1]
+    return datatype_of(value.text if isinstance(value, Word) else str(value), f"{where}.data_type")
+
+
+def _blocks(block: Block, key: str) -> list[Block]:
+    values = block.fields.get(key, [])
+    if not all(isinstance(value, Block) for value in values):
+        raise problem(
+            f"{FILE_NAME} line {block.lines[key]} {key}", expected="a block { ... }", found=values[0],
+            advice="correct it",
+        )  # fmt: skip
+    return cast("list[Block]", values)
+
+
+def _string(block: Block, key: str) -> str:
+    values = block.fields.get(key)
+    if not values:
+        return ""
+    value = values[-1]
+    if not isinstance(value, str):
+        raise problem(
+            f"{FILE_NAME} line {block.lines[key]} {key}", expected="a quoted string", found=value,
+            advice="put it in quotes",
+        )  # fmt: skip
+    return value
+
+
+def _boolean(block: Block, key: str) -> bool:
+    values = block.fields.get(key, [])
+    return any(value in (Word("true"), Word("True"), Word("t"), 1) for value in values[-1:])

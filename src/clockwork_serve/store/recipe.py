@@ -1,0 +1,119 @@
+"""How the weights of a model's file become its blob, learnt once per architecture; never guessed.
+
+Optimising a graph moves weights about (blocked layouts, padding, transposes) or computes with them (folding a
+normalisation into a convolution). Two probes, whose weights are numbers that name their own place, show
+which. If every element of the blob is a copy of one element of the file, or padding, all further copies of
+the architecture are a gather. If not, there is no recipe and each copy is optimised on its own.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import numpy.typing as npt
+
+from clockwork_serve.store.lifting import Index
+from clockwork_serve.units import TENSOR_ALIGN
+
+Bits = npt.NDArray[np.uint32]
+
+_LEAST = 0x20000000  # about 1e-19: far from zero, from subnormal numbers and from infinity
+_MOST = 0x7F000000
+_SIGN = np.uint32(0x80000000)
+PROBES = (0, 1)
+
+
+def probe_elements(count: int, probe: int) -> Bits | None:
+    """``count`` + 1 bit patterns of distinct normal floats, of which the last is zero; None if there are too many.
+
+    The two probes run in opposite directions with opposite signs, so that what depends on a weight's sign or
+    order differs between them.
+    """
+    if count > _MOST - _LEAST:
+        return None
+    places = np.arange(count, dtype=np.uint32)
+    # An odd multiplier and a high bit: signs in no pattern that a layout could follow.
+    signs = (places * np.uint32(2654435769) >> np.uint32(31)).astype(np.uint32)
+    flat = np.zeros(count + 1, np.uint32)
+    if probe == 0:
+        flat[:count] = np.uint32(_LEAST) + places | signs << np.uint32(31)
+    else:
+        flat[:count] = np.uint32(_LEAST + count - 1) - places | (signs ^ np.uint32(1)) << np.uint32(31)
+    return flat
+
+
+def places_of(blob: npt.NDArray[np.uint8], count: int, probe: int) -> Bits | None:
+    """For each element of a probe's blob its place in the file (``count``: padding); None if one is neither."""
+    bits = blob.view(np.uint32)
+    numbers = bits & ~_SIGN
+    if probe == 0:
+        places = numbers - np.uint32(_LEAST)
+    else:
+        places = np.uint32(_LEAST + count - 1) - numbers
+    places[bits == 0] = count
+    if (places > count).any():
+        return None
+    wanted = probe_elements(count, probe)
+    return places if wanted is not None and np.array_equal(wanted[places], bits) else None
+
+
+class Recipe:
+    """A gather: element i of the blob is element ``places[i]`` of the file's weights."""
+
+    def __init__(self, places: Bits) -> None:
+        self._places = places
+        self._runs = _runs(places)
+
+    @property
+    def blob_bytes(self) -> int:
+        """Bytes of a blob."""
+        return self._places.nbytes
+
+    def blob(self, flat: Bits) -> npt.NDArray[np.uint8]:
+        """The blob for a file's elements (which end with one zero)."""
+        out = np.empty(len(self._places), np.uint32)
+        for start, stop, source in self._runs:
+            if source is None:
+                np.take(flat, self._places[start:stop], out=out[start:stop], mode="clip")
+            else:
+                out[start:stop] = flat[source : source + stop - start]
+        return out.view(np.uint8)
+
+    def to_bytes(self) -> bytes:
+        """The recipe as a file: what runs on is a few numbers, the rest is compressed."""
+        steps = np.diff(self._places.astype(np.int64), prepend=0).astype(np.int32)
+        file = io.BytesIO()
+        np.savez_compressed(file, steps=steps)
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Recipe:
+        """The reverse of ``to_bytes``. Raises ``ValueError`` or ``OSError`` if it is something else."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            return cls(np.cumsum(file["steps"].astype(np.int64)).astype(np.uint32))
+
+
+def agreed(first: Bits | None, second: Bits | None, index: Index) -> Recipe | None:
+    """The recipe, if both probes moved every weight alike and the blob is whole."""
+    if first is None or second is None or not np.array_equal(first, second):
+        return None
+    return Recipe(first) if first.nbytes == index.blob_bytes else None
+
+
+def _runs(places: Bits) -> list[tuple[int, int, int | None]]:
+    """Stretches of the blob: (start, stop, place of the first) if consecutive in the file, else None."""
+    breaks = np.flatnonzero(np.diff(places.astype(np.int64)) != 1) + 1
+    edges = np.concatenate(([0], breaks, [len(places)])).astype(np.int64)
+    lengths = np.diff(edges)
+    runs: list[tuple[int, int, int | None]] = []
+    for number in np.flatnonzero(lengths >= 64 * TENSOR_ALIGN):
+        start, stop = int(edges[number]), int(edges[number + 1])
+        done = runs[-1][1] if runs else 0
+        if done < start:
+            runs.append((done, start, None))
+        runs.append((start, stop, int(places[start])))
+    done = runs[-1][1] if runs else 0
+    if done < len(places):
+        runs.append((done, len(places), None))
+    return runs

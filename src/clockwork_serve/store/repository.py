@@ -1,0 +1,251 @@
+"""A model repository on disk in Triton's layout: what is there and what was said about it.
+
+It never opens a file outside its root, symbolic links resolved, and one bad model never hides another.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from msgspec import Struct
+
+from clockwork_serve.errors import RepositoryError
+from clockwork_serve.store import pbtxt_settings, toml_settings
+from clockwork_serve.store.problems import Problem, ProblemError, placed, problem
+from clockwork_serve.store.settings import ModelSettings, StoreConfig, VersionPolicy, merged
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+_LARGEST_TEXT = 4 << 20
+"""Bytes of the largest configuration or label file that is read."""
+FILE_OF_BACKEND = {"onnx": "model.onnx", "python": "model.py"}
+_FOREIGN_FILES = {
+    "model.pt": "TorchScript", "model.plan": "TensorRT", "model.savedmodel": "TensorFlow",
+    "model.graphdef": "TensorFlow", "model.xml": "OpenVINO", "model.pt2": "torch.export",
+}  # fmt: skip
+
+
+class Entry(Struct, frozen=True, kw_only=True):
+    """One model of a repository.
+
+    ``versions`` are those to serve, ascending; ``present`` all those on disk. An entry with ``problems`` has
+    no versions. ``settings`` is what its files say, merged (``clockwork.toml`` over ``config.pbtxt``).
+    """
+
+    name: str
+    path: str
+    root: str
+    backend: str = ""
+    versions: tuple[int, ...] = ()
+    present: tuple[int, ...] = ()
+    settings: ModelSettings = ModelSettings()
+    problems: tuple[Problem, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def folder(self, version: int) -> Path:
+        """The folder of a version."""
+        return Path(self.path) / str(version)
+
+
+class Repository:
+    """The models below ``root``. Raises ``RepositoryError`` if the root is not a readable folder."""
+
+    def __init__(self, root: str | os.PathLike[str], config: StoreConfig) -> None:
+        self.config = config
+        try:
+            self.root = Path(root).resolve(strict=True)
+            readable = self.root.is_dir() and os.access(self.root, os.R_OK | os.X_OK)
+        except OSError:
+            readable = False
+        if not readable:
+            raise RepositoryError(
+                f"model repository: expected a readable folder, found {os.fspath(root)!r}; "
+                "give the folder that holds MODEL/VERSION/model.onnx"
+            )
+        self.entries: tuple[Entry, ...] = ()
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What the last scan found wrong."""
+        return tuple(found for entry in self.entries for found in entry.problems)
+
+    def scan(self) -> list[Entry]:
+        """Look at every model, ascending by name. A model that cannot be read has ``problems``."""
+        names = []
+        with os.scandir(self.root) as found:
+            for item in found:
+                if not item.name.startswith(".") and item.is_dir():
+                    names.append(item.name)
+        self.entries = tuple(self._entry(name) for name in sorted(names))
+        return list(self.entries)
+
+    def find(self, name: str) -> Entry:
+        """Look at one model again. Raises ``ProblemError`` if there is none of that name."""
+        if not _NAME.fullmatch(name) or not (self.root / name).is_dir():
+            raise problem(
+                "name", model=name, expected=f"a folder in {self.root}", found="none of that name",
+                advice="see the repository index",
+            )  # fmt: skip
+        entry = self._entry(name)
+        others = [old for old in self.entries if old.name != name]
+        self.entries = tuple(sorted([*others, entry], key=lambda each: each.name))
+        return entry
+
+    def _entry(self, name: str) -> Entry:
+        path = self.root / name
+        blank = Entry(name=name, path=str(path), root=str(self.root))
+        try:
+            return self._read(blank)
+        except ProblemError as error:
+            found = placed(error, model=name).problem
+        except OSError as error:
+            found = Problem(
+                model=name,
+                field="files",
+                expected="a readable folder",
+                found=str(error),
+                advice="check its permissions",
+            )
+        return Entry(name=name, path=blank.path, root=blank.root, problems=(found,))
+
+    def _read(self, blank: Entry) -> Entry:
+        if not _NAME.fullmatch(blank.name):
+            raise problem(
+                "name", expected="letters, digits and _ . + -", found=blank.name, advice="rename the folder"
+            )
+        folder = inside(self.root, Path(blank.path))
+        settings, warnings = _settings(folder, blank.name)
+        settings = _with_labels(folder, settings)
+        present = _versions(folder)
+        backend = settings.backend or _guess_backend(folder, present, settings)
+        if backend == "emulated" and not present:
+            present = (1,)
+        if backend == "emulated" and settings.emulated is None:
+            raise problem(
+                "emulated", expected="a table [emulated] with weights_mb, infer_ms and load_ms",
+                found="nothing", advice="add it to clockwork.toml",
+            )  # fmt: skip
+        policy = settings.version_policy or VersionPolicy()
+        versions = policy.choose(present)
+        if not versions:
+            wanted = f"one of the versions {list(policy.specific)}" if policy.specific else "a version folder"
+            raise problem(
+                "version_policy" if present else "versions", expected=wanted,
+                found=f"versions {list(present)}" if present else "no folder with a number for its name",
+                advice=f"put the model at {blank.name}/1/{FILE_OF_BACKEND.get(backend, 'model.onnx')}",
+            )  # fmt: skip
+        missing = sorted(set(policy.specific) - set(present))
+        if missing:
+            warnings = (*warnings, f"version_policy asks for versions {missing}, which are not there")
+        return Entry(
+            name=blank.name,
+            path=str(folder),
+            root=blank.root,
+            backend=backend,
+            versions=versions,
+            present=present,
+            settings=settings,
+            warnings=warnings,
+        )
+
+
+def inside(root: Path, path: Path) -> Path:
+    """``path`` with all symbolic links resolved. Raises ``ProblemError`` if that leaves ``root``."""
+    try:
+        real = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise problem("path", expected=f"a file at {path}", found=str(error), advice="put it there") from None
+    if not real.is_relative_to(root):
+        raise problem(
+            "path", expected=f"files inside {root}", found=f"{path.name} leads to {real}",
+            advice="copy the file into the repository",
+        )  # fmt: skip
+    return real
+
+
+def model_file(entry: Entry, version: int) -> Path:
+    """The file of a version, inside the repository. Raises ``ProblemError`` naming what is missing."""
+    folder = inside(Path(entry.root), entry.folder(version))
+    name = entry.settings.file_name or FILE_OF_BACKEND[entry.backend]
+    if "/" in name or name in (".", "..") or "\0" in name:
+        raise problem(
+            "default_model_filename",
+            expected="a file name",
+            found=name,
+            advice="name a file in the version folder",
+        )
+    path = folder / name
+    if not path.exists():
+        others = sorted(item.name for item in folder.iterdir())
+        foreign = [f"{other} ({_FOREIGN_FILES[other]})" for other in others if other in _FOREIGN_FILES]
+        raise problem(
+            "file", expected=name, found=", ".join(foreign or others[:5]) or "an empty folder",
+            advice="export the model to ONNX" if foreign else f"put it at {entry.name}/{version}/{name}",
+        )  # fmt: skip
+    real = inside(Path(entry.root), path)
+    if not real.is_file():
+        raise problem("file", expected=f"a file {name}", found="a folder", advice="put the model file there")
+    return real
+
+
+def _versions(folder: Path) -> tuple[int, ...]:
+    with os.scandir(folder) as found:
+        names = [item.name for item in found if item.name.isascii() and item.name.isdigit() and item.is_dir()]
+    return tuple(sorted(int(name) for name in names if str(int(name)) == name and int(name) > 0))
+
+
+def _settings(folder: Path, name: str) -> tuple[ModelSettings, tuple[str, ...]]:
+    settings = ModelSettings()
+    warnings: tuple[str, ...] = ()
+    pbtxt = _text(folder, pbtxt_settings.FILE_NAME)
+    if pbtxt is not None:
+        settings, warnings = pbtxt_settings.read_pbtxt(pbtxt, name)
+    toml = _text(folder, toml_settings.FILE_NAME)
+    if toml is not None:
+        settings = merged(toml_settings.read_toml(toml), settings)
+    return settings, warnings
+
+
+def _text(folder: Path, name: str) -> str | None:
+    """A small text file of the model, or None where there is none."""
+    path = folder / name
+    if not os.path.lexists(path):
+        return None
+    real = inside(folder, path)
+    data = real.read_bytes() if real.stat().st_size <= _LARGEST_TEXT else b"\xff"
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise problem(
+            name, expected=f"UTF-8 text of at most {_LARGEST_TEXT >> 20} MiB", found="something else",
+            advice="correct the file",
+        ) from None  # fmt: skip
+
+
+def _with_labels(folder: Path, settings: ModelSettings) -> ModelSettings:
+    """The settings with label files read: one label per line."""
+    if not settings.label_files:
+        return settings
+    labels = dict(settings.labels)
+    for output, file_name in settings.label_files.items():
+        text = _text(folder, file_name)
+        if text is None:
+            raise problem(
+                f"labels.{output}", expected=f"a file {file_name}", found="no such file",
+                advice="put it into the model's folder",
+            )  # fmt: skip
+        labels.setdefault(output, tuple(text.splitlines()))
+    return merged(ModelSettings(labels=labels), settings)
+
+
+def _guess_backend(folder: Path, present: tuple[int, ...], settings: ModelSettings) -> str:
+    """The backend of a model that names none: by its newest version's file."""
+    if settings.emulated is not None:
+        return "emulated"
+    if present and not settings.file_name:
+        newest = folder / str(present[-1])
+        for backend, name in FILE_OF_BACKEND.items():
+            if (newest / name).exists():
+                return backend
+    return "python" if (settings.file_name or "").endswith(".py") else "onnx"

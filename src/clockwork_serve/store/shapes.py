@@ -1,0 +1,104 @@
+"""Reads a trial: is axis 0 truly a batch, which shapes do outputs have, how much room do they take."""
+
+from __future__ import annotations
+
+import numpy as np
+from msgspec import Struct
+
+from clockwork_serve.messages import TensorSpec
+from clockwork_serve.store.interface import Dim, GraphTensor, Interface
+from clockwork_serve.store.trial import ROWS_DIFFER, Array, Trial, difference
+from clockwork_serve.units import align
+
+DATA_DEPENDENT_OPS = frozenset(
+    {"NonZero", "Unique", "NonMaxSuppression", "Compress", "Loop", "If", "Range", "SequenceAt", "StringSplit"}
+)
+"""Operators whose output shape depends on values, so that one run does not tell it."""
+_ROOM_FACTOR = 4
+"""How much longer than the trial's a request's outputs may be where the request chooses its shape."""
+
+
+class Verdict(Struct, frozen=True):
+    """What a trial says about a batch: why there is none, or which outputs lose the axis at batch 1."""
+
+    lost: str = ""
+    squeezed: dict[str, tuple[int, ...]] = {}
+
+
+def judged(trial: Trial, interface: Interface, *, batched: bool) -> Verdict:
+    """Whether two rows gave what one row gives, twice."""
+    if not batched:
+        return Verdict()
+    if trial.outputs_of_two is None:
+        return Verdict(_unbatched(f"it does not run on two rows ({trial.two_failed})"))
+    static = all(isinstance(dim, int) for tensor in interface.inputs for dim in (tensor.dims or ())[1:])
+    squeezed = {}
+    for tensor, one, two in zip(interface.outputs, trial.outputs, trial.outputs_of_two, strict=True):
+        shapes = f"has shape {list(one.shape)} for one row and {list(two.shape)} for two"
+        if not two.ndim or two.shape[0] != 2:
+            return Verdict(_unbatched(f"output '{tensor.name}' {shapes}"))
+        row = two.shape[1:]
+        if one.shape != (1, *row):
+            if one.size != two.size // 2 or not (static or not row):
+                return Verdict(_unbatched(f"output '{tensor.name}' {shapes}"))
+            squeezed[tensor.name] = tuple(row)
+        if difference([_first_row(two)], [one.reshape(row)]) > ROWS_DIFFER:
+            return Verdict(_unbatched(f"a row of output '{tensor.name}' depends on the rows beside it"))
+    return Verdict(squeezed=squeezed)
+
+
+def _first_row(array: Array) -> Array:
+    return np.asarray(array[0])
+
+
+def _unbatched(reason: str) -> str:
+    return (
+        f"{reason}: served with max_batch_size 0 (requests give full shapes), one request per run; "
+        "to batch, export it with rows that are computed independently along axis 0"
+    )
+
+
+def settled_outputs(
+    interface: Interface,
+    inferred: list[list[int | str | None]],
+    trial: Trial | None,
+    *,
+    batched: bool,
+    by_values: bool,
+) -> tuple[GraphTensor, ...]:
+    """The outputs with every dimension fixed that can be: by inference, or by the trial if no input is free."""
+    skipped = 1 if batched else 0
+    static = all(isinstance(dim, int) for tensor in interface.inputs for dim in (tensor.dims or ())[skipped:])
+    outputs = []
+    for order, tensor in enumerate(interface.outputs):
+        seen = trial.outputs[order].shape if trial is not None else None
+        known: list[Dim] = [dim if isinstance(dim, int) else "" for dim in inferred[order]]
+        if seen is not None and len(known) != len(seen):
+            known = [""] * len(seen)
+        said = tensor.dims if tensor.dims is not None and len(tensor.dims) == len(known) else known
+        dims: list[Dim] = []
+        for axis, (own, dim) in enumerate(zip(said, known, strict=True)):
+            fixed = own if isinstance(own, int) else dim
+            if not isinstance(fixed, int) and static and not by_values and seen is not None:
+                fixed = seen[axis]
+            dims.append("" if batched and axis == 0 else fixed)
+        outputs.append(GraphTensor(tensor.name, tensor.datatype, tuple(dims)))
+    return tuple(outputs)
+
+
+def output_room(
+    outputs: tuple[TensorSpec, ...], trial: Trial | None, *, least: int, asked: int | None
+) -> int:
+    """Bytes of room per request row: exact if every output's size is known, else what was asked or a guess."""
+    exact = 0
+    open_ended = False
+    for spec in outputs:
+        size = spec.row_bytes if spec.datatype != "BYTES" else None
+        open_ended = open_ended or size is None
+        exact += align(size or 0)
+    if not open_ended:
+        return max(exact, 1)
+    if asked is not None:
+        return max(asked, exact)
+    seen = sum(align(array.nbytes) for array in trial.outputs) if trial is not None else 0
+    return align(max(least, exact, _ROOM_FACTOR * seen))

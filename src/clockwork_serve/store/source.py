@@ -1,0 +1,148 @@
+"""A model file as one buffer of bytes; never a file outside the repository."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+from msgspec import Struct
+
+from clockwork_serve.store.optimiser import LARGEST_MODEL, parse_model
+from clockwork_serve.store.problems import problem
+from clockwork_serve.store.repository import inside
+
+_SETTLED_NS = 100_000_000
+"""A file changed less than this ago may change again within one tick of its time stamps."""
+
+
+class FileFacts(Struct, frozen=True, array_like=True):
+    """What tells, without reading it, that a file is still the one that was read."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileFacts:
+        """The facts of a file now."""
+        stat = path.stat()
+        return cls(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+
+    @property
+    def settled(self) -> bool:
+        """Whether equal facts will mean equal content from now on."""
+        return time.time_ns() - max(self.mtime_ns, self.ctime_ns) > _SETTLED_NS
+
+
+class Seen(Struct, frozen=True):
+    """The hash of a model's content, valid as long as all its files (external data too) are the same."""
+
+    files: tuple[FileFacts, ...]
+    content: str
+
+    @property
+    def current(self) -> bool:
+        """Whether every file is still as it was."""
+        try:
+            return all(FileFacts.of(Path(facts.path)) == facts for facts in self.files)
+        except OSError:
+            return False
+
+
+class Source(Struct, frozen=True):
+    """A self-contained model: its bytes, the hash of its content, and the files it came from."""
+
+    data: memoryview
+    seen: Seen
+
+
+def read_source(path: Path, folder: Path) -> Source:
+    """The model at ``path``, external data put in. Raises ``ProblemError``, also for one outside ``folder``."""
+    facts = FileFacts.of(path)
+    if not facts.size:
+        raise problem(
+            path.name, expected="an ONNX model", found="an empty file", advice="copy the file again"
+        )
+    if facts.size > LARGEST_MODEL:
+        raise _too_large(facts.size)
+    # Read, not mapped: a mapped file that someone truncates meanwhile would kill the process.
+    whole, others = _with_external_data(path.read_bytes(), folder)
+    return Source(memoryview(whole), Seen((facts, *others), hashlib.sha256(whole).hexdigest()))
+
+
+def _with_external_data(whole: bytes, folder: Path) -> tuple[bytes, tuple[FileFacts, ...]]:
+    if b"location" not in whole:  # every tensor with external data has that key
+        return whole, ()
+    model = parse_model(whole)
+    outside = [tensor for tensor in _tensors(model) if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    if not outside:
+        return whole, ()
+    files: dict[str, FileFacts] = {}
+    total = len(whole)
+    for tensor in outside:
+        where = {entry.key: entry.value for entry in tensor.external_data}
+        location = where.get("location", "")
+        if not location or os.path.isabs(location):
+            raise problem(
+                f"external data of '{tensor.name}'", expected="a file beside the model", found=repr(location),
+                advice="save the model with relative locations",
+            )  # fmt: skip
+        path = inside(folder, folder / location)
+        files[location] = FileFacts.of(path)
+        data = _read_piece(path, where, tensor.name)
+        total += len(data)
+        if total > LARGEST_MODEL:
+            raise _too_large(total)
+        tensor.raw_data = data
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+    return model.SerializeToString(), tuple(files.values())
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    graphs = [model.graph]
+    while graphs:
+        graph = graphs.pop()
+        yield from graph.initializer
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                if attribute.HasField("g"):
+                    graphs.append(attribute.g)
+                graphs.extend(attribute.graphs)
+
+
+def _read_piece(path: Path, where: dict[str, str], name: str) -> bytes:
+    try:
+        offset = int(where.get("offset") or 0)
+        length = int(where["length"]) if where.get("length") else None
+        if offset < 0 or (length is not None and length < 0):
+            raise ValueError
+    except ValueError:
+        raise problem(
+            f"external data of '{name}'", expected="whole numbers for offset and length", found=where,
+            advice="export the model again",
+        ) from None  # fmt: skip
+    with open(path, "rb") as file:
+        file.seek(offset)
+        data = file.read() if length is None else file.read(length)
+    if length is not None and len(data) != length:
+        raise problem(
+            f"external data of '{name}'", expected=f"{length} bytes at {offset} of {path.name}",
+            found=f"{len(data)} bytes", advice="the file is truncated: copy it again",
+        )  # fmt: skip
+    return data
+
+
+def _too_large(size: int) -> Exception:
+    return problem(
+        "model.onnx", expected=f"at most {LARGEST_MODEL} bytes with its external data", found=f"{size} bytes",
+        advice="one protobuf message cannot be larger: split the model or use smaller element types",
+    )  # fmt: skip

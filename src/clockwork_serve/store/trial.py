@@ -1,0 +1,172 @@
+"""Runs a graph on made-up inputs to learn what it does not declare; never trusts one that it did not run."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from clockwork_serve.store.interface import GraphTensor, Interface
+
+Array = npt.NDArray[Any]
+
+_SIZES = (32, 64, 16, 8, 128, 256, 48, 100, 320, 512, 1024, 4096, 16000, 32000)
+"""Sizes tried for dimensions that a request chooses: image sides, token counts, audio samples."""
+_SCALARS = (16000, 8000, 1, 0, 2)
+"""Values tried for single integers: sampling rates first, which select branches of audio models."""
+_LARGEST_INPUT = 64 << 20
+_SEED = 20201104
+ROWS_DIFFER = 1e-3
+"""Relative difference from which a row is said to depend on its neighbours in the batch."""
+
+
+class RunError(Exception):
+    """The graph did not run on these inputs."""
+
+
+class Runs(Protocol):
+    """What can be run."""
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """All outputs in order. Raises ``RunError``."""
+
+
+class Fill(Struct, frozen=True, kw_only=True):
+    """How an input was made up, for others that need inputs that work (``probe.json`` of a code).
+
+    ``shape`` is the full shape for one row. Integers lie in ``low..high``, both included; floats are uniform
+    in 0..1; ``high == low`` is that one number.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    low: int = 0
+    high: int = 1
+
+
+class Trial(Struct, frozen=True):
+    """Inputs that work, and what came out: for one row, and for two where the graph is to be batched."""
+
+    fills: tuple[Fill, ...]
+    one: dict[str, Array]
+    outputs: list[Array]
+    two: dict[str, Array] | None = None
+    outputs_of_two: list[Array] | None = None
+    two_failed: str = ""
+
+
+def try_out(session: Runs, interface: Interface, *, batched: bool) -> Trial | str:
+    """The first made-up inputs that run, or why the last ones did not."""
+    why = "no inputs of a reasonable size"
+    for fills in _candidates(interface, batched=batched):
+        inputs = made_up(fills, rows=2 if batched else 1)
+        one = {name: array[:1] for name, array in inputs.items()} if batched else inputs
+        try:
+            outputs = session.run(one)
+        except RunError as error:
+            why = str(error).strip().splitlines()[0]
+            continue
+        if not batched:
+            return Trial(fills, one, outputs)
+        try:
+            return Trial(fills, one, outputs, inputs, session.run(inputs))
+        except RunError as error:
+            return Trial(fills, one, outputs, two_failed=str(error).strip().splitlines()[0])
+    return why
+
+
+def variants(trial: Trial) -> list[dict[str, Array]]:
+    """Inputs to compare two graphs on: those of the trial, and with other values of its single integers."""
+    found = [trial.one] if trial.two is None else [trial.one, trial.two]
+    singles = [fill for fill in trial.fills if _is_single_integer(fill)]
+    if singles:
+        for value in _SCALARS:
+            changed = dict(trial.one)
+            for fill in singles:
+                changed[fill.name] = np.full_like(changed[fill.name], value)
+            found.append(changed)
+    return found
+
+
+def made_up(fills: Sequence[Fill], rows: int = 1) -> dict[str, Array]:
+    """Arrays for the fills; with ``rows`` > 1 axis 0 is that long. The same every time."""
+    random = np.random.default_rng(_SEED)
+    arrays = {}
+    for fill in fills:
+        shape = (rows, *fill.shape[1:]) if rows > 1 else fill.shape
+        arrays[fill.name] = _array(fill, shape, random)
+    return arrays
+
+
+def difference(got: Sequence[Array], wanted: Sequence[Array]) -> float:
+    """The largest relative difference, ``max|a-b| / max|b|`` per output; infinite where they do not compare."""
+    worst = 0.0
+    for a, b in zip(got, wanted, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return float("inf")
+        if a.dtype.kind != "f":
+            worst = worst if np.array_equal(a, b) else float("inf")
+            continue
+        finite = np.isfinite(b)
+        if not np.array_equal(finite, np.isfinite(a)):
+            return float("inf")
+        if finite.any():
+            gap = float(np.abs(a[finite].astype("f8") - b[finite]).max())
+            scale = float(np.abs(b[finite]).max())
+            worst = max(worst, gap / scale if scale else (float("inf") if gap else 0.0))
+    return worst
+
+
+def _candidates(interface: Interface, *, batched: bool) -> Iterator[tuple[Fill, ...]]:
+    free = any(isinstance(dim, str) for tensor in interface.inputs for dim in (tensor.dims or ())[1:])
+    loose = any(isinstance(dim, str) for tensor in interface.inputs for dim in (tensor.dims or ())[:1])
+    single = any(_single(tensor) for tensor in interface.inputs)
+    rows = (True,) if batched or not loose else (True, False)
+    sizes = _SIZES if free or (loose and not batched) else _SIZES[:1]
+    for one_row, size, scalar in itertools.product(rows, sizes, _SCALARS if single else (0,)):
+        fills = tuple(_fill(tensor, interface, size, scalar, one_row=one_row) for tensor in interface.inputs)
+        if all(np.prod(fill.shape, dtype="f8") * 8 <= _LARGEST_INPUT for fill in fills):
+            yield fills
+
+
+def _fill(tensor: GraphTensor, interface: Interface, size: int, scalar: int, *, one_row: bool) -> Fill:
+    firsts = [other.dims[0] for other in interface.inputs if other.dims] if one_row else []
+    rows = {name for name in firsts if isinstance(name, str) and name}
+    shape = []
+    for axis, dim in enumerate(tensor.dims or ()):
+        if isinstance(dim, int):
+            shape.append(dim)
+        else:
+            shape.append(1 if one_row and (axis == 0 or dim in rows) else size)
+    low, high = (scalar, scalar) if _single(tensor) else (0, 1)
+    return Fill(name=tensor.name, datatype=tensor.datatype, shape=tuple(shape), low=low, high=high)
+
+
+def _single(tensor: GraphTensor) -> bool:
+    return "INT" in tensor.datatype and tensor.dims in ((), (1,))
+
+
+def _is_single_integer(fill: Fill) -> bool:
+    return "INT" in fill.datatype and fill.shape in ((), (1,))
+
+
+def _array(fill: Fill, shape: tuple[int, ...], random: np.random.Generator) -> Array:
+    if fill.datatype == "BYTES":
+        return np.full(shape, "a", object)
+    kinds = {"FP16": "f2", "FP32": "f4", "FP64": "f8", "BOOL": "?"}
+    if fill.datatype in ("FP16", "FP32", "FP64"):
+        return np.asarray(random.random(shape)).astype(kinds[fill.datatype])
+    if fill.datatype == "BF16":
+        return np.full(shape, 0x3F00, "u2")
+    if fill.datatype == "BOOL":
+        return np.asarray(random.integers(0, 2, shape)).astype("?")
+    width = {"8": "1", "16": "2", "32": "4", "64": "8"}[fill.datatype.lstrip("UINT")]
+    kind = "u" if fill.datatype.startswith("U") else "i"
+    most = np.iinfo(kind + width).max
+    values = random.integers(min(fill.low, most), min(fill.high, most) + 1, shape)
+    return np.asarray(values).astype(kind + width)
