@@ -41,7 +41,7 @@ class Histogram(Struct):
         return sum(self.counts)
 
     def quantile_ns(self, share: float) -> int | None:
-        """The duration that ``share`` (0 to 1) of all do not exceed, within one bucket (12 %); None if there are none."""
+        """The duration that ``share`` (0 to 1) of all do not exceed, within 12 %; None without any."""
         assert 0 <= share <= 1, share
         total = self.count
         if total == 0:
