@@ -1,1 +1,22 @@
-"""worker"""
+"""Brain 2: timed actions are executed exactly or refused with a reason. It never chooses and does no I/O."""
+
+from __future__ import annotations
+
+from clockwork_serve.worker.events import (
+    ControllerLost,
+    LaneDone,
+    Prepare,
+    Prepared,
+    Retire,
+    Retired,
+    Start,
+    Stop,
+    WorkerEffect,
+    WorkerEvent,
+)
+from clockwork_serve.worker.worker import Worker
+
+__all__ = [
+    "ControllerLost", "LaneDone", "Prepare", "Prepared", "Retire", "Retired", "Start", "Stop", "Worker",
+    "WorkerEffect", "WorkerEvent",
+]  # fmt: skip

@@ -1,0 +1,85 @@
+"""Which codes a device is ready to run. It knows no action and no time.
+
+A *code* is prepared once it is added, and retired once it is removed and nothing uses it; a failed one is
+prepared again when it is added again.
+
+    ABSENT --prepare--> PREPARING --ok------> READY --retire--> RETIRING --gone--> ABSENT
+                          +--failed--> FAILED --retire--> RETIRING
+                                       FAILED --prepare--> PREPARING
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from clockwork_serve.messages import Code, Profile
+
+
+class CodeState(enum.Enum):
+    """Where a code is on one device."""
+
+    ABSENT = "absent"
+    PREPARING = "preparing"
+    READY = "ready"
+    FAILED = "failed"
+    RETIRING = "retiring"
+
+
+class CodeStep(enum.Enum):
+    """What happens to a code."""
+
+    PREPARE = "prepare"
+    OK = "ok"
+    FAILED = "failed"
+    RETIRE = "retire"
+    GONE = "gone"
+
+
+CODE_LIFE: dict[CodeState, dict[CodeStep, CodeState]] = {
+    CodeState.ABSENT: {CodeStep.PREPARE: CodeState.PREPARING},
+    CodeState.PREPARING: {CodeStep.OK: CodeState.READY, CodeStep.FAILED: CodeState.FAILED},
+    CodeState.READY: {CodeStep.RETIRE: CodeState.RETIRING},
+    CodeState.FAILED: {CodeStep.PREPARE: CodeState.PREPARING, CodeStep.RETIRE: CodeState.RETIRING},
+    CodeState.RETIRING: {CodeStep.GONE: CodeState.ABSENT},
+}
+
+
+@dataclass(slots=True)
+class HeldCode:
+    """A code on one device, and what the controller wants of it.
+
+    ``wanted`` while it is added and not removed; ``answer_due`` while a CodeReady is owed for that;
+    ``chore`` while a Prepare or a Retire of it waits for the load lane. ``users`` counts the actions that
+    wait or run with it and the weights in pages that are laid out by it: a code with users is not retired.
+    """
+
+    code: Code
+    profile: Profile | None = None
+    state: CodeState = CodeState.ABSENT
+    wanted: bool = True
+    answer_due: bool = True
+    chore: bool = False
+    users: int = 0
+
+    def step(self, step: CodeStep) -> None:
+        """Move along the life cycle."""
+        following = CODE_LIFE[self.state].get(step)
+        assert following is not None, f"code {self.code.code_id}: {step} while {self.state}"
+        self.state = following
+
+    @property
+    def to_prepare(self) -> bool:
+        """Whether a Prepare is the next thing it needs."""
+        return self.wanted and self.answer_due and self.state in (CodeState.ABSENT, CodeState.FAILED)
+
+    @property
+    def to_retire(self) -> bool:
+        """Whether a Retire is the next thing it needs."""
+        return not self.wanted and not self.users and self.state in (CodeState.READY, CodeState.FAILED)
+
+    def need_of(self, batch: int) -> tuple[int, int]:
+        """Workspace and I/O bytes of an INFER of that size; 0 where no profile tells."""
+        if self.profile is None:
+            return 0, 0
+        return self.profile.workspace_bytes.get(batch, 0), self.profile.io_bytes.get(batch, 0)

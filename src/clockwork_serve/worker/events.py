@@ -1,0 +1,104 @@
+"""What a worker's hands tell its brain, and what the brain asks of them. No logic lives here.
+
+Each of ``Start``, ``Prepare`` and ``Retire`` takes a lane and ends in exactly one ``LaneDone``, ``Prepared``
+or ``Retired``; until then the lane is taken.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from clockwork_serve.messages import (
+    Action,
+    Code,
+    CodeAdded,
+    CodeReady,
+    CodeRemoved,
+    Infer,
+    Lane,
+    Load,
+    Result,
+    Status,
+    Unload,
+)
+
+
+class LaneDone(Struct, frozen=True, kw_only=True):
+    """A lane finished a :class:`Start`; the fields mean what they mean in a Result.
+
+    An UNLOAD forgets its weights whatever its status.
+    """
+
+    action_id: int
+    device: str
+    lane: Lane
+    status: Status
+    started_ns: int
+    ended_ns: int
+    input_ns: int = 0
+    run_ns: int = 0
+    output_ns: int = 0
+    outputs: tuple[bytes, ...] = ()
+    message: str = ""
+
+
+class Prepared(Struct, frozen=True, kw_only=True):
+    """The load lane finished a :class:`Prepare`; ``message`` says why not."""
+
+    device: str
+    code_id: str
+    ok: bool = True
+    message: str = ""
+
+
+class Retired(Struct, frozen=True, kw_only=True):
+    """The load lane finished a :class:`Retire`."""
+
+    device: str
+    code_id: str
+
+
+class ControllerLost(Struct, frozen=True, kw_only=True):
+    """The link to the controller is gone; the next one believes that all memory is empty.
+
+    Its actions are all answered at once (nobody hears), what still runs ends unheard, and all weights are
+    forgotten. Prepared codes stay.
+    """
+
+
+class Stop(Struct, frozen=True, kw_only=True):
+    """Refuse what waits and all that comes; finish what runs."""
+
+
+class Start(Struct, frozen=True, kw_only=True):
+    """Execute an action on its lane, now.
+
+    An UNLOAD with a negative ``action_id`` is the worker's own; nobody but the brain hears of its end.
+    """
+
+    device: str
+    lane: Lane
+    action: Action
+
+
+class Prepare(Struct, frozen=True, kw_only=True):
+    """Make a code ready to run, on the load lane."""
+
+    device: str
+    code: Code
+
+
+class Retire(Struct, frozen=True, kw_only=True):
+    """Free a code that nothing uses any more, on the load lane."""
+
+    device: str
+    code_id: str
+
+
+WorkerEvent = (
+    Load | Unload | Infer | CodeAdded | CodeRemoved | LaneDone | Prepared | Retired | ControllerLost | Stop
+)  # fmt: skip
+"""What a worker observes."""
+
+WorkerEffect = Start | Prepare | Retire | Result | CodeReady
+"""What a worker decides."""
