@@ -75,6 +75,8 @@ class Load(Struct, frozen=True, kw_only=True, tag="load"):
     version: int
     window: Window
     expected_ns: int
+    send_by_ns: int = 0
+    """The transport must not send it after this instant (0: whenever); it is answered TOO_LATE instead."""
 
 
 class Unload(Struct, frozen=True, kw_only=True, tag="unload"):
@@ -113,6 +115,7 @@ class Infer(Struct, frozen=True, kw_only=True, tag="infer"):
     calls: tuple[Call, ...]
     window: Window
     expected_ns: int
+    send_by_ns: int = 0
 
 
 Action = Load | Unload | Infer

@@ -1,0 +1,79 @@
+"""The controller's settings; it takes nothing else from outside."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
+
+POLICIES = ("paper",)
+"""Names of the scheduling policies that ``ControllerConfig.policy`` may choose."""
+
+
+class ControllerConfig(Struct, frozen=True, kw_only=True):
+    """Settings of the controller; all times in ns.
+
+    ``policy`` names a scheduler. ``reject_infeasible`` refuses a request the moment that no schedule can
+    meet its deadline (off: it hears at its deadline, as in the paper). ``look_ahead_ns``: lanes are topped up
+    while they hold less work than this (paper section 5.3: 5 ms). ``slack_ns``: plans end this much before the
+    deadline. ``network_ns``: assumed delay to a worker. ``max_batch``: largest batch. ``max_exec_ns``: batches
+    that take longer are not used (batch 1 always is). ``min_batch_gain``: a larger batch must save this share
+    of the time per request. ``estimate_window`` and ``estimate_quantile``: an estimate is that quantile of so
+    many last durations (paper: 10, 0.99). ``lag_ns``: an action later than this stops further ones.
+    ``capacity_ns``: the horizon over which a device's load is judged when LOADs are ranked.
+    ``retries``: how often a request that was in flight on a lost worker is planned again.
+    ``expected_devices``: the server is ready when so many are warm. ``floor_ns``: no request is planned to end
+    sooner than this after it came. ``load_negative``: LOADs that the paper's priority calls needless are made
+    too. ``open_window``: an INFER may start up to ``look_ahead_ns`` later than planned, whatever its deadline.
+    """
+
+    policy: str = "paper"
+    reject_infeasible: bool = True
+    look_ahead_ns: int = 5 * NS_PER_MS
+    slack_ns: int = NS_PER_MS
+    network_ns: int = 200 * NS_PER_US
+    max_batch: int = 16
+    max_exec_ns: int = 250 * NS_PER_MS
+    min_batch_gain: float = 0.05
+    estimate_window: int = 10
+    estimate_quantile: float = 0.99
+    lag_ns: int = 10 * NS_PER_MS
+    capacity_ns: int = 100 * NS_PER_MS
+    retries: int = 1
+    expected_devices: int = 1
+    floor_ns: int = 0
+    load_negative: bool = False
+    open_window: bool = False
+
+    @staticmethod
+    def as_released(*, max_batch: int = 8, expected_devices: int = 1) -> ControllerConfig:
+        """The authors' INFER5 as published, for comparison with the paper's figures.
+
+        A fixed buffer of 5 ms, a floor of look-ahead plus buffer, LOADs of any priority (their check compared a
+        pointer), a window of 5 ms, 1 ms of assumed network, and no rejection before the deadline.
+        """
+        return ControllerConfig(
+            policy="paper", reject_infeasible=False, slack_ns=5 * NS_PER_MS, floor_ns=10 * NS_PER_MS,
+            network_ns=NS_PER_MS, max_batch=max_batch, min_batch_gain=0.0, load_negative=True, open_window=True,
+            expected_devices=expected_devices,
+        )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise ConfigError(f"policy: expected one of {', '.join(POLICIES)}; found {self.policy!r}")
+        if not 0 < self.estimate_quantile <= 1:
+            raise ConfigError(
+                f"estimate_quantile: expected above 0 and up to 1; found {self.estimate_quantile}"
+            )
+        limits = {
+            "look_ahead_ns": (self.look_ahead_ns, 1, NS_PER_S), "slack_ns": (self.slack_ns, 0, NS_PER_S),
+            "network_ns": (self.network_ns, 0, NS_PER_S), "max_batch": (self.max_batch, 1, 1 << 16),
+            "max_exec_ns": (self.max_exec_ns, 1, 3600 * NS_PER_S), "lag_ns": (self.lag_ns, 1, NS_PER_S),
+            "estimate_window": (self.estimate_window, 1, 10_000), "retries": (self.retries, 0, 100),
+            "capacity_ns": (self.capacity_ns, 1, 3600 * NS_PER_S),
+            "expected_devices": (self.expected_devices, 1, 1 << 20),
+        }  # fmt: skip
+        for name, (value, low, high) in limits.items():
+            if not low <= value <= high:
+                raise ConfigError(f"{name}: expected {low} to {high}; found {value}")

@@ -1,0 +1,360 @@
+"""The controller's machine: it hears of requests, results and workers, and decides through its layers.
+
+``decide`` reads as what happens at one instant: results are settled, deadlines that passed are answered, the
+scheduler tops up lanes, hopeless requests are refused, and readiness is told when it changed.
+"""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+from typing import assert_never
+
+from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.cluster import DeviceBelief, Residency, Sent
+from clockwork_serve.controller.config import ControllerConfig
+from clockwork_serve.controller.feasibility import Feasibility
+from clockwork_serve.controller.life import RequestState, WeightsState, WeightsStep
+from clockwork_serve.controller.queues import ServedModel, Waiter
+from clockwork_serve.controller.schedulers import SCHEDULERS
+from clockwork_serve.controller.settle import Settler
+from clockwork_serve.messages import (
+    Answer,
+    Cancel,
+    CodeAdded,
+    CodeReady,
+    CodeRemoved,
+    ControllerEffect,
+    ControllerEvent,
+    Drain,
+    GatewayLost,
+    Infer,
+    Load,
+    ModelAdded,
+    ModelRemoved,
+    Outcome,
+    Readiness,
+    Reason,
+    Request,
+    Result,
+    Status,
+    Unload,
+    WorkerJoined,
+    WorkerLost,
+)
+
+
+class Controller:
+    """See the module; ``machine.Machine`` of ``ControllerEvent`` and ``ControllerEffect``."""
+
+    def __init__(self, config: ControllerConfig) -> None:
+        self.config = config
+        self._belief = Belief(config)
+        self._scheduler = SCHEDULERS[config.policy](self._belief)
+        self._feasibility = Feasibility(self._belief)
+        self._settler = Settler(self._belief, self._scheduler, self._feasibility)
+        self._turned_away: list[tuple[Request, Outcome, Reason, str]] = []
+        """Requests that were never admitted, to be answered."""
+        self._leaving: list[tuple[Waiter, Outcome, Reason, str]] = []
+        """Admitted requests to be answered because of what was observed."""
+        self._deadlines: list[tuple[int, str]] = []
+        """Heap of (deadline, request id); requests that are over are skipped when they surface."""
+        self._draining = False
+        self._was_ready = False
+        self._readiness = Readiness(ready=False, why="starting")
+        self._told: Readiness | None = None
+
+    # Events
+
+    def observe(self, event: ControllerEvent, now_ns: int) -> None:
+        """Change belief by one event."""
+        match event:
+            case Request():
+                self._on_request(event, now_ns)
+            case Result():
+                self._on_result(event)
+            case Cancel():
+                self._leave(event.request_id, Outcome.CANCELLED, Reason.NONE, "the client went away")
+            case CodeReady():
+                self._on_code_ready(event)
+            case WorkerJoined():
+                self._on_worker(event)
+            case WorkerLost():
+                self._on_worker_lost(event.worker)
+            case CodeAdded():
+                self._on_code(event)
+            case CodeRemoved():
+                self._on_code_removed(event.code_id)
+            case ModelAdded():
+                self._on_model(event)
+            case ModelRemoved():
+                self._on_model_removed(event.model)
+            case GatewayLost():
+                for waiter in self._belief.waiters.values():
+                    if waiter.request.gateway == event.gateway:
+                        self._leaving.append((waiter, Outcome.CANCELLED, Reason.NONE, "its gateway is gone"))
+            case Drain():
+                self._draining = True
+            case _:
+                assert_never(event)
+
+    def _on_request(self, request: Request, now_ns: int) -> None:
+        belief = self._belief
+        assert request.request_id not in belief.waiters, f"{request.request_id} came twice"
+        model = belief.models.get(request.model)
+        refusal: tuple[Outcome, Reason, str] | None = None
+        if model is None or model.removed:
+            refusal = (Outcome.INVALID, Reason.UNKNOWN_MODEL, f"model {request.model!r} is not served")
+        elif self._draining:
+            refusal = (Outcome.REJECTED, Reason.DRAINING, "the server is shutting down")
+        elif not model.fits(request.rows):
+            largest = model.model.batch_sizes[-1]
+            refusal = (
+                Outcome.INVALID,
+                Reason.BAD_INPUT,
+                f"batch: expected 1 to {largest}; found {request.rows}",
+            )
+        elif model.waiting >= model.model.queue_limit:
+            refusal = (
+                Outcome.REJECTED,
+                Reason.QUEUE_FULL,
+                f"{model.waiting} requests wait for this model already",
+            )
+        if refusal is not None or model is None:
+            assert refusal is not None
+            self._turned_away.append((request, *refusal))
+            return
+        waiter = belief.admit(request, model, now_ns)
+        self._scheduler.queued(waiter.queue)
+        self._feasibility.doubt(waiter.queue)
+        self._expect(request.deadline_ns, request.request_id)
+
+    def _expect(self, deadline_ns: int, request_id: str) -> None:
+        heappush(self._deadlines, (deadline_ns, request_id))
+        if len(self._deadlines) > 4 * len(self._belief.waiters) + 1024:
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._belief.waiters]
+            heapify(self._deadlines)
+
+    def _leave(self, request_id: str, outcome: Outcome, reason: Reason, message: str) -> None:
+        waiter = self._belief.waiters.get(request_id)
+        if waiter is not None:
+            self._leaving.append((waiter, outcome, reason, message))
+
+    def _on_result(self, result: Result) -> None:
+        sent = self._belief.sent.pop(result.action_id, None)
+        if sent is None:
+            return
+        device = self._belief.devices[sent.action.device]
+        lane = device.exec if isinstance(sent.action, Infer) else device.load
+        lane.end(result.action_id, result.ended_ns)
+        if sent.residency is not None and isinstance(sent.action, Infer):
+            sent.residency.in_flight -= 1
+        if result.status is Status.OK:
+            self._learn(device, sent, result)
+        self._scheduler.device_changed(device)
+        self._settler.took(sent, result)
+
+    def _learn(self, device: DeviceBelief, sent: Sent, result: Result) -> None:
+        action = sent.action
+        if isinstance(action, Infer):
+            assert sent.queue is not None
+            self._belief.infer_samples(device, sent.queue, action.batch).add(result.lane_ns)
+        elif isinstance(action, Load):
+            assert sent.residency is not None
+            self._belief.load_samples(device, sent.residency.model).add(result.lane_ns)
+            sent.residency.step(WeightsStep.LOADED)
+            self._scheduler.loaded(sent.residency)
+            self._feasibility.doubt_model(sent.residency.model)
+
+    # Workers
+
+    def _on_worker(self, event: WorkerJoined) -> None:
+        self._on_worker_lost(event.worker)
+        for spec in event.devices:
+            assert spec.device not in self._belief.devices, f"device {spec.device} joined twice"
+            device = DeviceBelief(spec, event.worker, len(self._belief.devices), self.config)
+            device.pending_codes.update(self._belief.codes)
+            device.warm = not device.pending_codes
+            self._belief.devices[spec.device] = device
+            self._scheduler.device_changed(device)
+            self._feasibility.device_joined(device)
+        for model in self._belief.models.values():
+            if model.waiting:
+                self._feasibility.doubt_model(model)
+
+    def _on_code_ready(self, event: CodeReady) -> None:
+        device = self._belief.devices.get(event.device)
+        if device is None or event.code_id not in self._belief.codes:
+            return
+        device.pending_codes.discard(event.code_id)
+        if not event.ok:
+            device.failed_codes[event.code_id] = event.message
+        elif not self._belief.prepare(device, event.code_id):
+            device.failed_codes[event.code_id] = f"there is no profile for devices of kind {device.spec.kind}"
+        if not device.pending_codes:
+            device.warm = True
+        self._scheduler.device_changed(device)
+        for model in self._belief.models.values():
+            if model.waiting and model.code.code_id == event.code_id:
+                self._feasibility.doubt_model(model)
+
+    def _on_worker_lost(self, worker: str) -> None:
+        for device in [device for device in self._belief.devices.values() if device.worker == worker]:
+            del self._belief.devices[device.name]
+            self._belief.estimator.forget_device(device.name)
+            for sent in [sent for sent in self._belief.sent.values() if sent.action.device == device.name]:
+                del self._belief.sent[sent.action.action_id]
+                self._settler.lost(sent)
+            for residency in list(device.pages.holders()):
+                self._belief.drop(residency)
+            self._scheduler.device_lost(device)
+            self._feasibility.device_lost(device)
+
+    # Models
+
+    def _on_code(self, event: CodeAdded) -> None:
+        code_id = event.code.code_id
+        for profile in event.profiles:
+            self._belief.estimator.learn_profile(profile)
+        if code_id in self._belief.codes:
+            return
+        self._belief.codes[code_id] = event.code
+        for device in self._belief.devices.values():
+            device.pending_codes.add(code_id)
+
+    def _on_code_removed(self, code_id: str) -> None:
+        self._belief.codes.pop(code_id, None)
+        for device in self._belief.devices.values():
+            device.codes.pop(code_id, None)
+            device.failed_codes.pop(code_id, None)
+            device.pending_codes.discard(code_id)
+
+    def _on_model(self, event: ModelAdded) -> None:
+        key = event.model.key
+        if key in self._belief.models:
+            if self._belief.models[key].model == event.model:
+                return
+            self._on_model_removed(key)
+        code = self._belief.codes.get(event.model.code_id)
+        assert code is not None, f"model {key} was added before its code {event.model.code_id}"
+        self._belief.models[key] = ServedModel(event.model, code, self._belief.fresh())
+
+    def _on_model_removed(self, key: str) -> None:
+        model = self._belief.models.pop(key, None)
+        if model is None:
+            return
+        model.removed = True
+        model.load_key = None
+        for queue in model.queues.values():
+            for waiter in queue.waiters:
+                self._leaving.append((waiter, Outcome.REJECTED, Reason.NOT_SERVING, "the model was unloaded"))
+        self._settler.retire(model)
+
+    # Choices
+
+    def decide(self, now_ns: int) -> list[ControllerEffect]:
+        """Make every choice that is due; all effects of this instant."""
+        belief = self._belief
+        self._answer_leavers()
+        self._settler.settle(now_ns)
+        self._expire(now_ns)
+        self._scheduler.schedule(now_ns)
+        while self.config.reject_infeasible and (losers := self._feasibility.reject(now_ns)):
+            for model in losers:
+                self._scheduler.left(model)
+            self._scheduler.schedule(now_ns)
+        self._tell_readiness()
+        effects, belief.effects = belief.effects, []
+        return effects
+
+    def _answer_leavers(self) -> None:
+        for request, outcome, reason, message in self._turned_away:
+            self._belief.effects.append(
+                Answer(
+                    request_id=request.request_id, gateway=request.gateway, outcome=outcome, reason=reason,
+                    message=message,
+                )
+            )  # fmt: skip
+        self._turned_away.clear()
+        for waiter, outcome, reason, message in self._leaving:
+            if waiter.state in (RequestState.WAITING, RequestState.SENT):
+                self._belief.answer(waiter, outcome, reason, message=message)
+                self._scheduler.left(waiter.queue.model)
+                self._feasibility.doubt(waiter.queue)
+        self._leaving.clear()
+
+    def _expire(self, now_ns: int) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now_ns:
+            _, request_id = heappop(self._deadlines)
+            waiter = self._belief.waiters.get(request_id)
+            if waiter is None or waiter.state is RequestState.SPENT:
+                continue
+            reason = Reason.LATE if waiter.state is RequestState.SENT else Reason.NONE
+            self._belief.answer(waiter, Outcome.EXPIRED, reason, message="no answer by the deadline")
+            self._scheduler.left(waiter.queue.model)
+            self._feasibility.doubt(waiter.queue)
+
+    def _tell_readiness(self) -> None:
+        devices = self._belief.devices.values()
+        warm = sum(device.warm for device in devices)
+        wanted = 1 if self._was_ready else self.config.expected_devices
+        if self._draining:
+            readiness = Readiness(ready=False, why="draining")
+        elif warm >= wanted:
+            readiness, self._was_ready = Readiness(ready=True), True
+        else:
+            pending = sum(len(device.pending_codes) for device in devices)
+            why = f"{warm} of {wanted} devices are warm"
+            readiness = Readiness(
+                ready=False, why=f"{why}; {pending} codes are being prepared" if pending else why
+            )
+        if self._told is None or readiness.ready != self._told.ready:
+            self._told = readiness
+            self._belief.effects.append(readiness)
+
+    def next_wakeup_ns(self) -> int | None:
+        """The earliest of: a lane with room again, a request about to be hopeless, a deadline."""
+        while self._deadlines and self._deadlines[0][1] not in self._belief.waiters:
+            heappop(self._deadlines)
+        instants = [self._scheduler.next_wakeup_ns()]
+        if self.config.reject_infeasible:
+            instants.append(self._feasibility.next_wakeup_ns())
+        if self._deadlines:
+            instants.append(self._deadlines[0][0])
+        return min((instant for instant in instants if instant is not None), default=None)
+
+    def snapshot(self) -> dict[str, object]:
+        """Queues, devices and resident models, for screens; plain data that encodes as JSON."""
+        belief = self._belief
+        return {
+            "in_flight": len(belief.waiters),
+            "waiting": {key: model.waiting for key, model in belief.models.items() if model.waiting},
+            "models": len(belief.models),
+            "devices": [_device_snapshot(device) for device in belief.devices.values()],
+        }
+
+    def check(self) -> None:
+        """Assert every invariant of the state."""
+        self._belief.check()
+        self._scheduler.check()
+        if self.config.reject_infeasible:
+            self._feasibility.check()
+        live = {request_id for _, request_id in self._deadlines}
+        for request_id, waiter in self._belief.waiters.items():
+            assert waiter.state is RequestState.SPENT or request_id in live, (
+                f"{request_id} has no deadline pending"
+            )
+        for sent in self._belief.sent.values():
+            assert sent.action.device in self._belief.devices
+            assert isinstance(sent.action, Infer) == bool(sent.waiters)
+            assert isinstance(sent.action, Load | Infer | Unload)
+
+
+def _device_snapshot(device: DeviceBelief) -> dict[str, object]:
+    ready: list[Residency] = [one for one in device.pages.holders() if one.state is WeightsState.READY]
+    return {
+        "device": device.name, "kind": device.spec.kind, "worker": device.worker, "warm": device.warm,
+        "pages": device.spec.pages, "page_bytes": device.spec.page_bytes, "pages_used": device.pages.used,
+        "resident": [residency.model.model.key for residency in ready],
+        "codes": len(device.codes), "failed_codes": device.failed_codes, "pending_codes": len(device.pending_codes),
+        "exec_outstanding": len(device.exec), "load_outstanding": len(device.load),
+    }  # fmt: skip

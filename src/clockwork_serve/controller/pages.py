@@ -1,0 +1,112 @@
+"""What the controller believes of a device's pages: who holds which, and where to make room.
+
+Weights lie in one contiguous extent, so that no tensor straddles pages that are not neighbours.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from clockwork_serve.messages import Extent
+
+Holder = TypeVar("Holder")
+
+
+class Room(Generic[Holder]):
+    """Where weights may go, and whom that displaces."""
+
+    __slots__ = ("displaced", "extent")
+
+    def __init__(self, extent: Extent, displaced: list[Holder]) -> None:
+        self.extent = extent
+        self.displaced = displaced
+
+
+class Pages(Generic[Holder]):
+    """Extents by address. Held extents never overlap and lie inside ``0 .. count``."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.used = 0
+        """The sum of all held extents, in pages."""
+        self._firsts: list[int] = []
+        """First pages of all held extents, ascending."""
+        self._held: list[tuple[Extent, Holder]] = []
+        """Parallel to ``_firsts``."""
+
+    def hold(self, extent: Extent, holder: Holder) -> None:
+        """Give an extent that is free to a holder."""
+        at = bisect_left(self._firsts, extent.first)
+        self._firsts.insert(at, extent.first)
+        self._held.insert(at, (extent, holder))
+        self.used += extent.count
+
+    def release(self, extent: Extent) -> None:
+        """Take an extent back from its holder."""
+        at = bisect_left(self._firsts, extent.first)
+        assert self._held[at][0] == extent, f"{extent} is not held; found {self._held[at][0]}"
+        del self._firsts[at]
+        del self._held[at]
+        self.used -= extent.count
+
+    def holders(self) -> list[Holder]:
+        """All holders, by address."""
+        return [holder for _, holder in self._held]
+
+    def gap(self, count: int) -> Extent | None:
+        """The smallest free gap that takes ``count`` pages (its front), if there is one."""
+        if self.count - self.used < count:
+            return None
+        best: Extent | None = None
+        end = 0
+        for extent, _ in self._held:
+            if extent.first - end >= count and (best is None or extent.first - end < best.count):
+                best = Extent(end, extent.first - end)
+            end = extent.first + extent.count
+        if self.count - end >= count and (best is None or self.count - end < best.count):
+            best = Extent(end, self.count - end)
+        return None if best is None else Extent(best.first, count)
+
+    def room(self, count: int, rank: Callable[[Holder], int | None]) -> Room[Holder] | None:
+        """Make room for ``count`` pages by displacing neighbours of the lowest rank.
+
+        ``rank`` tells how much a holder is wanted, from 0; None, that it may not be displaced. Of all contiguous stretches, the one whose most wanted holder is
+        least wanted is taken (with models of one size, that is plain least-recently-used order).
+        """
+        gap = self.gap(count)
+        if gap is not None:
+            return Room(gap, [])
+        best: tuple[int, int, int, int] | None = None
+        held = self._held
+        ranks = [rank(holder) for _, holder in held]
+        for at in range(len(held)):
+            start = held[at - 1][0].first + held[at - 1][0].count if at else 0
+            worst, last = -1, at
+            while last < len(held):
+                wanted = ranks[last]
+                if wanted is None:
+                    break
+                worst = max(worst, wanted)
+                last += 1
+                end = held[last][0].first if last < len(held) else self.count
+                if end - start >= count:
+                    if best is None or (worst, last - at) < best[:2]:
+                        best = (worst, last - at, at, start)
+                    break
+        if best is None:
+            return None
+        _, victims, at, start = best
+        return Room(Extent(start, count), [holder for _, holder in held[at : at + victims]])
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        end = 0
+        for (extent, _), first in zip(self._held, self._firsts, strict=True):
+            assert extent.first == first
+            assert extent.first >= end, f"{extent} overlaps what ends at {end}"
+            assert extent.count > 0
+            end = extent.first + extent.count
+        assert end <= self.count
+        assert self.used == sum(extent.count for extent, _ in self._held)

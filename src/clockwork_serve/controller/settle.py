@@ -1,0 +1,163 @@
+"""What follows from results: answers, or another attempt; it is told in ``observe`` and acts in ``decide``."""
+
+from __future__ import annotations
+
+from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.cluster import Residency, Sent
+from clockwork_serve.controller.feasibility import Feasibility
+from clockwork_serve.controller.life import RequestState, WeightsState, WeightsStep
+from clockwork_serve.controller.queues import ServedModel, Waiter
+from clockwork_serve.controller.scheduler import Scheduler
+from clockwork_serve.messages import Answer, Infer, Load, Outcome, Reason, Result, Status
+
+AGAIN = frozenset({Status.TOO_EARLY, Status.TOO_LATE, Status.SHUTTING_DOWN})
+"""The action is none the worse for having been refused: plan it again."""
+
+BELIEF_WRONG = frozenset(
+    {Status.WEIGHTS_MISSING, Status.WEIGHTS_CHANGED, Status.IN_USE, Status.NO_ROOM, Status.UNKNOWN_CODE}
+)
+"""The worker holds something else than we believed: forget those weights and plan again, a few times."""
+
+ATTEMPTS_MAX = 3
+"""How often one request is planned again because belief was wrong."""
+
+
+class Settler:
+    """See the module."""
+
+    def __init__(self, belief: Belief, scheduler: Scheduler, feasibility: Feasibility) -> None:
+        self._belief = belief
+        self._scheduler = scheduler
+        self._feasibility = feasibility
+        self._results: list[tuple[Sent, Result]] = []
+        """Results observed and not settled yet."""
+        self._lost: list[Sent] = []
+        """Actions that were in flight on a lost worker."""
+        self._retired: dict[ServedModel, None] = {}
+        """Removed models whose weights are on a device."""
+
+    def took(self, sent: Sent, result: Result) -> None:
+        """A result came."""
+        self._results.append((sent, result))
+
+    def lost(self, sent: Sent) -> None:
+        """A worker was lost with this action in flight."""
+        self._lost.append(sent)
+
+    def retire(self, model: ServedModel) -> None:
+        """A model was removed: its weights go as soon as no INFER reads them."""
+        self._retired[model] = None
+
+    def settle(self, now_ns: int) -> None:
+        """Draw the consequences of all that was told."""
+        for sent, result in self._results:
+            if isinstance(sent.action, Infer):
+                self._settle_infer(sent, sent.action, result, now_ns)
+            elif isinstance(sent.action, Load) and result.status is not Status.OK:
+                self._settle_failed_load(sent, result)
+        self._results.clear()
+        for sent in self._lost:
+            for waiter in sent.waiters:
+                self._settle_lost(waiter)
+        self._lost.clear()
+        for model in list(self._retired):
+            for residency in list(model.residencies.values()):
+                if residency.state is WeightsState.READY and not residency.in_flight:
+                    self._belief.send_unload(residency, now_ns)
+            if not model.residencies:
+                del self._retired[model]
+
+    def _settle_infer(self, sent: Sent, action: Infer, result: Result, now_ns: int) -> None:
+        if result.status in BELIEF_WRONG and sent.residency is not None:
+            self._forget(sent.residency)
+        for at, waiter in enumerate(sent.waiters):
+            if waiter.state is RequestState.SPENT:
+                self._belief.release(waiter)
+            elif result.status is Status.OK:
+                self._answer_ok(waiter, action, result, at, now_ns)
+            elif self._again(waiter, len(sent.waiters), result.status):
+                self._return(waiter, alone=result.status not in AGAIN and result.status not in BELIEF_WRONG)
+            else:
+                self._fail(waiter, result)
+
+    def _answer_ok(self, waiter: Waiter, action: Infer, result: Result, at: int, now_ns: int) -> None:
+        request = waiter.request
+        late = now_ns > request.deadline_ns
+        self._belief.finish(
+            waiter,
+            Answer(
+                request_id=request.request_id, gateway=request.gateway, cold=waiter.cold, batch=action.batch,
+                outcome=Outcome.EXPIRED if late else Outcome.OK, reason=Reason.LATE if late else Reason.NONE,
+                message="the answer came after the deadline" if late else "", outputs=result.outputs[at],
+                queue_ns=result.started_ns - request.arrival_ns, exec_ns=result.lane_ns,
+                expected_ns=action.expected_ns,
+            ),
+        )  # fmt: skip
+
+    def _again(self, waiter: Waiter, companions: int, status: Status) -> bool:
+        """Whether a request of a refused or failed INFER may be planned again."""
+        if waiter.queue.model.removed:
+            return False
+        if status in AGAIN:
+            return True
+        if status in BELIEF_WRONG:
+            waiter.retries += 1
+            return waiter.retries <= ATTEMPTS_MAX
+        return status in (Status.MODEL_RAISED, Status.INPUT_GONE) and companions > 1
+
+    def _return(self, waiter: Waiter, *, alone: bool) -> None:
+        self._belief.readmit(waiter, alone=alone)
+        self._scheduler.queued(waiter.queue)
+        self._feasibility.doubt(waiter.queue)
+
+    def _fail(self, waiter: Waiter, result: Result) -> None:
+        request = waiter.request
+        raised = result.status is Status.MODEL_RAISED
+        self._belief.finish(
+            waiter,
+            Answer(
+                request_id=request.request_id, gateway=request.gateway, outcome=Outcome.FAILED,
+                reason=Reason.MODEL_RAISED if raised else Reason.DEVICE_FAULT, cold=waiter.cold,
+                message=result.message or f"the worker refused: {result.status.value}",
+            ),
+        )  # fmt: skip
+
+    def _forget(self, residency: Residency) -> None:
+        """Weights are not where we believed; once no other INFER is out for them, forget them."""
+        if residency.state is WeightsState.READY and not residency.in_flight:
+            residency.step(WeightsStep.UNLOAD)
+            self._belief.drop(residency)
+
+    def _settle_failed_load(self, sent: Sent, result: Result) -> None:
+        residency = sent.residency
+        assert residency is not None
+        model = residency.model
+        if self._belief.devices.get(residency.device.name) is residency.device:
+            residency.step(WeightsStep.FAILED)
+            self._belief.drop(residency)
+        if result.status not in AGAIN and not model.residencies:
+            reason = Reason.MODEL_RAISED if result.status is Status.MODEL_RAISED else Reason.DEVICE_FAULT
+            message = f"its weights could not be loaded: {result.message or result.status.value}"
+            for queue in list(model.queues.values()):
+                for waiter in list(queue.waiters):
+                    self._belief.answer(waiter, Outcome.FAILED, reason, message=message)
+        self._scheduler.left(model)
+        self._feasibility.doubt_model(model)
+
+    def _settle_lost(self, waiter: Waiter) -> None:
+        """A request was in flight on a lost worker: plan it again if it has not cost a worker before."""
+        if waiter.state is RequestState.SPENT:
+            self._belief.release(waiter)
+            return
+        waiter.retries += 1
+        if waiter.retries <= self._belief.config.retries and not waiter.queue.model.removed:
+            self._return(waiter, alone=True)
+            return
+        request = waiter.request
+        self._belief.finish(
+            waiter,
+            Answer(
+                request_id=request.request_id, gateway=request.gateway, outcome=Outcome.FAILED,
+                reason=Reason.WORKER_LOST, message="the worker died while it ran this request", cold=waiter.cold,
+            ),
+        )  # fmt: skip

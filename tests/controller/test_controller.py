@@ -1,0 +1,351 @@
+"""The controller by example: one thing happens, one thing is decided."""
+
+from __future__ import annotations
+
+from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.messages import (
+    Cancel,
+    Drain,
+    GatewayLost,
+    Infer,
+    Load,
+    ModelRemoved,
+    Outcome,
+    Reason,
+    Status,
+    Unload,
+)
+from clockwork_serve.units import ms
+from tests.controller.honest import World, device, model, profile
+
+
+def served(world: World, *ids: str) -> list[Outcome]:
+    return [world.answers[request_id].outcome for request_id in ids]
+
+
+def test_a_cold_request_is_loaded_run_and_answered() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    request_id = world.request("a", slo_ms=100)
+    world.run()
+    assert served(world, request_id) == [Outcome.OK]
+    assert [type(action) for action in world.actions] == [Load, Infer]
+    assert world.answers[request_id].cold
+
+
+def test_a_warm_request_needs_no_load() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    world.request("a", slo_ms=100)
+    world.run()
+    request_id = world.request("a", slo_ms=15)
+    world.run()
+    assert served(world, request_id) == [Outcome.OK]
+    assert not world.answers[request_id].cold
+
+
+def test_a_hopeless_request_is_refused_at_once_with_the_reason() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    request_id = world.request("a", slo_ms=9)
+    answer = world.answers[request_id]
+    assert (answer.outcome, answer.reason) == (Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE)
+    assert answer.retry_after_ns == 0, "no wait can make a 10 ms model answer in 9 ms"
+
+
+def test_without_the_rejecting_layer_a_hopeless_request_hears_at_its_deadline() -> None:
+    world = World(ControllerConfig(reject_infeasible=False))
+    world.serve(model("a"))
+    world.join(device())
+    request_id = world.request("a", slo_ms=9)
+    arrived_ns = world.now_ns
+    world.run()
+    assert served(world, request_id) == [Outcome.EXPIRED]
+    assert world.answered_ns[request_id] == arrived_ns + ms(9)
+
+
+def test_a_request_is_refused_when_the_device_is_given_away() -> None:
+    world = World()
+    world.serve(model("a"), model("b"), times=profile(b1_ms=100))
+    world.join(device())
+    world.request("a", slo_ms=500)
+    world.request("b", slo_ms=500)
+    world.run()
+    first, second = world.request("a", slo_ms=120), world.request("b", slo_ms=121)
+    assert world.answers[second].reason is Reason.WOULD_MISS_DEADLINE
+    assert world.answers[second].retry_after_ns > ms(60)
+    world.run()
+    assert served(world, first, second) == [Outcome.OK, Outcome.REJECTED]
+
+
+def test_requests_that_wait_are_run_as_one_batch() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    ids = [world.request("a", slo_ms=200) for _ in range(9)]
+    world.run()
+    assert served(world, *ids) == [Outcome.OK] * 9
+    assert sorted(action.batch for action in world.actions if isinstance(action, Infer)) == [1, 8]
+
+
+def test_a_batch_never_makes_a_member_late() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    world.request("a", slo_ms=200)
+    world.run()
+    tight, *relaxed = [world.request("a", slo_ms=slo) for slo in (13, 200, 200, 200)]
+    world.run()
+    assert served(world, tight, *relaxed) == [Outcome.OK] * 4
+
+
+def test_the_earliest_deadline_runs_first_whatever_the_order_of_arrival() -> None:
+    world = World(ControllerConfig(max_batch=1))
+    world.serve(model("a"))
+    world.join(device())
+    world.request("a", slo_ms=200)
+    world.run()
+    ids = [world.request("a", slo_ms=slo) for slo in (300, 300, 40, 30)]
+    world.run()
+    assert served(world, *ids) == [Outcome.OK] * 4
+    assert world.answered_ns[ids[3]] < world.answered_ns[ids[2]] < world.answered_ns[ids[1]]
+
+
+def test_least_recently_used_weights_make_room() -> None:
+    world = World()
+    world.serve(model("a"), model("b"), model("c"))
+    world.join(device(pages=8))
+    for name in ("a", "b", "a", "c"):
+        world.request(name, slo_ms=100)
+        world.run()
+    unloads = [action.model for action in world.actions if isinstance(action, Unload)]
+    assert unloads == ["b/1"]
+
+
+def test_lanes_are_topped_up_only_to_the_look_ahead() -> None:
+    world = World(ControllerConfig(max_batch=1))
+    world.serve(model("a"))
+    world.join(device())
+    world.request("a", slo_ms=100)
+    world.run()
+    before = len(world.actions)
+    for _ in range(5):
+        world.request("a", slo_ms=1000)
+    assert len(world.actions) == before + 1, "10 ms of work is more than the 5 ms look-ahead"
+
+
+def test_an_infer_that_missed_its_window_is_planned_again() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    world.request("a", slo_ms=100)
+    world.run()
+    world.lanes["d0", "exec"].free_ns = world.now_ns + ms(60)
+    request_id = world.request("a", slo_ms=70)
+    world.run()
+    assert world.answers[request_id].outcome is Outcome.REJECTED
+    assert world.answers[request_id].reason is Reason.WOULD_MISS_DEADLINE
+
+
+def test_a_running_request_hears_at_its_deadline_and_its_tensors_are_released_later() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    world.request("a", slo_ms=100)
+    world.run()
+    world.slower = 5.0
+    request_id = world.request("a", slo_ms=20)
+    world.run()
+    assert served(world, request_id) == [Outcome.EXPIRED]
+    assert not world.answers[request_id].release
+    assert world.releases == [request_id]
+
+
+def test_a_cancelled_request_leaves_its_queue() -> None:
+    world = World(ControllerConfig(max_batch=1))
+    world.serve(model("a"))
+    world.join(device())
+    world.request("a", slo_ms=500)
+    world.run()
+    ids = [world.request("a", slo_ms=500) for _ in range(3)]
+    world.tell(Cancel(request_id=ids[2]))
+    world.run()
+    assert served(world, *ids) == [Outcome.OK, Outcome.OK, Outcome.CANCELLED]
+
+
+def test_requests_of_a_lost_gateway_are_cancelled() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    request_id = world.request("a", slo_ms=500)
+    world.tell(GatewayLost(gateway="g0"))
+    world.run()
+    assert served(world, request_id) == [Outcome.CANCELLED]
+
+
+def test_a_lost_workers_requests_are_planned_elsewhere_once() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.join(device("d0"), worker="w0")
+    world.join(device("d1"), worker="w1")
+    request_id = world.request("a", slo_ms=500)
+    world.run(until_ms=9)
+    load = world.actions[0]
+    world.kill("w0" if load.device == "d0" else "w1", load.device)
+    world.run()
+    assert served(world, request_id) == [Outcome.OK]
+
+
+def test_a_request_that_costs_two_workers_fails() -> None:
+    world = World()
+    world.serve(model("a"))
+    for attempt in range(2):
+        world.join(device("d0"), worker="w0")
+        if not attempt:
+            world.request("a", slo_ms=5000)
+            world.run()
+            request_id = world.request("a", slo_ms=5000)
+        else:
+            world.run(until_ms=12)
+        world.join(device("d1"), worker="w1")
+        world.kill("w0", "d0")
+        if attempt == 0:
+            world.run(until_ms=11)
+            world.kill("w1", "d1")
+    assert world.answers[request_id].reason in (Reason.WORKER_LOST, Reason.NOT_SERVING)
+
+
+def test_without_any_worker_requests_are_refused_at_once() -> None:
+    world = World()
+    world.serve(model("a"))
+    request_id = world.request("a", slo_ms=500)
+    assert world.answers[request_id].reason is Reason.NOT_SERVING
+    assert "no worker" in world.answers[request_id].message
+
+
+def test_weights_that_fit_no_device_are_refused_by_name() -> None:
+    world = World()
+    world.serve(model("a", mib=17))
+    world.join(device(pages=16))
+    request_id = world.request("a", slo_ms=500)
+    assert world.answers[request_id].reason is Reason.NOT_SERVING
+    assert "17825792 bytes" in world.answers[request_id].message
+
+
+def test_a_model_that_raises_fails_only_the_request_that_raised() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    world.request("a", slo_ms=500)
+    world.run()
+    blocker = world.request("a", slo_ms=500)
+    ids = [world.request("a", slo_ms=500) for _ in range(4)]
+    honest = world.reply
+
+    def raising(action, status, start_ns, end_ns):  # type: ignore[no-untyped-def]
+        poisoned = isinstance(action, Infer) and any(call.request_id == ids[2] for call in action.calls)
+        honest(action, Status.MODEL_RAISED if poisoned else status, start_ns, end_ns)
+
+    world.reply = raising  # type: ignore[method-assign]
+    world.run()
+    assert served(world, blocker, *ids) == [Outcome.OK] * 3 + [Outcome.FAILED] + [Outcome.OK]
+
+
+def test_a_load_that_fails_fails_its_requests_with_its_message() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    honest = world.reply
+
+    def failing(action, status, start_ns, end_ns):  # type: ignore[no-untyped-def]
+        honest(action, Status.DEVICE_FAULT if isinstance(action, Load) else status, start_ns, end_ns)
+
+    world.reply = failing  # type: ignore[method-assign]
+    request_id = world.request("a", slo_ms=500)
+    world.run()
+    assert world.answers[request_id].reason is Reason.DEVICE_FAULT
+    assert "could not be loaded" in world.answers[request_id].message
+
+
+def test_a_full_queue_refuses() -> None:
+    world = World(ControllerConfig(max_batch=1))
+    world.serve(model("a", queue_limit=2))
+    world.join(device())
+    ids = [world.request("a", slo_ms=5000) for _ in range(4)]
+    world.run()
+    assert [world.answers[one].reason for one in ids] == [Reason.NONE, Reason.NONE, *[Reason.QUEUE_FULL] * 2]
+
+
+def test_draining_refuses_new_requests_and_finishes_old_ones() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    old = world.request("a", slo_ms=500)
+    world.tell(Drain())
+    new = world.request("a", slo_ms=500)
+    world.run()
+    assert served(world, old, new) == [Outcome.OK, Outcome.REJECTED]
+    assert world.answers[new].reason is Reason.DRAINING
+
+
+def test_a_removed_model_leaves_the_device_and_is_unknown() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    world.request("a", slo_ms=500)
+    world.run()
+    world.tell(ModelRemoved(model="a/1"))
+    request_id = world.request("a", slo_ms=500)
+    assert isinstance(world.actions[-1], Unload)
+    assert world.answers[request_id].reason is Reason.UNKNOWN_MODEL
+
+
+def test_a_request_of_many_rows_runs_alone_at_the_next_size() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    request_id = world.request("a", slo_ms=500, rows=3)
+    world.run()
+    infer = world.actions[-1]
+    assert served(world, request_id) == [Outcome.OK]
+    assert isinstance(infer, Infer)
+    assert (infer.batch, len(infer.calls)) == (4, 1)
+
+
+def test_a_request_of_too_many_rows_is_invalid() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    request_id = world.request("a", slo_ms=500, rows=9)
+    assert world.answers[request_id].outcome is Outcome.INVALID
+
+
+def test_different_signatures_never_share_a_batch() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    ids = [world.request("a", slo_ms=500, signature=f"x:{at % 2}") for at in range(6)]
+    world.run()
+    assert served(world, *ids) == [Outcome.OK] * 6
+    for infer in [action for action in world.actions if isinstance(action, Infer)]:
+        assert len({int(call.request_id[1:]) % 2 for call in infer.calls}) == 1
+
+
+def test_one_outlier_does_not_lock_a_model_out() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    world.request("a", slo_ms=500)
+    world.run()
+    world.slower = 8.0
+    world.request("a", slo_ms=500)
+    world.run()
+    world.slower = 1.0
+    first = world.request("a", slo_ms=50)
+    world.run()
+    second = world.request("a", slo_ms=50)
+    world.run()
+    assert served(world, first, second) == [Outcome.REJECTED, Outcome.OK]
