@@ -1,0 +1,161 @@
+"""What a measurement ran on, and whether it was left in peace: reads /proc, changes nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+def machine_line() -> str:
+    """One line that goes with every number."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    packages = ", ".join(f"{name} {version(name)}" for name in ("clockwork-serve", "onnxruntime", "uvloop"))
+    return (
+        f"{_cpu_model()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores, {memory:.0f} GiB, "
+        f"{platform.system()} {platform.release()}, Python {platform.python_version()}, {packages}"
+    )
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def stolen_s() -> float:
+    """Seconds, summed over cores, that a hypervisor gave to others since boot."""
+    return int(Path("/proc/stat").read_text().split("\n", 1)[0].split()[8]) * TICK_S
+
+
+def busy_s() -> float:
+    """Seconds, summed over cores, that anything at all ran since boot."""
+    user, nice, system, _idle, _iowait, irq, softirq = map(
+        int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8]
+    )
+    return (user + nice + system + irq + softirq) * TICK_S
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of CPU that a process has used; 0 once it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) * TICK_S
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident memory of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def descendants(pid: int) -> list[int]:
+    """The process and all below it."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    found = [pid]
+    for one in found:
+        found.extend(children.get(one, ()))
+    return found
+
+
+def command_of(pid: int) -> str:
+    """A process's command line; empty once it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def running(module: str, pid: int | None = None) -> list[int]:
+    """Processes below ``pid`` (default: this one) that run ``python -m MODULE``."""
+    below = descendants(os.getpid() if pid is None else pid)
+    return [one for one in below if f"-m {module}" in command_of(one)]
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """A thread's switches and CPU time so far."""
+
+    tid: int
+    name: str
+    cpu_s: float
+    voluntary: int
+    involuntary: int
+
+
+def threads(pid: int) -> list[Thread]:
+    """All threads of a process."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            status = dict(
+                line.split(":", 1) for line in (task / "status").read_text().splitlines() if ":" in line
+            )
+            fields = (task / "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        found.append(
+            Thread(
+                tid=int(task.name),
+                name=status["Name"].strip(),
+                cpu_s=(int(fields[11]) + int(fields[12])) * TICK_S,
+                voluntary=int(status["voluntary_ctxt_switches"]),
+                involuntary=int(status["nonvoluntary_ctxt_switches"]),
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Disturbance:
+    """What others did to a run of ``seconds``."""
+
+    seconds: float
+    stolen_s: float
+    others_s: float
+    """CPU time of processes that took no part."""
+    involuntary: int
+    """Switches away from the lane's thread that it did not ask for."""
+
+
+class Watch:
+    """Measures the disturbance from its making until :meth:`read`."""
+
+    def __init__(self, ours: Iterable[int], lane: tuple[int, int] | None = None) -> None:
+        self._ours = list(ours)
+        self._lane = lane
+        self._started = time.monotonic()
+        self._stolen, self._busy = stolen_s(), busy_s()
+        self._own = sum(cpu_s(pid) for pid in self._ours)
+        self._involuntary = self._switches()
+
+    def read(self) -> Disturbance:
+        """What happened since."""
+        own = sum(cpu_s(pid) for pid in self._ours) - self._own
+        return Disturbance(
+            seconds=time.monotonic() - self._started,
+            stolen_s=stolen_s() - self._stolen,
+            others_s=max(0.0, busy_s() - self._busy - own),
+            involuntary=self._switches() - self._involuntary,
+        )
+
+    def _switches(self) -> int:
+        if self._lane is None:
+            return 0
+        pid, tid = self._lane
+        return next((thread.involuntary for thread in threads(pid) if thread.tid == tid), 0)
