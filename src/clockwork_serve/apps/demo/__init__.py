@@ -1,0 +1,1 @@
+"""The demo: real pretrained models, real inputs, one screen of results."""

@@ -1,0 +1,42 @@
+"""What a model is asked and what a person may think of its answers; opens no model, file or server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Tensors = dict[str, npt.NDArray[Any]]
+Send = Callable[[Tensors], Tensors]
+"""Sends one request (batch axis included where the model has one) and returns its outputs by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """An answer in words, and whether it is what is known to be right."""
+
+    answer: str
+    ok: bool
+
+
+def relative_error(found: Tensors, expected: Tensors) -> float:
+    """The largest of max|a - b| / max|b| over the outputs; infinite if names, shapes or finiteness differ."""
+    if found.keys() != expected.keys():
+        return float("inf")
+    worst = 0.0
+    for name, wanted in expected.items():
+        got = found[name]
+        if got.shape != wanted.shape or not np.all(np.isfinite(got)):
+            return float("inf")
+        scale = float(np.max(np.abs(wanted), initial=0.0))
+        gap = float(np.max(np.abs(got.astype(np.float64) - wanted.astype(np.float64)), initial=0.0))
+        worst = max(worst, gap / scale if scale > 0 else gap)
+    return worst
+
+
+def cosine(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+    """The cosine between two vectors."""
+    return float(np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)))
