@@ -1,0 +1,219 @@
+"""Measures how long a code takes on a device, before it serves; it never measures while requests run on it.
+
+A profile only seeds the controller's estimates, which follow what is measured while serving; so it is made
+quickly, and a median is enough.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+
+from clockwork_serve.devices import CallBuffers, Device, io_bytes
+from clockwork_serve.errors import DeviceError
+from clockwork_serve.messages import Call, Code, Extent, Infer, Load, Model, Profile, Unload, Window
+from clockwork_serve.serve.sample_inputs import fills_to_try, inputs_of
+from clockwork_serve.store import Fill
+from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_S, TENSOR_ALIGN, align
+
+RUNS_MIN: Final = 5
+RUNS_MAX: Final = 50
+BATCH_TIME_NS: Final = 300 * NS_PER_MS
+"""Enough runs of one batch size; a batch that takes longer is run once."""
+EXTRAPOLATE_NS: Final = 2 * NS_PER_S
+"""A batch expected to take longer is not run: no scheduler would choose it."""
+LOADS: Final = 3
+REFUSED_NS: Final = 50 * NS_PER_MS
+"""What a row is said to take if the model refuses every input that was tried: estimates learn the truth."""
+LOAD_BASE_NS: Final = 100_000
+"""The most of a LOAD's duration that is taken for overhead, when one size of weights was measured."""
+WORKSPACE_MIN: Final = MIB
+
+_WHENEVER: Final = Window(0, 1 << 62)
+_log = logging.getLogger(__name__)
+
+
+class Measured(Struct, frozen=True, kw_only=True):
+    """A profile, and what is doubtful about it."""
+
+    profile: Profile
+    warnings: tuple[str, ...] = ()
+
+
+def profile(
+    device: Device, code: Code, model: Model, clock: Callable[[], int] = time.monotonic_ns
+) -> Measured:
+    """Measure ``code`` on ``device`` with the weights of ``model``. Takes seconds; the device must be idle.
+
+    Raises :class:`DeviceError` if the code cannot be prepared or the weights cannot be loaded there.
+    """
+    return _Measurement(device, code, model, clock).run()
+
+
+class _Measurement:
+    def __init__(self, device: Device, code: Code, model: Model, clock: Callable[[], int]) -> None:
+        self._device = device
+        self._code = code
+        self._model = model
+        self._clock = clock
+        self._actions = 0
+        self._resident = resident_bytes()
+        self._extent = Extent(0, device.spec.pages_of(model.weights.size))
+
+    def run(self) -> Measured:
+        """Prepare, load, run each batch size, and leave the device as it was."""
+        # Weights that are not lifted live outside the device's arena, and are accounted for as weights.
+        held = 0 if self._code.lifted else self._model.weights.size
+        self._device.prepare(self._code)
+        try:
+            load_ns = self._loads()
+            batches = _Batches(self._code, self._resident, held)
+            fills = self._accepted_fills()
+            for batch in self._code.batch_sizes:
+                self._measure(batch, fills, batches)
+            self._unload()
+        finally:
+            self._device.retire(self._code.code_id)
+        base_ns, per_mib_ns = load_line(load_ns, self._model.weights.size)
+        refused = (
+            f"model {self._model.key}: it refused all inputs tried; its durations are a guess until it serves"
+        )
+        warnings = () if fills is not None else (refused,)
+        return Measured(
+            profile=Profile(
+                code_id=self._code.code_id, device_kind=self._device.spec.kind, infer_ns=batches.infer_ns,
+                load_base_ns=base_ns, load_ns_per_mib=per_mib_ns, workspace_bytes=batches.workspace_bytes,
+                io_bytes=batches.io_bytes,
+            ),
+            warnings=warnings,
+        )  # fmt: skip
+
+    def _loads(self) -> int:
+        """The median LOAD; the weights stay."""
+        durations = []
+        for count in range(LOADS):
+            if count:
+                self._unload()
+            started_ns = self._clock()
+            self._device.load(self._load_action())
+            durations.append(self._clock() - started_ns)
+            if durations[-1] > BATCH_TIME_NS:
+                break
+        return round(statistics.median(durations))
+
+    def _accepted_fills(self) -> tuple[Fill, ...] | None:
+        for fills in fills_to_try(self._code):
+            try:
+                self._infer(1, fills)
+            except DeviceError as error:
+                _log.debug("%s refused %s: %s", self._model.key, fills, error)
+            else:
+                return fills
+        return None
+
+    def _measure(self, batch: int, fills: tuple[Fill, ...] | None, batches: _Batches) -> None:
+        expected_ns = batches.expected_ns(batch)
+        if fills is None or expected_ns > EXTRAPOLATE_NS:
+            batches.add(batch, expected_ns)
+            return
+        durations: list[int] = []
+        try:
+            if expected_ns < BATCH_TIME_NS:
+                self._infer(batch, fills)
+            while not enough(durations):
+                durations.append(self._infer(batch, fills))
+        except DeviceError as error:
+            _log.warning("%s, batch %d: %s", self._model.key, batch, error)
+        batches.add(batch, round(statistics.median(durations)) if durations else expected_ns)
+
+    def _infer(self, batch: int, fills: tuple[Fill, ...]) -> int:
+        """One run of ``batch`` requests of one row each, as they come while serving; its duration."""
+        count = batch if self._code.batched else 1
+        inputs, room = inputs_of(fills), self._output_bytes()
+        calls = [CallBuffers(inputs=inputs, output=memoryview(bytearray(room))) for _ in range(count)]
+        action = Infer(
+            action_id=self._next(), device=self._device.spec.device, model=self._model.key,
+            code_id=self._code.code_id, extent=self._extent, version=1, batch=batch,
+            calls=tuple(Call(request_id=str(row), rows=1, tensors=b"") for row in range(count)),
+            window=_WHENEVER, expected_ns=0,
+        )  # fmt: skip
+        started_ns = self._clock()
+        self._device.infer(action, calls)
+        return self._clock() - started_ns
+
+    def _output_bytes(self) -> int:
+        return align(self._model.output_bytes) + TENSOR_ALIGN * len(self._code.outputs)
+
+    def _load_action(self) -> Load:
+        return Load(
+            action_id=self._next(), device=self._device.spec.device, model=self._model.key,
+            code_id=self._code.code_id, weights=self._model.weights, extent=self._extent, version=1,
+            window=_WHENEVER, expected_ns=0,
+        )  # fmt: skip
+
+    def _unload(self) -> None:
+        self._device.unload(
+            Unload(
+                action_id=self._next(), device=self._device.spec.device, model=self._model.key,
+                extent=self._extent, version=1, window=_WHENEVER,
+            )
+        )  # fmt: skip
+
+    def _next(self) -> int:
+        self._actions += 1
+        return self._actions
+
+
+class _Batches:
+    """What was measured of each batch size, ascending."""
+
+    def __init__(self, code: Code, resident: int, held: int) -> None:
+        self._code = code
+        self._before = resident + held
+        self.infer_ns: dict[int, int] = {}
+        self.workspace_bytes: dict[int, int] = {}
+        self.io_bytes: dict[int, int] = {}
+
+    def add(self, batch: int, infer_ns: int) -> None:
+        """Take in one batch size."""
+        self.infer_ns[batch] = max(1, infer_ns)
+        self.io_bytes[batch] = io_bytes(self._code, batch)
+        # All that the process grew by since before it knew the code: an upper bound, as the first code in it.
+        self.workspace_bytes[batch] = max(WORKSPACE_MIN, resident_bytes() - self._before)
+
+    def expected_ns(self, batch: int) -> int:
+        """In proportion to the largest batch so far: what no batch should exceed by much."""
+        if not self.infer_ns:
+            return REFUSED_NS * batch
+        largest = max(self.infer_ns)
+        return self.infer_ns[largest] * batch // largest
+
+
+def enough(durations: list[int]) -> bool:
+    """Whether to stop: many runs, or enough time and at least a few runs, or runs that agree."""
+    count, spent_ns = len(durations), sum(durations)
+    if count < RUNS_MIN:
+        return spent_ns >= BATCH_TIME_NS
+    if count >= RUNS_MAX or spent_ns >= BATCH_TIME_NS:
+        return True
+    middle = statistics.median(durations)
+    quartiles = statistics.quantiles(durations, n=4)
+    return count >= 2 * RUNS_MIN and quartiles[2] - quartiles[0] <= 0.02 * middle
+
+
+def load_line(load_ns: int, size: int) -> tuple[int, int]:
+    """(base, ns per MiB) of a LOAD from one measurement: weights of one code are all of one size."""
+    base_ns = min(load_ns // 2, LOAD_BASE_NS)
+    return (load_ns, 0) if size == 0 else (base_ns, ((load_ns - base_ns) << 20) // size)
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is resident."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,118 @@
+"""Profiles of all codes on all kinds of device: those in the cache, and the others measured now."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import msgspec
+from msgspec import Struct
+
+from clockwork_serve.devices import DeviceConfig, emulated_profile
+from clockwork_serve.errors import ClockworkError
+from clockwork_serve.messages import Code, Model, Profile
+from clockwork_serve.serve.profile_process import ProfileConfig
+from clockwork_serve.serve.profiler import LOAD_BASE_NS, REFUSED_NS, WORKSPACE_MIN, Measured
+from clockwork_serve.store import Served
+from clockwork_serve.units import NS_PER_MS
+
+TIME_LIMIT_S: Final = 120.0
+"""For one code; one that takes longer is served with guessed durations."""
+
+Progress = Callable[[int, int, str], None]
+"""Told (done, total, text) after each code."""
+
+
+class ProfileCache(Protocol):
+    """Where profiles are kept between starts."""
+
+    def profile(self, code_id: str, device_kind: str) -> Profile | None:
+        """The profile measured before, or None."""
+
+    def save_profile(self, profile: Profile) -> None:
+        """Keep a profile for the next start."""
+
+
+class Profiled(Struct, frozen=True, kw_only=True):
+    """Profiles of every (code, kind of device) that can run, and what is doubtful about them."""
+
+    profiles: tuple[Profile, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def profile_all(
+    served: Sequence[Served],
+    devices: Sequence[DeviceConfig],
+    cache: ProfileCache,
+    progress: Progress | None = None,
+    *,
+    again: bool = False,
+) -> Profiled:
+    """Profile each distinct code on each kind of device; ``again`` measures what is in the cache, too."""
+    models = {each.code.code_id: each for each in reversed(served)}
+    kinds = {(config.kind, config.profile): config for config in reversed(devices)}
+    work = [(each.code, each.model, config) for config in kinds.values() for each in models.values()]
+    profiles: list[Profile] = []
+    warnings: list[str] = []
+    for done, (code, model, config) in enumerate(work, start=1):
+        try:
+            measured = _profile_one(code, model, config, cache, again=again)
+            profiles.append(measured.profile)
+            warnings.extend(measured.warnings)
+        except ClockworkError as error:
+            warnings.append(f"model {model.key} does not run on {config.device}: {error}")
+        if progress is not None:
+            progress(done, len(work), model.key)
+    return Profiled(profiles=tuple(profiles), warnings=tuple(warnings))
+
+
+def _profile_one(
+    code: Code, model: Model, config: DeviceConfig, cache: ProfileCache, *, again: bool
+) -> Measured:
+    if config.kind == "emulated":
+        return Measured(profile=emulated_profile(config, code))
+    known = None if again else cache.profile(code.code_id, config.kind)
+    if known is not None:
+        return Measured(profile=known)
+    measured = measure_apart(code, model, config)
+    if not measured.warnings:
+        cache.save_profile(measured.profile)
+    return measured
+
+
+def measure_apart(code: Code, model: Model, config: DeviceConfig) -> Measured:
+    """Measure in a process of its own; if that fails, a guess and a warning that says why."""
+    # Only what is needed: the system limits the length of an argument.
+    bare = msgspec.structs.replace(model, labels={}, config=b"{}", warnings=())
+    argument = msgspec.json.encode(ProfileConfig(device=config, code=code, model=bare)).decode()
+    command = [sys.executable, "-m", "clockwork_serve.serve.profile_process", argument]
+    try:
+        ended = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIME_LIMIT_S, check=False,
+            env={**os.environ, "CLOCKWORK_KEEPER_PID": str(os.getpid())},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return _guessed(code, config, f"model {model.key}: not profiled within {TIME_LIMIT_S:.0f} s")
+    if ended.returncode == 0:
+        return msgspec.json.decode(ended.stdout.splitlines()[-1], type=Measured)
+    said = ended.stderr.decode(errors="replace").strip().splitlines()
+    why = said[-1] if said else f"status {ended.returncode}"
+    return _guessed(code, config, f"model {model.key}: profiling failed ({why})")
+
+
+def _guessed(code: Code, config: DeviceConfig, warning: str) -> Measured:
+    sizes = code.batch_sizes
+    return Measured(
+        profile=Profile(
+            code_id=code.code_id,
+            device_kind=config.kind,
+            infer_ns={size: REFUSED_NS * size for size in sizes},
+            load_base_ns=LOAD_BASE_NS,
+            load_ns_per_mib=NS_PER_MS,
+            workspace_bytes=dict.fromkeys(sizes, WORKSPACE_MIN),
+        ),
+        warnings=(f"{warning}; its durations are a guess until it serves",),
+    )
