@@ -77,36 +77,28 @@ def optimised(proto: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
 def lift(proto: onnx.ModelProto, folder: Path, *, optimise: bool = True) -> bytes:
     """Write ``model.onnx`` and ``index.json`` to ``folder``; the blob is returned."""
     folder.mkdir(parents=True, exist_ok=True)
-    graph = (optimised(proto, folder) if optimise else proto).graph
-    kept, tensors, blob = [], [], bytearray()
+    proto = optimised(proto, folder) if optimise else proto
+    graph, kept, tensors, blob = proto.graph, [], [], bytearray()
     for tensor in graph.initializer:
         array = numpy_helper.to_array(tensor)
         if tensor.data_type != TensorProto.FLOAT or array.size < 16:
             kept.append(tensor)
             continue
-        info = helper.make_tensor_value_info(tensor.name, tensor.data_type, array.shape)
-        graph.input.append(info)
-        entry = {"name": tensor.name, "shape": array.shape, "dtype": "FP32"}
+        graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, array.shape))
+        entry = {"name": tensor.name, "shape": array.shape, "dtype": "float32"}
         tensors.append({**entry, "offset": len(blob), "nbytes": array.nbytes})
         blob += array.tobytes()
         blob += bytes(align(len(blob)) - len(blob))
-    names = {info.name for info in graph.input}
-    assert len(names) == len(graph.input)
-    optimised_model = helper.make_model(
-        helper.make_graph(list(graph.node), "lifted", list(graph.input), list(graph.output), kept),
-        opset_imports=[
-            helper.make_opsetid("", 17),
-            helper.make_opsetid("com.microsoft", 1),
-            helper.make_opsetid("com.microsoft.nchwc", 1),
-        ],
-        ir_version=8,
-    )
-    (folder / "model.onnx").write_bytes(optimised_model.SerializeToString())
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    (folder / "model.onnx").write_bytes(proto.SerializeToString())
     (folder / "index.json").write_text(json.dumps({"tensors": tensors, "blob_bytes": len(blob)}))
     return bytes(blob)
 
 
-def code_of(folder: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], **settings: Any) -> Code:
+def code_of(
+    folder: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], **settings: Any
+) -> Code:
     """A code record; batched and lifted unless told otherwise."""
     defaults = {"backend": "onnx", "batched": True, "batch_sizes": (1, 2, 4), "lifted": True}
     fields = {**defaults, **settings}

@@ -25,7 +25,9 @@ def test_answers_equal_a_plain_session(device, tmp_path):
     device.load(lifted.load(code, lifted.weights_file(tmp_path / "a", blob), 3))
     plain = lifted.plain_session(proto)
     for rows, batch in (([1], 1), ([2], 2), ([1, 1], 2), ([1, 2], 4), ([1, 1, 1, 1], 4), ([3], 4)):
-        xs = [np.random.default_rng(n).standard_normal((r, 64)).astype(np.float32) for n, r in enumerate(rows)]
+        xs = [
+            np.random.default_rng(n).standard_normal((r, 64)).astype(np.float32) for n, r in enumerate(rows)
+        ]
         calls = [lifted.call({"x": x}) for x in xs]
         phases = device.infer(lifted.infer(code, rows, batch, first=3), calls)
         assert phases.run_ns > 0

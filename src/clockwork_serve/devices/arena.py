@@ -99,7 +99,9 @@ def reserve(nbytes: int, setting: str) -> mmap.mmap:
     """An anonymous private mapping of ``nbytes``; DeviceError naming ``setting`` if the host has too little."""
     available = _available_bytes()
     if available is not None and nbytes > available:
-        raise DeviceError(f"{setting}: {nbytes} bytes asked, {available} bytes available on this host; lower it")
+        raise DeviceError(
+            f"{setting}: {nbytes} bytes asked, {available} bytes available on this host; lower it"
+        )
     try:
         mapping = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, ValueError, OverflowError) as error:
@@ -113,7 +115,10 @@ def populate(mapping: mmap.mmap, start: int, nbytes: int) -> None:
     """Make pages resident for writing, keeping what they hold. ``start`` is page-aligned."""
     try:
         mapping.madvise(POPULATE_WRITE, start, nbytes)
-    except (OSError, ValueError):  # an older kernel: touch one byte a page, by itself so that it stays the same
+    except (
+        OSError,
+        ValueError,
+    ):  # an older kernel: touch one byte a page, by itself so that it stays the same
         touched = np.frombuffer(mapping, dtype=np.uint8, count=nbytes, offset=start)[:: mmap.PAGESIZE]
         touched |= 0
 

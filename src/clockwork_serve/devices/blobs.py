@@ -23,12 +23,14 @@ class Blobs:
     def read_into(self, path: str, target: Bytes) -> None:
         """Fill ``target`` with the file; DeviceError unless it is exactly as long. Releases the GIL."""
         fd = self._open(path, len(target))
-        view, done = memoryview(target), 0
+        view, done = target.data, 0
         try:
             while done < len(target):
                 count = os.preadv(fd, [view[done:]], done)
                 if not count:
-                    raise DeviceError(f"weights {path}: expected {len(target)} bytes, the file ends at {done}")
+                    raise DeviceError(
+                        f"weights {path}: expected {len(target)} bytes, the file ends at {done}"
+                    )
                 done += count
         except OSError as error:
             self._drop(path)
@@ -56,7 +58,9 @@ class Blobs:
         found = os.fstat(fd).st_size
         if found != size:
             self._drop(path)
-            raise DeviceError(f"weights {path}: expected {size} bytes, found {found}; compile the model again")
+            raise DeviceError(
+                f"weights {path}: expected {size} bytes, found {found}; compile the model again"
+            )
         return fd
 
     def _drop(self, path: str) -> None:

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from clockwork_serve.devices.arena import Arena, Scratch
 from clockwork_serve.devices.base import NUMPY_DTYPES, CallBuffers, DeviceConfig, Phases
 from clockwork_serve.devices.blobs import Blobs
-from clockwork_serve.devices.onnx_io import Batch
+from clockwork_serve.devices.onnx_open import OpenBatch, TextBatch
 from clockwork_serve.devices.onnx_session import Session, one_line, open_session, trim, value_of
+from clockwork_serve.devices.onnx_static import StaticBatch, fits_area
 from clockwork_serve.devices.onnx_weights import Bindings, Bound, Index, bind, read_index
 from clockwork_serve.devices.tensors import full_shape, rows_of
 from clockwork_serve.errors import DeviceError, ModelError
 from clockwork_serve.messages import Code, Infer, Load, Unload
 
 NO_WEIGHTS = Index(tensors=(), blob_bytes=0)
+
+
+class Batch(Protocol):
+    """How a code is run at one batch size."""
+
+    def run(self, bound: Bound, calls: Sequence[CallBuffers], rows: Sequence[int], started_ns: int) -> Phases:
+        """Run the calls as one batch, which fills their outputs; raises what ONNX Runtime raises."""
 
 
 @dataclass(slots=True)
@@ -32,18 +40,14 @@ class Prepared:
     session: Session | None
     index: Index
     batches: dict[int, Batch]
-    bindable: bool  # strings cannot be bound
 
 
 class OnnxBackend:
     """Runs codes of backend ``onnx``. Blobs go to the arena, which it shares with nobody."""
 
-    def __init__(
-        self, config: DeviceConfig, arena: Arena, clock: Callable[[], int] = time.monotonic_ns
-    ) -> None:
+    def __init__(self, config: DeviceConfig, arena: Arena) -> None:
         self._config = config
         self._arena = arena
-        self._clock = clock
         self._scratch = Scratch(config.io_bytes)
         self._blobs = Blobs()
         self._bindings = Bindings()
@@ -59,16 +63,15 @@ class OnnxBackend:
         index, session = NO_WEIGHTS, None
         if code.lifted:
             index = read_index(folder)
-            session = open_session(folder / "model.onnx", self._config.threads, optimised=True)
+            session = open_session(folder / "model.onnx", self._config.threads)
             _check_names(code, index, session)
-        bindable = all(spec.datatype != "BYTES" for spec in code.inputs)
         sizes = code.batch_sizes if code.batched else (1,)
-        batches = {size: Batch(code, size, self._scratch, self._placeholder) for size in sizes}
+        batches = {size: self._batch(code, size) for size in sizes}
         if session is not None:
             # Zeros of its own: the arena's pages may hold the weights of others.
             memory = np.zeros(index.blob_bytes, np.uint8)
             self._warm_up(code, bind(session, index, memory), sizes)
-        self._prepared_by_code[code.code_id] = Prepared(code, session, index, batches, bindable)
+        self._prepared_by_code[code.code_id] = Prepared(code, session, index, batches)
 
     def retire(self, code_id: str) -> None:
         """Drop the code's session, bindings and models."""
@@ -87,7 +90,7 @@ class OnnxBackend:
             self._arena.view(action.extent, 0)
             path = Path(weights.path)
             path = path / "model.onnx" if path.is_dir() else path
-            session = open_session(path, self._config.threads, optimised=False)
+            session = open_session(path, self._config.threads)
             _check_names(prepared.code, NO_WEIGHTS, session)
             bound = bind(session, NO_WEIGHTS, np.empty(0, np.uint8))
             self._warm_up(prepared.code, bound, (1,))
@@ -109,32 +112,18 @@ class OnnxBackend:
 
     def infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Phases:
         """Run one batch on the weights in the action's extent."""
-        clock = self._clock
-        started = clock()
+        started_ns = time.monotonic_ns()
         prepared = self._get(action.code_id)
         rows = rows_of(prepared.code, action, calls)
         batch = prepared.batches[action.batch if prepared.code.batched else 1]
-        bound = self._bound(prepared, action, calls)
         try:
-            if not prepared.bindable:
-                return self._infer_plainly(batch, bound, calls, rows, started)
-            binding = bound.binding
-            use = batch.bind_inputs(binding, calls, rows)
-            try:
-                batch.bind_outputs(binding, calls, use)
-                bound_at = clock()
-                bound.session.run_with_iobinding(binding)
-                ran = clock()
-                batch.read_outputs(binding, rows, use)
-            finally:
-                batch.release(binding, use)
+            return batch.run(self._bound(prepared, action), calls, rows, started_ns)
         except DeviceError:
             _clear(calls)
             raise
         except Exception as error:  # whatever ONNX Runtime raises: its classes have no common base
             _clear(calls)
             raise ModelError(f"model {action.model}: {one_line(error)}") from error
-        return Phases(bound_at - started, ran - bound_at, clock() - ran)
 
     def close(self) -> None:
         """Free everything but the arena."""
@@ -143,38 +132,28 @@ class OnnxBackend:
         self._blobs.close()
         self._scratch.close()
 
-    def _infer_plainly(
-        self, batch: Batch, bound: Bound, calls: Sequence[CallBuffers], rows: Sequence[int], started: int
-    ) -> Phases:
-        began = self._clock()
-        use, arrays = batch.run_plainly(bound.session, bound.weights, calls, rows)
-        ran = self._clock()
-        batch.write_outputs(arrays, rows, use)
-        return Phases(began - started, ran - began, self._clock() - ran)
-
     def _get(self, code_id: str) -> Prepared:
         prepared = self._prepared_by_code.get(code_id)
         if prepared is None:
             raise DeviceError(f"code {code_id}: not prepared on {self._config.device}")
         return prepared
 
-    def _bound(self, prepared: Prepared, action: Infer, calls: Sequence[CallBuffers]) -> Bound:
-        """The session to run with its weights bound; bound anew if optional inputs of before must not linger."""
-        page = action.extent.first
-        code_id = prepared.code.code_id
-        if prepared.session is None:
-            owner, bound = self._opened_by_page.get(page, ("", None))
-            if bound is None or owner != code_id:
-                raise DeviceError(f"model {action.model}: not loaded at page {page} of {self._config.device}")
-        else:
-            bound = self._bindings.get(code_id, page) or self._bind(prepared, code_id, page)
-        for spec in prepared.code.inputs:
-            if spec.optional and spec.name not in calls[0].inputs:
-                fresh = bound.session.io_binding()
-                for name, value in bound.weights.items():
-                    fresh.bind_ortvalue_input(name, value)
-                return Bound(bound.session, fresh, bound.weights, bound.arrays)
+    def _bound(self, prepared: Prepared, action: Infer) -> Bound:
+        """The session to run, with the weights in the extent bound."""
+        page, code_id = action.extent.first, action.code_id
+        if prepared.session is not None:
+            return self._bindings.get(code_id, page) or self._bind(prepared, code_id, page)
+        owner, bound = self._opened_by_page.get(page, ("", None))
+        if bound is None or owner != code_id:
+            raise DeviceError(f"model {action.model}: not loaded at page {page} of {self._config.device}")
         return bound
+
+    def _batch(self, code: Code, size: int) -> Batch:
+        if any(spec.datatype == "BYTES" for spec in code.inputs):
+            return TextBatch(code, size)
+        if fits_area(code, size, self._scratch):
+            return StaticBatch(code, size, self._scratch)
+        return OpenBatch(code, size, self._scratch, self._placeholder)
 
     def _bind(self, prepared: Prepared, code_id: str, page: int) -> Bound:
         index = prepared.index
@@ -190,10 +169,10 @@ class OnnxBackend:
         names = [spec.name for spec in code.outputs]
         left = self._config.warm_up_ns
         for size in sizes:
-            began = self._clock()
+            began = time.monotonic_ns()
             with contextlib.suppress(Exception):
                 bound.session.run(names, {**bound.weights, **_zero_inputs(code, size)})
-            took = self._clock() - began
+            took = time.monotonic_ns() - began
             left -= took
             if left < 2 * took:  # the next size takes about twice as long
                 return

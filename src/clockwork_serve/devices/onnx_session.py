@@ -33,18 +33,14 @@ def share_allocator() -> None:
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
 
 
-def open_session(path: Path, threads: int, *, optimised: bool) -> Session:
-    """A session on a model file; DeviceError in one line if it cannot be opened.
-
-    ``optimised`` tells that the graph was optimised before: nothing is done to it again.
-    """
+def open_session(path: Path, threads: int) -> Session:
+    """A session on a model file whose graph is optimised already; DeviceError in one line if it cannot be."""
     share_allocator()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # errors are raised and reported by us, once
-    level = ort.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_DISABLE_ALL if optimised else level.ORT_ENABLE_ALL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.add_session_config_entry("session.use_env_allocators", "1")
@@ -53,7 +49,9 @@ def open_session(path: Path, threads: int, *, optimised: bool) -> Session:
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise DeviceError(f"model {path}: cannot be opened: {one_line(error)}; compile the model again") from error
+        raise DeviceError(
+            f"model {path}: cannot be opened: {one_line(error)}; compile the model again"
+        ) from error
 
 
 def one_line(error: Exception) -> str:

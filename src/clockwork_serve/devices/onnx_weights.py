@@ -49,7 +49,9 @@ def read_index(folder: Path) -> Index:
     for tensor in index.tensors:
         _, dtype = element_type(tensor.dtype)
         if tensor.offset < 0 or tensor.offset + tensor.nbytes > index.blob_bytes:
-            raise DeviceError(f"code {path}: {tensor.name}: expected to end by {index.blob_bytes}, found beyond")
+            raise DeviceError(
+                f"code {path}: {tensor.name}: expected to end by {index.blob_bytes}, found beyond"
+            )
         if nbytes_of(tensor.shape, dtype) != tensor.nbytes:
             raise DeviceError(
                 f"code {path}: {tensor.name}: expected {nbytes_of(tensor.shape, dtype)} bytes for"
@@ -72,12 +74,20 @@ def element_type(name: str) -> tuple[str, np.dtype[Any]]:
 
 @dataclass(slots=True)
 class Bound:
-    """A session with one set of weights bound; inputs and outputs are bound anew by every INFER."""
+    """A session with one set of weights bound. ``bound_by`` is whose inputs and outputs are bound beside them."""
 
     session: Session
     binding: Any
     weights: dict[str, Value]
     arrays: list[Array]  # what the values point to
+    bound_by: object = None
+
+    def anew(self) -> Bound:
+        """The same weights in a binding of its own, with no input bound."""
+        binding = self.session.io_binding()
+        for name, value in self.weights.items():
+            binding.bind_ortvalue_input(name, value)
+        return Bound(self.session, binding, self.weights, self.arrays)
 
 
 def bind(session: Session, index: Index, memory: Bytes) -> Bound:

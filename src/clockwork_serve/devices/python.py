@@ -58,7 +58,9 @@ class PythonBackend:
         module = _import(path, _module_name(code.code_id))
         missing = [name for name in ("load", "infer", "unload") if not callable(_member(module, name))]
         if missing:
-            raise DeviceError(f"{path}: expected a class Model with load, infer and unload, found no {missing[0]}")
+            raise DeviceError(
+                f"{path}: expected a class Model with load, infer and unload, found no {missing[0]}"
+            )
         self._prepared_by_code[code.code_id] = Prepared(code, module)
 
     def retire(self, code_id: str) -> None:
@@ -79,7 +81,10 @@ class PythonBackend:
         try:
             model = prepared.module.Model()
             model.load(action.weights.path)
-        except (Exception, SystemExit) as error:  # a user's code may raise anything, and must not end our thread
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # a user's code may raise anything, and must not end our thread
             raise ModelError(f"model {action.model}: load: {_last_line(error)}") from error
         self._model_by_page[action.extent.first] = (action.code_id, model)
 
@@ -133,9 +138,7 @@ def _inputs(code: Code, calls: Sequence[CallBuffers], rows: Sequence[int]) -> di
     return inputs
 
 
-def _write(
-    model: str, code: Code, found: object, calls: Sequence[CallBuffers], rows: Sequence[int]
-) -> None:
+def _write(model: str, code: Code, found: object, calls: Sequence[CallBuffers], rows: Sequence[int]) -> None:
     """Check what the model returned and copy it into the calls' rooms."""
     names = [spec.name for spec in code.outputs]
     if not isinstance(found, dict) or not set(names) <= found.keys():

@@ -45,10 +45,14 @@ def rows_of(code: Code, action: Infer, calls: Sequence[CallBuffers]) -> list[int
         raise DeviceError(f"calls: expected buffers for {len(action.calls)} calls, found {len(calls)}")
     if not code.batched:
         if len(calls) != 1:
-            raise DeviceError(f"calls: code {code.code_id} has no batch axis, expected 1 call, found {len(calls)}")
+            raise DeviceError(
+                f"calls: code {code.code_id} has no batch axis, expected 1 call, found {len(calls)}"
+            )
         return [1]
     if action.batch not in code.batch_sizes:
-        raise DeviceError(f"batch: expected one of {code.batch_sizes} of code {code.code_id}, found {action.batch}")
+        raise DeviceError(
+            f"batch: expected one of {code.batch_sizes} of code {code.code_id}, found {action.batch}"
+        )
     rows = [call.rows for call in action.calls]
     if min(rows) < 1 or sum(rows) > action.batch:
         raise DeviceError(f"rows: expected at most {action.batch} in all and 1 each, found {rows}")
@@ -128,19 +132,25 @@ class Room:
         self._memory[offset : offset + len(encoded)] = encoded
 
     def _take(self, spec: TensorSpec, shape: tuple[int, ...], nbytes: int) -> int:
-        if self._memory.readonly:
-            raise DeviceError("output: expected writable memory, found read-only memory")
         offset = self._end
-        if offset + nbytes > len(self._memory):
-            raise ModelError(
-                f"output {spec.name}: shape {tuple(shape)} ends at byte {offset + nbytes}, but the room for the"
-                f" outputs is {len(self._memory)} bytes; declare a larger output size for this model"
-            )
-        self._end = align(offset + nbytes)
-        self.refs.append(
-            TensorRef(name=spec.name, datatype=spec.datatype, shape=tuple(shape), offset=offset, nbytes=nbytes)
+        ref = TensorRef(
+            name=spec.name, datatype=spec.datatype, shape=tuple(shape), offset=offset, nbytes=nbytes
         )
+        if offset + nbytes > len(self._memory) or self._memory.readonly:
+            raise room_error(self._memory, ref, offset + nbytes)
+        self._end = align(offset + nbytes)
+        self.refs.append(ref)
         return offset
+
+
+def room_error(memory: memoryview, ref: TensorRef, end: int) -> DeviceError:
+    """Why an output that ends at ``end`` cannot be written to ``memory``."""
+    if memory.readonly:
+        return DeviceError("output: expected writable memory, found read-only memory")
+    return ModelError(
+        f"output {ref.name}: shape {ref.shape} ends at byte {end}, but the room for the outputs is"
+        f" {len(memory)} bytes; declare a larger output size for this model"
+    )
 
 
 def encode_bytes(array: Array) -> bytes:
@@ -153,7 +163,9 @@ def encode_bytes(array: Array) -> bytes:
     return b"".join(parts)
 
 
-def split(code: Code, spec: TensorSpec, array: Array, batch: int, rows: Sequence[int], rooms: Sequence[Room]) -> None:
+def split(
+    code: Code, spec: TensorSpec, array: Array, batch: int, rows: Sequence[int], rooms: Sequence[Room]
+) -> None:
     """Copy the rows of an output into the rooms of their calls; ModelError if it is not shaped as declared."""
     expected = full_shape(code, spec, batch)
     if not fits(expected, array.shape):
