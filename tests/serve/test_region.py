@@ -162,7 +162,9 @@ def test_the_region_of_a_killed_process_is_gone_but_its_memory_still_works() -> 
         "import sys; from clockwork_serve.serve.region import Region; r = Region.create(4096); "
         "r.buffer[:4] = b'live'; print(r.name, flush=True); sys.stdin.read()"
     )
-    with subprocess.Popen([sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
+    with subprocess.Popen(
+        [sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as owner:
         assert owner.stdout is not None
         name = owner.stdout.readline().decode().strip()
         regions = RegionMap()

@@ -2,7 +2,7 @@
 
 A region is a memfd whose size is sealed, so that no mapping of it can ever fault. It is named
 ``PID:FD:BYTES``; a process of the same user maps it through ``/proc/PID/fd/FD`` and needs no connection.
-The memory lives as long as somebody maps it, so a worker that writes for a gateway that just died harms nobody.
+The memory lives as long as somebody maps it: a worker that writes for a gateway that just died harms nobody.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import stat
 import struct
 from bisect import bisect_left, insort
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -56,7 +57,7 @@ class Region:
 
     @classmethod
     def create(cls, size: int) -> Region:
-        """A region of at least ``size`` bytes (a whole number of pages), all zero. OSError if there is no memory."""
+        """A region of at least ``size`` bytes (whole pages), all zero. OSError without memory."""
         assert size > 0, f"a region of {size} bytes"
         size = align(size, mmap.PAGESIZE)
         fd = os.memfd_create("clockwork-region", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -74,7 +75,7 @@ class Region:
         return self._free.total
 
     def allocate(self, nbytes: int) -> int | None:
-        """The offset of ``nbytes`` of room, aligned to 64; None if there is no such piece. Contents are stale."""
+        """The offset of ``nbytes`` of room, aligned to 64; None if no piece is so large. Not cleared."""
         assert nbytes >= 0, f"cannot allocate {nbytes} bytes"
         size = align(max(nbytes, 1))
         offset = self._free.take(size)
@@ -89,15 +90,13 @@ class Region:
         self._free.give(offset, size)
 
     def close(self) -> None:
-        """Give the memory up; workers find the region gone. Views of ``buffer`` that are left stay readable."""
+        """Give the memory up: workers find the region gone. Views of ``buffer`` that are left keep it."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
             self.buffer.release()
-            try:
+            with suppress(BufferError):  # Somebody still holds a view; the memory goes with it.
                 self._mapping.close()
-            except BufferError:
-                pass  # Somebody still holds a view; the memory goes with it.
 
     def check(self) -> None:
         """Assert that free and allocated pieces tile the region."""
@@ -111,11 +110,13 @@ class Region:
 
 
 class _FreeList:
-    """Free pieces by size: the smallest that fits, then the lowest, is taken, so that used memory stays warm."""
+    """Free pieces by size. The smallest that fits, then the lowest, is taken: used memory stays warm."""
 
     def __init__(self, size: int) -> None:
         self.total = size
-        self._by_size: list[tuple[int, int]] = [(size, 0)]  # all and only the free pieces, as (bytes, offset), sorted
+        self._by_size: list[tuple[int, int]] = [
+            (size, 0)
+        ]  # all and only the free pieces, as (bytes, offset), sorted
         self._size_at: dict[int, int] = {0: size}  # the same, by start
         self._start_at: dict[int, int] = {size: 0}  # the same, by end
 
@@ -189,7 +190,9 @@ class RegionMap:
             there = os.stat(path)
         except OSError as error:
             self.forget(name)
-            raise RegionGone(f"region {name} is gone: {error.strerror}; its gateway died or closed it") from None
+            raise RegionGone(
+                f"region {name} is gone: {error.strerror}; its gateway died or closed it"
+            ) from None
         if known is not None and known.ino == there.st_ino and known.dev == there.st_dev:
             return known.view
         self.prune()
@@ -223,11 +226,12 @@ def _parse(name: str) -> tuple[str, int]:
 
 
 def _map(name: str, path: str, size: int, there: os.stat_result) -> _Mapped:
-    # Looked at before it is opened: opening a pipe or a device that happens to have that number could block or act.
+    # Looked at before it is opened: to open a pipe or a device that has that number could block or act.
     if not stat.S_ISREG(there.st_mode) or there.st_uid != os.geteuid() or there.st_size != size:
+        mode = stat.filemode(there.st_mode)
         raise RegionGone(
-            f"region {name}: found {stat.filemode(there.st_mode)} of {there.st_size} bytes and user {there.st_uid}, "
-            f"expected a file of {size} bytes and user {os.geteuid()}"
+            f"region {name}: found {mode}, {there.st_size} bytes, user {there.st_uid}; "
+            f"expected a file of {size} bytes, user {os.geteuid()}"
         )
     try:
         target = os.readlink(path)

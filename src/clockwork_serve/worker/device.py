@@ -157,7 +157,8 @@ class DeviceWorker:
             code.users += 1
         self._ledger.open(action, job)
         lane = Lane.EXEC if isinstance(action, Infer) else Lane.LOAD
-        self.lanes[lane].push(job, action.window.earliest_ns)
+        # What may start already queues as it came, so that the order in which it was sent is kept.
+        self.lanes[lane].push(job, max(action.window.earliest_ns, now_ns))
 
     def stop(self, now_ns: int) -> None:
         """Refuse all that waits; what runs ends as usual."""
@@ -207,7 +208,8 @@ class DeviceWorker:
                     action_id=-self._own_unloads, device=self.spec.device, model=held.model,
                     extent=held.extent, version=held.version, window=Window(now_ns, FAR_NS),
                 )  # fmt: skip
-                self.lanes[Lane.LOAD].push(Job(action, None, owed=False), now_ns)
+                # Before all else: the next controller believes that the pages are empty already.
+                self.lanes[Lane.LOAD].push(Job(action, None, owed=False), 0)
             elif held.state in (WeightsState.LOADING, WeightsState.READY):
                 waiting.append(held)
         self._stale = waiting

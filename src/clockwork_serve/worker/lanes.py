@@ -1,6 +1,6 @@
 """What waits for a lane and what runs on it, in order. It judges no window.
 
-A *job* waits in its lane's queue, by the earliest start that it allows and then by arrival; it runs, or is
+A *job* waits in its lane's queue, by the instant from which it may start and then by arrival; it runs, or is
 dropped (refused, or no longer wanted).
 
     QUEUED --start--> RUNNING --finish--> ENDED

@@ -1,0 +1,435 @@
+"""The worker as a whole: windows, order, routing, one result per action, and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from msgspec import structs
+
+from clockwork_serve.messages import CodeAdded, CodeReady, CodeRemoved, Lane, Result, Status
+from clockwork_serve.units import NS_PER_MS, ms
+from clockwork_serve.worker import ControllerLost, Prepare, Prepared, Retire, Retired, Start, Stop, Worker
+from tests.worker.actions import (
+    CODE,
+    GPU,
+    SPEC,
+    Told,
+    done,
+    fresh,
+    infer,
+    load,
+    resident,
+    start,
+    unload,
+)
+
+OTHER = structs.replace(SPEC, device="gpu:1")
+
+
+def statuses(effects: Sequence[object]) -> dict[int, Status]:
+    results = [effect for effect in effects if isinstance(effect, Result)]
+    assert len({result.action_id for result in results}) == len(results)
+    return {result.action_id: result.status for result in results}
+
+
+# Windows
+
+
+def test_an_action_starts_when_its_window_opens_and_not_before() -> None:
+    tell = fresh()
+    action = load(1, "a", 0, window=(5, 10))
+    assert tell(1, action) == []
+    assert tell.wake_ms() == 5
+    assert tell(5) == [start(action)]
+
+
+def test_the_last_instant_of_a_window_is_inside() -> None:
+    tell = fresh()
+    action = load(1, "a", 0, window=(0, 5))
+    assert tell(5, action) == [start(action)]
+
+
+def test_a_window_that_closed_is_too_late() -> None:
+    tell = fresh()
+    status, message = tell.refusal(5, load(1, "a", 0, window=(0, 4)))
+    assert status is Status.TOO_LATE
+    assert message == "LOAD of a: its window closed 1000000 ns before its lane was free"
+
+
+def test_what_waits_behind_a_running_action_is_judged_when_the_lane_is_free() -> None:
+    tell = fresh()
+    resident(tell, "a", 0)
+    first, second, third = infer(1, "a", 0), infer(2, "a", 0, window=(0, 3)), infer(3, "a", 0)
+    assert tell(0, first, second, third) == [start(first)]
+    assert tell(4) == []
+    effects = tell(5, done(first, 5))
+    assert statuses(effects) == {1: Status.OK, 2: Status.TOO_LATE}
+    assert effects[-1] == start(third)
+
+
+def test_a_window_too_far_ahead_is_not_waited_for() -> None:
+    tell = fresh()
+    status, message = tell.refusal(0, load(1, "a", 0, window=(10_001, 10_002)))
+    assert status is Status.TOO_EARLY
+    assert "compare the clocks" in message
+    assert tell(0, load(2, "a", 0, window=(10_000, 10_002))) == []
+
+
+def test_a_window_that_closes_before_it_opens_is_a_contradiction() -> None:
+    status, message = fresh().refusal(0, load(1, "a", 0, window=(2, 1)))
+    assert status is Status.BAD_ACTION
+    assert message == "LOAD of a: window: expected earliest_ns <= latest_ns, found 2000000 > 1000000"
+
+
+# Order
+
+
+def test_a_lane_takes_the_earliest_first_and_equals_as_they_came() -> None:
+    tell = fresh()
+    resident(tell, "a", 0)
+    busy, late, soon, sooner = (
+        infer(at, "a", 0, window=(at_ms, 50)) for at, at_ms in enumerate((0, 3, 1, 1))
+    )
+    tell(0, busy, late, soon, sooner)
+    assert tell(5, done(busy, 5))[-1] == start(soon)
+    assert tell(6, done(soon, 6))[-1] == start(sooner)
+    assert tell(7, done(sooner, 7))[-1] == start(late)
+
+
+def test_an_action_that_opens_earlier_overtakes_one_that_waits() -> None:
+    tell = fresh()
+    resident(tell, "a", 0)
+    late, soon = infer(1, "a", 0, window=(5, 50)), infer(2, "a", 0, window=(3, 50))
+    tell(0, late)
+    tell(1, soon)
+    assert tell.wake_ms() == 3
+    assert tell(3) == [start(soon)]
+
+
+def test_the_two_lanes_work_at_the_same_time() -> None:
+    tell = fresh()
+    resident(tell, "a", 0)
+    run, copy = infer(1, "a", 0), load(2, "b", 2)
+    assert sorted(effect.lane for effect in tell(0, run, copy) if isinstance(effect, Start)) == [
+        Lane.EXEC,
+        Lane.LOAD,
+    ]
+
+
+def test_a_free_lane_needs_no_wakeup_and_neither_does_a_busy_one() -> None:
+    tell = fresh()
+    assert tell.wake_ms() is None
+    resident(tell, "a", 0)
+    action = infer(1, "a", 0)
+    tell(0, action, infer(2, "a", 0, window=(7, 9)))
+    assert tell.wake_ms() is None
+    tell(1, done(action, 1))
+    assert tell.wake_ms() == 7
+    assert tell.worker.lane_wakeup_ns(GPU, Lane.EXEC) == ms(7)
+    assert tell.worker.lane_wakeup_ns(GPU, Lane.LOAD) is None
+
+
+# Results
+
+
+def test_a_result_carries_what_the_lane_measured() -> None:
+    tell = fresh()
+    resident(tell, "a", 0)
+    action = infer(1, "a", 0, batch=2, rows=(1, 1))
+    tell(1, action)
+    measured = structs.replace(done(action, 4, started_ms=1), input_ns=5, run_ns=6, output_ns=7)
+    (result,) = tell(4, measured)
+    assert result == Result(
+        action_id=1, device=GPU, status=Status.OK, started_ns=ms(1), ended_ns=ms(4), input_ns=5, run_ns=6,
+        output_ns=7, outputs=(b"answer", b"answer"),
+    )  # fmt: skip
+
+
+def test_a_fault_of_the_lane_is_passed_on_with_its_message() -> None:
+    tell = fresh()
+    resident(tell, "a", 0)
+    action = infer(1, "a", 0)
+    tell(1, action)
+    (result,) = tell(4, done(action, 4, Status.MODEL_RAISED))
+    assert isinstance(result, Result)
+    assert (result.status, result.message) == (Status.MODEL_RAISED, "the lane says no")
+
+
+def test_an_id_that_is_queued_or_running_is_not_taken_twice() -> None:
+    tell = fresh()
+    action = load(1, "a", 0)
+    tell(0, action)
+    status, message = tell.refusal(0, unload(1, "b", 4))
+    assert status is Status.BAD_ACTION
+    assert "action_id: 1 is queued or running already" in message
+    assert statuses(tell(1, done(action, 1))) == {1: Status.OK}
+    assert tell(2, load(1, "b", 2)) == [start(load(1, "b", 2))], "it ended: the id is free"
+
+
+# Devices
+
+
+def test_an_unknown_device_is_named_and_so_are_the_known() -> None:
+    tell = fresh(SPEC, OTHER)
+    status, message = tell.refusal(0, load(1, "a", 0, device="gpu:7"))
+    assert status is Status.UNKNOWN_DEVICE
+    assert message == "LOAD of a: device: expected one of gpu:0, gpu:1; found 'gpu:7'"
+
+
+def test_devices_share_no_lane_and_no_page() -> None:
+    tell = fresh(SPEC, OTHER)
+    here, there = load(1, "a", 0), load(2, "b", 0, device="gpu:1")
+    assert tell(0, here, there) == [start(here), start(there)]
+
+
+def test_the_next_wakeup_is_the_earliest_of_all_devices() -> None:
+    tell = fresh(SPEC, OTHER)
+    tell(0, load(1, "a", 0, window=(7, 9)), load(2, "b", 0, window=(4, 9), device="gpu:1"))
+    assert tell.wake_ms() == 4
+    tell(4)
+    assert tell.wake_ms() == 7
+
+
+def test_devices_need_names_of_their_own() -> None:
+    with pytest.raises(AssertionError, match="each with its name"):
+        Worker((SPEC, SPEC))
+
+
+# Time
+
+
+def test_time_does_not_go_back() -> None:
+    tell = fresh()
+    tell(5)
+    with pytest.raises(AssertionError, match="time went back"):
+        tell.worker.decide(ms(5) - 1)
+    with pytest.raises(AssertionError, match="time went back"):
+        tell.worker.observe(Stop(), ms(4))
+
+
+# Stop
+
+
+def test_stop_refuses_what_waits_and_what_comes_but_not_what_runs() -> None:
+    tell = fresh()
+    resident(tell, "a", 0)
+    runs, waits, comes = (infer(at, "a", 0) for at in range(3))
+    tell(0, runs, waits)
+    assert statuses(tell(1, Stop(), comes)) == {1: Status.SHUTTING_DOWN, 2: Status.SHUTTING_DOWN}
+    assert not tell.worker.idle
+    assert statuses(tell(2, done(runs, 2))) == {0: Status.OK}
+    assert tell.worker.idle
+
+
+def test_stop_drops_codes_that_wait_to_be_prepared() -> None:
+    tell = fresh()
+    action = load(1, "a", 0)
+    tell(0, action)
+    tell(0, CodeAdded(code=structs.replace(CODE, code_id="more")))
+    assert tell(1, Stop()) == []
+    assert statuses(tell(2, done(action, 2))) == {1: Status.OK}
+    assert tell.worker.idle
+
+
+# The controller went away
+
+
+def test_a_lost_controller_gets_its_last_answers_at_once() -> None:
+    tell = fresh()
+    resident(tell, "a", 0)
+    runs, waits = infer(1, "a", 0), infer(2, "a", 0)
+    tell(0, runs, waits)
+    assert statuses(tell(1, ControllerLost())) == {1: Status.SHUTTING_DOWN, 2: Status.SHUTTING_DOWN}
+    effects = tell(2, done(runs, 2))
+    assert statuses(effects) == {}
+
+
+def test_weights_of_a_lost_controller_are_unloaded_by_the_worker_itself() -> None:
+    tell = fresh()
+    resident(tell, "a", 0)
+    resident(tell, "b", 2)
+    (first,) = tell(1, ControllerLost())
+    assert isinstance(first, Start)
+    assert (first.action.model, first.action.action_id) == ("a", -1)
+    assert statuses(tell(1, load(1, "c", 0))) == {}
+    (second,) = tell(2, done(first.action, 2))
+    assert isinstance(second, Start)
+    assert second.action.model == "b"
+    assert tell(3, done(second.action, 3)) == [start(load(1, "c", 0))]
+
+
+def test_weights_that_are_read_or_copied_are_forgotten_afterwards() -> None:
+    tell = fresh()
+    resident(tell, "a", 0)
+    runs, copies = infer(1, "a", 0), load(2, "b", 2)
+    tell(0, runs, copies)
+    assert statuses(tell(1, ControllerLost())) == {1: Status.SHUTTING_DOWN, 2: Status.SHUTTING_DOWN}
+    (forget_b,) = tell(2, done(copies, 2))
+    assert isinstance(forget_b, Start)
+    assert forget_b.action.model == "b"
+    tell(3, done(forget_b.action, 3))
+    (forget_a,) = tell(4, done(runs, 4))
+    assert isinstance(forget_a, Start)
+    assert forget_a.action.model == "a"
+    assert tell(5, done(forget_a.action, 5)) == []
+    assert tell.worker.idle
+
+
+def test_weights_of_a_lost_controller_answer_no_infer_of_the_next() -> None:
+    tell = fresh()
+    resident(tell, "a", 0)
+    runs = infer(1, "a", 0)
+    tell(0, runs)
+    tell(1, ControllerLost())
+    tell(2, infer(1, "a", 0))
+    effects = tell(3, done(runs, 3))
+    assert statuses(effects) == {1: Status.WEIGHTS_MISSING}
+
+
+def test_a_load_into_pages_that_the_lost_controllers_infer_reads_is_refused() -> None:
+    tell = fresh()
+    resident(tell, "a", 0)
+    runs = infer(1, "a", 0)
+    tell(0, runs)
+    tell(1, ControllerLost())
+    assert tell.refusal(2, load(1, "b", 1))[0] is Status.IN_USE
+
+
+def test_ids_of_a_lost_controller_may_come_again() -> None:
+    tell = fresh()
+    old = load(1, "a", 0)
+    tell(0, old)
+    tell(1, ControllerLost())
+    new = load(1, "a", 4)
+    tell(2, new)
+    (forget,) = tell(3, done(old, 3))
+    assert isinstance(forget, Start)
+    assert forget.action.action_id == -1, "what came first is forgotten first"
+
+
+def test_codes_of_a_lost_controller_stay_and_are_told_to_the_next() -> None:
+    tell = fresh()
+    tell(1, ControllerLost())
+    assert tell(2, CodeAdded(code=CODE)) == [CodeReady(device=GPU, code_id="net")]
+
+
+# Codes
+
+
+def test_a_code_is_prepared_on_every_device_and_told_when_ready() -> None:
+    tell = Told(Worker((SPEC, OTHER)))
+    assert tell(0, CodeAdded(code=CODE)) == [
+        Prepare(device=GPU, code=CODE),
+        Prepare(device="gpu:1", code=CODE),
+    ]
+    assert tell(1, Prepared(device="gpu:1", code_id="net")) == [CodeReady(device="gpu:1", code_id="net")]
+    assert tell(2, Prepared(device=GPU, code_id="net")) == [CodeReady(device=GPU, code_id="net")]
+
+
+def test_a_code_that_can_not_be_prepared_is_told_why_and_tried_again_when_added_again() -> None:
+    tell = Told(Worker((SPEC,)))
+    tell(0, CodeAdded(code=CODE))
+    no = Prepared(device=GPU, code_id="net", ok=False, message="the file is gone")
+    assert tell(1, no) == [CodeReady(device=GPU, code_id="net", ok=False, message="the file is gone")]
+    status, message = tell.refusal(2, load(1, "a", 0))
+    assert status is Status.UNKNOWN_CODE
+    assert message == "LOAD of a: code_id: net is not prepared on gpu:0; it is failed"
+    assert tell(3, CodeAdded(code=CODE)) == [Prepare(device=GPU, code=CODE)]
+
+
+def test_preparing_takes_its_turn_on_the_load_lane() -> None:
+    tell = fresh()
+    more = structs.replace(CODE, code_id="more")
+    first, second = load(1, "a", 0), load(2, "b", 2, window=(4, 9))
+    tell(0, first)
+    tell(2, CodeAdded(code=more), second)
+    assert tell(5, done(first, 5))[-1] == Prepare(device=GPU, code=more)
+    effects = tell(8, Prepared(device=GPU, code_id="more"))
+    assert CodeReady(device=GPU, code_id="more") in effects
+    assert start(second) in effects
+
+
+def test_an_unknown_code_is_refused() -> None:
+    tell = fresh()
+    assert tell.refusal(0, load(1, "a", 0, code_id="odd"))[0] is Status.UNKNOWN_CODE
+    assert tell.refusal(0, infer(2, "a", 0, code_id="odd")) == (
+        Status.UNKNOWN_CODE,
+        "INFER of a: code_id: odd is not prepared on gpu:0; it is absent",
+    )
+
+
+def test_a_removed_code_is_retired_and_can_come_back() -> None:
+    tell = fresh()
+    assert tell(1, CodeRemoved(code_id="net")) == [Retire(device=GPU, code_id="net")]
+    assert tell(2, CodeAdded(code=CODE)) == []
+    assert tell(3, Retired(device=GPU, code_id="net")) == [Prepare(device=GPU, code=CODE)]
+
+
+def test_a_removed_code_stays_while_weights_or_actions_use_it() -> None:
+    tell = fresh()
+    resident(tell, "a", 0)
+    runs = infer(1, "a", 0)
+    tell(1, runs)
+    assert tell(2, CodeRemoved(code_id="net")) == []
+    tell(3, done(runs, 3))
+    forget = unload(2, "a", 0)
+    assert tell(4, forget) == [start(forget)]
+    assert tell(5, done(forget, 5))[-1] == Retire(device=GPU, code_id="net")
+    assert tell(6, Retired(device=GPU, code_id="net")) == []
+    assert tell.refusal(7, load(3, "a", 0))[0] is Status.UNKNOWN_CODE
+
+
+def test_the_refusal_of_the_last_user_retires_a_removed_code() -> None:
+    tell = fresh()
+    tell(0, infer(1, "a", 0, window=(5, 6)))
+    assert tell(1, CodeRemoved(code_id="net")) == []
+    refusal, retire = tell(5)
+    assert statuses([refusal]) == {1: Status.WEIGHTS_MISSING}
+    assert retire == Retire(device=GPU, code_id="net")
+
+
+def test_a_code_removed_while_it_is_prepared_is_retired_unsaid() -> None:
+    tell = Told(Worker((SPEC,)))
+    tell(0, CodeAdded(code=CODE))
+    assert tell(1, CodeRemoved(code_id="net")) == []
+    assert tell(2, Prepared(device=GPU, code_id="net")) == [Retire(device=GPU, code_id="net")]
+    assert tell(3, Retired(device=GPU, code_id="net")) == []
+    assert tell.worker.idle
+
+
+def test_a_code_added_and_removed_before_its_turn_is_not_prepared() -> None:
+    tell = fresh()
+    more = structs.replace(CODE, code_id="more")
+    copies = load(1, "a", 0)
+    tell(0, copies, CodeAdded(code=more))
+    tell(1, CodeRemoved(code_id="more"))
+    assert statuses(tell(2, done(copies, 2))) == {1: Status.OK}
+    assert tell.worker.idle
+
+
+def test_adding_a_code_twice_prepares_it_once_and_answers_both() -> None:
+    tell = Told(Worker((SPEC,)))
+    tell(0, CodeAdded(code=CODE))
+    assert tell(1, CodeAdded(code=CODE)) == []
+    ready = [CodeReady(device=GPU, code_id="net")]
+    assert tell(2, Prepared(device=GPU, code_id="net")) == ready
+    assert tell(3, CodeAdded(code=CODE)) == ready
+
+
+def test_removing_an_unknown_code_does_nothing() -> None:
+    assert fresh()(0, CodeRemoved(code_id="odd")) == []
+
+
+def test_a_wakeup_in_the_far_future_costs_one_entry() -> None:
+    tell = fresh()
+    tell(0, infer(1, "a", 4, window=(9000, 9001)))
+    for at in range(50):
+        action = load(100 + at, "b", 0, window=(0, 9000))
+        tell(at, action)
+        tell(at, done(action, at))
+        forget = unload(200 + at, "b", 0, window=(0, 9000))
+        tell(at, forget)
+        tell(at, done(forget, at))
+    assert len(tell.worker._wakes) == 1
+    assert tell.worker.next_wakeup_ns() == 9000 * NS_PER_MS
