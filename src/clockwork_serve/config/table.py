@@ -1,0 +1,110 @@
+"""Every setting: its name, how it is read, its default, what it is for. It reads nothing itself.
+
+One name serves everywhere: ``slo_ms`` in the file is ``CLOCKWORK_SLO_MS`` in the environment and ``--slo-ms``
+on the command line (where the command takes it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from clockwork_serve.config.devices import DeviceChoice, read_devices
+from clockwork_serve.config.values import (
+    integer,
+    number,
+    one_of,
+    path,
+    port,
+    port_or_off,
+    size,
+    switch,
+    text,
+)
+from clockwork_serve.units import KIB, MIB
+
+PREFIX = "CLOCKWORK_"
+
+
+class Setting(Struct, frozen=True):
+    """One setting. ``shown`` is its default as a person writes it; ``help`` completes "NAME: ..."."""
+
+    name: str
+    read: Callable[[object], Any]
+    default: Any
+    shown: str
+    help: str
+
+    @property
+    def variable(self) -> str:
+        """Its name in the environment."""
+        return PREFIX + self.name.upper()
+
+    @property
+    def flag(self) -> str:
+        """Its name on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+
+def default_cache(environment: Mapping[str, str]) -> str:
+    """Where artefacts are kept unless told otherwise."""
+    base = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return str(Path(base) / "clockwork-serve")
+
+
+SETTINGS = (
+    Setting("repository", path, "", "", "folder of models, in Triton's layout"),
+    # Listening
+    Setting("host", text, "127.0.0.1", "127.0.0.1", "address to listen on; 0.0.0.0 for every interface"),
+    Setting("http_port", port, 8000, "8000", "port of HTTP; 0 lets the system choose"),
+    Setting("grpc_port", port_or_off, 8001, "8001", "port of gRPC, or off"),
+    Setting("metrics_port", port_or_off, 8002, "8002", "port of /metrics, or off"),
+    Setting("gateways", integer(1, 64), 1, "1", "gateway processes, which share the HTTP and gRPC ports"),
+    Setting("max_body", size(1024), 64 * MIB, "64MiB", "largest body of a request"),
+    Setting("gateway_memory", size(MIB), 256 * MIB, "256MiB", "room for tensors in flight, per gateway"),
+    Setting("model_control", switch, True, "true", "whether clients may load and unload models"),
+    # Deadlines and scheduling
+    Setting(
+        "slo_ms", number(0, 3_600_000, above=True), None, "none",
+        "deadline of requests that name none, from their arrival; none: 100 ms, or five times as long as a "
+        "model takes where that is more",
+    ),
+    Setting("policy", one_of("paper"), "paper", "paper", "scheduling policy"),
+    Setting("reject", switch, True, "true", "refuse a request once no schedule can meet its deadline"),
+    Setting("max_batch", integer(1, 1024), 16, "16", "most requests in one batch"),
+    Setting("largest_batch", integer(1, 1024), 64, "64", "most rows that a model's max_batch_size may ask for"),
+    Setting("look_ahead_ms", number(0, 1000, above=True), 5.0, "5", "how far ahead lanes are filled"),
+    Setting("slack_ms", number(0, 1000), 1.0, "1", "how long before its deadline a request should end"),
+    Setting("queue_limit", integer(1, 1_000_000), 1000, "1000", "waiting requests per model"),
+    Setting("retries", integer(0, 100), 1, "1", "times a request on a lost worker is planned again"),
+    # Devices
+    Setting(
+        "device", read_devices, (DeviceChoice("cpu:0", "cpu"),), "cpu",
+        "cpu, cpu:N or emulated:PROFILE; may be given several times",
+    ),
+    Setting("device_memory", size(MIB), 10**9, "1GB", "memory for weights, per device"),
+    Setting("page_size", size(4 * KIB), 256 * KIB, "256KiB", "page of that memory: a multiple of 4KiB"),
+    Setting("workspace", size(MIB), 1024 * MIB, "1GiB", "most scratch memory of one batch, per device"),
+    Setting("io_memory", size(MIB), 256 * MIB, "256MiB", "most inputs and outputs of one batch, per device"),
+    Setting("threads", integer(1, 1024), 1, "1", "threads that run one model on a CPU device"),
+    Setting("jitter", number(0, 1), 0.0, "0", "share by which emulated durations vary"),
+    Setting("seed", integer(0, 1 << 31), 0, "0", "seed of that jitter"),
+    Setting("pin", switch, False, "false", "give every device cores of its own"),
+    Setting("realtime", switch, False, "false", "run lanes at real-time priority (needs CAP_SYS_NICE)"),
+    # Running
+    Setting("cache", path, None, "~/.cache/clockwork-serve", "folder of compiled models and profiles"),
+    Setting("drain_s", number(0, 3600), 10.0, "10", "seconds given to waiting requests when it stops"),
+    Setting("log_format", one_of("text", "json"), "text", "text", "text for people, json for collectors"),
+    Setting("log_level", one_of("debug", "info", "warning", "error"), "info", "info", "least level logged"),
+    Setting("journal", path, "", "", "file to which every event and decision is appended"),
+)  # fmt: skip
+
+_BY_NAME = {entry.name: entry for entry in SETTINGS}
+
+
+def setting(name: str) -> Setting:
+    """The setting of that name; KeyError is a bug of the caller."""
+    return _BY_NAME[name]

@@ -1,0 +1,137 @@
+"""Which source wins, and what is said about a setting that is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from clockwork_serve.config import SETTINGS, Settings, default_cache, read_settings
+from clockwork_serve.errors import ConfigError
+
+
+def written(folder: Path, text: str) -> str:
+    """A file of settings."""
+    file = folder / "settings.toml"
+    file.write_text(text)
+    return str(file)
+
+
+def test_every_setting_of_the_table_has_its_field_and_no_other() -> None:
+    fields = set(Settings.__struct_fields__) - {"sources", "warnings"}
+
+    assert {entry.name for entry in SETTINGS} == fields
+
+
+def test_every_default_as_shown_reads_as_the_default() -> None:
+    for entry in SETTINGS:
+        if entry.name != "cache" and entry.shown not in {"", "none"}:
+            assert entry.read(entry.shown) == entry.default, entry.name
+
+
+def test_with_nothing_said_all_comes_from_defaults() -> None:
+    settings = read_settings({}, {}, None)
+
+    assert settings.http_port == 8000
+    assert settings.cache == default_cache({})
+    assert set(settings.sources.values()) == {"default"}
+
+
+def test_command_line_over_environment_over_file_over_default(tmp_path: Path) -> None:
+    file = written(tmp_path, 'host = "a"\nhttp_port = 1\ngrpc_port = 2\n')
+    environment = {"CLOCKWORK_HTTP_PORT": "3", "CLOCKWORK_GRPC_PORT": "4"}
+
+    settings = read_settings({"grpc_port": "5", "http_port": None}, environment, file)
+
+    assert (settings.host, settings.http_port, settings.grpc_port, settings.metrics_port) == ("a", 3, 5, 8002)
+    assert settings.sources["host"] == file
+    assert settings.sources["http_port"] == "CLOCKWORK_HTTP_PORT"
+    assert settings.sources["grpc_port"] == "--grpc-port"
+    assert settings.sources["metrics_port"] == "default"
+
+
+def test_the_file_may_be_named_by_the_environment(tmp_path: Path) -> None:
+    file = written(tmp_path, "threads = 3\n")
+
+    assert read_settings({}, {"CLOCKWORK_CONFIG": file}, None).threads == 3
+
+
+def test_a_file_in_the_model_repository_is_found(tmp_path: Path) -> None:
+    (tmp_path / "clockwork.toml").write_text("threads = 3\n")
+
+    assert read_settings({"repository": str(tmp_path)}, {}, None).threads == 3
+    assert read_settings({}, {"CLOCKWORK_REPOSITORY": str(tmp_path)}, None).threads == 3
+
+
+def test_an_empty_variable_says_nothing() -> None:
+    assert read_settings({}, {"CLOCKWORK_THREADS": ""}, None).threads == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("htp_port = 1", ["htp_port", "settings.toml", "a known setting", "did you mean http_port?"]),
+        (
+            "http_port = 70000",
+            ["http_port", "settings.toml", "0 to 65535", "70000", "0 lets the system choose"],
+        ),
+        ("slo_ms = 0", ["slo_ms", "above 0", "found 0"]),
+        ("slo_ms = nan", ["slo_ms", "above 0", "nan"]),
+        ('device = ["cuda:0"]', ["device", "cpu:N", "not built yet"]),
+        ('device_memory = "many"', ["device_memory", "'many'", "512MiB"]),
+        ('policy = "papr"', ["policy", "one of paper", "did you mean paper?"]),
+        ("http_port = ", ["config", "settings.toml", "valid TOML", "correct the line"]),
+        ("[server]\nhttp_port = 1", ["server", "a known setting"]),
+    ],
+)
+def test_a_wrong_file_names_field_source_expected_found_and_remedy(
+    tmp_path: Path, text: str, parts: list[str]
+) -> None:
+    file = written(tmp_path, text)
+
+    with pytest.raises(ConfigError) as caught:
+        read_settings({}, {}, file)
+
+    assert [part for part in parts if part not in str(caught.value)] == []
+
+
+def test_a_wrong_flag_and_a_wrong_variable_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"http_port \(from --http-port\)"):
+        read_settings({"http_port": "x"}, {}, None)
+    with pytest.raises(ConfigError, match=r"http_port \(from CLOCKWORK_HTTP_PORT\)"):
+        read_settings({}, {"CLOCKWORK_HTTP_PORT": "x"}, None)
+
+
+def test_a_file_that_is_missing_or_not_text_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a readable file"):
+        read_settings({}, {}, str(tmp_path / "none.toml"))
+    (tmp_path / "settings.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="valid TOML"):
+        read_settings({}, {}, str(tmp_path / "settings.toml"))
+
+
+def test_two_listeners_cannot_share_a_port_unless_the_system_chooses() -> None:
+    with pytest.raises(ConfigError, match=r"grpc_port \(from --grpc-port\): expected another port than http"):
+        read_settings({"grpc_port": "8000"}, {}, None)
+    settings = read_settings({"http_port": "0", "grpc_port": "0", "metrics_port": "off"}, {}, None)
+    assert (settings.http_port, settings.grpc_port, settings.metrics_port) == (0, 0, None)
+
+
+def test_memory_holds_at_least_a_page_of_whole_kibibytes() -> None:
+    with pytest.raises(ConfigError, match="device_memory"):
+        read_settings({"device_memory": "1MiB", "page_size": "2MiB"}, {}, None)
+    with pytest.raises(ConfigError, match="a multiple of 4KiB"):
+        read_settings({"page_size": "5000"}, {}, None)
+
+
+def test_a_misspelt_variable_is_a_warning_and_a_platform_s_own_is_not() -> None:
+    environment = {
+        "CLOCKWORK_HTPP_PORT": "1", "CLOCKWORK_PORT": "tcp://10.0.0.1:80", "CLOCKWORK_SERVICE_HOST": "x",
+        "CLOCKWORK_PORT_8000_TCP_ADDR": "x", "CLOCKWORK_TRACES": "x", "HOME": "/",
+    }  # fmt: skip
+
+    settings = read_settings({}, environment, None)
+
+    assert settings.warnings == (
+        "CLOCKWORK_HTPP_PORT: no setting has this name; did you mean CLOCKWORK_HTTP_PORT?",
+    )

@@ -1,0 +1,84 @@
+"""What may be written as a value, typed (TOML) or as text (environment, command line)."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clockwork_serve.config import values
+from clockwork_serve.config.values import Unfit
+
+
+@pytest.mark.parametrize(
+    ("written", "nbytes"),
+    [
+        ("1GB", 10**9), ("1 gb", 10**9), ("512MiB", 512 << 20), ("1.5KiB", 1536), (4096, 4096),
+        ("4096", 4096),         ("2TiB", 2 << 40),
+    ],
+)  # fmt: skip
+def test_a_size_is_decimal_or_binary_by_its_unit(written: object, nbytes: int) -> None:
+    assert values.size(1)(written) == nbytes
+
+
+@pytest.mark.parametrize(
+    "written", ["1XB", "GB", "-1GB", "", "0", True, None, [1], "nan", "1e3", "9999999TB"]
+)
+def test_what_is_no_size_says_how_to_write_one(written: object) -> None:
+    with pytest.raises(Unfit) as caught:
+        values.size(1)(written)
+
+    assert "512MiB" in caught.value.remedy
+
+
+@pytest.mark.parametrize("written", [-1, 65536, "http", "80.5", 80.5, True, None, "", "9" * 5000])
+def test_a_port_lies_between_0_and_65535(written: object) -> None:
+    with pytest.raises(Unfit, match="0 to 65535"):
+        values.port(written)
+
+
+@pytest.mark.parametrize("written", ["off", "none", False])
+def test_a_port_that_may_be_off(written: object) -> None:
+    assert values.port_or_off(written) is None
+
+
+def test_off_is_offered_where_it_may_be_written() -> None:
+    assert values.port_or_off("8002") == 8002
+    with pytest.raises(Unfit, match="or off"):
+        values.port_or_off("8002x")
+
+
+@pytest.mark.parametrize("written", ["nan", "inf", "0", 0, "-1", True, "x", None, "1e400"])
+def test_a_number_above_zero_is_finite_and_positive(written: object) -> None:
+    with pytest.raises(Unfit, match="above 0"):
+        values.number(0, 10, above=True)(written)
+
+
+@given(st.floats(0, 1000) | st.integers(0, 1000))
+def test_a_number_reads_the_same_as_text(number: float) -> None:
+    read = values.number(0, 1000)
+
+    assert read(number) == read(str(number)) == float(number)
+
+
+@given(st.integers(-50, 50))
+def test_a_whole_number_reads_the_same_as_text(number: int) -> None:
+    read = values.integer(-50, 50)
+
+    assert read(number) == read(f" {number} ") == number
+
+
+@pytest.mark.parametrize(("written", "value"), [("yes", True), ("Off", False), ("1", True), (False, False)])
+def test_a_switch(written: object, value: bool) -> None:
+    assert values.switch(written) is value
+
+
+@pytest.mark.parametrize("written", ["maybe", 1, None, ""])
+def test_what_is_no_switch(written: object) -> None:
+    with pytest.raises(Unfit, match="true or false"):
+        values.switch(written)
+
+
+def test_advice_names_the_nearest_word_or_all() -> None:
+    assert values.did_you_mean("http-prt", ["host", "http_port"]) == "did you mean http_port?"
+    assert values.did_you_mean("zzz", ["b", "a"]) == "known: a, b"
