@@ -192,7 +192,7 @@ class World:
             tuple(b"" for _ in action.calls) if isinstance(action, Infer) and status is Status.OK else ()
         )
         result = Result(
-            action_id=action.action_id, device=action.device, status=status, started_ns=start_ns, ended_ns=end_ns,
-            outputs=outputs,
+            action_id=action.action_id, device=action.device, status=status, started_ns=start_ns,
+            ended_ns=end_ns, outputs=outputs,
         )  # fmt: skip
         self._inbox.append((max(end_ns, self.now_ns) + self.network_ns, action.action_id, result))

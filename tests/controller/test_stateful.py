@@ -1,4 +1,4 @@
-"""The controller against anything: requests, slow workers, crashes, cancellations; with an oracle of its own."""
+"""The controller against anything: requests, slow workers, crashes; with an oracle of its own."""
 
 from __future__ import annotations
 

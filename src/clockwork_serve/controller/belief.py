@@ -32,6 +32,21 @@ FAR_NS = 1 << 62
 """A time that never comes."""
 
 
+class Choice:
+    """A batch to send: ``count`` requests from place ``first`` of a queue, run at size ``batch``.
+
+    ``urgency_ns`` is when it must start at the latest.
+    """
+
+    __slots__ = ("batch", "count", "first", "urgency_ns")
+
+    def __init__(self, first: int, count: int, batch: int, urgency_ns: int) -> None:
+        self.first = first
+        self.count = count
+        self.batch = batch
+        self.urgency_ns = urgency_ns
+
+
 class Belief:
     """Models, devices, requests and actions in flight."""
 
@@ -106,7 +121,9 @@ class Belief:
         waiter.action_id = None
         waiter.alone = waiter.alone or alone
         request = waiter.request
-        waiter.queue = waiter.queue.model.queue(request.signature, request.rows, waiter.alone, self.fresh())
+        waiter.queue = waiter.queue.model.queue(
+            request.signature, request.rows, alone=waiter.alone, order=self.fresh()
+        )
         self._wait(waiter)
 
     def answer(
@@ -124,8 +141,9 @@ class Belief:
             release = False
         self.effects.append(
             Answer(
-                request_id=waiter.request.request_id, gateway=waiter.request.gateway, outcome=outcome, reason=reason,
-                message=message, retry_after_ns=retry_after_ns, release=release, cold=waiter.cold,
+                request_id=waiter.request.request_id, gateway=waiter.request.gateway, outcome=outcome,
+                reason=reason, message=message, retry_after_ns=retry_after_ns, release=release,
+                cold=waiter.cold,
             )
         )  # fmt: skip
 
@@ -192,32 +210,21 @@ class Belief:
     # Actions
 
     def send_infer(
-        self,
-        residency: Residency,
-        queue: Queue,
-        first: int,
-        count: int,
-        batch: int,
-        start_ns: int,
-        now_ns: int,
+        self, residency: Residency, queue: Queue, choice: Choice, start_ns: int, now_ns: int
     ) -> None:
-        """Send ``count`` waiting requests, from place ``first`` of a queue, as one batch."""
-        device, config = residency.device, self.config
-        waiters = queue.take(first, count)
+        """Send ``choice.count`` waiting requests, from place ``choice.first`` of a queue, as one batch."""
+        device, config, batch = residency.device, self.config, choice.batch
+        waiters = queue.take(choice.first, choice.count)
         expected_ns = self.infer_ns(device, queue, batch)
         latest_ns = start_ns + config.look_ahead_ns
         if not config.open_window:
             latest_ns = max(start_ns, waiters[0].due_ns + config.slack_ns // 2 - expected_ns)
         action_id = self.fresh()
         action = Infer(
-            action_id=action_id, device=device.name, model=queue.model.model.key, code_id=queue.model.code.code_id,
+            action_id=action_id, device=device.name, model=queue.model.model.key,
+            code_id=queue.model.code.code_id,
             extent=residency.extent, version=residency.version, batch=batch, expected_ns=expected_ns,
-            calls=tuple(
-                [
-                    Call(request_id=waiter.request.request_id, rows=waiter.request.rows, tensors=waiter.request.tensors)
-                    for waiter in waiters
-                ]
-            ),
+            calls=tuple([_call(waiter.request) for waiter in waiters]),
             window=Window(now_ns, latest_ns), send_by_ns=max(now_ns + config.network_ns, latest_ns),
         )  # fmt: skip
         for waiter in waiters:
@@ -305,6 +312,10 @@ class Belief:
             if sent.residency is not None and sent.waiters:
                 assert sent.residency.state is WeightsState.READY
                 assert sent.residency.in_flight > 0
+
+
+def _call(request: Request) -> Call:
+    return Call(request_id=request.request_id, rows=request.rows, tensors=request.tensors)
 
 
 def _useful_sizes(

@@ -125,8 +125,8 @@ class DeviceBelief:
     """One device."""
 
     __slots__ = (
-        "codes", "exec", "failed_codes", "index", "load", "load_ns", "pages", "pending_codes", "spec", "used", "warm",
-        "worker",
+        "codes", "exec", "failed_codes", "index", "load", "load_ns", "pages", "pending_codes", "spec", "used",
+        "warm", "worker",
     )  # fmt: skip
 
     def __init__(self, spec: DeviceSpec, worker: str, index: int, config: ControllerConfig) -> None:

@@ -14,18 +14,19 @@ POLICIES = ("paper",)
 class ControllerConfig(Struct, frozen=True, kw_only=True):
     """Settings of the controller; all times in ns.
 
-    ``policy`` names a scheduler. ``reject_infeasible`` refuses a request the moment that no schedule can
-    meet its deadline (off: it hears at its deadline, as in the paper). ``look_ahead_ns``: lanes are topped up
-    while they hold less work than this (paper section 5.3: 5 ms). ``slack_ns``: plans end this much before the
-    deadline. ``network_ns``: assumed delay to a worker. ``max_batch``: largest batch. ``max_exec_ns``: batches
-    that take longer are not used (batch 1 always is). ``min_batch_gain``: a larger batch must save this share
-    of the time per request. ``estimate_window`` and ``estimate_quantile``: an estimate is that quantile of so
-    many last durations (paper: 10, 0.99). ``lag_ns``: an action later than this stops further ones.
-    ``capacity_ns``: the horizon over which a device's load is judged when LOADs are ranked.
+    ``policy`` names a scheduler. ``reject_infeasible`` refuses a request the moment that no schedule can meet
+    its deadline (off: it hears at its deadline, as in the paper). ``look_ahead_ns``: lanes are topped up
+    while they hold less work than this (paper section 5.3: 5 ms). ``slack_ns``: plans end this much before
+    the deadline. ``network_ns``: assumed delay to a worker. ``max_batch``: largest batch. ``max_exec_ns``:
+    batches that take longer are not used (batch 1 always is). ``min_batch_gain``: a larger batch must save
+    this share of the time per request. ``estimate_window`` and ``estimate_quantile``: an estimate is that
+    quantile of so many last durations (paper: 10, 0.99). ``lag_ns``: an action later than this stops further
+    ones. ``capacity_ns``: the horizon over which a device's load is judged when LOADs are ranked.
     ``retries``: how often a request that was in flight on a lost worker is planned again.
-    ``expected_devices``: the server is ready when so many are warm. ``floor_ns``: no request is planned to end
-    sooner than this after it came. ``load_negative``: LOADs that the paper's priority calls needless are made
-    too. ``open_window``: an INFER may start up to ``look_ahead_ns`` later than planned, whatever its deadline.
+    ``expected_devices``: the server is ready when so many are warm. ``floor_ns``: no request is planned to
+    end sooner than this after it came. ``load_negative``: LOADs that the paper's priority calls needless are
+    made too. ``open_window``: an INFER may start up to ``look_ahead_ns`` later than planned, whatever its
+    deadline.
     """
 
     policy: str = "paper"
@@ -50,13 +51,13 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     def as_released(*, max_batch: int = 8, expected_devices: int = 1) -> ControllerConfig:
         """The authors' INFER5 as published, for comparison with the paper's figures.
 
-        A fixed buffer of 5 ms, a floor of look-ahead plus buffer, LOADs of any priority (their check compared a
-        pointer), a window of 5 ms, 1 ms of assumed network, and no rejection before the deadline.
+        A fixed buffer of 5 ms, a floor of look-ahead plus buffer, LOADs of any priority (their check compared
+        a pointer), a window of 5 ms, 1 ms of assumed network, and no rejection before the deadline.
         """
         return ControllerConfig(
             policy="paper", reject_infeasible=False, slack_ns=5 * NS_PER_MS, floor_ns=10 * NS_PER_MS,
-            network_ns=NS_PER_MS, max_batch=max_batch, min_batch_gain=0.0, load_negative=True, open_window=True,
-            expected_devices=expected_devices,
+            network_ns=NS_PER_MS, max_batch=max_batch, min_batch_gain=0.0, load_negative=True,
+            open_window=True, expected_devices=expected_devices,
         )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -355,6 +355,7 @@ def _device_snapshot(device: DeviceBelief) -> dict[str, object]:
         "device": device.name, "kind": device.spec.kind, "worker": device.worker, "warm": device.warm,
         "pages": device.spec.pages, "page_bytes": device.spec.page_bytes, "pages_used": device.pages.used,
         "resident": [residency.model.model.key for residency in ready],
-        "codes": len(device.codes), "failed_codes": device.failed_codes, "pending_codes": len(device.pending_codes),
+        "codes": len(device.codes), "failed_codes": device.failed_codes,
+        "pending_codes": len(device.pending_codes),
         "exec_outstanding": len(device.exec), "load_outstanding": len(device.load),
     }  # fmt: skip

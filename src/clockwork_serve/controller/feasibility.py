@@ -1,9 +1,9 @@
 """Refuses a request the moment that no schedule can meet its deadline; a layer of its own, which can be off.
 
 A request is hopeless when on no device the earliest start that is still free, plus the batch-1 estimate, lies
-within its due time; weights that are not there add their LOAD. Only each queue's head is watched (the others are
-due later), on the one device that promises the earliest end: a heap per device of latest starts, looked at when
-that device is given work or when time reaches its top.
+within its due time; weights that are not there add their LOAD. Only each queue's head is watched (the others
+are due later), on the one device that promises the earliest end: a heap per device of latest starts, looked
+at when that device is given work or when time reaches its top.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ RECHECK_NS = 2 * NS_PER_MS
 class Hope:
     """The best that a queue's head can hope for.
 
-    It ends at ``end_ns`` if it starts in ``lane`` of ``device`` when that is free; it may do so until the instant
-    that leaves ``rest_ns`` before its due time. ``samples`` is the estimate that weighs most.
+    It ends at ``end_ns`` if it starts in ``lane`` of ``device`` when that is free; it may do so until the
+    instant that leaves ``rest_ns`` before its due time. ``samples`` is the estimate that weighs most.
     """
 
     __slots__ = ("device", "end_ns", "lane", "rest_ns", "samples")
@@ -144,7 +144,8 @@ class Feasibility:
             )
             losers[queue.model] = None
             self._belief.answer(
-                head, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, retry_after_ns=0 if impossible else shortage_ns,
+                head, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE,
+                retry_after_ns=0 if impossible else shortage_ns,
                 message=_miss_message(shortage_ns, hope, impossible=impossible),
             )  # fmt: skip
         self._places.pop(queue, None)
@@ -204,7 +205,7 @@ class Feasibility:
         return Hope(device, device.exec, start_ns + samples.estimate_ns, samples.estimate_ns, samples)
 
     def _cold(self, queue: Queue, device: DeviceBelief, now_ns: int) -> Hope | None:
-        """What a device could do that lacks the weights; one that still prepares the code is given the benefit."""
+        """What a device could do that lacks the weights; one still preparing the code gets the benefit."""
         model = queue.model
         code_id = model.code.code_id
         if device.spec.pages_of(model.model.weights.size) > device.spec.pages:
@@ -251,4 +252,5 @@ def _miss_message(shortage_ns: int, hope: Hope, *, impossible: bool) -> str:
     needs = f"it takes {hope.rest_ns / NS_PER_MS:.1f} ms"
     if impossible:
         return f"the deadline cannot be met: {needs}, more than the time allowed"
-    return f"the deadline would be missed by {shortage_ns / NS_PER_MS:.1f} ms: {needs} and {hope.device.name} is busy"
+    short = f"{shortage_ns / NS_PER_MS:.1f} ms"
+    return f"the deadline would be missed by {short}: {needs}, {hope.device.name} is busy"

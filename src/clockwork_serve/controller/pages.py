@@ -72,8 +72,9 @@ class Pages(Generic[Holder]):
     def room(self, count: int, rank: Callable[[Holder], int | None]) -> Room[Holder] | None:
         """Make room for ``count`` pages by displacing neighbours of the lowest rank.
 
-        ``rank`` tells how much a holder is wanted, from 0; None, that it may not be displaced. Of all contiguous stretches, the one whose most wanted holder is
-        least wanted is taken (with models of one size, that is plain least-recently-used order).
+        ``rank`` tells how much a holder is wanted, from 0; None, that it may not be displaced. Of all
+        contiguous stretches, the one whose most wanted holder is least wanted is taken (with models of one
+        size, that is plain least-recently-used order).
         """
         gap = self.gap(count)
         if gap is not None:

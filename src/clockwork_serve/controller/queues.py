@@ -99,7 +99,8 @@ class ServedModel:
     """A model that is served: its queues, its demand and where its weights are."""
 
     __slots__ = (
-        "code", "demand_ns", "load_key", "model", "order", "queues", "removed", "residencies", "shares", "waiting",
+        "code", "demand_ns", "load_key", "model", "order", "queues", "removed", "residencies", "shares",
+        "waiting",
     )  # fmt: skip
 
     def __init__(self, model: Model, code: Code, order: int) -> None:
@@ -120,12 +121,12 @@ class ServedModel:
         """Its priority in the scheduler's heap of LOAD candidates; None if it is not there."""
         self.removed = False
 
-    def queue(self, signature: str, rows: int, alone: bool, order: int) -> Queue:
+    def queue(self, signature: str, rows: int, *, alone: bool, order: int) -> Queue:
         """The queue for such requests, made at need."""
         key = (signature, rows, alone)
         queue = self.queues.get(key)
         if queue is None:
-            queue = Queue(self, signature, self._sizes(rows, alone), order)
+            queue = Queue(self, signature, self._sizes(rows, alone=alone), order)
             self.queues[key] = queue
         return queue
 
@@ -133,7 +134,7 @@ class ServedModel:
         """Whether a request of so many rows can be run at all."""
         return 1 <= rows <= self.model.batch_sizes[-1]
 
-    def _sizes(self, rows: int, alone: bool) -> tuple[tuple[int, int], ...]:
+    def _sizes(self, rows: int, *, alone: bool) -> tuple[tuple[int, int], ...]:
         sizes = self.model.batch_sizes
         if rows > 1:
             return ((1, next(size for size in sizes if size >= rows)),)

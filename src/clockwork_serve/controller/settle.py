@@ -1,4 +1,4 @@
-"""What follows from results: answers, or another attempt; it is told in ``observe`` and acts in ``decide``."""
+"""What follows from results: answers, or another attempt; told in ``observe``, done in ``decide``."""
 
 from __future__ import annotations
 
@@ -158,6 +158,7 @@ class Settler:
             waiter,
             Answer(
                 request_id=request.request_id, gateway=request.gateway, outcome=Outcome.FAILED,
-                reason=Reason.WORKER_LOST, message="the worker died while it ran this request", cold=waiter.cold,
+                reason=Reason.WORKER_LOST, cold=waiter.cold,
+                message="the worker died while it ran this request",
             ),
         )  # fmt: skip

@@ -6,7 +6,7 @@ from heapq import heappop, heappush
 
 
 class Timers:
-    """Instants by name. Setting a later one than is pending changes nothing: it fires early and is set again."""
+    """Instants by name. Setting a later one than is pending changes nothing."""
 
     __slots__ = ("_heap", "_pending")
 

@@ -76,6 +76,6 @@ __all__ = [
     "DATATYPES", "Action", "Answer", "Ask", "Call", "Cancel", "Code", "CodeAdded", "CodeReady", "CodeRemoved",
     "ControllerEffect", "ControllerEvent", "DeviceSpec", "Drain", "Extent", "Frame", "GatewayLost", "Hello",
     "Infer", "Lane", "Load", "Model", "ModelAdded", "ModelRemoved", "Outcome", "Ping", "Profile", "Question",
-    "Readiness", "Reason", "Release", "Reply", "Request", "Result", "Role", "Status", "TensorRef", "TensorSpec",
-    "Tensors", "Unload", "Weights", "Window", "WorkerJoined", "WorkerLost",
+    "Readiness", "Reason", "Release", "Reply", "Request", "Result", "Role", "Status", "TensorRef",
+    "TensorSpec", "Tensors", "Unload", "Weights", "Window", "WorkerJoined", "WorkerLost",
 ]  # fmt: skip

@@ -1,13 +1,13 @@
 """The paper's policy (OSDI 2020, section 5.3; the authors' INFER5), fairly mended where it had bugs.
 
 A *strategy* is a queue with its urgency on one device: the least, over batch sizes that can be filled, of the
-head's due time minus the estimate. Each device's exec lane is topped up to the look-ahead with the most urgent
-strategy, at the largest batch that still meets its head's due time. Each load lane is topped up with the model
-of highest LOAD priority; least recently used weights make room.
+head's due time minus the estimate. Each device's exec lane is topped up to the look-ahead with the most
+urgent strategy, at the largest batch that still meets its head's due time. Each load lane is topped up with
+the model of highest LOAD priority; least recently used weights make room.
 
 Strategies are kept lazily: at most one heap entry per (queue, device), whose key is never above the true
-urgency and is corrected when it surfaces. Pushing each batch size to each replica costs 500 us a request at 256
-devices, lazy keys 9 to 22 us (measured on a prototype).
+urgency and is corrected when it surfaces. Pushing each batch size to each replica costs 500 us a request at
+256 devices, lazy keys 9 to 22 us (measured on a prototype).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from heapq import heapify, heappop, heappush
 
-from clockwork_serve.controller.belief import FAR_NS, Belief
+from clockwork_serve.controller.belief import FAR_NS, Belief, Choice
 from clockwork_serve.controller.cluster import DeviceBelief, LaneBelief, Residency
 from clockwork_serve.controller.life import WeightsState
 from clockwork_serve.controller.pages import Room
@@ -63,18 +63,6 @@ class _Strategies:
         return queue
 
 
-class _Choice:
-    """A batch that can be sent now: ``count`` requests from place ``first``, run at size ``batch``."""
-
-    __slots__ = ("batch", "count", "first", "urgency_ns")
-
-    def __init__(self, first: int, count: int, batch: int, urgency_ns: int) -> None:
-        self.first = first
-        self.count = count
-        self.batch = batch
-        self.urgency_ns = urgency_ns
-
-
 class PaperScheduler:
     """See the module."""
 
@@ -84,7 +72,9 @@ class PaperScheduler:
         self._strategies: dict[str, _Strategies] = {}
         """Strategies of all and only devices that are up."""
         self._candidates: list[tuple[int, int, ServedModel]] = []
-        """Heap of (minus priority, order, model) of models that may want a LOAD; ``load_key`` tells the live ones."""
+        """Heap of (minus priority, order, model) of models that may want a LOAD; ``load_key`` tells the live
+        ones.
+        """
         self._live = 0
         """Never below the number of live entries among ``_candidates``; exact after each rebuild."""
         self._changed: dict[str, None] = {}
@@ -173,8 +163,7 @@ class PaperScheduler:
             if after is not None and choice.urgency_ns > after and choice.urgency_ns > top:
                 strategies.push(queue, choice.urgency_ns)
                 continue
-            belief = self._belief
-            belief.send_infer(residency, queue, choice.first, choice.count, choice.batch, start_ns, now_ns)
+            self._belief.send_infer(residency, queue, choice, start_ns, now_ns)
             self._rank(queue.model)
             if queue.waiters:
                 self._enter(device, queue)
@@ -189,8 +178,8 @@ class PaperScheduler:
         """Whether the running action is so late that no more should be queued behind the next one."""
         return len(device.exec) > 1 and device.exec.overdue_ns(now_ns) > self._config.lag_ns
 
-    def _choose(self, queue: Queue, device: DeviceBelief, start_ns: int) -> _Choice | None:
-        """The largest batch, walking up through sizes that can be filled, whose requests can all be in time."""
+    def _choose(self, queue: Queue, device: DeviceBelief, start_ns: int) -> Choice | None:
+        """The largest batch, walking up sizes that can be filled, whose requests can all be in time."""
         allowed = device.codes[queue.model.code.code_id].sizes
         dues, waiting = queue.dues, len(queue.dues)
         chosen: tuple[int, int, int] | None = None
@@ -204,12 +193,12 @@ class PaperScheduler:
                 break
             chosen = (first, count, run)
             urgency_ns = min(urgency_ns, dues[first] - infer_ns)
-        return None if chosen is None else _Choice(*chosen, urgency_ns)
+        return None if chosen is None else Choice(*chosen, urgency_ns)
 
     # LOADs
 
     def _priority(self, model: ServedModel) -> int:
-        """Demand that the devices which have the weights cannot serve within the horizon (paper section 5.3)."""
+        """Demand that devices which have the weights cannot serve within the horizon (paper section 5.3)."""
         served = 0
         for name, share in model.shares.items():
             load_ns = self._belief.devices[name].load_ns
@@ -237,7 +226,7 @@ class PaperScheduler:
                 self._live = len(self._candidates)
 
     def _top_up_loads(self, now_ns: int) -> None:
-        """Send LOADs until no free load lane finds one worth it; each one sent may change what the others find."""
+        """Send LOADs until no free load lane finds one worth it; one sent may change what others find."""
         devices, limit_ns = self._belief.devices, now_ns + self._config.look_ahead_ns
         sent = True
         while sent and self._loaders:
