@@ -1,1 +1,1 @@
-"""serve"""
+"""Brains in real time: driver, processes and the links between them. Nothing here decides."""

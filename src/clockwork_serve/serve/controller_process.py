@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class ControllerProcessConfig(Struct, frozen=True, kw_only=True):
-    """``devices`` are those expected: ready means that all of them are warm. ``journal`` is a file, or empty."""
+    """``devices`` are those expected: ready means that all are warm. ``journal`` is a file, or empty."""
 
     run_dir: str
     controller: ControllerConfig = ControllerConfig()

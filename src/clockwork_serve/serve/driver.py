@@ -21,9 +21,9 @@ Effect = TypeVar("Effect")
 class Driver(Generic[Event, Effect]):
     """Runs ``machine`` on the running loop. Methods are for the loop's own thread.
 
-    ``perform`` is called with each effect in order; it may post events. ``journal``, called soon after each turn
-    and in order, gets (now_ns, events, effects). An exception of any of them is the loop's to report: a broken
-    invariant should end the process.
+    ``perform`` is called with each effect in order; it may post events. ``journal``, called soon after each
+    turn and in order, gets (now_ns, events, effects). An exception of any of them is the loop's to report: a
+    broken invariant should end the process.
     """
 
     def __init__(

@@ -77,8 +77,8 @@ class Exchange:
         self._worker_by_device: dict[str, Link] = {}  # devices of all and only workers that joined
         self._codes: dict[str, CodeAdded] = {}  # the catalogue, replayed to newcomers
         self._models: dict[str, ModelAdded] = {}
-        # Until the keeper has sent all (its first question tells), workers wait here: a device that has nothing
-        # to prepare would count as warm, and the server as ready while it knows no model.
+        # Until the keeper has sent all (its first question tells), workers wait here: a device that has
+        # nothing to prepare would count as warm, and the server as ready while it knows no model.
         self._early: dict[Link, WorkerJoined] | None = {}
         self._readiness = Readiness(ready=False, why="starting")
         self._asked: dict[int, _Asked] = {}  # asks that wait for the keeper, by our id

@@ -204,12 +204,16 @@ class Supervisor:
         if child is not None:
             await child.stop(grace_s)
 
-    def kill(self) -> None:
-        """End all at once, without waiting."""
+    async def kill(self) -> None:
+        """End all at once, and return when they are gone."""
         for watch in self._watches.values():
             watch.cancel()
-        for child in self._children.values():
+        self._watches.clear()
+        children = list(self._children.values())
+        self._children.clear()
+        for child in children:
             child.signal(signal.SIGKILL)
+        await asyncio.gather(*(child.ended for child in children))
 
     def _run(self, launch: Launch) -> Child:
         child = Child(launch, self._on_line)

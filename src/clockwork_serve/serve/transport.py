@@ -257,7 +257,7 @@ class Link(asyncio.BufferedProtocol):
             self._break(f"its first frame is {type(frame).__name__}, expected Hello")
         elif frame.protocol != self.own.protocol:
             self._break(
-                f"{frame.role} {frame.name!r} speaks protocol {frame.protocol}, expected {self.own.protocol}; "
+                f"{frame.role} {frame.name!r} speaks protocol {frame.protocol}, not {self.own.protocol}; "
                 "restart all processes from one installation"
             )
         else:

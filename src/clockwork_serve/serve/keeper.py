@@ -1,0 +1,267 @@
+"""The keeper: prepares a repository, supervises processes, loads and unloads. It serves no request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from clockwork_serve.errors import ClockworkError, ConfigError, RepositoryError, TransportError
+from clockwork_serve.messages import Ask, Drain, Question, Reply
+from clockwork_serve.serve.catalogue import Catalogue
+from clockwork_serve.serve.controller_process import SOCKET_NAME
+from clockwork_serve.serve.health import healthy, listens
+from clockwork_serve.serve.keeper_link import ControllerLink
+from clockwork_serve.serve.launches import launches
+from clockwork_serve.serve.ports import Ports
+from clockwork_serve.serve.preparation import OnProgress, Preparation, Prepared, Progress, prepare
+from clockwork_serve.serve.server_config import ServerConfig
+from clockwork_serve.serve.supervisor import Supervisor
+
+POLL_S: Final = 0.02
+STOP_GRACE_S: Final = 5.0
+PREPARE_S: Final = 60.0
+LOAD_NICE: Final = 10
+"""Priority at which models are compiled while others serve."""
+
+_log = logging.getLogger(__name__)
+
+
+class StartError(ClockworkError):
+    """The server did not become ready; the message holds the last words of the process to blame."""
+
+
+class Keeper:
+    """One server, from its repository to its end. All methods are for one loop."""
+
+    def __init__(
+        self, config: ServerConfig, on_progress: OnProgress = lambda progress: None,
+        on_line: Callable[[str], None] | None = None,
+    ) -> None:  # fmt: skip
+        """``on_line`` gets what the other processes log; by default it goes to stderr."""
+        self.config = config
+        self.ports = Ports(
+            config.host,
+            {
+                "http_port": config.http_port,
+                "grpc_port": config.grpc_port,
+                "metrics_port": config.metrics_port,
+            },
+        )
+        self.catalogue = Catalogue()
+        self.warnings: tuple[str, ...] = ()
+        self.run_dir = _make_run_dir(config.run_dir)
+        self._on_progress = on_progress
+        self._on_line = on_line or _to_stderr
+        self.supervisor = Supervisor(self._on_line)
+        self._link: ControllerLink | None = None
+        self._preparing = asyncio.Lock()
+        self._answers: set[asyncio.Task[None]] = set()  # tasks that answer questions now
+
+    async def start(self) -> None:
+        """Compile, profile, start all processes. Raises :class:`ClockworkError` if nothing can be served."""
+        prepared = await self._prepare((), nice=0)
+        self.warnings = prepared.warnings
+        self._report(prepared)
+        if not prepared.served:
+            raise RepositoryError(_nothing_to_serve(self.config.repository, prepared))
+        self.catalogue.put(prepared.names, prepared.served, prepared.profiles, prepared.problems)
+        self._link = ControllerLink(self.run_dir / SOCKET_NAME, self.catalogue.frames, self._on_ask)
+        for launch in launches(self.config, self.run_dir, self.ports.number_by_name):
+            self.supervisor.start(launch)
+
+    async def wait_ready(self, timeout_s: float = 120.0) -> None:
+        """Return once a client would be served. Raises :class:`StartError` if that does not happen."""
+        link = self._link
+        assert link is not None, "start it first"
+        deadline_s = time.monotonic() + timeout_s
+        while not (link.readiness.ready and await self._gateways_ready()):
+            why = self.supervisor.hopeless()
+            if why is not None:
+                raise StartError(why)
+            if time.monotonic() > deadline_s:
+                why = "its gateways do not answer" if link.readiness.ready else link.readiness.why
+                raise StartError(f"not ready within {timeout_s:.0f} s: {why}")
+            self._on_progress(Progress(stage="start", done=0, total=1, text=link.readiness.why))
+            await asyncio.sleep(POLL_S)
+        self._on_progress(Progress(stage="start", done=1, total=1, text="ready"))
+
+    async def stop(self) -> None:
+        """Take no new request, finish those in flight within ``drain_s``, and end all processes."""
+        if self._link is not None:
+            await self._drain(self._link)
+        names = self.supervisor.names
+        for prefix in ("gateway", "worker", "controller"):
+            group = [name for name in names if name.startswith(prefix)]
+            await asyncio.gather(*(self.supervisor.stop(name, STOP_GRACE_S) for name in group))
+        await self.close()
+
+    async def close(self) -> None:
+        """End everything at once."""
+        for task in self._answers:
+            task.cancel()
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        await self.supervisor.kill()
+        self.ports.close()
+        shutil.rmtree(self.run_dir, ignore_errors=True)
+
+    async def state(self) -> dict[str, Any]:
+        """What the controller believes now. Raises :class:`TransportError` if it does not answer."""
+        if self._link is None:
+            raise TransportError("the server is not running")
+        return await self._link.ask(Question.STATE)
+
+    async def _gateways_ready(self) -> bool:
+        ports = self.ports.number_by_name
+        if not await healthy(self.config.host, ports["http_port"]):
+            return False
+        others = [port for name, port in ports.items() if name != "http_port"]
+        return all([await listens(self.config.host, port) for port in others])
+
+    # Preparing
+
+    async def _prepare(self, names: tuple[str, ...], nice: int) -> Prepared:
+        config = self.config
+        preparation = Preparation(
+            repository=config.repository,
+            store=config.store,
+            devices=config.devices,
+            result=str(self.run_dir / "prepared.msgpack"),
+            names=names,
+            nice=nice,
+            log_level=config.log_level,
+            log_format=config.log_format,
+        )
+        async with self._preparing:
+            return await prepare(preparation, self._on_progress, self._on_line)
+
+    def _report(self, prepared: Prepared) -> None:
+        for problem in prepared.problems:
+            _log.error("%s", problem)
+        for warning in prepared.warnings:
+            _log.warning("%s", warning)
+        for each in prepared.served:
+            for warning in each.model.warnings:
+                _log.warning("model %s: %s", each.model.key, warning)
+
+    # Questions
+
+    def _on_ask(self, ask: Ask) -> None:
+        task = asyncio.get_running_loop().create_task(self._answer(ask))
+        self._answers.add(task)
+        task.add_done_callback(self._answers.discard)
+
+    async def _answer(self, ask: Ask) -> None:
+        try:
+            asked = msgspec.json.decode(ask.body, type=dict[str, Any])
+            match ask.what:
+                case Question.INDEX:
+                    body = await self._index(ready=bool(asked.get("ready", False)))
+                case Question.LOAD:
+                    body = await self._load(str(asked.get("model", "")))
+                case Question.UNLOAD:
+                    body = self._unload(str(asked.get("model", "")))
+                case _:
+                    raise RepositoryError(f"the keeper does not know about {ask.what!r}")
+            reply = Reply(ask_id=ask.ask_id, ok=True, body=body)
+        except (ClockworkError, msgspec.MsgspecError, OSError) as error:
+            body = msgspec.json.encode({"error": str(error)})
+            reply = Reply(ask_id=ask.ask_id, ok=False, body=body, code=400)
+        if self._link is not None:
+            self._link.send(reply)
+
+    async def _index(self, *, ready: bool) -> bytes:
+        folders = await asyncio.to_thread(_folders, self.config.repository)
+        entries = self.catalogue.index(folders)
+        return msgspec.json.encode([entry for entry in entries if entry.state == "READY" or not ready])
+
+    async def _load(self, name: str) -> bytes:
+        if not name:
+            raise RepositoryError("load: expected the name of a model; found none")
+        prepared = await self._prepare((name,), nice=LOAD_NICE)
+        self._report(prepared)
+        if not prepared.served:
+            raise RepositoryError("; ".join(str(problem) for problem in prepared.problems))
+        frames = self.catalogue.put(prepared.names, prepared.served, prepared.profiles, prepared.problems)
+        assert self._link is not None
+        self._link.send(*frames)
+        await self._until_prepared({each.code.code_id for each in prepared.served})
+        return msgspec.json.encode({"loaded": [each.model.key for each in prepared.served]})
+
+    async def _until_prepared(self, code_ids: set[str]) -> None:
+        """Return once every device has prepared what it was told; raise if one of the codes failed on all."""
+        deadline_s = time.monotonic() + PREPARE_S
+        while time.monotonic() < deadline_s:
+            await asyncio.sleep(POLL_S)
+            devices = (await self.state())["controller"]["devices"]
+            if any(device["pending_codes"] for device in devices):
+                continue
+            for code_id in code_ids:
+                refusals = [device["failed_codes"].get(code_id) for device in devices]
+                if refusals and all(refusals):
+                    raise RepositoryError(f"no device can run it: {refusals[0]}")
+            return
+        raise RepositoryError(f"no device was ready to run it within {PREPARE_S:.0f} s")
+
+    def _unload(self, name: str) -> bytes:
+        frames = self.catalogue.remove(name)
+        if not frames:
+            raise RepositoryError(f"unload: model {name!r} is not served; see the repository index")
+        assert self._link is not None
+        self._link.send(*frames)
+        return b"{}"
+
+    # Stopping
+
+    async def _drain(self, link: ControllerLink) -> None:
+        link.send(Drain())
+        deadline_s = time.monotonic() + self.config.drain_s
+        try:
+            while (waiting := (await link.ask(Question.STATE))["open"]) > 0:
+                if time.monotonic() > deadline_s:
+                    _log.warning("stopping although %d requests wait: drain_s is over", waiting)
+                    return
+                await asyncio.sleep(POLL_S)
+        except TransportError as error:
+            _log.warning("not drained: %s", error)
+
+
+def _make_run_dir(parent: str) -> Path:
+    base = parent or os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    try:
+        # mkdtemp makes it 0700.
+        return Path(tempfile.mkdtemp(prefix="clockwork-", dir=base))
+    except OSError as error:
+        raise ConfigError(
+            f"run_dir: expected a folder that can be written; found {base} ({error.strerror}); "
+            "set XDG_RUNTIME_DIR or TMPDIR to another one"
+        ) from None
+
+
+def _folders(repository: str) -> list[str]:
+    return [
+        entry.name for entry in os.scandir(repository) if entry.is_dir() and not entry.name.startswith(".")
+    ]
+
+
+def _nothing_to_serve(repository: str, prepared: Prepared) -> str:
+    if prepared.problems:
+        return "no model can be served:\n" + "\n".join(f"  {problem}" for problem in prepared.problems)
+    return (
+        f"repository: expected models in {repository}; found none; put one at {repository}/MODEL/1/model.onnx"
+    )
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(line + "\n")

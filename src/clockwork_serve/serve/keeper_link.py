@@ -1,0 +1,124 @@
+"""The keeper's link to the controller: held, re-made, and told everything each time. It decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from clockwork_serve.errors import TransportError
+from clockwork_serve.messages import Ask, Frame, Question, Readiness, Reply, Role
+from clockwork_serve.serve.transport import Link, connect, hello
+
+RETRY_S: Final = 0.02
+REPLY_S: Final = 5.0
+_log = logging.getLogger(__name__)
+
+
+class ControllerLink:
+    """A link that is connected again whenever it is lost.
+
+    ``catalogue`` gives the frames that each new controller is told first; ``on_ask`` gets its questions.
+    """
+
+    def __init__(
+        self, path: Path, catalogue: Callable[[], list[Frame]], on_ask: Callable[[Ask], None]
+    ) -> None:
+        self.readiness = Readiness(ready=False, why="starting")
+        self.connected = asyncio.Event()
+        self._path = path
+        self._catalogue = catalogue
+        self._on_ask = on_ask
+        self._lost = asyncio.Event()
+        self._link: Link | None = None
+        self._replies: dict[int, asyncio.Future[Reply]] = {}  # all and only asks without a reply
+        self._asks = 0
+        self._task = asyncio.get_running_loop().create_task(self._hold())
+
+    def send(self, *frames: Frame) -> None:
+        """Send, if there is a controller; one that comes later is told the catalogue instead."""
+        if self._link is not None:
+            for frame in frames:
+                self._link.send(frame)
+
+    async def ask(self, what: Question, body: bytes = b"{}") -> dict[str, Any]:
+        """The answer of the controller itself. Raises :class:`TransportError` if none comes."""
+        if self._link is None:
+            raise TransportError("the controller is not connected")
+        self._asks += 1
+        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._replies[self._asks] = reply
+        self._link.send(Ask(ask_id=self._asks, what=what, body=body))
+        try:
+            answer = await asyncio.wait_for(reply, REPLY_S)
+        except TimeoutError:
+            raise TransportError(f"the controller did not answer within {REPLY_S:.0f} s") from None
+        finally:
+            self._replies.pop(self._asks, None)
+        found: dict[str, Any] = msgspec.json.decode(answer.body)
+        return found
+
+    def close(self) -> None:
+        """Let go of the controller."""
+        self._task.cancel()
+        self._forget()
+
+    async def _hold(self) -> None:
+        own = hello(Role.KEEPER, "keeper")
+        while True:
+            self._lost.clear()
+            try:
+                link = await connect(self._path, own, self._on_frames, self._on_lost)
+            except TransportError as error:
+                _log.debug("%s", error)
+                await asyncio.sleep(RETRY_S)
+                continue
+            self._link = link
+            self.send(*self._catalogue())
+            try:
+                # A question tells the controller that the catalogue is complete.
+                await self.ask(Question.STATE)
+            except TransportError as error:
+                _log.warning("%s", error)
+                if not self._lost.is_set():
+                    link.close()
+                    self._forget()
+                    continue
+            else:
+                self.connected.set()
+            await self._lost.wait()
+
+    def _on_frames(self, link: Link, frames: list[Frame]) -> None:
+        for frame in frames:
+            match frame:
+                case Readiness():
+                    self.readiness = frame
+                case Reply():
+                    reply = self._replies.get(frame.ask_id)
+                    if reply is not None and not reply.done():
+                        reply.set_result(frame)
+                case Ask():
+                    self._on_ask(frame)
+                case _:
+                    _log.warning(
+                        "the controller sent %s, which the keeper does not expect", type(frame).__name__
+                    )
+
+    def _on_lost(self, link: Link) -> None:
+        _log.warning("link lost: %s", link.lost_because)
+        self._forget()
+        self._lost.set()
+
+    def _forget(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+        self.connected.clear()
+        self.readiness = Readiness(ready=False, why="the controller is gone")
+        for reply in self._replies.values():
+            if not reply.done():
+                reply.set_exception(TransportError("the controller went away"))

@@ -1,0 +1,93 @@
+"""Which processes a server is made of, and how each is configured; nothing is started here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from clockwork_serve.devices import DeviceConfig
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.serve.controller_process import ControllerProcessConfig
+from clockwork_serve.serve.server_config import ServerConfig
+from clockwork_serve.serve.supervisor import Launch
+
+
+def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int]) -> list[Launch]:
+    """All child processes that stay: the controller, workers, gateways. Raises :class:`ConfigError`."""
+    logs = {"log_level": config.log_level, "log_format": config.log_format}
+    controller = ControllerProcessConfig(
+        run_dir=str(run_dir),
+        controller=config.controller,
+        devices=tuple(device.device for device in config.devices),
+        journal=config.journal,
+        **logs,
+    )
+    pins = pinned_cores(len(config.devices), os.sched_getaffinity(0)) if config.pin else {}
+    workers = [
+        _launch(
+            name,
+            "worker",
+            {
+                "run_dir": str(run_dir),
+                "name": name,
+                "devices": devices,
+                "pin_cpus": pins.get(number, ()),
+                "realtime": config.realtime,
+                **logs,
+            },
+        )
+        for number, (name, devices) in enumerate(workers_of(config.devices))
+    ]
+    gateways = [
+        _launch(f"gateway-{number}", "gateway", _gateway(config, run_dir, port_by_name, number) | logs)
+        for number in range(config.gateways)
+    ]
+    return [_launch("controller", "controller", controller), *workers, *gateways]
+
+
+def workers_of(devices: tuple[DeviceConfig, ...]) -> list[tuple[str, list[DeviceConfig]]]:
+    """Names of workers and their devices: a process each, but one for all emulated ones."""
+    workers = [(f"worker-{device.device}", [device]) for device in devices if device.kind != "emulated"]
+    emulated = [device for device in devices if device.kind == "emulated"]
+    return [*workers, ("worker-emulated", emulated)] if emulated else workers
+
+
+def pinned_cores(workers: int, cores: set[int]) -> dict[int, tuple[int, ...]]:
+    """Cores for each worker, from the last one down; the first stays for everybody else."""
+    if len(cores) <= workers:
+        raise ConfigError(
+            f"pin: expected more than {workers} cores for {workers} devices; found {len(cores)}; leave it out"
+        )
+    ordered, each = sorted(cores, reverse=True), (len(cores) - 1) // workers
+    return {number: tuple(sorted(ordered[number * each : (number + 1) * each])) for number in range(workers)}
+
+
+def _gateway(
+    config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int], number: int
+) -> dict[str, Any]:
+    return {
+        "run_dir": str(run_dir),
+        "name": f"gateway-{number}",
+        "host": config.host,
+        "http_port": port_by_name["http_port"],
+        "grpc_port": port_by_name.get("grpc_port"),
+        # Gateways count apart, so they cannot share one page of metrics.
+        "metrics_port": port_by_name.get("metrics_port") if number == 0 else None,
+        "default_slo_ns": config.default_slo_ns,
+        "region_bytes": config.region_bytes,
+        "max_body_bytes": config.max_body_bytes,
+        "reuse_port": True,
+        "model_control": config.model_control,
+    }
+
+
+def _launch(name: str, module: str, config: object) -> Launch:
+    return Launch(
+        name=name,
+        module=f"clockwork_serve.serve.{module}_process",
+        config=msgspec.json.encode(config).decode(),
+    )

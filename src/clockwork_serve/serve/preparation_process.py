@@ -1,0 +1,67 @@
+"""The child that compiles and profiles, tells how far it is, and ends. It serves nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from clockwork_serve.errors import ClockworkError, ConfigError
+from clockwork_serve.serve import child
+from clockwork_serve.serve.preparation import Failure, Preparation, Prepared, Progress
+from clockwork_serve.serve.profiling import profile_all
+from clockwork_serve.store import Cache, Repository, compile_all
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prepare what the JSON in ``argv[1]`` says; returns the exit status."""
+    preparation = msgspec.json.decode(argv[1], type=Preparation)
+    child.prepare("prepare", preparation.log_level, preparation.log_format)
+    os.nice(preparation.nice)
+    try:
+        prepared = _prepare(preparation)
+    except ClockworkError as error:
+        _say(Failure(text=str(error), setting=isinstance(error, ConfigError)))
+        return 1
+    Path(preparation.result).write_bytes(msgspec.msgpack.encode(prepared))
+    return 0
+
+
+def _prepare(preparation: Preparation) -> Prepared:
+    repository = Repository(preparation.repository, preparation.store)
+    cache = Cache(preparation.store.cache_dir)
+    try:
+        if preparation.names:
+            entries = [repository.find(name) for name in preparation.names]
+        else:
+            entries = repository.scan()
+        served, problems = compile_all(repository, cache, _teller("compile"), entries=entries)
+        profiled = profile_all(served, preparation.devices, cache, _teller("profile"))
+    finally:
+        cache.close()
+    return Prepared(
+        names=tuple(entry.name for entry in entries),
+        served=tuple(served),
+        profiles=profiled.profiles,
+        problems=tuple(problems),
+        warnings=profiled.warnings,
+    )
+
+
+def _teller(stage: str) -> Callable[[int, int, str], None]:
+    def tell(done: int, total: int, text: str) -> None:
+        _say(Progress(stage=stage, done=done, total=total, text=text))
+
+    return tell
+
+
+def _say(record: Progress | Failure) -> None:
+    sys.stdout.write(msgspec.json.encode(record).decode() + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,191 @@
+"""A whole server as one object: for the command line, for tests and for demonstrations."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import uvloop
+
+from clockwork_serve.serve.health import reachable
+from clockwork_serve.serve.keeper import Keeper, StartError
+from clockwork_serve.serve.preparation import OnProgress, Progress
+from clockwork_serve.serve.server_config import ServerConfig
+
+__all__ = ["Progress", "RunningServer", "Server", "ServerConfig", "StartError", "run", "running_server"]
+
+Result = TypeVar("Result")
+_log = logging.getLogger(__name__)
+
+
+class Server(Keeper):
+    """A server on the running loop: ``await start()``, ``await wait_ready()``, ``await stop()``."""
+
+    @property
+    def http_url(self) -> str:
+        """Where HTTP is served, as ``host:port`` with the scheme."""
+        return f"http://{self._address('http_port')}"
+
+    @property
+    def grpc_url(self) -> str:
+        """Where gRPC is served, as ``host:port``; empty if it is off."""
+        return self._address("grpc_port")
+
+    @property
+    def metrics_url(self) -> str:
+        """Where metrics are served; empty if that is off."""
+        address = self._address("metrics_port")
+        return f"http://{address}/metrics" if address else ""
+
+    def _address(self, name: str) -> str:
+        host = reachable(self.config.host)
+        host = f"[{host}]" if ":" in host else host
+        port = self.ports.number_by_name.get(name)
+        return "" if port is None else f"{host}:{port}"
+
+
+class RunningServer:
+    """A server on a loop in a thread of its own; its methods may be called from any other thread."""
+
+    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
+        self.server = server
+        self.http_url = server.http_url
+        self.grpc_url = server.grpc_url
+        self.metrics_url = server.metrics_url
+        self.http_port = server.ports.number_by_name["http_port"]
+        self.grpc_port = server.ports.number_by_name.get("grpc_port")
+        self.metrics_port = server.ports.number_by_name.get("metrics_port")
+        self._loop = loop
+
+    @property
+    def names(self) -> list[str]:
+        """Names of its processes: ``controller``, ``worker-cpu:0``, ``gateway-0``."""
+        return self.server.supervisor.names
+
+    def pid(self, name: str) -> int | None:
+        """The process id of one of them, while it runs."""
+        return self.server.supervisor.pid(name)
+
+    def state(self) -> dict[str, Any]:
+        """What the controller believes now. Raises :class:`TransportError` if it does not answer."""
+        return self._call(self.server.state())
+
+    def wait_ready(self, timeout_s: float = 120.0) -> None:
+        """Return once a client would be served. Raises :class:`StartError` if that does not happen."""
+        self._call(self.server.wait_ready(timeout_s))
+
+    def _call(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+
+@contextmanager
+def running_server(
+    config: ServerConfig,
+    *,
+    timeout_s: float = 120.0,
+    on_progress: OnProgress = lambda progress: None,
+    on_line: Callable[[str], None] | None = None,
+) -> Iterator[RunningServer]:
+    """A server that is ready; it is drained and stopped at the end of the block.
+
+    Raises what :meth:`Keeper.start` and :meth:`Keeper.wait_ready` raise.
+    """
+    loop = uvloop.new_event_loop()
+    # The children end with the thread that starts them, so it lives as long as they shall.
+    thread = threading.Thread(target=loop.run_forever, name="keeper", daemon=True)
+    thread.start()
+
+    def call(coroutine: Coroutine[Any, Any, Result]) -> Result:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+
+    try:
+        server = call(_make(config, on_progress, on_line))
+        try:
+            call(server.start())
+            call(server.wait_ready(timeout_s))
+            yield RunningServer(server, loop)
+            call(server.stop())
+        finally:
+            call(server.close())
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def run(
+    config: ServerConfig,
+    *,
+    on_progress: OnProgress = lambda progress: None,
+    on_ready: Callable[[Server], None] = lambda server: None,
+    on_line: Callable[[str], None] | None = None,
+    timeout_s: float = 600.0,
+) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status. For the main thread.
+
+    The first signal drains and stops, a second one stops at once. Raises :class:`ClockworkError` if it cannot
+    start.
+    """
+    return uvloop.run(_run(config, on_progress, on_ready, on_line, timeout_s))
+
+
+async def _run(
+    config: ServerConfig,
+    on_progress: OnProgress,
+    on_ready: Callable[[Server], None],
+    on_line: Callable[[str], None] | None,
+    timeout_s: float,
+) -> int:
+    loop = asyncio.get_running_loop()
+    signals: deque[int] = deque()
+    first, second = asyncio.Event(), asyncio.Event()
+
+    def on_signal(number: int) -> None:
+        signals.append(number)
+        (second if first.is_set() else first).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    server = Server(config, on_progress, on_line)
+    try:
+        if not await _unless(first, _up(server, timeout_s)):
+            return 128 + signals[0]
+        on_ready(server)
+        await first.wait()
+        _log.info("%s: draining", signal.Signals(signals[0]).name)
+        return 0 if await _unless(second, server.stop()) else 128 + signals[-1]
+    finally:
+        await server.close()
+
+
+async def _up(server: Server, timeout_s: float) -> None:
+    await server.start()
+    await server.wait_ready(timeout_s)
+
+
+async def _unless(event: asyncio.Event, coroutine: Coroutine[Any, Any, None]) -> bool:
+    """Run ``coroutine`` to its end, unless ``event`` comes first: then it is cancelled, and False."""
+    work = asyncio.ensure_future(coroutine)
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            work.result()
+            return True
+        work.cancel()
+        await asyncio.wait({work})
+        return False
+    finally:
+        waiting.cancel()
+
+
+async def _make(
+    config: ServerConfig, on_progress: OnProgress, on_line: Callable[[str], None] | None
+) -> Server:
+    return Server(config, on_progress, on_line)

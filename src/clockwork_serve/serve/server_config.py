@@ -1,0 +1,53 @@
+"""What a server is made of; plain settings that start nothing."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.devices import DeviceConfig
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.store import StoreConfig
+from clockwork_serve.units import MIB
+
+
+class ServerConfig(Struct, frozen=True, kw_only=True):
+    """Settings of ``clockwork serve``.
+
+    ``repository`` is a folder in Triton's layout. A port of 0 is chosen by the system; ``grpc_port`` and
+    ``metrics_port`` may be None for off. ``default_slo_ns``: deadline of requests that name none (None: see
+    the gateway). ``drain_s``: how long a stop waits for requests in flight. ``run_dir``: where the private
+    folder of sockets is made (empty: XDG_RUNTIME_DIR or the temporary folder). ``pin``: each device gets
+    cores of its own.
+    """
+
+    repository: str
+    store: StoreConfig
+    devices: tuple[DeviceConfig, ...] = (DeviceConfig(device="cpu:0"),)
+    controller: ControllerConfig = ControllerConfig()
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int | None = 8001
+    metrics_port: int | None = 8002
+    default_slo_ns: int | None = None
+    gateways: int = 1
+    region_bytes: int = 256 * MIB
+    max_body_bytes: int = 64 * MIB
+    model_control: bool = True
+    drain_s: float = 10.0
+    journal: str = ""
+    run_dir: str = ""
+    pin: bool = False
+    realtime: bool = False
+    log_level: str = "info"
+    log_format: str = "text"
+
+    def __post_init__(self) -> None:
+        """Check what no part checks for itself. Raises :class:`ConfigError`."""
+        names = [config.device for config in self.devices]
+        if not names or len(set(names)) < len(names):
+            raise ConfigError(f"devices: expected at least one, each once; found {names}; correct --device")
+        if not 1 <= self.gateways <= 64:
+            raise ConfigError(f"gateways: expected 1 to 64; found {self.gateways}")
+        if not 0 <= self.drain_s <= 3600:
+            raise ConfigError(f"drain_s: expected 0 to 3600; found {self.drain_s}")
