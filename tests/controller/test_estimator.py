@@ -1,0 +1,78 @@
+"""Estimates by example."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clockwork_serve.controller.estimator import Estimator, Samples
+from clockwork_serve.messages import Profile
+from clockwork_serve.units import MIB
+
+
+def test_a_window_starts_from_its_seed() -> None:
+    assert Samples(100, size=10, quantile=0.99).estimate_ns == 100
+
+
+def test_the_estimate_is_nearly_the_largest_of_the_last_ten() -> None:
+    samples = Samples(100, size=10, quantile=0.99)
+    for value in (10, 20, 30, 40, 50, 60, 70, 80, 90, 200):
+        samples.add(value)
+    assert samples.estimate_ns == round(0.91 * 200 + 0.09 * 90), "the paper's interpolation"
+
+
+def test_a_step_down_is_adopted_within_one_window() -> None:
+    samples = Samples(1000, size=10, quantile=0.99)
+    for _ in range(10):
+        samples.add(100)
+    assert samples.estimate_ns == 100
+
+
+def test_doubt_forgets_the_largest_but_never_the_last() -> None:
+    samples = Samples(100, size=10, quantile=0.99)
+    samples.add(900)
+    samples.doubt()
+    samples.doubt()
+    assert samples.estimate_ns == 100
+
+
+@given(st.lists(st.integers(1, 10**9), min_size=1, max_size=40), st.floats(0.01, 1.0))
+def test_an_estimate_lies_between_the_samples_it_rests_on(values: list[int], quantile: float) -> None:
+    samples = Samples(values[0], size=10, quantile=quantile)
+    for value in values[1:]:
+        samples.add(value)
+    assert min(values[-10:]) <= samples.estimate_ns <= max(values[-10:])
+
+
+def profile() -> Profile:
+    return Profile(
+        code_id="c", device_kind="cpu", infer_ns={1: 100, 4: 300}, load_base_ns=50, load_ns_per_mib=10
+    )
+
+
+def test_models_of_one_code_share_a_window_and_devices_do_not() -> None:
+    estimator = Estimator(window=10, quantile=0.99)
+    estimator.learn_profile(profile())
+    estimator.infer_samples("d0", "cpu", "c", 1, "").add(500)
+    assert estimator.infer_samples("d0", "cpu", "c", 1, "").estimate_ns > 400
+    assert estimator.infer_samples("d1", "cpu", "c", 1, "").estimate_ns == 100
+
+
+def test_a_batch_size_without_a_profile_is_scaled_up_from_the_nearest() -> None:
+    estimator = Estimator(window=10, quantile=0.99)
+    estimator.learn_profile(profile())
+    assert estimator.infer_samples("d0", "cpu", "c", 8, "").estimate_ns == 600
+
+
+def test_load_is_linear_in_bytes() -> None:
+    estimator = Estimator(window=10, quantile=0.99)
+    estimator.learn_profile(profile())
+    assert estimator.load_samples("d0", "cpu", "c", 3 * MIB).estimate_ns == 80
+
+
+def test_a_lost_device_is_forgotten() -> None:
+    estimator = Estimator(window=10, quantile=0.99)
+    estimator.learn_profile(profile())
+    estimator.infer_samples("d0", "cpu", "c", 1, "").add(500)
+    estimator.forget_device("d0")
+    assert estimator.infer_samples("d0", "cpu", "c", 1, "").estimate_ns == 100

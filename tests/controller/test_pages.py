@@ -1,0 +1,70 @@
+"""Belief about pages: gaps, room, and a random history against a plain array."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clockwork_serve.controller.pages import Pages
+from clockwork_serve.messages import Extent
+
+
+def filled(count: int, *extents: tuple[int, int]) -> Pages[str]:
+    pages: Pages[str] = Pages(count)
+    for first, size in extents:
+        pages.hold(Extent(first, size), f"at{first}")
+    return pages
+
+
+def test_the_smallest_gap_that_fits_is_taken() -> None:
+    pages = filled(20, (4, 2), (8, 8))
+    assert pages.gap(2) == Extent(6, 2)
+    assert pages.gap(4) == Extent(0, 4)
+    assert pages.gap(5) is None
+
+
+def test_room_displaces_the_least_wanted_neighbours() -> None:
+    pages = filled(6, (0, 2), (2, 2), (4, 2))
+    ranks = {"at0": 3, "at2": 1, "at4": 2}
+    room = pages.room(4, ranks.get)
+    assert room is not None
+    assert (room.extent, room.displaced) == (Extent(2, 4), ["at2", "at4"])
+
+
+def test_what_has_no_rank_is_never_displaced() -> None:
+    pages = filled(6, (0, 2), (2, 2), (4, 2))
+    assert pages.room(4, {"at0": 1, "at4": 2}.get) is None
+
+
+def test_room_counts_the_gap_before_its_first_victim() -> None:
+    pages = filled(6, (2, 2), (4, 2))
+    room = pages.room(4, {"at2": 9, "at4": 9}.get)
+    assert room is not None
+    assert (room.extent, room.displaced) == (Extent(0, 4), ["at2"])
+
+
+@given(st.data())
+def test_any_history_conserves_pages(data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 24))
+    pages: Pages[int] = Pages(count)
+    truth: list[int | None] = [None] * count
+    ranks: dict[int, int] = {}
+    for number in range(data.draw(st.integers(0, 30))):
+        size = data.draw(st.integers(1, 6))
+        room = pages.room(size, ranks.get)
+        if room is None:
+            assert not ranks or size > count
+            continue
+        for victim in room.displaced:
+            at = truth.index(victim)
+            pages.release(Extent(at, truth.count(victim)))
+            truth = [None if owner == victim else owner for owner in truth]
+            del ranks[victim]
+        span = range(room.extent.first, room.extent.first + size)
+        assert all(truth[at] is None for at in span), "room is free once its victims are gone"
+        for at in span:
+            truth[at] = number
+        pages.hold(room.extent, number)
+        ranks[number] = data.draw(st.integers(0, 9))
+        pages.check()
+        assert pages.used == sum(owner is not None for owner in truth)
