@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-
 from clockwork_serve.devices import DeviceConfig, build
 from tests.devices import lifted
 

@@ -8,7 +8,8 @@ from clockwork_serve.devices.tensors import io_bytes
 from clockwork_serve.errors import ConfigError
 
 __all__ = [
-    "CallBuffers", "Device", "DeviceConfig", "Phases", "build", "emulated_config", "emulated_profile", "io_bytes",
+    "CallBuffers", "Device", "DeviceConfig", "Phases",
+    "build", "emulated_config", "emulated_profile", "io_bytes",
 ]  # fmt: skip
 
 

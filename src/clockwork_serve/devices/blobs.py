@@ -23,21 +23,14 @@ class Blobs:
     def read_into(self, path: str, target: Bytes) -> None:
         """Fill ``target`` with the file; DeviceError unless it is exactly as long. Releases the GIL."""
         fd = self._open(path, len(target))
-        view, done = target.data, 0
         try:
-            while done < len(target):
-                count = os.preadv(fd, [view[done:]], done)
-                if not count:
-                    raise DeviceError(
-                        f"weights {path}: expected {len(target)} bytes, the file ends at {done}"
-                    )
-                done += count
+            done = _fill(fd, target)
         except OSError as error:
             self._drop(path)
             raise DeviceError(f"weights {path}: cannot be read ({error})") from error
-        except DeviceError:
+        if done != len(target):
             self._drop(path)
-            raise
+            raise DeviceError(f"weights {path}: expected {len(target)} bytes, the file ends at {done}")
 
     def close(self) -> None:
         """Close every file."""
@@ -67,3 +60,14 @@ class Blobs:
         fd = self._fd_by_path.pop(path, None)
         if fd is not None:
             os.close(fd)
+
+
+def _fill(fd: int, target: Bytes) -> int:
+    """Read from the file's start until the target is full or the file ends; how far it came."""
+    view, done = target.data, 0
+    while done < len(target):
+        count = os.preadv(fd, [view[done:]], done)
+        if not count:
+            break
+        done += count
+    return done

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from clockwork_serve.devices.arena import Arena
 from clockwork_serve.devices.base import CallBuffers, DeviceConfig, Phases
@@ -12,16 +11,7 @@ from clockwork_serve.devices.python import PythonBackend
 from clockwork_serve.errors import DeviceError
 from clockwork_serve.messages import Code, DeviceSpec, Infer, Load, Unload
 
-
-class Backend(Protocol):
-    """What runs the codes of one backend; a :class:`~clockwork_serve.devices.base.Device` without a spec."""
-
-    def prepare(self, code: Code) -> None: ...
-    def retire(self, code_id: str) -> None: ...
-    def load(self, action: Load) -> None: ...
-    def unload(self, action: Unload) -> None: ...
-    def infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Phases: ...
-    def close(self) -> None: ...
+Backend = OnnxBackend | PythonBackend
 
 
 class CpuDevice:
@@ -48,8 +38,8 @@ class CpuDevice:
         backend = self._backends.get(code.backend)
         if backend is None:
             raise DeviceError(
-                f"code {code.code_id}: backend: expected one of {sorted(self._backends)} on {self.spec.device},"
-                f" found {code.backend!r}; serve it with a device of kind {code.backend!r}"
+                f"code {code.code_id}: backend: expected one of {sorted(self._backends)} on"
+                f" {self.spec.device}, found {code.backend!r}; serve it on a device of that kind"
             )
         backend.prepare(code)
         self._backend_by_code[code.code_id] = backend

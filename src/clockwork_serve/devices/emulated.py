@@ -168,7 +168,7 @@ class EmulatedDevice:
 
 
 def emulated_config(device: str, profile: str, **settings: Any) -> DeviceConfig:
-    """The config of an emulated device: sizes from the profile's ``[device]``, then ``settings`` over them."""
+    """The config of an emulated device: sizes from the profile's ``[device]``, ``settings`` over them."""
     table = msgspec.structs.asdict(read_profile(profile).device)
     sizes = {name: value for name, value in table.items() if value is not None}
     return DeviceConfig(device=device, kind="emulated", profile=profile, **{**sizes, **settings})
@@ -261,7 +261,7 @@ def _write_zeros(room: Room, spec: TensorSpec, shape: tuple[int, ...]) -> None:
 
 
 def _sleep_precisely() -> None:
-    """Ask the kernel to end this thread's sleeps on time instead of up to 50 us late (Linux; else nothing)."""
+    """Ask the kernel to end this thread's sleeps on time, not up to 50 us late (Linux; else nothing)."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)

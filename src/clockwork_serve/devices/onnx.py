@@ -1,24 +1,24 @@
-"""ONNX models on the CPU: weights copied into arena pages, runs on bindings that exist already. Decides nothing."""
+"""ONNX models on the CPU: weights are copied into arena pages and bound where they lie. Decides nothing."""
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from clockwork_serve.devices.arena import Arena, Scratch
-from clockwork_serve.devices.base import NUMPY_DTYPES, CallBuffers, DeviceConfig, Phases
+from clockwork_serve.devices.base import CallBuffers, DeviceConfig, Phases
 from clockwork_serve.devices.blobs import Blobs
 from clockwork_serve.devices.onnx_open import OpenBatch, TextBatch
 from clockwork_serve.devices.onnx_session import Session, one_line, open_session, trim, value_of
 from clockwork_serve.devices.onnx_static import StaticBatch, fits_area
+from clockwork_serve.devices.onnx_warmup import warm_up
 from clockwork_serve.devices.onnx_weights import Bindings, Bound, Index, bind, read_index
-from clockwork_serve.devices.tensors import full_shape, rows_of
+from clockwork_serve.devices.tensors import rows_of
 from clockwork_serve.errors import DeviceError, ModelError
 from clockwork_serve.messages import Code, Infer, Load, Unload
 
@@ -70,7 +70,7 @@ class OnnxBackend:
         if session is not None:
             # Zeros of its own: the arena's pages may hold the weights of others.
             memory = np.zeros(index.blob_bytes, np.uint8)
-            self._warm_up(code, bind(session, index, memory), sizes)
+            warm_up(code, bind(session, index, memory), sizes, self._config.warm_up_ns)
         self._prepared_by_code[code.code_id] = Prepared(code, session, index, batches)
 
     def retire(self, code_id: str) -> None:
@@ -93,7 +93,7 @@ class OnnxBackend:
             session = open_session(path, self._config.threads)
             _check_names(prepared.code, NO_WEIGHTS, session)
             bound = bind(session, NO_WEIGHTS, np.empty(0, np.uint8))
-            self._warm_up(prepared.code, bound, (1,))
+            warm_up(prepared.code, bound, (1,), self._config.warm_up_ns)
             self._opened_by_page[page] = (action.code_id, bound)
             return
         if weights.size != prepared.index.blob_bytes:
@@ -160,34 +160,6 @@ class OnnxBackend:
         bound = bind(prepared.session, index, self._arena.bytes_at(page, index.blob_bytes))
         self._bindings.put(code_id, page, bound)
         return bound
-
-    def _warm_up(self, code: Code, bound: Bound, sizes: Sequence[int]) -> None:
-        """Run each batch size once, ascending, while the time allows: workspace is then allocated.
-
-        The inputs are zeros, and a model may well refuse zeros: that says nothing about real ones.
-        """
-        names = [spec.name for spec in code.outputs]
-        left = self._config.warm_up_ns
-        for size in sizes:
-            began = time.monotonic_ns()
-            with contextlib.suppress(Exception):
-                bound.session.run(names, {**bound.weights, **_zero_inputs(code, size)})
-            took = time.monotonic_ns() - began
-            left -= took
-            if left < 2 * took:  # the next size takes about twice as long
-                return
-
-
-def _zero_inputs(code: Code, size: int) -> dict[str, Any]:
-    arrays = {}
-    for spec in code.inputs:
-        shape = tuple(1 if dim < 0 else dim for dim in full_shape(code, spec, size))
-        if spec.datatype == "BYTES":
-            arrays[spec.name] = np.full(shape, "", dtype=object)
-        else:
-            array = np.zeros(shape, NUMPY_DTYPES[spec.datatype])
-            arrays[spec.name] = value_of(array, "BF16") if spec.datatype == "BF16" else array
-    return arrays
 
 
 def _check_names(code: Code, index: Index, session: Session) -> None:

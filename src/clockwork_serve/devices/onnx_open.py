@@ -58,7 +58,7 @@ class OpenBatch:
     def _inputs(
         self, specs: Sequence[TensorSpec], calls: Sequence[CallBuffers], rows: Sequence[int]
     ) -> list[Array]:
-        """Each input as one contiguous array: the request's own if it fills the batch, else in the I/O area."""
+        """Each input as one array: the request's own if it fills the batch, else in the I/O area."""
         arrays, end = [], 0
         for spec in specs:
             if len(calls) == 1 and rows[0] == self._batch:
@@ -138,9 +138,10 @@ def _as_text(spec: TensorSpec, array: Array) -> Array:
     """ONNX strings are text."""
     text = np.empty(array.size, dtype=object)
     try:
-        text[:] = [item if isinstance(item, str) else bytes(item).decode() for item in array.ravel().tolist()]
+        for place, item in enumerate(array.ravel().tolist()):
+            text[place] = item if isinstance(item, str) else bytes(item).decode()
     except UnicodeDecodeError as error:
         raise ModelError(
-            f"input {spec.name}: expected UTF-8 text, which is what ONNX strings are; found {error.object!r}"
+            f"input {spec.name}: expected UTF-8 text, as ONNX strings are; found {error.object[:80]!r}"
         ) from error
     return text.reshape(array.shape)

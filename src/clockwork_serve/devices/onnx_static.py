@@ -22,12 +22,12 @@ from clockwork_serve.messages import Code, TensorRef, TensorSpec
 from clockwork_serve.units import KIB, align
 
 COPIED_MAX: Final = 32 * KIB
-"""Up to this many bytes, copying (1-2 us) is cheaper than binding a request's memory and unbinding it (3 us)."""
+"""Up to this many bytes, copying (1-2 us) is cheaper than binding a request's memory and back (3 us)."""
 
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """One input or output and its place in the I/O area: ``array`` of ``shape``, as ``value`` for the runtime."""
+    """One input or output and its place in the I/O area: ``array``, which the runtime knows as ``value``."""
 
     spec: TensorSpec
     name: str
@@ -137,7 +137,7 @@ class StaticBatch:
                 binding.bind_ortvalue_output(slot.name, value_of(array, slot.spec.datatype))
 
     def _enter(self, calls: Sequence[CallBuffers], rows: Sequence[int]) -> None:
-        """Copy the rows of the calls into the batch; rows left over repeat the last, so that they are valid."""
+        """Copy the rows of the calls into the batch; rows left over repeat the last: a valid one."""
         for slot in self._inputs:
             start = 0
             target = slot.array

@@ -19,7 +19,7 @@ from clockwork_serve.devices.tensors import nbytes_of
 from clockwork_serve.errors import DeviceError
 
 BOUND_TENSORS_MAX: Final = 100_000
-"""Weights bound at once, over all bindings: each takes about 1 kB, and a binding is rebuilt in 2 us a weight."""
+"""Weights bound at once, over all bindings: each takes about 1 kB; binding it again takes 2 us."""
 
 
 class Tensor(Struct, frozen=True, kw_only=True):
@@ -74,7 +74,7 @@ def element_type(name: str) -> tuple[str, np.dtype[Any]]:
 
 @dataclass(slots=True)
 class Bound:
-    """A session with one set of weights bound. ``bound_by`` is whose inputs and outputs are bound beside them."""
+    """A session with one set of weights bound. ``bound_by`` is who bound the inputs and outputs, to keep."""
 
     session: Session
     binding: Any

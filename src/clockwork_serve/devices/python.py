@@ -1,4 +1,4 @@
-"""Models that are a user's class: ``Model`` with load, infer and unload, in ``model.py``. Trusts nothing it returns.
+"""Models that are a user's class, ``Model`` in ``model.py``; nothing that they return is trusted.
 
     class Model:
         def load(self, path: str) -> None: ...
@@ -12,6 +12,7 @@ be written to. Code of this kind holds the GIL while it runs Python, so duration
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 import time
 import traceback
@@ -19,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -28,6 +29,9 @@ from clockwork_serve.devices.base import NUMPY_DTYPES, Array, CallBuffers, Devic
 from clockwork_serve.devices.tensors import Room, fits, full_shape, gather, rows_of, split
 from clockwork_serve.errors import DeviceError, ModelError
 from clockwork_serve.messages import Code, Infer, Load, TensorSpec, Unload
+
+ANYTHING: Final = (Exception, SystemExit)
+"""What a user's code may raise; it must not end the lane's thread."""
 
 
 @dataclass(slots=True)
@@ -81,10 +85,7 @@ class PythonBackend:
         try:
             model = prepared.module.Model()
             model.load(action.weights.path)
-        except (
-            Exception,
-            SystemExit,
-        ) as error:  # a user's code may raise anything, and must not end our thread
+        except ANYTHING as error:
             raise ModelError(f"model {action.model}: load: {_last_line(error)}") from error
         self._model_by_page[action.extent.first] = (action.code_id, model)
 
@@ -108,7 +109,7 @@ class PythonBackend:
         gathered = self._clock()
         try:
             found = model.infer(inputs)
-        except (Exception, SystemExit) as error:
+        except ANYTHING as error:
             raise ModelError(f"model {action.model}: {_last_line(error)}") from error
         ran = self._clock()
         _write(action.model, code, found, calls, rows)
@@ -179,7 +180,7 @@ def _import(path: Path, name: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except ANYTHING as error:
         sys.modules.pop(name, None)
         raise ModelError(f"{path}: {_last_line(error)}") from error
     return module
@@ -197,8 +198,8 @@ def _unload(model: Any) -> None:
     """Let a model clean up. What it raises changes nothing: it is gone either way."""
     try:
         model.unload()
-    except (Exception, SystemExit):
-        traceback.print_exc()
+    except ANYTHING as error:
+        logging.getLogger(__name__).warning("unload raised: %s", _last_line(error))
 
 
 def _last_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Tensors of calls: shapes, rows of a batch, the room for outputs. Never touches memory outside what it is given."""
+"""Tensors of calls: shapes, rows of a batch, the room for outputs; never touches memory beyond that room."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def gather(code: Code, spec: TensorSpec, calls: Sequence[CallBuffers], rows: Seq
 
 
 def stack(arrays: Sequence[Array], target: Array) -> None:
-    """Copy the rows of several calls into a batch; rows left over repeat the last (a valid row stays valid)."""
+    """Copy the rows of several calls into a batch; rows left over repeat the last, a valid one."""
     start = 0
     for array in arrays:
         end = start + array.shape[0]
@@ -154,7 +154,7 @@ def room_error(memory: memoryview, ref: TensorRef, end: int) -> DeviceError:
 
 
 def encode_bytes(array: Array) -> bytes:
-    """Strings in wire form: for each element a 4-byte little-endian length, then its bytes (text as UTF-8)."""
+    """Strings in wire form: of each element a 4-byte little-endian length, then its bytes (text: UTF-8)."""
     parts = []
     for element in array.ravel().tolist():
         data = element.encode() if isinstance(element, str) else bytes(element)
@@ -166,7 +166,7 @@ def encode_bytes(array: Array) -> bytes:
 def split(
     code: Code, spec: TensorSpec, array: Array, batch: int, rows: Sequence[int], rooms: Sequence[Room]
 ) -> None:
-    """Copy the rows of an output into the rooms of their calls; ModelError if it is not shaped as declared."""
+    """Copy the rows of an output into their calls' rooms; ModelError if it is not shaped as declared."""
     expected = full_shape(code, spec, batch)
     if not fits(expected, array.shape):
         raise ModelError(f"output {spec.name}: expected shape {expected}, found {tuple(array.shape)}")
