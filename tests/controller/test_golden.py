@@ -40,7 +40,8 @@ class Teller(World):
                 return f"UNLOAD  {effect.model} -> {effect.device} pages {_pages(effect)}"
             case Infer():
                 calls = " ".join(call.request_id for call in effect.calls)
-                return f"INFER   {effect.model} -> {effect.device} b{effect.batch} [{calls}] {self._window(effect)}"
+                batch = f"b{effect.batch} [{calls}]"
+                return f"INFER   {effect.model} -> {effect.device} {batch} {self._window(effect)}"
             case Answer():
                 retry = f" retry in {to_ms(effect.retry_after_ns):.1f} ms" if effect.retry_after_ns else ""
                 reason = f" {effect.reason.value}" if effect.reason.value else ""
