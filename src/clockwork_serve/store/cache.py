@@ -91,8 +91,11 @@ class Cache:
             return None
 
     def save_record(self, kind: str, key: str, value: object) -> None:
-        """Store a record, replacing the one that was there."""
-        self.write(self.root / kind / f"{key}.json", msgspec.json.encode(value))
+        """Store a record, replacing the one that was there.
+
+        It is not synced: one that a power failure tears does not decode, and counts as absent.
+        """
+        self.write(self.root / kind / f"{key}.json", msgspec.json.encode(value), synced=False)
 
     def profile(self, code_id: str, device_kind: str) -> Profile | None:
         """The profile measured before, or None."""
@@ -120,8 +123,8 @@ class Cache:
         draft.mkdir()
         try:
             for name, data in files.items():
-                self._write_synced(draft / name, data, place / name)
-            self._write_synced(draft / "code.json", msgspec.json.encode(code), place / "code.json")
+                self._write_draft(draft / name, data, place / name)
+            self._write_draft(draft / "code.json", msgspec.json.encode(code), place / "code.json")
             if place.exists() and self.code(code.code_id) is None:
                 shutil.rmtree(place, ignore_errors=True)
             with contextlib.suppress(FileExistsError):
@@ -159,14 +162,15 @@ class Cache:
 
     # Files
 
-    def write(self, path: Path, data: bytes | memoryview) -> None:
+    def write(self, path: Path, data: bytes | memoryview, *, synced: bool = True) -> None:
         """Put a whole file at ``path`` or nothing. Raises ``ProblemError`` if the disk is full."""
         draft = self._draft()
         try:
-            self._write_synced(draft, data, path)
+            self._write_draft(draft, data, path, synced=synced)
             draft.rename(path)
-        finally:
+        except BaseException:
             draft.unlink(missing_ok=True)
+            raise
 
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[None]:
@@ -184,13 +188,16 @@ class Cache:
     def _draft(self) -> Path:
         return self._own / str(next(self._count))
 
-    def _write_synced(self, draft: Path, data: bytes | memoryview, place: Path) -> None:
+    def _write_draft(
+        self, draft: Path, data: bytes | memoryview, place: Path, *, synced: bool = True
+    ) -> None:
         try:
             with open(draft, "wb", buffering=0) as file:
                 view = memoryview(data)
                 while view:
                     view = view[file.write(view) :]
-                os.fsync(file.fileno())
+                if synced:
+                    os.fsync(file.fileno())
         except OSError as error:
             draft.unlink(missing_ok=True)
             if error.errno in _FULL:

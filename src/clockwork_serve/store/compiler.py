@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from msgspec import Struct
 
@@ -18,6 +20,8 @@ from clockwork_serve.store.repository import Entry, Repository, model_file
 from clockwork_serve.store.settings import StoreConfig
 from clockwork_serve.store.source import Seen, Source, read_source
 from clockwork_serve.units import ms
+
+_MOST_THREADS = 4
 
 Progress = Callable[[int, int, str], None]
 """Told (done, total, text) after each version; text names it and what was done."""
@@ -98,12 +102,8 @@ class Compiler:
         return compiled if compiled is not None and compiled.present(self.cache) else None
 
     def _new(self, source: Source, entry: Entry, said: bytes) -> Compiled:
-        key = digest_of(source.seen.content, said)
-        with self.cache.lock(key):
-            compiled = self._found(source.seen.content, said)
-            if compiled is None:
-                compiled = self._onnx.compile(source, entry.settings)
-                self.cache.save_record("compiled", key, compiled)
+        compiled = self._onnx.compile(source, entry.settings)
+        self.cache.save_record("compiled", digest_of(source.seen.content, said), compiled)
         return compiled
 
     def _served(self, entry: Entry, version: int, compiled: Compiled, code: Code, weights: Weights) -> Served:
@@ -142,27 +142,40 @@ def compile_all(
     *,
     compiler: Compiler | None = None,
     entries: Sequence[Entry] | None = None,
+    threads: int | None = None,
 ) -> tuple[list[Served], list[Problem]]:
     """Scan and compile every version to be served; what cannot be served is in the second list.
 
-    ``entries`` limits it to some (already scanned). It can be interrupted between models and goes on where
-    it was when called again.
+    ``entries`` limits it to some (already scanned). Interrupted, it finishes the models at hand; called again, it
+    goes on where it was. ``threads``: as many as there are cores, up to 4, for the sake of the disk.
     """
     compiler = compiler or Compiler(cache, repository.config)
     chosen = repository.scan() if entries is None else list(entries)
     problems = [found for entry in chosen for found in entry.problems]
     work = [(entry, version) for entry in chosen for version in entry.versions]
     served = []
-    for done, (entry, version) in enumerate(work, start=1):
-        text = f"{entry.name}/{version}"
-        try:
-            served.append(compiler.compile(entry, version))
-        except ProblemError as error:
-            problems.append(error.problem)
-            text += " cannot be served"
-        if progress is not None:
-            progress(done, len(work), text)
+    pool = ThreadPoolExecutor(threads or min(_MOST_THREADS, os.cpu_count() or 1), "compile")
+    try:
+        results = pool.map(lambda each: _result(compiler, *each), work)
+        for done, ((entry, version), result) in enumerate(zip(work, results, strict=True), start=1):
+            text = f"{entry.name}/{version}"
+            if isinstance(result, Served):
+                served.append(result)
+            else:
+                problems.append(result)
+                text += " cannot be served"
+            if progress is not None:
+                progress(done, len(work), text)
+    finally:
+        pool.shutdown(cancel_futures=True)
     return served, problems
+
+
+def _result(compiler: Compiler, entry: Entry, version: int) -> Served | Problem:
+    try:
+        return compiler.compile(entry, version)
+    except ProblemError as error:
+        return error.problem
 
 
 def codes_of(served: Sequence[Served]) -> dict[str, Code]:

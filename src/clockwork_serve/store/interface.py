@@ -119,6 +119,8 @@ def _obstacle(interface: Interface) -> str:
         for tensor in tensors:
             if tensor.dims is None and role == "output":
                 continue  # a trial run tells
+            if not tensor.dims and role == "output":
+                continue  # it may be squeezed at batch 1, which a trial run tells and mends
             if not tensor.dims:
                 return f"{role} '{tensor.name}' has no axis 0"
             first = tensor.dims[0]

@@ -1,20 +1,21 @@
 """Turns the weights of an optimised graph into graph inputs and one aligned blob; never changes a value.
 
-What is a weight is said in ``liftable``; those that a subgraph (If, Loop, Scan) reads stay in the code too.
+What is a weight is said in ``liftable``; all others stay in the code.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterator
-
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import onnx
 from msgspec import Struct
 
+from clockwork_serve.store.canonical import all_graphs, all_nodes, make_canonical, reads, subgraphs
 from clockwork_serve.store.liftable import FLOAT_BYTES, is_weight
 from clockwork_serve.units import align
 
@@ -63,31 +64,31 @@ class Lifted(Struct, frozen=True):
         return hashlib.sha256(self.graph + msgspec.json.encode(self.index)).hexdigest()
 
 
-def lift(model: onnx.ModelProto) -> Lifted:
-    """Lift the weights out of an optimised model, which is taken apart on the way."""
+def lift(model: onnx.ModelProto, *, branches: bool = True) -> Lifted:
+    """Lift the weights out of an optimised model, which is taken apart on the way.
+
+    ``branches`` tells whether those that If, Loop and Scan bodies hold or read are lifted too.
+    """
     graph = model.graph
-    _canonical(model)
-    used_inside = {name for node in graph.node for inner in _subgraphs(node) for name in _reads(inner)}
-    kept_whole = used_inside | {output.name for output in graph.output}
+    if branches:
+        _hoist(graph)
+    make_canonical(model)
     readers: dict[str, list[str]] = {}
-    for node in graph.node:
+    for node in all_nodes(graph):
         for name in node.input:
             readers.setdefault(name, []).append(node.op_type)
-    first_use = {name: order for order, name in enumerate(readers)}
-    lifted: list[onnx.TensorProto] = []
+    fixed = {output.name for output in graph.output}
+    if not branches:
+        fixed |= {name for node in graph.node for inner in subgraphs(node) for name in reads(inner)}
+    chosen: list[onnx.TensorProto] = []
     kept: list[onnx.TensorProto] = []
     for tensor in graph.initializer:
-        good = (
-            tensor.data_type == onnx.TensorProto.FLOAT
-            and tensor.name not in kept_whole
-            and tensor.name in readers
-            and is_weight(math.prod(tensor.dims), len(tensor.dims), readers[tensor.name])
-        )
-        (lifted if good else kept).append(tensor)
-    lifted.sort(key=lambda tensor: first_use[tensor.name])
-    kept.sort(key=lambda tensor: tensor.name)
-    index, blob = _packed(lifted)
-    kept_copies = [_copy(tensor) for tensor in kept]
+        good = _is_weight(tensor, readers) and tensor.name not in fixed
+        (chosen if good else kept).append(tensor)
+    first_use = {name: order for order, name in enumerate(readers)}
+    chosen.sort(key=lambda tensor: first_use[tensor.name])
+    index, blob = _packed(chosen)
+    kept_copies = [_copy(tensor) for tensor in sorted(kept, key=lambda tensor: tensor.name)]
     del graph.initializer[:]
     graph.initializer.extend(kept_copies)
     for entry in index.tensors:
@@ -98,9 +99,41 @@ def lift(model: onnx.ModelProto) -> Lifted:
         graph=model.SerializeToString(deterministic=True),
         index=index,
         blob=blob,
-        baked_bytes=sum(tensor.ByteSize() for tensor in kept_copies) + _baked_inside(graph),
-        operators=frozenset(node.op_type for node in _all_nodes(graph)),
+        baked_bytes=sum(tensor.ByteSize() for each in all_graphs(graph) for tensor in each.initializer),
+        operators=frozenset(node.op_type for node in all_nodes(graph)),
     )
+
+
+def _is_weight(tensor: onnx.TensorProto, readers: dict[str, list[str]]) -> bool:
+    if tensor.data_type != onnx.TensorProto.FLOAT or tensor.name not in readers:
+        return False
+    return is_weight(math.prod(tensor.dims), len(tensor.dims), readers[tensor.name])
+
+
+def _hoist(graph: onnx.GraphProto) -> None:
+    """Move the weights of branches and loop bodies out to the graph, whose values they may read.
+
+    Only those whose name nothing else has, so that it means the same outside.
+    """
+    inner = [each for each in all_graphs(graph) if each is not graph]
+    made = Counter(name for each in all_graphs(graph) for name in _makes(each))
+    readers: dict[str, list[str]] = {}
+    for node in all_nodes(graph):
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    for each in inner:
+        moved = [
+            tensor for tensor in each.initializer if made[tensor.name] == 1 and _is_weight(tensor, readers)
+        ]
+        for tensor in moved:
+            graph.initializer.append(tensor)
+            each.initializer.remove(tensor)
+
+
+def _makes(graph: onnx.GraphProto) -> Iterator[str]:
+    yield from (value.name for value in graph.input)
+    yield from (tensor.name for tensor in graph.initializer)
+    yield from (name for node in graph.node for name in node.output if name)
 
 
 def _packed(tensors: list[onnx.TensorProto]) -> tuple[Index, npt.NDArray[np.uint8]]:
@@ -130,76 +163,7 @@ def _copy(tensor: onnx.TensorProto) -> onnx.TensorProto:
     copy = onnx.TensorProto()
     copy.CopyFrom(tensor)
     copy.doc_string = ""
+    if not copy.HasField("raw_data") and copy.data_type != onnx.TensorProto.STRING:
+        # The same values can be written in two ways; equal graphs must be equal bytes.
+        copy.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
     return copy
-
-
-def _canonical(model: onnx.ModelProto) -> None:
-    """Take out what does not compute, and rename what has no meaning outside, so that equal graphs are equal."""
-    for field in ("producer_name", "producer_version", "domain", "doc_string", "model_version"):
-        model.ClearField(field)
-    del model.metadata_props[:]
-    outside = {value.name for value in (*model.graph.input, *model.graph.output)}
-    prefix = "v"
-    while any(name.startswith(prefix) for name in outside):
-        prefix = "_" + prefix
-    names = {name: name for name in outside} | {"": ""}
-    for graph in _all_graphs(model.graph):
-        graph.name = "graph"
-        graph.doc_string = ""
-        del graph.value_info[:]
-        del graph.metadata_props[:]
-        for value in (*graph.input, *graph.output):
-            value.doc_string = ""
-    for order, node in enumerate(_all_nodes(model.graph)):
-        node.name = f"{node.op_type}_{order}"
-        node.doc_string = ""
-        del node.metadata_props[:]
-        attributes = sorted(node.attribute, key=lambda attribute: attribute.name)
-        copies = [onnx.AttributeProto.FromString(attribute.SerializeToString()) for attribute in attributes]
-        del node.attribute[:]
-        node.attribute.extend(copies)
-        node.input[:] = [names.setdefault(name, f"{prefix}{len(names)}") for name in node.input]
-        node.output[:] = [names.setdefault(name, f"{prefix}{len(names)}") for name in node.output]
-    for graph in _all_graphs(model.graph):
-        for tensor in graph.initializer:
-            tensor.name = names.setdefault(tensor.name, f"{prefix}{len(names)}")
-        for value in (*graph.input, *graph.output):
-            value.name = names.setdefault(value.name, f"{prefix}{len(names)}")
-        for sparse in graph.sparse_initializer:
-            sparse.values.name = names.setdefault(sparse.values.name, f"{prefix}{len(names)}")
-
-
-def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def _all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for inner in _subgraphs(node):
-            yield from _all_graphs(inner)
-
-
-def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for each in _all_graphs(graph):
-        yield from each.node
-
-
-def _reads(graph: onnx.GraphProto) -> Iterator[str]:
-    for each in _all_graphs(graph):
-        for node in each.node:
-            yield from node.input
-        yield from (output.name for output in each.output)
-
-
-def _baked_inside(graph: onnx.GraphProto) -> int:
-    """Bytes of weights inside subgraphs."""
-    return sum(
-        tensor.ByteSize()
-        for inner in _all_graphs(graph)
-        if inner is not graph
-        for tensor in inner.initializer
-    )

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 from msgspec import Struct
 
 from clockwork_serve.messages import Code
 from clockwork_serve.store.cache import Cache, digest_of
 from clockwork_serve.store.compiled import Compiled, batch_sizes
 from clockwork_serve.store.interface import Batching, Interface, batching_of, declared, interface_of, specs
-from clockwork_serve.store.lifting import RECURRENT_OPS, Index, Lifted, lift
-from clockwork_serve.store.onnx_graph import Plan, prepared
-from clockwork_serve.store.optimiser import Optimiser, Session, open_optimised, parse_model
+from clockwork_serve.store.lifting import Index, Lifted
+from clockwork_serve.store.lowering import Lowered, Proved, lower, prove
+from clockwork_serve.store.onnx_graph import Plan
+from clockwork_serve.store.optimiser import Optimiser, parse_model
 from clockwork_serve.store.problems import ProblemError
 from clockwork_serve.store.recipe import PROBES, Recipe, agreed, places_of, probe_elements
 from clockwork_serve.store.settings import ModelSettings, StoreConfig
 from clockwork_serve.store.shapes import DATA_DEPENDENT_OPS, judged, output_room, settled_outputs
 from clockwork_serve.store.source import Source
-from clockwork_serve.store.trial import RunError, Trial, difference, try_out, variants
-from clockwork_serve.store.wire import Skeleton, WireError, elements, filled, skeleton
+from clockwork_serve.store.trial import Trial, try_out
+from clockwork_serve.store.wire import elements, filled
 from clockwork_serve.units import MIB
 
-TOLERANCE = 1e-5
-"""Largest relative difference between a lifted graph's answers and an ordinary session's."""
-RECURRENT_TOLERANCE = 5e-4
-"""The same for recurrent graphs: with weights that are inputs their kernels sum in another order."""
 _BAKED_WORTH_A_WARNING = 1 * MIB
 _RECIPES_KEPT_BYTES = 512 * MIB
 
@@ -43,14 +41,6 @@ class Architecture(Struct, frozen=True, kw_only=True):
     copies: str = "once"
 
 
-class Lowered(Struct, frozen=True):
-    """A model optimised and lifted, with its ordinary session to compare with."""
-
-    session: Session
-    optimised: bytes
-    lifted: Lifted
-
-
 class OnnxCompiler:
     """Compiles one source after another; remembers recipes of architectures seen lately."""
 
@@ -62,26 +52,24 @@ class OnnxCompiler:
 
     def compile(self, source: Source, settings: ModelSettings) -> Compiled:
         """Code and weights of a model, stored. Raises ``ProblemError``."""
-        try:
-            frame = skeleton(source.data)
-        except WireError:
-            parse_model(source.data)  # says what is wrong
-            frame = Skeleton(source.seen.content, ())
-        key = digest_of(frame.digest, settings.compile_key(self._config))
-        known = self._cache.record("architectures", key, Architecture)
-        if known is None or self._cache.code(known.first.code_id) is None:
+        key = digest_of(source.frame.digest, settings.compile_key(self._config))
+        gathered = self._gathered(source, key)
+        if gathered is not None:
+            return gathered
+        with self._cache.lock(key):
+            return self._gathered(source, key) or self._optimised(source, settings, key)
+
+    def _optimised(self, source: Source, settings: ModelSettings, key: str) -> Compiled:
+        known = self._known(key)
+        if known is None:
             return self._first(source, settings, key)
-        if known.copies == "gather":
-            recipe = self._recipe(key)
-            if recipe is not None:
-                return self._copy(known, recipe.blob(elements(source.data, frame.holes)))
         lowered = self._lower(source.data, known.plan)
         if known.copies == "once":
-            self._learn(source, frame, key, known, lowered.lifted)
+            self._learn(source, key, known, lowered.lifted)
         if known.first.lifted and lowered.lifted.digest == known.digest:
             return self._copy(known, lowered.lifted.blob)
         trial = try_out(lowered.session, known.plan.interface, batched=known.plan.max_batch_size > 0)
-        return self._stored(lowered, known.plan, settings, trial, [])
+        return self._stored(prove(lowered, known.plan, trial), settings, trial)
 
     # The first of an architecture
 
@@ -91,40 +79,36 @@ class OnnxCompiler:
         plan = _planned(found, batching, settings)
         lowered = self._lower(source.data, plan)
         trial = try_out(lowered.session, plan.interface, batched=plan.max_batch_size > 0)
-        lost = batching.lost
         if isinstance(trial, Trial):
             verdict = judged(trial, plan.interface, batched=plan.max_batch_size > 0)
             if verdict.lost or verdict.squeezed:
-                lost = lost or verdict.lost
-                plan = _planned(found, Batching(0) if verdict.lost else batching, settings)
+                batching = Batching(0, verdict.lost) if verdict.lost else batching
+                plan = _planned(found, batching, settings)
                 plan = msgspec.structs.replace(plan, squeezed=verdict.squeezed)
                 lowered = self._lower(source.data, plan)
                 trial = try_out(lowered.session, plan.interface, batched=plan.max_batch_size > 0)
-        compiled = self._stored(lowered, plan, settings, trial, [lost] if lost else [])
+        proved = prove(lowered, plan, trial)
+        compiled = self._stored(proved, settings, trial)
         architecture = Architecture(
-            plan=plan,
+            plan=proved.plan,
             first=compiled,
-            digest=lowered.lifted.digest,
+            digest=proved.lowered.lifted.digest,
             copies="once" if compiled.lifted else "each",
         )
         self._cache.save_record("architectures", key, architecture)
         return compiled
 
     def _lower(self, data: memoryview | bytes, plan: Plan) -> Lowered:
-        session, optimised = self._optimiser.optimise(prepared(parse_model(data), plan))
-        return Lowered(session, optimised, lift(parse_model(optimised)))
+        return lower(data, plan, self._optimiser)
 
-    def _stored(
-        self, lowered: Lowered, plan: Plan, settings: ModelSettings, trial: Trial | str, warnings: list[str]
-    ) -> Compiled:
+    def _stored(self, proved: Proved, settings: ModelSettings, trial: Trial | str) -> Compiled:
         """Store code and weights; lifted if that gives the same answers."""
+        plan, obstacle, lifted = proved.plan, proved.obstacle, proved.lowered.lifted
         batched = plan.max_batch_size > 0
         tried = trial if isinstance(trial, Trial) else None
-        obstacle = _lift_obstacle(lowered, tried) if tried else f"it could not be tried out ({trial})"
-        lifted = lowered.lifted
         outputs = settled_outputs(
             plan.interface,
-            lowered.session.output_shapes(),
+            proved.lowered.session.output_shapes(),
             tried,
             batched=batched,
             by_values=bool(lifted.operators & DATA_DEPENDENT_OPS),
@@ -149,7 +133,7 @@ class OnnxCompiler:
             files["probe.json"] = msgspec.json.encode(tried.fills)
         if self._cache.code(code_id) is None:
             self._cache.save_code(code, files)
-        stored: bytes | np.ndarray = lowered.optimised if obstacle else lifted.blob
+        stored: bytes | npt.NDArray[np.uint8] = proved.lowered.optimised if obstacle else lifted.blob
         return Compiled(
             code_id=code_id,
             weights_id=self._cache.save_weights(stored),
@@ -160,26 +144,39 @@ class OnnxCompiler:
             output_bytes=output_room(
                 code.outputs, tried, least=self._config.output_bytes, asked=settings.output_bytes
             ),
-            warnings=(*warnings, *_warnings(lifted, obstacle, code)),
+            warnings=(*([plan.lost] if plan.lost else []), *_warnings(lifted, obstacle, code)),
         )
 
     # Further copies
 
-    def _copy(self, known: Architecture, blob: np.ndarray) -> Compiled:
+    def _known(self, key: str) -> Architecture | None:
+        known = self._cache.record("architectures", key, Architecture)
+        return known if known is not None and self._cache.code(known.first.code_id) is not None else None
+
+    def _gathered(self, source: Source, key: str) -> Compiled | None:
+        """The model by the recipe of its architecture, if there is one."""
+        known = self._known(key)
+        if known is None or known.copies != "gather":
+            return None
+        recipe = self._recipe(key)
+        return None if recipe is None else self._copy(known, recipe.blob(_flat(source)))
+
+    def _copy(self, known: Architecture, blob: npt.NDArray[np.uint8]) -> Compiled:
         return msgspec.structs.replace(known.first, weights_id=self._cache.save_weights(blob))
 
-    def _learn(self, source: Source, frame: Skeleton, key: str, known: Architecture, true: Lifted) -> None:
+    def _learn(self, source: Source, key: str, known: Architecture, true: Lifted) -> None:
         """Find the recipe on the second copy, and prove it there: same graph, same blob, byte for byte."""
-        recipe = self._probed(source, frame, known) if true.digest == known.digest else None
+        recipe = self._probed(source, known) if true.digest == known.digest else None
         if recipe is not None:
-            same = np.array_equal(recipe.blob(elements(source.data, frame.holes)), true.blob)
+            same = np.array_equal(recipe.blob(_flat(source)), true.blob)
             recipe = recipe if same else None
         if recipe is not None:
             self._cache.write(self._cache.root / "architectures" / f"{key}.npz", recipe.to_bytes())
         copies = "each" if recipe is None else "gather"
         self._cache.save_record("architectures", key, msgspec.structs.replace(known, copies=copies))
 
-    def _probed(self, source: Source, frame: Skeleton, known: Architecture) -> Recipe | None:
+    def _probed(self, source: Source, known: Architecture) -> Recipe | None:
+        frame = source.frame
         found = []
         for probe in PROBES:
             flat = probe_elements(frame.elements, probe)
@@ -210,31 +207,18 @@ class OnnxCompiler:
         return sum(recipe.blob_bytes for recipe in self._recipes.values())
 
 
+def _flat(source: Source) -> npt.NDArray[np.uint32]:
+    return elements(source.data, source.frame.holes)
+
+
 def _planned(found: Interface, batching: Batching, settings: ModelSettings) -> Plan:
     interface = declared(found, settings, batched=batching.max_batch_size > 0)
-    return Plan(interface=interface, max_batch_size=batching.max_batch_size, declared=interface != found)
-
-
-def _lift_obstacle(lowered: Lowered, trial: Trial) -> str:
-    """Why the lifted graph cannot be used; empty if it answers as the ordinary session does."""
-    lifted = lowered.lifted
-    recurrent = bool(lifted.operators & RECURRENT_OPS)
-    tolerance = RECURRENT_TOLERANCE if recurrent else TOLERANCE
-    try:
-        session = open_optimised(lifted.graph)
-        for inputs in variants(trial):
-            try:
-                wanted = lowered.session.run(inputs)
-            except RunError:
-                continue
-            gap = difference(session.run({**inputs, **lifted.index.views(lifted.blob)}), wanted)
-            if gap > tolerance:
-                return f"with its weights as inputs its answers differ by {gap:.1e} (at most {tolerance:.0e})"
-    except ProblemError as error:
-        return f"with its weights as inputs it does not open ({error.problem.found})"
-    except RunError as error:
-        return f"with its weights as inputs it does not run ({error})"
-    return ""
+    return Plan(
+        interface=interface,
+        max_batch_size=batching.max_batch_size,
+        declared=interface != found,
+        lost=batching.lost,
+    )
 
 
 def _warnings(lifted: Lifted, obstacle: str, code: Code) -> list[str]:
@@ -246,8 +230,8 @@ def _warnings(lifted: Lifted, obstacle: str, code: Code) -> list[str]:
         )
     elif lifted.baked_bytes >= _BAKED_WORTH_A_WARNING:
         found.append(
-            f"{lifted.baked_bytes / MIB:.1f} MiB of weights stay in the code (only float32 outside of branches "
-            "and loops is lifted): they take memory for as long as the model is registered, and copies with "
+            f"{lifted.baked_bytes / MIB:.1f} MiB of weights stay in the code (only float32 is "
+            "lifted): they take memory for as long as the model is registered, and copies with "
             "other values of them share no code"
         )
     for spec in code.inputs:

@@ -11,13 +11,16 @@ from clockwork_serve.store.interface import GraphTensor, Interface
 class Plan(Struct, frozen=True, kw_only=True):
     """How copies of one architecture are prepared, found out on the first of them.
 
-    ``squeezed`` are outputs that lose their batch axis at batch 1, with the shape of a row.
+    ``squeezed`` are outputs that lose their batch axis at batch 1, with the shape of a row. ``lost`` says why there
+    is no batch, if that loses something. ``branches``: the weights inside If, Loop and Scan are lifted too.
     """
 
     interface: Interface
     max_batch_size: int
     squeezed: dict[str, tuple[int, ...]] = {}
     declared: bool = False
+    lost: str = ""
+    branches: bool = True
 
 
 def prepared(model: onnx.ModelProto, plan: Plan) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,12 @@ class Optimiser:
 
     def __init__(self) -> None:
         self.runs = 0
+        self._lock = threading.Lock()
 
     def optimise(self, model: bytes) -> tuple[Session, bytes]:
         """The session of ``model`` at the highest level, and the optimised model. Raises ``ProblemError``."""
-        self.runs += 1
+        with self._lock:
+            self.runs += 1
         descriptor = os.memfd_create("optimised", os.MFD_CLOEXEC)
         try:
             options = _options(ort.GraphOptimizationLevel.ORT_ENABLE_ALL)

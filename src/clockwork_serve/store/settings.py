@@ -24,7 +24,7 @@ class StoreConfig(Struct, frozen=True, kw_only=True):
     cache_dir: str
     max_batch_size: int = 16
     largest_batch: int = 64
-    output_bytes: int = 1 * MIB
+    output_bytes: int = 4 * MIB
     queue_limit: int = 1000
 
 

@@ -14,6 +14,7 @@ from msgspec import Struct
 from clockwork_serve.store.optimiser import LARGEST_MODEL, parse_model
 from clockwork_serve.store.problems import problem
 from clockwork_serve.store.repository import inside
+from clockwork_serve.store.wire import Skeleton, WireError, skeleton
 
 _SETTLED_NS = 100_000_000
 """A file changed less than this ago may change again within one tick of its time stamps."""
@@ -56,9 +57,10 @@ class Seen(Struct, frozen=True):
 
 
 class Source(Struct, frozen=True):
-    """A self-contained model: its bytes, the hash of its content, and the files it came from."""
+    """A self-contained model: its bytes, where its weights are in them, and the files it came from."""
 
     data: memoryview
+    frame: Skeleton
     seen: Seen
 
 
@@ -72,13 +74,26 @@ def read_source(path: Path, folder: Path) -> Source:
     if facts.size > LARGEST_MODEL:
         raise _too_large(facts.size)
     # Read, not mapped: a mapped file that someone truncates meanwhile would kill the process.
-    whole, others = _with_external_data(path.read_bytes(), folder)
-    return Source(memoryview(whole), Seen((facts, *others), hashlib.sha256(whole).hexdigest()))
+    whole = path.read_bytes()
+    frame = _frame(whole)
+    others: tuple[FileFacts, ...] = ()
+    if frame.external:
+        whole, others = _with_external_data(whole, folder)
+        frame = _frame(whole) if others else frame
+    return Source(memoryview(whole), frame, Seen((facts, *others), hashlib.sha256(whole).hexdigest()))
+
+
+def _frame(whole: bytes) -> Skeleton:
+    try:
+        return skeleton(memoryview(whole))
+    except WireError as error:
+        raise problem(
+            "model.onnx", expected="an ONNX model", found=f"{len(whole)} bytes that are not one ({error})",
+            advice="the file is truncated or corrupt: copy it again",
+        ) from None  # fmt: skip
 
 
 def _with_external_data(whole: bytes, folder: Path) -> tuple[bytes, tuple[FileFacts, ...]]:
-    if b"location" not in whole:  # every tensor with external data has that key
-        return whole, ()
     model = parse_model(whole)
     outside = [tensor for tensor in _tensors(model) if tensor.data_location == onnx.TensorProto.EXTERNAL]
     if not outside:

@@ -16,9 +16,12 @@ from msgspec import Struct
 from clockwork_serve.store.liftable import FLOAT_BYTES, is_weight
 
 _GRAPH, _NODE, _INITIALIZER = 7, 1, 5  # ModelProto.graph, GraphProto.node, GraphProto.initializer
-_OP_TYPE, _ATTRIBUTE, _ATTRIBUTE_TENSOR = 4, 5, 5
+_OP_TYPE, _ATTRIBUTE = 4, 5  # of NodeProto
+_ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPHS = 5, (6, 11)  # of AttributeProto: t, and g and graphs
 _INPUT, _OUTPUT = 1, 2  # of NodeProto
 _DIMS, _DATA_TYPE, _FLOAT_DATA, _NAME, _RAW_DATA = 1, 2, 4, 8, 9
+_HOLDERS = frozenset({b"Constant", b"If", b"Loop", b"Scan"})
+"""Operators whose attributes hold weights or graphs that do."""
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FLOAT = 1  # TensorProto.DataType.FLOAT
 
@@ -35,10 +38,14 @@ class Hole(Struct, frozen=True, array_like=True):
 
 
 class Skeleton(Struct, frozen=True):
-    """The holes of a model in file order, and a hash of all other bytes and of the holes' places."""
+    """The holes of a model in file order, and a hash of all other bytes and of the holes' sizes.
+
+    ``external`` tells that some tensors may be in other files.
+    """
 
     digest: str
     holes: tuple[Hole, ...]
+    external: bool
 
     @property
     def elements(self) -> int:
@@ -54,12 +61,14 @@ def skeleton(data: Buffer) -> Skeleton:
     holes = tuple(sorted(_holes(data), key=lambda hole: hole.start))
     digest = hashlib.sha256()
     position = 0
-    for hole in holes:
-        digest.update(data[position : hole.start])
+    external = False
+    for hole in (*holes, Hole(len(data), 0)):
+        between = bytes(data[position : hole.start])
+        external = external or b"location" in between  # a key that every tensor in another file has
+        digest.update(between)
         digest.update(b"hole %d;" % hole.count)
         position = hole.start + hole.count * FLOAT_BYTES
-    digest.update(data[position:])
-    return Skeleton(digest.hexdigest(), holes)
+    return Skeleton(digest.hexdigest(), holes, external)
 
 
 def elements(data: Buffer, holes: tuple[Hole, ...]) -> npt.NDArray[np.uint32]:
@@ -93,23 +102,24 @@ class _Found(Struct):
 def _holes(data: Buffer) -> Iterator[Hole]:
     found: list[_Found] = []
     readers: dict[bytes, list[str]] = {}
-    for number, _, start, end in _fields(data, 0, len(data)):
-        if number != _GRAPH:
-            continue
-        for inner, kind, first, last in _fields(data, start, end):
-            if kind != _BYTES:
-                continue
-            if inner == _INITIALIZER:
-                found.extend(_tensor(data, first, last))
-            elif inner == _NODE:
-                found.extend(_node(data, first, last, readers))
+    for number, kind, start, end in _fields(data, 0, len(data)):
+        if number == _GRAPH and kind == _BYTES:
+            _graph(data, start, end, found, readers)
     for tensor in found:
         if is_weight(tensor.hole.count, tensor.rank, readers.get(tensor.name, ())):
             yield tensor.hole
 
 
-def _node(data: Buffer, start: int, end: int, readers: dict[bytes, list[str]]) -> Iterator[_Found]:
-    """Notes what a node reads; if it is a Constant, what it holds: exporters write weights that way too."""
+def _graph(data: Buffer, start: int, end: int, found: list[_Found], readers: dict[bytes, list[str]]) -> None:
+    for number, kind, first, last in _fields(data, start, end):
+        if number == _INITIALIZER and kind == _BYTES:
+            found.extend(_tensor(data, first, last))
+        elif number == _NODE and kind == _BYTES:
+            _node(data, first, last, found, readers)
+
+
+def _node(data: Buffer, start: int, end: int, found: list[_Found], readers: dict[bytes, list[str]]) -> None:
+    """Notes what a node reads; and what it holds, if it is a Constant (exporters write weights that way too)."""
     inputs, attributes = [], []
     operator = output = b""
     for number, kind, first, last in _fields(data, start, end):
@@ -125,14 +135,16 @@ def _node(data: Buffer, start: int, end: int, readers: dict[bytes, list[str]]) -
             attributes.append((first, last))
     for name in inputs:
         readers.setdefault(name, []).append(operator.decode(errors="replace"))
-    if operator != b"Constant":
+    if operator not in _HOLDERS:
         return
     for first, last in attributes:
         for number, kind, inner, outer in _fields(data, first, last):
-            if number == _ATTRIBUTE_TENSOR and kind == _BYTES:
+            if kind == _BYTES and number in _ATTRIBUTE_GRAPHS:
+                _graph(data, inner, outer, found, readers)
+            elif kind == _BYTES and number == _ATTRIBUTE_TENSOR:
                 for tensor in _tensor(data, inner, outer):
                     tensor.name = output
-                    yield tensor
+                    found.append(tensor)
 
 
 def _tensor(data: Buffer, start: int, end: int) -> Iterator[_Found]:
