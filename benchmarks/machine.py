@@ -57,36 +57,6 @@ def rss_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def descendants(pid: int) -> list[int]:
-    """The process and all below it."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            children.setdefault(int(fields[1]), []).append(int(entry.name))
-    found = [pid]
-    for one in found:
-        found.extend(children.get(one, ()))
-    return found
-
-
-def command_of(pid: int) -> str:
-    """A process's command line; empty once it is gone."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
-def running(module: str, pid: int | None = None) -> list[int]:
-    """Processes below ``pid`` (default: this one) that run ``python -m MODULE``."""
-    below = descendants(os.getpid() if pid is None else pid)
-    return [one for one in below if f"-m {module}" in command_of(one)]
-
-
 @dataclass(frozen=True, slots=True)
 class Thread:
     """A thread's switches and CPU time so far."""

@@ -1,0 +1,334 @@
+"""What the CPU device costs over the bare runtime: INFER against a plain session's run, LOAD against memcpy.
+
+    python -m benchmarks.device_lane_time [MODEL.onnx ...] [--seconds 3] [--json FILE]
+
+Both sides of a ratio run in turn in one process, first one first, then the other. Each INFER is what the lane
+is taken for: inputs from a request's memory, run, outputs in the request's memory; at batch sizes above 1 the
+rows come from as many calls. A plain session gets its inputs as one array that is there already.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+from benchmarks import repositories
+from benchmarks.machine import Watch
+from benchmarks.report import Outcome, finish, parser, table
+from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build
+from clockwork_serve.messages import Call, Extent, Infer, Load, TensorRef, Window
+from clockwork_serve.store import Compiler, Fill, Repository, Served, StoreConfig, made_up
+from clockwork_serve.store.cache import Cache
+from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_US
+
+WINDOW = Window(0, 1 << 62)
+BLOB_MB = (1, 4, 10, 25, 47, 100)
+MEDIAN_RATIO, WORST_RATIO, WORST_NS, LOAD_RATIO = 1.05, 1.13, 30 * NS_PER_US, 2.0
+
+
+@dataclass(slots=True)
+class Timed:
+    """Durations of one side, in ns: wall and CPU of the calling thread."""
+
+    wall: list[int] = field(default_factory=list)
+    cpu: list[int] = field(default_factory=list)
+
+    def time(self, work: Callable[[], object]) -> None:
+        """Run once."""
+        cpu, wall = time.thread_time_ns(), time.perf_counter_ns()
+        work()
+        self.wall.append(time.perf_counter_ns() - wall)
+        self.cpu.append(time.thread_time_ns() - cpu)
+
+
+@dataclass(slots=True)
+class Row:
+    """One comparison. ``error`` is max|a-b| / max|b| over all outputs."""
+
+    name: str
+    batch: int
+    ours: Timed
+    theirs: Timed
+    error: float = 0.0
+
+    @property
+    def added_ns(self) -> float:
+        """What ours takes more, median against median."""
+        return statistics.median(self.ours.wall) - statistics.median(self.theirs.wall)
+
+    @property
+    def ratio(self) -> float:
+        """Ours to theirs, wall time."""
+        return statistics.median(self.ours.wall) / statistics.median(self.theirs.wall)
+
+    @property
+    def cpu_ratio(self) -> float:
+        """Ours to theirs, CPU time."""
+        return statistics.median(self.ours.cpu) / statistics.median(self.theirs.cpu)
+
+    @property
+    def short(self) -> bool:
+        """Whether the plain run takes less than 1 ms."""
+        return statistics.median(self.theirs.wall) < NS_PER_MS
+
+    def cells(self) -> tuple[str, ...]:
+        """For the table."""
+        ours, theirs = statistics.median(self.ours.wall), statistics.median(self.theirs.wall)
+        return (
+            self.name, str(self.batch), f"{theirs / 1e6:.3f}", f"{ours / 1e6:.3f}", f"{self.ratio:.3f}",
+            f"{self.cpu_ratio:.3f}", f"{self.added_ns / 1e3:+.0f}", f"{self.error:.0e}", str(len(self.ours.wall)),
+        )  # fmt: skip
+
+    def record(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "name": self.name, "batch": self.batch, "runs": len(self.ours.wall), "ratio": self.ratio,
+            "cpu_ratio": self.cpu_ratio, "added_us": self.added_ns / 1e3, "error": self.error,
+            "ours_ms": statistics.median(self.ours.wall) / 1e6,
+            "theirs_ms": statistics.median(self.theirs.wall) / 1e6,
+        }  # fmt: skip
+
+
+HEAD = ("", "batch", "plain ms", "ours ms", "ratio", "CPU ratio", "added us", "error", "runs")
+
+
+def main() -> int:
+    """Measure and judge."""
+    arguments = parser(__doc__.splitlines()[0])
+    arguments.add_argument("models", nargs="*", type=Path, help="ONNX files to measure beside the made ones")
+    arguments.add_argument("--seconds", type=float, default=3.0, help="for each comparison")
+    arguments.add_argument("--batch", type=int, nargs="+", default=[1, 4])
+    given = arguments.parse_args()
+    outcome = Outcome("benchmarks.device_lane_time")
+    device = build(DeviceConfig(device="cpu:0", memory_bytes=256 * MIB))
+    watch = Watch([])
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = infer_rows(device, Path(folder), given.models, given.batch, given.seconds)
+        with tempfile.TemporaryDirectory() as folder:
+            loads = load_rows(device, Path(folder), given.seconds)
+    finally:
+        device.close()
+    disturbance = watch.read()
+    print(table(HEAD, (row.cells() for row in rows)))
+    print()
+    print(table(("LOAD", "MB", "memcpy ms", *HEAD[3:7]), (row.cells()[:7] for row in loads)))
+    judge(outcome, rows, loads)
+    outcome.figures = {
+        "infer": [row.record() for row in rows],
+        "load": [row.record() for row in loads],
+        "stolen_s": disturbance.stolen_s,
+        "seconds": disturbance.seconds,
+    }
+    return finish(outcome, given.json)
+
+
+def judge(outcome: Outcome, rows: list[Row], loads: list[Row]) -> None:
+    """What was promised."""
+    middle = statistics.median(row.ratio for row in rows)
+    outcome.judge(
+        "INFER, median over models",
+        asked=f"<= {MEDIAN_RATIO}",
+        found=f"{middle:.3f}",
+        good=middle <= MEDIAN_RATIO,
+    )
+    long = [row for row in rows if not row.short]
+    if long:
+        worst = max(long, key=lambda row: row.ratio)
+        outcome.judge(
+            "INFER, worst of those >= 1 ms", asked=f"<= {WORST_RATIO}",
+            found=f"{worst.ratio:.3f} ({worst.name}, batch {worst.batch})", good=worst.ratio <= WORST_RATIO,
+        )  # fmt: skip
+    short = [row for row in rows if row.short]
+    if short:
+        worst = max(short, key=lambda row: row.added_ns)
+        outcome.judge(
+            "INFER, worst of those < 1 ms", asked="<= +30 us",
+            found=f"{worst.added_ns / 1e3:+.1f} us ({worst.name}, batch {worst.batch})",
+            good=worst.added_ns <= WORST_NS,
+        )  # fmt: skip
+    worst = max((row for row in loads if row.batch >= 4), key=lambda row: row.ratio)
+    outcome.judge(
+        "LOAD of >= 4 MB, against memcpy", asked=f"<= {LOAD_RATIO}",
+        found=f"{worst.ratio:.2f} ({worst.batch} MB)", good=worst.ratio <= LOAD_RATIO,
+    )  # fmt: skip
+
+
+def infer_rows(
+    device: Device, root: Path, files: list[Path], batches: list[int], seconds: float
+) -> list[Row]:
+    """Each model at each batch size that it has."""
+    repository = root / "models"
+    repositories.layers(repository, "dense_64x2", width=64, depth=2)
+    repositories.layers(repository, "dense_256x8", width=256, depth=8)
+    repositories.layers(repository, "dense_1024x4", width=1024, depth=4)
+    convolutions(repository, "conv_32x8", channels=32, depth=8)
+    for file in files:
+        (repository / file.stem / "1").mkdir(parents=True)
+        shutil.copy(file, repository / file.stem / "1" / "model.onnx")
+    rows = []
+    for served in compiled(repository, root / "cache"):
+        if not served.code.lifted:
+            print(f"  {served.model.name}: left out, its weights are not lifted")
+            continue
+        plain = plain_session(repository / served.model.name / "1" / "model.onnx")
+        device.prepare(served.code)
+        device.load(load_action(device, served))
+        for batch in batches if served.code.batched else [1]:
+            if batch in served.code.batch_sizes:
+                rows.append(infer_row(device, served, plain, batch, seconds))
+                print("  " + "  ".join(rows[-1].cells()), flush=True)
+        device.retire(served.code.code_id)
+    return rows
+
+
+def infer_row(device: Device, served: Served, plain: Any, batch: int, seconds: float) -> Row:
+    """One model at one batch size."""
+    code = served.code
+    fills = msgspec.json.decode((Path(code.path) / "probe.json").read_bytes(), type=tuple[Fill, ...])
+    inputs = made_up(fills, rows=batch)
+    parts = [{name: array[i : i + 1] for name, array in inputs.items()} for i in range(batch)]
+    room = memoryview(bytearray(batch * served.model.output_bytes + 64))
+    calls = [
+        CallBuffers(inputs=part, output=room[i * served.model.output_bytes :][: served.model.output_bytes])
+        for i, part in enumerate(parts if code.batched else [inputs])
+    ]
+    action = Infer(
+        action_id=1, device="cpu:0", model=served.model.key, code_id=code.code_id, extent=extent_of(device, served),
+        version=1, batch=batch, window=WINDOW, expected_ns=0,
+        calls=tuple(Call(request_id=str(i), rows=1, tensors=b"") for i in range(len(calls))),
+    )  # fmt: skip
+    names = [spec.name for spec in code.outputs]
+    row = Row(served.model.name, batch, Timed(), Timed())
+    wanted = plain.run(names, inputs)
+    device.infer(action, calls)
+    for order, name in enumerate(names):
+        got = np.concatenate([output(call, name) for call in calls])
+        got = got.reshape(wanted[order].shape)
+        row.error = max(
+            row.error, float(np.abs(got - wanted[order]).max() / (np.abs(wanted[order]).max() or 1))
+        )
+    alternate(row, lambda: device.infer(action, calls), lambda: plain.run(names, inputs), seconds)
+    return row
+
+
+def load_rows(device: Device, root: Path, seconds: float) -> list[Row]:
+    """LOAD of one matrix of each size against a copy of the same bytes to the same place."""
+    repository = root / "models"
+    for size in BLOB_MB:
+        side = round((size * 1e6 / 4) ** 0.5)
+        repositories.one_matrix(repository, f"matrix_{size}", repositories.matrix_of(size, side, side))
+    rows = []
+    target = np.zeros(BLOB_MB[-1] * 1_100_000, np.uint8)
+    for served in compiled(repository, root / "cache"):
+        device.prepare(served.code)
+        action = load_action(device, served)
+        blob = np.fromfile(served.model.weights.path, np.uint8)
+        place = target[: len(blob)]
+        row = Row("", int(served.model.name.rpartition("_")[2]), Timed(), Timed())
+        device.load(action)
+        alternate(
+            row,
+            lambda action=action: device.load(action),  # type: ignore[misc]
+            lambda place=place, blob=blob: np.copyto(place, blob),  # type: ignore[misc]
+            seconds / 2,
+        )
+        rows.append(row)
+        device.retire(served.code.code_id)
+    return sorted(rows, key=lambda row: row.batch)
+
+
+def alternate(
+    row: Row, ours: Callable[[], object], theirs: Callable[[], object], seconds: float, least: int = 5
+) -> None:
+    """Both in turn, changing who is first."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(row.ours.wall) < least:
+        row.ours.time(ours)
+        row.theirs.time(theirs)
+        row.theirs.time(theirs)
+        row.ours.time(ours)
+
+
+def compiled(repository: Path, cache_dir: Path) -> list[Served]:
+    """Everything in a repository that can be served."""
+    config = StoreConfig(cache_dir=str(cache_dir))
+    cache = Cache(cache_dir)
+    compiler = Compiler(cache, config)
+    return [
+        compiler.compile(entry, version)
+        for entry in Repository(repository, config).scan()
+        for version in entry.versions
+    ]
+
+
+def plain_session(path: Path) -> Any:
+    """What a user would run, with one thread."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def extent_of(device: Device, served: Served) -> Extent:
+    """Pages from the first on."""
+    return Extent(0, device.spec.pages_of(served.model.weights.size))
+
+
+def load_action(device: Device, served: Served) -> Load:
+    """A LOAD to the first pages."""
+    return Load(
+        action_id=1, device="cpu:0", model=served.model.key, code_id=served.code.code_id,
+        weights=served.model.weights, extent=extent_of(device, served), version=1, window=WINDOW, expected_ns=0,
+    )  # fmt: skip
+
+
+def output(call: CallBuffers, name: str) -> Any:
+    """One output of a call."""
+    ref: TensorRef = next(ref for ref in call.outputs if ref.name == name)
+    kind = {"FP32": "f4", "FP64": "f8", "INT64": "i8", "INT32": "i4"}[ref.datatype]
+    return np.ndarray(ref.shape, kind, buffer=call.output, offset=ref.offset)
+
+
+def convolutions(root: Path, name: str, *, channels: int, depth: int) -> None:
+    """``depth`` 3x3 convolutions with ReLU on 32x32 pictures, then a mean over the picture."""
+    rng = np.random.default_rng(depth)
+    nodes, weights, last, width = [], [], "x", 3
+    for layer in range(depth):
+        kernel = rng.standard_normal((channels, width, 3, 3), dtype=np.float32) / np.float32(
+            (9 * width) ** 0.5
+        )
+        weights.append(numpy_helper.from_array(kernel, f"k{layer}"))
+        nodes.append(helper.make_node("Conv", [last, f"k{layer}"], [f"c{layer}"], pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Relu", [f"c{layer}"], [f"r{layer}"]))
+        last, width = f"r{layer}", channels
+    nodes.append(helper.make_node("GlobalAveragePool", [last], ["mean"]))
+    nodes.append(helper.make_node("Flatten", ["mean"], ["y"]))
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 32, 32])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", channels])],
+        weights,
+    )
+    folder = root / name / "1"
+    folder.mkdir(parents=True)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(proto, str(folder / "model.onnx"))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,137 @@
+"""One HTTP request alone: what it costs over the bare model run.
+
+Requests and runs of a plain ONNX Runtime session, on the same graph and input, take turns, so both see the
+same machine. Two clients ask: a raw socket, and the public ``tritonclient``.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import onnxruntime as ort
+import tritonclient.http
+
+from benchmarks import repositories
+from benchmarks.client import infer_message
+from benchmarks.report import Outcome, finish, milliseconds, parser, quantile, table
+from benchmarks.serving import Serving, serve
+
+MODEL, WIDTH, DEPTH = "layers", 512, 8
+LIMIT_NS = 800_000
+
+
+class RawClient:
+    """A blocking socket that sends one request and reads one response."""
+
+    def __init__(self, url: str, message: bytes) -> None:
+        parts = urlsplit(url)
+        self._socket = socket.create_connection((parts.hostname or "", parts.port or 80))
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._message = message
+
+    def __call__(self) -> None:
+        """One request."""
+        self._socket.sendall(self._message)
+        received = b""
+        while (end := received.find(b"\r\n\r\n")) < 0:
+            received += self._read()
+        head = received[:end].lower()
+        assert b" 200 " in head.split(b"\r\n", 1)[0], head
+        length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
+        while len(received) < end + 4 + length:
+            received += self._read()
+
+    def _read(self) -> bytes:
+        data = self._socket.recv(1 << 20)
+        assert data, "the server closed the connection"
+        return data
+
+    def close(self) -> None:
+        """End the connection."""
+        self._socket.close()
+
+
+def bare_run(graph: Path, x: repositories.Floats) -> Callable[[], None]:
+    """A plain session's run, one thread, as the server's."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"x": x})
+
+
+def triton_run(url: str, x: repositories.Floats) -> tuple[Callable[[], None], Callable[[], None]]:
+    """A request through the public client, and how to close it."""
+    client = tritonclient.http.InferenceServerClient(urlsplit(url).netloc)
+    tensor = tritonclient.http.InferInput("x", list(x.shape), "FP32")
+    tensor.set_data_from_numpy(x)
+    return lambda: client.infer(MODEL, [tensor]), client.close
+
+
+def take_turns(runs: dict[str, Callable[[], None]], times: int, pause_s: float) -> dict[str, list[int]]:
+    """Durations in ns of each, in turns."""
+    taken: dict[str, list[int]] = {name: [] for name in runs}
+    for turn in range(times + 20):
+        for name, one in runs.items():
+            time.sleep(pause_s)
+            started = time.monotonic_ns()
+            one()
+            if turn >= 20:
+                taken[name].append(time.monotonic_ns() - started)
+    return taken
+
+
+def measure(serving: Serving, graph: Path, times: int) -> Outcome:
+    """Ask in turns and compare medians."""
+    x = np.random.default_rng(0).standard_normal((1, WIDTH), dtype=np.float32)
+    raw = RawClient(
+        serving.http_url,
+        infer_message(serving.http_url, MODEL, [("x", "FP32", x.shape, x.tobytes())], slo_ms=1000),
+    )
+    triton, close = triton_run(serving.http_url, x)
+    taken = take_turns(
+        {"bare run": bare_run(graph, x), "raw HTTP": raw, "tritonclient": triton}, times, 0.002
+    )
+    raw.close()
+    close()
+    outcome = Outcome("benchmarks.http_overhead")
+    bare_ns = quantile(taken["bare run"], 0.5)
+    for name in ("raw HTTP", "tritonclient"):
+        extra_ns = quantile(taken[name], 0.5) - bare_ns
+        outcome.judge(
+            f"{name}: p50 over the bare run",
+            asked="<= 0.80 ms",
+            found=milliseconds(extra_ns),
+            good=extra_ns <= LIMIT_NS,
+        )
+    shares = (0.5, 0.9, 0.99)
+    rows = [(name, *(milliseconds(quantile(ns, share)) for share in shares)) for name, ns in taken.items()]
+    print(table(("", "p50", "p90", "p99"), rows))
+    outcome.figures = {
+        f"{name} ms": {str(share): quantile(ns, share) / 1e6 for share in shares}
+        for name, ns in taken.items()
+    }
+    return outcome
+
+
+def main() -> int:
+    """Run it; returns the exit status."""
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("--requests", type=int, default=1000)
+    given = options.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name) / "models"
+        repositories.layers(root, MODEL, width=WIDTH, depth=DEPTH)
+        with serve(root) as serving:
+            outcome = measure(serving, root / MODEL / "1" / "model.onnx", given.requests)
+    return finish(outcome, given.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""Writes the model repositories that benchmarks serve; nothing in them is fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+Floats = npt.NDArray[np.float32]
+
+TENSORS = """
+inputs = [{name = "x", dims = [4], datatype = "FP32"}]
+outputs = [{name = "y", dims = [4], datatype = "FP32"}]
+"""
+
+PYTHON_SLEEPER = '''"""A model that takes its time and echoes its input."""
+
+import time
+
+
+class Model:
+    def load(self, path):
+        pass
+
+    def infer(self, inputs):
+        time.sleep({seconds})
+        return {{"y": inputs["x"]}}
+
+    def unload(self):
+        pass
+'''
+
+
+def emulated(root: Path, name: str, infer_ms: Mapping[int, float], *, load_ms: float = 1.0) -> None:
+    """A model that occupies its lane as long as it is told, by batch size, and uses no core."""
+    curve = ", ".join(f"{batch} = {duration}" for batch, duration in infer_ms.items())
+    batches = max(infer_ms)
+    (root / name / "1").mkdir(parents=True)
+    (root / name / "clockwork.toml").write_text(
+        f'backend = "emulated"\nmax_batch_size = {batches}\n{TENSORS}\n'
+        f"[emulated]\ninfer_ms = {{{curve}}}\nload_ms = {load_ms}\nweights_mb = 1\n"
+    )
+
+
+def sleeper(root: Path, name: str, seconds: float) -> None:
+    """A user's class that sleeps and echoes ``x`` as ``y``."""
+    python_model(root, name, PYTHON_SLEEPER.format(seconds=seconds))
+
+
+def python_model(root: Path, name: str, source: str, *, max_batch_size: int = 1) -> None:
+    """A user's class, as source."""
+    (root / name / "1").mkdir(parents=True)
+    (root / name / "clockwork.toml").write_text(
+        f'backend = "python"\nmax_batch_size = {max_batch_size}\n{TENSORS}'
+    )
+    (root / name / "1" / "model.py").write_text(source)
+
+
+def layers(root: Path, name: str, *, width: int, depth: int, seed: int = 0) -> None:
+    """``depth`` dense layers of ``width`` with ReLU between: ``x[n,width] -> y[n,width]``."""
+    rng = np.random.default_rng(seed)
+    nodes, weights, last = [], [], "x"
+    for layer in range(depth):
+        matrix = rng.standard_normal((width, width), dtype=np.float32) / np.float32(np.sqrt(width))
+        weights.append(numpy_helper.from_array(matrix, f"w{layer}"))
+        out = "y" if layer == depth - 1 else f"h{layer}"
+        nodes.append(helper.make_node("MatMul", [last, f"w{layer}"], [out if out == "y" else f"m{layer}"]))
+        if out != "y":
+            nodes.append(helper.make_node("Relu", [f"m{layer}"], [out]))
+        last = out
+    _save(root, name, nodes, weights, width, width)
+
+
+def one_matrix(root: Path, name: str, matrix: Floats) -> None:
+    """``y = x @ matrix``: a model whose answers tell whose weights were used."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    _save(root, name, nodes, [numpy_helper.from_array(matrix, "w")], *matrix.shape)
+
+
+def matrix_of(seed: int, rows: int, columns: int) -> Floats:
+    """The weights of the ``seed``-th model: made again whenever they are needed."""
+    return np.random.default_rng(seed).standard_normal((rows, columns), dtype=np.float32)
+
+
+def _save(
+    root: Path,
+    name: str,
+    nodes: list[onnx.NodeProto],
+    weights: list[onnx.TensorProto],
+    wide_in: int,
+    wide_out: int,
+) -> None:
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", wide_in])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", wide_out])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    folder = root / name / "1"
+    folder.mkdir(parents=True)
+    onnx.save(model, str(folder / "model.onnx"))
