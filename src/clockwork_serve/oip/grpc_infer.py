@@ -1,0 +1,136 @@
+"""Inference messages of gRPC to calls and back; it knows no channel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from clockwork_serve.errors import InvalidRequest
+from clockwork_serve.messages import DATATYPES
+from clockwork_serve.oip.classification import classify
+from clockwork_serve.oip.datatypes import BINARY_ONLY, DTYPES, encode_strings
+from clockwork_serve.oip.http_infer import classes_of, shared_memory_refused
+from clockwork_serve.oip.protobuf import ModelInferResponse
+from clockwork_serve.oip.records import InferCall, InputTensor, OutputTensor, OutputWish, Parameter
+from clockwork_serve.oip.served import Served
+
+_FIELDS: Final = {
+    "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
+    "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
+    "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
+}  # fmt: skip
+_SHARED_MEMORY: Final = "shared_memory_region"
+
+
+def parse_infer(request: Any) -> InferCall:
+    """A call from a ``ModelInferRequest``. Raises :class:`InvalidRequest`."""
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise InvalidRequest(
+            f"raw_input_contents: expected one entry for each of the {len(request.inputs)} inputs, "
+            f"found {len(raw)}"
+        )
+    inputs = [_input(tensor, raw[at] if raw else None) for at, tensor in enumerate(request.inputs)]
+    outputs = [_wish(output) for output in request.outputs] if request.outputs else None
+    parameters = parameters_of(request.parameters) if request.parameters else {}
+    return InferCall(inputs, outputs, request.id, parameters, binary=True)
+
+
+def encode_infer(
+    call: InferCall, served: Served, outputs: Sequence[OutputTensor], parameters: Mapping[str, Parameter]
+) -> Any:
+    """The ``ModelInferResponse``; nothing in it refers to the outputs' memory any more."""
+    response = ModelInferResponse(
+        model_name=served.model.name, model_version=served.model.version, id=call.id
+    )
+    by_name = {tensor.name: tensor for tensor in outputs}
+    for wish in served.wanted(call):
+        tensor = by_name[wish.name]
+        if wish.classes:
+            labels = served.model.labels.get(wish.name, ())
+            tensor = classify(tensor, wish.classes, labels, batched=served.code.batched)
+        response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        response.raw_output_contents.append(bytes(tensor.data))
+    for name, value in parameters.items():
+        _set_parameter(response.parameters[name], value)
+    return response
+
+
+def parameters_of(given: Mapping[str, Any]) -> dict[str, Parameter]:
+    """A map of ``InferParameter`` as plain values."""
+    found: dict[str, Parameter] = {}
+    for name, value in given.items():
+        which = value.WhichOneof("parameter_choice")
+        if which is None:
+            raise InvalidRequest(f"parameter '{name}': expected a value, found none")
+        found[name] = getattr(value, which)
+    return found
+
+
+def _set_parameter(target: Any, value: Parameter) -> None:
+    if isinstance(value, bool):
+        target.bool_param = value
+    elif isinstance(value, int):
+        target.int64_param = value
+    elif isinstance(value, float):
+        target.double_param = value
+    else:
+        target.string_param = value
+
+
+def _input(tensor: Any, raw: bytes | None) -> InputTensor:
+    name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
+    if datatype not in DATATYPES:
+        raise InvalidRequest(
+            f"inference input '{name}': datatype: expected one of {', '.join(DATATYPES)}, found '{datatype}'"
+        )
+    if shape and min(shape) < 0:
+        raise InvalidRequest(
+            f"inference input '{name}': shape: expected no negative dimension, found {list(shape)}"
+        )
+    if tensor.parameters and _SHARED_MEMORY in tensor.parameters:
+        raise shared_memory_refused(f"inference input '{name}'")
+    if raw is None:
+        return InputTensor(name, datatype, shape, _packed(name, datatype, tensor.contents))
+    if tensor.HasField("contents"):
+        raise InvalidRequest(
+            f"inference input '{name}': expected no 'contents' beside raw_input_contents, found both"
+        )
+    return InputTensor(name, datatype, shape, raw)
+
+
+def _packed(name: str, datatype: str, contents: Any) -> bytes:
+    """Typed contents in wire form."""
+    if datatype in BINARY_ONLY:
+        raise InvalidRequest(
+            f"inference input '{name}': {datatype} has no typed contents; use raw_input_contents"
+        )
+    field = _FIELDS[datatype]
+    for descriptor, _ in contents.ListFields():
+        if descriptor.name != field:
+            raise InvalidRequest(
+                f"inference input '{name}': expected {datatype} in contents.{field}, "
+                f"found contents.{descriptor.name}"
+            )
+    elements = getattr(contents, field)
+    if datatype == "BYTES":
+        return encode_strings(elements)
+    try:
+        return np.array(list(elements), DTYPES[datatype]).tobytes()
+    except OverflowError:
+        raise InvalidRequest(
+            f"inference input '{name}': a number in contents.{field} is out of range for {datatype}"
+        ) from None
+
+
+def _wish(output: Any) -> OutputWish:
+    if not output.parameters:
+        return OutputWish(output.name, binary=True)
+    parameters = parameters_of(output.parameters)
+    if _SHARED_MEMORY in parameters:
+        raise shared_memory_refused(f"inference output '{output.name}'")
+    return OutputWish(
+        output.name, binary=True, classes=classes_of(output.name, parameters.get("classification", 0))
+    )

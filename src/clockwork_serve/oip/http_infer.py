@@ -1,0 +1,229 @@
+"""Inference bodies of HTTP, JSON and binary tensors, to calls and back; it knows no connection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from clockwork_serve.errors import InvalidRequest
+from clockwork_serve.messages import DATATYPES
+from clockwork_serve.oip.classification import classify
+from clockwork_serve.oip.errors import Unsupported
+from clockwork_serve.oip.json_data import from_json, to_json
+from clockwork_serve.oip.records import InferCall, InputTensor, OutputTensor, OutputWish, Parameter
+from clockwork_serve.oip.served import Served
+
+CLASSES_MAX: Final = 1 << 16
+_SHARED_MEMORY: Final = "shared_memory_region"
+
+Parameters = dict[str, Parameter]
+
+
+class _JsonInput(Struct):
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: Parameters | None = None
+    data: Raw | UnsetType = UNSET
+
+
+class _JsonWish(Struct):
+    name: str
+    parameters: Parameters | None = None
+
+
+class _JsonRequest(Struct):
+    inputs: list[_JsonInput]
+    outputs: list[_JsonWish] | None = None
+    id: str = ""
+    parameters: dict[str, Any] | None = None
+
+
+class _JsonOutput(Struct, omit_defaults=True):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    parameters: dict[str, int] | None = None
+    data: list[Any] | UnsetType = UNSET
+
+
+class _JsonResponse(Struct, omit_defaults=True):
+    id: str | UnsetType
+    model_name: str
+    model_version: str
+    parameters: dict[str, Any]
+    outputs: list[_JsonOutput]
+
+
+class InferBody(NamedTuple):
+    """A response body in parts. ``header_length`` is the JSON's where binary tensors follow, else None."""
+
+    parts: list[bytes]
+    header_length: int | None
+
+
+_requests = msgspec.json.Decoder(_JsonRequest)
+_responses = msgspec.json.Encoder()
+
+
+def parse_infer(body: memoryview, header_length: int | None) -> InferCall:
+    """A call from a request body, whose JSON is the first ``header_length`` bytes (None: all of it).
+
+    Tensors stay views of ``body``. Raises :class:`InvalidRequest`. A ``header_length`` of 0 is for
+    :meth:`Served.raw_call`.
+    """
+    if header_length is not None and not 0 < header_length <= len(body):
+        raise InvalidRequest(
+            f"inference header size should be in range (0, {len(body)}), got: {header_length}"
+        )
+    head = body if header_length is None else body[:header_length]
+    try:
+        request = _requests.decode(head)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"the request JSON is not an inference request: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"failed to parse the request JSON buffer: {error}") from None
+    parameters = request.parameters
+    if parameters:
+        _check_parameters(parameters)
+    tensors = _Binary(body, len(body) if header_length is None else header_length)
+    inputs = [_input(each, tensors) for each in request.inputs]
+    tensors.check_end()
+    outputs = None if not request.outputs else [_wish(each, parameters) for each in request.outputs]
+    return InferCall(
+        inputs, outputs, request.id, parameters or {}, _flag(parameters, "binary_data_output", default=False)
+    )
+
+
+def encode_infer(
+    call: InferCall, served: Served, outputs: Sequence[OutputTensor], parameters: dict[str, Any]
+) -> InferBody:
+    """The response body; nothing in it refers to the outputs' memory any more.
+
+    ``outputs`` are all of the model's; those that the call asks for are sent.
+    """
+    by_name = {tensor.name: tensor for tensor in outputs}
+    heads: list[_JsonOutput] = []
+    parts: list[bytes] = [b""]
+    for wish in served.wanted(call):
+        tensor = by_name[wish.name]
+        if wish.classes:
+            labels = served.model.labels.get(wish.name, ())
+            tensor = classify(tensor, wish.classes, labels, batched=served.code.batched)
+        head = _JsonOutput(tensor.name, tensor.datatype, tensor.shape)
+        if wish.binary:
+            head.parameters = {"binary_data_size": len(tensor.data)}
+            parts.append(bytes(tensor.data))
+        else:
+            head.data = to_json(tensor.datatype, tensor.data)
+        heads.append(head)
+    model = served.model
+    parts[0] = _responses.encode(
+        _JsonResponse(call.id or UNSET, model.name, model.version, parameters, heads)
+    )
+    return InferBody(parts, len(parts[0]) if len(parts) > 1 else None)
+
+
+class _Binary:
+    """The binary tensors of a body, taken off in order."""
+
+    def __init__(self, body: memoryview, start: int) -> None:
+        self._body = body
+        self._at = start
+
+    def take(self, name: str, size: Any) -> memoryview:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise InvalidRequest(
+                f"inference input '{name}': parameter 'binary_data_size': expected a number of bytes, "
+                f"found {size!r}"
+            )
+        left = len(self._body) - self._at
+        if size > left:
+            raise InvalidRequest(
+                f"inference input '{name}': expected {size} bytes of binary data after the JSON, found {left}"
+                "; the body is truncated, or Inference-Header-Content-Length is missing or wrong"
+            )
+        self._at += size
+        return self._body[self._at - size : self._at]
+
+    def check_end(self) -> None:
+        left = len(self._body) - self._at
+        if left:
+            raise InvalidRequest(
+                f"expected the body to end after its tensors, found {left} bytes more; "
+                "is every binary input's 'binary_data_size' right?"
+            )
+
+
+def _input(given: _JsonInput, tensors: _Binary) -> InputTensor:
+    name, datatype, parameters = given.name, given.datatype, given.parameters
+    if datatype not in DATATYPES:
+        raise InvalidRequest(
+            f"inference input '{name}': datatype: expected one of {', '.join(DATATYPES)}, found '{datatype}'"
+        )
+    shape = tuple(given.shape)
+    if shape and min(shape) < 0:
+        raise InvalidRequest(
+            f"inference input '{name}': shape: expected no negative dimension, found {given.shape}"
+        )
+    size = None
+    if parameters:
+        if _SHARED_MEMORY in parameters:
+            raise shared_memory_refused(f"inference input '{name}'")
+        size = parameters.get("binary_data_size")
+    if given.data is UNSET:
+        if size is None:
+            raise InvalidRequest(
+                f"inference input '{name}': expected 'data' or parameter 'binary_data_size', found neither"
+            )
+        return InputTensor(name, datatype, shape, tensors.take(name, size))
+    if size is not None:
+        raise InvalidRequest(
+            f"inference input '{name}': expected either 'data' or parameter 'binary_data_size', found both"
+        )
+    return InputTensor(name, datatype, shape, from_json(name, datatype, shape, memoryview(given.data)))
+
+
+def _wish(given: _JsonWish, request: Parameters | None) -> OutputWish:
+    parameters = given.parameters
+    binary = _flag(request, "binary_data_output", default=False)
+    if not parameters:
+        return OutputWish(given.name, binary)
+    if _SHARED_MEMORY in parameters:
+        raise shared_memory_refused(f"inference output '{given.name}'")
+    classes = classes_of(given.name, parameters.get("classification", 0))
+    return OutputWish(given.name, _flag(parameters, "binary_data", default=binary), classes)
+
+
+def classes_of(name: str, given: Any) -> int:
+    """The parameter ``classification`` of an output. Raises :class:`InvalidRequest`."""
+    if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given <= CLASSES_MAX:
+        raise InvalidRequest(
+            f"inference output '{name}': parameter 'classification': expected a number of classes from 0 to "
+            f"{CLASSES_MAX}, found {given!r}"
+        )
+    return given
+
+
+def shared_memory_refused(where: str) -> Unsupported:
+    """What to tell a client that wants to use shared memory."""
+    return Unsupported(f"{where}: shared memory of clients is not supported; send tensors in the request")
+
+
+def _flag(parameters: Parameters | None, name: str, *, default: bool) -> bool:
+    value = parameters.get(name, default) if parameters else default
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"parameter '{name}': expected true or false, found {value!r}")
+    return value
+
+
+def _check_parameters(parameters: dict[str, Any]) -> None:
+    for name, value in parameters.items():
+        if not isinstance(value, bool | int | float | str):
+            raise InvalidRequest(
+                f"parameter '{name}': expected true or false, a number or a string, "
+                f"found {type(value).__name__}"
+            )

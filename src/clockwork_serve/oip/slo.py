@@ -1,0 +1,86 @@
+"""How long a client gives us, from all the places where it can say so. It reads no clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Final
+
+from clockwork_serve.errors import InvalidRequest
+from clockwork_serve.oip.records import Parameter
+from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
+
+SLO_MAX_NS: Final = 24 * 3600 * NS_PER_S
+"""Beyond a day a limit is a slip of units."""
+FLOOR_NS: Final = 100 * NS_PER_MS
+PROFILE_FACTOR: Final = 5
+
+PRIORITY_MAX: Final = 2**31 - 1
+
+
+def requested_slo_ns(
+    parameters: Mapping[str, Parameter], header: str | None = None, remaining_s: float | None = None
+) -> int | None:
+    """The SLO that a request carries, in ns, or None if it carries none.
+
+    ``header`` is the text of ``x-slo-ms``; ``remaining_s`` what is left of a gRPC deadline (limits beyond a
+    day count as none there: clients set such for "never"). The tightest wins. Raises :class:`InvalidRequest`
+    for what is not a limit.
+    """
+    limits: list[int] = []
+    if parameters:
+        if (slo_ms := parameters.get("slo_ms")) is not None:
+            limits.append(_limit_ns("parameter 'slo_ms'", "milliseconds", slo_ms, NS_PER_MS))
+        if (timeout := parameters.get("timeout")) is not None:
+            if isinstance(timeout, float):
+                raise _wrong("parameter 'timeout'", "a whole number of microseconds", timeout)
+            limits.append(_limit_ns("parameter 'timeout'", "microseconds", timeout, NS_PER_US))
+    if header is not None:
+        limits.append(_header_ns(header))
+    if remaining_s is not None and remaining_s * NS_PER_S < SLO_MAX_NS:
+        limits.append(max(1, int(remaining_s * NS_PER_S)))
+    return min(limits, default=None)
+
+
+def default_slo_ns(model_ns: int | None, server_ns: int | None, batch_1_ns: int | None) -> int:
+    """The SLO of a request that carries none: the model's, else the server's, else from the profile.
+
+    ``batch_1_ns`` is the model's batch-1 duration, where one is known.
+    """
+    if model_ns is not None:
+        return model_ns
+    if server_ns is not None:
+        return server_ns
+    return max(FLOOR_NS, PROFILE_FACTOR * (batch_1_ns or 0))
+
+
+def priority_of(parameters: Mapping[str, Parameter], default: int) -> int:
+    """Triton's ``priority``: 0 or absent is the model's own. Raises :class:`InvalidRequest`."""
+    priority = parameters.get("priority") if parameters else None
+    if priority is None:
+        return default
+    if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= PRIORITY_MAX:
+        raise _wrong("parameter 'priority'", f"a whole number from 0 to {PRIORITY_MAX}", priority)
+    return priority or default
+
+
+def _header_ns(text: str) -> int:
+    try:
+        value = float(text)
+    except ValueError:
+        raise _wrong("header 'x-slo-ms'", "a number of milliseconds", text) from None
+    return _limit_ns("header 'x-slo-ms'", "milliseconds", value, NS_PER_MS)
+
+
+def _limit_ns(field: str, unit: str, value: Parameter, unit_ns: int) -> int:
+    expected = f"a number of {unit} above 0 and up to {SLO_MAX_NS // unit_ns} (24 h)"
+    if isinstance(value, bool | str) or not math.isfinite(value):
+        raise _wrong(field, expected, value)
+    limit_ns = round(value * unit_ns)
+    if not 0 < limit_ns <= SLO_MAX_NS:
+        raise _wrong(field, expected, value)
+    return limit_ns
+
+
+def _wrong(field: str, expected: str, found: object) -> InvalidRequest:
+    return InvalidRequest(f"{field}: expected {expected}, found {found!r}")

@@ -1,0 +1,64 @@
+"""The one table from how a request ended to the status a client sees, HTTP and gRPC; it sends nothing."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from clockwork_serve.errors import InvalidRequest
+from clockwork_serve.messages import Outcome, Reason
+from clockwork_serve.oip.errors import TooLarge, UnknownModel, Unsupported
+
+
+class Status(NamedTuple):
+    """An HTTP status, and a gRPC status by its name."""
+
+    http: int
+    grpc: str
+
+
+# An answer that would come too late is 429 and never 503/UNAVAILABLE, which stock clients send again at once:
+# three times the load, after the deadline. 503 says that this server does not serve.
+_BY_OUTCOME: Final = {
+    Outcome.OK: Status(200, "OK"),
+    Outcome.REJECTED: Status(429, "RESOURCE_EXHAUSTED"),
+    Outcome.EXPIRED: Status(504, "DEADLINE_EXCEEDED"),
+    Outcome.CANCELLED: Status(499, "CANCELLED"),
+    Outcome.FAILED: Status(500, "INTERNAL"),
+    Outcome.INVALID: Status(400, "INVALID_ARGUMENT"),
+}
+_BY_REASON: Final = {
+    (Outcome.REJECTED, Reason.NOT_SERVING): Status(503, "UNAVAILABLE"),
+    (Outcome.REJECTED, Reason.DRAINING): Status(503, "UNAVAILABLE"),
+    (Outcome.INVALID, Reason.UNKNOWN_MODEL): Status(404, "NOT_FOUND"),
+}
+_BY_ERROR: Final[dict[type[InvalidRequest], Status]] = {
+    InvalidRequest: _BY_OUTCOME[Outcome.INVALID],
+    UnknownModel: Status(404, "NOT_FOUND"),
+    TooLarge: Status(413, "RESOURCE_EXHAUSTED"),
+    Unsupported: Status(501, "UNIMPLEMENTED"),
+}
+_GRPC_BY_HTTP: Final = {
+    200: "OK", 400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 409: "ALREADY_EXISTS", 413: "RESOURCE_EXHAUSTED",
+    429: "RESOURCE_EXHAUSTED", 499: "CANCELLED", 501: "UNIMPLEMENTED", 503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}  # fmt: skip
+
+
+def status_of(outcome: Outcome, reason: Reason) -> Status:
+    """The status of a request that ended that way."""
+    return _BY_REASON.get((outcome, reason)) or _BY_OUTCOME[outcome]
+
+
+def status_of_error(error: InvalidRequest) -> Status:
+    """The status of a request that is wrong in that way."""
+    return _BY_ERROR[type(error)]
+
+
+def reason_of_error(error: InvalidRequest) -> Reason:
+    """How a request that is wrong in that way is counted."""
+    return Reason.UNKNOWN_MODEL if isinstance(error, UnknownModel) else Reason.BAD_INPUT
+
+
+def grpc_of_http(code: int) -> str:
+    """The gRPC status of something that has an HTTP status already."""
+    return _GRPC_BY_HTTP.get(code, "INTERNAL" if code >= 500 else "INVALID_ARGUMENT")

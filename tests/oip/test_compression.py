@@ -1,0 +1,56 @@
+"""Compressed bodies, honest ones and bombs."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+
+import pytest
+
+from clockwork_serve.errors import InvalidRequest
+from clockwork_serve.oip import TooLarge, Unsupported, decompress
+
+BODY = b"all the numbers" * 100
+
+
+def raw_deflate(body: bytes) -> bytes:
+    stream = zlib.compressobj(wbits=-15)
+    return stream.compress(body) + stream.flush()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "packed"),
+    [
+        ("gzip", gzip.compress(BODY)),
+        (" GZIP ", gzip.compress(BODY)),
+        ("deflate", zlib.compress(BODY)),
+        ("deflate", raw_deflate(BODY)),
+    ],
+)
+def test_both_encodings(encoding: str, packed: bytes) -> None:
+    assert decompress(packed, encoding, len(BODY)) == BODY
+
+
+def test_a_bomb_is_not_unpacked() -> None:
+    bomb = gzip.compress(bytes(50_000_000))
+    with pytest.raises(TooLarge, match="at most 1000 bytes"):
+        decompress(bomb, "gzip", 1000)
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b"no gzip", "expected a gzip body"),
+        (gzip.compress(BODY)[:-9], "its end missing"),
+        (b"", "its end missing"),
+        (gzip.compress(BODY) + b"more", "4 bytes after its end"),
+    ],
+)
+def test_broken_bodies_are_named(body: bytes, error: str) -> None:
+    with pytest.raises(InvalidRequest, match=error):
+        decompress(body, "gzip", 10_000)
+
+
+def test_other_encodings_are_not_supported() -> None:
+    with pytest.raises(Unsupported, match="expected gzip or deflate, found 'br'"):
+        decompress(b"", "br", 10)

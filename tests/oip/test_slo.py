@@ -1,0 +1,86 @@
+"""Where an SLO may come from, and what is none."""
+
+from __future__ import annotations
+
+import pytest
+
+from clockwork_serve.errors import InvalidRequest
+from clockwork_serve.oip import default_slo_ns, priority_of, requested_slo_ns
+from clockwork_serve.units import NS_PER_S, ms
+
+
+def test_a_request_may_carry_none() -> None:
+    assert requested_slo_ns({}) is None
+    assert requested_slo_ns({"tenant": "a"}) is None
+
+
+@pytest.mark.parametrize(
+    ("parameters", "header", "remaining_s", "expected_ms"),
+    [
+        ({"slo_ms": 20}, None, None, 20),
+        ({"slo_ms": 0.5}, None, None, 0.5),
+        ({"timeout": 30_000}, None, None, 30),
+        ({}, "12.5", None, 12.5),
+        ({}, None, 0.25, 250),
+        ({"slo_ms": 20, "timeout": 30_000}, "12.5", 0.25, 12.5),
+        ({"slo_ms": 20, "timeout": 10_000}, "12.5", 0.25, 10),
+        ({"slo_ms": 5, "timeout": 10_000}, "12.5", 0.25, 5),
+        ({"slo_ms": 20, "timeout": 30_000}, "50", 0.004, 4),
+        ({"slo_ms": 86_400_000}, None, None, 86_400_000),
+    ],
+)
+def test_the_tightest_wins(
+    parameters: dict[str, float], header: str | None, remaining_s: float | None, expected_ms: float
+) -> None:
+    assert requested_slo_ns(parameters, header, remaining_s) == ms(expected_ms)
+
+
+def test_a_grpc_deadline_beyond_a_day_means_never_and_a_past_one_means_now() -> None:
+    assert requested_slo_ns({}, None, 10**9) is None
+    assert requested_slo_ns({}, None, -1.0) == 1
+
+
+@pytest.mark.parametrize(
+    ("parameters", "header", "words"),
+    [
+        ({"slo_ms": -1}, None, ("'slo_ms'", "above 0", "-1")),
+        ({"slo_ms": 0}, None, ("'slo_ms'", "above 0", "found 0")),
+        ({"slo_ms": float("nan")}, None, ("'slo_ms'", "found nan")),
+        ({"slo_ms": float("inf")}, None, ("'slo_ms'", "found inf")),
+        ({"slo_ms": "50"}, None, ("'slo_ms'", "a number", "found '50'")),
+        ({"slo_ms": True}, None, ("'slo_ms'", "found True")),
+        ({"slo_ms": 86_400_001}, None, ("'slo_ms'", "24 h")),
+        ({"timeout": "abc"}, None, ("'timeout'", "microseconds", "'abc'")),
+        ({"timeout": 1.5}, None, ("'timeout'", "whole number", "1.5")),
+        ({"timeout": -5}, None, ("'timeout'", "-5")),
+        ({"timeout": 0}, None, ("'timeout'", "found 0")),
+        ({}, "soon", ("'x-slo-ms'", "milliseconds", "'soon'")),
+        ({}, "nan", ("'x-slo-ms'", "nan")),
+        ({}, "-3", ("'x-slo-ms'", "-3")),
+        ({}, "1e300", ("'x-slo-ms'", "24 h")),
+    ],
+)
+def test_what_is_no_limit_is_refused_by_name(
+    parameters: dict[str, float], header: str | None, words: tuple[str, ...]
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        requested_slo_ns(parameters, header)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_defaults_in_order() -> None:
+    assert default_slo_ns(7, 8, 9) == 7
+    assert default_slo_ns(None, 8, 9) == 8
+    assert default_slo_ns(None, None, ms(3)) == ms(100)
+    assert default_slo_ns(None, None, ms(500)) == 5 * ms(500)
+    assert default_slo_ns(None, None, None) == NS_PER_S // 10
+
+
+def test_priority_zero_means_the_models_own() -> None:
+    assert priority_of({}, 3) == 3
+    assert priority_of({"priority": 0}, 3) == 3
+    assert priority_of({"priority": 1}, 3) == 1
+    for wrong in (-1, "high", 1.5, True, 2**31):
+        with pytest.raises(InvalidRequest, match="'priority'"):
+            priority_of({"priority": wrong}, 0)
