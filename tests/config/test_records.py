@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from clockwork_serve.config import read_settings
-from clockwork_serve.config.records import controller_config, device_configs, store_config
+from clockwork_serve.config.records import controller_config, device_configs, server_config, store_config
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.devices.base import DeviceConfig
+from clockwork_serve.devices import DeviceConfig, emulated_config
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.serve.server_config import ServerConfig
 from clockwork_serve.store import StoreConfig
 
 
@@ -15,6 +19,9 @@ def test_the_defaults_are_the_parts_own() -> None:
     assert controller_config(settings) == ControllerConfig()
     assert store_config(settings) == StoreConfig(cache_dir=settings.cache)
     assert device_configs(settings) == (DeviceConfig(device="cpu:0", memory_bytes=10**9),)
+    assert server_config(settings) == ServerConfig(
+        repository="", store=StoreConfig(cache_dir=settings.cache), devices=device_configs(settings)
+    )
 
 
 def test_what_is_set_arrives_in_the_parts_units() -> None:
@@ -29,10 +36,36 @@ def test_what_is_set_arrives_in_the_parts_units() -> None:
     controller = controller_config(settings)
     store = store_config(settings)
 
-    assert (cpu.memory_bytes, cpu.page_bytes, cpu.seed, emulated.seed) == (64 << 20, 64 << 10, 7, 8)
+    assert (cpu.memory_bytes, cpu.page_bytes, emulated.seed) == (64 << 20, 64 << 10, 8)
+    assert (emulated.memory_bytes, emulated.page_bytes) == (64 << 20, 64 << 10)
     assert (emulated.device, emulated.kind, emulated.profile, emulated.jitter) == (
         "emulated:0", "emulated", "v100", 0.1,
     )  # fmt: skip
     assert (controller.look_ahead_ns, controller.slack_ns) == (2_500_000, 250_000)
     assert (controller.reject_infeasible, controller.max_batch, controller.expected_devices) == (False, 4, 2)
     assert (store.cache_dir, store.max_batch_size, store.largest_batch) == ("/c", 4, 4)
+
+
+def test_an_emulated_device_has_its_profile_s_memory_unless_a_size_was_set() -> None:
+    bare = read_settings({"device": ["emulated:v100"]}, {}, None)
+    sized = read_settings({"device": ["emulated:v100"], "device_memory": "1GiB"}, {}, None)
+
+    assert device_configs(bare) == (emulated_config("emulated:0", "v100"),)
+    assert device_configs(sized)[0].memory_bytes == 1 << 30
+    assert device_configs(sized)[0].page_bytes == device_configs(bare)[0].page_bytes
+
+
+def test_a_profile_that_is_not_there_is_an_error_with_its_name() -> None:
+    settings = read_settings({"device": ["emulated:nothing"]}, {}, None)
+
+    with pytest.raises(ConfigError, match="nothing"):
+        device_configs(settings)
+
+
+def test_deadline_and_ports_arrive_in_the_server() -> None:
+    flags = {"slo_ms": "2.5", "grpc_port": "off", "drain_s": "3", "gateways": "2", "max_body": "1MiB"}
+
+    config = server_config(read_settings(flags, {}, None))
+
+    assert (config.default_slo_ns, config.grpc_port, config.drain_s) == (2_500_000, None, 3.0)
+    assert (config.gateways, config.max_body_bytes) == (2, 1 << 20)

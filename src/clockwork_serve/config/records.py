@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from clockwork_serve.config.devices import DeviceChoice
 from clockwork_serve.config.reader import Settings
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.devices.base import DeviceConfig
+from clockwork_serve.devices import DeviceConfig, emulated_config
+from clockwork_serve.serve.server_config import ServerConfig
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import ms
+
+_SIZES = {
+    "device_memory": "memory_bytes",
+    "page_size": "page_bytes",
+    "workspace": "workspace_bytes",
+    "io_memory": "io_bytes",
+}
 
 
 def store_config(settings: Settings) -> StoreConfig:
@@ -20,21 +29,28 @@ def store_config(settings: Settings) -> StoreConfig:
 
 
 def device_configs(settings: Settings) -> tuple[DeviceConfig, ...]:
-    """The devices to build."""
-    return tuple(
-        DeviceConfig(
-            device=choice.device,
-            kind=choice.kind,
-            profile=choice.profile,
-            memory_bytes=settings.device_memory,
-            page_bytes=settings.page_size,
-            workspace_bytes=settings.workspace,
-            io_bytes=settings.io_memory,
-            threads=settings.threads,
-            jitter=settings.jitter,
-            seed=settings.seed + number,
+    """The devices to build. An emulated one has the memory of its profile, unless a size was set."""
+    return tuple(_device(settings, choice, number) for number, choice in enumerate(settings.device))
+
+
+def _device(settings: Settings, choice: DeviceChoice, number: int) -> DeviceConfig:
+    if choice.kind == "emulated":
+        chosen = {
+            field: getattr(settings, name)
+            for name, field in _SIZES.items()
+            if settings.sources[name] != "default"
+        }
+        return emulated_config(
+            choice.device, choice.profile, **chosen, jitter=settings.jitter, seed=settings.seed + number
         )
-        for number, choice in enumerate(settings.device)
+    return DeviceConfig(
+        device=choice.device,
+        kind=choice.kind,
+        threads=settings.threads,
+        memory_bytes=settings.device_memory,
+        page_bytes=settings.page_size,
+        workspace_bytes=settings.workspace,
+        io_bytes=settings.io_memory,
     )
 
 
@@ -48,4 +64,29 @@ def controller_config(settings: Settings) -> ControllerConfig:
         max_batch=settings.max_batch,
         retries=settings.retries,
         expected_devices=len(settings.device),
+    )
+
+
+def server_config(settings: Settings) -> ServerConfig:
+    """A whole server."""
+    return ServerConfig(
+        repository=settings.repository,
+        store=store_config(settings),
+        devices=device_configs(settings),
+        controller=controller_config(settings),
+        host=settings.host,
+        http_port=settings.http_port,
+        grpc_port=settings.grpc_port,
+        metrics_port=settings.metrics_port,
+        default_slo_ns=None if settings.slo_ms is None else ms(settings.slo_ms),
+        gateways=settings.gateways,
+        region_bytes=settings.gateway_memory,
+        max_body_bytes=settings.max_body,
+        model_control=settings.model_control,
+        drain_s=settings.drain_s,
+        journal=settings.journal,
+        pin=settings.pin,
+        realtime=settings.realtime,
+        log_level=settings.log_level,
+        log_format=settings.log_format,
     )

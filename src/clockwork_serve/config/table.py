@@ -69,13 +69,12 @@ SETTINGS = (
     # Deadlines and scheduling
     Setting(
         "slo_ms", number(0, 3_600_000, above=True), None, "none",
-        "deadline of requests that name none, from their arrival; none: 100 ms, or five times as long as a "
-        "model takes where that is more",
+        "deadline of requests that name none; none: 100 ms, or 5 times what the model takes if that is more",
     ),
     Setting("policy", one_of("paper"), "paper", "paper", "scheduling policy"),
     Setting("reject", switch, True, "true", "refuse a request once no schedule can meet its deadline"),
     Setting("max_batch", integer(1, 1024), 16, "16", "most requests in one batch"),
-    Setting("largest_batch", integer(1, 1024), 64, "64", "most rows that a model's max_batch_size may ask for"),
+    Setting("largest_batch", integer(1, 1024), 64, "64", "most that a model's max_batch_size may say"),
     Setting("look_ahead_ms", number(0, 1000, above=True), 5.0, "5", "how far ahead lanes are filled"),
     Setting("slack_ms", number(0, 1000), 1.0, "1", "how long before its deadline a request should end"),
     Setting("queue_limit", integer(1, 1_000_000), 1000, "1000", "waiting requests per model"),

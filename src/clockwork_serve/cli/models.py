@@ -1,0 +1,108 @@
+"""``clockwork models``: the models of a running server, listed, loaded, unloaded through its public protocol.
+
+It touches no file of theirs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import click
+
+from clockwork_serve.cli.options import json_flag
+from clockwork_serve.cli.screen import say, show_json, show_table
+from clockwork_serve.errors import ClockworkError, ConfigError
+
+_TIMEOUT_S = 600.0
+"""Loading may compile first."""
+
+
+@click.group()
+@click.option(
+    "--url", envvar="CLOCKWORK_URL", default="http://127.0.0.1:8000", show_default=True, metavar="URL",
+    help="Address of the server.",
+)  # fmt: skip
+@click.pass_context
+def models(context: click.Context, url: str) -> None:
+    """List, load or unload the models of a running server."""
+    context.obj = url
+
+
+@models.command("list")
+@click.option("--ready", is_flag=True, help="Only models that can serve now.")
+@json_flag
+@click.pass_obj
+def list_(url: str, ready: bool, as_json: bool) -> None:  # noqa: FBT001
+    """Every model and version the server knows, and its state."""
+    found = ask(url, "/v2/repository/index", {"ready": True} if ready else {})
+    index = found if isinstance(found, list) else []
+    if as_json:
+        show_json(index)
+        return
+    rows = [[str(each.get(key, "")) for key in ("name", "version", "state", "reason")] for each in index]
+    if rows:
+        show_table(["model", "version", "state", "reason"], rows)
+    usable = sum(each.get("state") == "READY" for each in index)
+    say(f"{usable} of {len(rows)} model versions ready")
+
+
+@models.command()
+@click.argument("name", metavar="MODEL")
+@json_flag
+@click.pass_obj
+def load(url: str, name: str, as_json: bool) -> None:  # noqa: FBT001
+    """Serve MODEL from the repository, reading its folder again."""
+    ask(url, f"/v2/repository/models/{quote(name, safe='')}/load", {})
+    _done(name, "loaded", as_json=as_json)
+
+
+@models.command()
+@click.argument("name", metavar="MODEL")
+@json_flag
+@click.pass_obj
+def unload(url: str, name: str, as_json: bool) -> None:  # noqa: FBT001
+    """Stop serving MODEL; its files stay where they are."""
+    ask(url, f"/v2/repository/models/{quote(name, safe='')}/unload", {})
+    _done(name, "unloaded", as_json=as_json)
+
+
+def _done(name: str, what: str, *, as_json: bool) -> None:
+    if as_json:
+        show_json({"model": name, "state": what})
+    else:
+        say(f"{name}: {what}")
+
+
+def ask(url: str, path: str, body: dict[str, object]) -> Any:
+    """POST to a server; its JSON answer. Raises ``ClockworkError`` with the server's words if it refuses."""
+    import http.client
+    import json
+
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    try:
+        host, port = parts.hostname, parts.port or 8000
+    except ValueError:
+        host, port = None, 0
+    if parts.scheme != "http" or not host:
+        raise ConfigError(f"url: expected http://HOST:PORT, found {url!r}; name a running server with --url")
+    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
+    try:
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        data = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise ClockworkError(
+            f"url: expected a running server at {url}, found {str(error) or type(error).__name__}; "
+            "start one with clockwork serve REPO, or name another with --url"
+        ) from None
+    finally:
+        connection.close()
+    try:
+        answer = json.loads(data) if data else None
+    except ValueError:
+        answer = None
+    if response.status != 200:
+        said = answer.get("error") if isinstance(answer, dict) else None
+        raise ClockworkError(f"the server answered {response.status}: {said or response.reason}")
+    return answer

@@ -1,0 +1,82 @@
+"""Options made from the table of settings, so that no setting has two names. It reads no setting itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from clockwork_serve.config import SETTINGS, Setting, Settings, read_settings, setting
+from clockwork_serve.config.values import switch
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+_METAVARS = {
+    "port": "PORT", "ms": "MS", "s": "SECONDS", "memory": "SIZE", "size": "SIZE", "body": "SIZE",
+    "workspace": "SIZE", "device": "DEVICE", "cache": "FOLDER", "journal": "FILE", "host": "ADDRESS",
+    "policy": "NAME", "format": "text|json", "level": "LEVEL",
+}  # fmt: skip
+
+
+def repository_argument(command: Command) -> Command:
+    """The model repository, as an argument that a setting may stand in for."""
+    return click.argument("repository", metavar="REPO", required=False)(command)
+
+
+def json_flag(command: Command) -> Command:
+    """``--json``: the same for machines, on standard output."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")(command)
+
+
+def setting_options(*shown: str, hidden: tuple[str, ...] = ()) -> Callable[[Command], Command]:
+    """``--config`` and an option for each setting named; ``hidden`` ones work but are not in the help."""
+
+    def decorate(command: Command) -> Command:
+        for name in reversed(hidden):
+            command = _option(setting(name), hidden=True)(command)
+        for name in reversed(shown):
+            command = _option(setting(name), hidden=False)(command)
+        return click.option("--config", metavar="FILE", help="TOML file of settings.")(command)
+
+    return decorate
+
+
+def all_but(*names: str) -> tuple[str, ...]:
+    """The names of all settings that are options, without some."""
+    return tuple(entry.name for entry in SETTINGS if entry.name not in {*names, "repository"})
+
+
+def _option(entry: Setting, *, hidden: bool) -> Callable[[Command], Command]:
+    shown = f"{entry.help[0].upper()}{entry.help[1:]}."
+    if entry.name == "device":
+        shown = f"{entry.help}."
+    if entry.read is switch:
+        flags = f"{entry.flag}/--no-{entry.flag[2:]}"
+        return click.option(flags, entry.name, default=None, help=shown, hidden=hidden)
+    if entry.shown:
+        shown += f" [default: {entry.shown}]"
+    return click.option(
+        entry.flag,
+        entry.name,
+        metavar=_METAVARS.get(entry.name.rpartition("_")[2], "N"),
+        multiple=entry.name == "device",
+        help=shown,
+        hidden=hidden,
+    )
+
+
+def settings_from(
+    repository: str | None, config: str | None, flags: Mapping[str, object], *, needs_repository: bool = True
+) -> Settings:
+    """All settings, the command line first. Warnings go to standard error."""
+    given = {name: None if value == () else value for name, value in flags.items()}
+    settings = read_settings({"repository": repository, **given}, os.environ, config)
+    for warning in settings.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if needs_repository and not settings.repository:
+        raise click.UsageError(
+            "REPO: expected the folder of a model repository, found none; try examples/models.",
+            click.get_current_context(silent=True),
+        )
+    return settings

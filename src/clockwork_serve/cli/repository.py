@@ -1,0 +1,42 @@
+"""Compiles a repository for the commands that need it, with progress; what is wrong is shown, not raised."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clockwork_serve.cli.screen import Progress, note
+from clockwork_serve.config import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from clockwork_serve.store import Cache, Problem, Served
+
+
+def compile_repository(settings: Settings, *, quiet: bool) -> tuple[Cache, list[Served], list[Problem]]:
+    """Every model of the repository, compiled into the cache (which the caller closes), and the problems.
+
+    Raises :class:`~clockwork_serve.errors.RepositoryError` if repository or cache cannot be used.
+    """
+    from clockwork_serve.config.records import store_config
+    from clockwork_serve.store import Cache, Repository, compile_all
+
+    repository = Repository(settings.repository, store_config(settings))
+    cache = Cache(settings.cache)
+    with Progress("compiling", quiet=quiet) as progress:
+        served, problems = compile_all(repository, cache, progress.step)
+    return cache, served, problems
+
+
+def show_problems(served: Sequence[Served], problems: Sequence[Problem]) -> None:
+    """Warnings and problems, one line each, on standard error."""
+    for each in served:
+        for warning in each.model.warnings:
+            note(f"warning: model '{each.model.name}' version {each.model.version}: {warning}")
+    for problem in problems:
+        note(f"problem: {problem}")
+
+
+def counted(number: int, what: str) -> str:
+    """``1 model``, ``2 models``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"

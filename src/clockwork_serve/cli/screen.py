@@ -1,0 +1,123 @@
+"""What a person sees: progress on standard error, tables on standard output. It computes nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import click
+import msgspec
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+_PLAIN_EVERY_S = 1.0
+_PLAIN_WIDTH = 160
+
+
+class Progress:
+    """A progress bar on a terminal; elsewhere a line now and then. Call :meth:`step` as work is done."""
+
+    def __init__(self, what: str, *, quiet: bool = False) -> None:
+        self._what = what
+        self._quiet = quiet
+        self._bar: RichProgress | None = None
+        self._task: TaskID | None = None
+        self._told = 0.0
+
+        if not quiet and sys.stderr.isatty():
+            self._bar = _rich_bar()
+            self._bar.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def step(self, done: int, total: int, text: str) -> None:
+        """``done`` of ``total`` are done; ``text`` names the last one."""
+        if self._bar is not None:
+            if self._task is None:
+                self._task = self._bar.add_task(self._what, total=total, text="")
+            self._bar.update(self._task, completed=done, total=total, text=text)
+            return
+        now = time.monotonic()
+        if not self._quiet and (done == total or now - self._told >= _PLAIN_EVERY_S):
+            self._told = now
+            click.echo(f"{self._what} {done}/{total}: {text}", err=True)
+
+
+def _rich_bar() -> RichProgress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as RichProgress
+
+    return RichProgress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[text]}", style="dim"),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """A table on standard output; a column whose name starts with ``>`` is set to the right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for column in columns:
+        table.add_column(
+            Text(column.removeprefix(">")), justify="right" if column[0] == ">" else "left", overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH).print(table)
+
+
+def say(line: str) -> None:
+    """One line on standard output."""
+    click.echo(line)
+
+
+def note(line: str) -> None:
+    """One line on standard error: what a person should know and a machine should not read."""
+    click.echo(line, err=True)
+
+
+def show_json(value: object) -> None:
+    """A value as indented JSON on standard output."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def show_json_line(value: object) -> None:
+    """A value as one line of JSON on standard output."""
+    click.echo(msgspec.json.encode(value).decode())
+
+
+def size_text(nbytes: int) -> str:
+    """Bytes for people, in binary units: ``46.7 MiB``."""
+    amount = float(nbytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
