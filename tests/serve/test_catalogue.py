@@ -1,0 +1,117 @@
+"""The catalogue tells the controller what changed, the new before the old goes."""
+
+from __future__ import annotations
+
+from clockwork_serve.messages import (
+    Code,
+    CodeAdded,
+    CodeRemoved,
+    Model,
+    ModelAdded,
+    ModelRemoved,
+    Profile,
+    Weights,
+)
+from clockwork_serve.serve.catalogue import Catalogue
+from clockwork_serve.store import Problem, Served
+
+
+def served(key: str, code_id: str = "c1", priority: int = 0) -> Served:
+    name, version = key.split("/")
+    code = Code(
+        code_id=code_id, backend="onnx", path="/c", inputs=(), outputs=(), batched=True, batch_sizes=(1,),
+        lifted=True,
+    )  # fmt: skip
+    model = Model(
+        key=key, name=name, version=version, code_id=code_id, platform="", max_batch_size=1, batch_sizes=(1,),
+        weights=Weights(weights_id=key, path="/w", size=1), output_bytes=1, priority=priority,
+    )  # fmt: skip
+    return Served(model=model, code=code)
+
+
+def profile(code_id: str = "c1", infer_ns: int = 5) -> Profile:
+    return Profile(
+        code_id=code_id, device_kind="cpu", infer_ns={1: infer_ns}, load_base_ns=1, load_ns_per_mib=1
+    )
+
+
+def problem(name: str, version: str = "") -> Problem:
+    return Problem(model=name, version=version, field="file", expected="one", found="none", advice="add it")
+
+
+def added(each: Served, *profiles: Profile) -> CodeAdded:
+    return CodeAdded(code=each.code, profiles=profiles)
+
+
+def test_codes_come_before_models_and_each_once() -> None:
+    catalogue = Catalogue()
+    a, b = served("a/1"), served("b/1")
+    frames = catalogue.put(["a", "b"], [a, b], [profile(), profile("other")], [])
+    assert frames == [added(a, profile()), ModelAdded(model=a.model), ModelAdded(model=b.model)]
+    assert catalogue.frames() == frames
+    assert catalogue.put(["a", "b"], [a, b], [profile()], []) == []
+
+
+def test_a_new_version_is_added_before_the_old_one_goes() -> None:
+    catalogue = Catalogue()
+    old, new = served("a/1"), served("a/2", "c2")
+    catalogue.put(["a", "b"], [old, served("b/1", "c3")], [profile()], [])
+    assert catalogue.put(["a"], [new], [profile("c2")], []) == [
+        added(new, profile("c2")),
+        ModelAdded(model=new.model),
+        ModelRemoved(model="a/1"),
+        CodeRemoved(code_id="c1"),
+    ]
+    assert [model.key for model in catalogue.models] == ["a/2", "b/1"]
+
+
+def test_a_model_changed_in_place_is_told_again() -> None:
+    catalogue = Catalogue()
+    catalogue.put(["a"], [served("a/1")], [profile()], [])
+    changed = served("a/1", priority=3)
+    assert catalogue.put(["a"], [changed], [], []) == [ModelAdded(model=changed.model)]
+
+
+def test_new_profiles_are_told_and_old_ones_kept_if_there_are_none() -> None:
+    catalogue = Catalogue()
+    a = served("a/1")
+    catalogue.put(["a"], [a], [profile()], [])
+    assert catalogue.put(["a"], [a], [], []) == []
+    assert catalogue.put(["a"], [a], [profile(infer_ns=9)], []) == [added(a, profile(infer_ns=9))]
+
+
+def test_a_code_stays_while_any_model_uses_it() -> None:
+    catalogue = Catalogue()
+    catalogue.put(["a", "b"], [served("a/1"), served("a/2"), served("b/1")], [], [])
+    assert catalogue.remove("a") == [ModelRemoved(model="a/1"), ModelRemoved(model="a/2")]
+    assert catalogue.remove("a") == []
+    assert catalogue.remove("b") == [ModelRemoved(model="b/1"), CodeRemoved(code_id="c1")]
+    assert catalogue.frames() == []
+
+
+def test_the_index_tells_what_is_served_what_is_not_and_why() -> None:
+    catalogue = Catalogue()
+    catalogue.put(
+        ["a", "b", "c"],
+        [served("a/1"), served("b/10"), served("b/9")],
+        [],
+        [problem("c"), problem("b", "11")],
+    )
+    catalogue.remove("a")
+    index = [(each.name, each.version, each.state) for each in catalogue.index(["a", "b", "c", "d"])]
+    assert index == [
+        ("a", "", "UNAVAILABLE"), ("b", "9", "READY"), ("b", "10", "READY"), ("b", "11", "UNAVAILABLE"),
+        ("c", "", "UNAVAILABLE"), ("d", "", ""),
+    ]  # fmt: skip
+    reasons = {each.name: each.reason for each in catalogue.index([])}
+    assert reasons["a"] == "unloaded"
+    assert reasons["c"] == "model 'c': file: expected one, found none; add it"
+
+
+def test_a_model_loaded_again_has_no_old_problem() -> None:
+    catalogue = Catalogue()
+    catalogue.put(["a"], [], [], [problem("a")])
+    catalogue.put(["a"], [served("a/1")], [], [])
+    catalogue.remove("a")
+    catalogue.put(["a"], [served("a/1")], [], [])
+    assert [(each.state, each.reason) for each in catalogue.index([])] == [("READY", "")]

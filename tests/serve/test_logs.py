@@ -1,0 +1,68 @@
+"""One line a record, with the fields that were given."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.serve.logs import configure
+
+
+@pytest.fixture(autouse=True)
+def _root() -> Iterator[None]:
+    """Logging is global: leave it as it was."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_json_lines_hold_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("gateway-0", "info", "json")
+    logging.getLogger("a.b").warning("slow %s", "one", extra={"request_id": "r1", "took": 3})
+    logging.getLogger("a.b").debug("not shown")
+    line = json.loads(capsys.readouterr().err)
+    assert line.pop("time").endswith("Z")
+    assert line == {
+        "level": "warning", "process": "gateway-0", "logger": "a.b", "message": "slow one",
+        "request_id": "r1", "took": 3,
+    }  # fmt: skip
+
+
+def test_text_lines_hold_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("controller", "debug", "text")
+    logging.getLogger("a").debug("hello", extra={"request_id": "r1"})
+    assert capsys.readouterr().err.endswith(" debug   controller: hello request_id=r1\n")
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_tracebacks_are_shown(capsys: pytest.CaptureFixture[str], log_format: str) -> None:
+    configure("controller", "info", log_format)
+    try:
+        int("bad luck")
+    except ValueError:
+        logging.getLogger("a").exception("it broke")
+    said = capsys.readouterr().err
+    assert "it broke" in said
+    assert "ValueError: invalid literal" in said
+    assert (said.count("\n") == 1) == (log_format == "json")
+
+
+def test_a_time_of_almost_a_second_has_three_digits(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("controller", "info", "json")
+    record = logging.makeLogRecord({"msg": "m", "levelname": "INFO", "created": 0.9999, "msecs": 999.9})
+    logging.getLogger().handlers[0].emit(record)
+    assert json.loads(capsys.readouterr().err)["time"] == "1970-01-01T00:00:00.999Z"
+
+
+@pytest.mark.parametrize(
+    ("level", "log_format", "named"), [("loud", "text", "log_level"), ("info", "xml", "log_format")]
+)
+def test_wrong_settings_are_named(level: str, log_format: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=f"{named}: expected one of .*; found"):
+        configure("controller", level, log_format)

@@ -1,0 +1,280 @@
+"""Real child processes: kept running, stopped when asked, gone when their keeper is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from clockwork_serve.serve.child import EXIT_BROKEN
+from clockwork_serve.serve.supervisor import (
+    FAST_DEATHS,
+    FAST_S,
+    RETRY_S_MAX,
+    Backoff,
+    Child,
+    Launch,
+    Supervisor,
+    describe_exit,
+)
+
+WAITER = """
+import sys, time
+print("hello from", sys.argv[1], file=sys.stderr, flush=True)
+time.sleep(60)
+"""
+STUBBORN = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("up", file=sys.stderr, flush=True)
+time.sleep(60)
+"""
+DIES = "import sys; print('no luck', file=sys.stderr); print('today', end='', file=sys.stderr); sys.exit(3)"
+BROKEN = """
+import asyncio, sys
+from clockwork_serve.serve import child
+child.prepare("broken", "info", "text")
+async def serve(stop):
+    asyncio.get_running_loop().call_soon(lambda: 1 / 0)
+    await stop.wait()
+sys.exit(child.run_until_stopped(serve))
+"""
+TAME = """
+import sys
+from clockwork_serve.serve import child
+child.prepare("tame", "info", "text")
+async def serve(stop):
+    print("up", file=sys.stderr, flush=True)
+    await stop.wait()
+    print("bye", file=sys.stderr, flush=True)
+sys.exit(child.run_until_stopped(serve))
+"""
+
+
+@pytest.fixture
+def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Launch]:
+    """Makes a module of a program, where children find it."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def make(program: str) -> Launch:
+        name = f"program_{len(list(tmp_path.glob('*.py')))}"
+        (tmp_path / f"{name}.py").write_text(program)
+        return Launch(name=name, module=name, config='{"x": 1}')
+
+    return make
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def runs(pid: int | None) -> bool:
+    return pid is not None and Path(f"/proc/{pid}").exists()
+
+
+def test_a_child_gets_its_config_and_is_heard(launch: Callable[[str], Launch]) -> None:
+    async def main() -> None:
+        lines: list[str] = []
+        child = Child(launch(WAITER), lines.append)
+        await until(lambda: lines)
+        assert lines == list(child.tail) == ['hello from {"x": 1}']
+        assert await child.stop(grace_s=20) == -signal.SIGTERM
+
+    uvloop.run(main())
+
+
+def test_a_child_that_does_not_stop_is_killed(launch: Callable[[str], Launch]) -> None:
+    async def main() -> None:
+        lines: list[str] = []
+        child = Child(launch(STUBBORN), lines.append)
+        await until(lambda: lines)
+        assert await child.stop(grace_s=0.05) == -signal.SIGKILL
+
+    uvloop.run(main())
+
+
+def test_last_words_are_kept_even_without_a_newline(launch: Callable[[str], Launch]) -> None:
+    async def main() -> None:
+        lines: list[str] = []
+        child = Child(launch(DIES), lines.append)
+        assert await child.ended == 3
+        assert lines == list(child.tail) == ["no luck", "today"]
+
+    uvloop.run(main())
+
+
+def test_output_is_read_apart(launch: Callable[[str], Launch]) -> None:
+    async def main() -> None:
+        lines: list[str] = []
+        output: list[str] = []
+        program = (
+            "import sys; print('out\\nput'); print('err', file=sys.stderr); sys.stdout.buffer.write(b'\\xff')"
+        )
+        child = Child(launch(program), lines.append, output.append)
+        assert await child.ended == 0
+        assert (lines, output) == (["err"], ["out", "put", "\\xff"])
+
+    uvloop.run(main())
+
+
+def test_a_killed_child_is_restarted_until_it_is_stopped(launch: Callable[[str], Launch]) -> None:
+    async def main() -> None:
+        lines: list[str] = []
+        supervisor = Supervisor(lines.append)
+        waiter = launch(WAITER)
+        supervisor.start(waiter)
+        await until(lambda: len(lines) == 1)
+        first = supervisor.pid(waiter.name)
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: len(lines) == 2)
+        second = supervisor.pid(waiter.name)
+        assert second not in (None, first)
+        assert supervisor.hopeless() is None
+        await supervisor.stop(waiter.name, grace_s=20)
+        assert supervisor.pid(waiter.name) is None
+        assert supervisor.names == []
+        assert not runs(second)
+
+    uvloop.run(main())
+
+
+def test_a_child_that_keeps_dying_is_reported_with_its_words(launch: Callable[[str], Launch]) -> None:
+    async def main() -> None:
+        supervisor = Supervisor(lambda line: None)
+        supervisor.start(launch(DIES))
+        await until(supervisor.hopeless)
+        why = supervisor.hopeless()
+        assert why is not None
+        assert "no luck\ntoday" in why
+        await supervisor.kill()
+
+    uvloop.run(main())
+
+
+def test_kill_ends_all_at_once(launch: Callable[[str], Launch]) -> None:
+    async def main() -> None:
+        lines: list[str] = []
+        supervisor = Supervisor(lines.append)
+        launches = [launch(WAITER), launch(STUBBORN)]
+        for each in launches:
+            supervisor.start(each)
+        await until(lambda: len(lines) == 2)
+        pids = [supervisor.pid(each.name) for each in launches]
+        await supervisor.kill()
+        assert [runs(pid) for pid in pids] == [False, False]
+
+    uvloop.run(main())
+
+
+KEEPER = """
+import os, signal, subprocess, sys
+from clockwork_serve.serve.child import KEEPER_PID_VARIABLE
+env = {**os.environ, KEEPER_PID_VARIABLE: str(os.getpid())}
+grandchild = subprocess.Popen(
+    [sys.executable, sys.argv[1]], env=env, start_new_session=True, stderr=subprocess.PIPE, text=True
+)
+print(grandchild.pid, grandchild.stderr.readline().strip(), flush=True)
+signal.pause()
+"""
+
+
+def test_children_do_not_outlive_their_keeper(tmp_path: Path) -> None:
+    (tmp_path / "tame.py").write_text(TAME)
+    (tmp_path / "keeper.py").write_text(KEEPER)
+    keeper = subprocess.Popen(
+        [sys.executable, tmp_path / "keeper.py", tmp_path / "tame.py"], stdout=subprocess.PIPE, text=True
+    )
+    assert keeper.stdout is not None
+    try:
+        pid, word = keeper.stdout.readline().split()
+        assert word == "up"
+        watch = os.pidfd_open(int(pid))
+        keeper.kill()
+        keeper.wait()
+
+        async def gone() -> None:
+            ended = asyncio.Event()
+            asyncio.get_running_loop().add_reader(watch, ended.set)
+            await asyncio.wait_for(ended.wait(), 30)
+
+        uvloop.run(gone())
+        os.close(watch)
+    finally:
+        keeper.kill()
+        keeper.wait()
+        keeper.stdout.close()
+
+
+def test_a_child_whose_keeper_is_gone_already_does_not_start(launch: Callable[[str], Launch]) -> None:
+    tame = launch(TAME)
+    ended = subprocess.run(
+        [sys.executable, "-m", tame.module, "{}"],
+        env={**os.environ, "CLOCKWORK_KEEPER_PID": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stderr) == (1, "the keeper is gone\n")
+
+
+def test_a_child_stops_cleanly_when_asked_and_leaves_ctrl_c_to_the_keeper(
+    launch: Callable[[str], Launch],
+) -> None:
+    async def main() -> None:
+        lines: list[str] = []
+        child = Child(launch(TAME), lines.append)
+        await until(lambda: lines)
+        child.signal(signal.SIGINT)
+        await asyncio.sleep(0.05)
+        assert not child.ended.done()
+        assert await child.stop(grace_s=20) == 0
+        assert lines == ["up", "bye"]
+
+    uvloop.run(main())
+
+
+def test_an_error_that_nobody_caught_ends_the_process(launch: Callable[[str], Launch]) -> None:
+    async def main() -> None:
+        lines: list[str] = []
+        assert await Child(launch(BROKEN), lines.append).ended == EXIT_BROKEN
+        assert any("ZeroDivisionError" in line for line in lines)
+
+    uvloop.run(main())
+
+
+def test_the_first_restart_is_at_once_and_fast_deaths_slow_the_next() -> None:
+    backoff = Backoff()
+    delays = [backoff.died(0.1) for _ in range(20)]
+    assert delays[0] == 0
+    assert delays == sorted(delays)
+    assert (delays[1], delays[-1]) == (0.1, RETRY_S_MAX)
+    assert backoff.died(FAST_S + 1) == 0
+    assert backoff.died(0.1) == 0
+
+
+def test_five_fast_deaths_in_a_row_are_hopeless() -> None:
+    backoff = Backoff()
+    for count in range(1, FAST_DEATHS + 1):
+        backoff.died(0.1)
+        assert backoff.hopeless == (count >= FAST_DEATHS)
+    backoff.died(FAST_S + 1)
+    assert backoff.hopeless is False
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(0, "exit status 0"), (3, "exit status 3"), (-9, "killed by SIGKILL"), (-200, "killed by signal 200")],
+)
+def test_exit_statuses_have_words(status: int, words: str) -> None:
+    assert describe_exit(status) == words
