@@ -1,0 +1,133 @@
+"""The I/O side of a worker process: its link to the controller, and what if it breaks. It never decides."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from clockwork_serve.devices.base import Device
+from clockwork_serve.errors import TransportError
+from clockwork_serve.messages import (
+    CodeAdded,
+    CodeRemoved,
+    Frame,
+    Hello,
+    Infer,
+    Load,
+    Role,
+    Unload,
+    WorkerJoined,
+)
+from clockwork_serve.serve.controller_process import SOCKET_NAME
+from clockwork_serve.serve.lanes import Hands
+from clockwork_serve.serve.transport import Link, connect, hello
+from clockwork_serve.worker import ControllerLost, Stop, Worker, WorkerEvent
+
+RETRY_S: Final = 0.05
+_IDLE_POLL_S: Final = 0.005
+
+_log = logging.getLogger(__name__)
+
+
+class WorkerHost:
+    """One worker on the running loop."""
+
+    def __init__(
+        self, name: str, run_dir: Path, devices: Mapping[str, Device], *, realtime: bool = False
+    ) -> None:
+        self._name = name
+        self._path = run_dir / SOCKET_NAME
+        self._specs = tuple(device.spec for device in devices.values())
+        self._loop = asyncio.get_running_loop()
+        self._link: Link | None = None  # None while there is no controller
+        self._unlinked = asyncio.Event()
+        self.hands = Hands(
+            Worker(self._specs),
+            devices,
+            lambda: self._loop.call_soon_threadsafe(self._deliver),
+            realtime=realtime,
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until ``stop``; then refuse what waits, finish what runs, and return."""
+        self.hands.start()
+        stopped = self._loop.create_task(stop.wait())
+        while not stop.is_set():
+            joined = self._loop.create_task(self._join())
+            await asyncio.wait((stopped, joined), return_when=asyncio.FIRST_COMPLETED)
+            if not joined.done():
+                joined.cancel()
+                break
+            joined.result()
+            lost = self._loop.create_task(self._unlinked.wait())
+            await asyncio.wait((stopped, lost), return_when=asyncio.FIRST_COMPLETED)
+            lost.cancel()
+        stopped.cancel()
+        await self._finish()
+
+    async def _join(self) -> None:
+        """Connect, however often it takes, and offer the devices with empty memory."""
+        own, told = hello(Role.WORKER, self._name), ""
+        while True:
+            try:
+                link = await connect(self._path, own, self._on_frames, self._on_lost)
+            except TransportError as error:
+                if str(error) != told:
+                    told = str(error)
+                    _log.info("no controller yet: %s", told)
+                await asyncio.sleep(RETRY_S)
+                continue
+            self._check(link.peer)
+            self._link = link
+            self._unlinked.clear()
+            link.send(WorkerJoined(worker=self._name, devices=self._specs))
+            _log.info("joined with %s", ", ".join(spec.device for spec in self._specs))
+            return
+
+    def _check(self, peer: Hello) -> None:
+        if peer.role is not Role.CONTROLLER:
+            raise TransportError(
+                f"{self._path}: expected a controller there, found {peer.role} {peer.name!r}"
+            )
+
+    def _on_frames(self, link: Link, frames: list[Frame]) -> None:
+        events: list[WorkerEvent] = []
+        for frame in frames:
+            match frame:
+                case Load() | Unload() | Infer() | CodeAdded() | CodeRemoved():
+                    events.append(frame)
+                case _:
+                    _log.error("the controller sent a %s, which no worker takes", type(frame).__name__)
+        self.hands.post(*events)
+        self._deliver()
+
+    def _on_lost(self, link: Link) -> None:
+        _log.warning("lost the controller: %s", link.lost_because)
+        self._link = None
+        self._unlinked.set()
+        self.hands.post(ControllerLost())
+        # Taken and dropped before a next link exists: it is owed none of these.
+        self._deliver()
+        self.hands.regions.prune()
+
+    def _deliver(self) -> None:
+        answers = self.hands.take()
+        if self._link is None or not answers:
+            return
+        for answer in answers:
+            self._link.send(answer)
+        self._link.flush()
+
+    async def _finish(self) -> None:
+        self.hands.post(Stop())
+        self._deliver()
+        while not self.hands.idle:
+            await asyncio.sleep(_IDLE_POLL_S)
+            self._deliver()
+        if self._link is not None:
+            self._link.close()
+        if not self.hands.close():
+            _log.error("a lane did not end")
