@@ -21,12 +21,14 @@ def read_wav(content: bytes) -> Floats:
         if kind != (1, 2, RATE):
             raise ValueError(f"wav file: expected (1 channel, 2 bytes, {RATE} Hz), found {kind}")
         samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
-    return samples.astype(np.float32) * np.float32(2**-15)
+    level: Floats = samples.astype(np.float32) / np.float32(2**15)
+    return level
 
 
 def tone(hertz: float, samples: int, rate: int = RATE, level: float = 0.5) -> Floats:
     """A sine, shape [samples]."""
-    return (level * np.sin(2 * np.pi * hertz / rate * np.arange(samples))).astype(np.float32)
+    wave_form: Floats = np.sin(2 * np.pi * hertz / rate * np.arange(samples)).astype(np.float32)
+    return wave_form * np.float32(level)
 
 
 def silence(seconds: float) -> Floats:

@@ -83,7 +83,7 @@ MODELS: tuple[DemoModel, ...] = (
             wheels.MAGIKA, wheels.MAGIKA_LABELS, wheels.CHELSEA, wheels.ROCKET, wheels.READY,
             wheels.MINILM_TOKENS,
         ),
-        _as_it_is(wheels.MAGIKA), texts.file_type, 24, 4, {},
+        _as_it_is(wheels.MAGIKA), texts.file_type, 24, 4, {"bytes": (2048,)},
     ),
     DemoModel(
         "minilm", "text embedding", (wheels.MINILM, wheels.MINILM_TOKENS), _minilm,

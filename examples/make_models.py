@@ -1,0 +1,9 @@
+"""Writes ``examples/models``; run it after changing ``clockwork_serve/apps/demo/tiny.py``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clockwork_serve.apps.demo.tiny import write
+
+write(Path(__file__).parent / "models")

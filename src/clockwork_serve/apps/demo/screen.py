@@ -1,0 +1,109 @@
+"""Shows the demo to a person: progress while it runs, and one screen at the end. It measures nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from clockwork_serve.apps.demo.report import ModelRow, Report
+from clockwork_serve.units import MIB
+
+
+def progress_bar(console: Console) -> Progress:
+    """Bars for the steps, gone when they are done."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}", style="dim"),
+        console=console,
+        transient=True,
+    )
+
+
+def show(report: Report, console: Console) -> None:
+    """The one screen."""
+    console.print(_table(report))
+    for line in _lines(report):
+        console.print(line)
+
+
+def _table(report: Report) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("model")
+    table.add_column("answer", overflow="fold", ratio=1)
+    for name in ("copies", "requests", "in time", "rejected", "late", "p50 ms", "p99 ms", "cold"):
+        table.add_column(name, justify="right")
+    for row in report.models:
+        table.add_row(*_cells(row))
+    return table
+
+
+def _cells(row: ModelRow) -> tuple[Text | str, ...]:
+    right = row.answer_ok and row.worst_error <= row.tolerance
+    answer = Text.assemble(("✓ " if right else "✗ ", "green" if right else "bold red"), (row.kind, "dim"))
+    answer.append(f": {row.answer}")
+    return (
+        Text(row.name, "bold"),
+        answer,
+        str(row.instances),
+        str(row.requests),
+        Text(_share(row.ok, row.requests), "green" if row.ok == row.requests else ""),
+        Text(str(row.rejected), "yellow" if row.rejected else "dim"),
+        Text(str(row.late + row.failed), "red" if row.late + row.failed else "dim"),
+        _ms(row.p50_ms),
+        _ms(row.p99_ms),
+        str(row.cold_starts),
+    )
+
+
+def _lines(report: Report) -> list[str]:
+    rows, error = report.models, report.prediction_error
+    total, good = sum(row.requests for row in rows), sum(row.ok for row in rows)
+    reasons: Counter[str] = Counter()
+    for row in rows:
+        reasons.update(row.reasons)
+    told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "none"
+    checked = sum(row.checked for row in rows)
+    worst = max((row.worst_error for row in rows), default=0.0)
+    facts = (
+        ("requests", f"{good} of {total} in time ([bold]{_share(good, total)}[/]); not in time: {told}"),
+        (
+            "load",
+            f"{report.rate:.0f} requests/s for {report.load_s:.0f} s, {report.utilisation:.0%} of the device",
+        ),
+        ("SLOs", f"5, 10 or 20 times batch 1, at least {report.slo_floor_ms:.0f} ms"),
+        ("models", f"{report.instances} registered, {report.weights_bytes / MIB:.0f} MiB of weights"),
+        ("memory", f"{report.device_bytes / MIB:.0f} MiB: {report.loads} loads, {report.unloads} unloads"),
+        ("lane time", f"p50 {_ms(error.lane_p50)} ms, p99 {_ms(error.lane_p99)} ms"),
+        ("prediction", f"off by p50 {_ms(error.p50)} ms, p99 {_ms(error.p99)} ms"),
+        ("answers", f"{checked} compared with plain sessions, worst relative error {worst:.1e}"),
+        ("client", f"sent its requests up to {report.client_lag_p99_ms:.1f} ms late (p99)"),
+        ("took", f"{report.duration_s:.0f} s without downloads"),
+        ("next", "clockwork serve examples/models; docs/demo.md; docs/metrics.md; ARCHITECTURE.md"),
+    )
+    lines = ["", *(f"[dim]{name:<11}[/]{text}" for name, text in facts)]
+    if report.offline:
+        lines.append("[yellow]These were the tiny models of examples/models: nothing could be fetched.[/]")
+    return lines
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "-"
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}" if value < 100 else f"{value:.0f}"

@@ -1,0 +1,222 @@
+"""The demo from beginning to end: set up, serve, ask, load, compare, show; steps are elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from rich.console import Console
+from rich.progress import Progress as Bars
+
+from clockwork_serve.apps.demo.client import Client
+from clockwork_serve.apps.demo.judgement import Judgement, Tensors, relative_error
+from clockwork_serve.apps.demo.load import Answers, Load, Mix, Plan, plan
+from clockwork_serve.apps.demo.meters import Meters, quantile, scrape
+from clockwork_serve.apps.demo.options import DemoOptions
+from clockwork_serve.apps.demo.plain import Recorder, open_plain
+from clockwork_serve.apps.demo.report import (
+    PredictionError,
+    Report,
+    cold_starts_of,
+    model_row,
+    percentile,
+)
+from clockwork_serve.apps.demo.screen import progress_bar, show
+from clockwork_serve.apps.demo.stage import Stage, set_up
+from clockwork_serve.devices import DeviceConfig
+from clockwork_serve.serve.server import Progress, RunningServer, ServerConfig, running_server
+from clockwork_serve.store import Cache, StoreConfig
+from clockwork_serve.units import NS_PER_MS, align
+
+MEMORY_SHARE = 0.2
+"""Device memory as a share of all weights' bytes."""
+
+START_S = 180.0
+CASES = 8
+"""Different requests of one model in the load, at most."""
+
+
+class Demo:
+    """One run of the demo."""
+
+    def __init__(self, options: DemoOptions, console: Console | None = None) -> None:
+        self._options = options
+        self._console = console or Console()
+        self._log: deque[str] = deque(maxlen=200)
+        self._recorders: dict[str, Recorder] = {}
+        self._judgements: dict[str, Judgement] = {}
+        self._errors: defaultdict[str, list[float]] = defaultdict(list)
+
+    def run(self) -> int:
+        """Everything; the exit status."""
+        started = time.monotonic()
+        with progress_bar(self._console) as bars:
+            stage = set_up(self._options, self._console, bars)
+            device = _device(stage)
+            self._ask_plain(stage, bars)
+            with running_server(
+                _server_config(stage, device),
+                timeout_s=START_S,
+                on_progress=_on_progress(bars),
+                on_line=self._log.append,
+            ) as server:
+                self._ask_served(stage, server, bars)
+                mixes = self._mixes(stage)
+                planned = plan(mixes, self._options.seconds, self._options.utilisation, self._options.seed)
+                answers = self._send(planned, mixes, server, bars)
+                meters = scrape(server.metrics_url)
+            self._compare(stage, answers, bars)
+        duration_s = time.monotonic() - started - stage.fetched_s
+        report = self._report(stage, device, planned, answers, meters, duration_s)
+        show(report, self._console)
+        if self._options.json is not None:
+            self._options.json.write_bytes(report.to_json())
+        return 0 if report.good else 1
+
+    def _ask_plain(self, stage: Stage, bars: Bars) -> None:
+        """Ask plain sessions first: their answers are what the server's are compared with."""
+        task = bars.add_task("asking plain ONNX Runtime", total=len(stage.models), note="")
+        for model in stage.models:
+            bars.update(task, note=model.name)
+            recorder = Recorder(open_plain(stage.root / model.name / "1"))
+            model.ask(stage.files, recorder)
+            self._recorders[model.name] = recorder
+            bars.advance(task)
+        bars.remove_task(task)
+
+    def _ask_served(self, stage: Stage, server: RunningServer, bars: Bars) -> None:
+        """Ask the server the same questions, by HTTP and gRPC in turn."""
+        task = bars.add_task("asking the server", total=len(stage.models), note="")
+        with Client(server.http_url, server.grpc_url) as client:
+            for model in stage.models:
+                bars.update(task, note=model.name)
+                expected = iter(self._recorders[model.name].calls)
+
+                def send(inputs: Tensors, name: str = model.name, calls: object = expected) -> Tensors:
+                    outputs = client.ask(name, inputs)
+                    _, wanted = next(calls)  # type: ignore[call-overload]
+                    self._errors[name].append(relative_error(outputs, wanted))
+                    return outputs
+
+                self._judgements[model.name] = model.ask(stage.files, send)
+                bars.advance(task)
+        bars.remove_task(task)
+
+    def _mixes(self, stage: Stage) -> list[Mix]:
+        code_ids = {served.model.name: served.code.code_id for served in stage.served}
+        store = Cache(stage.cache)
+        try:
+            mixes = []
+            for model in stage.models:
+                recorder = self._recorders[model.name]
+                profile = store.profile(code_ids[model.name], "cpu")
+                measured_ms = profile.infer_ns[1] / NS_PER_MS if profile else recorder.fastest_ms
+                step = -(-len(recorder.calls) // CASES)
+                cases = tuple(inputs for inputs, _ in recorder.calls[::step])
+                mixes.append(Mix(model.name, stage.instances_of(model), cases, measured_ms))
+            return mixes
+        finally:
+            store.close()
+
+    def _send(self, planned: Plan, mixes: list[Mix], server: RunningServer, bars: Bars) -> Answers:
+        task = bars.add_task("open-loop load", total=len(planned.shots), note="")
+
+        def on_progress(answers: Answers) -> None:
+            good = sum(hit.outcome == "ok" for hit in answers.hits)
+            note = f"{planned.rate:.0f} requests/s, {good} in time, {len(answers.hits) - good} not"
+            bars.update(task, completed=len(answers.hits), note=note)
+
+        load = Load(mixes, on_progress)
+        answers = asyncio.run(load.send(planned.shots, server.http_url, server.grpc_url))
+        bars.remove_task(task)
+        return answers
+
+    def _compare(self, stage: Stage, answers: Answers, bars: Bars) -> None:
+        """Ask a plain session of every instance's own file what the server answered under load."""
+        base_of = {each.name: each.base for each in stage.instances}
+        task = bars.add_task("comparing every instance", total=len(answers.first), note="")
+        cases = {mix.name: mix.cases for mix in self._mixes(stage)}
+
+        def error_of(instance: str) -> float:
+            case, found = answers.first[instance]
+            expected = open_plain(stage.root / instance / "1")(cases[base_of[instance]][case])
+            bars.advance(task)
+            return relative_error(found, expected)
+
+        with ThreadPoolExecutor(2, "compare") as pool:
+            for instance, error in zip(answers.first, pool.map(error_of, answers.first), strict=True):
+                self._errors[base_of[instance]].append(error)
+        bars.remove_task(task)
+
+    def _report(
+        self, stage: Stage, device: DeviceConfig, planned: Plan, answers: Answers,
+        meters: Meters, duration_s: float,
+    ) -> Report:  # fmt: skip
+        cold = cold_starts_of({each.name: each.base for each in stage.instances}, meters.cold_starts)
+        hits = {
+            model.name: [hit for hit in answers.hits if hit.shot.model == model.name]
+            for model in stage.models
+        }
+        return Report(
+            models=tuple(
+                model_row(
+                    model, self._judgements[model.name], hits[model.name], self._errors[model.name],
+                    cold[model.name],
+                )
+                for model in stage.models
+            ),
+            instances=len(stage.instances),
+            loads=meters.loads,
+            unloads=meters.unloads,
+            prediction_error=PredictionError(
+                p50=quantile(meters.errors_ms, 0.5), p99=quantile(meters.errors_ms, 0.99),
+                lane_p50=quantile(meters.lane_ms, 0.5), lane_p99=quantile(meters.lane_ms, 0.99),
+            ),
+            duration_s=round(duration_s, 1),
+            device_bytes=device.memory_bytes,
+            weights_bytes=stage.weights_bytes,
+            rate=round(planned.rate, 1),
+            utilisation=planned.utilisation,
+            load_s=self._options.seconds,
+            slo_floor_ms=round(planned.floor_ms, 1),
+            client_lag_p99_ms=percentile(answers.lags_ms, 99) or 0.0,
+            offline=stage.offline,
+        )  # fmt: skip
+
+
+def _device(stage: Stage) -> DeviceConfig:
+    """One CPU device whose memory holds a fifth of the weights, and the largest in any case."""
+    largest = max(served.model.weights.size for served in stage.served)
+    plain = DeviceConfig(device="cpu:0")
+    wanted = max(round(MEMORY_SHARE * stage.weights_bytes), largest)
+    return DeviceConfig(device="cpu:0", memory_bytes=align(wanted, plain.page_bytes))
+
+
+def _server_config(stage: Stage, device: DeviceConfig) -> ServerConfig:
+    return ServerConfig(
+        repository=str(stage.root),
+        store=StoreConfig(cache_dir=str(stage.cache)),
+        devices=(device,),
+        http_port=0,
+        grpc_port=0,
+        metrics_port=0,
+        log_level="warning",
+    )
+
+
+def _on_progress(bars: Bars) -> Callable[[Progress], None]:
+    """Show the server's own steps, one bar for each stage."""
+    tasks: dict[str, int] = {}
+
+    def progress(step: Progress) -> None:
+        task = tasks.get(step.stage)
+        if task is None:
+            words = {"compile": "reading compiled models", "profile": "profiling", "start": "starting"}
+            task = tasks[step.stage] = bars.add_task(words.get(step.stage, step.stage), total=None, note="")
+        visible = step.done < step.total
+        bars.update(task, completed=step.done, total=step.total, note=step.text, visible=visible)  # type: ignore[arg-type]
+
+    return progress
