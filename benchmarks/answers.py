@@ -1,0 +1,209 @@
+"""Every demo model's answers against a plain ONNX Runtime session, through the public client, HTTP and gRPC.
+
+Each model is asked with real inputs: alone, as a request of as many rows as each batch size the server uses,
+and as many requests at once that share batches (the server's statistics say which batch sizes ran). The
+error is max|a - b| / max|b|; recurrent models, whose fused kernels differ between batch sizes, are allowed
+more.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc
+import tritonclient.http
+
+from benchmarks.report import Outcome, finish, parser, table
+from benchmarks.serving import Serving, serve
+from clockwork_serve.apps.demo import copies, plain
+from clockwork_serve.apps.demo.client import inputs_of, outputs_of
+from clockwork_serve.apps.demo.fetch import Files
+from clockwork_serve.apps.demo.judgement import Send, Tensors, relative_error
+from clockwork_serve.apps.demo.zoo import RECURRENT, DemoModel, available
+from clockwork_serve.units import GIB
+
+SLO_MS = 60_000
+TOGETHER = 3
+"""So many requests at once as this times the largest batch: enough for full batches behind the first."""
+
+
+@dataclass(slots=True)
+class Row:
+    """What was found of one model; errors by how it was asked."""
+
+    name: str
+    tolerance: float
+    batch_sizes: list[int] = field(default_factory=list)
+    ran: list[int] = field(default_factory=list)
+    errors: dict[str, float] = field(default_factory=dict)
+
+    def note(self, how: str, error: float) -> None:
+        """Keep the worst."""
+        self.errors[how] = max(error, self.errors.get(how, 0.0))
+
+    @property
+    def good(self) -> bool:
+        """Whether all errors are allowed and every batch size ran."""
+        return max(self.errors.values()) <= self.tolerance and set(self.ran) >= set(self.batch_sizes)
+
+
+def write_repository(files: Files, models: Sequence[DemoModel], root: Path) -> None:
+    """Each model once, as it is."""
+    for model in models:
+        folder = root / model.name / "1"
+        folder.mkdir(parents=True)
+        (folder / "model.onnx").write_bytes(model.build(files))
+        (folder.parent / "clockwork.toml").write_text(copies.settings(model))
+
+
+def real_inputs(model: DemoModel, files: Files, session: Send) -> list[Tensors]:
+    """What the demo asks of it."""
+    recorder = plain.Recorder(session)
+    model.ask(files, recorder)
+    return [inputs for inputs, _ in recorder.calls]
+
+
+def varied(inputs: Sequence[Tensors], rows: int) -> list[Tensors]:
+    """``rows`` requests of one row and one shape that differ where numbers may: scaled by factors near 1."""
+    first = next(iter(inputs))
+    alike = [one for one in inputs if all(one[name].shape == array.shape for name, array in first.items())]
+    return [
+        {
+            name: array * array.dtype.type(1 + 0.01 * index) if array.dtype.kind == "f" else array
+            for name, array in alike[index % len(alike)].items()
+        }
+        for index in range(rows)
+    ]
+
+
+def stacked(requests: Sequence[Tensors]) -> Tensors:
+    """One request with the rows of all."""
+    return {name: np.concatenate([one[name] for one in requests]) for name in requests[0]}
+
+
+class Asker:
+    """Sends requests through both public clients."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._address = address = serving.http_url.removeprefix("http://")
+        self._http = tritonclient.http.InferenceServerClient(address, concurrency=64, network_timeout=120.0)
+        self._grpc = tritonclient.grpc.InferenceServerClient(serving.grpc_url)
+
+    def http(self, model: str, tensors: Tensors) -> Tensors:
+        """One request by HTTP."""
+        inputs = inputs_of(tensors, tritonclient.http)
+        return outputs_of(self._http.infer(model, inputs, parameters={"slo_ms": SLO_MS}), http=True)
+
+    def grpc(self, model: str, tensors: Tensors) -> Tensors:
+        """One request by gRPC."""
+        inputs = inputs_of(tensors, tritonclient.grpc)
+        return outputs_of(self._grpc.infer(model, inputs, parameters={"slo_ms": SLO_MS}), http=False)
+
+    def together(self, model: str, requests: Sequence[Tensors]) -> list[Tensors]:
+        """All at once, by HTTP and gRPC in turn."""
+        with ThreadPoolExecutor(len(requests)) as pool:
+            asks: list[Callable[[str, Tensors], Tensors]] = [self._http_alone, self.grpc]
+            sent = [pool.submit(asks[index % 2], model, one) for index, one in enumerate(requests)]
+            return [one.result() for one in sent]
+
+    def _http_alone(self, model: str, tensors: Tensors) -> Tensors:
+        """With a client of its own: the public HTTP client is for one thread."""
+        client = tritonclient.http.InferenceServerClient(self._address, network_timeout=120.0)
+        try:
+            inputs = inputs_of(tensors, tritonclient.http)
+            return outputs_of(client.infer(model, inputs, parameters={"slo_ms": SLO_MS}), http=True)
+        finally:
+            client.close()
+
+    def close(self) -> None:
+        """Close both clients."""
+        self._http.close()
+        self._grpc.close()
+
+
+def batches_run(serving: Serving, model: str) -> dict[int, int]:
+    """Executions by batch size so far."""
+    (record,) = serving.get(f"/v2/models/{model}/stats")["model_stats"]
+    return {batch["batch_size"]: batch["compute_infer"]["count"] for batch in record["batch_stats"]}
+
+
+def examine(model: DemoModel, files: Files, root: Path, serving: Serving, asker: Asker) -> Row:
+    """All ways of asking one model."""
+    session = plain.open_plain(root / model.name / "1")
+    inputs = real_inputs(model, files, session)
+    row = Row(model.name, model.tolerance)
+    for one in inputs:
+        expected = session(one)
+        row.note("alone, HTTP", relative_error(asker.http(model.name, one), expected))
+        row.note("alone, gRPC", relative_error(asker.grpc(model.name, one), expected))
+    config: dict[str, Any] = serving.get(f"/v2/models/{model.name}/config")
+    largest = int(config["max_batch_size"])
+    row.batch_sizes = [size for size in (1, 2, 4, 8, 16) if size <= max(1, largest)]
+    for size in row.batch_sizes[1:] if largest else []:
+        rows = stacked(varied(inputs, size))
+        expected = session(rows)
+        row.note("as rows", relative_error(asker.http(model.name, rows), expected))
+        row.note("as rows", relative_error(asker.grpc(model.name, rows), expected))
+    requests = varied(inputs, TOGETHER * max(1, largest))
+    for one, found in zip(requests, asker.together(model.name, requests), strict=True):
+        row.note("together", relative_error(found, session(one)))
+    row.ran = sorted(batches_run(serving, model.name))
+    return row
+
+
+def conclude(rows: Sequence[Row]) -> Outcome:
+    """The table and the promise."""
+    ways = ("alone, HTTP", "alone, gRPC", "as rows", "together")
+    print(
+        table(
+            ("model", *ways, "allowed", "batch sizes run"),
+            [
+                (
+                    row.name, *(f"{row.errors[way]:.1e}" if way in row.errors else "-" for way in ways),
+                    f"{row.tolerance:.0e}", " ".join(map(str, row.ran)),
+                )
+                for row in rows
+            ],
+        )
+    )  # fmt: skip
+    outcome = Outcome("benchmarks.answers")
+    bad = [row.name for row in rows if not row.good]
+    recurrent = ", ".join(row.name for row in rows if row.tolerance == RECURRENT)
+    outcome.judge(
+        "models whose answers are a plain session's", asked=f"all {len(rows)} (5e-4: {recurrent or 'none'})",
+        found=f"{len(rows) - len(bad)}{', not ' + ', '.join(bad) if bad else ''}",
+        good=not bad and bool(rows),
+    )  # fmt: skip
+    outcome.figures = {
+        row.name: {"errors": row.errors, "allowed": row.tolerance, "batch_sizes": row.ran} for row in rows
+    }
+    return outcome
+
+
+def main() -> int:
+    """Run it; returns the exit status."""
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("--files", type=Path, required=True, help="where the demo keeps its files")
+    options.add_argument("--models", nargs="*", metavar="NAME", help="only these")
+    given = options.parse_args()
+    files = Files(given.files)
+    models = [model for model in available(files) if not given.models or model.name in given.models]
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name) / "models"
+        write_repository(files, models, root)
+        with serve(root, memory_bytes=GIB // 2) as serving:
+            asker = Asker(serving)
+            rows = [examine(model, files, root, serving, asker) for model in models]
+            asker.close()
+    return finish(conclude(rows), given.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
