@@ -17,11 +17,11 @@ from clockwork_serve.controller import Controller, ControllerConfig
 from clockwork_serve.messages import Role
 from clockwork_serve.serve import child
 from clockwork_serve.serve.exchange import Brain, Exchange
-from clockwork_serve.serve.transport import hello, listen
+from clockwork_serve.serve.transport import SOCKET_NAME, hello, listen
 from clockwork_serve.telemetry import Journal, Recorder
 
-SOCKET_NAME: Final = "controller.sock"
-"""The file in the run directory that every other process connects to."""
+__all__ = ["SOCKET_NAME", "ControllerProcessConfig", "freeze", "main", "serve"]
+
 JOURNAL_FLUSH_S: Final = 1.0
 _FREEZE_AFTER_S: Final = 5.0
 

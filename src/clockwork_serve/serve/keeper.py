@@ -18,7 +18,6 @@ import msgspec
 from clockwork_serve.errors import ClockworkError, ConfigError, RepositoryError, TransportError
 from clockwork_serve.messages import Ask, Drain, Question, Reply
 from clockwork_serve.serve.catalogue import Catalogue
-from clockwork_serve.serve.controller_process import SOCKET_NAME
 from clockwork_serve.serve.health import healthy, listens
 from clockwork_serve.serve.keeper_link import ControllerLink
 from clockwork_serve.serve.launches import launches
@@ -26,6 +25,7 @@ from clockwork_serve.serve.ports import Ports
 from clockwork_serve.serve.preparation import OnProgress, Preparation, Prepared, Progress, prepare
 from clockwork_serve.serve.server_config import ServerConfig
 from clockwork_serve.serve.supervisor import Supervisor
+from clockwork_serve.serve.transport import SOCKET_NAME
 
 POLL_S: Final = 0.02
 STOP_GRACE_S: Final = 5.0

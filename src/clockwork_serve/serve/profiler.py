@@ -75,7 +75,7 @@ class _Measurement:
         try:
             load_ns = self._loads()
             batches = _Batches(self._code, self._resident, held)
-            fills = self._accepted_fills()
+            fills = self._accepted_fills(batches)
             for batch in self._code.batch_sizes:
                 self._measure(batch, fills, batches)
             self._unload()
@@ -108,10 +108,10 @@ class _Measurement:
                 break
         return round(statistics.median(durations))
 
-    def _accepted_fills(self) -> tuple[Fill, ...] | None:
+    def _accepted_fills(self, batches: _Batches) -> tuple[Fill, ...] | None:
         for fills in fills_to_try(self._code):
             try:
-                self._infer(1, fills)
+                batches.row_ns = self._infer(1, fills)
             except DeviceError as error:
                 _log.debug("%s refused %s: %s", self._model.key, fills, error)
             else:
@@ -120,7 +120,7 @@ class _Measurement:
 
     def _measure(self, batch: int, fills: tuple[Fill, ...] | None, batches: _Batches) -> None:
         expected_ns = batches.expected_ns(batch)
-        if fills is None or expected_ns > EXTRAPOLATE_NS:
+        if fills is None or (batch > 1 and expected_ns > EXTRAPOLATE_NS):
             batches.add(batch, expected_ns)
             return
         durations: list[int] = []
@@ -177,6 +177,7 @@ class _Batches:
     def __init__(self, code: Code, resident: int, held: int) -> None:
         self._code = code
         self._before = resident + held
+        self.row_ns = REFUSED_NS  # of the first run, until a batch size was measured
         self.infer_ns: dict[int, int] = {}
         self.workspace_bytes: dict[int, int] = {}
         self.io_bytes: dict[int, int] = {}
@@ -191,7 +192,7 @@ class _Batches:
     def expected_ns(self, batch: int) -> int:
         """In proportion to the largest batch so far: what no batch should exceed by much."""
         if not self.infer_ns:
-            return REFUSED_NS * batch
+            return self.row_ns * batch
         largest = max(self.infer_ns)
         return self.infer_ns[largest] * batch // largest
 

@@ -26,6 +26,8 @@ from clockwork_serve.serve.clock import ClockAlignment, to_controller, to_local
 from clockwork_serve.serve.framing import FrameReader, FrameWriter
 from clockwork_serve.units import MIB
 
+SOCKET_NAME: Final = "controller.sock"
+"""The file in the run directory on which the controller listens; every other process connects to it."""
 PROTOCOL: Final = 1
 UNSENT_BYTES_MAX: Final = 256 * MIB
 """A peer that is this far behind has stopped reading; waiting for it would only eat memory."""

@@ -1,0 +1,92 @@
+"""Profiles of a repository: measured in a process each, kept, and guessed with a warning where that fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from clockwork_serve.devices import DeviceConfig
+from clockwork_serve.messages import Code, Model, Profile, TensorSpec, Weights
+from clockwork_serve.serve.profiler import REFUSED_NS
+from clockwork_serve.serve.profiling import profile_all
+from clockwork_serve.store import Cache, Repository, Served, StoreConfig, compile_all
+from clockwork_serve.units import MIB
+from tests.serve.onnx_models import affine, put
+
+
+class Shelf:
+    """A cache of profiles in memory."""
+
+    def __init__(self) -> None:
+        self.profiles: dict[tuple[str, str], Profile] = {}
+
+    def profile(self, code_id: str, device_kind: str) -> Profile | None:
+        return self.profiles.get((code_id, device_kind))
+
+    def save_profile(self, profile: Profile) -> None:
+        self.profiles[profile.code_id, profile.device_kind] = profile
+
+
+CPU = DeviceConfig(device="cpu:0", memory_bytes=MIB)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> list[Served]:
+    """Two models of one architecture."""
+    root = tmp_path_factory.mktemp("repository")
+    config = StoreConfig(cache_dir=str(tmp_path_factory.mktemp("cache")), largest_batch=2, max_batch_size=2)
+    put(root, "a", affine(1))
+    put(root, "b", affine(2))
+    cache = Cache(config.cache_dir)
+    found, problems = compile_all(Repository(root, config), cache)
+    cache.close()
+    assert problems == []
+    return found
+
+
+def broken(path: Path) -> Served:
+    x = TensorSpec(name="x", datatype="FP32", shape=(4,))
+    code = Code(
+        code_id="broken", backend="onnx", path=str(path), inputs=(x,), outputs=(x,), batched=True,
+        batch_sizes=(1, 2), lifted=True,
+    )  # fmt: skip
+    model = Model(
+        key="bad/1", name="bad", version="1", code_id="broken", platform="", max_batch_size=2,
+        batch_sizes=(1, 2), weights=Weights(weights_id="w", path=str(path), size=4), output_bytes=64,
+    )  # fmt: skip
+    return Served(model=model, code=code)
+
+
+def test_one_code_is_measured_once_and_kept(served: list[Served]) -> None:
+    shelf = Shelf()
+    told: list[tuple[int, int, str]] = []
+    first = profile_all(served, [CPU], shelf, lambda *progress: told.append(progress))
+    assert told == [(1, 1, "a/1")]
+    assert first.warnings == ()
+    (measured,) = first.profiles
+    assert measured.device_kind == "cpu"
+    assert measured.infer_ns.keys() == {1, 2}
+    assert all(duration > 0 for duration in measured.infer_ns.values())
+    marked = msgspec.structs.replace(measured, load_base_ns=12345)
+    shelf.save_profile(marked)
+    assert profile_all(served, [CPU, CPU], shelf).profiles == (marked,), (
+        "from the cache, once for equal devices"
+    )
+
+
+def test_a_code_that_cannot_be_measured_is_guessed_with_a_warning(tmp_path: Path) -> None:
+    shelf = Shelf()
+    found = profile_all([broken(tmp_path)], [CPU], shelf)
+    assert found.profiles[0].infer_ns == {1: REFUSED_NS, 2: 2 * REFUSED_NS}
+    assert "bad/1: profiling failed" in found.warnings[0]
+    assert shelf.profiles == {}, "a guess is not kept"
+
+
+def test_an_emulated_device_knows_its_profile(served: list[Served]) -> None:
+    shelf = Shelf()
+    emulated = DeviceConfig(device="emulated:0", kind="emulated", profile="v100")
+    (found,) = profile_all(served, [emulated], shelf).profiles
+    assert found.device_kind == "emulated:v100"
+    assert shelf.profiles == {}
