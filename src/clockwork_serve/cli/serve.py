@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _SHOWN = (
     "device", "slo_ms", "host", "http_port", "grpc_port", "metrics_port", "gateways", "device_memory",
-    "page_size", "policy", "reject", "drain_s", "cache", "model_control", "pin", "realtime", "log_format", "log_level",
+    "page_size", "policy", "reject", "drain_s", "cache", "model_control", "pin", "realtime", "log_format",
+    "log_level",
 )  # fmt: skip
 _STAGES = {"compile": "compiling", "profile": "profiling", "start": "starting"}
 

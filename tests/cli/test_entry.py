@@ -1,0 +1,113 @@
+"""How the command line as a whole behaves: help, errors, ends."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clockwork_serve import __version__
+from clockwork_serve.cli.entry import clockwork, run
+
+HEAVY = ("asyncio", "grpc", "numpy", "onnx", "onnxruntime", "rich", "uvloop")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = f"""
+import sys
+from clockwork_serve.cli.entry import run
+assert run(["--help"]) == 0
+print("heavy:", [name for name in {HEAVY} if name in sys.modules])
+"""
+
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert ended.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in clockwork.commands:
+        assert run([name, "--help"]) == 0
+        assert "Usage: clockwork" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"clockwork {__version__}\n"
+
+
+def test_alone_it_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 2
+    assert "serve" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serv"], "Did you mean 'serve'? See clockwork --help"),
+        (["serve", "--devize", "cpu"], "See clockwork serve --help"),
+        (["serve"], "expected the folder of a model repository, found none"),
+        (
+            ["serve", "x", "--http-port", "80a"],
+            "http_port (from --http-port): expected a port from 0 to 65535",
+        ),
+        (["serve", "x", "--device", "cuda:0"], "CUDA devices are not built yet"),
+        (["serve", "x", "--slo-ms", "-5"], "slo_ms (from --slo-ms): expected a number above 0"),
+        (
+            ["serve", "x", "--config", "/nowhere.toml"],
+            "config (from /nowhere.toml): expected a readable file",
+        ),
+        (["models", "load"], "Missing argument 'MODEL'. See clockwork models load --help"),
+    ],
+)
+def test_misuse_is_one_line_that_says_what_to_do(
+    arguments: list[str], said: str, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: ")
+    assert shown.err.count("\n") == 1
+    assert said in shown.err
+
+
+def test_a_misspelt_variable_is_mentioned(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CLOCKWORK_HTPP_PORT", "80")
+
+    assert run(["validate", str(repository)]) == 0
+    assert "warning: CLOCKWORK_HTPP_PORT: no setting has this name" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_it_without_a_traceback() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        command = [sys.executable, "-m", "clockwork_serve", "models", "--url", url, "list"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+            deaf.settimeout(60)
+            connection, _ = deaf.accept()
+            child.send_signal(signal.SIGINT)
+            _, said = child.communicate(timeout=60)
+            connection.close()
+
+    assert child.returncode == 130
+    assert said.strip() == "interrupted"
+
+
+def test_a_reader_that_went_away_is_no_traceback(repository: Path) -> None:
+    command = [sys.executable, "-m", "clockwork_serve", "serve", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        said = child.stderr.read()
+        child.wait(timeout=60)
+
+    assert said == ""
+    assert child.returncode == 1

@@ -1,0 +1,109 @@
+"""``clockwork models`` against a small server that speaks the repository API."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from clockwork_serve.cli.entry import run
+
+INDEX = [
+    {"name": "cat", "version": "1", "state": "READY", "reason": ""},
+    {"name": "dog", "version": "", "state": "UNAVAILABLE", "reason": "unloaded"},
+]
+
+
+class Repository(BaseHTTPRequestHandler):
+    """Knows ``a/cat``; remembers what it was asked."""
+
+    asked: list[tuple[str, object]]
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append((self.path, body))
+        if self.path == "/v2/repository/index":
+            self._answer(200, json.dumps(INDEX).encode())
+        elif "/a%2Fcat/" in self.path:
+            self._answer(200, b"")
+        elif "/html/" in self.path:
+            self._answer(502, b"<html>")
+        else:
+            self._answer(404, b'{"error": "unknown model"}')
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Quiet."""
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, list[tuple[str, object]]]]:
+    asked: list[tuple[str, object]] = []
+    handler = type("Handler", (Repository,), {"asked": asked})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_port}", asked
+        http.shutdown()
+        thread.join()
+
+
+def test_list_shows_state_and_reason(
+    server: tuple[str, list[tuple[str, object]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, asked = server
+
+    assert run(["models", "--url", url, "list", "--ready"]) == 0
+
+    shown = capsys.readouterr().out
+    assert "unloaded" in shown
+    assert "1 of 2 model versions ready" in shown
+    assert asked == [("/v2/repository/index", {"ready": True})]
+
+
+def test_list_for_machines(
+    server: tuple[str, list[tuple[str, object]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["models", "--url", server[0], "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == INDEX
+
+
+@pytest.mark.parametrize(("command", "done"), [("load", "loaded"), ("unload", "unloaded")])
+def test_load_and_unload_quote_the_name(
+    server: tuple[str, list[tuple[str, object]]], command: str, done: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, asked = server
+
+    assert run(["models", "--url", url, command, "a/cat"]) == 0
+    assert capsys.readouterr().out == f"a/cat: {done}\n"
+    assert asked == [(f"/v2/repository/models/a%2Fcat/{command}", {})]
+    assert run(["models", "--url", url, command, "a/cat", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"model": "a/cat", "state": done}
+
+
+def test_a_refusal_is_told_in_the_server_s_words(
+    server: tuple[str, list[tuple[str, object]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["models", "--url", server[0], "load", "cow"]) == 1
+    assert capsys.readouterr().err == "error: the server answered 404: unknown model\n"
+    assert run(["models", "--url", server[0], "load", "html"]) == 1
+    assert capsys.readouterr().err == "error: the server answered 502: Bad Gateway\n"
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://x:port", "http://x:99999"])
+def test_an_address_that_is_none(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models", "--url", url, "list"]) == 2
+    assert "url: expected http://HOST:PORT" in capsys.readouterr().err
+
+
+def test_no_server_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models", "--url", "127.0.0.1:1", "list"]) == 1
+    assert "start one with clockwork serve REPO" in capsys.readouterr().err

@@ -1,0 +1,92 @@
+"""``validate``, ``compile`` and ``profile``: their screens, their JSON, their exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clockwork_serve.cli.entry import run
+
+COMMANDS = ("validate", "compile", "profile")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_good_repository_is_a_table_and_exit_0(
+    command: str, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    devices = ["--device", "emulated:v100"] if command == "profile" else []
+
+    assert run([command, str(repository), *devices]) == 0
+
+    shown = capsys.readouterr()
+    assert "slow/1" in shown.out
+    assert "compiling 1/1: slow/1" in shown.err
+    assert "problem:" not in shown.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_broken_model_is_named_and_exit_1(
+    command: str, broken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    devices = ["--device", "emulated:v100"] if command == "profile" else []
+
+    assert run([command, str(broken), *devices]) == 1
+
+    shown = capsys.readouterr()
+    assert "slow/1" in shown.out
+    assert "problem: model 'broken'" in shown.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_folder_that_is_not_there_is_one_line(
+    command: str, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([command, str(repository / "none")]) == 1
+    assert capsys.readouterr().err.startswith("error: model repository: expected a readable folder")
+
+
+def test_validate_for_machines(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["validate", str(broken), "--json"]) == 1
+
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    assert shown.err == ""
+    assert found["ok"] is False
+    assert found["models"] == [{"name": "slow", "version": "1", "warnings": []}]
+    assert [problem["model"] for problem in found["problems"]] == ["broken"]
+
+
+def test_compile_for_machines(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["compile", str(repository), "--json"]) == 0
+
+    [model] = json.loads(capsys.readouterr().out)["models"]
+    assert (model["name"], model["backend"], model["weights_bytes"]) == ("slow", "emulated", 2 << 20)
+
+
+def test_profile_for_machines(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["profile", str(repository), "--device", "emulated:v100", "--json"]) == 0
+
+    found = json.loads(capsys.readouterr().out)
+    [profile] = found["profiles"]
+    assert profile["device_kind"] == "emulated:v100"
+    assert profile["infer_ns"] == {"1": 5_000_000, "8": 20_000_000}
+    assert found["models"] == {profile["code_id"]: ["slow/1"]}
+
+
+def test_a_setting_reaches_the_work(repository: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "elsewhere"
+
+    assert run(["compile", str(repository), "--cache", str(cache)]) == 0
+    assert list(cache.iterdir()) != []
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+
+    assert run(["compile", str(repository), "--cache", str(blocked)]) == 1
+    assert capsys.readouterr().err.startswith("error: cache_dir: expected a folder that can be written")

@@ -1,0 +1,147 @@
+"""The rules of the house that no tool checks, over every file that git knows."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FILE_LINES = 400
+TEST_FILE_LINES = 500
+FUNCTION_LINES = 50
+MODULES_THAT_PRINT = ("src/clockwork_serve/cli/", "src/clockwork_serve/apps/", "benchmarks/", "examples/")
+EMPTY_NAMES = {"utils", "util", "common", "manager", "helper", "helpers", "misc", "handler", "data", "info"}
+PROMISES = re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X|HACK)\b|NotImplemented" + "Error")
+PLACES = re.compile(r"(?<![\w.~$}])/(?:home|root|work|Users|mnt)/\w")
+REGISTRIES = re.compile(r"\b(?:py" + r"pi|files\.python" + r"hosted|npm" + r"js|crates)\.(?:org|io|com)\b")
+TEXT = {".py", ".md", ".toml", ".txt", ".cfg", ".yml", ".yaml", ".sh", ".csv", ".json", ".proto", ""}
+
+
+@cache
+def tracked() -> list[str]:
+    """Paths that git knows and that are there; outside a checkout the test has nothing to say."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [path for path in listed.stdout.decode().split("\0") if path and (ROOT / path).is_file()]
+
+
+def sources() -> Iterator[tuple[str, str, ast.Module]]:
+    """Path, text and syntax tree of every Python file."""
+    for path in tracked():
+        if path.endswith(".py"):
+            text = (ROOT / path).read_text(encoding="utf-8")
+            yield path, text, ast.parse(text)
+
+
+def texts() -> Iterator[tuple[str, int, str]]:
+    """Path, number and content of every line of every text file."""
+    for path in tracked():
+        if Path(path).suffix in TEXT and path not in {"LICENSE", "tests/test_tidy.py"}:
+            text = (ROOT / path).read_text(encoding="utf-8")
+            yield from ((path, number, line) for number, line in enumerate(text.splitlines(), start=1))
+
+
+def test_a_file_fits_in_the_head() -> None:
+    long = [
+        f"{path}: {text.count(chr(10))} lines"
+        for path, text, _ in sources()
+        if text.count("\n") > (TEST_FILE_LINES if path.startswith("tests/") else FILE_LINES)
+    ]
+
+    assert long == []
+
+
+def test_a_function_fits_on_a_screen() -> None:
+    long = [
+        f"{path}:{node.lineno} {node.name}: {_body_lines(node)} lines"
+        for path, _, tree in sources()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and _body_lines(node) > FUNCTION_LINES
+    ]
+
+    assert long == []
+
+
+def _body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function, its docstring not counted."""
+    assert function.end_lineno is not None
+    lines = function.end_lineno - function.lineno + 1
+    first = function.body[0]
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+        assert first.end_lineno is not None
+        lines -= first.end_lineno - first.lineno + 1
+    return lines
+
+
+def test_a_module_says_what_it_is() -> None:
+    silent = [path for path, text, tree in sources() if text.strip() and not ast.get_docstring(tree)]
+
+    assert silent == []
+
+
+def test_a_name_says_what_is_in_a_file() -> None:
+    assert [path for path in tracked() if Path(path).stem in EMPTY_NAMES and path.endswith(".py")] == []
+
+
+def test_only_what_talks_to_people_prints() -> None:
+    printing = [
+        f"{path}:{node.lineno}"
+        for path, _, tree in sources()
+        if not path.startswith((*MODULES_THAT_PRINT, "tests/"))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+
+    assert printing == []
+
+
+def test_fakes_are_classes_not_patches() -> None:
+    patching = [
+        f"{path}:{node.lineno}"
+        for path, _, tree in sources()
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.ImportFrom) and node.module == "unittest.mock")
+        or (isinstance(node, ast.Import) and any(name.name == "unittest.mock" for name in node.names))
+    ]
+
+    assert patching == []
+
+
+def test_nothing_runs_what_a_file_contains() -> None:
+    calls = {"eval", "exec", "pickle.load", "pickle.loads", "marshal.loads", "torch.load"}
+    running = [
+        f"{path}:{node.lineno} {ast.unparse(node.func)}"
+        for path, _, tree in sources()
+        if path.startswith("src/")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in calls
+    ]
+
+    assert running == []
+
+
+@pytest.mark.parametrize(
+    ("what", "pattern"),
+    [("a promise", PROMISES), ("a place on one machine", PLACES), ("a package registry", REGISTRIES)],
+)
+def test_no_line_holds(what: str, pattern: re.Pattern[str]) -> None:
+    found = [
+        f"{path}:{number}: {line.strip()[:80]}" for path, number, line in texts() if pattern.search(line)
+    ]
+
+    assert found == [], what
+
+
+def test_every_package_of_tests_has_its_package() -> None:
+    packages = {path.split("/")[2] for path in tracked() if re.match(r"src/clockwork_serve/\w+/", path)}
+    apart = {"benchmarks", "end_to_end", "docs", "golden", "examples"}
+    tested = {path.split("/")[1] for path in tracked() if re.match(r"tests/\w+/", path)}
+
+    assert tested - packages - apart == set()
