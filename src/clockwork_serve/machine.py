@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Protocol, TypeVar
 
 Event = TypeVar("Event", contravariant=True)
-Effect = TypeVar("Effect", covariant=True)
+Effect = TypeVar("Effect")
 
 
 class Machine(Protocol[Event, Effect]):

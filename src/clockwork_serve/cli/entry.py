@@ -14,6 +14,7 @@ import click
 
 from clockwork_serve import __version__
 from clockwork_serve.cli.compile import compile_
+from clockwork_serve.cli.demo import demo
 from clockwork_serve.cli.models import models
 from clockwork_serve.cli.profile import profile
 from clockwork_serve.cli.serve import serve
@@ -34,7 +35,7 @@ def clockwork() -> None:
     """
 
 
-for _command in (serve, validate, compile_, profile, models):
+for _command in (serve, validate, compile_, profile, models, demo):
     clockwork.add_command(_command)
 
 
