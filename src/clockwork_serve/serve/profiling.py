@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from clockwork_serve.devices import DeviceConfig, emulated_profile
-from clockwork_serve.errors import ClockworkError
+from clockwork_serve.errors import DeviceError
 from clockwork_serve.messages import Code, Model, Profile
 from clockwork_serve.serve.profile_process import ProfileConfig
 from clockwork_serve.serve.profiler import LOAD_BASE_NS, REFUSED_NS, WORKSPACE_MIN, Measured
@@ -51,7 +51,10 @@ def profile_all(
     *,
     again: bool = False,
 ) -> Profiled:
-    """Profile each distinct code on each kind of device; ``again`` measures what is in the cache, too."""
+    """Profile each distinct code on each kind of device; ``again`` measures what is in the cache, too.
+
+    Raises :class:`ConfigError` if a device is described wrongly.
+    """
     models = {each.code.code_id: each for each in reversed(served)}
     kinds = {(config.kind, config.profile): config for config in reversed(devices)}
     work = [(each.code, each.model, config) for config in kinds.values() for each in models.values()]
@@ -62,7 +65,7 @@ def profile_all(
             measured = _profile_one(code, model, config, cache, again=again)
             profiles.append(measured.profile)
             warnings.extend(measured.warnings)
-        except ClockworkError as error:
+        except DeviceError as error:
             warnings.append(f"model {model.key} does not run on {config.device}: {error}")
         if progress is not None:
             progress(done, len(work), model.key)

@@ -1,0 +1,116 @@
+"""The keeper's link comes back by itself and tells each new controller everything."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+import uvloop
+
+from clockwork_serve.errors import TransportError
+from clockwork_serve.messages import (
+    Ask,
+    Drain,
+    Frame,
+    ModelRemoved,
+    Question,
+    Readiness,
+    Reply,
+    Role,
+)
+from clockwork_serve.serve.keeper_link import ControllerLink
+from clockwork_serve.serve.transport import Link, Listener, hello, listen
+
+
+class FakeController:
+    """Answers STATE, and keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[Frame] = []
+        self.links: list[Link] = []
+        self.silent = False
+
+    async def listen(self, path: Path) -> Listener:
+        return await listen(
+            path, hello(Role.CONTROLLER, "controller"), self.links.append, self._on_frames, lambda link: None
+        )
+
+    def _on_frames(self, link: Link, frames: list[Frame]) -> None:
+        self.told += frames
+        for frame in frames:
+            if isinstance(frame, Ask) and not self.silent:
+                link.send(Reply(ask_id=frame.ask_id, ok=True, body=msgspec.json.encode({"open": 3})))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+def test_each_controller_is_told_the_catalogue_then_asked(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "c.sock"
+        catalogue: list[Frame] = [ModelRemoved(model="one")]
+        link = ControllerLink(path, lambda: catalogue, lambda ask: None)
+        link.send(ModelRemoved(model="said to nobody"))
+        first = FakeController()
+        listener = await first.listen(path)
+        await asyncio.wait_for(link.connected.wait(), 20)
+        assert first.told == [ModelRemoved(model="one"), Ask(ask_id=1, what=Question.STATE)]
+        first.links[0].send(Readiness(ready=True))
+        await until(lambda: link.readiness.ready)
+        link.send(Drain())
+        await until(lambda: first.told[-1] == Drain())
+        listener.close()
+        await until(lambda: not link.readiness.ready)
+        assert link.readiness.why == "the controller is gone"
+        catalogue.append(ModelRemoved(model="two"))
+        second = FakeController()
+        listener = await second.listen(path)
+        await asyncio.wait_for(link.connected.wait(), 20)
+        assert second.told[:2] == [ModelRemoved(model="one"), ModelRemoved(model="two")]
+        link.close()
+        listener.close()
+
+    uvloop.run(main())
+
+
+def test_questions_go_both_ways(tmp_path: Path) -> None:
+    async def main() -> None:
+        asked: list[Ask] = []
+        controller = FakeController()
+        listener = await controller.listen(tmp_path / "c.sock")
+        link = ControllerLink(tmp_path / "c.sock", list, asked.append)
+        await asyncio.wait_for(link.connected.wait(), 20)
+        assert await link.ask(Question.STATE) == {"open": 3}
+        question = Ask(ask_id=9, what=Question.INDEX)
+        controller.links[0].send(question)
+        await until(lambda: asked)
+        assert asked == [question]
+        link.close()
+        listener.close()
+
+    uvloop.run(main())
+
+
+def test_a_question_is_refused_when_the_controller_goes_away(tmp_path: Path) -> None:
+    async def main() -> None:
+        controller = FakeController()
+        listener = await controller.listen(tmp_path / "c.sock")
+        link = ControllerLink(tmp_path / "c.sock", list, lambda ask: None)
+        await asyncio.wait_for(link.connected.wait(), 20)
+        controller.silent = True
+        question = asyncio.ensure_future(link.ask(Question.STATE))
+        await until(lambda: len(controller.told) == 2)
+        listener.close()
+        with pytest.raises(TransportError, match="the controller went away"):
+            await question
+        with pytest.raises(TransportError, match="not connected"):
+            await link.ask(Question.STATE)
+        link.close()
+
+    uvloop.run(main())

@@ -1,0 +1,90 @@
+"""The processes of a server, and that each one's configuration is what its module reads."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from clockwork_serve.devices import DeviceConfig
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.serve.controller_process import ControllerProcessConfig
+from clockwork_serve.serve.launches import launches, pinned_cores, workers_of
+from clockwork_serve.serve.server_config import ServerConfig
+from clockwork_serve.serve.worker_process import WorkerConfig
+from clockwork_serve.store import StoreConfig
+
+DEVICES = (
+    DeviceConfig(device="cpu:0"),
+    DeviceConfig(device="emulated:0", kind="emulated", profile="v100"),
+    DeviceConfig(device="cpu:1"),
+    DeviceConfig(device="emulated:1", kind="emulated", profile="v100"),
+)
+
+
+def config(**fields: Any) -> ServerConfig:
+    return ServerConfig(repository="/r", store=StoreConfig(cache_dir="/c"), **fields)
+
+
+def test_each_real_device_has_a_process_and_emulated_ones_share_one() -> None:
+    made = launches(config(devices=DEVICES, gateways=2), Path("/run"), {"http_port": 1, "metrics_port": 3})
+    assert [launch.name for launch in made] == [
+        "controller", "worker-cpu:0", "worker-cpu:1", "worker-emulated", "gateway-0", "gateway-1",
+    ]  # fmt: skip
+    assert workers_of(DEVICES)[2][1] == [DEVICES[1], DEVICES[3]]
+    controller = msgspec.json.decode(made[0].config, type=ControllerProcessConfig)
+    assert (controller.run_dir, controller.devices) == (
+        "/run", ("cpu:0", "emulated:0", "cpu:1", "emulated:1"),
+    )  # fmt: skip
+    worker = msgspec.json.decode(made[1].config, type=WorkerConfig)
+    assert (worker.name, worker.devices, worker.pin_cpus) == ("worker-cpu:0", DEVICES[:1], ())
+
+
+def test_gateways_share_ports_but_not_metrics() -> None:
+    ports = {"http_port": 1, "metrics_port": 3}
+    made = [
+        msgspec.json.decode(launch.config)
+        for launch in launches(config(gateways=2), Path("/run"), ports)
+        if launch.name.startswith("gateway")
+    ]
+    assert [each["http_port"] for each in made] == [1, 1]
+    assert [each["grpc_port"] for each in made] == [None, None]
+    assert [each["metrics_port"] for each in made] == [3, None]
+    assert all(each["reuse_port"] for each in made)
+
+
+def test_every_module_takes_exactly_the_configuration_that_it_is_given() -> None:
+    for launch in launches(config(), Path("/run"), {"http_port": 1, "grpc_port": 2, "metrics_port": 3}):
+        module = importlib.import_module(launch.module)
+        record = next(
+            value
+            for name, value in vars(module).items()
+            if name.endswith("Config") and getattr(value, "__module__", "") == module.__name__
+        )
+        given = msgspec.json.decode(launch.config)
+        assert set(given) <= set(record.__struct_fields__), launch.module
+        msgspec.json.decode(launch.config, type=record)
+
+
+def test_workers_are_pinned_to_cores_of_their_own() -> None:
+    assert pinned_cores(2, {0, 1, 2, 3, 4}) == {0: (3, 4), 1: (1, 2)}
+    assert pinned_cores(1, {2, 7}) == {0: (7,)}
+    with pytest.raises(ConfigError, match="pin: expected more than 2 cores for 2 devices; found 2"):
+        pinned_cores(2, {0, 1})
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"devices": ()}, "devices"),
+        ({"devices": (DEVICES[0], DEVICES[0])}, "devices"),
+        ({"gateways": 0}, "gateways"),
+        ({"drain_s": -1.0}, "drain_s"),
+    ],
+)
+def test_wrong_settings_are_named(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=f"{named}: expected .*; found"):
+        config(**fields)

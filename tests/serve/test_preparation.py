@@ -1,0 +1,93 @@
+"""A child prepares a repository, tells how far it is, and what went wrong; the keeper only listens."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+import uvloop
+
+from clockwork_serve.devices import DeviceConfig
+from clockwork_serve.errors import ConfigError, RepositoryError
+from clockwork_serve.serve.preparation import Preparation, Prepared, Progress, prepare
+from clockwork_serve.store import StoreConfig
+from tests.serve.onnx_models import affine, put
+
+EMULATED = DeviceConfig(device="emulated:0", kind="emulated", profile="v100")
+
+
+@pytest.fixture
+def preparation(tmp_path: Path) -> Preparation:
+    """Two good models and a bad one, for an emulated device."""
+    root = tmp_path / "repository"
+    put(root, "a", affine(1))
+    put(root, "b", affine(2))
+    put(root, "c", b"this is no model")
+    return Preparation(
+        repository=str(root),
+        store=StoreConfig(cache_dir=str(tmp_path / "cache"), largest_batch=2, max_batch_size=2),
+        devices=(EMULATED,),
+        result=str(tmp_path / "result"),
+    )
+
+
+def run(preparation: Preparation) -> tuple[Prepared, list[Progress], list[str]]:
+    told: list[Progress] = []
+    lines: list[str] = []
+    return uvloop.run(prepare(preparation, told.append, lines.append)), told, lines
+
+
+def test_all_models_are_prepared_and_progress_is_told(preparation: Preparation) -> None:
+    prepared, told, _ = run(preparation)
+    assert prepared.names == ("a", "b", "c")
+    assert [each.model.key for each in prepared.served] == ["a/1", "b/1"]
+    assert [problem.model for problem in prepared.problems] == ["c"]
+    assert [profile.device_kind for profile in prepared.profiles] == ["emulated:v100"]
+    assert [(each.stage, each.done, each.total) for each in told] == [
+        ("compile", 1, 3), ("compile", 2, 3), ("compile", 3, 3), ("profile", 1, 1),
+    ]  # fmt: skip
+    assert not Path(preparation.result).exists()
+
+
+def test_only_the_models_named_are_looked_at(preparation: Preparation) -> None:
+    prepared, _, _ = run(msgspec.structs.replace(preparation, names=("b",), nice=5))
+    assert prepared.names == ("b",)
+    assert [each.model.key for each in prepared.served] == ["b/1"]
+
+
+def test_a_model_that_is_not_there_is_named(preparation: Preparation) -> None:
+    with pytest.raises(RepositoryError, match=r"model 'nobody'.*none of that name"):
+        run(msgspec.structs.replace(preparation, names=("nobody",)))
+
+
+def test_a_repository_that_is_not_there_is_named(preparation: Preparation, tmp_path: Path) -> None:
+    with pytest.raises(
+        RepositoryError, match=r"model repository: expected a readable folder, found .*nowhere"
+    ):
+        run(msgspec.structs.replace(preparation, repository=str(tmp_path / "nowhere")))
+
+
+def test_a_wrong_setting_is_told_from_a_wrong_repository(preparation: Preparation) -> None:
+    unknown = msgspec.structs.replace(EMULATED, profile="no_such_device")
+    with pytest.raises(ConfigError, match=r"profile: expected .* found 'no_such_device'"):
+        run(msgspec.structs.replace(preparation, devices=(unknown,)))
+
+
+def test_a_child_that_ends_without_a_word_is_an_error_with_its_last_lines(preparation: Preparation) -> None:
+    beyond = msgspec.structs.replace(preparation, log_level="no such level")
+    with pytest.raises(RepositoryError, match=r"exit status 1; it said:[^$]*log_level"):
+        run(beyond)
+
+
+def test_cancelling_stops_the_child(preparation: Preparation) -> None:
+    async def main() -> None:
+        started = asyncio.Event()
+        work = asyncio.ensure_future(prepare(preparation, lambda progress: started.set(), lambda line: None))
+        await asyncio.wait_for(started.wait(), 60)
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+
+    uvloop.run(main())
