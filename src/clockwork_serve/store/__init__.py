@@ -14,7 +14,7 @@ from clockwork_serve.store.settings import ModelSettings, StoreConfig, VersionPo
 from clockwork_serve.store.trial import Fill, made_up
 
 __all__ = [
-    "Cache", "Compiler", "Entry", "Fill", "Index", "IndexedTensor", "ModelSettings", "Problem", "ProblemError",
-    "Progress", "Repository", "Served", "StoreConfig", "VersionPolicy", "codes_of", "compile_all",
+    "Cache", "Compiler", "Entry", "Fill", "Index", "IndexedTensor", "ModelSettings", "Problem",
+    "ProblemError", "Progress", "Repository", "Served", "StoreConfig", "VersionPolicy", "codes_of", "compile_all",
     "compile_model", "made_up",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """One form for equal graphs, so that they hash alike; never changes what is computed.
 
-ONNX Runtime saves the nodes of an optimised graph in an order that differs from run to run where the graph leaves
-it open, and names depend on who exported the model.
+ONNX Runtime saves the nodes of an optimised graph in an order that differs from run to run where the graph
+leaves it open, and names depend on who exported the model.
 """
 
 from __future__ import annotations

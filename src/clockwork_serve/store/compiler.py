@@ -18,7 +18,7 @@ from clockwork_serve.store.plain_backends import compile_emulated, compile_pytho
 from clockwork_serve.store.problems import Problem, ProblemError, placed, problem
 from clockwork_serve.store.repository import Entry, Repository, model_file
 from clockwork_serve.store.settings import StoreConfig
-from clockwork_serve.store.source import Seen, Source, read_source
+from clockwork_serve.store.source import Seen, read_source
 from clockwork_serve.units import ms
 
 _MOST_THREADS = 4
@@ -49,8 +49,6 @@ class Compiler:
     def compile(self, entry: Entry, version: int) -> Served:
         """One version. Raises ``ProblemError`` (a ``RepositoryError``) that names the model."""
         try:
-            if entry.problems:
-                raise ProblemError(entry.problems[0])
             return self._compile(entry, version)
         except ProblemError as error:
             raise placed(error, model=entry.name, version=str(version)) from None
@@ -61,6 +59,8 @@ class Compiler:
             ) from error  # fmt: skip
 
     def _compile(self, entry: Entry, version: int) -> Served:
+        if entry.problems:
+            raise ProblemError(entry.problems[0])
         key = f"{entry.name}/{version}"
         if entry.backend == "onnx":
             compiled = self._compile_onnx(entry, version)
@@ -84,26 +84,16 @@ class Compiler:
 
     def _compile_onnx(self, entry: Entry, version: int) -> Compiled:
         path = model_file(entry, version)
-        said = entry.settings.compile_key(self._config)
         place = digest_of(str(path))
         seen = self.cache.record("seen", place, Seen)
         if seen is not None and seen.current:
-            compiled = self._found(seen.content, said)
+            compiled = self._onnx.found(seen.content, entry.settings)
             if compiled is not None:
                 return compiled
         source = read_source(path, path.parent)
-        compiled = self._found(source.seen.content, said) or self._new(source, entry, said)
+        compiled = self._onnx.compile(source, entry.settings)
         if all(facts.settled for facts in source.seen.files) and source.seen.current:
             self.cache.save_record("seen", place, source.seen)
-        return compiled
-
-    def _found(self, content: str, said: bytes) -> Compiled | None:
-        compiled = self.cache.record("compiled", digest_of(content, said), Compiled)
-        return compiled if compiled is not None and compiled.present(self.cache) else None
-
-    def _new(self, source: Source, entry: Entry, said: bytes) -> Compiled:
-        compiled = self._onnx.compile(source, entry.settings)
-        self.cache.save_record("compiled", digest_of(source.seen.content, said), compiled)
         return compiled
 
     def _served(self, entry: Entry, version: int, compiled: Compiled, code: Code, weights: Weights) -> Served:
@@ -146,8 +136,8 @@ def compile_all(
 ) -> tuple[list[Served], list[Problem]]:
     """Scan and compile every version to be served; what cannot be served is in the second list.
 
-    ``entries`` limits it to some (already scanned). Interrupted, it finishes the models at hand; called again, it
-    goes on where it was. ``threads``: as many as there are cores, up to 4, for the sake of the disk.
+    ``entries`` limits it to some (already scanned). Interrupted, it finishes the models at hand; called
+    again, it goes on where it was. ``threads``: as many as there are cores, up to 4.
     """
     compiler = compiler or Compiler(cache, repository.config)
     chosen = repository.scan() if entries is None else list(entries)
@@ -176,6 +166,15 @@ def _result(compiler: Compiler, entry: Entry, version: int) -> Served | Problem:
         return compiler.compile(entry, version)
     except ProblemError as error:
         return error.problem
+    except Exception as error:  # noqa: BLE001 - whatever a strange file sets off here, the others are served
+        return Problem(
+            model=entry.name,
+            version=str(version),
+            field="model",
+            expected="a model that can be compiled",
+            found=f"{type(error).__name__}: {error}",
+            advice="this is a fault of the compiler, please report it with the model",
+        )
 
 
 def codes_of(served: Sequence[Served]) -> dict[str, Code]:

@@ -1,9 +1,9 @@
 """Which float tensors of a graph are weights, by size and by who reads them; never by their values.
 
-Lifted are float32 tensors of at least 16 elements, and smaller ones that only layers read as their weights: the
-bias of a classifier with ten classes is a weight too, and copies could not share a code without lifting it.
-Everything else stays in the code: integers (shapes, axes, quantised weights), other float types, and small
-constants (Clip bounds, epsilons, factors) whose values optimisations look at.
+Lifted are float32 tensors of at least 16 elements, and smaller ones that only layers read as their weights:
+the bias of a classifier with ten classes is a weight too, and copies could not share a code without lifting
+it. Everything else stays in the code: integers (shapes, axes, quantised weights), other float types, and the
+small constants (Clip bounds, epsilons, factors) whose values optimisations look at.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LAYERS = frozenset(
 )  # fmt: skip
 """Operators all of whose float inputs are data or weights, never a setting."""
 _ELEMENTWISE = frozenset({"Add", "Div", "Mul", "Sub"})
-"""Operators that add a bias or apply a scale; with a single number it may be a constant of a formula instead."""
+"""Operators that add a bias or apply a scale; a single number may be a constant of a formula instead."""
 
 
 def is_weight(elements: int, rank: int, readers: Sequence[str]) -> bool:

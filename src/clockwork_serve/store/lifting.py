@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator
+
 import msgspec
 import numpy as np
 import numpy.typing as npt

@@ -1,4 +1,4 @@
-"""A model optimised and lifted, and the proof that lifting it changes no answer; never lifts without the proof."""
+"""A model optimised and lifted, with the proof that this changes no answer; never without the proof."""
 
 from __future__ import annotations
 

@@ -51,13 +51,25 @@ class OnnxCompiler:
         self._recipes: dict[str, Recipe] = {}
 
     def compile(self, source: Source, settings: ModelSettings) -> Compiled:
-        """Code and weights of a model, stored. Raises ``ProblemError``."""
+        """Code and weights of a model, stored unless they are already. Raises ``ProblemError``."""
+        content = source.seen.content
         key = digest_of(source.frame.digest, settings.compile_key(self._config))
-        gathered = self._gathered(source, key)
-        if gathered is not None:
-            return gathered
-        with self._cache.lock(key):
-            return self._gathered(source, key) or self._optimised(source, settings, key)
+        compiled = self.found(content, settings) or self._gathered(source, key)
+        if compiled is None:
+            # Copies wait for the first of their architecture, in this process and in others.
+            with self._cache.lock(key):
+                compiled = self.found(content, settings) or self._gathered(source, key)
+                compiled = compiled or self._optimised(source, settings, key)
+        self._cache.save_record("compiled", self._content_key(content, settings), compiled)
+        return compiled
+
+    def found(self, content: str, settings: ModelSettings) -> Compiled | None:
+        """What a model of that content was compiled to before, if all of it is still there."""
+        compiled = self._cache.record("compiled", self._content_key(content, settings), Compiled)
+        return compiled if compiled is not None and compiled.present(self._cache) else None
+
+    def _content_key(self, content: str, settings: ModelSettings) -> str:
+        return digest_of(content, settings.compile_key(self._config))
 
     def _optimised(self, source: Source, settings: ModelSettings, key: str) -> Compiled:
         known = self._known(key)
@@ -80,13 +92,15 @@ class OnnxCompiler:
         lowered = self._lower(source.data, plan)
         trial = try_out(lowered.session, plan.interface, batched=plan.max_batch_size > 0)
         if isinstance(trial, Trial):
-            verdict = judged(trial, plan.interface, batched=plan.max_batch_size > 0)
+            asked = bool(settings.max_batch_size)
+            verdict = judged(trial, plan.interface, batched=plan.max_batch_size > 0, asked=asked)
             if verdict.lost or verdict.squeezed:
                 batching = Batching(0, verdict.lost) if verdict.lost else batching
                 plan = _planned(found, batching, settings)
                 plan = msgspec.structs.replace(plan, squeezed=verdict.squeezed)
                 lowered = self._lower(source.data, plan)
                 trial = try_out(lowered.session, plan.interface, batched=plan.max_batch_size > 0)
+            plan = msgspec.structs.replace(plan, lost=verdict.doubt or plan.lost)
         proved = prove(lowered, plan, trial)
         compiled = self._stored(proved, settings, trial)
         architecture = Architecture(
@@ -234,11 +248,10 @@ def _warnings(lifted: Lifted, obstacle: str, code: Code) -> list[str]:
             "lifted): they take memory for as long as the model is registered, and copies with "
             "other values of them share no code"
         )
-    for spec in code.inputs:
-        if -1 in spec.shape:
-            found.append(
-                f"input '{spec.name}' leaves dimensions open {list(spec.shape)}: requests share a batch only if "
-                "their shapes are equal, and durations are predicted less well; to fix them declare dims in "
-                "clockwork.toml"
-            )
+    found += [
+        f"input '{spec.name}' leaves dimensions open {list(spec.shape)}: requests share a batch "
+        "only if their shapes are equal, and durations are predicted less well; declare dims to fix them"
+        for spec in code.inputs
+        if -1 in spec.shape
+    ]
     return found

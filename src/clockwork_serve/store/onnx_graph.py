@@ -11,8 +11,8 @@ from clockwork_serve.store.interface import GraphTensor, Interface
 class Plan(Struct, frozen=True, kw_only=True):
     """How copies of one architecture are prepared, found out on the first of them.
 
-    ``squeezed`` are outputs that lose their batch axis at batch 1, with the shape of a row. ``lost`` says why there
-    is no batch, if that loses something. ``branches``: the weights inside If, Loop and Scan are lifted too.
+    ``squeezed`` are outputs that lose their batch axis at batch 1, with the shape of a row. ``lost`` says why
+    there is no batch, if that loses something. ``branches``: weights inside If, Loop and Scan are lifted too.
     """
 
     interface: Interface
@@ -29,7 +29,7 @@ def prepared(model: onnx.ModelProto, plan: Plan) -> bytes:
     given = {tensor.name for tensor in graph.initializer}
     taken = [value for value in graph.input if value.name in given]
     if taken:
-        # A default that a request could override would keep the optimiser from using it as the constant it is.
+        # A default that a request could override is no constant to the optimiser.
         for value in taken:
             graph.input.remove(value)
         model.ir_version = max(model.ir_version, 4)

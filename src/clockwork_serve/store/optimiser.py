@@ -36,7 +36,7 @@ class Session:
         try:
             return [np.asarray(output) for output in self._session.run(None, dict(inputs))]
         except Exception as error:  # ONNX Runtime has no common base class for what its kernels raise
-            raise RunError(str(error)) from None
+            raise RunError(str(error)) from error
 
     def output_shapes(self) -> list[list[int | str | None]]:
         """What shape inference knows of the outputs."""
@@ -90,7 +90,7 @@ def _open(model: bytes, options: Any) -> Any:
         raise problem(
             "model.onnx", expected="a model that ONNX Runtime opens", found=_first_line(error),
             advice=f"check it with onnx.checker and ONNX Runtime {ort.__version__}",
-        ) from None  # fmt: skip
+        ) from error  # fmt: skip
 
 
 def _first_line(error: Exception) -> str:
@@ -106,7 +106,7 @@ def parse_model(data: bytes | memoryview) -> onnx.ModelProto:
         raise problem(
             "model.onnx", expected="an ONNX model", found=f"{len(data)} bytes that are not one ({error})",
             advice="the file is truncated or corrupt: copy it again",
-        ) from None  # fmt: skip
+        ) from error  # fmt: skip
     if not model.HasField("graph") or not model.graph.node:
         raise problem(
             "model.onnx", expected="an ONNX model", found=f"{len(data)} bytes without a graph",

@@ -1,5 +1,7 @@
-"""Reads Triton's ``config.pbtxt``: what has a meaning here is used, what has none is named in a warning,
-and what would change answers is refused, never ignored."""
+"""Reads Triton's ``config.pbtxt``: what has no meaning here is named in a warning.
+
+What would change answers is refused, never ignored.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ _PLATFORMS = {"onnxruntime_onnx": "onnx", "onnxruntime": "onnx", "onnx": "onnx",
 
 
 def read_pbtxt(text: str, folder_name: str) -> tuple[ModelSettings, tuple[str, ...]]:
-    """Settings and warnings from a ``config.pbtxt`` of the model in ``folder_name``. Raises ``ProblemError``."""
+    """Settings and warnings from the ``config.pbtxt`` of a folder's model. Raises ``ProblemError``."""
     config = parse_prototext(text, FILE_NAME)
     _known(config, _TOP, "")
     _refuse(config)

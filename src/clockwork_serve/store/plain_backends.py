@@ -1,4 +1,4 @@
-"""Compiles models that have no graph: emulated ones (a profile) and a user's Python class; imports neither."""
+"""Compiles models that have no graph: emulated ones and a user's Python class, which it never imports."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class _Token:
 
 
 def parse_prototext(text: str, where: str) -> Block:
-    """The top-level message in ``text``. Raises ``ProblemError`` with the line where it stops making sense."""
+    """The top-level message in ``text``. Raises ``ProblemError`` with the line that makes no sense."""
     return _Reader(_tokens(text, where), where).block(closing="", depth=0)
 
 

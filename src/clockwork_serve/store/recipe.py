@@ -25,7 +25,7 @@ PROBES = (0, 1)
 
 
 def probe_elements(count: int, probe: int) -> Bits | None:
-    """``count`` + 1 bit patterns of distinct normal floats, of which the last is zero; None if there are too many.
+    """``count`` bit patterns of distinct normal floats and a zero; None if there are not that many.
 
     The two probes run in opposite directions with opposite signs, so that what depends on a weight's sign or
     order differs between them.
@@ -44,13 +44,11 @@ def probe_elements(count: int, probe: int) -> Bits | None:
 
 
 def places_of(blob: npt.NDArray[np.uint8], count: int, probe: int) -> Bits | None:
-    """For each element of a probe's blob its place in the file (``count``: padding); None if one is neither."""
+    """Where in the file each element of a probe's blob is from (``count``: padding); None if from nowhere."""
     bits = blob.view(np.uint32)
     numbers = bits & ~_SIGN
-    if probe == 0:
-        places = numbers - np.uint32(_LEAST)
-    else:
-        places = np.uint32(_LEAST + count - 1) - numbers
+    first = np.uint32(_LEAST if probe == 0 else _LEAST + count - 1)
+    places = numbers - first if probe == 0 else first - numbers
     places[bits == 0] = count
     if (places > count).any():
         return None

@@ -72,11 +72,8 @@ class Repository:
 
     def scan(self) -> list[Entry]:
         """Look at every model, ascending by name. A model that cannot be read has ``problems``."""
-        names = []
         with os.scandir(self.root) as found:
-            for item in found:
-                if not item.name.startswith(".") and item.is_dir():
-                    names.append(item.name)
+            names = [item.name for item in found if not item.name.startswith(".") and item.is_dir()]
         self.entries = tuple(self._entry(name) for name in sorted(names))
         return list(self.entries)
 

@@ -29,7 +29,7 @@ class StoreConfig(Struct, frozen=True, kw_only=True):
 
 
 class VersionPolicy(Struct, frozen=True, kw_only=True):
-    """Which versions are served: the ``latest`` n, or those in ``specific``, or all where both say nothing."""
+    """Which versions are served: the ``latest`` n, those in ``specific``, or all if neither is said."""
 
     latest: int | None = 1
     specific: tuple[int, ...] = ()
@@ -80,8 +80,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
     def compile_key(self, config: StoreConfig) -> bytes:
         """All that compiling depends on beside the model's file; equal bytes, equal result."""
         said = (
-            self.backend, self.max_batch_size, self.output_bytes, self.memory_bytes, self.inputs, self.outputs,
-            self.emulated, config.max_batch_size, config.largest_batch, config.output_bytes,
+            self.backend, self.max_batch_size, self.output_bytes, self.memory_bytes, self.inputs,
+            self.outputs, self.emulated, config.max_batch_size, config.largest_batch, config.output_bytes,
         )  # fmt: skip
         return msgspec.json.encode(said)
 

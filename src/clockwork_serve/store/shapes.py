@@ -18,14 +18,17 @@ _ROOM_FACTOR = 16
 
 
 class Verdict(Struct, frozen=True):
-    """What a trial says about a batch: why there is none, or which outputs lose the axis at batch 1."""
+    """What a trial says about a batch: why there is none, or what is doubtful about it, or which outputs lose
+    the axis at batch 1.
+    """
 
     lost: str = ""
+    doubt: str = ""
     squeezed: dict[str, tuple[int, ...]] = {}
 
 
-def judged(trial: Trial, interface: Interface, *, batched: bool) -> Verdict:
-    """Whether two rows gave what one row gives, twice."""
+def judged(trial: Trial, interface: Interface, *, batched: bool, asked: bool) -> Verdict:
+    """Whether two rows gave what one row gives, twice; ``asked``: the operator said that there is a batch."""
     if not batched:
         return Verdict()
     if trial.outputs_of_two is None:
@@ -42,7 +45,11 @@ def judged(trial: Trial, interface: Interface, *, batched: bool) -> Verdict:
                 return Verdict(_unbatched(f"output '{tensor.name}' {shapes}"))
             squeezed[tensor.name] = tuple(row)
     if trial.mixed:
-        return Verdict(_unbatched(f"a row of output '{trial.mixed}' depends on the rows beside it"))
+        reason = f"a row of output '{trial.mixed}' depends on the rows beside it"
+        if not asked:
+            return Verdict(_unbatched(reason))
+        doubt = f"{reason}: answers depend on what else is in the batch, as max_batch_size > 0 asks for"
+        return Verdict(doubt=doubt, squeezed=squeezed)
     return Verdict(squeezed=squeezed)
 
 
@@ -61,7 +68,7 @@ def settled_outputs(
     batched: bool,
     by_values: bool,
 ) -> tuple[GraphTensor, ...]:
-    """The outputs with every dimension fixed that can be: by inference, or by the trial if no input is free."""
+    """The outputs with every dimension fixed that can be: by inference, or by the trial if inputs are."""
     skipped = 1 if batched else 0
     static = all(isinstance(dim, int) for tensor in interface.inputs for dim in (tensor.dims or ())[skipped:])
     outputs = []
@@ -84,7 +91,7 @@ def settled_outputs(
 def output_room(
     outputs: tuple[TensorSpec, ...], trial: Trial | None, *, least: int, asked: int | None
 ) -> int:
-    """Bytes of room per request row: exact if every output's size is known, else what was asked or a guess."""
+    """Bytes of room per request row: exact if all sizes are known, else what was asked for or a guess."""
     exact = 0
     open_ended = False
     for spec in outputs:

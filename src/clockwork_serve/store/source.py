@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,7 +64,7 @@ class Source(Struct, frozen=True):
 
 
 def read_source(path: Path, folder: Path) -> Source:
-    """The model at ``path``, external data put in. Raises ``ProblemError``, also for one outside ``folder``."""
+    """The model at ``path``, external data (of the same ``folder``) put in. Raises ``ProblemError``."""
     facts = FileFacts.of(path)
     if not facts.size:
         raise problem(
@@ -103,7 +102,7 @@ def _with_external_data(whole: bytes, folder: Path) -> tuple[bytes, tuple[FileFa
     for tensor in outside:
         where = {entry.key: entry.value for entry in tensor.external_data}
         location = where.get("location", "")
-        if not location or os.path.isabs(location):
+        if not location or Path(location).is_absolute():
             raise problem(
                 f"external data of '{tensor.name}'", expected="a file beside the model", found=repr(location),
                 advice="save the model with relative locations",
@@ -135,16 +134,14 @@ def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def _read_piece(path: Path, where: dict[str, str], name: str) -> bytes:
-    try:
-        offset = int(where.get("offset") or 0)
-        length = int(where["length"]) if where.get("length") else None
-        if offset < 0 or (length is not None and length < 0):
-            raise ValueError
-    except ValueError:
+    given = {key: where[key] for key in ("offset", "length") if where.get(key)}
+    if not all(value.isascii() and value.isdigit() for value in given.values()):
         raise problem(
-            f"external data of '{name}'", expected="whole numbers for offset and length", found=where,
+            f"external data of '{name}'", expected="whole numbers for offset and length", found=given,
             advice="export the model again",
-        ) from None  # fmt: skip
+        )  # fmt: skip
+    offset = int(given.get("offset", "0"))
+    length = int(given["length"]) if "length" in given else None
     with open(path, "rb") as file:
         file.seek(offset)
         data = file.read() if length is None else file.read(length)

@@ -53,8 +53,8 @@ class Fill(Struct, frozen=True, kw_only=True):
 class Trial(Struct, frozen=True):
     """Inputs that work, and what came out: for one row, and for two where the graph is to be batched.
 
-    ``mixed`` names an output whose rows depend on each other. ``noise`` is how much a row's answer changes with
-    the batch size alone, for which kernels sum in another order: what the model itself makes of rounding.
+    ``mixed`` names an output whose rows depend on each other. ``noise`` is how much a row's answer changes
+    with the batch size alone, for which kernels sum in another order: what the model makes of rounding.
     """
 
     fills: tuple[Fill, ...]
@@ -91,7 +91,7 @@ def _with_two(session: Runs, interface: Interface, trial: Trial) -> Trial:
     """The trial with what its two rows say about each other.
 
     A row that differs from the one that ran alone may only show how rounding spreads. So the second row is
-    exchanged: at the same batch size, the first one stays the same to the last bits unless it reads the other.
+    exchanged: at the same batch size the first one stays the same, unless it reads the other.
     """
     assert trial.two is not None and trial.outputs_of_two is not None
     pairs = list(zip(trial.outputs, trial.outputs_of_two, strict=True))
@@ -133,7 +133,7 @@ def made_up(fills: Sequence[Fill], rows: int = 1, seed: int = _SEED) -> dict[str
 
 
 def difference(got: Sequence[Array], wanted: Sequence[Array]) -> float:
-    """The largest relative difference, ``max|a-b| / max|b|`` per output; infinite where they do not compare."""
+    """The largest relative difference, ``max|a-b| / max|b|`` of an output; infinite if they cannot be."""
     worst = 0.0
     for a, b in zip(got, wanted, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
@@ -164,8 +164,10 @@ def _candidates(interface: Interface, *, batched: bool) -> Iterator[tuple[Fill, 
 
 
 def _fill(tensor: GraphTensor, interface: Interface, size: int, scalar: int, one_row: str) -> Fill:
-    """``one_row``: which free dimensions are a batch of one. ``batch``: those on axis 0, and others of their names;
-    ``states``: also those of a tensor whose axis 0 is fixed, as recurrent states are; ``none``.
+    """One input; ``one_row`` tells which free dimensions are a batch of one.
+
+    ``batch``: those on axis 0, and others of their names; ``states``: also those of a tensor whose axis 0 is
+    fixed, as recurrent states are; ``none``.
     """
     firsts = [other.dims[0] for other in interface.inputs if other.dims]
     rows = {name for name in firsts if isinstance(name, str) and name}

@@ -119,7 +119,7 @@ def _graph(data: Buffer, start: int, end: int, found: list[_Found], readers: dic
 
 
 def _node(data: Buffer, start: int, end: int, found: list[_Found], readers: dict[bytes, list[str]]) -> None:
-    """Notes what a node reads; and what it holds, if it is a Constant (exporters write weights that way too)."""
+    """Notes what a node reads; and what it holds: exporters write weights into Constant nodes too."""
     inputs, attributes = [], []
     operator = output = b""
     for number, kind, first, last in _fields(data, start, end):

@@ -1,0 +1,318 @@
+"""Lifted models answer as ordinary sessions do; what cannot be lifted or batched is served all the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+
+from clockwork_serve.messages import TensorSpec
+from clockwork_serve.store import Compiler, Index, codes_of
+from clockwork_serve.store.optimiser import Optimiser
+from clockwork_serve.store.trial import difference
+from clockwork_serve.units import MIB, TENSOR_ALIGN
+from tests.store import graphs
+
+
+def rows(count: int, *shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, *shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("make", "row", "tolerance"),
+    [
+        (graphs.convnet, (3, 8, 8), 1e-5),
+        (graphs.normalised, (3, 8, 8), 1e-5),
+        (graphs.mlp, (8,), 1e-5),
+        (graphs.constants_as_nodes, (8,), 1e-5),
+        (graphs.quantised, (8,), 1e-5),
+        (graphs.recurrent, (5, 6), 5e-4),
+    ],
+)
+def test_lifted_answers_equal_an_ordinary_session_at_every_batch_size(shop, make, row, tolerance):
+    model = make()
+    served = shop.served("m", model)
+    assert served.code.lifted
+    assert served.code.batched
+    assert served.code.batch_sizes == (1, 2, 4, 8, 16)
+    for size in served.code.batch_sizes:
+        x = rows(size, *row, seed=size)
+        assert difference(shop.run(served, {"x": x}), graphs.answers(model, {"x": x})) <= tolerance
+
+
+def test_every_float_weight_is_in_the_blob_on_an_aligned_place_and_none_in_the_code(shop):
+    served = shop.served("m", graphs.convnet())
+    folder = served.code.path
+    index = msgspec.json.decode(Path(folder, "index.json").read_bytes(), type=Index)
+    assert all(tensor.offset % TENSOR_ALIGN == 0 for tensor in index.tensors)
+    ends = [tensor.offset + tensor.nbytes for tensor in index.tensors]
+    assert all(end <= other.offset for end, other in zip(ends, index.tensors[1:], strict=False))
+    assert {tensor.dtype for tensor in index.tensors} == {"float32"}
+    graph = onnx.load(f"{folder}/model.onnx").graph
+    assert not [tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
+    assert [value.name for value in graph.input[1:]] == [tensor.name for tensor in index.tensors]
+
+
+def test_only_float32_is_lifted_out_of_a_quantised_model(shop):
+    served = shop.served("m", graphs.quantised())
+    index = msgspec.json.decode(Path(served.code.path, "index.json").read_bytes(), type=Index)
+    assert [tensor.shape for tensor in index.tensors] == [(32,)]
+    graph = onnx.load(f"{served.code.path}/model.onnx").graph
+    kept = {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in graph.initializer}
+    assert "INT8" in kept
+
+
+def test_copies_of_a_quantised_model_share_a_code_only_if_their_integers_are_equal(shop):
+    shop.add("a", graphs.quantised(seed=1))
+    shop.add("b", graphs.quantised(seed=2))
+    shop.add("c", graphs.quantised(seed=1, weights_seed=3))
+    served, _ = shop.compile()
+    assert served["a/1"].code == served["b/1"].code
+    assert served["a/1"].code.code_id != served["c/1"].code.code_id
+
+
+def test_large_integer_weights_that_stay_in_the_code_are_said_so(shop):
+    served = shop.served("m", graphs.quantised(inputs=40_000))
+    assert any("only float32 is lifted" in warning for warning in served.model.warnings)
+
+
+def test_copies_are_gathered_without_optimising_and_answer_with_their_own_weights(shop):
+    for number in range(12):
+        shop.add(f"m{number:02d}", graphs.convnet(number))
+    served, problems = shop.compile()
+    assert not problems
+    # The first, then the second as proof beside two probes; the other ten are moved bytes.
+    assert shop.compiler.optimiser.runs == 4
+    assert len(codes_of(list(served.values()))) == 1
+    assert len({each.model.weights.weights_id for each in served.values()}) == 12
+    x = rows(2, 3, 8, 8)
+    for number in (0, 1, 2, 7, 11):
+        wanted = graphs.answers(graphs.convnet(number), {"x": x})
+        assert difference(shop.run(served[f"m{number:02d}/1"], {"x": x}), wanted) <= 1e-5
+
+
+def test_a_gathered_blob_is_the_blob_that_optimising_gives(shop, tmp_path):
+    from tests.store.conftest import Shop
+
+    for number in range(4):
+        shop.add(f"m{number}", graphs.convnet(number))
+    gathered, _ = shop.compile()
+    (tmp_path / "other").mkdir()
+    other = Shop(tmp_path / "other")
+    other.add("m3", graphs.convnet(3))
+    optimised, _ = other.compile()
+    assert gathered["m3/1"].model.weights.weights_id == optimised["m3/1"].model.weights.weights_id
+    other.cache.close()
+
+
+@pytest.mark.parametrize("make", [graphs.normalised, graphs.rectified_weights])
+def test_copies_whose_weights_are_computed_with_are_optimised_each(shop, make):
+    for number in range(5):
+        shop.add(f"m{number}", make(number))
+    served, _ = shop.compile()
+    assert len(codes_of(list(served.values()))) == 1
+    assert shop.compiler.optimiser.runs >= 5 + 1
+    shape = (2, 3, 8, 8) if make is graphs.normalised else (2, 8)
+    x = rows(*shape)
+    for number in range(5):
+        got = shop.run(served[f"m{number}/1"], {"x": x})
+        assert difference(got, graphs.answers(make(number), {"x": x})) <= 1e-5
+
+
+def test_a_recipe_is_not_fooled_by_a_second_copy_whose_weights_are_all_positive(shop):
+    for number in range(2):
+        shop.add(f"m{number}", graphs.rectified_weights(number, positive=True))
+    shop.add("m2", graphs.rectified_weights(2))
+    served, _ = shop.compile()
+    x = rows(2, 8)
+    wanted = graphs.answers(graphs.rectified_weights(2), {"x": x})
+    assert difference(shop.run(served["m2/1"], {"x": x}), wanted) <= 1e-5
+
+
+def test_equal_graphs_share_a_code_whoever_exported_them_and_whatever_they_named(shop):
+    shop.add("a", graphs.mlp(1))
+    other = graphs.mlp(2, prefix="torch::", batch="batch_size")
+    other.producer_name, other.doc_string, other.graph.name = "another", "words", "main_graph"
+    shop.add("b", other)
+    served, _ = shop.compile()
+    assert served["a/1"].code == served["b/1"].code
+    x = rows(3, 8)
+    assert difference(shop.run(served["b/1"], {"x": x}), graphs.answers(other, {"x": x})) <= 1e-5
+
+
+def test_equal_weights_are_stored_once(shop):
+    shop.add("a", graphs.mlp(1))
+    shop.add("b", graphs.mlp(1, prefix="other_"))
+    served, _ = shop.compile()
+    assert served["a/1"].model.weights == served["b/1"].model.weights
+    assert len(list(shop.cache.root.glob("weights/*/*.bin"))) == 1
+
+
+def test_a_state_with_its_batch_on_axis_one_is_served_one_by_one_and_the_warning_says_why(shop):
+    model = graphs.batch_on_axis_one()
+    served = shop.served("m", model)
+    assert served.model.max_batch_size == 0
+    assert not served.code.batched
+    assert served.code.batch_sizes == (1,)
+    assert [spec.shape for spec in served.code.inputs] == [(-1, 8), (2, -1, 16)]
+    assert (
+        "axis 0 of input 'state' is fixed to 2 and its batch dimension 'N' is axis 1"
+        in served.model.warnings[0]
+    )
+    inputs = {"x": rows(1, 8), "state": rows(2, 1, 16)}
+    assert difference(shop.run(served, inputs), graphs.answers(model, inputs)) <= 1e-5
+
+
+def test_weights_of_branches_are_lifted_and_both_branches_answer_as_before(shop):
+    model = graphs.scalar_input()
+    served = shop.served("m", model)
+    assert served.code.lifted
+    assert served.model.weights.size == 2 * 8 * 16 * 4
+    for rate in (16000, 8000):
+        inputs = {"x": rows(1, 8), "rate": np.array(rate, np.int64)}
+        assert difference(shop.run(served, inputs), graphs.answers(model, inputs)) <= 1e-5
+
+
+def test_a_fixed_batch_is_served_as_full_shapes(shop):
+    served = shop.served("m", graphs.mlp(batch=1), toml="max_batch_size = 8")
+    assert served.model.max_batch_size == 0
+    assert served.code.inputs[0].shape == (1, 8)
+    assert "max_batch_size 8 was asked for, but axis 0 of input 'x' is fixed to 1" in served.model.warnings[0]
+
+
+def test_rows_that_read_each_other_are_not_batched(shop):
+    served = shop.served("m", graphs.mixing_rows())
+    assert served.model.max_batch_size == 0
+    assert "output 'y' depends on the rows beside it" in served.model.warnings[0]
+
+
+def test_rows_that_read_each_other_are_batched_only_if_the_operator_says_so(shop):
+    served = shop.served("m", graphs.quantised(dynamic=True), toml="max_batch_size = 4")
+    assert served.model.max_batch_size == 4
+    assert "answers depend on what else is in the batch" in served.model.warnings[0]
+
+
+def test_rounding_that_spreads_is_not_taken_for_rows_that_read_each_other(shop):
+    served = shop.served("m", graphs.sharp_rounding())
+    assert served.model.max_batch_size == 16
+    assert served.model.warnings == ()
+
+
+def test_an_output_squeezed_at_batch_one_gets_its_batch_axis_back(shop):
+    model = graphs.squeezed()
+    served = shop.served("m", model)
+    assert served.model.max_batch_size == 16
+    assert served.code.outputs == (TensorSpec(name="y", datatype="FP32", shape=()),)
+    for size in (1, 2, 5):
+        x = rows(size, 8)
+        (got,) = shop.run(served, {"x": x})
+        assert got.shape == (size,)
+        assert difference([got], [graphs.answers(model, {"x": x})[0].reshape(size)]) <= 1e-5
+
+
+def test_an_undeclared_output_shape_is_learnt_by_running(shop):
+    served = shop.served("m", graphs.unknown_output_shape())
+    assert served.code.outputs[0].shape == (3,)
+    assert served.model.output_bytes == 64
+
+
+def test_an_output_whose_size_depends_on_values_stays_open(shop):
+    served = shop.served("m", graphs.selecting())
+    assert served.code.outputs[0].shape == (1, -1)
+    assert served.model.output_bytes == shop.config.output_bytes
+
+
+def test_free_dimensions_are_served_with_a_warning(shop):
+    model = graphs.image_to_image()
+    served = shop.served("m", model)
+    assert served.code.inputs[0].shape == (3, -1, -1)
+    assert served.code.outputs[0].shape == (2, -1, -1)
+    assert served.model.output_bytes >= 4 * MIB
+    assert any("leaves dimensions open [3, -1, -1]" in warning for warning in served.model.warnings)
+    x = rows(2, 3, 5, 7)
+    assert difference(shop.run(served, {"x": x}), graphs.answers(model, {"x": x})) <= 1e-5
+
+
+def test_declared_dims_are_compiled_in(shop):
+    toml = 'inputs = [{name = "x", dims = [3, 6, 10]}]'
+    served = shop.served("m", graphs.image_to_image(), toml=toml)
+    assert served.code.inputs[0].shape == (3, 6, 10)
+    assert served.code.outputs[0].shape == (2, 6, 10)
+    assert served.model.output_bytes == 512  # 2 x 6 x 10 floats, aligned
+    assert served.model.warnings == ()
+    dims = onnx.load(f"{served.code.path}/model.onnx").graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_value for dim in dims[1:]] == [3, 6, 10]
+
+
+def test_dims_are_full_shapes_if_max_batch_size_is_zero(shop):
+    toml = 'max_batch_size = 0\ninputs = [{name = "x", dims = [2, 3, 6, 10]}]'
+    served = shop.served("m", graphs.image_to_image(), toml=toml)
+    assert served.code.inputs[0].shape == (2, 3, 6, 10)
+    assert not served.code.batched
+
+
+def test_a_batch_size_that_is_no_power_of_two_is_one_of_the_sizes(shop):
+    served = shop.served("m", graphs.mlp(), toml="max_batch_size = 6")
+    assert served.model.batch_sizes == (1, 2, 4, 6)
+    assert served.code.batch_sizes == (1, 2, 4, 6)
+
+
+def test_a_batch_size_beyond_what_is_compiled_is_lowered_and_said_so(shop):
+    served = shop.served("m", graphs.mlp(), toml="max_batch_size = 200")
+    assert served.model.max_batch_size == 64
+    assert "max_batch_size 200 was asked for" in served.model.warnings[0]
+
+
+def test_a_graph_that_cannot_be_tried_out_is_served_unlifted(shop):
+    h, t = onnx.helper, onnx.TensorProto
+    # No size of the free dimension fits the reshape but 7.
+    nodes = [h.make_node("Reshape", ["x", "shape"], ["r"]), h.make_node("MatMul", ["r", "w"], ["y"])]
+    weights = {"shape": np.array([1, 7], np.int64), "w": graphs.floats(np.random.default_rng(0), 7, 4)}
+    model = graphs.model(nodes, [("x", t.FLOAT, ["T"])], [("y", t.FLOAT, [1, 4])], weights)
+    served = shop.served("m", model, toml="max_batch_size = 0")
+    assert not served.code.lifted
+    assert "weights are not lifted: it could not be tried out" in served.model.warnings[0]
+    assert served.model.weights.size > 7 * 4 * 4
+    x = rows(1, 7)[0]
+    assert difference(shop.run(served, {"x": x}), graphs.answers(model, {"x": x})) <= 1e-6
+
+
+class TamperingOptimiser(Optimiser):
+    """Saves another model than the one it opened, as an optimiser with a fault would."""
+
+    def optimise(self, model):
+        session, _ = super().optimise(model)
+        return session, super().optimise(graphs.mlp(seed=99).SerializeToString())[1]
+
+
+def test_a_lifted_graph_that_answers_otherwise_is_not_used(shop):
+    shop.compiler = Compiler(shop.cache, shop.config, TamperingOptimiser())
+    served = shop.served("m", graphs.mlp())
+    assert not served.code.lifted
+    assert "with its weights as inputs its answers differ" in served.model.warnings[0]
+
+
+def test_overridable_defaults_of_old_models_are_constants(shop):
+    model = graphs.mlp()
+    for tensor in model.graph.initializer:
+        model.graph.input.append(
+            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+        )
+    model.ir_version = 3
+    served = shop.served("m", model)
+    assert [spec.name for spec in served.code.inputs] == ["x"]
+    assert served.code.lifted
+    x = rows(2, 8)
+    assert difference(shop.run(served, {"x": x}), graphs.answers(graphs.mlp(), {"x": x})) <= 1e-5
+
+
+def test_the_probe_file_holds_inputs_that_work(shop):
+    from clockwork_serve.store import Fill, made_up
+
+    served = shop.served("m", graphs.image_to_image())
+    fills = msgspec.json.decode(Path(served.code.path, "probe.json").read_bytes(), type=list[Fill])
+    assert shop.run(served, made_up(fills))[0].shape == (1, 2, 32, 32)
+    assert shop.run(served, made_up(fills, rows=4))[0].shape == (4, 2, 32, 32)

@@ -1,0 +1,144 @@
+"""A repository tells what is in it, and one bad model never hides another."""
+
+from __future__ import annotations
+
+import pytest
+
+from clockwork_serve.errors import RepositoryError
+from clockwork_serve.store import ProblemError, Repository
+from tests.store import graphs
+
+
+def scan(shop):
+    repository = Repository(shop.root, shop.config)
+    return {entry.name: entry for entry in repository.scan()}, repository.problems
+
+
+def test_versions_are_whole_numbers_and_the_latest_is_served(shop):
+    for version in (1, 2, 10):
+        shop.add("m", graphs.mlp(), version=version)
+    (shop.root / "m" / "latest").mkdir()
+    (shop.root / "m" / "03").mkdir()
+    (shop.root / ".git").mkdir()
+    (shop.root / "README").write_text("not a model")
+    entries, problems = scan(shop)
+    assert not problems
+    assert list(entries) == ["m"]
+    assert entries["m"].present == (1, 2, 10)
+    assert entries["m"].versions == (10,)
+
+
+@pytest.mark.parametrize(
+    ("policy", "versions"),
+    [('"all"', (1, 2, 10)), ("{latest = 2}", (2, 10)), ("{specific = [1, 10]}", (1, 10))],
+)
+def test_version_policies(shop, policy, versions):
+    for version in (1, 2, 10):
+        shop.add("m", graphs.mlp(), version=version, toml=f"version_policy = {policy}")
+    assert scan(shop)[0]["m"].versions == versions
+
+
+def test_a_specific_version_that_is_missing_is_said_so(shop):
+    shop.add("m", graphs.mlp(), toml="version_policy = {specific = [1, 7]}")
+    assert "versions [7]" in scan(shop)[0]["m"].warnings[0]
+    shop.add("m", graphs.mlp(), toml="version_policy = {specific = [7]}")
+    (problem,) = scan(shop)[1]
+    assert (problem.field, problem.found) == ("version_policy", "versions [1]")
+
+
+def test_toml_goes_over_pbtxt(shop):
+    shop.add("m", graphs.mlp(), toml="max_batch_size = 4", pbtxt='max_batch_size: 8 backend: "onnxruntime"')
+    settings = scan(shop)[0]["m"].settings
+    assert (settings.max_batch_size, settings.backend) == (4, "onnx")
+
+
+def test_labels_come_from_files_of_the_model(shop):
+    shop.add("m", graphs.mlp(), pbtxt='output { name: "y" label_filename: "l.txt" }')
+    (shop.root / "m" / "l.txt").write_text("cat\ndog\n")
+    assert scan(shop)[0]["m"].settings.labels == {"y": ("cat", "dog")}
+    (shop.root / "m" / "l.txt").unlink()
+    (problem,) = scan(shop)[1]
+    assert problem.field == "labels.y"
+
+
+@pytest.mark.parametrize("root", ["nowhere", "file"])
+def test_a_root_that_is_no_folder_is_an_error(shop, root):
+    (shop.root / "file").write_text("")
+    with pytest.raises(RepositoryError, match="expected a readable folder"):
+        Repository(shop.root / root, shop.config)
+
+
+def test_each_bad_model_is_one_problem_and_the_rest_is_served(shop):
+    shop.add("good", graphs.mlp())
+    shop.add("bad_toml", graphs.mlp(), toml="max_batch_size = ")
+    shop.add("bad_pbtxt", graphs.mlp(), pbtxt='platform: "tensorrt_plan"')
+    shop.add("bad-name!", graphs.mlp())
+    shop.add("corrupt", b"\x08\x07not a model at all" * 50)
+    shop.add("truncated", graphs.mlp().SerializeToString()[:-40])
+    shop.add("empty", b"")
+    (shop.root / "unversioned").mkdir()
+    (shop.root / "unversioned" / "model.onnx").write_bytes(b"")
+    shop.add("no_file", None)
+    shop.add("foreign", None).joinpath("model.plan").write_bytes(b"x")
+    served, problems = shop.compile()
+    assert list(served) == ["good/1"]
+    by_model = {problem.model: problem for problem in problems}
+    assert len(problems) == len(by_model) == 9
+    assert by_model["bad_toml"].field == "clockwork.toml"
+    assert by_model["bad_pbtxt"].found == "'tensorrt_plan'"
+    assert by_model["bad-name!"].field == "name"
+    assert "copy it again" in by_model["corrupt"].advice
+    assert "truncated" in by_model["truncated"].advice
+    assert by_model["empty"].found == "an empty file"
+    assert by_model["unversioned"].field == "versions"
+    assert by_model["no_file"].expected == "model.onnx"
+    assert by_model["foreign"].found == "model.plan (TensorRT)"
+    assert str(by_model["empty"]).startswith(
+        "model 'empty' version 1: model.onnx: expected an ONNX model, found"
+    )
+
+
+def test_links_may_not_lead_out_of_the_repository(shop, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "model.onnx").write_bytes(graphs.mlp().SerializeToString())
+    (outside / "secret.txt").write_text("secret")
+    (shop.root / "folder").symlink_to(outside)
+    (shop.root / "version").mkdir()
+    (shop.root / "version" / "1").symlink_to(outside)
+    (shop.add("file", None) / "model.onnx").symlink_to(outside / "model.onnx")
+    shop.add("labels", graphs.mlp(), toml='labels = {y = "../../outside/secret.txt"}')
+    shop.add("settings", graphs.mlp())
+    (shop.root / "settings" / "clockwork.toml").symlink_to(outside / "secret.txt")
+    shop.add("named", graphs.mlp(), pbtxt='default_model_filename: "../1/model.onnx"')
+    served, problems = shop.compile()
+    assert not served
+    assert {problem.model: problem.field for problem in problems} == {
+        "folder": "path", "version": "path", "file": "path", "labels": "path", "settings": "path",
+        "named": "default_model_filename",
+    }  # fmt: skip
+
+
+def test_links_inside_the_repository_are_followed(shop):
+    first = shop.add("a", graphs.mlp())
+    (shop.add("b", None) / "model.onnx").symlink_to(first / "model.onnx")
+    served, problems = shop.compile()
+    assert not problems
+    assert served["a/1"].model.weights == served["b/1"].model.weights
+
+
+def test_another_file_name_may_be_given(shop):
+    folder = shop.add("m", None, pbtxt='default_model_filename: "net.onnx"')
+    (folder / "net.onnx").write_bytes(graphs.mlp().SerializeToString())
+    assert list(shop.compile()[0]) == ["m/1"]
+
+
+def test_one_model_can_be_looked_at_again(shop):
+    repository = Repository(shop.root, shop.config)
+    repository.scan()
+    shop.add("new", graphs.mlp())
+    assert repository.find("new").versions == (1,)
+    assert [entry.name for entry in repository.entries] == ["new"]
+    for name in ("absent", "..", "", "a/b"):
+        with pytest.raises(ProblemError, match="expected a folder in"):
+            repository.find(name)
