@@ -34,6 +34,7 @@ from clockwork_serve.messages import (
     Role,
     Status,
 )
+from clockwork_serve.serve.child import EXIT_BROKEN, EXIT_CONFIG
 from clockwork_serve.serve.controller_process import ControllerProcessConfig
 from clockwork_serve.serve.supervisor import Child, Launch
 from clockwork_serve.serve.transport import SOCKET_NAME, Link, connect, hello
@@ -214,13 +215,22 @@ def test_all_links_end_when_it_is_killed(tmp_path: Path) -> None:
     uvloop.run(main())
 
 
+def test_a_journal_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with controller(tmp_path, journal=str(tmp_path / "no" / "journal")) as child:
+            assert await asyncio.wait_for(child.ended, 30) == EXIT_CONFIG
+            assert any("journal: cannot write" in line for line in child.tail)
+
+    uvloop.run(main())
+
+
 def test_a_broken_invariant_ends_it(tmp_path: Path) -> None:
     async def main() -> None:
         async with controller(tmp_path) as child:
             _, _, gateway = await warm(tmp_path)
             gateway.link.send(request(1))
             gateway.link.send(request(1))
-            assert await asyncio.wait_for(child.ended, 30) == 70
+            assert await asyncio.wait_for(child.ended, 30) == EXIT_BROKEN
             assert any("r1 came twice" in line for line in child.tail)
 
     uvloop.run(main())

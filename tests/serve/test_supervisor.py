@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from clockwork_serve.serve.child import EXIT_BROKEN
+from clockwork_serve.serve.child import EXIT_BROKEN, EXIT_CONFIG
 from clockwork_serve.serve.supervisor import (
     FAST_DEATHS,
     FAST_S,
@@ -261,6 +261,12 @@ def test_the_first_restart_is_at_once_and_fast_deaths_slow_the_next() -> None:
     assert (delays[1], delays[-1]) == (0.1, RETRY_S_MAX)
     assert backoff.died(FAST_S + 1) == 0
     assert backoff.died(0.1) == 0
+
+
+def test_a_child_that_cannot_start_here_is_hopeless_at_once() -> None:
+    backoff = Backoff()
+    assert backoff.died(0.1, EXIT_CONFIG) > 0
+    assert backoff.hopeless
 
 
 def test_five_fast_deaths_in_a_row_are_hopeless() -> None:

@@ -13,12 +13,15 @@ from typing import Any, Final
 
 import uvloop
 
+from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.logs import configure
 
 KEEPER_PID_VARIABLE: Final = "CLOCKWORK_KEEPER_PID"
 """Set by the keeper for its children: who must be their parent."""
 EXIT_BROKEN: Final = 70
 """Exit status of a process whose invariant broke (sysexits' EX_SOFTWARE)."""
+EXIT_CONFIG: Final = 78
+"""Exit status where a setting or the host does not allow to start (sysexits' EX_CONFIG)."""
 
 _PR_SET_PDEATHSIG: Final = 1
 _log = logging.getLogger(__name__)
@@ -38,7 +41,7 @@ def prepare(process: str, log_level: str, log_format: str) -> None:
 def run_until_stopped(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
     """Run ``main(stop)`` on uvloop; SIGTERM sets ``stop``. An error that nobody caught ends the process.
 
-    Returns the exit status: 0, or ``EXIT_BROKEN``.
+    Returns the exit status: 0, ``EXIT_CONFIG`` for a :class:`ConfigError`, or ``EXIT_BROKEN``.
     """
 
     async def body() -> None:
@@ -50,6 +53,9 @@ def run_until_stopped(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
 
     try:
         uvloop.run(body())
+    except ConfigError as error:
+        _log.critical("%s", error)
+        return EXIT_CONFIG
     except Exception:  # noqa: BLE001 - nobody above could log it
         _log.critical("ended by an error", exc_info=True)
         return EXIT_BROKEN

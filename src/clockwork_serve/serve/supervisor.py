@@ -19,7 +19,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from clockwork_serve.serve.child import KEEPER_PID_VARIABLE
+from clockwork_serve.serve.child import EXIT_CONFIG, KEEPER_PID_VARIABLE
 
 FAST_S: Final = 5.0
 """A child that lived for less was never well."""
@@ -48,9 +48,12 @@ class Backoff:
     def __init__(self) -> None:
         self.fast_deaths = 0
 
-    def died(self, lived_s: float) -> float:
-        """Seconds to wait, given how long the child lived."""
+    def died(self, lived_s: float, status: int = 0) -> float:
+        """Seconds to wait, given how long the child lived and its exit status."""
         self.fast_deaths = self.fast_deaths + 1 if lived_s < FAST_S else 0
+        if status == EXIT_CONFIG:
+            # It said itself that trying again is of no use.
+            self.fast_deaths = max(self.fast_deaths, FAST_DEATHS)
         if self.fast_deaths <= 1:
             return 0.0
         return float(min(RETRY_S_MAX, RETRY_S * 2 ** (self.fast_deaths - 2)))
@@ -228,7 +231,7 @@ class Supervisor:
             status = await asyncio.shield(child.ended)
             self._children.pop(launch.name, None)
             self._tails[launch.name] = list(child.tail)
-            delay_s = backoff.died(time.monotonic() - child.started_s)
+            delay_s = backoff.died(time.monotonic() - child.started_s, status)
             _log.error(
                 "%s ended: %s; %s",
                 launch.name,
