@@ -117,7 +117,7 @@ def ask_mlp(_: Files, send: Send) -> Judgement:
 
 def ask_words(_: Files, send: Send) -> Judgement:
     """How many words a sentence has, and how it reads backwards."""
-    outputs = send({"text": np.array([["never odd or even"]], object)})
+    outputs = send({"text": np.array([[b"never odd or even"]], object)})
     count, text = int(outputs["words"][0, 0]), bytes(outputs["reversed"][0, 0]).decode()
     return Judgement(f'{count} words, "{text}"', (count, text) == (4, "neve ro ddo reven"))
 

@@ -1,0 +1,65 @@
+"""The plan of a load: as much as asked for, spread as said, the same for the same seed."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from clockwork_serve.apps.demo.client import refusal
+from clockwork_serve.apps.demo.load import SLO_FACTORS, Mix, plan
+
+CASE = {"x": np.zeros((1, 4), np.float32)}
+SLOW = Mix("slow", tuple(f"slow_{i}" for i in range(5)), (CASE, CASE), 40.0)
+QUICK = Mix("quick", tuple(f"quick_{i}" for i in range(20)), (CASE,), 1.0)
+
+
+def test_the_device_is_used_as_asked():
+    planned = plan([SLOW, QUICK], 300.0, 0.5)
+    busy_ms = sum({"slow": 40.0, "quick": 1.0}[shot.model] for shot in planned.shots)
+    assert busy_ms / 300_000 == pytest.approx(0.5, rel=0.1)
+    assert len(planned.shots) / 300 == pytest.approx(planned.rate, rel=0.1)
+    times = [shot.at_s for shot in planned.shots]
+    assert times == sorted(times)
+    assert times[-1] < 300
+
+
+def test_arrivals_are_poisson():
+    gaps = np.diff([shot.at_s for shot in plan([SLOW, QUICK], 300.0, 0.5).shots])
+    assert gaps.std() / gaps.mean() == pytest.approx(1.0, abs=0.1)
+
+
+def test_no_slo_is_below_the_floor():
+    planned = plan([SLOW, QUICK], 100.0, 0.5)
+    assert planned.floor_ms == 140.0
+    for shot in planned.shots:
+        own = {"slow": 40.0, "quick": 1.0}[shot.model]
+        assert shot.slo_ms in {max(planned.floor_ms, factor * own) for factor in SLO_FACTORS}
+
+
+def test_first_instances_are_the_popular_ones():
+    asked = Counter(shot.instance for shot in plan([SLOW, QUICK], 300.0, 0.5).shots)
+    assert asked["quick_0"] > asked["quick_4"] > asked["quick_19"] > 0
+
+
+def test_a_seed_decides_everything():
+    assert plan([SLOW, QUICK], 20.0, 0.5, seed=1) == plan([SLOW, QUICK], 20.0, 0.5, seed=1)
+    assert plan([SLOW, QUICK], 20.0, 0.5, seed=1) != plan([SLOW, QUICK], 20.0, 0.5, seed=2)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "expected"),
+    [
+        ("429", "would_miss_deadline: 12 ms left", ("rejected", "would_miss_deadline")),
+        ("StatusCode.RESOURCE_EXHAUSTED", "queue_full", ("rejected", "queue_full")),
+        ("503", "no worker (not_serving)", ("rejected", "not_serving")),
+        ("504", "late", ("late", "late")),
+        ("StatusCode.DEADLINE_EXCEEDED", "gave up", ("late", "StatusCode.DEADLINE_EXCEEDED")),
+        ("500", "model_raised: ValueError", ("failed", "model_raised")),
+        ("400", "no such input", ("failed", "400")),
+    ],
+)
+def test_refusals_are_told_apart(status, message, expected):
+    assert refusal(InferenceServerException(message, status)) == expected
