@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import logging
 import os
 import threading
@@ -56,7 +55,8 @@ def end_process(error: BaseException) -> None:
 class Hands:
     """The lanes of all devices of a worker, around its brain.
 
-    ``tell`` is called by lane threads when there is something to :meth:`take`, once until it is taken.
+    ``tell`` is called by lane threads when there is something to :meth:`take`, once until it is taken;
+    ``tidy`` by a load lane that has nothing to do after codes came or went.
     """
 
     def __init__(
@@ -66,12 +66,14 @@ class Hands:
         tell: Callable[[], None],
         *,
         realtime: bool = False,
+        tidy: Callable[[], None] = lambda: None,
         broken: Callable[[BaseException], None] = end_process,
     ) -> None:
         self.lock = threading.Lock()
         self.worker = worker
         self.regions = RegionMap()
         self.realtime = realtime
+        self.tidy = tidy
         self.broken = broken
         self.closing = False
         self._tell = tell
@@ -184,7 +186,7 @@ class LaneThread:
         self._bell.acquire()
         self._parked = False  # this thread sleeps, or is about to, and wants to be rung
         self._armed_ns: int | None = None  # when it wakes by itself
-        self._untidy = False  # a code came or went since objects were last frozen
+        self._untidy = False  # a code came or went since the hands last tidied
 
     # For whoever holds the lock
 
@@ -239,7 +241,8 @@ class LaneThread:
             if work is not None:
                 return work
             if self._untidy:
-                self._tidy()
+                self._untidy = False
+                hands.tidy()
             self._sleep()
 
     def _sleep(self) -> None:
@@ -258,12 +261,6 @@ class LaneThread:
                 self._parked = False
             else:
                 self._bell.acquire()  # it was rung while it spun
-
-    def _tidy(self) -> None:
-        """Keep the collector away from what a new code left, which lives as long as the code."""
-        self._untidy = False
-        gc.collect()
-        gc.freeze()
 
     # What it does
 

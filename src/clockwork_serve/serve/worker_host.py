@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -36,7 +36,13 @@ class WorkerHost:
     """One worker on the running loop."""
 
     def __init__(
-        self, name: str, run_dir: Path, devices: Mapping[str, Device], *, realtime: bool = False
+        self,
+        name: str,
+        run_dir: Path,
+        devices: Mapping[str, Device],
+        *,
+        realtime: bool = False,
+        tidy: Callable[[], None] = lambda: None,
     ) -> None:
         self._name = name
         self._path = run_dir / SOCKET_NAME
@@ -49,6 +55,7 @@ class WorkerHost:
             devices,
             lambda: self._loop.call_soon_threadsafe(self._deliver),
             realtime=realtime,
+            tidy=tidy,
         )
 
     async def run(self, stop: asyncio.Event) -> None:

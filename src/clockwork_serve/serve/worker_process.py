@@ -60,7 +60,8 @@ def main(argv: Sequence[str]) -> int:
     except ClockworkError as error:
         _log.critical("%s", error)
         return EXIT_CONFIG
-    _settle_memory()
+    gc.set_threshold(50_000, 50, 1000)
+    gc.freeze()
     try:
         return child.run_until_stopped(lambda stop: _serve(config, devices, stop))
     finally:
@@ -69,7 +70,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def _serve(config: WorkerConfig, devices: dict[str, Device], stop: asyncio.Event) -> None:
-    host = WorkerHost(config.name, Path(config.run_dir), devices, realtime=config.realtime)
+    host = WorkerHost(
+        config.name, Path(config.run_dir), devices, realtime=config.realtime, tidy=settle_memory
+    )
     await host.run(stop)
 
 
@@ -93,13 +96,13 @@ def _set_priorities(config: WorkerConfig) -> None:
             ) from None
 
 
-def _settle_memory() -> None:
-    """Keep the collector away from all that was imported: a pass over it would stop every lane for 50 ms.
+def settle_memory() -> None:
+    """Keep the collector away from what lives as long as the process: a pass over it would stop every lane.
 
     Lanes make no cycles, but a user's model may: a rare pass over young objects stays.
     """
+    gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 50, 1000)
 
 
 if __name__ == "__main__":

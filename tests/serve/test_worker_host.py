@@ -1,0 +1,185 @@
+"""A worker's link: it joins whenever a controller is there, and starts afresh with the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvloop
+
+from clockwork_serve.errors import TransportError
+from clockwork_serve.messages import CodeAdded, CodeReady, Drain, Result, Role, Status, WorkerJoined
+from clockwork_serve.serve.region import Region
+from clockwork_serve.serve.worker_host import WorkerHost
+from tests.serve.ordering import PATIENCE_S, Orders, orders
+from tests.serve.slots import answer, slot
+from tests.serve.test_lanes import Toy, over, timely
+from tests.worker.actions import CODE, GPU, SPEC, infer, load
+
+X = np.ones((1, 4), np.float32)
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    uvloop.run(asyncio.wait_for(test, 2 * PATIENCE_S))
+
+
+class Running:
+    """A worker in this process's own loop."""
+
+    def __init__(self, run_dir: Path, toy: Toy) -> None:
+        self.stop = asyncio.Event()
+        self.host = WorkerHost("w0", run_dir, {GPU: toy})
+        self.task = asyncio.get_running_loop().create_task(self.host.run(self.stop))
+
+    async def end(self) -> None:
+        self.stop.set()
+        await self.task
+
+
+async def joined(at: Orders) -> None:
+    await at.linked()
+    assert await at.hear(WorkerJoined) == WorkerJoined(worker="w0", devices=(SPEC,))
+
+
+async def prepared(at: Orders) -> None:
+    assert await at.ask(CodeAdded(code=CODE), CodeReady) == CodeReady(device=GPU, code_id="net")
+
+
+def test_it_joins_prepares_loads_and_answers(tmp_path: Path) -> None:
+    async def test() -> None:
+        region = Region.create(4096)
+        async with orders(tmp_path) as at:
+            worker = Running(tmp_path, Toy())
+            await joined(at)
+            await prepared(at)
+            assert (await at.ask(timely(load(1, "a", 0)), Result)).status is Status.OK
+            result = await at.ask(over(infer(2, "a", 0), slot(region, {"x": X})), Result)
+            assert result.status is Status.OK
+            np.testing.assert_array_equal(answer(region, result.outputs[0])["y"], X * 2)
+            await worker.end()
+            await asyncio.wait_for(at.lost.wait(), PATIENCE_S)
+        region.close()
+
+    run(test())
+
+
+def test_it_waits_for_a_controller_that_is_not_up_yet(tmp_path: Path) -> None:
+    async def test() -> None:
+        worker = Running(tmp_path, Toy())
+        await asyncio.sleep(0.12)
+        async with orders(tmp_path) as at:
+            await joined(at)
+            await worker.end()
+
+    run(test())
+
+
+def test_it_can_be_stopped_while_it_waits(tmp_path: Path) -> None:
+    async def test() -> None:
+        worker = Running(tmp_path, Toy())
+        await asyncio.sleep(0.01)
+        await worker.end()
+
+    run(test())
+
+
+def test_the_next_controller_finds_empty_memory_and_prepared_codes(tmp_path: Path) -> None:
+    async def test() -> None:
+        toy = Toy()
+        at = Orders(tmp_path)
+        await at.open()
+        worker = Running(tmp_path, toy)
+        await joined(at)
+        await prepared(at)
+        await at.ask(timely(load(1, "a", 0)), Result)
+        at.close()
+        again = Orders(tmp_path)
+        await again.open()
+        await joined(again)
+        await prepared(again)
+        assert (await again.ask(timely(infer(1, "a", 0)), Result)).status is Status.WEIGHTS_MISSING
+        assert (await again.ask(timely(load(2, "b", 0)), Result)).status is Status.OK
+        assert toy.log == ["prepare net", "load a", "unload a", "load b"]
+        await worker.end()
+        again.close()
+
+    run(test())
+
+
+def test_results_for_a_controller_that_died_go_to_nobody(tmp_path: Path) -> None:
+    async def test() -> None:
+        toy, running, release = Toy(), threading.Event(), threading.Event()
+        at = Orders(tmp_path)
+        await at.open()
+        worker = Running(tmp_path, toy)
+        await joined(at)
+        await prepared(at)
+
+        def until_released(what: str) -> None:
+            running.set()
+            assert release.wait(PATIENCE_S)
+
+        toy.act = until_released
+        at.send(timely(load(1, "a", 0)), timely(load(2, "b", 2)))
+        assert await asyncio.to_thread(running.wait, PATIENCE_S)
+        at.close()
+        again = Orders(tmp_path)
+        await again.open()
+        await joined(again)
+        toy.act = lambda what: None
+        release.set()
+        await prepared(again)
+        assert (await again.ask(timely(load(1, "c", 0)), Result)).status is Status.OK
+        assert again.heard.empty()
+        await worker.end()
+        again.close()
+
+    run(test())
+
+
+def test_stop_refuses_what_waits(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with orders(tmp_path) as at:
+            worker = Running(tmp_path, Toy())
+            await joined(at)
+            await prepared(at)
+            at.send(timely(load(1, "a", 0), after_ms=9000))
+            await at.ask(timely(load(2, "b", 2)), Result)
+            await worker.end()
+            result = await at.hear(Result)
+            assert (result.action_id, result.status) == (1, Status.SHUTTING_DOWN)
+
+    run(test())
+
+
+def test_a_frame_that_no_worker_takes_is_logged_and_ignored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with orders(tmp_path) as at:
+            worker = Running(tmp_path, Toy())
+            await joined(at)
+            at.send(Drain())
+            await prepared(at)
+            await worker.end()
+
+    run(test())
+    assert "the controller sent a Drain, which no worker takes" in caplog.text
+
+
+def test_another_process_where_the_controller_should_be_is_an_error(tmp_path: Path) -> None:
+    async def test() -> None:
+        at = Orders(tmp_path, Role.GATEWAY)
+        await at.open()
+        worker = Running(tmp_path, Toy())
+        with pytest.raises(TransportError, match="expected a controller there, found gateway"):
+            await worker.task
+        worker.host.hands.close()
+        at.close()
+
+    run(test())
