@@ -152,7 +152,7 @@ def load(serving: Serving, schedule: Iterable[Shot]) -> list[Sample]:
     return sorted([*warm.samples, *report.samples], key=lambda sample: sample.sent_ns)
 
 
-def _renumbered(runs: Sequence[Run]) -> list[Run]:
+def renumbered(runs: Sequence[Run]) -> list[Run]:
     """Without the warm-up, which is request 0."""
     return [
         Run(run.start_ns, run.end_ns, frozenset(str(int(name) - 1) for name in run.names))
@@ -181,7 +181,7 @@ def main() -> int:
             slos = [round(share * given.service_ms) for share in (0.2, 1.2, 2.4)]
             schedule = shots(serving.http_url, rate, given.seconds, slos, given.seed)
             samples = load(serving, schedule)
-        runs = _renumbered(runs_of(journal, samples))
+        runs = renumbered(runs_of(journal, samples))
     outcome = conclude(judge(samples[1:], runs), len(samples) - 1)
     outcome.figures["backend"] = given.backend
     return finish(outcome, given.json)

@@ -55,7 +55,7 @@ def python_model(root: Path, name: str, source: str, *, max_batch_size: int = 1)
     """A user's class, as source."""
     (root / name / "1").mkdir(parents=True)
     (root / name / "clockwork.toml").write_text(
-        f'backend = "python"\nmax_batch_size = {max_batch_size}\n{TENSORS}'
+        f'backend = "python"\nmax_batch_size = {max_batch_size}\nmemory_bytes = 65536\n{TENSORS}'
     )
     (root / name / "1" / "model.py").write_text(source)
 

@@ -1,0 +1,47 @@
+"""Runs the benchmarks one after the other, in short form by default; a failure stops none of the others."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+SHORT: dict[str, tuple[str, ...]] = {
+    "http_overhead": ("--requests", "500"),
+    "overload": ("--seconds", "30"),
+    "feasible_load": ("--seconds", "30"),
+    "worker_kill": ("--requests", "6000", "--connections", "200"),
+    "many_models": ("--models", "200", "--held", "20", "--idle-seconds", "10"),
+}
+"""By benchmark, what makes it short; without it, it takes as long as the docs say."""
+
+STATUS = {0: "passed", 1: "missed", 2: "invalid"}
+
+
+def main() -> int:
+    """Run them; the worst exit status."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SHORT)}; default: all")
+    options.add_argument("--full", action="store_true", help="the long forms: about 12 minutes")
+    options.add_argument("--json", type=Path, metavar="FOLDER", help="write NAME.json for each there")
+    given = options.parse_args()
+    unknown = set(given.names) - SHORT.keys()
+    if unknown:
+        options.error(f"names: expected some of {', '.join(SHORT)}; found {', '.join(sorted(unknown))}")
+    ended: dict[str, int] = {}
+    for name in given.names or SHORT:
+        more = () if given.full else SHORT[name]
+        if given.json is not None:
+            given.json.mkdir(parents=True, exist_ok=True)
+            more = (*more, "--json", str(given.json.absolute() / f"{name}.json"))
+        command = [sys.executable, "-m", f"benchmarks.{name}", *more]
+        ended[name] = subprocess.run(command, cwd=ROOT, check=False).returncode
+    print("\n" + "\n".join(f"  {name:<16} {STATUS.get(code, 'failed')}" for name, code in ended.items()))
+    return max(ended.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""The command as an operator starts and stops it: ``clockwork serve`` in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import repositories
+from tests.end_to_end.conftest import ROOT, call, x_json
+
+START_S = 60.0
+
+
+def command(root: Path, cache: Path, *more: str) -> list[str]:
+    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    return [sys.executable, "-m", "clockwork_serve", "serve", str(root), *ports, "--cache", str(cache), *more]
+
+
+@contextmanager
+def started(arguments: list[str]) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """The process and what it says when it is ready."""
+    process = subprocess.Popen(
+        [*arguments, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield process, json.loads(first_line(process))
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        assert selector.select(START_S), "it did not become ready"
+    return process.stdout.readline()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_running_work_end(tmp_path: Path, cache: Path, number: signal.Signals) -> None:
+    root = tmp_path / "models"
+    repositories.emulated(root, "slow", {1: 600})
+    found: list[int] = []
+    with started(command(root, cache, "--device", "emulated:v100")) as (process, ready):
+        body = x_json([0.0] * 4, parameters={"slo_ms": 5000})
+        client = threading.Thread(
+            target=lambda: found.append(call(ready["http"], "/v2/models/slow/infer", body).status)
+        )
+        client.start()
+        wait_until_open(ready["metrics"])
+        process.send_signal(number)
+        client.join(START_S)
+        assert process.wait(START_S) == 0
+    assert found == [200]
+
+
+def wait_until_open(metrics_url: str) -> None:
+    """Until the request is with the controller."""
+    base, path = metrics_url.removesuffix("/metrics"), "/metrics"
+    for _ in range(1000):
+        if b"clockwork_requests_open 1" in call(base, path).json:
+            return
+    raise AssertionError("the request never arrived")
+
+
+def test_the_example_models_are_served_by_the_command(cache: Path) -> None:
+    with started(command(ROOT / "examples" / "models", cache)) as (process, ready):
+        assert ready["models"] == 3
+        assert call(ready["http"], "/v2/health/ready").status == 200
+        process.terminate()
+        assert process.wait(START_S) == 0
+
+
+def run_to_end(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=START_S, check=False)
+
+
+def test_an_occupied_port_is_named(tmp_path: Path, cache: Path) -> None:
+    root = tmp_path / "models"
+    repositories.emulated(root, "slow", {1: 1})
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = run_to_end([*command(root, cache, "--device", "emulated:v100"), "--http-port", str(port)])
+    assert ended.returncode != 0
+    assert str(port) in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_repository_with_nothing_to_serve_says_why(tmp_path: Path, cache: Path) -> None:
+    root = tmp_path / "models"
+    (root / "corrupt" / "1").mkdir(parents=True)
+    (root / "corrupt" / "1" / "model.onnx").write_bytes(b"this is no graph")
+    ended = run_to_end(command(root, cache))
+    assert ended.returncode != 0
+    assert "corrupt" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_missing_repository_is_named(tmp_path: Path, cache: Path) -> None:
+    ended = run_to_end(command(tmp_path / "nowhere", cache))
+    assert ended.returncode != 0
+    assert "nowhere" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    root = tmp_path / "models"
+    repositories.emulated(root, "slow", {1: 1})
+    (tmp_path / "file").write_text("no folder")
+    ended = run_to_end(command(root, tmp_path / "file" / "cache", "--device", "emulated:v100"))
+    assert ended.returncode != 0
+    assert "cache" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_no_process_outlives_a_killed_keeper(tmp_path: Path, cache: Path) -> None:
+    root = tmp_path / "models"
+    repositories.emulated(root, "slow", {1: 1})
+    with started(command(root, cache, "--device", "emulated:v100")) as (process, _):
+        children = children_of(process.pid)
+        assert len(children) >= 3
+        process.kill()
+        process.wait(START_S)
+        for _ in range(600):
+            if not any(alive(child) for child in children):
+                return
+            threading.Event().wait(0.05)
+        raise AssertionError([child for child in children if alive(child)])
+
+
+def children_of(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found.extend(int(child) for child in (task / "children").read_text().split())
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
