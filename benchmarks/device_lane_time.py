@@ -88,7 +88,8 @@ class Row:
         ours, theirs = statistics.median(self.ours.wall), statistics.median(self.theirs.wall)
         return (
             self.name, str(self.batch), f"{theirs / 1e6:.3f}", f"{ours / 1e6:.3f}", f"{self.ratio:.3f}",
-            f"{self.cpu_ratio:.3f}", f"{self.added_ns / 1e3:+.0f}", f"{self.error:.0e}", str(len(self.ours.wall)),
+            f"{self.cpu_ratio:.3f}", f"{self.added_ns / 1e3:+.0f}", f"{self.error:.0e}",
+            str(len(self.ours.wall)),
         )  # fmt: skip
 
     def record(self) -> dict[str, Any]:
@@ -206,8 +207,8 @@ def infer_row(device: Device, served: Served, plain: Any, batch: int, seconds: f
         for i, part in enumerate(parts if code.batched else [inputs])
     ]
     action = Infer(
-        action_id=1, device="cpu:0", model=served.model.key, code_id=code.code_id, extent=extent_of(device, served),
-        version=1, batch=batch, window=WINDOW, expected_ns=0,
+        action_id=1, device="cpu:0", model=served.model.key, code_id=code.code_id,
+        extent=extent_of(device, served), version=1, batch=batch, window=WINDOW, expected_ns=0,
         calls=tuple(Call(request_id=str(i), rows=1, tensors=b"") for i in range(len(calls))),
     )  # fmt: skip
     names = [spec.name for spec in code.outputs]
@@ -292,7 +293,8 @@ def load_action(device: Device, served: Served) -> Load:
     """A LOAD to the first pages."""
     return Load(
         action_id=1, device="cpu:0", model=served.model.key, code_id=served.code.code_id,
-        weights=served.model.weights, extent=extent_of(device, served), version=1, window=WINDOW, expected_ns=0,
+        weights=served.model.weights, extent=extent_of(device, served), version=1, window=WINDOW,
+        expected_ns=0,
     )  # fmt: skip
 
 

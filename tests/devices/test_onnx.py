@@ -1,34 +1,417 @@
-"""Answers of the ONNX backend equal a plain session's, whatever shares a batch."""
+"""The ONNX backend answers as a plain session would, from a model's own weights, whatever shares a batch."""
 
 from __future__ import annotations
 
+import json
+import mmap
+
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
-from clockwork_serve.devices import DeviceConfig, build
+from clockwork_serve.devices import CallBuffers, DeviceConfig, build
+from clockwork_serve.errors import DeviceError, ModelError
+from clockwork_serve.messages import Extent, Weights
 from tests.devices import lifted
+from tests.devices.lifted import spec
+
+PAGE = 65536
+WIDE = 20_000  # elements that make a tensor too large to be copied
+
+
+def make(**settings):
+    return build(DeviceConfig(device="cpu:0", memory_bytes=32 * PAGE, page_bytes=PAGE, **settings))
 
 
 @pytest.fixture
 def device():
-    device = build(DeviceConfig(device="cpu:0", memory_bytes=4 << 20, page_bytes=65536, io_bytes=1 << 20))
-    yield device
+    made = make(io_bytes=4 << 20)
+    yield made
+    made.close()
+
+
+def dense(folder, seed=1, **settings):
+    """A served model: (plain session, code, weights)."""
+    proto = lifted.mlp(seed)
+    blob = lifted.lift(proto, folder / "dense")
+    code = lifted.code_of(folder / "dense", [spec("x", 64)], [spec("y", 64)], **settings)
+    return lifted.plain_session(proto), code, lifted.weights_file(folder / f"weights{seed}", blob)
+
+
+def numbers(rows, width=64, seed=0):
+    return np.random.default_rng(seed + rows).standard_normal((rows, width)).astype(np.float32)
+
+
+def close(got, wanted):
+    return float(np.abs(got - wanted).max() / np.abs(wanted).max()) < 1e-5
+
+
+def elementwise(
+    folder, op, shape, kind=TensorProto.FLOAT, datatype="FP32", *, constant=None, batched=True, **settings
+):
+    """Y = op(x) or op(x, constant), as a code without weights."""
+    weights = [] if constant is None else [numpy_helper.from_array(np.array(constant), "k")]
+    nodes = [helper.make_node(op, ["x", *(["k"] if weights else [])], ["y"])]
+    dims = (["b"] if batched else []) + [dim if dim >= 0 else f"d{i}" for i, dim in enumerate(shape)]
+    proto = lifted.model(nodes, {"x": dims}, {"y": [None] * len(dims)}, weights, {"x": kind, "y": kind})
+    lifted.lift(proto, folder / "code", optimise=False)
+    sizes = {"batch_sizes": (1, 2, 4) if batched else (1,)}
+    outputs = [spec("y", *shape, datatype=datatype)]
+    code = lifted.code_of(
+        folder / "code",
+        [spec("x", *shape, datatype=datatype)],
+        outputs,
+        batched=batched,
+        **{**sizes, **settings},
+    )
+    return code, lifted.weights_file(folder / "none", b"")
+
+
+MIXES = [([1], 1), ([2], 2), ([4], 4), ([1, 1], 2), ([1, 2], 4), ([1, 1, 1, 1], 4), ([3], 4), ([2, 1, 1], 4)]
+
+
+@pytest.mark.parametrize("io_bytes", [4 << 20, 0], ids=["area", "no area"])
+def test_answers_equal_a_plain_session_in_every_mix(tmp_path, io_bytes):
+    device = make(io_bytes=io_bytes)
+    plain, code, weights = dense(tmp_path)
+    device.prepare(code)
+    device.load(lifted.load(code, weights, 3))
+    for rows, batch in MIXES * 2:
+        xs = [numbers(count, seed=place) for place, count in enumerate(rows)]
+        calls = [lifted.call({"x": x}) for x in xs]
+        phases = device.infer(lifted.infer(code, rows, batch, first=3), calls)
+        assert min(phases.input_ns, phases.run_ns, phases.output_ns) >= 0
+        for x, call in zip(xs, calls, strict=True):
+            assert close(lifted.output(call, "y"), plain.run(None, {"x": x})[0])
+            assert call.output[4 * x.size] == 0xAA, "nothing is written after the outputs"
     device.close()
 
 
-def test_answers_equal_a_plain_session(device, tmp_path):
-    proto = lifted.mlp(1)
-    blob = lifted.lift(proto, tmp_path / "code")
-    code = lifted.code_of(tmp_path / "code", [lifted.spec("x", 64)], [lifted.spec("y", 64)])
+def test_models_of_one_code_answer_from_their_own_weights(device, tmp_path):
+    models = [dense(tmp_path, seed) for seed in range(4)]
+    code = models[0][1]
     device.prepare(code)
-    device.load(lifted.load(code, lifted.weights_file(tmp_path / "a", blob), 3))
-    plain = lifted.plain_session(proto)
-    for rows, batch in (([1], 1), ([2], 2), ([1, 1], 2), ([1, 2], 4), ([1, 1, 1, 1], 4), ([3], 4)):
-        xs = [
-            np.random.default_rng(n).standard_normal((r, 64)).astype(np.float32) for n, r in enumerate(rows)
-        ]
+    for page, (_, _, weights) in enumerate(models):
+        device.load(lifted.load(code, weights, page))
+    for page in (2, 0, 3, 1, 1):
+        call, x = lifted.call({"x": numbers(1)}), numbers(1)
+        device.infer(lifted.infer(code, [1], first=page), [call])
+        assert close(lifted.output(call, "y"), models[page][0].run(None, {"x": x})[0])
+
+
+def test_a_load_replaces_the_weights_of_an_extent(device, tmp_path):
+    (_, code, first), (plain, _, second) = dense(tmp_path, 1), dense(tmp_path, 2)
+    device.prepare(code)
+    device.load(lifted.load(code, first))
+    device.infer(lifted.infer(code, [1]), [lifted.call({"x": numbers(1)})])
+    device.unload(lifted.unload())
+    device.load(lifted.load(code, second))
+    call = lifted.call({"x": numbers(1)})
+    device.infer(lifted.infer(code, [1]), [call])
+    assert close(lifted.output(call, "y"), plain.run(None, {"x": numbers(1)})[0])
+
+
+def test_nothing_but_the_extent_is_written(device, tmp_path):
+    _, code, weights = dense(tmp_path)
+    arena = device._arena
+    arena.view(Extent(0, 32), 32 * PAGE)[:] = 0x55
+    device.prepare(code)
+    device.load(lifted.load(code, weights, 5))
+    device.infer(lifted.infer(code, [1], first=5), [lifted.call({"x": numbers(1)})])
+    assert (arena.view(Extent(0, 5), 5 * PAGE) == 0x55).all()
+    assert (arena.view(Extent(5, 1), PAGE)[weights.size :] == 0x55).all()
+    assert (arena.view(Extent(6, 26), 26 * PAGE) == 0x55).all()
+
+
+def test_large_tensors_stay_in_the_requests_memory_and_are_let_go(device, tmp_path):
+    code, weights = elementwise(tmp_path, "Neg", (WIDE,))
+    device.prepare(code)
+    device.load(lifted.load(code, weights))
+    memory = mmap.mmap(-1, 1 << 20)
+    x = np.ndarray((1, WIDE), np.float32, buffer=memory)
+    x[:] = 5
+    call = CallBuffers(inputs={"x": x}, output=memoryview(memory)[1 << 19 :])
+    device.infer(lifted.infer(code, [1]), [call])
+    assert (lifted.output(call, "y") == -5).all()
+    del x, call
+    memory.close()  # BufferError if the device still held on to it
+    call = lifted.call({"x": np.ones((1, WIDE), np.float32)}, room=1 << 17)
+    device.infer(lifted.infer(code, [1]), [call])
+    assert (lifted.output(call, "y") == -1).all()
+
+
+@pytest.mark.parametrize("shape", [(WIDE,), (-1,)], ids=["static", "open"])
+def test_strided_inputs_are_taken_as_they_are_seen(device, tmp_path, shape):
+    code, weights = elementwise(tmp_path, "Neg", shape)
+    device.prepare(code)
+    device.load(lifted.load(code, weights))
+    x = np.arange(2 * WIDE, dtype=np.float32)[::2].reshape(1, WIDE)
+    call = lifted.call({"x": x}, room=1 << 17)
+    device.infer(lifted.infer(code, [1]), [call])
+    assert (lifted.output(call, "y") == -x).all()
+
+
+@pytest.mark.parametrize("rows", [[1], [2], [1, 1], [1, 2]])
+def test_dimensions_that_a_request_chooses(device, tmp_path, rows):
+    code, weights = elementwise(tmp_path, "Neg", (-1, 2))
+    device.prepare(code)
+    device.load(lifted.load(code, weights))
+    for length in (3, 1, 7):
+        xs = [numbers(count * length * 2, 1).reshape(count, length, 2) for count in rows]
         calls = [lifted.call({"x": x}) for x in xs]
-        phases = device.infer(lifted.infer(code, rows, batch, first=3), calls)
-        assert phases.run_ns > 0
-        for x, buffers in zip(xs, calls, strict=True):
-            np.testing.assert_allclose(lifted.output(buffers, "y"), plain.run(None, {"x": x})[0], rtol=1e-5)
+        device.infer(lifted.infer(code, rows, 4 if sum(rows) == 3 else None), calls)
+        for x, call in zip(xs, calls, strict=True):
+            assert (lifted.output(call, "y") == -x).all()
+
+
+def test_rows_of_different_shapes_do_not_share_a_batch(device, tmp_path):
+    code, weights = elementwise(tmp_path, "Neg", (-1,))
+    device.prepare(code)
+    device.load(lifted.load(code, weights))
+    calls = [lifted.call({"x": numbers(1, width)}) for width in (3, 4)]
+    with pytest.raises(DeviceError, match="rows of shape"):
+        device.infer(lifted.infer(code, [1, 1]), calls)
+
+
+def test_an_unbatched_code_takes_one_call_as_it_is(device, tmp_path):
+    for shape in ((3, 2), (3, -1)):
+        folder = tmp_path / str(shape)
+        folder.mkdir()
+        code, weights = elementwise(folder, "Neg", shape, batched=False)
+        device.prepare(code)
+        device.load(lifted.load(code, weights))
+        x = numbers(3, 2)
+        call = lifted.call({"x": x})
+        device.infer(lifted.infer(code, [1]), [call])
+        assert (lifted.output(call, "y") == -x).all()
+        with pytest.raises(DeviceError, match="no batch axis"):
+            device.infer(lifted.infer(code, [1, 1]), [call, call])
+
+
+KINDS = [
+    (TensorProto.INT64, "INT64", np.int64), (TensorProto.INT8, "INT8", np.int8),
+    (TensorProto.UINT8, "UINT8", np.uint8),
+    (TensorProto.BOOL, "BOOL", np.bool_), (TensorProto.FLOAT16, "FP16", np.float16),
+    (TensorProto.DOUBLE, "FP64", np.float64), (TensorProto.BFLOAT16, "BF16", np.uint16),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [3, -1, WIDE])
+@pytest.mark.parametrize(("kind", "datatype", "dtype"), KINDS)
+def test_element_types(device, tmp_path, kind, datatype, dtype, width):
+    code, weights = elementwise(tmp_path, "Identity", (width,), kind, datatype)
+    device.prepare(code)
+    device.load(lifted.load(code, weights))
+    x = np.arange(2 * abs(width)).reshape(2, -1).astype(dtype)
+    for rows, parts in (([2], [x]), ([1, 1], [x[:1], x[1:]])):
+        calls = [lifted.call({"x": part}, room=1 << 19) for part in parts]
+        device.infer(lifted.infer(code, rows), calls)
+        for part, call in zip(parts, calls, strict=True):
+            assert (lifted.output(call, "y") == part).all()
+            assert call.outputs[0].datatype == datatype
+
+
+def test_strings_come_and_go_in_wire_form(device, tmp_path):
+    code, weights = elementwise(tmp_path, "Identity", (2,), TensorProto.STRING, "BYTES")
+    device.prepare(code)
+    device.load(lifted.load(code, weights))
+    calls = [
+        lifted.call({"x": np.array([["a", "bc"]], dtype=object)}),
+        lifted.call({"x": np.array([["ü".encode(), b""]], dtype=object)}),
+    ]
+    device.infer(lifted.infer(code, [1, 1]), calls)
+    assert bytes(calls[0].output[:11]) == b"\x01\0\0\0a\x02\0\0\0bc"
+    assert bytes(calls[1].output[:10]) == b"\x02\0\0\0" + "ü".encode() + b"\0\0\0\0"
+    with pytest.raises(ModelError, match="UTF-8"):
+        device.infer(lifted.infer(code, [1]), [lifted.call({"x": np.array([[b"\xff", b""]], dtype=object)})])
+
+
+def test_an_optional_input_left_out_is_not_that_of_the_call_before(device, tmp_path):
+    nodes = [helper.make_node("Add", ["x", "k"], ["y"])]
+    default = numpy_helper.from_array(np.zeros((1, 2), np.float32), "k")
+    proto = lifted.model(nodes, {"x": ["b", 2], "k": ["b", 2]}, {"y": ["b", 2]}, [default])
+    lifted.lift(proto, tmp_path / "code", optimise=False)
+    code = lifted.code_of(tmp_path / "code", [spec("x", 2), spec("k", 2, optional=True)], [spec("y", 2)])
+    device.prepare(code)
+    device.load(lifted.load(code, lifted.weights_file(tmp_path / "none", b"")))
+    x = np.ones((1, 2), np.float32)
+    for inputs, wanted in (
+        ({"x": x, "k": 5 * x}, 6),
+        ({"x": x}, 1),
+        ({"x": x, "k": 2 * x}, 3),
+        ({"x": x}, 1),
+    ):
+        call = lifted.call(inputs)
+        device.infer(lifted.infer(code, [1]), [call])
+        assert (lifted.output(call, "y") == wanted).all()
+    with pytest.raises(DeviceError, match="input k"):
+        device.infer(lifted.infer(code, [1, 1]), [lifted.call({"x": x, "k": x}), lifted.call({"x": x})])
+
+
+BAD_INPUTS = [
+    ({}, "input x: expected by code"),
+    ({"x": np.zeros((1, 64))}, "input x: expected FP32, found an array of float64"),
+    ({"x": np.zeros((1, 63), np.float32)}, r"input x: expected shape \(1, 64\), found \(1, 63\)"),
+    ({"x": np.zeros((2, 64), np.float32)}, r"input x: expected shape \(1, 64\), found \(2, 64\)"),
+]
+
+
+@pytest.mark.parametrize("others", [0, 1])
+@pytest.mark.parametrize(("inputs", "message"), BAD_INPUTS)
+def test_inputs_that_are_not_as_declared_are_refused(device, tmp_path, inputs, message, others):
+    plain, code, weights = dense(tmp_path)
+    device.prepare(code)
+    device.load(lifted.load(code, weights))
+    calls = [lifted.call({"x": numbers(1)}) for _ in range(others)] + [lifted.call(inputs)]
+    with pytest.raises(DeviceError, match=message):
+        device.infer(lifted.infer(code, [1] * len(calls)), calls)
+    good = lifted.call({"x": numbers(1)})
+    device.infer(lifted.infer(code, [1]), [good])
+    assert close(lifted.output(good, "y"), plain.run(None, {"x": numbers(1)})[0])
+
+
+@pytest.mark.parametrize(("shape", "io_bytes"), [((64,), 4 << 20), ((64,), 0), ((-1,), 4 << 20)])
+def test_outputs_larger_than_their_room_are_an_error_and_leave_no_reference(tmp_path, shape, io_bytes):
+    device = make(io_bytes=io_bytes)
+    code, weights = elementwise(tmp_path, "Neg", shape)
+    device.prepare(code)
+    device.load(lifted.load(code, weights))
+    calls = [lifted.call({"x": numbers(1)}), lifted.call({"x": numbers(1)}, room=255)]
+    with pytest.raises(ModelError, match=r"output y: .* room for the outputs is 255 bytes"):
+        device.infer(lifted.infer(code, [1, 1]), calls)
+    assert [call.outputs for call in calls] == [[], []]
+    device.close()
+
+
+@pytest.mark.parametrize("shape", [(2,), (-1,)], ids=["static", "open"])
+def test_a_model_that_raises_says_why_in_one_line_and_answers_the_next(device, tmp_path, shape):
+    nodes = [helper.make_node("Gather", ["k", "x"], ["y"], name="pick")]
+    table = numpy_helper.from_array(np.arange(4, dtype=np.float32), "k")
+    proto = lifted.model(nodes, {"x": ["b", "n"]}, {"y": ["b", "n"]}, [table], {"x": TensorProto.INT64})
+    lifted.lift(proto, tmp_path / "code", optimise=False)
+    code = lifted.code_of(tmp_path / "code", [spec("x", *shape, datatype="INT64")], [spec("y", *shape)])
+    device.prepare(code)
+    device.load(lifted.load(code, lifted.weights_file(tmp_path / "none", b"")))
+    bad = lifted.call({"x": np.array([[0, 9]])})
+    with pytest.raises(ModelError) as error:
+        device.infer(lifted.infer(code, [1]), [bad])
+    assert str(error.value).startswith(
+        "model m: Gather node 'pick': indices element out of data bounds, idx=9"
+    )
+    assert "\n" not in str(error.value)
+    assert bad.outputs == []
+    good = lifted.call({"x": np.array([[3, 0]])})
+    device.infer(lifted.infer(code, [1]), [good])
+    assert lifted.output(good, "y").tolist() == [[3, 0]]
+
+
+def whole(folder, seed):
+    """A model whose weights are not lifted."""
+    proto = lifted.mlp(seed)
+    folder.mkdir(exist_ok=True)
+    lifted.optimised(proto, folder)
+    code = lifted.code_of(folder, [spec("x", 64)], [spec("y", 64)], lifted=False)
+    return (
+        lifted.plain_session(proto),
+        code,
+        Weights(weights_id="w", path=str(folder / "optimised.onnx"), size=70_000),
+    )
+
+
+def test_a_model_that_is_not_lifted_is_opened_by_load_and_dropped_by_unload(device, tmp_path):
+    plain, code, weights = whole(tmp_path / "a", 5)
+    device.prepare(code)
+    with pytest.raises(DeviceError, match="not loaded at page 2"):
+        device.infer(lifted.infer(code, [1], first=2, count=2), [lifted.call({"x": numbers(1)})])
+    device.load(lifted.load(code, weights, 2, 2))
+    calls = [lifted.call({"x": numbers(1)}), lifted.call({"x": numbers(2)})]
+    device.infer(lifted.infer(code, [1, 2], 4, first=2, count=2), calls)
+    for rows, call in zip((1, 2), calls, strict=True):
+        assert close(lifted.output(call, "y"), plain.run(None, {"x": numbers(rows)})[0])
+    device.unload(lifted.unload(2, 2))
+    with pytest.raises(DeviceError, match="not loaded"):
+        device.infer(lifted.infer(code, [1], first=2, count=2), [lifted.call({"x": numbers(1)})])
+
+
+def test_a_corrupt_graph_is_refused(device, tmp_path):
+    _, code, _ = dense(tmp_path)
+    (tmp_path / "dense" / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(DeviceError, match=r"model .*model.onnx: cannot be opened: .*compile the model again"):
+        device.prepare(code)
+    with pytest.raises(DeviceError, match="not prepared"):
+        device.infer(lifted.infer(code, [1]), [lifted.call({"x": numbers(1)})])
+
+
+INDEXES = [
+    ("not json", "cannot be read"),
+    ({"tensors": []}, "blob_bytes"),
+    ({"tensors": [], "blob_bytes": 0}, "not described .*'b0'"),
+    (
+        {
+            "tensors": [{"name": "n", "shape": [2], "dtype": "FP32", "offset": 8, "nbytes": 8}],
+            "blob_bytes": 8,
+        },
+        "n: ",
+    ),
+    (
+        {
+            "tensors": [{"name": "n", "shape": [2], "dtype": "FP32", "offset": 0, "nbytes": 4}],
+            "blob_bytes": 8,
+        },
+        "n: ",
+    ),
+    (
+        {
+            "tensors": [{"name": "n", "shape": [1], "dtype": "what", "offset": 0, "nbytes": 4}],
+            "blob_bytes": 8,
+        },
+        "dtype",
+    ),
+]
+
+
+@pytest.mark.parametrize(("index", "message"), INDEXES)
+def test_an_index_that_contradicts_itself_or_the_graph_is_refused(device, tmp_path, index, message):
+    _, code, _ = dense(tmp_path)
+    (tmp_path / "dense" / "index.json").write_text(index if isinstance(index, str) else json.dumps(index))
+    with pytest.raises(DeviceError, match=message):
+        device.prepare(code)
+
+
+def test_weights_of_another_size_are_refused(device, tmp_path):
+    _, code, weights = dense(tmp_path)
+    device.prepare(code)
+    other = lifted.weights_file(tmp_path / "other", b"\0" * (weights.size - 64))
+    with pytest.raises(DeviceError, match=f"weights other: expected {weights.size} bytes"):
+        device.load(lifted.load(code, other))
+    with pytest.raises(DeviceError, match=r"extent: expected pages within 0..31, found 32..32"):
+        device.load(lifted.load(code, weights, 32))
+
+
+def test_a_retired_code_is_gone_and_can_come_back(device, tmp_path):
+    plain, code, weights = dense(tmp_path)
+    device.retire("never heard of")
+    for _ in range(2):
+        device.prepare(code)
+        device.prepare(code)
+        device.load(lifted.load(code, weights))
+        call = lifted.call({"x": numbers(1)})
+        device.infer(lifted.infer(code, [1]), [call])
+        assert close(lifted.output(call, "y"), plain.run(None, {"x": numbers(1)})[0])
+        device.retire(code.code_id)
+        with pytest.raises(DeviceError, match="not prepared"):
+            device.infer(lifted.infer(code, [1]), [call])
+
+
+def test_bindings_are_bounded_and_made_again(tmp_path):
+    device = make()
+    device._backends["onnx"]._bindings._tensors_max = 8
+    plain, code, weights = dense(tmp_path)
+    device.prepare(code)
+    for page in range(10):
+        device.load(lifted.load(code, weights, page))
+    assert len(device._backends["onnx"]._bindings) == 2
+    call = lifted.call({"x": numbers(1)})
+    device.infer(lifted.infer(code, [1], first=0), [call])
+    assert close(lifted.output(call, "y"), plain.run(None, {"x": numbers(1)})[0])
+    device.close()

@@ -116,7 +116,7 @@ def write(
 
 
 def _given(code: Code, calls: Sequence[CallBuffers]) -> list[TensorSpec]:
-    """The inputs that the first call has: what is not optional must be there, in every call (checked later)."""
+    """The inputs that the first call has, which are then expected of every call."""
     specs = [spec for spec in code.inputs if not spec.optional or spec.name in calls[0].inputs]
     for spec in specs:
         if spec.name not in calls[0].inputs:

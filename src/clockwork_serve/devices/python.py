@@ -15,7 +15,6 @@ import importlib.util
 import logging
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +61,7 @@ class PythonBackend:
         module = _import(path, _module_name(code.code_id))
         missing = [name for name in ("load", "infer", "unload") if not callable(_member(module, name))]
         if missing:
+            sys.modules.pop(module.__name__, None)
             raise DeviceError(
                 f"{path}: expected a class Model with load, infer and unload, found no {missing[0]}"
             )
@@ -86,7 +86,7 @@ class PythonBackend:
             model = prepared.module.Model()
             model.load(action.weights.path)
         except ANYTHING as error:
-            raise ModelError(f"model {action.model}: load: {_last_line(error)}") from error
+            raise ModelError(f"model {action.model}: load: {_said(error)}") from error
         self._model_by_page[action.extent.first] = (action.code_id, model)
 
     def unload(self, action: Unload) -> None:
@@ -110,7 +110,7 @@ class PythonBackend:
         try:
             found = model.infer(inputs)
         except ANYTHING as error:
-            raise ModelError(f"model {action.model}: {_last_line(error)}") from error
+            raise ModelError(f"model {action.model}: {_said(error)}") from error
         ran = self._clock()
         _write(action.model, code, found, calls, rows)
         return Phases(gathered - started, ran - gathered, self._clock() - ran)
@@ -182,7 +182,7 @@ def _import(path: Path, name: str) -> ModuleType:
         spec.loader.exec_module(module)
     except ANYTHING as error:
         sys.modules.pop(name, None)
-        raise ModelError(f"{path}: {_last_line(error)}") from error
+        raise ModelError(f"{path}: {_said(error)}") from error
     return module
 
 
@@ -199,8 +199,10 @@ def _unload(model: Any) -> None:
     try:
         model.unload()
     except ANYTHING as error:
-        logging.getLogger(__name__).warning("unload raised: %s", _last_line(error))
+        logging.getLogger(__name__).warning("unload raised: %s", _said(error))
 
 
-def _last_line(error: BaseException) -> str:
-    return traceback.format_exception_only(error)[-1].strip().splitlines()[-1]
+def _said(error: BaseException) -> str:
+    """An exception in one line, as a traceback ends."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,98 @@
+"""Rows go into a batch and out of it again; outputs stay inside their room."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from clockwork_serve.devices.base import CallBuffers
+from clockwork_serve.devices.tensors import Room, encode_bytes, io_bytes, rows_of, split, stack
+from clockwork_serve.errors import DeviceError, ModelError
+from clockwork_serve.messages import Code
+from tests.devices import lifted
+from tests.devices.lifted import spec
+
+CODE = Code(
+    code_id="c", backend="onnx", path="", inputs=(spec("x", 3),), outputs=(spec("y", 2), spec("z", -1)),
+    batched=True, batch_sizes=(1, 2, 4), lifted=True,
+)  # fmt: skip
+
+
+def test_rows_left_over_repeat_the_last():
+    batch = np.zeros((5, 2))
+    stack([np.ones((1, 2)), np.full((2, 2), 2.0)], batch)
+    assert batch[:, 0].tolist() == [1, 2, 2, 2, 2]
+
+
+def test_outputs_are_aligned_and_referred_to_from_the_rooms_start():
+    call = lifted.call({}, room=1000)
+    room = Room(call)
+    room.put(spec("y", 2), np.array([[1, 2]], np.float32))
+    room.put(spec("t", 2, datatype="BYTES"), np.array([b"ab", "ü"], dtype=object))
+    room.put(spec("z", 1), np.array([[3]], np.float32))
+    assert [(ref.name, ref.offset, ref.nbytes) for ref in call.outputs] == [
+        ("y", 0, 8),
+        ("t", 64, 12),
+        ("z", 128, 4),
+    ]
+    assert bytes(call.output[64:76]) == b"\x02\0\0\0ab\x02\0\0\0" + "ü".encode()
+    assert call.output[76] == 0xAA
+
+
+def test_an_output_may_end_where_the_room_ends_and_not_after():
+    Room(lifted.call({}, room=8)).put(spec("y", 2), np.zeros((1, 2), np.float32))
+    call = lifted.call({}, room=7)
+    with pytest.raises(
+        ModelError, match=r"output y: shape \(1, 2\) ends at byte 8, but the room .* is 7 bytes"
+    ):
+        Room(call).put(spec("y", 2), np.zeros((1, 2), np.float32))
+    assert bytes(call.output) == b"\xaa" * 7
+
+
+def test_an_empty_output_takes_no_room():
+    call = lifted.call({}, room=0)
+    Room(call).put(spec("y", 0), np.zeros((1, 0), np.float32))
+    assert call.outputs[0].shape == (1, 0)
+
+
+def test_read_only_memory_is_refused():
+    with pytest.raises(DeviceError, match="read-only"):
+        Room(CallBuffers(inputs={}, output=memoryview(bytes(8)))).put(
+            spec("y", 2), np.zeros((1, 2), np.float32)
+        )
+
+
+def test_each_call_gets_its_own_rows():
+    calls = [lifted.call({}), lifted.call({})]
+    batch = np.arange(8, dtype=np.float32).reshape(4, 2)
+    split(CODE, spec("y", 2), batch, 4, [1, 2], [Room(call) for call in calls])
+    assert lifted.output(calls[0], "y").tolist() == [[0, 1]]
+    assert lifted.output(calls[1], "y").tolist() == [[2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (3, 2), (4, 2, 1)])
+def test_an_output_of_another_shape_is_the_models_fault(shape):
+    with pytest.raises(ModelError, match=r"output y: expected shape \(4, 2\), found"):
+        split(CODE, spec("y", 2), np.zeros(shape, np.float32), 4, [1, 2], [])
+
+
+def test_io_bytes_count_what_is_known():
+    assert io_bytes(CODE, 4) == 64 + 64
+    assert io_bytes(CODE, 6) == 128 + 64
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "what"), [([1, 1], 3, "batch"), ([2, 3], 4, "rows"), ([0, 1], 2, "rows")]
+)
+def test_an_action_that_contradicts_its_code_is_refused(rows, batch, what):
+    with pytest.raises(DeviceError, match=f"^{what}: expected"):
+        rows_of(CODE, lifted.infer(CODE, rows, batch), [lifted.call({}) for _ in rows])
+
+
+def test_there_are_buffers_for_every_call():
+    with pytest.raises(DeviceError, match="calls: expected buffers for 2 calls, found 1"):
+        rows_of(CODE, lifted.infer(CODE, [1, 1]), [lifted.call({})])
+
+
+def test_strings_in_wire_form():
+    assert encode_bytes(np.array([["a"], [b""]], dtype=object)) == b"\x01\0\0\0a\0\0\0\0"
