@@ -44,7 +44,7 @@ bench: $(STAMP) ## measure what the docs promise; prints one table per question
 
 compiled: $(STAMP) ## build the brains with mypyc in a venv of its own and run their tests against it
 	@test -x $(COMPILED)/bin/python || $(BIN)/python -m venv $(COMPILED)
-	@$(COMPILED)/bin/python $(PIP) install -c constraints.txt setuptools 'mypy[mypyc]' '.[test]'
+	@$(COMPILED)/bin/python $(PIP) install -c constraints.txt 'setuptools>=77' '.[compiled,test]'
 	@CLOCKWORK_MYPYC=1 $(COMPILED)/bin/python $(PIP) install -c constraints.txt --no-build-isolation --no-deps --force-reinstall .
 	@$(COMPILED)/bin/python -c 'import clockwork_serve.controller.queues as m; assert m.__file__.endswith(".so"), m.__file__; print("compiled:", m.__file__)'
 	@$(COMPILED)/bin/python -m pytest -q -p no:cacheprovider tests/controller tests/worker
