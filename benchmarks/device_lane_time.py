@@ -1,6 +1,6 @@
 """What the CPU device costs over the bare runtime: INFER against a plain session's run, LOAD against memcpy.
 
-    python -m benchmarks.device_lane_time [MODEL.onnx ...] [--seconds 3] [--json FILE]
+    python -m benchmarks.device_lane_time [MODEL.onnx | REPOSITORY/MODEL ...] [--seconds 3] [--json FILE]
 
 Both sides of a ratio run in turn in one process, first one first, then the other. Each INFER is what the lane
 is taken for: inputs from a request's memory, run, outputs in the request's memory; at batch sizes above 1 the
@@ -9,6 +9,7 @@ rows come from as many calls. A plain session gets its inputs as one array that 
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import statistics
 import tempfile
@@ -108,7 +109,10 @@ HEAD = ("", "batch", "plain ms", "ours ms", "ratio", "CPU ratio", "added us", "e
 def main() -> int:
     """Measure and judge."""
     arguments = parser(__doc__.splitlines()[0])
-    arguments.add_argument("models", nargs="*", type=Path, help="ONNX files to measure beside the made ones")
+    arguments.add_argument(
+        "models", nargs="*", type=Path, help="ONNX files, or folders of a model repository's models"
+    )
+    arguments.add_argument("--only", action="store_true", help="leave out the made models")
     arguments.add_argument("--seconds", type=float, default=3.0, help="for each comparison")
     arguments.add_argument("--batch", type=int, nargs="+", default=[1, 4])
     given = arguments.parse_args()
@@ -117,7 +121,7 @@ def main() -> int:
     watch = Watch([])
     try:
         with tempfile.TemporaryDirectory() as folder:
-            rows = infer_rows(device, Path(folder), given.models, given.batch, given.seconds)
+            rows = infer_rows(device, Path(folder), given)
         with tempfile.TemporaryDirectory() as folder:
             loads = load_rows(device, Path(folder), given.seconds)
     finally:
@@ -167,18 +171,20 @@ def judge(outcome: Outcome, rows: list[Row], loads: list[Row]) -> None:
     )  # fmt: skip
 
 
-def infer_rows(
-    device: Device, root: Path, files: list[Path], batches: list[int], seconds: float
-) -> list[Row]:
+def infer_rows(device: Device, root: Path, given: argparse.Namespace) -> list[Row]:
     """Each model at each batch size that it has."""
     repository = root / "models"
-    repositories.layers(repository, "dense_64x2", width=64, depth=2)
-    repositories.layers(repository, "dense_256x8", width=256, depth=8)
-    repositories.layers(repository, "dense_1024x4", width=1024, depth=4)
-    convolutions(repository, "conv_32x8", channels=32, depth=8)
-    for file in files:
-        (repository / file.stem / "1").mkdir(parents=True)
-        shutil.copy(file, repository / file.stem / "1" / "model.onnx")
+    if not given.only:
+        repositories.layers(repository, "dense_64x2", width=64, depth=2)
+        repositories.layers(repository, "dense_256x8", width=256, depth=8)
+        repositories.layers(repository, "dense_1024x4", width=1024, depth=4)
+        convolutions(repository, "conv_32x8", channels=32, depth=8)
+    for path in given.models:
+        if path.is_dir():
+            shutil.copytree(path, repository / path.name)
+            continue
+        (repository / path.stem / "1").mkdir(parents=True)
+        shutil.copy(path, repository / path.stem / "1" / "model.onnx")
     rows = []
     for served in compiled(repository, root / "cache"):
         if not served.code.lifted:
@@ -187,9 +193,9 @@ def infer_rows(
         plain = plain_session(repository / served.model.name / "1" / "model.onnx")
         device.prepare(served.code)
         device.load(load_action(device, served))
-        for batch in batches if served.code.batched else [1]:
+        for batch in given.batch if served.code.batched else [1]:
             if batch in served.code.batch_sizes:
-                rows.append(infer_row(device, served, plain, batch, seconds))
+                rows.append(infer_row(device, served, plain, batch, given.seconds))
                 print("  " + "  ".join(rows[-1].cells()), flush=True)
         device.retire(served.code.code_id)
     return rows
@@ -216,8 +222,8 @@ def infer_row(device: Device, served: Served, plain: Any, batch: int, seconds: f
     wanted = plain.run(names, inputs)
     device.infer(action, calls)
     for order, name in enumerate(names):
-        got = np.concatenate([output(call, name) for call in calls])
-        got = got.reshape(wanted[order].shape)
+        found = [output(call, name) for call in calls]
+        got = np.concatenate(found).reshape(wanted[order].shape) if code.batched else found[0]
         row.error = max(
             row.error, float(np.abs(got - wanted[order]).max() / (np.abs(wanted[order]).max() or 1))
         )
