@@ -15,6 +15,6 @@ from clockwork_serve.store.trial import Fill, made_up
 
 __all__ = [
     "Cache", "Compiler", "Entry", "Fill", "Index", "IndexedTensor", "ModelSettings", "Problem",
-    "ProblemError", "Progress", "Repository", "Served", "StoreConfig", "VersionPolicy", "codes_of", "compile_all",
-    "compile_model", "made_up",
+    "ProblemError", "Progress", "Repository", "Served", "StoreConfig", "VersionPolicy", "codes_of",
+    "compile_all", "compile_model", "made_up",
 ]  # fmt: skip

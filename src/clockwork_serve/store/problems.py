@@ -73,7 +73,8 @@ def placed(error: ProblemError, *, model: str, version: str = "") -> ProblemErro
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Advice for a word that is not known: the nearest one, or all of them."""
     names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    by_lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     if near:
-        return f"did you mean '{near[0]}'?"
+        return f"did you mean '{by_lower[near[0]]}'?"
     return f"known here: {', '.join(names)}" if names else "nothing is known here"

@@ -18,9 +18,7 @@ _ROOM_FACTOR = 16
 
 
 class Verdict(Struct, frozen=True):
-    """What a trial says about a batch: why there is none, or what is doubtful about it, or which outputs lose
-    the axis at batch 1.
-    """
+    """Of a batch: why there is none, what is doubtful about it, which outputs are squeezed at batch 1."""
 
     lost: str = ""
     doubt: str = ""

@@ -1,0 +1,288 @@
+"""What is in the cache is whole: after a kill, with two processes at once, and on a full disk."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import msgspec
+import numpy as np
+import pytest
+
+from clockwork_serve.errors import RepositoryError
+from clockwork_serve.messages import Code, Profile
+from clockwork_serve.store import Cache, Repository, StoreConfig, compile_all
+from clockwork_serve.store.compiled import Compiled
+from clockwork_serve.store.trial import difference
+from tests.store import graphs
+
+PROFILE = Profile(
+    code_id="c", device_kind="emulated:v100/x", infer_ns={1: 5, 2: 7}, load_base_ns=3, load_ns_per_mib=2
+)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    cache = Cache(tmp_path / "cache")
+    yield cache
+    cache.close()
+
+
+def child(code: str, *arguments: object, **options) -> subprocess.Popen[str]:
+    """A Python process that has the store at hand."""
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
+    )  # fmt: skip
+
+
+def drafts(cache_dir) -> list:
+    return list(cache_dir.glob("*/tmp/*"))
+
+
+def test_profiles_are_kept_by_code_and_kind_of_device(cache):
+    assert cache.profile("c", "emulated:v100/x") is None
+    cache.save_profile(PROFILE)
+    assert cache.profile("c", "emulated:v100/x") == PROFILE
+    assert cache.profile("c", "cpu") is None
+    assert cache.profile("d", "emulated:v100/x") is None
+
+
+def test_a_torn_record_counts_as_absent(cache):
+    cache.save_profile(PROFILE)
+    (path,) = cache.root.glob("profiles/*")
+    path.write_bytes(path.read_bytes()[:20])
+    assert cache.profile("c", "emulated:v100/x") is None
+
+
+def test_another_runtime_or_cpu_has_another_cache(tmp_path, cache):
+    other = Cache(tmp_path / "cache", fingerprint={"onnxruntime": "0.1", "cpu_flags": "mmx"})
+    cache.save_profile(PROFILE)
+    assert other.root != cache.root
+    assert other.profile("c", "emulated:v100/x") is None
+    other.close()
+
+
+def test_the_first_of_two_equal_codes_stays(cache):
+    code = Code(
+        code_id="c",
+        backend="onnx",
+        path="",
+        inputs=(),
+        outputs=(),
+        batched=False,
+        batch_sizes=(1,),
+        lifted=True,
+    )
+    first = cache.save_code(code, {"model.onnx": b"first"})
+    assert cache.save_code(code, {"model.onnx": b"second"}) == first
+    assert (cache.root / "codes/c/model.onnx").read_bytes() == b"first"
+    assert cache.code("c") == msgspec.structs.replace(code, path=str(cache.root / "codes/c"))
+
+
+def test_a_code_folder_that_someone_emptied_is_written_again(cache):
+    code = Code(
+        code_id="c",
+        backend="onnx",
+        path="",
+        inputs=(),
+        outputs=(),
+        batched=False,
+        batch_sizes=(1,),
+        lifted=True,
+    )
+    cache.save_code(code, {"model.onnx": b"first"})
+    (cache.root / "codes/c/code.json").unlink()
+    assert cache.code("c") is None
+    cache.save_code(code, {"model.onnx": b"second"})
+    assert (cache.root / "codes/c/model.onnx").read_bytes() == b"second"
+
+
+def test_weights_are_stored_once_and_truncated_ones_again(cache):
+    blob = np.arange(256, dtype=np.uint8)
+    weights_id = cache.save_weights(blob)
+    path = cache.weights_path(weights_id)
+    inode = path.stat().st_ino
+    assert cache.save_weights(blob.tobytes()) == weights_id
+    assert path.stat().st_ino == inode
+    path.write_bytes(b"short")
+    assert not cache.has_weights(weights_id, 256)
+    cache.save_weights(blob)
+    assert path.read_bytes() == blob.tobytes()
+
+
+def test_no_weights_at_all_are_a_blob_too(cache):
+    assert cache.has_weights(cache.save_weights(np.zeros(0, np.uint8)), 0)
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        RepositoryError, match=r"cache_dir: expected a folder that can be written, found .*file"
+    ):
+        Cache(tmp_path / "file")
+
+
+def test_drafts_of_the_living_stay_and_those_of_the_dead_go(tmp_path):
+    living = Cache(tmp_path)
+    dead = drafts(tmp_path)[0].parent / "dead"
+    dead.mkdir()
+    (dead / "alive").touch()
+    (dead / "half").write_bytes(b"half a blob")
+    Cache(tmp_path).close()
+    assert drafts(tmp_path) == [living._own]
+    living.close()
+    assert drafts(tmp_path) == []
+
+
+HALF_WRITTEN = """
+    import os, signal, sys
+    from pathlib import Path
+    from clockwork_serve.store import Cache
+
+    class Dying(Cache):
+        def _write_draft(self, draft, data, place, *, synced=True):
+            draft.write_bytes(bytes(data)[: len(data) // 2])
+            if place.suffix == ".bin":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    Dying(sys.argv[1]).save_weights(b"w" * 1000)
+"""
+
+
+def test_a_process_killed_while_it_writes_leaves_no_half_a_blob(tmp_path):
+    process = child(HALF_WRITTEN, tmp_path)
+    assert process.wait(60) == -signal.SIGKILL
+    process.communicate()
+    left = [path for folder in drafts(tmp_path) for path in folder.iterdir()]
+    assert any(path.stat().st_size == 500 for path in left)
+    assert not list(tmp_path.glob("*/weights/*/*"))
+    cache = Cache(tmp_path)
+    assert drafts(tmp_path) == [cache._own]
+    cache.close()
+
+
+COMPILE = """
+    import sys
+    from clockwork_serve.store import Cache, Compiler, Repository, StoreConfig, compile_all
+
+    config = StoreConfig(cache_dir=sys.argv[2])
+    cache = Cache(config.cache_dir)
+    compiler = Compiler(cache, config)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    tell = lambda done, total, text: print(text, flush=True)
+    served, problems = compile_all(Repository(sys.argv[1], config), cache, tell, compiler=compiler)
+    assert not problems, problems
+    print("runs", compiler.optimiser.runs, "models", sorted(each.model.weights.weights_id for each in served))
+    cache.close()
+"""
+
+
+def test_a_compilation_killed_half_way_is_finished_by_the_next_one(shop, tmp_path):
+    for number in range(30):
+        shop.add(f"m{number:02d}", graphs.normalised(number))
+    process = child(COMPILE, shop.root, tmp_path / "killed", stdin=subprocess.PIPE)
+    process.stdin.write("\n")
+    process.stdin.flush()
+    for line in process.stdout:
+        if "/1" in line:  # the first model is done, the rest is on its way
+            break
+    process.kill()
+    process.communicate(timeout=60)
+    config = StoreConfig(cache_dir=str(tmp_path / "killed"))
+    cache = Cache(config.cache_dir)
+    served, problems = compile_all(Repository(shop.root, config), cache)
+    assert not problems
+    assert drafts(tmp_path / "killed") == [cache._own]
+    x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    for number in (0, 1, 2, 15, 29):
+        wanted = graphs.answers(graphs.normalised(number), {"x": x})
+        assert difference(shop.run(served[number], {"x": x}), wanted) <= 1e-5
+    cache.close()
+
+
+def test_two_processes_at_once_compile_everything_once(shop, tmp_path):
+    for number in range(8):
+        shop.add(f"m{number}", graphs.convnet(number))
+    processes = [child(COMPILE, shop.root, tmp_path / "both", stdin=subprocess.PIPE) for _ in range(2)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    results = []
+    for process in processes:
+        out, err = process.communicate(timeout=100)
+        assert process.returncode == 0, err
+        results.append(out.splitlines()[-1].split(" ", 2))
+    assert sum(int(runs) for _, runs, _ in results) == 4
+    assert results[0][2] == results[1][2]
+    assert drafts(tmp_path / "both") == []
+    assert len(list((tmp_path / "both").glob("*/weights/*/*.bin"))) == 8
+
+
+FULL = """
+    import resource, signal, sys
+    from clockwork_serve.errors import RepositoryError
+    from clockwork_serve.store import Cache
+
+    cache = Cache(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    try:
+        cache.save_weights(b"w" * 200_000)
+    except RepositoryError as error:
+        print(error)
+    cache.close()
+"""
+
+
+def test_a_full_disk_is_an_error_with_path_needed_and_free_and_leaves_nothing(tmp_path):
+    process = child(FULL, tmp_path)
+    out, err = process.communicate(timeout=60)
+    assert not err
+    assert "cache_dir: expected room for 200000 bytes at " in out
+    assert "bytes free" in out
+    assert "free some space or put cache_dir on another disk" in out
+    assert not list(tmp_path.glob("*/weights/*/*"))
+    assert drafts(tmp_path) == []
+
+
+def test_compiling_on_a_disk_that_fills_serves_what_fits_and_later_the_rest(shop, tmp_path):
+    """On a file system of its own, which only the superuser can make."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs the superuser")
+    try:
+        for number in range(6):
+            shop.add(f"m{number}", graphs.mlp(number, width=30_000))  # blobs of 1.4 MB
+        config = StoreConfig(cache_dir=str(disk))
+        cache = Cache(disk)
+        served, problems = compile_all(Repository(shop.root, config), cache, threads=1)
+        assert len(served) == 1
+        assert {problem.field for problem in problems} == {"cache_dir"}
+        assert "room for" in problems[0].expected
+        assert not [path for path in cache._own.iterdir() if path.name != "alive"]
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True, capture_output=True)
+        served, problems = compile_all(Repository(shop.root, config), cache, threads=1)
+        assert len(served) == 6
+        assert not problems
+        cache.close()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
+def test_artefacts_that_disappeared_are_compiled_again(shop):
+    first = shop.served("m", graphs.mlp())
+    key = next(shop.cache.root.glob("compiled/*")).stem
+    compiled = shop.cache.record("compiled", key, Compiled)
+    assert compiled.present(shop.cache)
+    shop.cache.weights_path(compiled.weights_id).unlink()
+    assert not compiled.present(shop.cache)
+    assert shop.compile()[0]["m/1"] == first
+    assert compiled.present(shop.cache)

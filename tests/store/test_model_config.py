@@ -1,0 +1,61 @@
+"""The configuration has the field names that Triton's clients read, as captured from a real server."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tests.store import graphs
+
+CAPTURED = {
+    "name", "platform", "backend", "runtime", "version_policy", "max_batch_size", "input", "output",
+    "batch_input", "batch_output", "optimization", "dynamic_batching", "instance_group",
+    "default_model_filename", "cc_model_filenames", "metric_tags", "parameters", "model_warmup",
+}  # fmt: skip
+
+
+def config_of(served) -> dict:
+    return msgspec.json.decode(served.model.config)
+
+
+def test_fields_are_those_of_triton(shop):
+    config = config_of(shop.served("m", graphs.convnet()))
+    assert set(config) == CAPTURED
+    assert config["name"] == "m"
+    assert config["platform"] == "onnxruntime_onnx"
+    assert config["backend"] == "onnxruntime"
+    assert config["max_batch_size"] == 16
+    assert config["version_policy"] == {"latest": {"num_versions": 1}}
+    assert config["default_model_filename"] == "model.onnx"
+    (tensor,) = config["input"]
+    assert (tensor["name"], tensor["data_type"], tensor["dims"]) == ("x", "TYPE_FP32", [3, 8, 8])
+    assert set(tensor) == {
+        "name", "data_type", "format", "dims", "is_shape_tensor", "allow_ragged_batch", "optional",
+        "is_non_linear_format_io",
+    }  # fmt: skip
+    assert config["output"] == [
+        {
+            "name": "y", "data_type": "TYPE_FP32", "dims": [10], "label_filename": "",
+            "is_shape_tensor": False, "is_non_linear_format_io": False,
+        }
+    ]  # fmt: skip
+
+
+def test_a_model_without_batch_shows_full_shapes_and_no_batching(shop):
+    config = config_of(shop.served("m", graphs.mlp(), toml='max_batch_size = 0\nversion_policy = "all"'))
+    assert config["max_batch_size"] == 0
+    assert config["input"][0]["dims"] == [-1, 8]
+    assert "dynamic_batching" not in config
+    assert config["version_policy"] == {"all": {}}
+
+
+def test_what_was_declared_is_shown(shop):
+    pbtxt = (
+        'output { name: "y" label_filename: "l.txt" } max_batch_size: 4 '
+        "version_policy { specific { versions: 1 } }"
+    )
+    shop.add("m", graphs.mlp(), pbtxt=pbtxt)
+    (shop.root / "m" / "l.txt").write_text("a\nb\nc")
+    config = config_of(shop.compile()[0]["m/1"])
+    assert config["output"][0]["label_filename"] == "l.txt"
+    assert config["max_batch_size"] == 4
+    assert config["version_policy"] == {"specific": {"versions": [1]}}

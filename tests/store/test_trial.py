@@ -1,0 +1,83 @@
+"""Made-up inputs that run, and what two runs say about each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from clockwork_serve.store.interface import GraphTensor, Interface
+from clockwork_serve.store.trial import Fill, RunError, Trial, difference, made_up, try_out, variants
+
+ONE = np.array([[1.0, -2.0]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("got", "wanted", "gap"),
+    [
+        (ONE, ONE, 0.0),
+        (ONE + np.float32(0.5), ONE, 0.25),
+        (ONE * 0, ONE * 0, 0.0),
+        (ONE, ONE * 0, float("inf")),
+        (ONE[0], ONE, float("inf")),
+        (ONE.astype("f8"), ONE, float("inf")),
+        (np.array([np.nan, 1.0]), np.array([np.nan, 1.0]), 0.0),
+        (np.array([np.nan, 1.0]), np.array([1.0, 1.0]), float("inf")),
+        (np.array([1, 2]), np.array([1, 2]), 0.0),
+        (np.array([1, 3]), np.array([1, 2]), float("inf")),
+        (np.array(["a"], object), np.array(["b"], object), float("inf")),
+    ],
+)
+def test_difference_is_relative_to_the_largest_answer(got, wanted, gap):
+    assert difference([ONE, got], [ONE, wanted]) == pytest.approx(gap)
+
+
+class Picky:
+    """Runs only on inputs of one size, and answers with the sum of each row."""
+
+    def __init__(self, size: int, most_rows: int = 100) -> None:
+        self.size = size
+        self.most_rows = most_rows
+
+    def run(self, inputs):
+        x = inputs["x"]
+        if x.shape[1] != self.size or len(x) > self.most_rows:
+            raise RunError(f"expected {self.size}\nand more words")
+        return [x.sum(axis=1, keepdims=True)]
+
+
+def interface(*dims) -> Interface:
+    return Interface((GraphTensor("x", "FP32", dims),), (GraphTensor("y", "FP32", ("N", 1)),))
+
+
+def test_sizes_are_tried_until_one_runs():
+    trial = try_out(Picky(512), interface("N", "T"), batched=True)
+    assert isinstance(trial, Trial)
+    assert trial.fills == (Fill(name="x", datatype="FP32", shape=(1, 512)),)
+    assert trial.outputs_of_two[0].shape == (2, 1)
+    assert trial.mixed == ""
+    assert [inputs["x"].shape for inputs in variants(trial)] == [(1, 512), (2, 512)]
+
+
+def test_a_model_that_refuses_everything_says_why_in_one_line():
+    assert try_out(Picky(7), interface("N", "T"), batched=True) == "expected 7"
+
+
+def test_a_model_that_refuses_two_rows_says_why():
+    trial = try_out(Picky(32, most_rows=1), interface("N", 32), batched=True)
+    assert isinstance(trial, Trial)
+    assert trial.two_failed == "expected 32"
+
+
+@pytest.mark.parametrize(
+    ("datatype", "kind"),
+    [
+        ("BOOL", "?"), ("UINT8", "u1"), ("UINT16", "u2"), ("INT8", "i1"), ("INT32", "i4"), ("UINT64", "u8"),
+        ("FP16", "f2"), ("FP32", "f4"), ("FP64", "f8"), ("BF16", "u2"), ("BYTES", "O"),
+    ],
+)  # fmt: skip
+def test_every_element_type_can_be_made_up(datatype, kind):
+    fill = Fill(name="x", datatype=datatype, shape=(1, 5), high=300)
+    array = made_up([fill], rows=3)["x"]
+    assert array.dtype == np.dtype(kind)
+    assert array.shape == (3, 5)
+    np.testing.assert_array_equal(array, made_up([fill], rows=3)["x"])
