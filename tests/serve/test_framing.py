@@ -23,13 +23,14 @@ def bytes_of(frames: list[Frame]) -> bytes:
 
 def feed(reader: FrameReader, data: bytes, piece: int) -> list[Frame]:
     frames: list[Frame] = []
-    while data:
+    done = 0
+    while done < len(data):
         room = reader.room()
-        count = min(len(room), piece, len(data))
+        count = min(len(room), piece, len(data) - done)
         assert count > 0
-        room[:count] = data[:count]
+        room[:count] = data[done : done + count]
         reader.received(count, frames)
-        data = data[count:]
+        done += count
     return frames
 
 

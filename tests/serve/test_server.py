@@ -1,0 +1,213 @@
+"""Whole servers: real processes, real models, real clients; killed, drained, loaded and unloaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnxruntime
+import pytest
+
+from clockwork_serve.devices import DeviceConfig
+from clockwork_serve.errors import ConfigError, RepositoryError
+from clockwork_serve.serve.server import RunningServer, ServerConfig, StartError, running_server
+from clockwork_serve.store import StoreConfig
+from clockwork_serve.units import MIB
+from tests.serve.onnx_models import affine, put
+
+pytestmark = pytest.mark.system
+
+
+def config(root: Path, **fields: Any) -> ServerConfig:
+    settings: dict[str, Any] = {
+        "repository": str(root / "repository"),
+        "store": StoreConfig(cache_dir=str(root / "cache"), max_batch_size=4, largest_batch=4),
+        "devices": (DeviceConfig(device="cpu:0", memory_bytes=64 * MIB),),
+        "run_dir": str(root),
+        "http_port": 0,
+        "grpc_port": 0,
+        "metrics_port": 0,
+        "region_bytes": 16 * MIB,
+        "default_slo_ns": 20_000_000_000,
+        "drain_s": 5.0,
+    }
+    return ServerConfig(**(settings | fields))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a repository of two models and a bad one."""
+    root = tmp_path_factory.mktemp("place")
+    put(root / "repository", "a", affine(1))
+    put(root / "repository", "b", affine(2))
+    put(root / "repository", "bad", b"this is no model")
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(place: Path) -> Iterator[RunningServer]:
+    """One server for the tests that leave it well."""
+    with running_server(config(place)) as running:
+        yield running
+
+
+def call(server: RunningServer, path: str, body: object = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    asked = urllib.request.Request(f"{server.http_url}/v2/{path}", data=data)
+    with urllib.request.urlopen(asked, timeout=60) as reply:
+        found = reply.read()
+    return json.loads(found) if found else None
+
+
+def infer(server: RunningServer, model: str, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    entry = {"name": "x", "datatype": "FP32", "shape": list(x.shape), "data": x.ravel().tolist()}
+    reply = call(server, f"models/{model}/infer", {"inputs": [entry]})
+    return np.array(reply["outputs"][0]["data"], np.float32).reshape(reply["outputs"][0]["shape"])
+
+
+def start(settings: ServerConfig, on_line: Callable[[str], None] | None = None) -> None:
+    """Start a server that is expected not to."""
+    with running_server(settings, on_line=on_line):
+        pass
+
+
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def served(server: RunningServer, model: str) -> bool:
+    try:
+        infer(server, model, np.zeros((1, 64), np.float32))
+    except (urllib.error.URLError, ConnectionError):
+        return False
+    return True
+
+
+def test_answers_equal_a_plain_session(server: RunningServer, place: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
+    for name in ("a", "b"):
+        path = place / "repository" / name / "1" / "model.onnx"
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        np.testing.assert_allclose(
+            infer(server, name, x), session.run(None, {"x": x})[0], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_the_index_tells_what_is_wrong(server: RunningServer) -> None:
+    index = {entry["name"]: entry for entry in call(server, "repository/index", {})}
+    assert (index["a"]["state"], index["b"]["state"]) == ("READY", "READY")
+    assert index["bad"]["state"] == "UNAVAILABLE"
+    assert "bad" in index["bad"]["reason"]
+
+
+def test_models_are_loaded_replaced_and_unloaded_while_it_serves(server: RunningServer, place: Path) -> None:
+    root = place / "repository"
+    x = np.ones((1, 64), np.float32)
+    put(root, "new", affine(3))
+    call(server, "repository/models/new/load", {})
+    first = infer(server, "new", x)
+    put(root, "new", affine(4), version=2)
+    call(server, "repository/models/new/load", {})
+    assert not np.allclose(infer(server, "new", x), first)
+    call(server, "repository/models/new/unload", {})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        infer(server, "new", x)
+    assert 400 <= refused.value.code < 500
+    with pytest.raises(urllib.error.HTTPError) as unknown:
+        call(server, "repository/models/nobody/load", {})
+    assert "nobody" in json.loads(unknown.value.read())["error"]
+
+
+@pytest.mark.parametrize("name", ["worker-cpu:0", "gateway-0", "controller"])
+def test_every_process_may_be_killed_and_comes_back(server: RunningServer, name: str) -> None:
+    assert served(server, "a")
+    pid = server.pid(name)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: server.pid(name) not in (None, pid))
+    server.wait_ready(60)
+    until(lambda: served(server, "a"))
+
+
+def test_it_stops_without_leaving_anything_behind(place: Path) -> None:
+    with running_server(config(place, gateways=2)) as running:
+        pids = [running.pid(name) for name in running.names]
+        run_dir = running.server.run_dir
+        assert run_dir.stat().st_mode & 0o777 == 0o700
+        assert len(running.names) == 4
+        assert served(running, "a")
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert not run_dir.exists()
+
+
+def test_a_taken_port_is_refused_before_anything_starts(place: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"http_port: expected a free port; found {port}"):
+            start(config(place, http_port=port))
+
+
+def test_a_repository_with_nothing_to_serve_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "repository").mkdir()
+    with pytest.raises(RepositoryError, match=r"expected models in .*; found none; put one at"):
+        start(config(tmp_path))
+    put(tmp_path / "repository", "bad", b"no model")
+    with pytest.raises(RepositoryError, match=r"no model can be served:\s+model 'bad'"):
+        start(config(tmp_path))
+    assert not list(tmp_path.glob("clockwork-*"))
+
+
+def test_a_process_that_cannot_run_is_reported_with_its_words(place: Path) -> None:
+    huge = DeviceConfig(device="cpu:0", memory_bytes=1 << 50)
+    lines: list[str] = []
+    with pytest.raises(StartError, match=r"worker-cpu:0 cannot run"):
+        start(config(place, devices=(huge,)), on_line=lines.append)
+    assert lines
+
+
+PROGRAM = """
+import sys, msgspec
+from clockwork_serve.serve.server import ServerConfig, run
+def ready(server):
+    print("ready", server.http_url, flush=True)
+sys.exit(run(msgspec.json.decode(sys.argv[1], type=ServerConfig), on_ready=ready))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_stops_it(place: Path, tmp_path: Path, number: signal.Signals) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    settings = msgspec.json.encode(config(place, run_dir=str(run_dir))).decode()
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, settings],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().startswith("ready http://127.0.0.1:")
+        process.send_signal(number)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert not list(run_dir.iterdir())
