@@ -35,7 +35,7 @@ def test_a_quantile_is_within_one_bucket(durations: list[int], share: float) -> 
     found = filled(durations).quantile_ns(share)
     exact = sorted(durations)[max(0, -(-int(share * 1000) * len(durations) // 1000) - 1)]
     assert found is not None
-    assert abs(found - exact) <= 0.13 * exact
+    assert abs(found - exact) <= 0.15 * exact
 
 
 def test_prediction_errors_join_both_directions() -> None:

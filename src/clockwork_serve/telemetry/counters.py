@@ -20,7 +20,7 @@ BOUNDS_NS: Final[tuple[int, ...]] = (
     *(step * 10**decade for decade in range(1, 9) for step in _RENARD_20),
     100_000_000_000,
 )
-"""Upper ends of histogram buckets, 1 us to 100 s: Renard's R20 series, so a quantile is within 12 % and the
+"""Upper ends of histogram buckets, 1 us to 100 s: Renard's R20 series, so a quantile is within 15 % and the
 usual 1-2-5 bounds are among them."""
 
 
@@ -41,7 +41,7 @@ class Histogram(Struct):
         return sum(self.counts)
 
     def quantile_ns(self, share: float) -> int | None:
-        """The duration that ``share`` (0 to 1) of all do not exceed, within 12 %; None without any."""
+        """The duration that ``share`` (0 to 1) of all do not exceed, within 15 %; None without any."""
         assert 0 <= share <= 1, share
         total = self.count
         if total == 0:
