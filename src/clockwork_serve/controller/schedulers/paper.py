@@ -207,7 +207,8 @@ class PaperScheduler:
 
     def _rank(self, model: ServedModel) -> None:
         """Enter a model among the LOAD candidates, or correct its place."""
-        if model.removed or not model.waiting or len(model.residencies) >= len(self._belief.devices):
+        everywhere = 0 < len(self._belief.devices) <= len(model.residencies)
+        if model.removed or not model.waiting or everywhere:
             model.load_key = None
             return
         priority = self._priority(model)

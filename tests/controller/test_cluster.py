@@ -1,0 +1,58 @@
+"""Lanes as they are believed: when an action sent now could start."""
+
+from __future__ import annotations
+
+import pytest
+
+from clockwork_serve.controller.cluster import LaneBelief
+
+
+def test_an_idle_lane_is_free_one_network_delay_from_now() -> None:
+    assert LaneBelief(network_ns=5).available_ns(100) == 105
+
+
+def test_work_adds_up_from_when_the_first_began() -> None:
+    lane = LaneBelief(network_ns=5)
+    lane.send(1, 50, 100)
+    lane.send(2, 30, 110)
+    assert lane.available_ns(120) == 105 + 80
+
+
+def test_an_early_end_moves_the_rest_forward() -> None:
+    lane = LaneBelief(network_ns=5)
+    lane.send(1, 50, 100)
+    lane.send(2, 30, 110)
+    lane.end(1, 140)
+    assert lane.available_ns(141) == 170
+    lane.check()
+
+
+def test_a_late_end_moves_the_rest_back() -> None:
+    lane = LaneBelief(network_ns=5)
+    lane.send(1, 50, 100)
+    lane.send(2, 30, 110)
+    lane.end(1, 190)
+    assert lane.available_ns(191) == 220
+
+
+def test_while_the_head_is_overdue_what_follows_is_counted_from_now() -> None:
+    lane = LaneBelief(network_ns=5)
+    lane.send(1, 50, 100)
+    lane.send(2, 30, 110)
+    assert lane.overdue_ns(200) == 45
+    assert lane.available_ns(200) == 230
+
+
+def test_a_refusal_out_of_order_only_takes_its_own_time_away() -> None:
+    lane = LaneBelief(network_ns=5)
+    lane.send(1, 50, 100)
+    lane.send(2, 30, 110)
+    lane.end(2, 120)
+    assert lane.available_ns(121) == 155
+    assert len(lane) == 1
+
+
+def test_an_action_ends_once() -> None:
+    lane = LaneBelief(network_ns=5)
+    with pytest.raises(AssertionError, match="action 7"):
+        lane.end(7, 100)

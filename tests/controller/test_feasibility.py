@@ -1,0 +1,172 @@
+"""When exactly a waiting request is given up, and when a device's batch sizes are used at all."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.messages import Infer, Outcome, Readiness, Reason, Request, Result, Status, WorkerJoined
+from clockwork_serve.units import ms
+from tests.controller.honest import World, device, model, profile
+
+
+def warm(*names: str, b1_ms: float = 100, config: ControllerConfig | None = None) -> World:
+    world = World(config or ControllerConfig(max_batch=1))
+    world.serve(*[model(name) for name in names], times=profile(b1_ms=b1_ms))
+    world.join(device())
+    for name in names:
+        world.request(name, slo_ms=5000)
+        world.run()
+    world.actions.clear()
+    return world
+
+
+def test_a_waiting_request_is_refused_at_the_instant_its_device_is_given_to_another() -> None:
+    world = warm("a", "b", "c")
+    began_ns = world.now_ns
+    world.request("a", slo_ms=500)
+    loser = world.request("b", slo_ms=232)
+    winner = world.request("c", slo_ms=225)
+    world.run()
+    assert world.answers[winner].outcome is Outcome.OK
+    assert world.answers[loser].reason is Reason.WOULD_MISS_DEADLINE
+    assert world.answered_ns[loser] - began_ns < ms(96), "not at 131 ms, when it would be plain to anyone"
+
+
+def test_a_request_for_weights_that_arrive_too_late_is_refused_at_once() -> None:
+    world = World()
+    world.serve(model("a"), times=profile(b1_ms=10, load_ms=50))
+    world.join(device())
+    world.request("a", slo_ms=500)
+    hopeless = world.request("a", slo_ms=55)
+    assert world.answers[hopeless].reason is Reason.WOULD_MISS_DEADLINE
+
+
+def test_while_an_action_runs_late_what_waits_behind_two_is_given_up_in_time() -> None:
+    world = warm("a", "b", "c")
+    began_ns = world.now_ns
+    world.slower = 1.5
+    world.request("a", slo_ms=5000)
+    world.run(until_ms=97)
+    world.request("b", slo_ms=250)
+    world.run(until_ms=1)
+    waiting = world.request("c", slo_ms=235)
+    world.run()
+    sent = [action.model for action in world.actions if isinstance(action, Infer)]
+    assert sent == ["a/1", "b/1"]
+    gave_up_ms = (world.answered_ns[waiting] - began_ns) / 1e6
+    assert world.answers[waiting].reason is Reason.WOULD_MISS_DEADLINE
+    assert 130 < gave_up_ms < 136, "98 + 235 - 1 - 100 (b) - 100 (c) = 132 ms is the last hope"
+
+
+def test_a_result_that_comes_after_the_deadline_is_late_even_if_nobody_looked_in_between() -> None:
+    world = warm("a")
+    request_id = world.request("a", slo_ms=150)
+    (infer,) = world.actions
+    world._inbox.clear()
+    world.now_ns += ms(151)
+    world.tell(
+        Result(
+            action_id=infer.action_id, device="d0", status=Status.OK, started_ns=world.now_ns - ms(150),
+            ended_ns=world.now_ns - ms(50), outputs=(b"",),
+        )
+    )  # fmt: skip
+    assert (world.answers[request_id].outcome, world.answers[request_id].reason) == (
+        Outcome.EXPIRED,
+        Reason.LATE,
+    )
+    assert world.answers[request_id].release
+
+
+def test_ready_means_that_all_expected_devices_are_warm_and_stays_while_one_is() -> None:
+    world = World(ControllerConfig(expected_devices=2))
+    world.serve(model("a"))
+    told: list[bool] = []
+    perform = world._perform
+
+    def listen(effects) -> None:  # type: ignore[no-untyped-def]
+        told.extend(effect.ready for effect in effects if isinstance(effect, Readiness))
+        perform(effects)
+
+    world._perform = listen  # type: ignore[method-assign]
+    world.join(device("d0"), worker="w0")
+    assert told == []
+    world.join(device("d1"), worker="w1")
+    assert told == [True]
+    world.kill("w0", "d0")
+    assert told == [True]
+    world.kill("w1", "d1")
+    assert told == [True, False]
+
+
+def test_a_device_that_still_prepares_the_code_is_waited_for() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.tell(WorkerJoined(worker="w0", devices=(device(),)))
+    waiting = world.request("a", slo_ms=200)
+    assert waiting not in world.answers
+    world.join(device())
+    world.run()
+    assert world.answers[waiting].outcome is Outcome.OK
+
+
+def test_a_request_in_flight_on_two_lost_workers_fails_and_says_so() -> None:
+    world = warm("a")
+    request_id = world.request("a", slo_ms=60_000)
+    world.join(device("d1"), worker="w1")
+    world.kill("w0", "d0")
+    world.run(until_ms=20)
+    assert world.actions[-1].device == "d1"
+    world.join(device("d0"), worker="w0")
+    world.kill("w1", "d1")
+    assert world.answers[request_id].reason is Reason.WORKER_LOST
+
+
+def batches(world: World) -> set[int]:
+    for _ in range(16):
+        world.request("a", slo_ms=60_000)
+    world.run()
+    return {action.batch for action in world.actions if isinstance(action, Infer)}
+
+
+def test_a_batch_size_that_saves_no_time_is_not_used() -> None:
+    world = World()
+    world.serve(model("a"), times=profile(b1_ms=10, step_ms=9.8))
+    world.join(device())
+    assert batches(world) == {1}
+
+
+def test_a_batch_size_that_does_not_fit_the_io_area_is_not_used() -> None:
+    world = World()
+    io_bytes = {1: 100, 2: 200, 4: 400, 8: 800}
+    world.serve(model("a"), times=msgspec.structs.replace(profile(), io_bytes=io_bytes))
+    world.join(msgspec.structs.replace(device(), io_bytes=500))
+    assert max(batches(world)) == 4
+
+
+def test_a_batch_that_takes_too_long_is_not_used() -> None:
+    world = World(ControllerConfig(max_exec_ns=ms(25)))
+    world.serve(model("a"))
+    world.join(device())
+    assert max(batches(world)) == 4
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("policy", "fifo"), ("max_batch", 0), ("estimate_quantile", 1.5), ("slack_ns", -1)]
+)
+def test_a_bad_setting_names_itself(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"^{field}: expected .*found"):
+        ControllerConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_the_same_request_twice_is_a_bug() -> None:
+    world = warm("a")
+    now_ns = world.now_ns
+    request = Request(
+        request_id="x", gateway="g", model="a/1", arrival_ns=now_ns, deadline_ns=now_ns + ms(900)
+    )
+    world.controller.observe(request, world.now_ns)
+    with pytest.raises(AssertionError, match="x came twice"):
+        world.controller.observe(request, world.now_ns)
