@@ -119,9 +119,11 @@ def quantised(
     """
     random = np.random.default_rng(weights_seed)
     weights = {
-        "w": random.integers(-127, 127, (inputs, 32)).astype(np.int8), "b": floats(np.random.default_rng(seed), 32),
-        "w_scale": np.float32(0.01).reshape(()), "w_zero": np.int8(0).reshape(()),
-    }  # fmt: skip
+        "w": random.integers(-127, 127, (inputs, 32)).astype(np.int8),
+        "w_scale": np.float32(0.01).reshape(()),
+        "w_zero": np.int8(0).reshape(()),
+        "b": floats(np.random.default_rng(seed), 32),
+    }
     if dynamic:
         first = h.make_node("DynamicQuantizeLinear", ["x"], ["q", "q_scale", "q_zero"])
     else:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from clockwork_serve.store.interface import GraphTensor, Interface, batching_of, interface_of
+from clockwork_serve.store.graph_tensors import GraphTensor, Interface
+from clockwork_serve.store.interface import batching_of, interface_of
 from clockwork_serve.store.problems import ProblemError
 from clockwork_serve.store.settings import ModelSettings, StoreConfig
 

@@ -1,20 +1,38 @@
 """The model repository, its compilation into code and weights, and the cache of what was compiled.
 
-It knows nothing of schedulers, devices or processes.
+It knows nothing of schedulers, devices or processes. What needs ONNX or its runtime is imported when it is
+first used: most processes only want the records.
 """
 
 from __future__ import annotations
 
-from clockwork_serve.store.cache import Cache
-from clockwork_serve.store.compiler import Compiler, Progress, Served, codes_of, compile_all, compile_model
-from clockwork_serve.store.lifting import Index, IndexedTensor
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from clockwork_serve.store.problems import Problem, ProblemError
 from clockwork_serve.store.repository import Entry, Repository
+from clockwork_serve.store.served import Served, codes_of
 from clockwork_serve.store.settings import ModelSettings, StoreConfig, VersionPolicy
 from clockwork_serve.store.trial import Fill, made_up
+
+if TYPE_CHECKING:
+    from clockwork_serve.store.cache import Cache
+    from clockwork_serve.store.compiler import Compiler, Progress, compile_all, compile_model
+    from clockwork_serve.store.lifting import Index, IndexedTensor
+
+_MODULE_OF = {
+    "Cache": "cache", "Compiler": "compiler", "Progress": "compiler", "compile_all": "compiler",
+    "compile_model": "compiler", "Index": "lifting", "IndexedTensor": "lifting",
+}  # fmt: skip
 
 __all__ = [
     "Cache", "Compiler", "Entry", "Fill", "Index", "IndexedTensor", "ModelSettings", "Problem",
     "ProblemError", "Progress", "Repository", "Served", "StoreConfig", "VersionPolicy", "codes_of",
     "compile_all", "compile_model", "made_up",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

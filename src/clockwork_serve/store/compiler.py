@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-
-from msgspec import Struct
 
 from clockwork_serve.messages import Code, Model, Weights
 from clockwork_serve.store.cache import Cache, digest_of
@@ -17,21 +17,17 @@ from clockwork_serve.store.optimiser import Optimiser
 from clockwork_serve.store.plain_backends import compile_emulated, compile_python, weights_id_of
 from clockwork_serve.store.problems import Problem, ProblemError, placed, problem
 from clockwork_serve.store.repository import Entry, Repository, model_file
+from clockwork_serve.store.served import Served
 from clockwork_serve.store.settings import StoreConfig
 from clockwork_serve.store.source import Seen, read_source
-from clockwork_serve.units import ms
+from clockwork_serve.units import MIB, ms
 
 _MOST_THREADS = 4
+_LARGE_MODEL = 64 * MIB
+"""Models from this size on are compiled one at a time: each takes several times its size of memory."""
 
 Progress = Callable[[int, int, str], None]
 """Told (done, total, text) after each version; text names it and what was done."""
-
-
-class Served(Struct, frozen=True, kw_only=True):
-    """A version of a model ready to be served. Models of one architecture have equal codes."""
-
-    model: Model
-    code: Code
 
 
 class Compiler:
@@ -45,6 +41,7 @@ class Compiler:
         self.optimiser = optimiser or Optimiser()
         self._config = config
         self._onnx = OnnxCompiler(cache, config, self.optimiser)
+        self._one_large = threading.Lock()
 
     def compile(self, entry: Entry, version: int) -> Served:
         """One version. Raises ``ProblemError`` (a ``RepositoryError``) that names the model."""
@@ -90,8 +87,10 @@ class Compiler:
             compiled = self._onnx.found(seen.content, entry.settings)
             if compiled is not None:
                 return compiled
-        source = read_source(path, path.parent)
-        compiled = self._onnx.compile(source, entry.settings)
+        large = path.stat().st_size >= _LARGE_MODEL
+        with self._one_large if large else contextlib.nullcontext():
+            source = read_source(path, path.parent)
+            compiled = self._onnx.compile(source, entry.settings)
         if all(facts.settled for facts in source.seen.files) and source.seen.current:
             self.cache.save_record("seen", place, source.seen)
         return compiled
@@ -175,8 +174,3 @@ def _result(compiler: Compiler, entry: Entry, version: int) -> Served | Problem:
             found=f"{type(error).__name__}: {error}",
             advice="this is a fault of the compiler, please report it with the model",
         )
-
-
-def codes_of(served: Sequence[Served]) -> dict[str, Code]:
-    """The distinct codes, by id."""
-    return {each.code.code_id: each.code for each in served}

@@ -8,6 +8,7 @@ import onnx
 from msgspec import Struct
 
 from clockwork_serve.messages import TensorSpec
+from clockwork_serve.store.graph_tensors import Dim, GraphTensor, Interface
 from clockwork_serve.store.problems import did_you_mean, problem
 from clockwork_serve.store.settings import ModelSettings, StoreConfig, TensorSettings
 
@@ -18,24 +19,6 @@ OIP_TYPES: dict[int, str] = {
     _T.FLOAT16: "FP16", _T.BFLOAT16: "BF16", _T.FLOAT: "FP32", _T.DOUBLE: "FP64", _T.STRING: "BYTES",
 }  # fmt: skip
 """ONNX element types by what the Open Inference Protocol calls them."""
-
-Dim = int | str
-"""A fixed size, or the name of a free one ("" if it has none)."""
-
-
-class GraphTensor(Struct, frozen=True):
-    """One input or output of a graph with its full shape; ``dims`` is None where the rank is not known."""
-
-    name: str
-    datatype: str
-    dims: tuple[Dim, ...] | None
-
-
-class Interface(Struct, frozen=True):
-    """Inputs and outputs as the graph declares them, in its order."""
-
-    inputs: tuple[GraphTensor, ...]
-    outputs: tuple[GraphTensor, ...]
 
 
 class Batching(Struct, frozen=True):

@@ -10,7 +10,8 @@ from msgspec import Struct
 from clockwork_serve.messages import Code
 from clockwork_serve.store.cache import Cache, digest_of
 from clockwork_serve.store.compiled import Compiled, batch_sizes
-from clockwork_serve.store.interface import Batching, Interface, batching_of, declared, interface_of, specs
+from clockwork_serve.store.graph_tensors import Interface
+from clockwork_serve.store.interface import Batching, batching_of, declared, interface_of, specs
 from clockwork_serve.store.lifting import Index, Lifted
 from clockwork_serve.store.lowering import Lowered, Proved, lower, prove
 from clockwork_serve.store.onnx_graph import Plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 from msgspec import Struct
 
-from clockwork_serve.store.interface import GraphTensor, Interface
+from clockwork_serve.store.graph_tensors import GraphTensor, Interface
 
 
 class Plan(Struct, frozen=True, kw_only=True):

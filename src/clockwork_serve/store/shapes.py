@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from clockwork_serve.messages import TensorSpec
-from clockwork_serve.store.interface import Dim, GraphTensor, Interface
+from clockwork_serve.store.graph_tensors import Dim, GraphTensor, Interface
 from clockwork_serve.store.trial import Trial
 from clockwork_serve.units import align
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from clockwork_serve.store.interface import GraphTensor, Interface
+from clockwork_serve.store.graph_tensors import GraphTensor, Interface
 
 Array = npt.NDArray[Any]
 
