@@ -123,15 +123,20 @@ def http_message(url: str, method: str, path: str, body: bytes = b"", headers: s
 
 def reason_of(sample: Sample) -> str:
     """Why a request was not answered well, in the server's words; empty if it did not say."""
-    for line in sample.headers.split(b"\r\n"):
-        name, _, value = line.partition(b":")
-        if name.lower() == b"x-clockwork-reason":
-            return value.strip().decode()
     try:
         found = json.loads(sample.body)
     except ValueError:
         return ""
     return str(found.get("reason", "")) if isinstance(found, dict) else ""
+
+
+def header_of(sample: Sample, name: str) -> str:
+    """A response's header, by its name in lower case; empty if it has none."""
+    for line in sample.headers.split(b"\r\n"):
+        found, _, value = line.partition(b":")
+        if found.lower() == name.encode():
+            return value.strip().decode()
+    return ""
 
 
 class Connection(asyncio.Protocol):

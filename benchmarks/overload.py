@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import repositories, schedules
-from benchmarks.client import Report, Sample, Shot, infer_message, open_loop, run
+from benchmarks.client import Report, Sample, Shot, header_of, infer_message, open_loop, run
 from benchmarks.oracle import Job, Run, could_join, hopeless_at, most_in_time
 from benchmarks.report import Outcome, finish, milliseconds, parser, percent, quantile
 from benchmarks.serving import Serving, serve
-from clockwork_serve.messages import Infer, Request, Result, Status
+from clockwork_serve.messages import Infer, Result, Status
 from clockwork_serve.telemetry import read_journal
 
 MODEL = "slow"
@@ -57,25 +57,18 @@ def shots(url: str, rate: float, seconds: float, slos_ms: Sequence[int], seed: i
 
 
 def runs_of(journal: Path, samples: Sequence[Sample]) -> list[Run]:
-    """The lane's executions; requests are named ``str(index)`` of ``samples``, which are in order of sending.
+    """All that the lane did; requests are named ``str(index)`` of ``samples``.
 
-    The server makes its own request ids: the i-th request with some SLO that it saw is the i-th that was
-    sent.
+    A response tells the id that the server gave to its request.
     """
-    unseen: dict[str, list[int]] = {}
-    for index, sample in enumerate(samples):
-        unseen.setdefault(sample.name, []).append(index)
-    names: dict[str, str] = {}
+    names = {header_of(sample, "clockwork-request-id"): str(index) for index, sample in enumerate(samples)}
     infers: dict[int, Infer] = {}
     runs = []
     for step in read_journal(journal):
         for event in step.events:
-            if isinstance(event, Request):
-                slo_ms = str(round((event.deadline_ns - event.arrival_ns) / 1e6))
-                names[event.request_id] = str(unseen[slo_ms].pop(0))
-            elif isinstance(event, Result) and event.action_id in infers and event.status is Status.OK:
+            if isinstance(event, Result) and event.action_id in infers and event.status is Status.OK:
                 called = infers[event.action_id].calls
-                ids = frozenset(names[call.request_id] for call in called)
+                ids = frozenset(names[call.request_id] for call in called if call.request_id in names)
                 runs.append(Run(event.started_ns, event.ended_ns, ids))
         for effect in step.effects:
             if isinstance(effect, Infer):
@@ -141,24 +134,13 @@ def conclude(found: Findings, sent: int) -> Outcome:
 
 
 def load(serving: Serving, schedule: Iterable[Shot]) -> list[Sample]:
-    """Warm up with one request, send all, and give all back in order of sending."""
+    """Warm up with one request, send all, and give them back in order of sending."""
     url = serving.http_url
-    warm: Report = run(
-        open_loop(url, [Shot(0, infer_message(url, MODEL, X, slo_ms=WARM_SLO_MS), str(WARM_SLO_MS))])
-    )
+    warm: Report = run(open_loop(url, [Shot(0, infer_message(url, MODEL, X, slo_ms=WARM_SLO_MS))]))
     if warm.ends() != {"200": 1}:
         raise RuntimeError(f"the warm-up was not answered: {dict(warm.ends())}")
     report = run(open_loop(url, schedule))
-    return sorted([*warm.samples, *report.samples], key=lambda sample: sample.sent_ns)
-
-
-def renumbered(runs: Sequence[Run]) -> list[Run]:
-    """Without the warm-up, which is request 0."""
-    return [
-        Run(run.start_ns, run.end_ns, frozenset(str(int(name) - 1) for name in run.names))
-        for run in runs
-        if "0" not in run.names
-    ]
+    return sorted(report.samples, key=lambda sample: sample.sent_ns)
 
 
 def main() -> int:
@@ -181,8 +163,8 @@ def main() -> int:
             slos = [round(share * given.service_ms) for share in (0.2, 1.2, 2.4)]
             schedule = shots(serving.http_url, rate, given.seconds, slos, given.seed)
             samples = load(serving, schedule)
-        runs = renumbered(runs_of(journal, samples))
-    outcome = conclude(judge(samples[1:], runs), len(samples) - 1)
+        runs = runs_of(journal, samples)
+    outcome = conclude(judge(samples, runs), len(samples))
     outcome.figures["backend"] = given.backend
     return finish(outcome, given.json)
 

@@ -8,7 +8,7 @@ from benchmarks.client import Sample
 from benchmarks.oracle import Run
 from benchmarks.overload import conclude, judge, runs_of
 
-from clockwork_serve.messages import Request
+from clockwork_serve.messages import Status
 from clockwork_serve.telemetry import Journal
 from clockwork_serve.units import ms
 from tests.telemetry import stories
@@ -57,14 +57,16 @@ def test_a_late_answer_is_found() -> None:
     assert conclude(found, 2).verdict == "missed"
 
 
-def test_executions_come_from_the_journal_by_order_of_arrival(tmp_path: Path) -> None:
+def test_executions_come_from_the_journal(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j")
-    requests: list[Request] = [
-        stories.request(f"id-{n}", at_ms=n, slo_ms=slo) for n, slo in enumerate((600, 100, 600))
-    ]
-    journal.on_step(0, requests, [stories.infer(1, "id-2"), stories.infer(2, "id-1")])
-    journal.on_step(1, [stories.result(1), stories.result(2, took_ms=20)], [])
+    journal.on_step(0, [], [stories.infer(1, "id-1"), stories.infer(2, "id-0"), stories.infer(3, "warm-up")])
+    refused = stories.result(4, status=Status.TOO_LATE)
+    journal.on_step(1, [stories.result(1), stories.result(2, took_ms=20), stories.result(3), refused], [])
     journal.close()
-    samples = [sample(600, 0, 1, GOOD), sample(100, 1, 2, GOOD), sample(600, 2, 3, GOOD)]
+    samples = [sample(600, 0, 1, GOOD), sample(100, 1, 2, GOOD)]
+    for index, one in enumerate(samples):
+        one.headers = b"Clockwork-Request-Id: id-%d" % index
 
-    assert [run.names for run in runs_of(tmp_path / "j", samples)] == [frozenset({"2"}), frozenset({"1"})]
+    found = runs_of(tmp_path / "j", samples)
+    assert [run.names for run in found] == [frozenset({"1"}), frozenset({"0"}), frozenset()]
+    assert found[1].end_ns - found[1].start_ns == ms(20)
