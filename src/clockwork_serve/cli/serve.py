@@ -13,6 +13,7 @@ from clockwork_serve.cli.options import (
     setting_options,
     settings_from,
 )
+from clockwork_serve.cli.repository import counted
 from clockwork_serve.cli.screen import Progress, say, show_json_line
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def _announcer(shown: Stages, *, as_json: bool) -> Callable[[Server], None]:
         if as_json:
             show_json_line({"ready": True, **facts})
             return
-        say(f"ready: {facts['models']} models")
+        say(f"ready: {counted(len(server.catalogue.models), 'model')}")
         for name in ("http", "grpc", "metrics"):
             say(f"  {name:<8} {facts[name] or 'off'}")
 

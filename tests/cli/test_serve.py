@@ -1,0 +1,90 @@
+"""``clockwork serve`` as its user sees it: what it prints, how it ends. Real processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.system
+EMULATED = ("--device", "emulated:v100", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
+
+
+@contextmanager
+def serving(repository: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A ``clockwork serve`` process, ended at the latest with the block."""
+    command = [sys.executable, "-m", "clockwork_serve", "serve", str(repository), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_says_where_it_listens_and_ends_in_good_order(repository: Path, number: signal.Signals) -> None:
+    with serving(repository, *EMULATED, "--json") as child:
+        assert child.stdout is not None
+        ready = json.loads(child.stdout.readline())
+        with urllib.request.urlopen(f"{ready['http']}/v2/health/ready", timeout=60) as answer:
+            assert answer.status == 200
+        with urllib.request.urlopen(ready["metrics"], timeout=60) as answer:
+            assert b"clockwork_ready 1" in answer.read()
+        child.send_signal(number)
+        _, said = child.communicate(timeout=60)
+
+    assert ready["ready"] is True
+    assert ready["models"] == 1
+    assert child.returncode == 0, said
+    assert "Traceback" not in said
+
+
+def test_for_people_it_is_a_short_list(repository: Path) -> None:
+    with serving(repository, *EMULATED, "--grpc-port", "off") as child:
+        assert child.stdout is not None
+        lines = [child.stdout.readline().split() for _ in range(4)]
+        child.send_signal(signal.SIGTERM)
+        child.communicate(timeout=60)
+
+    assert lines[0] == ["ready:", "1", "model"]
+    assert [line[0] for line in lines[1:]] == ["http", "grpc", "metrics"]
+    assert lines[2] == ["grpc", "off"]
+
+
+def test_a_port_in_use_is_one_line(repository: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with serving(repository, *EMULATED, "--http-port", port) as child:
+            shown, said = child.communicate(timeout=60)
+
+    assert shown == ""
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "http_port" in errors[0]
+    assert port in errors[0]
+    assert "Traceback" not in said
+    assert child.returncode != 0
+
+
+def test_a_repository_without_a_model_that_can_be_served_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOCKWORK_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "models" / "broken" / "1").mkdir(parents=True)
+    (tmp_path / "models" / "broken" / "1" / "model.onnx").write_bytes(b"not a graph")
+
+    with serving(tmp_path / "models", *EMULATED) as child:
+        _, said = child.communicate(timeout=60)
+
+    assert child.returncode == 1
+    assert said.splitlines()[-1].startswith("error: ")
+    assert "broken" in said
+    assert "Traceback" not in said
