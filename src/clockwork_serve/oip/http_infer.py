@@ -84,7 +84,7 @@ def parse_infer(body: memoryview, header_length: int | None) -> InferCall:
         request = _requests.decode(head)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"the request JSON is not an inference request: {error}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"failed to parse the request JSON buffer: {error}") from None
     parameters = request.parameters
     if parameters:

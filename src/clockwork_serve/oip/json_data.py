@@ -62,7 +62,7 @@ def _flat(name: str, datatype: str, raw: memoryview) -> list[Any]:
     kind: str = "O" if datatype == "BYTES" else DTYPES[datatype].kind
     try:
         nested = _decoder(kind, min(max(depth, 1), DEPTH_MAX)).decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"inference input '{name}': 'data' is not {datatype} in JSON: {error}") from None
     for _ in range(depth - 1):
         nested = list(chain.from_iterable(nested))

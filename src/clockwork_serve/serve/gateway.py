@@ -1,0 +1,368 @@
+"""The core of a gateway: requests in, one end each out, over a link to the controller. It chooses nothing.
+
+Every request ends exactly once: by the controller's answer; at once, where it is wrong or has no room; by
+itself 50 ms after its deadline, if the controller is stuck; or when the link is lost. Its slot is given back
+only when the controller says that no worker touches it any more, or with the whole region.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from clockwork_serve.errors import InvalidRequest, TransportError
+from clockwork_serve.messages import (
+    Answer,
+    Cancel,
+    Outcome,
+    Question,
+    Reason,
+    Release,
+    Reply,
+    Request,
+    Tensors,
+)
+from clockwork_serve.oip import (
+    InferCall,
+    OutputTensor,
+    Served,
+    Status,
+    priority_of,
+    reason_of_error,
+    requested_slo_ns,
+    status_of,
+    status_of_error,
+)
+from clockwork_serve.serve.gateway_link import GatewayLink, LinkListener
+from clockwork_serve.serve.gateway_models import GatewayModels
+from clockwork_serve.serve.gateway_slots import Body, Slot, Slots
+from clockwork_serve.telemetry import GatewayCounters, outcome_key
+from clockwork_serve.units import MIB, NS_PER_MS
+
+GRACE_NS: Final = 50 * NS_PER_MS
+"""How long after a deadline the controller's answer is waited for."""
+SWEEP_S: Final = 0.025
+ROOM_RETRY_NS: Final = 50 * NS_PER_MS
+"""When to come again if the region is full: about as long as most requests hold a slot."""
+
+_log = logging.getLogger(__name__)
+_decoder = msgspec.msgpack.Decoder(Tensors)
+
+
+@dataclass(slots=True)
+class Ending:
+    """How a request ended. ``served`` and ``call`` are None where it was refused before they were known.
+
+    ``outputs`` refer to memory that is given back when :meth:`Inquiry.end` returns.
+    """
+
+    outcome: Outcome
+    reason: Reason
+    status: Status
+    message: str = ""
+    request_id: str = ""
+    served: Served | None = None
+    call: InferCall | None = None
+    retry_after_ns: int = 0
+    outputs: list[OutputTensor] = field(default_factory=list)
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+class Inquiry(Protocol):
+    """One inference request of a client, whatever protocol it came by.
+
+    ``body`` is where its tensors were received, if in the region: the gateway takes that over.
+    """
+
+    model: str
+    version: str
+    arrival_ns: int
+    slo_header: str | None
+    remaining_s: float | None
+    every_output_binary: bool
+    body: Body | None
+
+    def call(self, served: Served) -> InferCall:
+        """Parse it. Raises :class:`InvalidRequest`."""
+
+    def end(self, ending: Ending) -> None:
+        """Answer the client. Called exactly once, perhaps before :meth:`Gateway.infer` returns."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A request without the controller's answer; ``inquiry`` is None once its client needs nothing."""
+
+    inquiry: Inquiry | None
+    served: Served
+    call: InferCall
+    slot: Slot
+    deadline_ns: int
+    expired: bool = False  # ended here, for the controller did not
+
+
+class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the core of a gateway needs to know. ``controller`` is the path of the controller's socket."""
+
+    name: str
+    controller: str
+    region_bytes: int = 256 * MIB
+    default_slo_ns: int | None = None
+
+
+class Gateway:
+    """All methods are for the running loop's own thread."""
+
+    def __init__(self, settings: GatewaySettings, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        self.name = settings.name
+        self.slots = Slots(settings.region_bytes)
+        self.clock = clock
+        self.connections = 0
+        self.readiness_listeners: list[Callable[[], None]] = []
+        listener = LinkListener(self._on_answer, self._on_release, self._on_lost, self._on_readiness)
+        self.link = GatewayLink(settings.name, Path(settings.controller), settings.default_slo_ns, listener)
+        self._loop = asyncio.get_running_loop()
+        self._pending: dict[str, _Pending] = {}  # all and only requests sent and not answered
+        self._held: dict[str, Slot] = {}  # slots of answered requests that a worker may still touch
+        # Unlike any of an earlier process of that name.
+        self._prefix = f"{settings.name}-{time.time_ns() // NS_PER_MS:x}-"
+        self._count = 0
+        self._received = 0
+        self._outcomes: dict[str, int] = {}
+        self._invalid_by_model: dict[str, int] = {}
+        self._sweep: asyncio.TimerHandle | None = None
+
+    @property
+    def models(self) -> GatewayModels:
+        """What is served."""
+        return self.link.models
+
+    def close(self) -> None:
+        """End everything: waiting clients are told, memory is given up."""
+        self.link.close()
+        self._end_all("the server is shutting down")
+        if self._sweep is not None:
+            self._sweep.cancel()
+        self.slots.close()
+
+    def infer(self, inquiry: Inquiry) -> str:
+        """Have a request answered; its id, or "" if it ended already."""
+        self._received += 1
+        served: Served | None = None
+        try:
+            if not self.link.is_open or not (self.link.ready or self.models.versions(inquiry.model)):
+                self._refuse(
+                    inquiry, Outcome.REJECTED, Reason.NOT_SERVING, f"not ready: {self.link.why_not_ready}"
+                )
+                return ""
+            served = self.models.find(inquiry.model, inquiry.version)
+            call = inquiry.call(served)
+            rows, signature = served.check(call, binary_only_allowed=inquiry.every_output_binary)
+            slo_ns = requested_slo_ns(call.parameters, inquiry.slo_header, inquiry.remaining_s)
+            priority = priority_of(call.parameters, served.model.priority)
+            output_bytes = served.model.output_bytes * rows
+            self._check_size(call, output_bytes)
+        except InvalidRequest as error:
+            self.drop_body(inquiry)
+            inquiry.end(self.invalid(error, served))
+            return ""
+        except Exception:  # noqa: BLE001 - one request that our own code trips over must not end all others
+            _log.exception("reading a request failed", extra={"model": inquiry.model})
+            self._refuse(
+                inquiry, Outcome.FAILED, Reason.NONE, "the gateway failed to read the request; see its log"
+            )
+            return ""
+        body, inquiry.body = inquiry.body, None
+        slot = self.slots.fill(call.inputs, output_bytes, body)
+        if slot is None:
+            message = f"no room among {self.slots.region.size} bytes for the tensors of one more request"
+            self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
+            return ""
+        self._count += 1
+        request_id = f"{self._prefix}{self._count}"
+        deadline_ns = inquiry.arrival_ns + (served.default_slo_ns if slo_ns is None else slo_ns)
+        self._pending[request_id] = _Pending(inquiry, served, call, slot, deadline_ns)
+        self.link.send(
+            Request(
+                request_id=request_id, gateway=self.name, model=served.model.key, rows=rows,
+                arrival_ns=inquiry.arrival_ns, deadline_ns=deadline_ns, signature=signature,
+                priority=priority, tensors=slot.encoded,
+            )
+        )  # fmt: skip
+        if self._sweep is None:
+            self._sweep = self._loop.call_later(SWEEP_S, self._end_overdue)
+        return request_id
+
+    def cancel(self, request_id: str) -> None:
+        """The client of an open request went away; it is not told of the end."""
+        pending = self._pending.get(request_id)
+        if pending is not None and pending.inquiry is not None:
+            pending.inquiry = None
+            self.link.send(Cancel(request_id=request_id))
+
+    def invalid(self, error: InvalidRequest, served: Served | None = None) -> Ending:
+        """Count a request that is wrong, and say how it ends."""
+        reason = reason_of_error(error)
+        self._count_outcome(Outcome.INVALID, reason)
+        if served is not None:
+            key = served.model.key
+            self._invalid_by_model[key] = self._invalid_by_model.get(key, 0) + 1
+        return Ending(Outcome.INVALID, reason, status_of_error(error), str(error), served=served)
+
+    def drop_body(self, inquiry: Inquiry) -> None:
+        """Give back where an inquiry that is not passed on was received."""
+        body, inquiry.body = inquiry.body, None
+        if body is not None:
+            self.slots.drop(body)
+
+    async def ask(self, what: Question, body: bytes = b"{}", patience_s: float = 5.0) -> Reply:
+        """The controller process's reply; one that says 503 if there can be none, 504 if none comes."""
+        return await self.link.ask(what, body, patience_s)
+
+    def counters(self) -> GatewayCounters:
+        """What this gateway saw and the controller did not."""
+        return GatewayCounters(
+            gateway=self.name,
+            received=self._received,
+            outcomes=dict(self._outcomes),
+            open=sum(pending.inquiry is not None for pending in self._pending.values()),
+            connections=self.connections,
+            region_bytes=self.slots.region.size,
+            region_used_bytes=self.slots.used_bytes,
+        )
+
+    def invalid_requests(self, key: str) -> int:
+        """How many requests of a model were wrong."""
+        return self._invalid_by_model.get(key, 0)
+
+    # What the link tells
+
+    def _on_answer(self, answer: Answer) -> None:
+        pending = self._pending.pop(answer.request_id, None)
+        if pending is None:
+            _log.error("answer to a request that is not open", extra={"request_id": answer.request_id})
+            return
+        try:
+            if pending.inquiry is not None:
+                pending.inquiry.end(_ending(pending, answer))
+        finally:
+            if answer.release:
+                self.slots.free(pending.slot)
+            else:
+                self._held[answer.request_id] = pending.slot
+
+    def _on_release(self, release: Release) -> None:
+        slot = self._held.pop(release.request_id, None)
+        if slot is None:
+            _log.error("release of a request that is not held", extra={"request_id": release.request_id})
+        else:
+            self.slots.free(slot)
+
+    def _on_lost(self, why: str) -> None:
+        self._end_all(why)
+        # Workers may still write for requests that nobody waits for: to memory that is theirs alone now.
+        self.slots.renew()
+
+    def _on_readiness(self) -> None:
+        for listener in self.readiness_listeners:
+            listener()
+
+    # Ends that the controller does not decide
+
+    def _end_overdue(self) -> None:
+        self._sweep = None
+        if not self._pending:
+            return
+        late_ns = self.clock() - GRACE_NS
+        for request_id, pending in self._pending.items():
+            inquiry = pending.inquiry
+            if inquiry is not None and pending.deadline_ns < late_ns:
+                # The controller counts it when it wakes up; we do if it never does.
+                pending.inquiry, pending.expired = None, True
+                ending = _own_ending(
+                    Outcome.EXPIRED, Reason.NONE, "no answer by the deadline", request_id, pending
+                )
+                inquiry.end(ending)
+        self._sweep = self._loop.call_later(SWEEP_S, self._end_overdue)
+
+    def _end_all(self, why: str) -> None:
+        pendings, self._pending = self._pending, {}
+        self._held.clear()
+        for request_id, pending in pendings.items():
+            if pending.inquiry is not None:
+                self._count_outcome(Outcome.REJECTED, Reason.NOT_SERVING)
+                pending.inquiry.end(
+                    _own_ending(Outcome.REJECTED, Reason.NOT_SERVING, why, request_id, pending)
+                )
+            else:
+                self._count_outcome(Outcome.EXPIRED if pending.expired else Outcome.CANCELLED, Reason.NONE)
+
+    def _refuse(
+        self, inquiry: Inquiry, outcome: Outcome, reason: Reason, message: str, retry_after_ns: int = 0
+    ) -> None:
+        self.drop_body(inquiry)
+        self._count_outcome(outcome, reason)
+        ending = _own_ending(outcome, reason, message)
+        ending.retry_after_ns = retry_after_ns
+        inquiry.end(ending)
+
+    def _check_size(self, call: InferCall, output_bytes: int) -> None:
+        needed = self.slots.bytes_for(call.inputs, output_bytes)
+        if needed > self.slots.region.size:
+            raise InvalidRequest(
+                f"the request needs {needed} bytes for its inputs and outputs, expected at most "
+                f"{self.slots.region.size}; send fewer rows at once, or raise the server's region_bytes"
+            )
+
+    def _count_outcome(self, outcome: Outcome, reason: Reason) -> None:
+        key = outcome_key(outcome, reason)
+        self._outcomes[key] = self._outcomes.get(key, 0) + 1
+
+
+def _ending(pending: _Pending, answer: Answer) -> Ending:
+    """How the controller says that a request ended."""
+    outcome, reason = answer.outcome, answer.reason
+    ending = Ending(
+        outcome, reason, status_of(outcome, reason), answer.message, answer.request_id, pending.served,
+        pending.call, answer.retry_after_ns,
+    )  # fmt: skip
+    if answer.batch:
+        ending.parameters = {
+            "queue_ms": answer.queue_ns // 1000 / 1000,
+            "exec_ms": answer.exec_ns // 1000 / 1000,
+            "expected_ms": answer.expected_ns // 1000 / 1000,
+            "batch_size": answer.batch,
+            "cold_start": answer.cold,
+        }
+    if outcome is Outcome.OK:
+        ending.outputs = _outputs(pending.slot, answer.outputs)
+    return ending
+
+
+def _own_ending(
+    outcome: Outcome, reason: Reason, message: str, request_id: str = "", pending: _Pending | None = None
+) -> Ending:
+    ending = Ending(outcome, reason, status_of(outcome, reason), message, request_id)
+    if pending is not None:
+        ending.served, ending.call = pending.served, pending.call
+    return ending
+
+
+def _outputs(slot: Slot, encoded: bytes) -> list[OutputTensor]:
+    buffer, tensors = slot.region.buffer, slot.tensors
+    first, end = tensors.output_offset, tensors.output_offset + tensors.output_bytes
+    found = []
+    for ref in _decoder.decode(encoded).refs:
+        if ref.offset < first or ref.offset + ref.nbytes > end:
+            raise TransportError(f"output {ref.name} lies outside of its request's slot")
+        found.append(
+            OutputTensor(ref.name, ref.datatype, ref.shape, buffer[ref.offset : ref.offset + ref.nbytes])
+        )
+    return found

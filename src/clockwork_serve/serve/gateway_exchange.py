@@ -1,0 +1,84 @@
+"""One HTTP request and its response once there is one; it knows neither socket nor parser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from clockwork_serve.errors import InvalidRequest
+from clockwork_serve.oip import InferCall, Served, parse_infer
+from clockwork_serve.serve.gateway import Ending
+from clockwork_serve.serve.gateway_responses import Response, infer_response
+from clockwork_serve.serve.gateway_routes import Route
+from clockwork_serve.serve.gateway_slots import Body
+from clockwork_serve.units import KIB, MIB
+
+
+class HttpLimits(Struct, frozen=True, kw_only=True):
+    """What a client may ask of a connection.
+
+    ``header_bytes`` counts from the second read on. A body may take ``body_s`` and a second for each
+    ``bytes_per_s`` of it. Times are kept to a second.
+    """
+
+    header_bytes: int = 32 * KIB
+    body_bytes: int = 64 * MIB
+    header_s: float = 10.0
+    body_s: float = 30.0
+    bytes_per_s: int = 128 * KIB
+    idle_s: float = 600.0
+
+
+class Exchange:
+    """One request on a connection, and its response once there is one. To the gateway, an inquiry."""
+
+    __slots__ = (
+        "abandoned", "arrival_ns", "body", "content", "encoding", "every_output_binary", "header_length",
+        "keep_alive", "method", "model", "old", "on_response", "remaining_s", "request_id", "response",
+        "route", "slo_header", "version", "wants_continue",
+    )  # fmt: skip
+
+    def __init__(self, on_response: Callable[[], None], method: bytes, route: Route | None) -> None:
+        self.on_response = on_response
+        self.method = method
+        self.route = route
+        self.model = route.model if route is not None else ""
+        self.version = route.version if route is not None else ""
+        self.keep_alive = False
+        self.old = False  # HTTP/1.0
+        self.wants_continue = False
+        self.encoding = b""
+        self.header_length: bytes | None = None
+        self.slo_header: str | None = None
+        self.remaining_s: float | None = None
+        self.every_output_binary = False
+        self.arrival_ns = 0
+        self.content: memoryview = memoryview(b"")
+        self.body: Body | None = None
+        self.request_id = ""
+        self.response: Response | None = None
+        self.abandoned = False
+
+    def call(self, served: Served) -> InferCall:
+        """Parse it. Raises :class:`InvalidRequest`."""
+        if self.header_length is None:
+            return parse_infer(self.content, None)
+        if not self.header_length.isdigit():
+            raise InvalidRequest(
+                "header 'Inference-Header-Content-Length': expected a number of bytes, found "
+                f"{self.header_length.decode('latin-1')!r}"
+            )
+        length = int(self.header_length)
+        return parse_infer(self.content, length) if length else served.raw_call(self.content)
+
+    def end(self, ending: Ending) -> None:
+        """Answer the client."""
+        if not self.abandoned:
+            self.respond(infer_response(ending))
+
+    def respond(self, response: Response) -> None:
+        """Send the response when it is its turn."""
+        if self.response is None:
+            self.response = response
+            self.on_response()

@@ -1,0 +1,161 @@
+"""The HTTP server of a gateway: listens, keeps its connections, has requests answered. It decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, Final
+
+from clockwork_serve.errors import InvalidRequest
+from clockwork_serve.oip import decompress
+from clockwork_serve.serve.gateway import Gateway
+from clockwork_serve.serve.gateway_connection import DIRECT_BYTES, HttpConnection
+from clockwork_serve.serve.gateway_endpoints import Endpoints
+from clockwork_serve.serve.gateway_exchange import Exchange, HttpLimits
+from clockwork_serve.serve.gateway_responses import Response, error_response
+from clockwork_serve.serve.gateway_routes import answer, settled
+from clockwork_serve.units import KIB
+
+READ_BYTES: Final = 256 * KIB
+
+
+class HttpServer:
+    """Listens, and keeps its connections. ``buffer`` is where all of them read: no two at a time."""
+
+    def __init__(self, gateway: Gateway, endpoints: Endpoints, limits: HttpLimits) -> None:
+        self.gateway = gateway
+        self.limits = limits
+        self.loop = asyncio.get_running_loop()
+        self.tick_s = self.loop.time()
+        self.buffer = memoryview(bytearray(READ_BYTES))
+        self._endpoints = endpoints
+        self._connections: set[HttpConnection] = set()
+        self._servers: list[asyncio.Server] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sweep: asyncio.TimerHandle | None = None
+
+    async def listen(self, host: str, port: int, *, reuse_port: bool) -> int:
+        """Accept connections; the port (chosen if 0). Raises OSError."""
+        server = await self.loop.create_server(
+            lambda: HttpConnection(self), host, port, reuse_port=reuse_port, backlog=1024
+        )
+        self._servers.append(server)
+        number: int = server.sockets[0].getsockname()[1]
+        return number
+
+    async def close(self, patience_s: float) -> None:
+        """Accept no more, let open requests end for a while, then close all connections."""
+        for server in self._servers:
+            server.close()
+        end_s = self.loop.time() + patience_s
+        # For a moment, once in a process's life.
+        while self.loop.time() < end_s and self._busy():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        for connection in tuple(self._connections):
+            connection.stop()
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for task in self._tasks:
+            task.cancel()
+
+    def _busy(self) -> bool:
+        return not all(connection.idle for connection in self._connections)
+
+    def opened(self, connection: HttpConnection) -> None:
+        """A connection was made."""
+        self._connections.add(connection)
+        self.gateway.connections += 1
+        if self._sweep is None:
+            self.tick_s = self.loop.time()
+            self._sweep = self.loop.call_later(1.0, self._end_overdue)
+
+    def closed(self, connection: HttpConnection) -> None:
+        """A connection is gone."""
+        self._connections.discard(connection)
+        self.gateway.connections -= 1
+
+    def room(self, exchange: Exchange, length: int) -> memoryview:
+        """Where to receive a large body: in the region if it is going to be there anyway."""
+        route = exchange.route
+        if (
+            route is not None
+            and route.endpoint is None
+            and exchange.method == route.method
+            and not exchange.encoding
+        ):
+            header_length = exchange.header_length
+            at = int(header_length) if header_length is not None and header_length.isdigit() else -1
+            if 0 <= at < length:
+                exchange.body = self.gateway.slots.body(length, at)
+                if exchange.body is not None:
+                    return exchange.body.view
+        return memoryview(bytearray(length))
+
+    def dispatch(self, exchange: Exchange) -> None:
+        """Have a request that is complete answered."""
+        exchange.arrival_ns = self.gateway.clock()
+        if exchange.encoding and exchange.encoding.lower() != b"identity":
+            if len(exchange.content) > DIRECT_BYTES:
+                self._start(self._unpacked_soon(exchange))
+                return
+            if not self._unpack(exchange):
+                return
+        self._answer(exchange)
+
+    def _answer(self, exchange: Exchange) -> None:
+        route, method = exchange.route, exchange.method
+        if route is None:
+            exchange.respond(error_response(404, "Not Found"))
+        elif method != route.method and route.method and not (method == b"HEAD" and route.method == b"GET"):
+            exchange.respond(error_response(405, "Method Not Allowed", b"Allow: %s\r\n" % route.method))
+        elif route.endpoint is None:
+            exchange.request_id = self.gateway.infer(exchange)
+        else:
+            found = answer(self._endpoints, route, bytes(exchange.content))
+            if isinstance(found, Response):
+                exchange.respond(found)
+            else:
+                self._start(self._respond_soon(exchange, found))
+
+    async def _respond_soon(self, exchange: Exchange, found: Awaitable[Response]) -> None:
+        exchange.respond(await settled(found))
+
+    def _unpack(self, exchange: Exchange) -> bool:
+        try:
+            exchange.content = memoryview(self._unpacked(exchange))
+        except InvalidRequest as error:
+            exchange.end(self.gateway.invalid(error))
+            return False
+        return True
+
+    async def _unpacked_soon(self, exchange: Exchange) -> None:
+        try:
+            found = await asyncio.to_thread(self._unpacked, exchange)
+        except InvalidRequest as error:
+            exchange.end(self.gateway.invalid(error))
+            return
+        exchange.content = memoryview(found)
+        if not exchange.abandoned:
+            self._answer(exchange)
+
+    def _unpacked(self, exchange: Exchange) -> bytes:
+        return decompress(exchange.content, exchange.encoding.decode("latin-1"), self.limits.body_bytes)
+
+    def _start(self, work: Any) -> None:
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.loop.call_exception_handler({"message": "answering a request failed", "exception": error})
+
+    def _end_overdue(self) -> None:
+        self._sweep = None
+        self.tick_s = self.loop.time()
+        for connection in tuple(self._connections):
+            if connection.due_s < self.tick_s:
+                connection.overdue()
+        if self._connections:
+            self._sweep = self.loop.call_later(1.0, self._end_overdue)

@@ -1,0 +1,185 @@
+"""A gateway's link to the controller process: connects again and again, keeps the catalogue, asks questions.
+
+It knows nothing of requests: answers go to whoever owns it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from clockwork_serve.errors import TransportError
+from clockwork_serve.messages import (
+    Answer,
+    Ask,
+    CodeAdded,
+    CodeRemoved,
+    Frame,
+    ModelAdded,
+    ModelRemoved,
+    Question,
+    Readiness,
+    Release,
+    Reply,
+    Role,
+)
+from clockwork_serve.serve.gateway_models import GatewayModels
+from clockwork_serve.serve.transport import Link, connect, hello
+
+RECONNECT_S: Final = 0.05
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, frozen=True)
+class LinkListener:
+    """Whom to tell. ``on_lost`` gets a reason; ``on_readiness`` tells that readiness may have changed."""
+
+    on_answer: Callable[[Answer], None]
+    on_release: Callable[[Release], None]
+    on_lost: Callable[[str], None]
+    on_readiness: Callable[[], None]
+
+
+class GatewayLink:
+    """All methods are for the running loop's own thread. ``models`` is the catalogue of the open link."""
+
+    def __init__(
+        self, name: str, controller: Path, server_slo_ns: int | None, listener: LinkListener
+    ) -> None:
+        self.models = GatewayModels(server_slo_ns)
+        self._own = hello(Role.GATEWAY, name)
+        self._path = controller
+        self._server_slo_ns = server_slo_ns
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._link: Link | None = None
+        self._readiness = Readiness(ready=False, why="connecting to the controller")
+        self._incoming: GatewayModels | None = None  # the catalogue of a new link, until it is complete
+        self._asks: dict[int, asyncio.Future[Reply]] = {}  # all and only questions without a reply
+        self._ask_count = 0
+        self._lost = asyncio.Event()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the controller is there and has told its catalogue."""
+        return self._link is not None and self._incoming is None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the server can serve."""
+        return self.is_open and self._readiness.ready
+
+    @property
+    def why_not_ready(self) -> str:
+        """What is missing."""
+        return self._readiness.why if self.is_open else "no link to the controller"
+
+    async def run(self) -> None:
+        """Keep a link until cancelled."""
+        while True:
+            self._incoming = GatewayModels(self._server_slo_ns)
+            self._lost.clear()
+            try:
+                link = await connect(self._path, self._own, self._on_frames, self._on_lost)
+            except TransportError as error:
+                _log.debug("%s", error)
+            else:
+                # It may be gone again already.
+                if link.is_open:
+                    self._link = link
+                    _log.info("connected to the controller")
+                    self._listener.on_readiness()
+                    await self._lost.wait()
+            await asyncio.sleep(RECONNECT_S)
+
+    def send(self, frame: Frame) -> None:
+        """Send one frame; dropped if there is no link."""
+        if self._link is not None:
+            self._link.send(frame)
+
+    def close(self) -> None:
+        """Send what was queued and close; questions are answered 503."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+        self._fail_asks("the server is shutting down")
+
+    async def ask(self, what: Question, body: bytes, patience_s: float) -> Reply:
+        """The reply; one that says 503 if there can be none, 504 if none comes."""
+        if self._link is None:
+            return _refusal(503, self.why_not_ready)
+        self._ask_count += 1
+        ask_id = self._ask_count
+        waiter: asyncio.Future[Reply] = self._loop.create_future()
+        self._asks[ask_id] = waiter
+        self._link.send(Ask(ask_id=ask_id, what=what, body=body))
+        try:
+            async with asyncio.timeout(patience_s):
+                return await waiter
+        except TimeoutError:
+            return _refusal(504, f"{what}: no reply within {patience_s:g} s")
+        finally:
+            self._asks.pop(ask_id, None)
+
+    def _on_frames(self, link: Link, frames: list[Frame]) -> None:
+        listener = self._listener
+        for frame in frames:
+            match frame:
+                case Answer():
+                    listener.on_answer(frame)
+                case Release():
+                    listener.on_release(frame)
+                case Reply():
+                    waiter = self._asks.get(frame.ask_id)
+                    if waiter is not None and not waiter.done():
+                        waiter.set_result(frame)
+                case Readiness():
+                    self._on_readiness(frame)
+                case CodeAdded() | CodeRemoved() | ModelAdded() | ModelRemoved():
+                    self._on_catalogue(frame)
+                case _:
+                    _log.error("the controller sent %r, which no gateway takes", type(frame).__name__)
+
+    def _on_catalogue(self, frame: CodeAdded | CodeRemoved | ModelAdded | ModelRemoved) -> None:
+        models = self.models if self._incoming is None else self._incoming
+        match frame:
+            case CodeAdded():
+                models.add_code(frame)
+            case CodeRemoved():
+                models.remove_code(frame.code_id)
+            case ModelAdded():
+                models.add(frame.model)
+            case ModelRemoved():
+                models.remove(frame.model)
+
+    def _on_readiness(self, frame: Readiness) -> None:
+        # It ends the catalogue that a new link begins with.
+        if self._incoming is not None:
+            self.models, self._incoming = self._incoming, None
+        self._readiness = frame
+        self._listener.on_readiness()
+
+    def _on_lost(self, link: Link) -> None:
+        _log.warning("link lost: %s", link.lost_because)
+        self._link = None
+        self._incoming = GatewayModels(self._server_slo_ns)
+        self._fail_asks("the controller went away")
+        self._listener.on_lost("the controller went away")
+        self._listener.on_readiness()
+        self._lost.set()
+
+    def _fail_asks(self, why: str) -> None:
+        for waiter in self._asks.values():
+            if not waiter.done():
+                waiter.set_result(_refusal(503, why))
+
+
+def _refusal(code: int, why: str) -> Reply:
+    return Reply(ask_id=0, ok=False, body=msgspec.json.encode({"error": why}), code=code)

@@ -1,0 +1,159 @@
+"""A gateway process: HTTP, gRPC and metrics on one loop, one link to the controller. It runs no model."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import logging
+import resource
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.serve import child
+from clockwork_serve.serve.controller_process import SOCKET_NAME
+from clockwork_serve.serve.gateway import Gateway, GatewaySettings
+from clockwork_serve.serve.gateway_endpoints import Endpoints
+from clockwork_serve.serve.gateway_exchange import HttpLimits
+from clockwork_serve.serve.gateway_http import HttpServer
+from clockwork_serve.units import MIB
+
+EXIT_CONFIG: Final = 78
+"""Exit status where a setting or the host does not allow to start (sysexits' EX_CONFIG)."""
+DRAIN_S: Final = 2.0
+"""How long requests in flight may still end after SIGTERM; the keeper drains before it sends that."""
+
+_log = logging.getLogger(__name__)
+
+
+class GatewayConfig(Struct, frozen=True, kw_only=True):
+    """A port of 0 is chosen by the system; ``grpc_port`` and ``metrics_port`` may be None for off.
+
+    ``default_slo_ns``: of requests and models that name none (None: from the model's profile).
+    ``region_bytes`` holds the tensors of all requests in flight. ``reuse_port``: other processes of ours
+    listen there too.
+    """
+
+    run_dir: str
+    name: str
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int | None = 8001
+    metrics_port: int | None = 8002
+    default_slo_ns: int | None = None
+    region_bytes: int = 256 * MIB
+    max_body_bytes: int = 64 * MIB
+    reuse_port: bool = False
+    model_control: bool = True
+    log_level: str = "info"
+    log_format: str = "text"
+
+    def __post_init__(self) -> None:
+        """Check what the parts do not. Raises :class:`ConfigError`."""
+        if self.max_body_bytes < 1 or self.region_bytes < 2 * self.max_body_bytes:
+            raise ConfigError(
+                f"region_bytes: expected at least twice max_body_bytes ({self.max_body_bytes}), "
+                f"for inputs and outputs; found {self.region_bytes}"
+            )
+
+
+class GatewayServers:
+    """A running gateway with its servers. ``port_by_name`` are the ports that it listens on."""
+
+    def __init__(self, config: GatewayConfig) -> None:
+        self.config = config
+        settings = GatewaySettings(
+            name=config.name,
+            controller=str(Path(config.run_dir) / SOCKET_NAME),
+            region_bytes=config.region_bytes,
+            default_slo_ns=config.default_slo_ns,
+        )
+        self.gateway = Gateway(settings)
+        self.endpoints = Endpoints(self.gateway, version("clockwork-serve"), config.model_control)
+        self.http = HttpServer(self.gateway, self.endpoints, HttpLimits(body_bytes=config.max_body_bytes))
+        self.port_by_name: dict[str, int] = {}
+        self._link = asyncio.get_running_loop().create_task(self.gateway.link.run())
+
+    async def start(self) -> None:
+        """Listen on all ports. Raises :class:`ConfigError` if one is not to be had."""
+        config = self.config
+        await self._listen("http_port", config.http_port)
+        if config.metrics_port is not None:
+            await self._listen("metrics_port", config.metrics_port)
+        self.grpc = None
+        if config.grpc_port is not None:
+            from clockwork_serve.serve.gateway_grpc import GrpcServer
+
+            self.grpc = GrpcServer(
+                self.gateway, self.endpoints, config.max_body_bytes, reuse_port=config.reuse_port
+            )
+            self.port_by_name["grpc_port"] = await self.grpc.listen(config.host, config.grpc_port)
+
+    async def close(self, patience_s: float = DRAIN_S) -> None:
+        """Accept no more, let requests in flight end for a while, then end everything."""
+        if self.grpc is not None:
+            await asyncio.gather(self.http.close(patience_s), self.grpc.close(patience_s))
+        else:
+            await self.http.close(patience_s)
+        self._link.cancel()
+        self.gateway.close()
+
+    async def _listen(self, name: str, port: int) -> None:
+        config = self.config
+        try:
+            self.port_by_name[name] = await self.http.listen(config.host, port, reuse_port=config.reuse_port)
+        except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
+            why = "taken by another program" if taken else f"not to be had ({error.strerror or error})"
+            raise ConfigError(
+                f"{name}: expected a free port; found {port} on {config.host} {why}; choose another"
+            ) from None
+
+
+async def serve(config: GatewayConfig, stop: asyncio.Event) -> int:
+    """Run a gateway until ``stop``; its exit status."""
+    servers = GatewayServers(config)
+    try:
+        await servers.start()
+    except ConfigError as error:
+        _log.critical("%s", error)
+        return EXIT_CONFIG
+    _log.info("listening", extra={"host": config.host, **servers.port_by_name})
+    # What was imported lives as long as the process; requests make few cycles.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+    await stop.wait()
+    await servers.close()
+    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the process whose configuration is the JSON in ``argv[1]``; returns its exit status."""
+    config = msgspec.json.decode(argv[1], type=GatewayConfig)
+    child.prepare(config.name, config.log_level, config.log_format)
+    _allow_connections()
+    status = 0
+
+    async def body(stop: asyncio.Event) -> None:
+        nonlocal status
+        status = await serve(config, stop)
+
+    return child.run_until_stopped(body) or status
+
+
+def _allow_connections() -> None:
+    """As many open files as the system allows: a connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

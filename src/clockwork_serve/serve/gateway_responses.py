@@ -1,0 +1,80 @@
+"""HTTP responses as bytes, made from what happened; nothing is sent here."""
+
+from __future__ import annotations
+
+import http
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from clockwork_serve.messages import Outcome
+from clockwork_serve.oip import encode_infer
+from clockwork_serve.serve.gateway import Ending
+from clockwork_serve.units import NS_PER_MS, NS_PER_S
+
+JSON: Final = b"application/json"
+_BINARY: Final = b"application/octet-stream"
+_PHRASES: Final = {status.value: status.phrase.encode() for status in http.HTTPStatus}
+_encode = msgspec.json.Encoder().encode
+
+
+class Response(NamedTuple):
+    """What to answer. ``headers`` are whole lines, each with its end."""
+
+    status: int
+    parts: Sequence[bytes] = ()
+    content_type: bytes = JSON
+    headers: bytes = b""
+
+    def head(self, connection: bytes) -> bytes:
+        """Status line and headers; ``connection`` is a header line or nothing."""
+        length = sum(map(len, self.parts))
+        return b"HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n%s%s\r\n" % (
+            self.status, _PHRASES.get(self.status, b"Unknown"), self.content_type, length, self.headers,
+            connection,
+        )  # fmt: skip
+
+
+def json_response(found: Any, status: int = 200) -> Response:
+    """A JSON body."""
+    return Response(status, (_encode(found),))
+
+
+def error_response(status: int, message: str, headers: bytes = b"", **more: Any) -> Response:
+    """``{"error": message}`` and more fields."""
+    return Response(status, (_encode({"error": message, **more}),), JSON, headers)
+
+
+def infer_response(ending: Ending) -> Response:
+    """How an inference request ended; nothing in it refers to the outputs' memory any more."""
+    identity = b"Clockwork-Request-Id: %s\r\n" % ending.request_id.encode() if ending.request_id else b""
+    if ending.outcome is not Outcome.OK:
+        return _failure(ending, identity)
+    assert ending.served is not None
+    assert ending.call is not None
+    parts, header_length = encode_infer(ending.call, ending.served, ending.outputs, ending.parameters)
+    if header_length is None:
+        return Response(200, parts, JSON, identity)
+    return Response(
+        200, parts, _BINARY, b"%sInference-Header-Content-Length: %d\r\n" % (identity, header_length)
+    )
+
+
+def _failure(ending: Ending, headers: bytes) -> Response:
+    body: dict[str, Any] = {
+        "error": ending.message or f"{ending.outcome}: {ending.reason}",
+        "outcome": ending.outcome,
+        "reason": ending.reason,
+    }
+    if ending.call is not None and ending.call.id:
+        body["id"] = ending.call.id
+    if ending.parameters:
+        body["parameters"] = ending.parameters
+    if ending.retry_after_ns > 0:
+        body["retry_after_ms"] = ending.retry_after_ns / NS_PER_MS
+        # The header knows whole seconds only.
+        headers += b"Retry-After: %d\r\n" % -(-ending.retry_after_ns // NS_PER_S)
+    if ending.status.http == http.HTTPStatus.NOT_IMPLEMENTED:
+        headers += b"Accept-Encoding: gzip, deflate\r\n"
+    return Response(ending.status.http, (_encode(body),), JSON, headers)

@@ -1,0 +1,187 @@
+"""Where requests' tensors live: slots in a region that workers map. A slot in use is never given out again.
+
+A slot is a header, inputs and room for outputs, each aligned to 64 bytes. Large bodies are received straight
+into the region, placed so that their first tensor is aligned, and then need no copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from clockwork_serve.messages import TensorRef, Tensors
+from clockwork_serve.oip import InputTensor
+from clockwork_serve.serve.region import HEADER_BYTES, Region, write_epoch
+from clockwork_serve.units import TENSOR_ALIGN, align
+
+NO_EPOCH: Final = 0
+"""What the header of a slot that was given back says; no request has it."""
+_HEADER: Final = align(HEADER_BYTES)
+_encode = msgspec.msgpack.Encoder().encode
+
+
+@dataclass(slots=True, frozen=True)
+class Body:
+    """Room for a request's body: ``view`` is ``region`` from ``start``; its tensors begin ``at`` there."""
+
+    region: Region
+    piece: int
+    start: int
+    at: int
+    view: memoryview
+
+
+@dataclass(slots=True, frozen=True)
+class Slot:
+    """One request's memory: ``pieces`` of ``region``, and the references that its worker gets."""
+
+    region: Region
+    pieces: tuple[int, ...]
+    tensors: Tensors
+
+    @property
+    def encoded(self) -> bytes:
+        """The references as they travel."""
+        return _encode(self.tensors)
+
+
+class Slots:
+    """Hands out slots of one region at a time. For one thread."""
+
+    def __init__(self, region_bytes: int) -> None:
+        self.region = Region.create(region_bytes)
+        self._epoch = NO_EPOCH
+        self._received = 0  # bytes of the region that bodies still being received hold
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the region that are taken."""
+        return self.region.size - self.region.free_bytes
+
+    def body(self, nbytes: int, tensors_at: int) -> Body | None:
+        """Room for a body whose tensors begin at byte ``tensors_at``; None if the region has better uses.
+
+        At most half of the region goes to bodies, so that slow senders cannot take it all.
+        """
+        region = self.region
+        shift = -tensors_at % TENSOR_ALIGN
+        if self._received + nbytes > region.size // 2:
+            return None
+        piece = region.allocate(nbytes + shift)
+        if piece is None:
+            return None
+        self._received += nbytes
+        start = piece + shift
+        return Body(region, piece, start, tensors_at, region.buffer[start : start + nbytes])
+
+    def drop(self, body: Body) -> None:
+        """Give a body's room back. Exactly once, unless :meth:`fill` took it over."""
+        self._forget(body)
+        if body.region is self.region:
+            self.region.free(body.piece)
+
+    def fill(self, inputs: Sequence[InputTensor], output_bytes: int, body: Body | None = None) -> Slot | None:
+        """A slot that holds these inputs; None, and nothing taken, if there is no room.
+
+        ``body`` is where the inputs that are memoryviews came from, one after the other. It is used in place
+        if all of them are aligned there, else copied; either way it is taken over.
+        """
+        if body is not None:
+            offsets = self._in_place(inputs, body)
+            if offsets is not None:
+                return self._adopt(inputs, offsets, output_bytes, body)
+        try:
+            return self._copy(inputs, output_bytes)
+        finally:
+            if body is not None:
+                self.drop(body)
+
+    def bytes_for(self, inputs: Sequence[InputTensor], output_bytes: int) -> int:
+        """What a slot for these takes."""
+        return _HEADER + sum(align(len(tensor.data)) for tensor in inputs) + align(output_bytes)
+
+    def free(self, slot: Slot) -> None:
+        """Give a slot back that no worker touches any more. Exactly once."""
+        if slot.region is not self.region:
+            return  # it went with its region
+        write_epoch(slot.region.buffer, slot.tensors.header_offset, NO_EPOCH)
+        for piece in slot.pieces:
+            slot.region.free(piece)
+
+    def renew(self) -> None:
+        """Leave the region, with all slots, to those who may still write to it, and take a new one."""
+        old, self.region = self.region, Region.create(self.region.size)
+        self._received = 0
+        old.close()
+
+    def close(self) -> None:
+        """Give the memory up."""
+        self.region.close()
+
+    def _forget(self, body: Body) -> None:
+        if body.region is self.region:
+            self._received -= len(body.view)
+
+    def _in_place(self, inputs: Sequence[InputTensor], body: Body) -> list[int] | None:
+        """Where in the region the inputs are, if all may stay where they were received."""
+        if body.region is not self.region:
+            return None
+        offsets: list[int] = []
+        at = body.start + body.at
+        for tensor in inputs:
+            if type(tensor.data) is not memoryview or at % TENSOR_ALIGN:
+                return None
+            offsets.append(at)
+            at += len(tensor.data)
+        return offsets
+
+    def _adopt(
+        self, inputs: Sequence[InputTensor], offsets: list[int], output_bytes: int, body: Body
+    ) -> Slot | None:
+        header = self.region.allocate(_HEADER + output_bytes)
+        if header is None:
+            self.drop(body)
+            return None
+        self._forget(body)
+        refs = tuple(_ref(tensor, offset) for tensor, offset in zip(inputs, offsets, strict=True))
+        return self._slot((body.piece, header), header, refs, header + _HEADER, output_bytes)
+
+    def _copy(self, inputs: Sequence[InputTensor], output_bytes: int) -> Slot | None:
+        region = self.region
+        piece = region.allocate(self.bytes_for(inputs, output_bytes))
+        if piece is None:
+            return None
+        buffer, at = region.buffer, piece + _HEADER
+        refs = []
+        for tensor in inputs:
+            size = len(tensor.data)
+            buffer[at : at + size] = tensor.data
+            refs.append(_ref(tensor, at))
+            at += align(size)
+        return self._slot((piece,), piece, tuple(refs), at, output_bytes)
+
+    def _slot(
+        self,
+        pieces: tuple[int, ...],
+        header: int,
+        refs: tuple[TensorRef, ...],
+        outputs: int,
+        output_bytes: int,
+    ) -> Slot:
+        region = self.region
+        self._epoch += 1
+        write_epoch(region.buffer, header, self._epoch)
+        tensors = Tensors(
+            region=region.name, epoch=self._epoch, header_offset=header, refs=refs, output_offset=outputs,
+            output_bytes=output_bytes,
+        )  # fmt: skip
+        return Slot(region, pieces, tensors)
+
+
+def _ref(tensor: InputTensor, offset: int) -> TensorRef:
+    return TensorRef(
+        name=tensor.name, datatype=tensor.datatype, shape=tensor.shape, offset=offset, nbytes=len(tensor.data)
+    )
