@@ -160,14 +160,15 @@ class Connection(asyncio.Protocol):
         """The connection is there."""
         self._transport = cast("asyncio.Transport", transport)
 
-    def send(self, message: bytes, name: str, due_ns: int) -> None:
-        """Send one request; ``on_done`` follows."""
+    def send(self, message: bytes, name: str, due_ns: int) -> Sample:
+        """Send one request; its sample is whole when ``on_done`` is called."""
         assert self._sample is None
-        self._sample = Sample(name, due_ns, time.monotonic_ns())
+        sample = self._sample = Sample(name, due_ns, time.monotonic_ns())
         if self._transport is None or self._transport.is_closing():
             self._finish()
-            return
-        self._transport.write(message)
+        else:
+            self._transport.write(message)
+        return sample
 
     def data_received(self, data: bytes) -> None:
         """Collect the response."""
@@ -267,30 +268,39 @@ async def open_loop(
 
 
 async def closed_loop(
-    url: str, messages: Callable[[int], bytes], *, requests: int, connections: int, grace_s: float = 60.0
+    url: str,
+    messages: Callable[[int], bytes],
+    *,
+    requests: int,
+    connections: int,
+    pause_s: float = 0.0,
+    grace_s: float = 60.0,
+    on_sample: Callable[[Sample], None] = lambda sample: None,
 ) -> Report:
     """Send ``requests`` in all (``messages(i)`` makes the i-th) from ``connections``, each one at a time.
 
-    A connection that the server closes is replaced.
+    A connection that the server closes is replaced. After any answer but a good one a client waits
+    ``pause_s``, for else a refusal would turn into more load. ``on_sample`` hears of each end.
     """
     report = Report()
-    sent = 0
+    numbers = iter(range(requests))
 
     async def client() -> None:
-        nonlocal sent
         free = asyncio.Event()
         connection = await _connect(url, report, lambda _: free.set())
-        while sent < requests:
-            index, sent = sent, sent + 1
+        for index in numbers:
             if not connection.open:
                 connection = await _connect(url, report, lambda _: free.set())
             free.clear()
-            connection.send(messages(index), str(index), time.monotonic_ns())
+            sample = connection.send(messages(index), str(index), time.monotonic_ns())
             try:
                 await asyncio.wait_for(free.wait(), grace_s)
             except TimeoutError:
                 connection.close()
                 await free.wait()
+            on_sample(sample)
+            if sample.status != 200:
+                await asyncio.sleep(pause_s)
         await asyncio.sleep(0.05)
         connection.close()
 

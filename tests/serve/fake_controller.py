@@ -1,4 +1,4 @@
-"""A controller that speaks frames and decides nothing: models echo their inputs, tests say what else happens."""
+"""A controller that speaks frames and decides nothing: models echo their inputs, tests say what else."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def served(
     """A code and a model of it, as the controller process would tell."""
     sizes = (1, 2, 4, 8) if batched else (1,)
     code = Code(
-        code_id=f"code-{name}", backend="onnx", path="/nowhere", inputs=inputs, outputs=outputs, batched=batched,
-        batch_sizes=sizes, lifted=True,
+        code_id=f"code-{name}", backend="onnx", path="/nowhere", inputs=inputs, outputs=outputs,
+        batched=batched, batch_sizes=sizes, lifted=True,
     )  # fmt: skip
     profile = Profile(
         code_id=code.code_id, device_kind="cpu", infer_ns={1: ms(1)}, load_base_ns=0, load_ns_per_mib=0

@@ -83,6 +83,7 @@ def test_workers_are_pinned_to_cores_of_their_own() -> None:
         ({"devices": (DEVICES[0], DEVICES[0])}, "devices"),
         ({"gateways": 0}, "gateways"),
         ({"drain_s": -1.0}, "drain_s"),
+        ({"region_bytes": 100, "max_body_bytes": 51}, "region_bytes"),
     ],
 )
 def test_wrong_settings_are_named(fields: dict[str, Any], named: str) -> None:

@@ -40,6 +40,7 @@ def config(root: Path, **fields: Any) -> ServerConfig:
         "grpc_port": 0,
         "metrics_port": 0,
         "region_bytes": 16 * MIB,
+        "max_body_bytes": 4 * MIB,
         "default_slo_ns": 20_000_000_000,
         "drain_s": 5.0,
     }
