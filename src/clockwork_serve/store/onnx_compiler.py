@@ -17,7 +17,7 @@ from clockwork_serve.store.lowering import Lowered, Proved, lower, prove
 from clockwork_serve.store.onnx_graph import Plan
 from clockwork_serve.store.optimiser import Optimiser, parse_model
 from clockwork_serve.store.problems import ProblemError
-from clockwork_serve.store.recipe import PROBES, Recipe, agreed, places_of, probe_elements
+from clockwork_serve.store.recipe import PROBES, Recipe, learnt, probe_elements
 from clockwork_serve.store.settings import ModelSettings, StoreConfig
 from clockwork_serve.store.shapes import DATA_DEPENDENT_OPS, judged, output_room, settled_outputs
 from clockwork_serve.store.source import Source
@@ -192,7 +192,7 @@ class OnnxCompiler:
 
     def _probed(self, source: Source, known: Architecture) -> Recipe | None:
         frame = source.frame
-        found = []
+        blobs = []
         for probe in PROBES:
             flat = probe_elements(frame.elements, probe)
             if flat is None or not frame.holes:
@@ -203,15 +203,15 @@ class OnnxCompiler:
                 return None
             if lifted.digest != known.digest:
                 return None
-            found.append(places_of(lifted.blob, frame.elements, probe))
-        return agreed(found[0], found[1], lifted.index)
+            blobs.append(lifted.blob)
+        return learnt(blobs, frame.elements)
 
     def _recipe(self, key: str) -> Recipe | None:
         recipe = self._recipes.get(key)
         if recipe is None:
             try:
                 recipe = Recipe.from_bytes((self._cache.root / "architectures" / f"{key}.npz").read_bytes())
-            except (OSError, ValueError, KeyError):
+            except (OSError, ValueError, KeyError, EOFError):
                 return None
             while self._recipes and recipe.blob_bytes + self._kept_bytes() > _RECIPES_KEPT_BYTES:
                 del self._recipes[next(iter(self._recipes))]

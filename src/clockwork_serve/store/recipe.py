@@ -2,25 +2,28 @@
 
 Optimising a graph moves weights about (blocked layouts, padding, transposes) or computes with them (folding a
 normalisation into a convolution). Two probes, whose weights are numbers that name their own place, show
-which. If every element of the blob is a copy of one element of the file, or padding, all further copies of
-the architecture are a gather. If not, there is no recipe and each copy is optimised on its own.
+which. If every element of the blob is a copy of one element of the file, or the same whatever the weights
+are, all further copies of the architecture are a gather. If not, there is no recipe and each copy is
+optimised on its own.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from clockwork_serve.store.lifting import Index
 from clockwork_serve.units import TENSOR_ALIGN
 
 Bits = npt.NDArray[np.uint32]
 
-_LEAST = 0x20000000  # about 1e-19: far from zero, from subnormal numbers and from infinity
+# From 1/32: of the size that weights have, so that nothing computed with them is absorbed and looks constant.
+_LEAST = 0x3D000000
 _MOST = 0x7F000000
 _SIGN = np.uint32(0x80000000)
+_NOWHERE = np.uint32(0xFFFFFFFF)
 PROBES = (0, 1)
 
 
@@ -43,24 +46,44 @@ def probe_elements(count: int, probe: int) -> Bits | None:
     return flat
 
 
-def places_of(blob: npt.NDArray[np.uint8], count: int, probe: int) -> Bits | None:
-    """Where in the file each element of a probe's blob is from (``count``: padding); None if from nowhere."""
-    bits = blob.view(np.uint32)
+def learnt(blobs: Sequence[npt.NDArray[np.uint8]], count: int) -> Recipe | None:
+    """The recipe that the blobs of both probes show; None if an element is neither moved nor constant."""
+    first, second = (blob.view(np.uint32) for blob in blobs)
+    if len(first) != len(second):
+        return None
+    places = _places(first, count, 0)
+    moved = (places != _NOWHERE) & (places == _places(second, count, 1))
+    fixed = ~moved & (first == second)
+    if not (moved | fixed).all():
+        return None
+    constants, order = np.unique(first[fixed], return_inverse=True)
+    places[fixed] = count + 1 + order
+    return Recipe(places, constants)
+
+
+def _places(bits: Bits, count: int, probe: int) -> Bits:
+    """Where in the file each element of a probe's blob is from; ``count``: padding."""
     numbers = bits & ~_SIGN
     first = np.uint32(_LEAST if probe == 0 else _LEAST + count - 1)
     places = numbers - first if probe == 0 else first - numbers
     places[bits == 0] = count
-    if (places > count).any():
-        return None
+    places[places > count] = _NOWHERE
     wanted = probe_elements(count, probe)
-    return places if wanted is not None and np.array_equal(wanted[places], bits) else None
+    assert wanted is not None, "there was a probe"
+    known = places != _NOWHERE
+    places[known] = np.where(wanted[places[known]] == bits[known], places[known], _NOWHERE)
+    return places
 
 
 class Recipe:
-    """A gather: element i of the blob is element ``places[i]`` of the file's weights."""
+    """A gather: element i of the blob is element ``places[i]`` of the file's weights.
 
-    def __init__(self, places: Bits) -> None:
+    After them and the zero that ends them come ``constants``, which no weight has a part in.
+    """
+
+    def __init__(self, places: Bits, constants: Bits) -> None:
         self._places = places
+        self._constants = constants
         self._runs = _runs(places)
 
     @property
@@ -70,6 +93,8 @@ class Recipe:
 
     def blob(self, flat: Bits) -> npt.NDArray[np.uint8]:
         """The blob for a file's elements (which end with one zero)."""
+        if len(self._constants):
+            flat = np.concatenate([flat, self._constants])
         out = np.empty(len(self._places), np.uint32)
         for start, stop, source in self._runs:
             if source is None:
@@ -82,21 +107,14 @@ class Recipe:
         """The recipe as a file: what runs on is a few numbers, the rest is compressed."""
         steps = np.diff(self._places.astype(np.int64), prepend=0).astype(np.int32)
         file = io.BytesIO()
-        np.savez_compressed(file, steps=steps)
+        np.savez_compressed(file, steps=steps, constants=self._constants)
         return file.getvalue()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Recipe:
-        """The reverse of ``to_bytes``. Raises ``ValueError`` or ``OSError`` if it is something else."""
+        """The reverse of ``to_bytes``. Raises ``ValueError``, ``KeyError``, ``EOFError`` or ``OSError``."""
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            return cls(np.cumsum(file["steps"].astype(np.int64)).astype(np.uint32))
-
-
-def agreed(first: Bits | None, second: Bits | None, index: Index) -> Recipe | None:
-    """The recipe, if both probes moved every weight alike and the blob is whole."""
-    if first is None or second is None or not np.array_equal(first, second):
-        return None
-    return Recipe(first) if first.nbytes == index.blob_bytes else None
+            return cls(np.cumsum(file["steps"].astype(np.int64)).astype(np.uint32), file["constants"])
 
 
 def _runs(places: Bits) -> list[tuple[int, int, int | None]]:
