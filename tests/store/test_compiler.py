@@ -112,6 +112,12 @@ def test_labels_of_what_is_no_output_are_said_to_be_ignored(shop):
     assert "labels for ['z']" in served.model.warnings[0]
 
 
+def test_settings_that_the_backend_has_no_use_for_are_said_to_be_ignored(shop):
+    toml = 'memory_bytes = 9\ninputs = [{name = "x", optional = true}]'
+    warnings = shop.served("m", graphs.mlp(), toml=toml).model.warnings
+    assert [warning.partition(" has")[0] for warning in warnings] == ["memory_bytes", "optional inputs"]
+
+
 def test_warnings_of_the_configuration_are_the_models(shop):
     served = shop.served("m", graphs.mlp(), pbtxt="instance_group { count: 2 }")
     assert served.model.warnings == ("config.pbtxt: instance_group.count has no meaning here and is ignored",)

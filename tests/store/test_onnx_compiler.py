@@ -219,6 +219,13 @@ def test_an_undeclared_output_shape_is_learnt_by_running(shop):
     assert served.model.output_bytes == 64
 
 
+def test_a_declared_output_shape_that_is_not_the_models_is_refused(shop):
+    shop.add("m", graphs.unknown_output_shape(), toml='outputs = [{name = "y", dims = [4]}]')
+    _, (problem,) = shop.compile()
+    assert (problem.field, problem.found) == ("output 'y' dims", "[4]")
+    assert problem.expected.startswith("[3]")
+
+
 def test_an_output_whose_size_depends_on_values_stays_open(shop):
     served = shop.served("m", graphs.selecting())
     assert served.code.outputs[0].shape == (1, -1)

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from clockwork_serve.store.problems import ProblemError
-from clockwork_serve.store.source import read_source
+from clockwork_serve.store.source import current, read_source
 from clockwork_serve.store.trial import difference
 from tests.store import graphs
 
@@ -29,10 +29,10 @@ def test_external_data_is_put_in_and_watched(tmp_path):
     whole = onnx.ModelProto.FromString(bytes(source.data))
     for tensor, wanted in zip(whole.graph.initializer, graphs.mlp(1).graph.initializer, strict=True):
         assert tensor.raw_data == wanted.raw_data
-    assert [facts.path.rpartition("/")[2] for facts in source.seen.files] == ["model.onnx", "weights.bin"]
-    assert source.seen.current
+    assert [facts.path.rpartition("/")[2] for facts in source.files] == ["model.onnx", "weights.bin"]
+    assert current(source.files)
     (tmp_path / "weights.bin").write_bytes(b"other")
-    assert not source.seen.current
+    assert not current(source.files)
 
 
 def test_models_with_external_data_are_served_and_share_the_code(shop):

@@ -6,7 +6,7 @@ only a folder under ``tmp`` that the next one sweeps away.
     CACHE_DIR/v1-RUNTIME/codes/CODE_ID/{model.onnx,index.json,probe.json,code.json}
                          weights/ID[:2]/ID.bin      blobs, shared by models of equal weights
                          compiled/KEY.json          what a model file and its settings compiled to
-                         seen/KEY.json              size and times of a file, and the hash of its content
+                         seen/KEY.json              size and times of a file, and what it compiled to
                          architectures/KEY/         what copies of one architecture have in common
                          profiles/CODE_ID.KIND.json
                          locks/NN tmp/OWNER/
@@ -24,7 +24,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import msgspec
 import numpy as np
@@ -75,6 +75,12 @@ class Cache:
                 f"cache_dir: expected a folder that can be written, found {cache_dir} ({error.strerror}); "
                 "give another one"
             ) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Remove what belongs to this process only."""

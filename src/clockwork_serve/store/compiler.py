@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from msgspec import Struct
+
 from clockwork_serve.messages import Code, Model, Weights
 from clockwork_serve.store.cache import Cache, digest_of
 from clockwork_serve.store.compiled import Compiled
@@ -19,7 +21,7 @@ from clockwork_serve.store.problems import Problem, ProblemError, placed, proble
 from clockwork_serve.store.repository import Entry, Repository, model_file
 from clockwork_serve.store.served import Served
 from clockwork_serve.store.settings import StoreConfig
-from clockwork_serve.store.source import Seen, read_source
+from clockwork_serve.store.source import FileFacts, current, read_source
 from clockwork_serve.units import MIB, ms
 
 _MOST_THREADS = 4
@@ -28,6 +30,13 @@ _LARGE_MODEL = 64 * MIB
 
 Progress = Callable[[int, int, str], None]
 """Told (done, total, text) after each version; text names it and what was done."""
+
+
+class Seen(Struct, frozen=True):
+    """What a model compiled to, valid as long as all its files (external data too) are the same."""
+
+    files: tuple[FileFacts, ...]
+    compiled: Compiled
 
 
 class Compiler:
@@ -81,24 +90,23 @@ class Compiler:
 
     def _compile_onnx(self, entry: Entry, version: int) -> Compiled:
         path = model_file(entry, version)
-        place = digest_of(str(path))
+        place = digest_of(str(path), entry.settings.compile_key(self._config))
         seen = self.cache.record("seen", place, Seen)
-        if seen is not None and seen.current:
-            compiled = self._onnx.found(seen.content, entry.settings)
-            if compiled is not None:
-                return compiled
+        if seen is not None and current(seen.files) and seen.compiled.present(self.cache):
+            return seen.compiled
         large = path.stat().st_size >= _LARGE_MODEL
         with self._one_large if large else contextlib.nullcontext():
             source = read_source(path, path.parent)
             compiled = self._onnx.compile(source, entry.settings)
-        if all(facts.settled for facts in source.seen.files) and source.seen.current:
-            self.cache.save_record("seen", place, source.seen)
+        if all(facts.settled for facts in source.files) and current(source.files):
+            self.cache.save_record("seen", place, Seen(source.files, compiled))
         return compiled
 
     def _served(self, entry: Entry, version: int, compiled: Compiled, code: Code, weights: Weights) -> Served:
         settings = entry.settings
         unknown = sorted(set(settings.labels) - {spec.name for spec in code.outputs})
-        extra = (f"labels for {unknown}, which are no outputs, are ignored",) if unknown else ()
+        extra = [f"labels for {unknown}, which are no outputs, are ignored"] if unknown else []
+        extra += _without_meaning(entry)
         model = Model(
             key=f"{entry.name}/{version}",
             name=entry.name,
@@ -117,6 +125,21 @@ class Compiler:
             warnings=(*entry.warnings, *compiled.warnings, *extra),
         )
         return Served(model=model, code=code)
+
+
+def _without_meaning(entry: Entry) -> list[str]:
+    """Warnings for settings that the model's backend has no use for."""
+    settings = entry.settings
+    said = {
+        "memory_bytes": settings.memory_bytes is not None and entry.backend != "python",
+        "[emulated]": settings.emulated is not None and entry.backend != "emulated",
+        "optional inputs": any(t.optional for t in settings.inputs) and entry.backend == "onnx",
+    }
+    return [
+        f"{name} has no meaning for backend '{entry.backend}' and is ignored"
+        for name, found in said.items()
+        if found
+    ]
 
 
 def compile_model(entry: Entry, version: int, cache: Cache, config: StoreConfig | None = None) -> Served:

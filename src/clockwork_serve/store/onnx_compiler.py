@@ -53,24 +53,24 @@ class OnnxCompiler:
 
     def compile(self, source: Source, settings: ModelSettings) -> Compiled:
         """Code and weights of a model, stored unless they are already. Raises ``ProblemError``."""
-        content = source.seen.content
         key = digest_of(source.frame.digest, settings.compile_key(self._config))
-        compiled = self.found(content, settings) or self._gathered(source, key)
+        gathered = self._gathered(source, key)
+        if gathered is not None:
+            return gathered
+        content = digest_of(source.content, settings.compile_key(self._config))
+        compiled = self._found(content)
         if compiled is None:
             # Copies wait for the first of their architecture, in this process and in others.
             with self._cache.lock(key):
-                compiled = self.found(content, settings) or self._gathered(source, key)
+                compiled = self._found(content) or self._gathered(source, key)
                 compiled = compiled or self._optimised(source, settings, key)
-        self._cache.save_record("compiled", self._content_key(content, settings), compiled)
+            self._cache.save_record("compiled", content, compiled)
         return compiled
 
-    def found(self, content: str, settings: ModelSettings) -> Compiled | None:
+    def _found(self, content: str) -> Compiled | None:
         """What a model of that content was compiled to before, if all of it is still there."""
-        compiled = self._cache.record("compiled", self._content_key(content, settings), Compiled)
+        compiled = self._cache.record("compiled", content, Compiled)
         return compiled if compiled is not None and compiled.present(self._cache) else None
-
-    def _content_key(self, content: str, settings: ModelSettings) -> str:
-        return digest_of(content, settings.compile_key(self._config))
 
     def _optimised(self, source: Source, settings: ModelSettings, key: str) -> Compiled:
         known = self._known(key)

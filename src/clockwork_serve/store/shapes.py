@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from clockwork_serve.messages import TensorSpec
 from clockwork_serve.store.graph_tensors import Dim, GraphTensor, Interface
+from clockwork_serve.store.problems import problem
 from clockwork_serve.store.trial import Trial
 from clockwork_serve.units import align
 
@@ -78,6 +79,12 @@ def settled_outputs(
         said = tensor.dims if tensor.dims is not None and len(tensor.dims) == len(known) else known
         dims: list[Dim] = []
         for axis, (own, dim) in enumerate(zip(said, known, strict=True)):
+            if seen is not None and isinstance(own, int) and axis >= skipped and own != seen[axis]:
+                raise problem(
+                    f"output '{tensor.name}' dims", expected=f"{list(seen[skipped:])} as it was in a trial",
+                    found=[size if isinstance(size, int) else -1 for size in said[skipped:]],
+                    advice="declare the dims that the model has, or none",
+                )  # fmt: skip
             fixed = own if isinstance(own, int) else dim
             if not isinstance(fixed, int) and static and not by_values and seen is not None:
                 fixed = seen[axis]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -40,27 +42,26 @@ class FileFacts(Struct, frozen=True, array_like=True):
         return time.time_ns() - max(self.mtime_ns, self.ctime_ns) > _SETTLED_NS
 
 
-class Seen(Struct, frozen=True):
-    """The hash of a model's content, valid as long as all its files (external data too) are the same."""
-
-    files: tuple[FileFacts, ...]
-    content: str
-
-    @property
-    def current(self) -> bool:
-        """Whether every file is still as it was."""
-        try:
-            return all(FileFacts.of(Path(facts.path)) == facts for facts in self.files)
-        except OSError:
-            return False
+def current(files: tuple[FileFacts, ...]) -> bool:
+    """Whether every file is still as it was."""
+    try:
+        return all(FileFacts.of(Path(facts.path)) == facts for facts in files)
+    except OSError:
+        return False
 
 
-class Source(Struct, frozen=True):
+@dataclass(frozen=True)
+class Source:
     """A self-contained model: its bytes, where its weights are in them, and the files it came from."""
 
     data: memoryview
     frame: Skeleton
-    seen: Seen
+    files: tuple[FileFacts, ...]
+
+    @functools.cached_property
+    def content(self) -> str:
+        """A hash of all bytes. It costs as much as gathering the weights, so it is made when it is needed."""
+        return hashlib.sha256(self.data).hexdigest()
 
 
 def read_source(path: Path, folder: Path) -> Source:
@@ -79,7 +80,7 @@ def read_source(path: Path, folder: Path) -> Source:
     if frame.external:
         whole, others = _with_external_data(whole, folder)
         frame = _frame(whole) if others else frame
-    return Source(memoryview(whole), frame, Seen((facts, *others), hashlib.sha256(whole).hexdigest()))
+    return Source(memoryview(whole), frame, (facts, *others))
 
 
 def _frame(whole: bytes) -> Skeleton:
