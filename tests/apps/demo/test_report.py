@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 
 from rich.console import Console
 
 from clockwork_serve.apps.demo.judgement import Judgement
 from clockwork_serve.apps.demo.load import Hit, Shot
-from clockwork_serve.apps.demo.meters import quantile, read
-from clockwork_serve.apps.demo.report import PredictionError, Report, cold_starts_of, model_row
+from clockwork_serve.apps.demo.meters import read
+from clockwork_serve.apps.demo.report import (
+    Counted,
+    PredictionError,
+    Report,
+    counted_by_base,
+    model_row,
+    prediction_error,
+)
 from clockwork_serve.apps.demo.screen import show
 from clockwork_serve.apps.demo.tiny import MODELS
 
@@ -22,22 +30,22 @@ clockwork_actions_total{device="cpu:0",action="unload",status="ok"} 5
 # TYPE clockwork_model_cold_starts counter
 clockwork_model_cold_starts_total{model="mlp",version="1"} 2
 clockwork_model_cold_starts_total{model="mlp_01",version="1"} 1
-# TYPE clockwork_prediction_error_seconds histogram
-clockwork_prediction_error_seconds_bucket{action="infer",direction="under",le="0.001"} 6
-clockwork_prediction_error_seconds_bucket{action="infer",direction="under",le="+Inf"} 7
-clockwork_prediction_error_seconds_bucket{action="infer",direction="over",le="0.001"} 2
-clockwork_prediction_error_seconds_bucket{action="infer",direction="over",le="+Inf"} 3
-clockwork_prediction_error_seconds_bucket{action="load",direction="over",le="0.001"} 90
-clockwork_prediction_error_seconds_bucket{action="load",direction="over",le="+Inf"} 90
+# TYPE clockwork_model_requests counter
+clockwork_model_requests_total{model="mlp",version="1",outcome="ok",reason=""} 40
+clockwork_model_requests_total{model="mlp",version="1",outcome="rejected",reason="queue_full"} 4
+clockwork_model_requests_total{model="mlp_01",version="1",outcome="rejected",reason="queue_full"} 1
 """
 
 
 def hits(*outcomes):
     shot = Shot(0.0, "mlp", "mlp", 0, 100.0, http=True)
     return [
-        Hit(shot, outcome, "" if outcome == "ok" else f"{outcome}!", 10.0 * (i + 1))
+        Hit(shot, outcome, "" if outcome in ("ok", "rejected") else outcome, 10.0 * (i + 1))
         for i, outcome in enumerate(outcomes)
     ]
+
+
+SERVED = Counted(cold_starts=3, rejected=Counter(queue_full=1))
 
 
 def report(row):
@@ -50,14 +58,14 @@ def report(row):
 
 
 def row(judgement=None, outcomes=("ok", "ok", "ok", "rejected", "late"), errors=(1e-7, 3e-6)):
-    return model_row(MODELS[1], judgement or Judgement("yes", ok=True), hits(*outcomes), list(errors), 3)
+    return model_row(MODELS[1], judgement or Judgement("yes", ok=True), hits(*outcomes), list(errors), SERVED)
 
 
 def test_a_row_adds_up():
     found = row()
     assert found.requests == found.ok + found.rejected + found.late + found.failed == 5
     assert (found.ok, found.rejected, found.late, found.failed) == (3, 1, 1, 0)
-    assert found.reasons == {"rejected!": 1, "late!": 1}
+    assert found.reasons == {"queue_full": 1, "late": 1}
     assert found.p50_ms == 20.0
     assert found.worst_error == 3e-6
 
@@ -84,7 +92,7 @@ def test_the_screen_shows_answer_and_numbers():
     stream = io.StringIO()
     show(report(row(Judgement("0 xor 1 = 1", ok=True))), Console(file=stream, width=140))
     text = stream.getvalue()
-    for part in ("✓", "0 xor 1 = 1", "60.0%", "12 loads, 5 unloads", "1 rejected!", "3.0e-06"):
+    for part in ("✓", "0 xor 1 = 1", "60.0%", "12 loads, 5 unloads", "1 queue_full", "3.0e-06"):
         assert part in text, text
 
 
@@ -97,13 +105,12 @@ def test_a_wrong_answer_is_marked():
 def test_the_metrics_page_is_read():
     meters = read(PAGE)
     assert (meters.loads, meters.unloads) == (12, 5)
-    assert meters.cold_starts == {"mlp": 2, "mlp_01": 1}
-    assert meters.errors_ms == [(1.0, 8.0), (float("inf"), 10.0)]
-    assert cold_starts_of({"mlp": "mlp", "mlp_01": "mlp"}, meters.cold_starts)["mlp"] == 3
+    counted = counted_by_base({"mlp": "mlp", "mlp_01": "mlp", "words": "words"}, meters)
+    assert counted["mlp"] == Counted(cold_starts=3, rejected=Counter(queue_full=5))
+    assert counted["words"] == Counted()
 
 
-def test_quantiles_are_upper_ends_of_buckets():
-    buckets = [(1.0, 8.0), (2.0, 9.0), (4.0, 10.0)]
-    assert [quantile(buckets, share) for share in (0.5, 0.85, 0.99)] == [1.0, 2.0, 4.0]
-    assert quantile([], 0.5) is None
-    assert quantile([(1.0, 0.0)], 0.5) is None
+def test_prediction_errors_count_either_way():
+    found = prediction_error([(10.0, 9.0), (20.0, 23.0), (30.0, 30.0)])
+    assert (found.p50, found.lane_p50) == (1.0, 20.0)
+    assert prediction_error([]).p99 is None

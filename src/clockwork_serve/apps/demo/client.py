@@ -14,7 +14,6 @@ import tritonclient.http.aio as triton_http_aio
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from clockwork_serve.apps.demo.judgement import Tensors
-from clockwork_serve.messages import Reason
 
 UNHURRIED_MS = 60_000
 """The SLO of questions that are asked for their answers, not for their speed."""
@@ -88,7 +87,7 @@ class AsyncClient:
         )
         self._grpc = triton_grpc_aio.InferenceServerClient(grpc_url)
 
-    async def ask(self, model: str, request: Prepared, slo_ms: float, *, http: bool) -> Any:
+    async def ask(self, model: str, request: Prepared, slo_ms: int, *, http: bool) -> Any:
         """The raw answer. Raises ``InferenceServerException`` if there is none."""
         parameters = {"slo_ms": slo_ms}
         if http:
@@ -103,16 +102,17 @@ class AsyncClient:
 
 _LATE = ("504", "StatusCode.DEADLINE_EXCEEDED")
 _REFUSED = ("429", "503", "StatusCode.RESOURCE_EXHAUSTED", "StatusCode.UNAVAILABLE")
-_REASONS = tuple(str(reason) for reason in Reason if reason)
 
 
 def refusal(error: InferenceServerException) -> tuple[str, str]:
-    """(``late``, ``rejected`` or ``failed``; the reason) of an answer that is none."""
-    status, message = str(error.status()), str(error.message())
-    reason = next((each for each in _REASONS if each in message), status)
+    """(``late``, ``rejected`` or ``failed``; the reason) of an answer that is none.
+
+    The reason of a rejection is empty: tritonclient does not pass it on, the server's metrics tell it.
+    """
+    status = str(error.status())
     if status in _LATE:
-        return "late", reason
-    return ("rejected" if status in _REFUSED else "failed"), reason
+        return "late", "late"
+    return ("rejected", "") if status in _REFUSED else ("failed", f"{status}: {error.message()}")
 
 
 def parameters_of(result: Any, *, http: bool) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tritonclient.utils import InferenceServerException
 
-from clockwork_serve.apps.demo.client import AsyncClient, Prepared, outputs_of, refusal
+from clockwork_serve.apps.demo.client import AsyncClient, Prepared, outputs_of, parameters_of, refusal
 from clockwork_serve.apps.demo.judgement import Tensors
 
 ZIPF = 0.9
@@ -21,6 +21,9 @@ SLO_FACTORS = (5, 10, 20)
 """A request may take so many times what its model takes alone, but never less than the load's floor."""
 
 GRPC_SHARE = 0.25
+RATE_MAX = 150.0
+"""Requests a second that the client can send beside the server on two cores."""
+
 GRACE_S = 15.0
 """How long to wait for answers after the last request has left."""
 
@@ -43,7 +46,7 @@ class Shot:
     model: str
     instance: str
     case: int
-    slo_ms: float
+    slo_ms: int
     http: bool
 
 
@@ -59,16 +62,20 @@ class Hit:
 
 @dataclass(slots=True)
 class Answers:
-    """All hits, the first good answer of each instance, and how late the client itself was, in ms."""
+    """All hits, the first good answer of each instance, and how late the client itself was, in ms.
+
+    ``lanes`` are (measured, expected) times on the execution lane of good answers, in ms, by the server.
+    """
 
     hits: list[Hit] = field(default_factory=list)
+    lanes: list[tuple[float, float]] = field(default_factory=list)
     first: dict[str, tuple[int, Tensors]] = field(default_factory=dict)
     lags_ms: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A load: ``rate`` requests a second are ``utilisation`` of the device at batch 1."""
+    """A load: ``rate`` requests a second are ``utilisation`` of the device if nothing is batched."""
 
     shots: tuple[Shot, ...]
     rate: float
@@ -77,7 +84,7 @@ class Plan:
 
 
 def plan(mixes: Sequence[Mix], seconds: float, utilisation: float, seed: int = 0) -> Plan:
-    """Poisson arrivals that take ``utilisation`` of the device if nothing is batched.
+    """Poisson arrivals that take ``utilisation`` of the device, or as much as the client can send.
 
     A model's share of the requests falls with its duration, so that short and long ones are heard alike; its
     instances are drawn by Zipf's law. The floor under all SLOs is three times the longest batch-1 duration: a
@@ -87,18 +94,19 @@ def plan(mixes: Sequence[Mix], seconds: float, utilisation: float, seed: int = 0
     durations = np.array([mix.batch_1_ms for mix in mixes])
     shares = 1.0 / (durations + 10.0)
     shares /= shares.sum()
-    rate = utilisation * 1000.0 / float(shares @ durations)
+    mean_ms = float(shares @ durations)
+    rate = min(RATE_MAX, utilisation * 1000.0 / mean_ms)
     floor_ms = 3.0 * float(durations.max()) + 20.0
     shots, now = [], 0.0
     while (now := now + dice.exponential(1.0 / rate)) < seconds:
         mix = mixes[int(dice.choice(len(mixes), p=shares))]
         popularity = np.arange(1, len(mix.instances) + 1) ** -ZIPF
         instance = mix.instances[int(dice.choice(len(mix.instances), p=popularity / popularity.sum()))]
-        slo_ms = max(floor_ms, float(dice.choice(SLO_FACTORS)) * mix.batch_1_ms)
+        slo_ms = round(max(floor_ms, float(dice.choice(SLO_FACTORS)) * mix.batch_1_ms))
         case = int(dice.integers(len(mix.cases)))
         http = bool(dice.random() >= GRPC_SHARE)
-        shots.append(Shot(now, mix.name, instance, case, round(slo_ms, 1), http))
-    return Plan(tuple(shots), rate, utilisation, floor_ms)
+        shots.append(Shot(now, mix.name, instance, case, slo_ms, http))
+    return Plan(tuple(shots), rate, rate * mean_ms / 1000.0, floor_ms)
 
 
 class Load:
@@ -145,5 +153,8 @@ class Load:
             if outcome == "ok" and latency_ms > shot.slo_ms:
                 outcome, reason = "late", "late"
             self.answers.hits.append(Hit(shot, outcome, reason, latency_ms))
-        if result is not None and shot.instance not in self.answers.first:
-            self.answers.first[shot.instance] = (shot.case, outputs_of(result, http=shot.http))
+        if result is not None:
+            told = parameters_of(result, http=shot.http)
+            self.answers.lanes.append((told["exec_ms"], told["expected_ms"]))
+            if shot.instance not in self.answers.first:
+                self.answers.first[shot.instance] = (shot.case, outputs_of(result, http=shot.http))

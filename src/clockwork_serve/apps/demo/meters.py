@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import urllib.request
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -11,17 +10,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 @dataclass(slots=True)
 class Meters:
-    """What the metrics page says. ``errors_ms`` are (upper end of a bucket, count) of |measured - expected|.
-
-    ``lane_ms`` is the same for the time on the execution lane. ``cold_starts`` is by model name.
-    """
+    """What the metrics page says. ``cold_starts`` and ``rejected`` are by model, the latter by reason too."""
 
     loads: int = 0
     unloads: int = 0
     cold_starts: dict[str, int] = field(default_factory=dict)
-    errors_ms: list[tuple[float, float]] = field(default_factory=list)
-    lane_ms: list[tuple[float, float]] = field(default_factory=list)
-    resident: int = 0
+    rejected: dict[tuple[str, str], int] = field(default_factory=dict)
 
 
 def scrape(url: str) -> Meters:
@@ -33,8 +27,6 @@ def scrape(url: str) -> Meters:
 def read(text: str) -> Meters:
     """The counts in a metrics page."""
     meters = Meters()
-    errors: dict[float, float] = {}
-    lane: dict[float, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             labels = sample.labels
@@ -43,22 +35,6 @@ def read(text: str) -> Meters:
                 meters.unloads += int(sample.value) if labels["action"] == "unload" else 0
             elif sample.name == "clockwork_model_cold_starts_total":
                 meters.cold_starts[labels["model"]] = int(sample.value)
-            elif sample.name == "clockwork_models_resident":
-                meters.resident = int(sample.value)
-            elif sample.name == "clockwork_prediction_error_seconds_bucket" and labels["action"] == "infer":
-                end = float(labels["le"])
-                errors[end] = errors.get(end, 0.0) + sample.value
-            elif sample.name == "clockwork_execution_seconds_bucket":
-                lane[float(labels["le"])] = sample.value
-    meters.errors_ms = [(1000 * end, count) for end, count in sorted(errors.items())]
-    meters.lane_ms = [(1000 * end, count) for end, count in sorted(lane.items())]
+            elif sample.name == "clockwork_model_requests_total" and labels["outcome"] == "rejected":
+                meters.rejected[labels["model"], labels["reason"]] = int(sample.value)
     return meters
-
-
-def quantile(cumulative: Iterable[tuple[float, float]], share: float) -> float | None:
-    """The upper end of the bucket that holds the ``share`` quantile; None without any samples."""
-    buckets = list(cumulative)
-    total = buckets[-1][1] if buckets else 0.0
-    if total <= 0:
-        return None
-    return next(end for end, count in buckets if count >= share * total)

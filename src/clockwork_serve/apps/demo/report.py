@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -11,6 +12,7 @@ from msgspec import Struct
 
 from clockwork_serve.apps.demo.judgement import Judgement
 from clockwork_serve.apps.demo.load import Hit
+from clockwork_serve.apps.demo.meters import Meters
 from clockwork_serve.apps.demo.zoo import DemoModel
 
 
@@ -42,7 +44,7 @@ class ModelRow(Struct, frozen=True, kw_only=True):
 
 
 class PredictionError(Struct, frozen=True, kw_only=True):
-    """|measured - predicted| lane time of INFER actions, in ms; and the measured lane time beside it."""
+    """|measured - predicted| lane time over good answers, in ms; and the measured lane time beside it."""
 
     p50: float | None
     p99: float | None
@@ -82,7 +84,7 @@ class Report(Struct, frozen=True, kw_only=True):
 
 
 def model_row(
-    model: DemoModel, judgement: Judgement, hits: Sequence[Hit], errors: Sequence[float], cold_starts: int
+    model: DemoModel, judgement: Judgement, hits: Sequence[Hit], errors: Sequence[float], served: Counted
 ) -> ModelRow:
     """Add up one model's requests."""
     counts = Counter(hit.outcome for hit in hits)
@@ -98,10 +100,10 @@ def model_row(
         rejected=counts["rejected"],
         late=counts["late"],
         failed=counts["failed"],
-        reasons=dict(Counter(hit.reason for hit in hits if hit.outcome != "ok")),
+        reasons=dict(served.rejected + Counter(hit.reason for hit in hits if hit.reason)),
         p50_ms=percentile(good, 50),
         p99_ms=percentile(good, 99),
-        cold_starts=cold_starts,
+        cold_starts=served.cold_starts,
         instances=model.instances,
         checked=len(errors),
         # JSON has no infinity.
@@ -115,9 +117,29 @@ def percentile(values: Sequence[float], share: float) -> float | None:
     return round(float(np.percentile(values, share)), 2) if values else None
 
 
-def cold_starts_of(base_of: Mapping[str, str], by_instance: Mapping[str, int]) -> Counter[str]:
-    """Cold starts by base model."""
-    totals: Counter[str] = Counter()
-    for instance, count in by_instance.items():
-        totals[base_of[instance]] += count
-    return totals
+@dataclass(slots=True)
+class Counted:
+    """What the server counted of one model and its copies."""
+
+    cold_starts: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+
+
+def counted_by_base(base_of: Mapping[str, str], meters: Meters) -> dict[str, Counted]:
+    """The server's counts by base model; ``base_of`` names the base of every instance."""
+    counted = {base: Counted() for base in base_of.values()}
+    for instance, count in meters.cold_starts.items():
+        counted[base_of[instance]].cold_starts += count
+    for (instance, reason), count in meters.rejected.items():
+        counted[base_of[instance]].rejected[reason] += count
+    return counted
+
+
+def prediction_error(lanes: Sequence[tuple[float, float]]) -> PredictionError:
+    """From (measured, expected) lane times in ms."""
+    gaps = [abs(measured - expected) for measured, expected in lanes]
+    times = [measured for measured, _ in lanes]
+    return PredictionError(
+        p50=percentile(gaps, 50), p99=percentile(gaps, 99),
+        lane_p50=percentile(times, 50), lane_p99=percentile(times, 99),
+    )  # fmt: skip

@@ -20,6 +20,10 @@ from clockwork_serve.apps.demo.report import ModelRow, Report
 from clockwork_serve.units import MIB
 
 
+WIDE = 120
+"""Columns from which on answers stand beside their numbers."""
+
+
 def progress_bar(console: Console) -> Progress:
     """Bars for the steps, gone when they are done."""
     return Progress(
@@ -36,29 +40,36 @@ def progress_bar(console: Console) -> Progress:
 
 def show(report: Report, console: Console) -> None:
     """The one screen."""
-    console.print(_table(report))
+    wide = console.width >= WIDE
+    console.print(_table(report, wide=wide))
+    if not wide:
+        console.print()
+        for row in report.models:
+            console.print(Text.assemble((f"{row.name:<13}", "bold"), _answer(row)))
     for line in _lines(report):
-        console.print(line)
+        console.print(line, highlight=False)
 
 
-def _table(report: Report) -> Table:
+def _table(report: Report, *, wide: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("model")
-    table.add_column("answer", overflow="fold", ratio=1)
-    for name in ("copies", "requests", "in time", "rejected", "late", "p50 ms", "p99 ms", "cold"):
-        table.add_column(name, justify="right")
+    table.add_column("model", no_wrap=True)
+    if wide:
+        table.add_column("answer", overflow="fold", ratio=1)
+    for name in ("copies", "asked", "in time", "refused", "late", "p50 ms", "p99 ms", "cold"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in report.models:
-        table.add_row(*_cells(row))
+        table.add_row(Text(row.name, "bold"), *([_answer(row)] if wide else []), *_numbers(row))
     return table
 
 
-def _cells(row: ModelRow) -> tuple[Text | str, ...]:
+def _answer(row: ModelRow) -> Text:
     right = row.answer_ok and row.worst_error <= row.tolerance
     answer = Text.assemble(("✓ " if right else "✗ ", "green" if right else "bold red"), (row.kind, "dim"))
-    answer.append(f": {row.answer}")
+    return answer.append(f": {row.answer}")
+
+
+def _numbers(row: ModelRow) -> tuple[Text | str, ...]:
     return (
-        Text(row.name, "bold"),
-        answer,
         str(row.instances),
         str(row.requests),
         Text(_share(row.ok, row.requests), "green" if row.ok == row.requests else ""),

@@ -14,25 +14,22 @@ from rich.progress import Progress as Bars
 from clockwork_serve.apps.demo.client import Client
 from clockwork_serve.apps.demo.judgement import Judgement, Tensors, relative_error
 from clockwork_serve.apps.demo.load import Answers, Load, Mix, Plan, plan
-from clockwork_serve.apps.demo.meters import Meters, quantile, scrape
+from clockwork_serve.apps.demo.meters import Meters, scrape
 from clockwork_serve.apps.demo.options import DemoOptions
 from clockwork_serve.apps.demo.plain import Recorder, open_plain
-from clockwork_serve.apps.demo.report import (
-    PredictionError,
-    Report,
-    cold_starts_of,
-    model_row,
-    percentile,
-)
+from clockwork_serve.apps.demo.report import Report, counted_by_base, model_row, percentile, prediction_error
 from clockwork_serve.apps.demo.screen import progress_bar, show
 from clockwork_serve.apps.demo.stage import Stage, set_up
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.serve.server import Progress, RunningServer, ServerConfig, running_server
 from clockwork_serve.store import Cache, StoreConfig
-from clockwork_serve.units import NS_PER_MS, align
+from clockwork_serve.units import KIB, NS_PER_MS, align
 
 MEMORY_SHARE = 0.2
 """Device memory as a share of all weights' bytes."""
+
+PAGE_BYTES, PAGES_MIN = 64 * KIB, 16
+"""Small pages, since most of the demo's models are small."""
 
 START_S = 180.0
 CASES = 8
@@ -155,7 +152,7 @@ class Demo:
         self, stage: Stage, device: DeviceConfig, planned: Plan, answers: Answers,
         meters: Meters, duration_s: float,
     ) -> Report:  # fmt: skip
-        cold = cold_starts_of({each.name: each.base for each in stage.instances}, meters.cold_starts)
+        counted = counted_by_base({each.name: each.base for each in stage.instances}, meters)
         hits = {
             model.name: [hit for hit in answers.hits if hit.shot.model == model.name]
             for model in stage.models
@@ -164,22 +161,19 @@ class Demo:
             models=tuple(
                 model_row(
                     model, self._judgements[model.name], hits[model.name], self._errors[model.name],
-                    cold[model.name],
+                    counted[model.name],
                 )
                 for model in stage.models
             ),
             instances=len(stage.instances),
             loads=meters.loads,
             unloads=meters.unloads,
-            prediction_error=PredictionError(
-                p50=quantile(meters.errors_ms, 0.5), p99=quantile(meters.errors_ms, 0.99),
-                lane_p50=quantile(meters.lane_ms, 0.5), lane_p99=quantile(meters.lane_ms, 0.99),
-            ),
+            prediction_error=prediction_error(answers.lanes),
             duration_s=round(duration_s, 1),
             device_bytes=device.memory_bytes,
             weights_bytes=stage.weights_bytes,
             rate=round(planned.rate, 1),
-            utilisation=planned.utilisation,
+            utilisation=round(planned.utilisation, 3),
             load_s=self._options.seconds,
             slo_floor_ms=round(planned.floor_ms, 1),
             client_lag_p99_ms=percentile(answers.lags_ms, 99) or 0.0,
@@ -190,9 +184,8 @@ class Demo:
 def _device(stage: Stage) -> DeviceConfig:
     """One CPU device whose memory holds a fifth of the weights, and the largest in any case."""
     largest = max(served.model.weights.size for served in stage.served)
-    plain = DeviceConfig(device="cpu:0")
-    wanted = max(round(MEMORY_SHARE * stage.weights_bytes), largest)
-    return DeviceConfig(device="cpu:0", memory_bytes=align(wanted, plain.page_bytes))
+    wanted = max(round(MEMORY_SHARE * stage.weights_bytes), largest, PAGES_MIN * PAGE_BYTES)
+    return DeviceConfig(device="cpu:0", page_bytes=PAGE_BYTES, memory_bytes=align(wanted, PAGE_BYTES))
 
 
 def _server_config(stage: Stage, device: DeviceConfig) -> ServerConfig:

@@ -27,7 +27,7 @@ class Model:
 
     def infer(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """``text`` [batch, 1] of bytes to ``words`` [batch, 1] and ``reversed`` [batch, 1]."""
-        texts = [bytes(text).decode() for text in inputs["text"].reshape(-1)]
+        texts = [text.decode() for text in inputs["text"].reshape(-1)]
         return {
             "words": np.array([[len(text.split())] for text in texts], np.int32),
             "reversed": np.array([[text[::-1].encode()] for text in texts], object),
