@@ -8,6 +8,7 @@ more.
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -54,6 +55,12 @@ class Row:
         return max(self.errors.values()) <= self.tolerance and set(self.ran) >= set(self.batch_sizes)
 
 
+def default_files() -> Path:
+    """Where ``clockwork demo`` keeps its files unless told otherwise."""
+    cache = os.environ.get("CLOCKWORK_CACHE")
+    return (Path(cache) if cache else Path.home() / ".cache" / "clockwork-serve") / "demo"
+
+
 def write_repository(files: Files, models: Sequence[DemoModel], root: Path) -> None:
     """Each model once, as it is."""
     for model in models:
@@ -76,7 +83,7 @@ def varied(inputs: Sequence[Tensors], rows: int) -> list[Tensors]:
     alike = [one for one in inputs if all(one[name].shape == array.shape for name, array in first.items())]
     return [
         {
-            name: array * array.dtype.type(1 + 0.01 * index) if array.dtype.kind == "f" else array
+            name: np.asarray(array * array.dtype.type(1 + 0.01 * index)) if array.dtype.kind == "f" else array
             for name, array in alike[index % len(alike)].items()
         }
         for index in range(rows)
@@ -190,11 +197,15 @@ def conclude(rows: Sequence[Row]) -> Outcome:
 def main() -> int:
     """Run it; returns the exit status."""
     options = parser(__doc__.splitlines()[0])
-    options.add_argument("--files", type=Path, required=True, help="where the demo keeps its files")
+    options.add_argument("--files", type=Path, default=default_files(), help="where the demo keeps its files")
     options.add_argument("--models", nargs="*", metavar="NAME", help="only these")
     given = options.parse_args()
     files = Files(given.files)
     models = [model for model in available(files) if not given.models or model.name in given.models]
+    if not models:
+        options.error(
+            f"--files: expected the files that `clockwork demo` fetches; found none in {given.files}"
+        )
     with tempfile.TemporaryDirectory() as name:
         root = Path(name) / "models"
         write_repository(files, models, root)

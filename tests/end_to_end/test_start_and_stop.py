@@ -154,3 +154,23 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (ProcessLookupError, FileNotFoundError):
         return False
+
+
+def test_a_disk_that_takes_no_more_fails_the_compile_and_nothing_later(tmp_path: Path) -> None:
+    root, cache = tmp_path / "models", tmp_path / "cache"
+    repositories.one_matrix(root, "large", repositories.matrix_of(1, 512, 512))
+    compile_it = [sys.executable, "-m", "clockwork_serve", "compile", str(root), "--cache", str(cache)]
+    ended = subprocess.run(
+        # A limit on file sizes: writing fails half-way, as on a full disk.
+        ["prlimit", f"--fsize={256 << 10}", *compile_it],
+        capture_output=True,
+        text=True,
+        timeout=START_S,
+        check=False,
+    )
+    said = ended.stdout + ended.stderr
+    assert ended.returncode != 0, said
+    assert "large" in said
+    assert "Traceback" not in said
+    again = run_to_end(compile_it)
+    assert again.returncode == 0, again.stdout + again.stderr
