@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from clockwork_serve.devices import arena as arenas
 from clockwork_serve.devices.arena import Arena, Scratch, populate, reserve
 from clockwork_serve.errors import DeviceError
 from clockwork_serve.messages import Extent
@@ -56,12 +59,44 @@ def test_more_than_the_host_has_is_refused_before_it_is_touched():
         Arena(1 << 50, 1 << 20)
 
 
-def test_populating_keeps_what_is_there():
-    memory = reserve(4 * 4096, "io_bytes")
-    memory[5000:5003] = b"abc"
-    populate(memory, 0, len(memory))
-    assert memory[5000:5003] == b"abc"
-    memory.close()
+def resident(memory):
+    """How many of the pages that an array covers are in memory."""
+    start, end = memory.ctypes.data, memory.ctypes.data + len(memory)
+    found = 0
+    for block in Path("/proc/self/smaps").read_text().split("\n"):
+        words = block.split()
+        if words and "-" in words[0] and not words[0].endswith(":"):
+            low, high = (int(word, 16) for word in words[0].split("-"))
+            inside = low <= start < high or start <= low < end
+        elif words and words[0] == "Rss:" and inside:
+            found += int(words[1]) * 1024
+    return found
+
+
+@pytest.mark.parametrize("advice", [arenas.POPULATE_WRITE, 12345], ids=["new kernel", "old kernel"])
+def test_populating_touches_every_page_and_keeps_what_is_there(monkeypatch, advice):
+    monkeypatch.setattr(arenas, "POPULATE_WRITE", advice)
+    memory = np.frombuffer(mapping := reserve(64 * 4096, "io_bytes"), dtype=np.uint8)
+    memory[5000:5003] = (1, 2, 3)
+    assert populate(memory) or advice == 12345
+    assert resident(memory) >= len(memory)
+    assert memory[5000:5003].tolist() == [1, 2, 3]
+    assert memory.sum() == 6
+    del memory
+    mapping.close()
+
+
+def test_a_large_arena_is_populated_beside_the_work_and_can_be_closed_meanwhile(monkeypatch):
+    monkeypatch.setattr(arenas, "AT_ONCE", 1 << 20)
+    monkeypatch.setattr(arenas, "STEP", 1 << 20)
+    arena = Arena(16 << 20, PAGE)
+    arena.view(Extent(2040, 1), PAGE)[:] = 9
+    arena.settle()
+    assert resident(arena.view(Extent(0, 2048), 16 << 20)) >= 16 << 20
+    assert (arena.view(Extent(2040, 1), PAGE) == 9).all()
+    arena.close()
+    for _ in range(5):
+        Arena(16 << 20, PAGE).close()
 
 
 def test_a_scratch_area_gives_only_what_it_has():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import mmap
 import threading
 from typing import Any, Final
@@ -12,15 +14,23 @@ import numpy.typing as npt
 
 from clockwork_serve.errors import DeviceError
 from clockwork_serve.messages import Extent
+from clockwork_serve.units import MIB
 
 Bytes = npt.NDArray[np.uint8]
 
 POPULATE_WRITE: Final = 23
 """MADV_POPULATE_WRITE (Linux 5.14): the kernel touches the pages, 1 GiB in 0.25-0.35 s (filling: 0.9 s)."""
+AT_ONCE: Final = 128 * MIB
+"""Touched before the arena is given out; the rest follows beside the work, in steps.
+
+A virtual machine that gets memory from its host for the first time took up to 3 s for 1 GiB, which a
+restarted worker must not wait for. A LOAD into pages that are not touched yet is right, but slower.
+"""
+STEP: Final = 16 * MIB
 
 
 class Arena:
-    """``pages`` pages of ``page_bytes``, all resident; an extent of them is a numpy view."""
+    """``pages`` pages of ``page_bytes``, soon all resident; an extent of them is a numpy view."""
 
     def __init__(self, memory_bytes: int, page_bytes: int) -> None:
         """Map and touch; DeviceError where the sizes make no sense or the host lacks the memory."""
@@ -37,8 +47,18 @@ class Arena:
         self.page_bytes = page_bytes
         self.pages = memory_bytes // page_bytes
         self._mapping = reserve(self.pages * page_bytes, "memory_bytes")
-        populate(self._mapping, 0, len(self._mapping))
         self._bytes: Bytes = np.frombuffer(self._mapping, dtype=np.uint8)
+        self._closing = threading.Event()
+        self._populating: threading.Thread | None = None
+        quick = populate(self._bytes[:AT_ONCE])
+        if not quick:
+            populate(self._bytes[AT_ONCE:])
+        elif len(self._bytes) > AT_ONCE:
+            rest = self._bytes[AT_ONCE:]
+            self._populating = threading.Thread(
+                target=self._populate, args=(rest,), name="populate-arena", daemon=True
+            )
+            self._populating.start()
 
     def view(self, extent: Extent, nbytes: int) -> Bytes:
         """The first ``nbytes`` of an extent, writable; DeviceError if they are not all inside it."""
@@ -56,11 +76,25 @@ class Arena:
         """``nbytes`` from the start of a page; DeviceError if the arena ends before."""
         return self.view(Extent(page, max(1, -(-nbytes // self.page_bytes))), nbytes)
 
+    def settle(self) -> None:
+        """Wait until every page is resident: for measurements."""
+        if self._populating is not None:
+            self._populating.join()
+            self._populating = None
+
     def close(self) -> None:
         """Give the memory back, now or as soon as the last view of it is gone."""
+        self._closing.set()
+        self.settle()
         self._bytes = np.empty(0, dtype=np.uint8)
         with contextlib.suppress(BufferError):
             self._mapping.close()
+
+    def _populate(self, rest: Bytes) -> None:
+        for start in range(0, len(rest), STEP):
+            if self._closing.is_set():
+                return
+            populate(rest[start : start + STEP])
 
 
 class Scratch:
@@ -71,6 +105,7 @@ class Scratch:
 
     def __init__(self, nbytes: int) -> None:
         self._mapping = reserve(max(nbytes, mmap.PAGESIZE), "io_bytes")
+        self._bytes: Bytes = np.frombuffer(self._mapping, dtype=np.uint8)
         self._touched = 0
         self._lock = threading.Lock()  # both lanes claim; only the exec lane writes
         self.nbytes = nbytes
@@ -83,7 +118,7 @@ class Scratch:
         if end > self._touched:
             with self._lock:
                 if end > self._touched:
-                    populate(self._mapping, self._touched, end - self._touched)
+                    populate(self._bytes[self._touched : end])
                     self._touched = end
         return True
 
@@ -93,6 +128,7 @@ class Scratch:
 
     def close(self) -> None:
         """Give the memory back, now or as soon as the last view of it is gone."""
+        self._bytes = np.empty(0, dtype=np.uint8)
         with contextlib.suppress(BufferError):
             self._mapping.close()
 
@@ -113,14 +149,24 @@ def reserve(nbytes: int, setting: str) -> mmap.mmap:
     return mapping
 
 
-def populate(mapping: mmap.mmap, start: int, nbytes: int) -> None:
-    """Make pages resident for writing, keeping what they hold. ``start`` is page-aligned."""
-    try:
-        mapping.madvise(POPULATE_WRITE, start, nbytes)
-    except (OSError, ValueError):
-        # An older kernel. One byte of each page is written with what it holds already.
-        touched = np.frombuffer(mapping, dtype=np.uint8, count=nbytes, offset=start)[:: mmap.PAGESIZE]
-        touched |= 0
+def populate(memory: Bytes) -> bool:
+    """Make pages resident for writing, keeping what they hold; ``memory`` starts and ends with a page.
+
+    False on an older kernel, where each page's first byte was written back as it was: others must not write
+    at the same time there. Releases the GIL.
+    """
+    if not len(memory) or _libc().madvise(memory.ctypes.data, len(memory), POPULATE_WRITE) == 0:
+        return True
+    first_bytes = memory[:: mmap.PAGESIZE]
+    first_bytes |= 0
+    return False
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return libc
 
 
 def _available_bytes() -> int | None:
