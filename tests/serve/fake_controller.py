@@ -75,7 +75,10 @@ def served(
             {
                 "name": name, "platform": "onnxruntime_onnx", "backend": "onnxruntime", "runtime": "",
                 "max_batch_size": 8 if batched else 0, "version_policy": {"latest": {"num_versions": 1}},
-                "input": [{"name": i.name, "data_type": f"TYPE_{i.datatype}", "dims": i.shape} for i in inputs],
+                "input": [
+                    {"name": each.name, "data_type": f"TYPE_{each.datatype}", "dims": each.shape}
+                    for each in inputs
+                ],
             }
         ),
     }  # fmt: skip
@@ -83,7 +86,7 @@ def served(
 
 
 class FakeController:
-    """Listens as the controller would. ``on_request`` says what happens to a request; by default it is echoed."""
+    """Listens as the controller would. ``on_request`` says what happens to a request: by default, an echo."""
 
     def __init__(self, path: Path, *catalogue: tuple[CodeAdded, ModelAdded]) -> None:
         self.path = path
@@ -196,17 +199,22 @@ def _replied(ask: Ask) -> Reply:
     elif ask.what == Question.STATISTICS:
         duration = {"count": 1, "ns": 5}
         phases = (
-            "success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss"
+            "success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit",
+            "cache_miss",
         )  # fmt: skip
         body = msgspec.json.encode(
             {
                 "model_stats": [
                     {
                         "name": "ident", "version": "1", "last_inference": time.time_ns() // 10**6,
-                        "inference_count": 3, "execution_count": 2, "inference_stats": dict.fromkeys(phases, duration),
+                        "inference_count": 3, "execution_count": 2,
+                        "inference_stats": dict.fromkeys(phases, duration),
                         "response_stats": {}, "memory_usage": [],
                         "batch_stats": [
-                            {"batch_size": 1, "compute_input": duration, "compute_infer": duration, "compute_output": duration}
+                            {
+                                "batch_size": 1, "compute_input": duration, "compute_infer": duration,
+                                "compute_output": duration,
+                            }
                         ],
                     }
                 ]

@@ -1,4 +1,4 @@
-"""A gateway with its servers and a fake controller, on a loop in a thread of its own, for blocking clients."""
+"""A gateway with its servers and a fake controller, on a loop in its own thread, for blocking clients."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ CATALOGUE = (
     served("text", (spec("X", "BYTES", 2),), (spec("Y", "BYTES", 2),)),
     served("half", (spec("X", "FP16", 2),), (spec("Y", "FP16", 2),)),
     served(
-        "pair", (spec("A", "INT32", 16), spec("B", "INT32", 16)), (spec("C", "INT32", 16), spec("D", "INT32", 16))
+        "pair",
+        (spec("A", "INT32", 16), spec("B", "INT32", 16)),
+        (spec("C", "INT32", 16), spec("D", "INT32", 16)),
     ),
-)  # fmt: skip
+)
 
 
 class RunningGateway:

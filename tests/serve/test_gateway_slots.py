@@ -1,0 +1,144 @@
+"""Slots in a region: aligned, filled, used in place, never given out twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from clockwork_serve.oip import InputTensor
+from clockwork_serve.serve.gateway_slots import NO_EPOCH, Slots
+from clockwork_serve.serve.region import RegionGone, RegionMap, read_epoch
+from clockwork_serve.units import KIB
+
+
+@pytest.fixture
+def slots() -> Iterator[Slots]:
+    found = Slots(64 * KIB)
+    yield found
+    found.close()
+
+
+def tensor(data: bytes | memoryview, name: str = "X") -> InputTensor:
+    return InputTensor(name, "UINT8", (1, len(data)), data)
+
+
+def test_a_slot_holds_its_inputs_and_room_for_outputs_all_aligned(slots: Slots) -> None:
+    slot = slots.fill([tensor(b"a" * 70), tensor(b"bc", "Z")], 100)
+    assert slot is not None
+    memory = RegionMap().view(slots.region.name)
+    x, z = slot.tensors.refs
+    assert bytes(memory[x.offset : x.offset + x.nbytes]) == b"a" * 70
+    assert bytes(memory[z.offset : z.offset + z.nbytes]) == b"bc"
+    places = [slot.tensors.header_offset, x.offset, z.offset, slot.tensors.output_offset]
+    assert [place % 64 for place in places] == [0, 0, 0, 0]
+    assert places == sorted(set(places))
+    assert slots.used_bytes == 64 + 128 + 64 + 128
+    slots.free(slot)
+    assert slots.used_bytes == 0
+
+
+def test_the_header_has_the_requests_epoch_until_the_slot_is_free(slots: Slots) -> None:
+    first, second = slots.fill([], 1), slots.fill([], 1)
+    assert first is not None
+    assert second is not None
+    assert len({first.tensors.epoch, second.tensors.epoch, NO_EPOCH}) == 3
+    buffer = slots.region.buffer
+    assert read_epoch(buffer, first.tensors.header_offset) == first.tensors.epoch
+    slots.free(first)
+    assert read_epoch(buffer, first.tensors.header_offset) == NO_EPOCH
+    assert read_epoch(buffer, second.tensors.header_offset) == second.tensors.epoch
+
+
+def test_a_full_region_gives_nothing_and_loses_nothing(slots: Slots) -> None:
+    slot = slots.fill([], 60 * KIB)
+    assert slot is not None
+    used = slots.used_bytes
+    assert slots.fill([tensor(bytes(8 * KIB))], 0) is None
+    assert slots.used_bytes == used
+    slots.free(slot)
+    assert slots.fill([tensor(bytes(8 * KIB))], 0) is not None
+
+
+@pytest.mark.parametrize("head", [0, 1, 63, 64, 100])
+def test_a_body_is_used_where_it_was_received(slots: Slots, head: int) -> None:
+    body = slots.body(head + 128 + 5, head)
+    assert body is not None
+    body.view[:] = b"j" * head + b"x" * 128 + b"z" * 5
+    slot = slots.fill([tensor(body.view[head : head + 128]), tensor(body.view[head + 128 :], "Z")], 10, body)
+    assert slot is not None
+    assert slot.pieces[0] == body.piece
+    buffer = slots.region.buffer
+    found = [bytes(buffer[ref.offset : ref.offset + ref.nbytes]) for ref in slot.tensors.refs]
+    assert found == [b"x" * 128, b"z" * 5]
+    assert all(ref.offset % 64 == 0 for ref in slot.tensors.refs)
+    slots.free(slot)
+    slots.region.check()
+    assert slots.used_bytes == 0
+
+
+def test_a_body_whose_tensors_are_not_aligned_is_copied_and_given_back(slots: Slots) -> None:
+    body = slots.body(2 + 70 + 5, 2)
+    assert body is not None
+    body.view[:] = b"jj" + b"x" * 70 + b"z" * 5
+    slot = slots.fill([tensor(body.view[2:72]), tensor(body.view[72:], "Z")], 10, body)
+    assert slot is not None
+    assert len(slot.pieces) == 1
+    buffer = slots.region.buffer
+    found = [bytes(buffer[ref.offset : ref.offset + ref.nbytes]) for ref in slot.tensors.refs]
+    assert found == [b"x" * 70, b"z" * 5]
+    assert all(ref.offset % 64 == 0 for ref in slot.tensors.refs)
+    slots.free(slot)
+    assert slots.used_bytes == 0
+
+
+def test_a_body_with_a_tensor_that_is_not_in_it_is_copied(slots: Slots) -> None:
+    body = slots.body(64, 0)
+    assert body is not None
+    slot = slots.fill([tensor(b"from json"), tensor(body.view, "Z")], 0, body)
+    assert slot is not None
+    slots.free(slot)
+    assert slots.used_bytes == 0
+
+
+def test_no_room_for_outputs_gives_the_body_back(slots: Slots) -> None:
+    body = slots.body(1 * KIB, 0)
+    assert body is not None
+    assert slots.fill([tensor(body.view)], 64 * KIB, body) is None
+    assert slots.used_bytes == 0
+
+
+def test_bodies_get_half_of_the_region_at_most(slots: Slots) -> None:
+    first = slots.body(20 * KIB, 0)
+    assert first is not None
+    assert slots.body(13 * KIB, 0) is None
+    slots.drop(first)
+    second = slots.body(32 * KIB, 0)
+    assert second is not None
+    # Once a request, it is no body any more.
+    assert slots.fill([tensor(second.view)], 0, second) is not None
+    assert slots.body(16 * KIB, 0) is not None
+
+
+def test_a_new_region_leaves_the_old_one_to_those_who_map_it(slots: Slots) -> None:
+    slot, body = slots.fill([tensor(b"old")], 10), slots.body(100, 0)
+    assert slot is not None
+    assert body is not None
+    old = slots.region.name
+    regions = RegionMap()
+    memory = regions.view(old)
+    slots.renew()
+    assert bytes(memory[slot.tensors.refs[0].offset :][:3]) == b"old"
+    with pytest.raises(RegionGone):
+        regions.view(old)
+    slots.free(slot)
+    slots.drop(body)
+    assert slots.used_bytes == 0
+    body = slots.body(100, 0)
+    assert body is not None
+    slots.renew()
+    body.view[:3] = b"abc"  # still being received
+    slot = slots.fill([tensor(body.view[:3])], 0, body)
+    assert slot is not None
+    assert slot.region is slots.region
+    assert bytes(slots.region.buffer[slot.tensors.refs[0].offset :][:3]) == b"abc"
