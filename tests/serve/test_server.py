@@ -94,9 +94,20 @@ def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
 def served(server: RunningServer, model: str) -> bool:
     try:
         infer(server, model, np.zeros((1, 64), np.float32))
+    except urllib.error.HTTPError as refused:
+        refused.close()
+        return False
     except (urllib.error.URLError, ConnectionError):
         return False
     return True
+
+
+def refusal(server: RunningServer, path: str, body: object) -> tuple[int, str]:
+    """Status and error of a request that is expected to be refused."""
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        call(server, path, body)
+    with refused.value:
+        return refused.value.code, json.loads(refused.value.read())["error"]
 
 
 def test_answers_equal_a_plain_session(server: RunningServer, place: Path) -> None:
@@ -126,12 +137,10 @@ def test_models_are_loaded_replaced_and_unloaded_while_it_serves(server: Running
     call(server, "repository/models/new/load", {})
     assert not np.allclose(infer(server, "new", x), first)
     call(server, "repository/models/new/unload", {})
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        infer(server, "new", x)
-    assert 400 <= refused.value.code < 500
-    with pytest.raises(urllib.error.HTTPError) as unknown:
-        call(server, "repository/models/nobody/load", {})
-    assert "nobody" in json.loads(unknown.value.read())["error"]
+    status, _ = refusal(server, "models/new/infer", {"inputs": []})
+    assert 400 <= status < 500
+    status, why = refusal(server, "repository/models/nobody/load", {})
+    assert (status, "nobody" in why) == (400, True)
 
 
 @pytest.mark.parametrize("name", ["worker-cpu:0", "gateway-0", "controller"])

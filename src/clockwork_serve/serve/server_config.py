@@ -51,8 +51,8 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
             raise ConfigError(f"gateways: expected 1 to 64; found {self.gateways}")
         if self.region_bytes < 2 * self.max_body_bytes:
             raise ConfigError(
-                f"region_bytes: expected at least twice max_body_bytes ({self.max_body_bytes}), for inputs and "
-                f"outputs; found {self.region_bytes}"
+                f"region_bytes: expected at least twice max_body_bytes ({self.max_body_bytes}), for inputs "
+                f"and outputs; found {self.region_bytes}"
             )
         if not 0 <= self.drain_s <= 3600:
             raise ConfigError(f"drain_s: expected 0 to 3600; found {self.drain_s}")

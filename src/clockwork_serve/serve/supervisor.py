@@ -193,9 +193,7 @@ class Supervisor:
         for name, backoff in self._backoffs.items():
             if backoff.hopeless:
                 said = "\n".join(self._tails.get(name, []))
-                return (
-                    f"{name} ended {backoff.fast_deaths} times, each within {FAST_S:.0f} s; it said:\n{said}"
-                )
+                return f"{name} cannot run: it ends as soon as it starts; it said:\n{said}"
         return None
 
     async def stop(self, name: str, grace_s: float) -> None:
