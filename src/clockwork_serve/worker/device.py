@@ -223,7 +223,7 @@ class DeviceWorker:
                 lane.wake_ns = earliest_ns
                 return
             work = job.work
-            if isinstance(work, Infer) and now_ns <= work.window.latest_ns and self._is_loading(work):
+            if isinstance(work, Infer) and now_ns <= work.window.latest_ns and self._is_coming(work):
                 lane.wake_ns = work.window.latest_ns + 1
                 return
             if isinstance(work, Action):
@@ -260,7 +260,8 @@ class DeviceWorker:
         if held is None or held.model != action.model or held.state is not WeightsState.READY:
             return self._missing(action.extent, action.version)
         if isinstance(action, Infer):
-            return self._missing(action.extent, action.version) if held.stale else None
+            usable = _reads(action, held) and not held.stale
+            return None if usable else self._missing(action.extent, action.version)
         if self._readers(held):
             return Status.IN_USE, f"an INFER reads its weights in {_pages(held.extent)}"
         return None
@@ -286,10 +287,14 @@ class DeviceWorker:
             return True
         return not held.stale and any(_reads(job.work, held) for job in lane.queued())
 
-    def _is_loading(self, action: Infer) -> bool:
+    def _is_coming(self, action: Infer) -> bool:
+        """Whether a LOAD of its weights runs or waits."""
         held = self.pages.at(action.extent, action.version)
-        if held is not None:
-            return held.state is WeightsState.LOADING and held.model == action.model and not held.stale
+        if held is not None and _reads(action, held) and not held.stale:
+            if held.state is WeightsState.LOADING:
+                return True
+            if held.state is WeightsState.READY:
+                return False
         return any(_loads(job.work, action) for job in self.lanes[Lane.LOAD].queued())
 
     def _begin_chore(self, lane: LaneQueue, job: Job, work: Prepare | Retire) -> None:
@@ -358,7 +363,13 @@ class DeviceWorker:
 
 
 def _reads(work: Work, held: Held) -> bool:
-    return isinstance(work, Infer) and work.extent == held.extent and work.version == held.version
+    return (
+        isinstance(work, Infer)
+        and work.extent == held.extent
+        and work.version == held.version
+        and work.model == held.model
+        and work.code_id == held.code_id
+    )
 
 
 def _loads(work: Work, action: Infer) -> bool:
@@ -367,6 +378,7 @@ def _loads(work: Work, action: Infer) -> bool:
         and work.extent == action.extent
         and work.version == action.version
         and work.model == action.model
+        and work.code_id == action.code_id
     )
 
 
