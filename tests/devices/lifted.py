@@ -157,3 +157,19 @@ def output(buffers: CallBuffers, name: str) -> np.ndarray:
 
     ref = next(ref for ref in buffers.outputs if ref.name == name)
     return np.ndarray(ref.shape, NUMPY_DTYPES[ref.datatype], buffer=buffers.output, offset=ref.offset)
+
+
+def dense(folder, seed=1, **settings):
+    """A served model: (plain session, code, weights)."""
+    proto = mlp(seed)
+    blob = lift(proto, folder / "dense")
+    code = code_of(folder / "dense", [spec("x", 64)], [spec("y", 64)], **settings)
+    return plain_session(proto), code, weights_file(folder / f"weights{seed}", blob)
+
+
+def numbers(rows, width=64, seed=0):
+    return np.random.default_rng(seed + rows).standard_normal((rows, width)).astype(np.float32)
+
+
+def close(got, wanted):
+    return float(np.abs(got - wanted).max() / np.abs(wanted).max()) < 1e-5
