@@ -60,8 +60,8 @@ class OnnxCompiler:
         content = digest_of(source.content, settings.compile_key(self._config))
         compiled = self._found(content)
         if compiled is None:
-            # Copies wait for the first of their architecture, in this process and in others; where there is no
-            # recipe to wait for, only equal files wait for each other.
+            # Copies wait for the first of their architecture, in this process and in others; where no recipe
+            # comes of it, only equal files wait for each other.
             known = self._known(key)
             alone = known is not None and known.copies == "each"
             with self._cache.lock(content if alone else key):
