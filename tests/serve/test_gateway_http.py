@@ -1,0 +1,576 @@
+"""HTTP as stock clients speak it, and as others do: every answer, its status, and nobody harmed."""
+
+from __future__ import annotations
+
+import gc
+import gzip
+import json
+import socket
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.http
+from tritonclient.utils import InferenceServerException
+
+from clockwork_serve.messages import Answer, Outcome, Question, Readiness, Reason, Reply, Request
+from clockwork_serve.serve.gateway_exchange import HttpLimits
+from clockwork_serve.units import MIB, ms
+from tests.serve.running_gateway import RunningGateway, running_gateway
+
+# The stock client's destructor stumbles when the collector happens to run it in another thread.
+pytestmark = pytest.mark.filterwarnings("ignore:.*InferenceServerClient.__del__")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    limits = HttpLimits(body_bytes=8 * MIB, header_s=1.0, body_s=1.0, bytes_per_s=64 * MIB, header_bytes=8192)
+    with running_gateway(tmp_path_factory.mktemp("gateway"), limits, metrics_port=0) as found:
+        yield found
+    gc.collect()  # what stock clients left, in their own thread
+
+
+@pytest.fixture
+def gateway(shared: RunningGateway) -> Iterator[RunningGateway]:
+    controller = shared.controller
+    controller.on_request = controller.echo
+    controller.requests.clear()
+    controller.cancels.clear()
+    controller.asks.clear()
+    yield shared
+    # Whatever a test did, nothing stays behind.
+    controller.on_request = controller.echo
+    shared.until(lambda: shared.servers.gateway.slots.used_bytes == 0)
+    shared.servers.gateway.slots.region.check()
+
+
+@pytest.fixture
+def client(gateway: RunningGateway) -> Iterator[Any]:
+    found = tritonclient.http.InferenceServerClient(gateway.http_url)
+    yield found
+    found.close()
+
+
+def tensor(name: str, data: Any, datatype: str, *, binary: bool = True) -> Any:
+    found = tritonclient.http.InferInput(name, list(data.shape), datatype)
+    found.set_data_from_numpy(data, binary_data=binary)
+    return found
+
+
+X = np.array([[1.5, -2]], np.float32)
+INFER = "/v2/models/ident/infer"
+BOMB = gzip.compress(bytes(9 * MIB))
+IDENT_JSON = b'{"inputs":[{"name":"X","shape":[1,2],"datatype":"FP32","data":[1.5,-2]}]}'
+
+
+def post(path: str, body: bytes = b"", *headers: str, close: bool = True) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: here", f"Content-Length: {len(body)}", *headers]
+    if close:
+        lines.append("Connection: close")
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def get(path: str, *headers: str, method: str = "GET") -> bytes:
+    return "\r\n".join(
+        [f"{method} {path} HTTP/1.1", "Host: here", "Connection: close", *headers, "", ""]
+    ).encode()
+
+
+class Found:
+    """One response, taken apart."""
+
+    def __init__(self, raw: bytes) -> None:
+        head, _, self.body = raw.partition(b"\r\n\r\n")
+        lines = head.decode().split("\r\n")
+        self.status = int(lines[0].split()[1])
+        self.headers = {
+            name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])
+        }
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def ask(gateway: RunningGateway, sent: bytes) -> Found:
+    return Found(gateway.exchange(sent))
+
+
+# Stock clients
+
+
+def test_a_stock_client_finds_everything(client: Any) -> None:
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("ident")
+    assert client.is_model_ready("ident", "1")
+    assert not client.is_model_ready("nope")
+    metadata = client.get_server_metadata()
+    assert metadata["name"] == "clockwork-serve"
+    assert "statistics" in metadata["extensions"]
+    assert client.get_model_metadata("ident") == {
+        "name": "ident", "versions": ["1"], "platform": "onnxruntime_onnx",
+        "inputs": [{"name": "X", "datatype": "FP32", "shape": [-1, 2]}],
+        "outputs": [{"name": "Y", "datatype": "FP32", "shape": [-1, 2]}],
+    }  # fmt: skip
+    assert client.get_model_config("ident", "1")["max_batch_size"] == 8
+    assert client.get_model_repository_index() == [{"name": "ident", "version": "1", "state": "READY"}]
+    assert client.get_trace_settings() == {"trace_level": ["OFF"]}
+    assert client.get_log_settings()["log_file"] == ""
+
+
+@pytest.mark.parametrize("binary_in", [True, False])
+@pytest.mark.parametrize("binary_out", [True, False])
+def test_a_stock_client_gets_its_answer(client: Any, *, binary_in: bool, binary_out: bool) -> None:
+    wish = tritonclient.http.InferRequestedOutput("Y", binary_data=binary_out)
+    found = client.infer("ident", [tensor("X", X, "FP32", binary=binary_in)], outputs=[wish], request_id="42")
+    np.testing.assert_array_equal(found.as_numpy("Y"), X)
+    response = found.get_response()
+    assert (response["id"], response["model_name"], response["model_version"]) == ("42", "ident", "1")
+    assert response["parameters"] == {
+        "queue_ms": 1.0, "exec_ms": 2.0, "expected_ms": 2.5, "batch_size": 1, "cold_start": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+def test_a_stock_client_may_compress(client: Any, algorithm: str) -> None:
+    found = client.infer("ident", [tensor("X", X, "FP32")], request_compression_algorithm=algorithm)
+    np.testing.assert_array_equal(found.as_numpy("Y"), X)
+    large = np.zeros(200_000, np.float32)
+    found = client.infer("any", [tensor("X", large, "FP32")], request_compression_algorithm=algorithm)
+    np.testing.assert_array_equal(found.as_numpy("Y"), large)
+    noise = np.random.default_rng(1).random(100_000).astype(np.float32)
+    found = client.infer("any", [tensor("X", noise, "FP32")], request_compression_algorithm=algorithm)
+    np.testing.assert_array_equal(found.as_numpy("Y"), noise)
+
+
+@pytest.mark.parametrize("count", [1, 15_000, 16_400, 70_000, 1_000_000])
+def test_tensors_of_any_size_come_back_as_they_went(client: Any, count: int) -> None:
+    data = np.random.default_rng(count).random(count).astype(np.float32)
+    for _ in range(3):
+        found = client.infer("any", [tensor("X", data, "FP32")])
+        np.testing.assert_array_equal(found.as_numpy("Y"), data)
+
+
+def test_strings_and_halves(client: Any) -> None:
+    words = np.array([[b"a", "größer".encode()]], object)
+    found = client.infer("text", [tensor("X", words, "BYTES")])
+    assert found.as_numpy("Y").tolist() == words.tolist()
+    wish = tritonclient.http.InferRequestedOutput("Y", binary_data=False)
+    found = client.infer("text", [tensor("X", words, "BYTES", binary=False)], outputs=[wish])
+    assert found.get_response()["outputs"][0]["data"] == ["a", "größer"]
+    half = np.array([[1.5, 2]], np.float16)
+    found = client.infer("half", [tensor("X", half, "FP16")])
+    np.testing.assert_array_equal(found.as_numpy("Y"), half)
+
+
+def test_many_inputs_some_outputs_mixed_forms(client: Any) -> None:
+    a, b = (np.arange(16, dtype=np.int32).reshape(1, 16) + n for n in (0, 100))
+    found = client.infer(
+        "pair",
+        [tensor("A", a, "INT32", binary=False), tensor("B", b, "INT32")],
+        outputs=[tritonclient.http.InferRequestedOutput("D")],
+    )
+    np.testing.assert_array_equal(found.as_numpy("D"), b)
+    assert found.as_numpy("C") is None
+    classes = tritonclient.http.InferRequestedOutput("C", class_count=2)
+    found = client.infer("pair", [tensor("A", a, "INT32"), tensor("B", b, "INT32")], outputs=[classes])
+    assert found.as_numpy("C").tolist() == [[b"15:15", b"14:14"]]
+
+
+def test_many_clients_at_once(gateway: RunningGateway) -> None:
+    client = tritonclient.http.InferenceServerClient(gateway.http_url, concurrency=16)
+    sent = [np.full((1, 2), n, np.float32) for n in range(200)]
+    waiting = [client.async_infer("ident", [tensor("X", data, "FP32")]) for data in sent]
+    for data, found in zip(sent, waiting, strict=True):
+        np.testing.assert_array_equal(found.get_result().as_numpy("Y"), data)
+    client.close()
+
+
+def test_slos_of_a_stock_client(gateway: RunningGateway, client: Any) -> None:
+    client.infer("ident", [tensor("X", X, "FP32")], timeout=30_000)
+    client.infer("ident", [tensor("X", X, "FP32")], parameters={"slo_ms": 20})
+    client.infer("ident", [tensor("X", X, "FP32")], headers={"X-SLO-MS": "12.5"})
+    client.infer("ident", [tensor("X", X, "FP32")], priority=3)
+    requests = gateway.controller.requests
+    assert [request.deadline_ns - request.arrival_ns for request in requests] == [
+        ms(30), ms(20), ms(12.5), ms(100),
+    ]  # fmt: skip
+    assert requests[3].priority == 3
+
+
+def test_statistics_count_what_never_reached_the_controller(gateway: RunningGateway, client: Any) -> None:
+    before = client.get_inference_statistics("ident")["model_stats"][0]["inference_stats"]["fail"]["count"]
+    with pytest.raises(InferenceServerException):
+        client.infer("ident", [tensor("X", X.astype(np.int32), "INT32")])
+    after = client.get_inference_statistics("ident", "1")["model_stats"][0]["inference_stats"]["fail"][
+        "count"
+    ]
+    assert after == before + 1
+    assert [json.loads(asked.body) for asked in gateway.controller.asks] == [
+        {"model": "ident"}, {"model": "ident/1"},
+    ]  # fmt: skip
+
+
+def test_model_control(gateway: RunningGateway, client: Any) -> None:
+    client.load_model("ident")
+    client.unload_model("ident")
+    assert [(asked.what, json.loads(asked.body)) for asked in gateway.controller.asks] == [
+        (Question.LOAD, {"model": "ident"}), (Question.UNLOAD, {"model": "ident"}),
+    ]  # fmt: skip
+    with pytest.raises(InferenceServerException, match="from the repository only"):
+        client.load_model("ident", config="{}")
+    on_ask = gateway.controller.on_ask
+    gateway.controller.on_ask = lambda asked: Reply(
+        ask_id=asked.ask_id, ok=False, code=404, body=b'{"error":"no such folder"}'
+    )
+    try:
+        with pytest.raises(InferenceServerException, match=r"\[404\] no such folder"):
+            client.load_model("nope")
+    finally:
+        gateway.controller.on_ask = on_ask
+
+
+def test_model_control_may_be_off(tmp_path: Path) -> None:
+    with running_gateway(tmp_path, model_control=False) as found:
+        response = ask(found, post("/v2/repository/models/ident/load"))
+        assert response.status == 503
+        assert "not allowed" in response.json["error"]
+
+
+# Ends
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason", "status"),
+    [
+        (Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, 429),
+        (Outcome.REJECTED, Reason.DRAINING, 503),
+        (Outcome.EXPIRED, Reason.LATE, 504),
+        (Outcome.FAILED, Reason.MODEL_RAISED, 500),
+    ],
+)
+def test_each_end_has_its_status_and_reason(
+    gateway: RunningGateway, outcome: Outcome, reason: Reason, status: int
+) -> None:
+    def answered(request: Request) -> Answer:
+        return gateway.controller.answer(
+            request, outcome=outcome, reason=reason, message="this is why", retry_after_ns=ms(1500.25)
+        )
+
+    gateway.controller.on_request = answered
+    found = ask(gateway, post("/v2/models/ident/infer", b'{"id":"7",' + IDENT_JSON[1:]))
+    assert found.status == status
+    assert found.json == {
+        "error": "this is why", "outcome": outcome, "reason": reason, "retry_after_ms": 1500.25, "id": "7",
+    }  # fmt: skip
+    assert found.headers["retry-after"] == "2"
+    assert found.headers["clockwork-request-id"] == gateway.controller.requests[0].request_id
+
+
+def test_a_client_that_goes_away_is_cancelled(gateway: RunningGateway) -> None:
+    gateway.controller.on_request = lambda request: None
+    client = gateway.connect()
+    client.sendall(post("/v2/models/ident/infer", IDENT_JSON) * 1)
+    gateway.until(lambda: gateway.controller.requests)
+    client.close()
+    gateway.until(lambda: gateway.controller.cancels)
+    (request,) = gateway.controller.requests
+    assert [cancel.request_id for cancel in gateway.controller.cancels] == [request.request_id]
+    gateway.do(lambda: gateway.controller.send(gateway.controller.answer(request, outcome=Outcome.CANCELLED)))
+
+
+def test_a_client_that_goes_away_while_it_sends_leaves_nothing(gateway: RunningGateway) -> None:
+    client = gateway.connect()
+    head = post("/v2/models/any/infer", bytes(2_000_000), "Inference-Header-Content-Length: 100")
+    client.sendall(head[:1_000_000])
+    gateway.until(lambda: gateway.servers.gateway.slots.used_bytes > 0)
+    client.close()
+    gateway.until(lambda: gateway.servers.gateway.slots.used_bytes == 0)
+
+
+def test_not_ready_is_503(tmp_path: Path) -> None:
+    with running_gateway(tmp_path) as found:
+        found.do(lambda: found.controller.send(Readiness(ready=False, why="no worker")))
+        found.until(lambda: not found.servers.gateway.link.ready)
+        response = ask(found, get("/v2/health/ready"))
+        assert (response.status, response.json) == (503, {"error": "not ready: no worker"})
+        assert ask(found, get("/v2/models/ident/ready")).status == 503
+        assert ask(found, get("/v2/health/live")).status == 200
+        # What is in the catalogue is the controller's to refuse.
+        assert ask(found, post("/v2/models/ident/infer", IDENT_JSON)).status == 200
+        found.do(found.controller.stop)
+        found.until(lambda: not found.servers.gateway.link.is_open)
+        response = ask(found, post("/v2/models/ident/infer", IDENT_JSON))
+        assert (response.status, response.json["reason"]) == (503, "not_serving")
+        assert ask(found, get("/metrics")).status == 503
+
+
+# Wrong requests
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers", "status", "words"),
+    [
+        ("/v2/models/nope/infer", IDENT_JSON, (), 404, "unknown model: 'nope' is not found"),
+        ("/v2/models/ident/versions/9/infer", IDENT_JSON, (), 404, "'ident' version 9 is not found"),
+        ("/v2/models/ident/versions/abc/infer", IDENT_JSON, (), 404, "Not Found"),
+        (INFER, b'{"inputs":[', (), 400, "failed to parse the request JSON buffer"),
+        (INFER, b"", (), 400, "failed to parse the request JSON buffer"),
+        (INFER, b"[" * 100_000, (), 400, "JSON"),
+        (INFER, IDENT_JSON.replace(b"FP32", b"INT32"), (), 400, "not INT32"),
+        (INFER, IDENT_JSON.replace(b'"X"', b'"Z"'), (), 400, "unexpected inference input 'Z'"),
+        (INFER, IDENT_JSON.replace(b"[1,2]", b"[1,3]"), (), 400, "expected 3 elements"),
+        (INFER, b'{"inputs":[]}', (), 400, "missing required input(s) ['X']"),
+        (INFER, IDENT_JSON, ("x-slo-ms: -1",), 400, "header 'x-slo-ms': expected a number"),
+        (INFER, IDENT_JSON, ("Inference-Header-Content-Length: x",), 400, "found 'x'"),
+        (INFER, b"{}", ("Inference-Header-Content-Length: 9999",), 400, "range (0, 2), got: 9999"),
+        (INFER, IDENT_JSON, ("Content-Encoding: br",), 501, "gzip or deflate, found 'br'"),
+        (INFER, IDENT_JSON, ("Content-Encoding: gzip",), 400, "expected a gzip body"),
+        (INFER, BOMB, ("Content-Encoding: gzip",), 413, "once decompressed"),
+        ("/v2/repository/index", b"[1]", (), 400, "expected a JSON object"),
+        ("/v2/repository/index", b'{"ready":1}', (), 400, "ready: expected true or false, found 1"),
+        ("/v2/repository/models/x/load", b'{"parameters":[]}', (), 400, "expected an object"),
+        ("/v2/systemsharedmemory/region/r/register", b"{}", (), 501, "shared memory of clients"),
+        ("/v2/cudasharedmemory/unregister", b"", (), 501, "shared memory"),
+        ("/v2/models/ident/generate", b"{}", (), 501, "generate"),
+        ("/v2/nope", b"", (), 404, "Not Found"),
+        ("/v2/logging", b"{}", (), 405, "Method Not Allowed"),
+    ],
+)  # fmt: skip
+def test_wrong_requests_are_told_what_is_wrong(
+    gateway: RunningGateway, path: str, body: bytes, headers: tuple[str, ...], status: int, words: str
+) -> None:
+    found = ask(gateway, post(path, body, *headers))
+    assert found.status == status, found.body
+    assert words in found.json["error"]
+    assert found.headers["content-type"] == "application/json"
+    assert gateway.controller.requests == []
+    assert ask(gateway, post("/v2/models/ident/infer", IDENT_JSON)).status == 200
+
+
+def test_methods_matter(gateway: RunningGateway) -> None:
+    found = ask(gateway, get("/v2/models/ident/infer"))
+    assert (found.status, found.headers["allow"]) == (405, "POST")
+    found = ask(gateway, get("/v2", method="HEAD"))
+    assert (found.status, found.body) == (200, b"")
+    assert int(found.headers["content-length"]) > 10
+    assert ask(gateway, get("/v2/systemsharedmemory/status")).status == 501
+
+
+def test_a_raw_body_needs_no_json(gateway: RunningGateway) -> None:
+    found = ask(gateway, post("/v2/models/ident/infer", X.tobytes(), "Inference-Header-Content-Length: 0"))
+    assert found.status == 200
+    assert found.body[int(found.headers["inference-header-content-length"]) :] == X.tobytes()
+    large = np.arange(100_000, dtype=np.float32).tobytes()
+    found = ask(gateway, post("/v2/models/any/infer", large, "Inference-Header-Content-Length: 0"))
+    assert found.body[int(found.headers["inference-header-content-length"]) :] == large
+
+
+def test_names_may_need_quoting(gateway: RunningGateway) -> None:
+    found = ask(gateway, get("/v2/models/a%2Fb%20c?x=1"))
+    assert found.json == {"error": "Request for unknown model: 'a/b c' is not found"}
+    assert ask(gateway, get("/v2/models/%69dent/")).status == 200
+
+
+# HTTP itself
+
+
+def test_requests_in_a_row_are_answered_in_their_order(gateway: RunningGateway) -> None:
+    held: list[Request] = []
+
+    def first_is_slow(request: Request) -> Answer | None:
+        if not held:
+            held.append(request)
+            return None
+        return gateway.controller.echo(request)
+
+    gateway.controller.on_request = first_is_slow
+    with gateway.connect() as client:
+        bodies = [IDENT_JSON.replace(b"1.5", str(n).encode()) for n in range(5)]
+        client.sendall(
+            b"".join(post("/v2/models/ident/infer", body, close=False) for body in bodies)
+            + get("/v2/health/live")
+        )
+        gateway.until(lambda: len(gateway.controller.requests) == 5)
+        gateway.do(lambda: gateway.controller.send(gateway.controller.echo(held[0])))
+        found = b""
+        while part := client.recv(65536):
+            found += part
+    bodies_back = [json.loads(part.partition(b"\r\n\r\n")[2]) for part in found.split(b"HTTP/1.1 ")[1:]]
+    assert [body["outputs"][0]["data"] for body in bodies_back[:5]] == [[n, -2] for n in range(5)]
+    assert bodies_back[5] == {"live": True}
+
+
+def test_more_requests_in_a_row_than_are_read_at_once(gateway: RunningGateway) -> None:
+    count = 2000
+    sent = get("/v2/health/live").replace(b"Connection: close\r\n", b"") * count + get("/v2")
+    found = gateway.exchange(sent)
+    assert found.count(b"HTTP/1.1 200 OK") == count + 1
+
+
+@pytest.mark.parametrize("step", [1, 7, 100])
+def test_requests_may_come_in_pieces(gateway: RunningGateway, step: int) -> None:
+    head = b'{"inputs":[{"name":"X","shape":[1,2],"datatype":"FP32","parameters":{"binary_data_size":8}}]}'
+    sent = post("/v2/models/ident/infer", head + X.tobytes(), f"Inference-Header-Content-Length: {len(head)}")
+    with gateway.connect() as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for at in range(0, len(sent), step):
+            client.sendall(sent[at : at + step])
+        found = Found(client.makefile("rb").read())
+    assert found.json["outputs"][0]["data"] == [1.5, -2]
+
+
+def test_chunked_bodies(gateway: RunningGateway) -> None:
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (IDENT_JSON[:10], IDENT_JSON[10:]))
+    head = b"POST /v2/models/ident/infer HTTP/1.1\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    assert ask(gateway, head + chunks + b"0\r\n\r\n").json["outputs"][0]["data"] == [1.5, -2]
+    endless = b"%x\r\n%s\r\n" % (MIB, bytes(MIB)) * 9
+    assert ask(gateway, head + endless).status == 413
+
+
+def test_a_client_may_ask_before_it_sends(gateway: RunningGateway) -> None:
+    with gateway.connect() as client:
+        sent = post("/v2/models/ident/infer", IDENT_JSON, "Expect: 100-continue")
+        client.sendall(sent[: -len(IDENT_JSON)])
+        assert client.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(IDENT_JSON)
+        assert Found(client.makefile("rb").read()).status == 200
+    assert ask(gateway, post("/v2", b"x", "Expect: miracles")).status == 417
+
+
+def test_old_clients(gateway: RunningGateway) -> None:
+    found = gateway.exchange(b"GET /v2/health/live HTTP/1.0\r\n\r\n")
+    assert b"Connection: close" in found
+    with gateway.connect() as client:
+        client.sendall(b"GET /v2/health/live HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        assert b"Connection: keep-alive" in client.recv(1000)
+        client.sendall(b"GET /v2/health/live HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        assert b"200 OK" in client.recv(1000)
+
+
+def test_upgrades_are_not_made(gateway: RunningGateway) -> None:
+    asked = b"GET /v2 HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    found = gateway.exchange(asked + get("/v2/health/live"))
+    assert found.count(b"HTTP/1.1 200 OK") == 2
+    assert b"clockwork-serve" in found
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET /v2 HTTP/1.1\r\nno colon\r\n\r\n", 400),
+        (b"POST /v2 HTTP/1.1\r\nContent-Length: -5\r\n\r\n", 400),
+        (b"POST /v2 HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", 400),
+        (b"POST /v2 HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+        (b"POST /v2 HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n", 413),
+        (b"POST /v2 HTTP/1.1\r\nContent-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n", 413),
+        (b"GET /v2 HTTP/1.1\r\nX: " + b"x" * 400_000, 431),
+        (b"GET /" + b"x" * 400_000, 431),
+    ],
+)
+def test_what_is_no_http_is_refused_and_its_connection_closed(
+    gateway: RunningGateway, sent: bytes, status: int
+) -> None:
+    found = ask(gateway, sent)
+    assert found.status == status
+    assert found.headers["connection"] == "close"
+    assert ask(gateway, get("/v2/health/live")).status == 200
+
+
+def test_what_came_before_is_answered_before_the_refusal(gateway: RunningGateway) -> None:
+    found = gateway.exchange(post("/v2/models/ident/infer", IDENT_JSON, close=False) + b"nonsense\r\n\r\n")
+    statuses = [part[:3] for part in found.split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [b"200", b"400"]
+
+
+def test_too_large_a_body_is_refused_before_it_is_read(gateway: RunningGateway) -> None:
+    with gateway.connect() as client:
+        client.sendall(
+            post("/v2/models/any/infer", b"")[:-4].replace(b"th: 0", b"th: 90000000") + b"\r\n\r\n"
+        )
+        found = b""
+        while b"}" not in found:
+            found += client.recv(1000)
+        # It may go on sending for a while; it is read and thrown away.
+        client.sendall(bytes(500_000))
+    assert Found(found).status == 413
+    assert "at most 8388608 bytes, found 90000000" in Found(found).json["error"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "what"),
+    [
+        (b"GET /v2 HTTP/1.1\r\nHost: ", "header"),
+        (b"POST /v2 HTTP/1.1\r\nContent-Length: 100\r\n\r\nabc", "body"),
+        (post("/v2/models/any/infer", bytes(200_000), "Inference-Header-Content-Length: 9")[:-100], "body"),
+    ],
+)
+def test_slow_requests_are_cut_off(gateway: RunningGateway, sent: bytes, what: str) -> None:
+    found = ask(gateway, sent)
+    assert found.status == 408
+    assert what in found.json["error"]
+
+
+def test_a_client_that_does_not_read_is_not_read(gateway: RunningGateway) -> None:
+    with gateway.connect() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        body = np.zeros(500_000, np.float32).tobytes()
+        sent = post("/v2/models/any/infer", body, "Inference-Header-Content-Length: 0", close=False)
+        client.settimeout(0.5)
+        sent_bytes = 0
+        try:
+            for _ in range(200):
+                client.sendall(sent)
+                sent_bytes += len(sent)
+        except TimeoutError:
+            pass
+        assert sent_bytes < 100 * len(sent)
+        assert ask(gateway, get("/v2/health/live")).status == 200
+
+
+# Metrics
+
+
+def test_metrics_have_the_controllers_counts_and_the_gateways(gateway: RunningGateway) -> None:
+    ask(gateway, post("/v2/models/nope/infer", IDENT_JSON))
+    url = f"127.0.0.1:{gateway.servers.port_by_name['metrics_port']}"
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=20) as client:
+        client.sendall(get("/metrics"))
+        found = Found(client.makefile("rb").read())
+    assert found.headers["content-type"].startswith("text/plain; version=0.0.4")
+    lines = found.body.decode().splitlines()
+    assert "clockwork_requests_received_total 7" in lines
+    assert any(
+        line.startswith(
+            'clockwork_gateway_requests_total{gateway="g0",outcome="invalid",reason="unknown_model"}'
+        )
+        for line in lines
+    )
+    assert ask(gateway, get("/metrics")).status == 200
+
+
+def test_deflate_without_its_header(gateway: RunningGateway) -> None:
+    stream = zlib.compressobj(wbits=-15)
+    body = stream.compress(IDENT_JSON) + stream.flush()
+    assert ask(gateway, post("/v2/models/ident/infer", body, "Content-Encoding: deflate")).status == 200
+
+
+def test_closing_answers_what_is_in_flight(tmp_path: Path) -> None:
+    with running_gateway(tmp_path) as found:
+        found.controller.on_request = lambda request: None
+        with found.connect() as client:
+            client.sendall(post("/v2/models/ident/infer", IDENT_JSON, close=False))
+            found.until(lambda: found.controller.requests)
+            closing = found.loop.create_task
+            found.loop.call_soon_threadsafe(lambda: closing(found.servers.http.close(20)))
+            time.sleep(0.05)
+            found.do(lambda: found.controller.send(found.controller.echo(found.controller.requests[0])))
+            answered = client.makefile("rb").read()
+        assert b"200 OK" in answered
