@@ -1,4 +1,4 @@
-"""Builds the package; with ``CLOCKWORK_MYPYC=1``, with the two brains compiled by mypyc. Decides nothing else.
+"""Builds the package; with ``CLOCKWORK_MYPYC=1`` the two brains are compiled by mypyc. Decides nothing.
 
 Records (``msgspec.Struct``) cannot be compiled, so a module that defines one stays as it is.
 """
