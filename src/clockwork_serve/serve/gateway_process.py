@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec import Struct
@@ -24,6 +24,9 @@ from clockwork_serve.serve.gateway_endpoints import Endpoints
 from clockwork_serve.serve.gateway_exchange import HttpLimits
 from clockwork_serve.serve.gateway_http import HttpServer
 from clockwork_serve.units import MIB
+
+if TYPE_CHECKING:
+    from clockwork_serve.serve.gateway_grpc import GrpcServer
 
 EXIT_CONFIG: Final = 78
 """Exit status where a setting or the host does not allow to start (sysexits' EX_CONFIG)."""
@@ -78,6 +81,7 @@ class GatewayServers:
         self.gateway = Gateway(settings)
         self.endpoints = Endpoints(self.gateway, version("clockwork-serve"), config.model_control)
         self.http = HttpServer(self.gateway, self.endpoints, HttpLimits(body_bytes=config.max_body_bytes))
+        self.grpc: GrpcServer | None = None
         self.port_by_name: dict[str, int] = {}
         self._link = asyncio.get_running_loop().create_task(self.gateway.link.run())
 
@@ -87,7 +91,6 @@ class GatewayServers:
         await self._listen("http_port", config.http_port)
         if config.metrics_port is not None:
             await self._listen("metrics_port", config.metrics_port)
-        self.grpc = None
         if config.grpc_port is not None:
             from clockwork_serve.serve.gateway_grpc import GrpcServer
 
