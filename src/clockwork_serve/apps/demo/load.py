@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
 import numpy as np
 from tritonclient.utils import InferenceServerException
 
@@ -120,18 +121,19 @@ class Load:
     async def send(self, shots: Sequence[Shot], http_url: str, grpc_url: str) -> Answers:
         """Send all shots at their times; returns when every one has ended or the grace is over."""
         client = AsyncClient(http_url, grpc_url)
+        tasks: list[asyncio.Task[None]] = []
         try:
             start_s = time.monotonic() + 0.2
-            tasks: list[asyncio.Task[None]] = []
             for shot in shots:
                 await asyncio.sleep(max(0.0, start_s + shot.at_s - time.monotonic()))
                 tasks.append(asyncio.create_task(self._one(client, shot, start_s + shot.at_s)))
                 self._on_progress(self.answers)
-            _, unanswered = await asyncio.wait(tasks, timeout=GRACE_S) if tasks else (set(), set())
-            for task in unanswered:
+            if tasks:
+                await asyncio.wait(tasks, timeout=GRACE_S)
+        finally:
+            for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        finally:
             await client.close()
         self._on_progress(self.answers)
         return self.answers
@@ -146,7 +148,7 @@ class Load:
             outcome, reason = "ok", ""
         except InferenceServerException as error:
             outcome, reason = refusal(error)
-        except OSError as error:
+        except (OSError, aiohttp.ClientError) as error:
             reason = type(error).__name__
         finally:
             latency_ms = 1000 * (time.monotonic() - planned_s)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import Progress as Bars
@@ -31,6 +34,7 @@ MEMORY_SHARE = 0.2
 PAGE_BYTES, PAGES_MIN = 64 * KIB, 16
 """Small pages, since most of the demo's models are small."""
 
+LINES_SHOWN = 20
 START_S = 180.0
 CASES = 8
 """Different requests of one model in the load, at most."""
@@ -50,7 +54,7 @@ class Demo:
     def run(self) -> int:
         """Everything; the exit status."""
         started = time.monotonic()
-        with progress_bar(self._console) as bars:
+        with _quiet(self._log), progress_bar(self._console) as bars:
             stage = set_up(self._options, self._console, bars)
             device = _device(stage)
             self._ask_plain(stage, bars)
@@ -179,6 +183,31 @@ class Demo:
             client_lag_p99_ms=percentile(answers.lags_ms, 99) or 0.0,
             offline=stage.offline,
         )  # fmt: skip
+
+
+@contextmanager
+def _quiet(lines: deque[str]) -> Iterator[None]:
+    """Keep what our own process logs off the screen; if the demo fails, the last lines are shown."""
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(self.format(record))
+
+    handler = Keep()
+    loggers = [logging.getLogger(name) for name in ("clockwork_serve", "asyncio")]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.propagate = False
+    try:
+        yield
+    except Exception:
+        for line in list(lines)[-LINES_SHOWN:]:
+            print(line, file=sys.stderr)
+        raise
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+            logger.propagate = True
 
 
 def _device(stage: Stage) -> DeviceConfig:
