@@ -97,7 +97,13 @@ def test_a_python_class_answers_text(server: Serving, protocol: str) -> None:
     assert [bytes(one) for one in found["reversed"].reshape(-1)] == [b"eerht owt eno", b"ruof"]
 
 
+def shared_batches(server: Serving) -> int:
+    (record,) = call(server.http_url, "/v2/models/mlp/stats").json["model_stats"]
+    return sum(one["compute_infer"]["count"] for one in record["batch_stats"] if one["batch_size"] > 1)
+
+
 def test_requests_that_share_a_batch_get_their_own_answers(server: Serving, repository: Path) -> None:
+    before = shared_batches(server)
     asked = [random_inputs(repository, "mlp", 1, seed=100 + index) for index in range(96)]
     with ThreadPoolExecutor(24) as pool:
         protocols = ["http", "grpc"] * 48
@@ -106,6 +112,7 @@ def test_requests_that_share_a_batch_get_their_own_answers(server: Serving, repo
         )
     for inputs, outputs in zip(asked, found, strict=True):
         assert_equal(outputs, plain(repository, "mlp", inputs))
+    assert shared_batches(server) > before
 
 
 def test_more_models_than_memory_each_answers_from_its_own_weights(server: Serving) -> None:
