@@ -8,7 +8,7 @@ import pytest
 from msgspec import structs
 
 from clockwork_serve.messages import CodeAdded, Extent, Result, Status
-from clockwork_serve.worker import Worker
+from clockwork_serve.worker import Prepared, Worker
 from clockwork_serve.worker.pages import WeightsState
 from tests.worker.actions import (
     CODE,
@@ -172,6 +172,15 @@ def test_an_infer_of_what_is_not_there_is_refused(action: object) -> None:
     assert tell.refusal(1, action)[0] is Status.WEIGHTS_MISSING  # type: ignore[arg-type]
 
 
+def test_an_infer_with_another_code_than_the_weights_are_laid_out_for_is_refused() -> None:
+    tell = fresh()
+    tell(0, CodeAdded(code=structs.replace(CODE, code_id="more")))
+    tell(0, Prepared(device=GPU, code_id="more"))
+    resident(tell, "a", 0)
+    assert tell.refusal(1, infer(1, "a", 0, code_id="more"))[0] is Status.WEIGHTS_MISSING
+    assert tell(1, unload(2, "a", 0)) == [start(unload(2, "a", 0))]
+
+
 def test_the_refusal_says_what_is_there_instead() -> None:
     tell = fresh()
     resident(tell, "b", 0, version=3)
@@ -185,7 +194,7 @@ def test_an_infer_waits_for_its_weights_inside_its_window() -> None:
     copy, run = load(1, "a", 0), infer(2, "a", 0, window=(1, 5))
     tell(0, copy, run)
     assert tell(1) == []
-    assert tell.wake_ms() == pytest.approx(5)
+    assert tell.worker.next_wakeup_ns() == run.window.latest_ns + 1
     assert tell(4, done(copy, 4))[-1] == start(run)
 
 

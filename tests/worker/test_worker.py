@@ -44,6 +44,14 @@ def test_an_action_starts_when_its_window_opens_and_not_before() -> None:
     assert tell(5) == [start(action)]
 
 
+def test_not_one_nanosecond_early() -> None:
+    tell = fresh()
+    action = load(1, "a", 0, window=(5, 10))
+    tell(0, action)
+    assert tell.worker.decide(ms(5) - 1) == []
+    assert tell.worker.decide(ms(5)) == [start(action)]
+
+
 def test_the_last_instant_of_a_window_is_inside() -> None:
     tell = fresh()
     action = load(1, "a", 0, window=(0, 5))
@@ -191,6 +199,22 @@ def test_the_next_wakeup_is_the_earliest_of_all_devices() -> None:
     assert tell.wake_ms() == 7
 
 
+def test_devices_that_wake_together_all_start() -> None:
+    tell = fresh(SPEC, OTHER)
+    here, there = load(1, "a", 0, window=(4, 9)), load(2, "b", 0, window=(4, 9), device="gpu:1")
+    tell(0, here, there)
+    assert tell(4) == [start(here), start(there)]
+
+
+def test_a_wakeup_that_was_overtaken_is_not_asked_for() -> None:
+    tell = fresh()
+    resident(tell, "a", 0)
+    tell(0, infer(1, "a", 0, window=(5, 50)))
+    tell(1, infer(2, "a", 0, window=(3, 50)))
+    tell(3)
+    assert tell.wake_ms() is None
+
+
 def test_devices_need_names_of_their_own() -> None:
     with pytest.raises(AssertionError, match="each with its name"):
         Worker((SPEC, SPEC))
@@ -285,6 +309,14 @@ def test_weights_of_a_lost_controller_answer_no_infer_of_the_next() -> None:
     tell(2, infer(1, "a", 0))
     effects = tell(3, done(runs, 3))
     assert statuses(effects) == {1: Status.WEIGHTS_MISSING}
+
+
+def test_stale_weights_that_still_wait_to_be_forgotten_are_not_used() -> None:
+    tell = fresh()
+    resident(tell, "a", 0)
+    tell(0, load(1, "b", 4))
+    tell(1, ControllerLost())
+    assert tell.refusal(2, infer(1, "a", 0))[0] is Status.WEIGHTS_MISSING
 
 
 def test_a_load_into_pages_that_the_lost_controllers_infer_reads_is_refused() -> None:

@@ -49,9 +49,10 @@ CODE_LIFE: dict[CodeState, dict[CodeStep, CodeState]] = {
 class HeldCode:
     """A code on one device, and what the controller wants of it.
 
-    ``wanted`` while it is added and not removed; ``answer_due`` while a CodeReady is owed for that;
-    ``chore`` while a Prepare or a Retire of it waits for the load lane. ``users`` counts the actions that
-    wait or run with it and the weights in pages that are laid out by it: a code with users is not retired.
+    ``wanted`` while it is added and not removed; ``answer_due`` while a CodeReady is owed for that, and only
+    then is it prepared; ``chore`` while a Prepare or a Retire of it waits for the load lane. ``users`` counts
+    the actions that wait or run with it and the weights in pages that are laid out by it: a code with users is
+    not retired.
     """
 
     code: Code
@@ -71,7 +72,7 @@ class HeldCode:
     @property
     def to_prepare(self) -> bool:
         """Whether a Prepare is the next thing it needs."""
-        return self.wanted and self.answer_due and self.state in (CodeState.ABSENT, CodeState.FAILED)
+        return self.answer_due and self.state in (CodeState.ABSENT, CodeState.FAILED)
 
     @property
     def to_retire(self) -> bool:

@@ -195,7 +195,7 @@ class DeviceWorker:
         self._advance(Lane.LOAD, now_ns)
         self._advance(Lane.EXEC, now_ns)
         # What was refused may have been a code's last use, and the load lane may be free to retire it.
-        while self._codes_due:
+        if self._codes_due:
             self._settle_codes(now_ns)
             self._advance(Lane.LOAD, now_ns)
 
@@ -359,6 +359,7 @@ class DeviceWorker:
             queued = self.lanes[Lane.LOAD].queued()
             chores = sum(job.code is code for job in queued if not isinstance(job.work, Action))
             assert chores == code.chore, f"code {code_id}: {chores} chores are queued"
+            assert code.wanted or not code.answer_due, f"code {code_id}: an answer is due, and nobody asked"
             assert not code.users or code.state is CodeState.READY, f"{code_id} is used while {code.state}"
 
 
