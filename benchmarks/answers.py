@@ -34,7 +34,9 @@ from clockwork_serve.units import GIB
 SLO_MS = 60_000
 TOGETHER = 6
 """Requests at once where they cannot share a batch; else as many as each batch size in turn."""
-ROUNDS = 8
+AHEAD = 4
+"""Full batches sent first, so that the others meet in the queue."""
+ROUNDS = 24
 """Tries until requests shared every batch size: short models are often done before the next request."""
 
 
@@ -181,7 +183,7 @@ def ask_together(
 ) -> None:
     """As many requests at once as each batch size in turn, until every size was shared."""
     sizes = row.batch_sizes[1:]
-    ahead = [stacked(varied(inputs, sizes[-1]))] * 2 if sizes else []
+    ahead = [stacked(varied(inputs, sizes[-1]))] * AHEAD if sizes else []
     before = batches_run(serving, model)
     for turn in range(ROUNDS):
         requests = varied(inputs, sizes[turn % len(sizes)] if sizes else TOGETHER)
@@ -207,8 +209,9 @@ def conclude(rows: Sequence[Row]) -> Outcome:
             ("model", *ways, "allowed", "batch sizes run", "shared"),
             [
                 (
-                    row.name, *(f"{row.errors[way]:.1e}" if way in row.errors else "-" for way in ways),
-                    f"{row.tolerance:.0e}", " ".join(map(str, row.ran)), " ".join(map(str, sorted(row.mixed))) or "-",
+                    row.name, *(f"{row.errors[way]:.0e}" if way in row.errors else "-" for way in ways),
+                    f"{row.tolerance:.0e}", " ".join(map(str, row.ran)),
+                    " ".join(map(str, sorted(row.mixed))) or "-",
                 )
                 for row in rows
             ],
