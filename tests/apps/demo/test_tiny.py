@@ -36,7 +36,7 @@ def test_each_answers_right(model, tmp_path):
     judgement = model.ask(Files(tmp_path), recorder)
     assert judgement.ok, judgement.answer
     assert recorder.calls
-    assert recorder.fastest_ms < float("inf")
+    assert recorder.typical_ms() > 0
 
 
 @pytest.mark.parametrize("model", tiny.MODELS, ids=lambda model: model.name)

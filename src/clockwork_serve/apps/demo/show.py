@@ -25,8 +25,8 @@ from clockwork_serve.apps.demo.screen import progress_bar, show
 from clockwork_serve.apps.demo.stage import Stage, set_up
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.serve.server import Progress, RunningServer, ServerConfig, running_server
-from clockwork_serve.store import Cache, StoreConfig
-from clockwork_serve.units import KIB, NS_PER_MS, align
+from clockwork_serve.store import StoreConfig
+from clockwork_serve.units import KIB, align
 
 MEMORY_SHARE = 0.2
 """Device memory as a share of all weights' bytes."""
@@ -48,6 +48,7 @@ class Demo:
         self._console = console or Console()
         self._log: deque[str] = deque(maxlen=200)
         self._recorders: dict[str, Recorder] = {}
+        self._batch_1_ms: dict[str, float] = {}
         self._judgements: dict[str, Judgement] = {}
         self._errors: defaultdict[str, list[float]] = defaultdict(list)
 
@@ -78,13 +79,14 @@ class Demo:
         return 0 if report.good else 1
 
     def _ask_plain(self, stage: Stage, bars: Bars) -> None:
-        """Ask plain sessions first: their answers are what the server's are compared with."""
+        """Ask plain sessions first: for answers to compare with, and durations to size the load by."""
         task = bars.add_task("asking plain ONNX Runtime", total=len(stage.models), note="")
         for model in stage.models:
             bars.update(task, note=model.name)
             recorder = Recorder(open_plain(stage.root / model.name / "1"))
             model.ask(stage.files, recorder)
             self._recorders[model.name] = recorder
+            self._batch_1_ms[model.name] = recorder.typical_ms()
             bars.advance(task)
         bars.remove_task(task)
 
@@ -107,20 +109,12 @@ class Demo:
         bars.remove_task(task)
 
     def _mixes(self, stage: Stage) -> list[Mix]:
-        code_ids = {served.model.name: served.code.code_id for served in stage.served}
-        store = Cache(stage.cache)
-        try:
-            mixes = []
-            for model in stage.models:
-                recorder = self._recorders[model.name]
-                profile = store.profile(code_ids[model.name], "cpu")
-                measured_ms = profile.infer_ns[1] / NS_PER_MS if profile else recorder.fastest_ms
-                step = -(-len(recorder.calls) // CASES)
-                cases = tuple(inputs for inputs, _ in recorder.calls[::step])
-                mixes.append(Mix(model.name, stage.instances_of(model), cases, measured_ms))
-            return mixes
-        finally:
-            store.close()
+        mixes = []
+        for model in stage.models:
+            calls = self._recorders[model.name].calls
+            cases = tuple(inputs for inputs, _ in calls[:: -(-len(calls) // CASES)])
+            mixes.append(Mix(model.name, stage.instances_of(model), cases, self._batch_1_ms[model.name]))
+        return mixes
 
     def _send(self, planned: Plan, mixes: list[Mix], server: RunningServer, bars: Bars) -> Answers:
         task = bars.add_task("open-loop load", total=len(planned.shots), note="")
