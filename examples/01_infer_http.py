@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 from tritonclient import http
 
-client = http.InferenceServerClient("127.0.0.1:8000")
+URL = os.environ.get("CLOCKWORK_HTTP", "127.0.0.1:8000")
+
+client = http.InferenceServerClient(URL)
 
 numbers = np.arange(16, dtype=np.int32)[None]
 inputs = [http.InferInput("INPUT0", [1, 16], "INT32"), http.InferInput("INPUT1", [1, 16], "INT32")]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 from tritonclient import grpc
 
-client = grpc.InferenceServerClient("127.0.0.1:8001")
+URL = os.environ.get("CLOCKWORK_GRPC", "127.0.0.1:8001")
+
+client = grpc.InferenceServerClient(URL)
 
 texts = np.array([["a man a plan a canal"], ["never odd or even"]], object)
 tensor = grpc.InferInput("text", [2, 1], "BYTES")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import numpy as np
 from tritonclient import http
 from tritonclient.utils import InferenceServerException
 
-client = http.InferenceServerClient("127.0.0.1:8000")
+URL = os.environ.get("CLOCKWORK_HTTP", "127.0.0.1:8000")
+
+client = http.InferenceServerClient(URL)
 tensor = http.InferInput("bits", [1, 2], "FP32")
 tensor.set_data_from_numpy(np.array([[0.0, 1.0]], np.float32))
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import numpy as np
 from tritonclient.http import InferInput
 from tritonclient.http.aio import InferenceServerClient
+
+URL = os.environ.get("CLOCKWORK_HTTP", "127.0.0.1:8000")
 
 
 async def ask(client: InferenceServerClient, a: int, b: int) -> int:
@@ -19,7 +22,7 @@ async def ask(client: InferenceServerClient, a: int, b: int) -> int:
 
 async def main() -> None:
     """Ask for all pairs of bits, 25 times."""
-    client = InferenceServerClient("127.0.0.1:8000")
+    client = InferenceServerClient(URL)
     pairs = [(a, b) for a in (0, 1) for b in (0, 1)] * 25
     found = await asyncio.gather(*(ask(client, a, b) for a, b in pairs))
     statistics = (await client.get_inference_statistics("mlp"))["model_stats"][0]

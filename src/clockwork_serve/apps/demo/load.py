@@ -21,6 +21,9 @@ ZIPF = 0.9
 SLO_FACTORS = (5, 10, 20)
 """A request may take so many times what its model takes alone, but never less than the load's floor."""
 
+FLOOR_MS = 100.0
+"""The least SLO, whatever the models: the server's own default for those who ask for none."""
+
 GRPC_SHARE = 0.25
 RATE_MAX = 150.0
 """Requests a second that the client can send beside the server on two cores."""
@@ -97,7 +100,7 @@ def plan(mixes: Sequence[Mix], seconds: float, utilisation: float, seed: int = 0
     shares /= shares.sum()
     mean_ms = float(shares @ durations)
     rate = min(RATE_MAX, utilisation * 1000.0 / mean_ms)
-    floor_ms = 3.0 * float(durations.max()) + 20.0
+    floor_ms = max(FLOOR_MS, 3.0 * float(durations.max()) + 20.0)
     shots, now = [], 0.0
     while (now := now + dice.exponential(1.0 / rate)) < seconds:
         mix = mixes[int(dice.choice(len(mixes), p=shares))]
