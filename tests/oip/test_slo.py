@@ -21,11 +21,11 @@ def test_a_request_may_carry_none() -> None:
         ({"slo_ms": 0.5}, None, None, 0.5),
         ({"timeout": 30_000}, None, None, 30),
         ({}, "12.5", None, 12.5),
-        ({}, None, 0.25, 250),
+        ({}, None, 0.25, 249),
         ({"slo_ms": 20, "timeout": 30_000}, "12.5", 0.25, 12.5),
         ({"slo_ms": 20, "timeout": 10_000}, "12.5", 0.25, 10),
         ({"slo_ms": 5, "timeout": 10_000}, "12.5", 0.25, 5),
-        ({"slo_ms": 20, "timeout": 30_000}, "50", 0.004, 4),
+        ({"slo_ms": 20, "timeout": 30_000}, "50", 0.004, 3),
         ({"slo_ms": 86_400_000}, None, None, 86_400_000),
     ],
 )
@@ -33,6 +33,17 @@ def test_the_tightest_wins(
     parameters: dict[str, float], header: str | None, remaining_s: float | None, expected_ms: float
 ) -> None:
     assert requested_slo_ns(parameters, header, remaining_s) == ms(expected_ms)
+
+
+@pytest.mark.parametrize(
+    ("client_s", "arrives_s"),
+    [(0.02, 0.0209), (0.5, 0.5009), (0.9995, 1.0005), (1.5, 1.5098), (9.5, 9.5099), (15, 15.0999), (99, 99.0998),
+     (150.5, 150.9999), (1000.5, 1009.9998), (5000, 5009.9999)],
+)  # fmt: skip
+def test_a_grpc_deadline_is_no_later_than_the_client_set_it(client_s: float, arrives_s: float) -> None:
+    found = requested_slo_ns({}, None, arrives_s)
+    assert found is not None
+    assert client_s * 0.95 * NS_PER_S < found <= client_s * NS_PER_S
 
 
 def test_a_grpc_deadline_beyond_a_day_means_never_and_a_past_one_means_now() -> None:

@@ -6,9 +6,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import uvloop
 
@@ -166,8 +168,8 @@ def test_every_outcome_of_the_controller_is_passed_on(tmp_path: Path) -> None:
             (Outcome.EXPIRED, Reason.LATE),
             (Outcome.FAILED, Reason.MODEL_RAISED),
         ):
-            world.controller.on_request = lambda request, o=outcome, r=reason: world.controller.answer(
-                request, outcome=o, reason=r, message="so it is", retry_after_ns=5
+            world.controller.on_request = partial(
+                world.controller.answer, outcome=outcome, reason=reason, message="so it is", retry_after_ns=5
             )
             client = await world.infer(Client())
             assert client.ended == (outcome, reason)
@@ -261,6 +263,24 @@ def test_a_slot_is_kept_until_no_worker_touches_it(tmp_path: Path) -> None:
         world.controller.release(request)
         await world.until(lambda: world.gateway.slots.used_bytes == 0)
         assert world.controller.epoch(tensors) != tensors.epoch
+
+    in_world(tmp_path, story)
+
+
+def test_an_answer_that_cannot_be_told_is_a_failure_and_harms_nobody(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        def outside(request: Request) -> Answer:
+            tensors = world.controller.tensors(request)
+            ref = msgspec.structs.replace(tensors.refs[0], offset=tensors.header_offset)
+            outputs = msgspec.msgpack.encode(msgspec.structs.replace(tensors, refs=(ref,)))
+            return world.controller.echo(request, outputs=outputs)
+
+        world.controller.on_request = outside
+        client = await world.infer(Client())
+        assert client.ended == (Outcome.FAILED, Reason.NONE)
+        assert world.gateway.slots.used_bytes == 0
+        world.controller.on_request = world.controller.echo
+        assert (await world.infer(Client())).ended == (Outcome.OK, Reason.NONE)
 
     in_world(tmp_path, story)
 

@@ -182,14 +182,14 @@ def test_wrong_requests_are_told_what_is_wrong(
 
 
 def test_unknown_models_are_not_found_everywhere(client: Any) -> None:
-    for asked in (
-        lambda: client.get_model_metadata("nope"),
-        lambda: client.get_model_config("nope"),
-        lambda: client.get_inference_statistics("nope"),
-        lambda: client.is_model_ready("nope"),
+    for ask in (
+        client.get_model_metadata,
+        client.get_model_config,
+        client.get_inference_statistics,
+        client.is_model_ready,
     ):
         with pytest.raises(InferenceServerException, match="NOT_FOUND"):
-            asked()
+            ask("nope")
 
 
 def test_too_large_a_message_is_refused(client: Any) -> None:

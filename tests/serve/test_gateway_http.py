@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import tritonclient.http
@@ -554,6 +555,33 @@ def test_metrics_have_the_controllers_counts_and_the_gateways(gateway: RunningGa
         for line in lines
     )
     assert ask(gateway, get("/metrics")).status == 200
+
+
+def test_the_port_for_metrics_serves_nothing_else(gateway: RunningGateway) -> None:
+    port = gateway.servers.port_by_name["metrics_port"]
+    for sent, status in (
+        (get("/metrics"), 200),
+        (get("/v2/health/live"), 200),
+        (get("/v2/health/ready"), 200),
+        (get("/v2"), 404),
+        (post(INFER, IDENT_JSON), 404),
+    ):
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+            client.sendall(sent)
+            assert Found(client.makefile("rb").read()).status == status
+
+
+def test_an_answer_that_cannot_be_told_is_500(gateway: RunningGateway) -> None:
+    def nameless(request: Request) -> Answer:
+        tensors = gateway.controller.tensors(request)
+        return gateway.controller.echo(
+            request, outputs=msgspec.msgpack.encode(msgspec.structs.replace(tensors, refs=()))
+        )
+
+    gateway.controller.on_request = nameless
+    assert ask(gateway, post(INFER, IDENT_JSON)).status == 500
+    gateway.controller.on_request = gateway.controller.echo
+    assert ask(gateway, post(INFER, IDENT_JSON)).status == 200
 
 
 def test_deflate_without_its_header(gateway: RunningGateway) -> None:

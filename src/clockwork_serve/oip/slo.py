@@ -14,6 +14,10 @@ SLO_MAX_NS: Final = 24 * 3600 * NS_PER_S
 """Beyond a day a limit is a slip of units."""
 FLOOR_NS: Final = 100 * NS_PER_MS
 PROFILE_FACTOR: Final = 5
+_GRPC_STEPS_MS: Final = ((1.002, 1), (10.02, 10), (100.2, 100), (1002.0, 1_000))
+_GRPC_STEP_MAX_MS: Final = 10_000
+"""gRPC's core sends a deadline rounded up: to milliseconds below a second, and so on (measured, 1.85: 1.5 s
+arrives as 1.5095 s). An answer in that time would come too late for its client."""
 
 PRIORITY_MAX: Final = 2**31 - 1
 
@@ -38,7 +42,7 @@ def requested_slo_ns(
     if header is not None:
         limits.append(_header_ns(header))
     if remaining_s is not None and remaining_s * NS_PER_S < SLO_MAX_NS:
-        limits.append(max(1, int(remaining_s * NS_PER_S)))
+        limits.append(_remaining_ns(remaining_s))
     return min(limits, default=None)
 
 
@@ -62,6 +66,12 @@ def priority_of(parameters: Mapping[str, Parameter], default: int) -> int:
     if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= PRIORITY_MAX:
         raise _wrong("parameter 'priority'", f"a whole number from 0 to {PRIORITY_MAX}", priority)
     return priority or default
+
+
+def _remaining_ns(remaining_s: float) -> int:
+    """What a client's gRPC library leaves of its deadline, less what the wire may have added to it."""
+    step_ms = next((step for limit_s, step in _GRPC_STEPS_MS if remaining_s < limit_s), _GRPC_STEP_MAX_MS)
+    return max(1, int(remaining_s * NS_PER_S) - step_ms * NS_PER_MS)
 
 
 def _header_ns(text: str) -> int:

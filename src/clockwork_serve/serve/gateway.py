@@ -93,7 +93,7 @@ class Inquiry(Protocol):
         """Parse it. Raises :class:`InvalidRequest`."""
 
     def end(self, ending: Ending) -> None:
-        """Answer the client. Called exactly once, perhaps before :meth:`Gateway.infer` returns."""
+        """Answer the client, perhaps before :meth:`Gateway.infer` returns. Once; again only if it raised."""
 
 
 @dataclass(slots=True)
@@ -168,7 +168,6 @@ class Gateway:
             slo_ns = requested_slo_ns(call.parameters, inquiry.slo_header, inquiry.remaining_s)
             priority = priority_of(call.parameters, served.model.priority)
             output_bytes = served.model.output_bytes * rows
-            self._check_size(call, output_bytes)
         except InvalidRequest as error:
             self.drop_body(inquiry)
             inquiry.end(self.invalid(error, served))
@@ -182,8 +181,7 @@ class Gateway:
         body, inquiry.body = inquiry.body, None
         slot = self.slots.fill(call.inputs, output_bytes, body)
         if slot is None:
-            message = f"no room among {self.slots.region.size} bytes for the tensors of one more request"
-            self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
+            self._refuse_for_room(inquiry, served, self.slots.bytes_for(call.inputs, output_bytes))
             return ""
         self._count += 1
         request_id = f"{self._prefix}{self._count}"
@@ -249,14 +247,12 @@ class Gateway:
         if pending is None:
             _log.error("answer to a request that is not open", extra={"request_id": answer.request_id})
             return
-        try:
-            if pending.inquiry is not None:
-                pending.inquiry.end(_ending(pending, answer))
-        finally:
-            if answer.release:
-                self.slots.free(pending.slot)
-            else:
-                self._held[answer.request_id] = pending.slot
+        if pending.inquiry is not None:
+            self._pass_on(pending.inquiry, pending, answer)
+        if answer.release:
+            self.slots.free(pending.slot)
+        else:
+            self._held[answer.request_id] = pending.slot
 
     def _on_release(self, release: Release) -> None:
         slot = self._held.pop(release.request_id, None)
@@ -313,13 +309,25 @@ class Gateway:
         ending.retry_after_ns = retry_after_ns
         inquiry.end(ending)
 
-    def _check_size(self, call: InferCall, output_bytes: int) -> None:
-        needed = self.slots.bytes_for(call.inputs, output_bytes)
-        if needed > self.slots.region.size:
-            raise InvalidRequest(
-                f"the request needs {needed} bytes for its inputs and outputs, expected at most "
-                f"{self.slots.region.size}; send fewer rows at once, or raise the server's region_bytes"
+    def _refuse_for_room(self, inquiry: Inquiry, served: Served, needed: int) -> None:
+        size = self.slots.region.size
+        if needed > size:
+            error = InvalidRequest(
+                f"the request needs {needed} bytes for its inputs and outputs, expected at most {size}; "
+                "send fewer rows at once, or raise the server's region_bytes"
             )
+            inquiry.end(self.invalid(error, served))
+            return
+        message = f"no room among {size} bytes for the tensors of one more request"
+        self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
+
+    def _pass_on(self, inquiry: Inquiry, pending: _Pending, answer: Answer) -> None:
+        try:
+            inquiry.end(_ending(pending, answer))
+        except Exception:  # noqa: BLE001 - one answer that cannot be told must not end all others
+            _log.exception("telling an answer failed", extra={"request_id": answer.request_id})
+            message = "the answer could not be told; see the gateway's log"
+            inquiry.end(_own_ending(Outcome.FAILED, Reason.NONE, message, answer.request_id, pending))
 
     def _count_outcome(self, outcome: Outcome, reason: Reason) -> None:
         key = outcome_key(outcome, reason)

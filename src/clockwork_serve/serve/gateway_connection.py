@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
 import httptools
@@ -14,7 +15,7 @@ import httptools
 from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_exchange import Exchange, HttpLimits
 from clockwork_serve.serve.gateway_responses import Response, error_response
-from clockwork_serve.serve.gateway_routes import find_route
+from clockwork_serve.serve.gateway_routes import Route
 from clockwork_serve.units import KIB
 
 DIRECT_BYTES: Final = 64 * KIB
@@ -44,6 +45,7 @@ class HttpHost(Protocol):
     loop: asyncio.AbstractEventLoop
     buffer: memoryview
     tick_s: float
+    find_route: Callable[[bytes], Route | None]
 
     def opened(self, connection: HttpConnection) -> None:
         """A connection was made."""
@@ -155,7 +157,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             return
         self._phase = _BODY
         headers, parser = self._headers, self._parser
-        exchange = Exchange(self.pump, parser.get_method(), find_route(self._url))
+        exchange = Exchange(self.pump, parser.get_method(), self._server.find_route(self._url))
         exchange.keep_alive = parser.should_keep_alive()
         exchange.old = parser.get_http_version() == "1.0"
         self._current = exchange

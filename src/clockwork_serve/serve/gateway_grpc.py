@@ -29,6 +29,7 @@ Context = Any
 
 _ENVELOPE_BYTES: Final = 64 * KIB
 """What a message may have beside its tensors."""
+_DETAILS_MAX: Final = 2000
 _LIVE_SERVICES: Final = ("", INFERENCE_SERVICE)
 _HealthResponse: Final = message("grpc.health.v1.HealthCheckResponse")
 _StreamResponse: Final = message("inference.ModelStreamInferResponse")
@@ -296,7 +297,8 @@ def _metadata(context: Context, key: str) -> str | None:
 
 
 def _text(ending: Ending) -> str:
-    return ending.message or f"{ending.outcome}: {ending.reason}"
+    # It travels as a header, whose size clients limit.
+    return (ending.message or f"{ending.outcome}: {ending.reason}")[:_DETAILS_MAX]
 
 
 def _trailers(ending: Ending, request_id: str) -> tuple[tuple[str, str], ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from clockwork_serve.errors import InvalidRequest
@@ -13,18 +13,22 @@ from clockwork_serve.serve.gateway_connection import DIRECT_BYTES, HttpConnectio
 from clockwork_serve.serve.gateway_endpoints import Endpoints
 from clockwork_serve.serve.gateway_exchange import Exchange, HttpLimits
 from clockwork_serve.serve.gateway_responses import Response, error_response
-from clockwork_serve.serve.gateway_routes import answer, settled
+from clockwork_serve.serve.gateway_routes import Route, answer, find_route, settled
 from clockwork_serve.units import KIB
 
 READ_BYTES: Final = 256 * KIB
+FindRoute = Callable[[bytes], Route | None]
 
 
 class HttpServer:
     """Listens, and keeps its connections. ``buffer`` is where all of them read: no two at a time."""
 
-    def __init__(self, gateway: Gateway, endpoints: Endpoints, limits: HttpLimits) -> None:
+    def __init__(
+        self, gateway: Gateway, endpoints: Endpoints, limits: HttpLimits, find_route: FindRoute = find_route
+    ) -> None:
         self.gateway = gateway
         self.limits = limits
+        self.find_route = find_route
         self.loop = asyncio.get_running_loop()
         self.tick_s = self.loop.time()
         self.buffer = memoryview(bytearray(READ_BYTES))

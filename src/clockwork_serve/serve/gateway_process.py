@@ -23,6 +23,7 @@ from clockwork_serve.serve.gateway import Gateway, GatewaySettings
 from clockwork_serve.serve.gateway_endpoints import Endpoints
 from clockwork_serve.serve.gateway_exchange import HttpLimits
 from clockwork_serve.serve.gateway_http import HttpServer
+from clockwork_serve.serve.gateway_routes import find_metrics_route
 from clockwork_serve.units import MIB
 
 if TYPE_CHECKING:
@@ -80,7 +81,9 @@ class GatewayServers:
         )
         self.gateway = Gateway(settings)
         self.endpoints = Endpoints(self.gateway, version("clockwork-serve"), config.model_control)
-        self.http = HttpServer(self.gateway, self.endpoints, HttpLimits(body_bytes=config.max_body_bytes))
+        limits = HttpLimits(body_bytes=config.max_body_bytes)
+        self.http = HttpServer(self.gateway, self.endpoints, limits)
+        self.metrics = HttpServer(self.gateway, self.endpoints, limits, find_metrics_route)
         self.grpc: GrpcServer | None = None
         self.port_by_name: dict[str, int] = {}
         self._link = asyncio.get_running_loop().create_task(self.gateway.link.run())
@@ -88,9 +91,9 @@ class GatewayServers:
     async def start(self) -> None:
         """Listen on all ports. Raises :class:`ConfigError` if one is not to be had."""
         config = self.config
-        await self._listen("http_port", config.http_port)
+        await self._listen(self.http, "http_port", config.http_port)
         if config.metrics_port is not None:
-            await self._listen("metrics_port", config.metrics_port)
+            await self._listen(self.metrics, "metrics_port", config.metrics_port)
         if config.grpc_port is not None:
             from clockwork_serve.serve.gateway_grpc import GrpcServer
 
@@ -101,17 +104,17 @@ class GatewayServers:
 
     async def close(self, patience_s: float = DRAIN_S) -> None:
         """Accept no more, let requests in flight end for a while, then end everything."""
+        closing = [self.http.close(patience_s), self.metrics.close(patience_s)]
         if self.grpc is not None:
-            await asyncio.gather(self.http.close(patience_s), self.grpc.close(patience_s))
-        else:
-            await self.http.close(patience_s)
+            closing.append(self.grpc.close(patience_s))
+        await asyncio.gather(*closing)
         self._link.cancel()
         self.gateway.close()
 
-    async def _listen(self, name: str, port: int) -> None:
+    async def _listen(self, server: HttpServer, name: str, port: int) -> None:
         config = self.config
         try:
-            self.port_by_name[name] = await self.http.listen(config.host, port, reuse_port=config.reuse_port)
+            self.port_by_name[name] = await server.listen(config.host, port, reuse_port=config.reuse_port)
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
             why = "taken by another program" if taken else f"not to be had ({error.strerror or error})"

@@ -50,6 +50,12 @@ def find_route(url: bytes) -> Route | None:
             return None if endpoint is None else Route(method, endpoint)
 
 
+def find_metrics_route(url: bytes) -> Route | None:
+    """The route on the port that is for metrics alone: those, and health."""
+    route = find_route(url)
+    return route if route is not None and route.endpoint in (_metrics, _live, _ready) else None
+
+
 def answer(endpoints: Endpoints, route: Route, body: bytes) -> Response | Awaitable[Response]:
     """What is answered there, at once or soon."""
     assert route.endpoint is not None
