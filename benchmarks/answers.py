@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -21,6 +22,7 @@ import numpy as np
 import tritonclient.grpc
 import tritonclient.http
 
+from benchmarks import repositories
 from benchmarks.report import Outcome, finish, parser, table
 from benchmarks.serving import Serving, serve
 from clockwork_serve.apps.demo import copies, plain
@@ -34,9 +36,9 @@ from clockwork_serve.units import GIB
 SLO_MS = 60_000
 TOGETHER = 6
 """Requests at once where they cannot share a batch; else as many as each batch size in turn."""
-AHEAD = 4
-"""Full batches sent first, so that the others meet in the queue."""
-ROUNDS = 24
+BLOCKER, BLOCKED_S = "blocker", 0.15
+"""A model that sleeps: while it is asked, requests meet in the queue."""
+ROUNDS = 12
 """Tries until requests shared every batch size: short models are often done before the next request."""
 
 
@@ -121,29 +123,27 @@ class Asker:
         inputs = inputs_of(tensors, tritonclient.grpc)
         return outputs_of(self._grpc.infer(model, inputs, parameters={"slo_ms": SLO_MS}), http=False)
 
-    def together(self, model: str, requests: Sequence[Tensors], ahead: Sequence[Tensors]) -> list[Tensors]:
-        """All at once, by HTTP and gRPC in turn, behind the requests ``ahead`` that keep the model busy."""
-        found: dict[int, Tensors] = {}
+    def together(self, model: str, requests: Sequence[Tensors]) -> list[Tensors]:
+        """All at once, by HTTP and gRPC in turn, while the device is blocked."""
         ended: SimpleQueue[tuple[int, Any, Any]] = SimpleQueue()
-        grpc_inputs = [inputs_of(one, tritonclient.grpc) for one in (*ahead, *requests[1::2])]
-        http_inputs = [inputs_of(one, tritonclient.http) for one in requests[::2]]
-        parameters = {"slo_ms": SLO_MS}
-        for index, inputs in enumerate(grpc_inputs):
-            self._grpc.async_infer(
-                model,
-                inputs,
-                lambda result, error, index=index: ended.put((index, result, error)),
-                parameters=parameters,
-            )
-        handles = [self._http.async_infer(model, inputs, parameters=parameters) for inputs in http_inputs]
-        for index, handle in enumerate(handles):
-            found[2 * index] = outputs_of(handle.get_result(), http=True)
-        for _ in grpc_inputs:
+        by_http = [inputs_of(one, tritonclient.http) for one in requests[::2]]
+        by_grpc = [inputs_of(one, tritonclient.grpc) for one in requests[1::2]]
+        blocker = inputs_of({"x": np.zeros((1, 4), np.float32)}, tritonclient.grpc)
+        self._send(BLOCKER, blocker, lambda result, error: None)
+        time.sleep(BLOCKED_S / 5)
+        for index, inputs in enumerate(by_grpc):
+            self._send(model, inputs, lambda result, error, index=index: ended.put((index, result, error)))
+        handles = [self._http.async_infer(model, inputs, parameters={"slo_ms": SLO_MS}) for inputs in by_http]
+        found = {2 * index: outputs_of(one.get_result(), http=True) for index, one in enumerate(handles)}
+        for _ in by_grpc:
             index, result, error = ended.get(timeout=120.0)
             if error is not None:
                 raise error
-            found[2 * (index - len(ahead)) + 1] = outputs_of(result, http=False)
+            found[2 * index + 1] = outputs_of(result, http=False)
         return [found[index] for index in range(len(requests))]
+
+    def _send(self, model: str, inputs: Sequence[Any], on_end: Callable[..., None]) -> None:
+        self._grpc.async_infer(model, inputs, on_end, parameters={"slo_ms": SLO_MS})
 
     def close(self) -> None:
         """Close both clients."""
@@ -183,21 +183,15 @@ def ask_together(
 ) -> None:
     """As many requests at once as each batch size in turn, until every size was shared."""
     sizes = row.batch_sizes[1:]
-    ahead = [stacked(varied(inputs, sizes[-1]))] * AHEAD if sizes else []
     before = batches_run(serving, model)
     for turn in range(ROUNDS):
         requests = varied(inputs, sizes[turn % len(sizes)] if sizes else TOGETHER)
-        for one, found in zip(requests, asker.together(model, requests, ahead), strict=True):
+        for one, found in zip(requests, asker.together(model, requests), strict=True):
             row.note("together", relative_error(found, session(one)))
         after = batches_run(serving, model)
         row.ran = sorted(after)
-        for size in sizes:
-            # Those ahead ran alone, at the largest size.
-            alone = len(ahead) if size == sizes[-1] else 0
-            if after.get(size, 0) > before.get(size, 0) + alone and size not in row.mixed:
-                row.mixed.append(size)
-        before = after
-        if len(row.mixed) == len(sizes):
+        row.mixed = [size for size in sizes if after.get(size, 0) > before.get(size, 0)]
+        if row.mixed == sizes:
             return
 
 
@@ -211,7 +205,7 @@ def conclude(rows: Sequence[Row]) -> Outcome:
                 (
                     row.name, *(f"{row.errors[way]:.0e}" if way in row.errors else "-" for way in ways),
                     f"{row.tolerance:.0e}", " ".join(map(str, row.ran)),
-                    " ".join(map(str, sorted(row.mixed))) or "-",
+                    " ".join(map(str, row.mixed)) or "-",
                 )
                 for row in rows
             ],
@@ -252,6 +246,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name) / "models"
         write_repository(files, models, root)
+        repositories.sleeper(root, BLOCKER, BLOCKED_S)
         # Batches are used here even where they save no time, to see their answers.
         controller = ControllerConfig(min_batch_gain=-1.0)
         with serve(root, memory_bytes=GIB // 2, controller=controller) as serving:
