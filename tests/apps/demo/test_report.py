@@ -6,6 +6,8 @@ import io
 import json
 from collections import Counter
 
+import msgspec
+import pytest
 from rich.console import Console
 
 from clockwork_serve.apps.demo.judgement import Judgement
@@ -53,7 +55,7 @@ def report(row):
         models=(row,), instances=3, loads=12, unloads=5,
         prediction_error=PredictionError(p50=0.5, p99=None, lane_p50=2.0, lane_p99=200.0),
         duration_s=61.0, device_bytes=1 << 20, weights_bytes=5 << 20, rate=50.0, utilisation=0.55,
-        load_s=30.0, slo_floor_ms=120.0, client_lag_p99_ms=1.5, offline=False,
+        load_s=30.0, slo_floor_ms=120.0, client_lag_p99_ms=1.5, busy=0.1, offline=False,
     )  # fmt: skip
 
 
@@ -94,6 +96,21 @@ def test_the_screen_shows_answer_and_numbers():
     text = stream.getvalue()
     for part in ("✓", "0 xor 1 = 1", "60.0%", "12 loads, 5 unloads", "1 queue_full", "3.0e-06"):
         assert part in text, text
+
+
+def test_other_work_on_the_machine_is_mentioned():
+    for busy, mentioned in ((0.1, False), (1.5, True)):
+        stream = io.StringIO()
+        show(msgspec.structs.replace(report(row()), busy=busy), Console(file=stream, width=140))
+        assert ("other tasks per core" in stream.getvalue()) == mentioned
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_every_answer_is_on_the_screen_whole(width):
+    stream = io.StringIO()
+    show(report(row()), Console(file=stream, width=width))
+    assert "a network of two layers: yes" in stream.getvalue()
+    assert max(map(len, stream.getvalue().splitlines())) <= width
 
 
 def test_a_wrong_answer_is_marked():

@@ -54,7 +54,10 @@ class PredictionError(Struct, frozen=True, kw_only=True):
 
 
 class Report(Struct, frozen=True, kw_only=True):
-    """The whole demo. ``client_lag_p99_ms`` is how late the client itself sent requests."""
+    """The whole demo. ``client_lag_p99_ms`` is how late the client itself sent requests.
+
+    ``busy`` is the load average per core when the demo began: the machine's other work.
+    """
 
     models: tuple[ModelRow, ...]
     instances: int
@@ -69,6 +72,7 @@ class Report(Struct, frozen=True, kw_only=True):
     load_s: float
     slo_floor_ms: float
     client_lag_p99_ms: float
+    busy: float
     offline: bool
 
     @property

@@ -20,8 +20,12 @@ from clockwork_serve.apps.demo.report import ModelRow, Report
 from clockwork_serve.apps.demo.zoo import EXACT
 from clockwork_serve.units import MIB
 
-WIDE = 120
+WIDE = 140
 """Columns from which on answers stand beside their numbers."""
+
+
+BUSY = 0.3
+"""Other runnable tasks per core from which on they are mentioned."""
 
 
 def progress_bar(console: Console) -> Progress:
@@ -109,6 +113,11 @@ def _lines(report: Report) -> list[str]:
         ("next", "clockwork serve examples/models; docs/demo.md; docs/metrics.md; ARCHITECTURE.md"),
     )
     lines = ["", *(f"[dim]{name:<11}[/]{text}" for name, text in facts)]
+    if report.busy > BUSY:
+        lines.append(
+            f"[yellow]{report.busy:.1f} other tasks per core kept this machine busy when the demo began: "
+            "that is in these numbers.[/]"
+        )
     if report.offline:
         lines.append("[yellow]These were the tiny models of examples/models: nothing could be fetched.[/]")
     return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 import time
 from collections import defaultdict, deque
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import Progress as Bars
+from tritonclient.utils import InferenceServerException
 
 from clockwork_serve.apps.demo.client import Client
 from clockwork_serve.apps.demo.judgement import Judgement, Tensors, relative_error
@@ -46,6 +48,7 @@ class Demo:
     def __init__(self, options: DemoOptions, console: Console | None = None) -> None:
         self._options = options
         self._console = console or Console()
+        self._busy = 0.0
         self._log: deque[str] = deque(maxlen=200)
         self._recorders: dict[str, Recorder] = {}
         self._batch_1_ms: dict[str, float] = {}
@@ -55,6 +58,7 @@ class Demo:
     def run(self) -> int:
         """Everything; the exit status."""
         started = time.monotonic()
+        self._busy = os.getloadavg()[0] / (os.cpu_count() or 1)
         with _quiet(self._log), progress_bar(self._console) as bars:
             stage = set_up(self._options, self._console, bars)
             device = _device(stage)
@@ -104,7 +108,10 @@ class Demo:
                     self._errors[name].append(relative_error(outputs, wanted))
                     return outputs
 
-                self._judgements[model.name] = model.ask(stage.files, send)
+                try:
+                    self._judgements[model.name] = model.ask(stage.files, send)
+                except InferenceServerException as error:
+                    self._judgements[model.name] = Judgement(f"no answer: {error}", ok=False)
                 bars.advance(task)
         bars.remove_task(task)
 
@@ -175,6 +182,7 @@ class Demo:
             load_s=self._options.seconds,
             slo_floor_ms=round(planned.floor_ms, 1),
             client_lag_p99_ms=percentile(answers.lags_ms, 99) or 0.0,
+            busy=round(self._busy, 2),
             offline=stage.offline,
         )  # fmt: skip
 

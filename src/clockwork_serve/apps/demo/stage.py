@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress as Bars
+from rich.progress import TaskID
 
 from clockwork_serve.apps.demo import copies, tiny
 from clockwork_serve.apps.demo.copies import Instance, Manifest
@@ -51,6 +54,12 @@ def set_up(options: DemoOptions, console: Console, bars: Bars) -> Stage:
     """Fetch, write and compile. Raises :class:`RepositoryError` if a model cannot be compiled."""
     cache = options.cache or default_cache()
     files = Files(cache / "demo")
+    files.root.mkdir(parents=True, exist_ok=True)
+    with _alone(files.root, bars):
+        return _set_up(cache, files, options, console, bars)
+
+
+def _set_up(cache: Path, files: Files, options: DemoOptions, console: Console, bars: Bars) -> Stage:
     started = time.monotonic()
     _fetch_all(files, options, console, bars)
     fetched_s = time.monotonic() - started
@@ -68,6 +77,16 @@ def set_up(options: DemoOptions, console: Console, bars: Bars) -> Stage:
         root=root, cache=cache, files=files, models=models, instances=manifest.instances, served=served,
         offline=models is tiny.MODELS, fetched_s=fetched_s,
     )  # fmt: skip
+
+
+@contextmanager
+def _alone(folder: Path, bars: Bars) -> Iterator[None]:
+    """Wait until no other demo is setting up there; the lock ends with the process in any case."""
+    with (folder / "lock").open("w") as lock:
+        task = bars.add_task("waiting for another demo to set up", total=None, note="")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        bars.remove_task(task)
+        yield
 
 
 def default_cache() -> Path:
@@ -102,11 +121,13 @@ def _say_missing(console: Console, why: str, requirements: list[str]) -> None:
 
 
 def _bar(bars: Bars, description: str) -> Callable[[int, int, str], None]:
-    """A progress callback that shows a bar until all is done."""
-    task = bars.add_task(description, total=None, note="")
+    """A progress callback that shows a bar from the first call until all is done."""
+    tasks: list[TaskID] = []
 
     def progress(done: int, total: int, text: str) -> None:
-        bars.update(task, completed=done, total=total, note=text, visible=done < total)
+        if not tasks:
+            tasks.append(bars.add_task(description, total=total, note=""))
+        bars.update(tasks[0], completed=done, total=total, note=text, visible=done < total)
 
     return progress
 

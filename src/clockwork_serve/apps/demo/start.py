@@ -31,7 +31,7 @@ def run(options: DemoOptions) -> int:
     except KeyboardInterrupt:
         print("interrupted; what was fetched and compiled is kept", file=sys.stderr)
         return 130
-    except ClockworkError as error:
+    except (ClockworkError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
