@@ -24,6 +24,7 @@ from tests.worker.actions import (
     unload,
 )
 
+MORE = structs.replace(CODE, code_id="more")
 OTHER = structs.replace(SPEC, device="gpu:1")
 
 
@@ -370,16 +371,42 @@ def test_a_code_that_can_not_be_prepared_is_told_why_and_tried_again_when_added_
     assert tell(3, CodeAdded(code=CODE)) == [Prepare(device=GPU, code=CODE)]
 
 
-def test_preparing_takes_its_turn_on_the_load_lane() -> None:
+def test_loads_go_before_codes_that_wait_to_be_prepared() -> None:
     tell = fresh()
-    more = structs.replace(CODE, code_id="more")
-    first, second = load(1, "a", 0), load(2, "b", 2, window=(4, 9))
+    first, second = load(1, "a", 0), load(2, "b", 2)
     tell(0, first)
-    tell(2, CodeAdded(code=more), second)
-    assert tell(5, done(first, 5))[-1] == Prepare(device=GPU, code=more)
-    effects = tell(8, Prepared(device=GPU, code_id="more"))
-    assert CodeReady(device=GPU, code_id="more") in effects
-    assert start(second) in effects
+    tell(2, CodeAdded(code=MORE), second)
+    assert tell(8, done(first, 8))[-1] == start(second)
+    assert statuses(tell(16, done(second, 16))) == {2: Status.OK}
+    assert tell.wake_ms() == 17, "8 ms were worked: 1 ms is left for the controller to say more"
+    assert tell(17) == [Prepare(device=GPU, code=MORE)]
+
+
+def test_between_two_codes_there_is_time_for_a_load() -> None:
+    tell = Told(Worker((SPEC,)))
+    tell(0, CodeAdded(code=CODE), CodeAdded(code=MORE))
+    assert tell(200, Prepared(device=GPU, code_id="net")) == [CodeReady(device=GPU, code_id="net")]
+    assert tell.wake_ms() == 202, "but never more than 2 ms"
+    copy = load(1, "a", 0, window=(0, 300))
+    assert tell(201, copy) == [start(copy)]
+
+
+def test_a_code_that_waited_long_is_prepared_before_loads() -> None:
+    tell = fresh()
+    tell(0, load(1, "a", 0), CodeAdded(code=MORE))
+    copies = [load(at, "a", 2, window=(0, 1000)) for at in (2, 3)]
+    tell(499, *copies)
+    assert tell(499, done(load(1, "a", 0), 499))[-1] == start(copies[0])
+    assert tell(500, done(copies[0], 500))[-1] == Prepare(device=GPU, code=MORE)
+
+
+def test_a_chore_in_its_rest_does_not_hide_a_load_that_opens_sooner() -> None:
+    tell = fresh()
+    first = load(1, "a", 0)
+    tell(0, first, CodeAdded(code=MORE))
+    tell(16, done(first, 16), load(2, "b", 2, window=(17, 90)))
+    assert tell.wake_ms() == 17
+    assert tell(17) == [start(load(2, "b", 2, window=(17, 90)))]
 
 
 def test_an_unknown_code_is_refused() -> None:
@@ -395,7 +422,8 @@ def test_a_removed_code_is_retired_and_can_come_back() -> None:
     tell = fresh()
     assert tell(1, CodeRemoved(code_id="net")) == [Retire(device=GPU, code_id="net")]
     assert tell(2, CodeAdded(code=CODE)) == []
-    assert tell(3, Retired(device=GPU, code_id="net")) == [Prepare(device=GPU, code=CODE)]
+    assert tell(3, Retired(device=GPU, code_id="net")) == []
+    assert tell(5) == [Prepare(device=GPU, code=CODE)]
 
 
 def test_a_removed_code_stays_while_weights_or_actions_use_it() -> None:
@@ -407,7 +435,8 @@ def test_a_removed_code_stays_while_weights_or_actions_use_it() -> None:
     tell(3, done(runs, 3))
     forget = unload(2, "a", 0)
     assert tell(4, forget) == [start(forget)]
-    assert tell(5, done(forget, 5))[-1] == Retire(device=GPU, code_id="net")
+    tell(5, done(forget, 5))
+    assert tell(5.5) == [Retire(device=GPU, code_id="net")]
     assert tell(6, Retired(device=GPU, code_id="net")) == []
     assert tell.refusal(7, load(3, "a", 0))[0] is Status.UNKNOWN_CODE
 
@@ -425,7 +454,8 @@ def test_a_code_removed_while_it_is_prepared_is_retired_unsaid() -> None:
     tell = Told(Worker((SPEC,)))
     tell(0, CodeAdded(code=CODE))
     assert tell(1, CodeRemoved(code_id="net")) == []
-    assert tell(2, Prepared(device=GPU, code_id="net")) == [Retire(device=GPU, code_id="net")]
+    assert tell(2, Prepared(device=GPU, code_id="net")) == []
+    assert tell(2.5) == [Retire(device=GPU, code_id="net")]
     assert tell(3, Retired(device=GPU, code_id="net")) == []
     assert tell.worker.idle
 
@@ -437,6 +467,7 @@ def test_a_code_added_and_removed_before_its_turn_is_not_prepared() -> None:
     tell(0, copies, CodeAdded(code=more))
     tell(1, CodeRemoved(code_id="more"))
     assert statuses(tell(2, done(copies, 2))) == {1: Status.OK}
+    assert tell(3) == []
     assert tell.worker.idle
 
 

@@ -51,7 +51,7 @@ class HeldCode:
 
     ``wanted`` while it is added and not removed; ``answer_due`` while a CodeReady is owed for that, and only
     then is it prepared; ``chore`` while a Prepare or a Retire of it waits for the load lane. ``users`` counts
-    the actions that wait or run with it and the weights in pages that are laid out by it: a code with users is
+    actions that wait or run with it and the weights in pages that are laid out by it: a code with users is
     not retired.
     """
 

@@ -79,9 +79,9 @@ class DeviceWorker:
             held.wanted = held.answer_due = False
             self._codes_due[code_id] = None
 
-    def prepared(self, event: Prepared) -> None:
+    def prepared(self, event: Prepared, now_ns: int) -> None:
         """A Prepare ended."""
-        held = self._chore_ended(event.code_id)
+        held = self._chore_ended(event.code_id, now_ns)
         held.step(CodeStep.OK if event.ok else CodeStep.FAILED)
         if not event.ok and held.answer_due:
             held.answer_due = False
@@ -89,19 +89,19 @@ class DeviceWorker:
                 CodeReady(device=self.spec.device, code_id=event.code_id, ok=False, message=event.message)
             )
 
-    def retired(self, event: Retired) -> None:
+    def retired(self, event: Retired, now_ns: int) -> None:
         """A Retire ended."""
-        self._chore_ended(event.code_id).step(CodeStep.GONE)
+        self._chore_ended(event.code_id, now_ns).step(CodeStep.GONE)
 
-    def _chore_ended(self, code_id: str) -> HeldCode:
-        job = self.lanes[Lane.LOAD].finish()
+    def _chore_ended(self, code_id: str, now_ns: int) -> HeldCode:
+        job = self.lanes[Lane.LOAD].finish(now_ns)
         assert job.code is not None and job.code.code.code_id == code_id, f"{job.work} ran, not {code_id}"
         self._codes_due[code_id] = None
         return job.code
 
-    def done(self, event: LaneDone) -> None:
+    def done(self, event: LaneDone, now_ns: int) -> None:
         """A Start ended: pages change, and its result is due."""
-        job = self.lanes[event.lane].finish()
+        job = self.lanes[event.lane].finish(now_ns)
         action = job.work
         assert isinstance(action, Action) and action.action_id == event.action_id, f"{event}; {action} ran"
         assert event.started_ns <= event.ended_ns, f"{event} ends before it starts"
@@ -180,8 +180,7 @@ class DeviceWorker:
 
     def _refuse_queued(self, refusal: Refusal, now_ns: int) -> None:
         for lane in self.lanes.values():
-            while len(lane):
-                job = lane.drop()
+            for job in lane.drop_all():
                 if isinstance(job.work, Action):
                     self._ended(job)
                     self._ledger.refuse(job, refusal, now_ns)
@@ -217,11 +216,7 @@ class DeviceWorker:
     def _advance(self, name: Lane, now_ns: int) -> None:
         lane = self.lanes[name]
         lane.wake_ns = None
-        while lane.running is None and (head := lane.head()) is not None:
-            earliest_ns, job = head
-            if earliest_ns > now_ns:
-                lane.wake_ns = earliest_ns
-                return
+        while lane.running is None and (job := lane.turn(now_ns)) is not None:
             work = job.work
             if isinstance(work, Infer) and now_ns <= work.window.latest_ns and self._is_coming(work):
                 lane.wake_ns = work.window.latest_ns + 1
@@ -229,12 +224,12 @@ class DeviceWorker:
             if isinstance(work, Action):
                 self._begin(lane, name, job, work, now_ns)
             else:
-                self._begin_chore(lane, job, work)
+                self._begin_chore(lane, job, work, now_ns)
 
     def _begin(self, lane: LaneQueue, name: Lane, job: Job, action: Action, now_ns: int) -> None:
         refusal = self._judge(action, now_ns)
         if refusal is not None:
-            lane.drop()
+            lane.drop(job)
             self._ended(job)
             self._ledger.refuse(job, refusal, now_ns)
             return
@@ -247,7 +242,7 @@ class DeviceWorker:
             assert job.held is not None
             if isinstance(action, Unload):
                 job.held.step(WeightsStep.UNLOAD)
-        lane.start()
+        lane.start(job, now_ns)
         self._ledger.effects.append(Start(device=self.spec.device, lane=name, action=action))
 
     def _judge(self, action: Action, now_ns: int) -> Refusal | None:
@@ -297,16 +292,16 @@ class DeviceWorker:
                 return False
         return any(_loads(job.work, action) for job in self.lanes[Lane.LOAD].queued())
 
-    def _begin_chore(self, lane: LaneQueue, job: Job, work: Prepare | Retire) -> None:
+    def _begin_chore(self, lane: LaneQueue, job: Job, work: Prepare | Retire, now_ns: int) -> None:
         code = job.code
         assert code is not None and code.chore
         code.chore = False
         if not (code.to_prepare if isinstance(work, Prepare) else code.to_retire):
-            lane.drop()
+            lane.drop(job)
             self._codes_due[code.code.code_id] = None
             return
         code.step(CodeStep.PREPARE if isinstance(work, Prepare) else CodeStep.RETIRE)
-        lane.start()
+        lane.start(job, now_ns)
         self._ledger.effects.append(work)
 
     def _settle_codes(self, now_ns: int) -> None:
@@ -328,7 +323,7 @@ class DeviceWorker:
                     else Retire(device=device, code_id=code_id)
                 )
                 code.chore = True
-                self.lanes[Lane.LOAD].push(Job(work, code, owed=False), now_ns)
+                self.lanes[Lane.LOAD].push_chore(Job(work, code, owed=False), now_ns)
 
     def check(self) -> None:
         """Assert every invariant of the state."""

@@ -1,7 +1,8 @@
 """What waits for a lane and what runs on it, in order. It judges no window.
 
-A *job* waits in its lane's queue, by the instant from which it may start and then by arrival; it runs, or is
-dropped (refused, or no longer wanted).
+A *job* is an action or a chore (a code to prepare or to retire). Actions wait in their lane's queue by the
+instant from which they may start and then by arrival, chores beside it. A job runs, or is dropped (refused,
+or no longer wanted).
 
     QUEUED --start--> RUNNING --finish--> ENDED
        +------drop--------------------------> ENDED
@@ -10,15 +11,25 @@ dropped (refused, or no longer wanted).
 from __future__ import annotations
 
 import enum
+from collections import deque
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from typing import Final
 
 from clockwork_serve.messages import Action
+from clockwork_serve.units import NS_PER_MS
 from clockwork_serve.worker.codes import HeldCode
 from clockwork_serve.worker.events import Prepare, Retire
 from clockwork_serve.worker.pages import Held
 
 Work = Action | Prepare | Retire
+
+REST_MAX_NS: Final = 2 * NS_PER_MS
+REST_SHARE: Final = 8
+"""Before it begins a chore a lane stays free for this part of what it did last, at most so long. In that time
+the controller hears of a code that is ready, and its LOAD comes before the next code is prepared."""
+CHORE_PATIENCE_NS: Final = 500 * NS_PER_MS
+"""A chore that has waited for so long goes before actions."""
 
 
 class JobState(enum.Enum):
@@ -69,52 +80,91 @@ class LaneQueue:
 
     def __init__(self) -> None:
         self.running: Job | None = None
+        self.rested_ns = 0
+        """From when on the lane, if it is free, may begin a chore."""
         self.wake_ns: int | None = None
         """When the lane, if it is free, must be looked at again; None: an event will tell."""
-        self._heap: list[tuple[int, int, Job]] = []
-        """All and only queued jobs: (earliest start, arrival, job)."""
+        self._actions: list[tuple[int, int, Job]] = []
+        """Heap of all and only queued actions: (earliest start, arrival, job)."""
+        self._chores: deque[tuple[int, Job]] = deque()
+        """All and only queued chores, and since when each waits."""
         self._arrivals = 0
+        self._started_ns = 0
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return len(self._actions) + len(self._chores)
 
     def push(self, job: Job, earliest_ns: int) -> None:
-        """Queue a job."""
+        """Queue an action."""
         self._arrivals += 1
-        heappush(self._heap, (earliest_ns, self._arrivals, job))
+        heappush(self._actions, (earliest_ns, self._arrivals, job))
 
-    def head(self) -> tuple[int, Job] | None:
-        """The next job and its earliest start."""
-        if not self._heap:
-            return None
-        earliest_ns, _, job = self._heap[0]
-        return earliest_ns, job
+    def push_chore(self, job: Job, now_ns: int) -> None:
+        """Queue a chore."""
+        self._chores.append((now_ns, job))
 
-    def start(self) -> Job:
-        """Run the next job."""
+    def turn(self, now_ns: int) -> Job | None:
+        """The job whose turn it is now. If there is none, ``wake_ns`` tells when to look again.
+
+        Actions go before chores, so that a LOAD does not wait for all codes of a new worker; but each chore
+        gets its turn at last.
+        """
+        self.wake_ns = None
+        due = bool(self._actions) and self._actions[0][0] <= now_ns
+        if self._chores:
+            since_ns, chore = self._chores[0]
+            rested = now_ns >= self.rested_ns and not due
+            if rested or now_ns >= since_ns + CHORE_PATIENCE_NS:
+                return chore
+        if due:
+            return self._actions[0][2]
+        instants = [self._actions[0][0]] if self._actions else []
+        if self._chores:
+            instants.append(self.rested_ns)
+        self.wake_ns = min(instants, default=None)
+        return None
+
+    def start(self, job: Job, now_ns: int) -> None:
+        """Run the job whose turn it is."""
         assert self.running is None, f"{self.running} still runs"
-        job = heappop(self._heap)[2]
+        self._take(job)
         job.step(JobStep.START)
         self.running = job
-        return job
+        self._started_ns = now_ns
 
-    def drop(self) -> Job:
-        """Take the next job out; it will not run."""
-        job = heappop(self._heap)[2]
+    def drop(self, job: Job) -> None:
+        """Take the job whose turn it is out; it will not run."""
+        self._take(job)
         job.step(JobStep.DROP)
-        return job
 
-    def finish(self) -> Job:
+    def _take(self, job: Job) -> None:
+        if self._chores and self._chores[0][1] is job:
+            self._chores.popleft()
+        else:
+            assert self._actions[0][2] is job, f"{job} is not next"
+            heappop(self._actions)
+
+    def drop_all(self) -> list[Job]:
+        """Take all jobs out that wait, actions in their order first."""
+        jobs = [job for _, _, job in sorted(self._actions)] + [job for _, job in self._chores]
+        self._actions.clear()
+        self._chores.clear()
+        for job in jobs:
+            job.step(JobStep.DROP)
+        return jobs
+
+    def finish(self, now_ns: int) -> Job:
         """The running job ended."""
         job = self.running
         assert job is not None, "nothing runs on this lane"
         job.step(JobStep.FINISH)
         self.running = None
+        self.rested_ns = now_ns + min(REST_MAX_NS, (now_ns - self._started_ns) // REST_SHARE)
         return job
 
     def queued(self) -> list[Job]:
         """All jobs that wait, in no order."""
-        return [job for _, _, job in self._heap]
+        return [job for _, _, job in self._actions] + [job for _, job in self._chores]
 
     def check(self) -> None:
         """Assert that the states of jobs are those of where they are."""

@@ -55,11 +55,11 @@ class Worker:
             case Load() | Unload() | Infer() | ControllerLost() | Stop():
                 self._inbox.append(event)
             case LaneDone():
-                self._device(event.device).done(event)
+                self._device(event.device).done(event, now_ns)
             case Prepared():
-                self._device(event.device).prepared(event)
+                self._device(event.device).prepared(event, now_ns)
             case Retired():
-                self._device(event.device).retired(event)
+                self._device(event.device).retired(event, now_ns)
             case CodeAdded():
                 for device in self._all():
                     device.add_code(event)
