@@ -90,6 +90,7 @@ def serve(
     journal: Path | None = None,
     cache: Path | None = None,
     controller: ControllerConfig | None = None,
+    gateways: int = 1,
     log_level: str = "warning",
 ) -> Iterator[Serving]:
     """Serve ``repository`` on one device with free ports until the end of the block."""
@@ -102,6 +103,7 @@ def serve(
         grpc_port=0,
         metrics_port=0,
         journal="" if journal is None else str(journal),
+        gateways=gateways,
         log_level=log_level,
     )
     with running_server(config) as server:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from benchmarks.client import open_loop, run
-from benchmarks.serving import Serving, total
+import numpy as np
+import pytest
+import tritonclient.grpc
+from benchmarks.client import header_of, infer_message, open_loop, run
+from benchmarks.serving import Serving, total, until
+from tritonclient.utils import InferenceServerException
 
 from benchmarks import overload, repositories
+from tests.end_to_end.conftest import call, x_json
 
 Start = Callable[..., AbstractContextManager[Serving]]
 
@@ -34,12 +40,60 @@ def test_hopeless_requests_hear_at_once_and_the_rest_is_served(tmp_path: Path, s
     assert total(metrics, "clockwork_requests_received_total") == len(samples) + 1
 
 
-def test_a_refusal_says_when_to_come_back(tmp_path: Path, start: Start) -> None:
-    root = tmp_path / "models"
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[Serving]:
+    """A server with one model that takes 200 ms, through two gateways."""
+    root = tmp_path_factory.mktemp("slow") / "models"
     repositories.emulated(root, overload.MODEL, {1: 200})
-    with start(root, device="emulated") as serving:
-        shots = overload.shots(serving.http_url, rate=40, seconds=1, slos_ms=(260,), seed=3)
-        report = run(open_loop(serving.http_url, shots))
+    with start(root, device="emulated", gateways=2) as serving:
+        yield serving
+
+
+def test_a_refusal_says_when_to_come_back(slow: Serving) -> None:
+    shots = overload.shots(slow.http_url, rate=40, seconds=1, slos_ms=(260,), seed=3)
+    report = run(open_loop(slow.http_url, shots))
     refused = [sample for sample in report.samples if sample.status == 429]
     assert refused
-    assert all(b"retry-after:" in sample.headers.lower() for sample in refused)
+    assert all(header_of(sample, "retry-after") for sample in refused)
+
+
+def test_an_slo_that_no_schedule_could_meet_is_refused_at_once(slow: Serving) -> None:
+    path, body = f"/v2/models/{overload.MODEL}/infer", x_json([0.0] * 4)
+    response = call(slow.http_url, path, body, {"x-slo-ms": "20"})
+    assert response.status == 429
+    assert response.json["reason"] == "would_miss_deadline"
+
+
+def test_a_grpc_deadline_is_a_deadline(slow: Serving) -> None:
+    tensor = tritonclient.grpc.InferInput("x", [1, 4], "FP32")
+    tensor.set_data_from_numpy(np.zeros((1, 4), np.float32))
+    client = tritonclient.grpc.InferenceServerClient(slow.grpc_url)
+    with client, pytest.raises(InferenceServerException) as caught:
+        client.infer(overload.MODEL, [tensor], client_timeout=0.1)
+    assert caught.value.status() in ("StatusCode.RESOURCE_EXHAUSTED", "StatusCode.DEADLINE_EXCEEDED")
+
+
+def test_a_client_that_goes_away_is_counted_and_makes_room(slow: Serving) -> None:
+    def cancelled() -> float:
+        return total(slow.metrics(), "clockwork_requests_total", outcome="cancelled")
+
+    before = cancelled()
+    host, port = slow.http_url.removeprefix("http://").split(":")
+    message = infer_message(slow.http_url, overload.MODEL, overload.X, slo_ms=5000)
+    sockets = [socket.create_connection((host, int(port))) for _ in range(8)]
+    for one in sockets:
+        one.sendall(message)
+    until("all wait", lambda: total(slow.metrics(), "clockwork_requests_open") == 8)
+    for one in sockets:
+        one.close()
+    until("all ended", lambda: total(slow.metrics(), "clockwork_requests_open") == 0)
+    assert cancelled() - before >= 6
+
+
+def test_gateways_share_the_port_and_the_books(slow: Serving) -> None:
+    before = total(slow.metrics(), "clockwork_requests_received_total")
+    for _ in range(6):
+        assert call(slow.http_url, f"/v2/models/{overload.MODEL}/infer", x_json([0.0] * 4)).status == 200
+    metrics = slow.metrics()
+    assert total(metrics, "clockwork_requests_received_total") == before + 6
+    assert total(metrics, "clockwork_answers_unmatched_total") == 0

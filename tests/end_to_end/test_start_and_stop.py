@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.serving import until
 
 from benchmarks import repositories
 from tests.end_to_end.conftest import ROOT, call, x_json
@@ -50,18 +51,23 @@ def first_line(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_running_work_end(tmp_path: Path, cache: Path, number: signal.Signals) -> None:
+def test_a_signal_lets_running_work_end_and_takes_no_more(
+    tmp_path: Path, cache: Path, number: signal.Signals
+) -> None:
     root = tmp_path / "models"
-    repositories.emulated(root, "slow", {1: 600})
+    repositories.emulated(root, "slow", {1: 1500})
     found: list[int] = []
     with started(command(root, cache, "--device", "emulated:v100")) as (process, ready):
-        body = x_json([0.0] * 4, parameters={"slo_ms": 5000})
+        body = x_json([0.0] * 4, parameters={"slo_ms": 8000})
         client = threading.Thread(
             target=lambda: found.append(call(ready["http"], "/v2/models/slow/infer", body).status)
         )
         client.start()
         wait_until_open(ready["metrics"])
         process.send_signal(number)
+        until("it drains", lambda: call(ready["http"], "/v2/health/ready").status != 200)
+        late = call(ready["http"], "/v2/models/slow/infer", body)
+        assert (late.status, late.json["reason"]) == (503, "draining")
         client.join(START_S)
         assert process.wait(START_S) == 0
     assert found == [200]
