@@ -7,7 +7,8 @@ from msgspec import Struct
 
 from clockwork_serve.store.lifting import RECURRENT_OPS, Lifted, lift
 from clockwork_serve.store.onnx_graph import Plan, prepared
-from clockwork_serve.store.optimiser import Optimiser, Session, open_optimised, parse_model
+from clockwork_serve.store.optimiser import Optimiser, Session, channel_block, open_optimised, parse_model
+from clockwork_serve.store.pixels import rows_as_pixels
 from clockwork_serve.store.problems import ProblemError
 from clockwork_serve.store.trial import RunError, Trial, difference, variants
 
@@ -39,18 +40,41 @@ class Proved(Struct, frozen=True):
 def lower(data: memoryview | bytes, plan: Plan, optimiser: Optimiser) -> Lowered:
     """Optimise and lift a model. Raises ``ProblemError`` if ONNX Runtime does not open it."""
     session, optimised = optimiser.optimise(prepared(parse_model(data), plan))
-    return Lowered(session, optimised, lift(parse_model(optimised), branches=plan.branches))
+    return _lifted(session, optimised, plan)
+
+
+def _lifted(session: Session, optimised: bytes, plan: Plan) -> Lowered:
+    model = parse_model(optimised)
+    block = channel_block()
+    if plan.pixels and block:
+        rows_as_pixels(model, block)
+    return Lowered(session, optimised, lift(model, branches=plan.branches))
 
 
 def prove(lowered: Lowered, plan: Plan, trial: Trial | str) -> Proved:
-    """Compare the lifted graph with the ordinary session; without the weights of branches if need be."""
+    """Compare the lifted graph with the ordinary session; by a lesser plan if need be, told by the result."""
     if not isinstance(trial, Trial):
         return Proved(lowered, plan, f"it could not be tried out ({trial})")
-    obstacle = _obstacle(lowered, trial)
-    if not obstacle or not plan.branches or not lowered.lifted.operators & _BRANCHES:
-        return Proved(lowered, plan, obstacle)
-    plain = Lowered(lowered.session, lowered.optimised, lift(parse_model(lowered.optimised), branches=False))
-    return Proved(plain, msgspec.structs.replace(plan, branches=False), _obstacle(plain, trial))
+    proved = Proved(lowered, plan, _obstacle(lowered, trial))
+    for lesser in _lesser(lowered, plan):
+        if not proved.obstacle:
+            break
+        plain = _lifted(lowered.session, lowered.optimised, lesser)
+        proved = Proved(plain, lesser, _obstacle(plain, trial))
+    return proved
+
+
+def _lesser(lowered: Lowered, plan: Plan) -> list[Plan]:
+    """Plans that leave out what may be the obstacle: rewritten products, the weights of branches, both."""
+    change = msgspec.structs.replace
+    rewritten = plan.pixels and "ReorderInput" in lowered.lifted.operators
+    branches = plan.branches and bool(lowered.lifted.operators & _BRANCHES)
+    lesser = [change(plan, pixels=False)] if rewritten else []
+    if branches:
+        lesser.append(change(plan, branches=False))
+    if rewritten and branches:
+        lesser.append(change(plan, pixels=False, branches=False))
+    return lesser
 
 
 def _obstacle(lowered: Lowered, trial: Trial) -> str:

@@ -13,6 +13,7 @@ class Plan(Struct, frozen=True, kw_only=True):
 
     ``squeezed`` are outputs that lose their batch axis at batch 1, with the shape of a row. ``lost`` says why
     there is no batch, if that loses something. ``branches``: weights inside If, Loop and Scan are lifted too.
+    ``pixels``: products with weights are rewritten as convolutions (see ``pixels``).
     """
 
     interface: Interface
@@ -21,6 +22,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     declared: bool = False
     lost: str = ""
     branches: bool = True
+    pixels: bool = True
 
 
 def prepared(model: onnx.ModelProto, plan: Plan) -> bytes:

@@ -125,6 +125,12 @@ def runtime_fingerprint() -> dict[str, str]:
     }
 
 
+def channel_block(cpuinfo: Path = Path("/proc/cpuinfo")) -> int:
+    """Channels in a block of the runtime's own layout for convolutions; 0 on CPUs where that is not known."""
+    words = set(_cpu_flags(cpuinfo).replace("'", " ").split())
+    return 16 if "avx512f" in words else 8 if "avx2" in words else 0
+
+
 def _cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The CPU's model and flags; the layout of convolution weights depends on the vector width."""
     wanted = ("flags", "Features", "model name", "vendor_id", "CPU part")
