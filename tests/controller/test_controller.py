@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import (
     Cancel,
@@ -349,3 +351,17 @@ def test_one_outlier_does_not_lock_a_model_out() -> None:
     second = world.request("a", slo_ms=50)
     world.run()
     assert served(world, first, second) == [Outcome.REJECTED, Outcome.OK]
+
+
+def test_a_guess_never_locks_a_model_out_and_the_first_execution_replaces_it() -> None:
+    world = World()
+    guess = msgspec.structs.replace(profile(b1_ms=50), guessed=True)
+    world.serve(model("a"), times=guess)
+    world.durations["c"] = profile(b1_ms=2)
+    world.join(device())
+    ids = []
+    for _ in range(2):
+        ids.append(world.request("a", slo_ms=20))
+        world.run()
+    assert served(world, *ids) == [Outcome.OK, Outcome.OK]
+    assert world.answers[ids[1]].expected_ns == ms(2)

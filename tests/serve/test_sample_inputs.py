@@ -83,3 +83,8 @@ def test_a_probe_that_does_not_fit_is_ignored(tmp_path: Path, found: bytes) -> N
 
 def test_optional_inputs_are_left_out() -> None:
     assert shapes(code(spec("x", "FP32", 7), spec("y", "FP32", 7, optional=True))) == [{"x": (1, 7)}]
+
+
+def test_elements_of_bytes_are_bytes_as_devices_take_them() -> None:
+    fill = Fill(name="t", datatype="BYTES", shape=(1, 2))
+    assert all(isinstance(each, bytes) for each in inputs_of([fill])["t"].ravel())

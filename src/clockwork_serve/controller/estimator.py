@@ -6,20 +6,26 @@ Source: paper section 5.3 and the released code: a high quantile, linearly inter
 from __future__ import annotations
 
 from clockwork_serve.messages import Profile
+from clockwork_serve.units import NS_PER_MS
 
 LOAD_KEY = 0
 """Stands for LOAD where a batch size stands for INFER."""
+
+GUESS_NS = NS_PER_MS
+"""The estimate of what could not be measured; a high one would refuse all requests that could mend it."""
 
 
 class Samples:
     """The last ``size`` samples of one duration, and their quantile.
 
-    A seed (the profile) counts as the first sample, so that a first measurement alone decides nothing.
+    A seed (the profile) counts as the first sample, so that a first measurement alone decides nothing; unless
+    it is a guess, which the first measurement replaces.
     """
 
-    __slots__ = ("estimate_ns", "quantile", "samples", "size")
+    __slots__ = ("estimate_ns", "guessed", "quantile", "samples", "size")
 
-    def __init__(self, seed_ns: int, size: int, quantile: float) -> None:
+    def __init__(self, seed_ns: int, size: int, quantile: float, *, guessed: bool = False) -> None:
+        self.guessed = guessed
         self.samples: list[int] = [seed_ns]
         self.size = size
         self.quantile = quantile
@@ -28,8 +34,9 @@ class Samples:
     def add(self, sample_ns: int) -> None:
         """Learn one measured duration."""
         samples = self.samples
-        if len(samples) >= self.size:
+        if self.guessed or len(samples) >= self.size:
             del samples[0]
+        self.guessed = False
         samples.append(sample_ns)
         self._update()
 
@@ -41,8 +48,8 @@ class Samples:
 
     @property
     def median_ns(self) -> int:
-        """The middle sample."""
-        return sorted(self.samples)[len(self.samples) // 2]
+        """The middle sample (of an even number, the lower one)."""
+        return sorted(self.samples)[(len(self.samples) - 1) // 2]
 
     def _update(self) -> None:
         ordered = sorted(self.samples)
@@ -82,7 +89,7 @@ class Estimator:
         window = self._windows.get(key)
         if window is None:
             profile = self._profiles[code_id, kind]
-            window = Samples(_infer_seed_ns(profile, batch), self._size, self._quantile)
+            window = self._seeded(profile, _infer_seed_ns(profile, batch))
             self._windows[key] = window
         return window
 
@@ -92,9 +99,15 @@ class Estimator:
         window = self._windows.get(key)
         if window is None:
             profile = self._profiles[code_id, kind]
-            window = Samples(profile.load_ns(size), self._size, self._quantile)
+            window = self._seeded(profile, profile.load_ns(size))
             self._windows[key] = window
         return window
+
+    def _seeded(self, profile: Profile, seed_ns: int) -> Samples:
+        """A window that starts from the profile; a guess starts it low, so that a first request is tried."""
+        if profile.guessed:
+            seed_ns = min(seed_ns, GUESS_NS)
+        return Samples(seed_ns, self._size, self._quantile, guessed=profile.guessed)
 
 
 def _infer_seed_ns(profile: Profile, batch: int) -> int:

@@ -103,7 +103,8 @@ class Profile(Struct, frozen=True, kw_only=True):
 
     ``infer_ns[batch]`` is the whole lane time (inputs copied in, run, outputs read). LOAD is linear:
     ``load_base_ns + load_ns_per_mib * size / 2**20``. ``workspace_bytes[batch]`` and ``io_bytes[batch]`` are
-    what an INFER needs beside the weights.
+    what an INFER needs beside the weights. ``guessed`` tells that nothing could be measured: the first
+    execution replaces it.
     """
 
     code_id: str
@@ -113,6 +114,7 @@ class Profile(Struct, frozen=True, kw_only=True):
     load_ns_per_mib: int
     workspace_bytes: dict[int, int] = {}
     io_bytes: dict[int, int] = {}
+    guessed: bool = False
 
     def load_ns(self, size: int) -> int:
         """The LOAD duration of ``size`` bytes, in ns."""

@@ -90,7 +90,7 @@ class _Measurement:
             profile=Profile(
                 code_id=self._code.code_id, device_kind=self._device.spec.kind, infer_ns=batches.infer_ns,
                 load_base_ns=base_ns, load_ns_per_mib=per_mib_ns, workspace_bytes=batches.workspace_bytes,
-                io_bytes=batches.io_bytes,
+                io_bytes=batches.io_bytes, guessed=fills is None,
             ),
             warnings=warnings,
         )  # fmt: skip

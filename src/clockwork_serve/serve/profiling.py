@@ -116,6 +116,7 @@ def _guessed(code: Code, config: DeviceConfig, warning: str) -> Measured:
             load_base_ns=LOAD_BASE_NS,
             load_ns_per_mib=NS_PER_MS,
             workspace_bytes=dict.fromkeys(sizes, WORKSPACE_MIN),
+            guessed=True,
         ),
         warnings=(f"{warning}; its durations are a guess until it serves",),
     )

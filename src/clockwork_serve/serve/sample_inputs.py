@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import numpy as np
 
 from clockwork_serve.devices.base import Array
 from clockwork_serve.messages import Code, TensorSpec
@@ -39,8 +40,14 @@ def fills_to_try(code: Code) -> Iterator[tuple[Fill, ...]]:
 
 
 def inputs_of(fills: Sequence[Fill]) -> dict[str, Array]:
-    """One row of inputs by name, the same every time."""
-    return made_up(fills)
+    """One row of inputs by name, the same every time; elements of BYTES are ``bytes``, as devices want."""
+    made = made_up(fills)
+    return {name: _as_bytes(array) if array.dtype == object else array for name, array in made.items()}
+
+
+def _as_bytes(array: Array) -> Array:
+    elements = [each.encode() if isinstance(each, str) else each for each in array.ravel()]
+    return np.array(elements, object).reshape(array.shape)
 
 
 def _known_fills(code: Code) -> tuple[Fill, ...]:

@@ -114,9 +114,18 @@ def running_server(
         finally:
             call(server.close())
     finally:
+        call(_cancel_others())
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+async def _cancel_others() -> None:
+    """End what an interrupted start left behind, so that nothing is destroyed while it is pending."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def run(

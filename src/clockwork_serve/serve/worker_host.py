@@ -53,10 +53,14 @@ class WorkerHost:
         self.hands = Hands(
             Worker(self._specs),
             devices,
-            lambda: self._loop.call_soon_threadsafe(self._deliver),
+            self._wake,
             realtime=realtime,
             tidy=tidy,
         )
+
+    def _wake(self) -> None:
+        """Have the loop deliver what the lanes left to take; for any thread."""
+        self._loop.call_soon_threadsafe(self._deliver)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until ``stop``; then refuse what waits, finish what runs, and return."""
