@@ -149,7 +149,7 @@ def test_each_end_has_its_status_and_trailers(
     request.inputs.add(name="X", datatype="FP32", shape=[1, 2])
     with pytest.raises(grpc.RpcError) as caught:
         stub.ModelInfer(request)
-    assert (caught.value.code(), caught.value.details()) == (status, "this is why")
+    assert (caught.value.code(), caught.value.details()) == (status, f"{reason}: this is why")
     assert dict(caught.value.trailing_metadata()) == {
         "clockwork-outcome": outcome, "clockwork-reason": reason, "clockwork-retry-after-ms": "1.500",
         "clockwork-request-id": gateway.controller.requests[0].request_id,

@@ -267,7 +267,7 @@ def test_each_end_has_its_status_and_reason(
     found = ask(gateway, post("/v2/models/ident/infer", b'{"id":"7",' + IDENT_JSON[1:]))
     assert found.status == status
     assert found.json == {
-        "error": "this is why", "outcome": outcome, "reason": reason, "retry_after_ms": 1500.25, "id": "7",
+        "error": f"{reason}: this is why", "outcome": outcome, "reason": reason, "retry_after_ms": 1500.25, "id": "7",
     }  # fmt: skip
     assert found.headers["retry-after"] == "2"
     assert found.headers["clockwork-request-id"] == gateway.controller.requests[0].request_id

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import queue
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +33,7 @@ from clockwork_serve.messages import (
     Unload,
     Window,
 )
+from clockwork_serve.serve.child import EXIT_BROKEN
 from clockwork_serve.serve.lanes import Answer, Hands
 from clockwork_serve.serve.region import Region
 from clockwork_serve.units import ms
@@ -89,7 +92,7 @@ class Toy:
 class Bench:
     """Hands around a brain and toys, and a mailbox for what they answer."""
 
-    def __init__(self, *devices: Toy) -> None:
+    def __init__(self, *devices: Toy, tidy: Callable[[], None] = lambda: None) -> None:
         self.devices = devices
         self.told = threading.Semaphore(0)
         self.broken: list[BaseException] = []
@@ -98,6 +101,7 @@ class Bench:
             Worker(tuple(device.spec for device in devices)),
             {device.spec.device: device for device in devices},
             self.told.release,
+            tidy=tidy,
             broken=self.broken.append,
         )
 
@@ -131,8 +135,8 @@ class Bench:
 
 
 @contextmanager
-def bench(*devices: Toy) -> Iterator[Bench]:
-    made = Bench(*devices)
+def bench(*devices: Toy, tidy: Callable[[], None] = lambda: None) -> Iterator[Bench]:
+    made = Bench(*devices, tidy=tidy)
     made.hands.start()
     made.post(CodeAdded(code=CODE))
     for _ in devices:
@@ -303,6 +307,25 @@ def test_a_code_that_can_not_be_prepared_says_why_and_the_others_go_on(toy: Toy)
         assert at.next() == CodeReady(device=GPU, code_id="bad", ok=False, message="no such file")
         toy.act = lambda what: None
         at.loaded()
+
+
+def test_memory_is_tidied_once_all_codes_have_come(toy: Toy) -> None:
+    tidied = threading.Event()
+    with bench(toy, tidy=tidied.set) as at:
+        assert tidied.wait(PATIENCE_S)
+        tidied.clear()
+        at.loaded()
+        assert not tidied.is_set()
+        at.post(CodeAdded(code=structs.replace(CODE, code_id="more")))
+        at.next()
+        assert tidied.wait(PATIENCE_S)
+
+
+def test_a_broken_brain_ends_the_process() -> None:
+    source = "from clockwork_serve.serve.lanes import end_process; end_process(AssertionError('two at once'))"
+    ended = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert ended.returncode == EXIT_BROKEN
+    assert "two at once" in ended.stderr
 
 
 def test_a_removed_code_is_retired(toy: Toy) -> None:

@@ -129,6 +129,29 @@ def test_its_threads_stay_on_the_cpus_it_was_given(tmp_path: Path) -> None:
     run(test())
 
 
+def test_real_time_is_had_or_refused_with_what_it_needs(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with worker(tmp_path, realtime=True) as process, orders(tmp_path) as at:
+            joined = asyncio.create_task(ready(at, tmp_path))
+            refused = asyncio.create_task(asyncio.to_thread(process.wait))
+            await asyncio.wait((joined, refused), return_when=asyncio.FIRST_COMPLETED)
+            if joined.done():
+                assert policies(process.pid) == [os.SCHED_FIFO] * 3
+                process.kill()
+                await refused
+                return
+            joined.cancel()
+            assert process.returncode == EXIT_CONFIG
+            assert "CAP_SYS_NICE, or an rtprio limit of 11 or more" in (await ended(process))[1]
+
+    run(test())
+
+
+def policies(pid: int) -> list[int]:
+    """Of each of its threads."""
+    return [os.sched_getscheduler(int(entry.name)) for entry in Path(f"/proc/{pid}/task").iterdir()]
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

@@ -74,6 +74,14 @@ class Ending:
     outputs: list[OutputTensor] = field(default_factory=list)
     parameters: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def text(self) -> str:
+        """What to tell the client: the reason's name first, for stock clients show nothing but this text."""
+        name = self.reason or self.outcome
+        if self.outcome is Outcome.INVALID:
+            return self.message or name
+        return f"{name}: {self.message}" if self.message else name
+
 
 class Inquiry(Protocol):
     """One inference request of a client, whatever protocol it came by.

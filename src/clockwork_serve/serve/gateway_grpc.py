@@ -298,7 +298,7 @@ def _metadata(context: Context, key: str) -> str | None:
 
 def _text(ending: Ending) -> str:
     # It travels as a header, whose size clients limit.
-    return (ending.message or f"{ending.outcome}: {ending.reason}")[:_DETAILS_MAX]
+    return ending.text[:_DETAILS_MAX]
 
 
 def _trailers(ending: Ending, request_id: str) -> tuple[tuple[str, str], ...]:

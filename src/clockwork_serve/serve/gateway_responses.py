@@ -63,7 +63,7 @@ def infer_response(ending: Ending) -> Response:
 
 def _failure(ending: Ending, headers: bytes) -> Response:
     body: dict[str, Any] = {
-        "error": ending.message or f"{ending.outcome}: {ending.reason}",
+        "error": ending.text,
         "outcome": ending.outcome,
         "reason": ending.reason,
     }
