@@ -6,7 +6,6 @@ the brain itself and takes its next one at once; no other thread has to run in b
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import logging
 import os
@@ -36,6 +35,7 @@ from clockwork_serve.worker import (
 SPIN_NS: Final = us(150)
 """A lane sleeps until this long before a start and spins the rest: 0.3 us late, not 30."""
 FIFO_PRIORITY: Final = 10
+"""Of lanes that run in real time."""
 _PR_SET_TIMERSLACK: Final = 29
 _MESSAGE_MAX: Final = 1000
 
@@ -222,7 +222,7 @@ class LaneThread:
         # Sleeps may end 50 us late by default, to save wake-ups.
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
         if self._hands.realtime:
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(FIFO_PRIORITY))
+            set_realtime(FIFO_PRIORITY)
 
     def _next(self, done: WorkerEvent | None) -> Work | None:
         """Report what was done, and wait for more to do; None to end."""
@@ -240,7 +240,7 @@ class LaneThread:
             hands.tell()
             if work is not None:
                 return work
-            if self._untidy:
+            if self._untidy and self._armed_ns is None:
                 self._untidy = False
                 hands.tidy()
             self._sleep()
@@ -352,9 +352,6 @@ def _message(error: Exception) -> str:
     return text[:_MESSAGE_MAX] or type(error).__name__
 
 
-def check_realtime() -> None:
-    """Raise PermissionError unless threads of this process may ask for real-time priority."""
-    before = os.sched_getscheduler(0)
-    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(FIFO_PRIORITY))
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, before, os.sched_param(0))
+def set_realtime(priority: int) -> None:
+    """Put the calling thread under SCHED_FIFO; PermissionError if it may not."""
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))

@@ -21,9 +21,8 @@ from clockwork_serve.messages import (
     Unload,
     WorkerJoined,
 )
-from clockwork_serve.serve.controller_process import SOCKET_NAME
 from clockwork_serve.serve.lanes import Hands
-from clockwork_serve.serve.transport import Link, connect, hello
+from clockwork_serve.serve.transport import SOCKET_NAME, Link, connect, hello
 from clockwork_serve.worker import ControllerLost, Stop, Worker, WorkerEvent
 
 RETRY_S: Final = 0.05

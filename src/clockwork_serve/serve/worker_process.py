@@ -24,7 +24,7 @@ from clockwork_serve.devices import DeviceConfig, build
 from clockwork_serve.devices.base import Device
 from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.serve import child
-from clockwork_serve.serve.lanes import check_realtime
+from clockwork_serve.serve.lanes import FIFO_PRIORITY, set_realtime
 from clockwork_serve.serve.worker_host import WorkerHost
 
 EXIT_CONFIG: Final = 78
@@ -38,7 +38,8 @@ _log = logging.getLogger(__name__)
 class WorkerConfig(Struct, frozen=True, kw_only=True):
     """``pin_cpus`` are the CPUs that all its threads are kept on (empty: any).
 
-    ``realtime`` runs the lanes under SCHED_FIFO, which needs CAP_SYS_NICE or an rtprio limit of 10 or more.
+    ``realtime`` runs its threads under SCHED_FIFO, which needs CAP_SYS_NICE or an rtprio limit of 11 or more,
+    and two CPUs at least: a lane that computes leaves none to the others.
     """
 
     run_dir: str
@@ -88,11 +89,12 @@ def _set_priorities(config: WorkerConfig) -> None:
             ) from None
     if config.realtime:
         try:
-            check_realtime()
+            # Its wakes are short, and a lane's computation is not.
+            set_realtime(FIFO_PRIORITY + 1)
         except OSError as error:
             raise ConfigError(
                 f"realtime of {config.name}: real-time priority was refused ({error.strerror}); give the "
-                "process CAP_SYS_NICE, or an rtprio limit of 10 or more (ulimit -r), or turn it off"
+                "process CAP_SYS_NICE, or an rtprio limit of 11 or more (ulimit -r), or turn it off"
             ) from None
 
 
