@@ -85,6 +85,18 @@ def mlp(seed: int = 0, *, width: int = 32, batch: str | int = "N", prefix: str =
     return model(nodes, [("x", T.FLOAT, [batch, 8])], [("y", T.FLOAT, [batch, 3])], weights)
 
 
+def dense(seed: int = 0) -> onnx.ModelProto:
+    """Two products wide enough to be rewritten as convolutions."""
+    random = np.random.default_rng(seed)
+    weights = {"v": floats(random, 400, 192), "w": floats(random, 192, 256), "b": floats(random, 256)}
+    nodes = [
+        h.make_node("MatMul", ["x", "v"], ["m"]),
+        h.make_node("Tanh", ["m"], ["t"]),
+        h.make_node("Gemm", ["t", "w", "b"], ["y"]),
+    ]
+    return model(nodes, [("x", T.FLOAT, ["N", 400])], [("y", T.FLOAT, ["N", 256])], weights)
+
+
 def rectified_weights(seed: int = 0, *, positive: bool = False) -> onnx.ModelProto:
     """Weights that the graph itself rectifies: folding keeps the positive ones and no others."""
     random = np.random.default_rng(seed)

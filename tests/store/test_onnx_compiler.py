@@ -43,6 +43,53 @@ def test_lifted_answers_equal_an_ordinary_session_at_every_batch_size(shop, make
         assert difference(shop.run(served, {"x": x}), graphs.answers(model, {"x": x})) <= tolerance
 
 
+def operators(served) -> set[str]:
+    return {node.op_type for node in onnx.load(f"{served.code.path}/model.onnx").graph.node}
+
+
+def test_copies_of_products_rewritten_as_convolutions_are_gathered(shop):
+    models = {name: graphs.dense(seed) for seed, name in enumerate("abcd")}
+    for name, model in models.items():
+        shop.add(name, model)
+    served, _ = shop.compile()
+    assert len({each.code.code_id for each in served.values()}) == 1
+    rewritten = "ReorderInput" in operators(served["a/1"])
+    assert rewritten == bool(shop.compiler.optimiser.block)
+    runs = shop.compiler.optimiser.runs
+    shop.add("e", graphs.dense(9))
+    models["e"] = graphs.dense(9)
+    served, _ = shop.compile()
+    assert shop.compiler.optimiser.runs == runs  # gathered, not optimised
+    for name, model in models.items():
+        for size in (1, 5, 16):
+            x = rows(size, 400, seed=size)
+            got = shop.run(served[f"{name}/1"], {"x": x})
+            assert difference(got, graphs.answers(model, {"x": x})) <= 1e-5
+
+
+class WrongBlock(Optimiser):
+    """Takes this CPU for one with another layout."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = 24 - self.block if self.block else 8
+
+
+def test_products_are_left_as_they_are_if_rewriting_them_changes_answers_and_copies_follow(shop):
+    shop.compiler = Compiler(shop.cache, shop.config, WrongBlock())
+    models = {name: graphs.dense(seed) for seed, name in enumerate("abc")}
+    for name, model in models.items():
+        shop.add(name, model)
+    served, _ = shop.compile()
+    x = rows(3, 400)
+    for name, model in models.items():
+        each = served[f"{name}/1"]
+        assert each.code.lifted
+        assert "ReorderInput" not in operators(each)
+        assert difference(shop.run(each, {"x": x}), graphs.answers(model, {"x": x})) <= 1e-5
+    assert len({each.code.code_id for each in served.values()}) == 1
+
+
 def test_every_float_weight_is_in_the_blob_on_an_aligned_place_and_none_in_the_code(shop):
     served = shop.served("m", graphs.convnet())
     folder = served.code.path

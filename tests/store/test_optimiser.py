@@ -6,7 +6,13 @@ import numpy as np
 import onnx
 import pytest
 
-from clockwork_serve.store.optimiser import Optimiser, _cpu_flags, parse_model, runtime_fingerprint
+from clockwork_serve.store.optimiser import (
+    Optimiser,
+    _cpu_flags,
+    channel_block,
+    parse_model,
+    runtime_fingerprint,
+)
 from clockwork_serve.store.problems import ProblemError
 from clockwork_serve.store.trial import RunError
 from tests.store import graphs
@@ -52,3 +58,13 @@ def test_artefacts_depend_on_the_runtime_and_on_the_instruction_sets(tmp_path):
         (tmp_path / name).write_text(f"processor : 0\nmodel name : X\nflags : {flags}\ncpu MHz : 1\n")
     assert _cpu_flags(tmp_path / "old") != _cpu_flags(tmp_path / "new")
     assert _cpu_flags(tmp_path / "old") == _cpu_flags(tmp_path / "same")
+
+
+@pytest.mark.parametrize(
+    ("flags", "block"),
+    [("sse avx avx2 avx512f", 16), ("sse avx avx2", 8), ("sse avx", 0), ("avx512fp16", 0)],
+)
+def test_the_channels_in_a_block_are_known_by_the_instruction_sets(tmp_path, flags, block):
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nmodel name : X\nflags : {flags}\n")
+    assert channel_block(tmp_path / "cpuinfo") == block
+    assert channel_block(tmp_path / "missing") == 0

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from clockwork_serve.store.lifting import RECURRENT_OPS, Lifted, lift
 from clockwork_serve.store.onnx_graph import Plan, prepared
-from clockwork_serve.store.optimiser import Optimiser, Session, channel_block, open_optimised, parse_model
+from clockwork_serve.store.optimiser import Optimiser, Session, open_optimised, parse_model
 from clockwork_serve.store.pixels import rows_as_pixels
 from clockwork_serve.store.problems import ProblemError
 from clockwork_serve.store.trial import RunError, Trial, difference, variants
@@ -45,9 +45,8 @@ def lower(data: memoryview | bytes, plan: Plan, optimiser: Optimiser) -> Lowered
 
 def _lifted(session: Session, optimised: bytes, plan: Plan) -> Lowered:
     model = parse_model(optimised)
-    block = channel_block()
-    if plan.pixels and block:
-        rows_as_pixels(model, block)
+    if plan.block:
+        rows_as_pixels(model, plan.block)
     return Lowered(session, optimised, lift(model, branches=plan.branches))
 
 
@@ -67,13 +66,13 @@ def prove(lowered: Lowered, plan: Plan, trial: Trial | str) -> Proved:
 def _lesser(lowered: Lowered, plan: Plan) -> list[Plan]:
     """Plans that leave out what may be the obstacle: rewritten products, the weights of branches, both."""
     change = msgspec.structs.replace
-    rewritten = plan.pixels and "ReorderInput" in lowered.lifted.operators
+    rewritten = bool(plan.block) and "ReorderInput" in lowered.lifted.operators
     branches = plan.branches and bool(lowered.lifted.operators & _BRANCHES)
-    lesser = [change(plan, pixels=False)] if rewritten else []
+    lesser = [change(plan, block=0)] if rewritten else []
     if branches:
         lesser.append(change(plan, branches=False))
     if rewritten and branches:
-        lesser.append(change(plan, pixels=False, branches=False))
+        lesser.append(change(plan, block=0, branches=False))
     return lesser
 
 

@@ -92,7 +92,7 @@ class OnnxCompiler:
     def _first(self, source: Source, settings: ModelSettings, key: str) -> Compiled:
         found = interface_of(parse_model(source.data))
         batching = batching_of(found, settings, self._config)
-        plan = _planned(found, batching, settings)
+        plan = _planned(found, batching, settings, self._optimiser.block)
         lowered = self._lower(source.data, plan)
         trial = try_out(lowered.session, plan.interface, batched=plan.max_batch_size > 0)
         if isinstance(trial, Trial):
@@ -100,7 +100,7 @@ class OnnxCompiler:
             verdict = judged(trial, plan.interface, batched=plan.max_batch_size > 0, asked=asked)
             if verdict.lost or verdict.squeezed:
                 batching = Batching(0, verdict.lost) if verdict.lost else batching
-                plan = _planned(found, batching, settings)
+                plan = _planned(found, batching, settings, self._optimiser.block)
                 plan = msgspec.structs.replace(plan, squeezed=verdict.squeezed)
                 lowered = self._lower(source.data, plan)
                 trial = try_out(lowered.session, plan.interface, batched=plan.max_batch_size > 0)
@@ -229,13 +229,14 @@ def _flat(source: Source) -> npt.NDArray[np.uint32]:
     return elements(source.data, source.frame.holes)
 
 
-def _planned(found: Interface, batching: Batching, settings: ModelSettings) -> Plan:
+def _planned(found: Interface, batching: Batching, settings: ModelSettings, block: int) -> Plan:
     interface = declared(found, settings, batched=batching.max_batch_size > 0)
     return Plan(
         interface=interface,
         max_batch_size=batching.max_batch_size,
         declared=interface != found,
         lost=batching.lost,
+        block=block,
     )
 
 

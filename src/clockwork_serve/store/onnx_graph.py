@@ -13,7 +13,7 @@ class Plan(Struct, frozen=True, kw_only=True):
 
     ``squeezed`` are outputs that lose their batch axis at batch 1, with the shape of a row. ``lost`` says why
     there is no batch, if that loses something. ``branches``: weights inside If, Loop and Scan are lifted too.
-    ``pixels``: products with weights are rewritten as convolutions (see ``pixels``).
+    Products with weights are rewritten as convolutions with ``block`` channels in a block; 0: they are not.
     """
 
     interface: Interface
@@ -22,7 +22,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     declared: bool = False
     lost: str = ""
     branches: bool = True
-    pixels: bool = True
+    block: int = 0
 
 
 def prepared(model: onnx.ModelProto, plan: Plan) -> bytes:

@@ -44,10 +44,14 @@ class Session:
 
 
 class Optimiser:
-    """Optimises graphs for this very CPU. ``runs`` counts how often it had to."""
+    """Optimises graphs for this very CPU. ``runs`` counts how often it had to.
+
+    ``block``: channels in a block of the runtime's own layout for convolutions, 0 if that is not known.
+    """
 
     def __init__(self) -> None:
         self.runs = 0
+        self.block = channel_block()
         self._lock = threading.Lock()
 
     def optimise(self, model: bytes) -> tuple[Session, bytes]:
