@@ -66,6 +66,8 @@ class Thread:
     cpu_s: float
     voluntary: int
     involuntary: int
+    waited_s: float
+    """Time that it could have run but another thread had the core."""
 
 
 def threads(pid: int) -> list[Thread]:
@@ -86,6 +88,7 @@ def threads(pid: int) -> list[Thread]:
                 cpu_s=(int(fields[11]) + int(fields[12])) * TICK_S,
                 voluntary=int(status["voluntary_ctxt_switches"]),
                 involuntary=int(status["nonvoluntary_ctxt_switches"]),
+                waited_s=int((task / "schedstat").read_text().split()[1]) / 1e9,
             )
         )
     return found
@@ -101,31 +104,33 @@ class Disturbance:
     """CPU time of processes that took no part."""
     involuntary: int
     """Switches away from the lane's thread that it did not ask for."""
+    waited_s: float
+    """Time that the lane's thread could have run but another thread had the core."""
 
 
 class Watch:
     """Measures the disturbance from its making until :meth:`read`."""
 
-    def __init__(self, ours: Iterable[int], lane: tuple[int, int] | None = None) -> None:
+    def __init__(self, ours: Iterable[int], lane: tuple[int, int]) -> None:
         self._ours = list(ours)
         self._lane = lane
         self._started = time.monotonic()
         self._stolen, self._busy = stolen_s(), busy_s()
         self._own = sum(cpu_s(pid) for pid in self._ours)
-        self._involuntary = self._switches()
+        self._before = self._thread()
 
     def read(self) -> Disturbance:
         """What happened since."""
         own = sum(cpu_s(pid) for pid in self._ours) - self._own
+        now = self._thread()
         return Disturbance(
             seconds=time.monotonic() - self._started,
             stolen_s=stolen_s() - self._stolen,
             others_s=max(0.0, busy_s() - self._busy - own),
-            involuntary=self._switches() - self._involuntary,
+            involuntary=now.involuntary - self._before.involuntary,
+            waited_s=now.waited_s - self._before.waited_s,
         )
 
-    def _switches(self) -> int:
-        if self._lane is None:
-            return 0
+    def _thread(self) -> Thread:
         pid, tid = self._lane
-        return next((thread.involuntary for thread in threads(pid) if thread.tid == tid), 0)
+        return next(thread for thread in threads(pid) if thread.tid == tid)
