@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from msgspec import structs
 
 from clockwork_serve.messages import (
     Call,
@@ -36,6 +39,8 @@ PROFILE = Profile(
     code_id="net", device_kind="toy", infer_ns={1: ms(2), 2: ms(3), 4: ms(5), 8: ms(9)}, load_base_ns=0,
     load_ns_per_mib=0, workspace_bytes={1: 100, 8: 1001}, io_bytes={1: 100, 2: 100, 4: 501},
 )  # fmt: skip
+MORE = structs.replace(CODE, code_id="more")
+OTHER = structs.replace(SPEC, device="gpu:1")
 
 
 def load(
@@ -149,3 +154,10 @@ def resident(
     (result,) = tell(at_ms, done(action, at_ms))
     assert isinstance(result, Result)
     assert result.status is Status.OK
+
+
+def statuses(effects: Sequence[object]) -> dict[int, Status]:
+    """How each action ended, of those that did."""
+    results = [effect for effect in effects if isinstance(effect, Result)]
+    assert len({result.action_id for result in results}) == len(results)
+    return {result.action_id: result.status for result in results}

@@ -29,7 +29,7 @@ REST_SHARE: Final = 8
 """Before it begins a chore a lane stays free for this part of what it did last, at most so long. In that time
 the controller hears of a code that is ready, and its LOAD comes before the next code is prepared."""
 CHORE_PATIENCE_NS: Final = 500 * NS_PER_MS
-"""A chore that has waited for so long goes before actions."""
+"""A chore goes before actions when it has waited for so long, and none was done meanwhile."""
 
 
 class JobState(enum.Enum):
@@ -90,6 +90,7 @@ class LaneQueue:
         """All and only queued chores, and since when each waits."""
         self._arrivals = 0
         self._started_ns = 0
+        self._chored_ns = 0  # when the last chore ended
 
     def __len__(self) -> int:
         return len(self._actions) + len(self._chores)
@@ -114,7 +115,7 @@ class LaneQueue:
         if self._chores:
             since_ns, chore = self._chores[0]
             rested = now_ns >= self.rested_ns and not due
-            if rested or now_ns >= since_ns + CHORE_PATIENCE_NS:
+            if rested or now_ns >= max(since_ns, self._chored_ns) + CHORE_PATIENCE_NS:
                 return chore
         if due:
             return self._actions[0][2]
@@ -159,6 +160,8 @@ class LaneQueue:
         assert job is not None, "nothing runs on this lane"
         job.step(JobStep.FINISH)
         self.running = None
+        if not isinstance(job.work, Action):
+            self._chored_ns = now_ns
         self.rested_ns = now_ns + min(REST_MAX_NS, (now_ns - self._started_ns) // REST_SHARE)
         return job
 
