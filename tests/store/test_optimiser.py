@@ -27,6 +27,18 @@ def test_an_optimised_model_is_handed_back_beside_its_session():
     assert session.output_shapes() == [["N", 10]]
 
 
+def test_a_sum_and_its_normalisation_are_not_fused_into_the_slower_operator():
+    h, t = onnx.helper, onnx.TensorProto
+    nodes = [h.make_node("Add", ["x", "z"], ["s"]), h.make_node("LayerNormalization", ["s", "g", "b"], ["y"])]
+    weights = {"g": np.ones(8, np.float32), "b": np.zeros(8, np.float32)}
+    shape = [2, 4, 8]
+    model = graphs.model(
+        nodes, [("x", t.FLOAT, shape), ("z", t.FLOAT, shape)], [("y", t.FLOAT, shape)], weights
+    )
+    _, optimised = Optimiser().optimise(model.SerializeToString())
+    assert [node.op_type for node in parse_model(optimised).graph.node] == ["Add", "LayerNormalization"]
+
+
 def test_inputs_that_do_not_fit_are_an_error_of_the_run():
     session, _ = Optimiser().optimise(graphs.mlp().SerializeToString())
     with pytest.raises(RunError, match="invalid dimensions"):
