@@ -171,6 +171,35 @@ def test_a_chain_of_products_stays_a_picture_as_long_as_nothing_else_reads_it(ca
         assert np.abs(got - right).max() / np.abs(right).max() <= 1e-5
 
 
+def test_an_activation_after_one_that_the_product_has_already_is_kept():
+    model = chain([node("Tanh", "p", "q")])
+    first = model.graph.node[0]
+    first.op_type, first.domain = "FusedGemm", "com.microsoft"
+    first.attribute.append(helper.make_attribute("activation", "Relu"))
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    x = matrix(5, 192) / 30
+    wanted = run(model, x)
+    assert rows_as_pixels(model, block_of_this_cpu()) == 2
+    assert np.abs(run(model, x) - wanted).max() / np.abs(wanted).max() <= 1e-5
+
+
+def test_products_of_the_same_rows_with_other_factors_have_pictures_of_their_own():
+    model = chain([node("Relu", "p", "q")])
+    del model.graph.node[:]
+    fused = {name: helper.make_node("FusedMatMul", ["x", "v"], [name]) for name in "pq"}
+    model.graph.initializer.append(numpy_helper.from_array(matrix(192, 180), "u"))
+    fused["q"].input[1] = "u"
+    for name, factor in (("p", 1.0), ("q", 0.25)):
+        fused[name].domain = "com.microsoft"
+        fused[name].attribute.append(helper.make_attribute("alpha", factor))
+    model.graph.node.extend([*fused.values(), node("Add", "p", "q", "y")])
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    x = matrix(5, 192)
+    wanted = run(model, x)
+    assert rows_as_pixels(model, block_of_this_cpu()) == 2
+    assert np.abs(run(model, x) - wanted).max() / np.abs(wanted).max() <= 1e-5
+
+
 def test_weights_that_a_branch_reads_too_are_left_alone():
     model, _ = product("MatMul", matrix(192, 256), 2)
     out = [helper.make_tensor_value_info("o", TensorProto.FLOAT, None)]
