@@ -84,9 +84,7 @@ def conclude(
     print(f"  batch 1 {milliseconds(service_ns)}, SLO {milliseconds(slo_ns)}, {sent} requests")
     print(f"  ends {dict(report.ends())}, answered late {len(good) - in_time}; the server counted {reasons}")
     print(f"  latency {tail}")
-    print(
-        f"  lane: {disturbed.involuntary / sent:.2f} involuntary switches a request, limit {INVOLUNTARY_MAX:g}"
-    )
+    print(f"  lane: {disturbed.involuntary / sent:.2f} switches a request, limit {INVOLUNTARY_MAX:g}")
     print(f"  lane: waited for a core {percent(disturbed.waited_s, seconds)}, limit {WAITED_MAX:.0%}")
     print(f"  stolen: {percent(disturbed.stolen_s, seconds)} of a core, limit {STOLEN_MAX:.1%}")
     print(f"  used by others: {percent(disturbed.others_s, seconds)} of a core, limit {OTHERS_MAX:.0%}")
