@@ -109,9 +109,9 @@ class Disturbance:
 
 
 class Watch:
-    """Measures the disturbance from its making until :meth:`read`."""
+    """Measures the disturbance from its making until :meth:`read`; ``lane`` is a thread (pid, tid)."""
 
-    def __init__(self, ours: Iterable[int], lane: tuple[int, int]) -> None:
+    def __init__(self, ours: Iterable[int], lane: tuple[int, int] | None = None) -> None:
         self._ours = list(ours)
         self._lane = lane
         self._started = time.monotonic()
@@ -132,5 +132,7 @@ class Watch:
         )
 
     def _thread(self) -> Thread:
+        if self._lane is None:
+            return Thread(tid=0, name="", cpu_s=0.0, voluntary=0, involuntary=0, waited_s=0.0)
         pid, tid = self._lane
         return next(thread for thread in threads(pid) if thread.tid == tid)
