@@ -83,6 +83,7 @@ class Exchange:
         self._readiness = Readiness(ready=False, why="starting")
         self._asked: dict[int, _Asked] = {}  # asks that wait for the keeper, by our id
         self._ask_count = 0
+        self._lost_level = logging.WARNING  # a lost link is news, unless we are stopping
         self._receivers: dict[Role, Callable[[Link, Frame], bool]] = {
             Role.GATEWAY: self._from_gateway,
             Role.WORKER: self._from_worker,
@@ -114,7 +115,7 @@ class Exchange:
     def on_lost(self, link: Link) -> None:
         """A link is gone, and with it whatever its process had in flight."""
         role, name = link.peer.role, link.peer.name
-        _log.warning("link lost: %s", link.lost_because)
+        _log.log(self._lost_level, "link lost: %s", link.lost_because)
         if role is Role.WORKER and self._workers.get(name) is link:
             del self._workers[name]
             devices = [device for device, owner in self._worker_by_device.items() if owner is link]
@@ -217,6 +218,7 @@ class Exchange:
                 if self._models.pop(frame.model, None) is not None:
                     self._publish(frame, self._gateways.values())
             case Drain():
+                self._lost_level = logging.INFO
                 self.driver.post(frame)
             case Ask():
                 self._on_catalogue_complete()

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from clockwork_serve.errors import TransportError
-from clockwork_serve.messages import Ask, Frame, Question, Readiness, Reply, Role
+from clockwork_serve.messages import Ask, Drain, Frame, Question, Readiness, Reply, Role
 from clockwork_serve.serve.transport import Link, connect, hello
 
 RETRY_S: Final = 0.02
@@ -37,6 +37,7 @@ class ControllerLink:
         self._link: Link | None = None
         self._replies: dict[int, asyncio.Future[Reply]] = {}  # all and only asks without a reply
         self._asks = 0
+        self._lost_level = logging.WARNING  # a lost link is news, unless we are stopping
         self._task = asyncio.get_running_loop().create_task(self._hold())
 
     def send(self, *frames: Frame) -> None:
@@ -44,6 +45,8 @@ class ControllerLink:
         if self._link is not None:
             for frame in frames:
                 self._link.send(frame)
+                if isinstance(frame, Drain):
+                    self._lost_level = logging.INFO
 
     async def ask(self, what: Question, body: bytes = b"{}") -> dict[str, Any]:
         """The answer of the controller itself. Raises :class:`TransportError` if none comes."""
@@ -109,7 +112,7 @@ class ControllerLink:
                     )
 
     def _on_lost(self, link: Link) -> None:
-        _log.warning("link lost: %s", link.lost_because)
+        _log.log(self._lost_level, "link lost: %s", link.lost_because)
         self._forget()
         self._lost.set()
 
