@@ -76,7 +76,7 @@ SETTINGS = (
     Setting("max_batch", integer(1, 1024), 16, "16", "most requests in one batch"),
     Setting("largest_batch", integer(1, 1024), 64, "64", "most that a model's max_batch_size may say"),
     Setting("look_ahead_ms", number(0, 1000, above=True), 5.0, "5", "how far ahead lanes are filled"),
-    Setting("slack_ms", number(0, 1000), 1.0, "1", "how long before its deadline a request should end"),
+    Setting("slack_ms", number(0, 1000), 2.0, "2", "how long before its deadline a request should end"),
     Setting("queue_limit", integer(1, 1_000_000), 1000, "1000", "waiting requests per model"),
     Setting("retries", integer(0, 100), 1, "1", "times a request on a lost worker is planned again"),
     # Devices

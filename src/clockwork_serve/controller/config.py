@@ -32,7 +32,7 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     policy: str = "paper"
     reject_infeasible: bool = True
     look_ahead_ns: int = 5 * NS_PER_MS
-    slack_ns: int = NS_PER_MS
+    slack_ns: int = 2 * NS_PER_MS
     network_ns: int = 200 * NS_PER_US
     max_batch: int = 16
     max_exec_ns: int = 250 * NS_PER_MS
