@@ -33,7 +33,7 @@ def test_a_fair_run_passes() -> None:
     ]  # fmt: skip
     found = judge(samples, [run(0, 500, "0"), run(501, 1001, "3")])
     assert found.lags_ns == [ms(2), ms(2), ms(505 - 501)]
-    assert (found.good, found.best, found.late, found.could_have_joined) == (2, 2, 0, 0)
+    assert (found.good, found.best, found.late_ns, found.could_have_joined) == (2, 2, [], 0)
     assert conclude(found, len(samples)).verdict == "passed"
 
 
@@ -53,7 +53,7 @@ def test_saying_no_late_or_to_what_could_be_served_is_found() -> None:
 def test_a_late_answer_is_found() -> None:
     samples = [sample(600, 0, 601, GOOD), sample(600, 1, 5, (504, b""))]
     found = judge(samples, [run(101, 601, "0")])
-    assert (found.late, found.good, dict(found.other_ends)) == (1, 0, {"504": 1})
+    assert (found.late_ns, found.good, dict(found.other_ends)) == ([ms(1)], 0, {"504": 1})
     assert conclude(found, 2).verdict == "missed"
 
 
