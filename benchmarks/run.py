@@ -15,6 +15,8 @@ SHORT: dict[str, tuple[str, ...]] = {
     "feasible_load": ("--seconds", "30"),
     "worker_kill": ("--requests", "6000", "--connections", "200"),
     "many_models": ("--models", "200", "--held", "20", "--idle-seconds", "10"),
+    "device_lane_time": ("--seconds", "0.5"),
+    "device_memory": ("--cycles", "300"),
 }
 """By benchmark, what makes it short; without it, it takes as long as the docs say."""
 
