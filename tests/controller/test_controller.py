@@ -365,3 +365,20 @@ def test_a_guess_never_locks_a_model_out_and_the_first_execution_replaces_it() -
         world.run()
     assert served(world, *ids) == [Outcome.OK, Outcome.OK]
     assert world.answers[ids[1]].expected_ns == ms(2)
+
+
+def test_a_hot_model_is_replicated_and_a_lukewarm_one_is_not() -> None:
+    world = World(ControllerConfig(max_batch=1))
+    world.serve(model("hot"), model("lukewarm"))
+    world.join(device("d0"), worker="w0")
+    world.join(device("d1"), worker="w1")
+    world.request("lukewarm", slo_ms=100)
+    world.run()
+    ids = []
+    for _ in range(40):
+        ids += [world.request("hot", slo_ms=100) for _ in range(2)]
+        world.run(until_ms=12)
+    world.run()
+    loads = [action.model for action in world.actions if isinstance(action, Load)]
+    assert sorted(loads) == ["hot/1", "hot/1", "lukewarm/1"]
+    assert served(world, *ids).count(Outcome.OK) >= 76, "one device alone could serve 49 in that time"

@@ -84,7 +84,7 @@ class Keeper:
         link = self._link
         assert link is not None, "start it first"
         deadline_s = time.monotonic() + timeout_s
-        while not (link.readiness.ready and await self._gateways_ready()):
+        while not (link.readiness.ready and await self._gateways_ready(link)):
             why = self.supervisor.hopeless()
             if why is not None:
                 raise StartError(why)
@@ -122,9 +122,15 @@ class Keeper:
             raise TransportError("the server is not running")
         return await self._link.ask(Question.STATE)
 
-    async def _gateways_ready(self) -> bool:
+    async def _gateways_ready(self, link: ControllerLink) -> bool:
         ports = self.ports.number_by_name
         if not await healthy(self.config.host, ports["http_port"]):
+            return False
+        # They share a port, where only one of them answered.
+        try:
+            if len((await link.ask(Question.STATE))["gateways"]) < self.config.gateways:
+                return False
+        except TransportError:
             return False
         others = [port for name, port in ports.items() if name != "http_port"]
         return all([await listens(self.config.host, port) for port in others])
