@@ -92,6 +92,8 @@ def serve(
     controller: ControllerConfig | None = None,
     gateways: int = 1,
     log_level: str = "warning",
+    pin: bool = False,
+    realtime: bool = False,
 ) -> Iterator[Serving]:
     """Serve ``repository`` on one device with free ports until the end of the block."""
     config = ServerConfig(
@@ -105,6 +107,8 @@ def serve(
         journal="" if journal is None else str(journal),
         gateways=gateways,
         log_level=log_level,
+        pin=pin,
+        realtime=realtime,
     )
     with running_server(config) as server:
         (worker,) = (name for name in server.names if name.startswith("worker"))
