@@ -48,7 +48,7 @@ def profile(
         return 1 if problems else 0
     if profiled.profiles:
         show_table(
-            ["models", "code", "device", ">ms by batch size", ">LOAD 10 MiB", ">scratch"],
+            ["models", "code", "device", ">ms by batch size", ">LOAD", ">scratch"],
             _rows(served, profiled.profiles),
         )
     show_problems((), problems)
@@ -68,13 +68,14 @@ def _names(served: Sequence[Served]) -> dict[str, list[str]]:
 
 def _rows(served: Sequence[Served], profiles: Sequence[Profile]) -> list[list[str]]:
     keys = _names(served)
+    sizes = {each.code.code_id: each.model.weights.size for each in served}
     return [
         [
             shared_by(keys[each.code_id]),
             each.code_id[:12],
             each.device_kind,
             _durations(each),
-            f"{to_ms(each.load_ns(10 << 20)):.2f} ms",
+            f"{to_ms(each.load_ns(sizes[each.code_id])):.2f} ms",
             size_text(max(each.workspace_bytes.values(), default=0)),
         ]
         for each in sorted(profiles, key=lambda found: (keys[found.code_id][0], found.device_kind))
