@@ -1,0 +1,71 @@
+"""Two devices, a process each: a hot model is on both, and one of them suffices while the other is away."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from benchmarks.client import Report, closed_loop, infer_message, run
+from benchmarks.serving import Serving, total, until
+
+from benchmarks import repositories
+from clockwork_serve.devices import DeviceConfig
+from clockwork_serve.serve.server import ServerConfig, running_server
+from clockwork_serve.store import StoreConfig
+from clockwork_serve.units import MIB
+
+WORKERS = ("worker-cpu:0", "worker-cpu:1")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Serving]:
+    """One model that takes 30 ms without using a core, on two devices."""
+    root = tmp_path_factory.mktemp("pair") / "models"
+    repositories.sleeper(root, "hot", 0.03)
+    config = ServerConfig(
+        repository=str(root), store=StoreConfig(cache_dir=str(cache)), http_port=0, grpc_port=0, metrics_port=0,
+        devices=tuple(DeviceConfig(device=f"cpu:{n}", memory_bytes=8 * MIB) for n in range(2)),
+    )  # fmt: skip
+    with running_server(config) as server:
+        assert set(WORKERS) <= set(server.names)
+        yield Serving(server, WORKERS[0])
+
+
+def load(serving: Serving, requests: int, kill: int | None = None) -> Report:
+    """More than one device can do: six clients that want an answer within 150 ms."""
+    width = 4
+    message = infer_message(
+        serving.http_url, "hot", [("x", "FP32", (1, width), bytes(4 * width))], slo_ms=150
+    )
+
+    def messages(index: int) -> bytes:
+        if kill is not None and index == requests // 3:
+            os.kill(kill, signal.SIGKILL)
+        return message
+
+    return run(closed_loop(serving.http_url, messages, requests=requests, connections=6))
+
+
+def infers(serving: Serving, device: str) -> float:
+    return total(serving.metrics(), "clockwork_actions_total", device=device, action="infer", status="ok")
+
+
+def test_a_hot_model_runs_on_both_devices(pair: Serving) -> None:
+    before = [infers(pair, f"cpu:{n}") for n in range(2)]
+    report = load(pair, 120)
+    assert report.ends()["200"] >= 60
+    assert all(infers(pair, f"cpu:{n}") >= before[n] + 10 for n in range(2))
+
+
+def test_one_device_suffices_while_the_other_is_away(pair: Serving) -> None:
+    victim = pair.server.pid("worker-cpu:1")
+    assert victim is not None
+    report = load(pair, 150, kill=victim)
+    assert len(report.samples) == 150
+    assert report.unanswered == 0
+    assert not report.ends().keys() - {"200", "429 would_miss_deadline", "504 late", "500 worker_lost"}
+    assert report.ends()["200"] >= 50
+    until("the other device is back", lambda: pair.server.pid("worker-cpu:1") not in {None, victim})
