@@ -26,7 +26,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Serv
     root = tmp_path_factory.mktemp("pair") / "models"
     repositories.sleeper(root, "hot", 0.03)
     config = ServerConfig(
-        repository=str(root), store=StoreConfig(cache_dir=str(cache)), http_port=0, grpc_port=0, metrics_port=0,
+        repository=str(root), store=StoreConfig(cache_dir=str(cache)), http_port=0, grpc_port=0,
+        metrics_port=0,
         devices=tuple(DeviceConfig(device=f"cpu:{n}", memory_bytes=8 * MIB) for n in range(2)),
     )  # fmt: skip
     with running_server(config) as server:
