@@ -90,12 +90,12 @@ def serve(
     journal: Path | None = None,
     cache: Path | None = None,
     controller: ControllerConfig | None = None,
-    gateways: int = 1,
-    log_level: str = "warning",
-    pin: bool = False,
-    realtime: bool = False,
+    **settings: Any,
 ) -> Iterator[Serving]:
-    """Serve ``repository`` on one device with free ports until the end of the block."""
+    """Serve ``repository`` on one device with free ports until the end of the block.
+
+    ``settings`` are more fields of ``ServerConfig``.
+    """
     config = ServerConfig(
         repository=str(repository),
         store=StoreConfig(cache_dir=str(cache or repository.parent / "cache")),
@@ -105,10 +105,7 @@ def serve(
         grpc_port=0,
         metrics_port=0,
         journal="" if journal is None else str(journal),
-        gateways=gateways,
-        log_level=log_level,
-        pin=pin,
-        realtime=realtime,
+        **{"log_level": "warning", **settings},
     )
     with running_server(config) as server:
         (worker,) = (name for name in server.names if name.startswith("worker"))
