@@ -19,6 +19,9 @@ from clockwork_serve.controller.timers import Timers
 from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.units import NS_PER_MS
 
+LOADERS_MAX = 4
+"""Of devices that lack the weights, so many are looked at, the soonest load lanes first."""
+
 RECHECK_NS = 2 * NS_PER_MS
 """How often waiting requests are judged while the action before them is late against its estimate."""
 
@@ -66,6 +69,8 @@ class Feasibility:
         self._unjudged: dict[Queue, None] = {}
         """Queues whose head or hope changed."""
         self._timers = Timers()
+        self._loaders: list[DeviceBelief] | None = None
+        """Devices by when their load lanes are free, once that was asked in this instant."""
 
     def doubt(self, queue: Queue) -> None:
         """Judge this queue in the next ``hopeless``."""
@@ -92,6 +97,7 @@ class Feasibility:
     def reject(self, now_ns: int) -> list[ServedModel]:
         """Refuse every hopeless request; returns the models that lost one."""
         losers: dict[ServedModel, None] = {}
+        self._loaders = None
         names = dict.fromkeys(self._timers.due(now_ns))
         for name in self._belief.moved:
             names[name] = names[f"{name}/load"] = None
@@ -193,12 +199,25 @@ class Feasibility:
                 best = hope
         if best is not None and best.end_ns <= queue.dues[0]:
             return best
-        for device in self._belief.devices.values():
-            if device.name not in residencies:
-                cold = self._cold(queue, device, now_ns)
-                if cold is not None and (best is None or cold.end_ns < best.end_ns):
+        looked_at = 0
+        for device in self._soonest_loaders(now_ns):
+            if device.name in residencies:
+                continue
+            cold = self._cold(queue, device, now_ns)
+            if cold is not None:
+                looked_at += 1
+                if best is None or cold.end_ns < best.end_ns:
                     best = cold
+                if looked_at == LOADERS_MAX:
+                    break
         return best
+
+    def _soonest_loaders(self, now_ns: int) -> list[DeviceBelief]:
+        """All devices, those first whose load lane is free first; lanes do not change while we judge."""
+        if self._loaders is None:
+            devices = self._belief.devices.values()
+            self._loaders = sorted(devices, key=lambda device: device.load.available_ns(now_ns))
+        return self._loaders
 
     def _warm(self, queue: Queue, device: DeviceBelief, start_ns: int) -> Hope:
         samples = self._samples(queue, device)
