@@ -321,6 +321,16 @@ def test_memory_is_tidied_once_all_codes_have_come(toy: Toy) -> None:
         assert tidied.wait(PATIENCE_S)
 
 
+def test_a_code_that_comes_while_its_lane_rests_is_prepared_all_the_same(toy: Toy) -> None:
+    toy.act = lambda what: time.sleep(0.02 * what.startswith("load"))  # so long that the lane rests for 2 ms
+    with bench(toy) as at:
+        for count in range(5):
+            assert at.ask(timely(load(1000 + count, f"m{count}", 0))).status is Status.OK
+            at.post(CodeAdded(code=structs.replace(CODE, code_id=f"c{count}")))
+            assert at.next() == CodeReady(device=GPU, code_id=f"c{count}")
+            assert at.ask(timely(unload(2000 + count, f"m{count}", 0))).status is Status.OK
+
+
 def test_a_broken_brain_ends_the_process() -> None:
     source = "from clockwork_serve.serve.lanes import end_process; end_process(AssertionError('two at once'))"
     ended = subprocess.run(

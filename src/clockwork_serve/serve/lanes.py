@@ -141,8 +141,10 @@ class Hands:
                     if isinstance(effect, Result):
                         self._opened.pop(effect.action_id, None)
                     self._answers.append(effect)
-        for name in self._lanes if len(events) != 1 else (getattr(events[0], "device", ""),):
-            for lane in self._lanes.get(name, {}).values():
+        # What names no device (a code that came) may concern the lanes of all.
+        named = getattr(events[0], "device", "") if len(events) == 1 else ""
+        for name in self._lanes if named not in self._lanes else (named,):
+            for lane in self._lanes[name].values():
                 lane.rearm()
 
     def tell(self) -> None:
