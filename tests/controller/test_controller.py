@@ -14,6 +14,7 @@ from clockwork_serve.messages import (
     ModelRemoved,
     Outcome,
     Reason,
+    Result,
     Status,
     Unload,
 )
@@ -382,3 +383,24 @@ def test_a_hot_model_is_replicated_and_a_lukewarm_one_is_not() -> None:
     loads = [action.model for action in world.actions if isinstance(action, Load)]
     assert sorted(loads) == ["hot/1", "hot/1", "lukewarm/1"]
     assert served(world, *ids).count(Outcome.OK) >= 76, "one device alone could serve 49 in that time"
+
+
+def test_a_result_that_comes_twice_or_after_its_worker_was_lost_changes_nothing() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    request_id = world.request("a", slo_ms=500)
+    told: list[Result] = []
+    tell = world.tell
+
+    def listen(*events):  # type: ignore[no-untyped-def]
+        told.extend(event for event in events if isinstance(event, Result))
+        tell(*events)
+
+    world.tell = listen  # type: ignore[method-assign]
+    world.run()
+    world.tell(*told)
+    world.kill("w0", "d0")
+    world.tell(*told)
+    assert served(world, request_id) == [Outcome.OK]
+    assert world.releases == []

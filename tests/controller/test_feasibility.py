@@ -170,3 +170,20 @@ def test_the_same_request_twice_is_a_bug() -> None:
     world.controller.observe(request, world.now_ns)
     with pytest.raises(AssertionError, match="x came twice"):
         world.controller.observe(request, world.now_ns)
+
+
+def test_the_device_whose_load_lane_is_free_soonest_is_found_among_many_as_they_come_and_go() -> None:
+    world = World()
+    world.serve(*[model(f"m{at}") for at in range(9)], times=profile(b1_ms=10, load_ms=50))
+    for at in range(8):
+        world.join(device(f"d{at}"), worker=f"w{at}")
+    ids = [world.request(f"m{at}", slo_ms=75) for at in range(8)]
+    ninth = world.request("m8", slo_ms=75)
+    assert world.answers[ninth].reason is Reason.WOULD_MISS_DEADLINE, "all load lanes are taken for 50 ms"
+    world.run()
+    assert all(world.answers[one].outcome is Outcome.OK for one in ids)
+    for at in range(7):
+        world.kill(f"w{at}", f"d{at}")
+    last = world.request("m8", slo_ms=75)
+    world.run()
+    assert world.answers[last].outcome is Outcome.OK

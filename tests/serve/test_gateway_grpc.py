@@ -30,18 +30,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]
 
 
 @pytest.fixture
-def gateway(shared: RunningGateway) -> Iterator[RunningGateway]:
-    controller = shared.controller
-    controller.on_request = controller.echo
-    controller.requests.clear()
-    controller.cancels.clear()
-    controller.asks.clear()
-    yield shared
-    controller.on_request = controller.echo
-    shared.until(lambda: shared.servers.gateway.slots.used_bytes == 0)
-
-
-@pytest.fixture
 def client(gateway: RunningGateway) -> Iterator[Any]:
     found = tritonclient.grpc.InferenceServerClient(gateway.grpc_url)
     yield found
