@@ -172,18 +172,34 @@ def test_the_same_request_twice_is_a_bug() -> None:
         world.controller.observe(request, world.now_ns)
 
 
-def test_the_device_whose_load_lane_is_free_soonest_is_found_among_many_as_they_come_and_go() -> None:
+def many(count: int) -> World:
+    """``count`` devices whose load lanes were each given 50 ms of work, 5 ms after the one before."""
     world = World()
-    world.serve(*[model(f"m{at}") for at in range(9)], times=profile(b1_ms=10, load_ms=50))
-    for at in range(8):
+    world.serve(*[model(f"m{at}") for at in range(12)], times=profile(b1_ms=10, load_ms=50))
+    for at in range(count):
         world.join(device(f"d{at}"), worker=f"w{at}")
-    ids = [world.request(f"m{at}", slo_ms=75) for at in range(8)]
-    ninth = world.request("m8", slo_ms=75)
-    assert world.answers[ninth].reason is Reason.WOULD_MISS_DEADLINE, "all load lanes are taken for 50 ms"
+    for at in range(count):
+        world.request(f"m{at}", slo_ms=500)
+        world.run(until_ms=5)
+    assert [action.device for action in world.actions] == [f"d{at}" for at in range(count)]
+    return world
+
+
+def test_of_many_devices_the_one_whose_load_lane_is_free_soonest_is_hoped_for() -> None:
+    world = many(8)
+    in_time = world.request("m8", slo_ms=78)
+    hopeless = world.request("m9", slo_ms=65)
     world.run()
-    assert all(world.answers[one].outcome is Outcome.OK for one in ids)
+    assert world.answers[in_time].outcome is Outcome.OK, "d0: 10 ms to go, LOAD 50, INFER 10"
+    assert world.answers[hopeless].reason is Reason.WOULD_MISS_DEADLINE
+
+
+def test_nothing_is_hoped_for_from_a_device_that_is_gone() -> None:
+    world = many(8)
+    waiting = world.request("m8", slo_ms=95)
     for at in range(7):
         world.kill(f"w{at}", f"d{at}")
-    last = world.request("m8", slo_ms=75)
+    assert world.answers[waiting].reason is Reason.WOULD_MISS_DEADLINE, "d7 alone: 45 ms to go, LOAD 50"
+    later = world.request("m9", slo_ms=500)
     world.run()
-    assert world.answers[last].outcome is Outcome.OK
+    assert world.answers[later].outcome is Outcome.OK
