@@ -1,0 +1,238 @@
+"""Tables of profiled models, and the records that serve them; it measures nothing and runs nothing.
+
+A table is a CSV file of the columns that ``workload/data/README.md`` describes: package data by name
+(``v100``, the paper's models on the paper's GPU) or a user's own file by path.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.messages import Code, Model, Profile, TensorSpec, Weights
+from clockwork_serve.units import MIB, NS_PER_MS
+
+DEVICE_KIND: Final = "emulated:v100"
+QUEUE_LIMIT: Final = 1 << 30
+"""Simulated queues are bounded by deadlines alone, as the paper's are."""
+
+PRECISIONS: Final = ("exact", "two_decimals", "rounded")
+_INFER: Final = re.compile(r"infer_b([1-9][0-9]{0,3})_ms")
+_NEEDED: Final = ("model", "weights_mb", "load_ms", "infer_b1_ms")
+_OPTIONAL: Final = ("input_kb", "output_kb", "precision", "in_paper")
+_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
+_FLOAT_BYTES: Final = 4
+
+
+class ZooModel(Struct, frozen=True, kw_only=True):
+    """One row: a kind of model. Durations in ns by batch size, for the whole batch; sizes in bytes.
+
+    ``rounded``: the source gave whole milliseconds only, good to about 0.5 ms. ``in_paper``: one of the
+    paper's 61.
+    """
+
+    kind: str
+    weights_bytes: int
+    load_ns: int
+    infer_ns: dict[int, int]
+    input_bytes: int
+    output_bytes: int
+    rounded: bool
+    in_paper: bool
+
+    def batch_sizes(self, max_batch: int | None = None) -> tuple[int, ...]:
+        """The profiled sizes, ascending, up to ``max_batch``."""
+        return tuple(size for size in self.infer_ns if max_batch is None or size <= max_batch)
+
+
+class Zoo:
+    """A table of models by kind, in the order of its file."""
+
+    def __init__(self, name: str, models: dict[str, ZooModel]) -> None:
+        self.name = name
+        self.models = models
+
+    @staticmethod
+    def read(source: str | Path) -> Zoo:
+        """The built-in table of that name, or the CSV file at that path; ConfigError naming what is wrong."""
+        file = _find(source)
+        try:
+            text = file.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"zoo {source}: expected a CSV file in UTF-8; it cannot be read ({error})"
+            ) from error
+        models: dict[str, ZooModel] = {}
+        for where, row in _rows(str(source), text):
+            model = _model(where, row)
+            if model.kind in models:
+                raise ConfigError(f"{where}: model: expected each name once, found {model.kind!r} again")
+            models[model.kind] = model
+        if not models:
+            raise ConfigError(f"zoo {source}: expected at least one row under the header, found none")
+        return Zoo(Path(source).stem, models)
+
+    def __getitem__(self, kind: str) -> ZooModel:
+        """The row of that kind; ConfigError naming near ones if there is none."""
+        model = self.models.get(kind)
+        if model is None:
+            near = difflib.get_close_matches(kind, self.models, n=8) or list(self.models)[:8]
+            raise ConfigError(
+                f"kind: expected a model of zoo {self.name} ({', '.join(near)}, ...); found {kind!r}"
+            )
+        return model
+
+    def paper_models(self) -> tuple[ZooModel, ...]:
+        """The rows that the paper's own set contains: 61 of ``v100``."""
+        return tuple(model for model in self.models.values() if model.in_paper)
+
+    def code(self, kind: str, max_batch: int | None = None) -> Code:
+        """A code whose id is the kind, with one FP32 input and output, of batch sizes up to ``max_batch``."""
+        row = self[kind]
+        return Code(
+            code_id=kind,
+            backend="emulated",
+            path="",
+            inputs=(_tensor("input", row.input_bytes),),
+            outputs=(_tensor("output", row.output_bytes),),
+            batched=True,
+            batch_sizes=row.batch_sizes(max_batch),
+            lifted=True,
+        )
+
+    def profile(self, kind: str, device_kind: str = DEVICE_KIND) -> Profile:
+        """The row's durations; ``load_ns(weights_bytes)`` is its LOAD exactly.
+
+        No workspace is named: on the paper's GPUs 512 MiB of workspace and of I/O area are never short.
+        """
+        row = self[kind]
+        per_mib = row.load_ns * MIB // row.weights_bytes
+        return Profile(
+            code_id=kind,
+            device_kind=device_kind,
+            infer_ns=dict(row.infer_ns),
+            load_base_ns=row.load_ns - (per_mib * row.weights_bytes >> 20),
+            load_ns_per_mib=per_mib,
+        )
+
+    def model(self, name: str, kind: str, max_batch: int | None = None) -> Model:
+        """A model ``name/1`` of that kind with weights of its own."""
+        row = self[kind]
+        sizes = row.batch_sizes(max_batch)
+        return Model(
+            key=f"{name}/1",
+            name=name,
+            version="1",
+            code_id=kind,
+            weights=Weights(weights_id=name, path="", size=row.weights_bytes),
+            platform="emulated",
+            max_batch_size=sizes[-1],
+            batch_sizes=sizes,
+            output_bytes=row.output_bytes,
+            queue_limit=QUEUE_LIMIT,
+        )
+
+
+def _tensor(name: str, nbytes: int) -> TensorSpec:
+    return TensorSpec(name=name, datatype="FP32", shape=(max(1, nbytes // _FLOAT_BYTES),))
+
+
+def _find(source: str | Path) -> Traversable:
+    if str(source).endswith(".csv"):
+        return Path(source)
+    folder = files("clockwork_serve.workload") / "data"
+    file = folder / f"{source}_zoo.csv"
+    if not _NAME.fullmatch(str(source)) or not file.is_file():
+        known = sorted(each.name[:-8] for each in folder.iterdir() if each.name.endswith("_zoo.csv"))
+        raise ConfigError(f"zoo: expected a .csv file or one of {', '.join(known)}; found {str(source)!r}")
+    return file
+
+
+def _rows(source: str, text: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Each row by column, with its ``FILE:LINE``; comment lines and empty ones are skipped."""
+    header: list[str] | None = None
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        where = f"{source}:{number}"
+        cells = [cell.strip() for cell in next(csv.reader([line]))]
+        if header is None:
+            header = cells
+            _check_header(where, header)
+            continue
+        if len(cells) != len(header):
+            raise ConfigError(f"{where}: expected {len(header)} fields as in the header, found {len(cells)}")
+        yield where, dict(zip(header, cells, strict=True))
+
+
+def _check_header(where: str, header: list[str]) -> None:
+    for name in _NEEDED:
+        if name not in header:
+            raise ConfigError(f"{where}: header: expected a column {name}, found {', '.join(header)}")
+    for name in header:
+        if name not in (*_NEEDED, *_OPTIONAL) and not _INFER.fullmatch(name):
+            known = ", ".join((*_NEEDED, "infer_bN_ms", *_OPTIONAL))
+            raise ConfigError(f"{where}: header: expected columns of {known}; found {name!r}")
+        if header.count(name) > 1:
+            raise ConfigError(f"{where}: header: expected each column once, found {name} twice")
+
+
+def _model(where: str, row: dict[str, str]) -> ZooModel:
+    kind = row["model"]
+    if not _NAME.fullmatch(kind):
+        raise ConfigError(f"{where}: model: expected letters, digits and . _ -; found {kind!r}")
+    curve = {
+        int(match[1]): _ns(_number(where, name, row[name]))
+        for name in row
+        if (match := _INFER.fullmatch(name)) and (row[name] or match[1] == "1")
+    }
+    precision = row.get("precision") or "exact"
+    if precision not in PRECISIONS:
+        raise ConfigError(f"{where}: precision: expected one of {', '.join(PRECISIONS)}; found {precision!r}")
+    in_paper = row.get("in_paper") or "yes"
+    if in_paper not in {"yes", "no"}:
+        raise ConfigError(f"{where}: in_paper: expected yes or no; found {in_paper!r}")
+    return ZooModel(
+        kind=kind,
+        weights_bytes=_bytes(_number(where, "weights_mb", row["weights_mb"]), 10**6),
+        load_ns=_ns(_number(where, "load_ms", row["load_ms"])),
+        infer_ns=dict(sorted(curve.items())),
+        input_bytes=_bytes(_number(where, "input_kb", row.get("input_kb") or "0", _not_negative), 10**3),
+        output_bytes=_bytes(_number(where, "output_kb", row.get("output_kb") or "0", _not_negative), 10**3),
+        rounded=precision == "rounded",
+        in_paper=in_paper == "yes",
+    )
+
+
+def _number(where: str, field: str, cell: str, good: Callable[[float], bool] | None = None) -> float:
+    """A finite number above 0 (or what ``good`` says)."""
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or not (good(value) if good else value > 0):
+        wanted = "a number of at least 0" if good else "a number above 0"
+        raise ConfigError(f"{where}: {field}: expected {wanted}; found {cell!r}")
+    return value
+
+
+def _not_negative(value: float) -> bool:
+    return value >= 0
+
+
+def _ns(milliseconds: float) -> int:
+    return max(1, round(milliseconds * NS_PER_MS))
+
+
+def _bytes(amount: float, unit: int) -> int:
+    return max(0, round(amount * unit))
