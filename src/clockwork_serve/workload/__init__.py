@@ -1,1 +1,1 @@
-"""Workloads: what is asked, of which models and when; it runs nothing and reads no clock."""
+"""Arrival processes, trace readers, scenarios: what is asked for and when; it knows no clock and no server."""
