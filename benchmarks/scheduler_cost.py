@@ -214,7 +214,8 @@ class Bench:
 
     def _execute(self, action: Infer | Load | Unload) -> None:
         lane = (action.device, isinstance(action, Infer))
-        lasts_ns, outputs = 0, ()
+        lasts_ns = 0
+        outputs: tuple[bytes, ...] = ()
         if isinstance(action, Infer):
             lasts_ns, outputs = INFER_NS[action.batch], (b"",) * len(action.calls)
         elif isinstance(action, Load):
