@@ -1,0 +1,73 @@
+"""The frozen numbers of the simulated world, read from ``constants.toml``; figures print them."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import msgspec
+from msgspec import Struct
+
+from clockwork_serve.units import NS_PER_US
+
+Quantiles = tuple[tuple[float, float], ...]
+"""(share of draws, value) by ascending share from 0 to 1; linear in between."""
+
+
+class Network(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Delays of messages, each way, in ns.
+
+    Between controller and worker up to ``jitter_ns`` is added.
+    """
+
+    gateway_ns: int
+    worker_ns: int
+    jitter_ns: int
+
+
+class Clients(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How closed-loop clients behave."""
+
+    retry_ns: int
+
+
+class WorkerTimes(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long a worker's chores take, in ns."""
+
+    prepare_ns: int
+
+
+class Noise(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What durations differ by from the profile, in us (paper, Fig 10)."""
+
+    infer_us: Quantiles
+    load_us: Quantiles
+
+
+class Constants(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All of them."""
+
+    network: Network
+    clients: Clients
+    worker: WorkerTimes
+    noise: Noise
+
+    def lines(self) -> tuple[str, ...]:
+        """The constants in words, for the foot of a figure."""
+        network, us = self.network, NS_PER_US
+        worker = f"{network.worker_ns / us:g} us plus up to {network.jitter_ns / us:g} us of jitter"
+        return (
+            f"network, each way: gateway {network.gateway_ns / us:g} us, worker {worker}",
+            f"clients: told no, they wait {self.clients.retry_ns / us:g} us if the scenario says nothing",
+            f"noise of INFER (share: us): {_words(self.noise.infer_us)}",
+            f"noise of LOAD (share: us): {_words(self.noise.load_us)}",
+        )
+
+
+def read_constants() -> Constants:
+    """The constants that come with the package."""
+    text = files("clockwork_serve.sim").joinpath("constants.toml").read_bytes()
+    return msgspec.toml.decode(text, type=Constants)
+
+
+def _words(quantiles: Quantiles) -> str:
+    return ", ".join(f"{share:g}: {value:g}" for share, value in quantiles)

@@ -1,0 +1,181 @@
+"""Adds up what became of the requests and actions of a simulation; its memory does not grow with requests."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from clockwork_serve.messages import Answer, Outcome
+from clockwork_serve.units import NS_PER_S
+
+SUB_BITS = 6
+"""Histogram buckets are 2**-SUB_BITS wide against their value: 1.6 %."""
+
+
+class Histogram:
+    """Counts of durations in ns, in buckets of constant relative width."""
+
+    __slots__ = ("count", "counts", "max_ns", "sum_ns")
+
+    def __init__(self) -> None:
+        self.counts: dict[int, int] = {}
+        self.count = 0
+        self.sum_ns = 0
+        self.max_ns = 0
+
+    def add(self, value_ns: int) -> None:
+        """Count one duration."""
+        shift = value_ns.bit_length() - SUB_BITS - 1
+        bucket = (shift << SUB_BITS) + (value_ns >> shift) if shift > 0 else value_ns
+        counts = self.counts
+        counts[bucket] = counts.get(bucket, 0) + 1
+        self.count += 1
+        self.sum_ns += value_ns
+        self.max_ns = max(self.max_ns, value_ns)
+
+    def quantile_ns(self, share: float) -> int:
+        """The least bucket bound that this share of the durations does not exceed; 0 if there are none."""
+        wanted = share * self.count
+        seen = 0
+        for bucket in sorted(self.counts):
+            seen += self.counts[bucket]
+            if seen >= wanted:
+                return min(_upper(bucket), self.max_ns)
+        return self.max_ns
+
+    @property
+    def mean_ns(self) -> float:
+        """The mean; 0 if there are none."""
+        return self.sum_ns / self.count if self.count else 0.0
+
+
+def _upper(bucket: int) -> int:
+    if bucket < 2 << SUB_BITS:
+        return bucket
+    shift = (bucket >> SUB_BITS) - 1
+    return ((bucket - (shift << SUB_BITS) + 1) << shift) - 1
+
+
+class Count:
+    """What became of the requests of one load (in one stretch of time).
+
+    ``ok`` came in time; ``late`` was answered after its deadline; ``others`` counts every other end by
+    outcome and reason, as ``rejected/would_miss_deadline``. ``answered`` are latencies of good answers,
+    ``refused`` of all other answers.
+    """
+
+    __slots__ = ("answered", "batch_sum", "cold", "late", "offered", "ok", "others", "refused")
+
+    def __init__(self) -> None:
+        self.offered = 0
+        self.ok = 0
+        self.late = 0
+        self.cold = 0
+        """Good answers whose weights were on no device when they came."""
+        self.batch_sum = 0
+        """Sum of the batch sizes of good answers: over ``ok``, the mean batch that a request saw."""
+        self.others: Counter[str] = Counter()
+        self.answered = Histogram()
+        self.refused = Histogram()
+
+    @property
+    def ended(self) -> int:
+        """Requests that have ended."""
+        return self.ok + self.late + self.others.total()
+
+    @property
+    def satisfaction(self) -> float:
+        """Share of ended requests that were answered in time; 1 where none ended."""
+        return self.ok / self.ended if self.ended else 1.0
+
+
+class Busy:
+    """What the devices did, summed over them: lane time in ns and actions (in one stretch of time)."""
+
+    __slots__ = ("exec_ns", "infers", "load_ns", "loads", "refused", "unloads")
+
+    def __init__(self) -> None:
+        self.exec_ns = 0
+        self.load_ns = 0
+        self.infers = 0
+        self.loads = 0
+        self.unloads = 0
+        self.refused = 0
+        """Actions that a worker refused, or that failed."""
+
+
+class Tally:
+    """Counts by load: in total (after the warm-up) and, if ``bucket_ns`` is set, by stretches of that length.
+
+    A request belongs to the stretch in which it was sent.
+    """
+
+    def __init__(self, loads: tuple[str, ...], warmup_ns: int = 0, bucket_ns: int = 0) -> None:
+        self.names = loads
+        self.warmup_ns = warmup_ns
+        self.bucket_ns = bucket_ns
+        self.loads = [Count() for _ in loads]
+        self.busy = Busy()
+        self.rows: list[list[Count]] = []
+        """``rows[stretch][load]``."""
+        self.busy_rows: list[Busy] = []
+
+    def row(self, at_ns: int) -> list[Count]:
+        """The counts of the stretch that an instant lies in."""
+        at = at_ns // self.bucket_ns
+        while len(self.rows) <= at:
+            self.rows.append([Count() for _ in self.names])
+        return self.rows[at]
+
+    def busy_row(self, at_ns: int) -> Busy:
+        """The same for devices."""
+        at = at_ns // self.bucket_ns
+        while len(self.busy_rows) <= at:
+            self.busy_rows.append(Busy())
+        return self.busy_rows[at]
+
+    def offered(self, load: int, sent_ns: int) -> None:
+        """A request was sent."""
+        if sent_ns >= self.warmup_ns:
+            self.loads[load].offered += 1
+        if self.bucket_ns:
+            self.row(sent_ns)[load].offered += 1
+
+    def ended(self, load: int, sent_ns: int, heard_ns: int, answer: Answer, *, in_time: bool) -> None:
+        """Its answer was heard."""
+        if sent_ns >= self.warmup_ns:
+            _count(self.loads[load], heard_ns - sent_ns, answer, in_time=in_time)
+        if self.bucket_ns:
+            _count(self.row(sent_ns)[load], heard_ns - sent_ns, answer, in_time=in_time)
+
+    def total(self) -> Count:
+        """All loads together (without histograms of refusals)."""
+        total = Count()
+        for count in self.loads:
+            total.offered += count.offered
+            total.ok += count.ok
+            total.late += count.late
+            total.cold += count.cold
+            total.batch_sum += count.batch_sum
+            total.others.update(count.others)
+        return total
+
+    def goodput_rps(self, load: int, until_ns: int) -> float:
+        """Good answers per second after the warm-up, to requests sent before ``until_ns``."""
+        seconds = (until_ns - self.warmup_ns) / NS_PER_S
+        return self.loads[load].ok / seconds if seconds > 0 else 0.0
+
+
+def _count(count: Count, took_ns: int, answer: Answer, *, in_time: bool) -> None:
+    if in_time:
+        count.ok += 1
+        count.batch_sum += answer.batch
+        if answer.cold:
+            count.cold += 1
+        count.answered.add(took_ns)
+        return
+    count.refused.add(took_ns)
+    if answer.outcome is Outcome.OK or answer.batch:
+        count.late += 1
+    else:
+        reason = answer.reason.value
+        count.others[f"{answer.outcome.value}/{reason}" if reason else answer.outcome.value] += 1
