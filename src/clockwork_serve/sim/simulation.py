@@ -1,4 +1,4 @@
-"""Drives the controller and its workers on virtual time. It decides nothing; a seed gives one and the same run.
+"""Drives the controller and its workers on virtual time. It decides nothing; a seed gives one run.
 
     simulation = Simulation(
         workload=build(scenario, seed=1), zoo=Zoo.read("v100"), cluster=Cluster(devices=6),
