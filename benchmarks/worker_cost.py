@@ -2,11 +2,11 @@
 
     python -m benchmarks.worker_cost [--actions 20000] [--json FILE]
 
-A made-up controller keeps one to three INFERs queued on each lane, and a lane ends after its time. Such a run is
-recorded once; then its events are replayed to a fresh worker, so that ``observe``, ``decide`` and
-``next_wakeup_ns`` alone are measured (the loop that calls them, measured with an empty stand-in, is taken off).
-``warm``: all weights are resident, an INFER has one request. ``batched``: as many requests as its batch.
-``mixed``: for one INFER in ten, weights are unloaded and loaded first, and it waits for them.
+A made-up controller keeps one to three INFERs queued on each lane, and a lane ends after its time. Such a
+run is recorded once; then its events are replayed to a fresh worker, so that ``observe``, ``decide`` and
+``next_wakeup_ns`` alone are measured (the loop that calls them, measured with an empty stand-in, is taken
+off). ``warm``: all weights are resident, an INFER has one request. ``batched``: as many requests as its
+batch. ``mixed``: for one INFER in ten, weights are unloaded and loaded first, and it waits for them.
 """
 
 from __future__ import annotations

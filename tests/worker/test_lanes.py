@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clockwork_serve.units import ms
 from clockwork_serve.worker.events import Retire
@@ -11,11 +13,11 @@ from tests.worker.actions import GPU, load
 
 
 def action(number: int = 1) -> Job:
-    return Job(load(number, "a", 0), None, owed=True)
+    return Job(load(number, "a", 0), None)
 
 
 def chore() -> Job:
-    return Job(Retire(device=GPU, code_id="net"), None, owed=False)
+    return Job(Retire(device=GPU, code_id="net"), None)
 
 
 def worked(lane: LaneQueue, from_ms: float, to_ms: float) -> None:
@@ -33,6 +35,16 @@ def test_the_earliest_start_comes_first_then_the_first_to_come() -> None:
     for expected in (jobs[1], jobs[2], jobs[0]):
         assert lane.turn(ms(2)) is expected
         lane.drop(expected)
+
+
+@given(st.lists(st.integers(0, 5), max_size=12))
+def test_any_order_of_arrival_comes_out_sorted_and_ties_as_they_came(earliest: list[int]) -> None:
+    lane, jobs = LaneQueue(), [action(number) for number in range(len(earliest))]
+    for job, earliest_ns in zip(jobs, earliest, strict=True):
+        lane.push(job, earliest_ns)
+        lane.check()
+    expected = [job for _, job in sorted(zip(earliest, jobs, strict=True), key=lambda pair: pair[0])]
+    assert lane.drop_all() == expected
 
 
 def test_nothing_has_its_turn_before_its_time() -> None:

@@ -1,6 +1,7 @@
 """What an action must be in itself before it may wait for a lane. It looks at no queue and no page.
 
-Each function returns None, or the status of a refusal and a message that names field, expected and found.
+``refuse`` says what is wrong: None, or the status and a message that names field, expected and found.
+``acceptable`` only says, and fast, whether anything is.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from typing import Final
 
 from clockwork_serve.messages import Action, Code, DeviceSpec, Extent, Infer, Load, Status, Window
 from clockwork_serve.units import NS_PER_S
-from clockwork_serve.worker.codes import CodeState, HeldCode
+from clockwork_serve.worker.codes import CODE_READY, CodeState, HeldCode
 
 EARLY_MAX_NS: Final = 10 * NS_PER_S
 """A window that opens later than this is not waited for: nobody plans so far ahead, so clocks disagree."""
@@ -17,12 +18,45 @@ EARLY_MAX_NS: Final = 10 * NS_PER_S
 Refusal = tuple[Status, str]
 
 
+def acceptable(action: Infer, spec: DeviceSpec, code: HeldCode | None, now_ns: int) -> bool:
+    """Whether :func:`refuse` gives no reason to turn an INFER away."""
+    window = action.window
+    earliest_ns = window.earliest_ns
+    extent = action.extent
+    first = extent.first
+    count = extent.count
+    room = action.batch
+    calls = action.calls
+    if (
+        code is None
+        or code.state is not CODE_READY
+        or room not in code.fitting
+        or earliest_ns > window.latest_ns
+        or earliest_ns - now_ns > EARLY_MAX_NS
+        or first < 0
+        or count < 1
+        or first + count > spec.pages
+        or not calls
+    ):
+        return False
+    if not code.code.batched:
+        return len(calls) == 1
+    for call in calls:
+        rows = call.rows
+        if rows < 1:
+            return False
+        room -= rows
+    return room >= 0
+
+
 def refuse(action: Action, spec: DeviceSpec, code: HeldCode | None, now_ns: int) -> Refusal | None:
     """Why an action can not be queued. ``code`` is the device's, if it knows it."""
     refusal = _refuse_window(action.window, now_ns) or _refuse_extent(action.extent, spec)
-    if refusal is None and isinstance(action, Load):
+    if refusal is not None:
+        return refusal
+    if isinstance(action, Load):
         refusal = _refuse_code(action.code_id, spec, code) or _refuse_size(action, spec)
-    elif refusal is None and isinstance(action, Infer):
+    elif isinstance(action, Infer):
         refusal = _refuse_code(action.code_id, spec, code)
         if refusal is None and code is not None:
             refusal = _refuse_batch(action, code.code) or _refuse_need(action.batch, spec, code)
@@ -48,9 +82,9 @@ def _refuse_extent(extent: Extent, spec: DeviceSpec) -> Refusal | None:
 
 
 def _refuse_code(code_id: str, spec: DeviceSpec, code: HeldCode | None) -> Refusal | None:
-    state = CodeState.ABSENT if code is None else code.state
-    if state is CodeState.READY:
+    if code is not None and code.state is CODE_READY:
         return None
+    state = CodeState.ABSENT if code is None else code.state
     return Status.UNKNOWN_CODE, f"code_id: {code_id} is not prepared on {spec.device}; it is {state.value}"
 
 

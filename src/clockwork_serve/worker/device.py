@@ -14,7 +14,6 @@ from clockwork_serve.messages import (
     CodeAdded,
     CodeReady,
     DeviceSpec,
-    Extent,
     Infer,
     Lane,
     Load,
@@ -22,12 +21,18 @@ from clockwork_serve.messages import (
     Unload,
     Window,
 )
-from clockwork_serve.worker.admission import Refusal, refuse
+from clockwork_serve.worker.admission import Refusal, acceptable, refuse
 from clockwork_serve.worker.codes import CodeState, CodeStep, HeldCode
 from clockwork_serve.worker.events import LaneDone, Prepare, Prepared, Retire, Retired, Start
+from clockwork_serve.worker.judgement import judge_load, judge_unload, missing, too_late
 from clockwork_serve.worker.lanes import Job, LaneQueue, Work
 from clockwork_serve.worker.ledger import Ledger
-from clockwork_serve.worker.pages import Held, Pages, WeightsState, WeightsStep
+from clockwork_serve.worker.pages import WEIGHTS_READY, Held, Pages, WeightsState, WeightsStep
+
+# Names of the module's own: an Enum's attribute takes 40 ns.
+_LOAD: Final = Lane.LOAD
+_EXEC: Final = Lane.EXEC
+_OK: Final = Status.OK
 
 FAR_NS: Final = 1 << 62
 """The end of a window that never closes."""
@@ -36,10 +41,17 @@ FAR_NS: Final = 1 << 62
 class DeviceWorker:
     """The lanes, pages and codes of one device."""
 
-    def __init__(self, spec: DeviceSpec, ledger: Ledger) -> None:
+    def __init__(self, spec: DeviceSpec, ledger: Ledger, index: int) -> None:
         self.spec = spec
+        self.name = spec.device
+        self.index = index
+        """Its place among the worker's devices."""
+        self.dirty = False
+        """Whether its lanes must be looked at in the next decision; the worker's own."""
         self.pages = Pages(spec.pages)
-        self.lanes = {Lane.LOAD: LaneQueue(), Lane.EXEC: LaneQueue()}
+        self.load_lane = LaneQueue()
+        self.exec_lane = LaneQueue()
+        self.lanes = {Lane.LOAD: self.load_lane, Lane.EXEC: self.exec_lane}
         self.codes: dict[str, HeldCode] = {}
         self._ledger = ledger
         self._codes_due: dict[str, None] = {}  # codes that may need a chore or an answer, in order
@@ -65,11 +77,7 @@ class DeviceWorker:
         held = self.codes.get(code_id)
         if held is None:
             held = self.codes[code_id] = HeldCode(event.code)
-        held.code = event.code
-        held.wanted = held.answer_due = True
-        for profile in event.profiles:
-            if profile.device_kind == self.spec.kind:
-                held.profile = profile
+        held.add(event, self.spec)
         self._codes_due[code_id] = None
 
     def remove_code(self, code_id: str) -> None:
@@ -94,42 +102,36 @@ class DeviceWorker:
         self._chore_ended(event.code_id, now_ns).step(CodeStep.GONE)
 
     def _chore_ended(self, code_id: str, now_ns: int) -> HeldCode:
-        job = self.lanes[Lane.LOAD].finish(now_ns)
+        job = self.load_lane.finish(now_ns)
         assert job.code is not None and job.code.code.code_id == code_id, f"{job.work} ran, not {code_id}"
         self._codes_due[code_id] = None
         return job.code
 
     def done(self, event: LaneDone, now_ns: int) -> None:
         """A Start ended: pages change, and its result is due."""
-        job = self.lanes[event.lane].finish(now_ns)
-        action = job.work
-        assert isinstance(action, Action) and action.action_id == event.action_id, f"{event}; {action} ran"
+        lane = self.exec_lane if event.lane is _EXEC else self.load_lane
+        job = lane.finish(now_ns)
+        work = job.work
+        held = job.held
+        assert held is not None, f"{event}; {work} ran"
+        assert isinstance(work, Infer) or not isinstance(work, (Prepare, Retire)), f"{event}; {work} ran"
+        assert work.action_id == event.action_id, f"{event}; {work} ran"
         assert event.started_ns <= event.ended_ns, f"{event} ends before it starts"
         status, message = event.status, event.message
-        held = job.held
-        assert held is not None
-        if isinstance(action, Load):
-            held.step(WeightsStep.LOADED if status is Status.OK else WeightsStep.FAILED)
-        elif isinstance(action, Unload):
-            held.step(WeightsStep.FORGOTTEN)
-        elif status is Status.OK and (held.state is not WeightsState.READY or not self._holds(held)):
-            status = Status.WEIGHTS_CHANGED
-            message = f"weights of {action.model}, version {action.version}, changed while it ran"
-        if held.state is WeightsState.EMPTY:
-            self._leave(held)
-        self._ended(job)
-        self._ledger.close(job, event, status, message)
-
-    def _holds(self, held: Held) -> bool:
-        return self.pages.at(held.extent, held.version) is held
-
-    def _leave(self, held: Held) -> None:
-        self.pages.leave(held)
-        self._unuse(self.codes[held.code_id])
-
-    def _ended(self, job: Job) -> None:
+        if isinstance(work, Infer):
+            held.readers -= 1
+            if status is _OK and held.state is not WEIGHTS_READY:
+                status = Status.WEIGHTS_CHANGED
+                message = f"weights of {work.model}, version {work.version}, changed while it ran"
+        elif isinstance(work, Load) and status is _OK:
+            held.step(WeightsStep.LOADED)
+        else:
+            held.step(WeightsStep.FAILED if isinstance(work, Load) else WeightsStep.FORGOTTEN)
+            self.pages.leave(held)
+            self._unuse(self.codes[held.code_id])
         if job.code is not None:
             self._unuse(job.code)
+        self._ledger.close(job, event, status, message)
 
     def _unuse(self, code: HeldCode) -> None:
         code.users -= 1
@@ -139,9 +141,44 @@ class DeviceWorker:
 
     # Choices
 
-    def admit(self, action: Action, now_ns: int) -> None:
-        """Queue an action, or refuse what can never be done."""
-        code = None if isinstance(action, Unload) else self.codes.get(action.code_id)
+    def admit_infer(self, action: Infer, now_ns: int) -> None:
+        """Queue an INFER, or refuse what can never be done."""
+        code = self.codes.get(action.code_id)
+        if (
+            self._stopping
+            or action.action_id in self._ledger.live
+            or not acceptable(action, self.spec, code, now_ns)
+        ) and self._turn_away(action, code, now_ns):
+            return
+        assert code is not None
+        code.users += 1
+        extent = action.extent
+        first = extent.first
+        held = self.pages.by_first.get(first)
+        if held is not None:
+            if held.serves(action, first, extent.count):
+                held.readers += 1
+            else:
+                held = None
+        job = Job(action, code, held)
+        self._ledger.open(action, job)
+        # What may start already queues as it came, so that the order in which it was sent is kept.
+        earliest_ns = action.window.earliest_ns
+        self.exec_lane.push(job, earliest_ns if earliest_ns > now_ns else now_ns)  # noqa: FURB136 - 60 ns less
+
+    def admit(self, action: Load | Unload, now_ns: int) -> None:
+        """Queue what moves weights, or refuse what can never be done."""
+        code = self.codes.get(action.code_id) if isinstance(action, Load) else None
+        if self._turn_away(action, code, now_ns):
+            return
+        job = Job(action, code)
+        if code is not None:
+            code.users += 1
+        self._ledger.open(action, job)
+        self.load_lane.push(job, max(action.window.earliest_ns, now_ns))
+
+    def _turn_away(self, action: Action, code: HeldCode | None, now_ns: int) -> bool:
+        """Refuse what can not be queued; whether it was."""
         refusal: Refusal | None
         if self._stopping:
             refusal = Status.SHUTTING_DOWN, "the worker is shutting down"
@@ -149,16 +186,10 @@ class DeviceWorker:
             refusal = Status.BAD_ACTION, f"action_id: {action.action_id} is queued or running already"
         else:
             refusal = refuse(action, self.spec, code, now_ns)
-        if refusal is not None:
-            self._ledger.turn_away(action, refusal, now_ns)
-            return
-        job = Job(action, code, owed=True)
-        if code is not None:
-            code.users += 1
-        self._ledger.open(action, job)
-        lane = Lane.EXEC if isinstance(action, Infer) else Lane.LOAD
-        # What may start already queues as it came, so that the order in which it was sent is kept.
-        self.lanes[lane].push(job, max(action.window.earliest_ns, now_ns))
+        if refusal is None:
+            return False
+        self._ledger.turn_away(action, refusal, now_ns)
+        return True
 
     def stop(self, now_ns: int) -> None:
         """Refuse all that waits; what runs ends as usual."""
@@ -181,116 +212,132 @@ class DeviceWorker:
     def _refuse_queued(self, refusal: Refusal, now_ns: int) -> None:
         for lane in self.lanes.values():
             for job in lane.drop_all():
-                if isinstance(job.work, Action):
-                    self._ended(job)
-                    self._ledger.refuse(job, refusal, now_ns)
-                else:
+                if isinstance(job.work, (Prepare, Retire)):
                     assert job.code is not None
                     job.code.chore = False
+                else:
+                    self._refuse(job, refusal, now_ns)
 
-    def settle(self, now_ns: int) -> None:
-        """Start or refuse all that is due."""
-        self._forget_stale(now_ns)
-        self._advance(Lane.LOAD, now_ns)
-        self._advance(Lane.EXEC, now_ns)
+    def _refuse(self, job: Job, refusal: Refusal, now_ns: int) -> None:
+        """The end of an action's job that was dropped."""
+        if job.held is not None:
+            job.held.readers -= 1
+        if job.code is not None:
+            self._unuse(job.code)
+        self._ledger.refuse(job, refusal, now_ns)
+
+    def settle(self, now_ns: int) -> bool:
+        """Start or refuse all that is due; whether a lane must be looked at again without an event."""
+        if self._stale:
+            self._forget_stale(now_ns)
+        load_lane, exec_lane = self.load_lane, self.exec_lane
+        if load_lane.running is None and (load_lane.actions or load_lane.chores):
+            self._advance_load(now_ns)
+        if exec_lane.running is None and exec_lane.actions:
+            self._advance_exec(now_ns)
         # What was refused may have been a code's last use, and the load lane may be free to retire it.
         if self._codes_due:
             self._settle_codes(now_ns)
-            self._advance(Lane.LOAD, now_ns)
+            self._advance_load(now_ns)
+        return load_lane.wake_ns is not None or exec_lane.wake_ns is not None
 
     def _forget_stale(self, now_ns: int) -> None:
         waiting: list[Held] = []
         for held in self._stale:
-            if held.state is WeightsState.READY and not self._readers(held):
+            if held.state is WeightsState.READY and not held.readers:
                 self._own_unloads += 1
                 action = Unload(
                     action_id=-self._own_unloads, device=self.spec.device, model=held.model,
                     extent=held.extent, version=held.version, window=Window(now_ns, FAR_NS),
                 )  # fmt: skip
                 # Before all else: the next controller believes that the pages are empty already.
-                self.lanes[Lane.LOAD].push(Job(action, None, owed=False), 0)
+                self.load_lane.push(Job(action, None), 0)
             elif held.state in (WeightsState.LOADING, WeightsState.READY):
                 waiting.append(held)
         self._stale = waiting
 
-    def _advance(self, name: Lane, now_ns: int) -> None:
-        lane = self.lanes[name]
-        lane.wake_ns = None
+    def _advance_exec(self, now_ns: int) -> None:
+        lane = self.exec_lane
+        while (job := lane.turn(now_ns)) is not None:
+            action = job.work
+            assert isinstance(action, Infer)
+            held = job.held
+            latest_ns = action.window.latest_ns
+            if now_ns <= latest_ns:
+                if held is not None and held.state is WEIGHTS_READY:
+                    lane.start(job, now_ns)
+                    self._ledger.effects.append(Start(device=self.name, lane=_EXEC, action=action))
+                    return
+                if self._is_coming(action, held):
+                    lane.wake_ns = latest_ns + 1
+                    return
+                refusal = missing(self.pages, action)
+            else:
+                refusal = too_late(now_ns - latest_ns)
+            lane.drop(job)
+            self._refuse(job, refusal, now_ns)
+
+    def _advance_load(self, now_ns: int) -> None:
+        lane = self.load_lane
         while lane.running is None and (job := lane.turn(now_ns)) is not None:
             work = job.work
-            if isinstance(work, Infer) and now_ns <= work.window.latest_ns and self._is_coming(work):
-                lane.wake_ns = work.window.latest_ns + 1
-                return
-            if isinstance(work, Action):
-                self._begin(lane, name, job, work, now_ns)
+            if isinstance(work, Load):
+                self._begin_load(job, work, now_ns)
+            elif isinstance(work, Unload):
+                self._begin_unload(job, work, now_ns)
             else:
+                assert not isinstance(work, Infer)
                 self._begin_chore(lane, job, work, now_ns)
 
-    def _begin(self, lane: LaneQueue, name: Lane, job: Job, action: Action, now_ns: int) -> None:
-        refusal = self._judge(action, now_ns)
+    def _begin_load(self, job: Job, action: Load, now_ns: int) -> None:
+        refusal = judge_load(action, self.pages, now_ns)
         if refusal is not None:
-            lane.drop(job)
-            self._ended(job)
-            self._ledger.refuse(job, refusal, now_ns)
+            self.load_lane.drop(job)
+            self._refuse(job, refusal, now_ns)
             return
-        if isinstance(action, Load):
-            job.held = Held(action.extent, action.version, action.model, action.code_id)
-            self.pages.claim(job.held)
-            self.codes[action.code_id].users += 1
-        else:
-            job.held = self.pages.at(action.extent, action.version)
-            assert job.held is not None
-            if isinstance(action, Unload):
-                job.held.step(WeightsStep.UNLOAD)
-        lane.start(job, now_ns)
-        self._ledger.effects.append(Start(device=self.spec.device, lane=name, action=action))
+        held = job.held = Held(action.extent, action.version, action.model, action.code_id)
+        self.pages.claim(held)
+        self.codes[action.code_id].users += 1
+        for waiting in self.exec_lane.actions:
+            infer = waiting.work
+            assert isinstance(infer, Infer)
+            if held.serves(infer, infer.extent.first, infer.extent.count):
+                waiting.held = held
+                held.readers += 1
+        self._start_load(job, action, now_ns)
 
-    def _judge(self, action: Action, now_ns: int) -> Refusal | None:
-        late_ns = now_ns - action.window.latest_ns
-        if late_ns > 0:
-            return Status.TOO_LATE, f"its window closed {late_ns} ns before its lane was free"
-        if isinstance(action, Load):
-            return self._judge_load(action)
+    def _begin_unload(self, job: Job, action: Unload, now_ns: int) -> None:
         held = self.pages.at(action.extent, action.version)
-        if held is None or held.model != action.model or held.state is not WeightsState.READY:
-            return self._missing(action.extent, action.version)
-        if isinstance(action, Infer):
-            usable = _reads(action, held) and not held.stale
-            return None if usable else self._missing(action.extent, action.version)
-        if self._readers(held):
-            return Status.IN_USE, f"an INFER reads its weights in {_pages(held.extent)}"
-        return None
+        refusal = judge_unload(action, held, self.pages, now_ns)
+        if refusal is not None:
+            self.load_lane.drop(job)
+            self._refuse(job, refusal, now_ns)
+            return
+        assert held is not None
+        job.held = held
+        held.step(WeightsStep.UNLOAD)
+        self._start_load(job, action, now_ns)
 
-    def _judge_load(self, action: Load) -> Refusal | None:
-        holders = self.pages.overlapping(action.extent)
-        for held in holders:
-            if held.state is not WeightsState.READY or self._readers(held):
-                return Status.IN_USE, f"{_pages(held.extent)} are in use by {held.model}"
-        if holders:
-            return Status.NO_ROOM, f"{_pages(holders[0].extent)} hold {holders[0].model}; UNLOAD it first"
-        return None
+    def _start_load(self, job: Job, action: Load | Unload, now_ns: int) -> None:
+        self.load_lane.start(job, now_ns)
+        self._ledger.effects.append(Start(device=self.name, lane=_LOAD, action=action))
 
-    def _missing(self, extent: Extent, version: int) -> Refusal:
-        found = [f"{held.model} version {held.version}" for held in self.pages.overlapping(extent)]
-        expected = f"expected its weights, version {version}, in {_pages(extent)}"
-        return Status.WEIGHTS_MISSING, f"{expected}; found {', '.join(found) or 'none'}"
-
-    def _readers(self, held: Held) -> bool:
-        """Whether an INFER reads these weights or waits to."""
-        lane = self.lanes[Lane.EXEC]
-        if lane.running is not None and lane.running.held is held:
+    def _is_coming(self, action: Infer, held: Held | None) -> bool:
+        """Whether a LOAD of its weights (``held``, once they are claimed) runs or waits."""
+        if held is not None and held.state is WeightsState.LOADING:
             return True
-        return not held.stale and any(_reads(job.work, held) for job in lane.queued())
-
-    def _is_coming(self, action: Infer) -> bool:
-        """Whether a LOAD of its weights runs or waits."""
-        held = self.pages.at(action.extent, action.version)
-        if held is not None and _reads(action, held) and not held.stale:
-            if held.state is WeightsState.LOADING:
+        version = action.version
+        for job in self.load_lane.actions:
+            load = job.work
+            if (
+                isinstance(load, Load)
+                and load.version == version
+                and load.model == action.model
+                and load.code_id == action.code_id
+                and load.extent == action.extent
+            ):
                 return True
-            if held.state is WeightsState.READY:
-                return False
-        return any(_loads(job.work, action) for job in self.lanes[Lane.LOAD].queued())
+        return False
 
     def _begin_chore(self, lane: LaneQueue, job: Job, work: Prepare | Retire, now_ns: int) -> None:
         code = job.code
@@ -323,60 +370,4 @@ class DeviceWorker:
                     else Retire(device=device, code_id=code_id)
                 )
                 code.chore = True
-                self.lanes[Lane.LOAD].push_chore(Job(work, code, owed=False), now_ns)
-
-    def check(self) -> None:
-        """Assert every invariant of the state."""
-        self.pages.check()
-        for lane in self.lanes.values():
-            lane.check()
-        running = self.lanes[Lane.LOAD].running
-        for held in self.pages.all():
-            moving = held.state in (WeightsState.LOADING, WeightsState.UNLOADING)
-            assert moving == (running is not None and running.held is held), f"{held} and {running} disagree"
-        self._check_infers()
-        self._check_codes()
-
-    def _check_infers(self) -> None:
-        job = self.lanes[Lane.EXEC].running
-        if job is not None:
-            assert job.held is not None and self._holds(job.held) and job.held.state is WeightsState.READY
-            assert job.code is not None and job.code.state is CodeState.READY
-
-    def _check_codes(self) -> None:
-        jobs = self.jobs()
-        owed = {job.work.action_id for job in jobs if job.owed and isinstance(job.work, Action)}
-        assert owed <= self._ledger.live
-        for code_id, code in self.codes.items():
-            users = sum(job.code is code for job in jobs if isinstance(job.work, Action))
-            users += sum(held.code_id == code_id for held in self.pages.all())
-            assert users == code.users, f"code {code_id}: {users} users, counted {code.users}"
-            queued = self.lanes[Lane.LOAD].queued()
-            chores = sum(job.code is code for job in queued if not isinstance(job.work, Action))
-            assert chores == code.chore, f"code {code_id}: {chores} chores are queued"
-            assert code.wanted or not code.answer_due, f"code {code_id}: an answer is due, and nobody asked"
-            assert not code.users or code.state is CodeState.READY, f"{code_id} is used while {code.state}"
-
-
-def _reads(work: Work, held: Held) -> bool:
-    return (
-        isinstance(work, Infer)
-        and work.extent == held.extent
-        and work.version == held.version
-        and work.model == held.model
-        and work.code_id == held.code_id
-    )
-
-
-def _loads(work: Work, action: Infer) -> bool:
-    return (
-        isinstance(work, Load)
-        and work.extent == action.extent
-        and work.version == action.version
-        and work.model == action.model
-        and work.code_id == action.code_id
-    )
-
-
-def _pages(extent: Extent) -> str:
-    return f"pages {extent.first}..{extent.first + extent.count - 1}"
+                self.load_lane.push_chore(Job(work, code), now_ns)

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from dataclasses import dataclass
-from heapq import heappop, heappush
 from typing import Final
 
 from clockwork_serve.messages import Action
@@ -32,7 +30,7 @@ CHORE_PATIENCE_NS: Final = 500 * NS_PER_MS
 """A chore goes before actions when it has waited for so long, and none was done meanwhile."""
 
 
-class JobState(enum.Enum):
+class JobState(enum.StrEnum):
     """Where a job is."""
 
     QUEUED = "queued"
@@ -40,7 +38,7 @@ class JobState(enum.Enum):
     ENDED = "ended"
 
 
-class JobStep(enum.Enum):
+class JobStep(enum.StrEnum):
     """What happens to a job."""
 
     START = "start"
@@ -55,54 +53,74 @@ JOB_LIFE: dict[JobState, dict[JobStep, JobState]] = {
 }
 
 
-@dataclass(slots=True)
+_QUEUED: Final = JobState.QUEUED
+_START: Final = JobStep.START
+_FINISH: Final = JobStep.FINISH
+
+
 class Job:
     """One piece of work for a lane. ``code`` is what it uses, ``held`` the weights that it moves or reads.
 
-    ``owed`` tells that a Result is due; it is given exactly once. ``held`` is known once it runs.
+    ``owed`` tells that a Result is due; it is given exactly once. ``held`` is known once the job runs; for an
+    INFER as soon as they are claimed, and then it counts as their reader. ``earliest_ns`` orders the queue.
     """
 
-    work: Work
-    code: HeldCode | None
-    owed: bool
-    state: JobState = JobState.QUEUED
-    held: Held | None = None
+    __slots__ = ("code", "earliest_ns", "held", "owed", "state", "work")
+
+    def __init__(self, work: Work, code: HeldCode | None, held: Held | None = None) -> None:
+        self.work = work
+        self.code = code
+        self.owed = False
+        self.state = _QUEUED
+        self.held = held
+        self.earliest_ns = 0
 
     def step(self, step: JobStep) -> None:
         """Move along the life cycle."""
         following = JOB_LIFE[self.state].get(step)
-        assert following is not None, f"{self.work}: {step} while {self.state}"
+        assert following is not None, f"{self.work}: {step.name} while {self.state.name}"
         self.state = following
 
 
 class LaneQueue:
     """One lane: at most one running job, and those that wait."""
 
+    __slots__ = (
+        "_chore_runs", "_chored_ns", "_ended_ns", "_started_ns", "actions", "asked_ns", "chores", "running",
+        "wake_ns",
+    )  # fmt: skip
+
     def __init__(self) -> None:
         self.running: Job | None = None
-        self.rested_ns = 0
-        """From when on the lane, if it is free, may begin a chore."""
         self.wake_ns: int | None = None
         """When the lane, if it is free, must be looked at again; None: an event will tell."""
-        self._actions: list[tuple[int, int, Job]] = []
-        """Heap of all and only queued actions: (earliest start, arrival, job)."""
-        self._chores: deque[tuple[int, Job]] = deque()
+        self.asked_ns: int | None = None
+        """The last ``wake_ns`` that the worker noted, if that is still noted; the worker's own."""
+        self.actions: list[Job] = []
+        """All and only queued actions, by earliest start, then arrival. They are few, and nearly all come in
+        that order: cheaper than a heap."""
+        self.chores: deque[tuple[int, Job]] = deque()
         """All and only queued chores, and since when each waits."""
-        self._arrivals = 0
         self._started_ns = 0
+        self._ended_ns = 0
+        self._chore_runs = False
         self._chored_ns = 0  # when the last chore ended
 
     def __len__(self) -> int:
-        return len(self._actions) + len(self._chores)
+        return len(self.actions) + len(self.chores)
 
     def push(self, job: Job, earliest_ns: int) -> None:
         """Queue an action."""
-        self._arrivals += 1
-        heappush(self._actions, (earliest_ns, self._arrivals, job))
+        job.earliest_ns = earliest_ns
+        actions = self.actions
+        at = len(actions)
+        while at > 0 and actions[at - 1].earliest_ns > earliest_ns:
+            at -= 1
+        actions.insert(at, job)
 
     def push_chore(self, job: Job, now_ns: int) -> None:
         """Queue a chore."""
-        self._chores.append((now_ns, job))
+        self.chores.append((now_ns, job))
 
     def turn(self, now_ns: int) -> Job | None:
         """The job whose turn it is now. If there is none, ``wake_ns`` tells when to look again.
@@ -110,46 +128,56 @@ class LaneQueue:
         Actions go before chores, so that a LOAD does not wait for all codes of a new worker; but each chore
         gets its turn at last.
         """
-        self.wake_ns = None
-        due = bool(self._actions) and self._actions[0][0] <= now_ns
-        if self._chores:
-            since_ns, chore = self._chores[0]
-            rested = now_ns >= self.rested_ns and not due
+        first = self.actions[0] if self.actions else None
+        due = first is not None and first.earliest_ns <= now_ns
+        self.wake_ns = first.earliest_ns if first is not None and not due else None
+        if self.chores:
+            since_ns, chore = self.chores[0]
+            rested_ns = self.rested_ns
+            rested = now_ns >= rested_ns and not due
             if rested or now_ns >= max(since_ns, self._chored_ns) + CHORE_PATIENCE_NS:
+                self.wake_ns = None
                 return chore
-        if due:
-            return self._actions[0][2]
-        instants = [self._actions[0][0]] if self._actions else []
-        if self._chores:
-            instants.append(self.rested_ns)
-        self.wake_ns = min(instants, default=None)
-        return None
+            if not due and (self.wake_ns is None or rested_ns < self.wake_ns):
+                self.wake_ns = rested_ns
+        return first if due else None
+
+    @property
+    def rested_ns(self) -> int:
+        """From when on the lane, if it is free, may begin a chore."""
+        return self._ended_ns + min(REST_MAX_NS, (self._ended_ns - self._started_ns) // REST_SHARE)
 
     def start(self, job: Job, now_ns: int) -> None:
         """Run the job whose turn it is."""
         assert self.running is None, f"{self.running} still runs"
-        self._take(job)
-        job.step(JobStep.START)
+        if self.actions and self.actions[0] is job:
+            self.actions.pop(0)
+            self._chore_runs = False
+        else:
+            self._take_chore(job)
+            self._chore_runs = True
+        job.step(_START)
         self.running = job
         self._started_ns = now_ns
 
     def drop(self, job: Job) -> None:
         """Take the job whose turn it is out; it will not run."""
-        self._take(job)
+        if self.actions and self.actions[0] is job:
+            self.actions.pop(0)
+        else:
+            self._take_chore(job)
         job.step(JobStep.DROP)
 
-    def _take(self, job: Job) -> None:
-        if self._chores and self._chores[0][1] is job:
-            self._chores.popleft()
-        else:
-            assert self._actions[0][2] is job, f"{job} is not next"
-            heappop(self._actions)
+    def _take_chore(self, job: Job) -> None:
+        assert self.chores and self.chores[0][1] is job, f"{job.work} is not next"
+        self.chores.popleft()
 
     def drop_all(self) -> list[Job]:
         """Take all jobs out that wait, actions in their order first."""
-        jobs = [job for _, _, job in sorted(self._actions)] + [job for _, job in self._chores]
-        self._actions.clear()
-        self._chores.clear()
+        jobs = self.queued()
+        self.actions.clear()
+        self.chores.clear()
+        self.wake_ns = None
         for job in jobs:
             job.step(JobStep.DROP)
         return jobs
@@ -158,19 +186,21 @@ class LaneQueue:
         """The running job ended."""
         job = self.running
         assert job is not None, "nothing runs on this lane"
-        job.step(JobStep.FINISH)
+        job.step(_FINISH)
         self.running = None
-        if not isinstance(job.work, Action):
+        self._ended_ns = now_ns
+        if self._chore_runs:
             self._chored_ns = now_ns
-        self.rested_ns = now_ns + min(REST_MAX_NS, (now_ns - self._started_ns) // REST_SHARE)
         return job
 
     def queued(self) -> list[Job]:
-        """All jobs that wait, in no order."""
-        return [job for _, _, job in self._actions] + [job for _, job in self._chores]
+        """All jobs that wait, actions in their order first."""
+        return self.actions + [job for _, job in self.chores]
 
     def check(self) -> None:
-        """Assert that the states of jobs are those of where they are."""
+        """Assert that the states of jobs are those of where they are, and their order."""
         assert all(job.state is JobState.QUEUED for job in self.queued())
         assert self.running is None or self.running.state is JobState.RUNNING
         assert self.running is None or self.wake_ns is None, "a busy lane needs no wake-up"
+        times = [job.earliest_ns for job in self.actions]
+        assert times == sorted(times), "queued out of order"

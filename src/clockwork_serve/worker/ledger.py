@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from clockwork_serve.messages import Action, Infer, Load, Result, Status
 from clockwork_serve.worker.admission import Refusal
-from clockwork_serve.worker.events import LaneDone, WorkerEffect
+from clockwork_serve.worker.events import LaneDone, Prepare, Retire, WorkerEffect
 from clockwork_serve.worker.lanes import Job
+
+_OK: Final = Status.OK
 
 
 class Ledger:
@@ -16,14 +20,10 @@ class Ledger:
         self.live: set[int] = set()
         """Ids of all and only the jobs that are owed a result."""
 
-    def take(self) -> list[WorkerEffect]:
-        """The effects of this instant, which are then performed."""
-        effects, self.effects = self.effects, []
-        return effects
-
     def open(self, action: Action, job: Job) -> None:
         """A result is owed from now on."""
-        assert job.owed and action.action_id not in self.live
+        assert not job.owed and action.action_id not in self.live
+        job.owed = True
         self.live.add(action.action_id)
 
     def turn_away(self, action: Action, refusal: Refusal, now_ns: int) -> None:
@@ -34,27 +34,26 @@ class Ledger:
         """The one result of a job, given before it ends or instead of its run."""
         if job.owed:
             action = job.work
-            assert isinstance(action, Action)
-            self._close(action.action_id, job)
+            assert not isinstance(action, (Prepare, Retire))
+            job.owed = False
+            self.live.remove(action.action_id)
             self.effects.append(_refused(action, refusal, now_ns))
 
     def close(self, job: Job, done: LaneDone, status: Status, message: str) -> None:
         """The one result of a job that ran; outputs only if it is good."""
         if not job.owed:
             return
-        self._close(done.action_id, job)
-        ok = status is Status.OK
+        action_id = done.action_id
+        job.owed = False
+        self.live.remove(action_id)
+        ok = status is _OK
         self.effects.append(
             Result(
-                action_id=done.action_id, device=done.device, status=status, started_ns=done.started_ns,
+                action_id=action_id, device=done.device, status=status, started_ns=done.started_ns,
                 ended_ns=done.ended_ns, input_ns=done.input_ns, run_ns=done.run_ns, output_ns=done.output_ns,
                 outputs=done.outputs if ok else (), message=message,
             )
         )  # fmt: skip
-
-    def _close(self, action_id: int, job: Job) -> None:
-        job.owed = False
-        self.live.remove(action_id)
 
 
 def _refused(action: Action, refusal: Refusal, now_ns: int) -> Result:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import enum
 from bisect import bisect_left
-from dataclasses import dataclass
+from typing import Final
 
-from clockwork_serve.messages import Extent
+from clockwork_serve.messages import Extent, Infer
 
 
-class WeightsState(enum.Enum):
+class WeightsState(enum.StrEnum):
     """Where the weights of an extent are."""
 
     LOADING = "loading"
@@ -25,7 +25,7 @@ class WeightsState(enum.Enum):
     EMPTY = "empty"
 
 
-class WeightsStep(enum.Enum):
+class WeightsStep(enum.StrEnum):
     """What happens to weights."""
 
     LOADED = "loaded"
@@ -45,25 +45,46 @@ WEIGHTS_LIFE: dict[WeightsState, dict[WeightsStep, WeightsState]] = {
 }
 
 
-@dataclass(slots=True)
+WEIGHTS_READY: Final = WeightsState.READY
+"""A name of the module's own: an INFER looks at it, and an Enum's attribute takes 40 ns."""
+
+
 class Held:
     """An extent that is not empty, and whose weights it holds.
 
     ``stale`` weights were loaded for a controller that is gone; they are forgotten once nothing reads them.
+    ``readers`` counts INFERs that read these weights or wait to: none but those whose job names them.
     """
 
-    extent: Extent
-    version: int
-    model: str
-    code_id: str
-    state: WeightsState = WeightsState.LOADING
-    stale: bool = False
+    __slots__ = ("code_id", "count", "extent", "first", "model", "readers", "stale", "state", "version")
+
+    def __init__(self, extent: Extent, version: int, model: str, code_id: str) -> None:
+        self.extent = extent
+        self.first = extent.first
+        self.count = extent.count
+        self.version = version
+        self.model = model
+        self.code_id = code_id
+        self.state = WeightsState.LOADING
+        self.stale = False
+        self.readers = 0
 
     def step(self, step: WeightsStep) -> None:
         """Move along the life cycle."""
         following = WEIGHTS_LIFE[self.state].get(step)
-        assert following is not None, f"{self.model} in {self.extent}: {step} while {self.state}"
+        assert following is not None, f"{self.model} in {self.extent}: {step.name} while {self.state.name}"
         self.state = following
+
+    def serves(self, action: Infer, first: int, count: int) -> bool:
+        """Whether these are the weights that an INFER wants (``first`` and ``count``: its extent)."""
+        return (
+            self.first == first
+            and self.version == action.version
+            and self.count == count
+            and self.model == action.model
+            and self.code_id == action.code_id
+            and not self.stale
+        )
 
 
 class Pages:
@@ -71,53 +92,55 @@ class Pages:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._firsts: list[int] = []  # first pages of all held extents, ascending
-        self._held: list[Held] = []  # parallel to _firsts
+        self.by_first: dict[int, Held] = {}
+        """All held extents by their first page."""
+        self._firsts: list[int] = []  # the keys of by_first, ascending
 
     def at(self, extent: Extent, version: int) -> Held | None:
         """The weights of that version in exactly that extent."""
-        at = bisect_left(self._firsts, extent.first)
-        if at < len(self._held):
-            held = self._held[at]
-            if held.extent == extent and held.version == version:
-                return held
-        return None
+        held = self.by_first.get(extent.first)
+        if held is None or held.count != extent.count or held.version != version:
+            return None
+        return held
 
     def overlapping(self, extent: Extent) -> list[Held]:
         """All weights that hold a page of ``extent``, by address."""
-        at = bisect_left(self._firsts, extent.first)
-        if at > 0 and self._held[at - 1].extent.overlaps(extent):
-            at -= 1
+        first = extent.first
+        end = first + extent.count
+        firsts = self._firsts
+        at = bisect_left(firsts, first)
         found: list[Held] = []
-        while at < len(self._held) and self._held[at].extent.overlaps(extent):
-            found.append(self._held[at])
+        if at > 0:
+            before = self.by_first[firsts[at - 1]]
+            if before.first + before.count > first:
+                found.append(before)
+        while at < len(firsts) and firsts[at] < end:
+            found.append(self.by_first[firsts[at]])
             at += 1
         return found
 
     def claim(self, held: Held) -> None:
         """Give weights an extent of pages that nobody holds."""
-        at = bisect_left(self._firsts, held.extent.first)
-        self._firsts.insert(at, held.extent.first)
-        self._held.insert(at, held)
+        self._firsts.insert(bisect_left(self._firsts, held.first), held.first)
+        self.by_first[held.first] = held
 
     def leave(self, held: Held) -> None:
         """Make the extent of weights that are no more empty."""
-        assert held.state is WeightsState.EMPTY, f"{held.model} leaves while {held.state}"
-        at = bisect_left(self._firsts, held.extent.first)
-        assert self._held[at] is held, f"{held.model} does not hold {held.extent}"
-        del self._firsts[at]
-        del self._held[at]
+        assert held.state is WeightsState.EMPTY, f"{held.model} leaves while {held.state.name}"
+        assert self.by_first.get(held.first) is held, f"{held.model} does not hold {held.extent}"
+        del self._firsts[bisect_left(self._firsts, held.first)]
+        del self.by_first[held.first]
 
     def all(self) -> list[Held]:
         """All held extents, by address."""
-        return list(self._held)
+        return [self.by_first[first] for first in self._firsts]
 
     def check(self) -> None:
         """Assert that extents are sorted, disjoint and inside the device."""
-        assert self._firsts == [held.extent.first for held in self._held]
+        assert sorted(self.by_first) == self._firsts
         end = 0
-        for held in self._held:
-            assert held.extent.first >= end and held.extent.count > 0, f"{held} overlaps the one before it"
-            assert held.state is not WeightsState.EMPTY, f"{held} is empty, and held"
-            end = held.extent.first + held.extent.count
-        assert end <= self.count, f"{self._held[-1]} ends at page {end} of {self.count}"
+        for held in self.all():
+            assert held.first >= end and held.count > 0, f"{held.extent} overlaps the one before it"
+            assert held.state is not WeightsState.EMPTY, f"{held.extent} is empty, and held"
+            end = held.first + held.count
+        assert end <= self.count, f"the last extent ends at page {end} of {self.count}"

@@ -26,7 +26,12 @@ from clockwork_serve.worker.events import (
     WorkerEffect,
     WorkerEvent,
 )
+from clockwork_serve.worker.invariants import check_device
 from clockwork_serve.worker.ledger import Ledger
+
+_Other = (
+    Load | Unload | CodeAdded | CodeRemoved | Prepared | Retired | ControllerLost | Stop
+)  # what comes seldom
 
 
 class Worker:
@@ -34,37 +39,52 @@ class Worker:
 
     def __init__(self, devices: tuple[DeviceSpec, ...]) -> None:
         self._ledger = Ledger()
-        self._devices = {spec.device: DeviceWorker(spec, self._ledger) for spec in devices}
+        self._all = [DeviceWorker(spec, self._ledger, index) for index, spec in enumerate(devices)]
+        self._devices = {device.name: device for device in self._all}
         assert len(self._devices) == len(devices) > 0, "devices: at least one, each with its name"
         self._inbox: list[Action | ControllerLost | Stop] = []  # what must be decided in the order it came
-        self._dirty: dict[DeviceWorker, None] = {}  # devices whose lanes must be looked at, in order
-        self._wakes: list[tuple[int, str]] = []
-        """Heap of (time, device): every lane's ``wake_ns``, and outdated ones."""
+        self._dirty: list[DeviceWorker] = []  # devices whose lanes must be looked at, in order
+        self._wakes: list[tuple[int, int]] = []
+        """Heap of (time, device's index): every lane's ``wake_ns``, and outdated ones."""
         self._now_ns = 0
 
     @property
     def idle(self) -> bool:
         """Whether nothing runs or waits on any device."""
-        return all(device.idle for device in self._devices.values())
+        return all(device.idle for device in self._all)
 
     def observe(self, event: WorkerEvent, now_ns: int) -> None:
         """Change belief by one event."""
         assert now_ns >= self._now_ns, f"time went back from {self._now_ns} to {now_ns}"
         self._now_ns = now_ns
+        if isinstance(event, LaneDone):
+            device = self._devices[event.device]
+            if not device.dirty:  # as _mark does
+                device.dirty = True
+                self._dirty.append(device)
+            device.done(event, now_ns)
+        elif isinstance(event, Infer):
+            self._inbox.append(event)
+        else:
+            self._observe_other(event, now_ns)
+
+    def _observe_other(self, event: _Other, now_ns: int) -> None:
         match event:
-            case Load() | Unload() | Infer() | ControllerLost() | Stop():
+            case Load() | Unload() | ControllerLost() | Stop():
                 self._inbox.append(event)
-            case LaneDone():
-                self._device(event.device).done(event, now_ns)
             case Prepared():
-                self._device(event.device).prepared(event, now_ns)
+                device = self._devices[event.device]
+                self._mark(device)
+                device.prepared(event, now_ns)
             case Retired():
-                self._device(event.device).retired(event, now_ns)
+                device = self._devices[event.device]
+                self._mark(device)
+                device.retired(event, now_ns)
             case CodeAdded():
-                for device in self._all():
+                for device in self._mark_all():
                     device.add_code(event)
             case CodeRemoved():
-                for device in self._all():
+                for device in self._mark_all():
                     device.remove_code(event.code_id)
             case _:
                 assert_never(event)
@@ -75,20 +95,30 @@ class Worker:
         self._now_ns = now_ns
         if self._inbox:
             self._admit(now_ns)
-        while self._wakes and self._wakes[0][0] <= now_ns:
-            self._dirty[self._devices[heappop(self._wakes)[1]]] = None
-        dirty, self._dirty = self._dirty, {}
-        for device in dirty:
-            self._settle(device, now_ns)
-        return self._ledger.take()
+        wakes = self._wakes
+        while wakes and wakes[0][0] <= now_ns:
+            self._mark(self._pop_wake())
+        dirty = self._dirty
+        if dirty:
+            for device in dirty:
+                device.dirty = False
+                if device.settle(now_ns):
+                    self._note_wakes(device)
+            dirty.clear()
+        ledger = self._ledger
+        effects = ledger.effects
+        ledger.effects = []
+        return effects
 
     def next_wakeup_ns(self) -> int | None:
         """When the next window of a job at the head of a free lane opens, or closes without its weights."""
-        while self._wakes:
-            wake_ns, name = self._wakes[0]
-            if any(lane.wake_ns == wake_ns for lane in self._devices[name].lanes.values()):
+        wakes = self._wakes
+        while wakes:
+            wake_ns, index = wakes[0]
+            device = self._all[index]
+            if wake_ns in (device.load_lane.wake_ns, device.exec_lane.wake_ns):
                 return wake_ns
-            heappop(self._wakes)
+            self._pop_wake()
         return None
 
     def lane_wakeup_ns(self, device: str, lane: Lane) -> int | None:
@@ -98,50 +128,68 @@ class Worker:
     def check(self) -> None:
         """Assert every invariant of the state."""
         live = 0
-        for device in self._devices.values():
-            device.check()
+        for device in self._all:
+            check_device(device, self._ledger.live)
             live += sum(job.owed for job in device.jobs())
             for lane in device.lanes.values():
-                assert lane.wake_ns is None or (lane.wake_ns, device.spec.device) in self._wakes
+                assert lane.wake_ns is None or lane.wake_ns == lane.asked_ns
+                assert lane.asked_ns is None or (lane.asked_ns, device.index) in self._wakes
         assert live == len(self._ledger.live), f"{live} jobs are owed a result, not {len(self._ledger.live)}"
 
     def _admit(self, now_ns: int) -> None:
-        inbox, self._inbox = self._inbox, []
+        inbox = self._inbox
+        self._inbox = []
         for item in inbox:
-            match item:
-                case ControllerLost():
-                    for device in self._all():
-                        device.lose_controller(now_ns)
-                case Stop():
-                    for device in self._all():
+            if isinstance(item, Infer):
+                device = self._devices.get(item.device)
+                if device is None:
+                    self._turn_away(item, now_ns)
+                else:
+                    self._mark(device)
+                    device.admit_infer(item, now_ns)
+            elif isinstance(item, (Load, Unload)):
+                device = self._devices.get(item.device)
+                if device is None:
+                    self._turn_away(item, now_ns)
+                else:
+                    self._mark(device)
+                    device.admit(item, now_ns)
+            else:
+                for device in self._mark_all():
+                    if isinstance(item, Stop):
                         device.stop(now_ns)
-                case _:
-                    self._route(item, now_ns)
+                    else:
+                        device.lose_controller(now_ns)
 
-    def _settle(self, device: DeviceWorker, now_ns: int) -> None:
-        before = [lane.wake_ns for lane in device.lanes.values()]
-        device.settle(now_ns)
-        for lane, wake_ns in zip(device.lanes.values(), before, strict=True):
-            if lane.wake_ns is not None and lane.wake_ns != wake_ns:
-                heappush(self._wakes, (lane.wake_ns, device.spec.device))
+    def _turn_away(self, action: Action, now_ns: int) -> None:
+        known = ", ".join(self._devices)
+        refusal = Status.UNKNOWN_DEVICE, f"device: expected one of {known}; found {action.device!r}"
+        self._ledger.turn_away(action, refusal, now_ns)
 
-    def _route(self, action: Action, now_ns: int) -> None:
-        device = self._devices.get(action.device)
-        if device is None:
-            known = ", ".join(self._devices)
-            refusal = Status.UNKNOWN_DEVICE, f"device: expected one of {known}; found {action.device!r}"
-            self._ledger.turn_away(action, refusal, now_ns)
-            return
-        self._dirty[device] = None
-        device.admit(action, now_ns)
+    def _note_wakes(self, device: DeviceWorker) -> None:
+        """Remember when its lanes must be looked at, where that is not noted yet."""
+        for lane in device.lanes.values():
+            wake_ns = lane.wake_ns
+            if wake_ns is not None and wake_ns != lane.asked_ns:
+                lane.asked_ns = wake_ns
+                heappush(self._wakes, (wake_ns, device.index))
 
-    def _device(self, name: str) -> DeviceWorker:
-        device = self._devices[name]
-        self._dirty[device] = None
+    def _pop_wake(self) -> DeviceWorker:
+        """Forget the first note; whose it was."""
+        wake_ns, index = heappop(self._wakes)
+        device = self._all[index]
+        for lane in device.lanes.values():
+            if lane.asked_ns == wake_ns:
+                lane.asked_ns = None
         return device
 
-    def _all(self) -> list[DeviceWorker]:
-        devices = list(self._devices.values())
-        for device in devices:
-            self._dirty[device] = None
-        return devices
+    def _mark(self, device: DeviceWorker) -> None:
+        """Have its lanes looked at in the next decision."""
+        if not device.dirty:
+            device.dirty = True
+            self._dirty.append(device)
+
+    def _mark_all(self) -> list[DeviceWorker]:
+        for device in self._all:
+            self._mark(device)
+        return self._all

@@ -1,0 +1,63 @@
+"""What may wait for a lane: the fast answer is the slow one's, and the slow one names what is wrong."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+
+from clockwork_serve.messages import CodeAdded, Extent, Infer, Window
+from clockwork_serve.worker.admission import EARLY_MAX_NS, acceptable, refuse
+from clockwork_serve.worker.codes import CodeState, CodeStep, HeldCode
+from tests.worker.actions import CODE, PROFILE, SPEC, infer
+
+NOW_NS = 10**12
+
+
+def held(*, batched: bool = True, ready: bool = True, profiled: bool = True) -> HeldCode:
+    code = HeldCode(CODE)
+    added = structs.replace(CODE, batched=batched)
+    code.add(CodeAdded(code=added, profiles=(PROFILE,) if profiled else ()), SPEC)
+    code.step(CodeStep.PREPARE)
+    if ready:
+        code.step(CodeStep.OK)
+    return code
+
+
+def instants(*around: int) -> st.SearchStrategy[int]:
+    return st.sampled_from([instant + step for instant in around for step in (-1, 0, 1)])
+
+
+actions = st.builds(
+    lambda first, count, batch, rows, window: structs.replace(
+        infer(1, "a", 0, batch=batch, rows=tuple(rows)), extent=Extent(first, count), window=window
+    ),
+    st.integers(-1, SPEC.pages),
+    st.integers(-1, SPEC.pages + 1),
+    st.integers(0, 9),
+    st.lists(st.integers(-1, 4), max_size=4),
+    st.builds(Window, instants(NOW_NS, NOW_NS + EARLY_MAX_NS), instants(NOW_NS, NOW_NS + EARLY_MAX_NS)),
+)
+codes = st.none() | st.builds(held, batched=st.booleans(), ready=st.booleans(), profiled=st.booleans())
+
+
+@given(actions, codes)
+def test_the_fast_answer_is_the_slow_one(action: Infer, code: HeldCode | None) -> None:
+    assert acceptable(action, SPEC, code, NOW_NS) == (refuse(action, SPEC, code, NOW_NS) is None)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_some_infers_are_acceptable(batch: int) -> None:
+    action = structs.replace(infer(1, "a", 8, batch=batch, rows=(1,) * batch), window=Window(NOW_NS, NOW_NS))
+    assert acceptable(action, SPEC, held(), NOW_NS)
+
+
+def test_the_sizes_that_fit_follow_the_profile_that_came_last() -> None:
+    code = held(profiled=False)
+    assert code.state is CodeState.READY
+    assert code.fitting == {1, 2, 4, 8}
+    code.add(CodeAdded(code=CODE, profiles=(PROFILE,)), SPEC)
+    assert code.fitting == {1, 2}
+    code.add(CodeAdded(code=CODE), SPEC)
+    assert code.fitting == {1, 2}
