@@ -1,1 +1,1 @@
-"""Arrival processes, trace readers, scenarios: what is asked for and when; it knows no clock and no server."""
+"""Arrival processes, trace readers, scenarios: what is asked for and when, no clock and no server known."""

@@ -125,12 +125,12 @@ class Renewals:
         return self._rng.standard_gamma(shape) / shape
 
 
-def in_order(start_ns: int, end_ns: int, places: Floats, models: Ints) -> Block:
+def in_order(start_ns: int, end_ns: int, places: Floats, models: Ints | Indices) -> Block:
     """A block of requests at ``places`` (0..1) between two instants, put in order."""
     times = np.rint(places * (end_ns - start_ns)).astype(np.int64) + start_ns
     np.minimum(times, end_ns - 1, out=times)
     order = np.argsort(times, kind="stable")
-    return Block(end_ns, times[order], models[order].astype(np.int32))
+    return Block(end_ns, times[order], models[order].astype(np.int32, copy=False))
 
 
 def poisson(parts: Iterable[Piece], popularity: Popularity, rng: np.random.Generator) -> Iterator[Block]:

@@ -18,11 +18,15 @@ from typing import Final
 
 import numpy as np
 
+from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, ms
+from clockwork_serve.workload.dice import ARRIVALS, BURSTS, dice
+from clockwork_serve.workload.problems import FieldError
 from clockwork_serve.workload.processes import Block, Popularity, gathered, poisson, renewals
 from clockwork_serve.workload.scenario import ALL_KINDS, Scenario
 from clockwork_serve.workload.schedule import pieces
 from clockwork_serve.workload.tables import NO_SLO_MS, Load, Ramp, Retry
+from clockwork_serve.workload.traces import Place, trace_files, trace_load
 from clockwork_serve.workload.zoo import Zoo
 
 _MOST: Final = 1 << 16
@@ -235,8 +239,14 @@ def build(scenario: Scenario, seed: int, base: Path | None = None) -> Workload:
         slo = Slo(load.slo_ms or NO_SLO_MS, load.slo_ramp, round(load.start_s * NS_PER_S))
         if load.arrivals == "closed":
             closed.append(_closed(index, load, models, slo, stop_ns))
+            continue
+        place = Place(seed, index, slo.start_ns, stop_ns)
+        if load.arrivals in ("azure", "timestamps", "generated"):
+            blocks, said = _trace_blocks(scenario, load, models.size, place, base)
+            notes += said
         else:
-            streams.append(OpenLoad(index, slo, _open_blocks(load, models, stop_ns, seed, index)))
+            blocks = _open_blocks(load, models.size, place)
+        streams.append(OpenLoad(index, slo, _with_models(blocks, models)))
     return Workload(
         models=names,
         loads=tuple(load.name for load in scenario.loads),
@@ -247,11 +257,6 @@ def build(scenario: Scenario, seed: int, base: Path | None = None) -> Workload:
         notes=tuple(notes),
         streams=tuple(streams),
     )
-
-
-def dice(seed: int, load: int, purpose: int) -> np.random.Generator:
-    """A generator for one purpose of one load: the same in every process, independent of all others."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(load, purpose))))
 
 
 def _models(scenario: Scenario) -> tuple[tuple[tuple[str, str], ...], dict[str, np.ndarray]]:
@@ -291,20 +296,44 @@ def _closed(index: int, load: Load, models: np.ndarray, slo: Slo, stop_ns: int) 
     )
 
 
-def _open_blocks(load: Load, models: np.ndarray, stop_ns: int, seed: int, index: int) -> Blocks:
+def _open_blocks(load: Load, models: int, place: Place) -> Blocks:
     """How to begin the blocks of an open load that is no trace."""
-    popularity = Popularity(models.size, (load.zipf_s or 1.0) if load.popularity == "zipf" else None)
+    popularity = Popularity(models, (load.zipf_s or 1.0) if load.popularity == "zipf" else None)
     cv = (load.cv or 1.0) if load.arrivals == "gamma" else 0.0
 
     def blocks() -> Iterator[Block]:
-        parts = pieces(load, models.size, stop_ns, dice(seed, index, 0))
-        rng = dice(seed, index, 1)
-        made = (
-            poisson(parts, popularity, rng)
-            if load.arrivals == "poisson"
-            else renewals(parts, popularity, cv, rng)
-        )
-        for block in gathered(made):
+        parts = pieces(load, models, place.stop_ns, dice(place.seed, place.load, BURSTS))
+        rng = dice(place.seed, place.load, ARRIVALS)
+        if load.arrivals == "poisson":
+            return poisson(parts, popularity, rng)
+        return renewals(parts, popularity, cv, rng)
+
+    return blocks
+
+
+def _trace_blocks(
+    scenario: Scenario, load: Load, models: int, place: Place, base: Path | None
+) -> tuple[Blocks, tuple[str, ...]]:
+    """How to begin the blocks of a trace, and the notes about it."""
+    if base is None:
+        base = Path(scenario.source.file).parent if scenario.source else Path()
+    path = f"loads[{place.load}]"
+    try:
+        files = trace_files(load, base)
+    except ConfigError as error:
+        raise scenario.wrong(f"{path}.trace", str(error)) from None
+    try:
+        ready = trace_load(load, models, files, place)
+    except FieldError as error:
+        raise scenario.wrong(f"{path}.{error.field}", error.what) from None
+    return ready.blocks, ready.notes
+
+
+def _with_models(begin: Blocks, models: np.ndarray) -> Blocks:
+    """The same blocks, gathered, with the workload's models in place of the load's."""
+
+    def blocks() -> Iterator[Block]:
+        for block in gathered(begin()):
             yield Block(block.end_ns, block.times_ns, models[block.models])
 
     return blocks
