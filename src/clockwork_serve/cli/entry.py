@@ -17,6 +17,7 @@ from clockwork_serve.cli.compile import compile_
 from clockwork_serve.cli.demo import demo
 from clockwork_serve.cli.models import models
 from clockwork_serve.cli.profile import profile
+from clockwork_serve.cli.reproduce import reproduce
 from clockwork_serve.cli.serve import serve
 from clockwork_serve.cli.validate import validate
 from clockwork_serve.errors import ClockworkError, ConfigError
@@ -35,7 +36,7 @@ def clockwork() -> None:
     """
 
 
-for _command in (serve, validate, compile_, profile, models, demo):
+for _command in (serve, validate, compile_, profile, models, demo, reproduce):
     clockwork.add_command(_command)
 
 

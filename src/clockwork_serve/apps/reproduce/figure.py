@@ -1,0 +1,138 @@
+"""A reproduced figure as data: series in panels, claims, how it came about. It neither runs nor draws."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+
+class Role(enum.StrEnum):
+    """Whose curve it is; the picture's colours follow it."""
+
+    PAPER = "paper"
+    """As published."""
+    RELEASED = "released"
+    """Policy ``paper`` with the constants of the authors' code."""
+    MENDED = "mended"
+    """Policy ``paper`` with honest constants: the fair baseline."""
+    DEFAULT = "default"
+    """Our policy."""
+    LIMIT = "limit"
+    """What no policy can exceed."""
+    REAL = "real"
+    """Measured on this machine."""
+
+
+class Point(Struct, frozen=True):
+    """One point. ``y`` is None where there is nothing to say (no request ended in time, say)."""
+
+    x: float
+    y: float | None
+
+
+class Series(Struct, frozen=True, kw_only=True):
+    """One curve of a panel. ``variant`` tells curves of one role apart: 0 solid, 1 dotted, ... ."""
+
+    name: str
+    role: Role
+    points: tuple[Point, ...]
+    variant: int = 0
+
+    def at(self, x: float) -> float | None:
+        """The value at ``x``; None if there is none."""
+        return next((point.y for point in self.points if abs(point.x - x) <= 1e-6 * abs(x)), None)
+
+
+class Panel(Struct, frozen=True, kw_only=True):
+    """One pair of axes. ``name`` goes before its series' names in the JSON where a figure has several."""
+
+    name: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    x_log: bool = False
+    y_log: bool = False
+    y_max: float | None = None
+
+
+class Claim(Struct, frozen=True, kw_only=True):
+    """What was published, what came out here, and what should: ``ours`` is to be ``sense`` ``target``.
+
+    ``sense`` is ``>=``, ``<=`` or ``+-`` (within ``tolerance`` of it).
+    """
+
+    name: str
+    paper: float | None
+    ours: float | None
+    sense: str
+    target: float
+    tolerance: float = 0.0
+
+    @property
+    def met(self) -> bool:
+        """Whether it is so; never where nothing was measured."""
+        if self.ours is None:
+            return False
+        if self.sense == ">=":
+            return self.ours >= self.target
+        if self.sense == "<=":
+            return self.ours <= self.target
+        assert self.sense == "+-", self.sense
+        return abs(self.ours - self.target) <= self.tolerance
+
+    @property
+    def wanted(self) -> str:
+        """The target in words."""
+        spread = f" ± {self.tolerance:.4g}" if self.sense == "+-" else ""
+        return f"{'' if spread else self.sense + ' '}{self.target:.6g}{spread}"
+
+
+class Figure(Struct, frozen=True, kw_only=True):
+    """One figure of the paper. ``setup`` says how it was made, ``notes`` what a reader should know."""
+
+    figure: str
+    title: str
+    setup: dict[str, Any]
+    panels: tuple[Panel, ...]
+    claims: tuple[Claim, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> bytes:
+        """The figure for machines: figure, setup, series and claims, indented."""
+        several = len(self.panels) > 1
+        record = {
+            "figure": self.figure,
+            "setup": {"title": self.title, **self.setup, "notes": self.notes},
+            "series": [
+                {"name": f"{panel.name}: {series.name}" if several else series.name, "points": series.points}
+                for panel in self.panels
+                for series in panel.series
+            ],
+            "claims": [
+                {
+                    "name": claim.name, "paper": claim.paper, "ours": claim.ours, "target": claim.target,
+                    "met": claim.met, "sense": claim.sense, "tolerance": claim.tolerance,
+                }
+                for claim in self.claims
+            ],
+        }  # fmt: skip
+        return msgspec.json.format(msgspec.json.encode(_rounded(msgspec.to_builtins(record))), indent=2)
+
+
+def points(pairs: Any) -> tuple[Point, ...]:
+    """Points of (x, y) pairs."""
+    return tuple(Point(float(x), None if y is None else float(y)) for x, y in pairs)
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to 6 significant digits: more would say nothing, and would differ between machines."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(each) for each in value]
+    return value
