@@ -39,9 +39,9 @@ PERIODS: Final = {2: 8, 3: 10, 4: 6, 5: 47, 10: 10, 15: 15, 20: 2, 30: 7, 60: 28
 IN_PHASE: Final = 0.84
 MANY_CALLS: Final = 0.05
 
-IRREGULAR_LOG10_PER_H: Final = (0.97, 0.75)
-FANO_LOG10: Final = (0.27, 0.92)
-"""Spread of log10 of the Fano factor below and above its median of 1."""
+IRREGULAR_LOG10_PER_H: Final = (0.95, 0.9, 0.65)
+FANO_LOG10: Final = (0.0, 0.27, 1.0)
+"""log10 of calls per hour and of the Fano factor: median, spread below it and above it."""
 
 RARE_ACTIVE_PER_H: Final = 0.0875
 """Active minutes: 0.7 in 8 hours on average, so that of those with any 70 % have one, 24 % two, 6 % three."""
@@ -52,8 +52,9 @@ BURSTY_CV: Final = (4.0, 13.0)
 """Gaps inside a minute: 1.1 and 13 are measured on two services of 2023; how many are bursty is a choice."""
 
 
-def _clock(base: float, peaks: dict[int, float]) -> Floats:
-    weights = np.full(HOUR, base)
+def _clock(peaks: dict[int, float]) -> Floats:
+    """Weights of the minutes of an hour, of mean 1: some against the others."""
+    weights = np.ones(HOUR)
     for minute, weight in peaks.items():
         weights[minute] = weight
     scaled: Floats = weights / weights.mean()
@@ -61,23 +62,9 @@ def _clock(base: float, peaks: dict[int, float]) -> Floats:
 
 
 IRREGULAR_CLOCK: Final = _clock(
-    1.0,
-    {
-        0: 2.3,
-        5: 1.4,
-        10: 1.5,
-        15: 1.5,
-        20: 1.8,
-        25: 1.3,
-        30: 1.9,
-        35: 1.35,
-        40: 1.65,
-        45: 1.5,
-        50: 1.6,
-        55: 1.4,
-    },
+    {0: 3.2, 5: 1.5, 10: 1.7, 15: 1.8, 20: 1.9, 25: 1.3, 30: 2.4, 35: 1.4, 40: 1.8, 45: 1.8, 50: 1.7, 55: 1.4}
 )
-RARE_CLOCK: Final = _clock(1.0, {0: 20.0, 30: 5.5, 48: 4.5})
+RARE_CLOCK: Final = _clock({0: 20.0, 30: 5.5, 48: 4.5})
 
 
 class GeneratedTrace:
@@ -153,10 +140,8 @@ class GeneratedTrace:
         per_h[chosen] = calls * HOUR / period
 
     def _draw_irregular(self, chosen: np.ndarray, per_h: Floats, rng: np.random.Generator) -> None:
-        mean, deviation = IRREGULAR_LOG10_PER_H
-        per_h[chosen] = 10.0 ** np.minimum(mean + deviation * rng.standard_normal(chosen.size), 4.0)
-        spread = rng.standard_normal(chosen.size)
-        self.fano[chosen] = 10.0 ** (spread * np.where(spread < 0, *FANO_LOG10))
+        per_h[chosen] = _skewed(*IRREGULAR_LOG10_PER_H, chosen.size, rng)
+        self.fano[chosen] = _skewed(*FANO_LOG10, chosen.size, rng)
 
     def _draw_rare(self, chosen: np.ndarray, per_h: Floats, rng: np.random.Generator) -> None:
         # Calls in an active minute: 1 for most, 2 at the 90th and 19 at the 99th percentile.
@@ -184,8 +169,8 @@ class GeneratedTrace:
     def _steady(self, chosen: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         usual = self.per_h[chosen] / HOUR
         counts = np.rint(usual * (1 + STEADY_CV * rng.standard_normal((HOUR, chosen.size))))
-        slips = rng.random((HOUR + 1, chosen.size)) < SLIP
-        slipped: np.ndarray = np.maximum(counts + slips[:-1] - slips[1:], 0)
+        slips = rng.random(counts.shape) < SLIP
+        slipped: np.ndarray = np.maximum(counts + slips - np.roll(slips, 1, axis=0), 0)
         return slipped
 
     def _varying(self, chosen: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -214,6 +199,13 @@ def _kinds(functions: int, rng: np.random.Generator) -> np.ndarray:
     edges = np.rint(np.cumsum(list(SHARES.values())) / total * functions).astype(np.int64)
     kinds = np.repeat(np.array(list(SHARES)), np.diff(edges, prepend=0))
     return rng.permutation(kinds)
+
+
+def _skewed(median: float, below: float, above: float, size: int, rng: np.random.Generator) -> Floats:
+    """Ten to the power of a normal number whose spread differs below and above its median."""
+    spread = rng.standard_normal(size)
+    powers: Floats = 10.0 ** (median + spread * np.where(spread < 0, below, above))
+    return powers
 
 
 def _negative_binomial(mean: Floats, fano: Floats, rng: np.random.Generator) -> np.ndarray:

@@ -18,7 +18,6 @@ from typing import Final
 
 import numpy as np
 
-from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, ms
 from clockwork_serve.workload.dice import ARRIVALS, BURSTS, dice
 from clockwork_serve.workload.problems import FieldError
@@ -224,7 +223,7 @@ def _column(
 
 
 def build(scenario: Scenario, seed: int, base: Path | None = None) -> Workload:
-    """Make a scenario ready; traces are looked for in ``base`` (None: beside the scenario).
+    """Make a scenario ready; traces are looked for in ``base``, then beside the scenario.
 
     Raises :class:`ConfigError` for what only shows now: names given twice, a missing or broken trace.
     """
@@ -315,17 +314,12 @@ def _trace_blocks(
     scenario: Scenario, load: Load, models: int, place: Place, base: Path | None
 ) -> tuple[Blocks, tuple[str, ...]]:
     """How to begin the blocks of a trace, and the notes about it."""
-    if base is None:
-        base = Path(scenario.source.file).parent if scenario.source else Path()
-    path = f"loads[{place.load}]"
+    beside = Path(scenario.source.file).parent if scenario.source else Path()
     try:
-        files = trace_files(load, base)
-    except ConfigError as error:
-        raise scenario.wrong(f"{path}.trace", str(error)) from None
-    try:
+        files = trace_files(load, [beside] if base is None else [base, beside])
         ready = trace_load(load, models, files, place)
     except FieldError as error:
-        raise scenario.wrong(f"{path}.{error.field}", error.what) from None
+        raise scenario.wrong(f"loads[{place.load}].{error.field}", error.what) from None
     return ready.blocks, ready.notes
 
 

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import NS_PER_S
 from clockwork_serve.workload import dice as purposes
 from clockwork_serve.workload.azure import MinuteTrace, is_2021, read_minutes, rows_2021
 from clockwork_serve.workload.dice import dice
 from clockwork_serve.workload.generated import GeneratedTrace
 from clockwork_serve.workload.mapping import Assignment, assign
-from clockwork_serve.workload.problems import unfit
+from clockwork_serve.workload.problems import FieldError, unfit
 from clockwork_serve.workload.processes import Block, Floats, Popularity
 from clockwork_serve.workload.replay import MINUTE_NS, Minutes, Replay, as_called, as_rates, exactly
 from clockwork_serve.workload.tables import Counts, Load
@@ -176,12 +175,14 @@ def _named(load: Load, notes: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{load.name}: {note}" for note in notes)
 
 
-def trace_files(load: Load, base: Path) -> list[Path]:
-    """The files of a load's trace; relative paths start at ``base``. Raises :class:`ConfigError`."""
-    files = [base / Path(path).expanduser() for path in load.traces]
-    for file in files:
-        if not file.is_file():
-            raise ConfigError(
-                f"expected a trace file, found nothing at {file}; check the path and where it starts"
-            )
+def trace_files(load: Load, folders: list[Path]) -> list[Path]:
+    """The files of a load's trace, in the first folder that has them. Raises :class:`FieldError`."""
+    files = []
+    for path in load.traces:
+        places = dict.fromkeys(folder / Path(path).expanduser() for folder in folders)
+        file = next((place for place in places if place.is_file()), None)
+        if file is None:
+            looked = " nor ".join(str(place) for place in places)
+            raise FieldError("trace", f"expected a trace file, found none at {looked}; correct the path")
+        files.append(file)
     return files
