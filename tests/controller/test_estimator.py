@@ -53,26 +53,26 @@ def profile() -> Profile:
 def test_models_of_one_code_share_a_window_and_devices_do_not() -> None:
     estimator = Estimator(window=10, quantile=0.99)
     estimator.learn_profile(profile())
-    estimator.infer_samples("d0", "cpu", "c", 1, "").add(500)
-    assert estimator.infer_samples("d0", "cpu", "c", 1, "").estimate_ns > 400
-    assert estimator.infer_samples("d1", "cpu", "c", 1, "").estimate_ns == 100
+    estimator.timings("d0", "cpu", "c").infer(1, "").add(500)
+    assert estimator.timings("d0", "cpu", "c").infer(1, "").estimate_ns > 400
+    assert estimator.timings("d1", "cpu", "c").infer(1, "").estimate_ns == 100
 
 
 def test_a_batch_size_without_a_profile_is_scaled_up_from_the_nearest() -> None:
     estimator = Estimator(window=10, quantile=0.99)
     estimator.learn_profile(profile())
-    assert estimator.infer_samples("d0", "cpu", "c", 8, "").estimate_ns == 600
+    assert estimator.timings("d0", "cpu", "c").infer(8, "").estimate_ns == 600
 
 
 def test_load_is_linear_in_bytes() -> None:
     estimator = Estimator(window=10, quantile=0.99)
     estimator.learn_profile(profile())
-    assert estimator.load_samples("d0", "cpu", "c", 3 * MIB).estimate_ns == 80
+    assert estimator.timings("d0", "cpu", "c").load(3 * MIB).estimate_ns == 80
 
 
 def test_a_lost_device_is_forgotten() -> None:
     estimator = Estimator(window=10, quantile=0.99)
     estimator.learn_profile(profile())
-    estimator.infer_samples("d0", "cpu", "c", 1, "").add(500)
+    estimator.timings("d0", "cpu", "c").infer(1, "").add(500)
     estimator.forget_device("d0")
-    assert estimator.infer_samples("d0", "cpu", "c", 1, "").estimate_ns == 100
+    assert estimator.timings("d0", "cpu", "c").infer(1, "").estimate_ns == 100

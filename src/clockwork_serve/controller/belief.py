@@ -5,11 +5,32 @@ A move that sends an action or an answer also appends it to ``effects``, so beli
 
 from __future__ import annotations
 
-from clockwork_serve.controller.cluster import CodeOnDevice, DeviceBelief, Residency, Sent
+# ruff: noqa: FURB136, PLR1730 - max() and min() cost 100 ns more than a condition
+from clockwork_serve.controller.cluster import (
+    Batch,
+    CodeOnDevice,
+    DeviceBelief,
+    LaneBelief,
+    Residency,
+    Sent,
+    Strategy,
+)
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.estimator import Estimator, Samples
-from clockwork_serve.controller.life import RequestState, RequestStep, WeightsState, WeightsStep
+from clockwork_serve.controller.life import (
+    ANSWER,
+    ANSWER_EARLY,
+    ANSWERED,
+    LOADED,
+    READY,
+    RELEASE,
+    RETURN,
+    SEND,
+    UNLOAD,
+    WAITING,
+)
 from clockwork_serve.controller.queues import Queue, ServedModel, Waiter
+from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import (
     Answer,
     Call,
@@ -27,24 +48,6 @@ from clockwork_serve.messages import (
     Window,
 )
 from clockwork_serve.units import NS_PER_MS
-
-FAR_NS = 1 << 62
-"""A time that never comes."""
-
-
-class Choice:
-    """A batch to send: ``count`` requests from place ``first`` of a queue, run at size ``batch``.
-
-    ``urgency_ns`` is when it must start at the latest.
-    """
-
-    __slots__ = ("batch", "count", "first", "urgency_ns")
-
-    def __init__(self, first: int, count: int, batch: int, urgency_ns: int) -> None:
-        self.first = first
-        self.count = count
-        self.batch = batch
-        self.urgency_ns = urgency_ns
 
 
 class Belief:
@@ -64,8 +67,14 @@ class Belief:
         """All and only actions in flight, by id."""
         self.effects: list[ControllerEffect] = []
         """Decided and not yet handed to the driver."""
-        self.moved: dict[str, None] = {}
-        """Devices whose lanes were given work since the rejecting layer last looked."""
+        self.stirred: list[ServedModel] = []
+        """Models whose demand, or the devices that have them, changed since the policy last looked (it clears
+        the list and their flags); each once, those no longer served too.
+        """
+        self.moved: list[LaneBelief] = []
+        """Lanes that were given work since the rejecting layer last looked."""
+        self.doubted: list[Queue] = []
+        """Queues that the rejecting layer is to judge; each once."""
         self._counter = 0
 
     def fresh(self) -> int:
@@ -73,72 +82,93 @@ class Belief:
         self._counter += 1
         return self._counter
 
+    def doubt(self, queue: Queue) -> None:
+        """Judge this queue before this instant ends: its head or its hope changed."""
+        if not queue.doubted and self.config.reject_infeasible:
+            queue.doubted = True
+            self.doubted.append(queue)
+
+    def doubt_model(self, model: ServedModel) -> None:
+        """Judge all queues of a model."""
+        for queue in model.queues.values():
+            self.doubt(queue)
+
+    def require(self, queue: Queue, batch: int) -> None:
+        """From now on a policy runs this queue at batch size ``batch`` at least; no hope rests on less."""
+        queue.least = batch
+        for strategy in queue.strategies:
+            strategy.least = strategy.residency.code.timings.infer(batch, queue.signature)
+        self.doubt(queue)
+
+    def stir(self, model: ServedModel) -> None:
+        """Let the policy look at a model again."""
+        if not model.stirred:
+            model.stirred = True
+            self.stirred.append(model)
+
     # Estimates
 
-    def infer_samples(self, device: DeviceBelief, queue: Queue, batch: int) -> Samples:
-        """The samples of an INFER of this batch on a device."""
-        spec = device.spec
-        code_id = queue.model.code.code_id
-        return self.estimator.infer_samples(spec.device, spec.kind, code_id, batch, queue.signature)
-
-    def infer_ns(self, device: DeviceBelief, queue: Queue, batch: int) -> int:
-        """How long an INFER of this batch will take on a device."""
-        return self.infer_samples(device, queue, batch).estimate_ns
-
     def load_samples(self, device: DeviceBelief, model: ServedModel) -> Samples:
-        """The samples of a LOAD of this model on a device."""
-        spec = device.spec
-        size = model.model.weights.size
-        return self.estimator.load_samples(spec.device, spec.kind, model.code.code_id, size)
+        """The samples of a LOAD of this model on a device that is ready for its code."""
+        return device.codes[model.code.code_id].timings.load(model.model.weights.size)
 
     def prepare(self, device: DeviceBelief, code_id: str) -> bool:
         """A device is ready for a code: see which batch sizes fit and pay. False if no profile is known."""
-        profile = self.estimator.profile(code_id, device.spec.kind)
+        kind = device.spec.kind
+        profile = self.estimator.profile(code_id, kind)
         if profile is None:
             return False
         sizes = _useful_sizes(self.codes[code_id], profile, device, self.config)
-        device.codes[code_id] = CodeOnDevice(profile, sizes)
+        timings = self.estimator.timings(device.name, kind, code_id)
+        device.codes[code_id] = CodeOnDevice(profile, sizes, timings)
         return True
+
+    def forget_bases(self) -> None:
+        """Profiles or devices changed: the models' batch-1 times are to be found again."""
+        for model in self.models.values():
+            model.base_ns = 0
 
     # Requests
 
-    def admit(self, request: Request, model: ServedModel, now_ns: int) -> Waiter:
+    def admit(self, request: Request, model: ServedModel) -> Waiter:
         """Put a request into its queue."""
         config = self.config
-        due_ns = max(request.deadline_ns - config.slack_ns, request.arrival_ns + config.floor_ns)
-        queue = model.queue(request.signature, request.rows, alone=False, order=self.fresh())
-        slo_ns = max(due_ns - request.arrival_ns, NS_PER_MS)
-        demand_ns = max(1, self._base_ns(model) * config.capacity_ns // slo_ns)
-        waiter = Waiter(request, due_ns, demand_ns, queue)
-        waiter.cold = not model.residencies
+        due_ns = request.deadline_ns - config.slack_ns
+        if config.floor_ns and due_ns < request.arrival_ns + config.floor_ns:
+            due_ns = request.arrival_ns + config.floor_ns
+        slo_ns = due_ns - request.arrival_ns
+        if slo_ns < NS_PER_MS:
+            slo_ns = NS_PER_MS
+        base_ns = model.base_ns or self._base_ns(model)
+        demand_ns = base_ns * config.capacity_ns // slo_ns or 1
+        queue = model.main
+        if queue is None or request.signature or request.rows != 1:
+            queue = self._queue(model, request, alone=False)
+        waiter = Waiter(request, due_ns, demand_ns, queue, cold=not model.residencies)
         self.waiters[request.request_id] = waiter
-        self._wait(waiter)
+        self._wait(waiter, queue, model)
         return waiter
 
     def readmit(self, waiter: Waiter, *, alone: bool) -> None:
         """Put a request that was sent back into a queue."""
-        waiter.step(RequestStep.RETURN)
-        waiter.action_id = None
+        waiter.step(RETURN)
         waiter.alone = waiter.alone or alone
-        request = waiter.request
-        waiter.queue = waiter.queue.model.queue(
-            request.signature, request.rows, alone=waiter.alone, order=self.fresh()
-        )
-        self._wait(waiter)
+        model = waiter.queue.model
+        waiter.queue = self._queue(model, waiter.request, alone=waiter.alone)
+        self._wait(waiter, waiter.queue, model)
 
     def answer(
         self, waiter: Waiter, outcome: Outcome, reason: Reason, *, message: str = "", retry_after_ns: int = 0
     ) -> None:
         """Answer a request that has no result; its tensors are released later if a worker still has them."""
-        if waiter.state is RequestState.WAITING:
+        release = waiter.state == WAITING
+        if release:
             waiter.queue.remove(waiter)
             self._left(waiter)
-            waiter.step(RequestStep.ANSWER)
+            waiter.step(ANSWER)
             del self.waiters[waiter.request.request_id]
-            release = True
         else:
-            waiter.step(RequestStep.ANSWER_EARLY)
-            release = False
+            waiter.step(ANSWER_EARLY)
         self.effects.append(
             Answer(
                 request_id=waiter.request.request_id, gateway=waiter.request.gateway, outcome=outcome,
@@ -149,144 +179,158 @@ class Belief:
 
     def finish(self, waiter: Waiter, answer: Answer) -> None:
         """Answer a request from the result of its INFER, which ends it."""
-        waiter.step(RequestStep.ANSWER)
+        waiter.step(ANSWER)
         del self.waiters[waiter.request.request_id]
         self.effects.append(answer)
 
     def release(self, waiter: Waiter) -> None:
         """The result of a request that was answered before: its tensors are free."""
-        waiter.step(RequestStep.RELEASE)
+        waiter.step(RELEASE)
         del self.waiters[waiter.request.request_id]
         self.effects.append(Release(request_id=waiter.request.request_id, gateway=waiter.request.gateway))
 
-    def _wait(self, waiter: Waiter) -> None:
-        waiter.queue.add(waiter)
-        model = waiter.queue.model
+    def _queue(self, model: ServedModel, request: Request, *, alone: bool) -> Queue:
+        """The queue for such a request, made at need, with a strategy for each device that is ready."""
+        queue = model.find(request.signature, request.rows, alone=alone)
+        if queue is None:
+            queue = model.open(request.signature, request.rows, self.fresh(), alone=alone)
+            for residency in model.residencies.values():
+                if residency.state == READY:
+                    queue.strategies.append(Strategy(queue, residency))
+        return queue
+
+    def _wait(self, waiter: Waiter, queue: Queue, model: ServedModel) -> None:
+        if queue.add(waiter) or queue.watch is None:
+            self.doubt(queue)
         model.waiting += 1
-        self._set_demand(model, model.demand_ns + waiter.demand_ns)
+        model.demand_ns += waiter.demand_ns
+        if not model.stirred:
+            self.stir(model)
 
     def _left(self, waiter: Waiter) -> None:
-        model = waiter.queue.model
+        queue = waiter.queue
+        model = queue.model
         model.waiting -= 1
-        if not waiter.queue.waiters and (waiter.alone or waiter.request.signature or waiter.request.rows > 1):
-            model.queues.pop((waiter.request.signature, waiter.request.rows, waiter.alone), None)
-        self._set_demand(model, model.demand_ns - waiter.demand_ns)
+        model.demand_ns -= waiter.demand_ns
+        if not model.stirred:
+            self.stir(model)
+        if queue is not model.main and not queue.waiters:
+            model.queues.pop((queue.signature, queue.rows, queue.alone), None)
+            for strategy in queue.strategies:
+                strategy.device.plan.remove(strategy)
 
     def _base_ns(self, model: ServedModel) -> int:
         """Batch-1 time of a model, by the first profile known."""
         for device in self.devices.values():
             profile = self.estimator.profile(model.code.code_id, device.spec.kind)
             if profile is not None:
-                return profile.infer_ns[1]
+                model.base_ns = profile.infer_ns[1]
+                return model.base_ns
         return NS_PER_MS
-
-    # Demand
-
-    def _set_demand(self, model: ServedModel, demand_ns: int) -> None:
-        """Set a model's demand and count it for the devices that have its weights, the less loaded more.
-
-        Paper section 5.3: a(m, g) is inverse to g's load, 0 where m is not, and sums to d_m.
-        """
-        model.demand_ns = demand_ns
-        self.share(model)
-
-    def share(self, model: ServedModel) -> None:
-        """Count a model's demand anew for the devices that have, or are loading, its weights."""
-        for name, share in model.shares.items():
-            device = self.devices.get(name)
-            if device is not None:
-                device.load_ns -= share
-        model.shares.clear()
-        devices = [residency.device for residency in model.residencies.values()]
-        if not devices or not model.demand_ns:
-            return
-        inverses = [1 / (device.load_ns + NS_PER_MS) for device in devices]
-        total = sum(inverses)
-        for device, inverse in zip(devices, inverses, strict=True):
-            share = int(model.demand_ns * inverse / total)
-            model.shares[device.name] = share
-            device.load_ns += share
 
     # Actions
 
-    def send_infer(
-        self, residency: Residency, queue: Queue, choice: Choice, start_ns: int, now_ns: int
-    ) -> None:
-        """Send ``choice.count`` waiting requests, from place ``choice.first`` of a queue, as one batch."""
-        device, config, batch = residency.device, self.config, choice.batch
-        waiters = queue.take(choice.first, choice.count)
-        expected_ns = self.infer_ns(device, queue, batch)
+    def send_infer(self, strategy: Strategy, batch: Batch, first: int, start_ns: int, now_ns: int) -> None:
+        """Send ``batch.count`` waiting requests, from place ``first`` of a strategy's queue, as one INFER."""
+        residency, device, queue, config = strategy.residency, strategy.device, strategy.queue, self.config
+        waiters = queue.take(first, batch.count)
+        expected_ns = batch.samples.estimate_ns
         latest_ns = start_ns + config.look_ahead_ns
         if not config.open_window:
-            latest_ns = max(start_ns, waiters[0].due_ns + config.slack_ns // 2 - expected_ns)
-        action_id = self.fresh()
+            latest_ns = waiters[0].due_ns + config.slack_ns // 2 - expected_ns
+            if latest_ns < start_ns:
+                latest_ns = start_ns
+        by_ns = now_ns + config.network_ns
+        self._counter = action_id = self._counter + 1
+        model = queue.model
         action = Infer(
-            action_id=action_id, device=device.name, model=queue.model.model.key,
-            code_id=queue.model.code.code_id,
-            extent=residency.extent, version=residency.version, batch=batch, expected_ns=expected_ns,
+            action_id=action_id, device=device.name, model=model.model.key, code_id=model.code.code_id,
+            extent=residency.extent, version=residency.version, batch=batch.size, expected_ns=expected_ns,
             calls=tuple([_call(waiter.request) for waiter in waiters]),
-            window=Window(now_ns, latest_ns), send_by_ns=max(now_ns + config.network_ns, latest_ns),
+            window=Window(now_ns, latest_ns), send_by_ns=by_ns if by_ns > latest_ns else latest_ns,
         )  # fmt: skip
         for waiter in waiters:
-            waiter.step(RequestStep.SEND)
-            waiter.action_id = action_id
+            waiter.step(SEND)
             self._left(waiter)
-        sent = Sent(action, expected_ns, now_ns, residency)
-        sent.queue = queue
+        self.sent[action_id] = sent = Sent(action, device, residency, batch.samples)
         sent.waiters = waiters
-        self.sent[action_id] = sent
         residency.in_flight += 1
         device.touch(residency)
-        device.exec.send(action_id, expected_ns, now_ns)
-        self.moved[device.name] = None
+        self._give(device.exec, action_id, expected_ns, now_ns)
         self.effects.append(action)
 
     def send_load(
         self, device: DeviceBelief, model: ServedModel, extent: Extent, start_ns: int, now_ns: int
     ) -> None:
-        """Send a LOAD into pages that are free."""
+        """Send a LOAD into pages that are free, to a device that is ready for the model's code."""
         config = self.config
-        expected_ns = self.load_samples(device, model).estimate_ns
+        code = device.codes[model.code.code_id]
+        samples = code.timings.load(model.model.weights.size)
+        expected_ns = samples.estimate_ns
         patience_ns = (
             config.look_ahead_ns if config.open_window else max(config.look_ahead_ns, config.capacity_ns)
         )
         action_id = self.fresh()
-        residency = Residency(model, device, extent, version=action_id)
+        residency = Residency(model, device, code, extent, version=action_id)
         residency.ready_ns = start_ns + expected_ns
-        device.touch(residency)
-        device.pages.hold(extent, residency)
+        device.hold(residency)
         model.residencies[device.name] = residency
-        self.share(model)
+        self.stir(model)
         action = Load(
             action_id=action_id, device=device.name, model=model.model.key, code_id=model.code.code_id,
             weights=model.model.weights, extent=extent, version=residency.version, expected_ns=expected_ns,
             window=Window(now_ns, start_ns + patience_ns), send_by_ns=start_ns + patience_ns,
         )  # fmt: skip
-        self.sent[action_id] = Sent(action, expected_ns, now_ns, residency)
-        device.load.send(action_id, expected_ns, now_ns)
-        self.moved[device.name] = None
+        self.sent[action_id] = Sent(action, device, residency, samples)
+        self._give(device.load, action_id, expected_ns, now_ns)
         self.effects.append(action)
 
     def send_unload(self, residency: Residency, now_ns: int) -> None:
         """Send an UNLOAD of weights that are ready and not in use; their pages are free at once."""
         assert residency.in_flight == 0, f"{residency.model.model.key} is in use"
         device = residency.device
-        residency.step(WeightsStep.UNLOAD)
+        residency.step(UNLOAD)
         self.drop(residency)
         action_id = self.fresh()
         action = Unload(
             action_id=action_id, device=device.name, model=residency.model.model.key, extent=residency.extent,
-            version=residency.version, window=Window(now_ns, FAR_NS),
+            version=residency.version, window=Window(now_ns, NEVER_NS),
         )  # fmt: skip
-        self.sent[action_id] = Sent(action, 0, now_ns, None)
+        self.sent[action_id] = Sent(action, device, None, None)
         device.load.send(action_id, 0, now_ns)
         self.effects.append(action)
 
+    def _give(self, lane: LaneBelief, action_id: int, expected_ns: int, now_ns: int) -> None:
+        lane.send(action_id, expected_ns, now_ns)
+        if not lane.moved and lane.watch is not None:
+            lane.moved = True
+            self.moved.append(lane)
+
+    # Weights
+
+    def loaded(self, residency: Residency) -> None:
+        """Weights are ready: all queues of the model may run there."""
+        residency.step(LOADED)
+        for queue in residency.model.queues.values():
+            queue.strategies.append(Strategy(queue, residency))
+            self.doubt(queue)
+
     def drop(self, residency: Residency) -> None:
         """Forget weights that are gone."""
-        residency.device.pages.release(residency.extent)
-        del residency.model.residencies[residency.device.name]
-        self.share(residency.model)
+        device, model = residency.device, residency.model
+        device.pages.release(residency.extent)
+        device.load_ns -= residency.share_ns
+        residency.share_ns = 0
+        del model.residencies[device.name]
+        for queue in model.queues.values():
+            for strategy in queue.strategies:
+                if strategy.residency is residency:
+                    device.plan.remove(strategy)
+                    queue.strategies.remove(strategy)
+                    break
+            if queue.waiters:
+                self.doubt(queue)
+        self.stir(model)
 
     def check(self) -> None:
         """Assert every invariant that relates the parts."""
@@ -294,24 +338,27 @@ class Belief:
             waiters = [waiter for queue in model.queues.values() for waiter in queue.waiters]
             assert model.waiting == len(waiters)
             assert model.demand_ns == sum(waiter.demand_ns for waiter in waiters)
+            ready = sum(residency.state == READY for residency in model.residencies.values())
             for queue in model.queues.values():
                 queue.check()
+                assert len(queue.strategies) == ready
         waiting = sum(model.waiting for model in self.models.values())
         states = [waiter.state for waiter in self.waiters.values()]
-        assert states.count(RequestState.WAITING) == waiting
-        assert RequestState.ANSWERED not in states
+        assert states.count(WAITING) == waiting
+        assert ANSWERED not in states
         flying = [waiter for sent in self.sent.values() for waiter in sent.waiters]
         assert {id(waiter) for waiter in flying} == {
-            id(waiter) for waiter in self.waiters.values() if waiter.state is not RequestState.WAITING
+            id(waiter) for waiter in self.waiters.values() if waiter.state != WAITING
         }
         for device in self.devices.values():
             device.check()
-            shares = sum(model.shares.get(device.name, 0) for model in self.models.values())
-            assert device.load_ns >= shares
+            assert device.load_ns == sum(residency.share_ns for residency in device.pages.holders())
         for sent in self.sent.values():
             if sent.residency is not None and sent.waiters:
-                assert sent.residency.state is WeightsState.READY
+                assert sent.residency.state == READY
                 assert sent.residency.in_flight > 0
+        assert all(model.stirred for model in self.stirred)
+        assert all(queue.doubted for queue in self.doubted)
 
 
 def _call(request: Request) -> Call:

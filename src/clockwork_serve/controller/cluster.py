@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
+# ruff: noqa: FURB136 - max() and min() cost 100 ns more than a condition
 from collections import deque
+from heapq import heapify, heappush
+from typing import TYPE_CHECKING, Final
 
 from clockwork_serve.controller.config import ControllerConfig
-from clockwork_serve.controller.life import WEIGHTS_LIFE, WeightsState, WeightsStep
+from clockwork_serve.controller.estimator import Samples, Timings
+from clockwork_serve.controller.life import LOADING, NEVER, WEIGHTS_AFTER, WEIGHTS_STATES, WEIGHTS_STEPS
 from clockwork_serve.controller.pages import Pages
+from clockwork_serve.controller.plan import Plan
 from clockwork_serve.controller.queues import Queue, ServedModel, Waiter
+from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import Action, DeviceSpec, Extent, Profile
 
+if TYPE_CHECKING:
+    from clockwork_serve.controller.watches import Watch
 
-class Sent:
-    """An action in flight."""
-
-    __slots__ = ("action", "expected_ns", "queue", "residency", "sent_ns", "waiters")
-
-    def __init__(self, action: Action, expected_ns: int, sent_ns: int, residency: Residency | None) -> None:
-        self.action = action
-        self.expected_ns = expected_ns
-        self.sent_ns = sent_ns
-        self.residency = residency
-        self.queue: Queue | None = None
-        self.waiters: list[Waiter] = []
-        """The requests of an INFER, in the order of its calls."""
+IDLE_MIN: Final = 64
+"""A device's ``idle`` is made anew when it has so many more entries than twice its weights."""
 
 
 class LaneBelief:
     """When a lane will be free. Actions on it run one after another, in the order sent."""
 
-    __slots__ = ("_begin_ns", "_network_ns", "_outstanding", "_total_ns")
+    __slots__ = ("_begin_ns", "_head_ns", "_network_ns", "_outstanding", "_total_ns", "moved", "watch")
 
     def __init__(self, network_ns: int) -> None:
         self._network_ns = network_ns
@@ -37,33 +34,47 @@ class LaneBelief:
         """When the first outstanding action began, or the last one ended."""
         self._outstanding: deque[tuple[int, int]] = deque()
         """(action id, expected duration) of all actions sent and not ended."""
+        self._head_ns = 0
+        """The expected duration of the first of them; 0 if there is none."""
         self._total_ns = 0
         """Sum of the expected durations of ``_outstanding``."""
+        self.moved = False
+        """It was given work since the rejecting layer last looked; see ``Belief.moved``."""
+        self.watch: Watch | None = None
+        """The rejecting layer's; None where that is off."""
 
     def __len__(self) -> int:
         return len(self._outstanding)
 
     def available_ns(self, now_ns: int) -> int:
-        """When an action sent now could start."""
-        free_ns = self._begin_ns + self._total_ns
-        if self._outstanding:
-            head_ns = self._outstanding[0][1]
-            if self._begin_ns + head_ns < now_ns:
-                free_ns = now_ns + self._total_ns - head_ns
-        return max(free_ns, now_ns + self._network_ns)
+        """When an action sent now could start; before a send it never gets earlier than time passes."""
+        head_ns, free_ns = self._head_ns, self._begin_ns + self._total_ns
+        if self._outstanding and self._begin_ns + head_ns < now_ns:
+            free_ns = now_ns + self._total_ns - head_ns
+        soonest_ns = now_ns + self._network_ns
+        return free_ns if free_ns > soonest_ns else soonest_ns
 
-    def head_end_ns(self) -> int:
-        """When the running action is expected to end; the last end, if none runs."""
-        return self._begin_ns + self._outstanding[0][1] if self._outstanding else self._begin_ns
+    def lasts_ns(self, latest_ns: int) -> int:
+        """Until when an action sent could start by ``latest_ns`` if no work is given and no result comes.
+
+        Only for a ``latest_ns`` that it can meet now.
+        """
+        behind_ns = self._total_ns - self._head_ns
+        return latest_ns - (behind_ns if behind_ns > self._network_ns else self._network_ns)
+
+    def busy(self, now_ns: int) -> bool:
+        """Whether an action sent now would have to wait for others."""
+        return self.available_ns(now_ns) > now_ns + self._network_ns
 
     def overdue_ns(self, now_ns: int) -> int:
         """By how much the running action is late against its estimate; at most 0 if it is not."""
-        return now_ns - self._begin_ns - self._outstanding[0][1] if self._outstanding else 0
+        return now_ns - self._begin_ns - self._head_ns if self._outstanding else 0
 
     def send(self, action_id: int, expected_ns: int, now_ns: int) -> None:
         """An action goes out."""
         if not self._outstanding:
             self._begin_ns = max(self._begin_ns, now_ns + self._network_ns)
+            self._head_ns = expected_ns
         self._outstanding.append((action_id, expected_ns))
         self._total_ns += expected_ns
 
@@ -72,7 +83,12 @@ class LaneBelief:
         outstanding = self._outstanding
         if outstanding and outstanding[0][0] == action_id:
             self._total_ns -= outstanding.popleft()[1]
-            self._begin_ns = max(self._begin_ns, ended_ns) if not outstanding else ended_ns
+            if outstanding:
+                self._begin_ns = ended_ns
+                self._head_ns = outstanding[0][1]
+            else:
+                self._begin_ns = max(self._begin_ns, ended_ns)
+                self._head_ns = 0
             return
         for at, (other_id, expected_ns) in enumerate(outstanding):
             if other_id == action_id:
@@ -84,55 +100,135 @@ class LaneBelief:
     def check(self) -> None:
         """Assert the invariants."""
         assert self._total_ns == sum(expected for _, expected in self._outstanding)
+        assert self._head_ns == (self._outstanding[0][1] if self._outstanding else 0)
+
+
+class Batch:
+    """A way to run a queue on a device: ``count`` requests at batch size ``size``."""
+
+    __slots__ = ("count", "samples", "size")
+
+    def __init__(self, count: int, size: int, samples: Samples) -> None:
+        self.count = count
+        self.size = size
+        self.samples = samples
+        """``samples.estimate_ns`` is how long it will take there."""
 
 
 class Residency:
     """One model's weights on one device."""
 
-    __slots__ = ("device", "extent", "in_flight", "model", "ready_ns", "state", "used", "version")
+    __slots__ = (
+        "code", "device", "extent", "in_flight", "model", "ready_ns", "share_ns", "state", "used", "version",
+    )  # fmt: skip
 
-    def __init__(self, model: ServedModel, device: DeviceBelief, extent: Extent, version: int) -> None:
+    def __init__(
+        self, model: ServedModel, device: DeviceBelief, code: CodeOnDevice, extent: Extent, version: int
+    ) -> None:
         self.model = model
         self.device = device
+        self.code = code
         self.extent = extent
         self.version = version
-        self.state = WeightsState.LOADING
+        self.state: int = LOADING
         self.ready_ns = 0
         """When the LOAD is expected to end."""
         self.in_flight = 0
         """INFERs sent and not ended that read these weights; such weights are never displaced."""
         self.used = 0
         """Rises with each use on this device: least recently used is least."""
+        self.share_ns = 0
+        """How much of the model's demand its device is counted for; see ``candidates``."""
 
-    def step(self, step: WeightsStep) -> None:
+    def step(self, step: int) -> None:
         """Move on by the table; a step that is not in it is a bug."""
-        after = WEIGHTS_LIFE[self.state].get(step)
-        assert after is not None, f"{self.model.model.key}: {step.value} while {self.state.value}"
+        after = WEIGHTS_AFTER[self.state][step]
+        assert after != NEVER, (
+            f"{self.model.model.key}: {WEIGHTS_STEPS[step]} while {WEIGHTS_STATES[self.state]}"
+        )
         self.state = after
+
+
+class Strategy:
+    """A queue on one device that has its weights READY: what a policy weighs against others there."""
+
+    __slots__ = ("batches", "device", "key_ns", "least", "queue", "residency")
+
+    def __init__(self, queue: Queue, residency: Residency) -> None:
+        self.queue = queue
+        self.residency = residency
+        self.device = residency.device
+        self.batches = residency.code.batches(queue)
+        """Ways to run it that the device allows, ascending; the first takes one request."""
+        self.least = residency.code.timings.infer(queue.least, queue.signature)
+        """How long the least batch takes that the policy will run."""
+        self.key_ns = NEVER_NS
+        """Its live key in its device's ``Plan``; NEVER_NS if it has none there."""
+
+    def __lt__(self, other: Strategy) -> bool:
+        return self.residency.version < other.residency.version
 
 
 class CodeOnDevice:
     """A code that a device is ready to run: its profile there and the batch sizes that fit and pay."""
 
-    __slots__ = ("profile", "sizes")
+    __slots__ = ("_batches", "profile", "sizes", "timings")
 
-    def __init__(self, profile: Profile, sizes: frozenset[int]) -> None:
+    def __init__(self, profile: Profile, sizes: frozenset[int], timings: Timings) -> None:
         self.profile = profile
         self.sizes = sizes
+        self.timings = timings
+        self._batches: dict[tuple[tuple[tuple[int, int], ...], str], tuple[Batch, ...]] = {}
+        """By a queue's sizes and signature."""
+
+    def batches(self, queue: Queue) -> tuple[Batch, ...]:
+        """The ways to run a queue here: sizes that pay, and always one request alone."""
+        key = (queue.sizes, queue.signature)
+        batches = self._batches.get(key)
+        if batches is None:
+            batches = tuple(
+                [
+                    Batch(count, size, self.timings.infer(size, queue.signature))
+                    for count, size in queue.sizes
+                    if count == 1 or size in self.sizes
+                ]
+            )
+            self._batches[key] = batches
+        return batches
+
+
+class Sent:
+    """An action in flight."""
+
+    __slots__ = ("action", "device", "residency", "samples", "waiters")
+
+    def __init__(
+        self, action: Action, device: DeviceBelief, residency: Residency | None, samples: Samples | None
+    ) -> None:
+        self.action = action
+        self.device = device
+        self.residency = residency
+        self.samples = samples
+        """Where its duration is learned; None for an UNLOAD."""
+        self.waiters: list[Waiter] = []
+        """The requests of an INFER, in the order of its calls."""
 
 
 class DeviceBelief:
     """One device."""
 
     __slots__ = (
-        "codes", "exec", "failed_codes", "index", "load", "load_ns", "pages", "pending_codes", "spec", "used",
-        "warm", "worker",
+        "codes", "exec", "failed_codes", "idle", "index", "load", "load_key_ns", "load_ns", "name", "pages",
+        "pending_codes", "plan", "spec", "up", "used", "warm", "worker",
     )  # fmt: skip
 
     def __init__(self, spec: DeviceSpec, worker: str, index: int, config: ControllerConfig) -> None:
         self.spec = spec
+        self.name = spec.device
         self.worker = worker
         self.index = index
+        """Creation order: makes ties between devices definite."""
+        self.up = True
         self.exec = LaneBelief(config.network_ns)
         self.load = LaneBelief(config.network_ns)
         self.pages: Pages[Residency] = Pages(spec.pages)
@@ -146,22 +242,34 @@ class DeviceBelief:
         """Whether every code known when it joined was prepared, once."""
         self.used = 0
         """A counter of uses, the clock of least-recently-used."""
+        self.idle: list[tuple[int, int, Residency]] = []
+        """Heap of (use, version, weights) of all that are here, each ``use`` corrected when it surfaces."""
         self.load_ns = 0
-        """Demand counted for this device: the sum of all models' ``shares`` of it."""
-
-    @property
-    def name(self) -> str:
-        """The device's name."""
-        return self.spec.device
+        """Demand counted for this device: the sum of its residencies' shares."""
+        self.load_key_ns = NEVER_NS
+        """Where it is among the rejecting layer's load lanes."""
+        self.plan = Plan(self)
+        """The policy's."""
 
     def touch(self, residency: Residency) -> None:
         """These weights were just used."""
         self.used += 1
         residency.used = self.used
 
+    def hold(self, residency: Residency) -> None:
+        """Weights are coming: their pages are taken."""
+        self.touch(residency)
+        self.pages.hold(residency.extent, residency)
+        heappush(self.idle, (residency.used, residency.version, residency))
+        if len(self.idle) > 2 * len(self.pages) + IDLE_MIN:
+            self.idle = [(one.used, one.version, one) for one in self.pages.holders()]
+            heapify(self.idle)
+
     def check(self) -> None:
         """Assert the invariants."""
         self.pages.check()
+        idle = {one.version for _, _, one in self.idle}
+        assert idle >= {one.version for one in self.pages.holders()}
         self.exec.check()
         self.load.check()
         assert not (self.pending_codes & self.codes.keys())

@@ -5,13 +5,12 @@ Source: paper section 5.3 and the released code: a high quantile, linearly inter
 
 from __future__ import annotations
 
+from typing import Final
+
 from clockwork_serve.messages import Profile
 from clockwork_serve.units import NS_PER_MS
 
-LOAD_KEY = 0
-"""Stands for LOAD where a batch size stands for INFER."""
-
-GUESS_NS = NS_PER_MS
+GUESS_NS: Final = NS_PER_MS
 """The estimate of what could not be measured; a high one would refuse all requests that could mend it."""
 
 
@@ -22,7 +21,7 @@ class Samples:
     it is a guess, which the first measurement replaces.
     """
 
-    __slots__ = ("estimate_ns", "guessed", "quantile", "samples", "size")
+    __slots__ = ("_second_ns", "estimate_ns", "guessed", "quantile", "samples", "size")
 
     def __init__(self, seed_ns: int, size: int, quantile: float, *, guessed: bool = False) -> None:
         self.guessed = guessed
@@ -30,15 +29,19 @@ class Samples:
         self.size = size
         self.quantile = quantile
         self.estimate_ns = seed_ns
+        self._second_ns = 0
+        """Where the estimate rests on the two largest samples of a full window: the smaller of the two."""
 
     def add(self, sample_ns: int) -> None:
         """Learn one measured duration."""
         samples = self.samples
+        oldest_ns = -1
         if self.guessed or len(samples) >= self.size:
-            del samples[0]
+            oldest_ns = samples.pop(0)
         self.guessed = False
         samples.append(sample_ns)
-        self._update()
+        if sample_ns != oldest_ns and (sample_ns > self._second_ns or not -1 < oldest_ns < self._second_ns):
+            self._update()
 
     def doubt(self) -> None:
         """Forget the largest sample, if there is another to rest on."""
@@ -53,22 +56,61 @@ class Samples:
 
     def _update(self) -> None:
         ordered = sorted(self.samples)
-        rank = self.quantile * (len(ordered) - 1)
+        last = len(ordered) - 1
+        rank = self.quantile * last
         low = int(rank)
-        high = min(low + 1, len(ordered) - 1)
+        high = min(low + 1, last)
         self.estimate_ns = round(ordered[low] + (rank - low) * (ordered[high] - ordered[low]))
+        self._second_ns = ordered[last - 1] if last and low >= last - 1 and last + 1 == self.size else 0
+
+
+class Timings:
+    """How long one code takes on one device: a window per (batch size, signature), and one for LOAD.
+
+    Windows are made at first use. Models that share a code share them.
+    """
+
+    __slots__ = ("_code_id", "_estimator", "_infer", "_kind", "_load")
+
+    def __init__(self, estimator: Estimator, code_id: str, kind: str) -> None:
+        self._estimator = estimator
+        self._code_id = code_id
+        self._kind = kind
+        self._infer: dict[tuple[int, str], Samples] = {}
+        self._load: Samples | None = None
+
+    def infer(self, batch: int, signature: str) -> Samples:
+        """The window of an INFER."""
+        window = self._infer.get((batch, signature))
+        if window is None:
+            profile = self._profile()
+            window = self._estimator.seeded(profile, _infer_seed_ns(profile, batch))
+            self._infer[batch, signature] = window
+        return window
+
+    def load(self, size: int) -> Samples:
+        """The window of a LOAD of ``size`` bytes (models of one code have one size)."""
+        if self._load is None:
+            profile = self._profile()
+            self._load = self._estimator.seeded(profile, profile.load_ns(size))
+        return self._load
+
+    def _profile(self) -> Profile:
+        profile = self._estimator.profile(self._code_id, self._kind)
+        assert profile is not None, f"there is no profile of {self._code_id} on {self._kind}"
+        return profile
 
 
 class Estimator:
-    """Estimates per (device, code, batch size, shape signature); models that share a code share them."""
+    """Timings by device and code, seeded from profiles."""
 
     def __init__(self, window: int, quantile: float) -> None:
         self._size = window
         self._quantile = quantile
         self._profiles: dict[tuple[str, str], Profile] = {}
         """Profile by (code, device kind): where a window starts from."""
-        self._windows: dict[tuple[str, str, int, str], Samples] = {}
-        """Samples by (device, code, batch or LOAD_KEY, signature): created at first use."""
+        self._timings: dict[str, dict[str, Timings]] = {}
+        """By device and code: created at first use."""
 
     def learn_profile(self, profile: Profile) -> None:
         """Take a profile as the seed of windows not yet started."""
@@ -80,30 +122,17 @@ class Estimator:
 
     def forget_device(self, device: str) -> None:
         """A device is gone; one of that name may be another next time."""
-        for key in [key for key in self._windows if key[0] == device]:
-            del self._windows[key]
+        self._timings.pop(device, None)
 
-    def infer_samples(self, device: str, kind: str, code_id: str, batch: int, signature: str) -> Samples:
-        """The window of an INFER."""
-        key = (device, code_id, batch, signature)
-        window = self._windows.get(key)
-        if window is None:
-            profile = self._profiles[code_id, kind]
-            window = self._seeded(profile, _infer_seed_ns(profile, batch))
-            self._windows[key] = window
-        return window
+    def timings(self, device: str, kind: str, code_id: str) -> Timings:
+        """How long a code takes on a device of a kind; keep it while the device is up."""
+        codes = self._timings.setdefault(device, {})
+        timings = codes.get(code_id)
+        if timings is None:
+            timings = codes[code_id] = Timings(self, code_id, kind)
+        return timings
 
-    def load_samples(self, device: str, kind: str, code_id: str, size: int) -> Samples:
-        """The window of a LOAD of ``size`` bytes (models of one code have one size)."""
-        key = (device, code_id, LOAD_KEY, "")
-        window = self._windows.get(key)
-        if window is None:
-            profile = self._profiles[code_id, kind]
-            window = self._seeded(profile, profile.load_ns(size))
-            self._windows[key] = window
-        return window
-
-    def _seeded(self, profile: Profile, seed_ns: int) -> Samples:
+    def seeded(self, profile: Profile, seed_ns: int) -> Samples:
         """A window that starts from the profile; a guess starts it low, so that a first request is tried."""
         if profile.guessed:
             seed_ns = min(seed_ns, GUESS_NS)

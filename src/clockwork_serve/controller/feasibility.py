@@ -1,33 +1,32 @@
 """Refuses a request the moment that no schedule can meet its deadline; a layer of its own, which can be off.
 
-A request is hopeless when on no device the earliest start that is still free, plus the batch-1 estimate, lies
-within its due time; weights that are not there add their LOAD. Only each queue's head is watched (the others
-are due later), on the one device that promises the earliest end: a heap per device of latest starts, looked
-at when that device is given work or when time reaches its top.
+A request is hopeless when on no device the earliest start that is still free, plus the estimate of the least
+batch, lies within its due time; weights that are not there add their LOAD. Only each queue's head is watched
+(the others are due later), on one lane that promises an end in time: it is judged again when that lane is
+given so much work, or so much time passes, that the promise is broken.
 """
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush
+from typing import Final
 
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import DeviceBelief, LaneBelief
 from clockwork_serve.controller.estimator import Samples
-from clockwork_serve.controller.life import WeightsState
+from clockwork_serve.controller.life import READY
+from clockwork_serve.controller.loaders import Loaders
 from clockwork_serve.controller.queues import Queue, ServedModel
-from clockwork_serve.controller.timers import Timers
+from clockwork_serve.controller.timers import NEVER_NS, Timers
+from clockwork_serve.controller.watches import Watch
 from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.units import NS_PER_MS
 
-LOADERS_MAX = 4
+LOADERS_MAX: Final = 4
 """Of devices that lack the weights, so many are looked at, the soonest load lanes first."""
-
-RECHECK_NS = 2 * NS_PER_MS
-"""How often waiting requests are judged while the action before them is late against its estimate."""
 
 
 class Hope:
-    """The best that a queue's head can hope for.
+    """What a queue's head can hope for on one lane.
 
     It ends at ``end_ns`` if it starts in ``lane`` of ``device`` when that is free; it may do so until the
     instant that leaves ``rest_ns`` before its due time. ``samples`` is the estimate that weighs most.
@@ -45,203 +44,159 @@ class Hope:
         self.samples = samples
 
 
-class _Watch:
-    """Queues that hope for one lane, by the latest start of their heads."""
-
-    __slots__ = ("device", "heap", "lane")
-
-    def __init__(self, device: DeviceBelief, lane: LaneBelief) -> None:
-        self.device = device
-        self.lane = lane
-        self.heap: list[tuple[int, int, Queue]] = []
-        """(latest start, queue order, queue); stale where ``Feasibility`` places the queue elsewhere."""
-
-
 class Feasibility:
     """See the module. It reads belief; the answers are given by the caller."""
 
     def __init__(self, belief: Belief) -> None:
         self._belief = belief
-        self._watches: dict[str, _Watch] = {}
-        """Two per device that is up, by ``name`` (exec lane) and ``name/load``."""
-        self._places: dict[Queue, tuple[str, int]] = {}
-        """Where each watched queue is: (watch, latest start)."""
-        self._unjudged: dict[Queue, None] = {}
-        """Queues whose head or hope changed."""
+        self._network_ns = belief.config.network_ns
         self._timers = Timers()
-        self._loaders: list[DeviceBelief] | None = None
-        """Devices by when their load lanes are free, once that was asked in this instant."""
-
-    def doubt(self, queue: Queue) -> None:
-        """Judge this queue in the next ``hopeless``."""
-        self._unjudged[queue] = None
-
-    def doubt_model(self, model: ServedModel) -> None:
-        """Judge all queues of a model."""
-        for queue in model.queues.values():
-            self._unjudged[queue] = None
+        self._loaders = Loaders()
 
     def device_joined(self, device: DeviceBelief) -> None:
         """Watch a device's lanes."""
-        self._watches[device.name] = _Watch(device, device.exec)
-        self._watches[f"{device.name}/load"] = _Watch(device, device.load)
+        device.exec.watch = Watch(device.exec, 2 * device.index)
+        device.load.watch = Watch(device.load, 2 * device.index + 1)
+        self._loaders.joined(device)
 
     def device_lost(self, device: DeviceBelief) -> None:
         """Judge what hoped for a lost device anew."""
-        for name in (device.name, f"{device.name}/load"):
-            for queue in [queue for queue, place in self._places.items() if place[0] == name]:
-                del self._places[queue]
-                self._unjudged[queue] = None
-            del self._watches[name]
-
-    def reject(self, now_ns: int) -> list[ServedModel]:
-        """Refuse every hopeless request; returns the models that lost one."""
-        losers: dict[ServedModel, None] = {}
-        self._loaders = None
-        names = dict.fromkeys(self._timers.due(now_ns))
-        for name in self._belief.moved:
-            names[name] = names[f"{name}/load"] = None
-        self._belief.moved.clear()
-        for name in names:
-            watch = self._watches.get(name)
+        self._loaders.lost(device)
+        for lane in (device.exec, device.load):
+            watch, lane.watch = lane.watch, None
             if watch is not None:
-                self._surface(name, watch, now_ns)
-        while self._unjudged:
-            queue, _ = self._unjudged.popitem()
-            names.update(self._judge(queue, now_ns, losers))
-        for name in names:
-            watch = self._watches.get(name)
-            if watch is not None:
-                self._set_timer(name, watch, now_ns)
-        return list(losers)
+                self._timers.set(watch, NEVER_NS)
+                for queue in watch.clear():
+                    self._belief.doubt(queue)
 
-    def _surface(self, name: str, watch: _Watch, now_ns: int) -> None:
-        """Take out of a watch all queues whose heads can no longer start there in time."""
-        start_ns = watch.lane.available_ns(now_ns)
-        heap = watch.heap
-        while heap and (heap[0][0] < start_ns or self._places.get(heap[0][2]) != (name, heap[0][0])):
-            latest_ns, _, queue = heappop(heap)
-            if self._places.get(queue) == (name, latest_ns):
-                del self._places[queue]
-                self._unjudged[queue] = None
+    def load_ended(self, device: DeviceBelief, now_ns: int) -> None:
+        """A load lane may be free sooner than was believed."""
+        self._loaders.sooner(device, device.load.available_ns(now_ns))
 
-    def _judge(self, queue: Queue, now_ns: int, losers: dict[ServedModel, None]) -> dict[str, None]:
-        """Refuse a queue's heads until one has hope, and watch that one; returns where."""
-        while queue.waiters:
-            head = queue.waiters[0]
-            hope = self._hope(queue, now_ns)
-            if hope is None:
-                losers[queue.model] = None
-                self._belief.answer(
-                    head, Outcome.REJECTED, Reason.NOT_SERVING, message=self._why(queue.model)
-                )
-                continue
-            if hope.end_ns <= head.due_ns:
-                return self._place(queue, hope, head.due_ns - hope.rest_ns)
-            if (
-                not hope.lane
-                and now_ns + hope.rest_ns - hope.samples.estimate_ns + hope.samples.median_ns < head.due_ns
-            ):
-                hope.samples.doubt()
-            shortage_ns = hope.end_ns - head.due_ns
-            impossible = (
-                hope.rest_ns + self._belief.config.slack_ns
-                > head.request.deadline_ns - head.request.arrival_ns
-            )
-            losers[queue.model] = None
-            self._belief.answer(
-                head, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE,
-                retry_after_ns=0 if impossible else shortage_ns,
-                message=_miss_message(shortage_ns, hope, impossible=impossible),
-            )  # fmt: skip
-        self._places.pop(queue, None)
-        return {}
+    def reject(self, now_ns: int) -> bool:
+        """Refuse every hopeless request; whether there was one."""
+        belief = self._belief
+        if self._timers.next_ns() <= now_ns:
+            for timer in self._timers.due(now_ns):
+                assert isinstance(timer, Watch)
+                self._surface(timer, now_ns)
+        for lane in belief.moved:
+            lane.moved = False
+            if lane.watch is not None:
+                self._surface(lane.watch, now_ns)
+        belief.moved.clear()
+        if not belief.doubted:
+            return False
+        self._loaders.forget()
+        refused = False
+        while belief.doubted:
+            queue = belief.doubted.pop()
+            queue.doubted = False
+            while queue.waiters and not self._hopeful(queue, queue.dues[0], now_ns):
+                self._refuse(queue, now_ns)
+                refused = True
+        return refused
 
-    def _place(self, queue: Queue, hope: Hope, latest_ns: int) -> dict[str, None]:
-        name = hope.device.name if hope.lane is hope.device.exec else f"{hope.device.name}/load"
-        if self._places.get(queue) == (name, latest_ns):
-            return {}
-        self._places[queue] = (name, latest_ns)
-        heap = self._watches[name].heap
-        heappush(heap, (latest_ns, queue.order, queue))
-        if len(heap) > 4 * len(self._places) + 64:
-            heap[:] = [entry for entry in heap if self._places.get(entry[2]) == (name, entry[0])]
-            heapify(heap)
-        return {name: None}
+    def _surface(self, watch: Watch, now_ns: int) -> None:
+        """Judge the queues of a watch whose heads can no longer start there in time."""
+        if watch.heap:
+            for queue in watch.surface(watch.lane.available_ns(now_ns)):
+                self._belief.doubt(queue)
+        self._timers.set(watch, watch.expires_ns())
 
-    def _set_timer(self, name: str, watch: _Watch, now_ns: int) -> None:
-        """Look again when the top's latest start has come, or, if the lane runs late, soon."""
-        self._surface_stale(name, watch)
-        if not watch.heap:
+    def _hopeful(self, queue: Queue, due_ns: int, now_ns: int) -> bool:
+        """Whether some lane promises an end by ``due_ns``; it is watched there from now on."""
+        for strategy in queue.strategies:
+            lane = strategy.device.exec
+            latest_ns = due_ns - strategy.least.estimate_ns
+            if lane.available_ns(now_ns) <= latest_ns:
+                self._watch(queue, lane, latest_ns)
+                return True
+        for residency in queue.model.residencies.values():
+            if residency.state != READY:
+                infer_ns = residency.code.timings.infer(queue.least, queue.signature).estimate_ns
+                latest_ns = due_ns - infer_ns
+                lane = residency.device.exec
+                if residency.ready_ns <= latest_ns and lane.available_ns(now_ns) <= latest_ns:
+                    self._watch(queue, lane, latest_ns)
+                    return True
+        at = looked_at = 0
+        while looked_at < LOADERS_MAX and (device := self._loaders.get(at, now_ns)) is not None:
+            at += 1
+            hope = self._cold(queue, device, now_ns)
+            if hope is not None:
+                if hope.end_ns <= due_ns:
+                    self._watch(queue, hope.lane, due_ns - hope.rest_ns)
+                    return True
+                looked_at += 1
+        return False
+
+    def _watch(self, queue: Queue, lane: LaneBelief, latest_ns: int) -> None:
+        watch = lane.watch
+        assert watch is not None
+        if watch.place(queue, latest_ns):
+            self._timers.set(watch, watch.expires_ns())
+
+    def _refuse(self, queue: Queue, now_ns: int) -> None:
+        """Refuse a queue's head, and say what it lacked."""
+        head, hope = queue.waiters[0], self._best(queue, now_ns)
+        if hope is None:
+            self._belief.answer(head, Outcome.REJECTED, Reason.NOT_SERVING, message=self._why(queue.model))
             return
-        at_ns = watch.heap[0][0] - self._belief.config.network_ns + 1
-        if watch.lane:
-            late_ns = watch.lane.head_end_ns() + 1
-            at_ns = min(at_ns, late_ns if late_ns > now_ns else now_ns + RECHECK_NS)
-        self._timers.set(name, max(at_ns, now_ns + 1))
+        start_ns = now_ns + hope.rest_ns - hope.samples.estimate_ns
+        if not hope.lane and start_ns + hope.samples.median_ns < head.due_ns:
+            hope.samples.doubt()
+        shortage_ns = hope.end_ns - head.due_ns
+        allowed_ns = head.request.deadline_ns - head.request.arrival_ns
+        impossible = hope.rest_ns + self._belief.config.slack_ns > allowed_ns
+        self._belief.answer(
+            head, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE,
+            retry_after_ns=0 if impossible else shortage_ns,
+            message=_miss_message(shortage_ns, hope, impossible=impossible),
+        )  # fmt: skip
 
-    def _surface_stale(self, name: str, watch: _Watch) -> None:
-        heap = watch.heap
-        while heap and self._places.get(heap[0][2]) != (name, heap[0][0]):
-            heappop(heap)
-
-    def _hope(self, queue: Queue, now_ns: int) -> Hope | None:
+    def _best(self, queue: Queue, now_ns: int) -> Hope | None:
         """The earliest end that any device promises; None where none can serve the model at all."""
         best: Hope | None = None
-        residencies = queue.model.residencies
-        for residency in residencies.values():
+        for residency in queue.model.residencies.values():
             device = residency.device
             start_ns = device.exec.available_ns(now_ns)
-            if residency.state is WeightsState.LOADING:
+            if residency.state != READY:
                 start_ns = max(start_ns, residency.ready_ns)
-            hope = self._warm(queue, device, start_ns)
+            samples = residency.code.timings.infer(queue.least, queue.signature)
+            hope = _warm(device, samples, start_ns)
             if best is None or hope.end_ns < best.end_ns:
                 best = hope
-        if best is not None and best.end_ns <= queue.dues[0]:
-            return best
-        looked_at = 0
-        for device in self._soonest_loaders(now_ns):
-            if device.name in residencies:
-                continue
-            cold = self._cold(queue, device, now_ns)
+        at = looked_at = 0
+        while looked_at < LOADERS_MAX and (device_at := self._loaders.get(at, now_ns)) is not None:
+            at += 1
+            cold = self._cold(queue, device_at, now_ns)
             if cold is not None:
                 looked_at += 1
                 if best is None or cold.end_ns < best.end_ns:
                     best = cold
-                if looked_at == LOADERS_MAX:
-                    break
         return best
-
-    def _soonest_loaders(self, now_ns: int) -> list[DeviceBelief]:
-        """All devices, those first whose load lane is free first; lanes do not change while we judge."""
-        if self._loaders is None:
-            devices = self._belief.devices.values()
-            self._loaders = sorted(devices, key=lambda device: device.load.available_ns(now_ns))
-        return self._loaders
-
-    def _warm(self, queue: Queue, device: DeviceBelief, start_ns: int) -> Hope:
-        samples = self._samples(queue, device)
-        return Hope(device, device.exec, start_ns + samples.estimate_ns, samples.estimate_ns, samples)
 
     def _cold(self, queue: Queue, device: DeviceBelief, now_ns: int) -> Hope | None:
         """What a device could do that lacks the weights; one still preparing the code gets the benefit."""
         model = queue.model
-        code_id = model.code.code_id
-        if device.spec.pages_of(model.model.weights.size) > device.spec.pages:
+        size, code_id = model.model.weights.size, model.code.code_id
+        if device.name in model.residencies or device.spec.pages_of(size) > device.spec.pages:
             return None
-        if code_id in device.pending_codes and self._belief.estimator.profile(code_id, device.spec.kind):
-            return self._warm(queue, device, now_ns)
-        if code_id not in device.codes:
+        code = device.codes.get(code_id)
+        if code_id in device.pending_codes:
+            estimator, kind = self._belief.estimator, device.spec.kind
+            if estimator.profile(code_id, kind) is not None:
+                samples = estimator.timings(device.name, kind, code_id).infer(queue.least, queue.signature)
+                return _warm(device, samples, device.exec.available_ns(now_ns))
+        if code is None:
             return None
-        samples = self._samples(queue, device)
-        load = self._belief.load_samples(device, model)
+        samples = code.timings.infer(queue.least, queue.signature)
+        load = code.timings.load(size)
         ready_ns = device.load.available_ns(now_ns) + load.estimate_ns
         end_ns = max(ready_ns, device.exec.available_ns(now_ns)) + samples.estimate_ns
         heavier = load if load.estimate_ns > samples.estimate_ns else samples
         return Hope(device, device.load, end_ns, load.estimate_ns + samples.estimate_ns, heavier)
-
-    def _samples(self, queue: Queue, device: DeviceBelief) -> Samples:
-        return self._belief.infer_samples(device, queue, queue.sizes[0][1])
 
     def _why(self, model: ServedModel) -> str:
         """Why no device can serve a model."""
@@ -256,7 +211,7 @@ class Feasibility:
         largest = max(device.spec.pages * device.spec.page_bytes for device in devices.values())
         return f"the model's {size} bytes of weights fit no device; the largest has {largest}"
 
-    def next_wakeup_ns(self) -> int | None:
+    def next_wakeup_ns(self) -> int:
         """When time alone may make a waiting request hopeless."""
         return self._timers.next_ns()
 
@@ -264,7 +219,14 @@ class Feasibility:
         """Assert that every waiting queue is watched."""
         for model in self._belief.models.values():
             for queue in model.queues.values():
-                assert not queue.waiters or queue in self._places or queue in self._unjudged
+                watch = queue.watch
+                assert not queue.waiters or queue.doubted or watch is not None
+                assert watch is None or (queue.place_ns, queue.order, queue) in watch.heap
+
+
+def _warm(device: DeviceBelief, samples: Samples, start_ns: int) -> Hope:
+    """An INFER at ``start_ns`` on a device that has, or will have, the weights."""
+    return Hope(device, device.exec, start_ns + samples.estimate_ns, samples.estimate_ns, samples)
 
 
 def _miss_message(shortage_ns: int, hope: Hope, *, impossible: bool) -> str:

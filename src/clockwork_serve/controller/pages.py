@@ -31,10 +31,15 @@ class Pages(Generic[Holder]):
         self.count = count
         self.used = 0
         """The sum of all held extents, in pages."""
+        self._sizes: dict[int, int] = {}
+        """How many held extents there are of each size."""
         self._firsts: list[int] = []
         """First pages of all held extents, ascending."""
         self._held: list[tuple[Extent, Holder]] = []
         """Parallel to ``_firsts``."""
+
+    def __len__(self) -> int:
+        return len(self._held)
 
     def hold(self, extent: Extent, holder: Holder) -> None:
         """Give an extent that is free to a holder."""
@@ -42,6 +47,7 @@ class Pages(Generic[Holder]):
         self._firsts.insert(at, extent.first)
         self._held.insert(at, (extent, holder))
         self.used += extent.count
+        self._sizes[extent.count] = self._sizes.get(extent.count, 0) + 1
 
     def release(self, extent: Extent) -> None:
         """Take an extent back from its holder."""
@@ -50,6 +56,10 @@ class Pages(Generic[Holder]):
         del self._firsts[at]
         del self._held[at]
         self.used -= extent.count
+        if self._sizes[extent.count] == 1:
+            del self._sizes[extent.count]
+        else:
+            self._sizes[extent.count] -= 1
 
     def holders(self) -> list[Holder]:
         """All holders, by address."""
@@ -59,6 +69,8 @@ class Pages(Generic[Holder]):
         """The smallest free gap that takes ``count`` pages (its front), if there is one."""
         if self.count - self.used < count:
             return None
+        if not self._held or self._end(len(self._held) - 1) == self.used:
+            return Extent(self.used, count)
         best: Extent | None = None
         end = 0
         for extent, _ in self._held:
@@ -68,6 +80,19 @@ class Pages(Generic[Holder]):
         if self.count - end >= count and (best is None or self.count - end < best.count):
             best = Extent(end, self.count - end)
         return None if best is None else Extent(best.first, count)
+
+    def all_of(self, count: int) -> bool:
+        """Whether all held extents have this size: then any one of them makes room for another."""
+        return len(self._sizes) == 1 and count in self._sizes
+
+    def instead(self, extent: Extent) -> Extent:
+        """Where weights of the same size go if those of a held extent go away."""
+        at = bisect_left(self._firsts, extent.first)
+        return Extent(self._end(at - 1) if at else 0, extent.count)
+
+    def _end(self, at: int) -> int:
+        extent = self._held[at][0]
+        return extent.first + extent.count
 
     def room(self, count: int, rank: Callable[[Holder], int | None]) -> Room[Holder] | None:
         """Make room for ``count`` pages by displacing neighbours of the lowest rank.
@@ -111,3 +136,5 @@ class Pages(Generic[Holder]):
             end = extent.first + extent.count
         assert end <= self.count
         assert self.used == sum(extent.count for extent, _ in self._held)
+        sizes = [extent.count for extent, _ in self._held]
+        assert self._sizes == {size: sizes.count(size) for size in sizes}

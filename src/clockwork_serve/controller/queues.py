@@ -5,39 +5,46 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING
 
-from clockwork_serve.controller.life import REQUEST_LIFE, RequestState, RequestStep
+from clockwork_serve.controller.life import (
+    NEVER,
+    REQUEST_AFTER,
+    REQUEST_STATES,
+    REQUEST_STEPS,
+    WAITING,
+)
 from clockwork_serve.messages import Code, Model, Request
 
 if TYPE_CHECKING:
-    from clockwork_serve.controller.cluster import Residency
+    from clockwork_serve.controller.cluster import Residency, Strategy
+    from clockwork_serve.controller.watches import Watch
 
 
 class Waiter:
     """A request that is not over yet, and what we know of it."""
 
-    __slots__ = ("action_id", "alone", "cold", "demand_ns", "due_ns", "queue", "request", "retries", "state")
+    __slots__ = ("alone", "cold", "demand_ns", "due_ns", "queue", "request", "retries", "state")
 
-    def __init__(self, request: Request, due_ns: int, demand_ns: int, queue: Queue) -> None:
+    def __init__(self, request: Request, due_ns: int, demand_ns: int, queue: Queue, *, cold: bool) -> None:
         self.request = request
         self.due_ns = due_ns
         """When its execution must have ended, by plan: a little before the deadline."""
         self.demand_ns = demand_ns
         """What it adds to its model's demand while it waits."""
         self.queue = queue
-        self.state = RequestState.WAITING
-        self.action_id: int | None = None
-        """The INFER that carries it; None unless SENT or SPENT."""
-        self.cold = False
+        self.state: int = WAITING
+        self.cold = cold
         """Its weights were on no device when it arrived."""
         self.alone = False
         """It shared a batch that failed, and may not share one again."""
         self.retries = 0
         """How often it was in flight on a worker that was lost."""
 
-    def step(self, step: RequestStep) -> None:
+    def step(self, step: int) -> None:
         """Move on by the table; a step that is not in it is a bug."""
-        after = REQUEST_LIFE[self.state].get(step)
-        assert after is not None, f"{self.request.request_id}: {step.value} while {self.state.value}"
+        after = REQUEST_AFTER[self.state][step]
+        assert after != NEVER, (
+            f"{self.request.request_id}: {REQUEST_STEPS[step]} while {REQUEST_STATES[self.state]}"
+        )
         self.state = after
 
 
@@ -47,28 +54,45 @@ class Queue:
     ``sizes`` are the batch sizes to choose from, as (requests, batch size to run), ascending.
     """
 
-    __slots__ = ("dues", "model", "order", "signature", "sizes", "waiters")
+    __slots__ = (
+        "alone", "doubted", "dues", "least", "model", "order", "place_ns", "rows", "signature", "sizes",
+        "strategies", "waiters", "watch",
+    )  # fmt: skip
 
-    def __init__(
-        self, model: ServedModel, signature: str, sizes: tuple[tuple[int, int], ...], order: int
-    ) -> None:
+    def __init__(self, model: ServedModel, signature: str, rows: int, order: int, *, alone: bool) -> None:
         self.model = model
         self.signature = signature
-        self.sizes = sizes
+        self.rows = rows
+        self.alone = alone
+        self.sizes = model.sizes(rows, alone=alone)
         self.order = order
         """Creation order: makes ties between queues definite."""
         self.dues: list[int] = []
         """``due_ns`` of each of ``waiters``, ascending."""
         self.waiters: list[Waiter] = []
         """All and only requests WAITING here."""
+        self.strategies: list[Strategy] = []
+        """One per device that has the weights READY."""
+        self.least = self.sizes[0][1]
+        """The least batch size that the policy will run this queue at; see ``Belief.require``."""
+        self.doubted = False
+        """The rejecting layer is to judge it."""
+        self.watch: Watch | None = None
+        """Where the rejecting layer has its entry, at ``place_ns``."""
+        self.place_ns = 0
 
     def __len__(self) -> int:
         return len(self.waiters)
 
     def add(self, waiter: Waiter) -> bool:
         """Put a request in its place; true if it is the first now."""
-        at = bisect_right(self.dues, waiter.due_ns)
-        self.dues.insert(at, waiter.due_ns)
+        dues, due_ns = self.dues, waiter.due_ns
+        if not dues or dues[-1] <= due_ns:
+            dues.append(due_ns)
+            self.waiters.append(waiter)
+            return len(dues) == 1
+        at = bisect_right(dues, due_ns)
+        dues.insert(at, due_ns)
         self.waiters.insert(at, waiter)
         return at == 0
 
@@ -91,53 +115,64 @@ class Queue:
         """Assert the invariants."""
         assert self.dues == sorted(self.dues)
         assert self.dues == [waiter.due_ns for waiter in self.waiters]
-        assert all(waiter.state is RequestState.WAITING for waiter in self.waiters)
+        assert all(waiter.state == WAITING for waiter in self.waiters)
         assert all(waiter.queue is self for waiter in self.waiters)
+        for strategy in self.strategies:
+            assert strategy.queue is self
+            assert strategy.residency is self.model.residencies[strategy.device.name]
 
 
 class ServedModel:
     """A model that is served: its queues, its demand and where its weights are."""
 
     __slots__ = (
-        "code", "demand_ns", "load_key", "model", "order", "queues", "removed", "residencies", "shares",
-        "waiting",
+        "base_ns", "code", "demand_ns", "load_key", "main", "model", "order", "queues", "removed",
+        "residencies", "stirred", "waiting",
     )  # fmt: skip
 
     def __init__(self, model: Model, code: Code, order: int) -> None:
         self.model = model
         self.code = code
         self.order = order
+        self.main: Queue | None = None
+        """The queue of ordinary requests (no signature, one row), once there was one; it stays."""
         self.queues: dict[tuple[str, int, bool], Queue] = {}
-        """Queue by (signature, rows, alone)."""
+        """Queue by (signature, rows, alone): ``main``, and others that are not empty."""
         self.residencies: dict[str, Residency] = {}
         """Weights by device: all and only those LOADING or READY."""
         self.waiting = 0
         """Requests in all queues together."""
         self.demand_ns = 0
         """Lane time that the waiting requests ask for, weighted by how soon they want it."""
-        self.shares: dict[str, int] = {}
-        """How much of ``demand_ns`` each device is counted for; sums to it where there is any device."""
+        self.base_ns = 0
+        """Batch-1 time by the first profile known; 0 until asked for."""
+        self.stirred = False
+        """Its demand or where it is changed since the policy last looked; see ``Belief.stirred``."""
         self.load_key: int | None = None
         """Its priority in the scheduler's heap of LOAD candidates; None if it is not there."""
         self.removed = False
 
-    def queue(self, signature: str, rows: int, *, alone: bool, order: int) -> Queue:
-        """The queue for such requests, made at need."""
-        key = (signature, rows, alone)
-        queue = self.queues.get(key)
-        if queue is None:
-            queue = Queue(self, signature, self._sizes(rows, alone=alone), order)
-            self.queues[key] = queue
+    def find(self, signature: str, rows: int, *, alone: bool) -> Queue | None:
+        """The queue for such requests, if there is one."""
+        return self.queues.get((signature, rows, alone))
+
+    def open(self, signature: str, rows: int, order: int, *, alone: bool) -> Queue:
+        """Make the queue for such requests."""
+        queue = Queue(self, signature, rows, order, alone=alone)
+        self.queues[signature, rows, alone] = queue
+        if not signature and rows == 1 and not alone:
+            self.main = queue
         return queue
 
     def fits(self, rows: int) -> bool:
         """Whether a request of so many rows can be run at all."""
         return 1 <= rows <= self.model.batch_sizes[-1]
 
-    def _sizes(self, rows: int, *, alone: bool) -> tuple[tuple[int, int], ...]:
+    def sizes(self, rows: int, *, alone: bool) -> tuple[tuple[int, int], ...]:
+        """What a queue of such requests may run as, (requests, batch size), ascending."""
         sizes = self.model.batch_sizes
         if rows > 1:
             return ((1, next(size for size in sizes if size >= rows)),)
         if alone or not self.code.batched:
             return ((1, sizes[0]),)
-        return tuple((size, size) for size in sizes)
+        return tuple([(size, size) for size in sizes])

@@ -1,7 +1,20 @@
 """What a scheduling policy is: it is told what changed, and once per instant it may send actions.
 
-A policy reads ``Belief`` and changes it only by ``send_infer``, ``send_load`` and ``send_unload``. It never
-answers requests: that it leaves them waiting is how it passes them over.
+A policy reads ``Belief`` and changes it only by ``send_infer``, ``send_load``, ``send_unload`` and
+``require``. It never answers requests: that it leaves them waiting is how it passes them over.
+
+Where it finds what it weighs:
+
+- ``device.plan``: its own heap of that device's strategies, flags and timers (``plan.Plan``)
+- ``queue.strategies``: one per device that has the queue's weights ready; ``strategy.batches`` are the ways
+  to run the queue there, ascending, ``batch.samples.estimate_ns`` how long each takes
+- ``queue.dues``: the due times of its waiting requests, ascending; ``queue.waiters`` the requests
+- ``device.exec``, ``device.load``: ``available_ns(now_ns)`` is when an action sent now could start
+- ``model.residencies``: devices that have, or are loading, its weights; ``Candidates``: who wants a LOAD
+- ``belief.stirred``: models whose demand or residencies changed since the policy last cleared it
+
+``belief.require(queue, batch)`` tells the rejecting layer that a queue is run at that batch size or more, so
+that it refuses what only a smaller one could save.
 """
 
 from __future__ import annotations
@@ -11,7 +24,7 @@ from typing import Protocol
 
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import DeviceBelief, Residency
-from clockwork_serve.controller.queues import Queue, ServedModel
+from clockwork_serve.controller.queues import Queue
 
 
 class Scheduler(Protocol):
@@ -20,23 +33,26 @@ class Scheduler(Protocol):
     def queued(self, queue: Queue) -> None:
         """A request joined this queue."""
 
-    def left(self, model: ServedModel) -> None:
-        """Requests of this model left without being sent (rejected, expired, cancelled)."""
-
     def loaded(self, residency: Residency) -> None:
-        """Weights became ready."""
+        """Weights became ready: there is a strategy now for each queue of the model."""
+
+    def exec_changed(self, device: DeviceBelief) -> None:
+        """An INFER ended: the exec lane's belief changed, and weights are less in use."""
+
+    def load_changed(self, device: DeviceBelief) -> None:
+        """A LOAD or UNLOAD ended."""
 
     def device_changed(self, device: DeviceBelief) -> None:
-        """A device came, a lane's belief changed, or a code became ready there."""
+        """A device came, or a code became ready there."""
 
     def device_lost(self, device: DeviceBelief) -> None:
-        """A device is gone; its weights and actions are forgotten already."""
+        """A device is gone (``device.up`` is false); its weights and actions are forgotten already."""
 
     def schedule(self, now_ns: int) -> None:
         """Send every action that is due now; doing so again at once would send nothing."""
 
-    def next_wakeup_ns(self) -> int | None:
-        """When ``schedule`` wants to run next if nothing changes."""
+    def next_wakeup_ns(self) -> int:
+        """When ``schedule`` wants to run next if nothing changes; ``NEVER_NS`` if it does not."""
 
     def check(self) -> None:
         """Assert the policy's invariants."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import Residency, Sent
-from clockwork_serve.controller.feasibility import Feasibility
-from clockwork_serve.controller.life import RequestState, WeightsState, WeightsStep
+from clockwork_serve.controller.life import FAILED, READY, SPENT, UNLOAD
 from clockwork_serve.controller.queues import ServedModel, Waiter
 from clockwork_serve.controller.scheduler import Scheduler
 from clockwork_serve.messages import Answer, Infer, Load, Outcome, Reason, Result, Status
@@ -25,10 +24,9 @@ ATTEMPTS_MAX = 3
 class Settler:
     """See the module."""
 
-    def __init__(self, belief: Belief, scheduler: Scheduler, feasibility: Feasibility) -> None:
+    def __init__(self, belief: Belief, scheduler: Scheduler) -> None:
         self._belief = belief
         self._scheduler = scheduler
-        self._feasibility = feasibility
         self._results: list[tuple[Sent, Result]] = []
         """Results observed and not settled yet."""
         self._lost: list[Sent] = []
@@ -50,33 +48,46 @@ class Settler:
 
     def settle(self, now_ns: int) -> None:
         """Draw the consequences of all that was told."""
-        for sent, result in self._results:
-            if isinstance(sent.action, Infer):
-                self._settle_infer(sent, sent.action, result, now_ns)
-            elif isinstance(sent.action, Load) and result.status is not Status.OK:
-                self._settle_failed_load(sent, result)
-        self._results.clear()
-        for sent in self._lost:
-            for waiter in sent.waiters:
-                self._settle_lost(waiter)
-        self._lost.clear()
+        if self._results:
+            for sent, result in self._results:
+                action = sent.action
+                if isinstance(action, Infer):
+                    self._settle_infer(sent, action, result, now_ns)
+                elif isinstance(action, Load) and result.status is not Status.OK:
+                    self._settle_failed_load(sent, result)
+            self._results.clear()
+        if self._lost:
+            for sent in self._lost:
+                for waiter in sent.waiters:
+                    self._settle_lost(waiter)
+            self._lost.clear()
+        if self._retired:
+            self._unload_retired(now_ns)
+
+    def _unload_retired(self, now_ns: int) -> None:
         for model in list(self._retired):
             for residency in list(model.residencies.values()):
-                if residency.state is WeightsState.READY and not residency.in_flight:
+                if residency.state == READY and not residency.in_flight:
                     self._belief.send_unload(residency, now_ns)
             if not model.residencies:
                 del self._retired[model]
 
     def _settle_infer(self, sent: Sent, action: Infer, result: Result, now_ns: int) -> None:
-        if result.status in BELIEF_WRONG and sent.residency is not None:
+        status = result.status
+        if status is Status.OK:
+            for at, waiter in enumerate(sent.waiters):
+                if waiter.state == SPENT:
+                    self._belief.release(waiter)
+                else:
+                    self._answer_ok(waiter, action, result, at, now_ns)
+            return
+        if status in BELIEF_WRONG and sent.residency is not None:
             self._forget(sent.residency)
-        for at, waiter in enumerate(sent.waiters):
-            if waiter.state is RequestState.SPENT:
+        for waiter in sent.waiters:
+            if waiter.state == SPENT:
                 self._belief.release(waiter)
-            elif result.status is Status.OK:
-                self._answer_ok(waiter, action, result, at, now_ns)
-            elif self._again(waiter, len(sent.waiters), result.status):
-                self._return(waiter, alone=result.status not in AGAIN and result.status not in BELIEF_WRONG)
+            elif self._again(waiter, len(sent.waiters), status):
+                self._return(waiter, alone=status not in AGAIN and status not in BELIEF_WRONG)
             else:
                 self._fail(waiter, result)
 
@@ -108,7 +119,6 @@ class Settler:
     def _return(self, waiter: Waiter, *, alone: bool) -> None:
         self._belief.readmit(waiter, alone=alone)
         self._scheduler.queued(waiter.queue)
-        self._feasibility.doubt(waiter.queue)
 
     def _fail(self, waiter: Waiter, result: Result) -> None:
         request = waiter.request
@@ -124,8 +134,8 @@ class Settler:
 
     def _forget(self, residency: Residency) -> None:
         """Weights are not where we believed; once no other INFER is out for them, forget them."""
-        if residency.state is WeightsState.READY and not residency.in_flight:
-            residency.step(WeightsStep.UNLOAD)
+        if residency.state == READY and not residency.in_flight:
+            residency.step(UNLOAD)
             self._belief.drop(residency)
 
     def _settle_failed_load(self, sent: Sent, result: Result) -> None:
@@ -133,7 +143,7 @@ class Settler:
         assert residency is not None
         model = residency.model
         if self._belief.devices.get(residency.device.name) is residency.device:
-            residency.step(WeightsStep.FAILED)
+            residency.step(FAILED)
             self._belief.drop(residency)
         if result.status not in AGAIN and not model.residencies:
             reason = Reason.MODEL_RAISED if result.status is Status.MODEL_RAISED else Reason.DEVICE_FAULT
@@ -141,12 +151,11 @@ class Settler:
             for queue in list(model.queues.values()):
                 for waiter in list(queue.waiters):
                     self._belief.answer(waiter, Outcome.FAILED, reason, message=message)
-        self._scheduler.left(model)
-        self._feasibility.doubt_model(model)
+        self._belief.doubt_model(model)
 
     def _settle_lost(self, waiter: Waiter) -> None:
         """A request was in flight on a lost worker: plan it again if it has not cost a worker before."""
-        if waiter.state is RequestState.SPENT:
+        if waiter.state == SPENT:
             self._belief.release(waiter)
             return
         waiter.retries += 1

@@ -1,39 +1,69 @@
-"""A few pending instants, each with its subject; the earliest per subject counts."""
+"""A few pending instants, each with its subject; at most one entry a subject, corrected when it surfaces."""
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heapreplace
+from typing import Final
+
+NEVER_NS: Final = 1 << 62
+"""A time that never comes."""
+
+
+class Timer:
+    """A subject's instant. Whatever else the subject is, a subclass says."""
+
+    __slots__ = ("at_ns", "entry_ns", "order")
+
+    def __init__(self, order: int) -> None:
+        self.at_ns = NEVER_NS
+        """When it fires."""
+        self.entry_ns = NEVER_NS
+        """Where it is in the heap: never later than ``at_ns``, unless it never fires."""
+        self.order = order
+        """Makes ties definite."""
+
+    def __lt__(self, other: Timer) -> bool:
+        return self.order < other.order
 
 
 class Timers:
-    """Instants by name. Setting a later one than is pending changes nothing."""
+    """Pending timers by instant."""
 
-    __slots__ = ("_heap", "_pending")
+    __slots__ = ("_heap",)
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, str]] = []
-        self._pending: dict[str, int] = {}
-        """The earliest pending instant of each subject; heap entries with another are stale."""
+        self._heap: list[tuple[int, int, Timer]] = []
+        """(instant, order, timer); stale where the timer's ``entry_ns`` is another."""
 
-    def set(self, name: str, at_ns: int) -> None:
-        """Fire for ``name`` at ``at_ns`` at the latest."""
-        pending_ns = self._pending.get(name)
-        if pending_ns is None or at_ns < pending_ns:
-            self._pending[name] = at_ns
-            heappush(self._heap, (at_ns, name))
+    def set(self, timer: Timer, at_ns: int) -> None:
+        """Fire at ``at_ns`` (``NEVER_NS``: not at all), whatever was set before."""
+        timer.at_ns = at_ns
+        if at_ns < timer.entry_ns:
+            timer.entry_ns = at_ns
+            heappush(self._heap, (at_ns, timer.order, timer))
 
-    def due(self, now_ns: int) -> list[str]:
-        """Take out all names whose instant has come, in order."""
-        names: list[str] = []
-        while self._heap and self._heap[0][0] <= now_ns:
-            at_ns, name = heappop(self._heap)
-            if self._pending.get(name) == at_ns:
-                del self._pending[name]
-                names.append(name)
-        return names
+    def next_ns(self) -> int:
+        """The earliest instant pending; ``NEVER_NS`` if there is none."""
+        heap = self._heap
+        while heap:
+            entry_ns, order, timer = heap[0]
+            if timer.entry_ns != entry_ns:
+                heappop(heap)
+            elif timer.at_ns == entry_ns:
+                return entry_ns
+            else:
+                timer.entry_ns = timer.at_ns
+                if timer.at_ns == NEVER_NS:
+                    heappop(heap)
+                else:
+                    heapreplace(heap, (timer.at_ns, order, timer))
+        return NEVER_NS
 
-    def next_ns(self) -> int | None:
-        """The earliest instant pending."""
-        while self._heap and self._pending.get(self._heap[0][1]) != self._heap[0][0]:
-            heappop(self._heap)
-        return self._heap[0][0] if self._heap else None
+    def due(self, now_ns: int) -> list[Timer]:
+        """Take out all timers whose instant has come, in order."""
+        timers: list[Timer] = []
+        while self._heap and self.next_ns() <= now_ns:
+            timer = heappop(self._heap)[2]
+            timer.at_ns = timer.entry_ns = NEVER_NS
+            timers.append(timer)
+        return timers

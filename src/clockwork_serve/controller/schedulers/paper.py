@@ -4,63 +4,23 @@ A *strategy* is a queue with its urgency on one device: the least, over batch si
 head's due time minus the estimate. Each device's exec lane is topped up to the look-ahead with the most
 urgent strategy, at the largest batch that still meets its head's due time. Each load lane is topped up with
 the model of highest LOAD priority; least recently used weights make room.
-
-Strategies are kept lazily: at most one heap entry per (queue, device), whose key is never above the true
-urgency and is corrected when it surfaces. Pushing each batch size to each replica costs 500 us a request at
-256 devices, lazy keys 9 to 22 us (measured on a prototype).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from heapq import heapify, heappop, heappush
+from typing import Final
 
-from clockwork_serve.controller.belief import FAR_NS, Belief, Choice
-from clockwork_serve.controller.cluster import DeviceBelief, LaneBelief, Residency
-from clockwork_serve.controller.life import WeightsState
-from clockwork_serve.controller.pages import Room
+from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.candidates import Candidates
+from clockwork_serve.controller.cluster import Batch, DeviceBelief, LaneBelief, Residency, Strategy
+from clockwork_serve.controller.eviction import make_room
+from clockwork_serve.controller.plan import LaneTimer, Plan
 from clockwork_serve.controller.queues import Queue, ServedModel
-from clockwork_serve.controller.timers import Timers
+from clockwork_serve.controller.timers import NEVER_NS, Timers
 
-SURFACED_MAX = 64
+SURFACED_MAX: Final = 64
 """LOAD candidates looked at for one device in one decision."""
-
-STALE_FACTOR, STALE_MIN = 4, 64
-"""A heap is rebuilt without its stale entries when it has this many more entries than live ones."""
-
-
-class _Strategies:
-    """The strategies of one device."""
-
-    __slots__ = ("heap", "keys")
-
-    def __init__(self) -> None:
-        self.heap: list[tuple[int, int, Queue]] = []
-        """(key, queue order, queue); stale where ``keys`` has another key."""
-        self.keys: dict[Queue, int] = {}
-        """The live key of each queue."""
-
-    def push(self, queue: Queue, key: int) -> None:
-        """Enter a queue, unless it is there with a key as low."""
-        known = self.keys.get(queue)
-        if known is None or key < known:
-            self.keys[queue] = key
-            heappush(self.heap, (key, queue.order, queue))
-            if len(self.heap) > STALE_FACTOR * len(self.keys) + STALE_MIN:
-                self.heap = [(key, queue.order, queue) for queue, key in self.keys.items()]
-                heapify(self.heap)
-
-    def top(self) -> int | None:
-        """The lowest live key."""
-        while self.heap and self.keys.get(self.heap[0][2]) != self.heap[0][0]:
-            heappop(self.heap)
-        return self.heap[0][0] if self.heap else None
-
-    def pop(self) -> Queue:
-        """Take out the queue of the lowest live key; ``top`` was called just before."""
-        queue = heappop(self.heap)[2]
-        del self.keys[queue]
-        return queue
 
 
 class PaperScheduler:
@@ -68,251 +28,282 @@ class PaperScheduler:
 
     def __init__(self, belief: Belief) -> None:
         self._belief = belief
-        self._config = belief.config
-        self._strategies: dict[str, _Strategies] = {}
-        """Strategies of all and only devices that are up."""
-        self._candidates: list[tuple[int, int, ServedModel]] = []
-        """Heap of (minus priority, order, model) of models that may want a LOAD; ``load_key`` tells the live
-        ones.
-        """
-        self._live = 0
-        """Never below the number of live entries among ``_candidates``; exact after each rebuild."""
-        self._changed: dict[str, None] = {}
-        """Devices to look at in the next ``schedule``, in order of change."""
-        self._loaders: dict[str, None] = {}
-        """Devices whose load lane may take a LOAD, as far as was last seen."""
+        config = belief.config
+        self._look_ahead_ns = config.look_ahead_ns
+        self._lag_ns = config.lag_ns
+        self._negative = config.load_negative
+        self._candidates = Candidates(belief)
+        self._changed: list[Plan] = []
+        """Devices whose exec lanes to look at in the next ``schedule``, in order of change."""
+        self._free: dict[Plan, None] = {}
+        """Devices whose load lanes may take a LOAD, as far as was last seen."""
+        self._awake: list[Plan] = []
+        """Of these, those to be offered all candidates; the others declined all but new ones."""
+        self._fresh: list[ServedModel] = []
+        """Candidates whose demand or residencies changed."""
         self._timers = Timers()
+        self._first = 0
+        self._urgency_ns = 0
+        """What ``_choose`` found, beside the batch: its first request's place, its latest start."""
 
     # What changed
 
     def queued(self, queue: Queue) -> None:
-        """A request joined: its queue may be more urgent now, and its model want a LOAD more."""
-        for residency in queue.model.residencies.values():
-            if residency.state is WeightsState.READY:
-                self._enter(residency.device, queue)
-                self._changed[residency.device.name] = None
-        self._rank(queue.model)
-
-    def left(self, model: ServedModel) -> None:
-        """Requests left: strategies correct themselves when they surface."""
-        self._rank(model)
+        """A request joined: its queue may be more urgent now."""
+        for strategy in queue.strategies:
+            self._enter(strategy)
+            plan = strategy.device.plan
+            if not plan.exec_rests and not plan.changed:
+                plan.changed = True
+                self._changed.append(plan)
 
     def loaded(self, residency: Residency) -> None:
         """Weights are ready: all queues of the model may run there."""
+        if residency.model.removed:
+            return
         for queue in residency.model.queues.values():
-            if queue.waiters and not residency.model.removed:
-                self._enter(residency.device, queue)
-        self._changed[residency.device.name] = None
+            strategy = queue.strategies[-1]
+            if queue.waiters and strategy.residency is residency:
+                self._enter(strategy)
+        self._look_at_exec(residency.device.plan)
+
+    def exec_changed(self, device: DeviceBelief) -> None:
+        """Look at the exec lane next time; at the load lane too, if a candidate waits for just that."""
+        plan = device.plan
+        plan.exec_rests = False
+        if not plan.changed:
+            plan.changed = True
+            self._changed.append(plan)
+        if plan.starved:
+            self._wake_load(plan)
+
+    def load_changed(self, device: DeviceBelief) -> None:
+        """Look at the load lane next time."""
+        self._wake_load(device.plan)
 
     def device_changed(self, device: DeviceBelief) -> None:
-        """Look at this device next time."""
-        self._strategies.setdefault(device.name, _Strategies())
-        self._changed[device.name] = None
-        self._loaders[device.name] = None
+        """Look at both lanes next time."""
+        device.plan.exec_rests = False
+        self._look_at_exec(device.plan)
+        self._wake_load(device.plan)
 
     def device_lost(self, device: DeviceBelief) -> None:
-        """Forget the device; models that were only there want a LOAD again."""
-        self._strategies.pop(device.name, None)
-        self._changed.pop(device.name, None)
-        self._loaders.pop(device.name, None)
-        for model in self._belief.models.values():
-            if model.waiting:
-                self._rank(model)
+        """Forget the device."""
+        plan = device.plan
+        self._free.pop(plan, None)
+        self._timers.set(plan.exec_timer, NEVER_NS)
+        self._timers.set(plan.load_timer, NEVER_NS)
 
-    def _enter(self, device: DeviceBelief, queue: Queue) -> None:
-        sizes = device.codes[queue.model.code.code_id].sizes
-        waiting = len(queue.waiters)
-        batch = max(
-            (run for count, run in queue.sizes if count <= waiting and (run in sizes or count == 1)),
-            default=0,
-        )
-        if batch:
-            key = queue.dues[0] - self._belief.infer_ns(device, queue, batch)
-            self._strategies[device.name].push(queue, key)
+    def _look_at_exec(self, plan: Plan) -> None:
+        if not plan.exec_rests and not plan.changed:
+            plan.changed = True
+            self._changed.append(plan)
+
+    def _wake_load(self, plan: Plan) -> None:
+        plan.starved = False
+        if not plan.load_awake:
+            plan.load_awake = True
+            self._awake.append(plan)
+
+    def _enter(self, strategy: Strategy) -> None:
+        """Give a strategy its key: what its largest batch that can be filled asks for."""
+        queue, batches = strategy.queue, strategy.batches
+        dues = queue.dues
+        waiting = len(dues)
+        batch = batches[0]
+        if waiting > 1:
+            for other in batches:
+                if other.count > waiting:
+                    break
+                batch = other
+        key_ns = dues[0] - batch.samples.estimate_ns
+        if key_ns < strategy.key_ns:
+            strategy.device.plan.push(strategy, key_ns)
 
     # Choices
 
     def schedule(self, now_ns: int) -> None:
         """Top up the lanes of every device that changed."""
-        devices = self._belief.devices
-        for name in self._timers.due(now_ns):
-            if name in devices:
-                self._changed[name] = None
-                self._loaders[name] = None
-        changed, self._changed = self._changed, {}
-        for name in changed:
-            self._top_up_exec(devices[name], now_ns)
-        if self._candidates:
+        if self._timers.next_ns() <= now_ns:
+            for timer in self._timers.due(now_ns):
+                assert isinstance(timer, LaneTimer)
+                if timer.is_exec:
+                    self.exec_changed(timer.plan.device)
+                else:
+                    self._wake_load(timer.plan)
+        if self._changed:
+            changed, self._changed = self._changed, []
+            for plan in changed:
+                plan.changed = False
+                if plan.device.up:
+                    self._top_up_exec(plan, now_ns)
+        if self._awake or (self._free and self._belief.stirred):
             self._top_up_loads(now_ns)
 
-    def _top_up_exec(self, device: DeviceBelief, now_ns: int) -> None:
-        strategies = self._strategies[device.name]
-        while (top := strategies.top()) is not None:
-            start_ns = device.exec.available_ns(now_ns)
-            if start_ns >= now_ns + self._config.look_ahead_ns or self._stuck(device, now_ns):
-                self._wake(device, device.exec, now_ns)
+    def _top_up_exec(self, plan: Plan, now_ns: int) -> None:
+        lane = plan.device.exec
+        limit_ns = now_ns + self._look_ahead_ns
+        strategy = plan.top()
+        while strategy is not None:
+            start_ns = lane.available_ns(now_ns)
+            if start_ns >= limit_ns or self._stuck(lane, now_ns):
+                plan.exec_rests = True
+                self._wake(plan.exec_timer, lane, now_ns)
                 return
-            queue = strategies.pop()
-            residency = queue.model.residencies.get(device.name)
-            if residency is None or residency.state is not WeightsState.READY:
-                continue
-            choice = self._choose(queue, device, start_ns)
-            if choice is None:
-                continue
-            after = strategies.top()
-            if after is not None and choice.urgency_ns > after and choice.urgency_ns > top:
-                strategies.push(queue, choice.urgency_ns)
-                continue
-            self._belief.send_infer(residency, queue, choice, start_ns, now_ns)
-            self._rank(queue.model)
-            if queue.waiters:
-                self._enter(device, queue)
+            top_ns = strategy.key_ns
+            plan.pop()
+            batch = self._choose(strategy, start_ns)
+            after = plan.top()
+            if batch is not None:
+                urgency_ns = self._urgency_ns
+                if after is not None and urgency_ns > after.key_ns and urgency_ns > top_ns:
+                    plan.push(strategy, urgency_ns)
+                else:
+                    self._belief.send_infer(strategy, batch, self._first, start_ns, now_ns)
+                    if strategy.queue.waiters:
+                        self._enter(strategy)
+                after = plan.top()
+            strategy = after
 
-    def _wake(self, device: DeviceBelief, lane: LaneBelief, now_ns: int) -> None:
+    def _wake(self, timer: LaneTimer, lane: LaneBelief, now_ns: int) -> None:
         """Look again when a lane has room; if it is late by now, its next result will tell."""
         if lane.overdue_ns(now_ns) <= 0:
-            room_ns = lane.available_ns(now_ns) - self._config.look_ahead_ns
-            self._timers.set(device.name, max(now_ns, room_ns) + 1)
+            room_ns = lane.available_ns(now_ns) - self._look_ahead_ns
+            self._timers.set(timer, max(now_ns, room_ns) + 1)
 
-    def _stuck(self, device: DeviceBelief, now_ns: int) -> bool:
+    def _stuck(self, lane: LaneBelief, now_ns: int) -> bool:
         """Whether the running action is so late that no more should be queued behind the next one."""
-        return len(device.exec) > 1 and device.exec.overdue_ns(now_ns) > self._config.lag_ns
+        return len(lane) > 1 and lane.overdue_ns(now_ns) > self._lag_ns
 
-    def _choose(self, queue: Queue, device: DeviceBelief, start_ns: int) -> Choice | None:
+    def _choose(self, strategy: Strategy, start_ns: int) -> Batch | None:
         """The largest batch, walking up sizes that can be filled, whose requests can all be in time."""
-        allowed = device.codes[queue.model.code.code_id].sizes
-        dues, waiting = queue.dues, len(queue.dues)
-        chosen: tuple[int, int, int] | None = None
-        urgency_ns = FAR_NS
-        for count, run in queue.sizes:
-            if count > 1 and run not in allowed:
-                continue
-            infer_ns = self._belief.infer_ns(device, queue, run)
-            first = bisect_left(dues, start_ns + infer_ns)
-            if waiting - first < count:
+        dues = strategy.queue.dues
+        waiting = len(dues)
+        chosen: Batch | None = None
+        for batch in strategy.batches:
+            if waiting < batch.count:
                 break
-            chosen = (first, count, run)
-            urgency_ns = min(urgency_ns, dues[first] - infer_ns)
-        return None if chosen is None else Choice(*chosen, urgency_ns)
+            infer_ns = batch.samples.estimate_ns
+            first = 0 if dues[0] >= start_ns + infer_ns else bisect_left(dues, start_ns + infer_ns)
+            if waiting - first < batch.count:
+                break
+            urgency_ns = dues[first] - infer_ns
+            if chosen is None or urgency_ns < self._urgency_ns:
+                self._urgency_ns = urgency_ns
+            self._first = first
+            chosen = batch
+        return chosen
 
     # LOADs
 
-    def _priority(self, model: ServedModel) -> int:
-        """Demand that devices which have the weights cannot serve within the horizon (paper section 5.3)."""
-        served = 0
-        for name, share in model.shares.items():
-            load_ns = self._belief.devices[name].load_ns
-            served += share * self._config.capacity_ns // max(load_ns, 1)
-        return model.demand_ns - served
-
-    def _rank(self, model: ServedModel) -> None:
-        """Enter a model among the LOAD candidates, or correct its place."""
-        everywhere = 0 < len(self._belief.devices) <= len(model.residencies)
-        if model.removed or not model.waiting or everywhere:
-            model.load_key = None
-            return
-        priority = self._priority(model)
-        if priority <= 0 and not self._config.load_negative:
-            model.load_key = None
-            return
-        if -priority != model.load_key:
-            if model.load_key is None:
-                self._live += 1
-            model.load_key = -priority
-            heappush(self._candidates, (-priority, model.order, model))
-            if len(self._candidates) > STALE_FACTOR * self._live + STALE_MIN:
-                live = {id(entry[2]): entry for entry in self._candidates if entry[2].load_key == entry[0]}
-                self._candidates = list(live.values())
-                heapify(self._candidates)
-                self._live = len(self._candidates)
-
     def _top_up_loads(self, now_ns: int) -> None:
         """Send LOADs until no free load lane finds one worth it; one sent may change what others find."""
-        devices, limit_ns = self._belief.devices, now_ns + self._config.look_ahead_ns
-        sent = True
-        while sent and self._loaders:
-            sent = False
-            for name in list(self._loaders):
-                device = devices[name]
-                if device.load.available_ns(now_ns) < limit_ns:
-                    sent = self._load_one(device, now_ns) or sent
-                else:
-                    del self._loaders[name]
-                    self._wake(device, device.load, now_ns)
+        self._rank_stirred()
+        while self._awake or self._fresh:
+            if self._awake:
+                awake, self._awake = self._awake, []
+                for plan in awake:
+                    plan.load_awake = False
+                    if plan.device.up and self._has_room(plan, now_ns) and self._load_one(plan, now_ns):
+                        self._wake_load(plan)
+                continue
+            fresh, self._fresh = self._fresh, []
+            if len(fresh) > 1:
+                fresh.sort(key=_wanted)
+            for model in fresh:
+                if model.load_key is not None:
+                    self._offer(model, now_ns)
 
-    def _load_one(self, device: DeviceBelief, now_ns: int) -> bool:
+    def _rank_stirred(self) -> None:
+        stirred = self._belief.stirred
+        for model in stirred:
+            model.stirred = False
+            if self._candidates.rank(model):
+                self._fresh.append(model)
+            elif not model.waiting:
+                for residency in model.residencies.values():
+                    if residency.device.plan.starved:
+                        self._wake_load(residency.device.plan)
+        stirred.clear()
+
+    def _has_room(self, plan: Plan, now_ns: int) -> bool:
+        """Whether a load lane takes a LOAD now; else its timer or its next result says when to look again."""
+        lane = plan.device.load
+        if lane.available_ns(now_ns) < now_ns + self._look_ahead_ns:
+            self._free[plan] = None
+            return True
+        self._free.pop(plan, None)
+        self._wake(plan.load_timer, lane, now_ns)
+        return False
+
+    def _load_one(self, plan: Plan, now_ns: int) -> bool:
         """Send one LOAD to a device, if any candidate is worth it there."""
         passed: list[ServedModel] = []
         sent = False
-        while self._candidates and len(passed) < SURFACED_MAX:
-            key, _, model = heappop(self._candidates)
-            if model.load_key != key:
-                continue
-            model.load_key = None
-            priority = self._priority(model)
-            if -priority > key and not self._config.load_negative:
-                self._rank(model)
-                continue
-            room = self._room(device, model)
-            if room is None or not self._timely(device, model, now_ns):
-                passed.append(model)
-                continue
-            start_ns = device.load.available_ns(now_ns)
-            for residency in room.displaced:
-                self._belief.send_unload(residency, now_ns)
-                self._rank(residency.model)
-            self._belief.send_load(device, model, room.extent, start_ns, now_ns)
-            self._rank(model)
-            sent = True
-            break
+        while len(passed) < SURFACED_MAX and (model := self._candidates.pop()) is not None:
+            passed.append(model)
+            if self._load(plan, model, now_ns):
+                sent = True
+                break
         for model in passed:
-            self._rank(model)
+            self._candidates.enter(model)
         return sent
 
-    def _timely(self, device: DeviceBelief, model: ServedModel, now_ns: int) -> bool:
+    def _offer(self, model: ServedModel, now_ns: int) -> None:
+        """Send a LOAD of one model to the first device that it is worth it for."""
+        for plan in self._free:
+            if self._load(plan, model, now_ns):
+                return
+
+    def _load(self, plan: Plan, model: ServedModel, now_ns: int) -> bool:
+        """Send a LOAD of a model to a device whose lane has room, if it is worth it."""
+        device = plan.device
+        if device.name in model.residencies or model.code.code_id not in device.codes:
+            return False
+        start_ns = device.load.available_ns(now_ns)
+        if not self._timely(plan, model, start_ns, now_ns):
+            return False
+        room = make_room(device, model, NEVER_NS if self._negative else self._candidates.priority(model))
+        if room is None:
+            plan.starved = True
+            return False
+        for residency in room.displaced:
+            self._belief.send_unload(residency, now_ns)
+        self._belief.send_load(device, model, room.extent, start_ns, now_ns)
+        self._rank_stirred()
+        self._has_room(plan, now_ns)
+        return True
+
+    def _timely(self, plan: Plan, model: ServedModel, load_ns: int, now_ns: int) -> bool:
         """Whether a LOAD could still save a waiting request; the released code did not ask."""
-        if self._config.load_negative:
+        if self._negative:
             return True
-        ready_ns = device.load.available_ns(now_ns) + self._belief.load_samples(device, model).estimate_ns
-        start_ns = max(ready_ns, device.exec.available_ns(now_ns))
+        device = plan.device
+        timings = device.codes[model.code.code_id].timings
+        ready_ns = load_ns + timings.load(model.model.weights.size).estimate_ns
+        exec_ns = device.exec.available_ns(now_ns)
+        soon = False
         for queue in model.queues.values():
-            if queue.waiters and queue.dues[-1] >= start_ns + self._belief.infer_ns(
-                device, queue, queue.sizes[0][1]
-            ):
-                return True
+            if queue.waiters:
+                latest_ns = queue.dues[-1] - timings.infer(queue.least, queue.signature).estimate_ns
+                if latest_ns >= ready_ns:
+                    if latest_ns >= exec_ns:
+                        return True
+                    soon = True
+        if soon:
+            plan.starved = True
         return False
 
-    def _room(self, device: DeviceBelief, model: ServedModel) -> Room[Residency] | None:
-        """Where the model's weights could go on this device; None if it has them, or cannot take them now."""
-        if device.name in model.residencies or model.code.code_id not in device.codes:
-            return None
-        pages = device.spec.pages_of(model.model.weights.size)
-        priority = self._priority(model)
-
-        def rank(other: Residency) -> int | None:
-            if other.state is not WeightsState.READY or other.in_flight:
-                return None
-            if not other.model.waiting:
-                return other.used
-            wanted_more = other.model.demand_ns >= priority and not self._config.load_negative
-            return None if wanted_more else other.used + FAR_NS
-
-        return device.pages.room(pages, rank)
-
-    def next_wakeup_ns(self) -> int | None:
+    def next_wakeup_ns(self) -> int:
         """When a lane that is full now has room again."""
         return self._timers.next_ns()
 
     def check(self) -> None:
         """Assert the invariants."""
-        assert self._strategies.keys() >= self._belief.devices.keys()
-        for name, strategies in self._strategies.items():
-            live = {(key, queue.order) for queue, key in strategies.keys.items()}
-            assert live <= {(key, order) for key, order, _ in strategies.heap}, (
-                f"{name}: a strategy fell out of its heap"
-            )
-        entered = {id(model) for key, _, model in self._candidates if model.load_key == key}
-        for model in self._belief.models.values():
-            assert model.load_key is None or id(model) in entered, (
-                f"{model.model.key} fell out of the candidates"
-            )
+        for device in self._belief.devices.values():
+            device.plan.check()
+        self._candidates.check()
+
+
+def _wanted(model: ServedModel) -> tuple[int, int]:
+    return (model.load_key or 0, model.order)

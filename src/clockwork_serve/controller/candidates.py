@@ -1,0 +1,109 @@
+"""Models that may want a LOAD, by the paper's priority; it sends none.
+
+Paper section 5.3: a model's demand d_m is shared among the devices that have its weights (a(m, g) inverse to
+the load of g, 0 where m is not, summing to d_m); its priority is what these devices, loaded as they are,
+cannot serve of it within the horizon.
+"""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+
+from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.plan import STALE_FACTOR, STALE_MIN
+from clockwork_serve.controller.queues import ServedModel
+from clockwork_serve.units import NS_PER_MS
+
+
+class Candidates:
+    """See the module."""
+
+    def __init__(self, belief: Belief) -> None:
+        self._belief = belief
+        self._capacity_ns = belief.config.capacity_ns
+        self._negative = belief.config.load_negative
+        self._heap: list[tuple[int, int, ServedModel]] = []
+        """(minus priority, order, model); stale where the model's ``load_key`` is another."""
+        self._live = 0
+        """Never below the number of live entries; exact after each rebuild."""
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def rank(self, model: ServedModel) -> bool:
+        """A model's demand or residencies changed: share it anew, correct its place; true if it has one."""
+        if model.residencies:
+            self._share(model)
+        return self.enter(model)
+
+    def enter(self, model: ServedModel) -> bool:
+        """Give a model its place, if it is a candidate; true if it is."""
+        if not model.waiting or model.removed:
+            model.load_key = None
+            return False
+        priority = self.priority(model)
+        everywhere = 0 < len(self._belief.devices) <= len(model.residencies)
+        if everywhere or (priority <= 0 and not self._negative):
+            model.load_key = None
+            return False
+        if -priority != model.load_key:
+            if model.load_key is None:
+                self._live += 1
+            model.load_key = -priority
+            heappush(self._heap, (-priority, model.order, model))
+            if len(self._heap) > STALE_FACTOR * self._live + STALE_MIN:
+                live = {id(entry[2]): entry for entry in self._heap if entry[2].load_key == entry[0]}
+                self._heap = list(live.values())
+                heapify(self._heap)
+                self._live = len(self._heap)
+        return True
+
+    def pop(self) -> ServedModel | None:
+        """Take out the model that wants a LOAD most."""
+        while self._heap:
+            key, _, model = heappop(self._heap)
+            if model.load_key != key:
+                continue
+            model.load_key = None
+            if -self.priority(model) > key and not self._negative:
+                self.enter(model)
+                continue
+            return model
+        return None
+
+    def priority(self, model: ServedModel) -> int:
+        """Demand that devices which have the weights cannot serve within the horizon."""
+        capacity_ns, served_ns = self._capacity_ns, 0
+        for residency in model.residencies.values():
+            load_ns = residency.device.load_ns
+            served_ns += residency.share_ns * capacity_ns // (load_ns if load_ns > 0 else 1)
+        return model.demand_ns - served_ns
+
+    def _share(self, model: ServedModel) -> None:
+        """Count a model's demand for the devices that have, or are loading, its weights."""
+        residencies = list(model.residencies.values())
+        demand_ns = model.demand_ns
+        if len(residencies) == 1 or not demand_ns:
+            for residency in residencies:
+                residency.device.load_ns += demand_ns - residency.share_ns
+                residency.share_ns = demand_ns
+            return
+        for residency in residencies:
+            residency.device.load_ns -= residency.share_ns
+        inverses = [1 / (residency.device.load_ns + NS_PER_MS) for residency in residencies]
+        total = sum(inverses)
+        for residency, inverse in zip(residencies, inverses, strict=True):
+            residency.share_ns = share_ns = int(demand_ns * inverse / total)
+            residency.device.load_ns += share_ns
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        entered = {id(model) for key, _, model in self._heap if model.load_key == key}
+        for model in self._belief.models.values():
+            assert model.load_key is None or id(model) in entered, f"{model.model.key} fell out"
+            shares_ns = sum(residency.share_ns for residency in model.residencies.values())
+            assert (
+                model.stirred
+                or model.demand_ns - len(model.residencies) <= shares_ns <= model.demand_ns
+                or (not model.residencies)
+            )

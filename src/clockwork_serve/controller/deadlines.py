@@ -1,0 +1,84 @@
+"""When requests must have been answered; it answers none.
+
+Nearly every request is over long before its deadline, so deadlines lie unsorted in buckets of 4 ms, and only
+those of a bucket whose time has come are put in order.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from typing import Final
+
+from clockwork_serve.controller.life import SENT
+from clockwork_serve.controller.queues import Waiter
+from clockwork_serve.controller.timers import NEVER_NS
+
+BUCKET_BITS: Final = 22
+"""A bucket is so many bits of nanoseconds wide: 4.2 ms."""
+
+
+class Deadlines:
+    """Deadlines of all requests that are WAITING or SENT, and of some that are over."""
+
+    __slots__ = ("_buckets", "_near", "_opened", "_order")
+
+    def __init__(self) -> None:
+        self._near: list[tuple[int, str, Waiter]] = []
+        """Heap of (deadline, request id, request) of buckets that were opened."""
+        self._buckets: dict[int, list[Waiter]] = {}
+        """Requests by ``deadline >> BUCKET_BITS``, not opened yet."""
+        self._order: list[int] = []
+        """Heap of the keys of ``_buckets``."""
+        self._opened = -1
+        """All buckets up to this one are open."""
+
+    def expect(self, waiter: Waiter) -> None:
+        """A request came."""
+        key = waiter.request.deadline_ns >> BUCKET_BITS
+        if key <= self._opened:
+            heappush(self._near, (waiter.request.deadline_ns, waiter.request.request_id, waiter))
+            return
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            self._buckets[key] = [waiter]
+            heappush(self._order, key)
+        else:
+            bucket.append(waiter)
+
+    def passed(self, now_ns: int) -> list[Waiter]:
+        """Take out requests that are not answered though their deadline has come, in its order."""
+        while self._order and self._order[0] << BUCKET_BITS <= now_ns:
+            for waiter in self._buckets.pop(heappop(self._order)):
+                if waiter.state <= SENT:
+                    heappush(self._near, (waiter.request.deadline_ns, waiter.request.request_id, waiter))
+        self._opened = max(self._opened, now_ns >> BUCKET_BITS)
+        passed: list[Waiter] = []
+        while self._near and self._near[0][0] <= now_ns:
+            waiter = heappop(self._near)[2]
+            if waiter.state <= SENT:
+                passed.append(waiter)
+        return passed
+
+    def next_ns(self) -> int:
+        """When to look next: no later than the earliest deadline of a request that is not answered."""
+        near, order = self._near, self._order
+        while near and near[0][2].state > SENT:
+            heappop(near)
+        while order:
+            bucket = self._buckets[order[0]]
+            while bucket and bucket[-1].state > SENT:
+                bucket.pop()
+            if bucket:
+                break
+            del self._buckets[heappop(order)]
+        at_ns = order[0] << BUCKET_BITS if order else NEVER_NS
+        return near[0][0] if near and near[0][0] < at_ns else at_ns
+
+    def check(self, waiters: list[Waiter]) -> None:
+        """Assert that each of these requests, none answered yet, is here."""
+        here = {waiter.request.request_id for _, _, waiter in self._near}
+        here.update(waiter.request.request_id for bucket in self._buckets.values() for waiter in bucket)
+        assert sorted(self._order) == sorted(self._buckets)
+        for waiter in waiters:
+            request_id = waiter.request.request_id
+            assert request_id in here, f"{request_id} has no deadline pending"

@@ -1,0 +1,61 @@
+"""Where a model's weights may go on a device, and which least recently used weights that displaces."""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush, heapreplace
+
+from clockwork_serve.controller.cluster import DeviceBelief, Residency
+from clockwork_serve.controller.life import GONE, READY
+from clockwork_serve.controller.pages import Room
+from clockwork_serve.controller.queues import ServedModel
+from clockwork_serve.controller.timers import NEVER_NS
+
+
+def make_room(device: DeviceBelief, model: ServedModel, wanted_ns: int) -> Room[Residency] | None:
+    """Room for a model on a device that lacks it, or None.
+
+    Weights in use stay. Those that no request waits for go first, least recently used first; then those of
+    models whose demand is below ``wanted_ns``.
+    """
+    pages = device.pages
+    count = device.spec.pages_of(model.model.weights.size)
+    gap = pages.gap(count)
+    if gap is not None:
+        return Room(gap, [])
+    if pages.all_of(count):
+        victim = _least_used(device, wanted_ns)
+        return None if victim is None else Room(pages.instead(victim.extent), [victim])
+
+    def rank(other: Residency) -> int | None:
+        if other.state != READY or other.in_flight:
+            return None
+        if not other.model.waiting:
+            return other.used
+        return other.used + NEVER_NS if other.model.demand_ns < wanted_ns else None
+
+    return pages.room(count, rank)
+
+
+def _least_used(device: DeviceBelief, wanted_ns: int) -> Residency | None:
+    """Whom to displace where all weights are of one size."""
+    idle = device.idle
+    aside: list[tuple[int, int, Residency]] = []
+    victim: Residency | None = None
+    while idle:
+        used, version, residency = idle[0]
+        if residency.state == GONE:
+            heappop(idle)
+            continue
+        if residency.used != used:
+            heapreplace(idle, (residency.used, version, residency))
+            continue
+        if residency.state == READY and not residency.in_flight:
+            if not residency.model.waiting:
+                victim = residency
+                break
+            if victim is None and residency.model.demand_ns < wanted_ns:
+                victim = residency
+        aside.append(heappop(idle))
+    for entry in aside:
+        heappush(idle, entry)
+    return victim

@@ -1,0 +1,97 @@
+"""What a policy keeps for a device: its strategies by urgency and what it waits for; it sends nothing.
+
+Strategies are kept lazily: at most one live entry each, whose key is never above the true urgency and is
+corrected when it surfaces. Pushing each batch size to each replica costs 500 us a request at 256 devices,
+lazy keys 9 to 22 us (measured on a prototype).
+"""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+from typing import TYPE_CHECKING, Final
+
+from clockwork_serve.controller.timers import NEVER_NS, Timer
+
+if TYPE_CHECKING:
+    from clockwork_serve.controller.cluster import DeviceBelief, Strategy
+
+STALE_FACTOR: Final = 4
+STALE_MIN: Final = 64
+"""A heap is rebuilt without its stale entries when it has this many more entries than live ones."""
+
+
+class LaneTimer(Timer):
+    """When a policy wants to look at a lane again."""
+
+    __slots__ = ("is_exec", "plan")
+
+    def __init__(self, plan: Plan, order: int, *, is_exec: bool) -> None:
+        super().__init__(order)
+        self.plan = plan
+        self.is_exec = is_exec
+
+
+class Plan:
+    """See the module. The heap keeps itself in order; flags and timers are the policy's to use."""
+
+    __slots__ = (
+        "changed", "device", "exec_rests", "exec_timer", "heap", "live", "load_awake", "load_free",
+        "load_timer", "starved",
+    )  # fmt: skip
+
+    def __init__(self, device: DeviceBelief) -> None:
+        self.device = device
+        self.heap: list[tuple[int, int, Strategy]] = []
+        """(key, queue order, strategy); stale where the strategy's ``key_ns`` is another."""
+        self.live = 0
+        """Strategies that have a live key."""
+        self.changed = False
+        """The exec lane is to be looked at."""
+        self.exec_rests = False
+        """The exec lane is full: its timer or its next result says when to look again."""
+        self.exec_timer = LaneTimer(self, 2 * device.index, is_exec=True)
+        self.load_free = False
+        """The load lane may take a LOAD, as far as was last seen."""
+        self.load_awake = False
+        """The load lane is to be offered all candidates, not only new ones."""
+        self.starved = False
+        """A candidate found no room or no time here; when that may have changed, it is offered again."""
+        self.load_timer = LaneTimer(self, 2 * device.index + 1, is_exec=False)
+
+    def push(self, strategy: Strategy, key_ns: int) -> None:
+        """Enter a strategy, unless it is there with a key as low."""
+        if key_ns < strategy.key_ns:
+            if strategy.key_ns == NEVER_NS:
+                self.live += 1
+            strategy.key_ns = key_ns
+            heappush(self.heap, (key_ns, strategy.queue.order, strategy))
+            if len(self.heap) > STALE_FACTOR * self.live + STALE_MIN:
+                entries = {id(entry[2]): entry for entry in self.heap if entry[2].key_ns == entry[0]}
+                self.heap = list(entries.values())
+                heapify(self.heap)
+
+    def top(self) -> Strategy | None:
+        """The strategy of the lowest live key."""
+        heap = self.heap
+        while heap:
+            key_ns, _, strategy = heap[0]
+            if strategy.key_ns == key_ns:
+                return strategy
+            heappop(heap)
+        return None
+
+    def pop(self) -> None:
+        """Take out the strategy that ``top`` just returned."""
+        heappop(self.heap)[2].key_ns = NEVER_NS
+        self.live -= 1
+
+    def remove(self, strategy: Strategy) -> None:
+        """Its weights are going: its entries are stale."""
+        if strategy.key_ns != NEVER_NS:
+            strategy.key_ns = NEVER_NS
+            self.live -= 1
+
+    def check(self) -> None:
+        """Assert that no strategy fell out of the heap."""
+        live = {id(strategy) for key_ns, _, strategy in self.heap if strategy.key_ns == key_ns}
+        assert len(live) == self.live, f"{self.device.name}: a strategy fell out of its heap"
