@@ -54,9 +54,9 @@ def refuse(action: Action, spec: DeviceSpec, code: HeldCode | None, now_ns: int)
     refusal = _refuse_window(action.window, now_ns) or _refuse_extent(action.extent, spec)
     if refusal is not None:
         return refusal
-    if isinstance(action, Load):
+    if type(action) is Load:
         refusal = _refuse_code(action.code_id, spec, code) or _refuse_size(action, spec)
-    elif isinstance(action, Infer):
+    elif type(action) is Infer:
         refusal = _refuse_code(action.code_id, spec, code)
         if refusal is None and code is not None:
             refusal = _refuse_batch(action, code.code) or _refuse_need(action.batch, spec, code)

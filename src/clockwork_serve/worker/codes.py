@@ -45,8 +45,7 @@ CODE_LIFE: dict[CodeState, dict[CodeStep, CodeState]] = {
 }
 
 
-CODE_READY: Final = CodeState.READY
-"""A name of the module's own: an INFER looks at it, and an Enum's attribute takes 40 ns."""
+CODE_READY: Final = CodeState.READY  # a name of the module's own: an Enum's attribute takes 40 ns
 
 
 class HeldCode:

@@ -27,12 +27,22 @@ from clockwork_serve.worker.events import LaneDone, Prepare, Prepared, Retire, R
 from clockwork_serve.worker.judgement import judge_load, judge_unload, missing, too_late
 from clockwork_serve.worker.lanes import Job, LaneQueue, Work
 from clockwork_serve.worker.ledger import Ledger
-from clockwork_serve.worker.pages import WEIGHTS_READY, Held, Pages, WeightsState, WeightsStep
+from clockwork_serve.worker.pages import (
+    WEIGHTS_LOADING,
+    WEIGHTS_READY,
+    Held,
+    Pages,
+    WeightsState,
+    WeightsStep,
+)
 
 # Names of the module's own: an Enum's attribute takes 40 ns.
 _LOAD: Final = Lane.LOAD
 _EXEC: Final = Lane.EXEC
 _OK: Final = Status.OK
+_LOADED: Final = WeightsStep.LOADED
+_UNLOAD: Final = WeightsStep.UNLOAD
+_FORGOTTEN: Final = WeightsStep.FORGOTTEN
 
 FAR_NS: Final = 1 << 62
 """The end of a window that never closes."""
@@ -113,20 +123,19 @@ class DeviceWorker:
         job = lane.finish(now_ns)
         work = job.work
         held = job.held
-        assert held is not None, f"{event}; {work} ran"
-        assert isinstance(work, Infer) or not isinstance(work, (Prepare, Retire)), f"{event}; {work} ran"
-        assert work.action_id == event.action_id, f"{event}; {work} ran"
+        assert held is not None and job.action_id == event.action_id, f"{event}; {work} ran"
         assert event.started_ns <= event.ended_ns, f"{event} ends before it starts"
         status, message = event.status, event.message
-        if isinstance(work, Infer):
+        # Records have no subclasses, and asking for one that a record is not takes isinstance 50 ns.
+        if type(work) is Infer:
             held.readers -= 1
             if status is _OK and held.state is not WEIGHTS_READY:
                 status = Status.WEIGHTS_CHANGED
                 message = f"weights of {work.model}, version {work.version}, changed while it ran"
-        elif isinstance(work, Load) and status is _OK:
-            held.step(WeightsStep.LOADED)
+        elif type(work) is Load and status is _OK:
+            held.step(_LOADED)
         else:
-            held.step(WeightsStep.FAILED if isinstance(work, Load) else WeightsStep.FORGOTTEN)
+            held.step(WeightsStep.FAILED if type(work) is Load else _FORGOTTEN)
             self.pages.leave(held)
             self._unuse(self.codes[held.code_id])
         if job.code is not None:
@@ -144,9 +153,10 @@ class DeviceWorker:
     def admit_infer(self, action: Infer, now_ns: int) -> None:
         """Queue an INFER, or refuse what can never be done."""
         code = self.codes.get(action.code_id)
+        action_id = action.action_id
         if (
             self._stopping
-            or action.action_id in self._ledger.live
+            or action_id in self._ledger.live
             or not acceptable(action, self.spec, code, now_ns)
         ) and self._turn_away(action, code, now_ns):
             return
@@ -160,21 +170,21 @@ class DeviceWorker:
                 held.readers += 1
             else:
                 held = None
-        job = Job(action, code, held)
-        self._ledger.open(action, job)
+        job = Job(action, code, action_id, held)
+        self._ledger.open(job)
         # What may start already queues as it came, so that the order in which it was sent is kept.
         earliest_ns = action.window.earliest_ns
         self.exec_lane.push(job, earliest_ns if earliest_ns > now_ns else now_ns)  # noqa: FURB136 - 60 ns less
 
     def admit(self, action: Load | Unload, now_ns: int) -> None:
         """Queue what moves weights, or refuse what can never be done."""
-        code = self.codes.get(action.code_id) if isinstance(action, Load) else None
+        code = self.codes.get(action.code_id) if type(action) is Load else None
         if self._turn_away(action, code, now_ns):
             return
-        job = Job(action, code)
+        job = Job(action, code, action.action_id)
         if code is not None:
             code.users += 1
-        self._ledger.open(action, job)
+        self._ledger.open(job)
         self.load_lane.push(job, max(action.window.earliest_ns, now_ns))
 
     def _turn_away(self, action: Action, code: HeldCode | None, now_ns: int) -> bool:
@@ -251,7 +261,7 @@ class DeviceWorker:
                     extent=held.extent, version=held.version, window=Window(now_ns, FAR_NS),
                 )  # fmt: skip
                 # Before all else: the next controller believes that the pages are empty already.
-                self.load_lane.push(Job(action, None), 0)
+                self.load_lane.push(Job(action, None, action.action_id), 0)
             elif held.state in (WeightsState.LOADING, WeightsState.READY):
                 waiting.append(held)
         self._stale = waiting
@@ -281,12 +291,12 @@ class DeviceWorker:
         lane = self.load_lane
         while lane.running is None and (job := lane.turn(now_ns)) is not None:
             work = job.work
-            if isinstance(work, Load):
+            if type(work) is Load:
                 self._begin_load(job, work, now_ns)
-            elif isinstance(work, Unload):
+            elif type(work) is Unload:
                 self._begin_unload(job, work, now_ns)
             else:
-                assert not isinstance(work, Infer)
+                assert isinstance(work, (Prepare, Retire)), f"{work} on the load lane"
                 self._begin_chore(lane, job, work, now_ns)
 
     def _begin_load(self, job: Job, action: Load, now_ns: int) -> None:
@@ -315,7 +325,7 @@ class DeviceWorker:
             return
         assert held is not None
         job.held = held
-        held.step(WeightsStep.UNLOAD)
+        held.step(_UNLOAD)
         self._start_load(job, action, now_ns)
 
     def _start_load(self, job: Job, action: Load | Unload, now_ns: int) -> None:
@@ -324,13 +334,13 @@ class DeviceWorker:
 
     def _is_coming(self, action: Infer, held: Held | None) -> bool:
         """Whether a LOAD of its weights (``held``, once they are claimed) runs or waits."""
-        if held is not None and held.state is WeightsState.LOADING:
+        if held is not None and held.state is WEIGHTS_LOADING:
             return True
         version = action.version
         for job in self.load_lane.actions:
             load = job.work
             if (
-                isinstance(load, Load)
+                type(load) is Load
                 and load.version == version
                 and load.model == action.model
                 and load.code_id == action.code_id

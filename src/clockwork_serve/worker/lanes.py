@@ -62,14 +62,18 @@ class Job:
     """One piece of work for a lane. ``code`` is what it uses, ``held`` the weights that it moves or reads.
 
     ``owed`` tells that a Result is due; it is given exactly once. ``held`` is known once the job runs; for an
-    INFER as soon as they are claimed, and then it counts as their reader. ``earliest_ns`` orders the queue.
+    INFER as soon as they are claimed, and then it counts as their reader. ``action_id`` is 0 for chores;
+    ``earliest_ns`` orders the queue.
     """
 
-    __slots__ = ("code", "earliest_ns", "held", "owed", "state", "work")
+    __slots__ = ("action_id", "code", "earliest_ns", "held", "owed", "state", "work")
 
-    def __init__(self, work: Work, code: HeldCode | None, held: Held | None = None) -> None:
+    def __init__(
+        self, work: Work, code: HeldCode | None, action_id: int = 0, held: Held | None = None
+    ) -> None:
         self.work = work
         self.code = code
+        self.action_id = action_id
         self.owed = False
         self.state = _QUEUED
         self.held = held

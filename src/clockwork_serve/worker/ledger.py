@@ -20,11 +20,11 @@ class Ledger:
         self.live: set[int] = set()
         """Ids of all and only the jobs that are owed a result."""
 
-    def open(self, action: Action, job: Job) -> None:
+    def open(self, job: Job) -> None:
         """A result is owed from now on."""
-        assert not job.owed and action.action_id not in self.live
+        assert not job.owed and job.action_id not in self.live
         job.owed = True
-        self.live.add(action.action_id)
+        self.live.add(job.action_id)
 
     def turn_away(self, action: Action, refusal: Refusal, now_ns: int) -> None:
         """The one result of an action that never became a job."""
@@ -36,20 +36,19 @@ class Ledger:
             action = job.work
             assert not isinstance(action, (Prepare, Retire))
             job.owed = False
-            self.live.remove(action.action_id)
+            self.live.remove(job.action_id)
             self.effects.append(_refused(action, refusal, now_ns))
 
     def close(self, job: Job, done: LaneDone, status: Status, message: str) -> None:
         """The one result of a job that ran; outputs only if it is good."""
         if not job.owed:
             return
-        action_id = done.action_id
         job.owed = False
-        self.live.remove(action_id)
+        self.live.remove(job.action_id)
         ok = status is _OK
         self.effects.append(
             Result(
-                action_id=action_id, device=done.device, status=status, started_ns=done.started_ns,
+                action_id=job.action_id, device=done.device, status=status, started_ns=done.started_ns,
                 ended_ns=done.ended_ns, input_ns=done.input_ns, run_ns=done.run_ns, output_ns=done.output_ns,
                 outputs=done.outputs if ok else (), message=message,
             )

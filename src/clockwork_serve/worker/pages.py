@@ -45,8 +45,10 @@ WEIGHTS_LIFE: dict[WeightsState, dict[WeightsStep, WeightsState]] = {
 }
 
 
+# Names of modules' own, for what is looked at all the time: an Enum's attribute takes 40 ns.
+WEIGHTS_LOADING: Final = WeightsState.LOADING
 WEIGHTS_READY: Final = WeightsState.READY
-"""A name of the module's own: an INFER looks at it, and an Enum's attribute takes 40 ns."""
+WEIGHTS_EMPTY: Final = WeightsState.EMPTY
 
 
 class Held:
@@ -65,7 +67,7 @@ class Held:
         self.version = version
         self.model = model
         self.code_id = code_id
-        self.state = WeightsState.LOADING
+        self.state = WEIGHTS_LOADING
         self.stale = False
         self.readers = 0
 
@@ -126,7 +128,7 @@ class Pages:
 
     def leave(self, held: Held) -> None:
         """Make the extent of weights that are no more empty."""
-        assert held.state is WeightsState.EMPTY, f"{held.model} leaves while {held.state.name}"
+        assert held.state is WEIGHTS_EMPTY, f"{held.model} leaves while {held.state.name}"
         assert self.by_first.get(held.first) is held, f"{held.model} does not hold {held.extent}"
         del self._firsts[bisect_left(self._firsts, held.first)]
         del self.by_first[held.first]

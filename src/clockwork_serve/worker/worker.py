@@ -29,10 +29,6 @@ from clockwork_serve.worker.events import (
 from clockwork_serve.worker.invariants import check_device
 from clockwork_serve.worker.ledger import Ledger
 
-_Other = (
-    Load | Unload | CodeAdded | CodeRemoved | Prepared | Retired | ControllerLost | Stop
-)  # what comes seldom
-
 
 class Worker:
     """See the module; ``machine.Machine`` of ``WorkerEvent`` and ``WorkerEffect``."""
@@ -57,20 +53,22 @@ class Worker:
         """Change belief by one event."""
         assert now_ns >= self._now_ns, f"time went back from {self._now_ns} to {now_ns}"
         self._now_ns = now_ns
-        if isinstance(event, LaneDone):
+        # Records have no subclasses, and asking for one that a record is not takes isinstance 50 ns.
+        if type(event) is LaneDone:
             device = self._devices[event.device]
             if not device.dirty:  # as _mark does
                 device.dirty = True
                 self._dirty.append(device)
             device.done(event, now_ns)
-        elif isinstance(event, Infer):
+        elif type(event) is Infer or type(event) is Load or type(event) is Unload:
             self._inbox.append(event)
         else:
             self._observe_other(event, now_ns)
 
-    def _observe_other(self, event: _Other, now_ns: int) -> None:
+    def _observe_other(self, event: WorkerEvent, now_ns: int) -> None:
+        assert not isinstance(event, LaneDone)
         match event:
-            case Load() | Unload() | ControllerLost() | Stop():
+            case Infer() | Load() | Unload() | ControllerLost() | Stop():
                 self._inbox.append(event)
             case Prepared():
                 device = self._devices[event.device]
@@ -116,7 +114,9 @@ class Worker:
         while wakes:
             wake_ns, index = wakes[0]
             device = self._all[index]
-            if wake_ns in (device.load_lane.wake_ns, device.exec_lane.wake_ns):
+            if wake_ns == device.exec_lane.wake_ns:
+                return wake_ns
+            if wake_ns == device.load_lane.wake_ns:
                 return wake_ns
             self._pop_wake()
         return None
@@ -140,14 +140,14 @@ class Worker:
         inbox = self._inbox
         self._inbox = []
         for item in inbox:
-            if isinstance(item, Infer):
+            if type(item) is Infer:
                 device = self._devices.get(item.device)
                 if device is None:
                     self._turn_away(item, now_ns)
                 else:
                     self._mark(device)
                     device.admit_infer(item, now_ns)
-            elif isinstance(item, (Load, Unload)):
+            elif type(item) is Load or type(item) is Unload:
                 device = self._devices.get(item.device)
                 if device is None:
                     self._turn_away(item, now_ns)
@@ -168,7 +168,7 @@ class Worker:
 
     def _note_wakes(self, device: DeviceWorker) -> None:
         """Remember when its lanes must be looked at, where that is not noted yet."""
-        for lane in device.lanes.values():
+        for lane in (device.load_lane, device.exec_lane):
             wake_ns = lane.wake_ns
             if wake_ns is not None and wake_ns != lane.asked_ns:
                 lane.asked_ns = wake_ns
@@ -178,7 +178,7 @@ class Worker:
         """Forget the first note; whose it was."""
         wake_ns, index = heappop(self._wakes)
         device = self._all[index]
-        for lane in device.lanes.values():
+        for lane in (device.load_lane, device.exec_lane):
             if lane.asked_ns == wake_ns:
                 lane.asked_ns = None
         return device
