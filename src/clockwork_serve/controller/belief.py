@@ -30,7 +30,7 @@ from clockwork_serve.controller.life import (
     WAITING,
 )
 from clockwork_serve.controller.queues import Queue, ServedModel, Waiter
-from clockwork_serve.controller.timers import NEVER_NS
+from clockwork_serve.controller.timers import NEVER_NS, Timers
 from clockwork_serve.messages import (
     Answer,
     Call,
@@ -75,6 +75,8 @@ class Belief:
         """Lanes that were given work since the rejecting layer last looked."""
         self.doubted: list[Queue] = []
         """Queues that the rejecting layer is to judge; each once."""
+        self.timers = Timers()
+        """When time alone changes something: the policy's lane timers, broken promises, deadlines."""
         self._counter = 0
 
     def fresh(self) -> int:
@@ -164,7 +166,7 @@ class Belief:
         release = waiter.state == WAITING
         if release:
             waiter.queue.remove(waiter)
-            self._left(waiter)
+            self._gone(waiter.queue, waiter.queue.model, [waiter])
             waiter.step(ANSWER)
             del self.waiters[waiter.request.request_id]
         else:
@@ -200,20 +202,22 @@ class Belief:
         return queue
 
     def _wait(self, waiter: Waiter, queue: Queue, model: ServedModel) -> None:
-        if queue.add(waiter) or queue.watch is None:
+        if (queue.add(waiter) or queue.watch is None) and not queue.doubted:
             self.doubt(queue)
         model.waiting += 1
         model.demand_ns += waiter.demand_ns
         if not model.stirred:
-            self.stir(model)
+            model.stirred = True
+            self.stirred.append(model)
 
-    def _left(self, waiter: Waiter) -> None:
-        queue = waiter.queue
-        model = queue.model
-        model.waiting -= 1
-        model.demand_ns -= waiter.demand_ns
+    def _gone(self, queue: Queue, model: ServedModel, waiters: list[Waiter]) -> None:
+        """Requests were taken out of a queue."""
+        model.waiting -= len(waiters)
+        for waiter in waiters:
+            model.demand_ns -= waiter.demand_ns
         if not model.stirred:
-            self.stir(model)
+            model.stirred = True
+            self.stirred.append(model)
         if queue is not model.main and not queue.waiters:
             model.queues.pop((queue.signature, queue.rows, queue.alone), None)
             for strategy in queue.strategies:
@@ -251,12 +255,16 @@ class Belief:
         )  # fmt: skip
         for waiter in waiters:
             waiter.step(SEND)
-            self._left(waiter)
+        self._gone(queue, model, waiters)
         self.sent[action_id] = sent = Sent(action, device, residency, batch.samples)
         sent.waiters = waiters
         residency.in_flight += 1
-        device.touch(residency)
-        self._give(device.exec, action_id, expected_ns, now_ns)
+        device.used = residency.used = device.used + 1
+        lane = device.exec
+        lane.send(action_id, expected_ns, now_ns)
+        if not lane.moved and lane.watch is not None:
+            lane.moved = True
+            self.moved.append(lane)
         self.effects.append(action)
 
     def send_load(
@@ -275,6 +283,7 @@ class Belief:
         residency.ready_ns = start_ns + expected_ns
         device.hold(residency)
         model.residencies[device.name] = residency
+        model.sole = residency if len(model.residencies) == 1 else None
         self.stir(model)
         action = Load(
             action_id=action_id, device=device.name, model=model.model.key, code_id=model.code.code_id,
@@ -282,7 +291,11 @@ class Belief:
             window=Window(now_ns, start_ns + patience_ns), send_by_ns=start_ns + patience_ns,
         )  # fmt: skip
         self.sent[action_id] = Sent(action, device, residency, samples)
-        self._give(device.load, action_id, expected_ns, now_ns)
+        lane = device.load
+        lane.send(action_id, expected_ns, now_ns)
+        if not lane.moved and lane.watch is not None:
+            lane.moved = True
+            self.moved.append(lane)
         self.effects.append(action)
 
     def send_unload(self, residency: Residency, now_ns: int) -> None:
@@ -300,12 +313,6 @@ class Belief:
         device.load.send(action_id, 0, now_ns)
         self.effects.append(action)
 
-    def _give(self, lane: LaneBelief, action_id: int, expected_ns: int, now_ns: int) -> None:
-        lane.send(action_id, expected_ns, now_ns)
-        if not lane.moved and lane.watch is not None:
-            lane.moved = True
-            self.moved.append(lane)
-
     # Weights
 
     def loaded(self, residency: Residency) -> None:
@@ -322,6 +329,7 @@ class Belief:
         device.load_ns -= residency.share_ns
         residency.share_ns = 0
         del model.residencies[device.name]
+        model.sole = next(iter(model.residencies.values())) if len(model.residencies) == 1 else None
         for queue in model.queues.values():
             for strategy in queue.strategies:
                 if strategy.residency is residency:

@@ -26,18 +26,18 @@ IDLE_MIN: Final = 64
 class LaneBelief:
     """When a lane will be free. Actions on it run one after another, in the order sent."""
 
-    __slots__ = ("_begin_ns", "_head_ns", "_network_ns", "_outstanding", "_total_ns", "moved", "watch")
+    __slots__ = ("_network_ns", "_outstanding", "behind_ns", "free_ns", "head_end_ns", "moved", "watch")
 
     def __init__(self, network_ns: int) -> None:
         self._network_ns = network_ns
-        self._begin_ns = 0
-        """When the first outstanding action began, or the last one ended."""
         self._outstanding: deque[tuple[int, int]] = deque()
         """(action id, expected duration) of all actions sent and not ended."""
-        self._head_ns = 0
-        """The expected duration of the first of them; 0 if there is none."""
-        self._total_ns = 0
-        """Sum of the expected durations of ``_outstanding``."""
+        self.head_end_ns = NEVER_NS
+        """When the first of them is expected to end."""
+        self.behind_ns = 0
+        """The expected durations of those behind the first, together."""
+        self.free_ns = 0
+        """When all are expected to have ended; if there is none, when the last one ended."""
         self.moved = False
         """It was given work since the rejecting layer last looked; see ``Belief.moved``."""
         self.watch: Watch | None = None
@@ -47,10 +47,8 @@ class LaneBelief:
         return len(self._outstanding)
 
     def available_ns(self, now_ns: int) -> int:
-        """When an action sent now could start; before a send it never gets earlier than time passes."""
-        head_ns, free_ns = self._head_ns, self._begin_ns + self._total_ns
-        if self._outstanding and self._begin_ns + head_ns < now_ns:
-            free_ns = now_ns + self._total_ns - head_ns
+        """When an action sent now could start; while the running one is late, it is counted to end now."""
+        free_ns = self.free_ns if now_ns <= self.head_end_ns else now_ns + self.behind_ns
         soonest_ns = now_ns + self._network_ns
         return free_ns if free_ns > soonest_ns else soonest_ns
 
@@ -59,7 +57,7 @@ class LaneBelief:
 
         Only for a ``latest_ns`` that it can meet now.
         """
-        behind_ns = self._total_ns - self._head_ns
+        behind_ns = self.behind_ns
         return latest_ns - (behind_ns if behind_ns > self._network_ns else self._network_ns)
 
     def busy(self, now_ns: int) -> bool:
@@ -67,40 +65,49 @@ class LaneBelief:
         return self.available_ns(now_ns) > now_ns + self._network_ns
 
     def overdue_ns(self, now_ns: int) -> int:
-        """By how much the running action is late against its estimate; at most 0 if it is not."""
-        return now_ns - self._begin_ns - self._head_ns if self._outstanding else 0
+        """By how much the running action is late against its estimate; below 0 if it is not, or none runs."""
+        return now_ns - self.head_end_ns
 
     def send(self, action_id: int, expected_ns: int, now_ns: int) -> None:
         """An action goes out."""
-        if not self._outstanding:
-            self._begin_ns = max(self._begin_ns, now_ns + self._network_ns)
-            self._head_ns = expected_ns
+        if self._outstanding:
+            self.behind_ns += expected_ns
+            self.free_ns += expected_ns
+        else:
+            soonest_ns = now_ns + self._network_ns
+            begin_ns = self.free_ns if self.free_ns > soonest_ns else soonest_ns
+            self.free_ns = self.head_end_ns = begin_ns + expected_ns
         self._outstanding.append((action_id, expected_ns))
-        self._total_ns += expected_ns
 
     def end(self, action_id: int, ended_ns: int) -> None:
         """An action ended, or was refused, at ``ended_ns``."""
         outstanding = self._outstanding
         if outstanding and outstanding[0][0] == action_id:
-            self._total_ns -= outstanding.popleft()[1]
+            ended = outstanding.popleft()
             if outstanding:
-                self._begin_ns = ended_ns
-                self._head_ns = outstanding[0][1]
+                head_ns = outstanding[0][1]
+                self.head_end_ns = ended_ns + head_ns
+                self.behind_ns -= head_ns
+                self.free_ns = self.head_end_ns + self.behind_ns
             else:
-                self._begin_ns = max(self._begin_ns, ended_ns)
-                self._head_ns = 0
+                begin_ns = self.head_end_ns - ended[1]
+                self.free_ns = ended_ns if ended_ns > begin_ns else begin_ns
+                self.head_end_ns = NEVER_NS
             return
         for at, (other_id, expected_ns) in enumerate(outstanding):
             if other_id == action_id:
                 del outstanding[at]
-                self._total_ns -= expected_ns
+                self.behind_ns -= expected_ns
+                self.free_ns -= expected_ns
                 return
         raise AssertionError(f"action {action_id} is not on this lane")
 
     def check(self) -> None:
         """Assert the invariants."""
-        assert self._total_ns == sum(expected for _, expected in self._outstanding)
-        assert self._head_ns == (self._outstanding[0][1] if self._outstanding else 0)
+        expected = [expected_ns for _, expected_ns in self._outstanding]
+        assert self.behind_ns == sum(expected[1:])
+        assert (self.head_end_ns == NEVER_NS) == (not expected)
+        assert not expected or self.free_ns == self.head_end_ns + self.behind_ns
 
 
 class Batch:

@@ -6,7 +6,6 @@ scheduler tops up lanes, hopeless requests are refused, and readiness is told wh
 
 from __future__ import annotations
 
-# ruff: noqa: PLR1730 - max() and min() cost 100 ns more than a condition
 from typing import assert_never
 
 from clockwork_serve.controller.belief import Belief
@@ -15,10 +14,12 @@ from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.deadlines import Deadlines
 from clockwork_serve.controller.feasibility import Feasibility
 from clockwork_serve.controller.life import READY, SENT, SPENT
+from clockwork_serve.controller.plan import LaneTimer
 from clockwork_serve.controller.queues import ServedModel, Waiter
 from clockwork_serve.controller.schedulers import SCHEDULERS
 from clockwork_serve.controller.settle import Settler
 from clockwork_serve.controller.timers import NEVER_NS
+from clockwork_serve.controller.watches import Watch
 from clockwork_serve.messages import (
     Answer,
     Cancel,
@@ -58,7 +59,7 @@ class Controller:
         """Requests that were never admitted, to be answered."""
         self._leaving: list[tuple[Waiter, Outcome, Reason, str]] = []
         """Admitted requests to be answered because of what was observed."""
-        self._deadlines = Deadlines()
+        self._deadlines = Deadlines(self._belief.timers)
         self._reject = config.reject_infeasible
         self._draining = False
         self._was_ready = False
@@ -105,8 +106,8 @@ class Controller:
         assert request.request_id not in belief.waiters, f"{request.request_id} came twice"
         model = belief.models.get(request.model)
         if (
-            model is None or model.removed or self._draining or not model.fits(request.rows)
-            or model.waiting >= model.model.queue_limit
+            model is None or model.removed or self._draining or model.waiting >= model.model.queue_limit
+            or (request.rows != 1 and not model.fits(request.rows))
         ):  # fmt: skip
             self._turn_away(request, model)
             return
@@ -254,11 +255,13 @@ class Controller:
         belief, scheduler = self._belief, self._scheduler
         if self._turned_away or self._leaving:
             self._answer_leavers()
-        self._settler.settle(now_ns)
-        if self._deadlines.next_ns() <= now_ns:
-            self._expire(now_ns)
+        if self._settler.pending:
+            self._settler.settle(now_ns)
+        timers = belief.timers.heap
+        if timers and timers[0][0] <= now_ns:
+            self._fire(now_ns)
         scheduler.schedule(now_ns)
-        while self._reject and self._feasibility.reject(now_ns):
+        while (belief.doubted or belief.moved) and self._feasibility.reject(now_ns):
             scheduler.schedule(now_ns)
         if self._ready_may_change:
             self._tell_readiness()
@@ -280,11 +283,23 @@ class Controller:
                 self._belief.doubt(waiter.queue)
         self._leaving.clear()
 
+    def _fire(self, now_ns: int) -> None:
+        """What time alone changes."""
+        timers = self._belief.timers
+        while (timer := timers.due(now_ns)) is not None:
+            if isinstance(timer, LaneTimer):
+                self._scheduler.fired(timer)
+            elif isinstance(timer, Watch):
+                self._feasibility.look(timer, now_ns)
+            else:
+                self._expire(now_ns)
+
     def _expire(self, now_ns: int) -> None:
         for waiter in self._deadlines.passed(now_ns):
             reason = Reason.LATE if waiter.state == SENT else Reason.NONE
             self._belief.answer(waiter, Outcome.EXPIRED, reason, message="no answer by the deadline")
             self._belief.doubt(waiter.queue)
+        self._deadlines.correct()
 
     def _tell_readiness(self) -> None:
         self._ready_may_change = False
@@ -307,13 +322,13 @@ class Controller:
 
     def next_wakeup_ns(self) -> int | None:
         """The earliest of: a lane with room again, a request about to be hopeless, a deadline."""
-        at_ns, other_ns = self._deadlines.next_ns(), self._scheduler.next_wakeup_ns()
-        if other_ns < at_ns:
-            at_ns = other_ns
-        if self._reject:
-            other_ns = self._feasibility.next_wakeup_ns()
-            if other_ns < at_ns:
-                at_ns = other_ns
+        timers, deadlines = self._belief.timers, self._deadlines
+        at_ns = timers.next_ns()
+        while at_ns == deadlines.at_ns and at_ns != NEVER_NS:
+            deadlines.correct()
+            if deadlines.at_ns == at_ns:
+                break
+            at_ns = timers.next_ns()
         return None if at_ns == NEVER_NS else at_ns
 
     def snapshot(self) -> dict[str, object]:

@@ -11,18 +11,23 @@ from typing import Final
 
 from clockwork_serve.controller.life import SENT
 from clockwork_serve.controller.queues import Waiter
-from clockwork_serve.controller.timers import NEVER_NS
+from clockwork_serve.controller.timers import NEVER_NS, Timer, Timers
 
 BUCKET_BITS: Final = 22
 """A bucket is so many bits of nanoseconds wide: 4.2 ms."""
 
 
-class Deadlines:
-    """Deadlines of all requests that are WAITING or SENT, and of some that are over."""
+class Deadlines(Timer):
+    """Deadlines of all requests that are WAITING or SENT, and of some that are over.
 
-    __slots__ = ("_buckets", "_near", "_opened", "_order")
+    It is set no later than the earliest of those not over.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_buckets", "_near", "_opened", "_order", "_timers")
+
+    def __init__(self, timers: Timers) -> None:
+        super().__init__(-1)
+        self._timers = timers
         self._near: list[tuple[int, str, Waiter]] = []
         """Heap of (deadline, request id, request) of buckets that were opened."""
         self._buckets: dict[int, list[Waiter]] = {}
@@ -34,16 +39,20 @@ class Deadlines:
 
     def expect(self, waiter: Waiter) -> None:
         """A request came."""
-        key = waiter.request.deadline_ns >> BUCKET_BITS
-        if key <= self._opened:
-            heappush(self._near, (waiter.request.deadline_ns, waiter.request.request_id, waiter))
-            return
+        deadline_ns = waiter.request.deadline_ns
+        key = deadline_ns >> BUCKET_BITS
         bucket = self._buckets.get(key)
-        if bucket is None:
+        if bucket is not None:
+            bucket.append(waiter)
+            return
+        if key <= self._opened:
+            heappush(self._near, (deadline_ns, waiter.request.request_id, waiter))
+        else:
             self._buckets[key] = [waiter]
             heappush(self._order, key)
-        else:
-            bucket.append(waiter)
+            deadline_ns = key << BUCKET_BITS
+        if deadline_ns < self.at_ns:
+            self._timers.set(self, deadline_ns)
 
     def passed(self, now_ns: int) -> list[Waiter]:
         """Take out requests that are not answered though their deadline has come, in its order."""
@@ -59,8 +68,8 @@ class Deadlines:
                 passed.append(waiter)
         return passed
 
-    def next_ns(self) -> int:
-        """When to look next: no later than the earliest deadline of a request that is not answered."""
+    def correct(self) -> None:
+        """Set the timer anew: requests that are over need none."""
         near, order = self._near, self._order
         while near and near[0][2].state > SENT:
             heappop(near)
@@ -72,7 +81,7 @@ class Deadlines:
                 break
             del self._buckets[heappop(order)]
         at_ns = order[0] << BUCKET_BITS if order else NEVER_NS
-        return near[0][0] if near and near[0][0] < at_ns else at_ns
+        self._timers.set(self, near[0][0] if near and near[0][0] < at_ns else at_ns)
 
     def check(self, waiters: list[Waiter]) -> None:
         """Assert that each of these requests, none answered yet, is here."""

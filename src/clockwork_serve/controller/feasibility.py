@@ -16,7 +16,7 @@ from clockwork_serve.controller.estimator import Samples
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.loaders import Loaders
 from clockwork_serve.controller.queues import Queue, ServedModel
-from clockwork_serve.controller.timers import NEVER_NS, Timers
+from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.controller.watches import Watch
 from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.units import NS_PER_MS
@@ -49,8 +49,7 @@ class Feasibility:
 
     def __init__(self, belief: Belief) -> None:
         self._belief = belief
-        self._network_ns = belief.config.network_ns
-        self._timers = Timers()
+        self._timers = belief.timers
         self._loaders = Loaders()
 
     def device_joined(self, device: DeviceBelief) -> None:
@@ -74,19 +73,16 @@ class Feasibility:
         self._loaders.sooner(device, device.load.available_ns(now_ns))
 
     def reject(self, now_ns: int) -> bool:
-        """Refuse every hopeless request; whether there was one."""
+        """Refuse every hopeless request, given what moved and is doubted; whether there was one."""
         belief = self._belief
-        if self._timers.next_ns() <= now_ns:
-            for timer in self._timers.due(now_ns):
-                assert isinstance(timer, Watch)
-                self._surface(timer, now_ns)
-        for lane in belief.moved:
-            lane.moved = False
-            if lane.watch is not None:
-                self._surface(lane.watch, now_ns)
-        belief.moved.clear()
-        if not belief.doubted:
-            return False
+        if belief.moved:
+            for lane in belief.moved:
+                lane.moved = False
+                if lane.watch is not None:
+                    self.look(lane.watch, now_ns)
+            belief.moved.clear()
+            if not belief.doubted:
+                return False
         self._loaders.forget()
         refused = False
         while belief.doubted:
@@ -97,12 +93,17 @@ class Feasibility:
                 refused = True
         return refused
 
-    def _surface(self, watch: Watch, now_ns: int) -> None:
+    def look(self, watch: Watch, now_ns: int) -> None:
         """Judge the queues of a watch whose heads can no longer start there in time."""
         if watch.heap:
-            for queue in watch.surface(watch.lane.available_ns(now_ns)):
+            lane = watch.lane
+            for queue in watch.surface(lane.available_ns(now_ns)):
                 self._belief.doubt(queue)
-        self._timers.set(watch, watch.expires_ns())
+            if watch.heap:
+                self._timers.set(watch, lane.lasts_ns(watch.heap[0][0]) + 1)
+                return
+        if watch.at_ns != NEVER_NS:
+            self._timers.set(watch, NEVER_NS)
 
     def _hopeful(self, queue: Queue, due_ns: int, now_ns: int) -> bool:
         """Whether some lane promises an end by ``due_ns``; it is watched there from now on."""
@@ -134,8 +135,8 @@ class Feasibility:
     def _watch(self, queue: Queue, lane: LaneBelief, latest_ns: int) -> None:
         watch = lane.watch
         assert watch is not None
-        if watch.place(queue, latest_ns):
-            self._timers.set(watch, watch.expires_ns())
+        if (queue.watch is not watch or queue.place_ns > latest_ns) and watch.place(queue, latest_ns):
+            self._timers.set(watch, lane.lasts_ns(latest_ns) + 1)
 
     def _refuse(self, queue: Queue, now_ns: int) -> None:
         """Refuse a queue's head, and say what it lacked."""
@@ -210,10 +211,6 @@ class Feasibility:
                 return f"device {device.name} could not prepare the model: {failure}"
         largest = max(device.spec.pages * device.spec.page_bytes for device in devices.values())
         return f"the model's {size} bytes of weights fit no device; the largest has {largest}"
-
-    def next_wakeup_ns(self) -> int:
-        """When time alone may make a waiting request hopeless."""
-        return self._timers.next_ns()
 
     def check(self) -> None:
         """Assert that every waiting queue is watched."""

@@ -67,7 +67,7 @@ class Plan:
             heappush(self.heap, (key_ns, strategy.queue.order, strategy))
             if len(self.heap) > STALE_FACTOR * self.live + STALE_MIN:
                 entries = {id(entry[2]): entry for entry in self.heap if entry[2].key_ns == entry[0]}
-                self.heap = list(entries.values())
+                self.heap[:] = entries.values()
                 heapify(self.heap)
 
     def top(self) -> Strategy | None:

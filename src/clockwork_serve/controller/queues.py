@@ -127,7 +127,7 @@ class ServedModel:
 
     __slots__ = (
         "base_ns", "code", "demand_ns", "load_key", "main", "model", "order", "queues", "removed",
-        "residencies", "stirred", "waiting",
+        "residencies", "sole", "stirred", "waiting",
     )  # fmt: skip
 
     def __init__(self, model: Model, code: Code, order: int) -> None:
@@ -140,6 +140,8 @@ class ServedModel:
         """Queue by (signature, rows, alone): ``main``, and others that are not empty."""
         self.residencies: dict[str, Residency] = {}
         """Weights by device: all and only those LOADING or READY."""
+        self.sole: Residency | None = None
+        """The only one of them, if there is exactly one."""
         self.waiting = 0
         """Requests in all queues together."""
         self.demand_ns = 0

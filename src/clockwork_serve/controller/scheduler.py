@@ -11,6 +11,7 @@ Where it finds what it weighs:
 - ``queue.dues``: the due times of its waiting requests, ascending; ``queue.waiters`` the requests
 - ``device.exec``, ``device.load``: ``available_ns(now_ns)`` is when an action sent now could start
 - ``model.residencies``: devices that have, or are loading, its weights; ``Candidates``: who wants a LOAD
+- ``belief.timers``: where it asks, by ``device.plan``'s timers, to be called again if nothing happens
 - ``belief.stirred``: models whose demand or residencies changed since the policy last cleared it
 
 ``belief.require(queue, batch)`` tells the rejecting layer that a queue is run at that batch size or more, so
@@ -24,6 +25,7 @@ from typing import Protocol
 
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import DeviceBelief, Residency
+from clockwork_serve.controller.plan import LaneTimer
 from clockwork_serve.controller.queues import Queue
 
 
@@ -51,8 +53,8 @@ class Scheduler(Protocol):
     def schedule(self, now_ns: int) -> None:
         """Send every action that is due now; doing so again at once would send nothing."""
 
-    def next_wakeup_ns(self) -> int:
-        """When ``schedule`` wants to run next if nothing changes; ``NEVER_NS`` if it does not."""
+    def fired(self, timer: LaneTimer) -> None:
+        """A timer that the policy set in ``belief.timers`` (``plan.exec_timer``, ``plan.load_timer``)."""
 
     def check(self) -> None:
         """Assert the policy's invariants."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import Residency, Sent
 from clockwork_serve.controller.life import FAILED, READY, SPENT, UNLOAD
 from clockwork_serve.controller.queues import ServedModel, Waiter
 from clockwork_serve.controller.scheduler import Scheduler
 from clockwork_serve.messages import Answer, Infer, Load, Outcome, Reason, Result, Status
+
+OK: Final = Outcome.OK
+NONE: Final = Reason.NONE
 
 AGAIN = frozenset({Status.TOO_EARLY, Status.TOO_LATE, Status.SHUTTING_DOWN})
 """The action is none the worse for having been refused: plan it again."""
@@ -27,6 +32,8 @@ class Settler:
     def __init__(self, belief: Belief, scheduler: Scheduler) -> None:
         self._belief = belief
         self._scheduler = scheduler
+        self.pending = False
+        """There is something to settle."""
         self._results: list[tuple[Sent, Result]] = []
         """Results observed and not settled yet."""
         self._lost: list[Sent] = []
@@ -37,14 +44,17 @@ class Settler:
     def took(self, sent: Sent, result: Result) -> None:
         """A result came."""
         self._results.append((sent, result))
+        self.pending = True
 
     def lost(self, sent: Sent) -> None:
         """A worker was lost with this action in flight."""
         self._lost.append(sent)
+        self.pending = True
 
     def retire(self, model: ServedModel) -> None:
         """A model was removed: its weights go as soon as no INFER reads them."""
         self._retired[model] = None
+        self.pending = True
 
     def settle(self, now_ns: int) -> None:
         """Draw the consequences of all that was told."""
@@ -63,6 +73,7 @@ class Settler:
             self._lost.clear()
         if self._retired:
             self._unload_retired(now_ns)
+        self.pending = bool(self._retired)
 
     def _unload_retired(self, now_ns: int) -> None:
         for model in list(self._retired):
@@ -92,15 +103,16 @@ class Settler:
                 self._fail(waiter, result)
 
     def _answer_ok(self, waiter: Waiter, action: Infer, result: Result, at: int, now_ns: int) -> None:
-        request = waiter.request
-        late = now_ns > request.deadline_ns
+        request, started_ns = waiter.request, result.started_ns
+        outcome, reason, message = OK, NONE, ""
+        if now_ns > request.deadline_ns:
+            outcome, reason, message = Outcome.EXPIRED, Reason.LATE, "the answer came after the deadline"
         self._belief.finish(
             waiter,
             Answer(
                 request_id=request.request_id, gateway=request.gateway, cold=waiter.cold, batch=action.batch,
-                outcome=Outcome.EXPIRED if late else Outcome.OK, reason=Reason.LATE if late else Reason.NONE,
-                message="the answer came after the deadline" if late else "", outputs=result.outputs[at],
-                queue_ns=result.started_ns - request.arrival_ns, exec_ns=result.lane_ns,
+                outcome=outcome, reason=reason, message=message, outputs=result.outputs[at],
+                queue_ns=started_ns - request.arrival_ns, exec_ns=result.ended_ns - started_ns,
                 expected_ns=action.expected_ns,
             ),
         )  # fmt: skip

@@ -29,41 +29,43 @@ class Timer:
 class Timers:
     """Pending timers by instant."""
 
-    __slots__ = ("_heap",)
+    __slots__ = ("heap",)
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Timer]] = []
-        """(instant, order, timer); stale where the timer's ``entry_ns`` is another."""
+        self.heap: list[tuple[int, int, Timer]] = []
+        """(instant, order, timer); stale where the timer's ``entry_ns`` is another. None is due before the
+        first instant.
+        """
 
     def set(self, timer: Timer, at_ns: int) -> None:
         """Fire at ``at_ns`` (``NEVER_NS``: not at all), whatever was set before."""
         timer.at_ns = at_ns
         if at_ns < timer.entry_ns:
             timer.entry_ns = at_ns
-            heappush(self._heap, (at_ns, timer.order, timer))
+            heappush(self.heap, (at_ns, timer.order, timer))
 
     def next_ns(self) -> int:
         """The earliest instant pending; ``NEVER_NS`` if there is none."""
-        heap = self._heap
+        heap = self.heap
         while heap:
             entry_ns, order, timer = heap[0]
+            at_ns = timer.at_ns
             if timer.entry_ns != entry_ns:
                 heappop(heap)
-            elif timer.at_ns == entry_ns:
+            elif at_ns == entry_ns:
                 return entry_ns
             else:
-                timer.entry_ns = timer.at_ns
-                if timer.at_ns == NEVER_NS:
+                timer.entry_ns = at_ns
+                if at_ns == NEVER_NS:
                     heappop(heap)
                 else:
-                    heapreplace(heap, (timer.at_ns, order, timer))
+                    heapreplace(heap, (at_ns, order, timer))
         return NEVER_NS
 
-    def due(self, now_ns: int) -> list[Timer]:
-        """Take out all timers whose instant has come, in order."""
-        timers: list[Timer] = []
-        while self._heap and self.next_ns() <= now_ns:
-            timer = heappop(self._heap)[2]
-            timer.at_ns = timer.entry_ns = NEVER_NS
-            timers.append(timer)
-        return timers
+    def due(self, now_ns: int) -> Timer | None:
+        """Take out the first timer whose instant has come."""
+        if self.next_ns() > now_ns:
+            return None
+        timer = heappop(self.heap)[2]
+        timer.at_ns = timer.entry_ns = NEVER_NS
+        return timer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Final
 
-from clockwork_serve.controller.timers import NEVER_NS, Timer
+from clockwork_serve.controller.timers import Timer
 
 if TYPE_CHECKING:
     from clockwork_serve.controller.cluster import LaneBelief
@@ -34,16 +34,13 @@ class Watch(Timer):
 
     def place(self, queue: Queue, latest_ns: int) -> bool:
         """Watch a queue here from now on; true if it is first."""
-        if queue.watch is self and queue.place_ns <= latest_ns:
-            return False
         queue.watch = self
         queue.place_ns = latest_ns
         heap = self.heap
         heappush(heap, (latest_ns, queue.order, queue))
         if len(heap) > 2 * self.cleared + STALE_MIN:
-            heap = [entry for entry in heap if entry[2].watch is self and entry[2].place_ns == entry[0]]
+            heap[:] = [entry for entry in heap if entry[2].watch is self and entry[2].place_ns == entry[0]]
             heapify(heap)
-            self.heap = heap
             self.cleared = len(heap)
         return heap[0][2] is queue
 
@@ -54,10 +51,10 @@ class Watch(Timer):
         while heap:
             latest_ns, _, queue = heap[0]
             if queue.watch is self and queue.place_ns == latest_ns:
-                if queue.waiters and latest_ns >= start_ns:
+                if queue.dues and latest_ns >= start_ns:
                     break
                 queue.watch = None
-                if queue.waiters:
+                if queue.dues:
                     surfaced.append(queue)
             heappop(heap)
         return surfaced
@@ -71,7 +68,3 @@ class Watch(Timer):
                 found.append(queue)
         self.heap.clear()
         return found
-
-    def expires_ns(self) -> int:
-        """When the first can no longer start in time if nothing happens; call ``surface`` before."""
-        return self.lane.lasts_ns(self.heap[0][0]) + 1 if self.heap else NEVER_NS

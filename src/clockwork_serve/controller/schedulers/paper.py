@@ -9,15 +9,16 @@ the model of highest LOAD priority; least recently used weights make room.
 from __future__ import annotations
 
 from bisect import bisect_left
+from heapq import heappop
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.candidates import Candidates
-from clockwork_serve.controller.cluster import Batch, DeviceBelief, LaneBelief, Residency, Strategy
+from clockwork_serve.controller.cluster import Batch, DeviceBelief, Residency, Strategy
 from clockwork_serve.controller.eviction import make_room
 from clockwork_serve.controller.plan import LaneTimer, Plan
 from clockwork_serve.controller.queues import Queue, ServedModel
-from clockwork_serve.controller.timers import NEVER_NS, Timers
+from clockwork_serve.controller.timers import NEVER_NS
 
 SURFACED_MAX: Final = 64
 """LOAD candidates looked at for one device in one decision."""
@@ -41,7 +42,8 @@ class PaperScheduler:
         """Of these, those to be offered all candidates; the others declined all but new ones."""
         self._fresh: list[ServedModel] = []
         """Candidates whose demand or residencies changed."""
-        self._timers = Timers()
+        self._timers = belief.timers
+        self._capacity_ns = config.capacity_ns
         self._first = 0
         self._urgency_ns = 0
         """What ``_choose`` found, beside the batch: its first request's place, its latest start."""
@@ -94,6 +96,17 @@ class PaperScheduler:
         self._timers.set(plan.exec_timer, NEVER_NS)
         self._timers.set(plan.load_timer, NEVER_NS)
 
+    def fired(self, timer: LaneTimer) -> None:
+        """A lane that was full has room again."""
+        plan = timer.plan
+        if not timer.is_exec:
+            self._wake_load(plan)
+            return
+        plan.exec_rests = False
+        if not plan.changed:
+            plan.changed = True
+            self._changed.append(plan)
+
     def _look_at_exec(self, plan: Plan) -> None:
         if not plan.exec_rests and not plan.changed:
             plan.changed = True
@@ -124,13 +137,6 @@ class PaperScheduler:
 
     def schedule(self, now_ns: int) -> None:
         """Top up the lanes of every device that changed."""
-        if self._timers.next_ns() <= now_ns:
-            for timer in self._timers.due(now_ns):
-                assert isinstance(timer, LaneTimer)
-                if timer.is_exec:
-                    self.exec_changed(timer.plan.device)
-                else:
-                    self._wake_load(timer.plan)
         if self._changed:
             changed, self._changed = self._changed, []
             for plan in changed:
@@ -141,39 +147,32 @@ class PaperScheduler:
             self._top_up_loads(now_ns)
 
     def _top_up_exec(self, plan: Plan, now_ns: int) -> None:
-        lane = plan.device.exec
-        limit_ns = now_ns + self._look_ahead_ns
-        strategy = plan.top()
-        while strategy is not None:
-            start_ns = lane.available_ns(now_ns)
-            if start_ns >= limit_ns or self._stuck(lane, now_ns):
-                plan.exec_rests = True
-                self._wake(plan.exec_timer, lane, now_ns)
+        lane, heap = plan.device.exec, plan.heap
+        late_ns = now_ns - lane.head_end_ns
+        while True:
+            while heap and heap[0][2].key_ns != heap[0][0]:
+                heappop(heap)
+            if not heap:
                 return
-            top_ns = strategy.key_ns
-            plan.pop()
+            start_ns = lane.available_ns(now_ns)
+            if start_ns >= now_ns + self._look_ahead_ns or (late_ns > self._lag_ns and len(lane) > 1):
+                plan.exec_rests = True
+                if late_ns <= 0:  # else its next result tells when there is room again
+                    self._timers.set(plan.exec_timer, start_ns - self._look_ahead_ns + 1)
+                return
+            strategy = heappop(heap)[2]
+            top_ns, strategy.key_ns = strategy.key_ns, NEVER_NS
+            plan.live -= 1
             batch = self._choose(strategy, start_ns)
-            after = plan.top()
-            if batch is not None:
-                urgency_ns = self._urgency_ns
-                if after is not None and urgency_ns > after.key_ns and urgency_ns > top_ns:
-                    plan.push(strategy, urgency_ns)
-                else:
-                    self._belief.send_infer(strategy, batch, self._first, start_ns, now_ns)
-                    if strategy.queue.waiters:
-                        self._enter(strategy)
-                after = plan.top()
-            strategy = after
-
-    def _wake(self, timer: LaneTimer, lane: LaneBelief, now_ns: int) -> None:
-        """Look again when a lane has room; if it is late by now, its next result will tell."""
-        if lane.overdue_ns(now_ns) <= 0:
-            room_ns = lane.available_ns(now_ns) - self._look_ahead_ns
-            self._timers.set(timer, max(now_ns, room_ns) + 1)
-
-    def _stuck(self, lane: LaneBelief, now_ns: int) -> bool:
-        """Whether the running action is so late that no more should be queued behind the next one."""
-        return len(lane) > 1 and lane.overdue_ns(now_ns) > self._lag_ns
+            if batch is None:
+                continue
+            urgency_ns = self._urgency_ns
+            if urgency_ns > top_ns and (after := plan.top()) is not None and urgency_ns > after.key_ns:
+                plan.push(strategy, urgency_ns)
+                continue
+            self._belief.send_infer(strategy, batch, self._first, start_ns, now_ns)
+            if strategy.queue.dues:
+                self._enter(strategy)
 
     def _choose(self, strategy: Strategy, start_ns: int) -> Batch | None:
         """The largest batch, walking up sizes that can be filled, whose requests can all be in time."""
@@ -218,6 +217,16 @@ class PaperScheduler:
         stirred = self._belief.stirred
         for model in stirred:
             model.stirred = False
+            sole = model.sole
+            if sole is not None and not self._negative:
+                device, demand_ns = sole.device, model.demand_ns
+                device.load_ns += demand_ns - sole.share_ns
+                sole.share_ns = demand_ns
+                if device.load_ns <= self._capacity_ns:  # then its priority is 0 at most
+                    model.load_key = None
+                    if device.plan.starved and not model.waiting:
+                        self._wake_load(device.plan)
+                    continue
             if self._candidates.rank(model):
                 self._fresh.append(model)
             elif not model.waiting:
@@ -233,7 +242,8 @@ class PaperScheduler:
             self._free[plan] = None
             return True
         self._free.pop(plan, None)
-        self._wake(plan.load_timer, lane, now_ns)
+        if lane.overdue_ns(now_ns) <= 0:
+            self._timers.set(plan.load_timer, lane.available_ns(now_ns) - self._look_ahead_ns + 1)
         return False
 
     def _load_one(self, plan: Plan, now_ns: int) -> bool:
@@ -293,10 +303,6 @@ class PaperScheduler:
         if soon:
             plan.starved = True
         return False
-
-    def next_wakeup_ns(self) -> int:
-        """When a lane that is full now has room again."""
-        return self._timers.next_ns()
 
     def check(self) -> None:
         """Assert the invariants."""
