@@ -11,7 +11,7 @@ import numpy as np
 from clockwork_serve.units import NS_PER_S
 from clockwork_serve.workload.processes import Block, Floats, Indices, Ints, Popularity, Renewals, in_order
 from clockwork_serve.workload.schedule import MOST_EXPECTED, steps_at
-from clockwork_serve.workload.tables import Ramp
+from clockwork_serve.workload.tables import MOST_RPS, Ramp
 from clockwork_serve.workload.timestamps import CallTrace
 
 MINUTE_NS: Final = 60 * NS_PER_S
@@ -49,7 +49,7 @@ class Replay:
             end_ns, factor = end_of_minute, 1.0
             if self.ramp:
                 steps = steps_at(self.ramp, now_ns - self.start_ns)
-                factor = max(0.0, self.ramp.value(self.rate_rps, steps)) / self.rate_rps
+                factor = min(max(0.0, self.ramp.value(self.rate_rps, steps)), MOST_RPS) / self.rate_rps
                 end_ns = min(end_ns, self.start_ns + (steps + 1) * self.ramp.every_ns)
             if total * factor > 0:
                 end_ns = min(end_ns, now_ns + max(1, int(MOST_EXPECTED / (total * factor))))
@@ -140,8 +140,8 @@ def as_called(
     functions, and each call goes to a model drawn by it.
     """
     for end_ns, called_ns, functions in trace.chunks():
-        times = replay.start_ns + (called_ns / faster).astype(np.int64)
-        upto_ns = replay.start_ns + int(end_ns / faster)
+        times = replay.start_ns + np.minimum(called_ns / faster, replay.stop_ns).astype(np.int64)
+        upto_ns = replay.start_ns + int(end_ns / faster) + 1
         stays = rng.random(times.size) < replay.share[functions]
         stays &= times < replay.stop_ns
         times = times[stays]

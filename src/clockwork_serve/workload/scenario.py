@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
@@ -24,7 +24,7 @@ from clockwork_serve.workload.tables import (
     Load,
     ModelSet,
     Ramp,
-    require_above,
+    require_between,
     require_finite,
     require_known,
     require_text,
@@ -37,6 +37,8 @@ __all__ = [
 ]  # fmt: skip
 
 ALL_KINDS: Final = "*"
+LONGEST_S: Final = 1e8
+"""Seconds of a run, some three years: an axis of ns in 64 bits holds more."""
 _LARGEST_FILE: Final = 1 << 20
 _TABLES: Final[dict[str, type[Struct]]] = {"models": ModelSet, "loads": Load, "faults": FaultTable}
 _TOP: Final = ("name", "seconds", "warmup_s", "cluster", "models", "loads", "faults")
@@ -88,7 +90,7 @@ class Scenario(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Check what concerns several tables. Raises :class:`FieldError`."""
         require_text(self, ("name",))
-        require_above(self, ("seconds",), 0)
+        require_between(self, ("seconds",), 1e-6, LONGEST_S)
         require_finite(self, ("warmup_s",), least=0)
         if self.warmup_s >= self.seconds:
             raise unfit("warmup_s", f"less than seconds = {self.seconds:g}", self.warmup_s, "shorten it")
@@ -100,6 +102,10 @@ class Scenario(Struct, frozen=True, kw_only=True):
             for index, name in enumerate(names):
                 if name in names[:index]:
                     raise unfit(f"{table}[{index}].name", "each name once", name, "call it otherwise")
+        self._check_loads()
+        self._check_faults()
+
+    def _check_loads(self) -> None:
         sets = [entry.name for entry in self.models]
         for index, load in enumerate(self.loads):
             for name in load.models:
@@ -110,6 +116,19 @@ class Scenario(Struct, frozen=True, kw_only=True):
                     raise unfit(
                         f"loads[{index}].{field}", f"at most seconds = {self.seconds:g}", value, "correct one"
                     )
+
+    def _check_faults(self) -> None:
+        devices = self.cluster.devices
+        bounds = {"device": devices, "worker": devices // self.cluster.devices_per_worker}
+        for index, fault in enumerate(self.faults):
+            if fault.at_s > self.seconds:
+                path = f"faults[{index}].at_s"
+                raise unfit(path, f"at most seconds = {self.seconds:g}", fault.at_s, "correct one")
+            for field, bound in bounds.items():
+                value = getattr(fault, field)
+                if value is not None and value >= bound:
+                    path = f"faults[{index}].{field}"
+                    raise unfit(path, f"less than the cluster's {bound}", value, "they count from 0")
 
     def wrong(self, path: str, what: str) -> ConfigError:
         """The error about one path of this scenario, with file and line if it was read from a file."""
@@ -201,7 +220,8 @@ def _explained(source: Source, path: str, what: str, values: object, kind: type[
     field = path.rpartition(".")[2].partition("[")[0]
     value = values.get(field, values) if isinstance(values, dict) else values
     if match := _TYPES.match(what):
-        expected = match.group("expected").replace("object", "table").replace("array", "list")
+        expected = match.group("expected").replace(" | null", "")
+        expected = expected.replace("object", "table").replace("array", "list")
         return source.at(path, f"expected {expected}, found {found(value)}; correct it")
     if _ENUM.match(what):
         choices = _choices(kind, field)
@@ -214,7 +234,6 @@ def _explained(source: Source, path: str, what: str, values: object, kind: type[
 
 def _choices(kind: type[Struct], field: str) -> tuple[str, ...]:
     """The values that a field of named choices takes."""
-    for info in msgspec.structs.fields(kind):
-        if info.name == field:
-            return tuple(str(value) for value in getattr(info.type, "__args__", ()))
-    return ()
+    types = [info.type for info in msgspec.structs.fields(kind) if info.name == field]
+    named = [part for one in types for part in (one, *get_args(one)) if get_origin(part) is Literal]
+    return tuple(str(value) for part in named for value in get_args(part))

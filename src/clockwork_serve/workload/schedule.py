@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from clockwork_serve.units import NS_PER_S
-from clockwork_serve.workload.tables import Load, Ramp
+from clockwork_serve.workload.tables import MOST_RPS, Load, Ramp
 
 LONGEST_NS: Final = 60 * NS_PER_S
 MOST_EXPECTED: Final = 1 << 16
@@ -50,7 +50,7 @@ def pieces(load: Load, models: int, until_ns: int, rng: np.random.Generator) -> 
         end_ns = min(until_ns, switch_ns, now_ns + LONGEST_NS)
         if load.rate_ramp:
             steps = steps_at(load.rate_ramp, elapsed_ns)
-            rate = max(0.0, load.rate_ramp.value(rate, steps))
+            rate = min(max(0.0, load.rate_ramp.value(rate, steps)), MOST_RPS)
             end_ns = min(end_ns, start_ns + (steps + 1) * load.rate_ramp.every_ns)
         if load.model_ramp:
             steps = steps_at(load.model_ramp, elapsed_ns)

@@ -20,10 +20,10 @@ import numpy as np
 
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, ms
 from clockwork_serve.workload.dice import ARRIVALS, BURSTS, dice
-from clockwork_serve.workload.problems import FieldError
+from clockwork_serve.workload.problems import FieldError, did_you_mean
 from clockwork_serve.workload.processes import Block, Popularity, gathered, poisson, renewals
 from clockwork_serve.workload.scenario import ALL_KINDS, Scenario
-from clockwork_serve.workload.schedule import pieces
+from clockwork_serve.workload.schedule import LONGEST_NS, pieces
 from clockwork_serve.workload.tables import NO_SLO_MS, Load, Ramp, Retry
 from clockwork_serve.workload.traces import Place, trace_files, trace_load
 from clockwork_serve.workload.zoo import Zoo
@@ -132,8 +132,10 @@ class Workload:
     def open(self) -> Iterator[Arrivals]:
         """All requests of the open loads, each time anew; a minute and 65,536 of them at once at most."""
         heads = [_Head(stream) for stream in self.streams]
+        reached_ns = 0
         while heads := [head for head in heads if head.fill()]:
-            horizon_ns = min(head.end_ns for head in heads)
+            horizon_ns = min(*(head.end_ns for head in heads), reached_ns + LONGEST_NS)
+            reached_ns = max(reached_ns, horizon_ns)
             yield from _merged([part for head in heads if (part := head.take(horizon_ns)) is not None])
 
 
@@ -228,6 +230,13 @@ def build(scenario: Scenario, seed: int, base: Path | None = None) -> Workload:
     Raises :class:`ConfigError` for what only shows now: names given twice, a missing or broken trace.
     """
     names, members = _models(scenario)
+    known = {name for name, _ in names}
+    for index, fault in enumerate(scenario.faults):
+        if fault.model is not None and fault.model not in known:
+            advice = did_you_mean(fault.model, known)
+            raise scenario.wrong(
+                f"faults[{index}].model", f"expected a model, found {fault.model!r}; {advice}"
+            )
     streams: list[OpenLoad] = []
     closed: list[ClosedLoad] = []
     notes: list[str] = []

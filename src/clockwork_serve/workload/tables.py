@@ -14,6 +14,12 @@ from clockwork_serve.workload.problems import did_you_mean, unfit
 NO_SLO_MS: Final = 24 * 3600 * 1000.0
 """The SLO of a load that names none: a day (the paper's batch clients, section 6.4)."""
 
+MOST_RPS: Final = 1e9
+"""No ramp goes beyond it; requests of one nanosecond have no order."""
+
+SHORTEST_S: Final = 0.001
+"""Steps of ramps and bursts shorter than this would cost more than the requests in them."""
+
 Arrival = Literal["poisson", "gamma", "fixed", "closed", "azure", "timestamps", "generated"]
 Popularity = Literal["uniform", "zipf"]
 Mapping = Literal["block", "stripe", "shuffled"]
@@ -35,7 +41,8 @@ class Ramp(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         """Check the fields. Raises :class:`FieldError`."""
-        require_above(self, ("every_s", "factor"), 0)
+        require_between(self, ("every_s",), SHORTEST_S, math.inf)
+        require_above(self, ("factor",), 0)
         require_finite(self, ("add", "until"))
         if (self.factor is None) == (self.add is None):
             raise unfit("factor", "either factor or add", self, "write exactly one of them")
@@ -128,11 +135,13 @@ class Load(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         require_text(self, ("name",))
         if not self.models or len(set(self.models)) != len(self.models):
             raise unfit("models", "names of model sets, each once", self.models, "list at least one set")
-        require_above(
-            self,
-            ("rate_rps", "cv", "zipf_s", "on_s", "off_s", "slo_ms", "rate_scale", "cap_share", "stop_s"),
-            0,
-        )
+        require_above(self, ("cap_share", "stop_s"), 0)
+        require_between(self, ("slo_ms",), 0.001, NO_SLO_MS)
+        require_between(self, ("rate_rps",), 1e-6, MOST_RPS)
+        require_between(self, ("rate_scale",), 1e-6, 1e6)
+        require_between(self, ("cv",), 0.001, 50)
+        require_between(self, ("zipf_s",), 0.001, 10)
+        require_between(self, ("on_s", "off_s"), SHORTEST_S, 1e6)
         require_finite(self, ("start_s", "start_jitter_s", "retry_ms"), least=0)
         require_within(self, ("concurrency", "active_models", "functions"), 1, 10_000_000)
         require_within(self, ("minutes",), 1, 10_000_000)
@@ -266,6 +275,14 @@ _REQUIRED: Final[dict[str, tuple[str, ...]]] = {
     "poisson": ("rate_rps",), "gamma": ("rate_rps", "cv"), "fixed": ("rate_rps",), "closed": ("concurrency",),
     "azure": ("trace",), "timestamps": ("trace",), "generated": ("functions",),
 }  # fmt: skip
+
+
+def require_between(record: Struct, fields: Iterable[str], least: float, most: float) -> None:
+    """Each field that is given is a finite number in ``least..most``."""
+    for field in fields:
+        value = getattr(record, field)
+        if value is not None and not (math.isfinite(value) and least <= value <= most):
+            raise unfit(field, f"a number in {least:g}..{most:g}", value, "correct it")
 
 
 def require_text(record: Struct, fields: Iterable[str]) -> None:
