@@ -19,6 +19,7 @@ from clockwork_serve.cli.models import models
 from clockwork_serve.cli.profile import profile
 from clockwork_serve.cli.reproduce import reproduce
 from clockwork_serve.cli.serve import serve
+from clockwork_serve.cli.simulate import simulate
 from clockwork_serve.cli.validate import validate
 from clockwork_serve.errors import ClockworkError, ConfigError
 
@@ -36,7 +37,7 @@ def clockwork() -> None:
     """
 
 
-for _command in (serve, validate, compile_, profile, models, demo, reproduce):
+for _command in (serve, validate, compile_, profile, models, demo, simulate, reproduce):
     clockwork.add_command(_command)
 
 

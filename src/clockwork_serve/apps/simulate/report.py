@@ -1,0 +1,246 @@
+"""How a simulation went, as records: what ``--json`` writes; docs/simulate.md explains the fields.
+
+Seconds, milliseconds and shares (0 to 1) as their names say. Requests sent during the warm-up are left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from clockwork_serve import __version__
+from clockwork_serve.apps.simulate.play import Played
+from clockwork_serve.apps.simulate.question import Question
+from clockwork_serve.sim.tally import Busy, Count, Histogram
+from clockwork_serve.units import MIB, NS_PER_S, to_ms
+from clockwork_serve.workload.tables import Load
+
+
+class Latency(Struct, frozen=True, kw_only=True):
+    """Quantiles in ms, at most 1.6 % too long; None where there was nothing to measure."""
+
+    count: int
+    p50_ms: float | None
+    p99_ms: float | None
+    p999_ms: float | None
+    max_ms: float | None
+
+
+class LoadReport(Struct, frozen=True, kw_only=True):
+    """What became of one load. Rates are over the part of ``measured_s`` in which the load was on.
+
+    ``late``: executed, but answered after the deadline. ``refused``: every other end but a good answer, by
+    outcome and reason. ``open``: no answer yet, where the run was cut. ``cold``: in time, after a LOAD.
+    """
+
+    name: str
+    arrivals: str
+    slo_ms: float | None
+    offered: int
+    offered_rps: float
+    in_time: int
+    goodput_rps: float
+    satisfaction: float
+    late: int
+    refused: dict[str, int]
+    open: int
+    cold: int
+    mean_batch: float | None
+    answers: Latency
+    """Answers in time."""
+    refusals: Latency
+    """All others: how long a client waited to hear that it gets nothing in time."""
+
+
+class DeviceReport(Struct, frozen=True, kw_only=True):
+    """What the devices did, all together; busy shares are of their time."""
+
+    devices: int
+    exec_busy: float
+    load_busy: float
+    infers: int
+    loads: int
+    unloads: int
+    refused: int
+
+
+class Stretch(Struct, frozen=True, kw_only=True):
+    """One stretch of the run, by when requests were sent, all loads together."""
+
+    from_s: float
+    offered: int
+    in_time: int
+    late: int
+    refused: int
+    satisfaction: float
+
+
+class FirstBreak(Struct, frozen=True, kw_only=True):
+    """The first whole stretch after the warm-up in which some request was not answered in time.
+
+    ``load`` is the load that suffered most.
+    """
+
+    from_s: float
+    to_s: float
+    satisfaction: float
+    load: str
+    load_satisfaction: float
+
+
+class Report(Struct, frozen=True, kw_only=True):
+    """All of it."""
+
+    version: str
+    scenario: str
+    setup: dict[str, Any]
+    seconds: float
+    warmup_s: float
+    measured_s: float
+    reached_s: float
+    cut: bool
+    took_s: float
+    loads: tuple[LoadReport, ...]
+    devices: DeviceReport
+    first_break: FirstBreak | None
+    stretch_s: float
+    stretches: tuple[Stretch, ...]
+
+    def to_json(self) -> bytes:
+        """Indented JSON."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1)
+
+
+def report(question: Question, played: Played) -> Report:
+    """How it went."""
+    scenario, tally = question.scenario, played.tally
+    reached_s = played.reached_ns / NS_PER_S
+    until_s = min(reached_s, scenario.seconds)
+    stretches = _stretches(question, played)
+    return Report(
+        version=__version__,
+        scenario=scenario.name,
+        setup=_setup(question),
+        seconds=scenario.seconds,
+        warmup_s=scenario.warmup_s,
+        measured_s=max(0.0, until_s - scenario.warmup_s),
+        reached_s=reached_s,
+        cut=played.cut,
+        took_s=played.took_s,
+        loads=tuple(
+            _load(load, count, _on_s(load, scenario.warmup_s, until_s))
+            for load, count in zip(scenario.loads, tally.loads, strict=True)
+        ),
+        devices=_devices(tally.busy, question.cluster.devices, reached_s - scenario.warmup_s),
+        first_break=_first_break(question, played),
+        stretch_s=question.stretch_s,
+        stretches=stretches,
+    )
+
+
+def _setup(question: Question) -> dict[str, Any]:
+    """What was simulated, for whoever wants to do it again."""
+    scenario, cluster = question.scenario, question.cluster
+    source = scenario.source
+    kinds = [question.zoo[kind] for _, kind in question.workload.models]
+    return {
+        "file": source.file if source else None,
+        "seed": question.seed,
+        "policy": question.config.policy,
+        "max_batch": question.config.max_batch,
+        "zoo": scenario.cluster.zoo,
+        "devices": cluster.devices,
+        "devices_per_worker": cluster.devices_per_worker,
+        "memory_mib": cluster.pages * cluster.page_bytes / MIB,
+        "page_mib": cluster.page_bytes / MIB,
+        "models": len(kinds),
+        "kinds": len({row.kind for row in kinds}),
+        "weights_mib": sum(row.weights_bytes for row in kinds) / MIB,
+        "workload": list(question.workload.notes),
+        "constants": list(question.constants.lines()),
+    }
+
+
+def _on_s(load: Load, from_s: float, until_s: float) -> float:
+    """How long a load was on within that time."""
+    stop_s = until_s if load.stop_s is None else min(until_s, load.stop_s)
+    return max(0.0, stop_s - max(from_s, load.start_s))
+
+
+def _load(load: Load, count: Count, on_s: float) -> LoadReport:
+    return LoadReport(
+        name=load.name,
+        arrivals=load.arrivals,
+        slo_ms=load.slo_ms,
+        offered=count.offered,
+        offered_rps=count.offered / on_s if on_s else 0.0,
+        in_time=count.ok,
+        goodput_rps=count.ok / on_s if on_s else 0.0,
+        satisfaction=count.satisfaction,
+        late=count.late,
+        refused=dict(sorted(count.others.items())),
+        open=count.offered - count.ended,
+        cold=count.cold,
+        mean_batch=count.batch_sum / count.ok if count.ok else None,
+        answers=_latency(count.answered),
+        refusals=_latency(count.refused),
+    )
+
+
+def _latency(histogram: Histogram) -> Latency:
+    values = [
+        to_ms(histogram.quantile_ns(share)) if histogram.count else None for share in (0.5, 0.99, 0.999, 1.0)
+    ]
+    return Latency(
+        count=histogram.count, p50_ms=values[0], p99_ms=values[1], p999_ms=values[2], max_ms=values[3]
+    )
+
+
+def _devices(busy: Busy, devices: int, seconds: float) -> DeviceReport:
+    all_ns = devices * seconds * NS_PER_S
+    return DeviceReport(
+        devices=devices,
+        exec_busy=busy.exec_ns / all_ns if all_ns > 0 else 0.0,
+        load_busy=busy.load_ns / all_ns if all_ns > 0 else 0.0,
+        infers=busy.infers,
+        loads=busy.loads,
+        unloads=busy.unloads,
+        refused=busy.refused,
+    )
+
+
+def _stretches(question: Question, played: Played) -> tuple[Stretch, ...]:
+    found = []
+    for at, row in enumerate(played.tally.rows):
+        ok, late = sum(count.ok for count in row), sum(count.late for count in row)
+        ended = sum(count.ended for count in row)
+        found.append(
+            Stretch(
+                from_s=at * question.stretch_s,
+                offered=sum(count.offered for count in row),
+                in_time=ok,
+                late=late,
+                refused=ended - ok - late,
+                satisfaction=ok / ended if ended else 1.0,
+            )
+        )
+    return tuple(found)
+
+
+def _first_break(question: Question, played: Played) -> FirstBreak | None:
+    length_s = question.stretch_s
+    for at, row in enumerate(played.tally.rows):
+        from_s = at * length_s
+        worst = min(range(len(row)), key=lambda index: row[index].satisfaction)
+        if from_s >= question.scenario.warmup_s and row[worst].satisfaction < 1:
+            ended = sum(count.ended for count in row)
+            return FirstBreak(
+                from_s=from_s,
+                to_s=min(from_s + length_s, question.scenario.seconds),
+                satisfaction=sum(count.ok for count in row) / ended,
+                load=question.scenario.loads[worst].name,
+                load_satisfaction=row[worst].satisfaction,
+            )
+    return None
