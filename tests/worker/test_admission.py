@@ -53,6 +53,23 @@ def test_some_infers_are_acceptable(batch: int) -> None:
     assert acceptable(action, SPEC, held(), NOW_NS)
 
 
+@pytest.mark.parametrize("beyond_ns", [0, 1])
+def test_a_window_may_open_just_so_late(beyond_ns: int) -> None:
+    opens_ns = NOW_NS + EARLY_MAX_NS + beyond_ns
+    action = structs.replace(infer(1, "a", 0), window=Window(opens_ns, opens_ns))
+    assert acceptable(action, SPEC, held(), NOW_NS) == (beyond_ns == 0)
+
+
+@pytest.mark.parametrize(
+    ("workspace", "io", "fits"), [(1000, 500, True), (1001, 500, False), (1000, 501, False)]
+)
+def test_a_size_that_takes_all_the_room_fits(workspace: int, io: int, fits: bool) -> None:
+    code = HeldCode(CODE)
+    profile = structs.replace(PROFILE, workspace_bytes={2: workspace}, io_bytes={2: io})
+    code.add(CodeAdded(code=CODE, profiles=(profile,)), SPEC)
+    assert (2 in code.fitting) == fits
+
+
 def test_the_sizes_that_fit_follow_the_profile_that_came_last() -> None:
     code = held(profiled=False)
     assert code.state is CodeState.READY
