@@ -68,9 +68,12 @@ class Belief:
         self.effects: list[ControllerEffect] = []
         """Decided and not yet handed to the driver."""
         self.stirred: list[ServedModel] = []
-        """Models whose demand, or the devices that have them, changed since the policy last looked (it clears
-        the list and their flags); each once, those no longer served too.
+        """Models that may want a LOAD more or less than when the policy last looked (it clears the list and
+        their flags); each once, those no longer served too. A model on one device only stirs when its demand
+        rises while that device has more than it can serve, or while it is a candidate.
         """
+        self.stir_above_ns = -1 if config.load_negative else config.capacity_ns
+        """Demand that one device can serve within the horizon; a policy may set it lower, to hear more."""
         self.moved: list[LaneBelief] = []
         """Lanes that were given work since the rejecting layer last looked."""
         self.doubted: list[Queue] = []
@@ -206,22 +209,34 @@ class Belief:
             self.doubt(queue)
         model.waiting += 1
         model.demand_ns += waiter.demand_ns
+        if model.sole is not None:
+            device = model.sole.device
+            device.load_ns += waiter.demand_ns
+            if device.load_ns <= self.stir_above_ns:
+                return
         if not model.stirred:
             model.stirred = True
             self.stirred.append(model)
 
     def _gone(self, queue: Queue, model: ServedModel, waiters: list[Waiter]) -> None:
         """Requests were taken out of a queue."""
-        model.waiting -= len(waiters)
+        gone_ns = 0
         for waiter in waiters:
-            model.demand_ns -= waiter.demand_ns
-        if not model.stirred:
-            model.stirred = True
-            self.stirred.append(model)
+            gone_ns += waiter.demand_ns
+        model.waiting -= len(waiters)
+        model.demand_ns -= gone_ns
         if queue is not model.main and not queue.waiters:
             model.queues.pop((queue.signature, queue.rows, queue.alone), None)
             for strategy in queue.strategies:
                 strategy.device.plan.remove(strategy)
+        if model.sole is not None:
+            device = model.sole.device
+            device.load_ns -= gone_ns
+            if model.load_key is None and not device.plan.starved:
+                return
+        if not model.stirred:
+            model.stirred = True
+            self.stirred.append(model)
 
     def _base_ns(self, model: ServedModel) -> int:
         """Batch-1 time of a model, by the first profile known."""
@@ -245,26 +260,27 @@ class Belief:
             if latest_ns < start_ns:
                 latest_ns = start_ns
         by_ns = now_ns + config.network_ns
+        request = waiters[0].request
+        calls: tuple[Call, ...] = (
+            Call(request_id=request.request_id, rows=request.rows, tensors=request.tensors),
+        )
+        if len(waiters) > 1:
+            calls = tuple([_call(waiter.request) for waiter in waiters])
         self._counter = action_id = self._counter + 1
         model = queue.model
         action = Infer(
             action_id=action_id, device=device.name, model=model.model.key, code_id=model.code.code_id,
             extent=residency.extent, version=residency.version, batch=batch.size, expected_ns=expected_ns,
-            calls=tuple([_call(waiter.request) for waiter in waiters]),
+            calls=calls,
             window=Window(now_ns, latest_ns), send_by_ns=by_ns if by_ns > latest_ns else latest_ns,
         )  # fmt: skip
         for waiter in waiters:
             waiter.step(SEND)
         self._gone(queue, model, waiters)
-        self.sent[action_id] = sent = Sent(action, device, residency, batch.samples)
-        sent.waiters = waiters
+        self.sent[action_id] = Sent(action, device, residency, batch.samples, waiters)
         residency.in_flight += 1
         device.used = residency.used = device.used + 1
-        lane = device.exec
-        lane.send(action_id, expected_ns, now_ns)
-        if not lane.moved and lane.watch is not None:
-            lane.moved = True
-            self.moved.append(lane)
+        self._give(device.exec, action_id, expected_ns, now_ns)
         self.effects.append(action)
 
     def send_load(
@@ -282,20 +298,15 @@ class Belief:
         residency = Residency(model, device, code, extent, version=action_id)
         residency.ready_ns = start_ns + expected_ns
         device.hold(residency)
-        model.residencies[device.name] = residency
-        model.sole = residency if len(model.residencies) == 1 else None
+        model.enter(residency)
         self.stir(model)
         action = Load(
             action_id=action_id, device=device.name, model=model.model.key, code_id=model.code.code_id,
             weights=model.model.weights, extent=extent, version=residency.version, expected_ns=expected_ns,
             window=Window(now_ns, start_ns + patience_ns), send_by_ns=start_ns + patience_ns,
         )  # fmt: skip
-        self.sent[action_id] = Sent(action, device, residency, samples)
-        lane = device.load
-        lane.send(action_id, expected_ns, now_ns)
-        if not lane.moved and lane.watch is not None:
-            lane.moved = True
-            self.moved.append(lane)
+        self.sent[action_id] = Sent(action, device, residency, samples, [])
+        self._give(device.load, action_id, expected_ns, now_ns)
         self.effects.append(action)
 
     def send_unload(self, residency: Residency, now_ns: int) -> None:
@@ -309,9 +320,20 @@ class Belief:
             action_id=action_id, device=device.name, model=residency.model.model.key, extent=residency.extent,
             version=residency.version, window=Window(now_ns, NEVER_NS),
         )  # fmt: skip
-        self.sent[action_id] = Sent(action, device, None, None)
+        self.sent[action_id] = Sent(action, device, None, None, [])
         device.load.send(action_id, 0, now_ns)
         self.effects.append(action)
+
+    def _give(self, lane: LaneBelief, action_id: int, expected_ns: int, now_ns: int) -> None:
+        """Give a lane work; if that may break a promise, the rejecting layer is to look."""
+        lane.send(action_id, expected_ns, now_ns)
+        watch = lane.watch
+        if (
+            watch is not None and not lane.moved
+            and (lane.free_ns > watch.first_ns or lane.behind_ns > watch.behind_ns)
+        ):  # fmt: skip
+            lane.moved = True
+            self.moved.append(lane)
 
     # Weights
 
@@ -326,10 +348,7 @@ class Belief:
         """Forget weights that are gone."""
         device, model = residency.device, residency.model
         device.pages.release(residency.extent)
-        device.load_ns -= residency.share_ns
-        residency.share_ns = 0
-        del model.residencies[device.name]
-        model.sole = next(iter(model.residencies.values())) if len(model.residencies) == 1 else None
+        model.leave(residency)
         for queue in model.queues.values():
             for strategy in queue.strategies:
                 if strategy.residency is residency:
@@ -360,7 +379,8 @@ class Belief:
         }
         for device in self.devices.values():
             device.check()
-            assert device.load_ns == sum(residency.share_ns for residency in device.pages.holders())
+            shares_ns = sum(one.model.share_ns(one) for one in device.pages.holders())
+            assert device.load_ns == shares_ns, f"{device.name}: {device.load_ns} is not {shares_ns}"
         for sent in self.sent.values():
             if sent.residency is not None and sent.waiters:
                 assert sent.residency.state == READY

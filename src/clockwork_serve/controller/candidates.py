@@ -32,7 +32,7 @@ class Candidates:
 
     def rank(self, model: ServedModel) -> bool:
         """A model's demand or residencies changed: share it anew, correct its place; true if it has one."""
-        if model.residencies:
+        if model.sole is None and model.residencies:
             self._share(model)
         return self.enter(model)
 
@@ -74,6 +74,9 @@ class Candidates:
     def priority(self, model: ServedModel) -> int:
         """Demand that devices which have the weights cannot serve within the horizon."""
         capacity_ns, served_ns = self._capacity_ns, 0
+        if model.sole is not None:
+            load_ns = model.sole.device.load_ns
+            return model.demand_ns - model.demand_ns * capacity_ns // (load_ns if load_ns > 0 else 1)
         for residency in model.residencies.values():
             load_ns = residency.device.load_ns
             served_ns += residency.share_ns * capacity_ns // (load_ns if load_ns > 0 else 1)
@@ -83,13 +86,11 @@ class Candidates:
         """Count a model's demand for the devices that have, or are loading, its weights."""
         residencies = list(model.residencies.values())
         demand_ns = model.demand_ns
-        if len(residencies) == 1 or not demand_ns:
-            for residency in residencies:
-                residency.device.load_ns += demand_ns - residency.share_ns
-                residency.share_ns = demand_ns
-            return
         for residency in residencies:
             residency.device.load_ns -= residency.share_ns
+            residency.share_ns = 0
+        if not demand_ns:
+            return
         inverses = [1 / (residency.device.load_ns + NS_PER_MS) for residency in residencies]
         total = sum(inverses)
         for residency, inverse in zip(residencies, inverses, strict=True):
@@ -101,9 +102,6 @@ class Candidates:
         entered = {id(model) for key, _, model in self._heap if model.load_key == key}
         for model in self._belief.models.values():
             assert model.load_key is None or id(model) in entered, f"{model.model.key} fell out"
-            shares_ns = sum(residency.share_ns for residency in model.residencies.values())
-            assert (
-                model.stirred
-                or model.demand_ns - len(model.residencies) <= shares_ns <= model.demand_ns
-                or (not model.residencies)
-            )
+            shares_ns = sum(model.share_ns(residency) for residency in model.residencies.values())
+            low_ns = model.demand_ns - len(model.residencies) if model.residencies else 0
+            assert model.stirred or low_ns <= shares_ns <= model.demand_ns, model.model.key

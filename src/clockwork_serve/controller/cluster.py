@@ -52,14 +52,6 @@ class LaneBelief:
         soonest_ns = now_ns + self._network_ns
         return free_ns if free_ns > soonest_ns else soonest_ns
 
-    def lasts_ns(self, latest_ns: int) -> int:
-        """Until when an action sent could start by ``latest_ns`` if no work is given and no result comes.
-
-        Only for a ``latest_ns`` that it can meet now.
-        """
-        behind_ns = self.behind_ns
-        return latest_ns - (behind_ns if behind_ns > self._network_ns else self._network_ns)
-
     def busy(self, now_ns: int) -> bool:
         """Whether an action sent now would have to wait for others."""
         return self.available_ns(now_ns) > now_ns + self._network_ns
@@ -145,7 +137,7 @@ class Residency:
         self.used = 0
         """Rises with each use on this device: least recently used is least."""
         self.share_ns = 0
-        """How much of the model's demand its device is counted for; see ``candidates``."""
+        """How much of the model's demand its device is counted for, unless it is the only one."""
 
     def step(self, step: int) -> None:
         """Move on by the table; a step that is not in it is a bug."""
@@ -210,14 +202,19 @@ class Sent:
     __slots__ = ("action", "device", "residency", "samples", "waiters")
 
     def __init__(
-        self, action: Action, device: DeviceBelief, residency: Residency | None, samples: Samples | None
+        self,
+        action: Action,
+        device: DeviceBelief,
+        residency: Residency | None,
+        samples: Samples | None,
+        waiters: list[Waiter],
     ) -> None:
         self.action = action
         self.device = device
         self.residency = residency
         self.samples = samples
         """Where its duration is learned; None for an UNLOAD."""
-        self.waiters: list[Waiter] = []
+        self.waiters = waiters
         """The requests of an INFER, in the order of its calls."""
 
 

@@ -50,6 +50,8 @@ class Feasibility:
     def __init__(self, belief: Belief) -> None:
         self._belief = belief
         self._timers = belief.timers
+        self._network_ns = belief.config.network_ns
+        self._look_ahead_ns = belief.config.look_ahead_ns
         self._loaders = Loaders()
 
     def device_joined(self, device: DeviceBelief) -> None:
@@ -96,14 +98,22 @@ class Feasibility:
     def look(self, watch: Watch, now_ns: int) -> None:
         """Judge the queues of a watch whose heads can no longer start there in time."""
         if watch.heap:
-            lane = watch.lane
-            for queue in watch.surface(lane.available_ns(now_ns)):
+            for queue in watch.surface(watch.lane.available_ns(now_ns)):
                 self._belief.doubt(queue)
-            if watch.heap:
-                self._timers.set(watch, lane.lasts_ns(watch.heap[0][0]) + 1)
-                return
-        if watch.at_ns != NEVER_NS:
+        if watch.heap:
+            self._aim(watch, watch.heap[0][0], now_ns)
+        else:
+            watch.first_ns = NEVER_NS
             self._timers.set(watch, NEVER_NS)
+
+    def _aim(self, watch: Watch, first_ns: int, now_ns: int) -> None:
+        """Look again before the first promise breaks: a little early, so that it holds if work is added."""
+        behind_ns = max(watch.lane.behind_ns, self._network_ns)
+        if behind_ns < self._look_ahead_ns < first_ns - now_ns:
+            behind_ns = self._look_ahead_ns
+        watch.first_ns = first_ns
+        watch.behind_ns = behind_ns
+        self._timers.set(watch, first_ns - behind_ns + 1)
 
     def _hopeful(self, queue: Queue, due_ns: int, now_ns: int) -> bool:
         """Whether some lane promises an end by ``due_ns``; it is watched there from now on."""
@@ -111,7 +121,7 @@ class Feasibility:
             lane = strategy.device.exec
             latest_ns = due_ns - strategy.least.estimate_ns
             if lane.available_ns(now_ns) <= latest_ns:
-                self._watch(queue, lane, latest_ns)
+                self._watch(queue, lane, latest_ns, now_ns)
                 return True
         for residency in queue.model.residencies.values():
             if residency.state != READY:
@@ -119,7 +129,7 @@ class Feasibility:
                 latest_ns = due_ns - infer_ns
                 lane = residency.device.exec
                 if residency.ready_ns <= latest_ns and lane.available_ns(now_ns) <= latest_ns:
-                    self._watch(queue, lane, latest_ns)
+                    self._watch(queue, lane, latest_ns, now_ns)
                     return True
         at = looked_at = 0
         while looked_at < LOADERS_MAX and (device := self._loaders.get(at, now_ns)) is not None:
@@ -127,16 +137,18 @@ class Feasibility:
             hope = self._cold(queue, device, now_ns)
             if hope is not None:
                 if hope.end_ns <= due_ns:
-                    self._watch(queue, hope.lane, due_ns - hope.rest_ns)
+                    self._watch(queue, hope.lane, due_ns - hope.rest_ns, now_ns)
                     return True
                 looked_at += 1
         return False
 
-    def _watch(self, queue: Queue, lane: LaneBelief, latest_ns: int) -> None:
+    def _watch(self, queue: Queue, lane: LaneBelief, latest_ns: int, now_ns: int) -> None:
         watch = lane.watch
         assert watch is not None
-        if (queue.watch is not watch or queue.place_ns > latest_ns) and watch.place(queue, latest_ns):
-            self._timers.set(watch, lane.lasts_ns(latest_ns) + 1)
+        if queue.watch is not watch or queue.place_ns > latest_ns:
+            watch.place(queue, latest_ns)
+            if latest_ns < watch.first_ns:
+                self._aim(watch, latest_ns, now_ns)
 
     def _refuse(self, queue: Queue, now_ns: int) -> None:
         """Refuse a queue's head, and say what it lacked."""
@@ -219,6 +231,7 @@ class Feasibility:
                 watch = queue.watch
                 assert not queue.waiters or queue.doubted or watch is not None
                 assert watch is None or (queue.place_ns, queue.order, queue) in watch.heap
+                assert watch is None or watch.first_ns <= queue.place_ns
 
 
 def _warm(device: DeviceBelief, samples: Samples, start_ns: int) -> Hope:

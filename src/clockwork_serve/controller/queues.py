@@ -106,6 +106,10 @@ class Queue:
 
     def take(self, first: int, count: int) -> list[Waiter]:
         """Take ``count`` requests out, from place ``first``."""
+        if count == len(self.waiters):
+            taken, self.waiters = self.waiters, []
+            self.dues.clear()
+            return taken
         taken = self.waiters[first : first + count]
         del self.dues[first : first + count]
         del self.waiters[first : first + count]
@@ -153,6 +157,32 @@ class ServedModel:
         self.load_key: int | None = None
         """Its priority in the scheduler's heap of LOAD candidates; None if it is not there."""
         self.removed = False
+
+    def share_ns(self, residency: Residency) -> int:
+        """How much of the demand a device that has the weights is counted for."""
+        return self.demand_ns if residency is self.sole else residency.share_ns
+
+    def enter(self, residency: Residency) -> None:
+        """A LOAD of the weights is sent; a device that has them alone takes the whole demand."""
+        sole = self.sole
+        if sole is not None:
+            sole.share_ns = self.demand_ns
+            self.sole = None
+        elif not self.residencies:
+            self.sole = residency
+            residency.device.load_ns += self.demand_ns
+        self.residencies[residency.device.name] = residency
+
+    def leave(self, residency: Residency) -> None:
+        """Weights are gone from a device."""
+        residency.device.load_ns -= self.share_ns(residency)
+        residency.share_ns = 0
+        del self.residencies[residency.device.name]
+        self.sole = None
+        if len(self.residencies) == 1:
+            self.sole = sole = next(iter(self.residencies.values()))
+            sole.device.load_ns += self.demand_ns - sole.share_ns
+            sole.share_ns = 0
 
     def find(self, signature: str, rows: int, *, alone: bool) -> Queue | None:
         """The queue for such requests, if there is one."""

@@ -64,8 +64,15 @@ class Timers:
 
     def due(self, now_ns: int) -> Timer | None:
         """Take out the first timer whose instant has come."""
-        if self.next_ns() > now_ns:
-            return None
-        timer = heappop(self.heap)[2]
-        timer.at_ns = timer.entry_ns = NEVER_NS
-        return timer
+        heap = self.heap
+        while heap and heap[0][0] <= now_ns:
+            entry_ns, order, timer = heappop(heap)
+            if timer.entry_ns != entry_ns:
+                continue
+            if timer.at_ns == entry_ns:
+                timer.at_ns = timer.entry_ns = NEVER_NS
+                return timer
+            timer.entry_ns = timer.at_ns
+            if timer.at_ns != NEVER_NS:
+                heappush(heap, (timer.at_ns, order, timer))
+        return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Final
 
-from clockwork_serve.controller.timers import Timer
+from clockwork_serve.controller.timers import NEVER_NS, Timer
 
 if TYPE_CHECKING:
     from clockwork_serve.controller.cluster import LaneBelief
@@ -22,18 +22,22 @@ class Watch(Timer):
     corrected when it surfaces. The timer fires when the first can no longer start in time if nothing happens.
     """
 
-    __slots__ = ("cleared", "heap", "lane")
+    __slots__ = ("behind_ns", "cleared", "first_ns", "heap", "lane")
 
     def __init__(self, lane: LaneBelief, order: int) -> None:
         super().__init__(order)
         self.lane = lane
         self.heap: list[tuple[int, int, Queue]] = []
         """(latest start, queue order, queue); stale unless the queue's ``watch`` and ``place_ns`` say so."""
+        self.first_ns = NEVER_NS
+        """The earliest latest start: once the lane is not free before, the promise is broken."""
+        self.behind_ns = 0
+        """The timer is early enough while no more work than this waits behind the running action."""
         self.cleared = 0
         """How many entries the last clearing left."""
 
-    def place(self, queue: Queue, latest_ns: int) -> bool:
-        """Watch a queue here from now on; true if it is first."""
+    def place(self, queue: Queue, latest_ns: int) -> None:
+        """Watch a queue here from now on."""
         queue.watch = self
         queue.place_ns = latest_ns
         heap = self.heap
@@ -42,7 +46,6 @@ class Watch(Timer):
             heap[:] = [entry for entry in heap if entry[2].watch is self and entry[2].place_ns == entry[0]]
             heapify(heap)
             self.cleared = len(heap)
-        return heap[0][2] is queue
 
     def surface(self, start_ns: int) -> list[Queue]:
         """Take out all queues whose heads can no longer start in time if the lane is free at ``start_ns``."""
@@ -67,4 +70,5 @@ class Watch(Timer):
                 queue.watch = None
                 found.append(queue)
         self.heap.clear()
+        self.first_ns = NEVER_NS
         return found

@@ -43,7 +43,6 @@ class PaperScheduler:
         self._fresh: list[ServedModel] = []
         """Candidates whose demand or residencies changed."""
         self._timers = belief.timers
-        self._capacity_ns = config.capacity_ns
         self._first = 0
         self._urgency_ns = 0
         """What ``_choose`` found, beside the batch: its first request's place, its latest start."""
@@ -217,16 +216,6 @@ class PaperScheduler:
         stirred = self._belief.stirred
         for model in stirred:
             model.stirred = False
-            sole = model.sole
-            if sole is not None and not self._negative:
-                device, demand_ns = sole.device, model.demand_ns
-                device.load_ns += demand_ns - sole.share_ns
-                sole.share_ns = demand_ns
-                if device.load_ns <= self._capacity_ns:  # then its priority is 0 at most
-                    model.load_key = None
-                    if device.plan.starved and not model.waiting:
-                        self._wake_load(device.plan)
-                    continue
             if self._candidates.rank(model):
                 self._fresh.append(model)
             elif not model.waiting:
