@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from clockwork_serve.errors import ConfigError
 if TYPE_CHECKING:
     from clockwork_serve.apps.reproduce.figure import Figure
 
+TRACES = "CLOCKWORK_TRACES"
+"""The environment variable that names a folder of real traces, for fig9."""
 _STDOUT = "-"
 _FOLDER = "figures"
 
@@ -73,7 +76,9 @@ def _make(name: str, seed: int, *, short: bool, quiet: bool) -> Figure:
     from clockwork_serve.apps.reproduce.run import Run
 
     with Progress(name, quiet=quiet) as progress:
-        return EXPERIMENTS[name](Run(seed=seed, short=short, progress=progress.step))
+        folder = os.environ.get(TRACES)
+        traces = None if folder is None else Path(folder)
+        return EXPERIMENTS[name](Run(seed=seed, short=short, progress=progress.step, traces=traces))
 
 
 def _show(made: Figure, folder: Path | None, *, quiet: bool) -> None:

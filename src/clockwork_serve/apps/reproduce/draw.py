@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from clockwork_serve.apps.reproduce.figure import Figure, Panel, Role, Series
 from clockwork_serve.apps.reproduce.table import number
@@ -81,13 +82,14 @@ def _draw_panel(axes: Axes, panel: Panel, *, titled: bool) -> None:
         ticks = sorted({point.x for series in panel.series for point in series.points})
         if len(ticks) <= 10:
             axes.set_xticks(ticks)
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if panel.y_log:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
     else:
-        axes.set_ylim(bottom=0, top=panel.y_max)
+        found = [point.y for series in panel.series for point in series.points if point.y is not None]
+        axes.set_ylim(bottom=0, top=panel.y_max or 1.06 * max(found, default=0.0) or 1.0)
 
 
 def _draw_series(axes: Axes, series: Series) -> None:
@@ -109,11 +111,11 @@ def _draw_series(axes: Axes, series: Series) -> None:
 
 
 def _legend(canvas: Canvas, grid: list[Axes], columns: int) -> None:
-    """One legend for all panels where all have the same curves, else one in each."""
-    named = [axes.get_legend_handles_labels() for axes in grid]
-    if all(labels == named[0][1] for _, labels in named):
-        handles, labels = named[0]
-        canvas.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 2 * columns))
-        return
+    """One legend for all panels: equal names are drawn alike."""
+    found: dict[str, Artist] = {}
     for axes in grid:
-        axes.legend(fontsize=7.5, loc="best")
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    canvas.legend(
+        list(found.values()), list(found), loc="outside lower center", ncols=min(len(found), 2 * columns)
+    )

@@ -17,8 +17,8 @@ from clockwork_serve.workload.scenario import Load, ModelSet, Ramp, Scenario
 KIND = "resnet50_v2"
 MODELS, MINOR_RPS, MAJOR_RPS, SLO_MS = 3600, 200.0, 1000.0, 100.0
 LEAD_S, HOUR_S, BUCKET_S = 60.0, 3600.0, 30.0
-SHORT_HOUR_S = 30.0
-"""The short form lets the hour's models come in half a minute."""
+SHORT_HOUR_S = 18.0
+"""The short form lets the hour's models come in 18 s."""
 AGREEMENT = 0.15
 MINOR, MAJOR = 0, 1
 

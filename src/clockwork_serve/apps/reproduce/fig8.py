@@ -20,7 +20,7 @@ CASES = {
 """Batch models, requests that each keeps out, and the names of the published curves."""
 FLOORS = {6.53: (0.90, 1700.0), 9.79: (0.98, 2100.0), 14.68: (0.995, 2300.0)}
 """By SLO: satisfaction and batch goodput to reach beside 12 batch clients."""
-STEP_S, SHORT_STEP_S = 30.0, 0.5
+STEP_S, SHORT_STEP_S = 30.0, 0.3
 JITTER_S = 10.0
 SENSITIVE_LOAD, BATCH_LOAD = 1, 2
 

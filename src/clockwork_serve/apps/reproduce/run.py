@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Final
 
 from clockwork_serve.apps.reproduce.players import Player
@@ -22,11 +23,22 @@ _PARTS: Final = 100
 
 
 class Run:
-    """One run of one figure's experiments. ``short`` asks for seconds instead of minutes."""
+    """One run of one figure's experiments.
 
-    def __init__(self, *, seed: int = 1, short: bool = False, progress: Progress | None = None) -> None:
+    ``short`` asks for seconds instead of minutes; ``traces`` is a folder of real traces, if there is one.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int = 1,
+        short: bool = False,
+        progress: Progress | None = None,
+        traces: Path | None = None,
+    ) -> None:
         self.seed = seed
         self.short = short
+        self.traces = traces
         self._progress = progress
         self._planned = 0
         self._done = 0
@@ -66,9 +78,10 @@ class Run:
         devices: int,
         bucket_s: float = 0.0,
         zoo: Zoo | None = None,
+        base: Path | None = None,
     ) -> Tally:
-        """The scenario under one policy on so many of the paper's GPUs; time starts cold."""
-        workload = build(scenario, self.seed)
+        """The scenario under one policy on so many of the paper's GPUs, cold; traces are in ``base``."""
+        workload = build(scenario, self.seed, base)
         self._notes.update(dict.fromkeys(workload.notes))
         text = f"{scenario.name}, {player.name}"
         simulation = Simulation(
