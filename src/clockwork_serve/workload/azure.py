@@ -134,12 +134,8 @@ def _rows_2019(path: Path, width: int) -> Iterator[tuple[bytes, np.ndarray]]:
     header = next(source)[1].split(b",")
     for number, line in source:
         names, counts = _split(line, 4)
-        if (
-            counts.translate(None, _DIGITS)
-            or b",," in counts
-            or counts.count(b",") != width - 1
-            or counts[-1:] == b","
-        ):
+        empty = b",," in b",%b," % counts
+        if empty or counts.translate(None, _DIGITS) or counts.count(b",") != width - 1:
             raise _bad_row(path, number, line, header)
         row = np.fromstring(counts, dtype=np.int64, sep=",")
         if row.size != width or int(row.max()) > _MOST_CALLS:

@@ -44,7 +44,7 @@ def assign(volumes: Floats, load: Load, models: int, rng: np.random.Generator) -
     total = float(volumes.sum())
     if load.drop_top:
         share = float(volumes[: load.drop_top].sum()) / total
-        notes.append(f"left out the {_count(load.drop_top, 'busiest function')} ({share:.1%} of all calls)")
+        notes.append(f"left out the {counted(load.drop_top, 'busiest function')} ({share:.1%} of all calls)")
     if load.cap_share is not None:
         notes.append(_cap(volumes, kept, load.cap_share))
     mapped = functions - load.drop_top
@@ -58,7 +58,7 @@ def assign(volumes: Floats, load: Load, models: int, rng: np.random.Generator) -
     flow = np.bincount(of_function, weights=volumes * kept, minlength=models)
     hit = int(np.count_nonzero(np.bincount(chosen, minlength=models)))
     notes.append(
-        f"mapping {load.mapping}: {_count(mapped, 'function')} to {hit} of {_count(models, 'model')}; "
+        f"mapping {load.mapping}: {counted(mapped, 'function')} to {hit} of {counted(models, 'model')}; "
         f"the busiest model gets {float(flow.max() / flow.sum()):.1%} of the calls"
     )
     return Assignment(of_function, kept, float(flow.sum()), tuple(notes))
@@ -90,9 +90,10 @@ def _cap(volumes: Floats, kept: Floats, share: float) -> str:
     busiest = order[:capped]
     kept[busiest] *= level / alive[busiest]
     dropped = 1.0 - float((volumes * kept).sum()) / before
-    cut = f"{_count(capped, 'function')} cut, {dropped:.1%} of all calls dropped"
+    cut = f"{counted(capped, 'function')} cut, {dropped:.1%} of all calls dropped"
     return f"cap of {share:.1%} of the calls per function: {cut}"
 
 
-def _count(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
+    """A number and what it counts."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

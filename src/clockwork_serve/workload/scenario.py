@@ -64,7 +64,7 @@ class Source(Struct, frozen=True, kw_only=True):
         while path:
             if path in self.lines:
                 return f"{self.file}:{self.lines[path]}"
-            path = path.rpartition(".")[0]
+            path = path[: max(path.rfind("."), path.rfind("["), 0)]
         return self.file
 
     def at(self, path: str, what: str) -> ConfigError:

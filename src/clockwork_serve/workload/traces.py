@@ -14,7 +14,7 @@ from clockwork_serve.workload import dice as purposes
 from clockwork_serve.workload.azure import MinuteTrace, is_2021, read_minutes, rows_2021
 from clockwork_serve.workload.dice import dice
 from clockwork_serve.workload.generated import GeneratedTrace
-from clockwork_serve.workload.mapping import Assignment, assign
+from clockwork_serve.workload.mapping import Assignment, assign, counted
 from clockwork_serve.workload.problems import FieldError, unfit
 from clockwork_serve.workload.processes import Block, Floats, Popularity
 from clockwork_serve.workload.replay import MINUTE_NS, Minutes, Replay, as_called, as_rates, exactly
@@ -139,7 +139,7 @@ def _called(load: Load, models: int, files: list[Path], place: Place) -> TraceLo
     length_s = trace.length_ns / NS_PER_S
     source = (
         f"{file.name}: {length_s:,.0f} s from its minute {load.first_minute}, "
-        f"{trace.volumes.size:,} functions, {calls:,.0f} calls ({calls / length_s:,.1f}/s)"
+        f"{counted(trace.volumes.size, 'function')}, {calls:,.0f} calls ({calls / length_s:,.1f}/s)"
     )
     how = (
         given.notes
