@@ -7,14 +7,13 @@ from __future__ import annotations
 
 # ruff: noqa: FURB136, PLR1730 - max() and min() cost 100 ns more than a condition
 from clockwork_serve.controller.cluster import (
-    Batch,
-    CodeOnDevice,
     DeviceBelief,
     LaneBelief,
     Residency,
     Sent,
     Strategy,
 )
+from clockwork_serve.controller.codes import Batch, CodeOnDevice, useful_sizes
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.estimator import Estimator, Samples
 from clockwork_serve.controller.life import (
@@ -40,7 +39,6 @@ from clockwork_serve.messages import (
     Infer,
     Load,
     Outcome,
-    Profile,
     Reason,
     Release,
     Request,
@@ -55,6 +53,12 @@ class Belief:
 
     def __init__(self, config: ControllerConfig) -> None:
         self.config = config
+        self._slack_ns = config.slack_ns
+        self._floor_ns = config.floor_ns
+        self._capacity_ns = config.capacity_ns
+        self._look_ahead_ns = config.look_ahead_ns
+        self._network_ns = config.network_ns
+        self._open_window = config.open_window
         self.estimator = Estimator(config.estimate_window, config.estimate_quantile)
         self.devices: dict[str, DeviceBelief] = {}
         """Devices of all workers that are up."""
@@ -123,7 +127,7 @@ class Belief:
         profile = self.estimator.profile(code_id, kind)
         if profile is None:
             return False
-        sizes = _useful_sizes(self.codes[code_id], profile, device, self.config)
+        sizes = useful_sizes(self.codes[code_id], profile, device.spec, self.config)
         timings = self.estimator.timings(device.name, kind, code_id)
         device.codes[code_id] = CodeOnDevice(profile, sizes, timings)
         return True
@@ -137,15 +141,13 @@ class Belief:
 
     def admit(self, request: Request, model: ServedModel) -> Waiter:
         """Put a request into its queue."""
-        config = self.config
-        due_ns = request.deadline_ns - config.slack_ns
-        if config.floor_ns and due_ns < request.arrival_ns + config.floor_ns:
-            due_ns = request.arrival_ns + config.floor_ns
+        due_ns = request.deadline_ns - self._slack_ns
+        if self._floor_ns:
+            due_ns = max(due_ns, request.arrival_ns + self._floor_ns)
         slo_ns = due_ns - request.arrival_ns
         if slo_ns < NS_PER_MS:
             slo_ns = NS_PER_MS
-        base_ns = model.base_ns or self._base_ns(model)
-        demand_ns = base_ns * config.capacity_ns // slo_ns or 1
+        demand_ns = (model.base_ns or self._base_ns(model)) * self._capacity_ns // slo_ns or 1
         queue = model.main
         if queue is None or request.signature or request.rows != 1:
             queue = self._queue(model, request, alone=False)
@@ -169,7 +171,7 @@ class Belief:
         release = waiter.state == WAITING
         if release:
             waiter.queue.remove(waiter)
-            self._gone(waiter.queue, waiter.queue.model, [waiter])
+            self._gone(waiter.queue, waiter.queue.model, 1, waiter.demand_ns)
             waiter.step(ANSWER)
             del self.waiters[waiter.request.request_id]
         else:
@@ -218,20 +220,17 @@ class Belief:
             model.stirred = True
             self.stirred.append(model)
 
-    def _gone(self, queue: Queue, model: ServedModel, waiters: list[Waiter]) -> None:
-        """Requests were taken out of a queue."""
-        gone_ns = 0
-        for waiter in waiters:
-            gone_ns += waiter.demand_ns
-        model.waiting -= len(waiters)
-        model.demand_ns -= gone_ns
+    def _gone(self, queue: Queue, model: ServedModel, count: int, demand_ns: int) -> None:
+        """So many requests, of so much demand, were taken out of a queue."""
+        model.waiting -= count
+        model.demand_ns -= demand_ns
         if queue is not model.main and not queue.waiters:
             model.queues.pop((queue.signature, queue.rows, queue.alone), None)
             for strategy in queue.strategies:
                 strategy.device.plan.remove(strategy)
         if model.sole is not None:
             device = model.sole.device
-            device.load_ns -= gone_ns
+            device.load_ns -= demand_ns
             if model.load_key is None and not device.plan.starved:
                 return
         if not model.stirred:
@@ -251,32 +250,31 @@ class Belief:
 
     def send_infer(self, strategy: Strategy, batch: Batch, first: int, start_ns: int, now_ns: int) -> None:
         """Send ``batch.count`` waiting requests, from place ``first`` of a strategy's queue, as one INFER."""
-        residency, device, queue, config = strategy.residency, strategy.device, strategy.queue, self.config
+        residency, device, queue = strategy.residency, strategy.device, strategy.queue
+        model = queue.model
         waiters = queue.take(first, batch.count)
         expected_ns = batch.samples.estimate_ns
-        latest_ns = start_ns + config.look_ahead_ns
-        if not config.open_window:
-            latest_ns = waiters[0].due_ns + config.slack_ns // 2 - expected_ns
+        latest_ns = start_ns + self._look_ahead_ns
+        if not self._open_window:
+            latest_ns = waiters[0].due_ns + self._slack_ns // 2 - expected_ns
             if latest_ns < start_ns:
                 latest_ns = start_ns
-        by_ns = now_ns + config.network_ns
-        request = waiters[0].request
-        calls: tuple[Call, ...] = (
-            Call(request_id=request.request_id, rows=request.rows, tensors=request.tensors),
-        )
+        by_ns = now_ns + self._network_ns
+        calls: tuple[Call, ...] = (_call(waiters[0].request),)
         if len(waiters) > 1:
             calls = tuple([_call(waiter.request) for waiter in waiters])
         self._counter = action_id = self._counter + 1
-        model = queue.model
         action = Infer(
             action_id=action_id, device=device.name, model=model.model.key, code_id=model.code.code_id,
             extent=residency.extent, version=residency.version, batch=batch.size, expected_ns=expected_ns,
-            calls=calls,
-            window=Window(now_ns, latest_ns), send_by_ns=by_ns if by_ns > latest_ns else latest_ns,
+            calls=calls, window=Window(now_ns, latest_ns),
+            send_by_ns=by_ns if by_ns > latest_ns else latest_ns,
         )  # fmt: skip
+        demand_ns = 0
         for waiter in waiters:
             waiter.step(SEND)
-        self._gone(queue, model, waiters)
+            demand_ns += waiter.demand_ns
+        self._gone(queue, model, len(waiters), demand_ns)
         self.sent[action_id] = Sent(action, device, residency, batch.samples, waiters)
         residency.in_flight += 1
         device.used = residency.used = device.used + 1
@@ -391,24 +389,3 @@ class Belief:
 
 def _call(request: Request) -> Call:
     return Call(request_id=request.request_id, rows=request.rows, tensors=request.tensors)
-
-
-def _useful_sizes(
-    code: Code, profile: Profile, device: DeviceBelief, config: ControllerConfig
-) -> frozenset[int]:
-    """Batch sizes that fit the device and the limits, and that save time per request."""
-    spec = device.spec
-    useful = {code.batch_sizes[0]}
-    best_ns = profile.infer_ns.get(code.batch_sizes[0], 0) / code.batch_sizes[0]
-    for size in code.batch_sizes[1:]:
-        infer_ns = profile.infer_ns.get(size)
-        if infer_ns is None or size > config.max_batch or infer_ns > config.max_exec_ns:
-            continue
-        if profile.workspace_bytes.get(size, 0) > spec.workspace_bytes:
-            continue
-        if profile.io_bytes.get(size, 0) > spec.io_bytes:
-            continue
-        if infer_ns / size <= best_ns * (1 - config.min_batch_gain):
-            best_ns = infer_ns / size
-            useful.add(size)
-    return frozenset(useful)

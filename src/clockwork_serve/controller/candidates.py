@@ -10,7 +10,7 @@ from __future__ import annotations
 from heapq import heapify, heappop, heappush
 
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.plan import STALE_FACTOR, STALE_MIN
+from clockwork_serve.controller.plan import STALE_MIN
 from clockwork_serve.controller.queues import ServedModel
 from clockwork_serve.units import NS_PER_MS
 
@@ -24,8 +24,8 @@ class Candidates:
         self._negative = belief.config.load_negative
         self._heap: list[tuple[int, int, ServedModel]] = []
         """(minus priority, order, model); stale where the model's ``load_key`` is another."""
-        self._live = 0
-        """Never below the number of live entries; exact after each rebuild."""
+        self._full = STALE_MIN
+        """With so many entries, the heap is cleared of stale ones."""
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -47,15 +47,13 @@ class Candidates:
             model.load_key = None
             return False
         if -priority != model.load_key:
-            if model.load_key is None:
-                self._live += 1
             model.load_key = -priority
             heappush(self._heap, (-priority, model.order, model))
-            if len(self._heap) > STALE_FACTOR * self._live + STALE_MIN:
+            if len(self._heap) > self._full:
                 live = {id(entry[2]): entry for entry in self._heap if entry[2].load_key == entry[0]}
                 self._heap = list(live.values())
                 heapify(self._heap)
-                self._live = len(self._heap)
+                self._full = 2 * len(self._heap) + STALE_MIN
         return True
 
     def pop(self) -> ServedModel | None:

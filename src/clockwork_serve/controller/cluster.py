@@ -7,14 +7,15 @@ from collections import deque
 from heapq import heapify, heappush
 from typing import TYPE_CHECKING, Final
 
+from clockwork_serve.controller.codes import CodeOnDevice
 from clockwork_serve.controller.config import ControllerConfig
-from clockwork_serve.controller.estimator import Samples, Timings
+from clockwork_serve.controller.estimator import Samples
 from clockwork_serve.controller.life import LOADING, NEVER, WEIGHTS_AFTER, WEIGHTS_STATES, WEIGHTS_STEPS
 from clockwork_serve.controller.pages import Pages
 from clockwork_serve.controller.plan import Plan
 from clockwork_serve.controller.queues import Queue, ServedModel, Waiter
 from clockwork_serve.controller.timers import NEVER_NS
-from clockwork_serve.messages import Action, DeviceSpec, Extent, Profile
+from clockwork_serve.messages import Action, DeviceSpec, Extent
 
 if TYPE_CHECKING:
     from clockwork_serve.controller.watches import Watch
@@ -102,18 +103,6 @@ class LaneBelief:
         assert not expected or self.free_ns == self.head_end_ns + self.behind_ns
 
 
-class Batch:
-    """A way to run a queue on a device: ``count`` requests at batch size ``size``."""
-
-    __slots__ = ("count", "samples", "size")
-
-    def __init__(self, count: int, size: int, samples: Samples) -> None:
-        self.count = count
-        self.size = size
-        self.samples = samples
-        """``samples.estimate_ns`` is how long it will take there."""
-
-
 class Residency:
     """One model's weights on one device."""
 
@@ -151,12 +140,14 @@ class Residency:
 class Strategy:
     """A queue on one device that has its weights READY: what a policy weighs against others there."""
 
-    __slots__ = ("batches", "device", "key_ns", "least", "queue", "residency")
+    __slots__ = ("batches", "device", "key_ns", "lane", "least", "plan", "queue", "residency")
 
     def __init__(self, queue: Queue, residency: Residency) -> None:
         self.queue = queue
         self.residency = residency
         self.device = residency.device
+        self.lane = residency.device.exec
+        self.plan = residency.device.plan
         self.batches = residency.code.batches(queue)
         """Ways to run it that the device allows, ascending; the first takes one request."""
         self.least = residency.code.timings.infer(queue.least, queue.signature)
@@ -166,34 +157,6 @@ class Strategy:
 
     def __lt__(self, other: Strategy) -> bool:
         return self.residency.version < other.residency.version
-
-
-class CodeOnDevice:
-    """A code that a device is ready to run: its profile there and the batch sizes that fit and pay."""
-
-    __slots__ = ("_batches", "profile", "sizes", "timings")
-
-    def __init__(self, profile: Profile, sizes: frozenset[int], timings: Timings) -> None:
-        self.profile = profile
-        self.sizes = sizes
-        self.timings = timings
-        self._batches: dict[tuple[tuple[tuple[int, int], ...], str], tuple[Batch, ...]] = {}
-        """By a queue's sizes and signature."""
-
-    def batches(self, queue: Queue) -> tuple[Batch, ...]:
-        """The ways to run a queue here: sizes that pay, and always one request alone."""
-        key = (queue.sizes, queue.signature)
-        batches = self._batches.get(key)
-        if batches is None:
-            batches = tuple(
-                [
-                    Batch(count, size, self.timings.infer(size, queue.signature))
-                    for count, size in queue.sizes
-                    if count == 1 or size in self.sizes
-                ]
-            )
-            self._batches[key] = batches
-        return batches
 
 
 class Sent:

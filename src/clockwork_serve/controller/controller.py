@@ -59,7 +59,8 @@ class Controller:
         """Requests that were never admitted, to be answered."""
         self._leaving: list[tuple[Waiter, Outcome, Reason, str]] = []
         """Admitted requests to be answered because of what was observed."""
-        self._deadlines = Deadlines(self._belief.timers)
+        self._timers = self._belief.timers
+        self._deadlines = Deadlines(self._timers)
         self._reject = config.reject_infeasible
         self._draining = False
         self._was_ready = False
@@ -257,8 +258,8 @@ class Controller:
             self._answer_leavers()
         if self._settler.pending:
             self._settler.settle(now_ns)
-        timers = belief.timers.heap
-        if timers and timers[0][0] <= now_ns:
+        timers = self._timers.heap
+        while timers and timers[0][0] <= now_ns:
             self._fire(now_ns)
         scheduler.schedule(now_ns)
         while (belief.doubted or belief.moved) and self._feasibility.reject(now_ns):
@@ -284,15 +285,14 @@ class Controller:
         self._leaving.clear()
 
     def _fire(self, now_ns: int) -> None:
-        """What time alone changes."""
-        timers = self._belief.timers
-        while (timer := timers.due(now_ns)) is not None:
-            if isinstance(timer, LaneTimer):
-                self._scheduler.fired(timer)
-            elif isinstance(timer, Watch):
-                self._feasibility.look(timer, now_ns)
-            else:
-                self._expire(now_ns)
+        """One thing that time alone changes."""
+        timer = self._timers.due(now_ns)
+        if isinstance(timer, LaneTimer):
+            self._scheduler.fired(timer)
+        elif isinstance(timer, Watch):
+            self._feasibility.look(timer, now_ns)
+        elif timer is not None:
+            self._expire(now_ns)
 
     def _expire(self, now_ns: int) -> None:
         for waiter in self._deadlines.passed(now_ns):
@@ -322,7 +322,12 @@ class Controller:
 
     def next_wakeup_ns(self) -> int | None:
         """The earliest of: a lane with room again, a request about to be hopeless, a deadline."""
-        timers, deadlines = self._belief.timers, self._deadlines
+        timers, deadlines = self._timers, self._deadlines
+        if not timers.heap:
+            return None
+        at_ns, _, timer = timers.heap[0]
+        if timer.at_ns == at_ns and timer is not deadlines:
+            return at_ns
         at_ns = timers.next_ns()
         while at_ns == deadlines.at_ns and at_ns != NEVER_NS:
             deadlines.correct()

@@ -85,12 +85,15 @@ class Feasibility:
             belief.moved.clear()
             if not belief.doubted:
                 return False
-        self._loaders.forget()
+        if self._loaders.soonest:
+            self._loaders.forget()
         refused = False
-        while belief.doubted:
-            queue = belief.doubted.pop()
+        doubted = belief.doubted
+        while doubted:
+            queue = doubted.pop()
             queue.doubted = False
-            while queue.waiters and not self._hopeful(queue, queue.dues[0], now_ns):
+            dues = queue.dues
+            while dues and not self._hopeful(queue, dues[0], now_ns):
                 self._refuse(queue, now_ns)
                 refused = True
         return refused
@@ -118,10 +121,12 @@ class Feasibility:
     def _hopeful(self, queue: Queue, due_ns: int, now_ns: int) -> bool:
         """Whether some lane promises an end by ``due_ns``; it is watched there from now on."""
         for strategy in queue.strategies:
-            lane = strategy.device.exec
+            lane = strategy.lane
             latest_ns = due_ns - strategy.least.estimate_ns
             if lane.available_ns(now_ns) <= latest_ns:
-                self._watch(queue, lane, latest_ns, now_ns)
+                watch = lane.watch
+                if queue.watch is not watch or queue.place_ns > latest_ns:
+                    self._watch(queue, lane, latest_ns, now_ns)
                 return True
         for residency in queue.model.residencies.values():
             if residency.state != READY:

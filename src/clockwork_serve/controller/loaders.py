@@ -11,13 +11,13 @@ from clockwork_serve.controller.timers import NEVER_NS
 class Loaders:
     """All devices that are up; each has one live entry, never later than true, corrected as it surfaces."""
 
-    __slots__ = ("_count", "_heap", "_soonest")
+    __slots__ = ("_count", "_heap", "soonest")
 
     def __init__(self) -> None:
         self._count = 0
         self._heap: list[tuple[int, int, DeviceBelief]] = []
         """(instant, index, device); stale where the device's ``load_key_ns`` is another."""
-        self._soonest: list[DeviceBelief] = []
+        self.soonest: list[DeviceBelief] = []
         """The first of them, as far as was asked for since time passed."""
 
     def joined(self, device: DeviceBelief) -> None:
@@ -38,16 +38,15 @@ class Loaders:
 
     def forget(self) -> None:
         """Time passed, or lanes changed."""
-        if self._soonest:
-            self._soonest = []
+        self.soonest = []
 
     def get(self, at: int, now_ns: int) -> DeviceBelief | None:
         """The device whose load lane is the ``at``-th to be free; None if there are not so many."""
         if at >= self._count:
             return None
-        if at >= len(self._soonest):
-            self._soonest = self._look(min(self._count, 2 * at + 4), now_ns)
-        return self._soonest[at]
+        if at >= len(self.soonest):
+            self.soonest = self._look(min(self._count, 2 * at + 4), now_ns)
+        return self.soonest[at]
 
     def _look(self, count: int, now_ns: int) -> list[DeviceBelief]:
         heap = self._heap

@@ -15,9 +15,8 @@ from clockwork_serve.controller.timers import NEVER_NS, Timer
 if TYPE_CHECKING:
     from clockwork_serve.controller.cluster import DeviceBelief, Strategy
 
-STALE_FACTOR: Final = 4
 STALE_MIN: Final = 64
-"""A heap is rebuilt without its stale entries when it has this many more entries than live ones."""
+"""A heap of twice as many entries as after its last clearing, and this many more, is cleared again."""
 
 
 class LaneTimer(Timer):
@@ -35,23 +34,21 @@ class Plan:
     """See the module. The heap keeps itself in order; flags and timers are the policy's to use."""
 
     __slots__ = (
-        "changed", "device", "exec_rests", "exec_timer", "heap", "live", "load_awake", "load_free",
-        "load_timer", "starved",
+        "changed", "device", "exec_rests", "exec_timer", "full", "heap", "load_awake", "load_timer",
+        "starved",
     )  # fmt: skip
 
     def __init__(self, device: DeviceBelief) -> None:
         self.device = device
         self.heap: list[tuple[int, int, Strategy]] = []
         """(key, queue order, strategy); stale where the strategy's ``key_ns`` is another."""
-        self.live = 0
-        """Strategies that have a live key."""
+        self.full = STALE_MIN
+        """With so many entries, the heap is cleared of stale ones."""
         self.changed = False
         """The exec lane is to be looked at."""
         self.exec_rests = False
         """The exec lane is full: its timer or its next result says when to look again."""
         self.exec_timer = LaneTimer(self, 2 * device.index, is_exec=True)
-        self.load_free = False
-        """The load lane may take a LOAD, as far as was last seen."""
         self.load_awake = False
         """The load lane is to be offered all candidates, not only new ones."""
         self.starved = False
@@ -59,16 +56,15 @@ class Plan:
         self.load_timer = LaneTimer(self, 2 * device.index + 1, is_exec=False)
 
     def push(self, strategy: Strategy, key_ns: int) -> None:
-        """Enter a strategy, unless it is there with a key as low."""
-        if key_ns < strategy.key_ns:
-            if strategy.key_ns == NEVER_NS:
-                self.live += 1
-            strategy.key_ns = key_ns
-            heappush(self.heap, (key_ns, strategy.queue.order, strategy))
-            if len(self.heap) > STALE_FACTOR * self.live + STALE_MIN:
-                entries = {id(entry[2]): entry for entry in self.heap if entry[2].key_ns == entry[0]}
-                self.heap[:] = entries.values()
-                heapify(self.heap)
+        """Enter a strategy with a key below the one it has, if it has one."""
+        strategy.key_ns = key_ns
+        heap = self.heap
+        heappush(heap, (key_ns, strategy.queue.order, strategy))
+        if len(heap) > self.full:
+            entries = {id(entry[2]): entry for entry in heap if entry[2].key_ns == entry[0]}
+            heap[:] = entries.values()
+            heapify(heap)
+            self.full = 2 * len(heap) + STALE_MIN
 
     def top(self) -> Strategy | None:
         """The strategy of the lowest live key."""
@@ -83,15 +79,12 @@ class Plan:
     def pop(self) -> None:
         """Take out the strategy that ``top`` just returned."""
         heappop(self.heap)[2].key_ns = NEVER_NS
-        self.live -= 1
 
     def remove(self, strategy: Strategy) -> None:
         """Its weights are going: its entries are stale."""
-        if strategy.key_ns != NEVER_NS:
-            strategy.key_ns = NEVER_NS
-            self.live -= 1
+        strategy.key_ns = NEVER_NS
 
-    def check(self) -> None:
-        """Assert that no strategy fell out of the heap."""
-        live = {id(strategy) for key_ns, _, strategy in self.heap if strategy.key_ns == key_ns}
-        assert len(live) == self.live, f"{self.device.name}: a strategy fell out of its heap"
+    def check(self, strategy: Strategy) -> None:
+        """Assert that a strategy did not fall out of the heap."""
+        entry = (strategy.key_ns, strategy.queue.order, strategy)
+        assert strategy.key_ns == NEVER_NS or entry in self.heap, f"{self.device.name}: a strategy fell out"

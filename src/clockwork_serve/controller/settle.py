@@ -11,6 +11,7 @@ from clockwork_serve.controller.queues import ServedModel, Waiter
 from clockwork_serve.controller.scheduler import Scheduler
 from clockwork_serve.messages import Answer, Infer, Load, Outcome, Reason, Result, Status
 
+GOOD: Final = Status.OK
 OK: Final = Outcome.OK
 NONE: Final = Reason.NONE
 
@@ -60,11 +61,10 @@ class Settler:
         """Draw the consequences of all that was told."""
         if self._results:
             for sent, result in self._results:
-                action = sent.action
-                if isinstance(action, Infer):
-                    self._settle_infer(sent, action, result, now_ns)
-                elif isinstance(action, Load) and result.status is not Status.OK:
-                    self._settle_failed_load(sent, result)
+                if result.status is not GOOD:
+                    self._settle_bad(sent, result)
+                elif sent.waiters:
+                    self._answer(sent, result, now_ns)
             self._results.clear()
         if self._lost:
             for sent in self._lost:
@@ -83,14 +83,39 @@ class Settler:
             if not model.residencies:
                 del self._retired[model]
 
-    def _settle_infer(self, sent: Sent, action: Infer, result: Result, now_ns: int) -> None:
+    def _answer(self, sent: Sent, result: Result, now_ns: int) -> None:
+        """Answer the requests of an INFER that went well."""
+        started_ns, exec_ns = result.started_ns, result.ended_ns - result.started_ns
+        action, outputs = sent.action, result.outputs
+        assert isinstance(action, Infer)
+        for at, waiter in enumerate(sent.waiters):
+            request = waiter.request
+            if waiter.state == SPENT:
+                self._belief.release(waiter)
+            else:
+                outcome, reason, message = OK, NONE, ""
+                if now_ns > request.deadline_ns:
+                    outcome, reason, message = (
+                        Outcome.EXPIRED,
+                        Reason.LATE,
+                        "the answer came after the deadline",
+                    )
+                self._belief.finish(
+                    waiter,
+                    Answer(
+                        request_id=request.request_id, gateway=request.gateway, cold=waiter.cold,
+                        batch=action.batch, outcome=outcome, reason=reason, message=message,
+                        outputs=outputs[at], queue_ns=started_ns - request.arrival_ns, exec_ns=exec_ns,
+                        expected_ns=action.expected_ns,
+                    ),
+                )  # fmt: skip
+
+    def _settle_bad(self, sent: Sent, result: Result) -> None:
+        """A worker refused an action, or it failed."""
         status = result.status
-        if status is Status.OK:
-            for at, waiter in enumerate(sent.waiters):
-                if waiter.state == SPENT:
-                    self._belief.release(waiter)
-                else:
-                    self._answer_ok(waiter, action, result, at, now_ns)
+        if not sent.waiters:
+            if isinstance(sent.action, Load):
+                self._settle_failed_load(sent, result)
             return
         if status in BELIEF_WRONG and sent.residency is not None:
             self._forget(sent.residency)
@@ -101,21 +126,6 @@ class Settler:
                 self._return(waiter, alone=status not in AGAIN and status not in BELIEF_WRONG)
             else:
                 self._fail(waiter, result)
-
-    def _answer_ok(self, waiter: Waiter, action: Infer, result: Result, at: int, now_ns: int) -> None:
-        request, started_ns = waiter.request, result.started_ns
-        outcome, reason, message = OK, NONE, ""
-        if now_ns > request.deadline_ns:
-            outcome, reason, message = Outcome.EXPIRED, Reason.LATE, "the answer came after the deadline"
-        self._belief.finish(
-            waiter,
-            Answer(
-                request_id=request.request_id, gateway=request.gateway, cold=waiter.cold, batch=action.batch,
-                outcome=outcome, reason=reason, message=message, outputs=result.outputs[at],
-                queue_ns=started_ns - request.arrival_ns, exec_ns=result.ended_ns - started_ns,
-                expected_ns=action.expected_ns,
-            ),
-        )  # fmt: skip
 
     def _again(self, waiter: Waiter, companions: int, status: Status) -> bool:
         """Whether a request of a refused or failed INFER may be planned again."""

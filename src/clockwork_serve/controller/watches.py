@@ -22,7 +22,7 @@ class Watch(Timer):
     corrected when it surfaces. The timer fires when the first can no longer start in time if nothing happens.
     """
 
-    __slots__ = ("behind_ns", "cleared", "first_ns", "heap", "lane")
+    __slots__ = ("behind_ns", "first_ns", "full", "heap", "lane")
 
     def __init__(self, lane: LaneBelief, order: int) -> None:
         super().__init__(order)
@@ -33,8 +33,8 @@ class Watch(Timer):
         """The earliest latest start: once the lane is not free before, the promise is broken."""
         self.behind_ns = 0
         """The timer is early enough while no more work than this waits behind the running action."""
-        self.cleared = 0
-        """How many entries the last clearing left."""
+        self.full = STALE_MIN
+        """With so many entries, the heap is cleared of stale ones."""
 
     def place(self, queue: Queue, latest_ns: int) -> None:
         """Watch a queue here from now on."""
@@ -42,10 +42,10 @@ class Watch(Timer):
         queue.place_ns = latest_ns
         heap = self.heap
         heappush(heap, (latest_ns, queue.order, queue))
-        if len(heap) > 2 * self.cleared + STALE_MIN:
+        if len(heap) > self.full:
             heap[:] = [entry for entry in heap if entry[2].watch is self and entry[2].place_ns == entry[0]]
             heapify(heap)
-            self.cleared = len(heap)
+            self.full = 2 * len(heap) + STALE_MIN
 
     def surface(self, start_ns: int) -> list[Queue]:
         """Take out all queues whose heads can no longer start in time if the lane is free at ``start_ns``."""

@@ -14,7 +14,8 @@ from typing import Final
 
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.candidates import Candidates
-from clockwork_serve.controller.cluster import Batch, DeviceBelief, Residency, Strategy
+from clockwork_serve.controller.cluster import DeviceBelief, Residency, Strategy
+from clockwork_serve.controller.codes import Batch
 from clockwork_serve.controller.eviction import make_room
 from clockwork_serve.controller.plan import LaneTimer, Plan
 from clockwork_serve.controller.queues import Queue, ServedModel
@@ -53,7 +54,7 @@ class PaperScheduler:
         """A request joined: its queue may be more urgent now."""
         for strategy in queue.strategies:
             self._enter(strategy)
-            plan = strategy.device.plan
+            plan = strategy.plan
             if not plan.exec_rests and not plan.changed:
                 plan.changed = True
                 self._changed.append(plan)
@@ -71,12 +72,16 @@ class PaperScheduler:
     def exec_changed(self, device: DeviceBelief) -> None:
         """Look at the exec lane next time; at the load lane too, if a candidate waits for just that."""
         plan = device.plan
-        plan.exec_rests = False
+        if plan.starved:
+            self._wake_load(plan)
+        if plan.exec_rests:
+            timer_ns = plan.exec_timer.at_ns
+            if timer_ns != NEVER_NS and device.exec.free_ns - self._look_ahead_ns >= timer_ns - 1:
+                return  # it is full until the timer fires, as was believed
+            plan.exec_rests = False
         if not plan.changed:
             plan.changed = True
             self._changed.append(plan)
-        if plan.starved:
-            self._wake_load(plan)
 
     def load_changed(self, device: DeviceBelief) -> None:
         """Look at the load lane next time."""
@@ -91,6 +96,7 @@ class PaperScheduler:
     def device_lost(self, device: DeviceBelief) -> None:
         """Forget the device."""
         plan = device.plan
+        plan.heap.clear()
         self._free.pop(plan, None)
         self._timers.set(plan.exec_timer, NEVER_NS)
         self._timers.set(plan.load_timer, NEVER_NS)
@@ -119,8 +125,7 @@ class PaperScheduler:
 
     def _enter(self, strategy: Strategy) -> None:
         """Give a strategy its key: what its largest batch that can be filled asks for."""
-        queue, batches = strategy.queue, strategy.batches
-        dues = queue.dues
+        dues, batches = strategy.queue.dues, strategy.batches
         waiting = len(dues)
         batch = batches[0]
         if waiting > 1:
@@ -130,18 +135,18 @@ class PaperScheduler:
                 batch = other
         key_ns = dues[0] - batch.samples.estimate_ns
         if key_ns < strategy.key_ns:
-            strategy.device.plan.push(strategy, key_ns)
+            strategy.plan.push(strategy, key_ns)
 
     # Choices
 
     def schedule(self, now_ns: int) -> None:
         """Top up the lanes of every device that changed."""
-        if self._changed:
-            changed, self._changed = self._changed, []
+        changed = self._changed
+        if changed:
             for plan in changed:
                 plan.changed = False
-                if plan.device.up:
-                    self._top_up_exec(plan, now_ns)
+                self._top_up_exec(plan, now_ns)
+            changed.clear()
         if self._awake or (self._free and self._belief.stirred):
             self._top_up_loads(now_ns)
 
@@ -161,7 +166,6 @@ class PaperScheduler:
                 return
             strategy = heappop(heap)[2]
             top_ns, strategy.key_ns = strategy.key_ns, NEVER_NS
-            plan.live -= 1
             batch = self._choose(strategy, start_ns)
             if batch is None:
                 continue
@@ -182,7 +186,8 @@ class PaperScheduler:
             if waiting < batch.count:
                 break
             infer_ns = batch.samples.estimate_ns
-            first = 0 if dues[0] >= start_ns + infer_ns else bisect_left(dues, start_ns + infer_ns)
+            end_ns = start_ns + infer_ns
+            first = 0 if dues[0] >= end_ns else bisect_left(dues, end_ns)
             if waiting - first < batch.count:
                 break
             urgency_ns = dues[first] - infer_ns
@@ -190,6 +195,8 @@ class PaperScheduler:
                 self._urgency_ns = urgency_ns
             self._first = first
             chosen = batch
+            if waiting == 1:
+                break
         return chosen
 
     # LOADs
@@ -295,8 +302,10 @@ class PaperScheduler:
 
     def check(self) -> None:
         """Assert the invariants."""
-        for device in self._belief.devices.values():
-            device.plan.check()
+        for model in self._belief.models.values():
+            for queue in model.queues.values():
+                for strategy in queue.strategies:
+                    strategy.plan.check(strategy)
         self._candidates.check()
 
 

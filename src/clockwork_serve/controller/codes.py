@@ -1,0 +1,66 @@
+"""Codes that a device is ready to run, and the ways to run a queue with them; it chooses none."""
+
+from __future__ import annotations
+
+from clockwork_serve.controller.config import ControllerConfig
+from clockwork_serve.controller.estimator import Samples, Timings
+from clockwork_serve.controller.queues import Queue
+from clockwork_serve.messages import Code, DeviceSpec, Profile
+
+
+class Batch:
+    """A way to run a queue on a device: ``count`` requests at batch size ``size``."""
+
+    __slots__ = ("count", "samples", "size")
+
+    def __init__(self, count: int, size: int, samples: Samples) -> None:
+        self.count = count
+        self.size = size
+        self.samples = samples
+        """``samples.estimate_ns`` is how long it will take there."""
+
+
+class CodeOnDevice:
+    """A code that a device is ready to run: its profile there and the batch sizes that fit and pay."""
+
+    __slots__ = ("_batches", "profile", "sizes", "timings")
+
+    def __init__(self, profile: Profile, sizes: frozenset[int], timings: Timings) -> None:
+        self.profile = profile
+        self.sizes = sizes
+        self.timings = timings
+        self._batches: dict[tuple[tuple[tuple[int, int], ...], str], tuple[Batch, ...]] = {}
+        """By a queue's sizes and signature."""
+
+    def batches(self, queue: Queue) -> tuple[Batch, ...]:
+        """The ways to run a queue here: sizes that pay, and always one request alone."""
+        key = (queue.sizes, queue.signature)
+        batches = self._batches.get(key)
+        if batches is None:
+            batches = tuple(
+                [
+                    Batch(count, size, self.timings.infer(size, queue.signature))
+                    for count, size in queue.sizes
+                    if count == 1 or size in self.sizes
+                ]
+            )
+            self._batches[key] = batches
+        return batches
+
+
+def useful_sizes(code: Code, profile: Profile, spec: DeviceSpec, config: ControllerConfig) -> frozenset[int]:
+    """Batch sizes that fit the device and the limits, and that save time per request."""
+    useful = {code.batch_sizes[0]}
+    best_ns = profile.infer_ns.get(code.batch_sizes[0], 0) / code.batch_sizes[0]
+    for size in code.batch_sizes[1:]:
+        infer_ns = profile.infer_ns.get(size)
+        if infer_ns is None or size > config.max_batch or infer_ns > config.max_exec_ns:
+            continue
+        if profile.workspace_bytes.get(size, 0) > spec.workspace_bytes:
+            continue
+        if profile.io_bytes.get(size, 0) > spec.io_bytes:
+            continue
+        if infer_ns / size <= best_ns * (1 - config.min_batch_gain):
+            best_ns = infer_ns / size
+            useful.add(size)
+    return frozenset(useful)
