@@ -36,6 +36,15 @@ class WorkerTimes(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     prepare_ns: int
 
 
+class FaultTimes(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long it takes until faults are noticed and mended, in ns; only scenarios with faults have them."""
+
+    restart_ns: int
+    kill_ns: int
+    notice_ns: int
+    rejoin_ns: int
+
+
 class Noise(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What durations differ by from the profile, in us (paper, Fig 10)."""
 
@@ -49,6 +58,7 @@ class Constants(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     network: Network
     clients: Clients
     worker: WorkerTimes
+    faults: FaultTimes
     noise: Noise
 
     def lines(self) -> tuple[str, ...]:

@@ -5,10 +5,23 @@ It never chooses: what happens on it follows from the machine, the profile, the 
 
 from __future__ import annotations
 
-from heapq import heappush
-from typing import Any
+# ruff: noqa: FURB136, PLR1730 - max() costs 100 ns more than a condition
+from heapq import heapify, heappush
+from typing import Any, Protocol
 
-from clockwork_serve.messages import Action, CodeAdded, DeviceSpec, Infer, Load, Profile, Result, Status
+from msgspec.structs import replace
+
+from clockwork_serve.messages import (
+    Action,
+    CodeAdded,
+    CodeRemoved,
+    DeviceSpec,
+    Infer,
+    Load,
+    Profile,
+    Result,
+    Status,
+)
 from clockwork_serve.sim.dice import Draws
 from clockwork_serve.sim.tally import Busy, Tally
 from clockwork_serve.worker import Worker
@@ -36,6 +49,8 @@ NOTHING = tuple((b"",) * count for count in range(1025))
 """Outputs of so many calls."""
 
 FAR_NS = 1 << 62
+
+_OK = Status.OK
 
 
 class World:
@@ -72,13 +87,25 @@ class World:
         jitter = self.jitter
         return self.worker_delay_ns if jitter is None else self.worker_delay_ns + jitter.next()
 
+    def forget(self, whom: Any, kinds: tuple[int, ...]) -> None:
+        """Let nothing of these kinds happen to ``whom`` that was to happen."""
+        self.heap[:] = [entry for entry in self.heap if entry[3] is not whom or entry[2] not in kinds]
+        heapify(self.heap)
+
+
+class Trouble(Protocol):
+    """What is wrong with the link of a host."""
+
+    def arrival_ns(self, when_ns: int) -> int | None:
+        """When a message arrives that would arrive at ``when_ns``; None: never."""
+
 
 class Host:
     """One worker process and its devices."""
 
     __slots__ = (
-        "answered_ns", "devices", "extra_delay_ns", "gone", "heard_ns", "hung_until_ns", "machine", "name",
-        "skew_ns", "slowness", "specs", "wake_ns", "world",
+        "answered_ns", "floor_ns", "gone", "heard_ns", "machine", "name", "skew_ns", "slowness", "specs",
+        "stopped", "trouble", "wake_ns", "world",
     )  # fmt: skip
 
     def __init__(self, name: str, specs: tuple[DeviceSpec, ...], world: World) -> None:
@@ -87,45 +114,72 @@ class Host:
         self.world = world
         self.machine = Worker(specs)
         self.gone = False
-        """It crashed: nothing that concerns it happens any more; another one may have come in its place."""
-        self.hung_until_ns = 0
-        """Until then it is stopped, as by SIGSTOP."""
+        """It crashed: nothing happens on it any more; another one may have come in its place."""
+        self.stopped: list[WorkerEvent] | None = None
+        """What happened to it while it was stopped, as by SIGSTOP; None: it runs."""
         self.skew_ns = 0
         """By how much its clock, as converted by the transport, is ahead."""
+        self.floor_ns = 0
+        """Its clock never shows less than this, for time on a machine does not go back."""
         self.slowness: dict[str, float] = {}
         """By device: durations are so many times the usual."""
-        self.extra_delay_ns = 0
-        """Added to each message from and to it."""
+        self.trouble: Trouble | None = None
         self.heard_ns = 0
         """When the last message to it arrives: links keep the order."""
         self.answered_ns = 0
         """When the last message from it arrives."""
         self.wake_ns = FAR_NS
 
-    def send(self, action: Action | CodeAdded, now_ns: int) -> None:
+    def axis_ns(self, now_ns: int) -> int:
+        """What its clock shows."""
+        axis_ns = now_ns + self.skew_ns
+        return axis_ns if axis_ns > self.floor_ns else self.floor_ns
+
+    def send(self, message: Action | CodeAdded | CodeRemoved, now_ns: int) -> None:
         """The controller sends it something."""
         world = self.world
-        when_ns = now_ns + world.delay_ns() + self.extra_delay_ns
-        when_ns = max(when_ns, self.heard_ns)
-        self.heard_ns = when_ns
-        world.order += 1
-        heappush(world.heap, (when_ns, world.order, TO_WORKER, self, action))
+        jitter = world.jitter
+        when_ns = now_ns + world.worker_delay_ns
+        if jitter is not None:
+            when_ns += jitter.next()
+        if self.trouble is not None:
+            troubled_ns = self.trouble.arrival_ns(when_ns)
+            if troubled_ns is None:
+                return
+            when_ns = troubled_ns
+        if when_ns < self.heard_ns:
+            when_ns = self.heard_ns
+        else:
+            self.heard_ns = when_ns
+        world.order = order = world.order + 1
+        heappush(world.heap, (when_ns, order, TO_WORKER, self, message))
 
     def observe(self, event: WorkerEvent, now_ns: int) -> None:
         """Its machine hears of something."""
-        self.machine.observe(event, now_ns + self.skew_ns)
+        axis_ns = now_ns + self.skew_ns
+        self.machine.observe(event, axis_ns if axis_ns > self.floor_ns else self.floor_ns)
 
     def decide(self, now_ns: int) -> None:
         """Let its machine decide, and do so."""
         machine = self.machine
-        for effect in machine.decide(now_ns + self.skew_ns):
-            if type(effect) is Start:
-                self._start(effect, now_ns)
-            else:
+        axis_ns = now_ns + self.skew_ns
+        if axis_ns < self.floor_ns:
+            axis_ns = self.floor_ns
+        for effect in machine.decide(axis_ns):
+            kind = type(effect)
+            if kind is Start:
+                self._start(effect, now_ns)  # type: ignore[arg-type]
+            elif kind is Result:
+                if effect.status is not _OK:  # type: ignore[union-attr]
+                    self.world.tally.busy.refused += 1
                 self._tell(effect, now_ns)
+            else:
+                self._chore(effect, now_ns)
         wake_ns = machine.next_wakeup_ns()
         if wake_ns is not None:
-            wake_ns = max(wake_ns - self.skew_ns, now_ns + 1)
+            wake_ns -= self.skew_ns
+            if wake_ns <= now_ns:
+                wake_ns = now_ns + 1
             if wake_ns != self.wake_ns:
                 self.wake_ns = wake_ns
                 self.world.at(wake_ns, WAKE, self, wake_ns)
@@ -133,7 +187,7 @@ class Host:
             self.wake_ns = FAR_NS
 
     def _start(self, effect: Start, now_ns: int) -> None:
-        world, action = self.world, effect.action
+        world, action, device = self.world, effect.action, effect.device
         outputs: tuple[bytes, ...] = ()
         if type(action) is Infer:
             lasts_ns = world.truth[action.code_id].infer_ns[action.batch]
@@ -147,44 +201,98 @@ class Host:
         else:
             lasts_ns = LEAST_NS
         if self.slowness:
-            lasts_ns = int(lasts_ns * self.slowness.get(effect.device, 1.0))
-        lasts_ns = max(lasts_ns, LEAST_NS)
-        end_ns = now_ns + lasts_ns
-        self._count(action, lasts_ns, now_ns)
-        skew_ns = self.skew_ns
-        done = LaneDone(
-            action_id=action.action_id, device=effect.device, lane=effect.lane, status=Status.OK,
-            started_ns=now_ns + skew_ns, ended_ns=end_ns + skew_ns, run_ns=lasts_ns, outputs=outputs,
-        )  # fmt: skip
-        world.order += 1
-        heappush(world.heap, (end_ns, world.order, LANE_DONE, self, done))
-
-    def _count(self, action: Action, lasts_ns: int, now_ns: int) -> None:
-        tally = self.world.tally
+            lasts_ns = int(lasts_ns * self.slowness.get(device, 1.0))
+        if lasts_ns < LEAST_NS:
+            lasts_ns = LEAST_NS
+        tally = world.tally
         if now_ns >= tally.warmup_ns:
             _add(tally.busy, action, lasts_ns)
         if tally.bucket_ns:
             _add(tally.busy_row(now_ns), action, lasts_ns)
+        started_ns = now_ns + self.skew_ns
+        if started_ns < self.floor_ns:
+            started_ns = self.floor_ns
+        done = LaneDone(
+            action_id=action.action_id, device=device, lane=effect.lane, status=_OK, started_ns=started_ns,
+            ended_ns=started_ns + lasts_ns, run_ns=lasts_ns, outputs=outputs,
+        )  # fmt: skip
+        world.order = order = world.order + 1
+        heappush(world.heap, (now_ns + lasts_ns, order, LANE_DONE, self, done))
 
-    def _tell(self, effect: WorkerEffect, now_ns: int) -> None:
-        """A message to the controller, or a chore."""
+    def _chore(self, effect: WorkerEffect, now_ns: int) -> None:
+        """Something about a code: to prepare or retire it, or to tell the controller of it."""
         world = self.world
         if isinstance(effect, Prepare):
             done = Prepared(device=effect.device, code_id=effect.code.code_id)
             world.at(now_ns + world.prepare_ns, LANE_DONE, self, done)
-            return
-        if isinstance(effect, Retire):
-            world.at(
-                now_ns + LEAST_NS, LANE_DONE, self, Retired(device=effect.device, code_id=effect.code_id)
-            )
-            return
-        if isinstance(effect, Result) and effect.status is not Status.OK:
-            world.tally.busy.refused += 1
-        when_ns = now_ns + world.delay_ns() + self.extra_delay_ns
-        when_ns = max(when_ns, self.answered_ns)
-        self.answered_ns = when_ns
-        world.order += 1
-        heappush(world.heap, (when_ns, world.order, TO_CONTROLLER, self, effect))
+        elif isinstance(effect, Retire):
+            gone = Retired(device=effect.device, code_id=effect.code_id)
+            world.at(now_ns + LEAST_NS, LANE_DONE, self, gone)
+        else:
+            self._tell(effect, now_ns)
+
+    def _tell(self, message: WorkerEffect, now_ns: int) -> None:
+        """A message to the controller."""
+        world = self.world
+        jitter = world.jitter
+        when_ns = now_ns + world.worker_delay_ns
+        if jitter is not None:
+            when_ns += jitter.next()
+        if self.trouble is not None:
+            troubled_ns = self.trouble.arrival_ns(when_ns)
+            if troubled_ns is None:
+                return
+            when_ns = troubled_ns
+        if when_ns < self.answered_ns:
+            when_ns = self.answered_ns
+        else:
+            self.answered_ns = when_ns
+        world.order = order = world.order + 1
+        heappush(world.heap, (when_ns, order, TO_CONTROLLER, self, message))
+
+    # Faults
+
+    def tell_at_once(self, event: WorkerEvent, now_ns: int) -> None:
+        """Its machine hears of something and decides, unless it is stopped: then it will."""
+        if self.stopped is not None:
+            self.stopped.append(event)
+        else:
+            self.observe(event, now_ns)
+            self.decide(now_ns)
+
+    def stop(self) -> None:
+        """Stop the process, as by SIGSTOP: its devices go on."""
+        assert self.stopped is None, f"{self.name} is stopped already"
+        self.stopped = []
+
+    def go_on(self, now_ns: int) -> None:
+        """As by SIGCONT: it hears of all that happened, in order."""
+        assert self.stopped is not None and not self.gone, f"{self.name} cannot go on"
+        missed, self.stopped = self.stopped, None
+        for event in missed:
+            self.observe(event, now_ns)
+        self.decide(now_ns)
+
+    def die(self) -> None:
+        """Lose all that is in it or on its way to it; what it said before still arrives."""
+        self.gone = True
+        self.stopped = []
+        self.world.forget(self, (TO_WORKER, LANE_DONE, WAKE))
+
+    def set_skew(self, skew_ns: int, now_ns: int) -> None:
+        """Its clock is off by so much from now on; if that is less than before, it stands for a while.
+
+        What runs reports instants by the new clock: the transport converts them when they are sent.
+        """
+        self.floor_ns = self.axis_ns(now_ns)
+        jump_ns, self.skew_ns = skew_ns - self.skew_ns, skew_ns
+        heap = self.world.heap
+        for at, (when_ns, order, kind, whom, what) in enumerate(heap):
+            if whom is self and type(what) is LaneDone:
+                moved = replace(what, started_ns=what.started_ns + jump_ns, ended_ns=what.ended_ns + jump_ns)
+                heap[at] = (when_ns, order, kind, whom, moved)
+        if self.stopped is None:
+            self.decide(now_ns)
 
 
 def _add(busy: Busy, action: Action, lasts_ns: int) -> None:

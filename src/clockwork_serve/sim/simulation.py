@@ -13,6 +13,7 @@ later.
 
 from __future__ import annotations
 
+# ruff: noqa: PLR1730 - min() costs 100 ns more than a condition
 from collections.abc import Callable, Sequence
 from heapq import heappop
 from typing import Protocol
@@ -37,19 +38,22 @@ from clockwork_serve.messages import (
     Unload,
     WorkerJoined,
 )
+from clockwork_serve.sim.checks import Checks
 from clockwork_serve.sim.constants import Constants, read_constants
 from clockwork_serve.sim.dice import Draws, uniform_us
-from clockwork_serve.sim.host import CALL, CLIENT, FAR_NS, LANE_DONE, TO_CONTROLLER, TO_WORKER, Host, World
+from clockwork_serve.sim.faults import Faults
+from clockwork_serve.sim.host import CALL, CLIENT, FAR_NS, LANE_DONE, TO_CONTROLLER, WAKE, Host, World
 from clockwork_serve.sim.tally import Tally
 from clockwork_serve.units import GIB, MIB
 from clockwork_serve.worker.events import Prepare, Prepared
 from clockwork_serve.workload.stream import Arrivals, ClosedLoad, Workload
+from clockwork_serve.workload.tables import FaultTable
 from clockwork_serve.workload.zoo import Zoo
 
 JITTER, INFER_NOISE, LOAD_NOISE, START_JITTER = range(4)
 """Streams of chance."""
 
-GATEWAY = "g0"
+_OK = Outcome.OK
 
 
 class Cluster(Struct, frozen=True, kw_only=True):
@@ -92,23 +96,16 @@ class Client:
         self.model = model
 
 
-class Sent:
-    """A request without an answer."""
-
-    __slots__ = ("client", "deadline_ns", "load", "sent_ns")
-
-    def __init__(self, load: int, sent_ns: int, deadline_ns: int, client: Client | None) -> None:
-        self.load = load
-        self.sent_ns = sent_ns
-        self.deadline_ns = deadline_ns
-        self.client = client
+Sent = tuple[int, int, int, Client | None]
+"""A request without an answer: (load, when it was sent, its deadline, the client that waits)."""
 
 
 class Simulation:
     """See the module.
 
     ``truth`` is how long things really take where that is not what the zoo says, by code. ``noise`` switches
-    the noise of durations (not of the network). ``bucket_ns`` asks the tally for a time series.
+    the noise of durations (not of the network). ``bucket_ns`` asks the tally for a time series. ``faults``
+    go wrong as they say. ``checks`` has the whole system checked after every step (several times slower).
     """
 
     def __init__(  # noqa: PLR0913 - a simulation is made of many independent things
@@ -124,27 +121,30 @@ class Simulation:
         watchers: Sequence[Watcher] = (),
         noise: bool = True,
         bucket_ns: int = 0,
+        faults: Sequence[FaultTable] = (),
+        checks: bool = False,
     ) -> None:
         self.workload = workload
         self.constants = constants or read_constants()
         self.tally = Tally(workload.loads, workload.warmup_ns, bucket_ns)
         self.now_ns = 0
         self.controller = Controller(config)
-        self.watchers = list(watchers)
         self.open: dict[str, Sent] = {}
         """All and only requests without an answer."""
         kind = f"emulated:{zoo.name}"
-        kinds = dict.fromkeys(kind for _, kind in workload.models)
         self.codes = [
             CodeAdded(code=zoo.code(one, config.max_batch), profiles=(zoo.profile(one, kind),))
-            for one in kinds
+            for one in dict.fromkeys(kind for _, kind in workload.models)
         ]
+        """Of all and only models that are served."""
         self.models: list[Model] = [zoo.model(name, one) for name, one in workload.models]
-        self.world = self._world(
-            truth or {one.code.code_id: one.profiles[0] for one in self.codes}, seed, noise
-        )
+        self.world = self._world(truth, seed, noise)
         self.hosts: dict[str, Host] = {}
+        """All and only workers that the controller believes up, by name."""
         self.by_device: dict[str, Host] = {}
+        self.gateway = "g0"
+        self.checks = Checks(self) if checks else None
+        self.watchers: list[Watcher] = [*watchers, self.checks] if self.checks else list(watchers)
         self._hop_ns = self.constants.network.gateway_ns
         self._keys = [model.key for model in self.models]
         self._seed = seed
@@ -154,11 +154,17 @@ class Simulation:
         self._arrivals: Arrivals | None = None
         self._at = 0
         self._next_ns = FAR_NS
-        self._dirty: dict[Host, None] = {}
-        self._start([Host(f"w{at}", specs, self.world) for at, specs in enumerate(cluster.specs(kind))])
+        self._dirty: list[Host] = []
+        self._start([self.host(f"w{at}", specs) for at, specs in enumerate(cluster.specs(kind))])
         self._refill()
+        self.faults = Faults(self, faults, seed) if faults else None
 
-    def _world(self, truth: dict[str, Profile], seed: int, noise: bool) -> World:  # noqa: FBT001
+    def host(self, name: str, specs: tuple[DeviceSpec, ...]) -> Host:
+        """A worker that begins, with empty memory."""
+        return Host(name, specs, self.world) if self.checks is None else self.checks.host(name, specs)
+
+    def _world(self, truth: dict[str, Profile] | None, seed: int, noise: bool) -> World:  # noqa: FBT001
+        truth = truth or {one.code.code_id: one.profiles[0] for one in self.codes}
         constants = self.constants
         network = constants.network
         world = World(truth, self.tally, network.worker_ns, constants.worker.prepare_ns)
@@ -185,7 +191,7 @@ class Simulation:
                     else:
                         assert isinstance(effect, CodeReady) and effect.ok, f"{effect} at the start"
                         events.append(effect)
-        self._step_controller(events)
+        self._step_controller(events, 0)
         self._start_clients()
 
     def _start_clients(self) -> None:
@@ -203,15 +209,16 @@ class Simulation:
         ``pulse`` is called now and then with the time reached. Raises AssertionError when a machine
         contradicts itself.
         """
-        heap, end_ns = self.world.heap, until_ns
+        heap = self.world.heap
+        bound_ns = self.workload.duration_ns if until_ns is None else until_ns + 1
         beats = 0
         while True:
-            now_ns = min(self._next_ns, self._wake_ns, heap[0][0] if heap else FAR_NS)
-            if end_ns is None:
-                if now_ns == FAR_NS or (now_ns >= self.workload.duration_ns and not self.open):
-                    return self.tally
-            elif now_ns > end_ns:
-                self.now_ns = end_ns
+            now_ns = self._next_ns
+            if self._wake_ns < now_ns:
+                now_ns = self._wake_ns
+            if heap and heap[0][0] < now_ns:
+                now_ns = heap[0][0]
+            if now_ns >= bound_ns and self._over(now_ns, until_ns):
                 return self.tally
             self.now_ns = now_ns
             self.step(now_ns)
@@ -219,45 +226,53 @@ class Simulation:
             if pulse is not None and not beats & 0x3FFF:
                 pulse(now_ns)
 
+    def _over(self, now_ns: int, until_ns: int | None) -> bool:
+        """Whether a run ends here."""
+        if until_ns is not None:
+            self.now_ns = until_ns
+            return True
+        if now_ns == FAR_NS:
+            assert not self.open, f"nothing will happen any more, and {len(self.open)} requests wait"
+        if not self.open and self.checks is not None:
+            self.checks.check_end()
+        return not self.open
+
     def step(self, now_ns: int) -> None:
         """Do all that happens at one instant."""
-        heap = self.world.heap
+        heap, dirty = self.world.heap, self._dirty
         events: list[ControllerEvent] = []
         while heap and heap[0][0] == now_ns:
             _, _, kind, whom, what = heappop(heap)
             if kind == TO_CONTROLLER:
-                if not whom.gone:
-                    events.append(what)
-            elif kind in (TO_WORKER, LANE_DONE):
-                self._at_host(whom, kind, what, now_ns)
+                events.append(what)
+            elif kind <= LANE_DONE:
+                if whom.stopped is None:
+                    whom.observe(what, now_ns)
+                    dirty.append(whom)
+                else:
+                    whom.stopped.append(what)
+            elif kind == WAKE:
+                if what == whom.wake_ns and whom.stopped is None:
+                    dirty.append(whom)
             elif kind == CLIENT:
                 self._send_again(whom, now_ns)
-            elif kind == CALL:
+            else:
                 events.extend(what())
-            elif not whom.gone and what == whom.wake_ns:
-                self._dirty[whom] = None
         while self._next_ns == now_ns:
             events.append(self._arrive())
-        if self._dirty:
-            dirty, self._dirty = self._dirty, {}
+        if dirty:
             for host in dirty:
-                host.decide(now_ns)
+                if host.stopped is None:
+                    host.decide(now_ns)
+            dirty.clear()
         if events or self._wake_ns <= now_ns:
-            self._step_controller(events)
+            self._step_controller(events, now_ns)
 
-    def _at_host(self, host: Host, kind: int, what: object, now_ns: int) -> None:
-        if host.gone:
-            return
-        if host.hung_until_ns > now_ns:
-            self.world.at(host.hung_until_ns, kind, host, what)
-            return
-        host.observe(what, now_ns)  # type: ignore[arg-type]
-        self._dirty[host] = None
-
-    def _step_controller(self, events: list[ControllerEvent]) -> None:
-        now_ns, controller = self.now_ns, self.controller
+    def _step_controller(self, events: list[ControllerEvent], now_ns: int) -> None:
+        controller = self.controller
+        observe = controller.observe
         for event in events:
-            controller.observe(event, now_ns)
+            observe(event, now_ns)
         effects = controller.decide(now_ns)
         wake_ns = controller.next_wakeup_ns()
         self._wake_ns = FAR_NS if wake_ns is None else wake_ns
@@ -286,48 +301,49 @@ class Simulation:
         """The request of an open load that reaches the controller now."""
         arrivals, at = self._arrivals, self._at
         assert arrivals is not None
+        times_ns = arrivals.times_ns
         request = self._request(
-            arrivals.models[at], arrivals.loads[at], arrivals.times_ns[at], arrivals.slos_ns[at], None
+            arrivals.models[at], arrivals.loads[at], times_ns[at], arrivals.slos_ns[at], None
         )
         at += 1
-        if at < len(arrivals.times_ns):
+        if at < len(times_ns):
             self._at = at
-            self._next_ns = arrivals.times_ns[at] + self._hop_ns
+            self._next_ns = times_ns[at] + self._hop_ns
         else:
             self._refill()
         return request
 
     def _request(self, model: int, load: int, sent_ns: int, slo_ns: int, client: Client | None) -> Request:
-        self._sent += 1
-        request_id = f"r{self._sent}"
+        self._sent = sent = self._sent + 1
+        request_id = f"r{sent}"
         deadline_ns = sent_ns + slo_ns
-        self.open[request_id] = Sent(load, sent_ns, deadline_ns, client)
+        self.open[request_id] = (load, sent_ns, deadline_ns, client)
         self.tally.offered(load, sent_ns)
         return Request(
-            request_id=request_id, gateway=GATEWAY, model=self._keys[model], arrival_ns=sent_ns,
+            request_id=request_id, gateway=self.gateway, model=self._keys[model], arrival_ns=sent_ns,
             deadline_ns=deadline_ns,
         )  # fmt: skip
 
     def _send_again(self, client: Client, now_ns: int) -> None:
         load = client.load
         if now_ns < load.stop_ns:
-            request = self._request(client.model, load.load, now_ns, load.slo_at(now_ns), client)
-            self.world.at(now_ns + self._hop_ns, CALL, None, lambda: (request,))
+            slo_ns = load.slo_at(now_ns)
+
+            def arrive() -> tuple[Request]:
+                return (self._request(client.model, load.load, now_ns, slo_ns, client),)
+
+            self.world.at(now_ns + self._hop_ns, CALL, None, arrive)
 
     def _hear(self, answer: Answer, now_ns: int) -> None:
         """The client hears an answer, one hop from now."""
         sent = self.open.pop(answer.request_id, None)
-        assert sent is not None, f"{answer.request_id} was answered twice"
+        assert sent is not None, f"{answer.request_id} was answered twice, or never asked"
+        load, sent_ns, deadline_ns, client = sent
         heard_ns = now_ns + self._hop_ns
-        good = answer.outcome is Outcome.OK
-        self.tally.ended(
-            sent.load, sent.sent_ns, heard_ns, answer, in_time=good and heard_ns <= sent.deadline_ns
-        )
-        client = sent.client
+        good = answer.outcome is _OK
+        self.tally.ended(load, sent_ns, heard_ns, answer, in_time=good and heard_ns <= deadline_ns)
         if client is not None:
-            again_ns = heard_ns
-            if not good:
-                again_ns += self._retry_ns(client.load, answer)
+            again_ns = heard_ns if good else heard_ns + self._retry_ns(client.load, answer)
             self.world.at(again_ns, CLIENT, client, None)
 
     def _retry_ns(self, load: ClosedLoad, answer: Answer) -> int:

@@ -27,10 +27,14 @@ class Histogram:
         shift = value_ns.bit_length() - SUB_BITS - 1
         bucket = (shift << SUB_BITS) + (value_ns >> shift) if shift > 0 else value_ns
         counts = self.counts
-        counts[bucket] = counts.get(bucket, 0) + 1
+        if bucket in counts:
+            counts[bucket] += 1
+        else:
+            counts[bucket] = 1
         self.count += 1
         self.sum_ns += value_ns
-        self.max_ns = max(self.max_ns, value_ns)
+        if value_ns > self.max_ns:  # noqa: PLR1730 - a call of max takes longer than all the rest
+            self.max_ns = value_ns
 
     def quantile_ns(self, share: float) -> int:
         """The least bucket bound that this share of the durations does not exceed; 0 if there are none."""

@@ -25,7 +25,9 @@ Popularity = Literal["uniform", "zipf"]
 Mapping = Literal["block", "stripe", "shuffled"]
 Counts = Literal["rates", "exact"]
 Retry = Literal["fixed", "retry_after"]
-FaultKind = Literal["crash", "hang", "slow", "loss", "delay", "skew", "remove_model", "add_model"]
+FaultKind = Literal[
+    "crash", "hang", "slow", "loss", "delay", "skew", "remove_model", "add_model", "gateway", "cancel", "drain"
+]
 
 
 class Ramp(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -142,7 +144,9 @@ class Load(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         require_between(self, ("cv",), 0.001, 50)
         require_between(self, ("zipf_s",), 0.001, 10)
         require_between(self, ("on_s", "off_s"), SHORTEST_S, 1e6)
-        require_finite(self, ("start_s", "start_jitter_s", "retry_ms"), least=0)
+        require_between(self, ("start_s", "start_jitter_s", "retry_ms"), 0, 1e8)
+        if self.trace is not None and not all(self.traces or ("",)):
+            raise unfit("trace", "a path, or a list of paths", self.trace, "name at least one file")
         require_within(self, ("concurrency", "active_models", "functions"), 1, 10_000_000)
         require_within(self, ("minutes",), 1, 10_000_000)
         require_within(self, ("first_minute", "drop_top"), 0, 10_000_000)
@@ -216,10 +220,10 @@ class ClusterTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class FaultTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Something that goes wrong in a simulation; other users of a scenario ignore it.
 
-    ``at_s`` and ``for_s``: when and how long (None: until the end). ``device``, ``worker`` (indices from 0)
-    and ``model`` (a name) say what it hits; None: everything that it can. ``factor``: how many times slower
-    (slow), or the share of messages lost (loss). ``ms``: how much messages are delayed (delay) or a clock is
-    off (skew).
+    ``at_s`` and ``for_s``: when and how long (None: until the end; a worker that crashed comes back all the
+    same). ``device``, ``worker`` (indices from 0) and ``model`` (a name) say what it hits; None: everything
+    that it can. ``factor``: how many times slower (slow), or the share of messages lost (loss) or of clients
+    that go away (cancel). ``ms``: how much messages are delayed (delay) or a clock is off (skew).
     """
 
     kind: FaultKind
@@ -244,15 +248,17 @@ class FaultTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 raise unfit(field, f'a value with kind = "{self.kind}"', None, "add it")
             if field != needed and value is not None:
                 raise unfit(field, f'no value with kind = "{self.kind}"', value, "remove it")
-        if self.kind == "loss" and self.factor is not None and self.factor > 1:
+        if self.kind == "delay" and self.ms is not None and self.ms < 0:
+            raise unfit("ms", "a number >= 0", self.ms, "messages do not arrive before they are sent")
+        if self.kind in {"loss", "cancel"} and self.factor is not None and self.factor > 1:
             raise unfit("factor", "a share in (0, 1]", self.factor, "write 0.01 for 1 %")
         if self.device is not None and self.worker is not None:
             raise unfit("device", "either device or worker", self.device, "remove one of the two")
 
 
 _FAULT_NEEDS: Final = {
-    "slow": "factor", "loss": "factor", "delay": "ms", "skew": "ms", "remove_model": "model",
-    "add_model": "model",
+    "slow": "factor", "loss": "factor", "cancel": "factor", "delay": "ms", "skew": "ms",
+    "remove_model": "model", "add_model": "model",
 }  # fmt: skip
 
 _DEFAULTS: Final[dict[str, Any]] = dict(

@@ -1,0 +1,382 @@
+"""Whole-system checks of a simulation, after every step. They watch, and never change what happens.
+
+The world's truth is kept apart from all books of the machines: what runs on each lane, what lies in each
+page, which actions are out, which requests are open. After every step of the controller and of a worker,
+what they did is held against it:
+
+- one answer per request that was asked, and none good after its deadline; tensors are released once, and
+  only when no worker reads them;
+- an action starts inside its window by the worker's clock, alone on its lane, once, for a controller that
+  still wants it;
+- a LOAD starts in pages that are free, an INFER with its own weights ready, an UNLOAD of weights that nobody
+  reads;
+- weights that the controller believes ready are there, unless the link to that worker is cut;
+- an estimate lies within what durations can be;
+- wake-ups are later than now.
+
+Every ``STRIDE`` steps also: the machines' own ``check()``, all pages against the truth, a second decision
+that must be empty, and the counters of the telemetry against the tally.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from clockwork_serve.controller.life import READY
+from clockwork_serve.messages import (
+    Action,
+    Answer,
+    ControllerEffect,
+    ControllerEvent,
+    DeviceSpec,
+    Extent,
+    Infer,
+    Lane,
+    Load,
+    Outcome,
+    Release,
+    Request,
+    Result,
+    Status,
+    Unload,
+    WorkerJoined,
+    WorkerLost,
+)
+from clockwork_serve.sim.host import LEAST_NS, Host, World
+from clockwork_serve.sim.trouble import is_cut
+from clockwork_serve.telemetry import Recorder
+from clockwork_serve.units import NS_PER_US
+from clockwork_serve.worker.events import LaneDone, Start, WorkerEffect, WorkerEvent
+
+if TYPE_CHECKING:
+    from clockwork_serve.sim.simulation import Simulation
+
+STRIDE: Final = 64
+"""Steps from one full check to the next, of the controller and of each worker: a full one costs as much as
+fifty steps."""
+
+
+class Lying:
+    """Weights in a device's pages, in truth."""
+
+    __slots__ = ("extent", "model", "ready", "version")
+
+    def __init__(self, action: Load) -> None:
+        self.model = action.model
+        self.extent = action.extent
+        self.version = action.version
+        self.ready = False
+
+
+class Truth:
+    """One device: what lies in its pages and what runs on its lanes."""
+
+    __slots__ = ("lying", "running", "slowest", "spec")
+
+    def __init__(self, spec: DeviceSpec) -> None:
+        self.spec = spec
+        self.lying: dict[int, Lying] = {}
+        """All weights that hold pages, by first page."""
+        self.running: dict[Lane, Action] = {}
+        self.slowest = 1.0
+        """The most that it was slowed down, ever."""
+
+    def start(self, action: Action, lane: Lane) -> None:
+        """An action starts: it is alone on its lane, and the pages are as it needs them."""
+        assert lane not in self.running, f"{action} starts while {self.running[lane]} runs"
+        assert (lane is Lane.EXEC) == isinstance(action, Infer), f"{action} starts on lane {lane}"
+        self.running[lane] = action
+        if isinstance(action, Load):
+            self._claim(action)
+            return
+        lying = self.lying.get(action.extent.first)
+        assert (
+            lying is not None
+            and lying.ready
+            and lying.version == action.version
+            and lying.extent == action.extent
+            and lying.model == action.model
+        ), f"{action} starts, and its weights are not there"
+        if isinstance(action, Unload):
+            reader = self.running.get(Lane.EXEC)
+            assert reader is None or reader.version != action.version, f"{action} starts while they are read"
+            lying.ready = False
+
+    def _claim(self, action: Load) -> None:
+        extent = action.extent
+        assert extent.first >= 0 and extent.first + extent.count <= self.spec.pages, f"{action} leaves memory"
+        assert action.weights.size <= extent.count * self.spec.page_bytes, f"{action} does not fit its pages"
+        for other in self.lying.values():
+            assert not other.extent.overlaps(extent), f"{action} starts in pages that hold {other.model}"
+        self.lying[extent.first] = Lying(action)
+
+    def end(self, lane: Lane, action_id: int) -> None:
+        """What runs on a lane ends."""
+        action = self.running.pop(lane, None)
+        assert action is not None and action.action_id == action_id, f"{action_id} ends, and {action} ran"
+        if isinstance(action, Load):
+            self.lying[action.extent.first].ready = True
+        elif isinstance(action, Unload):
+            del self.lying[action.extent.first]
+
+    def has(self, extent: Extent, version: int) -> bool:
+        """Whether that version is ready there."""
+        lying = self.lying.get(extent.first)
+        return lying is not None and lying.ready and lying.version == version and lying.extent == extent
+
+
+class CheckedHost(Host):
+    """A worker whose every step is checked."""
+
+    __slots__ = ("_checks", "_steps", "truth")
+
+    def __init__(self, name: str, specs: tuple[DeviceSpec, ...], world: World, checks: Checks) -> None:
+        super().__init__(name, specs, world)
+        self._checks = checks
+        self._steps = 0
+        self.truth = {spec.device: Truth(spec) for spec in specs}
+
+    def observe(self, event: WorkerEvent, now_ns: int) -> None:
+        """A lane that is done leaves its truth first."""
+        assert not self.gone, f"{self.name} is gone, and hears of {event}"
+        if isinstance(event, LaneDone):
+            self.truth[event.device].end(event.lane, event.action_id)
+        super().observe(event, now_ns)
+
+    def decide(self, now_ns: int) -> None:
+        """Every now and then, check all of it."""
+        assert self.stopped is None, f"{self.name} is stopped, and decides"
+        super().decide(now_ns)
+        axis_ns = self.axis_ns(now_ns)
+        wake_ns = self.machine.next_wakeup_ns()
+        assert wake_ns is None or wake_ns > axis_ns, f"{self.name} asks at {axis_ns} to wake at {wake_ns}"
+        self._steps += 1
+        if self._steps % STRIDE == 0:
+            self.check(axis_ns)
+
+    def _start(self, effect: Start, now_ns: int) -> None:
+        action, axis_ns = effect.action, self.axis_ns(now_ns)
+        window = action.window
+        assert window.earliest_ns <= axis_ns <= window.latest_ns, f"{action} starts at {axis_ns}"
+        truth = self.truth[effect.device]
+        truth.start(action, effect.lane)
+        truth.slowest = max(truth.slowest, self.slowness.get(effect.device, 1.0))
+        self._checks.started(self, action)
+        super()._start(effect, now_ns)
+
+    def _tell(self, message: WorkerEffect, now_ns: int) -> None:
+        if isinstance(message, Result):
+            running = self.truth[message.device].running.values()
+            assert message.status is not Status.OK or all(
+                action.action_id != message.action_id for action in running
+            ), f"{message}, and it runs"
+        super()._tell(message, now_ns)
+
+    def check(self, axis_ns: int) -> None:
+        """The machine against itself and against the truth; it has nothing left to do."""
+        machine = self.machine
+        machine.check()
+        assert not machine.decide(axis_ns), f"{self.name} decides twice at {axis_ns}"
+        for name, truth in self.truth.items():
+            held = {
+                one.extent.first: (one.extent, one.version, one.model, one.state == "ready")
+                for one in machine._devices[name].pages.all()  # noqa: SLF001 - a book to be checked
+            }
+            lying = {at: (one.extent, one.version, one.model, one.ready) for at, one in truth.lying.items()}
+            assert held == lying, f"{name}: its pages hold {lying}, and its worker believes {held}"
+
+
+class Checks:
+    """See the module; the last of a simulation's watchers."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+        self._recorder = Recorder()
+        self._steps = 0
+        self._asked: dict[str, int] = {}
+        """Deadline of all and only requests that were asked and not answered."""
+        self._held: set[str] = set()
+        """Requests that were answered while a worker had their tensors, until they are released."""
+        self._reading: dict[str, int] = {}
+        """The action that reads a request's tensors, as far as the controller was told."""
+        self._out: dict[int, Action] = {}
+        """All and only actions sent whose result or loss the controller has not heard of, by id."""
+        self._bounds: dict[tuple[str, int], tuple[int, int]] = {}
+        noise = simulation.constants.noise
+        self._infer_noise = _span(noise.infer_us)
+        self._load_noise = _span(noise.load_us)
+
+    def host(self, name: str, specs: tuple[DeviceSpec, ...]) -> Host:
+        """A worker that is checked."""
+        return CheckedHost(name, specs, self._simulation.world, self)
+
+    def started(self, host: Host, action: Action) -> None:
+        """A worker starts what the controller waits for, unless that believes the worker lost."""
+        if action.action_id < 0 or is_cut(host) or self._simulation.hosts.get(host.name) is not host:
+            return
+        assert action.action_id in self._out, f"{action} starts, and nobody waits for it"
+
+    def on_step(
+        self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
+    ) -> None:
+        """Check one step of the controller."""
+        for event in events:
+            if isinstance(event, Request):
+                assert event.request_id not in self._asked
+                self._asked[event.request_id] = event.deadline_ns
+            elif isinstance(event, Result):
+                self._result(event)
+            elif isinstance(event, WorkerLost):
+                self._lost(event)
+            elif isinstance(event, WorkerJoined):
+                names = {spec.device for spec in event.devices}
+                assert not any(action.device in names for action in self._out.values()), f"{event} too early"
+        for effect in effects:
+            if isinstance(effect, Answer):
+                self._answer(effect, now_ns)
+            elif isinstance(effect, Release):
+                assert effect.request_id in self._held, f"{effect} of what nobody holds"
+                self._held.remove(effect.request_id)
+                assert effect.request_id not in self._reading, f"{effect} while a worker reads it"
+            elif isinstance(effect, Infer | Load | Unload):
+                self._action(effect, now_ns)
+        wake_ns = self._simulation.controller.next_wakeup_ns()
+        assert wake_ns is None or wake_ns > now_ns, f"the controller asks at {now_ns} to wake at {wake_ns}"
+        self._recorder.on_step(now_ns, events, effects)
+        self._steps += 1
+        if self._steps % STRIDE == 0:
+            self.check(now_ns)
+
+    # One step
+
+    def _result(self, result: Result) -> None:
+        action = self._out.pop(result.action_id, None)
+        assert action is not None, f"{result} of no action that is out"
+        if isinstance(action, Infer):
+            for call in action.calls:
+                del self._reading[call.request_id]
+        elif isinstance(action, Load) and result.status is Status.OK:
+            host = self._simulation.by_device.get(result.device)
+            if isinstance(host, CheckedHost) and not is_cut(host) and not host.gone:
+                there = host.truth[result.device].has(action.extent, action.version)
+                assert there, f"{result}, and the weights are not there"
+
+    def _lost(self, lost: WorkerLost) -> None:
+        """What was out on its devices is lost; the devices it had are those that no host has now."""
+        for action in [one for one in self._out.values() if one.device not in self._simulation.by_device]:
+            self._lose(action)
+        for action in [one for one in self._out.values() if self._owner(one.device) == lost.worker]:
+            self._lose(action)
+
+    def _owner(self, device: str) -> str:
+        return self._simulation.by_device[device].name
+
+    def _lose(self, action: Action) -> None:
+        del self._out[action.action_id]
+        if isinstance(action, Infer):
+            for call in action.calls:
+                del self._reading[call.request_id]
+
+    def _answer(self, answer: Answer, now_ns: int) -> None:
+        deadline_ns = self._asked.pop(answer.request_id, None)
+        assert deadline_ns is not None, f"{answer} of what nobody asks, or for the second time"
+        if answer.outcome is Outcome.OK:
+            assert now_ns <= deadline_ns, f"{answer} at {now_ns}, after its deadline {deadline_ns}"
+        if not answer.release:
+            self._held.add(answer.request_id)
+        else:
+            assert answer.request_id not in self._reading, f"{answer} releases what a worker reads"
+
+    def _action(self, action: Action, now_ns: int) -> None:
+        assert action.action_id not in self._out, f"{action} is out already"
+        assert action.window.latest_ns >= now_ns, f"{action} at {now_ns} is too late already"
+        self._out[action.action_id] = action
+        if isinstance(action, Unload):
+            return
+        if isinstance(action, Infer):
+            for call in action.calls:
+                asked = call.request_id in self._asked
+                assert asked and call.request_id not in self._reading, f"{action}: {call} is not waiting"
+                self._reading[call.request_id] = action.action_id
+            assert sum(call.rows for call in action.calls) <= action.batch, f"{action} is overfull"
+        self._estimate(action)
+
+    def _estimate(self, action: Load | Infer) -> None:
+        """An estimate is a quantile of durations and the profile, so it lies within what they can be."""
+        key = (action.code_id, action.batch if isinstance(action, Infer) else 0)
+        if key not in self._bounds:
+            self._bounds[key] = self._range(action)
+        least_ns, most_ns = self._bounds[key]
+        host = self._simulation.by_device[action.device]
+        assert isinstance(host, CheckedHost)
+        most_ns = max(LEAST_NS, int(most_ns * host.truth[action.device].slowest))
+        assert least_ns - 1 <= action.expected_ns <= most_ns + 1, (
+            f"{action.expected_ns} ns are expected of what takes {least_ns} to {most_ns}: {action}"
+        )
+
+    def _range(self, action: Load | Infer) -> tuple[int, int]:
+        """The least and the most that this takes on a device that is not slow."""
+        simulation, code_id = self._simulation, action.code_id
+        profiles = [simulation.world.truth[code_id]]
+        profiles += [code.profiles[0] for code in simulation.codes if code.code.code_id == code_id]
+        if isinstance(action, Infer):
+            usual = [profile.infer_ns[action.batch] for profile in profiles]
+            low_ns, high_ns = self._infer_noise
+        else:
+            usual = [profile.load_ns(action.weights.size) for profile in profiles]
+            low_ns, high_ns = self._load_noise
+        return min(usual) + low_ns, max(usual) + high_ns
+
+    # Now and then
+
+    def check(self, now_ns: int) -> None:
+        """Everything of the controller, and its belief against the truth."""
+        simulation = self._simulation
+        controller = simulation.controller
+        controller.check()
+        again = controller.decide(now_ns)
+        assert not again, f"a second decision at {now_ns}: {again}"
+        belief = controller._belief  # noqa: SLF001 - what it believes is what is checked
+        assert belief.sent.keys() == self._out.keys(), "the controller waits for other actions than are out"
+        assert self._asked.keys() == simulation.open.keys()
+        assert belief.devices.keys() == simulation.by_device.keys()
+        for name, device in belief.devices.items():
+            host = simulation.by_device[name]
+            assert isinstance(host, CheckedHost)
+            if host.gone or is_cut(host):
+                continue
+            for one in device.pages.holders():
+                there = host.truth[name].has(one.extent, one.version)
+                assert there or one.state != READY, f"{name}: {one.model.model.key} is believed ready"
+        self._check_counters()
+
+    def _check_counters(self) -> None:
+        counters, tally = self._recorder.counters, self._simulation.tally
+        assert not counters.unmatched
+        assert counters.received == sum(counters.outcomes.values()) + counters.open
+        assert counters.open == len(self._asked)
+        if tally.warmup_ns:
+            return
+        total = tally.total()
+        assert counters.received == total.offered, f"{counters.received} received, {total.offered} offered"
+        assert counters.received - counters.open == total.ended
+        good = counters.outcomes.get("ok", 0)
+        assert total.ok <= good <= total.ok + total.late, f"{good} good; {total.ok} and {total.late} late"
+
+    def check_end(self) -> None:
+        """When a simulation is over: nothing is open, and everything was checked once more."""
+        simulation = self._simulation
+        self.check(simulation.now_ns)
+        for host in simulation.hosts.values():
+            if isinstance(host, CheckedHost) and host.stopped is None:
+                host.check(host.axis_ns(simulation.now_ns))
+        assert not self._asked, f"never answered: {sorted(self._asked)}"
+        total = simulation.tally.total()
+        assert total.offered == total.ended or simulation.tally.warmup_ns
+
+
+def _span(quantiles_us: tuple[tuple[float, float], ...]) -> tuple[int, int]:
+    """The least and the most that noise adds, in ns."""
+    values = [value for _, value in quantiles_us]
+    return round(min(values) * NS_PER_US), round(max(values) * NS_PER_US)

@@ -1,0 +1,376 @@
+"""What goes wrong in a simulation, carried out on its world. No fault touches a machine's inside.
+
+crash         a worker dies; a new one of its name joins after a while, with empty memory
+hang          a worker is stopped and goes on later (its devices' work went on); if it never would, it is
+              killed after a while, as a supervisor does
+slow          what starts on a device takes longer for a while
+loss          a share of the messages on a link is lost: the first one lost cuts the link, for links keep
+              the order; both sides notice after a while of their own, and the worker joins again
+delay         messages on a link take longer for a while
+skew          a worker's clock, as converted by the transport, jumps (and, after a while, back)
+remove_model  a model is taken from service (and, after a while, served again)
+add_model     a model is served only from then on (and, after a while, no more)
+gateway       the gateway dies, and with it its clients' requests; another one takes its place
+cancel        a share of the clients goes away before they are answered
+drain         the server takes no new requests any more
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.messages import (
+    Cancel,
+    CodeRemoved,
+    ControllerEffect,
+    ControllerEvent,
+    Drain,
+    GatewayLost,
+    Model,
+    ModelAdded,
+    ModelRemoved,
+    Request,
+    WorkerJoined,
+    WorkerLost,
+)
+from clockwork_serve.sim.host import CALL, TO_CONTROLLER, TO_WORKER, Host
+from clockwork_serve.sim.trouble import Trouble, is_cut
+from clockwork_serve.units import NS_PER_MS, NS_PER_S, ms
+from clockwork_serve.worker.events import ControllerLost
+from clockwork_serve.workload.problems import did_you_mean
+from clockwork_serve.workload.tables import FaultTable
+
+if TYPE_CHECKING:
+    from clockwork_serve.sim.simulation import Simulation
+
+STREAM = 1 << 16
+"""The stream of chance that faults draw from; those of clients are below."""
+
+PATIENCE_MAX_NS = 100 * NS_PER_MS
+"""Clients without a deadline that go away do so within this."""
+
+Events = Sequence[ControllerEvent]
+NOTHING: Events = ()
+
+
+class Faults:
+    """Has the ``tables`` of a scenario go wrong in ``simulation``; the same seed does it alike.
+
+    ``executed`` counts those that really hit something, by kind: a worker that is down cannot hang. Raises
+    :class:`ConfigError` for a model that is not there.
+    """
+
+    def __init__(self, simulation: Simulation, tables: Sequence[FaultTable], seed: int) -> None:
+        _check_models(tables, [model.name for model in simulation.models])
+        self._simulation = simulation
+        self._world = simulation.world
+        self._times = simulation.constants.faults
+        self._dice = np.random.Generator(np.random.PCG64([seed, STREAM]))
+        self._models = {model.name: model for model in simulation.models}
+        self._served = {model.key: model for model in simulation.models}
+        """All and only models that are served, by key."""
+        self._codes = {code.code.code_id: code for code in simulation.codes}
+        self._gateways = 0
+        self.executed: Counter[str] = Counter()
+        begin: dict[str, Callable[[FaultTable], Events]] = {
+            "crash": self._crashes, "hang": self._hangs, "slow": self._slows, "loss": self._loses,
+            "delay": self._delays, "skew": self._skews, "remove_model": self._removes,
+            "add_model": self._adds, "gateway": self._gateway_dies, "cancel": self._cancels,
+            "drain": self._drains,
+        }  # fmt: skip
+        for table in tables:
+            if table.kind == "add_model":
+                self._in(0, partial(self._remove, self._model(table)))
+            at_ns = round(table.at_s * NS_PER_S)
+            self._in(at_ns, partial(begin[table.kind], table))
+
+    def _in(self, after_ns: int, what: Callable[[], Events]) -> None:
+        """Have something happen so long from now; it returns what the controller observes at that."""
+        self._world.at(self._simulation.now_ns + after_ns, CALL, None, what)
+
+    def _after(self, table: FaultTable, what: Callable[[], Events]) -> None:
+        """Have a fault end, if it does."""
+        if table.for_s is not None:
+            self._in(round(table.for_s * NS_PER_S), what)
+
+    def _hit(self, table: FaultTable) -> list[Host]:
+        """The workers up that a fault means."""
+        hosts = [host for host in self._simulation.hosts.values() if not host.gone]
+        if table.device is not None:
+            return [host for host in hosts if any(s.device == f"gpu{table.device}" for s in host.specs)]
+        return [host for host in hosts if table.worker is None or host.name == f"w{table.worker}"]
+
+    # Workers
+
+    def _crashes(self, table: FaultTable) -> Events:
+        for host in self._hit(table):
+            self.executed["crash"] += 1
+            self._crash(host, table.for_s)
+        return NOTHING
+
+    def _crash(self, host: Host, for_s: float | None) -> None:
+        """It dies; what it said before still arrives, then the controller learns that its link ended."""
+        host.die()
+        now_ns = self._simulation.now_ns
+        if not is_cut(host):
+            lost_ns = max(now_ns + self._world.delay_ns(), host.answered_ns)
+            self._world.at(lost_ns, CALL, None, partial(self._lost, host))
+        restart_ns = self._times.restart_ns if for_s is None else round(for_s * NS_PER_S)
+        self._in(restart_ns, partial(self._restart, host))
+
+    def _lost(self, host: Host) -> Events:
+        """The controller learns that a worker's link is gone, if it does not know."""
+        simulation = self._simulation
+        if simulation.hosts.get(host.name) is not host:
+            return NOTHING
+        del simulation.hosts[host.name]
+        for spec in host.specs:
+            del simulation.by_device[spec.device]
+        self._world.forget(host, (TO_CONTROLLER,))
+        return (WorkerLost(worker=host.name),)
+
+    def _restart(self, dead: Host) -> Events:
+        host = self._simulation.host(dead.name, dead.specs)
+        host.slowness = dead.slowness
+        return self._join(host)
+
+    def _join(self, host: Host) -> Events:
+        """A worker connects. A link that it had before is over by that; codes are sent to it at once."""
+        simulation, now_ns = self._simulation, self._simulation.now_ns
+        before = simulation.hosts.get(host.name)
+        lost = NOTHING if before is None else self._lost(before)
+        host.trouble = None
+        host.heard_ns = host.answered_ns = now_ns
+        simulation.hosts[host.name] = host
+        simulation.by_device.update((spec.device, host) for spec in host.specs)
+        for code in simulation.codes:
+            host.send(code, now_ns)
+        return (*lost, WorkerJoined(worker=host.name, devices=host.specs))
+
+    def _hangs(self, table: FaultTable) -> Events:
+        for host in self._hit(table):
+            if host.stopped is not None:
+                continue
+            self.executed["hang"] += 1
+            host.stop()
+            if table.for_s is None:
+                self._in(self._times.kill_ns, partial(self._kill, host))
+            else:
+                self._after(table, partial(self._goes_on, host))
+        return NOTHING
+
+    def _kill(self, host: Host) -> Events:
+        if not host.gone:
+            self._crash(host, None)
+        return NOTHING
+
+    def _goes_on(self, host: Host) -> Events:
+        if not host.gone:
+            host.go_on(self._simulation.now_ns)
+        return NOTHING
+
+    def _slows(self, table: FaultTable) -> Events:
+        assert table.factor is not None
+        for host in self._hit(table):
+            for spec in host.specs:
+                if table.device is None or spec.device == f"gpu{table.device}":
+                    self.executed["slow"] += 1
+                    host.slowness[spec.device] = table.factor
+                    self._after(table, partial(self._usual, host, spec.device))
+        return NOTHING
+
+    def _usual(self, host: Host, device: str) -> Events:
+        host.slowness.pop(device, None)
+        return NOTHING
+
+    def _skews(self, table: FaultTable) -> Events:
+        assert table.ms is not None
+        for host in self._hit(table):
+            self.executed["skew"] += 1
+            host.set_skew(host.skew_ns + ms(table.ms), self._simulation.now_ns)
+            self._after(table, partial(self._skew_back, host, ms(table.ms)))
+        return NOTHING
+
+    def _skew_back(self, host: Host, by_ns: int) -> Events:
+        if not host.gone:
+            host.set_skew(host.skew_ns - by_ns, self._simulation.now_ns)
+        return NOTHING
+
+    # Links
+
+    def _trouble(self, host: Host) -> Trouble:
+        if not isinstance(host.trouble, Trouble):
+            host.trouble = Trouble(self._dice, partial(self._cut, host))
+        return host.trouble
+
+    def _delays(self, table: FaultTable) -> Events:
+        for host in self._hit(table):
+            self.executed["delay"] += 1
+            trouble, by_ns = self._trouble(host), ms(table.ms or 0)
+            trouble.delay_ns += by_ns
+            self._after(table, partial(self._in_time, trouble, by_ns))
+        return NOTHING
+
+    def _in_time(self, trouble: Trouble, by_ns: int) -> Events:
+        trouble.delay_ns -= by_ns
+        return NOTHING
+
+    def _loses(self, table: FaultTable) -> Events:
+        for host in self._hit(table):
+            trouble = self._trouble(host)
+            trouble.loss = table.factor or 1.0
+            self._after(table, partial(self._loses_no_more, trouble))
+        return NOTHING
+
+    def _loses_no_more(self, trouble: Trouble) -> Events:
+        trouble.loss = 0.0
+        return NOTHING
+
+    def _cut(self, host: Host) -> None:
+        """A message was lost: each side notices by its own timer, and the worker connects again."""
+        self.executed["loss"] += 1
+        link = host.trouble
+        notice_ns = self._times.notice_ns
+        low, high = notice_ns // 2, notice_ns * 3 // 2
+        self._in(int(self._dice.integers(low, high)), partial(self._unheard, host, link))
+        self._in(int(self._dice.integers(low, high)), partial(self._unlinked, host, link))
+
+    def _unheard(self, host: Host, link: object) -> Events:
+        """The controller notices; it did already, if the worker is back."""
+        return self._lost(host) if host.trouble is link else NOTHING
+
+    def _unlinked(self, host: Host, link: object) -> Events:
+        """The worker notices."""
+        if not host.gone and host.trouble is link:
+            self._world.forget(host, (TO_WORKER,))
+            host.tell_at_once(ControllerLost(), self._simulation.now_ns)
+            self._in(self._times.rejoin_ns, partial(self._rejoin, host))
+        return NOTHING
+
+    def _rejoin(self, host: Host) -> Events:
+        if host.gone:
+            return NOTHING
+        if host.stopped is not None:
+            self._in(self._times.rejoin_ns, partial(self._rejoin, host))
+            return NOTHING
+        return self._join(host)
+
+    # Models
+
+    def _model(self, table: FaultTable) -> Model:
+        assert table.model is not None
+        return self._models[table.model]
+
+    def _removes(self, table: FaultTable) -> Events:
+        events = self._remove(self._model(table))
+        if events:
+            self.executed["remove_model"] += 1
+            self._after(table, partial(self._add, self._model(table)))
+        return events
+
+    def _adds(self, table: FaultTable) -> Events:
+        events = self._add(self._model(table))
+        if events:
+            self.executed["add_model"] += 1
+            self._after(table, partial(self._remove, self._model(table)))
+        return events
+
+    def _remove(self, model: Model) -> Events:
+        """Take a model from service, and its code if no other model has it."""
+        simulation = self._simulation
+        if self._served.pop(model.key, None) is None:
+            return NOTHING
+        removed = ModelRemoved(model=model.key)
+        if any(other.code_id == model.code_id for other in self._served.values()):
+            return (removed,)
+        simulation.codes = [code for code in simulation.codes if code.code.code_id != model.code_id]
+        gone = CodeRemoved(code_id=model.code_id)
+        for host in simulation.hosts.values():
+            host.send(gone, simulation.now_ns)
+        return (removed, gone)
+
+    def _add(self, model: Model) -> Events:
+        """Serve a model, and prepare its code where there is none."""
+        simulation = self._simulation
+        if model.key in self._served:
+            return NOTHING
+        self._served[model.key] = model
+        added = ModelAdded(model=model)
+        if any(code.code.code_id == model.code_id for code in simulation.codes):
+            return (added,)
+        code = self._codes[model.code_id]
+        simulation.codes = [*simulation.codes, code]
+        for host in simulation.hosts.values():
+            host.send(code, simulation.now_ns)
+        return (code, added)
+
+    # Clients
+
+    def _gateway_dies(self, table: FaultTable) -> Events:
+        """What it sent before arrives first; requests that come later are of the gateway after it."""
+        self._in(self._simulation.constants.network.gateway_ns, self._gateway_lost)
+        return NOTHING
+
+    def _gateway_lost(self) -> Events:
+        simulation = self._simulation
+        self.executed["gateway"] += 1
+        lost, self._gateways = simulation.gateway, self._gateways + 1
+        simulation.gateway = f"g{self._gateways}"
+        return (GatewayLost(gateway=lost),)
+
+    def _cancels(self, table: FaultTable) -> Events:
+        leavers = _Leavers(self, table.factor or 1.0)
+        self._simulation.watchers.append(leavers)
+        self._after(table, partial(self._cancel_no_more, leavers))
+        return NOTHING
+
+    def _cancel_no_more(self, leavers: _Leavers) -> Events:
+        self._simulation.watchers.remove(leavers)
+        return NOTHING
+
+    def leave(self, request: Request) -> None:
+        """A client will go away, at some moment until its deadline; perhaps it is answered before."""
+        patience_ns = min(request.deadline_ns - request.arrival_ns, PATIENCE_MAX_NS)
+        self._in(int(self._dice.integers(patience_ns + 1)), partial(self._left, request.request_id))
+
+    def chance(self, share: float) -> bool:
+        """True for that share of all calls."""
+        return bool(self._dice.random() < share)
+
+    def _left(self, request_id: str) -> Events:
+        if request_id in self._simulation.open:
+            self.executed["cancel"] += 1
+        return (Cancel(request_id=request_id),)
+
+    def _drains(self, table: FaultTable) -> Events:
+        self.executed["drain"] += 1
+        return (Drain(),)
+
+
+class _Leavers:
+    """A watcher that has a share of the clients go away."""
+
+    def __init__(self, faults: Faults, share: float) -> None:
+        self._faults = faults
+        self._share = share
+
+    def on_step(
+        self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
+    ) -> None:
+        """Choose among the clients whose requests came."""
+        for event in events:
+            if isinstance(event, Request) and self._faults.chance(self._share):
+                self._faults.leave(event)
+
+
+def _check_models(tables: Sequence[FaultTable], known: Sequence[str]) -> None:
+    for index, table in enumerate(tables):
+        if table.model is not None and table.model not in known:
+            advice = did_you_mean(table.model, known)
+            raise ConfigError(f"faults[{index}].model: expected a model, found {table.model!r}; {advice}")

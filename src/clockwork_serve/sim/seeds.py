@@ -1,0 +1,259 @@
+"""Scenarios made by chance, with faults, to find what nobody thought of. A seed decides all of one.
+
+played = play_seed(17)          AssertionError, with the command that repeats it, if a check fails
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+import numpy as np
+from msgspec.structs import replace
+
+from clockwork_serve.controller import POLICIES, ControllerConfig
+from clockwork_serve.messages import Profile
+from clockwork_serve.sim.simulation import Cluster, Simulation, Watcher
+from clockwork_serve.units import MIB, NS_PER_S, ms
+from clockwork_serve.workload.scenario import Load, ModelSet, Scenario
+from clockwork_serve.workload.stream import Workload, build
+from clockwork_serve.workload.tables import ClusterTable, FaultKind, FaultTable
+from clockwork_serve.workload.zoo import Zoo, ZooModel
+
+REQUESTS: Final = 2_000
+"""Each seed sends so many at least."""
+
+KINDS: Final[tuple[FaultKind, ...]] = (
+    "crash", "hang", "slow", "loss", "delay", "skew", "remove_model", "add_model", "gateway", "cancel",
+    "drain",
+)  # fmt: skip
+FAULTS_MAX: Final = 6
+PAGE_BYTES: Final = 16 * MIB
+SLOW_NS: Final = ms(12)
+"""Models that take longer alone are left out: they would make seeds long."""
+
+STREAM: Final = 1 << 17
+REPLAY: Final = "python -m benchmarks.simulator_seeds"
+
+
+@dataclass(slots=True, frozen=True)
+class Chance:
+    """One scenario made by chance, and who serves it. ``truth`` is how long things really take, by code."""
+
+    seed: int
+    scenario: Scenario
+    workload: Workload
+    cluster: Cluster
+    config: ControllerConfig
+    truth: dict[str, Profile]
+    noise: bool
+
+
+@dataclass(slots=True)
+class Played:
+    """What became of a seed: requests sent, and faults that hit something, by kind."""
+
+    seed: int
+    requests: int
+    faults: dict[str, int]
+
+
+@cache
+def _zoo() -> Zoo:
+    return Zoo.read("v100")
+
+
+def random_scenario(seed: int, requests: int = REQUESTS) -> Chance:
+    """The scenario of a seed, of so many requests at least."""
+    rng = np.random.Generator(np.random.PCG64([seed, STREAM]))
+    kinds = _kinds(rng)
+    sets = [
+        ModelSet(name=f"m{at}", kind=model.kind, copies=int(rng.integers(1, 9)))
+        for at, model in enumerate(kinds)
+    ]
+    devices = int(rng.integers(1, 5))
+    cluster = Cluster(
+        devices=devices,
+        devices_per_worker=2 if devices % 2 == 0 and rng.random() < 0.5 else 1,
+        pages=_pages(rng, kinds, sets, devices),
+        page_bytes=PAGE_BYTES,
+    )
+    mean_s = float(np.mean([model.infer_ns[1] for model in kinds])) / NS_PER_S
+    rate_rps = devices / mean_s * rng.uniform(0.4, 1.6)
+    loads = _loads(rng, sets, rate_rps)
+    scenario, workload = _long_enough(seed, sets, loads, requests / rate_rps, requests)
+    table = ClusterTable(devices=devices, devices_per_worker=cluster.devices_per_worker)
+    return Chance(
+        seed=seed,
+        scenario=replace(scenario, cluster=table, faults=tuple(_faults(rng, workload, cluster))),
+        workload=workload,
+        cluster=cluster,
+        config=_config(rng),
+        truth=_truth(rng, kinds),
+        noise=rng.random() < 0.8,
+    )
+
+
+def simulation_of(chance: Chance, *, checks: bool = True, watchers: Sequence[Watcher] = ()) -> Simulation:
+    """The simulation of a scenario made by chance, before it begins."""
+    return Simulation(
+        workload=chance.workload, zoo=_zoo(), cluster=chance.cluster, config=chance.config, seed=chance.seed,
+        truth=chance.truth, noise=chance.noise, faults=chance.scenario.faults, checks=checks,
+        watchers=watchers,
+    )  # fmt: skip
+
+
+def play_seed(seed: int, requests: int = REQUESTS) -> Played:
+    """Play one seed with all checks. Raises AssertionError with the command that repeats it."""
+    chance = random_scenario(seed, requests)
+    simulation = simulation_of(chance)
+    try:
+        tally = simulation.run()
+    except Exception as error:
+        again = f"{REPLAY} {seed}" + (f" --requests {requests}" if requests != REQUESTS else "")
+        raise AssertionError(f"{again}: at {simulation.now_ns} ns: {error!r}") from error
+    faults = simulation.faults
+    return Played(seed, tally.total().offered, {} if faults is None else dict(faults.executed))
+
+
+def _kinds(rng: np.random.Generator) -> list[ZooModel]:
+    models = [model for model in _zoo().paper_models() if model.infer_ns[1] <= SLOW_NS]
+    chosen = rng.choice(len(models), size=int(rng.integers(2, 6)), replace=False)
+    return [models[at] for at in sorted(chosen.tolist())]
+
+
+def _pages(rng: np.random.Generator, kinds: list[ZooModel], sets: list[ModelSet], devices: int) -> int:
+    """Memory of a device, most often too small for all models; rarely too small for the largest."""
+    sizes = [-(-model.weights_bytes // PAGE_BYTES) for model in kinds]
+    largest = max(sizes)
+    if rng.random() < 0.04:
+        return max(1, largest - 1)
+    total = sum(size * entry.copies for size, entry in zip(sizes, sets, strict=True))
+    return max(largest + int(rng.integers(0, largest + 1)), round(total / devices * rng.uniform(0.2, 1.5)))
+
+
+def _loads(rng: np.random.Generator, sets: list[ModelSet], rate_rps: float) -> list[Load]:
+    """One to three open loads, with SLOs of their own, and perhaps closed clients."""
+    count = int(rng.integers(1, 4))
+    shares = rng.dirichlet(np.full(count, 2.0))
+    loads = [_open(rng, f"open{at}", sets, rate_rps * float(share)) for at, share in enumerate(shares)]
+    if rng.random() < 0.4:
+        entry = sets[int(rng.integers(len(sets)))]
+        loads.append(
+            Load(
+                name="closed", models=(entry.name,), arrivals="closed", slo_ms=_slo_ms(rng),
+                concurrency=int(rng.integers(1, 5)), retry="fixed" if rng.random() < 0.5 else "retry_after",
+                retry_ms=float(rng.uniform(5, 50)), start_jitter_s=float(rng.uniform(0, 0.2)),
+            )
+        )  # fmt: skip
+    return loads
+
+
+def _open(rng: np.random.Generator, name: str, sets: list[ModelSet], rate_rps: float) -> Load:
+    arrivals = _of(rng, "poisson", "gamma", "fixed")
+    popular = rng.random() < 0.6
+    bursts = rng.random() < 0.3
+    on_s, off_s = (float(rng.uniform(0.05, 0.5)), float(rng.uniform(0.05, 0.5))) if bursts else (None, None)
+    chosen = [entry.name for entry in sets if rng.random() < 0.7] or [sets[0].name]
+    return Load(
+        name=name, models=tuple(chosen), arrivals=arrivals,  # type: ignore[arg-type]
+        rate_rps=max(1.0, rate_rps), cv=float(rng.uniform(0.5, 4)) if arrivals == "gamma" else None,
+        popularity="zipf" if popular else "uniform", zipf_s=float(rng.uniform(0.5, 1.5)) if popular else None,
+        on_s=on_s, off_s=off_s, slo_ms=_slo_ms(rng),
+    )  # fmt: skip
+
+
+def _slo_ms(rng: np.random.Generator) -> float | None:
+    return None if rng.random() < 0.08 else _log_uniform(rng, 4, 600)
+
+
+def _long_enough(
+    seed: int, sets: list[ModelSet], loads: list[Load], seconds: float, requests: int
+) -> tuple[Scenario, Workload]:
+    """The scenario, made longer until its open loads alone send enough."""
+    while True:
+        scenario = Scenario(name=f"seed {seed}", seconds=seconds, models=tuple(sets), loads=tuple(loads))
+        workload = build(scenario, seed)
+        sent = sum(len(arrivals.times_ns) for arrivals in workload.open())
+        if sent >= requests:
+            return scenario, workload
+        seconds *= max(1.1, min(4.0, 1.05 * requests / max(1, sent)))
+
+
+def _config(rng: np.random.Generator) -> ControllerConfig:
+    max_batch = int(rng.choice((1, 4, 8, 16)))
+    if rng.random() < 0.2:
+        return ControllerConfig.as_released(max_batch=max_batch)
+    return ControllerConfig(
+        policy=_of(rng, *POLICIES), reject_infeasible=rng.random() < 0.7, max_batch=max_batch,
+        look_ahead_ns=ms(rng.uniform(1, 10)), slack_ns=ms(rng.uniform(0, 4)),
+        network_ns=ms(rng.uniform(0, 0.4)), retries=int(rng.integers(0, 3)),
+        min_batch_gain=float(rng.choice((0.0, 0.05))), open_window=rng.random() < 0.2,
+        load_negative=rng.random() < 0.2,
+    )  # fmt: skip
+
+
+def _truth(rng: np.random.Generator, kinds: list[ZooModel]) -> dict[str, Profile]:
+    """How long things really take: most often what the profile says."""
+    wrong = rng.random() < 0.2
+    truth = {}
+    for model in kinds:
+        profile = _zoo().profile(model.kind)
+        factor = float(rng.uniform(0.7, 1.6)) if wrong else 1.0
+        truth[model.kind] = replace(
+            profile,
+            infer_ns={size: round(lasts_ns * factor) for size, lasts_ns in profile.infer_ns.items()},
+        )
+    return truth
+
+
+def _faults(rng: np.random.Generator, workload: Workload, cluster: Cluster) -> list[FaultTable]:
+    count = int(rng.integers(0, FAULTS_MAX + 1))
+    kinds = [KINDS[at] for at in rng.integers(len(KINDS), size=count).tolist()]
+    names = [name for name, _ in workload.models]
+    seconds = workload.duration_ns / NS_PER_S
+    return [_fault(rng, kind, names, seconds, cluster) for kind in kinds]
+
+
+def _fault(
+    rng: np.random.Generator, kind: FaultKind, names: list[str], seconds: float, cluster: Cluster
+) -> FaultTable:
+    start = 0.6 if kind == "drain" else 0.02
+    for_s: float | None = seconds * _log_uniform(rng, 0.02, 0.5)
+    if kind in {"drain", "gateway"} or rng.random() < (0.4 if kind in {"hang", "crash"} else 0.15):
+        for_s = None
+    factors = {
+        "slow": _log_uniform(rng, 1.2, 8),
+        "loss": _log_uniform(rng, 1e-3, 0.2),
+        "cancel": float(rng.uniform(0.05, 0.8)),
+    }
+    delays_ms = {
+        "delay": _log_uniform(rng, 0.05, 30),
+        "skew": _log_uniform(rng, 0.02, 60) * float(rng.choice((-1, 1))),
+    }
+    device = worker = None
+    if kind == "slow" and rng.random() < 0.8:
+        device = int(rng.integers(cluster.devices))
+    elif kind in {"crash", "hang", "loss", "delay", "skew"} and rng.random() < 0.8:
+        worker = int(rng.integers(cluster.devices // cluster.devices_per_worker))
+    return FaultTable(
+        kind=kind,
+        at_s=seconds * float(rng.uniform(start, 0.9)),
+        for_s=for_s,
+        device=device,
+        worker=worker,
+        model=str(rng.choice(names)) if kind in {"remove_model", "add_model"} else None,
+        factor=factors.get(kind),
+        ms=delays_ms.get(kind),
+    )
+
+
+def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return math.exp(rng.uniform(math.log(low), math.log(high)))
+
+
+def _of(rng: np.random.Generator, *choices: str) -> str:
+    return choices[int(rng.integers(len(choices)))]
