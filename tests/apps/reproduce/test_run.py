@@ -42,3 +42,7 @@ def test_the_setup_names_seed_length_and_constants():
 
     assert (setup["experiment"], setup["seed"], setup["length"]) == ("words", 7, "short")
     assert any("network" in line for line in setup["constants of the simulated world"])
+
+
+def test_what_runs_on_real_devices_has_no_simulated_world():
+    assert "constants of the simulated world" not in Run().setup(simulated=False)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-NAMES = ("fig5", "fig6", "fig7", "fig8", "fig9", "fig11")
+NAMES = ("fig2", "fig5", "fig6", "fig7", "fig8", "fig9", "fig10", "fig11")
 """In the paper's order."""
 ALL = "all"

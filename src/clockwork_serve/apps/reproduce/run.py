@@ -98,7 +98,7 @@ class Run:
         self.finished(text)
         return tally
 
-    def setup(self, **more: Any) -> dict[str, Any]:
+    def setup(self, *, simulated: bool = True, **more: Any) -> dict[str, Any]:
         """How the figure came about: what it says of itself, then what goes with every one."""
         return {
             **more,
@@ -106,5 +106,5 @@ class Run:
             "seed": self.seed,
             "length": "short" if self.short else "full",
             **provenance(),
-            "constants of the simulated world": list(self.constants.lines()),
+            **({"constants of the simulated world": list(self.constants.lines())} if simulated else {}),
         }
