@@ -1,0 +1,172 @@
+"""What each request must cost at the least, whoever schedules it; it assumes no policy.
+
+All times are ns as float64 (exact up to 2**53). Requests are kept sorted by model, then by the first
+instant at which they can run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from typing import Any, Protocol
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from clockwork_serve.sim.constants import Network, Noise
+from clockwork_serve.units import NS_PER_US
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+class Requests(Protocol):
+    """Open-loop requests in any order: when sent (ns), index of their model, SLO (ns)."""
+
+    @property
+    def times_ns(self) -> Sequence[int]: ...  # noqa: D102
+    @property
+    def models(self) -> Sequence[int]: ...  # noqa: D102
+    @property
+    def slos_ns(self) -> Sequence[int]: ...  # noqa: D102
+
+
+class ModelCosts(Struct, frozen=True, kw_only=True):
+    """One model: how long a batch of each size and a LOAD take, in ns, and its weights in pages."""
+
+    infer_ns: dict[int, int]
+    load_ns: int
+    pages: int
+
+    def at_least(self, noise: Noise) -> ModelCosts:
+        """The same with every duration as short as noise can make it."""
+        infer_less = -round(min(0.0, noise.infer_us[0][1]) * NS_PER_US)
+        load_less = -round(min(0.0, noise.load_us[0][1]) * NS_PER_US)
+        return ModelCosts(
+            infer_ns={size: max(1, lasts - infer_less) for size, lasts in self.infer_ns.items()},
+            load_ns=max(1, self.load_ns - load_less),
+            pages=self.pages,
+        )
+
+
+class Costs:
+    """Requests that somebody could serve, sorted by (model, release), and what they must take.
+
+    ``release``: the first instant at which a request can run. ``end``: the last at which its run may end.
+    ``lane_ns``: its least share of an exec lane, in the largest batch that it could be part of. ``group``:
+    the most requests that one LOAD could serve together with it, all of them waiting when it starts; 0 if
+    it cannot wait. ``shortest_ns``: a run of its model at the least. ``load_ns`` and ``pages``: of its
+    model.
+    """
+
+    __slots__ = (
+        "end", "group", "lane_ns", "load_ns", "model", "pages", "release", "shortest_ns",
+        "source", "weight",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        requests: Requests,
+        models: Sequence[ModelCosts],
+        network: Network,
+        *,
+        first_load_ns: int | None,
+        most_pages: int,
+        weights: Sequence[float] | None,
+    ) -> None:
+        """``first_load_ns``: no LOAD starts earlier; None: weights may be there from the start.
+
+        ``most_pages``: no device holds more.
+        """
+        infer = _Durations(models)
+        model = np.asarray(requests.models, dtype=np.int64)
+        sent = np.asarray(requests.times_ns, dtype=np.float64)
+        slo = np.asarray(requests.slos_ns, dtype=np.float64)
+        weight = np.ones(len(sent)) if weights is None else np.asarray(weights, dtype=np.float64)
+        way_ns = network.gateway_ns + network.worker_ns
+        release, end = sent + way_ns, sent + slo - way_ns
+        if first_load_ns is not None:
+            release = np.maximum(release, first_load_ns + infer.load_ns[model])
+        usable = (
+            (end - release >= infer.shortest_ns[model]) & (weight > 0) & (infer.pages[model] <= most_pages)
+        )
+        at = np.flatnonzero(usable)
+        at = at[np.lexsort((sent[at], release[at], model[at]))]
+        self.source: Ints = at
+        self.model: Ints = model[at]
+        self.release: Floats = release[at]
+        self.end: Floats = end[at]
+        self.weight: Floats = weight[at]
+        self.load_ns: Floats = infer.load_ns[self.model]
+        self.pages: Floats = infer.pages[self.model]
+        self.shortest_ns: Floats = infer.shortest_ns[self.model]
+        self.lane_ns = self._least_lane_ns(infer)
+        latest_load = self.end - self.shortest_ns - self.load_ns
+        self.group: Floats = np.zeros(len(at))
+        fits = np.flatnonzero(latest_load >= sent[at])
+        self.group[fits] = self._companions(fits, sent[at][fits], latest_load[fits])
+
+    def only(self, chosen: NDArray[np.bool_]) -> Costs:
+        """These requests alone, each with what it costs among all."""
+        costs = copy(self)
+        for name in Costs.__slots__:
+            setattr(costs, name, getattr(self, name)[chosen])
+        return costs
+
+    def _least_lane_ns(self, infer: _Durations) -> Floats:
+        """Least over sizes b of infer(b) / min(b, requests that can share a batch of size b with it)."""
+        least = np.full(len(self.model), np.inf)
+        for size, lasts in infer.by_size.items():
+            lasts_ns = lasts[self.model]
+            latest = self.end - lasts_ns
+            fits = np.flatnonzero(latest >= self.release)
+            companions = self._companions(fits, self.release[fits], latest[fits])
+            least[fits] = np.minimum(least[fits], lasts_ns[fits] / np.minimum(companions, size))
+        return least
+
+    def _companions(self, at: Ints, opens: Floats, closes: Floats) -> Floats:
+        """For each interval [opens, closes]: the most intervals of its model with one common instant in it.
+
+        ``opens`` ascends within a model. The count of intervals is largest where one of them opens.
+        """
+        if not len(at):
+            return np.zeros(0)
+        span = closes.max() - opens.min() + 1.0
+        base = np.cumsum(np.diff(self.model[at], prepend=self.model[at[0]]) != 0) * span - opens.min()
+        opened, closed = opens + base, closes + base
+        depth = np.searchsorted(opened, opened, "right") - np.searchsorted(np.sort(closed), opened, "left")
+        first = np.searchsorted(opened, opened, "left")
+        last = np.searchsorted(opened, closed, "right")
+        return range_best(depth.astype(np.float64), first, last, np.maximum)
+
+
+class _Durations:
+    """The models' durations as arrays by model: ``by_size[b]`` is inf where a model has no batch size b."""
+
+    def __init__(self, models: Sequence[ModelCosts]) -> None:
+        sizes = sorted({size for one in models for size in one.infer_ns})
+        self.by_size = {
+            size: np.array([float(one.infer_ns.get(size, np.inf)) for one in models]) for size in sizes
+        }
+        self.load_ns = np.array([float(one.load_ns) for one in models])
+        self.pages = np.array([float(one.pages) for one in models])
+        self.shortest_ns: Floats = np.min(list(self.by_size.values()), axis=0)
+
+
+def range_best(
+    values: Floats, first: NDArray[Any], last: NDArray[Any], better: Callable[[Floats, Floats], Floats]
+) -> Floats:
+    """``better`` (np.maximum or np.minimum) over values[first:last], for each pair; none may be empty.
+
+    Overlapping halves of power-of-two length, one length after the other: O((values + pairs) log(longest)).
+    """
+    width = last - first
+    level = np.frexp(width.astype(np.float64))[1] - 1
+    best = np.empty(len(first))
+    table = values
+    for power in range(int(level.max()) + 1 if len(level) else 0):
+        at = np.flatnonzero(level == power)
+        best[at] = better(table[first[at]], table[last[at] - (1 << power)])
+        table = better(table[: -(1 << power)], table[1 << power :]) if len(table) > 1 << power else table
+    return best
