@@ -72,13 +72,37 @@ def layers(root: Path, name: str, *, width: int, depth: int, seed: int = 0) -> N
         if out != "y":
             nodes.append(helper.make_node("Relu", [f"m{layer}"], [out]))
         last = out
-    _save(root, name, nodes, weights, width, width)
+    _save(root, name, nodes, weights, (width,), width)
+
+
+def convolutions(root: Path, name: str, *, side: int, channels: int, depth: int, seed: int = 0) -> None:
+    """``depth`` 3x3 convolutions with ReLU and a dense head: ``x[n,3,side,side] -> y[n,16]``.
+
+    It computes much and weighs little, as vision models do: batches save it no time on a CPU.
+    """
+    rng = np.random.default_rng(seed)
+    nodes, weights, last, wide = [], [], "x", 3
+    for layer in range(depth):
+        kernel = rng.standard_normal((channels, wide, 3, 3), dtype=np.float32) / np.float32(np.sqrt(9 * wide))
+        weights.append(numpy_helper.from_array(kernel, f"w{layer}"))
+        step = 2 if layer == 0 else 1
+        inputs, out = [last, f"w{layer}"], f"c{layer}"
+        nodes.append(helper.make_node("Conv", inputs, [out], pads=[1, 1, 1, 1], strides=[step, step]))
+        nodes.append(helper.make_node("Relu", [out], [f"r{layer}"]))
+        last, wide = f"r{layer}", channels
+    nodes.append(helper.make_node("Flatten", [last], ["flat"]))
+    flat = channels * (side // 2) ** 2
+    head = rng.standard_normal((flat, 16), dtype=np.float32) / np.float32(np.sqrt(flat))
+    weights.append(numpy_helper.from_array(head, "head"))
+    nodes.append(helper.make_node("MatMul", ["flat", "head"], ["y"]))
+    _save(root, name, nodes, weights, (3, side, side), 16)
 
 
 def one_matrix(root: Path, name: str, matrix: Floats) -> None:
     """``y = x @ matrix``: a model whose answers tell whose weights were used."""
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
-    _save(root, name, nodes, [numpy_helper.from_array(matrix, "w")], *matrix.shape)
+    rows, columns = matrix.shape
+    _save(root, name, nodes, [numpy_helper.from_array(matrix, "w")], (rows,), columns)
 
 
 def matrix_of(seed: int, rows: int, columns: int) -> Floats:
@@ -91,13 +115,13 @@ def _save(
     name: str,
     nodes: list[onnx.NodeProto],
     weights: list[onnx.TensorProto],
-    wide_in: int,
+    shape_in: tuple[int, ...],
     wide_out: int,
 ) -> None:
     graph = helper.make_graph(
         nodes,
         "graph",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", wide_in])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", *shape_in])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", wide_out])],
         weights,
     )
