@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +68,26 @@ def test_misuse_is_said_before_the_work(arguments: list[str], said: str, capsys:
     assert shown.out == ""
     assert said in shown.err
     assert shown.err.count("\n") == 1
+
+
+def test_ctrl_c_ends_it_at_once_without_a_traceback(tmp_path: Path):
+    command = [
+        sys.executable,
+        "-m",
+        "clockwork_serve",
+        "reproduce",
+        "fig6",
+        "--json",
+        str(tmp_path / "6.json"),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stderr is not None
+        assert "fig6" in child.stderr.readline()  # it simulates by now
+        child.send_signal(signal.SIGINT)
+        shown, said = child.communicate(timeout=60)
+
+    assert child.returncode == 130
+    assert shown == ""
+    assert said.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []

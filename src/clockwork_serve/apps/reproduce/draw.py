@@ -29,6 +29,7 @@ COLOURS: Final = {
 _WIDE, _HIGH = 5.2, 3.6
 _MARKED_MOST = 24
 """Curves of more points are drawn without markers."""
+_TICKS_MOST = 9
 _STYLES: Final = (("-", "o"), (":", "s"), ("-.", "^"), ((0, (5, 1, 1, 1, 1, 1)), "D"))
 _RC: Final[Any] = {
     "svg.hashsalt": "clockwork",
@@ -79,11 +80,11 @@ def _draw_panel(axes: Axes, panel: Panel, *, titled: bool) -> None:
     axes.set_ylabel(panel.y_label)
     if panel.x_log:
         axes.set_xscale("log")
-        ticks = sorted({point.x for series in panel.series for point in series.points})
-        if len(ticks) <= 10:
-            axes.set_xticks(ticks)
-            axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ticks = sorted({point.x for series in panel.series for point in series.points})
+    if len(ticks) <= _TICKS_MOST and (panel.x_log or all(tick.is_integer() for tick in ticks)):
+        axes.set_xticks(ticks)
+        axes.xaxis.set_minor_locator(NullLocator())
     if panel.y_log:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))

@@ -28,6 +28,7 @@ PUBLISHED_MS = {"INFER": 2.9, "LOAD": 8.32}
 """What ResNet50 takes on the paper's GPU."""
 SHARE_MOST = 10.0
 NINES = {99.0: 2.0, 99.9: 3.0, 99.99: 4.0, 99.999: 5.0, 100.0: 6.0}
+NINES_LABEL = "nines of the percentile (2: p99; 6: the largest)"
 NOTES = (
     "Over: predicted longer than it took. Percentiles are over all actions; the other sign counts as 0.",
     "A prediction is about the largest of the last ten durations, so it is over on purpose.",
@@ -56,8 +57,10 @@ def fig10(run: Run) -> Figure:
             f"next request, SLO {SLO_MS:g} ms: {told.asked:,} requests, {told.good:,} answered in time; "
             + ", ".join(f"{len(errors[kind].took_ns):,} {kind}s" for kind in KINDS),
         ),
-        panels=(*(_panel(kind, what, errors) for what in ("duration", "completion") for kind in KINDS),
-                _share_panel(errors)),
+        panels=(
+            *(_panel(kind, what, errors) for what in ("duration", "completion") for kind in KINDS),
+            *(_share_panel(kind, errors[kind]) for kind in KINDS),
+        ),
         claims=tuple(_claims(errors)),
         notes=NOTES,
     )  # fmt: skip
@@ -93,36 +96,39 @@ def _panel(kind: str, what: str, errors: dict[str, Errors]) -> Panel:
         series += [_at_nines(published), _real(f"ours: {side}", variant, tail(found, over=over))]
     return Panel(
         name=f"{kind} {what}",
-        x_label="nines of the percentile (2: p99; 6: the largest)",
+        x_label=NINES_LABEL,
         y_label="ms",
         series=tuple(series),
         y_log=True,
     )
 
 
-def _share_panel(errors: dict[str, Errors]) -> Panel:
-    series = [
-        _real(f"{kind} {side}", variant, tail(errors[kind].shares(), over=over, unit=0.01), role)
-        for kind, role in zip(KINDS, (Role.REAL, Role.LIMIT), strict=True)
-        for variant, (side, over) in enumerate(SIDES)
-    ]
+def _share_panel(kind: str, errors: Errors) -> Panel:
+    series = []
+    for variant, (side, over) in enumerate(SIDES):
+        name = f"{kind} duration {side}"
+        published = curve("fig10", name, "error_ms", name=f"published: {side}", variant=variant)
+        series += [
+            _at_nines(published, 100 / PUBLISHED_MS[kind]),
+            _real(f"ours: {side}", variant, tail(errors.shares(), over=over, unit=0.01)),
+        ]
     return Panel(
-        name="error of the duration as a share of it",
-        x_label="nines of the percentile (2: p99; 6: the largest)",
-        y_label="%",
+        name=f"{kind} duration, share",
+        x_label=NINES_LABEL,
+        y_label="% of the duration",
         series=tuple(series),
         y_log=True,
     )
 
 
-def _at_nines(series: Series) -> Series:
-    pairs = points((NINES[point.x], point.y) for point in series.points)
+def _at_nines(series: Series, unit: float = 1.0) -> Series:
+    pairs = points((NINES[point.x], unit * (point.y or 0.0)) for point in series.points)
     return Series(name=series.name, role=series.role, points=pairs, variant=series.variant)
 
 
-def _real(name: str, variant: int, found: list[tuple[float, float]], role: Role = Role.REAL) -> Series:
+def _real(name: str, variant: int, found: list[tuple[float, float]]) -> Series:
     pairs = points((NINES[share], error or None) for share, error in found)
-    return Series(name=name, role=role, variant=variant, points=pairs)
+    return Series(name=name, role=Role.REAL, variant=variant, points=pairs)
 
 
 def _claims(errors: dict[str, Errors]) -> list[Claim]:
