@@ -84,6 +84,8 @@ class Belief:
         """Queues that the rejecting layer is to judge; each once."""
         self.timers = Timers()
         """When time alone changes something: the policy's lane timers, broken promises, deadlines."""
+        self.unsettled = False
+        """Something was observed that the next ``decide`` has to answer or settle first."""
         self._counter = 0
 
     def fresh(self) -> int:
@@ -119,7 +121,7 @@ class Belief:
 
     def load_samples(self, device: DeviceBelief, model: ServedModel) -> Samples:
         """The samples of a LOAD of this model on a device that is ready for its code."""
-        return device.codes[model.code.code_id].timings.load(model.model.weights.size)
+        return device.codes[model.code_id].timings.load(model.model.weights.size)
 
     def prepare(self, device: DeviceBelief, code_id: str) -> bool:
         """A device is ready for a code: see which batch sizes fit and pay. False if no profile is known."""
@@ -151,7 +153,8 @@ class Belief:
         queue = model.main
         if queue is None or request.signature or request.rows != 1:
             queue = self._queue(model, request, alone=False)
-        waiter = Waiter(request, due_ns, demand_ns, queue, cold=not model.residencies)
+        cold = model.sole is None and not model.residencies
+        waiter = Waiter(request, due_ns, demand_ns, queue, cold=cold)
         self.waiters[request.request_id] = waiter
         self._wait(waiter, queue, model)
         return waiter
@@ -240,7 +243,7 @@ class Belief:
     def _base_ns(self, model: ServedModel) -> int:
         """Batch-1 time of a model, by the first profile known."""
         for device in self.devices.values():
-            profile = self.estimator.profile(model.code.code_id, device.spec.kind)
+            profile = self.estimator.profile(model.code_id, device.spec.kind)
             if profile is not None:
                 model.base_ns = profile.infer_ns[1]
                 return model.base_ns
@@ -260,12 +263,15 @@ class Belief:
             if latest_ns < start_ns:
                 latest_ns = start_ns
         by_ns = now_ns + self._network_ns
-        calls: tuple[Call, ...] = (_call(waiters[0].request),)
+        request = waiters[0].request
+        calls: tuple[Call, ...] = (
+            Call(request_id=request.request_id, rows=request.rows, tensors=request.tensors),
+        )
         if len(waiters) > 1:
             calls = tuple([_call(waiter.request) for waiter in waiters])
         self._counter = action_id = self._counter + 1
         action = Infer(
-            action_id=action_id, device=device.name, model=model.model.key, code_id=model.code.code_id,
+            action_id=action_id, device=device.name, model=model.key, code_id=model.code_id,
             extent=residency.extent, version=residency.version, batch=batch.size, expected_ns=expected_ns,
             calls=calls, window=Window(now_ns, latest_ns),
             send_by_ns=by_ns if by_ns > latest_ns else latest_ns,
@@ -286,7 +292,7 @@ class Belief:
     ) -> None:
         """Send a LOAD into pages that are free, to a device that is ready for the model's code."""
         config = self.config
-        code = device.codes[model.code.code_id]
+        code = device.codes[model.code_id]
         samples = code.timings.load(model.model.weights.size)
         expected_ns = samples.estimate_ns
         patience_ns = (
@@ -299,7 +305,7 @@ class Belief:
         model.enter(residency)
         self.stir(model)
         action = Load(
-            action_id=action_id, device=device.name, model=model.model.key, code_id=model.code.code_id,
+            action_id=action_id, device=device.name, model=model.key, code_id=model.code_id,
             weights=model.model.weights, extent=extent, version=residency.version, expected_ns=expected_ns,
             window=Window(now_ns, start_ns + patience_ns), send_by_ns=start_ns + patience_ns,
         )  # fmt: skip
@@ -309,13 +315,13 @@ class Belief:
 
     def send_unload(self, residency: Residency, now_ns: int) -> None:
         """Send an UNLOAD of weights that are ready and not in use; their pages are free at once."""
-        assert residency.in_flight == 0, f"{residency.model.model.key} is in use"
+        assert residency.in_flight == 0, f"{residency.model.key} is in use"
         device = residency.device
         residency.step(UNLOAD)
         self.drop(residency)
         action_id = self.fresh()
         action = Unload(
-            action_id=action_id, device=device.name, model=residency.model.model.key, extent=residency.extent,
+            action_id=action_id, device=device.name, model=residency.model.key, extent=residency.extent,
             version=residency.version, window=Window(now_ns, NEVER_NS),
         )  # fmt: skip
         self.sent[action_id] = Sent(action, device, None, None, [])

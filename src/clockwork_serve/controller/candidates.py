@@ -99,7 +99,7 @@ class Candidates:
         """Assert the invariants."""
         entered = {id(model) for key, _, model in self._heap if model.load_key == key}
         for model in self._belief.models.values():
-            assert model.load_key is None or id(model) in entered, f"{model.model.key} fell out"
+            assert model.load_key is None or id(model) in entered, f"{model.key} fell out"
             shares_ns = sum(model.share_ns(residency) for residency in model.residencies.values())
             low_ns = model.demand_ns - len(model.residencies) if model.residencies else 0
-            assert model.stirred or low_ns <= shares_ns <= model.demand_ns, model.model.key
+            assert model.stirred or low_ns <= shares_ns <= model.demand_ns, model.key

@@ -131,9 +131,7 @@ class Residency:
     def step(self, step: int) -> None:
         """Move on by the table; a step that is not in it is a bug."""
         after = WEIGHTS_AFTER[self.state][step]
-        assert after != NEVER, (
-            f"{self.model.model.key}: {WEIGHTS_STEPS[step]} while {WEIGHTS_STATES[self.state]}"
-        )
+        assert after != NEVER, f"{self.model.key}: {WEIGHTS_STEPS[step]} while {WEIGHTS_STATES[self.state]}"
         self.state = after
 
 

@@ -6,7 +6,7 @@ scheduler tops up lanes, hopeless requests are refused, and readiness is told wh
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import Final, assert_never
 
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import DeviceBelief, Residency
@@ -45,6 +45,8 @@ from clockwork_serve.messages import (
     WorkerLost,
 )
 
+GOOD: Final = Status.OK
+
 
 class Controller:
     """See the module; ``machine.Machine`` of ``ControllerEvent`` and ``ControllerEffect``."""
@@ -78,7 +80,9 @@ class Controller:
             case Result():
                 self._on_result(event, now_ns)
             case Cancel():
-                self._leave(event.request_id, Outcome.CANCELLED, Reason.NONE, "the client went away")
+                gone = self._belief.waiters.get(event.request_id)
+                if gone is not None:
+                    self._leave(gone, Outcome.CANCELLED, Reason.NONE, "the client went away")
             case CodeReady():
                 self._on_code_ready(event)
             case WorkerJoined():
@@ -96,7 +100,7 @@ class Controller:
             case GatewayLost():
                 for waiter in self._belief.waiters.values():
                     if waiter.request.gateway == event.gateway:
-                        self._leaving.append((waiter, Outcome.CANCELLED, Reason.NONE, "its gateway is gone"))
+                        self._leave(waiter, Outcome.CANCELLED, Reason.NONE, "its gateway is gone")
             case Drain():
                 self._draining = self._ready_may_change = True
             case _:
@@ -107,7 +111,7 @@ class Controller:
         assert request.request_id not in belief.waiters, f"{request.request_id} came twice"
         model = belief.models.get(request.model)
         if (
-            model is None or model.removed or self._draining or model.waiting >= model.model.queue_limit
+            model is None or self._draining or model.waiting >= model.queue_limit
             or (request.rows != 1 and not model.fits(request.rows))
         ):  # fmt: skip
             self._turn_away(request, model)
@@ -117,7 +121,7 @@ class Controller:
         self._deadlines.expect(waiter)
 
     def _turn_away(self, request: Request, model: ServedModel | None) -> None:
-        if model is None or model.removed:
+        if model is None:
             refusal = (Outcome.INVALID, Reason.UNKNOWN_MODEL, f"model {request.model!r} is not served")
         elif self._draining:
             refusal = (Outcome.REJECTED, Reason.DRAINING, "the server is shutting down")
@@ -128,18 +132,19 @@ class Controller:
             full = f"{model.waiting} requests wait for this model already"
             refusal = (Outcome.REJECTED, Reason.QUEUE_FULL, full)
         self._turned_away.append((request, *refusal))
+        self._belief.unsettled = True
 
-    def _leave(self, request_id: str, outcome: Outcome, reason: Reason, message: str) -> None:
-        waiter = self._belief.waiters.get(request_id)
-        if waiter is not None:
-            self._leaving.append((waiter, outcome, reason, message))
+    def _leave(self, waiter: Waiter, outcome: Outcome, reason: Reason, message: str) -> None:
+        self._leaving.append((waiter, outcome, reason, message))
+        self._belief.unsettled = True
 
     def _on_result(self, result: Result, now_ns: int) -> None:
         sent = self._belief.sent.pop(result.action_id, None)
         if sent is None:
             return
         device, samples = sent.device, sent.samples
-        if samples is not None and result.status is Status.OK:
+        good = result.status is GOOD
+        if good and samples is not None:
             samples.add(result.ended_ns - result.started_ns)
         if sent.waiters:
             device.exec.end(result.action_id, result.ended_ns)
@@ -150,7 +155,7 @@ class Controller:
             device.load.end(result.action_id, result.ended_ns)
             if self._reject:
                 self._feasibility.load_ended(device, now_ns)
-            if sent.residency is not None and result.status is Status.OK:
+            if good and sent.residency is not None:
                 self._belief.loaded(sent.residency)
                 self._scheduler.loaded(sent.residency)
             self._scheduler.load_changed(device)
@@ -189,7 +194,7 @@ class Controller:
             self._ready_may_change = True
         self._scheduler.device_changed(device)
         for model in self._belief.models.values():
-            if model.waiting and model.code.code_id == event.code_id:
+            if model.waiting and model.code_id == event.code_id:
                 self._belief.doubt_model(model)
 
     def _on_worker_lost(self, worker: str) -> None:
@@ -246,7 +251,7 @@ class Controller:
         model.load_key = None
         for queue in model.queues.values():
             for waiter in queue.waiters:
-                self._leaving.append((waiter, Outcome.REJECTED, Reason.NOT_SERVING, "the model was unloaded"))
+                self._leave(waiter, Outcome.REJECTED, Reason.NOT_SERVING, "the model was unloaded")
         self._settler.retire(model)
 
     # Choices
@@ -254,9 +259,10 @@ class Controller:
     def decide(self, now_ns: int) -> list[ControllerEffect]:
         """Make every choice that is due; all effects of this instant."""
         belief, scheduler = self._belief, self._scheduler
-        if self._turned_away or self._leaving:
-            self._answer_leavers()
-        if self._settler.pending:
+        if belief.unsettled:
+            belief.unsettled = False
+            if self._turned_away or self._leaving:
+                self._answer_leavers()
             self._settler.settle(now_ns)
         timers = self._timers.heap
         while timers and timers[0][0] <= now_ns:
@@ -364,7 +370,7 @@ def _device_snapshot(device: DeviceBelief) -> dict[str, object]:
     return {
         "device": device.name, "kind": device.spec.kind, "worker": device.worker, "warm": device.warm,
         "pages": device.spec.pages, "page_bytes": device.spec.page_bytes, "pages_used": device.pages.used,
-        "resident": [residency.model.model.key for residency in ready],
+        "resident": [residency.model.key for residency in ready],
         "codes": len(device.codes), "failed_codes": device.failed_codes,
         "pending_codes": len(device.pending_codes),
         "exec_outstanding": len(device.exec), "load_outstanding": len(device.load),

@@ -198,7 +198,7 @@ class Feasibility:
     def _cold(self, queue: Queue, device: DeviceBelief, now_ns: int) -> Hope | None:
         """What a device could do that lacks the weights; one still preparing the code gets the benefit."""
         model = queue.model
-        size, code_id = model.model.weights.size, model.code.code_id
+        size, code_id = model.model.weights.size, model.code_id
         if device.name in model.residencies or device.spec.pages_of(size) > device.spec.pages:
             return None
         code = device.codes.get(code_id)
@@ -223,7 +223,7 @@ class Feasibility:
             return "no worker is up"
         size = model.model.weights.size
         for device in devices.values():
-            failure = device.failed_codes.get(model.code.code_id)
+            failure = device.failed_codes.get(model.code_id)
             if failure is not None:
                 return f"device {device.name} could not prepare the model: {failure}"
         largest = max(device.spec.pages * device.spec.page_bytes for device in devices.values())

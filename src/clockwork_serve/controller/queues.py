@@ -130,13 +130,16 @@ class ServedModel:
     """A model that is served: its queues, its demand and where its weights are."""
 
     __slots__ = (
-        "base_ns", "code", "demand_ns", "load_key", "main", "model", "order", "queues", "removed",
-        "residencies", "sole", "stirred", "waiting",
+        "base_ns", "code", "code_id", "demand_ns", "key", "load_key", "main", "model", "order", "queue_limit",
+        "queues", "removed", "residencies", "sole", "stirred", "waiting",
     )  # fmt: skip
 
     def __init__(self, model: Model, code: Code, order: int) -> None:
         self.model = model
+        self.key = model.key
+        self.queue_limit = model.queue_limit
         self.code = code
+        self.code_id = code.code_id
         self.order = order
         self.main: Queue | None = None
         """The queue of ordinary requests (no signature, one row), once there was one; it stays."""

@@ -33,8 +33,6 @@ class Settler:
     def __init__(self, belief: Belief, scheduler: Scheduler) -> None:
         self._belief = belief
         self._scheduler = scheduler
-        self.pending = False
-        """There is something to settle."""
         self._results: list[tuple[Sent, Result]] = []
         """Results observed and not settled yet."""
         self._lost: list[Sent] = []
@@ -45,17 +43,17 @@ class Settler:
     def took(self, sent: Sent, result: Result) -> None:
         """A result came."""
         self._results.append((sent, result))
-        self.pending = True
+        self._belief.unsettled = True
 
     def lost(self, sent: Sent) -> None:
         """A worker was lost with this action in flight."""
         self._lost.append(sent)
-        self.pending = True
+        self._belief.unsettled = True
 
     def retire(self, model: ServedModel) -> None:
         """A model was removed: its weights go as soon as no INFER reads them."""
         self._retired[model] = None
-        self.pending = True
+        self._belief.unsettled = True
 
     def settle(self, now_ns: int) -> None:
         """Draw the consequences of all that was told."""
@@ -73,7 +71,7 @@ class Settler:
             self._lost.clear()
         if self._retired:
             self._unload_retired(now_ns)
-        self.pending = bool(self._retired)
+            self._belief.unsettled = bool(self._retired)
 
     def _unload_retired(self, now_ns: int) -> None:
         for model in list(self._retired):

@@ -19,13 +19,14 @@ from clockwork_serve.controller.codes import Batch
 from clockwork_serve.controller.eviction import make_room
 from clockwork_serve.controller.plan import LaneTimer, Plan
 from clockwork_serve.controller.queues import Queue, ServedModel
+from clockwork_serve.controller.scheduler import Scheduler
 from clockwork_serve.controller.timers import NEVER_NS
 
 SURFACED_MAX: Final = 64
 """LOAD candidates looked at for one device in one decision."""
 
 
-class PaperScheduler:
+class PaperScheduler(Scheduler):
     """See the module."""
 
     def __init__(self, belief: Belief) -> None:
@@ -181,6 +182,11 @@ class PaperScheduler:
         """The largest batch, walking up sizes that can be filled, whose requests can all be in time."""
         dues = strategy.queue.dues
         waiting = len(dues)
+        if waiting == 1:
+            batch = strategy.batches[0]
+            self._first = 0
+            self._urgency_ns = urgency_ns = dues[0] - batch.samples.estimate_ns
+            return batch if urgency_ns >= start_ns else None
         chosen: Batch | None = None
         for batch in strategy.batches:
             if waiting < batch.count:
@@ -195,8 +201,6 @@ class PaperScheduler:
                 self._urgency_ns = urgency_ns
             self._first = first
             chosen = batch
-            if waiting == 1:
-                break
         return chosen
 
     # LOADs
@@ -264,7 +268,7 @@ class PaperScheduler:
     def _load(self, plan: Plan, model: ServedModel, now_ns: int) -> bool:
         """Send a LOAD of a model to a device whose lane has room, if it is worth it."""
         device = plan.device
-        if device.name in model.residencies or model.code.code_id not in device.codes:
+        if device.name in model.residencies or model.code_id not in device.codes:
             return False
         start_ns = device.load.available_ns(now_ns)
         if not self._timely(plan, model, start_ns, now_ns):
@@ -285,7 +289,7 @@ class PaperScheduler:
         if self._negative:
             return True
         device = plan.device
-        timings = device.codes[model.code.code_id].timings
+        timings = device.codes[model.code_id].timings
         ready_ns = load_ns + timings.load(model.model.weights.size).estimate_ns
         exec_ns = device.exec.available_ns(now_ns)
         soon = False
