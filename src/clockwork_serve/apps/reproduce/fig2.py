@@ -89,7 +89,7 @@ def fig2(run: Run) -> Figure:
         notes=(
             "Ratios, since the paper's device is a GPU and ours a core: both run one thing at a time best.",
             "What else runs on this machine shows in the isolated runs' tail, and not in their CPU time.",
-            "A time slice of a core is longer than an inference: most runs of a crowd are whole, others wait.",
+            "A time slice of a core is longer than an inference: most runs of a crowd are whole.",
         ),
     )  # fmt: skip
 
