@@ -45,7 +45,7 @@ _TRACES = "CLOCKWORK_TRACES"
     "--json", "json_file", metavar="FILE", help="Write the numbers as JSON to FILE; - is standard output."
 )
 @click.option("--journal", metavar="FILE", help="Write every event and decision to FILE.")
-@click.option("--checks", is_flag=True, help="Check the machines after every step: slow.")
+@click.option("--checks", is_flag=True, help="Check the whole system after every step: several times slower.")
 def simulate(  # noqa: PLR0913 - one parameter for each option
     *,
     scenario: str,
@@ -101,15 +101,11 @@ def _check_files(json_file: str | None, journal: str | None, traces: str | None)
 
 
 def _play(question: Question, journal: str | None, *, checks: bool, quiet: bool) -> Played:
-    from clockwork_serve.apps.simulate.play import Checker, play
+    from clockwork_serve.apps.simulate.play import play
     from clockwork_serve.telemetry import Journal
 
-    simulation = question.simulation()
-    if checks:
-        simulation.watchers.append(Checker(simulation))
     book = None if journal is None else Journal(Path(journal))
-    if book is not None:
-        simulation.watchers.append(book)
+    simulation = question.simulation(watchers=[] if book is None else [book], checks=checks)
     total = max(2, round(question.scenario.seconds))
     try:
         with Progress("simulating", quiet=quiet) as progress, _interruptible() as stopped:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clockwork_serve.apps.simulate.play import Checker, CheckFailed, play
+from clockwork_serve.apps.simulate.play import CheckFailed, play
 from clockwork_serve.apps.simulate.question import ask
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.sim import Simulation
@@ -42,13 +42,22 @@ def test_it_can_be_stopped(tmp_path: Path) -> None:
 
 
 def test_checks_see_every_step_and_change_nothing(tmp_path: Path) -> None:
-    checked = made(tmp_path)
-    checked.watchers.append(Checker(checked))
+    checked = ask(written(tmp_path), config=ControllerConfig()).simulation(checks=True)
+    assert checked.checks is not None
 
     with_checks, without = play(checked), play(made(tmp_path))
 
     assert with_checks.reached_ns == without.reached_ns
     assert with_checks.tally.total().ok == without.tally.total().ok
+
+
+def test_faults_are_counted_as_they_hit(tmp_path: Path) -> None:
+    text = STEADY + '\n[[faults]]\nkind = "crash"\nat_s = 2\nworker = 0\n'
+
+    played = play(ask(written(tmp_path, text), config=ControllerConfig()).simulation(checks=True))
+
+    assert played.faults == {"crash": 1}
+    assert played.tally.total().ok < played.tally.total().ended
 
 
 def test_what_checks_find_is_told_with_the_time(tmp_path: Path) -> None:

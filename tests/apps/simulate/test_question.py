@@ -52,7 +52,7 @@ def test_long_scenarios_are_looked_at_by_the_minute(tmp_path: Path) -> None:
         ('zoo = "two.csv"', 'zoo = "v1000"', "scenario.toml:7: cluster.zoo: expected a .csv file or one of"),
         ('zoo = "two.csv"', 'zoo = "no.csv"', "it cannot be read"),
         ("memory_mib = 256", "memory_mib = 15", "scenario.toml:8: cluster.memory_mib: expected at least 16"),
-        ("rate_rps = 100", "rate_rps = -1", "scenario.toml:19: loads[0].rate_rps: expected a number > 0"),
+        ("rate_rps = 100", "rate_rps = -1", "scenario.toml:19: loads[0].rate_rps: expected a number"),
         ('arrivals = "poisson"\nrate_rps = 100', 'arrivals = "azure"\ntrace = "no.csv"', "no.csv"),
     ],
 )
@@ -63,6 +63,31 @@ def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, said: str) -
         ask(written(tmp_path, STEADY.replace(old, new)), config=ControllerConfig())
 
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ('kind = "crash"\nworker = 3', "faults[0].worker: expected less than"),
+        ('kind = "remove_model"\nmodel = "s-1"', "faults[0].model: expected a model, found 's-1'"),
+    ],
+)
+def test_faults_hit_what_is_there(tmp_path: Path, fault: str, said: str) -> None:
+    text = STEADY.replace("[cluster]", "[cluster]\ndevices = 3")
+
+    with pytest.raises(ConfigError) as caught:
+        ask(written(tmp_path, f"{text}\n[[faults]]\nat_s = 1\n{fault}\n"), config=ControllerConfig())
+
+    assert f"scenario.toml:26: {said}" in str(caught.value)
+
+
+def test_fewer_devices_may_be_too_few_for_the_faults(tmp_path: Path) -> None:
+    text = STEADY.replace("[cluster]", "[cluster]\ndevices = 3")
+    text += '\n[[faults]]\nkind = "crash"\nat_s = 1\nworker = 2\n'
+    ask(written(tmp_path, text), config=ControllerConfig())
+
+    with pytest.raises(ConfigError, match=r"scenario.toml:26: faults\[0\].worker: expected less than"):
+        ask(written(tmp_path, text), config=ControllerConfig(), devices=2)
 
 
 def test_devices_that_do_not_fill_workers_are_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tests.apps.simulate.scenarios import STEADY, SURGE, written
 
 FIELDS = {
     "version", "scenario", "setup", "seconds", "warmup_s", "measured_s", "reached_s", "cut", "took_s",
-    "loads", "devices", "first_break", "stretch_s", "stretches",
+    "loads", "devices", "faults", "first_break", "stretch_s", "stretches",
 }  # fmt: skip
 LOAD_FIELDS = {
     "name", "arrivals", "slo_ms", "offered", "offered_rps", "in_time", "goodput_rps", "satisfaction", "late",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec import Struct, structs
@@ -9,6 +10,7 @@ from msgspec import Struct, structs
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.sim import Cluster, Constants, Simulation, read_constants
+from clockwork_serve.sim.simulation import Watcher
 from clockwork_serve.units import MIB, NS_PER_S
 from clockwork_serve.workload.problems import FieldError
 from clockwork_serve.workload.scenario import Scenario, check_kinds, read_scenario
@@ -37,8 +39,8 @@ class Question(Struct, frozen=True, kw_only=True):
         """The length of the stretches that the run is cut into, to see when it breaks."""
         return 1.0 if self.scenario.seconds <= SHORT_S else MINUTE_S
 
-    def simulation(self) -> Simulation:
-        """The simulation that answers it, at its start."""
+    def simulation(self, *, watchers: Sequence[Watcher] = (), checks: bool = False) -> Simulation:
+        """The simulation that answers it, at its start; ``checks``: with the whole system checked."""
         return Simulation(
             workload=self.workload,
             zoo=self.zoo,
@@ -46,7 +48,10 @@ class Question(Struct, frozen=True, kw_only=True):
             config=self.config,
             seed=self.seed,
             constants=self.constants,
+            watchers=watchers,
             bucket_ns=round(self.stretch_s * NS_PER_S),
+            faults=self.scenario.faults,
+            checks=checks,
         )
 
 
@@ -66,12 +71,11 @@ def ask(
     where a file is wrong.
     """
     scenario = read_scenario(path)
-    if scenario.faults:
-        raise scenario.wrong(
-            "faults[0]", "expected no faults, which cannot be simulated yet, found some; remove [[faults]]"
-        )
     table = _cluster_table(scenario, zoo, devices)
-    scenario = structs.replace(scenario, cluster=table)
+    try:
+        scenario = structs.replace(scenario, cluster=table)
+    except FieldError as error:
+        raise scenario.wrong(error.field, error.what) from None
     models = _zoo(scenario, given=zoo is not None)
     check_kinds(scenario, models.models)
     workload = build(scenario, seed, None if traces is None else Path(traces))

@@ -104,6 +104,7 @@ class Report(Struct, frozen=True, kw_only=True):
     took_s: float
     loads: tuple[LoadReport, ...]
     devices: DeviceReport
+    faults: dict[str, int]
     first_break: FirstBreak | None
     stretch_s: float
     stretches: tuple[Stretch, ...]
@@ -134,6 +135,7 @@ def report(question: Question, played: Played) -> Report:
             for load, count in zip(scenario.loads, tally.loads, strict=True)
         ),
         devices=_devices(tally.busy, question.cluster.devices, reached_s - scenario.warmup_s),
+        faults=played.faults,
         first_break=_first_break(question, played),
         stretch_s=question.stretch_s,
         stretches=stretches,

@@ -72,6 +72,9 @@ def closing_lines(report: Report) -> list[str]:
         f"time; {busy.infers:,} INFER, {busy.loads:,} LOAD, {busy.unloads:,} UNLOAD, "
         f"{busy.refused:,} refused by workers"
     )
+    if report.faults:
+        hits = ", ".join(f"{count:,} {kind}" for kind, count in report.faults.items())
+        lines.append(f"faults that hit something: {hits}")
     lines.append(_broke(report))
     ended = sum(load.offered - load.open for load in report.loads)
     speed = report.reached_s / report.took_s if report.took_s else 0.0
