@@ -5,17 +5,21 @@ played = play_seed(17)          AssertionError, with the command that repeats it
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache, partial
+from multiprocessing import get_context
 from typing import Final
 
+import msgspec
 import numpy as np
 from msgspec.structs import replace
 
 from clockwork_serve.controller import POLICIES, ControllerConfig
-from clockwork_serve.messages import Profile
+from clockwork_serve.messages import ControllerEffect, ControllerEvent, Profile
 from clockwork_serve.sim.simulation import Cluster, Simulation, Watcher
 from clockwork_serve.units import MIB, NS_PER_S, ms
 from clockwork_serve.workload.scenario import Load, ModelSet, Scenario
@@ -30,10 +34,17 @@ KINDS: Final[tuple[FaultKind, ...]] = (
     "crash", "hang", "slow", "loss", "delay", "skew", "remove_model", "add_model", "gateway", "cancel",
     "drain",
 )  # fmt: skip
-FAULTS_MAX: Final = 6
+FAULTS_MAX: Final = 8
 PAGE_BYTES: Final = 16 * MIB
 SLOW_NS: Final = ms(12)
 """Models that take longer alone are left out: they would make seeds long."""
+
+BEATS_MAX: Final = 40
+"""A seed takes a few pulses of its simulation; one that takes so many runs in circles."""
+
+SKEW_STAYS_MS: Final = 1.0
+"""Clocks that are further off are aligned at last: such a worker refuses all, and requests without a deadline
+would be sent to it for ever."""
 
 STREAM: Final = 1 << 17
 REPLAY: Final = "python -m benchmarks.simulator_seeds"
@@ -54,11 +65,34 @@ class Chance:
 
 @dataclass(slots=True)
 class Played:
-    """What became of a seed: requests sent, and faults that hit something, by kind."""
+    """What became of a seed: requests sent, faults that hit something by kind, what devices did.
+
+    ``failure`` is empty, or says what was wrong after the command that repeats it.
+    """
 
     seed: int
-    requests: int
-    faults: dict[str, int]
+    requests: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+    actions: dict[str, int] = field(default_factory=dict)
+    failure: str = ""
+
+
+class Digest:
+    """A watcher that hashes the journal of a simulation."""
+
+    def __init__(self) -> None:
+        self._encoder = msgspec.msgpack.Encoder()
+        self._hash = hashlib.sha256()
+
+    def on_step(
+        self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
+    ) -> None:
+        """Add one step, as a journal writes it."""
+        self._hash.update(self._encoder.encode((now_ns, events, effects, 0)))
+
+    def hex(self) -> str:
+        """The hash so far."""
+        return self._hash.hexdigest()
 
 
 @cache
@@ -106,17 +140,44 @@ def simulation_of(chance: Chance, *, checks: bool = True, watchers: Sequence[Wat
     )  # fmt: skip
 
 
-def play_seed(seed: int, requests: int = REQUESTS) -> Played:
+def play_seed(seed: int, requests: int = REQUESTS, watchers: Sequence[Watcher] = ()) -> Played:
     """Play one seed with all checks. Raises AssertionError with the command that repeats it."""
     chance = random_scenario(seed, requests)
-    simulation = simulation_of(chance)
+    simulation = simulation_of(chance, watchers=watchers)
+    beats: list[int] = []
+
+    def pulse(now_ns: int) -> None:
+        beats.append(now_ns)
+        assert len(beats) < BEATS_MAX, "it does not come to an end"
+
     try:
-        tally = simulation.run()
+        tally = simulation.run(pulse=pulse)
     except Exception as error:
         again = f"{REPLAY} {seed}" + (f" --requests {requests}" if requests != REQUESTS else "")
         raise AssertionError(f"{again}: at {simulation.now_ns} ns: {error!r}") from error
-    faults = simulation.faults
-    return Played(seed, tally.total().offered, {} if faults is None else dict(faults.executed))
+    busy, faults = tally.busy, simulation.faults
+    return Played(
+        seed=seed,
+        requests=tally.total().offered,
+        faults={} if faults is None else dict(faults.executed),
+        actions={
+            "infer": busy.infers, "load": busy.loads, "unload": busy.unloads, "refused": busy.refused
+        },
+    )  # fmt: skip
+
+
+def play_seeds(seeds: Iterable[int], jobs: int, requests: int = REQUESTS) -> Iterator[Played]:
+    """Play seeds in so many processes, in order; what fails is told in ``failure``."""
+    work = partial(_attempt, requests=requests)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(work, seeds, chunksize=4)
+
+
+def _attempt(seed: int, requests: int) -> Played:
+    try:
+        return play_seed(seed, requests)
+    except AssertionError as error:
+        return Played(seed, failure=str(error))
 
 
 def _kinds(rng: np.random.Generator) -> list[ZooModel]:
@@ -234,6 +295,8 @@ def _fault(
         "delay": _log_uniform(rng, 0.05, 30),
         "skew": _log_uniform(rng, 0.02, 60) * float(rng.choice((-1, 1))),
     }
+    if kind == "skew" and abs(delays_ms["skew"]) > SKEW_STAYS_MS:
+        for_s = for_s or seconds * 0.1
     device = worker = None
     if kind == "slow" and rng.random() < 0.8:
         device = int(rng.integers(cluster.devices))

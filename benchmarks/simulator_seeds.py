@@ -1,0 +1,82 @@
+"""Scenarios by chance, with faults, all checks on: how many hold, and what they went through.
+
+python -m benchmarks.simulator_seeds                    a thousand seeds, in two processes
+python -m benchmarks.simulator_seeds 17                 one seed, in this process: its traceback, if it fails
+python -m benchmarks.simulator_seeds --from 5000 --count 200 --jobs 4
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+
+from benchmarks.report import Outcome, finish, parser, percent, table
+from clockwork_serve.sim.seeds import KINDS, REQUESTS, Digest, Played, play_seed, play_seeds, random_scenario
+
+SHARE_MIN = 0.05
+"""Each kind of fault must hit something in this share of the seeds."""
+
+
+def replay(seed: int, requests: int) -> int:
+    """Play one seed and show what it is."""
+    chance, digest = random_scenario(seed, requests), Digest()
+    scenario, config = chance.scenario, chance.config
+    print(f"seed {seed}: {scenario.seconds:.3f} s, {chance.cluster}\n{config}")
+    for part in (*scenario.models, *scenario.loads, *scenario.faults):
+        print(f"  {part}")
+    print(f"it held: {play_seed(seed, requests, (digest,))}\njournal {digest.hex()}")
+    return 0
+
+
+def shares(played: list[Played]) -> dict[str, float]:
+    """By kind of fault, the share of seeds in which it hit something."""
+    counts = Counter(kind for one in played for kind in one.faults)
+    return {kind: counts[kind] / max(1, len(played)) for kind in KINDS}
+
+
+def main() -> int:
+    """Run it; returns the exit status."""
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("replay", nargs="?", type=int, metavar="SEED", help="play this one alone")
+    options.add_argument("--from", dest="first", type=int, default=0, metavar="SEED", help="the first seed")
+    options.add_argument("--count", type=int, default=1000)
+    options.add_argument("--jobs", type=int, default=2)
+    options.add_argument("--requests", type=int, default=REQUESTS, help="of each seed, at least")
+    given = options.parse_args()
+    if given.replay is not None:
+        return replay(given.replay, given.requests)
+    outcome, began = Outcome("benchmarks.simulator_seeds"), time.monotonic()
+    seeds = range(given.first, given.first + given.count)
+    played = list(play_seeds(seeds, given.jobs, given.requests))
+    failed = [one for one in played if one.failure]
+    for one in failed:
+        print(f"  {one.failure}\n")
+    good = [one for one in played if not one.failure]
+    outcome.judge(
+        "seeds that hold", asked=str(given.count), found=str(len(good)), good=not failed and bool(good)
+    )
+    fewest = min((one.requests for one in good), default=0)
+    outcome.judge(
+        "requests of a seed", asked=f">= {given.requests}", found=f"{fewest}", good=fewest >= given.requests
+    )
+    found = shares(good)
+    for kind, share in found.items():
+        outcome.judge(
+            f"seeds in which {kind} hit something", asked=f">= {percent(SHARE_MIN, 1)}",
+            found=percent(share, 1), good=share >= SHARE_MIN,
+        )  # fmt: skip
+    actions: Counter[str] = Counter()
+    for one in good:
+        actions.update(one.actions)
+    total = sum(one.requests for one in good)
+    outcome.figures = {
+        "requests": total, "seconds": time.monotonic() - began, "fault_shares": found,
+        "actions": dict(actions), "failed": [one.failure for one in failed],
+    }  # fmt: skip
+    print(table(("what", "count"), [("requests", total), *sorted(actions.items())]))
+    return finish(outcome, given.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

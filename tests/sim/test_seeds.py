@@ -1,0 +1,87 @@
+"""Scenarios by chance, with faults, pass every check; a seed gives one journal in any process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from clockwork_serve.controller import POLICIES
+from clockwork_serve.sim.seeds import KINDS, REQUESTS, Digest, Played, play_seed, play_seeds, random_scenario
+
+SEEDS = 1_000
+FEW = 20
+SHARE_MIN = 0.05
+WITH_FAULTS = next(seed for seed in range(100) if len(random_scenario(seed, 200).scenario.faults) > 5)
+HASH = (
+    "import sys; from clockwork_serve.sim.seeds import *; digest = Digest(); "
+    "play_seed(int(sys.argv[1]), 500, (digest,)); print(digest.hex())"
+)
+
+
+def _all_hold(played: list[Played], requests: int) -> None:
+    failures = [one.failure for one in played if one.failure]
+    assert not failures, "\n\n".join(failures)
+    assert min(one.requests for one in played) >= requests
+
+
+def test_a_few_seeds_pass_every_check():
+    played = [play_seed(seed, 400) for seed in range(FEW)]
+
+    _all_hold(played, 400)
+    assert len({kind for one in played for kind in one.faults}) > len(KINDS) // 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_thousand_seeds_pass_every_check():
+    played = list(play_seeds(range(SEEDS), jobs=2))
+
+    _all_hold(played, REQUESTS)
+    hit = Counter(kind for one in played for kind in one.faults)
+    assert {kind for kind in KINDS if hit[kind] < SHARE_MIN * SEEDS} == set(), hit
+
+
+def test_seeds_differ_in_all_that_matters():
+    chances = [random_scenario(seed, 100) for seed in range(150)]
+
+    assert {one.config.policy for one in chances} == set(POLICIES)
+    assert {one.config.reject_infeasible for one in chances} == {True, False}
+    assert {one.config.max_batch for one in chances} == {1, 4, 8, 16}
+    assert {one.cluster.devices for one in chances} == {1, 2, 3, 4}
+    assert {load.arrivals for one in chances for load in one.scenario.loads} == {
+        "poisson", "gamma", "fixed", "closed"
+    }  # fmt: skip
+    assert {fault.kind for one in chances for fault in one.scenario.faults} == set(KINDS)
+    assert any(not one.scenario.faults for one in chances)
+
+
+def _journal_of(seed: int, hash_seed: str) -> str:
+    """The hash of a seed's journal, from a process of its own."""
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    done = subprocess.run(
+        [sys.executable, "-c", HASH, str(seed)], env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_a_seed_gives_the_same_journal_byte_for_byte_in_any_process():
+    here = Digest()
+    play_seed(WITH_FAULTS, 500, (here,))
+
+    assert {_journal_of(WITH_FAULTS, hash_seed) for hash_seed in ("1", "4242")} == {here.hex()}
+    assert _journal_of(WITH_FAULTS + 1, "1") != here.hex()
+
+
+def test_what_fails_names_the_command_that_repeats_it():
+    class Broken:
+        def on_step(self, now_ns, events, effects):
+            assert now_ns < 1000, "broken on purpose"
+
+    with pytest.raises(
+        AssertionError, match=r"python -m benchmarks\.simulator_seeds 3 --requests 50: at \d+ ns"
+    ):
+        play_seed(3, 50, (Broken(),))
