@@ -203,3 +203,18 @@ def test_nothing_is_hoped_for_from_a_device_that_is_gone() -> None:
     later = world.request("m9", slo_ms=500)
     world.run()
     assert world.answers[later].outcome is Outcome.OK
+
+
+@pytest.mark.parametrize(
+    ("batch", "reason"), [(8, Reason.WOULD_MISS_DEADLINE), (1, Reason.NONE)], ids=["least 8", "least 1"]
+)
+def test_no_hope_rests_on_a_batch_smaller_than_the_policy_will_run(batch: int, reason: Reason) -> None:
+    world = warm("a", "b", b1_ms=10)
+    belief = world.controller._belief
+    queue = belief.models["a/1"].main
+    assert queue is not None
+    belief.require(queue, batch)
+    world.request("b", slo_ms=100)
+    waiting = world.request("a", slo_ms=30)
+    world.run()
+    assert world.answers[waiting].reason is reason, "10 ms to go; batch 1 takes 10 ms, batch 8 38 ms"

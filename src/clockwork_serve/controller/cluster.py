@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 # ruff: noqa: FURB136 - max() and min() cost 100 ns more than a condition
-from collections import deque
 from heapq import heapify, heappush
 from typing import TYPE_CHECKING, Final
 
@@ -31,7 +30,7 @@ class LaneBelief:
 
     def __init__(self, network_ns: int) -> None:
         self._network_ns = network_ns
-        self._outstanding: deque[tuple[int, int]] = deque()
+        self._outstanding: list[tuple[int, int]] = []
         """(action id, expected duration) of all actions sent and not ended."""
         self.head_end_ns = NEVER_NS
         """When the first of them is expected to end."""
@@ -76,7 +75,7 @@ class LaneBelief:
         """An action ended, or was refused, at ``ended_ns``."""
         outstanding = self._outstanding
         if outstanding and outstanding[0][0] == action_id:
-            ended = outstanding.popleft()
+            ended = outstanding.pop(0)
             if outstanding:
                 head_ns = outstanding[0][1]
                 self.head_end_ns = ended_ns + head_ns

@@ -1,0 +1,53 @@
+"""Devices, models and weights for tests of the controller's parts, without a controller."""
+
+from __future__ import annotations
+
+from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.cluster import DeviceBelief, Residency
+from clockwork_serve.controller.queues import Queue, ServedModel
+from clockwork_serve.messages import Extent, Request
+from clockwork_serve.units import ms
+from tests.controller.honest import CODE, device, model, profile
+
+
+def belief(*devices: str, pages: int = 16, config: ControllerConfig | None = None) -> Belief:
+    """A cluster of warm devices of ``pages`` pages of 1 MiB; nothing is on them."""
+    made = Belief(config or ControllerConfig())
+    made.codes[CODE.code_id] = CODE
+    made.estimator.learn_profile(profile())
+    for name in devices:
+        one = DeviceBelief(device(name, pages), name, made.fresh(), made.config)
+        made.devices[name] = one
+        assert made.prepare(one, CODE.code_id)
+    return made
+
+
+def serve(made: Belief, name: str, mib: int = 4) -> ServedModel:
+    """A model that is served."""
+    served = ServedModel(model(name, mib=mib), CODE, made.fresh())
+    made.models[served.key] = served
+    return served
+
+
+def place(made: Belief, served: ServedModel, name: str, first: int = 0) -> Residency:
+    """Its weights are on a device."""
+    one = made.devices[name]
+    extent = Extent(first, one.spec.pages_of(served.model.weights.size))
+    made.send_load(one, served, extent, ms(1), ms(1))
+    residency = served.residencies[name]
+    one.load.end(residency.version, ms(9))
+    made.loaded(residency)
+    return residency
+
+
+def ask(made: Belief, served: ServedModel, slo_ms: float = 100, count: int = 1) -> Queue:
+    """Requests wait for it."""
+    for _ in range(count):
+        request = Request(
+            request_id=f"r{made.fresh()}", gateway="g", model=served.key, arrival_ns=ms(10),
+            deadline_ns=ms(10 + slo_ms),
+        )  # fmt: skip
+        made.admit(request, served)
+    assert served.main is not None
+    return served.main

@@ -1,0 +1,34 @@
+"""The ways to run a queue on a device."""
+
+from __future__ import annotations
+
+import pytest
+
+from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.controller.codes import useful_sizes
+from clockwork_serve.units import ms
+from tests.controller.clusters import ask, belief, place, serve
+from tests.controller.honest import CODE, device, profile
+
+
+def test_models_of_one_code_share_their_batches_and_what_is_learned() -> None:
+    made = belief("d0")
+    strategies = []
+    for at, name in enumerate("ab"):
+        served = serve(made, name)
+        place(made, served, "d0", first=4 * at)
+        strategies.append(ask(made, served).strategies[0])
+    assert strategies[0].batches is strategies[1].batches
+    assert [(batch.count, batch.size) for batch in strategies[0].batches] == [(1, 1), (2, 2), (4, 4), (8, 8)]
+    strategies[0].batches[0].samples.add(ms(99))
+    assert strategies[1].least.estimate_ns > ms(90)
+
+
+def test_one_request_alone_can_always_run() -> None:
+    sizes = useful_sizes(CODE, profile(), device(), ControllerConfig(max_exec_ns=1))
+    assert sizes == {1}
+
+
+@pytest.mark.parametrize(("max_batch", "sizes"), [(8, {1, 2, 4, 8}), (4, {1, 2, 4}), (3, {1, 2})])
+def test_no_batch_is_larger_than_allowed(max_batch: int, sizes: set[int]) -> None:
+    assert useful_sizes(CODE, profile(), device(), ControllerConfig(max_batch=max_batch)) == sizes

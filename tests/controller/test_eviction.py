@@ -1,0 +1,68 @@
+"""Whom a LOAD displaces: where all weights are of one size, the quick way finds what the search finds."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.cluster import Residency
+from clockwork_serve.controller.eviction import make_room
+from clockwork_serve.controller.life import READY
+from clockwork_serve.controller.timers import NEVER_NS
+from clockwork_serve.units import ms
+from tests.controller.clusters import ask, belief, place, serve
+
+
+def searched(made: Belief, wanted_ns: int) -> object:
+    def rank(other: Residency) -> int | None:
+        if other.state != READY or other.in_flight:
+            return None
+        if not other.model.waiting:
+            return other.used
+        return other.used + NEVER_NS if other.model.demand_ns < wanted_ns else None
+
+    room = made.devices["d0"].pages.room(4, rank)
+    return room and (room.extent, [one.model.key for one in room.displaced])
+
+
+USES = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["touch", "ask", "fly", "load"])), max_size=14)
+
+
+@given(USES, st.integers(1, 5), st.integers(16, 19))
+def test_the_quick_way_finds_what_the_search_finds(uses, tens: int, pages: int) -> None:  # type: ignore[no-untyped-def]
+    made = belief("d0", pages=pages)
+    served = [serve(made, f"m{at}") for at in range(4)]
+    held = [place(made, one, "d0", first=4 * at) for at, one in enumerate(served)]
+    newcomer = serve(made, "new")
+    for at, what in uses:
+        residency = served[at].residencies["d0"]
+        if what == "touch":
+            made.devices["d0"].touch(residency)
+        elif what == "ask":
+            ask(made, served[at])
+        elif what == "fly":
+            residency.in_flight ^= 1
+        elif not residency.in_flight:
+            made.send_unload(residency, ms(20))
+            held[at] = place(made, served[at], "d0", first=residency.extent.first)
+        room = make_room(made.devices["d0"], newcomer, ms(10 * tens))
+        quick = room and (room.extent, [one.model.key for one in room.displaced])
+        assert quick == searched(made, ms(10 * tens))
+
+
+def test_where_there_is_a_gap_nothing_is_displaced() -> None:
+    made = belief("d0")
+    place(made, serve(made, "a"), "d0")
+    room = make_room(made.devices["d0"], serve(made, "b"), NEVER_NS)
+    assert room is not None
+    assert (room.extent.first, room.extent.count, room.displaced) == (4, 4, [])
+
+
+def test_weights_of_many_sizes_make_room_together() -> None:
+    made = belief("d0", pages=4)
+    for at in range(4):
+        place(made, serve(made, f"m{at}", mib=1), "d0", first=at)
+    room = make_room(made.devices["d0"], serve(made, "large", mib=3), NEVER_NS)
+    assert room is not None
+    assert [one.model.key for one in room.displaced] == ["m0/1", "m1/1", "m2/1"]
