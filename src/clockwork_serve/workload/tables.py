@@ -14,8 +14,8 @@ from clockwork_serve.workload.problems import did_you_mean, unfit
 NO_SLO_MS: Final = 24 * 3600 * 1000.0
 """The SLO of a load that names none: a day (the paper's batch clients, section 6.4)."""
 
-MOST_RPS: Final = 1e9
-"""No ramp goes beyond it; requests of one nanosecond have no order."""
+MOST_RPS: Final = 1e7
+"""Requests per second beyond which no ramp goes: a hundred times what one controller of the paper took."""
 
 SHORTEST_S: Final = 0.001
 """Steps of ramps and bursts shorter than this would cost more than the requests in them."""
@@ -26,7 +26,17 @@ Mapping = Literal["block", "stripe", "shuffled"]
 Counts = Literal["rates", "exact"]
 Retry = Literal["fixed", "retry_after"]
 FaultKind = Literal[
-    "crash", "hang", "slow", "loss", "delay", "skew", "remove_model", "add_model", "gateway", "cancel", "drain"
+    "crash",
+    "hang",
+    "slow",
+    "loss",
+    "delay",
+    "skew",
+    "remove_model",
+    "add_model",
+    "gateway",
+    "cancel",
+    "drain",
 ]
 
 
@@ -43,7 +53,7 @@ class Ramp(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         """Check the fields. Raises :class:`FieldError`."""
-        require_between(self, ("every_s",), SHORTEST_S, math.inf)
+        require_between(self, ("every_s",), SHORTEST_S, 1e8)
         require_above(self, ("factor",), 0)
         require_finite(self, ("add", "until"))
         if (self.factor is None) == (self.add is None):
@@ -238,8 +248,8 @@ class FaultTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         """Check the fields. Raises :class:`FieldError`."""
         require_finite(self, ("at_s",), least=0)
-        require_above(self, ("for_s", "factor"), 0)
-        require_finite(self, ("ms",))
+        require_between(self, ("for_s", "factor"), 1e-6, 1e8)
+        require_between(self, ("ms",), -1e8, 1e8)
         require_within(self, ("device", "worker"), 0, 1_000_000)
         needed = _FAULT_NEEDS.get(self.kind)
         for field in ("factor", "ms", "model"):
