@@ -252,6 +252,7 @@ def measure(devices: int, models: int, policy: str, seed: int, requests: int | N
     bench = Bench(devices, models, policy, seed)
     gc.collect()
     gc.freeze()
+    usual = gc.get_threshold()
     gc.set_threshold(100_000, 50, 1000)
     warm_requests = requests or max(20_000, 2 * models, 500 * devices)
     cold = bench.traffic(min(3 * models, warm_requests), timed=True)
@@ -259,6 +260,7 @@ def measure(devices: int, models: int, policy: str, seed: int, requests: int | N
     bench.traffic(int(warm_requests * SETTLE), timed=False)
     missing = bench.missing
     warm = bench.traffic(warm_requests, timed=True)
+    gc.set_threshold(*usual)
     gc.unfreeze()
     return {
         "cold": cold.figures(), "placed_after": asked, "missing_when_warm": missing, "warm": warm.figures(),
