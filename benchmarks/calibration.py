@@ -148,19 +148,25 @@ def _quantiles_us(values_ns: Sequence[float]) -> Quantiles:
     return tuple((share, round(quantile(values_ns, share) / NS_PER_US, 1)) for share in SHARES)
 
 
-def write_zoo(
-    file: Path,
-    models: Mapping[str, Model],
-    profiles: Mapping[str, Profile],
-    infer_ns: Mapping[str, Mapping[int, int]],
-) -> None:
-    """A table of models for ``clockwork simulate --zoo``: durations in ns by code and batch."""
+def truth_of(story: Story, found: Calibration) -> dict[str, Profile]:
+    """How long things take under load, by model: a zoo's kinds are called by the models."""
+    return {
+        name: structs.replace(
+            story.profiles[model.code_id], code_id=name, infer_ns=dict(found.infer_ns[model.code_id])
+        )
+        for name, model in story.models.items()
+    }
+
+
+def write_zoo(file: Path, models: Mapping[str, Model], profiles: Mapping[str, Profile]) -> None:
+    """A table of models for ``clockwork simulate --zoo``: what the server measured before it served."""
     batches = sorted({batch for model in models.values() for batch in model.batch_sizes})
     lines = [",".join(["model", "weights_mb", "load_ms", *(f"infer_b{batch}_ms" for batch in batches)])]
     for name, model in sorted(models.items()):
-        curve = infer_ns[model.code_id]
+        profile = profiles[model.code_id]
+        curve = profile.infer_ns
         cells = [f"{curve[batch] / NS_PER_MS:.6f}" if batch in model.batch_sizes else "" for batch in batches]
-        load_ns = profiles[model.code_id].load_ns(model.weights.size)
+        load_ns = profile.load_ns(model.weights.size)
         lines.append(
             ",".join([name, f"{model.weights.size / 1e6:.6f}", f"{load_ns / NS_PER_MS:.6f}", *cells])
         )

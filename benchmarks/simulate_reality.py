@@ -22,7 +22,7 @@ from msgspec import structs
 
 from benchmarks import repositories
 from benchmarks.agreement import Pair, Run, conclude, why_invalid
-from benchmarks.calibration import Calibration, Delays, calibrate, delays_of, write_zoo
+from benchmarks.calibration import Calibration, Delays, calibrate, delays_of, truth_of, write_zoo
 from benchmarks.client import Sample, Shot, infer_message, open_loop, run
 from benchmarks.lane_story import Execution, Story, story_of
 from benchmarks.machine import Watch
@@ -32,6 +32,7 @@ from clockwork_serve.apps.simulate.play import play
 from clockwork_serve.apps.simulate.question import Question, ask
 from clockwork_serve.apps.simulate.report import Report, report
 from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.messages import Profile
 from clockwork_serve.telemetry import read_journal
 from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_S, to_ms
 from clockwork_serve.workload.stream import Workload
@@ -157,10 +158,10 @@ def capacity_rps(story: Story, infer_ns: Mapping[str, Mapping[int, int]]) -> flo
     return NS_PER_S * len(best_ns) / sum(best_ns)
 
 
-def simulated(question: Question, found: Calibration, seed: int) -> Run:
+def simulated(question: Question, found: Calibration, truth: dict[str, Profile], seed: int) -> Run:
     """One run on virtual time; the seed decides noise, not arrivals."""
     asked = structs.replace(question, constants=found.constants, seed=seed)
-    made: Report = report(asked, play(asked.simulation()))
+    made: Report = report(asked, play(asked.simulation(truth=truth)))
     (load,) = made.loads
     return Run(
         goodput_rps=load.goodput_rps,
@@ -182,7 +183,7 @@ class Plan:
         self.zoo = folder / "measured.csv"
 
     def question(self, name: str, rate: float, seed: int) -> Question:
-        """A scenario of all models at one rate, made ready with the table of models as it is now."""
+        """A scenario of all models at one rate, made ready."""
         given = self._given
         file = self._folder / f"{name}.toml"
         file.write_text(scenario_text(name, rate, given.seconds, given.warmup, given.slo_ms))
@@ -195,18 +196,15 @@ def measure(serving: Serving, folder: Path, given: argparse.Namespace) -> Outcom
     reality.warm_up()
     story = reality.story()
     profiled = {code: profile.infer_ns for code, profile in story.profiles.items()}
-    write_zoo(plan.zoo, story.models, story.profiles, profiled)
+    write_zoo(plan.zoo, story.models, story.profiles)
     rate = CALIBRATION_SHARE * capacity_rps(story, profiled)
     print(f"looking for the capacity at {rate:.1f} r/s")
     reality.play(plan.question("first", rate, CALIBRATION_SEED).workload, plan.slo_ns)
     story = reality.story()
     capacity = capacity_rps(story, calibrated(reality, story, [0]).infer_ns)
-
-    def questions() -> list[Question]:
-        return [plan.question(f"share-{one:g}", one * capacity, given.seed) for one in given.shares]
-
+    questions = [plan.question(f"share-{one:g}", one * capacity, given.seed) for one in given.shares]
     calibration = plan.question("calibration", CALIBRATION_SHARE * capacity, CALIBRATION_SEED)
-    turn = [calibration, *questions()]
+    turn = [calibration, *questions]
     watch = Watch([os.getpid(), *serving.pids()])
     for round_ in range(given.rounds):
         for one in turn:
@@ -217,14 +215,14 @@ def measure(serving: Serving, folder: Path, given: argparse.Namespace) -> Outcom
     story = reality.story()
     numbers = range(1, 1 + given.rounds * len(turn))
     found = calibrated(reality, story, list(numbers[:: len(turn)]))
-    write_zoo(plan.zoo, story.models, story.profiles, found.infer_ns)
+    truth = truth_of(story, found)
     pairs = [
         Pair(
             share,
             [reality.judged(number, story)[0] for number in numbers[at + 1 :: len(turn)]],
-            [simulated(one, found, seed) for seed in range(1, given.rounds + 1)],
+            [simulated(one, found, truth, seed) for seed in range(1, given.rounds + 1)],
         )
-        for at, (share, one) in enumerate(zip(given.shares, questions(), strict=True))
+        for at, (share, one) in enumerate(zip(given.shares, questions, strict=True))
     ]
     outcome = Outcome("benchmarks.simulate_reality", invalid=why_invalid(disturbed))
     conclude(outcome, found, capacity, pairs, disturbed)

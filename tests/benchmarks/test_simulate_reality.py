@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 from benchmarks.agreement import Pair, Run, agrees, compare, why_invalid
-from benchmarks.calibration import Delays, calibrate, delays_of, write_zoo
+from benchmarks.calibration import Delays, calibrate, delays_of, truth_of, write_zoo
 from benchmarks.client import Sample
 from benchmarks.lane_story import Execution, story_of
 from benchmarks.machine import Disturbance
 from benchmarks.report import Outcome
 from benchmarks.simulate_reality import DEPTHS, INPUTS, capacity_rps, scenario_text, shots_of
+from msgspec import structs
 
 from clockwork_serve.apps.simulate.question import ask
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.messages import Profile, Status
+from clockwork_serve.messages import CodeAdded, Profile, Status
 from clockwork_serve.sim import read_constants
 from clockwork_serve.telemetry.journal import Step
 from clockwork_serve.units import ms, us
@@ -25,6 +26,7 @@ from tests.telemetry import stories
 PROFILE = Profile(
     code_id="code", device_kind="cpu", infer_ns={1: ms(4), 2: ms(7)}, load_base_ns=0, load_ns_per_mib=ms(1)
 )
+CODE = Zoo.read("v100").code("resnet50_v2")
 
 
 def ran(batch: int, started_ms: float, ended_ms: float, *, alone: bool = False) -> Execution:
@@ -85,13 +87,24 @@ def test_calibration_says_what_load_does_to_durations() -> None:
 
 def test_the_table_of_models_is_one_that_simulate_reads(tmp_path: Path) -> None:
     model = stories.model_added().model
-    write_zoo(tmp_path / "measured.csv", {"net": model}, {"code": PROFILE}, {"code": {1: ms(4), 2: 7, 4: 9}})
+    profile = structs.replace(PROFILE, infer_ns={1: ms(4), 2: 7, 4: 9})
+    write_zoo(tmp_path / "measured.csv", {"net": model}, {"code": profile})
 
     row = Zoo.read(tmp_path / "measured.csv")["net"]
 
-    assert row.infer_ns == {1: ms(4), 2: 7, 4: 9}
+    assert row.infer_ns == profile.infer_ns
     assert row.weights_bytes == model.weights.size
     assert row.load_ns == ms(3)
+
+
+def test_the_truth_is_what_was_measured_under_load() -> None:
+    story = story_of([Step(0, (stories.model_added(), CodeAdded(code=CODE, profiles=(PROFILE,))), ())])
+    delays = Delays([1], [1], [1], [1], [us(80)])
+
+    truth = truth_of(story, calibrate(story.profiles, delays, [ran(1, 0, 5)]))
+
+    assert truth["net"].infer_ns[1] == ms(5) + us(80)
+    assert truth["net"].load_ns(3 << 20) == PROFILE.load_ns(3 << 20)
 
 
 def test_both_get_the_same_requests(tmp_path: Path) -> None:

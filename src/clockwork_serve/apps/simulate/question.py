@@ -9,6 +9,7 @@ from msgspec import Struct, structs
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.errors import ConfigError
+from clockwork_serve.messages import Profile
 from clockwork_serve.sim import Cluster, Constants, Simulation, read_constants
 from clockwork_serve.sim.simulation import Watcher
 from clockwork_serve.units import MIB, NS_PER_S
@@ -39,8 +40,18 @@ class Question(Struct, frozen=True, kw_only=True):
         """The length of the stretches that the run is cut into, to see when it breaks."""
         return 1.0 if self.scenario.seconds <= SHORT_S else MINUTE_S
 
-    def simulation(self, *, watchers: Sequence[Watcher] = (), checks: bool = False) -> Simulation:
-        """The simulation that answers it, at its start; ``checks``: with the whole system checked."""
+    def simulation(
+        self,
+        *,
+        truth: dict[str, Profile] | None = None,
+        watchers: Sequence[Watcher] = (),
+        checks: bool = False,
+    ) -> Simulation:
+        """The simulation that answers it, at its start.
+
+        ``truth``: how long things really take, by kind of model, where that is not what the table says.
+        ``checks``: the whole system is checked after every step.
+        """
         return Simulation(
             workload=self.workload,
             zoo=self.zoo,
@@ -48,6 +59,7 @@ class Question(Struct, frozen=True, kw_only=True):
             config=self.config,
             seed=self.seed,
             constants=self.constants,
+            truth=truth,
             watchers=watchers,
             bucket_ns=round(self.stretch_s * NS_PER_S),
             faults=self.scenario.faults,
