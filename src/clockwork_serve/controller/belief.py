@@ -15,6 +15,7 @@ from clockwork_serve.controller.cluster import (
 )
 from clockwork_serve.controller.codes import Batch, CodeOnDevice, useful_sizes
 from clockwork_serve.controller.config import ControllerConfig
+from clockwork_serve.controller.delays import LASTS_NS
 from clockwork_serve.controller.estimator import Estimator, Samples
 from clockwork_serve.controller.life import (
     ANSWER,
@@ -53,7 +54,11 @@ class Belief:
 
     def __init__(self, config: ControllerConfig) -> None:
         self.config = config
-        self._slack_ns = config.slack_ns
+        self.slack_ns = config.slack_ns
+        """Plans end so long before the deadline; a policy may correct it by what is measured."""
+        self.measures = False
+        """The policy plans with what delays are measured, and wants to know."""
+        self._slack_until_ns = 0
         self._floor_ns = config.floor_ns
         self._capacity_ns = config.capacity_ns
         self._look_ahead_ns = config.look_ahead_ns
@@ -143,7 +148,9 @@ class Belief:
 
     def admit(self, request: Request, model: ServedModel) -> Waiter:
         """Put a request into its queue."""
-        due_ns = request.deadline_ns - self._slack_ns
+        if self.measures and request.arrival_ns > self._slack_until_ns:
+            self._forget_delays()
+        due_ns = request.deadline_ns - self.slack_ns
         if self._floor_ns:
             due_ns = max(due_ns, request.arrival_ns + self._floor_ns)
         slo_ns = due_ns - request.arrival_ns
@@ -259,7 +266,7 @@ class Belief:
         expected_ns = batch.samples.estimate_ns
         latest_ns = start_ns + self._look_ahead_ns
         if not self._open_window:
-            latest_ns = waiters[0].due_ns + self._slack_ns // 2 - expected_ns
+            latest_ns = waiters[0].due_ns + self.slack_ns // 2 - expected_ns
             if latest_ns < start_ns:
                 latest_ns = start_ns
         by_ns = now_ns + self._network_ns
@@ -281,7 +288,9 @@ class Belief:
             waiter.step(SEND)
             demand_ns += waiter.demand_ns
         self._gone(queue, model, len(waiters), demand_ns)
-        self.sent[action_id] = Sent(action, device, residency, batch.samples, waiters)
+        self.sent[action_id] = sent = Sent(action, device, residency, batch.samples, waiters)
+        if not device.exec:
+            sent.idle_ns = now_ns
         residency.in_flight += 1
         device.used = residency.used = device.used + 1
         self._give(device.exec, action_id, expected_ns, now_ns)
@@ -338,6 +347,26 @@ class Belief:
         ):  # fmt: skip
             lane.moved = True
             self.moved.append(lane)
+
+    # Delays
+
+    def measure(self, sent: Sent, started_ns: int, now_ns: int) -> None:
+        """The result of an INFER is heard: correct the delays to plan with (before its lane hears of it)."""
+        device = sent.device
+        reach_ns = started_ns - sent.idle_ns if sent.idle_ns >= 0 else -1
+        delays = device.delays
+        delays.heard(now_ns - device.exec.head_end_ns, reach_ns, now_ns)
+        device.exec.network_ns = delays.reach_ns
+        self._slack_until_ns = now_ns + LASTS_NS
+        if delays.slack_ns != self.slack_ns:
+            self.slack_ns = max([one.delays.slack_ns for one in self.devices.values()])
+
+    def _forget_delays(self) -> None:
+        """Nothing was measured for a while."""
+        for device in self.devices.values():
+            device.delays.forget()
+            device.exec.network_ns = device.delays.reach_ns
+            self.slack_ns = device.delays.slack_ns
 
     # Weights
 

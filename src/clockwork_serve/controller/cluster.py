@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from clockwork_serve.controller.codes import CodeOnDevice
 from clockwork_serve.controller.config import ControllerConfig
+from clockwork_serve.controller.delays import Delays
 from clockwork_serve.controller.estimator import Samples
 from clockwork_serve.controller.life import LOADING, NEVER, WEIGHTS_AFTER, WEIGHTS_STATES, WEIGHTS_STEPS
 from clockwork_serve.controller.pages import Pages
@@ -26,10 +27,11 @@ IDLE_MIN: Final = 64
 class LaneBelief:
     """When a lane will be free. Actions on it run one after another, in the order sent."""
 
-    __slots__ = ("_network_ns", "_outstanding", "behind_ns", "free_ns", "head_end_ns", "moved", "watch")
+    __slots__ = ("network_ns", "_outstanding", "behind_ns", "free_ns", "head_end_ns", "moved", "watch")
 
     def __init__(self, network_ns: int) -> None:
-        self._network_ns = network_ns
+        self.network_ns = network_ns
+        """How long a message to the worker takes; a policy may correct it by what is measured."""
         self._outstanding: list[tuple[int, int]] = []
         """(action id, expected duration) of all actions sent and not ended."""
         self.head_end_ns = NEVER_NS
@@ -49,12 +51,12 @@ class LaneBelief:
     def available_ns(self, now_ns: int) -> int:
         """When an action sent now could start; while the running one is late, it is counted to end now."""
         free_ns = self.free_ns if now_ns <= self.head_end_ns else now_ns + self.behind_ns
-        soonest_ns = now_ns + self._network_ns
+        soonest_ns = now_ns + self.network_ns
         return free_ns if free_ns > soonest_ns else soonest_ns
 
     def busy(self, now_ns: int) -> bool:
         """Whether an action sent now would have to wait for others."""
-        return self.available_ns(now_ns) > now_ns + self._network_ns
+        return self.available_ns(now_ns) > now_ns + self.network_ns
 
     def overdue_ns(self, now_ns: int) -> int:
         """By how much the running action is late against its estimate; below 0 if it is not, or none runs."""
@@ -66,7 +68,7 @@ class LaneBelief:
             self.behind_ns += expected_ns
             self.free_ns += expected_ns
         else:
-            soonest_ns = now_ns + self._network_ns
+            soonest_ns = now_ns + self.network_ns
             begin_ns = self.free_ns if self.free_ns > soonest_ns else soonest_ns
             self.free_ns = self.head_end_ns = begin_ns + expected_ns
         self._outstanding.append((action_id, expected_ns))
@@ -159,7 +161,7 @@ class Strategy:
 class Sent:
     """An action in flight."""
 
-    __slots__ = ("action", "device", "residency", "samples", "waiters")
+    __slots__ = ("action", "device", "idle_ns", "residency", "samples", "waiters")
 
     def __init__(
         self,
@@ -176,13 +178,15 @@ class Sent:
         """Where its duration is learned; None for an UNLOAD."""
         self.waiters = waiters
         """The requests of an INFER, in the order of its calls."""
+        self.idle_ns = -1
+        """When it was sent, if its lane was idle then."""
 
 
 class DeviceBelief:
     """One device."""
 
     __slots__ = (
-        "codes", "exec", "failed_codes", "idle", "index", "load", "load_key_ns", "load_ns", "name", "pages",
+        "codes", "delays", "exec", "failed_codes", "idle", "index", "load", "load_key_ns", "load_ns", "name", "pages",
         "pending_codes", "plan", "spec", "up", "used", "warm", "worker",
     )  # fmt: skip
 
@@ -195,6 +199,8 @@ class DeviceBelief:
         self.up = True
         self.exec = LaneBelief(config.network_ns)
         self.load = LaneBelief(config.network_ns)
+        self.delays = Delays(config.network_ns, config.slack_ns)
+        """As measured, for a policy that plans with them."""
         self.pages: Pages[Residency] = Pages(spec.pages)
         self.codes: dict[str, CodeOnDevice] = {}
         """All and only codes that the worker prepared here."""

@@ -7,7 +7,7 @@ from msgspec import Struct
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
-POLICIES = ("paper",)
+POLICIES = ("default", "paper")
 """Names of the scheduling policies that ``ControllerConfig.policy`` may choose."""
 
 

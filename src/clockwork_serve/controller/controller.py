@@ -147,6 +147,8 @@ class Controller:
         if good and samples is not None:
             samples.add(result.ended_ns - result.started_ns)
         if sent.waiters:
+            if good and self._belief.measures:
+                self._belief.measure(sent, result.started_ns, now_ns)
             device.exec.end(result.action_id, result.ended_ns)
             assert sent.residency is not None
             sent.residency.in_flight -= 1

@@ -1,4 +1,7 @@
-"""Where a model's weights may go on a device, and which least recently used weights that displaces."""
+"""Where a model's weights may go on a device, and which weights that displaces: those missed least.
+
+That is the least recently used ones (the paper's order) or those of the models least asked for (``by_heat``).
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,13 @@ from clockwork_serve.controller.queues import ServedModel
 from clockwork_serve.controller.timers import NEVER_NS
 
 
-def make_room(device: DeviceBelief, model: ServedModel, wanted_ns: int) -> Room[Residency] | None:
+def make_room(
+    device: DeviceBelief, model: ServedModel, wanted_ns: int, *, by_heat: bool = False
+) -> Room[Residency] | None:
     """Room for a model on a device that lacks it, or None.
 
-    Weights in use stay. Those that no request waits for go first, least recently used first; then those of
-    models whose demand is below ``wanted_ns``.
+    Weights in use stay. Those that no request waits for go first, least missed first; then those of models
+    whose demand is below ``wanted_ns``.
     """
     pages = device.pages
     count = device.spec.pages_of(model.model.weights.size)
@@ -23,31 +28,33 @@ def make_room(device: DeviceBelief, model: ServedModel, wanted_ns: int) -> Room[
     if gap is not None:
         return Room(gap, [])
     if pages.all_of(count):
-        victim = _least_used(device, wanted_ns)
+        victim = _least_missed(device, wanted_ns, by_heat=by_heat)
         return None if victim is None else Room(pages.instead(victim.extent), [victim])
 
     def rank(other: Residency) -> int | None:
         if other.state != READY or other.in_flight:
             return None
+        worth = other.model.heat if by_heat else other.used
         if not other.model.waiting:
-            return other.used
-        return other.used + NEVER_NS if other.model.demand_ns < wanted_ns else None
+            return worth
+        return worth + NEVER_NS if other.model.demand_ns < wanted_ns else None
 
     return pages.room(count, rank)
 
 
-def _least_used(device: DeviceBelief, wanted_ns: int) -> Residency | None:
+def _least_missed(device: DeviceBelief, wanted_ns: int, *, by_heat: bool) -> Residency | None:
     """Whom to displace where all weights are of one size."""
     idle = device.idle
     aside: list[tuple[int, int, Residency]] = []
     victim: Residency | None = None
     while idle:
-        used, version, residency = idle[0]
+        known, version, residency = idle[0]
         if residency.state == GONE:
             heappop(idle)
             continue
-        if residency.used != used:
-            heapreplace(idle, (residency.used, version, residency))
+        worth = residency.model.heat if by_heat else residency.used
+        if worth != known:
+            heapreplace(idle, (worth, version, residency))
             continue
         if residency.state == READY and not residency.in_flight:
             if not residency.model.waiting:

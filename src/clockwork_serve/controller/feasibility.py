@@ -50,7 +50,6 @@ class Feasibility:
     def __init__(self, belief: Belief) -> None:
         self._belief = belief
         self._timers = belief.timers
-        self._network_ns = belief.config.network_ns
         self._look_ahead_ns = belief.config.look_ahead_ns
         self._loaders = Loaders()
 
@@ -111,7 +110,7 @@ class Feasibility:
 
     def _aim(self, watch: Watch, first_ns: int, now_ns: int) -> None:
         """Look again before the first promise breaks: a little early, so that it holds if work is added."""
-        behind_ns = max(watch.lane.behind_ns, self._network_ns)
+        behind_ns = max(watch.lane.behind_ns, watch.lane.network_ns)
         if behind_ns < self._look_ahead_ns < first_ns - now_ns:
             behind_ns = self._look_ahead_ns
         watch.first_ns = first_ns
@@ -166,7 +165,7 @@ class Feasibility:
             hope.samples.doubt()
         shortage_ns = hope.end_ns - head.due_ns
         allowed_ns = head.request.deadline_ns - head.request.arrival_ns
-        impossible = hope.rest_ns + self._belief.config.slack_ns > allowed_ns
+        impossible = hope.rest_ns + self._belief.slack_ns > allowed_ns
         self._belief.answer(
             head, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE,
             retry_after_ns=0 if impossible else shortage_ns,

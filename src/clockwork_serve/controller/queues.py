@@ -130,7 +130,7 @@ class ServedModel:
     """A model that is served: its queues, its demand and where its weights are."""
 
     __slots__ = (
-        "base_ns", "code", "code_id", "demand_ns", "key", "load_key", "main", "model", "order", "queue_limit",
+        "base_ns", "code", "code_id", "demand_ns", "heat", "key", "load_key", "main", "model", "order", "queue_limit",
         "queues", "removed", "residencies", "sole", "stirred", "waiting",
     )  # fmt: skip
 
@@ -153,6 +153,8 @@ class ServedModel:
         """Requests in all queues together."""
         self.demand_ns = 0
         """Lane time that the waiting requests ask for, weighted by how soon they want it."""
+        self.heat = 0
+        """How much it is asked for, if the policy keeps account of that; see ``heat``."""
         self.base_ns = 0
         """Batch-1 time by the first profile known; 0 until asked for."""
         self.stirred = False

@@ -35,6 +35,8 @@ class PaperScheduler(Scheduler):
         self._look_ahead_ns = config.look_ahead_ns
         self._lag_ns = config.lag_ns
         self._negative = config.load_negative
+        self._by_heat = False
+        """Weights of the models least asked for are displaced first, not those least recently used."""
         self._candidates = Candidates(belief)
         self._changed: list[Plan] = []
         """Devices whose exec lanes to look at in the next ``schedule``, in order of change."""
@@ -273,7 +275,8 @@ class PaperScheduler(Scheduler):
         start_ns = device.load.available_ns(now_ns)
         if not self._timely(plan, model, start_ns, now_ns):
             return False
-        room = make_room(device, model, NEVER_NS if self._negative else self._candidates.priority(model))
+        wanted_ns = NEVER_NS if self._negative else self._candidates.priority(model)
+        room = make_room(device, model, wanted_ns, by_heat=self._by_heat)
         if room is None:
             plan.starved = True
             return False

@@ -1,0 +1,255 @@
+"""Our policy: the paper's, with late choices, honest trade-offs when time is short, and loads that can still help.
+
+What it does otherwise than ``paper``; each idea's gain is in docs/policies.md:
+
+- *Late choices*: a lane is topped up only as far ahead as the network needs, not 5 ms.
+- *Best batch for the head*: the largest batch that still meets the earliest deadline; a larger size that is not
+  full is run where that costs less per request than the full one below it.
+- *Least loss*: where running the most urgent batch first would make others too late, the batches that use the
+  lane least well are passed over (Moore-Hodgson, on the few most urgent).
+- *No sacrifice without need*: requests of a queue that hold its batch small are passed over only where the
+  others cannot wait.
+- *Relaxed work stays short* while requests of a tighter SLO come to the same devices.
+- *Loads before they are asked for*: where no LOAD is quick enough for the SLO, weights are loaded for those who
+  come next.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from heapq import heappop
+from typing import Final
+
+from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.cluster import Strategy
+from clockwork_serve.controller.codes import Batch
+from clockwork_serve.controller.heat import hotter
+from clockwork_serve.controller.plan import Plan
+from clockwork_serve.controller.queues import Queue, ServedModel
+from clockwork_serve.controller.schedulers.paper import PaperScheduler
+from clockwork_serve.controller.timers import NEVER_NS
+from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
+
+MARGIN_NS: Final = 100 * NS_PER_US
+"""A lane is topped up when it will be free in less than the network's delay and this."""
+
+RIVALS_MAX: Final = 12
+"""So many of the most urgent strategies are weighed against each other where time is short."""
+
+RELAXED: Final = 2
+"""A request is relaxed if its SLO is more than so many times the tightest on its device."""
+
+TIGHT_NS: Final = NS_PER_S
+"""An SLO counts on a device for so long after a request that had it."""
+
+
+class Choice:
+    """A batch that a strategy could run now: requests from place ``first`` on.
+
+    It must start by ``latest_ns`` and takes ``lasts_ns``; ``cost_ns`` is that as a share of all devices that
+    could serve the queue.
+    """
+
+    __slots__ = ("batch", "cost_ns", "first", "lasts_ns", "latest_ns", "strategy")
+
+    def __init__(self, strategy: Strategy, first: int, batch: Batch, due_ns: int) -> None:
+        self.strategy = strategy
+        self.first = first
+        self.batch = batch
+        self.lasts_ns = batch.samples.estimate_ns
+        self.latest_ns = due_ns - self.lasts_ns
+        self.cost_ns = self.lasts_ns // len(strategy.queue.strategies)
+
+
+class Tight:
+    """The tightest SLO that lately came to a device: its requests may wait ``room_ns`` for the lane."""
+
+    __slots__ = ("room_ns", "slo_ns", "until_ns")
+
+    def __init__(self) -> None:
+        self.slo_ns = NEVER_NS
+        self.until_ns = 0
+        self.room_ns = NEVER_NS
+
+
+class DefaultScheduler(PaperScheduler):
+    """See the module."""
+
+    def __init__(self, belief: Belief) -> None:
+        super().__init__(belief)
+        belief.measures = True
+        self._by_heat = True
+        self._tight: dict[Plan, Tight] = {}
+
+    def queued(self, queue: Queue) -> None:
+        """A request joined: as in ``paper``; and its SLO may be the tightest."""
+        head = queue.waiters[0].request
+        slo_ns = head.deadline_ns - head.arrival_ns
+        queue.model.heat = hotter(queue.model.heat, queue.waiters[-1].request.arrival_ns)
+        for strategy in queue.strategies:
+            tight = self._tight.get(strategy.device.plan)
+            if tight is None:
+                tight = self._tight[strategy.device.plan] = Tight()
+            if slo_ns <= tight.slo_ns or head.arrival_ns > tight.until_ns:
+                self._tighten(tight, strategy, slo_ns, head.arrival_ns)
+        super().queued(queue)
+
+    def _tighten(self, tight: Tight, strategy: Strategy, slo_ns: int, now_ns: int) -> None:
+        """An SLO as tight as any comes to a device.
+
+        Its requests need not wait for this device alone: of n that serve them, another is likely to be free
+        sooner (measured on the paper's Fig 8).
+        """
+        infer_ns = strategy.batches[0].samples.estimate_ns
+        room_ns = slo_ns - infer_ns - 2 * self._belief.config.network_ns
+        if room_ns < 0:
+            return
+        devices = len(strategy.queue.strategies)
+        tight.slo_ns = slo_ns
+        tight.until_ns = now_ns + TIGHT_NS
+        tight.room_ns = room_ns + 3 * infer_ns * (devices - 1) // (2 * devices)
+
+    # Exec lanes
+
+    def _top_up_exec(self, plan: Plan, now_ns: int) -> None:
+        lane, heap = plan.device.exec, plan.heap
+        reach_ns = lane.network_ns + MARGIN_NS
+        late_ns = now_ns - lane.head_end_ns
+        while True:
+            while heap and heap[0][2].key_ns != heap[0][0]:
+                heappop(heap)
+            if not heap:
+                return
+            start_ns = lane.available_ns(now_ns)
+            if start_ns >= now_ns + reach_ns or (late_ns > self._lag_ns and len(lane) > 1):
+                plan.exec_rests = True
+                if late_ns <= 0:  # else its next result tells when there is room again
+                    self._timers.set(plan.exec_timer, start_ns - reach_ns + 1)
+                return
+            strategy = heappop(heap)[2]
+            top_ns, strategy.key_ns = strategy.key_ns, NEVER_NS
+            choice = self._best(strategy, start_ns)
+            if choice is None:
+                continue
+            after = plan.top()
+            if after is not None and choice.latest_ns > after.key_ns and choice.latest_ns > top_ns:
+                plan.push(strategy, choice.latest_ns)
+                continue
+            if after is not None and start_ns + choice.cost_ns > after.key_ns:
+                choice = self._least_loss(plan, choice, start_ns)
+            self._send(self._relaxed(plan, self._fuller(choice, start_ns), now_ns), start_ns, now_ns)
+
+    def _send(self, choice: Choice, start_ns: int, now_ns: int) -> None:
+        strategy = choice.strategy
+        self._belief.send_infer(strategy, choice.batch, choice.first, start_ns, now_ns)
+        if strategy.queue.dues:
+            self._enter(strategy)
+
+    def _best(self, strategy: Strategy, start_ns: int) -> Choice | None:
+        """The batch that serves most requests and meets the deadline of the first that can be met at all."""
+        dues, batches = strategy.queue.dues, strategy.batches
+        if not dues:
+            return None
+        best = batches[0]
+        soonest_ns = start_ns + best.samples.estimate_ns
+        first = 0 if dues[0] >= soonest_ns else bisect_left(dues, soonest_ns)
+        waiting = len(dues) - first
+        if waiting <= 0:
+            return None
+        due_ns = dues[first]
+        for at in range(1, len(batches)):
+            if best.count >= waiting:
+                break
+            batch = batches[at]
+            infer_ns = batch.samples.estimate_ns
+            if start_ns + infer_ns > due_ns:
+                break
+            if batch.count <= waiting:
+                best = batch
+            elif waiting * best.samples.estimate_ns > best.count * infer_ns:
+                best = Batch(waiting, batch.size, batch.samples)
+        return Choice(strategy, first, best, due_ns)
+
+    def _least_loss(self, plan: Plan, urgent: Choice, start_ns: int) -> Choice:
+        """The first to run of the most urgent choices, without those that others must be passed over for.
+
+        Moore and Hodgson: in order of urgency, whenever one would start too late, leave out the one (so far)
+        that serves fewest requests for its time. Others are put back.
+        """
+        rivals, end_ns = [urgent], start_ns + urgent.cost_ns
+        while len(rivals) < RIVALS_MAX and (strategy := plan.top()) is not None:
+            if strategy.key_ns >= end_ns:
+                break
+            plan.pop()
+            choice = self._best(strategy, start_ns)
+            if choice is not None:
+                rivals.append(choice)
+                end_ns += choice.cost_ns
+        rivals.sort(key=_latest)
+        kept: list[Choice] = []
+        end_ns = start_ns
+        for choice in rivals:
+            kept.append(choice)
+            late = end_ns > choice.latest_ns
+            end_ns += choice.cost_ns
+            if late:
+                worst = min(kept, key=_yield)
+                kept.remove(worst)
+                end_ns -= worst.cost_ns
+        winner = kept[0] if kept else rivals[0]
+        for choice in rivals:
+            if choice is not winner:
+                plan.push(choice.strategy, choice.latest_ns)
+        return winner
+
+    def _fuller(self, choice: Choice, start_ns: int) -> Choice:
+        """A larger batch without the first requests, if it serves more for its time and cannot wait."""
+        strategy, batch = choice.strategy, choice.batch
+        if len(strategy.queue.dues) - choice.first <= batch.count:
+            return choice
+        larger = self._choose(strategy, start_ns)
+        if larger is None or larger.count * choice.lasts_ns <= batch.count * larger.samples.estimate_ns:
+            return choice
+        fuller = Choice(strategy, self._first, larger, strategy.queue.dues[self._first])
+        return fuller if start_ns + choice.cost_ns > fuller.latest_ns else choice
+
+    def _relaxed(self, plan: Plan, choice: Choice, now_ns: int) -> Choice:
+        """A shorter batch, if these requests have time and others on this device have not."""
+        tight = self._tight.get(plan)
+        if tight is None or choice.lasts_ns <= tight.room_ns or now_ns > tight.until_ns:
+            return choice
+        strategy = choice.strategy
+        request = strategy.queue.waiters[choice.first].request
+        if request.deadline_ns - request.arrival_ns <= RELAXED * tight.slo_ns:
+            return choice
+        short = strategy.batches[0]
+        for batch in strategy.batches:
+            if batch.count <= choice.batch.count and batch.samples.estimate_ns <= tight.room_ns:
+                short = batch
+        return Choice(strategy, choice.first, short, strategy.queue.dues[choice.first])
+
+    # LOADs
+
+    def _timely(self, plan: Plan, model: ServedModel, load_ns: int, now_ns: int) -> bool:
+        """Whether a LOAD could still save a waiting request, or no LOAD ever could: then it is for the next."""
+        if super()._timely(plan, model, load_ns, now_ns):
+            return True
+        timings = plan.device.codes[model.code.code_id].timings
+        needed_ns = timings.load(model.model.weights.size).estimate_ns
+        for queue in model.queues.values():
+            if queue.waiters:
+                request = queue.waiters[-1].request
+                infer_ns = timings.infer(queue.least, queue.signature).estimate_ns
+                slo_ns = request.deadline_ns - request.arrival_ns
+                if slo_ns < needed_ns + infer_ns + self._belief.config.slack_ns + NS_PER_MS:
+                    return True
+        return False
+
+
+def _latest(choice: Choice) -> int:
+    return choice.latest_ns
+
+
+def _yield(choice: Choice) -> float:
+    """Requests served per ns of lane."""
+    return choice.batch.count / choice.lasts_ns
