@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from heapq import heappop, heappush
+from typing import Final
 
 from clockwork_serve.controller.cluster import DeviceBelief
 from clockwork_serve.controller.timers import NEVER_NS
+
+LOOK_MIN: Final = 4
+"""So many are looked for at least, once one is asked for."""
 
 
 class Loaders:
@@ -40,12 +44,15 @@ class Loaders:
         """Time passed, or lanes changed."""
         self.soonest = []
 
+    def __len__(self) -> int:
+        return self._count
+
     def get(self, at: int, now_ns: int) -> DeviceBelief | None:
         """The device whose load lane is the ``at``-th to be free; None if there are not so many."""
         if at >= self._count:
             return None
         if at >= len(self.soonest):
-            self.soonest = self._look(min(self._count, 2 * at + 4), now_ns)
+            self.soonest = self._look(min(self._count, max(at + 1, LOOK_MIN)), now_ns)
         return self.soonest[at]
 
     def _look(self, count: int, now_ns: int) -> list[DeviceBelief]:
