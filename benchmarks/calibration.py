@@ -93,8 +93,8 @@ def calibrate(
     """From runs at moderate load.
 
     A duration is the profile's times the slowness of its code under load (median over its executions), plus
-    the mean time that a lane takes from one action to the next, which the simulated lane has not. Noise is what
-    executions differ from the median of their kind.
+    the mean time that a lane takes from one action to the next, which the simulated lane has not. Noise is
+    what executions differ from the median of their kind.
     """
     groups: dict[tuple[str, int], list[int]] = defaultdict(list)
     for one in executions:
