@@ -56,6 +56,8 @@ class Feasibility:
         self._network_ns = belief.config.network_ns
         self._look_ahead_ns = belief.config.look_ahead_ns
         self._loaders = Loaders()
+        self._load_moves = 0
+        """As of when ``_loaders`` knows load lanes."""
         self._rest_ns = 0
         """What ``_cold_end_ns`` found, beside the end."""
         self._soonest: DeviceBelief | None = None
@@ -80,6 +82,7 @@ class Feasibility:
     def load_ended(self, device: DeviceBelief, now_ns: int) -> None:
         """A load lane may be free sooner than was believed."""
         self._loaders.sooner(device, device.load.available_ns(now_ns))
+        self._belief.load_moves += 1
 
     def reject(self, now_ns: int) -> bool:
         """Refuse every hopeless request, given what moved and is doubted; whether there was one."""
@@ -92,7 +95,8 @@ class Feasibility:
             belief.moved.clear()
             if not belief.doubted:
                 return False
-        if self._loaders.soonest:
+        if self._load_moves != belief.load_moves:
+            self._load_moves = belief.load_moves
             self._loaders.forget()
         refused = False
         doubted = belief.doubted
