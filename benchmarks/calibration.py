@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 from msgspec import structs
 
@@ -93,8 +93,8 @@ def calibrate(
     """From runs at moderate load.
 
     A duration is the profile's times the slowness of its code under load (median over its executions), plus
-    the time that a lane takes from one action to the next, which the simulated lane has not. Noise is what
-    executions differ from the median of their kind.
+    the mean time that a lane takes from one action to the next, which the simulated lane has not. Noise is
+    what executions differ from the median of their kind.
     """
     groups: dict[tuple[str, int], list[int]] = defaultdict(list)
     for one in executions:
@@ -105,7 +105,7 @@ def calibrate(
         )
         for code, profile in profiles.items()
     }
-    turn_ns = round(median(delays.turn)) if delays.turn else 0
+    turn_ns = round(mean(delays.turn)) if delays.turn else 0
     off = [
         lane_ns - median(lanes_ns)
         for lanes_ns in groups.values()

@@ -27,16 +27,17 @@ def test_the_soonest_come_first_whatever_happened(steps: list[tuple[str, int, in
     now_ns = ms(100)
     for what, at, number in steps:
         now_ns += ms(number) // 4
-        loaders.forget()
         one = made.devices.get(NAMES[at])
         if one is None:
             continue
         if what == "send":
             flying[one.name].append(made.fresh())
             one.load.send(flying[one.name][-1], ms(number), now_ns)
+            loaders.forget()
         elif what == "end" and flying[one.name]:
             one.load.end(flying[one.name].pop(0), now_ns - 1)
             loaders.sooner(one, one.load.available_ns(now_ns))
+            loaders.forget()
         elif what == "lose" and len(made.devices) > 1:
             loaders.lost(made.devices.pop(one.name))
         elif what == "look":

@@ -16,7 +16,7 @@ from clockwork_serve.controller.cluster import (
 from clockwork_serve.controller.codes import Batch, CodeOnDevice, useful_sizes
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.delays import LASTS_NS
-from clockwork_serve.controller.estimator import Estimator, Samples
+from clockwork_serve.controller.estimator import Estimator
 from clockwork_serve.controller.life import (
     ANSWER,
     ANSWER_EARLY,
@@ -89,6 +89,8 @@ class Belief:
         """Queues that the rejecting layer is to judge; each once."""
         self.timers = Timers()
         """When time alone changes something: the policy's lane timers, broken promises, deadlines."""
+        self.load_moves = 0
+        """How often a load lane was given work or finished some."""
         self.unsettled = False
         """Something was observed that the next ``decide`` has to answer or settle first."""
         self._counter = 0
@@ -123,10 +125,6 @@ class Belief:
             self.stirred.append(model)
 
     # Estimates
-
-    def load_samples(self, device: DeviceBelief, model: ServedModel) -> Samples:
-        """The samples of a LOAD of this model on a device that is ready for its code."""
-        return device.codes[model.code_id].timings.load(model.model.weights.size)
 
     def prepare(self, device: DeviceBelief, code_id: str) -> bool:
         """A device is ready for a code: see which batch sizes fit and pay. False if no profile is known."""
@@ -320,6 +318,7 @@ class Belief:
         )  # fmt: skip
         self.sent[action_id] = Sent(action, device, residency, samples, [])
         self._give(device.load, action_id, expected_ns, now_ns)
+        self.load_moves += 1
         self.effects.append(action)
 
     def send_unload(self, residency: Residency, now_ns: int) -> None:
@@ -335,6 +334,7 @@ class Belief:
         )  # fmt: skip
         self.sent[action_id] = Sent(action, device, None, None, [])
         device.load.send(action_id, 0, now_ns)
+        self.load_moves += 1
         self.effects.append(action)
 
     def _give(self, lane: LaneBelief, action_id: int, expected_ns: int, now_ns: int) -> None:

@@ -186,14 +186,16 @@ class DeviceBelief:
     """One device."""
 
     __slots__ = (
-        "codes", "delays", "exec", "failed_codes", "idle", "index", "load", "load_key_ns", "load_ns", "name", "pages",
-        "pending_codes", "plan", "spec", "up", "used", "warm", "worker",
+        "codes", "delays", "exec", "failed_codes", "idle", "index", "load", "load_key_ns", "load_ns", "name",
+        "pages", "pending_codes", "plan", "room_bytes", "spec", "up", "used", "warm", "worker",
     )  # fmt: skip
 
     def __init__(self, spec: DeviceSpec, worker: str, index: int, config: ControllerConfig) -> None:
         self.spec = spec
         self.name = spec.device
         self.worker = worker
+        self.room_bytes = spec.pages * spec.page_bytes
+        """The largest weights that it can take."""
         self.index = index
         """Creation order: makes ties between devices definite."""
         self.up = True

@@ -29,7 +29,7 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     deadline.
     """
 
-    policy: str = "paper"
+    policy: str = "default"
     reject_infeasible: bool = True
     look_ahead_ns: int = 5 * NS_PER_MS
     slack_ns: int = 2 * NS_PER_MS

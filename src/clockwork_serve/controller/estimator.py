@@ -70,22 +70,27 @@ class Timings:
     Windows are made at first use. Models that share a code share them.
     """
 
-    __slots__ = ("_code_id", "_estimator", "_infer", "_kind", "_load")
+    __slots__ = ("_code_id", "_estimator", "_infer", "_kind", "_load", "_plain")
 
     def __init__(self, estimator: Estimator, code_id: str, kind: str) -> None:
         self._estimator = estimator
         self._code_id = code_id
         self._kind = kind
+        self._plain: dict[int, Samples] = {}
+        """Windows of INFERs without a signature, by batch size."""
         self._infer: dict[tuple[int, str], Samples] = {}
         self._load: Samples | None = None
 
     def infer(self, batch: int, signature: str) -> Samples:
         """The window of an INFER."""
-        window = self._infer.get((batch, signature))
+        window = self._infer.get((batch, signature)) if signature else self._plain.get(batch)
         if window is None:
             profile = self._profile()
             window = self._estimator.seeded(profile, _infer_seed_ns(profile, batch))
-            self._infer[batch, signature] = window
+            if signature:
+                self._infer[batch, signature] = window
+            else:
+                self._plain[batch] = window
         return window
 
     def load(self, size: int) -> Samples:

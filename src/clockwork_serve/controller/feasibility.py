@@ -24,6 +24,9 @@ from clockwork_serve.units import NS_PER_MS
 LOADERS_MAX: Final = 4
 """Of devices that lack the weights, so many are looked at, the soonest load lanes first."""
 
+PROBED: Final = 7
+"""The place of the load lane that is looked at first, where there are so many: it is given away late."""
+
 
 class Hope:
     """What a queue's head can hope for on one lane.
@@ -52,6 +55,12 @@ class Feasibility:
         self._timers = belief.timers
         self._look_ahead_ns = belief.config.look_ahead_ns
         self._loaders = Loaders()
+        self._load_moves = 0
+        """As of when ``_loaders`` knows load lanes."""
+        self._rest_ns = 0
+        """What ``_cold_end_ns`` found, beside the end."""
+        self._soonest: DeviceBelief | None = None
+        """Which device that lacks the weights ``_hopeful`` found best, where none sufficed."""
 
     def device_joined(self, device: DeviceBelief) -> None:
         """Watch a device's lanes."""
@@ -72,6 +81,7 @@ class Feasibility:
     def load_ended(self, device: DeviceBelief, now_ns: int) -> None:
         """A load lane may be free sooner than was believed."""
         self._loaders.sooner(device, device.load.available_ns(now_ns))
+        self._belief.load_moves += 1
 
     def reject(self, now_ns: int) -> bool:
         """Refuse every hopeless request, given what moved and is doubted; whether there was one."""
@@ -84,7 +94,8 @@ class Feasibility:
             belief.moved.clear()
             if not belief.doubted:
                 return False
-        if self._loaders.soonest:
+        if self._load_moves != belief.load_moves:
+            self._load_moves = belief.load_moves
             self._loaders.forget()
         refused = False
         doubted = belief.doubted
@@ -135,16 +146,68 @@ class Feasibility:
                 if residency.ready_ns <= latest_ns and lane.available_ns(now_ns) <= latest_ns:
                     self._watch(queue, lane, latest_ns, now_ns)
                     return True
-        at = looked_at = 0
+        return self._hopeful_cold(queue, due_ns, now_ns)
+
+    def _hopeful_cold(self, queue: Queue, due_ns: int, now_ns: int) -> bool:
+        """Whether a device that lacks the weights promises an end by ``due_ns``.
+
+        Of those that do, one whose load lane is free late is watched: it is given away last.
+        """
+        self._soonest, soonest_ns = None, NEVER_NS
+        probe = min(PROBED, len(self._loaders) - 1)
+        if probe >= LOADERS_MAX:
+            probed = self._loaders.get(probe, now_ns)
+            if probed is not None and self._cold_end_ns(queue, probed, now_ns) <= due_ns:
+                self._watch(queue, self._lane(queue, probed), due_ns - self._rest_ns, now_ns)
+                return True
+        at = looked_at = latest_ns = 0
+        lane: LaneBelief | None = None
         while looked_at < LOADERS_MAX and (device := self._loaders.get(at, now_ns)) is not None:
             at += 1
-            hope = self._cold(queue, device, now_ns)
-            if hope is not None:
-                if hope.end_ns <= due_ns:
-                    self._watch(queue, hope.lane, due_ns - hope.rest_ns, now_ns)
-                    return True
+            end_ns = self._cold_end_ns(queue, device, now_ns)
+            if end_ns <= due_ns:
+                lane, latest_ns = self._lane(queue, device), due_ns - self._rest_ns
+            if end_ns != NEVER_NS:
                 looked_at += 1
-        return False
+                if end_ns < soonest_ns:
+                    self._soonest, soonest_ns = device, end_ns
+        if lane is not None:
+            self._watch(queue, lane, latest_ns, now_ns)
+        return lane is not None
+
+    def _cold_end_ns(self, queue: Queue, device: DeviceBelief, now_ns: int) -> int:
+        """When a device that lacks the weights could end; NEVER_NS if it cannot serve them.
+
+        ``_rest_ns`` is then how long that takes from when the lane is free. A device that is still preparing
+        the code gets the benefit of the doubt.
+        """
+        model = queue.model
+        if device.name in model.residencies or model.model.weights.size > device.room_bytes:
+            return NEVER_NS
+        if device.pending_codes and model.code_id in device.pending_codes:
+            samples = self._pending_samples(queue, device)
+            if samples is not None:
+                self._rest_ns = samples.estimate_ns
+                return device.exec.available_ns(now_ns) + samples.estimate_ns
+        code = device.codes.get(model.code_id)
+        if code is None:
+            return NEVER_NS
+        infer_ns = code.timings.infer(queue.least, queue.signature).estimate_ns
+        load_ns = code.timings.load(model.model.weights.size).estimate_ns
+        self._rest_ns = load_ns + infer_ns
+        ready_ns = device.load.available_ns(now_ns) + load_ns
+        exec_ns = device.exec.available_ns(now_ns)
+        return (max(exec_ns, ready_ns)) + infer_ns
+
+    def _pending_samples(self, queue: Queue, device: DeviceBelief) -> Samples | None:
+        estimator, code_id, kind = self._belief.estimator, queue.model.code_id, device.spec.kind
+        if estimator.profile(code_id, kind) is None:
+            return None
+        return estimator.timings(device.name, kind, code_id).infer(queue.least, queue.signature)
+
+    def _lane(self, queue: Queue, device: DeviceBelief) -> LaneBelief:
+        """The lane whose time decides on a device that lacks the weights."""
+        return device.exec if queue.model.code_id in device.pending_codes else device.load
 
     def _watch(self, queue: Queue, lane: LaneBelief, latest_ns: int, now_ns: int) -> None:
         watch = lane.watch
@@ -173,7 +236,10 @@ class Feasibility:
         )  # fmt: skip
 
     def _best(self, queue: Queue, now_ns: int) -> Hope | None:
-        """The earliest end that any device promises; None where none can serve the model at all."""
+        """The earliest end that any device promises; None where none can serve the model at all.
+
+        ``_hopeful`` was asked just before, in vain.
+        """
         best: Hope | None = None
         for residency in queue.model.residencies.values():
             device = residency.device
@@ -184,36 +250,22 @@ class Feasibility:
             hope = _warm(device, samples, start_ns)
             if best is None or hope.end_ns < best.end_ns:
                 best = hope
-        at = looked_at = 0
-        while looked_at < LOADERS_MAX and (device_at := self._loaders.get(at, now_ns)) is not None:
-            at += 1
-            cold = self._cold(queue, device_at, now_ns)
-            if cold is not None:
-                looked_at += 1
-                if best is None or cold.end_ns < best.end_ns:
-                    best = cold
+        if self._soonest is not None:
+            end_ns = self._cold_end_ns(queue, self._soonest, now_ns)
+            if best is None or end_ns < best.end_ns:
+                best = self._cold(queue, self._soonest, end_ns)
         return best
 
-    def _cold(self, queue: Queue, device: DeviceBelief, now_ns: int) -> Hope | None:
-        """What a device could do that lacks the weights; one still preparing the code gets the benefit."""
-        model = queue.model
-        size, code_id = model.model.weights.size, model.code_id
-        if device.name in model.residencies or device.spec.pages_of(size) > device.spec.pages:
-            return None
-        code = device.codes.get(code_id)
-        if code_id in device.pending_codes:
-            estimator, kind = self._belief.estimator, device.spec.kind
-            if estimator.profile(code_id, kind) is not None:
-                samples = estimator.timings(device.name, kind, code_id).infer(queue.least, queue.signature)
-                return _warm(device, samples, device.exec.available_ns(now_ns))
-        if code is None:
-            return None
-        samples = code.timings.infer(queue.least, queue.signature)
-        load = code.timings.load(size)
-        ready_ns = device.load.available_ns(now_ns) + load.estimate_ns
-        end_ns = max(ready_ns, device.exec.available_ns(now_ns)) + samples.estimate_ns
-        heavier = load if load.estimate_ns > samples.estimate_ns else samples
-        return Hope(device, device.load, end_ns, load.estimate_ns + samples.estimate_ns, heavier)
+    def _cold(self, queue: Queue, device: DeviceBelief, end_ns: int) -> Hope:
+        """What ``_cold_end_ns`` just found, with the estimate that weighs most."""
+        lane = self._lane(queue, device)
+        samples = self._pending_samples(queue, device) if lane is device.exec else None
+        if samples is None:
+            timings = device.codes[queue.model.code_id].timings
+            load = timings.load(queue.model.model.weights.size)
+            infer = timings.infer(queue.least, queue.signature)
+            samples = load if load.estimate_ns > infer.estimate_ns else infer
+        return Hope(device, lane, end_ns, self._rest_ns, samples)
 
     def _why(self, model: ServedModel) -> str:
         """Why no device can serve a model."""

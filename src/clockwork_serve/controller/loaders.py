@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 from heapq import heappop, heappush
+from typing import Final
 
 from clockwork_serve.controller.cluster import DeviceBelief
 from clockwork_serve.controller.timers import NEVER_NS
+
+LOOK_MIN: Final = 4
+"""So many are looked for at least, once one is asked for."""
 
 
 class Loaders:
     """All devices that are up; each has one live entry, never later than true, corrected as it surfaces."""
 
-    __slots__ = ("_count", "_heap", "soonest")
+    __slots__ = ("_count", "_heap", "_soonest", "_until_ns")
 
     def __init__(self) -> None:
         self._count = 0
         self._heap: list[tuple[int, int, DeviceBelief]] = []
         """(instant, index, device); stale where the device's ``load_key_ns`` is another."""
-        self.soonest: list[DeviceBelief] = []
-        """The first of them, as far as was asked for since time passed."""
+        self._soonest: list[DeviceBelief] = []
+        """The first of them, as far as was asked for since lanes changed."""
+        self._until_ns = 0
+        """Until then, time alone does not change their order: none of them is late."""
 
     def joined(self, device: DeviceBelief) -> None:
         """A device came."""
         self._count += 1
+        self.forget()
         self.sooner(device, 0)
 
     def lost(self, device: DeviceBelief) -> None:
         """A device is gone."""
         self._count -= 1
+        self.forget()
         device.load_key_ns = NEVER_NS
 
     def sooner(self, device: DeviceBelief, free_ns: int) -> None:
@@ -37,16 +45,19 @@ class Loaders:
             heappush(self._heap, (free_ns, device.index, device))
 
     def forget(self) -> None:
-        """Time passed, or lanes changed."""
-        self.soonest = []
+        """Lanes were given work, or finished some."""
+        self._until_ns = -1
+
+    def __len__(self) -> int:
+        return self._count
 
     def get(self, at: int, now_ns: int) -> DeviceBelief | None:
         """The device whose load lane is the ``at``-th to be free; None if there are not so many."""
         if at >= self._count:
             return None
-        if at >= len(self.soonest):
-            self.soonest = self._look(min(self._count, 2 * at + 4), now_ns)
-        return self.soonest[at]
+        if at >= len(self._soonest) or now_ns > self._until_ns:
+            self._soonest = self._look(min(self._count, max(at + 1, LOOK_MIN)), now_ns)
+        return self._soonest[at]
 
     def _look(self, count: int, now_ns: int) -> list[DeviceBelief]:
         heap = self._heap
@@ -66,4 +77,7 @@ class Loaders:
         for entry in found:
             entry[2].load_key_ns = entry[0]
             heappush(heap, entry)
+        self._until_ns = NEVER_NS
+        for entry in found:
+            self._until_ns = min(self._until_ns, entry[2].load.head_end_ns)
         return [device for _, _, device in found]

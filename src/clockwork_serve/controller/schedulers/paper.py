@@ -55,9 +55,15 @@ class PaperScheduler(Scheduler):
 
     def queued(self, queue: Queue) -> None:
         """A request joined: its queue may be more urgent now."""
+        alone = len(queue.dues) == 1
         for strategy in queue.strategies:
-            self._enter(strategy)
             plan = strategy.plan
+            if alone:
+                key_ns = queue.dues[0] - strategy.batches[0].samples.estimate_ns
+                if key_ns < strategy.key_ns:
+                    plan.push(strategy, key_ns)
+            else:
+                self._enter(strategy)
             if not plan.exec_rests and not plan.changed:
                 plan.changed = True
                 self._changed.append(plan)
