@@ -27,7 +27,7 @@ IDLE_MIN: Final = 64
 class LaneBelief:
     """When a lane will be free. Actions on it run one after another, in the order sent."""
 
-    __slots__ = ("network_ns", "_outstanding", "behind_ns", "free_ns", "head_end_ns", "moved", "watch")
+    __slots__ = ("_outstanding", "behind_ns", "free_ns", "head_end_ns", "moved", "network_ns", "watch")
 
     def __init__(self, network_ns: int) -> None:
         self.network_ns = network_ns

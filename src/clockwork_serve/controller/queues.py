@@ -130,8 +130,8 @@ class ServedModel:
     """A model that is served: its queues, its demand and where its weights are."""
 
     __slots__ = (
-        "base_ns", "code", "code_id", "demand_ns", "heat", "key", "load_key", "main", "model", "order", "queue_limit",
-        "queues", "removed", "residencies", "sole", "stirred", "waiting",
+        "base_ns", "code", "code_id", "demand_ns", "heat", "key", "load_key", "main", "model", "order",
+        "queue_limit", "queues", "removed", "residencies", "sole", "stirred", "waiting",
     )  # fmt: skip
 
     def __init__(self, model: Model, code: Code, order: int) -> None:

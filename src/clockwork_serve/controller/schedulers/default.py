@@ -1,17 +1,18 @@
-"""Our policy: the paper's, with late choices, honest trade-offs when time is short, and loads that can still help.
+"""Our policy: the paper's, with late choices, trade-offs where time is short, and loads that still help.
 
 What it does otherwise than ``paper``; each idea's gain is in docs/policies.md:
 
+- *Measured delays*: plans leave as much room as delays were lately seen to need (``delays``).
 - *Late choices*: a lane is topped up only as far ahead as the network needs, not 5 ms.
-- *Best batch for the head*: the largest batch that still meets the earliest deadline; a larger size that is not
-  full is run where that costs less per request than the full one below it.
-- *Least loss*: where running the most urgent batch first would make others too late, the batches that use the
-  lane least well are passed over (Moore-Hodgson, on the few most urgent).
-- *No sacrifice without need*: requests of a queue that hold its batch small are passed over only where the
+- *Best batch for the head*: the largest batch that still meets the earliest deadline; a larger size that is
+  not full is run where that costs less per request than the full one below it.
+- *Least loss*: where running the most urgent batch first would make others too late, the batches that use
+  the lane least well are passed over (Moore and Hodgson, on the few most urgent).
+- *No sacrifice without need*: requests that hold their queue's batch small are passed over only where the
   others cannot wait.
 - *Relaxed work stays short* while requests of a tighter SLO come to the same devices.
-- *Loads before they are asked for*: where no LOAD is quick enough for the SLO, weights are loaded for those who
-  come next.
+- *Loads ahead*: where no LOAD is quick enough for the SLO, weights are loaded for who comes next.
+- *Least missed first*: weights of the models least asked for make room, not those used longest ago (``heat``).
 """
 
 from __future__ import annotations
@@ -231,7 +232,7 @@ class DefaultScheduler(PaperScheduler):
     # LOADs
 
     def _timely(self, plan: Plan, model: ServedModel, load_ns: int, now_ns: int) -> bool:
-        """Whether a LOAD could still save a waiting request, or no LOAD ever could: then it is for the next."""
+        """Whether a LOAD could save a waiting request; if none ever could, it is for those who come next."""
         if super()._timely(plan, model, load_ns, now_ns):
             return True
         timings = plan.device.codes[model.code.code_id].timings
