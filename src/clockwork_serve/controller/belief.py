@@ -211,7 +211,7 @@ class Belief:
             queue = model.open(request.signature, request.rows, self.fresh(), alone=alone)
             for residency in model.residencies.values():
                 if residency.state == READY:
-                    queue.strategies.append(Strategy(queue, residency))
+                    queue.strategies = (*queue.strategies, Strategy(queue, residency))
         return queue
 
     def _wait(self, waiter: Waiter, queue: Queue, model: ServedModel) -> None:
@@ -374,7 +374,7 @@ class Belief:
         """Weights are ready: all queues of the model may run there."""
         residency.step(LOADED)
         for queue in residency.model.queues.values():
-            queue.strategies.append(Strategy(queue, residency))
+            queue.strategies = (*queue.strategies, Strategy(queue, residency))
             self.doubt(queue)
 
     def drop(self, residency: Residency) -> None:
@@ -386,7 +386,7 @@ class Belief:
             for strategy in queue.strategies:
                 if strategy.residency is residency:
                     device.plan.remove(strategy)
-                    queue.strategies.remove(strategy)
+                    queue.strategies = tuple([one for one in queue.strategies if one is not strategy])
                     break
             if queue.waiters:
                 self.doubt(queue)

@@ -71,7 +71,7 @@ class Queue:
         """``due_ns`` of each of ``waiters``, ascending."""
         self.waiters: list[Waiter] = []
         """All and only requests WAITING here."""
-        self.strategies: list[Strategy] = []
+        self.strategies: tuple[Strategy, ...] = ()
         """One per device that has the weights READY."""
         self.least = self.sizes[0][1]
         """The least batch size that the policy will run this queue at; see ``Belief.require``."""
