@@ -26,7 +26,7 @@ def test_one_screen_tells_all(scenario: str, capsys: pytest.CaptureFixture[str])
 
     shown = capsys.readouterr().out
     assert "2 devices of" in shown
-    assert "policy     paper, batches of at most 4; seed 3" in shown
+    assert "policy     default, batches of at most 4; seed 3" in shown
     assert "100 %" in shown
     assert "all requests answered in time" in shown
 
@@ -67,7 +67,7 @@ def test_a_journal_holds_every_step(scenario: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--policy", "pap"], "policy (from --policy): expected one of paper"),
+        (["--policy", "pap"], "policy (from --policy): expected one of default, paper"),
         (["--max-batch", "0"], "max_batch (from --max-batch): expected"),
         (["--devices", "0"], "0 is not in the range"),
         (["--zoo", "v1000"], "zoo: expected a .csv file or one of v100"),

@@ -79,7 +79,7 @@ def test_an_empty_variable_says_nothing() -> None:
         ("slo_ms = nan", ["slo_ms", "above 0", "nan"]),
         ('device = ["cuda:0"]', ["device", "cpu:N", "not built yet"]),
         ('device_memory = "many"', ["device_memory", "'many'", "512MiB"]),
-        ('policy = "papr"', ["policy", "one of paper", "did you mean paper?"]),
+        ('policy = "papr"', ["policy", "one of default, paper", "did you mean paper?"]),
         ("http_port = ", ["config", "settings.toml", "valid TOML", "correct the line"]),
         ("[server]\nhttp_port = 1", ["server", "a known setting"]),
     ],

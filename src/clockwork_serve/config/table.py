@@ -71,7 +71,7 @@ SETTINGS = (
         "slo_ms", number(0, 3_600_000, above=True), None, "none",
         "deadline of requests that name none; none: 100 ms, or 5 times what the model takes if that is more",
     ),
-    Setting("policy", one_of("paper"), "paper", "paper", "scheduling policy"),
+    Setting("policy", one_of("default", "paper"), "default", "default", "ours, or that of the paper"),
     Setting("reject", switch, True, "true", "refuse a request once no schedule can meet its deadline"),
     Setting("max_batch", integer(1, 1024), 16, "16", "most requests in one batch"),
     Setting("largest_batch", integer(1, 1024), 64, "64", "most that a model's max_batch_size may say"),

@@ -8,4 +8,4 @@ from clockwork_serve.controller.schedulers.paper import PaperScheduler
 
 SCHEDULERS: dict[str, SchedulerFactory] = {"default": DefaultScheduler, "paper": PaperScheduler}
 
-__all__ = ["SCHEDULERS", "PaperScheduler"]
+__all__ = ["SCHEDULERS", "DefaultScheduler", "PaperScheduler"]

@@ -12,7 +12,7 @@ What it does otherwise than ``paper``; each idea's gain is in docs/policies.md:
   others cannot wait.
 - *Relaxed work stays short* while requests of a tighter SLO come to the same devices.
 - *Loads ahead*: where no LOAD is quick enough for the SLO, weights are loaded for who comes next.
-- *Least missed first*: weights of the models least asked for make room, not those used longest ago (``heat``).
+- *Least missed first*: weights of the models least asked for make room, not the longest unused (``heat``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from heapq import heappop
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.cluster import Strategy
+from clockwork_serve.controller.cluster import DeviceBelief, Strategy
 from clockwork_serve.controller.codes import Batch
 from clockwork_serve.controller.heat import hotter
 from clockwork_serve.controller.plan import Plan
@@ -63,14 +63,25 @@ class Choice:
 
 
 class Tight:
-    """The tightest SLO that lately came to a device: its requests may wait ``room_ns`` for the lane."""
+    """The tightest SLO that lately came to a device."""
 
-    __slots__ = ("room_ns", "slo_ns", "until_ns")
+    __slots__ = ("_infer_ns", "_queue", "_wait_ns", "slo_ns", "until_ns")
 
-    def __init__(self) -> None:
-        self.slo_ns = NEVER_NS
-        self.until_ns = 0
-        self.room_ns = NEVER_NS
+    def __init__(self, strategy: Strategy, slo_ns: int, wait_ns: int, until_ns: int) -> None:
+        self._queue = strategy.queue
+        self._infer_ns = strategy.batches[0].samples.estimate_ns
+        self._wait_ns = wait_ns
+        self.slo_ns = slo_ns
+        self.until_ns = until_ns
+
+    def room_ns(self) -> int:
+        """How long other work may hold the lane.
+
+        That is as long as its requests can wait, and more if this device does not serve them alone: of n that
+        do, another is likely to be free sooner (measured on the paper's Fig 8).
+        """
+        devices = len(self._queue.strategies) or 1
+        return self._wait_ns + 2 * self._infer_ns * (devices - 1) // devices
 
 
 class DefaultScheduler(PaperScheduler):
@@ -80,6 +91,7 @@ class DefaultScheduler(PaperScheduler):
         super().__init__(belief)
         belief.measures = True
         self._by_heat = True
+        self._network_ns = belief.config.network_ns
         self._tight: dict[Plan, Tight] = {}
 
     def queued(self, queue: Queue) -> None:
@@ -87,28 +99,21 @@ class DefaultScheduler(PaperScheduler):
         head = queue.waiters[0].request
         slo_ns = head.deadline_ns - head.arrival_ns
         queue.model.heat = hotter(queue.model.heat, queue.waiters[-1].request.arrival_ns)
+        until_ns = head.arrival_ns + TIGHT_NS
         for strategy in queue.strategies:
             tight = self._tight.get(strategy.device.plan)
-            if tight is None:
-                tight = self._tight[strategy.device.plan] = Tight()
-            if slo_ns <= tight.slo_ns or head.arrival_ns > tight.until_ns:
-                self._tighten(tight, strategy, slo_ns, head.arrival_ns)
+            if tight is not None and slo_ns == tight.slo_ns:
+                tight.until_ns = until_ns
+            elif tight is None or slo_ns < tight.slo_ns or head.arrival_ns > tight.until_ns:
+                wait_ns = slo_ns - strategy.batches[0].samples.estimate_ns - 2 * self._network_ns
+                if wait_ns >= 0:  # else nobody can meet it, and nothing is gained by hurry
+                    self._tight[strategy.device.plan] = Tight(strategy, slo_ns, wait_ns, until_ns)
         super().queued(queue)
 
-    def _tighten(self, tight: Tight, strategy: Strategy, slo_ns: int, now_ns: int) -> None:
-        """An SLO as tight as any comes to a device.
-
-        Its requests need not wait for this device alone: of n that serve them, another is likely to be free
-        sooner (measured on the paper's Fig 8).
-        """
-        infer_ns = strategy.batches[0].samples.estimate_ns
-        room_ns = slo_ns - infer_ns - 2 * self._belief.config.network_ns
-        if room_ns < 0:
-            return
-        devices = len(strategy.queue.strategies)
-        tight.slo_ns = slo_ns
-        tight.until_ns = now_ns + TIGHT_NS
-        tight.room_ns = room_ns + 3 * infer_ns * (devices - 1) // (2 * devices)
+    def device_lost(self, device: DeviceBelief) -> None:
+        """Forget the device."""
+        self._tight.pop(device.plan, None)
+        super().device_lost(device)
 
     # Exec lanes
 
@@ -217,15 +222,18 @@ class DefaultScheduler(PaperScheduler):
     def _relaxed(self, plan: Plan, choice: Choice, now_ns: int) -> Choice:
         """A shorter batch, if these requests have time and others on this device have not."""
         tight = self._tight.get(plan)
-        if tight is None or choice.lasts_ns <= tight.room_ns or now_ns > tight.until_ns:
+        if tight is None or now_ns > tight.until_ns:
             return choice
         strategy = choice.strategy
         request = strategy.queue.waiters[choice.first].request
         if request.deadline_ns - request.arrival_ns <= RELAXED * tight.slo_ns:
             return choice
+        room_ns = tight.room_ns()
+        if choice.lasts_ns <= room_ns:
+            return choice
         short = strategy.batches[0]
         for batch in strategy.batches:
-            if batch.count <= choice.batch.count and batch.samples.estimate_ns <= tight.room_ns:
+            if batch.count <= choice.batch.count and batch.samples.estimate_ns <= room_ns:
                 short = batch
         return Choice(strategy, choice.first, short, strategy.queue.dues[choice.first])
 
