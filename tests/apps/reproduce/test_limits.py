@@ -26,6 +26,7 @@ def test_the_network_is_paid_both_ways():
 
 
 def test_cold_models_are_bound_by_the_load_lane():
-    assert cold_limit(RESNET, 3480, 1000.0, ms(100)) == pytest.approx(180.0, abs=0.5)
+    # 196 / 3480 warm, 1 / 8.32 ms of LOADs, and 2.83 % within 100 ms after another request for their copy
+    assert cold_limit(RESNET, 3480, 1000.0, ms(100)) == pytest.approx(56.3 + 120.2 + 28.3, abs=0.2)
     assert cold_limit(RESNET, 196, 1000.0, ms(100)) == pytest.approx(924.9, abs=0.1)
     assert cold_limit(RESNET, 196, 500.0, ms(100)) == pytest.approx(500.0)

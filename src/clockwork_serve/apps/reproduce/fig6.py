@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from clockwork_serve.apps.reproduce.dominance import dominance_claims
 from clockwork_serve.apps.reproduce.figure import Claim, Figure, Panel, Role, Series, points
 from clockwork_serve.apps.reproduce.limits import cold_limit
 from clockwork_serve.apps.reproduce.paper_curves import curve, value
-from clockwork_serve.apps.reproduce.players import Player, players
+from clockwork_serve.apps.reproduce.players import Player, players, soloists
 from clockwork_serve.apps.reproduce.run import Run
 from clockwork_serve.sim import Tally
 from clockwork_serve.sim.tally import Busy, Count
@@ -32,7 +33,7 @@ def fig6(run: Run) -> Figure:
     shrink = hour_s / HOUR_S
     bucket_s = max(1.0, BUCKET_S * shrink)
     lead_s = LEAD_S * shrink if run.short else LEAD_S
-    everyone = players((16,)) if run.short else players()
+    everyone = soloists() if run.short else players()
     run.plan(len(everyone))
     tallies = {
         player.name: run.simulate(_scenario(lead_s, hour_s), player, devices=1, bucket_s=bucket_s)
@@ -133,22 +134,27 @@ def _limit(run: Run) -> Series:
 def _claims(everyone: Sequence[Player], tallies: dict[str, Tally], major: Panel, minor: Panel) -> list[Claim]:
     claims = []
     for player in everyone:
-        for panel, name in ((major, "Major goodput"), (minor, "Minor goodput")):
-            ours = next(series for series in panel.series if series.name == player.name)
-            for point in curve("fig6", name, "goodput_rps").points:
-                if point.x < 0 or point.y is None or player.role is Role.MENDED:
-                    continue
-                here = at_minute(ours, point.x)
-                title = f"{name} at {point.x:g} min: {player.name}"
-                if player.role is Role.RELEASED:
-                    claims.append(
-                        Claim(name=title, paper=point.y, ours=here, sense="+-", target=point.y,
-                              tolerance=AGREEMENT * point.y)
-                    )  # fmt: skip
-                elif panel is major:
-                    claims.append(Claim(name=title, paper=point.y, ours=here, sense=">=", target=point.y))
-        if player.role is Role.DEFAULT:
+        if player.agrees:
+            claims += _agreement_claims(player, major, "Major goodput", Role.RELEASED)
+            claims += _agreement_claims(player, minor, "Minor goodput", Role.RELEASED)
+        if player.ours:
+            claims += _agreement_claims(player, major, "Major goodput", Role.DEFAULT)
             claims += _own_claims(player, tallies[player.name], major, minor)
+    return claims + dominance_claims([major], everyone)
+
+
+def _agreement_claims(player: Player, panel: Panel, name: str, role: Role) -> list[Claim]:
+    """Along the hour: as published within a tolerance, or, for our policy, above it."""
+    own = next(series for series in panel.series if series.name == player.name)
+    claims = []
+    for point in curve("fig6", name, "goodput_rps").points:
+        if point.x < 0 or point.y is None:
+            continue
+        sense, tolerance = (">=", 0.0) if role is Role.DEFAULT else ("+-", AGREEMENT * point.y)
+        claims.append(
+            Claim(name=f"{name} at {point.x:g} min: {player.name}", paper=point.y,
+                  ours=at_minute(own, point.x), sense=sense, target=point.y, tolerance=tolerance)
+        )  # fmt: skip
     return claims
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from clockwork_serve.apps.reproduce.figure import Claim, Figure, Panel, Role
+from clockwork_serve.apps.reproduce.dominance import dominance_claims
+from clockwork_serve.apps.reproduce.figure import Claim, Figure, Panel
 from clockwork_serve.apps.reproduce.paper_curves import curve
-from clockwork_serve.apps.reproduce.players import Player, players
+from clockwork_serve.apps.reproduce.players import Player, players, soloists
 from clockwork_serve.apps.reproduce.run import Run
 from clockwork_serve.workload.scenario import Load, ModelSet, Ramp, Scenario
 
@@ -26,7 +27,7 @@ Satisfactions = dict[tuple[str, int, int], list[float]]
 def fig7(run: Run) -> Figure:
     """Every case under every policy."""
     cases = CASES[-1:] if run.short else CASES
-    everyone = players((16,)) if run.short else players()
+    everyone = soloists() if run.short else players()
     step_s = SHORT_STEP_S if run.short else STEP_S
     run.plan(len(cases) * len(everyone))
     found: Satisfactions = {}
@@ -36,6 +37,7 @@ def fig7(run: Run) -> Figure:
             found[player.name, models, rate] = [
                 row[1].satisfaction for row in tally.rows[1 : 1 + len(STEPS_MS)]
             ]
+    panels = [_panel(models, rate, everyone, found) for models, rate in cases]
     return Figure(
         figure="fig7",
         title="satisfaction against the SLO, six GPUs",
@@ -43,8 +45,8 @@ def fig7(run: Run) -> Figure:
             experiment=f"{DEVICES} GPUs, N copies of {KIND}, Poisson arrivals of R r/s over all of them, SLO "
             f"x {FACTOR:g} every {step_s:g} s from {FIRST_MS:g} ms, after {step_s:g} s at {WARM_SLO_MS:g} ms",
         ),
-        panels=tuple(_panel(models, rate, everyone, found) for models, rate in cases),
-        claims=tuple(_claims(cases, everyone, found)),
+        panels=tuple(panels),
+        claims=(*_claims(cases, everyone, found), *dominance_claims(panels, everyone)),
         notes=("Satisfaction is the share of a step's requests that were answered in time.",),
     )
 
@@ -90,13 +92,13 @@ def _claims(
                 paper = published.at(slo)
                 assert paper is not None
                 name = f"N={models} R={rate} at {slo:g} ms: {player.name}"
-                if player.role is Role.RELEASED and slo > AGREES_ABOVE_MS:
+                if player.agrees and slo > AGREES_ABOVE_MS:
                     claims.append(
                         Claim(
                             name=name, paper=paper, ours=ours, sense="+-", target=paper, tolerance=AGREEMENT
                         )
                     )
                 target = TARGETS[models].get(slo) if rate == max(rate for _, rate in CASES) else None
-                if player.role is Role.DEFAULT and target is not None:
+                if player.ours and target is not None:
                     claims.append(Claim(name=name, paper=paper, ours=ours, sense=">=", target=target))
     return claims

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from clockwork_serve.apps.reproduce.fig7 import FACTOR, FIRST_MS, STEPS_MS, WARM_SLO_MS
-from clockwork_serve.apps.reproduce.figure import Claim, Figure, Panel, Role, Series
+from clockwork_serve.apps.reproduce.figure import Claim, Figure, Panel, Series
 from clockwork_serve.apps.reproduce.paper_curves import curve
-from clockwork_serve.apps.reproduce.players import Player, players
+from clockwork_serve.apps.reproduce.players import Player, players, soloists
 from clockwork_serve.apps.reproduce.run import Run
 from clockwork_serve.sim import Tally
 from clockwork_serve.workload.scenario import Load, ModelSet, Ramp, Scenario
@@ -28,7 +28,7 @@ SENSITIVE_LOAD, BATCH_LOAD = 1, 2
 def fig8(run: Run) -> Figure:
     """Every case under every policy."""
     step_s = SHORT_STEP_S if run.short else STEP_S
-    everyone = players((16,)) if run.short else players()
+    everyone = soloists() if run.short else players()
     run.plan(len(CASES) * len(everyone))
     tallies = {
         (case, player.name): run.simulate(_scenario(case, step_s), player, devices=DEVICES, bucket_s=step_s)
@@ -131,14 +131,14 @@ def _claims(
             paper = curve("fig8", CASES[case][2], "satisfaction").at(slo)
             paper_rps = curve("fig8", CASES[case][3], "batch_goodput_rps").at(slo)
             name = f"satisfaction at {slo:g} ms, {case}: {player.name}"
-            if player.role is Role.DEFAULT and slo in FLOORS and player.variant == 0:
+            if player.ours and slo in FLOORS:
                 floor, floor_rps = FLOORS[slo]
                 claims += [
                     Claim(name=name, paper=paper, ours=satisfied, sense=">=", target=floor),
                     Claim(name=f"batch goodput at {slo:g} ms, {case}: {player.name}", paper=paper_rps,
                           ours=rate, sense=">=", target=floor_rps),
                 ]  # fmt: skip
-            if player.role is Role.RELEASED and slo in {6.53, 22.0, 33.0, 49.6}:
+            if player.agrees and slo in {6.53, 22.0, 33.0, 49.6}:
                 low = slo < 10
                 claims.append(
                     Claim(name=f"shape: {name}", paper=paper, ours=satisfied, sense="<=" if low else ">=",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from clockwork_serve.sim import Constants
 from clockwork_serve.units import NS_PER_S
 from clockwork_serve.workload.zoo import ZooModel
@@ -29,15 +31,15 @@ def batch_limit(model: ZooModel, slo_ns: int, constants: Constants, cap: int) ->
 
 
 def cold_limit(model: ZooModel, models: int, rate_rps: float, slo_ns: int, slots: int = 196) -> float:
-    """Requests/s that one device can answer of ``rate_rps`` spread evenly over ``models`` copies.
+    """Requests/s that one device can answer of ``rate_rps`` Poisson arrivals, even over ``models`` copies.
 
-    At most ``slots`` copies are on the device (1376 pages, 7 each), so of each request's chance to find its
-    copy there no policy gets more than ``slots / models``: which copies are asked next is chance, evenly. All
-    others need a LOAD, and the lane does one after another; a LOAD also serves what else comes for its copy
-    within the SLO. INFERs bound it too: the device's best rate.
+    At most ``slots`` copies are on the device (1376 pages, 7 each), and which copy is asked next is chance,
+    evenly: no policy finds more than ``slots / models`` of the requests warm. All others need a LOAD, and
+    the lane does one after another. A LOAD serves the first of its waiting requests, and others that came
+    within the SLO after it: each of those came within the SLO after another one for the same copy, and of
+    such there are ``1 - exp(-rate / models * SLO)``. INFERs bound it too: the device's best rate.
     """
     best_rps = max(size * NS_PER_S / lasts for size, lasts in model.infer_ns.items())
-    warm = min(1.0, slots / models)
-    each = 1 + rate_rps / models * slo_ns / NS_PER_S
-    cold_rps = min((1 - warm) * rate_rps, NS_PER_S / model.load_ns * each)
-    return min(best_rps, warm * rate_rps + cold_rps)
+    warm_rps = min(1.0, slots / models) * rate_rps
+    close_rps = rate_rps * -math.expm1(-rate_rps / models * slo_ns / NS_PER_S)
+    return min(best_rps, rate_rps, warm_rps + NS_PER_S / model.load_ns + close_rps)
