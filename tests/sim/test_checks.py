@@ -23,8 +23,9 @@ from clockwork_serve.messages import (
     Window,
     WorkerLost,
 )
-from clockwork_serve.sim.checks import CheckedHost, Checks, Truth
+from clockwork_serve.sim.checks import FORGET_NS, CheckedHost, Checks
 from clockwork_serve.sim.host import FAR_NS
+from clockwork_serve.sim.truth import Truth
 from clockwork_serve.units import MIB, NS_PER_S
 from clockwork_serve.worker.events import LaneDone, Start
 from tests.sim.worlds import KIND, played, scenario, simulation
@@ -200,6 +201,51 @@ def test_belief_that_is_not_the_truth_is_found():
         made.checks.check(made.now_ns)
     with pytest.raises(AssertionError, match="and its worker believes"):
         host.check(made.now_ns)
+
+
+def test_weights_that_stay_unknown_are_found():
+    made, _ = simulation(scenario())
+    made.run(NS_PER_S)
+    assert made.checks is not None
+    host = made.hosts["w0"]
+    assert isinstance(host, CheckedHost)
+    extent = Extent(made.hosts["w0"].specs[0].pages - 7, 7)
+    host.truth["gpu0"].start(replace(LOAD, extent=extent, version=999), Lane.LOAD)
+    made.checks.check(made.now_ns)
+
+    with pytest.raises(AssertionError, match="version 999 is unknown"):
+        made.checks.check(made.now_ns + FORGET_NS)
+
+
+def test_weights_believed_in_use_by_nobody_are_found():
+    made, _ = simulation(scenario())
+    made.run(NS_PER_S)
+    assert made.checks is not None
+    made.checks._out.clear()
+    made.controller._belief.sent.clear()
+    next(iter(made.controller._belief.devices["gpu0"].pages.holders())).in_flight += 1
+
+    with pytest.raises(AssertionError, match="believed out"):
+        made.checks.check(made.now_ns)
+
+
+def test_a_request_costs_no_more_workers_than_it_may():
+    checks = _checks()
+    made = checks._simulation
+    host = made.hosts["w0"]
+    assert made.controller.config.retries == 1
+
+    def out_and_lost(action_id: int) -> None:
+        made.by_device["gpu0"] = host
+        checks.on_step(1, [], [replace(INFER, action_id=action_id)])
+        del made.by_device["gpu0"]
+        checks.on_step(2, [WorkerLost(worker="w0")], [])
+
+    checks.on_step(1, [REQUEST], [])
+    out_and_lost(11)
+    out_and_lost(12)
+    with pytest.raises(AssertionError, match="workers"):
+        out_and_lost(13)
 
 
 def test_counters_that_do_not_add_up_are_found():
