@@ -72,6 +72,18 @@ def test_fig7_satisfaction_grows_with_the_slo():
     assert (released.at(49.6) or 0) > 0.98
 
 
+@pytest.mark.parametrize("name", ["fig7", "fig8"])
+def test_no_policy_is_above_the_oracle(name: str):
+    limited = [panel for panel in made(name).panels if panel.series[-1].role is Role.LIMIT]
+
+    assert limited
+    for panel in limited:
+        *others, limit = panel.series
+        for policy in (each for each in others if each.role is not Role.PAPER):
+            for point in policy.points:
+                assert (point.y or 0) <= (limit.at(point.x) or 0) + 1e-9, (panel.name, policy.name, point.x)
+
+
 def test_fig8_batch_clients_cost_the_sensitive_below_10_ms():
     figure = made("fig8")
     alone = series(figure, "latency-sensitive, alone", Role.RELEASED)

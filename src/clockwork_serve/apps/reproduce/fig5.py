@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from clockwork_serve.apps.reproduce.dominance import dominance_claims
 from clockwork_serve.apps.reproduce.figure import Claim, Figure, Panel, Role, Series, points
-from clockwork_serve.apps.reproduce.limits import batch_limit
 from clockwork_serve.apps.reproduce.paper_curves import curve, value
-from clockwork_serve.apps.reproduce.players import Player, players, soloists
+from clockwork_serve.apps.reproduce.players import GOAL_CAP, Player, players, soloists
 from clockwork_serve.apps.reproduce.run import Run
 from clockwork_serve.sim import Tally
+from clockwork_serve.sim.oracle import closed_loop_limit_rps
 from clockwork_serve.sim.tally import Histogram
 from clockwork_serve.units import ms, to_ms
 from clockwork_serve.workload.scenario import Load, ModelSet, Scenario
@@ -113,14 +113,12 @@ def _latency_panel(
 
 
 def _limits(run: Run, slos: tuple[float, ...]) -> list[Series]:
-    model = run.zoo[KIND]
-    return [
-        Series(
-            name="limit, batch ≤ 16",
-            role=Role.LIMIT,
-            points=points((slo, batch_limit(model, ms(slo), run.constants, 16)[1]) for slo in slos),
-        )
+    infer_ns = run.zoo[KIND].infer_ns
+    rates = [
+        (slo, closed_loop_limit_rps(infer_ns, ms(slo), GOAL_CAP, network=run.constants.network))
+        for slo in slos
     ]
+    return [Series(name=f"limit, batch ≤ {GOAL_CAP}", role=Role.LIMIT, points=points(rates))]
 
 
 def _quantile_ms(tally: Tally, share: float) -> float:

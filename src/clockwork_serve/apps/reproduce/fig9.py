@@ -25,7 +25,7 @@ Read = Callable[[Count], float | None]
 def fig9(run: Run, requests: int | None = None) -> Figure:
     """The trace under every policy; ``requests`` says how long (None: what the run's length stands for)."""
     everyone = soloists() if run.short else players()
-    rates = SWEEP[::4] if run.short else SWEEP
+    rates = SWEEP[::8] if run.short else SWEEP
     found = [each for each in sources(run) if each.trace is None or not run.short]
     run.plan(len(everyone) * (len(found) + len(rates)))
     bucket_s = SHORT_BUCKET_S if run.short else BUCKET_S
