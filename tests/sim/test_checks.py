@@ -8,12 +8,17 @@ from msgspec.structs import replace
 from clockwork_serve.messages import (
     Answer,
     Call,
+    Cancel,
     DeviceSpec,
+    Drain,
     Extent,
+    GatewayLost,
     Infer,
     Lane,
     Load,
+    ModelRemoved,
     Outcome,
+    Reason,
     Release,
     Request,
     Result,
@@ -127,6 +132,10 @@ def _checks() -> Checks:
     return made.checks
 
 
+def _answer(outcome: Outcome, reason: Reason = Reason.NONE) -> Answer:
+    return replace(OK, outcome=outcome, reason=reason)
+
+
 def test_a_story_that_is_right_passes():
     checks = _checks()
     checks.on_step(1, [REQUEST], [INFER])
@@ -138,7 +147,16 @@ def test_a_story_that_is_right_passes():
     [
         ([([], [OK])], "nobody asks"),
         ([([REQUEST], [OK, OK])], "second time"),
-        ([([replace(REQUEST, deadline_ns=0)], [OK])], "after its deadline"),
+        ([([replace(REQUEST, deadline_ns=0)], [OK])], "at 1 to"),
+        ([([REQUEST], [_answer(Outcome.EXPIRED)])], "at 1 to"),
+        ([([REQUEST], [_answer(Outcome.CANCELLED)])], "at 1 to"),
+        ([([REQUEST, GatewayLost(gateway="g1")], [_answer(Outcome.CANCELLED)])], "at 1 to"),
+        ([([REQUEST], [_answer(Outcome.INVALID, Reason.UNKNOWN_MODEL)])], "at 1 to"),
+        ([([REQUEST], [_answer(Outcome.FAILED, Reason.DEVICE_FAULT)])], "at 1 to"),
+        ([([REQUEST], [_answer(Outcome.REJECTED, Reason.DRAINING)])], "at 1 to"),
+        ([([REQUEST], [_answer(Outcome.REJECTED, Reason.QUEUE_FULL)])], "at 1 to"),
+        ([([REQUEST, ModelRemoved(model="m-0000/1")], [INFER])], "not served"),
+        ([([ModelRemoved(model="m-0000/1")], [replace(LOAD, action_id=9)])], "not served"),
         ([([REQUEST], [INFER, OK])], "releases what a worker reads"),
         ([([REQUEST], [Release(request_id="x1", gateway="g0")])], "nobody holds"),
         (
@@ -175,6 +193,37 @@ def test_a_misdeed_of_the_controller_is_found(steps, why):
 
     with pytest.raises(AssertionError, match=why):
         checks.on_step(1, events, effects)
+
+
+@pytest.mark.parametrize(
+    ("event", "answer"),
+    [
+        (Cancel(request_id="x1"), _answer(Outcome.CANCELLED)),
+        (GatewayLost(gateway="g0"), _answer(Outcome.CANCELLED)),
+        (Drain(), _answer(Outcome.REJECTED, Reason.DRAINING)),
+        (ModelRemoved(model="m-0000/1"), _answer(Outcome.REJECTED, Reason.NOT_SERVING)),
+        (ModelRemoved(model="m-0000/1"), _answer(Outcome.INVALID, Reason.UNKNOWN_MODEL)),
+        (WorkerLost(worker="w0"), _answer(Outcome.FAILED, Reason.WORKER_LOST)),
+    ],
+)
+def test_what_happened_explains_an_answer(event, answer):
+    _checks().on_step(1, [REQUEST, event], [answer])
+
+
+def test_weights_of_a_model_that_is_not_served_do_not_stay():
+    made, _ = simulation(scenario())
+    made.run(NS_PER_S)
+    assert made.checks is not None
+    made.checks._asked.served.clear()
+    made.checks._out.clear()
+    made.controller._belief.sent.clear()
+    for one in made.controller._belief.devices["gpu0"].pages.holders():
+        one.in_flight = 0
+    made.controller.check = lambda: None  # type: ignore[method-assign]
+    made.checks.check(made.now_ns)
+
+    with pytest.raises(AssertionError, match="is unknown since"):
+        made.checks.check(made.now_ns + FORGET_NS)
 
 
 def test_what_was_out_on_a_lost_worker_is_waited_for_no_more():

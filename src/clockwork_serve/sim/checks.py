@@ -4,8 +4,9 @@ The world's truth is kept apart from all books of the machines: what runs on eac
 page, which actions are out, which requests are open. After every step of the controller and of a worker,
 what they did is held against it:
 
-- one answer per request that was asked, and none good after its deadline; tensors are released once, and
-  only when no worker reads them;
+- one answer per request that was asked, as the story allows: none good after its deadline, none expired
+  before it, cancelled only where somebody went away, ...; tensors are released once, and only when no worker
+  reads them;
 - an action starts inside its window by the worker's clock, alone on its lane, once, for a controller that
   still wants it;
 - a LOAD starts in pages that are free, an INFER with its own weights ready, an UNLOAD of weights that nobody
@@ -35,15 +36,14 @@ from clockwork_serve.messages import (
     DeviceSpec,
     Infer,
     Load,
-    Outcome,
     Release,
-    Request,
     Result,
     Status,
     Unload,
     WorkerJoined,
     WorkerLost,
 )
+from clockwork_serve.sim.asked import Asked
 from clockwork_serve.sim.host import LEAST_NS, Host, World
 from clockwork_serve.sim.trouble import is_cut
 from clockwork_serve.sim.truth import Truth
@@ -130,8 +130,7 @@ class Checks:
         self._simulation = simulation
         self._recorder = Recorder()
         self._steps = 0
-        self._asked: dict[str, int] = {}
-        """Deadline of all and only requests that were asked and not answered."""
+        self._asked = Asked(simulation.controller.config)
         self._held: set[str] = set()
         """Requests that were answered while a worker had their tensors, until they are released."""
         self._reading: dict[str, int] = {}
@@ -162,12 +161,11 @@ class Checks:
     ) -> None:
         """Check one step of the controller."""
         for event in events:
-            if isinstance(event, Request):
-                assert event.request_id not in self._asked
-                self._asked[event.request_id] = event.deadline_ns
-            elif isinstance(event, Result):
+            if isinstance(event, Result):
                 self._result(event)
-            elif isinstance(event, WorkerLost):
+                continue
+            self._asked.observe(event)
+            if isinstance(event, WorkerLost):
                 self._lost(event)
             elif isinstance(event, WorkerJoined):
                 names = {spec.device for spec in event.devices}
@@ -222,10 +220,7 @@ class Checks:
                 assert self._losses[call.request_id] <= most, f"{call} cost {most + 1} workers"
 
     def _answer(self, answer: Answer, now_ns: int) -> None:
-        deadline_ns = self._asked.pop(answer.request_id, None)
-        assert deadline_ns is not None, f"{answer} of what nobody asks, or for the second time"
-        if answer.outcome is Outcome.OK:
-            assert now_ns <= deadline_ns, f"{answer} at {now_ns}, after its deadline {deadline_ns}"
+        self._asked.answer(answer, now_ns)
         if not answer.release:
             self._held.add(answer.request_id)
         else:
@@ -237,9 +232,10 @@ class Checks:
         self._out[action.action_id] = action
         if isinstance(action, Unload):
             return
+        assert action.model in self._asked.served, f"{action} of a model that is not served"
         if isinstance(action, Infer):
             for call in action.calls:
-                asked = call.request_id in self._asked
+                asked = call.request_id in self._asked.open
                 assert asked and call.request_id not in self._reading, f"{action}: {call} is not waiting"
                 self._reading[call.request_id] = action.action_id
             assert sum(call.rows for call in action.calls) <= action.batch, f"{action} is overfull"
@@ -282,7 +278,7 @@ class Checks:
         assert not again, f"a second decision at {now_ns}: {again}"
         belief = controller._belief  # noqa: SLF001 - what it believes is what is checked
         assert belief.sent.keys() == self._out.keys(), "the controller waits for other actions than are out"
-        assert self._asked.keys() == simulation.open.keys()
+        assert self._asked.open.keys() == simulation.open.keys()
         assert belief.devices.keys() == simulation.by_device.keys()
         readers = Counter((one.device, one.version) for one in self._out.values() if isinstance(one, Infer))
         for name, device in belief.devices.items():
@@ -295,11 +291,13 @@ class Checks:
                 assert there or one.state != READY, f"{name}: {one.model.model.key} is believed ready"
                 out = readers[name, one.version]
                 assert one.in_flight == out, f"{name}: {one.in_flight} INFERs believed out, not {out}"
-            self._check_forgotten(host, name, {one.version for one in device.pages.holders()}, now_ns)
+            served, holders = self._asked.served, device.pages.holders()
+            known = {one.version for one in holders if one.in_flight or one.model.model.key in served}
+            self._check_forgotten(host, name, known, now_ns)
         self._check_counters()
 
     def _check_forgotten(self, host: CheckedHost, device: str, known: set[int], now_ns: int) -> None:
-        """Weights that the controller knows nothing of do not stay."""
+        """Weights that the controller knows nothing of, or of models not served any more, do not stay."""
         moving = {one.version for one in self._out.values() if one.device == device}
         for version in host.truth[device].versions() - known - moving:
             if host.stopped is not None:
@@ -311,7 +309,7 @@ class Checks:
         counters, tally = self._recorder.counters, self._simulation.tally
         assert not counters.unmatched
         assert counters.received == sum(counters.outcomes.values()) + counters.open
-        assert counters.open == len(self._asked)
+        assert counters.open == len(self._asked.open)
         if tally.warmup_ns:
             return
         total = tally.total()
@@ -327,7 +325,7 @@ class Checks:
         for host in simulation.hosts.values():
             if isinstance(host, CheckedHost) and host.stopped is None:
                 host.check(host.axis_ns(simulation.now_ns))
-        assert not self._asked, f"never answered: {sorted(self._asked)}"
+        assert not self._asked.open, f"never answered: {sorted(self._asked.open)}"
         total = simulation.tally.total()
         assert total.offered == total.ended or simulation.tally.warmup_ns
 

@@ -142,17 +142,17 @@ class Simulation:
         self.hosts: dict[str, Host] = {}
         """All and only workers that the controller believes up, by name."""
         self.by_device: dict[str, Host] = {}
-        self.gateway = "g0"
+        self.gateways = ["g0", "g1"]
+        """Requests come through them in turn."""
         self.checks = Checks(self) if checks else None
         self.watchers: list[Watcher] = [*watchers, self.checks] if self.checks else list(watchers)
         self._hop_ns = self.constants.network.gateway_ns
         self._keys = [model.key for model in self.models]
         self._seed = seed
-        self._sent = 0
         self._wake_ns = FAR_NS
         self._stream = workload.open()
         self._arrivals: Arrivals | None = None
-        self._at = 0
+        self._at = self._sent = 0
         self._next_ns = FAR_NS
         self._dirty: list[Host] = []
         self._start([self.host(f"w{at}", specs) for at, specs in enumerate(cluster.specs(kind))])
@@ -333,8 +333,8 @@ class Simulation:
         if tally.bucket_ns:
             tally.row(sent_ns)[load].offered += 1
         return Request(
-            request_id=request_id, gateway=self.gateway, model=self._keys[model], arrival_ns=sent_ns,
-            deadline_ns=deadline_ns,
+            request_id=request_id, gateway=self.gateways[sent & 1], model=self._keys[model],
+            arrival_ns=sent_ns, deadline_ns=deadline_ns,
         )  # fmt: skip
 
     def _send_again(self, client: Client, now_ns: int) -> None:
