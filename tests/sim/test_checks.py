@@ -8,12 +8,17 @@ from msgspec.structs import replace
 from clockwork_serve.messages import (
     Answer,
     Call,
+    Cancel,
     DeviceSpec,
+    Drain,
     Extent,
+    GatewayLost,
     Infer,
     Lane,
     Load,
+    ModelRemoved,
     Outcome,
+    Reason,
     Release,
     Request,
     Result,
@@ -23,8 +28,9 @@ from clockwork_serve.messages import (
     Window,
     WorkerLost,
 )
-from clockwork_serve.sim.checks import CheckedHost, Checks, Truth
+from clockwork_serve.sim.checks import FORGET_NS, CheckedHost, Checks
 from clockwork_serve.sim.host import FAR_NS
+from clockwork_serve.sim.truth import Truth
 from clockwork_serve.units import MIB, NS_PER_S
 from clockwork_serve.worker.events import LaneDone, Start
 from tests.sim.worlds import KIND, played, scenario, simulation
@@ -126,6 +132,10 @@ def _checks() -> Checks:
     return made.checks
 
 
+def _answer(outcome: Outcome, reason: Reason = Reason.NONE) -> Answer:
+    return replace(OK, outcome=outcome, reason=reason)
+
+
 def test_a_story_that_is_right_passes():
     checks = _checks()
     checks.on_step(1, [REQUEST], [INFER])
@@ -137,7 +147,16 @@ def test_a_story_that_is_right_passes():
     [
         ([([], [OK])], "nobody asks"),
         ([([REQUEST], [OK, OK])], "second time"),
-        ([([replace(REQUEST, deadline_ns=0)], [OK])], "after its deadline"),
+        ([([replace(REQUEST, deadline_ns=0)], [OK])], "at 1 to"),
+        ([([REQUEST], [_answer(Outcome.EXPIRED)])], "at 1 to"),
+        ([([REQUEST], [_answer(Outcome.CANCELLED)])], "at 1 to"),
+        ([([REQUEST, GatewayLost(gateway="g1")], [_answer(Outcome.CANCELLED)])], "at 1 to"),
+        ([([REQUEST], [_answer(Outcome.INVALID, Reason.UNKNOWN_MODEL)])], "at 1 to"),
+        ([([REQUEST], [_answer(Outcome.FAILED, Reason.DEVICE_FAULT)])], "at 1 to"),
+        ([([REQUEST], [_answer(Outcome.REJECTED, Reason.DRAINING)])], "at 1 to"),
+        ([([REQUEST], [_answer(Outcome.REJECTED, Reason.QUEUE_FULL)])], "at 1 to"),
+        ([([REQUEST, ModelRemoved(model="m-0000/1")], [INFER])], "not served"),
+        ([([ModelRemoved(model="m-0000/1")], [replace(LOAD, action_id=9)])], "not served"),
         ([([REQUEST], [INFER, OK])], "releases what a worker reads"),
         ([([REQUEST], [Release(request_id="x1", gateway="g0")])], "nobody holds"),
         (
@@ -176,6 +195,37 @@ def test_a_misdeed_of_the_controller_is_found(steps, why):
         checks.on_step(1, events, effects)
 
 
+@pytest.mark.parametrize(
+    ("event", "answer"),
+    [
+        (Cancel(request_id="x1"), _answer(Outcome.CANCELLED)),
+        (GatewayLost(gateway="g0"), _answer(Outcome.CANCELLED)),
+        (Drain(), _answer(Outcome.REJECTED, Reason.DRAINING)),
+        (ModelRemoved(model="m-0000/1"), _answer(Outcome.REJECTED, Reason.NOT_SERVING)),
+        (ModelRemoved(model="m-0000/1"), _answer(Outcome.INVALID, Reason.UNKNOWN_MODEL)),
+        (WorkerLost(worker="w0"), _answer(Outcome.FAILED, Reason.WORKER_LOST)),
+    ],
+)
+def test_what_happened_explains_an_answer(event, answer):
+    _checks().on_step(1, [REQUEST, event], [answer])
+
+
+def test_weights_of_a_model_that_is_not_served_do_not_stay():
+    made, _ = simulation(scenario())
+    made.run(NS_PER_S)
+    assert made.checks is not None
+    made.checks._asked.served.clear()
+    made.checks._out.clear()
+    made.controller._belief.sent.clear()
+    for one in made.controller._belief.devices["gpu0"].pages.holders():
+        one.in_flight = 0
+    made.controller.check = lambda: None  # type: ignore[method-assign]
+    made.checks.check(made.now_ns)
+
+    with pytest.raises(AssertionError, match="is unknown since"):
+        made.checks.check(made.now_ns + FORGET_NS)
+
+
 def test_what_was_out_on_a_lost_worker_is_waited_for_no_more():
     checks = _checks()
     checks.on_step(1, [REQUEST], [INFER])
@@ -202,6 +252,51 @@ def test_belief_that_is_not_the_truth_is_found():
         host.check(made.now_ns)
 
 
+def test_weights_that_stay_unknown_are_found():
+    made, _ = simulation(scenario())
+    made.run(NS_PER_S)
+    assert made.checks is not None
+    host = made.hosts["w0"]
+    assert isinstance(host, CheckedHost)
+    extent = Extent(made.hosts["w0"].specs[0].pages - 7, 7)
+    host.truth["gpu0"].start(replace(LOAD, extent=extent, version=999), Lane.LOAD)
+    made.checks.check(made.now_ns)
+
+    with pytest.raises(AssertionError, match="version 999 is unknown"):
+        made.checks.check(made.now_ns + FORGET_NS)
+
+
+def test_weights_believed_in_use_by_nobody_are_found():
+    made, _ = simulation(scenario())
+    made.run(NS_PER_S)
+    assert made.checks is not None
+    made.checks._out.clear()
+    made.controller._belief.sent.clear()
+    next(iter(made.controller._belief.devices["gpu0"].pages.holders())).in_flight += 1
+
+    with pytest.raises(AssertionError, match="believed out"):
+        made.checks.check(made.now_ns)
+
+
+def test_a_request_costs_no_more_workers_than_it_may():
+    checks = _checks()
+    made = checks._simulation
+    host = made.hosts["w0"]
+    assert made.controller.config.retries == 1
+
+    def out_and_lost(action_id: int) -> None:
+        made.by_device["gpu0"] = host
+        checks.on_step(1, [], [replace(INFER, action_id=action_id)])
+        del made.by_device["gpu0"]
+        checks.on_step(2, [WorkerLost(worker="w0")], [])
+
+    checks.on_step(1, [REQUEST], [])
+    out_and_lost(11)
+    out_and_lost(12)
+    with pytest.raises(AssertionError, match="workers"):
+        out_and_lost(13)
+
+
 def test_counters_that_do_not_add_up_are_found():
     made, _ = simulation(scenario())
     made.run(NS_PER_S)
@@ -216,7 +311,7 @@ def test_a_request_without_an_answer_is_found_at_the_end():
     made, _ = played(scenario())
     assert made.checks is not None
     made.checks.check_end()
-    made.tally.offered(0, 0)
+    made.tally.loads[0].offered += 1
 
     with pytest.raises(AssertionError):
         made.checks.check_end()

@@ -64,6 +64,7 @@ class Belief:
         self._look_ahead_ns = config.look_ahead_ns
         self._network_ns = config.network_ns
         self._open_window = config.open_window
+        self._reject = config.reject_infeasible
         self.estimator = Estimator(config.estimate_window, config.estimate_quantile)
         self.devices: dict[str, DeviceBelief] = {}
         """Devices of all workers that are up."""
@@ -102,7 +103,7 @@ class Belief:
 
     def doubt(self, queue: Queue) -> None:
         """Judge this queue before this instant ends: its head or its hope changed."""
-        if not queue.doubted and self.config.reject_infeasible:
+        if not queue.doubted and self._reject:
             queue.doubted = True
             self.doubted.append(queue)
 
@@ -215,8 +216,9 @@ class Belief:
         return queue
 
     def _wait(self, waiter: Waiter, queue: Queue, model: ServedModel) -> None:
-        if (queue.add(waiter) or queue.watch is None) and not queue.doubted:
-            self.doubt(queue)
+        if (queue.add(waiter) or queue.watch is None) and not queue.doubted and self._reject:
+            queue.doubted = True
+            self.doubted.append(queue)
         model.waiting += 1
         model.demand_ns += waiter.demand_ns
         if model.sole is not None:

@@ -18,7 +18,7 @@ from clockwork_serve.controller.plan import LaneTimer
 from clockwork_serve.controller.queues import ServedModel, Waiter
 from clockwork_serve.controller.schedulers import SCHEDULERS
 from clockwork_serve.controller.settle import Settler
-from clockwork_serve.controller.timers import NEVER_NS
+from clockwork_serve.controller.timers import NEVER_NS, Timer
 from clockwork_serve.controller.watches import Watch
 from clockwork_serve.messages import (
     Answer,
@@ -268,7 +268,11 @@ class Controller:
             self._settler.settle(now_ns)
         timers = self._timers.heap
         while timers and timers[0][0] <= now_ns:
-            self._fire(now_ns)
+            timer = self._timers.due(now_ns)
+            if isinstance(timer, LaneTimer):
+                scheduler.fired(timer)
+            elif timer is not None:
+                self._fire(timer, now_ns)
         scheduler.schedule(now_ns)
         while (belief.doubted or belief.moved) and self._feasibility.reject(now_ns):
             scheduler.schedule(now_ns)
@@ -292,17 +296,11 @@ class Controller:
                 self._belief.doubt(waiter.queue)
         self._leaving.clear()
 
-    def _fire(self, now_ns: int) -> None:
-        """One thing that time alone changes."""
-        timer = self._timers.due(now_ns)
-        if isinstance(timer, LaneTimer):
-            self._scheduler.fired(timer)
-        elif isinstance(timer, Watch):
+    def _fire(self, timer: Timer, now_ns: int) -> None:
+        """A promise may be broken, or deadlines have come."""
+        if isinstance(timer, Watch):
             self._feasibility.look(timer, now_ns)
-        elif timer is not None:
-            self._expire(now_ns)
-
-    def _expire(self, now_ns: int) -> None:
+            return
         for waiter in self._deadlines.passed(now_ns):
             reason = Reason.LATE if waiter.state == SENT else Reason.NONE
             self._belief.answer(waiter, Outcome.EXPIRED, reason, message="no answer by the deadline")

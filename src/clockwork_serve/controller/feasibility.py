@@ -135,8 +135,11 @@ class Feasibility:
             latest_ns = due_ns - strategy.least.estimate_ns
             if lane.available_ns(now_ns) <= latest_ns:
                 watch = lane.watch
-                if queue.watch is not watch or queue.place_ns > latest_ns:
-                    self._watch(queue, lane, latest_ns, now_ns)
+                if (
+                    watch is not None and (queue.watch is not watch or queue.place_ns > latest_ns)
+                    and watch.place(queue, latest_ns)
+                ):  # fmt: skip
+                    self._aim(watch, latest_ns, now_ns)
                 return True
         for residency in queue.model.residencies.values():
             if residency.state != READY:
@@ -212,10 +215,8 @@ class Feasibility:
     def _watch(self, queue: Queue, lane: LaneBelief, latest_ns: int, now_ns: int) -> None:
         watch = lane.watch
         assert watch is not None
-        if queue.watch is not watch or queue.place_ns > latest_ns:
-            watch.place(queue, latest_ns)
-            if latest_ns < watch.first_ns:
-                self._aim(watch, latest_ns, now_ns)
+        if (queue.watch is not watch or queue.place_ns > latest_ns) and watch.place(queue, latest_ns):
+            self._aim(watch, latest_ns, now_ns)
 
     def _refuse(self, queue: Queue, now_ns: int) -> None:
         """Refuse a queue's head, and say what it lacked."""

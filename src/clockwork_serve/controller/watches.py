@@ -36,8 +36,8 @@ class Watch(Timer):
         self.full = STALE_MIN
         """With so many entries, the heap is cleared of stale ones."""
 
-    def place(self, queue: Queue, latest_ns: int) -> None:
-        """Watch a queue here from now on."""
+    def place(self, queue: Queue, latest_ns: int) -> bool:
+        """Watch a queue here from now on; true if its promise may break before any other."""
         queue.watch = self
         queue.place_ns = latest_ns
         heap = self.heap
@@ -46,6 +46,7 @@ class Watch(Timer):
             heap[:] = [entry for entry in heap if entry[2].watch is self and entry[2].place_ns == entry[0]]
             heapify(heap)
             self.full = 2 * len(heap) + STALE_MIN
+        return latest_ns < self.first_ns
 
     def surface(self, start_ns: int) -> list[Queue]:
         """Take out all queues whose heads can no longer start in time if the lane is free at ``start_ns``."""

@@ -4,13 +4,16 @@ The world's truth is kept apart from all books of the machines: what runs on eac
 page, which actions are out, which requests are open. After every step of the controller and of a worker,
 what they did is held against it:
 
-- one answer per request that was asked, and none good after its deadline; tensors are released once, and
-  only when no worker reads them;
+- one answer per request that was asked, as the story allows: none good after its deadline, none expired
+  before it, cancelled only where somebody went away, ...; tensors are released once, and only when no worker
+  reads them;
 - an action starts inside its window by the worker's clock, alone on its lane, once, for a controller that
   still wants it;
 - a LOAD starts in pages that are free, an INFER with its own weights ready, an UNLOAD of weights that nobody
   reads;
-- weights that the controller believes ready are there, unless the link to that worker is cut;
+- weights that the controller believes ready are there, unless the link to that worker is cut, and none stay
+  that it knows nothing of;
+- a request costs no more workers than it may;
 - an estimate lies within what durations can be;
 - wake-ups are later than now.
 
@@ -20,6 +23,7 @@ that must be empty, and the counters of the telemetry against the tally.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -30,100 +34,32 @@ from clockwork_serve.messages import (
     ControllerEffect,
     ControllerEvent,
     DeviceSpec,
-    Extent,
     Infer,
-    Lane,
     Load,
-    Outcome,
     Release,
-    Request,
     Result,
     Status,
     Unload,
     WorkerJoined,
     WorkerLost,
 )
+from clockwork_serve.sim.asked import Asked
 from clockwork_serve.sim.host import LEAST_NS, Host, World
 from clockwork_serve.sim.trouble import is_cut
+from clockwork_serve.sim.truth import Truth
 from clockwork_serve.telemetry import Recorder
-from clockwork_serve.units import NS_PER_US
+from clockwork_serve.units import NS_PER_S, NS_PER_US
 from clockwork_serve.worker.events import LaneDone, Start, WorkerEffect, WorkerEvent
 
 if TYPE_CHECKING:
     from clockwork_serve.sim.simulation import Simulation
 
+FORGET_NS: Final = 2 * NS_PER_S
+"""Weights loaded for a link that is gone are unloaded in this time: an INFER may read them until then."""
+
 STRIDE: Final = 64
 """Steps from one full check to the next, of the controller and of each worker: a full one costs as much as
 fifty steps."""
-
-
-class Lying:
-    """Weights in a device's pages, in truth."""
-
-    __slots__ = ("extent", "model", "ready", "version")
-
-    def __init__(self, action: Load) -> None:
-        self.model = action.model
-        self.extent = action.extent
-        self.version = action.version
-        self.ready = False
-
-
-class Truth:
-    """One device: what lies in its pages and what runs on its lanes."""
-
-    __slots__ = ("lying", "running", "slowest", "spec")
-
-    def __init__(self, spec: DeviceSpec) -> None:
-        self.spec = spec
-        self.lying: dict[int, Lying] = {}
-        """All weights that hold pages, by first page."""
-        self.running: dict[Lane, Action] = {}
-        self.slowest = 1.0
-        """The most that it was slowed down, ever."""
-
-    def start(self, action: Action, lane: Lane) -> None:
-        """An action starts: it is alone on its lane, and the pages are as it needs them."""
-        assert lane not in self.running, f"{action} starts while {self.running[lane]} runs"
-        assert (lane is Lane.EXEC) == isinstance(action, Infer), f"{action} starts on lane {lane}"
-        self.running[lane] = action
-        if isinstance(action, Load):
-            self._claim(action)
-            return
-        lying = self.lying.get(action.extent.first)
-        assert (
-            lying is not None
-            and lying.ready
-            and lying.version == action.version
-            and lying.extent == action.extent
-            and lying.model == action.model
-        ), f"{action} starts, and its weights are not there"
-        if isinstance(action, Unload):
-            reader = self.running.get(Lane.EXEC)
-            assert reader is None or reader.version != action.version, f"{action} starts while they are read"
-            lying.ready = False
-
-    def _claim(self, action: Load) -> None:
-        extent = action.extent
-        assert extent.first >= 0 and extent.first + extent.count <= self.spec.pages, f"{action} leaves memory"
-        assert action.weights.size <= extent.count * self.spec.page_bytes, f"{action} does not fit its pages"
-        for other in self.lying.values():
-            assert not other.extent.overlaps(extent), f"{action} starts in pages that hold {other.model}"
-        self.lying[extent.first] = Lying(action)
-
-    def end(self, lane: Lane, action_id: int) -> None:
-        """What runs on a lane ends."""
-        action = self.running.pop(lane, None)
-        assert action is not None and action.action_id == action_id, f"{action_id} ends, and {action} ran"
-        if isinstance(action, Load):
-            self.lying[action.extent.first].ready = True
-        elif isinstance(action, Unload):
-            del self.lying[action.extent.first]
-
-    def has(self, extent: Extent, version: int) -> bool:
-        """Whether that version is ready there."""
-        lying = self.lying.get(extent.first)
-        return lying is not None and lying.ready and lying.version == version and lying.extent == extent
 
 
 class CheckedHost(Host):
@@ -194,14 +130,17 @@ class Checks:
         self._simulation = simulation
         self._recorder = Recorder()
         self._steps = 0
-        self._asked: dict[str, int] = {}
-        """Deadline of all and only requests that were asked and not answered."""
+        self._asked = Asked(simulation.controller.config)
         self._held: set[str] = set()
         """Requests that were answered while a worker had their tensors, until they are released."""
         self._reading: dict[str, int] = {}
         """The action that reads a request's tensors, as far as the controller was told."""
         self._out: dict[int, Action] = {}
         """All and only actions sent whose result or loss the controller has not heard of, by id."""
+        self._unknown: dict[tuple[str, int], int] = {}
+        """Since when weights, by device and version, were seen that the controller knows nothing of."""
+        self._losses: Counter[str] = Counter()
+        """How often each open request was out on a worker that was lost."""
         self._bounds: dict[tuple[str, int], tuple[int, int]] = {}
         noise = simulation.constants.noise
         self._infer_noise = _span(noise.infer_us)
@@ -222,12 +161,11 @@ class Checks:
     ) -> None:
         """Check one step of the controller."""
         for event in events:
-            if isinstance(event, Request):
-                assert event.request_id not in self._asked
-                self._asked[event.request_id] = event.deadline_ns
-            elif isinstance(event, Result):
+            if isinstance(event, Result):
                 self._result(event)
-            elif isinstance(event, WorkerLost):
+                continue
+            self._asked.observe(event)
+            if isinstance(event, WorkerLost):
                 self._lost(event)
             elif isinstance(event, WorkerJoined):
                 names = {spec.device for spec in event.devices}
@@ -275,14 +213,14 @@ class Checks:
     def _lose(self, action: Action) -> None:
         del self._out[action.action_id]
         if isinstance(action, Infer):
+            most = self._simulation.controller.config.retries + 1
             for call in action.calls:
                 del self._reading[call.request_id]
+                self._losses[call.request_id] += 1
+                assert self._losses[call.request_id] <= most, f"{call} cost {most + 1} workers"
 
     def _answer(self, answer: Answer, now_ns: int) -> None:
-        deadline_ns = self._asked.pop(answer.request_id, None)
-        assert deadline_ns is not None, f"{answer} of what nobody asks, or for the second time"
-        if answer.outcome is Outcome.OK:
-            assert now_ns <= deadline_ns, f"{answer} at {now_ns}, after its deadline {deadline_ns}"
+        self._asked.answer(answer, now_ns)
         if not answer.release:
             self._held.add(answer.request_id)
         else:
@@ -294,9 +232,10 @@ class Checks:
         self._out[action.action_id] = action
         if isinstance(action, Unload):
             return
+        assert action.model in self._asked.served, f"{action} of a model that is not served"
         if isinstance(action, Infer):
             for call in action.calls:
-                asked = call.request_id in self._asked
+                asked = call.request_id in self._asked.open
                 assert asked and call.request_id not in self._reading, f"{action}: {call} is not waiting"
                 self._reading[call.request_id] = action.action_id
             assert sum(call.rows for call in action.calls) <= action.batch, f"{action} is overfull"
@@ -339,8 +278,9 @@ class Checks:
         assert not again, f"a second decision at {now_ns}: {again}"
         belief = controller._belief  # noqa: SLF001 - what it believes is what is checked
         assert belief.sent.keys() == self._out.keys(), "the controller waits for other actions than are out"
-        assert self._asked.keys() == simulation.open.keys()
+        assert self._asked.open.keys() == simulation.open.keys()
         assert belief.devices.keys() == simulation.by_device.keys()
+        readers = Counter((one.device, one.version) for one in self._out.values() if isinstance(one, Infer))
         for name, device in belief.devices.items():
             host = simulation.by_device[name]
             assert isinstance(host, CheckedHost)
@@ -349,13 +289,27 @@ class Checks:
             for one in device.pages.holders():
                 there = host.truth[name].has(one.extent, one.version)
                 assert there or one.state != READY, f"{name}: {one.model.model.key} is believed ready"
+                out = readers[name, one.version]
+                assert one.in_flight == out, f"{name}: {one.in_flight} INFERs believed out, not {out}"
+            served, holders = self._asked.served, device.pages.holders()
+            known = {one.version for one in holders if one.in_flight or one.model.model.key in served}
+            self._check_forgotten(host, name, known, now_ns)
         self._check_counters()
+
+    def _check_forgotten(self, host: CheckedHost, device: str, known: set[int], now_ns: int) -> None:
+        """Weights that the controller knows nothing of, or of models not served any more, do not stay."""
+        moving = {one.version for one in self._out.values() if one.device == device}
+        for version in host.truth[device].versions() - known - moving:
+            if host.stopped is not None:
+                self._unknown[device, version] = now_ns
+            since_ns = self._unknown.setdefault((device, version), now_ns)
+            assert now_ns - since_ns < FORGET_NS, f"{device}: version {version} is unknown since {since_ns}"
 
     def _check_counters(self) -> None:
         counters, tally = self._recorder.counters, self._simulation.tally
         assert not counters.unmatched
         assert counters.received == sum(counters.outcomes.values()) + counters.open
-        assert counters.open == len(self._asked)
+        assert counters.open == len(self._asked.open)
         if tally.warmup_ns:
             return
         total = tally.total()
@@ -371,7 +325,7 @@ class Checks:
         for host in simulation.hosts.values():
             if isinstance(host, CheckedHost) and host.stopped is None:
                 host.check(host.axis_ns(simulation.now_ns))
-        assert not self._asked, f"never answered: {sorted(self._asked)}"
+        assert not self._asked.open, f"never answered: {sorted(self._asked.open)}"
         total = simulation.tally.total()
         assert total.offered == total.ended or simulation.tally.warmup_ns
 

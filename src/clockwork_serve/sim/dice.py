@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 
 from clockwork_serve.sim.constants import Quantiles
@@ -11,26 +13,23 @@ BLOCK = 1 << 14
 
 
 class Draws:
-    """An endless row of ints; the same (seed, stream) gives the same row in any process."""
+    """An endless row of ints; the same (seed, stream) gives the same row in any process.
 
-    __slots__ = ("_at", "_block", "_generator", "_shares", "_values")
+    ``next()`` is one draw, in ns. It is a generator's: half the cost of a method.
+    """
+
+    __slots__ = ("next",)
 
     def __init__(self, seed: int, stream: int, quantiles_us: Quantiles) -> None:
-        self._generator = np.random.Generator(np.random.PCG64([seed, stream]))
-        self._shares = np.array([share for share, _ in quantiles_us])
-        self._values = np.array([value * NS_PER_US for _, value in quantiles_us])
-        self._block: list[int] = []
-        self._at = 0
+        self.next: Callable[[], int] = _drawn(seed, stream, quantiles_us).__next__
 
-    def next(self) -> int:
-        """One draw, in ns."""
-        at = self._at
-        if at == len(self._block):
-            uniform = self._generator.random(BLOCK)
-            self._block = np.rint(np.interp(uniform, self._shares, self._values)).astype(np.int64).tolist()
-            at = 0
-        self._at = at + 1
-        return self._block[at]
+
+def _drawn(seed: int, stream: int, quantiles_us: Quantiles) -> Iterator[int]:
+    generator = np.random.Generator(np.random.PCG64([seed, stream]))
+    shares = np.array([share for share, _ in quantiles_us])
+    values = np.array([value * NS_PER_US for _, value in quantiles_us])
+    while True:
+        yield from np.rint(np.interp(generator.random(BLOCK), shares, values)).astype(np.int64).tolist()
 
 
 def uniform_us(least_ns: int, most_ns: int) -> Quantiles:

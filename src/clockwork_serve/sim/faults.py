@@ -10,7 +10,7 @@ delay         messages on a link take longer for a while
 skew          a worker's clock, as converted by the transport, jumps (and, after a while, back)
 remove_model  a model is taken from service (and, after a while, served again)
 add_model     a model is served only from then on (and, after a while, no more)
-gateway       the gateway dies, and with it its clients' requests; another one takes its place
+gateway       one of the gateways dies, and with it its clients' requests; a new one takes its place
 cancel        a share of the clients goes away before they are answered
 drain         the server takes no new requests any more
 """
@@ -76,7 +76,7 @@ class Faults:
         self._served = {model.key: model for model in simulation.models}
         """All and only models that are served, by key."""
         self._codes = {code.code.code_id: code for code in simulation.codes}
-        self._gateways = 0
+        self._gateways = len(simulation.gateways)
         self.executed: Counter[str] = Counter()
         begin: dict[str, Callable[[FaultTable], Events]] = {
             "crash": self._crashes, "hang": self._hangs, "slow": self._slows, "loss": self._loses,
@@ -320,8 +320,8 @@ class Faults:
     def _gateway_lost(self) -> Events:
         simulation = self._simulation
         self.executed["gateway"] += 1
-        lost, self._gateways = simulation.gateway, self._gateways + 1
-        simulation.gateway = f"g{self._gateways}"
+        lost, simulation.gateways[0] = simulation.gateways[0], f"g{self._gateways}"
+        self._gateways += 1
         return (GatewayLost(gateway=lost),)
 
     def _cancels(self, table: FaultTable) -> Events:

@@ -142,17 +142,17 @@ class Simulation:
         self.hosts: dict[str, Host] = {}
         """All and only workers that the controller believes up, by name."""
         self.by_device: dict[str, Host] = {}
-        self.gateway = "g0"
+        self.gateways = ["g0", "g1"]
+        """Requests come through them in turn."""
         self.checks = Checks(self) if checks else None
         self.watchers: list[Watcher] = [*watchers, self.checks] if self.checks else list(watchers)
         self._hop_ns = self.constants.network.gateway_ns
         self._keys = [model.key for model in self.models]
         self._seed = seed
-        self._sent = 0
         self._wake_ns = FAR_NS
         self._stream = workload.open()
         self._arrivals: Arrivals | None = None
-        self._at = 0
+        self._at = self._sent = 0
         self._next_ns = FAR_NS
         self._dirty: list[Host] = []
         self._start([self.host(f"w{at}", specs) for at, specs in enumerate(cluster.specs(kind))])
@@ -182,17 +182,24 @@ class Simulation:
             self.hosts[host.name] = host
             self.by_device.update((spec.device, host) for spec in host.specs)
             events.append(WorkerJoined(worker=host.name, devices=host.specs))
-            for code in self.codes:
-                host.machine.observe(code, 0)
-            while effects := host.machine.decide(0):
-                for effect in effects:
-                    if isinstance(effect, Prepare):
-                        host.machine.observe(Prepared(device=effect.device, code_id=effect.code.code_id), 0)
-                    else:
-                        assert isinstance(effect, CodeReady) and effect.ok, f"{effect} at the start"
-                        events.append(effect)
+            events += self.prepare(host)
         self._step_controller(events, 0)
         self._start_clients()
+
+    def prepare(self, host: Host) -> list[CodeReady]:
+        """A worker prepares all codes before time begins; what it says of that."""
+        machine = host.machine
+        said: list[CodeReady] = []
+        for code in self.codes:
+            machine.observe(code, 0)
+        while effects := machine.decide(0):
+            for effect in effects:
+                if isinstance(effect, Prepare):
+                    machine.observe(Prepared(device=effect.device, code_id=effect.code.code_id), 0)
+                else:
+                    assert isinstance(effect, CodeReady) and effect.ok, f"{effect} at the start"
+                    said.append(effect)
+        return said
 
     def _start_clients(self) -> None:
         for load in self.workload.closed:
@@ -221,7 +228,13 @@ class Simulation:
             if now_ns >= bound_ns and self._over(now_ns, until_ns):
                 return self.tally
             self.now_ns = now_ns
-            self.step(now_ns)
+            events: list[ControllerEvent] = []
+            if heap and heap[0][0] == now_ns:
+                self._happen(now_ns, events)
+            if self._next_ns == now_ns:
+                self._arrive(now_ns, events)
+            if events or self._wake_ns <= now_ns:
+                self._step_controller(events, now_ns)
             beats += 1
             if pulse is not None and not beats & 0x3FFF:
                 pulse(now_ns)
@@ -237,10 +250,9 @@ class Simulation:
             self.checks.check_end()
         return not self.open
 
-    def step(self, now_ns: int) -> None:
-        """Do all that happens at one instant."""
+    def _happen(self, now_ns: int, events: list[ControllerEvent]) -> None:
+        """Do all that was to happen now; ``events`` takes what the controller observes of it."""
         heap, dirty = self.world.heap, self._dirty
-        events: list[ControllerEvent] = []
         while heap and heap[0][0] == now_ns:
             _, _, kind, whom, what = heappop(heap)
             if kind == TO_CONTROLLER:
@@ -258,15 +270,11 @@ class Simulation:
                 self._send_again(whom, now_ns)
             else:
                 events.extend(what())
-        while self._next_ns == now_ns:
-            events.append(self._arrive())
         if dirty:
             for host in dirty:
                 if host.stopped is None:
                     host.decide(now_ns)
             dirty.clear()
-        if events or self._wake_ns <= now_ns:
-            self._step_controller(events, now_ns)
 
     def _step_controller(self, events: list[ControllerEvent], now_ns: int) -> None:
         controller = self.controller
@@ -297,31 +305,36 @@ class Simulation:
                 return
         self._arrivals, self._next_ns = None, FAR_NS
 
-    def _arrive(self) -> Request:
-        """The request of an open load that reaches the controller now."""
-        arrivals, at = self._arrivals, self._at
-        assert arrivals is not None
-        times_ns = arrivals.times_ns
-        request = self._request(
-            arrivals.models[at], arrivals.loads[at], times_ns[at], arrivals.slos_ns[at], None
-        )
-        at += 1
-        if at < len(times_ns):
-            self._at = at
-            self._next_ns = times_ns[at] + self._hop_ns
-        else:
-            self._refill()
-        return request
+    def _arrive(self, now_ns: int, events: list[ControllerEvent]) -> None:
+        """All requests of open loads that reach the controller now."""
+        hop_ns = self._hop_ns
+        while self._next_ns == now_ns:
+            arrivals, at = self._arrivals, self._at
+            assert arrivals is not None
+            times_ns = arrivals.times_ns
+            sent_ns = times_ns[at]
+            events.append(
+                self._request(arrivals.models[at], arrivals.loads[at], sent_ns, arrivals.slos_ns[at], None)
+            )
+            self._at = at = at + 1
+            if at < len(times_ns):
+                self._next_ns = times_ns[at] + hop_ns
+            else:
+                self._refill()
 
     def _request(self, model: int, load: int, sent_ns: int, slo_ns: int, client: Client | None) -> Request:
         self._sent = sent = self._sent + 1
         request_id = f"r{sent}"
         deadline_ns = sent_ns + slo_ns
         self.open[request_id] = (load, sent_ns, deadline_ns, client)
-        self.tally.offered(load, sent_ns)
+        tally = self.tally
+        if sent_ns >= tally.warmup_ns:
+            tally.loads[load].offered += 1
+        if tally.bucket_ns:
+            tally.row(sent_ns)[load].offered += 1
         return Request(
-            request_id=request_id, gateway=self.gateway, model=self._keys[model], arrival_ns=sent_ns,
-            deadline_ns=deadline_ns,
+            request_id=request_id, gateway=self.gateways[sent & 1], model=self._keys[model],
+            arrival_ns=sent_ns, deadline_ns=deadline_ns,
         )  # fmt: skip
 
     def _send_again(self, client: Client, now_ns: int) -> None:

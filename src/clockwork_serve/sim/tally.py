@@ -137,17 +137,18 @@ class Tally:
             self.busy_rows.append(Busy())
         return self.busy_rows[at]
 
-    def offered(self, load: int, sent_ns: int) -> None:
-        """A request was sent."""
-        if sent_ns >= self.warmup_ns:
-            self.loads[load].offered += 1
-        if self.bucket_ns:
-            self.row(sent_ns)[load].offered += 1
-
     def ended(self, load: int, sent_ns: int, heard_ns: int, answer: Answer, *, in_time: bool) -> None:
         """Its answer was heard."""
         if sent_ns >= self.warmup_ns:
-            _count(self.loads[load], heard_ns - sent_ns, answer, in_time=in_time)
+            count = self.loads[load]
+            if in_time:
+                count.ok += 1
+                count.batch_sum += answer.batch
+                if answer.cold:
+                    count.cold += 1
+                count.answered.add(heard_ns - sent_ns)
+            else:
+                _count(count, heard_ns - sent_ns, answer, in_time=False)
         if self.bucket_ns:
             _count(self.row(sent_ns)[load], heard_ns - sent_ns, answer, in_time=in_time)
 

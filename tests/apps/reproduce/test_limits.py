@@ -1,31 +1,47 @@
-"""Physical limits, against numbers worked out by hand."""
+"""Limits of stretches of a workload, against numbers worked out by hand."""
 
 from __future__ import annotations
 
 import pytest
 
-from clockwork_serve.apps.reproduce.limits import batch_limit, cold_limit, network_ns
-from clockwork_serve.sim import read_constants
-from clockwork_serve.units import ms
-from clockwork_serve.workload.zoo import Zoo
+from clockwork_serve.apps.reproduce.fig7 import DEVICES, KIND
+from clockwork_serve.apps.reproduce.limits import Stretch, bound, satisfactions, stretches
+from clockwork_serve.apps.reproduce.run import Run
+from clockwork_serve.units import NS_PER_S, ms
+from clockwork_serve.workload.scenario import Load, ModelSet, Scenario
+from clockwork_serve.workload.stream import Arrivals
 
-RESNET = Zoo.read("v100")["resnet50_v2"]
-CONSTANTS = read_constants()
-
-
-@pytest.mark.parametrize(
-    ("slo_ms", "cap", "batch", "rate"),
-    [(10, 16, 4, 681.4), (25, 16, 16, 924.9), (25, 8, 8, 805.6), (2.8, 16, 0, 0.0), (5, 16, 2, 493.8)],
+SCENARIO = Scenario(
+    name="steps",
+    seconds=6.0,
+    models=(ModelSet(name="m", kind=KIND, copies=2),),
+    loads=(
+        Load(name="loose", models=("m",), arrivals="fixed", rate_rps=100.0, slo_ms=100.0, stop_s=3.0),
+        Load(name="tight", models=("m",), arrivals="fixed", rate_rps=200.0, slo_ms=2.0, start_s=3.0),
+    ),
 )
-def test_the_best_batch_that_fits(slo_ms: float, cap: int, batch: int, rate: float):
-    assert batch_limit(RESNET, ms(slo_ms), CONSTANTS, cap) == (batch, pytest.approx(rate, abs=0.1))
 
 
-def test_the_network_is_paid_both_ways():
-    assert network_ns(CONSTANTS) == 2 * (CONSTANTS.network.gateway_ns + CONSTANTS.network.worker_ns)
+def test_stretches_are_cut_out_of_the_stream():
+    first, second = stretches(Run(), SCENARIO, [Stretch(1.0, 1.0), Stretch(4.0, 0.5)])
+
+    assert len(first.times_ns) == pytest.approx(100, abs=1)
+    assert set(first.loads) == {0}
+    assert set(first.slos_ns) == {ms(100)}
+    assert all(NS_PER_S <= time_ns < 2 * NS_PER_S for time_ns in first.times_ns)
+    assert len(second.times_ns) == pytest.approx(100, abs=1)
+    assert set(second.loads) == {1}
 
 
-def test_cold_models_are_bound_by_the_load_lane():
-    assert cold_limit(RESNET, 3480, 1000.0, ms(100)) == pytest.approx(180.0, abs=0.5)
-    assert cold_limit(RESNET, 196, 1000.0, ms(100)) == pytest.approx(924.9, abs=0.1)
-    assert cold_limit(RESNET, 196, 500.0, ms(100)) == pytest.approx(500.0)
+def test_an_slo_below_the_duration_cannot_be_met_and_a_loose_one_can():
+    found = stretches(Run(), SCENARIO, [Stretch(0.0, 2.0), Stretch(4.0, 1.0)])
+
+    assert satisfactions(Run(), KIND, found, devices=DEVICES) == [1.0, 0.0]
+
+
+def test_who_must_be_served_leaves_the_rest():
+    requests = Arrivals([0] * 400, [0] * 200 + [1] * 200, [ms(100)] * 400, [0] * 200 + [1] * 200)
+    limit = bound(Run(), KIND, requests, devices=1, first_class=0)
+
+    assert limit.offered == 400
+    assert limit.goodput < 10 * 200

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clockwork_serve.apps.reproduce.figure import Role
-from clockwork_serve.apps.reproduce.players import players
+from clockwork_serve.apps.reproduce.players import RELEASED_CAP, players, soloists
 from clockwork_serve.controller import POLICIES, ControllerConfig
 
 
@@ -31,3 +31,12 @@ def test_a_players_curve_carries_its_role():
 
     assert (series.name, series.role) == (player.name, player.role)
     assert [(point.x, point.y) for point in series.points] == [(1, 2), (3, None)]
+
+
+def test_soloists_are_those_that_claims_are_about():
+    assert soloists()[0].role is Role.RELEASED
+    assert len(soloists()) == 2
+    assert soloists()[0].cap == RELEASED_CAP
+    assert soloists()[0].agrees
+    assert soloists()[1].ours is ("default" in POLICIES)
+    assert set(soloists()) <= set(players())

@@ -9,7 +9,7 @@ from msgspec import Struct, structs
 from clockwork_serve.apps.reproduce.fig9_workloads import FUNCTIONS, SLO_MS, generated_models
 from clockwork_serve.apps.reproduce.figure import Claim, Figure, Panel, Role
 from clockwork_serve.apps.reproduce.paper_curves import curve, value
-from clockwork_serve.apps.reproduce.players import Player, players
+from clockwork_serve.apps.reproduce.players import Player, players, soloists
 from clockwork_serve.apps.reproduce.run import Run
 from clockwork_serve.units import ms
 from clockwork_serve.workload.scenario import Load, Ramp, Scenario
@@ -44,7 +44,8 @@ def fig11(run: Run) -> Figure:
     """Every number of workers under every policy, at the authors' largest batch."""
     workers = SHORT_WORKERS if run.short else WORKERS
     step_s = SHORT_STEP_S if run.short else STEP_S
-    everyone = tuple(_as_published(player) for player in players((CAP,)))
+    alone = {player.role for player in soloists()} if run.short else set(Role)
+    everyone = tuple(_as_published(player) for player in players((CAP,)) if player.role in alone)
     run.plan(len(workers) * len(everyone))
     found = {
         (player.name, count): _measure(run, player, count, step_s) for player in everyone for count in workers

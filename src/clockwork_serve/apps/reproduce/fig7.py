@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from clockwork_serve.apps.reproduce.figure import Claim, Figure, Panel, Role
+from clockwork_serve.apps.reproduce.dominance import dominance_claims
+from clockwork_serve.apps.reproduce.figure import Claim, Figure, Panel, Role, Series, points
+from clockwork_serve.apps.reproduce.limits import Stretch, satisfactions, stretches
 from clockwork_serve.apps.reproduce.paper_curves import curve
-from clockwork_serve.apps.reproduce.players import Player, players
+from clockwork_serve.apps.reproduce.players import Player, players, soloists
 from clockwork_serve.apps.reproduce.run import Run
 from clockwork_serve.workload.scenario import Load, ModelSet, Ramp, Scenario
 
@@ -13,6 +15,7 @@ CASES = tuple((models, rate) for rate in (600, 1200, 2400) for models in (12, 48
 FIRST_MS, FACTOR = 2.9, 1.5
 STEPS_MS = (2.9, 4.35, 6.53, 9.79, 14.68, 22.0, 33.0, 49.6)
 """The SLO of each step, as the published curves label them."""
+LIMIT_S = 5.0
 STEP_S, SHORT_STEP_S, WARM_SLO_MS = 30.0, 1.0, 100.0
 TARGETS = {
     12: {4.35: 0.75, 6.53: 0.90, 9.79: 0.99, 14.68: 0.999},
@@ -26,7 +29,7 @@ Satisfactions = dict[tuple[str, int, int], list[float]]
 def fig7(run: Run) -> Figure:
     """Every case under every policy."""
     cases = CASES[-1:] if run.short else CASES
-    everyone = players((16,)) if run.short else players()
+    everyone = soloists() if run.short else players()
     step_s = SHORT_STEP_S if run.short else STEP_S
     run.plan(len(cases) * len(everyone))
     found: Satisfactions = {}
@@ -36,6 +39,10 @@ def fig7(run: Run) -> Figure:
             found[player.name, models, rate] = [
                 row[1].satisfaction for row in tally.rows[1 : 1 + len(STEPS_MS)]
             ]
+    panels = [
+        _panel(models, rate, everyone, found, _limit(run, _scenario(models, rate, step_s), step_s))
+        for models, rate in cases
+    ]
     return Figure(
         figure="fig7",
         title="satisfaction against the SLO, six GPUs",
@@ -43,9 +50,12 @@ def fig7(run: Run) -> Figure:
             experiment=f"{DEVICES} GPUs, N copies of {KIND}, Poisson arrivals of R r/s over all of them, SLO "
             f"x {FACTOR:g} every {step_s:g} s from {FIRST_MS:g} ms, after {step_s:g} s at {WARM_SLO_MS:g} ms",
         ),
-        panels=tuple(_panel(models, rate, everyone, found) for models, rate in cases),
-        claims=tuple(_claims(cases, everyone, found)),
-        notes=("Satisfaction is the share of a step's requests that were answered in time.",),
+        panels=tuple(panels),
+        claims=(*_claims(cases, everyone, found), *dominance_claims(panels, everyone)),
+        notes=(
+            "Satisfaction is the share of a step's requests that were answered in time.",
+            f"The limit is the oracle's for the first {LIMIT_S:g} s of each step: it knows all arrivals.",
+        ),
     )
 
 
@@ -64,7 +74,17 @@ def _scenario(models: int, rate: int, step_s: float) -> Scenario:
     )  # fmt: skip
 
 
-def _panel(models: int, rate: int, everyone: tuple[Player, ...], found: Satisfactions) -> Panel:
+def _limit(run: Run, scenario: Scenario, step_s: float) -> Series:
+    """The oracle's, from the first seconds of each step."""
+    seconds = min(LIMIT_S, step_s)
+    wanted = [Stretch(step_s * (1 + step), seconds) for step in range(len(STEPS_MS))]
+    values = satisfactions(run, KIND, stretches(run, scenario, wanted), devices=DEVICES)
+    return Series(name="limit", role=Role.LIMIT, points=points(zip(STEPS_MS, values, strict=True)))
+
+
+def _panel(
+    models: int, rate: int, everyone: tuple[Player, ...], found: Satisfactions, limit: Series
+) -> Panel:
     name = f"N={models} R={rate}"
     ours = [
         player.series(zip(STEPS_MS, found[player.name, models, rate], strict=False)) for player in everyone
@@ -73,7 +93,7 @@ def _panel(models: int, rate: int, everyone: tuple[Player, ...], found: Satisfac
         name=name,
         x_label="SLO (ms)",
         y_label="satisfaction",
-        series=(curve("fig7", name, "satisfaction", name="published: Clockwork"), *ours),
+        series=(curve("fig7", name, "satisfaction", name="published: Clockwork"), *ours, limit),
         x_log=True,
         y_max=1.05,
     )
@@ -90,13 +110,13 @@ def _claims(
                 paper = published.at(slo)
                 assert paper is not None
                 name = f"N={models} R={rate} at {slo:g} ms: {player.name}"
-                if player.role is Role.RELEASED and slo > AGREES_ABOVE_MS:
+                if player.agrees and slo > AGREES_ABOVE_MS:
                     claims.append(
                         Claim(
                             name=name, paper=paper, ours=ours, sense="+-", target=paper, tolerance=AGREEMENT
                         )
                     )
                 target = TARGETS[models].get(slo) if rate == max(rate for _, rate in CASES) else None
-                if player.role is Role.DEFAULT and target is not None:
+                if player.ours and target is not None:
                     claims.append(Claim(name=name, paper=paper, ours=ours, sense=">=", target=target))
     return claims

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from clockwork_serve.apps.reproduce.fig7 import FACTOR, FIRST_MS, STEPS_MS, WARM_SLO_MS
-from clockwork_serve.apps.reproduce.figure import Claim, Figure, Panel, Role, Series
+from clockwork_serve.apps.reproduce.fig7 import FACTOR, FIRST_MS, LIMIT_S, STEPS_MS, WARM_SLO_MS
+from clockwork_serve.apps.reproduce.figure import Claim, Figure, Panel, Role, Series, points
+from clockwork_serve.apps.reproduce.limits import Stretch, stretches
+from clockwork_serve.apps.reproduce.limits import satisfactions as share_limits
 from clockwork_serve.apps.reproduce.paper_curves import curve
-from clockwork_serve.apps.reproduce.players import Player, players
+from clockwork_serve.apps.reproduce.players import Player, players, soloists
 from clockwork_serve.apps.reproduce.run import Run
 from clockwork_serve.sim import Tally
 from clockwork_serve.workload.scenario import Load, ModelSet, Ramp, Scenario
@@ -28,14 +30,15 @@ SENSITIVE_LOAD, BATCH_LOAD = 1, 2
 def fig8(run: Run) -> Figure:
     """Every case under every policy."""
     step_s = SHORT_STEP_S if run.short else STEP_S
-    everyone = players((16,)) if run.short else players()
+    everyone = soloists() if run.short else players()
     run.plan(len(CASES) * len(everyone))
     tallies = {
         (case, player.name): run.simulate(_scenario(case, step_s), player, devices=DEVICES, bucket_s=step_s)
         for case in CASES
         for player in everyone
     }
-    satisfied = [_satisfaction_panel(case, everyone, tallies) for case in CASES]
+    limit = alone_limit(run, step_s)
+    satisfied = [_satisfaction_panel(case, everyone, tallies, limit) for case in CASES]
     batched = [_goodput_panel(case, everyone, tallies, step_s) for case in CASES if CASES[case][0]]
     return Figure(
         figure="fig8",
@@ -48,7 +51,7 @@ def fig8(run: Run) -> Figure:
         ),
         panels=(*satisfied, *batched),
         claims=tuple(_claims(everyone, tallies, step_s)),
-        notes=("The limit beside batch clients is what the same policy's clients reach alone.",),
+        notes=("The limit is the oracle's for the latency-sensitive clients alone.",),
     )
 
 
@@ -82,8 +85,16 @@ def batch_rates(tally: Tally, step_s: float) -> list[float]:
     return [row[BATCH_LOAD].ok / step_s for row in tally.rows[1 : 1 + len(STEPS_MS)]]
 
 
+def alone_limit(run: Run, step_s: float) -> Series:
+    """The oracle's for the latency-sensitive clients alone, from the first seconds of each step."""
+    wanted = [Stretch(step_s * (1 + step), min(LIMIT_S, step_s)) for step in range(len(STEPS_MS))]
+    found = stretches(run, _scenario("alone", step_s), wanted)
+    values = share_limits(run, KIND, found, devices=DEVICES)
+    return Series(name="limit, alone", role=Role.LIMIT, points=points(zip(STEPS_MS, values, strict=True)))
+
+
 def _satisfaction_panel(
-    case: str, everyone: tuple[Player, ...], tallies: dict[tuple[str, str], Tally]
+    case: str, everyone: tuple[Player, ...], tallies: dict[tuple[str, str], Tally], limit: Series
 ) -> Panel:
     published = curve("fig8", CASES[case][2], "satisfaction", name="published: Clockwork")
     return Panel(
@@ -93,6 +104,7 @@ def _satisfaction_panel(
         series=(
             published,
             *(_steps(player, satisfactions(tallies[case, player.name])) for player in everyone),
+            limit,
         ),
         x_log=True,
         y_max=1.05,
@@ -131,14 +143,14 @@ def _claims(
             paper = curve("fig8", CASES[case][2], "satisfaction").at(slo)
             paper_rps = curve("fig8", CASES[case][3], "batch_goodput_rps").at(slo)
             name = f"satisfaction at {slo:g} ms, {case}: {player.name}"
-            if player.role is Role.DEFAULT and slo in FLOORS and player.variant == 0:
+            if player.ours and slo in FLOORS:
                 floor, floor_rps = FLOORS[slo]
                 claims += [
                     Claim(name=name, paper=paper, ours=satisfied, sense=">=", target=floor),
                     Claim(name=f"batch goodput at {slo:g} ms, {case}: {player.name}", paper=paper_rps,
                           ours=rate, sense=">=", target=floor_rps),
                 ]  # fmt: skip
-            if player.role is Role.RELEASED and slo in {6.53, 22.0, 33.0, 49.6}:
+            if player.agrees and slo in {6.53, 22.0, 33.0, 49.6}:
                 low = slo < 10
                 claims.append(
                     Claim(name=f"shape: {name}", paper=paper, ours=satisfied, sense="<=" if low else ">=",

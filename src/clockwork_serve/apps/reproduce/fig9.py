@@ -7,7 +7,7 @@ from collections.abc import Callable
 from clockwork_serve.apps.reproduce.fig9_workloads import DEVICES, SLO_MS, Source, sources
 from clockwork_serve.apps.reproduce.figure import Claim, Figure, Panel, Role, Series, points
 from clockwork_serve.apps.reproduce.paper_curves import value
-from clockwork_serve.apps.reproduce.players import Player, players
+from clockwork_serve.apps.reproduce.players import Player, players, soloists
 from clockwork_serve.apps.reproduce.run import Run
 from clockwork_serve.sim import Tally
 from clockwork_serve.sim.tally import Count
@@ -24,8 +24,8 @@ Read = Callable[[Count], float | None]
 
 def fig9(run: Run, requests: int | None = None) -> Figure:
     """The trace under every policy; ``requests`` says how long (None: what the run's length stands for)."""
-    everyone = players((16,)) if run.short else players()
-    rates = SWEEP[::4] if run.short else SWEEP
+    everyone = soloists() if run.short else players()
+    rates = SWEEP[::8] if run.short else SWEEP
     found = [each for each in sources(run) if each.trace is None or not run.short]
     run.plan(len(everyone) * (len(found) + len(rates)))
     bucket_s = SHORT_BUCKET_S if run.short else BUCKET_S
@@ -62,7 +62,7 @@ def _requests(run: Run, player: Player, requests: int | None) -> int:
         return requests
     if run.short:
         return SHORT_REQUESTS
-    return REQUESTS if player.role is Role.DEFAULT and player.variant == 0 else BASELINE_REQUESTS
+    return REQUESTS if player.ours else BASELINE_REQUESTS
 
 
 def lost(count: Count) -> int:
@@ -164,14 +164,13 @@ def _sweep(run: Run, source: Source, everyone: tuple[Player, ...], factors: tupl
 
 
 def _claims(source: Source, player: Player, tally: Tally, seconds: float) -> list[Claim]:
-    if player.variant:
+    if not player.ours and not player.agrees:
         return []
     count = tally.loads[0]
     exec_share = tally.busy.exec_ns / (seconds * NS_PER_S * DEVICES)
     failed = value("fig9", "failed", "failed", 0.0)
     cold = value("fig9", "cold_share", "cold_share", 0.0)
     about = f"{source.name}, {count.ended:,} requests: {player.name}"
-    own = player.role is Role.DEFAULT
     return [
         Claim(name=f"lost (published: of 208 million); {about}", paper=failed, ours=float(lost(count)),
               sense="<=", target=LOST_MOST),
@@ -179,4 +178,4 @@ def _claims(source: Source, player: Player, tally: Tally, seconds: float) -> lis
               target=BUSY_LEAST),
         Claim(name=f"cold starts, share; {about}", paper=cold, ours=count.cold / max(1, count.ok),
               sense=">=", target=COLD_LEAST),
-    ] if own or player.role is Role.RELEASED else []  # fmt: skip
+    ]  # fmt: skip

@@ -1,43 +1,75 @@
-"""Physical limits of a device from its profile: what no policy can exceed. It simulates nothing."""
+"""What no policy can exceed, by the oracle, for stretches of a figure's workload. It simulates nothing."""
 
 from __future__ import annotations
 
-from clockwork_serve.sim import Constants
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+
+from clockwork_serve.apps.reproduce.run import Run
+from clockwork_serve.sim import Cluster
+from clockwork_serve.sim.oracle import Bound, model_costs, upper_bound
 from clockwork_serve.units import NS_PER_S
-from clockwork_serve.workload.zoo import ZooModel
+from clockwork_serve.workload.scenario import Scenario
+from clockwork_serve.workload.stream import Arrivals, build
+
+OTHERS_WEIGH = 10.0
+"""A class of requests that is to be served in full counts so much that it always wins."""
 
 
-def network_ns(constants: Constants) -> int:
-    """The least that a request spends on the way: client side to controller to worker, and back."""
-    return 2 * (constants.network.gateway_ns + constants.network.worker_ns)
+class Stretch(Struct, frozen=True):
+    """A stretch of a workload: from ``start_s``, so many seconds."""
+
+    start_s: float
+    seconds: float
 
 
-def batch_limit(model: ZooModel, slo_ns: int, constants: Constants, cap: int) -> tuple[int, float]:
-    """(batch, requests/s) of one device that runs the best batch that fits the SLO; (0, 0) if none.
-
-    An answer in time was in a batch that lasted at most SLO minus network, so a device cannot give more of
-    them per second than its best such batch does back to back. Noise of durations is left out.
-    """
-    room_ns = slo_ns - network_ns(constants)
-    fitting = [
-        (size * NS_PER_S / lasts_ns, size)
-        for size, lasts_ns in model.infer_ns.items()
-        if size <= cap and lasts_ns <= room_ns
+def stretches(run: Run, scenario: Scenario, wanted: Sequence[Stretch]) -> list[Arrivals]:
+    """The requests of open loads in each stretch, read in one pass; stretches ascend and do not overlap."""
+    found = [Arrivals([], [], [], []) for _ in wanted]
+    bounds = [
+        (round(each.start_s * NS_PER_S), round((each.start_s + each.seconds) * NS_PER_S)) for each in wanted
     ]
-    rate, size = max(fitting, default=(0.0, 0))
-    return size, rate
+    for block in build(scenario, run.seed).open():
+        first_ns, last_ns = block.times_ns[0], block.times_ns[-1]
+        for (from_ns, to_ns), into in zip(bounds, found, strict=True):
+            if first_ns < to_ns and last_ns >= from_ns:
+                _take(block, from_ns, to_ns, into)
+        if bounds and first_ns >= bounds[-1][1]:
+            break
+    return found
 
 
-def cold_limit(model: ZooModel, models: int, rate_rps: float, slo_ns: int, slots: int = 196) -> float:
-    """Requests/s that one device can answer of ``rate_rps`` spread evenly over ``models`` copies.
+def _take(block: Arrivals, from_ns: int, to_ns: int, into: Arrivals) -> None:
+    for at, time_ns in enumerate(block.times_ns):
+        if from_ns <= time_ns < to_ns:
+            into.times_ns.append(time_ns)
+            into.models.append(block.models[at])
+            into.slos_ns.append(block.slos_ns[at])
+            into.loads.append(block.loads[at])
 
-    At most ``slots`` copies are on the device (1376 pages, 7 each), so of each request's chance to find its
-    copy there no policy gets more than ``slots / models``: which copies are asked next is chance, evenly. All
-    others need a LOAD, and the lane does one after another; a LOAD also serves what else comes for its copy
-    within the SLO. INFERs bound it too: the device's best rate.
+
+def bound(
+    run: Run, kind: str, requests: Arrivals, *, devices: int, rates_rps: Sequence[float] | None = None,
+    first_class: int | None = None,
+) -> Bound:  # fmt: skip
+    """The oracle's bound for a stretch of a longer run, on models of one kind.
+
+    Noise may shorten every duration, and any weights may be there at the start. ``first_class`` is a load
+    whose requests must all be served. ``rates_rps`` by model: those without foresight are bounded, too.
     """
-    best_rps = max(size * NS_PER_S / lasts for size, lasts in model.infer_ns.items())
-    warm = min(1.0, slots / models)
-    each = 1 + rate_rps / models * slo_ns / NS_PER_S
-    cold_rps = min((1 - warm) * rate_rps, NS_PER_S / model.load_ns * each)
-    return min(best_rps, warm * rate_rps + cold_rps)
+    cluster = Cluster(devices=devices)
+    costs = model_costs(run.zoo[kind], cluster.page_bytes)
+    weights = None
+    if first_class is not None:
+        weights = [OTHERS_WEIGH if load == first_class else 1.0 for load in requests.loads]
+    return upper_bound(
+        requests, [costs] * (max(requests.models) + 1), cluster, network=run.constants.network,
+        noise=run.constants.noise, warm_start=True, weights=weights, rates_rps=rates_rps,
+    )  # fmt: skip
+
+
+def satisfactions(run: Run, kind: str, found: Iterable[Arrivals], *, devices: int) -> list[float]:
+    """The largest share of each stretch's requests that can be answered in time."""
+    limits = [bound(run, kind, requests, devices=devices) for requests in found]
+    return [min(1.0, limit.goodput / limit.offered) for limit in limits]

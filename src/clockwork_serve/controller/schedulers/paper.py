@@ -161,14 +161,14 @@ class PaperScheduler(Scheduler):
 
     def _top_up_exec(self, plan: Plan, now_ns: int) -> None:
         lane, heap = plan.device.exec, plan.heap
-        late_ns = now_ns - lane.head_end_ns
+        late_ns, limit_ns = now_ns - lane.head_end_ns, now_ns + self._look_ahead_ns
         while True:
             while heap and heap[0][2].key_ns != heap[0][0]:
                 heappop(heap)
             if not heap:
                 return
             start_ns = lane.available_ns(now_ns)
-            if start_ns >= now_ns + self._look_ahead_ns or (late_ns > self._lag_ns and len(lane) > 1):
+            if start_ns >= limit_ns or (late_ns > self._lag_ns and len(lane) > 1):
                 plan.exec_rests = True
                 if late_ns <= 0:  # else its next result tells when there is room again
                     self._timers.set(plan.exec_timer, start_ns - self._look_ahead_ns + 1)

@@ -1,0 +1,85 @@
+"""Which requests are open and how each may end, by what the controller was told. It never answers."""
+
+from __future__ import annotations
+
+from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.messages import (
+    Answer,
+    Cancel,
+    ControllerEvent,
+    Drain,
+    GatewayLost,
+    ModelAdded,
+    ModelRemoved,
+    Outcome,
+    Reason,
+    Request,
+    WorkerLost,
+)
+
+
+class Asked:
+    """What was asked and not answered, and what happened that may end it."""
+
+    def __init__(self, config: ControllerConfig) -> None:
+        self._config = config
+        self.open: dict[str, Request] = {}
+        """All and only requests without an answer."""
+        self.served: set[str] = set()
+        """Keys of all and only models that are served."""
+        self._cancelled: set[str] = set()
+        """Open requests whose clients went away."""
+        self._lost_gateways: set[str] = set()
+        self._draining = False
+        self._worker_lost = False
+
+    def observe(self, event: ControllerEvent) -> None:
+        """The controller is told something."""
+        match event:
+            case Request():
+                assert event.request_id not in self.open, f"{event} came twice"
+                self.open[event.request_id] = event
+            case Cancel():
+                if event.request_id in self.open:
+                    self._cancelled.add(event.request_id)
+            case GatewayLost():
+                self._lost_gateways.add(event.gateway)
+            case ModelAdded():
+                self.served.add(event.model.key)
+            case ModelRemoved():
+                self.served.discard(event.model)
+            case Drain():
+                self._draining = True
+            case WorkerLost():
+                self._worker_lost = True
+            case _:
+                pass
+
+    def answer(self, answer: Answer, now_ns: int) -> None:
+        """The controller answers: for the first time, and as the story allows."""
+        request = self.open.pop(answer.request_id, None)
+        assert request is not None, f"{answer} of what nobody asks, or for the second time"
+        cancelled = answer.request_id in self._cancelled
+        self._cancelled.discard(answer.request_id)
+        match answer.outcome:
+            case Outcome.OK:
+                good = now_ns <= request.deadline_ns
+            case Outcome.EXPIRED:
+                good = now_ns >= request.deadline_ns
+            case Outcome.CANCELLED:
+                good = cancelled or request.gateway in self._lost_gateways
+            case Outcome.INVALID:
+                good = request.model not in self.served
+            case Outcome.REJECTED:
+                good = self._may_reject(answer.reason, request.model)
+            case Outcome.FAILED:
+                # No device fails here; what a worker holds may differ from belief after its link was cut.
+                good = self._worker_lost and answer.reason is not Reason.MODEL_RAISED
+        assert good, f"{answer} at {now_ns} to {request}"
+
+    def _may_reject(self, reason: Reason, model: str) -> bool:
+        if reason is Reason.DRAINING:
+            return self._draining
+        if reason is Reason.NOT_SERVING:
+            return self._config.reject_infeasible or model not in self.served
+        return reason is Reason.WOULD_MISS_DEADLINE and self._config.reject_infeasible
