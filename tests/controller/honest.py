@@ -78,7 +78,7 @@ class World:
     """A controller with honest workers, on a virtual clock; checks every invariant after each step."""
 
     def __init__(self, config: ControllerConfig | None = None, network_ns: int = ms(0.1)) -> None:
-        self.controller = Controller(config or ControllerConfig())
+        self.controller = Controller(config or ControllerConfig(policy="paper"))
         self.now_ns = ms(1000)
         self.network_ns = network_ns
         self.lanes: dict[tuple[str, str], Lane] = {}

@@ -13,7 +13,7 @@ from tests.controller.honest import World, device, model, profile
 
 
 def warm(*names: str, b1_ms: float = 100, config: ControllerConfig | None = None) -> World:
-    world = World(config or ControllerConfig(max_batch=1))
+    world = World(config or ControllerConfig(policy="paper", max_batch=1))
     world.serve(*[model(name) for name in names], times=profile(b1_ms=b1_ms))
     world.join(device())
     for name in names:

@@ -1,4 +1,4 @@
-"""Golden transcripts: a scenario above, every effect below. UPDATE_GOLDEN=1 writes what is decided now."""
+"""Golden transcripts: a scenario, then every effect under each policy. UPDATE_GOLDEN=1 writes them anew."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.controller import POLICIES, ControllerConfig
 from clockwork_serve.messages import Answer, Cancel, ControllerEffect, Infer, Load, Readiness, Release, Unload
 from clockwork_serve.units import to_ms
 from tests.controller.honest import World, device, model, profile
@@ -62,9 +62,9 @@ def _pages(action: Load | Unload) -> str:
     return f"{action.extent.first}+{action.extent.count}"
 
 
-def play(script: list[str]) -> list[str]:
-    """Run a scenario's commands and return its transcript."""
-    world = Teller()
+def play(script: list[str], policy: str) -> list[str]:
+    """Run a scenario's commands under a policy and return its transcript."""
+    world = Teller(ControllerConfig(policy=policy))
     for line in script:
         word, *rest = line.split()
         match word:
@@ -88,14 +88,20 @@ def play(script: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.txt")), ids=lambda path: path.stem)
-def test_the_transcript_is_as_written(path: Path) -> None:
-    scenario, _, expected = path.read_text().partition(f"{RULE}\n")
+def test_the_transcripts_are_as_written(path: Path) -> None:
+    written = path.read_text()
+    scenario = written.partition(RULE)[0]
     script = [line for line in scenario.splitlines() if line and not line.startswith("#")]
-    transcript = "\n".join(play(script)) + "\n"
+    told = scenario + "".join(
+        [
+            f"{RULE} {policy}\n" + "".join([f"{line}\n" for line in play(script, policy)])
+            for policy in POLICIES
+        ]
+    )
     if os.environ.get("UPDATE_GOLDEN"):
-        path.write_text(f"{scenario}{RULE}\n{transcript}")
+        path.write_text(told)
         return
-    assert expected == transcript, f"{path.name}: run with UPDATE_GOLDEN=1 and read the difference"
+    assert written == told, f"{path.name}: run with UPDATE_GOLDEN=1 and read the difference"
 
 
 def test_there_are_transcripts() -> None:

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.controller import POLICIES, ControllerConfig
 from clockwork_serve.messages import Cancel, GatewayLost, Infer, Load, Outcome, Unload
 from clockwork_serve.units import ms
 from tests.controller.honest import CODE, World, device, model, profile
@@ -23,11 +23,12 @@ class ControllerMachine(RuleBasedStateMachine):
         max_batch=st.sampled_from([1, 4, 8]),
         pages=st.integers(4, 14),
         devices=st.integers(1, 3),
-        released=st.booleans(),
+        policy=st.sampled_from([*POLICIES, "released"]),
     )
-    def start(self, reject: bool, max_batch: int, pages: int, devices: int, released: bool) -> None:
-        config = ControllerConfig(reject_infeasible=reject, max_batch=max_batch)
-        if released:
+    def start(self, reject: bool, max_batch: int, pages: int, devices: int, policy: str) -> None:
+        if policy in POLICIES:
+            config = ControllerConfig(policy=policy, reject_infeasible=reject, max_batch=max_batch)
+        else:
             config = ControllerConfig.as_released(max_batch=max_batch)
         self.reject = config.reject_infeasible
         self.world = World(config)

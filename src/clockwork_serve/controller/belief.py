@@ -20,7 +20,6 @@ from clockwork_serve.controller.estimator import Estimator
 from clockwork_serve.controller.life import (
     ANSWER,
     ANSWER_EARLY,
-    ANSWERED,
     LOADED,
     READY,
     RELEASE,
@@ -393,35 +392,6 @@ class Belief:
             if queue.waiters:
                 self.doubt(queue)
         self.stir(model)
-
-    def check(self) -> None:
-        """Assert every invariant that relates the parts."""
-        for model in self.models.values():
-            waiters = [waiter for queue in model.queues.values() for waiter in queue.waiters]
-            assert model.waiting == len(waiters)
-            assert model.demand_ns == sum(waiter.demand_ns for waiter in waiters)
-            ready = sum(residency.state == READY for residency in model.residencies.values())
-            for queue in model.queues.values():
-                queue.check()
-                assert len(queue.strategies) == ready
-        waiting = sum(model.waiting for model in self.models.values())
-        states = [waiter.state for waiter in self.waiters.values()]
-        assert states.count(WAITING) == waiting
-        assert ANSWERED not in states
-        flying = [waiter for sent in self.sent.values() for waiter in sent.waiters]
-        assert {id(waiter) for waiter in flying} == {
-            id(waiter) for waiter in self.waiters.values() if waiter.state != WAITING
-        }
-        for device in self.devices.values():
-            device.check()
-            shares_ns = sum(one.model.share_ns(one) for one in device.pages.holders())
-            assert device.load_ns == shares_ns, f"{device.name}: {device.load_ns} is not {shares_ns}"
-        for sent in self.sent.values():
-            if sent.residency is not None and sent.waiters:
-                assert sent.residency.state == READY
-                assert sent.residency.in_flight > 0
-        assert all(model.stirred for model in self.stirred)
-        assert all(queue.doubted for queue in self.doubted)
 
 
 def _call(request: Request) -> Call:

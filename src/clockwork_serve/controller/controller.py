@@ -13,6 +13,7 @@ from clockwork_serve.controller.cluster import DeviceBelief, Residency
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.deadlines import Deadlines
 from clockwork_serve.controller.feasibility import Feasibility
+from clockwork_serve.controller.invariants import check_belief
 from clockwork_serve.controller.life import READY, SENT, SPENT
 from clockwork_serve.controller.plan import LaneTimer
 from clockwork_serve.controller.queues import ServedModel, Waiter
@@ -354,7 +355,7 @@ class Controller:
 
     def check(self) -> None:
         """Assert every invariant of the state."""
-        self._belief.check()
+        check_belief(self._belief)
         self._scheduler.check()
         if self._reject:
             self._feasibility.check()

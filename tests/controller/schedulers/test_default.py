@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import Infer, Load, Outcome, Profile, Reason, Unload
-from clockwork_serve.units import ms
 from tests.controller.honest import World, device, model, profile
 
 

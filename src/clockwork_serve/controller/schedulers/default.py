@@ -199,7 +199,7 @@ class DefaultScheduler(PaperScheduler):
             late = end_ns > choice.latest_ns
             end_ns += choice.cost_ns
             if late:
-                worst = min(kept, key=_yield)
+                worst = min(reversed(kept), key=_yield)  # of equals, the one that is due last
                 kept.remove(worst)
                 end_ns -= worst.cost_ns
         winner = kept[0] if kept else rivals[0]
