@@ -317,6 +317,41 @@ def test_a_request_without_an_answer_is_found_at_the_end():
         made.checks.check_end()
 
 
+def _quiet() -> Checks:
+    """Of a simulation that is over, some seconds later."""
+    made, _ = played(scenario())
+    made.run(5 * NS_PER_S)
+    assert made.checks is not None
+    made.checks.check_quiet()
+    return made.checks
+
+
+def test_when_all_is_over_nothing_is_under_way():
+    checks = _quiet()
+    checks._held.add("x1")
+
+    with pytest.raises(AssertionError, match="under way still"):
+        checks.check_quiet()
+
+
+def test_when_all_is_over_every_book_says_the_same():
+    checks = _quiet()
+    device = checks._simulation.controller._belief.devices["gpu0"]
+    unknown = device.pages.holders()[0]
+    device.pages.release(unknown.extent)
+
+    with pytest.raises(AssertionError, match="other weights than believed"):
+        checks.check_quiet()
+
+
+def test_when_all_is_over_no_weights_of_removed_models_are_there():
+    checks = _quiet()
+    checks._asked.served.discard("m-0000/1")
+
+    with pytest.raises(AssertionError, match="weights not served"):
+        checks.check_quiet()
+
+
 # Steps of a worker
 
 

@@ -329,6 +329,26 @@ class Checks:
         total = simulation.tally.total()
         assert total.offered == total.ended or simulation.tally.warmup_ns
 
+    def check_quiet(self) -> None:
+        """Nothing was asked or went wrong for seconds: nothing is under way, and all books agree."""
+        simulation = self._simulation
+        self.check_end()
+        assert not self._out and not self._reading and not self._held, "something is under way still"
+        assert not simulation.controller._belief.waiters  # noqa: SLF001 - a book to be checked
+        for name, device in simulation.controller._belief.devices.items():  # noqa: SLF001
+            host = simulation.by_device[name]
+            assert isinstance(host, CheckedHost) and not is_cut(host) and host.stopped is None, host.name
+            truth, holders = host.truth[name], device.pages.holders()
+            assert not truth.running, f"{name}: {truth.running} runs still"
+            assert truth.versions() == {one.version for one in holders}, (
+                f"{name}: other weights than believed"
+            )
+            assert {one.model.model.key for one in holders} <= self._asked.served, (
+                f"{name}: weights not served"
+            )
+            assert not device.pending_codes, f"{name}: {device.pending_codes} are not prepared"
+            assert device.codes.keys() == {code.code.code_id for code in simulation.codes}
+
 
 def _span(quantiles_us: tuple[tuple[float, float], ...]) -> tuple[int, int]:
     """The least and the most that noise adds, in ns."""

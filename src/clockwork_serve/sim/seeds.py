@@ -42,6 +42,9 @@ SLOW_NS: Final = ms(12)
 BEATS_MAX: Final = 40
 """A seed takes a few pulses of its simulation; one that takes so many runs in circles."""
 
+QUIET_NS: Final = 3 * NS_PER_S
+"""Workers that were lost are back by then."""
+
 SKEW_STAYS_MS: Final = 1.0
 """Clocks that are further off are aligned at last: such a worker refuses all, and requests without a deadline
 would be sent to it for ever."""
@@ -152,6 +155,9 @@ def play_seed(seed: int, requests: int = REQUESTS, watchers: Sequence[Watcher] =
 
     try:
         tally = simulation.run(pulse=pulse)
+        simulation.run(_quiet_ns(chance, simulation.now_ns), pulse=pulse)
+        assert simulation.checks is not None
+        simulation.checks.check_quiet()
     except Exception as error:
         again = f"{REPLAY} {seed}" + (f" --requests {requests}" if requests != REQUESTS else "")
         raise AssertionError(f"{again}: at {simulation.now_ns} ns: {error!r}") from error
@@ -164,6 +170,12 @@ def play_seed(seed: int, requests: int = REQUESTS, watchers: Sequence[Watcher] =
             "infer": busy.infers, "load": busy.loads, "unload": busy.unloads, "refused": busy.refused
         },
     )  # fmt: skip
+
+
+def _quiet_ns(chance: Chance, now_ns: int) -> int:
+    """When all is over that may go wrong, and some seconds have passed in which nothing was asked."""
+    ends_s = [fault.at_s + (fault.for_s or 0.0) for fault in chance.scenario.faults]
+    return max(now_ns, round(max(ends_s, default=0.0) * NS_PER_S)) + QUIET_NS
 
 
 def play_seeds(seeds: Iterable[int], jobs: int, requests: int = REQUESTS) -> Iterator[Played]:
