@@ -93,11 +93,17 @@ def test_fig8_batch_clients_cost_the_sensitive_below_10_ms():
     assert (beside.at(49.6) or 0) > 0.95
 
 
-def test_fig9_loses_nothing_at_the_papers_load_and_all_requests_are_counted():
+def test_fig9_loses_little_even_from_cold_and_claims_what_was_asked_for():
     figure = made("fig9")
-    lost = series(figure, "generated trace: lost", Role.RELEASED)
+    released = {
+        panel.name.removeprefix("generated trace: "): sum(point.y or 0 for point in each.points)
+        for panel in figure.panels
+        for each in panel.series
+        if each.role is Role.RELEASED
+    }
 
-    assert sum(point.y or 0 for point in lost.points) <= 5
+    assert 0 <= released["lost"] < 0.02 * released["good answers"]
+    assert released["cold starts"] > 0
     assert {claim.name.split(";")[0].split(" (")[0] for claim in figure.claims} == {
         "lost", "GPUs busy", "cold starts, share",
     }  # fmt: skip
