@@ -51,7 +51,7 @@ def test_rates_are_over_the_time_that_a_load_was_on(surge: Report) -> None:
     assert web.offered_rps == pytest.approx(web.offered / 3)
     assert other.offered_rps == pytest.approx(200)
     assert other.goodput_rps == pytest.approx(other.in_time / 1.5)
-    assert 80 < other.goodput_rps < 100  # batch 1 in 10 ms, beside the other load
+    assert 60 < other.goodput_rps < 100  # batch 1 in 10 ms, beside the other load
 
 
 def test_it_breaks_when_the_surge_comes(surge: Report) -> None:
