@@ -42,12 +42,12 @@ test: $(STAMP) ## set-up, every check, then every test
 bench: $(STAMP) ## measure what the docs promise; prints one table per question
 	@$(BIN)/python benchmarks/run.py
 
-compiled: $(STAMP) ## build the brains with mypyc in a venv of its own and run their tests against it
+compiled: $(STAMP) ## build the brains and the simulator's loop with mypyc in a venv of its own, run their tests
 	@test -x $(COMPILED)/bin/python || $(BIN)/python -m venv $(COMPILED)
 	@$(COMPILED)/bin/python $(PIP) install -c constraints.txt 'setuptools>=77' '.[compiled,test]'
 	@CLOCKWORK_MYPYC=1 $(COMPILED)/bin/python $(PIP) install -c constraints.txt --no-build-isolation --no-deps --force-reinstall .
-	@$(COMPILED)/bin/python -c 'import clockwork_serve.controller.queues as m; assert m.__file__.endswith(".so"), m.__file__; print("compiled:", m.__file__)'
-	@$(COMPILED)/bin/python -m pytest -q -p no:cacheprovider tests/controller tests/worker
+	@$(COMPILED)/bin/python -c 'import clockwork_serve.controller.queues as m, clockwork_serve.sim.host as n; assert (m.__file__ + n.__file__).count(".so") == 2; print("compiled:", m.__file__)'
+	@$(COMPILED)/bin/python -m pytest -q -p no:cacheprovider -m 'not slow' tests/controller tests/worker tests/sim
 
 constraints: ## write constraints.txt from what .venv holds
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+=='; } > constraints.new

@@ -1,6 +1,6 @@
-"""Builds the package; with ``CLOCKWORK_MYPYC=1`` the two brains are compiled by mypyc. Decides nothing.
+"""Builds the package; with ``CLOCKWORK_MYPYC=1`` the brains and the simulator's loop are compiled by mypyc.
 
-Records (``msgspec.Struct``) cannot be compiled, so a module that defines one stays as it is.
+Decides nothing. Records (``msgspec.Struct``) cannot be compiled, so a module that defines one stays as it is.
 """
 
 from __future__ import annotations
@@ -12,10 +12,14 @@ from setuptools import setup
 
 SOURCE = Path("src/clockwork_serve")
 
+LOOP = ("asked", "checks", "faults", "host", "simulation", "tally", "trouble", "truth")
+"""Modules of the simulator that every simulated request passes through."""
 
-def brains() -> list[str]:
-    """The modules of the controller and the worker that mypyc can compile."""
+
+def hot() -> list[str]:
+    """The modules of the controller, the worker and the simulator's loop that mypyc can compile."""
     files = [*SOURCE.glob("controller/**/*.py"), *SOURCE.glob("worker/**/*.py")]
+    files += [SOURCE / "sim" / f"{name}.py" for name in LOOP]
     return sorted(
         str(path) for path in files if path.name != "__init__.py" and "(Struct" not in path.read_text()
     )
@@ -28,7 +32,7 @@ def main() -> None:
         return
     from mypyc.build import mypycify
 
-    setup(ext_modules=mypycify(["--strict", *brains()], opt_level="3", group_name="clockwork_brains"))
+    setup(ext_modules=mypycify(["--strict", *hot()], opt_level="3", group_name="clockwork_brains"))
 
 
 main()

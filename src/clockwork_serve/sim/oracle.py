@@ -52,7 +52,7 @@ from clockwork_serve.units import NS_PER_S
 from clockwork_serve.workload.zoo import ZooModel
 
 if TYPE_CHECKING:
-    from clockwork_serve.sim.simulation import Cluster
+    from clockwork_serve.sim.cluster import Cluster
 
 __all__ = ["Bound", "ModelCosts", "Requests", "closed_loop_limit_rps", "model_costs", "upper_bound"]
 

@@ -20,7 +20,8 @@ from msgspec.structs import replace
 
 from clockwork_serve.controller import POLICIES, ControllerConfig
 from clockwork_serve.messages import ControllerEffect, ControllerEvent, Profile
-from clockwork_serve.sim.simulation import Cluster, Simulation, Watcher
+from clockwork_serve.sim.cluster import Cluster
+from clockwork_serve.sim.simulation import Simulation, Watcher
 from clockwork_serve.units import MIB, NS_PER_S, ms
 from clockwork_serve.workload.scenario import Load, ModelSet, Scenario
 from clockwork_serve.workload.stream import Workload, build

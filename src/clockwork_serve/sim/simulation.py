@@ -18,8 +18,6 @@ from collections.abc import Callable, Sequence
 from heapq import heappop
 from typing import Protocol
 
-from msgspec import Struct
-
 from clockwork_serve.controller import Controller, ControllerConfig
 from clockwork_serve.messages import (
     Answer,
@@ -39,12 +37,12 @@ from clockwork_serve.messages import (
     WorkerJoined,
 )
 from clockwork_serve.sim.checks import Checks
+from clockwork_serve.sim.cluster import Cluster
 from clockwork_serve.sim.constants import Constants, read_constants
 from clockwork_serve.sim.dice import Draws, uniform_us
 from clockwork_serve.sim.faults import Faults
 from clockwork_serve.sim.host import CALL, CLIENT, FAR_NS, LANE_DONE, TO_CONTROLLER, WAKE, Host, World
 from clockwork_serve.sim.tally import Tally
-from clockwork_serve.units import GIB, MIB
 from clockwork_serve.worker.events import Prepare, Prepared
 from clockwork_serve.workload.stream import Arrivals, ClosedLoad, Workload
 from clockwork_serve.workload.tables import FaultTable
@@ -54,27 +52,6 @@ JITTER, INFER_NOISE, LOAD_NOISE, START_JITTER = range(4)
 """Streams of chance."""
 
 _OK = Outcome.OK
-
-
-class Cluster(Struct, frozen=True, kw_only=True):
-    """Devices to simulate, all alike: those of the paper, with 1376 pages of 16 MiB for weights."""
-
-    devices: int = 1
-    devices_per_worker: int = 1
-    pages: int = 1376
-    page_bytes: int = 16 * MIB
-
-    def specs(self, kind: str) -> list[tuple[DeviceSpec, ...]]:
-        """The devices of each worker."""
-        specs = [
-            DeviceSpec(
-                device=f"gpu{at}", kind=kind, pages=self.pages, page_bytes=self.page_bytes,
-                workspace_bytes=GIB, io_bytes=GIB,
-            )
-            for at in range(self.devices)
-        ]  # fmt: skip
-        step = self.devices_per_worker
-        return [tuple(specs[at : at + step]) for at in range(0, len(specs), step)]
 
 
 class Watcher(Protocol):
