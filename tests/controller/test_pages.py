@@ -68,3 +68,34 @@ def test_any_history_conserves_pages(data: st.DataObject) -> None:
         ranks[number] = data.draw(st.integers(0, 9))
         pages.check()
         assert pages.used == sum(owner is not None for owner in truth)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 4), st.none() | st.integers(0, 5)), max_size=12),
+    st.integers(1, 20),
+)
+def test_room_is_the_least_wanted_stretch_of_all(parts: list[tuple[int, int, int | None]], size: int) -> None:
+    pages: Pages[int] = Pages(sum(gap + count for gap, count, _ in parts) + 1)
+    ranks, spans, end = {}, [], 0
+    for at, (gap, count, rank) in enumerate(parts):
+        pages.hold(Extent(end + gap, count), at)
+        spans.append((end + gap, end + gap + count))
+        ranks[at], end = rank, end + gap + count
+    ends = [0, *(last for _, last in spans)]
+    starts = [*(first for first, _ in spans), pages.count]
+    stretches = [
+        (max(ranks[one] for one in range(at, last)), last - at, at)
+        for at in range(len(parts))
+        for last in range(at + 1, len(parts) + 1)
+        if starts[last] - ends[at] >= size and all(ranks[one] is not None for one in range(at, last))
+    ]
+    room = pages.room(size, ranks.get)
+
+    if any(start - end >= size for start, end in zip(starts, ends, strict=True)):
+        assert room is not None and room.displaced == []
+    elif not stretches:
+        assert room is None
+    else:
+        _, victims, at = min(stretches)
+        assert room is not None
+        assert (room.extent, room.displaced) == (Extent(ends[at], size), list(range(at, at + victims)))

@@ -28,7 +28,7 @@ from clockwork_serve.controller.life import (
     UNLOAD,
     WAITING,
 )
-from clockwork_serve.controller.queues import Queue, ServedModel, Waiter
+from clockwork_serve.controller.queues import Queue, ServedModel, Waiter, half_slack_ns
 from clockwork_serve.controller.timers import NEVER_NS, Timers
 from clockwork_serve.messages import (
     Answer,
@@ -265,7 +265,7 @@ class Belief:
         expected_ns = batch.samples.estimate_ns
         latest_ns = start_ns + self._look_ahead_ns
         if not self._open_window:
-            latest_ns = waiters[0].due_ns + self.slack_ns // 2 - expected_ns
+            latest_ns = half_slack_ns(waiters) - expected_ns
             if latest_ns < start_ns:
                 latest_ns = start_ns
         by_ns = now_ns + self._network_ns

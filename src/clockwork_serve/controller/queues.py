@@ -213,3 +213,12 @@ class ServedModel:
         if alone or not self.code.batched:
             return ((1, sizes[0]),)
         return tuple([(size, size) for size in sizes])
+
+
+def half_slack_ns(waiters: list[Waiter]) -> int:
+    """The latest end that leaves half of everyone's slack; each has the slack of when it came."""
+    first = waiters[0]
+    least_ns = first.due_ns + first.request.deadline_ns
+    for waiter in waiters:
+        least_ns = min(least_ns, waiter.due_ns + waiter.request.deadline_ns)
+    return least_ns // 2

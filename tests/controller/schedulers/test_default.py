@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import Infer, Load, Outcome, Profile, Reason, Unload
+from clockwork_serve.units import ms
+from tests.controller.clusters import ask, belief, place, serve
 from tests.controller.honest import World, device, model, profile
 
 
@@ -150,3 +152,19 @@ def test_weights_least_asked_for_make_room_not_those_used_longest_ago() -> None:
         made.request(name, slo_ms=500)
         made.run(until_ms=100)
     assert [one.model for one in made.actions if isinstance(one, Unload)] == ["cold/1"]
+
+
+def test_a_window_leaves_room_for_all_although_delays_were_measured_anew_since_they_came() -> None:
+    made = belief("d0")
+    served = serve(made, "a")
+    place(made, served, "d0")
+    for slack_ms in (4, 0.5):
+        made.slack_ns = ms(slack_ms)
+        queue = ask(made, served, slo_ms=100 + (slack_ms > 1) * 3.5)
+    made.slack_ns = ms(20)
+    strategy = queue.strategies[0]
+    batch = next(one for one in strategy.batches if one.count == 2)
+    made.send_infer(strategy, batch, 0, ms(20), ms(20))
+    sent = made.effects[-1]
+    assert isinstance(sent, Infer)
+    assert sent.window.latest_ns + sent.expected_ns <= ms(110)
