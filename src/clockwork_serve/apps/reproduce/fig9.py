@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from clockwork_serve.apps.reproduce.fig9_workloads import DEVICES, SLO_MS, Source, sources
 from clockwork_serve.apps.reproduce.figure import Claim, Figure, Panel, Role, Series, points
+from clockwork_serve.apps.reproduce.limits import Stretch, bound, stretches
 from clockwork_serve.apps.reproduce.paper_curves import value
 from clockwork_serve.apps.reproduce.players import Player, players, soloists
 from clockwork_serve.apps.reproduce.run import Run
@@ -15,7 +16,10 @@ from clockwork_serve.units import NS_PER_S, to_ms
 
 REQUESTS, BASELINE_REQUESTS, SHORT_REQUESTS = 20_000_000, 2_000_000, 15_000
 SWEEP_REQUESTS, SHORT_SWEEP_REQUESTS = 500_000, 4_000
-SWEEP = (0.8, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.75, 2.0)
+SWEEP = (0.8, 1.0, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0, 2.4)
+LIMIT_S = 10.0
+"""The limit of the sweep is that of a stretch so long."""
+
 LOST_MOST, BUSY_LEAST, COLD_LEAST = 5, 0.8, 0.013
 BUCKET_S, SHORT_BUCKET_S = 60.0, 0.5
 
@@ -170,8 +174,20 @@ def _sweep(run: Run, source: Source, everyone: tuple[Player, ...], factors: tupl
         name=f"{source.name}: lost as the load grows",
         x_label="offered requests/s",
         y_label="% of requests lost",
-        series=tuple(ours),
+        series=(*ours, _unavoidable(run, source, [source.rate_rps * factor for factor in factors])),
     )
+
+
+def _unavoidable(run: Run, source: Source, rates: list[float]) -> Series:
+    """What nobody could save, by the oracle, who knows every request beforehand."""
+    kinds = [each.kind for each in source.models for _ in range(each.copies)]
+    stretch = Stretch(_warmup_s(run), 1.0 if run.short else LIMIT_S)
+    pairs = []
+    for rate in rates:
+        scenario = source.scenario(stretch.seconds, stretch.start_s, rate)
+        limit = bound(run, kinds, stretches(run, scenario, [stretch])[0], devices=DEVICES)
+        pairs.append((rate, 100 * max(0.0, 1 - limit.goodput / limit.offered)))
+    return Series(name="lost at least, by the oracle", role=Role.LIMIT, points=points(pairs))
 
 
 def _claims(source: Source, player: Player, tally: Tally, seconds: float) -> list[Claim]:

@@ -50,21 +50,23 @@ def _take(block: Arrivals, from_ns: int, to_ns: int, into: Arrivals) -> None:
 
 
 def bound(
-    run: Run, kind: str, requests: Arrivals, *, devices: int, rates_rps: Sequence[float] | None = None,
-    first_class: int | None = None,
+    run: Run, kinds: str | Sequence[str], requests: Arrivals, *, devices: int,
+    rates_rps: Sequence[float] | None = None, first_class: int | None = None,
 ) -> Bound:  # fmt: skip
-    """The oracle's bound for a stretch of a longer run, on models of one kind.
+    """The oracle's bound for a stretch of a longer run, on models of one kind, or of a kind each.
 
     Noise may shorten every duration, and any weights may be there at the start. ``first_class`` is a load
     whose requests must all be served. ``rates_rps`` by model: those without foresight are bounded, too.
     """
     cluster = Cluster(devices=devices)
-    costs = model_costs(run.zoo[kind], cluster.page_bytes)
+    if isinstance(kinds, str):
+        kinds = [kinds] * (max(requests.models) + 1)
+    costs = {kind: model_costs(run.zoo[kind], cluster.page_bytes) for kind in set(kinds)}
     weights = None
     if first_class is not None:
         weights = [OTHERS_WEIGH if load == first_class else 1.0 for load in requests.loads]
     return upper_bound(
-        requests, [costs] * (max(requests.models) + 1), cluster, network=run.constants.network,
+        requests, [costs[kind] for kind in kinds], cluster, network=run.constants.network,
         noise=run.constants.noise, warm_start=True, weights=weights, rates_rps=rates_rps,
     )  # fmt: skip
 
