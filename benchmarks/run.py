@@ -19,6 +19,10 @@ SHORT: dict[str, tuple[str, ...]] = {
     "many_models": ("--models", "200", "--held", "20", "--idle-seconds", "10"),
     "device_lane_time": ("--seconds", "0.5"),
     "device_memory": ("--cycles", "300"),
+    "scheduler_cost": ("6x1000", "64x10000", "--requests", "10000"),
+    "worker_cost": ("--actions", "5000"),
+    "simulator_speed": ("--minutes", "2"),
+    "simulator_seeds": ("--count", "50"),
 }
 """By benchmark, what makes it short; without it, it takes as long as the docs say."""
 

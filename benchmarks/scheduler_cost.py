@@ -283,7 +283,7 @@ def main() -> int:
     """Run it; returns the exit status."""
     options = parser(__doc__.splitlines()[0])
     options.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; default: all")
-    options.add_argument("--policy", choices=POLICIES, default="paper")
+    options.add_argument("--policy", choices=POLICIES, default=ControllerConfig().policy)
     options.add_argument("--requests", type=int, help="measured in the warm part; default: 20000 or more")
     given = options.parse_args()
     if unknown := set(given.rows) - ROWS.keys():
