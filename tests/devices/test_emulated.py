@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import textwrap
 import time
 
 import msgspec
@@ -162,3 +165,31 @@ def test_an_extent_outside_its_memory_is_refused(tmp_path):
     device.retire(code.code_id)
     with pytest.raises(DeviceError, match="not prepared"):
         device.load(lifted.load(code, WEIGHTS, 0, 2))
+
+
+def test_lanes_of_many_devices_may_be_the_first_to_read_profiles_at_once(tmp_path):
+    # In a process of its own: what failed here once was a segmentation fault.
+    (tmp_path / "profile.json").write_text('{"infer_ns": {"1": 1000}, "load_ns": 1}')
+    script = f"""
+        import importlib, sys, threading
+        from types import SimpleNamespace
+        from clockwork_serve.devices import emulated
+
+        def read(start):
+            start.wait()
+            emulated.read_profile("v100")
+            emulated._read_code_profile(SimpleNamespace(path={str(tmp_path)!r}))
+
+        sys.setswitchinterval(5e-5)
+        for _ in range(60):
+            importlib.reload(emulated)  # new types, that nobody has used yet
+            start = threading.Barrier(8)
+            threads = [threading.Thread(target=read, args=(start,)) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    """
+    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, check=False)
+
+    assert (ended.returncode, ended.stderr.decode()) == (0, "")

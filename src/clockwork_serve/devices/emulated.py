@@ -87,6 +87,12 @@ class ProfileFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     codes: dict[str, CodeTable] = {}
 
 
+# Built before there are threads: the lanes of many devices prepare at once, and msgspec ends the process with
+# a segmentation fault where two threads are the first to need what it knows of a type.
+_code_profiles: Final = msgspec.json.Decoder(CodeProfile, strict=False)
+msgspec.json.Decoder(ProfileFile)  # TOML has no decoder to keep; what it knows of the type stays
+
+
 class EmulatedDevice:
     """Occupies a lane for as long as the profile says; answers zeros of the right shape."""
 
@@ -240,7 +246,7 @@ def read_profile(name: str) -> ProfileFile:
 def _read_code_profile(code: Code) -> CodeProfile:
     path = Path(code.path) / "profile.json"
     try:
-        profile = msgspec.json.decode(path.read_bytes(), type=CodeProfile, strict=False)
+        profile = _code_profiles.decode(path.read_bytes())
     except (OSError, msgspec.DecodeError) as error:
         raise DeviceError(f"code {path}: cannot be read ({error})") from error
     _check_curve(f"code {path}: infer_ns", profile.infer_ns)
