@@ -1,4 +1,7 @@
-"""Fig 11: goodput through one controller as emulated workers are added, on virtual time. It only measures."""
+"""Fig 11: goodput through one controller as emulated workers are added, on virtual time and in real time.
+
+It only measures. What runs in real time is in ``fig11_real``.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import time
 
 from msgspec import Struct, structs
 
+from clockwork_serve.apps.reproduce import fig11_real
 from clockwork_serve.apps.reproduce.fig9_workloads import FUNCTIONS, SLO_MS, generated_models
 from clockwork_serve.apps.reproduce.figure import Claim, Figure, Panel, Role
 from clockwork_serve.apps.reproduce.paper_curves import curve, value
@@ -41,6 +45,21 @@ class Reached(Struct, frozen=True):
 
 
 def fig11(run: Run) -> Figure:
+    """On virtual time every policy; in real time the last one, which is ours."""
+    virtual = fig11_virtual(run)
+    ours = _as_published(players((CAP,))[-1])
+    real = fig11_real.measure(run, ours)
+    return structs.replace(
+        virtual,
+        title="goodput through one controller, emulated workers, virtual and real time",
+        setup={**virtual.setup, "in real time": fig11_real.experiment(run, ours)},
+        panels=(*virtual.panels, *fig11_real.panels(real)),
+        claims=(*virtual.claims, *fig11_real.claims(real)),
+        notes=(*virtual.notes, *fig11_real.NOTES),
+    )
+
+
+def fig11_virtual(run: Run) -> Figure:
     """Every number of workers under every policy, at the authors' largest batch."""
     workers = SHORT_WORKERS if run.short else WORKERS
     step_s = SHORT_STEP_S if run.short else STEP_S

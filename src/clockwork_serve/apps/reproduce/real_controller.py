@@ -1,0 +1,148 @@
+"""A real controller and real workers of emulated devices, a process each. It neither asks nor measures.
+
+This process is their keeper, and whoever uses it is their gateway, by the links that those have: so all but
+HTTP and gRPC is what serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.devices.base import DeviceConfig
+from clockwork_serve.devices.emulated import emulated_config, emulated_profile
+from clockwork_serve.errors import ClockworkError
+from clockwork_serve.messages import Ask, Code, CodeAdded, Frame, Model, ModelAdded, TensorSpec, Weights
+from clockwork_serve.serve.controller_process import SOCKET_NAME, ControllerProcessConfig
+from clockwork_serve.serve.keeper_link import ControllerLink
+from clockwork_serve.serve.supervisor import Child, Launch, describe_exit
+from clockwork_serve.serve.worker_process import WorkerConfig
+from clockwork_serve.units import MIB
+
+PROFILE: Final = "v100"
+WEIGHTS_BYTES: Final = 98 * MIB
+"""ResNet50's, as the profile's durations are."""
+ROW: Final = 4
+"""Numbers in an input, and in an output: tensors do not pass through the controller, so they need no size."""
+READY_S, GRACE_S, POLL_S = 60.0, 2.0, 0.02
+
+
+class Processes(Struct, frozen=True):
+    """What runs: the controller's socket, the keys of the models it serves, and process ids."""
+
+    socket: Path
+    models: tuple[str, ...]
+    controller: int
+    workers: tuple[int, ...]
+
+
+@asynccontextmanager
+async def processes(
+    config: ControllerConfig, *, devices: int, models: int, workers: int
+) -> AsyncIterator[Processes]:
+    """A controller that is ready, with so many devices dealt out to so many worker processes.
+
+    All are ended with the block. Raises :class:`ClockworkError` if one of them ends before.
+    """
+    configs = [emulated_config(f"emulated:{number}", PROFILE) for number in range(devices)]
+    children: list[Child] = []
+    link: ControllerLink | None = None
+    with tempfile.TemporaryDirectory(prefix="clockwork-") as folder:
+        try:
+            launches = _launches(Path(folder), config, configs, workers)
+            children.extend(Child(launch, logging.getLogger(__name__).debug) for launch in launches)
+            frames = _catalogue(configs[0], config.max_batch, models)
+            link = ControllerLink(Path(folder) / SOCKET_NAME, lambda: frames, _ignore)
+            await _until_ready(link, children)
+            yield Processes(
+                Path(folder) / SOCKET_NAME,
+                tuple(frame.model.key for frame in frames if isinstance(frame, ModelAdded)),
+                children[0].pid,
+                tuple(child.pid for child in children[1:]),
+            )
+            _check(children)
+        finally:
+            if link is not None:
+                link.close()
+            # Workers first: they would try for as long as they live to find a controller again.
+            for child in reversed(children):
+                await child.stop(GRACE_S)
+
+
+def _launches(
+    folder: Path, config: ControllerConfig, devices: list[DeviceConfig], workers: int
+) -> list[Launch]:
+    settings = ControllerProcessConfig(
+        run_dir=str(folder),
+        controller=config,
+        devices=tuple(each.device for each in devices),
+        log_level="warning",
+    )
+    launches = [_launch("controller", "controller", settings)]
+    for number in range(min(workers, len(devices))):
+        name, own = f"worker-{number}", tuple(devices[number::workers])
+        worker = WorkerConfig(run_dir=str(folder), name=name, devices=own, log_level="warning")
+        launches.append(_launch(name, "worker", worker))
+    return launches
+
+
+def _launch(name: str, module: str, config: Struct) -> Launch:
+    return Launch(
+        name=name,
+        module=f"clockwork_serve.serve.{module}_process",
+        config=msgspec.json.encode(config).decode(),
+    )
+
+
+def _catalogue(device: DeviceConfig, max_batch: int, models: int) -> list[Frame]:
+    """So many models with weights of their own and one code, which takes what the profile says."""
+    sizes = tuple(size for size in (1, 2, 4, 8, 16) if size <= max_batch)
+    code = Code(
+        code_id="emulated", backend="onnx", path="",
+        inputs=(TensorSpec(name="x", datatype="FP32", shape=(ROW,)),),
+        outputs=(TensorSpec(name="y", datatype="FP32", shape=(ROW,)),),
+        batched=True, batch_sizes=sizes, lifted=True,
+    )  # fmt: skip
+    frames: list[Frame] = [CodeAdded(code=code, profiles=(emulated_profile(device, code),))]
+    for number in range(models):
+        name = f"resnet50_{number:03d}"
+        weights = Weights(weights_id=name, path="", size=WEIGHTS_BYTES)
+        frames.append(
+            ModelAdded(
+                model=Model(
+                    key=f"{name}/1", name=name, version="1", code_id=code.code_id, weights=weights,
+                    platform="emulated", max_batch_size=max_batch, batch_sizes=sizes, output_bytes=64,
+                )
+            )
+        )  # fmt: skip
+    return frames
+
+
+async def _until_ready(link: ControllerLink, children: list[Child]) -> None:
+    deadline_s = time.monotonic() + READY_S
+    while not link.readiness.ready:
+        _check(children)
+        if time.monotonic() > deadline_s:
+            raise ClockworkError(f"the controller is not ready within {READY_S:g} s: {link.readiness.why}")
+        await asyncio.sleep(POLL_S)
+
+
+def _check(children: list[Child]) -> None:
+    for child in children:
+        if child.ended.done():
+            said, how = "\n".join(child.tail), describe_exit(child.ended.result())
+            raise ClockworkError(f"{child.launch.name} ended before its time, {how}; it said:\n{said}")
+
+
+def _ignore(ask: Ask) -> None:
+    """Nobody asks this keeper for anything."""
