@@ -121,6 +121,8 @@ def test_the_best_step_is_shown_and_claimed():
     assert best(found[8]).books.good == 980
     good = next(each for each in goodput.series if each.name == "real time, good answers")
     assert [(point.x, point.y) for point in good.points] == [(1, 450), (8, 490)]
+    beyond = next(each for each in goodput.series if each.name == "real time, good answers, more offered")
+    assert [(point.x, point.y) for point in beyond.points] == [(1, None), (8, 50)]
     controller = cpu.series[0]
     assert (controller.role, controller.at(8)) == (Role.REAL, pytest.approx(40.0))
     whole, alone = claims(found)
