@@ -139,7 +139,7 @@ class Residency:
 class Strategy:
     """A queue on one device that has its weights READY: what a policy weighs against others there."""
 
-    __slots__ = ("batches", "device", "key_ns", "lane", "least", "plan", "queue", "residency")
+    __slots__ = ("batches", "count", "device", "key_ns", "lane", "least", "plan", "queue", "residency")
 
     def __init__(self, queue: Queue, residency: Residency) -> None:
         self.queue = queue
@@ -153,6 +153,8 @@ class Strategy:
         """How long the least batch takes that the policy will run."""
         self.key_ns = NEVER_NS
         """Its live key in its device's ``Plan``; NEVER_NS if it has none there."""
+        self.count = 0
+        """The batch (requests) that the key is for; a policy's to use."""
 
     def __lt__(self, other: Strategy) -> bool:
         return self.residency.version < other.residency.version

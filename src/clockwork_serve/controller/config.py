@@ -26,7 +26,8 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     ``expected_devices``: the server is ready when so many are warm. ``floor_ns``: no request is planned to
     end sooner than this after it came. ``load_negative``: LOADs that the paper's priority calls needless are
     made too. ``open_window``: an INFER may start up to ``look_ahead_ns`` later than planned, whatever its
-    deadline.
+    deadline. ``released``: policy ``paper`` chooses INFERs with all habits of the authors' code, and a request
+    that waits hears when its plan fails, ``slack_ns`` before its deadline.
     """
 
     policy: str = "default"
@@ -46,23 +47,27 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     floor_ns: int = 0
     load_negative: bool = False
     open_window: bool = False
+    released: bool = False
 
     @staticmethod
     def as_released(*, max_batch: int = 8, expected_devices: int = 1) -> ControllerConfig:
         """The authors' INFER5 as published, for comparison with the paper's figures.
 
         A fixed buffer of 5 ms, a floor of look-ahead plus buffer, LOADs of any priority (their check compared
-        a pointer), a window of 5 ms, 1 ms of assumed network, and no rejection before the deadline.
+        a pointer), a window of 5 ms, 1 ms of assumed network, no rejection before the deadline less the buffer,
+        and INFERs chosen as ``schedulers.released`` tells.
         """
         return ControllerConfig(
             policy="paper", reject_infeasible=False, slack_ns=5 * NS_PER_MS, floor_ns=10 * NS_PER_MS,
             network_ns=NS_PER_MS, max_batch=max_batch, min_batch_gain=0.0, load_negative=True,
-            open_window=True, expected_devices=expected_devices,
+            open_window=True, released=True, expected_devices=expected_devices,
         )  # fmt: skip
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise ConfigError(f"policy: expected one of {', '.join(POLICIES)}; found {self.policy!r}")
+        if self.released and self.policy != "paper":
+            raise ConfigError(f"released: expected policy paper; found {self.policy!r}")
         if not 0 < self.estimate_quantile <= 1:
             raise ConfigError(
                 f"estimate_quantile: expected above 0 and up to 1; found {self.estimate_quantile}"

@@ -11,13 +11,13 @@ from typing import Final, assert_never
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import DeviceBelief, Residency
 from clockwork_serve.controller.config import ControllerConfig
-from clockwork_serve.controller.deadlines import Deadlines
+from clockwork_serve.controller.deadlines import Deadlines, InternalDeadlines
 from clockwork_serve.controller.feasibility import Feasibility
 from clockwork_serve.controller.invariants import check_belief
 from clockwork_serve.controller.life import READY, SENT, SPENT
 from clockwork_serve.controller.plan import LaneTimer
 from clockwork_serve.controller.queues import ServedModel, Waiter
-from clockwork_serve.controller.schedulers import SCHEDULERS
+from clockwork_serve.controller.schedulers import scheduler_for
 from clockwork_serve.controller.settle import Settler
 from clockwork_serve.controller.timers import NEVER_NS, Timer
 from clockwork_serve.controller.watches import Watch
@@ -55,7 +55,7 @@ class Controller:
     def __init__(self, config: ControllerConfig) -> None:
         self.config = config
         self._belief = Belief(config)
-        self._scheduler = SCHEDULERS[config.policy](self._belief)
+        self._scheduler = scheduler_for(self._belief)
         self._feasibility = Feasibility(self._belief)
         self._settler = Settler(self._belief, self._scheduler)
         self._turned_away: list[tuple[Request, Outcome, Reason, str]] = []
@@ -63,7 +63,7 @@ class Controller:
         self._leaving: list[tuple[Waiter, Outcome, Reason, str]] = []
         """Admitted requests to be answered because of what was observed."""
         self._timers = self._belief.timers
-        self._deadlines = Deadlines(self._timers)
+        self._deadlines = InternalDeadlines(self._timers) if config.released else Deadlines(self._timers)
         self._reject = config.reject_infeasible
         self._draining = False
         self._was_ready = False

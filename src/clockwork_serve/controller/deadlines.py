@@ -9,7 +9,7 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import Final
 
-from clockwork_serve.controller.life import SENT
+from clockwork_serve.controller.life import SENT, WAITING
 from clockwork_serve.controller.queues import Waiter
 from clockwork_serve.controller.timers import NEVER_NS, Timer, Timers
 
@@ -91,3 +91,33 @@ class Deadlines(Timer):
         for waiter in waiters:
             request_id = waiter.request.request_id
             assert request_id in here, f"{request_id} has no deadline pending"
+
+
+class InternalDeadlines(Deadlines):
+    """As in the authors' code: a request that waits hears at its due time, one that was sent at its deadline.
+
+    The due time may be the later one, where the policy's floor is above what was asked for.
+    """
+
+    __slots__ = ()
+
+    def expect(self, waiter: Waiter) -> None:
+        """A request came."""
+        self._look_again(waiter, waiter.due_ns)
+
+    def passed(self, now_ns: int) -> list[Waiter]:
+        """Take out requests that are to hear now, in the order of these times."""
+        passed: list[Waiter] = []
+        while self._near and self._near[0][0] <= now_ns:
+            waiter = heappop(self._near)[2]
+            deadline_ns = waiter.request.deadline_ns
+            if waiter.state == SENT and deadline_ns > now_ns:
+                self._look_again(waiter, deadline_ns)
+            elif waiter.state in {WAITING, SENT}:
+                passed.append(waiter)
+        return passed
+
+    def _look_again(self, waiter: Waiter, at_ns: int) -> None:
+        heappush(self._near, (at_ns, waiter.request.request_id, waiter))
+        if at_ns < self.at_ns:
+            self._timers.set(self, at_ns)

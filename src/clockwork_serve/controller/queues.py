@@ -55,7 +55,7 @@ class Queue:
     """
 
     __slots__ = (
-        "alone", "doubted", "dues", "least", "model", "order", "place_ns", "rows", "signature", "sizes",
+        "alone", "doubted", "dues", "floors", "least", "model", "order", "place_ns", "rows", "signature", "sizes",
         "strategies", "waiters", "watch",
     )  # fmt: skip
 
@@ -73,6 +73,8 @@ class Queue:
         """All and only requests WAITING here."""
         self.strategies: tuple[Strategy, ...] = ()
         """One per device that has the weights READY."""
+        self.floors: dict[int, int] = {}
+        """By batch (requests): those due before this are given up at that size; a policy's to use."""
         self.least = self.sizes[0][1]
         """The least batch size that the policy will run this queue at; see ``Belief.require``."""
         self.doubted = False

@@ -65,7 +65,7 @@ class Asked:
             case Outcome.OK:
                 good = now_ns <= request.deadline_ns
             case Outcome.EXPIRED:
-                good = now_ns >= request.deadline_ns
+                good = now_ns >= self._expires_ns(request)
             case Outcome.CANCELLED:
                 good = cancelled or request.gateway in self._lost_gateways
             case Outcome.INVALID:
@@ -76,6 +76,14 @@ class Asked:
                 # No device fails here; what a worker holds may differ from belief after its link was cut.
                 good = self._worker_lost and answer.reason is not Reason.MODEL_RAISED
         assert good, f"{answer} at {now_ns} to {request}"
+
+    def _expires_ns(self, request: Request) -> int:
+        """From when on a request may hear that it expired: as released, that is when its plan has failed."""
+        config = self._config
+        if not config.released:
+            return request.deadline_ns
+        due_ns = request.deadline_ns - config.slack_ns
+        return min(request.deadline_ns, max(due_ns, request.arrival_ns + config.floor_ns))
 
     def _may_reject(self, reason: Reason, model: str) -> bool:
         if reason is Reason.DRAINING:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from clockwork_serve.controller.scheduler import SchedulerFactory
+from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.scheduler import Scheduler, SchedulerFactory
 from clockwork_serve.controller.schedulers.default import DefaultScheduler
 from clockwork_serve.controller.schedulers.paper import PaperScheduler
+from clockwork_serve.controller.schedulers.released import ReleasedScheduler
 
 SCHEDULERS: dict[str, SchedulerFactory] = {"default": DefaultScheduler, "paper": PaperScheduler}
 
-__all__ = ["SCHEDULERS", "DefaultScheduler", "PaperScheduler"]
+
+def scheduler_for(belief: Belief) -> Scheduler:
+    """The policy that the settings name."""
+    config = belief.config
+    return ReleasedScheduler(belief) if config.released else SCHEDULERS[config.policy](belief)
+
+
+__all__ = ["SCHEDULERS", "DefaultScheduler", "PaperScheduler", "ReleasedScheduler", "scheduler_for"]
