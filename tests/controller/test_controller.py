@@ -306,6 +306,24 @@ def test_a_removed_model_leaves_the_device_and_is_unknown() -> None:
     assert world.answers[request_id].reason is Reason.UNKNOWN_MODEL
 
 
+def test_a_model_removed_before_a_refused_action_can_be_planned_again_is_not_served() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    request_id = world.request("a", slo_ms=500)
+    world.run(until_ms=9)
+    infer = world.actions[-1]
+    assert isinstance(infer, Infer)
+    world.tell(ModelRemoved(model="a/1"))
+    refused = Result(
+        action_id=infer.action_id, device="d0", status=Status.TOO_LATE, started_ns=world.now_ns,
+        ended_ns=world.now_ns,
+    )  # fmt: skip
+    world.tell(refused)
+    assert served(world, request_id) == [Outcome.REJECTED]
+    assert world.answers[request_id].reason is Reason.NOT_SERVING
+
+
 def test_a_request_of_many_rows_runs_alone_at_the_next_size() -> None:
     world = World()
     world.serve(model("a"))

@@ -26,8 +26,8 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     ``expected_devices``: the server is ready when so many are warm. ``floor_ns``: no request is planned to
     end sooner than this after it came. ``load_negative``: LOADs that the paper's priority calls needless are
     made too. ``open_window``: an INFER may start up to ``look_ahead_ns`` later than planned, whatever its
-    deadline. ``released``: policy ``paper`` chooses INFERs with all habits of the authors' code, and a request
-    that waits hears when its plan fails, ``slack_ns`` before its deadline.
+    deadline. ``released``: policy ``paper`` chooses INFERs with all habits of the authors' code, and a
+    request that waits hears when its plan fails, ``slack_ns`` before its deadline.
     """
 
     policy: str = "default"
@@ -54,8 +54,8 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
         """The authors' INFER5 as published, for comparison with the paper's figures.
 
         A fixed buffer of 5 ms, a floor of look-ahead plus buffer, LOADs of any priority (their check compared
-        a pointer), a window of 5 ms, 1 ms of assumed network, no rejection before the deadline less the buffer,
-        and INFERs chosen as ``schedulers.released`` tells.
+        a pointer), a window of 5 ms, 1 ms of assumed network, no rejection before the deadline less the
+        buffer, and INFERs chosen as ``schedulers.released`` tells.
         """
         return ControllerConfig(
             policy="paper", reject_infeasible=False, slack_ns=5 * NS_PER_MS, floor_ns=10 * NS_PER_MS,

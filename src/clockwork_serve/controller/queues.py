@@ -55,8 +55,8 @@ class Queue:
     """
 
     __slots__ = (
-        "alone", "doubted", "dues", "floors", "least", "model", "order", "place_ns", "rows", "signature", "sizes",
-        "strategies", "waiters", "watch",
+        "alone", "doubted", "dues", "floors", "least", "model", "order", "place_ns", "rows", "signature",
+        "sizes", "strategies", "waiters", "watch",
     )  # fmt: skip
 
     def __init__(self, model: ServedModel, signature: str, rows: int, order: int, *, alone: bool) -> None:

@@ -141,14 +141,18 @@ class Settler:
         self._scheduler.queued(waiter.queue)
 
     def _fail(self, waiter: Waiter, result: Result) -> None:
-        request = waiter.request
-        raised = result.status is Status.MODEL_RAISED
+        request, status = waiter.request, result.status
+        outcome, reason = Outcome.FAILED, Reason.DEVICE_FAULT
+        message = result.message or f"the worker refused: {status.value}"
+        if status is Status.MODEL_RAISED:
+            reason = Reason.MODEL_RAISED
+        elif waiter.queue.model.removed and (status in AGAIN or status in BELIEF_WRONG):
+            outcome, reason, message = Outcome.REJECTED, Reason.NOT_SERVING, "the model was unloaded"
         self._belief.finish(
             waiter,
             Answer(
-                request_id=request.request_id, gateway=request.gateway, outcome=Outcome.FAILED,
-                reason=Reason.MODEL_RAISED if raised else Reason.DEVICE_FAULT, cold=waiter.cold,
-                message=result.message or f"the worker refused: {result.status.value}",
+                request_id=request.request_id, gateway=request.gateway, outcome=outcome, reason=reason,
+                cold=waiter.cold, message=message,
             ),
         )  # fmt: skip
 

@@ -27,6 +27,8 @@ class Asked:
         """All and only requests without an answer."""
         self.served: set[str] = set()
         """Keys of all and only models that are served."""
+        self._orphans: set[str] = set()
+        """Open requests whose models were removed."""
         self._cancelled: set[str] = set()
         """Open requests whose clients went away."""
         self._lost_gateways: set[str] = set()
@@ -48,6 +50,7 @@ class Asked:
                 self.served.add(event.model.key)
             case ModelRemoved():
                 self.served.discard(event.model)
+                self._orphans.update([one for one, asked in self.open.items() if asked.model == event.model])
             case Drain():
                 self._draining = True
             case WorkerLost():
@@ -60,7 +63,9 @@ class Asked:
         request = self.open.pop(answer.request_id, None)
         assert request is not None, f"{answer} of what nobody asks, or for the second time"
         cancelled = answer.request_id in self._cancelled
+        orphan = answer.request_id in self._orphans or request.model not in self.served
         self._cancelled.discard(answer.request_id)
+        self._orphans.discard(answer.request_id)
         match answer.outcome:
             case Outcome.OK:
                 good = now_ns <= request.deadline_ns
@@ -71,7 +76,7 @@ class Asked:
             case Outcome.INVALID:
                 good = request.model not in self.served
             case Outcome.REJECTED:
-                good = self._may_reject(answer.reason, request.model)
+                good = self._may_reject(answer.reason, orphan=orphan)
             case Outcome.FAILED:
                 # No device fails here; what a worker holds may differ from belief after its link was cut.
                 good = self._worker_lost and answer.reason is not Reason.MODEL_RAISED
@@ -85,9 +90,9 @@ class Asked:
         due_ns = request.deadline_ns - config.slack_ns
         return min(request.deadline_ns, max(due_ns, request.arrival_ns + config.floor_ns))
 
-    def _may_reject(self, reason: Reason, model: str) -> bool:
+    def _may_reject(self, reason: Reason, *, orphan: bool) -> bool:
         if reason is Reason.DRAINING:
             return self._draining
         if reason is Reason.NOT_SERVING:
-            return self._config.reject_infeasible or model not in self.served
+            return self._config.reject_infeasible or orphan
         return reason is Reason.WOULD_MISS_DEADLINE and self._config.reject_infeasible

@@ -7,9 +7,9 @@ What it does otherwise than ``paper``, for INFERs:
 - The most urgent strategy is tried, and all others of its queue on that device go with it. If so many do not
   wait, those of smaller batches come back; if an action is sent, those of all batches that anybody waits for.
   So only a queue's most urgent strategy need be kept: its key, and its batch in ``strategy.count``.
-- Each batch size has a queue of its own (``queue.floors``), shared by all devices. Whoever would be too late at
-  that size, on the device that is looked at, leaves it for good. Once a batch is sent, those before it have
-  left the queues of all sizes, and wait in vain.
+- Each batch size has a queue of its own (``queue.floors``), shared by all devices. Whoever would be too late
+  at that size, on the device that is looked at, leaves it for good. Once a batch is sent, those before it
+  have left the queues of all sizes, and wait in vain.
 - Devices take turns, one action each.
 
 Where requests of one model have different SLOs, those due first go first; there it was those that came first.
