@@ -14,10 +14,10 @@ from clockwork_serve.sim import Tally
 from clockwork_serve.sim.tally import Count
 from clockwork_serve.units import NS_PER_S, to_ms
 
-REQUESTS, BASELINE_REQUESTS, SHORT_REQUESTS = 20_000_000, 2_000_000, 15_000
-SWEEP_REQUESTS, SHORT_SWEEP_REQUESTS = 500_000, 4_000
+REQUESTS, BASELINE_REQUESTS, SHORT_REQUESTS = 20_000_000, 1_000_000, 15_000
+SWEEP_REQUESTS, SHORT_SWEEP_REQUESTS = 200_000, 4_000
 SWEEP = (0.8, 1.0, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0, 2.4)
-LIMIT_S = 10.0
+SWEEP_WARMUP_S, LIMIT_S = 20.0, 10.0
 """The limit of the sweep is that of a stretch so long."""
 
 LOST_MOST, BUSY_LEAST, COLD_LEAST = 5, 0.8, 0.013
@@ -162,7 +162,7 @@ def _sweep(run: Run, source: Source, everyone: tuple[Player, ...], factors: tupl
         for factor in factors:
             rate = source.rate_rps * factor
             tally = run.simulate(
-                source.scenario(count / rate, _warmup_s(run), rate),
+                source.scenario(count / rate, SHORT_WARMUP_S if run.short else SWEEP_WARMUP_S, rate),
                 player,
                 devices=DEVICES,
                 base=source.folder,
@@ -181,7 +181,7 @@ def _sweep(run: Run, source: Source, everyone: tuple[Player, ...], factors: tupl
 def _unavoidable(run: Run, source: Source, rates: list[float]) -> Series:
     """What nobody could save, by the oracle, who knows every request beforehand."""
     kinds = [each.kind for each in source.models for _ in range(each.copies)]
-    stretch = Stretch(_warmup_s(run), 1.0 if run.short else LIMIT_S)
+    stretch = Stretch(SHORT_WARMUP_S, 1.0) if run.short else Stretch(SWEEP_WARMUP_S, LIMIT_S)
     pairs = []
     for rate in rates:
         scenario = source.scenario(stretch.seconds, stretch.start_s, rate)
