@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from benchmarks.policy_ideas import CASES, Case, Found, gain, in_time, play, summary
+from benchmarks.policy_ideas import CASES, LONGER, Case, Found, gain, in_time, judge, play, summary
 from benchmarks.policy_variants import IDEAS, NAMES, REJECT, Variant, alone, base, having, variants, without
+from benchmarks.report import Outcome
 
 from clockwork_serve.apps.reproduce.run import Run
 from clockwork_serve.controller.belief import Belief
@@ -110,5 +111,19 @@ def test_a_gain_matters_when_it_exceeds_its_spread_and_is_not_next_to_nothing() 
     assert not gain(results, "same", "old", "good").matters
 
 
+def test_default_is_held_against_paper_or_against_a_floor() -> None:
+    case = Case("case", "", 1, 1.0, scenario, {"a": in_time, "b": in_time}, {"b": 10.0})
+    results = {
+        "paper": Found({"a": [50.0], "b": [50.0]}, []),
+        "default": Found({"a": [49.0], "b": [12.0]}, []),
+    }
+    outcome = Outcome("test")
+    judge(outcome, {"case": results}, [case])
+    assert [(one.asked, one.good) for one in outcome.verdicts] == [
+        (">= paper's 50.0", False),
+        (">= 10.0", True),
+    ]
+
+
 def test_the_cases_have_names_of_their_own() -> None:
-    assert len({case.name for case in CASES}) == len(CASES)
+    assert len({case.name for case in (*CASES, *LONGER)}) == len(CASES) + len(LONGER)
