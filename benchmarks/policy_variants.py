@@ -1,0 +1,255 @@
+"""Policy ``default`` without some of its ideas, for measurements; the product knows no such switches.
+
+Each idea is taken away by a small subclass that does in its place what policy ``paper`` does. Without any
+of them (but with rejection, which is a setting) what is left decides exactly as ``paper`` mended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.cluster import Strategy
+from clockwork_serve.controller.eviction import make_room
+from clockwork_serve.controller.plan import Plan
+from clockwork_serve.controller.queues import ServedModel
+from clockwork_serve.controller.scheduler import SchedulerFactory
+from clockwork_serve.controller.schedulers import SCHEDULERS, DefaultScheduler, PaperScheduler, default
+from clockwork_serve.controller.schedulers.default import Choice
+
+CAP = 16
+"""Largest batch, the same for all."""
+
+
+class Unmeasured(DefaultScheduler):
+    """A fixed slack of 2 ms and a fixed network delay."""
+
+    def __init__(self, belief: Belief) -> None:
+        super().__init__(belief)
+        belief.measures = False
+
+
+class Early(DefaultScheduler):
+    """Exec lanes are topped up 5 ms ahead."""
+
+    def _top_up_exec(self, plan: Plan, now_ns: int) -> None:
+        margin_ns = default.MARGIN_NS
+        vars(default)["MARGIN_NS"] = self._look_ahead_ns - plan.device.exec.network_ns
+        try:
+            super()._top_up_exec(plan, now_ns)
+        finally:
+            vars(default)["MARGIN_NS"] = margin_ns
+
+
+class LargestFull(DefaultScheduler):
+    """The largest batch that can be filled with requests in time, whoever is passed over for it."""
+
+    def _best(self, strategy: Strategy, start_ns: int) -> Choice | None:
+        batch = self._choose(strategy, start_ns)
+        if batch is None:
+            return None
+        choice = Choice(strategy, self._first, batch, strategy.queue.dues[self._first])
+        choice.latest_ns = self._urgency_ns
+        return choice
+
+
+class MostUrgent(DefaultScheduler):
+    """The most urgent runs first, whatever that costs others."""
+
+    def _least_loss(self, plan: Plan, urgent: Choice, start_ns: int) -> Choice:
+        return urgent
+
+
+class Sacrificing(DefaultScheduler):
+    """Requests that hold their queue's batch small are passed over wherever the larger one serves more."""
+
+    def _fuller(self, choice: Choice, start_ns: int) -> Choice:
+        strategy, batch = choice.strategy, choice.batch
+        larger = self._choose(strategy, start_ns)
+        if larger is None or larger.count * choice.lasts_ns <= batch.count * larger.samples.estimate_ns:
+            return choice
+        return Choice(strategy, self._first, larger, strategy.queue.dues[self._first])
+
+
+class Sparing(DefaultScheduler):
+    """Requests that hold their queue's batch small are never passed over."""
+
+    def _fuller(self, choice: Choice, start_ns: int) -> Choice:
+        return choice
+
+
+class Long(DefaultScheduler):
+    """Relaxed work takes its full batch."""
+
+    def _relaxed(self, plan: Plan, choice: Choice, now_ns: int) -> Choice:
+        return choice
+
+
+class ForWaiters(DefaultScheduler):
+    """LOADs only for requests that wait and can be saved."""
+
+    def _timely(self, plan: Plan, model: ServedModel, load_ns: int, now_ns: int) -> bool:
+        return super(DefaultScheduler, self)._timely(plan, model, load_ns, now_ns)
+
+
+class ByUse(DefaultScheduler):
+    """The least recently used weights make room."""
+
+    def __init__(self, belief: Belief) -> None:
+        super().__init__(belief)
+        self._by_heat = False
+
+
+class Popular(DefaultScheduler):
+    """Not kept: weights are loaded only if the model is asked for more than the one they would displace."""
+
+    def _timely(self, plan: Plan, model: ServedModel, load_ns: int, now_ns: int) -> bool:
+        if not super()._timely(plan, model, load_ns, now_ns):
+            return False
+        room = make_room(plan.device, model, self._candidates.priority(model), by_heat=True)
+        return room is None or all(other.model.heat < model.heat for other in room.displaced)
+
+
+class Deferred(DefaultScheduler):
+    """Not kept: a batch waits to grow, until ``SPARE`` of the SLO before a larger one could no longer run."""
+
+    SPARE = 0.3
+
+    def __init__(self, belief: Belief) -> None:
+        super().__init__(belief)
+        self._deferred: dict[Plan, list[Strategy]] = {}
+
+    def _top_up_exec(self, plan: Plan, now_ns: int) -> None:
+        for strategy in self._deferred.pop(plan, ()):
+            if strategy.queue.dues and strategy in strategy.queue.strategies:
+                self._enter(strategy)
+        super()._top_up_exec(plan, now_ns)
+
+    def _best(self, strategy: Strategy, start_ns: int) -> Choice | None:
+        choice = super()._best(strategy, start_ns)
+        if choice is None:
+            return None
+        larger = next((one for one in strategy.batches if one.count > choice.batch.count), None)
+        queue, plan = strategy.queue, strategy.plan
+        if larger is None or len(queue.dues) - choice.first > choice.batch.count:
+            return choice
+        request = queue.waiters[choice.first].request
+        spare_ns = round(self.SPARE * (request.deadline_ns - request.arrival_ns))
+        until_ns = queue.dues[choice.first] - larger.samples.estimate_ns - spare_ns
+        if start_ns >= until_ns:
+            return choice
+        self._deferred.setdefault(plan, []).append(strategy)
+        wake_ns = until_ns - plan.device.exec.network_ns
+        if wake_ns < plan.exec_timer.at_ns:
+            self._timers.set(plan.exec_timer, wake_ns)
+        return None
+
+
+class DeferredLong(Deferred):
+    """As above, up to a moment nearer the last."""
+
+    SPARE = 0.1
+
+
+class DeferredShort(Deferred):
+    """As above, up to a moment further from the last."""
+
+    SPARE = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class Idea:
+    """One idea of policy ``default``.
+
+    ``without`` takes it away (None: it is the setting ``reject_infeasible``). Alone it is measured on top of
+    ``needs``, the ideas without which it has no meaning.
+    """
+
+    name: str
+    without: type[DefaultScheduler] | None
+    needs: tuple[str, ...] = ()
+
+
+REJECT, BEST = "reject when infeasible", "best batch for the head"
+IDEAS = (
+    Idea("measured delays", Unmeasured),
+    Idea(REJECT, None),
+    Idea("late choices", Early),
+    Idea(BEST, LargestFull),
+    Idea("least loss", MostUrgent),
+    Idea("no sacrifice without need", Sacrificing, needs=(BEST,)),
+    Idea("relaxed work stays short", Long),
+    Idea("loads ahead", ForWaiters),
+    Idea("least missed first", ByUse),
+)
+NAMES = tuple(idea.name for idea in IDEAS)
+NOT_KEPT: dict[str, type[DefaultScheduler]] = {
+    "never pass over": Sparing,
+    "deferred, 0.1 of the SLO spare": DeferredLong,
+    "deferred, 0.3 of the SLO spare": Deferred,
+    "deferred, 0.6 of the SLO spare": DeferredShort,
+    "admission by popularity": Popular,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A policy to measure: the scheduler that stands in for ``default``, and whether it may reject."""
+
+    name: str
+    scheduler: SchedulerFactory
+    rejects: bool = True
+
+    @property
+    def config(self) -> ControllerConfig:
+        """Its settings; valid while ``installed``."""
+        return ControllerConfig(policy="default", reject_infeasible=self.rejects, max_batch=CAP)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """The controllers made meanwhile have it as ``default``."""
+        usual = SCHEDULERS["default"]
+        SCHEDULERS["default"] = self.scheduler
+        try:
+            yield
+        finally:
+            SCHEDULERS["default"] = usual
+
+
+def having(name: str, ideas: Iterable[str]) -> Variant:
+    """A variant with these ideas and no others."""
+    has = set(ideas)
+    lacks = tuple(idea.without for idea in IDEAS if idea.name not in has and idea.without is not None)
+    scheduler = type("Variation", lacks, {}) if lacks else DefaultScheduler
+    return Variant(name, scheduler, rejects=REJECT in has)
+
+
+def without(name: str) -> Variant:
+    """``default`` without an idea, and without those that mean nothing then."""
+    gone = {name, *(idea.name for idea in IDEAS if name in idea.needs)}
+    return having(f"default - {name}", set(NAMES) - gone)
+
+
+def alone(idea: Idea) -> Variant:
+    """``paper`` mended with one idea, and with those that it needs."""
+    return having(f"paper + {idea.name}", {REJECT, idea.name, *idea.needs})
+
+
+def base(idea: Idea) -> str:
+    """The name of the variant that ``alone`` is compared with; ``paper`` has rejection already."""
+    return f"paper + {idea.needs[0]}" if idea.needs else "paper"
+
+
+def variants() -> list[Variant]:
+    """All of them: both policies, ``default`` less one idea each, ``paper`` and one idea each, not kept."""
+    return [
+        Variant("paper", PaperScheduler),
+        Variant("default", DefaultScheduler),
+        *[without(idea.name) for idea in IDEAS],
+        *[alone(idea) for idea in IDEAS if idea.name != REJECT],
+        having(f"paper - {REJECT}", ()),
+        *[Variant(f"default, {name}", scheduler) for name, scheduler in NOT_KEPT.items()],
+    ]
