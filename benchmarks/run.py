@@ -23,6 +23,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "worker_cost": ("--actions", "5000"),
     "simulator_speed": ("--minutes", "2"),
     "simulator_seeds": ("--count", "50"),
+    "policy_ideas": ("--case", "cold", "--seeds", "1"),
 }
 """By benchmark, what makes it short; without it, it takes as long as the docs say."""
 
