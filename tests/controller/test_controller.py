@@ -422,3 +422,21 @@ def test_a_result_that_comes_twice_or_after_its_worker_was_lost_changes_nothing(
     world.tell(*told)
     assert served(world, request_id) == [Outcome.OK]
     assert world.releases == []
+
+
+def test_a_snapshot_names_all_that_a_screen_shows() -> None:
+    world = World()
+    world.serve(model("a"), model("b"))
+    world.join(device())
+    world.request("a", slo_ms=500)
+    world.run()
+    for name in ("a", "a", "b"):
+        world.request(name, slo_ms=500)
+    assert world.controller.snapshot() == {
+        "in_flight": 3, "waiting": {"a/1": 1, "b/1": 1}, "models": 2,
+        "devices": [{
+            "device": "d0", "kind": "emulated", "worker": "w0", "warm": True, "pages": 16,
+            "page_bytes": 1 << 20, "pages_used": 8, "resident": ["a/1"], "codes": 1, "failed_codes": {},
+            "pending_codes": 0, "exec_outstanding": 1, "load_outstanding": 1,
+        }],
+    }  # fmt: skip

@@ -88,6 +88,16 @@ def test_where_not_all_can_be_in_time_the_batch_that_serves_least_is_passed_over
     assert all(made.answers[one].outcome is Outcome.OK for one in many)
 
 
+def test_the_most_urgent_is_passed_over_where_it_serves_least_and_makes_others_late() -> None:
+    made = world("a", "b", "c")
+    made.request("c", slo_ms=400)
+    urgent = made.request("a", slo_ms=23.5)
+    many = [made.request("b", slo_ms=34) for _ in range(8)]
+    made.run(until_ms=100)
+    assert made.answers[urgent].reason is Reason.WOULD_MISS_DEADLINE
+    assert [made.answers[one].outcome for one in many] == [Outcome.OK] * 8, "17 ms after c, and not after a"
+
+
 def test_nothing_is_passed_over_where_all_can_be_in_time() -> None:
     made = world("a", "b", "c")
     made.request("c", slo_ms=400)
