@@ -56,3 +56,12 @@ def test_an_action_ends_once() -> None:
     lane = LaneBelief(network_ns=5)
     with pytest.raises(AssertionError, match="action 7"):
         lane.end(7, 100)
+
+
+def test_what_was_refused_before_its_turn_leaves_the_lane_busy_until_then() -> None:
+    lane = LaneBelief(network_ns=5)
+    lane.send(1, 50, 100)
+    lane.end(1, 155)
+    lane.send(2, 30, 110)
+    lane.end(2, 115)
+    assert lane.available_ns(116) == 155

@@ -122,6 +122,7 @@ def test_a_request_in_flight_on_two_lost_workers_fails_and_says_so() -> None:
     world.join(device("d0"), worker="w0")
     world.kill("w1", "d1")
     assert world.answers[request_id].reason is Reason.WORKER_LOST
+    assert world.answers[request_id].cold is False
 
 
 def batches(world: World) -> set[int]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.messages import Infer, Outcome
+from clockwork_serve.messages import Infer, Load, Outcome
 from clockwork_serve.units import ms
-from tests.controller.honest import World, device, model
+from tests.controller.honest import World, device, model, profile
 
 
 def warm(*names: str, **settings: object) -> World:
-    """One device that has all weights, at batch size 1; INFERs take 10 ms."""
-    made = World(ControllerConfig(policy="paper", max_batch=1, **settings))  # type: ignore[arg-type]
+    """One device that has all weights; INFERs take 10 ms, and 4 more for each further request."""
+    made = World(ControllerConfig(policy="paper", **settings))  # type: ignore[arg-type]
     made.serve(*[model(name) for name in names])
     made.join(device())
     for name in names:
@@ -21,7 +21,7 @@ def warm(*names: str, **settings: object) -> World:
 
 
 def test_a_lane_that_was_late_takes_work_again_when_it_has_caught_up() -> None:
-    made = warm("a", look_ahead_ns=ms(20))
+    made = warm("a", max_batch=1, look_ahead_ns=ms(20))
     made.slower = 3.0
     ids = [made.request("a", slo_ms=500)]
     for pause_ms in (6, 15):
@@ -35,9 +35,30 @@ def test_a_lane_that_was_late_takes_work_again_when_it_has_caught_up() -> None:
 
 
 def test_a_lane_that_is_free_early_takes_work_at_once() -> None:
-    made = warm("a")
+    made = warm("a", max_batch=1)
     made.slower = 0.2
     ids = [made.request("a", slo_ms=500) for _ in range(3)]
     made.run(until_ms=8)
     assert [made.answers[one].outcome for one in ids] == [Outcome.OK] * 3, "2 ms each, not 10"
     assert len([one for one in made.actions if isinstance(one, Infer)]) == 3
+
+
+def test_where_no_larger_batch_has_time_the_head_runs_alone() -> None:
+    made = warm("a", "b")
+    ids = [made.request(name, slo_ms=slo) for name, slo in (("b", 100), ("a", 25), ("a", 100))]
+    made.run()
+    assert [made.answers[one].outcome for one in ids] == [Outcome.OK] * 3
+    assert [one.batch for one in made.actions if isinstance(one, Infer)] == [1, 1, 1]
+
+
+def test_weights_that_found_no_room_are_loaded_once_there_is_though_others_were_loaded_meanwhile() -> None:
+    made = World(ControllerConfig(policy="paper"))
+    made.serve(model("x"), model("y"), model("a"), model("b", mib=8), times=profile(b1_ms=100, load_ms=8))
+    made.join(device(pages=12))
+    made.request("x", slo_ms=5000)
+    made.run(until_ms=20)
+    ids = [made.request(name, slo_ms=5000) for name in ("y", "b", "b", "a")]
+    made.run()
+    loads = [one.model for one in made.actions if isinstance(one, Load)]
+    assert loads[:4] == ["x/1", "y/1", "a/1", "b/1"]
+    assert [made.answers[one].outcome for one in ids] == [Outcome.OK] * 4
