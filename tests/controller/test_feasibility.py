@@ -35,6 +35,19 @@ def test_a_waiting_request_is_refused_at_the_instant_its_device_is_given_to_anot
     assert world.answered_ns[loser] - began_ns < ms(96), "not at 131 ms, when it would be plain to anyone"
 
 
+def test_a_refusal_says_how_long_it_takes_and_by_how_much_it_would_miss() -> None:
+    world = warm("a", "b")
+    world.request("b", slo_ms=500)
+    late, never = world.request("a", slo_ms=152), world.request("a", slo_ms=99)
+    assert world.answers[late].message == (
+        "the deadline would be missed by 50.2 ms: it takes 100.0 ms, d0 is busy"
+    )
+    assert world.answers[late].retry_after_ns == ms(50.2)
+    assert world.answers[never].message == (
+        "the deadline cannot be met: it takes 100.0 ms, more than the time allowed"
+    )
+
+
 def test_a_request_for_weights_that_arrive_too_late_is_refused_at_once() -> None:
     world = World()
     world.serve(model("a"), times=profile(b1_ms=10, load_ms=50))

@@ -51,6 +51,15 @@ def test_where_no_larger_batch_has_time_the_head_runs_alone() -> None:
     assert [one.batch for one in made.actions if isinstance(one, Infer)] == [1, 1, 1]
 
 
+def test_a_full_batch_is_as_urgent_as_its_whole_length_asks() -> None:
+    made = warm("a", "b", "c")
+    for name, slo in (("c", 500), ("b", 100), ("b", 100), ("b", 100), ("b", 100), ("a", 95)):
+        made.request(name, slo_ms=slo)
+    made.run()
+    sent = [(one.model, one.batch) for one in made.actions if isinstance(one, Infer)]
+    assert sent == [("c/1", 1), ("b/1", 4), ("a/1", 1)], "22 ms for four of b by 100, 10 ms for a by 95"
+
+
 def test_weights_that_found_no_room_are_loaded_once_there_is_though_others_were_loaded_meanwhile() -> None:
     made = World(ControllerConfig(policy="paper"))
     made.serve(model("x"), model("y"), model("a"), model("b", mib=8), times=profile(b1_ms=100, load_ms=8))
