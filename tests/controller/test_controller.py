@@ -13,6 +13,7 @@ from clockwork_serve.messages import (
     Load,
     ModelRemoved,
     Outcome,
+    Readiness,
     Reason,
     Result,
     Status,
@@ -292,6 +293,13 @@ def test_draining_refuses_new_requests_and_finishes_old_ones() -> None:
     world.run()
     assert served(world, old, new) == [Outcome.OK, Outcome.REJECTED]
     assert world.answers[new].reason is Reason.DRAINING
+
+
+def test_a_server_that_drains_is_not_ready() -> None:
+    world = World()
+    world.join(device())
+    world.controller.observe(Drain(), world.now_ns)
+    assert world.controller.decide(world.now_ns) == [Readiness(ready=False, why="draining")]
 
 
 def test_a_removed_model_leaves_the_device_and_is_unknown() -> None:

@@ -38,3 +38,30 @@ def test_a_failed_infer_says_why_and_that_it_was_cold(status: Status, reason: Re
     again = world.request("a", slo_ms=500)
     world.run()
     assert not world.answers[again].cold, "the weights are there now"
+
+
+@pytest.mark.parametrize(
+    "status", [Status.WEIGHTS_MISSING, Status.WEIGHTS_CHANGED, Status.IN_USE, Status.UNKNOWN_CODE]
+)
+def test_weights_that_are_not_where_we_believed_are_loaded_again(status: Status) -> None:
+    world = failing(Infer, status, times=1)
+    request_id = world.request("a", slo_ms=500)
+    world.run()
+    assert world.answers[request_id].outcome is Outcome.OK
+    assert [type(one) for one in world.actions] == [Load, Infer, Load, Infer]
+
+
+def test_belief_may_be_wrong_three_times_and_not_four() -> None:
+    for times, outcome in ((3, Outcome.OK), (4, Outcome.FAILED)):
+        world = failing(Infer, Status.WEIGHTS_MISSING, times)
+        request_id = world.request("a", slo_ms=5000)
+        world.run()
+        assert world.answers[request_id].outcome is outcome
+
+
+def test_a_refusal_that_leaves_the_action_as_good_as_it_was_is_tried_for_as_long_as_there_is_time() -> None:
+    world = failing(Infer, Status.TOO_LATE, times=10)
+    request_id = world.request("a", slo_ms=5000)
+    world.run()
+    assert world.answers[request_id].outcome is Outcome.OK
+    assert [type(one) for one in world.actions] == [Load, *[Infer] * 11]

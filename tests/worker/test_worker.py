@@ -173,9 +173,10 @@ def test_an_id_that_is_queued_or_running_is_not_taken_twice() -> None:
 
 def test_an_unknown_device_is_named_and_so_are_the_known() -> None:
     tell = fresh(SPEC, OTHER)
-    status, message = tell.refusal(0, load(1, "a", 0, device="gpu:7"))
-    assert status is Status.UNKNOWN_DEVICE
-    assert message == "LOAD of a: device: expected one of gpu:0, gpu:1; found 'gpu:7'"
+    for kind, make in (("LOAD", load), ("UNLOAD", unload), ("INFER", infer)):
+        status, message = tell.refusal(0, make(1, "a", 0, device="gpu:7"))
+        assert status is Status.UNKNOWN_DEVICE
+        assert message == f"{kind} of a: device: expected one of gpu:0, gpu:1; found 'gpu:7'"
 
 
 def test_devices_share_no_lane_and_no_page() -> None:
