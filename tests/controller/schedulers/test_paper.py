@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.messages import Infer, Load, Outcome
+from clockwork_serve.messages import Cancel, Infer, Load, Outcome, Unload
 from clockwork_serve.units import ms
 from tests.controller.honest import World, device, model, profile
 
@@ -32,6 +32,15 @@ def test_a_lane_that_was_late_takes_work_again_when_it_has_caught_up() -> None:
     ids.append(made.request("a", slo_ms=500))
     made.run()
     assert [made.answers[one].outcome for one in ids] == [Outcome.OK] * 4
+
+
+def test_one_action_that_is_late_does_not_stop_the_next() -> None:
+    made = warm("a", max_batch=1)
+    made.slower = 3.0
+    for pause_ms in (25, 5):
+        made.request("a", slo_ms=500)
+        made.run(until_ms=pause_ms)
+    assert len(made.actions) == 2, "late by 15 ms, and nothing is behind it"
 
 
 def test_a_lane_that_is_free_early_takes_work_at_once() -> None:
@@ -71,3 +80,19 @@ def test_weights_that_found_no_room_are_loaded_once_there_is_though_others_were_
     loads = [one.model for one in made.actions if isinstance(one, Load)]
     assert loads[:4] == ["x/1", "y/1", "a/1", "b/1"]
     assert [made.answers[one].outcome for one in ids] == [Outcome.OK] * 4
+
+
+def test_weights_that_nobody_waits_for_any_more_make_room_at_once() -> None:
+    made = World(ControllerConfig(policy="paper"))
+    made.serve(model("x"), model("y"), model("b"), times=profile(b1_ms=100, load_ms=8))
+    made.join(device(pages=8))
+    for name in ("x", "y"):
+        made.request(name, slo_ms=5000)
+        made.run(until_ms=500)
+    made.request("x", slo_ms=5000)
+    gone = made.request("y", slo_ms=300)
+    made.request("b", slo_ms=5000)
+    made.run(until_ms=20)
+    made.actions.clear()
+    made.tell(Cancel(request_id=gone))
+    assert [(type(one), one.model) for one in made.actions] == [(Unload, "y/1"), (Load, "b/1")]
