@@ -125,6 +125,14 @@ def test_relaxed_work_stays_short_while_others_are_in_a_hurry() -> None:
     assert max(relaxed_batches(made)) == 2, "14.6 ms may be waited; a batch of 4 takes 16 ms"
 
 
+def test_relaxed_work_may_take_all_the_time_that_others_can_wait() -> None:
+    made = world("relaxed", "tight", "other", times=profile(b1_ms=10, step_ms=4.6))
+    made.request("tight", slo_ms=25)
+    made.run(until_ms=50)
+    made.request("other", slo_ms=5000)
+    assert max(relaxed_batches(made)) == 2, "25 ms less 10 for itself and 0.4 on the way: 14.6"
+
+
 def test_relaxed_work_takes_its_full_batch_once_nobody_is_in_a_hurry_any_more() -> None:
     made = world("relaxed", "tight", "other", times=profile(b1_ms=10, step_ms=2))
     made.request("tight", slo_ms=25)

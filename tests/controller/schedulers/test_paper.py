@@ -96,3 +96,18 @@ def test_weights_that_nobody_waits_for_any_more_make_room_at_once() -> None:
     made.actions.clear()
     made.tell(Cancel(request_id=gone))
     assert [(type(one), one.model) for one in made.actions] == [(Unload, "y/1"), (Load, "b/1")]
+
+
+def test_weights_that_would_have_come_too_late_for_a_busy_lane_are_loaded_if_it_is_free_early() -> None:
+    made = World(ControllerConfig(policy="paper", reject_infeasible=False))
+    made.serve(model("x"), model("b"), times=profile(b1_ms=50, load_ms=8))
+    made.join(device())
+    made.request("x", slo_ms=500)
+    made.run(until_ms=100)
+    made.slower = 0.2
+    made.request("x", slo_ms=500)
+    made.actions.clear()
+    waiting = made.request("b", slo_ms=90)
+    assert made.actions == [], "50 ms of x, and b must start by 38"
+    made.run()
+    assert made.answers[waiting].outcome is Outcome.OK
