@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from clockwork_serve.controller.life import GONE
 from clockwork_serve.messages import Infer, Load, Outcome, Reason, Status
 from tests.controller.honest import World, device, model
 
@@ -65,3 +66,11 @@ def test_a_refusal_that_leaves_the_action_as_good_as_it_was_is_tried_for_as_long
     world.run()
     assert world.answers[request_id].outcome is Outcome.OK
     assert [type(one) for one in world.actions] == [Load, *[Infer] * 11]
+
+
+def test_weights_that_were_forgotten_are_gone() -> None:
+    world = failing(Infer, Status.WEIGHTS_MISSING, times=1)
+    world.request("a", slo_ms=500)
+    residency = world.controller._belief.models["a/1"].residencies["d0"]
+    world.run()
+    assert residency.state == GONE
