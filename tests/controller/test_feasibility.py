@@ -7,7 +7,17 @@ import pytest
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.messages import Infer, Outcome, Readiness, Reason, Request, Result, Status, WorkerJoined
+from clockwork_serve.messages import (
+    CodeReady,
+    Infer,
+    Outcome,
+    Readiness,
+    Reason,
+    Request,
+    Result,
+    Status,
+    WorkerJoined,
+)
 from clockwork_serve.units import ms
 from tests.controller.honest import World, device, model, profile
 
@@ -21,6 +31,26 @@ def warm(*names: str, b1_ms: float = 100, config: ControllerConfig | None = None
         world.run()
     world.actions.clear()
     return world
+
+
+def test_a_request_that_even_the_usual_duration_makes_late_is_no_reason_to_doubt_estimates() -> None:
+    world = warm("a", b1_ms=10)
+    world.slower = 3.0
+    for _ in range(3):
+        world.request("a", slo_ms=500)
+        world.run()
+    ids = [world.request("a", slo_ms=slo) for slo in (5, 5, 5, 25)]
+    assert all(world.answers[one].reason is Reason.WOULD_MISS_DEADLINE for one in ids), "it takes 30 ms"
+
+
+def test_a_model_that_no_device_could_prepare_is_refused_with_the_reason() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.tell(WorkerJoined(worker="w0", devices=(device(),)))
+    world.tell(CodeReady(device="d0", code_id="c", ok=False, message="no such operator"))
+    answer = world.answers[world.request("a", slo_ms=500)]
+    assert answer.reason is Reason.NOT_SERVING
+    assert answer.message == "device d0 could not prepare the model: no such operator"
 
 
 def test_a_waiting_request_is_refused_at_the_instant_its_device_is_given_to_another() -> None:
