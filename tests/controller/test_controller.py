@@ -236,7 +236,9 @@ def test_weights_that_fit_no_device_are_refused_by_name() -> None:
     world.join(device(pages=16))
     request_id = world.request("a", slo_ms=500)
     assert world.answers[request_id].reason is Reason.NOT_SERVING
-    assert "17825792 bytes" in world.answers[request_id].message
+    assert world.answers[request_id].message == (
+        "the model's 17825792 bytes of weights fit no device; the largest has 16777216"
+    )
 
 
 def test_a_model_that_raises_fails_only_the_request_that_raised() -> None:

@@ -198,8 +198,16 @@ def test_a_batch_that_takes_too_long_is_not_used() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("policy", "fifo"), ("max_batch", 0), ("estimate_quantile", 1.5), ("slack_ns", -1)]
-)
+    ("field", "value"),
+    [
+        ("policy", "fifo"), ("estimate_quantile", 0), ("estimate_quantile", 1.5), ("slack_ns", -1),
+        *[(name, 0) for name in (
+            "look_ahead_ns", "max_batch", "max_exec_ns", "lag_ns", "estimate_window", "capacity_ns",
+            "expected_devices",
+        )],
+        ("network_ns", -1), ("retries", -1), ("retries", 101), ("slack_ns", 10**9 + 1),
+    ],
+)  # fmt: skip
 def test_a_bad_setting_names_itself(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"^{field}: expected .*found"):
         ControllerConfig(**{field: value})  # type: ignore[arg-type]

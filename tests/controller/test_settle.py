@@ -74,3 +74,20 @@ def test_weights_that_were_forgotten_are_gone() -> None:
     residency = world.controller._belief.models["a/1"].residencies["d0"]
     world.run()
     assert residency.state == GONE
+
+
+@pytest.mark.parametrize("status", [Status.MODEL_RAISED, Status.INPUT_GONE])
+def test_two_that_failed_together_are_tried_alone(status: Status) -> None:
+    world = failing(Infer, status, times=1)
+    ids = [world.request("a", slo_ms=500) for _ in range(2)]
+    world.run()
+    assert [world.answers[one].outcome for one in ids] == [Outcome.OK] * 2
+    assert [len(one.calls) for one in world.actions if isinstance(one, Infer)] == [2, 1, 1]
+
+
+def test_what_raised_alone_is_not_tried_again() -> None:
+    world = failing(Infer, Status.MODEL_RAISED)
+    ids = [world.request("a", slo_ms=500) for _ in range(2)]
+    world.run()
+    assert [world.answers[one].reason for one in ids] == [Reason.MODEL_RAISED] * 2
+    assert [len(one.calls) for one in world.actions if isinstance(one, Infer)] == [2, 1, 1]
