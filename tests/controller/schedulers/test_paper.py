@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.controller.schedulers.paper import PaperScheduler
+from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import Cancel, Infer, Load, Outcome, Unload
 from clockwork_serve.units import ms
+from tests.controller.clusters import ask, belief, place, serve
 from tests.controller.honest import World, device, model, profile
 
 
@@ -111,3 +117,24 @@ def test_weights_that_would_have_come_too_late_for_a_busy_lane_are_loaded_if_it_
     assert made.actions == [], "50 ms of x, and b must start by 38"
     made.run()
     assert made.answers[waiting].outcome is Outcome.OK
+
+
+@given(st.lists(st.integers(8, 60), min_size=1, max_size=12), st.integers(0, 30))
+def test_the_batch_is_the_largest_on_the_way_up_whose_requests_can_all_be_in_time(
+    slos_ms: list[int], start_ms: int
+) -> None:
+    made = belief("d0")
+    served = serve(made, "a")
+    place(made, served, "d0")
+    for slo_ms in slos_ms:
+        queue = ask(made, served, slo_ms)
+    start_ns, found, urgency_ns = ms(10 + start_ms), None, NEVER_NS
+    for size, infer_ns in ((1, ms(10)), (2, ms(14)), (4, ms(22)), (8, ms(38))):
+        due = [due_ns for due_ns in queue.dues if due_ns >= start_ns + infer_ns]
+        if len(due) < size:
+            break
+        found, urgency_ns = (size, len(queue.dues) - len(due)), min(urgency_ns, due[0] - infer_ns)
+    scheduler = PaperScheduler(made)
+    batch = scheduler._choose(queue.strategies[0], start_ns)
+    assert (batch and (batch.size, scheduler._first)) == found
+    assert batch is None or scheduler._urgency_ns == urgency_ns
