@@ -47,8 +47,8 @@ def test_an_estimate_lies_between_the_samples_it_rests_on(values: list[int], qua
 
 
 @given(
-    st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(1, 6),
-    st.sampled_from([0.5, 0.9, 0.99, 1.0]), st.sets(st.integers(0, 39), max_size=3),
+    st.lists(st.integers(1, 9), min_size=10, max_size=40), st.integers(2, 6),
+    st.sampled_from([0.25, 0.5, 0.99, 1.0]), st.sets(st.integers(0, 39), max_size=3),
 )  # fmt: skip
 def test_the_estimate_is_the_quantile_of_the_window_whatever_came(
     values: list[int], size: int, quantile: float, doubts: set[int]
