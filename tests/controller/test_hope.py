@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clockwork_serve.controller.belief import Belief
@@ -17,7 +17,9 @@ from tests.controller.clusters import ask, belief, place, serve
 INFER_NS, LOAD_NS = ms(10), ms(8)
 times_ms = st.sampled_from([0, 1, 7.5, 8, 10, 20, 33])
 lane = st.tuples(times_ms, times_ms, st.booleans())
-lanes = st.sampled_from([1, 2, 3, 4, 9]).flatmap(lambda count: st.lists(lane, min_size=count, max_size=count))
+lanes = st.sampled_from([1, 2, 3, 4, 9, 9]).flatmap(
+    lambda count: st.lists(lane, min_size=count, max_size=count)
+)
 
 
 def soonest_ns(made: Belief, queue: Queue, now_ns: int) -> int:
@@ -40,6 +42,7 @@ def pass_time(made: Belief, layer: Feasibility, now_ns: int) -> None:
     layer.reject(now_ns)
 
 
+@settings(max_examples=300)
 @given(lanes, st.floats(5, 70), st.lists(st.floats(0, 15), min_size=3, max_size=6))
 def test_a_request_is_refused_when_and_only_when_no_device_can_end_it_in_time(
     work: list[tuple[float, float, bool]], slo_ms: float, pauses_ms: list[float]
