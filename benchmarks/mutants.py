@@ -210,9 +210,10 @@ def main() -> int:
     _shares("module", tried, lambda one: one.module)
     _shares("what is broken", tried, lambda one: one.kind)
     share = 1 - len(survivors) / max(1, len(tried))
+    enough = share >= SCORE_MIN or given.again is not None  # survivors alone are no sample
     outcome.judge(
         f"noticed, of {len(tried)} of {there_are} mutants", asked=f">= {percent(SCORE_MIN, 1)}",
-        found=f"{percent(share, 1)} in {time.monotonic() - began:.0f} s", good=share >= SCORE_MIN,
+        found=f"{percent(share, 1)} in {time.monotonic() - began:.0f} s", good=enough,
     )  # fmt: skip
     outcome.figures = {
         "fates": dict(Counter(one.fate for one in tried)),
