@@ -3,7 +3,7 @@
 make mutants                                              a sample of 400, from seed 1
 build/mutants/bin/python -m benchmarks.mutants --full     all of them: hours
 ... --seed 2 --only worker/lanes --json FILE              another sample, of some modules
-... --again FILE                                          those that survived in an earlier run, once more
+... --again FILE                                          those that survived in an earlier run (no sample)
 
 A mutant lives in a forked process alone: no file is written, so an interrupted run leaves nothing behind.
 """
@@ -46,6 +46,9 @@ SLOWER_MAX = 10
 """A mutant that takes so many times as long as the brains themselves runs in circles."""
 
 MEMORY_BYTES = 8 << 30
+COARSE = frozenset({"argument None", "argument dropped", "assigned None"})
+"""What a type checker refuses in most cases; the others are subtle."""
+
 TESTS, BY_SEEDS, TIMED_OUT, SURVIVED = "tests", "seeds", "timed out", "survived"
 
 
@@ -176,6 +179,26 @@ def _record(one: Mutant) -> dict[str, object]:
     return record
 
 
+def _tell(outcome: Outcome, tried: list[Mutant], there_are: int) -> None:
+    """Tables, verdicts and figures."""
+    _shares("module", tried, lambda one: one.module)
+    _shares("what is broken", tried, lambda one: one.kind)
+    subtle = [one for one in tried if one.kind not in COARSE]
+    for what, some in ((f"noticed, of {len(tried)} of {there_are}", tried), ("of these, the subtle", subtle)):
+        alive = sum(one.fate == SURVIVED for one in some)
+        share = 1 - alive / max(1, len(some))
+        outcome.judge(
+            what, asked=f">= {percent(SCORE_MIN, 1)}", found=f"{percent(share, 1)} of {len(some)}",
+            good=share >= SCORE_MIN,
+        )  # fmt: skip
+    order = sorted(tried, key=lambda one: (one.module, one.line))
+    outcome.figures = {
+        "fates": dict(Counter(one.fate for one in tried)),
+        "survivors": [_record(one) for one in order if one.fate == SURVIVED],
+        "noticed": [_record(one) for one in order if one.fate != SURVIVED],
+    }
+
+
 def main() -> int:
     """Run it; returns the exit status."""
     options = parser(__doc__.splitlines()[0])
@@ -206,20 +229,8 @@ def main() -> int:
             print(f"{where}\n  - {one.before}\n  + {one.after}", flush=True)
         if sys.stderr.isatty():
             print(f"\r{count} of {len(tried)}", end="", file=sys.stderr, flush=True)
-    survivors = sorted((one for one in tried if one.fate == SURVIVED), key=lambda one: (one.module, one.line))
-    _shares("module", tried, lambda one: one.module)
-    _shares("what is broken", tried, lambda one: one.kind)
-    share = 1 - len(survivors) / max(1, len(tried))
-    enough = share >= SCORE_MIN or given.again is not None  # survivors alone are no sample
-    outcome.judge(
-        f"noticed, of {len(tried)} of {there_are} mutants", asked=f">= {percent(SCORE_MIN, 1)}",
-        found=f"{percent(share, 1)} in {time.monotonic() - began:.0f} s", good=enough,
-    )  # fmt: skip
-    outcome.figures = {
-        "fates": dict(Counter(one.fate for one in tried)),
-        "survivors": [_record(one) for one in survivors],
-        "noticed": [_record(one) for one in tried if one.fate != SURVIVED],
-    }
+    _tell(outcome, tried, there_are)
+    outcome.figures["seconds"] = round(time.monotonic() - began)
     return finish(outcome, given.json)
 
 

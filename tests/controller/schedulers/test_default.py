@@ -39,6 +39,15 @@ def test_the_next_action_is_chosen_when_the_lane_is_nearly_free() -> None:
     assert [name for name, _, _ in infers(made)] == ["a/1", "c/1", "b/1"], "c came last and is due first"
 
 
+def test_the_size_that_is_full_is_run_and_no_larger_one() -> None:
+    made = world("a", "b")
+    made.request("b", slo_ms=400)
+    for _ in range(2):
+        made.request("a", slo_ms=300)
+    made.run(until_ms=100)
+    assert infers(made) == [("b/1", 1, 1), ("a/1", 2, 2)]
+
+
 def test_a_larger_size_that_is_not_full_is_run_where_it_pays() -> None:
     made = world("a", "b")
     made.request("b", slo_ms=400)
