@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import random
 import resource
@@ -113,10 +114,12 @@ def _judge(module: str) -> tuple[str, str]:
     return SURVIVED, ""
 
 
-def _live(mutant: Mutant | None, send: int) -> None:
+def _live(mutant: Mutant | None, send: int, limit_s: float) -> None:
     """A forked process from its beginning to its end."""
     try:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+        cpu_s = math.ceil(limit_s)  # it ends by itself, should its parent be gone
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
         nothing = os.open(os.devnull, os.O_RDWR)
         os.dup2(nothing, 1)
         os.dup2(nothing, 2)
@@ -134,7 +137,7 @@ def attempt(mutant: Mutant | None, limit_s: float) -> tuple[str, str]:
     receive, send = os.pipe()
     child = os.fork()
     if child == 0:
-        _live(mutant, send)
+        _live(mutant, send, limit_s)
     os.close(send)
     in_time = bool(select.select([receive], [], [], limit_s)[0])
     if not in_time:

@@ -46,3 +46,9 @@ def test_a_size_that_takes_all_there_is_and_saves_just_enough_is_used(
     config = ControllerConfig(min_batch_gain=0.25, max_exec_ns=150 - beyond * (limit == "max_exec_ns"))
     spec = structs.replace(device(), workspace_bytes=500, io_bytes=500)
     assert useful_sizes(CODE, used, spec, config) == sizes
+
+
+def test_the_least_size_is_judged_by_its_time_per_request() -> None:
+    code = structs.replace(CODE, batch_sizes=(4, 8))
+    used = structs.replace(profile(), infer_ns={4: 100, 8: 210})
+    assert useful_sizes(code, used, device(), ControllerConfig()) == {4}

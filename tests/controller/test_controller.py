@@ -334,6 +334,16 @@ def test_a_model_removed_before_a_refused_action_can_be_planned_again_is_not_ser
     assert world.answers[request_id].reason is Reason.NOT_SERVING
 
 
+def test_who_waits_for_a_model_that_is_removed_hears_so() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    request_id = world.request("a", slo_ms=500)
+    world.tell(ModelRemoved(model="a/1"))
+    answer = world.answers[request_id]
+    assert (answer.reason, answer.message) == (Reason.NOT_SERVING, "the model was unloaded")
+
+
 def test_a_request_of_many_rows_runs_alone_at_the_next_size() -> None:
     world = World()
     world.serve(model("a"))
@@ -363,6 +373,16 @@ def test_different_signatures_never_share_a_batch() -> None:
     assert served(world, *ids) == [Outcome.OK] * 6
     for infer in [action for action in world.actions if isinstance(action, Infer)]:
         assert len({int(call.request_id[1:]) % 2 for call in infer.calls}) == 1
+
+
+def test_a_request_without_a_signature_never_joins_those_with_one() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    ids = [world.request("a", slo_ms=500, signature=signature) for signature in ("x:1", "", "x:1", "")]
+    world.run()
+    calls = [[call.request_id for call in one.calls] for one in world.actions if isinstance(one, Infer)]
+    assert sorted(calls) == [[ids[0], ids[2]], [ids[1], ids[3]]]
 
 
 def test_one_outlier_does_not_lock_a_model_out() -> None:

@@ -19,7 +19,7 @@ from clockwork_serve.messages import (
     WorkerJoined,
 )
 from clockwork_serve.units import ms
-from tests.controller.honest import World, device, model, profile
+from tests.controller.honest import Lane, World, device, model, profile
 
 
 def warm(*names: str, b1_ms: float = 100, config: ControllerConfig | None = None) -> World:
@@ -155,6 +155,17 @@ def test_a_device_that_still_prepares_the_code_is_waited_for() -> None:
     assert world.answers[waiting].outcome is Outcome.OK
 
 
+def test_what_waits_is_run_as_soon_as_its_code_is_ready() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.lanes = {("d0", "exec"): Lane(), ("d0", "load"): Lane()}
+    world.tell(WorkerJoined(worker="w0", devices=(device(),)))
+    waiting = world.request("a", slo_ms=200)
+    world.tell(CodeReady(device="d0", code_id="c"))
+    world.run()
+    assert world.answers[waiting].outcome is Outcome.OK
+
+
 def test_a_request_in_flight_on_two_lost_workers_fails_and_says_so() -> None:
     world = warm("a")
     request_id = world.request("a", slo_ms=60_000)
@@ -270,3 +281,15 @@ def test_no_hope_rests_on_a_batch_smaller_than_the_policy_will_run(batch: int, r
     waiting = world.request("a", slo_ms=30)
     world.run()
     assert world.answers[waiting].reason is reason, "10 ms to go; batch 1 takes 10 ms, batch 8 38 ms"
+
+
+def test_the_released_policy_has_the_published_numbers() -> None:
+    assert ControllerConfig.as_released(max_batch=4, expected_devices=3) == ControllerConfig(
+        policy="paper", reject_infeasible=False, slack_ns=ms(5), floor_ns=ms(10), network_ns=ms(1),
+        look_ahead_ns=ms(5), max_batch=4, min_batch_gain=0.0, load_negative=True, open_window=True,
+        expected_devices=3, estimate_window=10, estimate_quantile=0.99, capacity_ns=ms(100),
+    )  # fmt: skip
+
+
+def test_an_estimate_may_be_the_largest_of_all() -> None:
+    assert ControllerConfig(estimate_quantile=1.0).estimate_quantile == 1

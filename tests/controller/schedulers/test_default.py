@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.messages import Infer, Load, Outcome, Profile, Reason, Unload
+from clockwork_serve.messages import CodeReady, Infer, Load, Outcome, Profile, Reason, Unload
 from clockwork_serve.units import ms
 from tests.controller.clusters import ask, belief, place, serve
-from tests.controller.honest import World, device, model, profile
+from tests.controller.honest import CODE, World, device, model, profile
 
 
 def world(*names: str, times: Profile | None = None, devices: int = 1, pages: int = 64) -> World:
@@ -105,6 +107,22 @@ def test_the_most_urgent_is_passed_over_where_it_serves_least_and_makes_others_l
     made.run(until_ms=100)
     assert made.answers[urgent].reason is Reason.WOULD_MISS_DEADLINE
     assert [made.answers[one].outcome for one in many] == [Outcome.OK] * 8, "17 ms after c, and not after a"
+
+
+def test_who_serves_fewest_for_its_time_is_passed_over_not_who_serves_fewest() -> None:
+    made = world("b", "c")
+    made.serve(
+        model("q", code_id="quick"), code=replace(CODE, code_id="quick"), times=profile("quick", b1_ms=2)
+    )
+    made.tell(CodeReady(device="d0", code_id="quick"))
+    made.request("q", slo_ms=500)
+    made.run(until_ms=100)
+    made.request("c", slo_ms=400)
+    for _ in range(4):
+        made.request("b", slo_ms=24.5)
+    quick = made.request("q", slo_ms=20)
+    made.run(until_ms=100)
+    assert made.answers[quick].outcome is Outcome.OK, "one in 2 ms; four in 13 ms are less"
 
 
 def test_nothing_is_passed_over_where_all_can_be_in_time() -> None:

@@ -75,6 +75,18 @@ def test_a_full_batch_is_as_urgent_as_its_whole_length_asks() -> None:
     assert sent == [("c/1", 1), ("b/1", 4), ("a/1", 1)], "22 ms for four of b by 100, 10 ms for a by 95"
 
 
+def test_a_queue_that_is_less_urgent_than_it_was_lets_others_go_first_at_once() -> None:
+    made = warm("a", "b", "c")
+    made.request("c", slo_ms=500)
+    keeps, *gone = [made.request("a", slo_ms=60) for _ in range(4)]
+    other = made.request("b", slo_ms=55)
+    made.tell(*[Cancel(request_id=one) for one in gone])
+    made.run(until_ms=8)
+    assert [one.model for one in made.actions] == ["c/1", "b/1"], "c has 2 ms to go"
+    made.run()
+    assert made.answers[keeps].outcome is made.answers[other].outcome is Outcome.OK
+
+
 def test_weights_that_found_no_room_are_loaded_once_there_is_though_others_were_loaded_meanwhile() -> None:
     made = World(ControllerConfig(policy="paper"))
     made.serve(model("x"), model("y"), model("a"), model("b", mib=8), times=profile(b1_ms=100, load_ms=8))
