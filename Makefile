@@ -5,10 +5,11 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13,\
 BIN := .venv/bin
 STAMP := .venv/.set-up
 COMPILED := build/compiled
+MUTANTS := build/mutants
 PIP := -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check unit bench compiled constraints fix clean
+.PHONY: help setup demo test check unit bench compiled mutants constraints fix clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +49,11 @@ compiled: $(STAMP) ## build the brains and the simulator's loop with mypyc in a 
 	@CLOCKWORK_MYPYC=1 $(COMPILED)/bin/python $(PIP) install -c constraints.txt --no-build-isolation --no-deps --force-reinstall .
 	@$(COMPILED)/bin/python -c 'import clockwork_serve.controller.queues as m, clockwork_serve.sim.host as n; assert (m.__file__ + n.__file__).count(".so") == 2; print("compiled:", m.__file__)'
 	@$(COMPILED)/bin/python -m pytest -q -p no:cacheprovider -m 'not slow' tests/controller tests/worker tests/sim
+
+mutants: $(STAMP) ## break the brains in 400 ways, one at a time: do tests and seeds notice? About 20 minutes
+	@test -x $(MUTANTS)/bin/python || $(BIN)/python -m venv $(MUTANTS)
+	@$(MUTANTS)/bin/python $(PIP) install -c constraints.txt -e '.[mutants,test]'
+	@$(MUTANTS)/bin/python -m benchmarks.mutants $(MUTANTS_WITH)
 
 constraints: ## write constraints.txt from what .venv holds
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+=='; } > constraints.new

@@ -160,9 +160,11 @@ class World:
             match effect:
                 case Answer():
                     assert effect.request_id not in self.answers, f"{effect.request_id} was answered twice"
+                    assert (effect.gateway, type(effect.cold), type(effect.message)) == ("g0", bool, str)
                     self.answers[effect.request_id] = effect
                     self.answered_ns[effect.request_id] = self.now_ns
                 case Release():
+                    assert effect.gateway == "g0"
                     assert not self.answers[effect.request_id].release
                     self.releases.append(effect.request_id)
                 case Load() | Unload() | Infer():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from clockwork_serve.controller.cluster import LaneBelief
+from clockwork_serve.messages import Request
+from tests.controller.clusters import belief, place, serve
 
 
 def test_an_idle_lane_is_free_one_network_delay_from_now() -> None:
@@ -56,3 +58,23 @@ def test_an_action_ends_once() -> None:
     lane = LaneBelief(network_ns=5)
     with pytest.raises(AssertionError, match="action 7"):
         lane.end(7, 100)
+
+
+def test_what_was_refused_before_its_turn_leaves_the_lane_busy_until_then() -> None:
+    lane = LaneBelief(network_ns=5)
+    lane.send(1, 50, 100)
+    lane.end(1, 155)
+    lane.send(2, 30, 110)
+    lane.end(2, 115)
+    assert lane.available_ns(116) == 155
+
+
+def test_hope_rests_on_what_plans_are_made_with() -> None:
+    made = belief("d0")
+    served = serve(made, "a")
+    place(made, served, "d0")
+    request = Request(
+        request_id="r", gateway="g", model=served.key, arrival_ns=0, deadline_ns=10**9, signature="x:1,4"
+    )
+    (strategy,) = made.admit(request, served).queue.strategies
+    assert strategy.least is strategy.batches[0].samples

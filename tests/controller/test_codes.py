@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.codes import useful_sizes
@@ -32,3 +33,22 @@ def test_one_request_alone_can_always_run() -> None:
 @pytest.mark.parametrize(("max_batch", "sizes"), [(8, {1, 2, 4, 8}), (4, {1, 2, 4}), (3, {1, 2})])
 def test_no_batch_is_larger_than_allowed(max_batch: int, sizes: set[int]) -> None:
     assert useful_sizes(CODE, profile(), device(), ControllerConfig(max_batch=max_batch)) == sizes
+
+
+@pytest.mark.parametrize(("beyond", "sizes"), [(0, {1, 2}), (1, {1})])
+@pytest.mark.parametrize("limit", ["workspace_bytes", "io_bytes", "max_exec_ns", "min_batch_gain"])
+def test_a_size_that_takes_all_there_is_and_saves_just_enough_is_used(
+    limit: str, beyond: int, sizes: set[int]
+) -> None:
+    infer_ns = {1: 100, 2: 150 + beyond if limit == "min_batch_gain" else 150}
+    spare = {2: 500 + beyond} if limit in ("workspace_bytes", "io_bytes") else {}
+    used = structs.replace(profile(), infer_ns=infer_ns, **({limit: spare} if spare else {}))
+    config = ControllerConfig(min_batch_gain=0.25, max_exec_ns=150 - beyond * (limit == "max_exec_ns"))
+    spec = structs.replace(device(), workspace_bytes=500, io_bytes=500)
+    assert useful_sizes(CODE, used, spec, config) == sizes
+
+
+def test_the_least_size_is_judged_by_its_time_per_request() -> None:
+    code = structs.replace(CODE, batch_sizes=(4, 8))
+    used = structs.replace(profile(), infer_ns={4: 100, 8: 210})
+    assert useful_sizes(code, used, device(), ControllerConfig()) == {4}

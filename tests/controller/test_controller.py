@@ -13,6 +13,7 @@ from clockwork_serve.messages import (
     Load,
     ModelRemoved,
     Outcome,
+    Readiness,
     Reason,
     Result,
     Status,
@@ -235,7 +236,9 @@ def test_weights_that_fit_no_device_are_refused_by_name() -> None:
     world.join(device(pages=16))
     request_id = world.request("a", slo_ms=500)
     assert world.answers[request_id].reason is Reason.NOT_SERVING
-    assert "17825792 bytes" in world.answers[request_id].message
+    assert world.answers[request_id].message == (
+        "the model's 17825792 bytes of weights fit no device; the largest has 16777216"
+    )
 
 
 def test_a_model_that_raises_fails_only_the_request_that_raised() -> None:
@@ -294,6 +297,13 @@ def test_draining_refuses_new_requests_and_finishes_old_ones() -> None:
     assert world.answers[new].reason is Reason.DRAINING
 
 
+def test_a_server_that_drains_is_not_ready() -> None:
+    world = World()
+    world.join(device())
+    world.controller.observe(Drain(), world.now_ns)
+    assert world.controller.decide(world.now_ns) == [Readiness(ready=False, why="draining")]
+
+
 def test_a_removed_model_leaves_the_device_and_is_unknown() -> None:
     world = World()
     world.serve(model("a"))
@@ -322,6 +332,16 @@ def test_a_model_removed_before_a_refused_action_can_be_planned_again_is_not_ser
     world.tell(refused)
     assert served(world, request_id) == [Outcome.REJECTED]
     assert world.answers[request_id].reason is Reason.NOT_SERVING
+
+
+def test_who_waits_for_a_model_that_is_removed_hears_so() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    request_id = world.request("a", slo_ms=500)
+    world.tell(ModelRemoved(model="a/1"))
+    answer = world.answers[request_id]
+    assert (answer.reason, answer.message) == (Reason.NOT_SERVING, "the model was unloaded")
 
 
 def test_a_request_of_many_rows_runs_alone_at_the_next_size() -> None:
@@ -353,6 +373,16 @@ def test_different_signatures_never_share_a_batch() -> None:
     assert served(world, *ids) == [Outcome.OK] * 6
     for infer in [action for action in world.actions if isinstance(action, Infer)]:
         assert len({int(call.request_id[1:]) % 2 for call in infer.calls}) == 1
+
+
+def test_a_request_without_a_signature_never_joins_those_with_one() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    ids = [world.request("a", slo_ms=500, signature=signature) for signature in ("x:1", "", "x:1", "")]
+    world.run()
+    calls = [[call.request_id for call in one.calls] for one in world.actions if isinstance(one, Infer)]
+    assert sorted(calls) == [[ids[0], ids[2]], [ids[1], ids[3]]]
 
 
 def test_one_outlier_does_not_lock_a_model_out() -> None:
@@ -422,3 +452,21 @@ def test_a_result_that_comes_twice_or_after_its_worker_was_lost_changes_nothing(
     world.tell(*told)
     assert served(world, request_id) == [Outcome.OK]
     assert world.releases == []
+
+
+def test_a_snapshot_names_all_that_a_screen_shows() -> None:
+    world = World()
+    world.serve(model("a"), model("b"))
+    world.join(device())
+    world.request("a", slo_ms=500)
+    world.run()
+    for name in ("a", "a", "b"):
+        world.request(name, slo_ms=500)
+    assert world.controller.snapshot() == {
+        "in_flight": 3, "waiting": {"a/1": 1, "b/1": 1}, "models": 2,
+        "devices": [{
+            "device": "d0", "kind": "emulated", "worker": "w0", "warm": True, "pages": 16,
+            "page_bytes": 1 << 20, "pages_used": 8, "resident": ["a/1"], "codes": 1, "failed_codes": {},
+            "pending_codes": 0, "exec_outstanding": 1, "load_outstanding": 1,
+        }],
+    }  # fmt: skip

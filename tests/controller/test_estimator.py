@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,6 +44,25 @@ def test_an_estimate_lies_between_the_samples_it_rests_on(values: list[int], qua
     for value in values[1:]:
         samples.add(value)
     assert min(values[-10:]) <= samples.estimate_ns <= max(values[-10:])
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=10, max_size=40), st.integers(2, 6),
+    st.sampled_from([0.25, 0.5, 0.99, 1.0]), st.sets(st.integers(0, 39), max_size=3),
+)  # fmt: skip
+def test_the_estimate_is_the_quantile_of_the_window_whatever_came(
+    values: list[int], size: int, quantile: float, doubts: set[int]
+) -> None:
+    samples, window = Samples(values[0], size, quantile), [values[0]]
+    for at, value in enumerate(values[1:]):
+        samples.add(value)
+        window = [*window, value][-size:]
+        if at in doubts and len(window) > 1:
+            samples.doubt()
+            window.remove(max(window))
+        rank = quantile * (len(window) - 1)
+        lower, upper = sorted(window)[math.floor(rank)], sorted(window)[math.ceil(rank)]
+        assert samples.estimate_ns == round(lower + (rank - int(rank)) * (upper - lower))
 
 
 def profile() -> Profile:

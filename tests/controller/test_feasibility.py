@@ -7,9 +7,19 @@ import pytest
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.messages import Infer, Outcome, Readiness, Reason, Request, Result, Status, WorkerJoined
+from clockwork_serve.messages import (
+    CodeReady,
+    Infer,
+    Outcome,
+    Readiness,
+    Reason,
+    Request,
+    Result,
+    Status,
+    WorkerJoined,
+)
 from clockwork_serve.units import ms
-from tests.controller.honest import World, device, model, profile
+from tests.controller.honest import Lane, World, device, model, profile
 
 
 def warm(*names: str, b1_ms: float = 100, config: ControllerConfig | None = None) -> World:
@@ -23,6 +33,26 @@ def warm(*names: str, b1_ms: float = 100, config: ControllerConfig | None = None
     return world
 
 
+def test_a_request_that_even_the_usual_duration_makes_late_is_no_reason_to_doubt_estimates() -> None:
+    world = warm("a", b1_ms=10)
+    world.slower = 3.0
+    for _ in range(3):
+        world.request("a", slo_ms=500)
+        world.run()
+    ids = [world.request("a", slo_ms=slo) for slo in (5, 5, 5, 25)]
+    assert all(world.answers[one].reason is Reason.WOULD_MISS_DEADLINE for one in ids), "it takes 30 ms"
+
+
+def test_a_model_that_no_device_could_prepare_is_refused_with_the_reason() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.tell(WorkerJoined(worker="w0", devices=(device(),)))
+    world.tell(CodeReady(device="d0", code_id="c", ok=False, message="no such operator"))
+    answer = world.answers[world.request("a", slo_ms=500)]
+    assert answer.reason is Reason.NOT_SERVING
+    assert answer.message == "device d0 could not prepare the model: no such operator"
+
+
 def test_a_waiting_request_is_refused_at_the_instant_its_device_is_given_to_another() -> None:
     world = warm("a", "b", "c")
     began_ns = world.now_ns
@@ -33,6 +63,19 @@ def test_a_waiting_request_is_refused_at_the_instant_its_device_is_given_to_anot
     assert world.answers[winner].outcome is Outcome.OK
     assert world.answers[loser].reason is Reason.WOULD_MISS_DEADLINE
     assert world.answered_ns[loser] - began_ns < ms(96), "not at 131 ms, when it would be plain to anyone"
+
+
+def test_a_refusal_says_how_long_it_takes_and_by_how_much_it_would_miss() -> None:
+    world = warm("a", "b")
+    world.request("b", slo_ms=500)
+    late, never = world.request("a", slo_ms=152), world.request("a", slo_ms=99)
+    assert world.answers[late].message == (
+        "the deadline would be missed by 50.2 ms: it takes 100.0 ms, d0 is busy"
+    )
+    assert world.answers[late].retry_after_ns == ms(50.2)
+    assert world.answers[never].message == (
+        "the deadline cannot be met: it takes 100.0 ms, more than the time allowed"
+    )
 
 
 def test_a_request_for_weights_that_arrive_too_late_is_refused_at_once() -> None:
@@ -112,6 +155,17 @@ def test_a_device_that_still_prepares_the_code_is_waited_for() -> None:
     assert world.answers[waiting].outcome is Outcome.OK
 
 
+def test_what_waits_is_run_as_soon_as_its_code_is_ready() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.lanes = {("d0", "exec"): Lane(), ("d0", "load"): Lane()}
+    world.tell(WorkerJoined(worker="w0", devices=(device(),)))
+    waiting = world.request("a", slo_ms=200)
+    world.tell(CodeReady(device="d0", code_id="c"))
+    world.run()
+    assert world.answers[waiting].outcome is Outcome.OK
+
+
 def test_a_request_in_flight_on_two_lost_workers_fails_and_says_so() -> None:
     world = warm("a")
     request_id = world.request("a", slo_ms=60_000)
@@ -122,6 +176,7 @@ def test_a_request_in_flight_on_two_lost_workers_fails_and_says_so() -> None:
     world.join(device("d0"), worker="w0")
     world.kill("w1", "d1")
     assert world.answers[request_id].reason is Reason.WORKER_LOST
+    assert world.answers[request_id].cold is False
 
 
 def batches(world: World) -> set[int]:
@@ -154,8 +209,16 @@ def test_a_batch_that_takes_too_long_is_not_used() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("policy", "fifo"), ("max_batch", 0), ("estimate_quantile", 1.5), ("slack_ns", -1)]
-)
+    ("field", "value"),
+    [
+        ("policy", "fifo"), ("estimate_quantile", 0), ("estimate_quantile", 1.5), ("slack_ns", -1),
+        *[(name, 0) for name in (
+            "look_ahead_ns", "max_batch", "max_exec_ns", "lag_ns", "estimate_window", "capacity_ns",
+            "expected_devices",
+        )],
+        ("network_ns", -1), ("retries", -1), ("retries", 101), ("slack_ns", 10**9 + 1),
+    ],
+)  # fmt: skip
 def test_a_bad_setting_names_itself(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"^{field}: expected .*found"):
         ControllerConfig(**{field: value})  # type: ignore[arg-type]
@@ -218,3 +281,15 @@ def test_no_hope_rests_on_a_batch_smaller_than_the_policy_will_run(batch: int, r
     waiting = world.request("a", slo_ms=30)
     world.run()
     assert world.answers[waiting].reason is reason, "10 ms to go; batch 1 takes 10 ms, batch 8 38 ms"
+
+
+def test_the_released_policy_has_the_published_numbers() -> None:
+    assert ControllerConfig.as_released(max_batch=4, expected_devices=3) == ControllerConfig(
+        policy="paper", reject_infeasible=False, slack_ns=ms(5), floor_ns=ms(10), network_ns=ms(1),
+        look_ahead_ns=ms(5), max_batch=4, min_batch_gain=0.0, load_negative=True, open_window=True, released=True,
+        expected_devices=3, estimate_window=10, estimate_quantile=0.99, capacity_ns=ms(100),
+    )  # fmt: skip
+
+
+def test_an_estimate_may_be_the_largest_of_all() -> None:
+    assert ControllerConfig(estimate_quantile=1.0).estimate_quantile == 1

@@ -78,3 +78,29 @@ def test_the_sizes_that_fit_follow_the_profile_that_came_last() -> None:
     assert code.fitting == {1, 2}
     code.add(CodeAdded(code=CODE), SPEC)
     assert code.fitting == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "message"),
+    [
+        ({"window": Window(2, 1)}, held(), "window: expected earliest_ns <= latest_ns, found 2 > 1"),
+        ({"extent": Extent(9, 2)}, held(), "extent: expected pages within 0..9, found 2 from page 9"),
+        ({}, None, "code_id: net is not prepared on gpu:0; it is absent"),
+        ({}, held(ready=False), "code_id: net is not prepared on gpu:0; it is preparing"),
+        ({"batch": 3}, held(), "batch: expected one of (1, 2, 4, 8), found 3"),
+        ({"calls": ()}, held(), "calls: expected at least one, found none"),
+        ({"calls": ()}, held(batched=False), "calls: expected at least one, found none"),
+        ({"calls": infer(1, "a", 0, rows=(1, 1)).calls}, held(batched=False),
+         "calls: expected 1 where there is no batch axis, found 2"),
+        ({"calls": infer(1, "a", 0, rows=(1, 1)).calls}, held(),
+         "rows: expected at least 1 each and at most 1 in all, found [1, 1]"),
+        ({"batch": 8}, held(), "workspace: batch 8 needs 1001 bytes, has 1000"),
+        ({"batch": 4}, held(), "I/O area: batch 4 needs 501 bytes, has 500"),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_the_field_what_was_expected_and_what_was_found(
+    fields: dict[str, object], code: HeldCode | None, message: str
+) -> None:
+    refusal = refuse(structs.replace(infer(1, "a", 0), **fields), SPEC, code, 0)
+    assert refusal is not None
+    assert refusal[1] == message

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from msgspec import structs
 
-from clockwork_serve.messages import CodeAdded, CodeReady, Lane, Result, Status
+from clockwork_serve.messages import CodeAdded, CodeReady, Infer, Lane, Load, Result, Status, Unload
 from clockwork_serve.units import NS_PER_MS, ms
 from clockwork_serve.worker import ControllerLost, Start, Stop, Worker
 from tests.worker.actions import (
@@ -22,6 +24,8 @@ from tests.worker.actions import (
     statuses,
     unload,
 )
+
+Make = Callable[..., Load | Unload | Infer]
 
 # Windows
 
@@ -70,7 +74,10 @@ def test_a_window_too_far_ahead_is_not_waited_for() -> None:
     tell = fresh()
     status, message = tell.refusal(0, load(1, "a", 0, window=(10_001, 10_002)))
     assert status is Status.TOO_EARLY
-    assert "compare the clocks" in message
+    assert message == (
+        "LOAD of a: window: opens in 10.0 s, expected at most 10 s ahead; "
+        "compare the clocks of controller and worker"
+    )
     assert tell(0, load(2, "a", 0, window=(10_000, 10_002))) == []
 
 
@@ -165,14 +172,36 @@ def test_an_id_that_is_queued_or_running_is_not_taken_twice() -> None:
     assert tell(2, load(1, "b", 2)) == [start(load(1, "b", 2))], "it ended: the id is free"
 
 
+@pytest.mark.parametrize("make", [load, unload, infer])
+def test_a_window_that_closed_a_nanosecond_ago_is_missed(make: Make) -> None:
+    tell = fresh()
+    resident(tell, "a", 4)
+    first = 0 if make is load else 4
+    status, message = tell.refusal(5.000001, make(1, "a", first, window=(0, 5)))
+    assert status is Status.TOO_LATE
+    assert message.endswith("its window closed 1 ns before its lane was free")
+
+
+@pytest.mark.parametrize("make", [load, unload, infer])
+def test_an_action_that_waits_already_may_not_come_again(make: Make) -> None:
+    tell = fresh()
+    resident(tell, "a", 4)
+    action = make(1, "a", 0 if make is load else 4, window=(9, 10))
+    assert tell(1, action) == []
+    status, message = tell.refusal(2, action)
+    assert status is Status.BAD_ACTION
+    assert message.endswith("action_id: 1 is queued or running already")
+
+
 # Devices
 
 
 def test_an_unknown_device_is_named_and_so_are_the_known() -> None:
     tell = fresh(SPEC, OTHER)
-    status, message = tell.refusal(0, load(1, "a", 0, device="gpu:7"))
-    assert status is Status.UNKNOWN_DEVICE
-    assert message == "LOAD of a: device: expected one of gpu:0, gpu:1; found 'gpu:7'"
+    for kind, make in (("LOAD", load), ("UNLOAD", unload), ("INFER", infer)):
+        status, message = tell.refusal(0, make(1, "a", 0, device="gpu:7"))
+        assert status is Status.UNKNOWN_DEVICE
+        assert message == f"{kind} of a: device: expected one of gpu:0, gpu:1; found 'gpu:7'"
 
 
 def test_devices_share_no_lane_and_no_page() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.messages import Infer, Load, Outcome, Profile, Reason, Unload
+from clockwork_serve.messages import CodeReady, Infer, Load, Outcome, Profile, Reason, Unload
 from clockwork_serve.units import ms
 from tests.controller.clusters import ask, belief, place, serve
-from tests.controller.honest import World, device, model, profile
+from tests.controller.honest import CODE, World, device, model, profile
 
 
 def world(*names: str, times: Profile | None = None, devices: int = 1, pages: int = 64) -> World:
@@ -37,6 +39,15 @@ def test_the_next_action_is_chosen_when_the_lane_is_nearly_free() -> None:
     made.request("c", slo_ms=60)
     made.run(until_ms=30)
     assert [name for name, _, _ in infers(made)] == ["a/1", "c/1", "b/1"], "c came last and is due first"
+
+
+def test_the_size_that_is_full_is_run_and_no_larger_one() -> None:
+    made = world("a", "b")
+    made.request("b", slo_ms=400)
+    for _ in range(2):
+        made.request("a", slo_ms=300)
+    made.run(until_ms=100)
+    assert infers(made) == [("b/1", 1, 1), ("a/1", 2, 2)]
 
 
 def test_a_larger_size_that_is_not_full_is_run_where_it_pays() -> None:
@@ -88,6 +99,32 @@ def test_where_not_all_can_be_in_time_the_batch_that_serves_least_is_passed_over
     assert all(made.answers[one].outcome is Outcome.OK for one in many)
 
 
+def test_the_most_urgent_is_passed_over_where_it_serves_least_and_makes_others_late() -> None:
+    made = world("a", "b", "c")
+    made.request("c", slo_ms=400)
+    urgent = made.request("a", slo_ms=23.5)
+    many = [made.request("b", slo_ms=34) for _ in range(8)]
+    made.run(until_ms=100)
+    assert made.answers[urgent].reason is Reason.WOULD_MISS_DEADLINE
+    assert [made.answers[one].outcome for one in many] == [Outcome.OK] * 8, "17 ms after c, and not after a"
+
+
+def test_who_serves_fewest_for_its_time_is_passed_over_not_who_serves_fewest() -> None:
+    made = world("b", "c")
+    made.serve(
+        model("q", code_id="quick"), code=replace(CODE, code_id="quick"), times=profile("quick", b1_ms=2)
+    )
+    made.tell(CodeReady(device="d0", code_id="quick"))
+    made.request("q", slo_ms=500)
+    made.run(until_ms=100)
+    made.request("c", slo_ms=400)
+    for _ in range(4):
+        made.request("b", slo_ms=24.5)
+    quick = made.request("q", slo_ms=20)
+    made.run(until_ms=100)
+    assert made.answers[quick].outcome is Outcome.OK, "one in 2 ms; four in 13 ms are less"
+
+
 def test_nothing_is_passed_over_where_all_can_be_in_time() -> None:
     made = world("a", "b", "c")
     made.request("c", slo_ms=400)
@@ -113,6 +150,14 @@ def test_relaxed_work_stays_short_while_others_are_in_a_hurry() -> None:
     made.run(until_ms=50)
     made.request("other", slo_ms=5000)
     assert max(relaxed_batches(made)) == 2, "14.6 ms may be waited; a batch of 4 takes 16 ms"
+
+
+def test_relaxed_work_may_take_all_the_time_that_others_can_wait() -> None:
+    made = world("relaxed", "tight", "other", times=profile(b1_ms=10, step_ms=4.6))
+    made.request("tight", slo_ms=25)
+    made.run(until_ms=50)
+    made.request("other", slo_ms=5000)
+    assert max(relaxed_batches(made)) == 2, "25 ms less 10 for itself and 0.4 on the way: 14.6"
 
 
 def test_relaxed_work_takes_its_full_batch_once_nobody_is_in_a_hurry_any_more() -> None:

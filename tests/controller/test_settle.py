@@ -1,0 +1,93 @@
+"""What an answer says when something went wrong, and what is tried again."""
+
+from __future__ import annotations
+
+import pytest
+
+from clockwork_serve.controller.life import GONE
+from clockwork_serve.messages import Infer, Load, Outcome, Reason, Status
+from tests.controller.honest import World, device, model
+
+
+def failing(kind: type, status: Status, times: int = 1000) -> World:
+    """A cold device on which the first ``times`` actions of a kind end badly."""
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    honest, left = world.reply, [times]
+
+    def reply(action, said, start_ns, end_ns):  # type: ignore[no-untyped-def]
+        bad = isinstance(action, kind) and left[0] > 0
+        left[0] -= bad
+        honest(action, status if bad else said, start_ns, end_ns)
+
+    world.reply = reply  # type: ignore[method-assign]
+    return world
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(Status.MODEL_RAISED, Reason.MODEL_RAISED), (Status.DEVICE_FAULT, Reason.DEVICE_FAULT)],
+)
+def test_a_failed_infer_says_why_and_that_it_was_cold(status: Status, reason: Reason) -> None:
+    world = failing(Infer, status)
+    request_id = world.request("a", slo_ms=500)
+    world.run()
+    answer = world.answers[request_id]
+    assert (answer.outcome, answer.reason, answer.cold) == (Outcome.FAILED, reason, True)
+    assert answer.message == f"the worker refused: {status.value}"
+    again = world.request("a", slo_ms=500)
+    world.run()
+    assert not world.answers[again].cold, "the weights are there now"
+
+
+@pytest.mark.parametrize(
+    "status", [Status.WEIGHTS_MISSING, Status.WEIGHTS_CHANGED, Status.IN_USE, Status.UNKNOWN_CODE]
+)
+def test_weights_that_are_not_where_we_believed_are_loaded_again(status: Status) -> None:
+    world = failing(Infer, status, times=1)
+    request_id = world.request("a", slo_ms=500)
+    world.run()
+    assert world.answers[request_id].outcome is Outcome.OK
+    assert [type(one) for one in world.actions] == [Load, Infer, Load, Infer]
+
+
+def test_belief_may_be_wrong_three_times_and_not_four() -> None:
+    for times, outcome in ((3, Outcome.OK), (4, Outcome.FAILED)):
+        world = failing(Infer, Status.WEIGHTS_MISSING, times)
+        request_id = world.request("a", slo_ms=5000)
+        world.run()
+        assert world.answers[request_id].outcome is outcome
+
+
+def test_a_refusal_that_leaves_the_action_as_good_as_it_was_is_tried_for_as_long_as_there_is_time() -> None:
+    world = failing(Infer, Status.TOO_LATE, times=10)
+    request_id = world.request("a", slo_ms=5000)
+    world.run()
+    assert world.answers[request_id].outcome is Outcome.OK
+    assert [type(one) for one in world.actions] == [Load, *[Infer] * 11]
+
+
+def test_weights_that_were_forgotten_are_gone() -> None:
+    world = failing(Infer, Status.WEIGHTS_MISSING, times=1)
+    world.request("a", slo_ms=500)
+    residency = world.controller._belief.models["a/1"].residencies["d0"]
+    world.run()
+    assert residency.state == GONE
+
+
+@pytest.mark.parametrize("status", [Status.MODEL_RAISED, Status.INPUT_GONE])
+def test_two_that_failed_together_are_tried_alone(status: Status) -> None:
+    world = failing(Infer, status, times=1)
+    ids = [world.request("a", slo_ms=500) for _ in range(2)]
+    world.run()
+    assert [world.answers[one].outcome for one in ids] == [Outcome.OK] * 2
+    assert [len(one.calls) for one in world.actions if isinstance(one, Infer)] == [2, 1, 1]
+
+
+def test_what_raised_alone_is_not_tried_again() -> None:
+    world = failing(Infer, Status.MODEL_RAISED)
+    ids = [world.request("a", slo_ms=500) for _ in range(2)]
+    world.run()
+    assert [world.answers[one].reason for one in ids] == [Reason.MODEL_RAISED] * 2
+    assert [len(one.calls) for one in world.actions if isinstance(one, Infer)] == [2, 1, 1]
