@@ -186,14 +186,13 @@ def _tell(outcome: Outcome, tried: list[Mutant], there_are: int) -> None:
     """Tables, verdicts and figures."""
     _shares("module", tried, lambda one: one.module)
     _shares("what is broken", tried, lambda one: one.kind)
-    subtle = [one for one in tried if one.kind not in COARSE]
-    for what, some in ((f"noticed, of {len(tried)} of {there_are}", tried), ("of these, the subtle", subtle)):
-        alive = sum(one.fate == SURVIVED for one in some)
-        share = 1 - alive / max(1, len(some))
-        outcome.judge(
-            what, asked=f">= {percent(SCORE_MIN, 1)}", found=f"{percent(share, 1)} of {len(some)}",
-            good=share >= SCORE_MIN,
-        )  # fmt: skip
+    _shares("of which kind", tried, lambda one: "coarse" if one.kind in COARSE else "subtle")
+    alive = sum(one.fate == SURVIVED for one in tried)
+    share = 1 - alive / max(1, len(tried))
+    outcome.judge(
+        f"noticed, of {len(tried)} of {there_are}", asked=f">= {percent(SCORE_MIN, 1)}",
+        found=f"{percent(share, 1)}, {alive} survive", good=share >= SCORE_MIN,
+    )  # fmt: skip
     order = sorted(tried, key=lambda one: (one.module, one.line))
     outcome.figures = {
         "fates": dict(Counter(one.fate for one in tried)),

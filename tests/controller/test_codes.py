@@ -52,3 +52,9 @@ def test_the_least_size_is_judged_by_its_time_per_request() -> None:
     code = structs.replace(CODE, batch_sizes=(4, 8))
     used = structs.replace(profile(), infer_ns={4: 100, 8: 210})
     assert useful_sizes(code, used, device(), ControllerConfig()) == {4}
+
+
+@pytest.mark.parametrize("limit", ["workspace_bytes", "io_bytes"])
+def test_a_size_that_does_not_fit_says_nothing_of_a_larger_one(limit: str) -> None:
+    used = structs.replace(profile(), **{limit: {2: 1 << 40}})
+    assert useful_sizes(CODE, used, device(), ControllerConfig()) == {1, 4, 8}

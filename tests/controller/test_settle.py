@@ -6,6 +6,7 @@ import pytest
 
 from clockwork_serve.controller.life import GONE
 from clockwork_serve.messages import Infer, Load, Outcome, Reason, Status
+from clockwork_serve.units import ms
 from tests.controller.honest import World, device, model
 
 
@@ -90,4 +91,34 @@ def test_what_raised_alone_is_not_tried_again() -> None:
     ids = [world.request("a", slo_ms=500) for _ in range(2)]
     world.run()
     assert [world.answers[one].reason for one in ids] == [Reason.MODEL_RAISED] * 2
+    assert [len(one.calls) for one in world.actions if isinstance(one, Infer)] == [2, 1, 1]
+
+
+def test_a_good_answer_says_how_long_it_waited_and_ran() -> None:
+    world = failing(Infer, Status.OK, times=0)
+    world.slower = 1.5
+    request_id = world.request("a", slo_ms=500)
+    world.run()
+    answer = world.answers[request_id]
+    assert (answer.batch, answer.exec_ns, answer.expected_ns) == (1, ms(15), ms(10))
+    assert answer.queue_ns == ms(0.1) + ms(8) + ms(0.1) + ms(0.1), "there, LOAD, back, there"
+
+
+def test_what_a_failed_load_ends_has_failed() -> None:
+    world = failing(Load, Status.MODEL_RAISED)
+    request_id = world.request("a", slo_ms=500)
+    world.run()
+    answer = world.answers[request_id]
+    assert (answer.outcome, answer.reason) == (Outcome.FAILED, Reason.MODEL_RAISED)
+    assert answer.message == "its weights could not be loaded: model_raised"
+
+
+def test_requests_that_were_lost_together_are_tried_alone() -> None:
+    world = failing(Infer, Status.OK, times=0)
+    for _ in range(2):
+        world.request("a", slo_ms=5000)
+    world.run(until_ms=10)
+    world.join(device("d1"), worker="w1")
+    world.kill("w0", "d0")
+    world.run()
     assert [len(one.calls) for one in world.actions if isinstance(one, Infer)] == [2, 1, 1]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.schedulers.paper import PaperScheduler
 from clockwork_serve.controller.timers import NEVER_NS
-from clockwork_serve.messages import Cancel, Infer, Load, Outcome, Unload
+from clockwork_serve.messages import Cancel, Infer, Load, Outcome, Request, Unload
 from clockwork_serve.units import ms
 from tests.controller.clusters import ask, belief, place, serve
 from tests.controller.honest import World, device, model, profile
@@ -56,6 +56,19 @@ def test_a_lane_that_is_free_early_takes_work_at_once() -> None:
     made.run(until_ms=8)
     assert [made.answers[one].outcome for one in ids] == [Outcome.OK] * 3, "2 ms each, not 10"
     assert len([one for one in made.actions if isinstance(one, Infer)]) == 3
+
+
+def test_of_two_models_that_come_at_once_the_one_that_asks_for_more_is_loaded_first() -> None:
+    made = warm("x")
+    made.serve(model("a"), model("b"))
+    requests = [
+        Request(request_id=f"q{at}", gateway="g0", model=f"{name}/1", arrival_ns=made.now_ns,
+                deadline_ns=made.now_ns + ms(500))
+        for at, name in enumerate("abb")
+    ]  # fmt: skip
+    made.tell(*requests)
+    made.run()
+    assert [one.model for one in made.actions if isinstance(one, Load)] == ["b/1", "a/1"]
 
 
 def test_where_no_larger_batch_has_time_the_head_runs_alone() -> None:
