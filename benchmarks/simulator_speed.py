@@ -4,8 +4,9 @@
 
 12 devices, 66 copies of each of the paper's 61 models, a generated trace of 46,000 functions, SLO 100 ms,
 noise on; the rate keeps the devices about 80 % busy. A run is measured by its CPU time. In shorter ones each
-machine is timed in its place; the arrivals are drawn once more alone; the world is what is left. Memory is
-the process's largest size after each simulated stretch.
+machine is timed in its place (not where the loop is compiled: nothing can be put into its place there); the
+arrivals are drawn once more alone; the world is what is left. Memory is the process's largest size after each
+simulated stretch.
 """
 
 from __future__ import annotations
@@ -205,8 +206,8 @@ def main() -> int:
     gc.set_threshold(100_000, 50, 1000)
     outcome = Outcome("benchmarks.simulator_speed")
     found = whole(given.minutes * 60, given.rate, config, given.seed)
-    split = parts(given.rate, config, given.seed)
     sim_compiled = not simulation.__file__.endswith(".py")
+    split = {} if sim_compiled else parts(given.rate, config, given.seed)
     outcome.figures = {
         "brains": "compiled" if COMPILED else "pure", "driver": "compiled" if sim_compiled else "pure",
         "policy": given.policy, "run": found, "us_per_request_by_part": split,
@@ -216,15 +217,17 @@ def main() -> int:
         f"{found['requests']} requests, devices {found['busy']:.0%} busy, {found['ok']} in time, "
         f"{found['cold_share']:.1%} cold, {found['infers']} INFERs, {found['loads']} LOADs\n"
     )
-    print(table(("part", "us a request"), [(name, f"{us:.2f}") for name, us in split.items()]))
+    if split:
+        print(table(("part", "us a request"), [(name, f"{us:.2f}") for name, us in split.items()]))
     outcome.judge(
         "simulated requests per CPU second", asked=f">= {GOAL_RPS}", found=f"{found['rps']:.0f}",
         good=found["rps"] >= GOAL_RPS,
     )  # fmt: skip
-    outcome.judge(
-        "the world's own share of a request", asked=f"<= {WORLD_GOAL_US:g} us",
-        found=f"{split['world']:.1f} us", good=split["world"] <= WORLD_GOAL_US,
-    )  # fmt: skip
+    if split:
+        outcome.judge(
+            "the world's own share of a request", asked=f"<= {WORLD_GOAL_US:g} us",
+            found=f"{split['world']:.1f} us", good=split["world"] <= WORLD_GOAL_US,
+        )  # fmt: skip
     growth_mib = found["growth_mib_per_minute"]
     outcome.judge(
         "memory added by a simulated minute", asked=f"<= {GROWTH_MAX_MIB:g} MiB",
