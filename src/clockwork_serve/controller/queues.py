@@ -219,8 +219,9 @@ class ServedModel:
 
 def half_slack_ns(waiters: list[Waiter]) -> int:
     """The latest end that leaves half of everyone's slack; each has the slack of when it came."""
-    first = waiters[0]
-    least_ns = first.due_ns + first.request.deadline_ns
+    least_ns = waiters[0].due_ns + waiters[0].request.deadline_ns
     for waiter in waiters:
-        least_ns = min(least_ns, waiter.due_ns + waiter.request.deadline_ns)
+        both_ns = waiter.due_ns + waiter.request.deadline_ns
+        if both_ns < least_ns:  # noqa: PLR1730 - min() costs 100 ns more
+            least_ns = both_ns
     return least_ns // 2
