@@ -92,9 +92,10 @@ def calibrate(
 ) -> Calibration:
     """From runs at moderate load.
 
-    A duration is the profile's times the slowness of its code under load (median over its executions), plus
-    the mean time that a lane takes from one action to the next, which the simulated lane has not. Noise is
-    what executions differ from the median of their kind.
+    A duration is the median of its kind (code and batch size), or, where too few were seen, the profile's
+    times the slowness of its code under load (median over its executions); plus the mean time that a lane
+    takes from one action to the next, which the simulated lane has not. Noise is what executions differ from
+    the median of their kind.
     """
     groups: dict[tuple[str, int], list[int]] = defaultdict(list)
     for one in executions:
@@ -106,17 +107,13 @@ def calibrate(
         for code, profile in profiles.items()
     }
     turn_ns = round(mean(delays.turn)) if delays.turn else 0
-    off = [
-        lane_ns - median(lanes_ns)
-        for lanes_ns in groups.values()
-        if len(lanes_ns) >= ENOUGH
-        for lane_ns in lanes_ns
-    ]
+    usual_ns = {kind: median(lanes_ns) for kind, lanes_ns in groups.items() if len(lanes_ns) >= ENOUGH}
+    off = [lane_ns - kind_ns for kind, kind_ns in usual_ns.items() for lane_ns in groups[kind]]
     usual = read_constants()
     return Calibration(
         infer_ns={
             code: {
-                batch: round(lane_ns * slowness[code]) + turn_ns
+                batch: round(usual_ns.get((code, batch), lane_ns * slowness[code])) + turn_ns
                 for batch, lane_ns in profile.infer_ns.items()
             }
             for code, profile in profiles.items()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.candidates import Candidates
 from clockwork_serve.controller.cluster import Strategy
 from clockwork_serve.controller.eviction import make_room
 from clockwork_serve.controller.plan import Plan
@@ -33,7 +34,10 @@ class Unmeasured(DefaultScheduler):
 
 
 class Early(DefaultScheduler):
-    """Exec lanes are topped up 5 ms ahead."""
+    """Lanes are topped up 5 ms ahead."""
+
+    def _load_ahead_ns(self, _: Plan) -> int:
+        return self._look_ahead_ns
 
     def _top_up_exec(self, plan: Plan, now_ns: int) -> None:
         margin_ns = default.MARGIN_NS
@@ -61,6 +65,24 @@ class MostUrgent(DefaultScheduler):
 
     def _least_loss(self, plan: Plan, urgent: Choice, start_ns: int) -> Choice:
         return urgent
+
+
+class Partial(DefaultScheduler):
+    """The most urgent runs although less of its queue is served than another's batch serves for its time."""
+
+    def _better(self, plan: Plan, choice: Choice, start_ns: int, now_ns: int) -> Choice:
+        return choice
+
+
+class InOrder(DefaultScheduler):
+    """Of models wanted equally, the one that was served first is loaded, if a LOAD can save a request."""
+
+    def __init__(self, belief: Belief) -> None:
+        super().__init__(belief)
+        self._candidates = Candidates(belief)
+
+    def _load_one(self, plan: Plan, now_ns: int) -> bool:
+        return super(DefaultScheduler, self)._load_one(plan, now_ns)
 
 
 class Sacrificing(DefaultScheduler):
@@ -181,7 +203,9 @@ IDEAS = (
     Idea(BEST, LargestFull),
     Idea("least loss", MostUrgent),
     Idea("no sacrifice without need", Sacrificing, needs=(BEST,)),
+    Idea("full batches while time is short", Partial),
     Idea("relaxed work stays short", Long),
+    Idea("loads by need", InOrder),
     Idea("loads ahead", ForWaiters),
     Idea("least missed first", ByUse),
 )

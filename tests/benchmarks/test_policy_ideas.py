@@ -16,11 +16,13 @@ from clockwork_serve.workload.scenario import Load, ModelSet, Scenario
 PLACES = {
     "measured delays": {"__init__"},
     "reject when infeasible": set(),
-    "late choices": {"_top_up_exec"},
+    "late choices": {"_load_ahead_ns", "_top_up_exec"},
     "best batch for the head": {"_best", "_fuller"},
     "least loss": {"_least_loss"},
     "no sacrifice without need": {"_fuller"},
+    "full batches while time is short": {"_better"},
     "relaxed work stays short": {"_relaxed"},
+    "loads by need": {"__init__", "_load_one"},
     "loads ahead": {"_timely"},
     "least missed first": {"__init__"},
 }

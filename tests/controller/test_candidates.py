@@ -79,3 +79,32 @@ def test_stale_entries_do_not_pile_up() -> None:
         candidates.rank(served)
     assert len(candidates) <= 2 + STALE_MIN + 1
     assert candidates.pop() is served
+
+
+def test_of_models_wanted_equally_the_one_due_first_comes_first_if_that_counts() -> None:
+    made = belief("d0")
+    by_due, by_order = Candidates(made, by_due=True), Candidates(made)
+    late, early = serve(made, "late"), serve(made, "early")
+    ask(made, late, slo_ms=100.000_001)
+    ask(made, early, slo_ms=100)
+    late.demand_ns = early.demand_ns
+    for candidates in (by_due, by_order):
+        for served in (late, early):
+            served.load_key = None
+            candidates.rank(served)
+        first = early if candidates is by_due else late
+        assert candidates.pop() is first
+
+
+def test_a_model_whose_first_request_is_gone_has_its_place_corrected() -> None:
+    made = belief("d0")
+    candidates = Candidates(made, by_due=True)
+    one, other = serve(made, "one"), serve(made, "other")
+    for slo_ms in (80, 120):
+        queue = ask(made, one, slo_ms=slo_ms)
+    ask(made, other, slo_ms=100)
+    one.demand_ns = other.demand_ns = 10
+    for served in (one, other):
+        candidates.rank(served)
+    del queue.dues[0], queue.waiters[0]
+    assert candidates.pop() is other

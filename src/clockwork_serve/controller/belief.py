@@ -151,7 +151,7 @@ class Belief:
         due_ns = request.deadline_ns - self.slack_ns
         if self._floor_ns:
             due_ns = max(due_ns, request.arrival_ns + self._floor_ns)
-        slo_ns = due_ns - request.arrival_ns
+        slo_ns = (request.deadline_ns if self.measures else due_ns) - request.arrival_ns
         if slo_ns < NS_PER_MS:
             slo_ns = NS_PER_MS
         demand_ns = (model.base_ns or self._base_ns(model)) * self._capacity_ns // slo_ns or 1

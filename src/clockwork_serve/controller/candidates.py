@@ -16,14 +16,19 @@ from clockwork_serve.units import NS_PER_MS
 
 
 class Candidates:
-    """See the module."""
+    """See the module.
 
-    def __init__(self, belief: Belief) -> None:
+    Of models that want a LOAD equally, the one that was served first is first, or, ``by_due``, the one whose
+    first request is due first.
+    """
+
+    def __init__(self, belief: Belief, *, by_due: bool = False) -> None:
         self._belief = belief
+        self._by_due = by_due
         self._capacity_ns = belief.config.capacity_ns
         self._negative = belief.config.load_negative
-        self._heap: list[tuple[int, int, ServedModel]] = []
-        """(minus priority, order, model); stale where the model's ``load_key`` is another."""
+        self._heap: list[tuple[int, int, int, ServedModel]] = []
+        """(minus priority, due time or 0, order, model); stale where the ``load_key`` is another."""
         self._full = STALE_MIN
         """With so many entries, the heap is cleared of stale ones."""
 
@@ -48,9 +53,9 @@ class Candidates:
             return False
         if -priority != model.load_key:
             model.load_key = -priority
-            heappush(self._heap, (-priority, model.order, model))
+            heappush(self._heap, (-priority, self._due_ns(model), model.order, model))
             if len(self._heap) > self._full:
-                live = {id(entry[2]): entry for entry in self._heap if entry[2].load_key == entry[0]}
+                live = {id(entry[3]): entry for entry in self._heap if entry[3].load_key == entry[0]}
                 self._heap = list(live.values())
                 heapify(self._heap)
                 self._full = 2 * len(self._heap) + STALE_MIN
@@ -59,15 +64,24 @@ class Candidates:
     def pop(self) -> ServedModel | None:
         """Take out the model that wants a LOAD most."""
         while self._heap:
-            key, _, model = heappop(self._heap)
+            key, due_ns, _, model = heappop(self._heap)
             if model.load_key != key:
                 continue
             model.load_key = None
-            if -self.priority(model) > key and not self._negative:
+            if (-self.priority(model) > key and not self._negative) or due_ns < self._due_ns(model):
                 self.enter(model)
                 continue
             return model
         return None
+
+    def _due_ns(self, model: ServedModel) -> int:
+        """When its first request is due, if that matters."""
+        due_ns = 0
+        if self._by_due:
+            for queue in model.queues.values():
+                if queue.dues and (not due_ns or queue.dues[0] < due_ns):
+                    due_ns = queue.dues[0]
+        return due_ns
 
     def priority(self, model: ServedModel) -> int:
         """Demand that devices which have the weights cannot serve within the horizon."""
@@ -97,7 +111,7 @@ class Candidates:
 
     def check(self) -> None:
         """Assert the invariants."""
-        entered = {id(model) for key, _, model in self._heap if model.load_key == key}
+        entered = {id(model) for key, _, _, model in self._heap if model.load_key == key}
         for model in self._belief.models.values():
             assert model.load_key is None or id(model) in entered, f"{model.key} fell out"
             shares_ns = sum(model.share_ns(residency) for residency in model.residencies.values())

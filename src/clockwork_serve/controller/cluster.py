@@ -16,6 +16,7 @@ from clockwork_serve.controller.plan import Plan
 from clockwork_serve.controller.queues import Queue, ServedModel, Waiter
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import Action, DeviceSpec, Extent
+from clockwork_serve.units import NS_PER_MS
 
 if TYPE_CHECKING:
     from clockwork_serve.controller.watches import Watch
@@ -23,11 +24,17 @@ if TYPE_CHECKING:
 IDLE_MIN: Final = 64
 """A device's ``idle`` is made anew when it has so many more entries than twice its weights."""
 
+PAUSE_NS: Final = NS_PER_MS
+"""A lane that had no work for less than this made no pause."""
+
 
 class LaneBelief:
     """When a lane will be free. Actions on it run one after another, in the order sent."""
 
-    __slots__ = ("_outstanding", "behind_ns", "free_ns", "head_end_ns", "moved", "network_ns", "watch")
+    __slots__ = (
+        "_outstanding", "behind_ns", "busy_since_ns", "free_ns", "head_end_ns", "moved", "network_ns",
+        "watch",
+    )  # fmt: skip
 
     def __init__(self, network_ns: int) -> None:
         self.network_ns = network_ns
@@ -40,6 +47,8 @@ class LaneBelief:
         """The expected durations of those behind the first, together."""
         self.free_ns = 0
         """When all are expected to have ended; if there is none, when the last one ended."""
+        self.busy_since_ns = 0
+        """When it was last given work after a pause."""
         self.moved = False
         """It was given work since the rejecting layer last looked; see ``Belief.moved``."""
         self.watch: Watch | None = None
@@ -68,6 +77,8 @@ class LaneBelief:
             self.behind_ns += expected_ns
             self.free_ns += expected_ns
         else:
+            if now_ns - self.free_ns >= PAUSE_NS:
+                self.busy_since_ns = now_ns
             soonest_ns = now_ns + self.network_ns
             begin_ns = self.free_ns if self.free_ns > soonest_ns else soonest_ns
             self.free_ns = self.head_end_ns = begin_ns + expected_ns

@@ -125,6 +125,33 @@ def test_who_serves_fewest_for_its_time_is_passed_over_not_who_serves_fewest() -
     assert made.answers[quick].outcome is Outcome.OK, "one in 2 ms; four in 13 ms are less"
 
 
+def hurried(busy: int, b_slo_ms: float = 50) -> World:
+    """The lane is busy for 10 ms, and ``busy`` times 17 ms; then four of a's eight fit, or all of b's."""
+    made = world("a", "b", "c")
+    for _ in range(1 + 8 * busy):
+        made.request("c", slo_ms=400)
+    made.run(until_ms=17 * busy)
+    for name, slo_ms in (("a", 27), ("b", b_slo_ms)):
+        for _ in range(8):
+            made.request(name, slo_ms=slo_ms)
+    made.actions.clear()
+    made.run(until_ms=100)
+    return made
+
+
+def test_where_time_is_short_a_full_batch_goes_before_a_part_of_a_queue() -> None:
+    made = hurried(busy=3)
+    assert infers(made) == [("b/1", 8, 8)], "busy for 61 ms, more than twice a's 27"
+
+
+def test_a_part_of_a_queue_is_served_where_the_lane_was_not_busy_for_long() -> None:
+    assert infers(hurried(busy=2)) == [("a/1", 4, 4), ("b/1", 8, 8)]
+
+
+def test_requests_of_a_much_longer_slo_have_no_claim_where_time_is_short() -> None:
+    assert infers(hurried(busy=3, b_slo_ms=55))[0] == ("a/1", 4, 4)
+
+
 def test_nothing_is_passed_over_where_all_can_be_in_time() -> None:
     made = world("a", "b", "c")
     made.request("c", slo_ms=400)
@@ -187,6 +214,63 @@ def test_weights_are_loaded_for_those_who_come_next_where_no_load_is_quick_enoug
     assert made.answers[first].reason is Reason.WOULD_MISS_DEADLINE
     assert made.answers[second].outcome is Outcome.OK
     assert sum(isinstance(one, Load) for one in made.actions) == 1
+
+
+def loads(made: World) -> list[str]:
+    """The model of each LOAD."""
+    return [one.model for one in made.actions if isinstance(one, Load)]
+
+
+def test_of_models_wanted_equally_the_one_whose_request_is_due_first_is_loaded() -> None:
+    made = World(ControllerConfig(policy="default"))
+    made.serve(*[model(name, mib=1) for name in ("a", "b", "busy")])
+    made.join(device())
+    made.request("busy", slo_ms=100)
+    made.request("b", slo_ms=100)
+    made.run(until_ms=2)
+    made.request("a", slo_ms=100)
+    made.run(until_ms=50)
+    assert loads(made) == ["busy/1", "b/1", "a/1"]
+
+
+def test_a_load_lane_is_topped_up_when_it_is_nearly_free() -> None:
+    made = World(ControllerConfig(policy="default"))
+    made.serve(*[model(name, mib=1) for name in ("a", "b", "busy")])
+    made.join(device())
+    made.request("busy", slo_ms=100)
+    made.request("a", slo_ms=100)
+    made.run(until_ms=7)
+    assert loads(made) == ["busy/1"], "paper would have sent a"
+    for _ in range(2):
+        made.request("b", slo_ms=100)
+    made.run(until_ms=50)
+    assert loads(made) == ["busy/1", "b/1", "a/1"], "b came last and is wanted more"
+
+
+def short_of_loads(busy: int) -> World:
+    """The load lane is kept busy by LOADs of 8 ms; then b can wait for no other, and a can."""
+    made = World(ControllerConfig(policy="default"))
+    others = [f"o{at}" for at in range(busy)]
+    made.serve(*[model(name, mib=1) for name in ("a", "b", *others)], times=profile(b1_ms=1, load_ms=8))
+    made.join(device(pages=64))
+    for name in others:
+        for _ in range(2):
+            made.request(name, slo_ms=400)
+    made.run(until_ms=8 * busy - 7)
+    made.request("b", slo_ms=20)
+    made.run(until_ms=6)
+    made.request("a", slo_ms=20)
+    made.actions.clear()
+    made.run(until_ms=50)
+    return made
+
+
+def test_where_loads_are_short_the_model_that_can_still_wait_for_another_is_loaded_first() -> None:
+    assert loads(short_of_loads(busy=6)) == ["a/1"], "busy for 48 ms, more than twice the SLO"
+
+
+def test_the_first_due_is_loaded_first_where_the_load_lane_was_not_busy_for_long() -> None:
+    assert loads(short_of_loads(busy=4)) == ["b/1", "a/1"]
 
 
 def test_weights_least_asked_for_make_room_not_those_used_longest_ago() -> None:

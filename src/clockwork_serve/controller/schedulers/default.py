@@ -4,6 +4,8 @@ What it does otherwise than ``paper``; each idea's gain is in docs/policies.md:
 
 - *Measured delays*: plans leave as much room as delays were lately seen to need (``delays``).
 - *Late choices*: a lane is topped up only as far ahead as the network needs, not 5 ms.
+- *Full batches while time is short*: where a lane has been busy for long and a queue can be served in part
+  only, another's larger batch goes first.
 - *Best batch for the head*: the largest batch that still meets the earliest deadline; a larger size that is
   not full is run where that costs less per request than the full one below it.
 - *Least loss*: where running the most urgent batch first would make others too late, the batches that use
@@ -11,6 +13,8 @@ What it does otherwise than ``paper``; each idea's gain is in docs/policies.md:
 - *No sacrifice without need*: requests that hold their queue's batch small are passed over only where the
   others cannot wait.
 - *Relaxed work stays short* while requests of a tighter SLO come to the same devices.
+- *Loads by need*: of models wanted equally, the one whose request is due first is loaded; where the load
+  lane has been busy for long, the first that could still wait for another LOAD.
 - *Loads ahead*: where no LOAD is quick enough for the SLO, weights are loaded for who comes next.
 - *Least missed first*: weights of the models least asked for make room, not the longest unused (``heat``).
 """
@@ -22,6 +26,7 @@ from heapq import heappop
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.candidates import Candidates
 from clockwork_serve.controller.cluster import DeviceBelief, Strategy
 from clockwork_serve.controller.codes import Batch
 from clockwork_serve.controller.heat import hotter
@@ -39,6 +44,15 @@ RIVALS_MAX: Final = 12
 
 RELAXED: Final = 2
 """A request is relaxed if its SLO is more than so many times the tightest on its device."""
+
+SHORT: Final = 2
+"""Time is short on a lane that has been busy for so many SLOs without a pause."""
+
+SCANNED_MAX: Final = 24
+"""So many strategies are looked through for a batch that uses a lane better where time is short."""
+
+BETTER: Final = 1.02
+"""Serving so many times as much for its time, a batch uses a lane better."""
 
 TIGHT_NS: Final = NS_PER_S
 """An SLO counts on a device for so long after a request that had it."""
@@ -91,6 +105,9 @@ class DefaultScheduler(PaperScheduler):
         super().__init__(belief)
         belief.measures = True
         self._by_heat = True
+        self._candidates = Candidates(belief, by_due=True)
+        self._spare = False
+        """Where time is short, a LOAD is sought for models that could wait for another one."""
         self._network_ns = belief.config.network_ns
         self._tight: dict[Plan, Tight] = {}
 
@@ -143,6 +160,8 @@ class DefaultScheduler(PaperScheduler):
                 continue
             if after is not None and start_ns + choice.cost_ns > after.key_ns:
                 choice = self._least_loss(plan, choice, start_ns)
+            if choice.batch.count < len(choice.strategy.queue.dues):
+                choice = self._better(plan, choice, start_ns, now_ns)
             self._send(self._relaxed(plan, self._fuller(choice, start_ns), now_ns), start_ns, now_ns)
 
     def _send(self, choice: Choice, start_ns: int, now_ns: int) -> None:
@@ -208,6 +227,32 @@ class DefaultScheduler(PaperScheduler):
                 plan.push(choice.strategy, choice.latest_ns)
         return winner
 
+    def _better(self, plan: Plan, choice: Choice, start_ns: int, now_ns: int) -> Choice:
+        """The most urgent batch that uses the lane better, if time is short; others are put back.
+
+        Requests with much longer SLOs have no claim: they can wait until time is not short.
+        """
+        slo_ns = _slo_ns(choice.strategy.queue)
+        busy_ns = now_ns - plan.device.exec.busy_since_ns
+        if choice.batch is choice.strategy.batches[-1] or busy_ns <= SHORT * slo_ns:
+            return choice
+        passed: list[Choice] = []
+        winner = choice
+        while len(passed) < SCANNED_MAX and winner is choice and (strategy := plan.top()) is not None:
+            plan.pop()
+            other = self._best(strategy, start_ns)
+            if other is None:
+                continue
+            if _slo_ns(strategy.queue) <= RELAXED * slo_ns and _yield(other) > BETTER * _yield(choice):
+                winner = other
+            else:
+                passed.append(other)
+        if winner is not choice:
+            passed.append(choice)
+        for other in passed:
+            plan.push(other.strategy, other.latest_ns)
+        return winner
+
     def _fuller(self, choice: Choice, start_ns: int) -> Choice:
         """A larger batch without the first requests, if it serves more for its time and cannot wait."""
         strategy, batch = choice.strategy, choice.batch
@@ -239,24 +284,47 @@ class DefaultScheduler(PaperScheduler):
 
     # LOADs
 
+    def _load_ahead_ns(self, plan: Plan) -> int:
+        """As late as for an exec lane."""
+        device = plan.device
+        return max(device.exec.network_ns, device.load.network_ns) + MARGIN_NS
+
+    def _load_one(self, plan: Plan, now_ns: int) -> bool:
+        """Where time is short, first for models that could wait for another LOAD.
+
+        Weights that come at the last moment are often of no use: the exec lane has other work just then.
+        """
+        self._spare = True
+        sent = super()._load_one(plan, now_ns)
+        self._spare = False
+        return sent or super()._load_one(plan, now_ns)
+
     def _timely(self, plan: Plan, model: ServedModel, load_ns: int, now_ns: int) -> bool:
         """Whether a LOAD could save a waiting request; if none ever could, it is for those who come next."""
+        timings = plan.device.codes[model.code_id].timings
+        needed_ns = timings.load(model.model.weights.size).estimate_ns
+        queues = [queue for queue in model.queues.values() if queue.waiters]
+        if self._spare:
+            busy_ns = now_ns - plan.device.load.busy_since_ns
+            if any(busy_ns > SHORT * _slo_ns(queue) for queue in queues):
+                load_ns += needed_ns
         if super()._timely(plan, model, load_ns, now_ns):
             return True
-        timings = plan.device.codes[model.code.code_id].timings
-        needed_ns = timings.load(model.model.weights.size).estimate_ns
-        for queue in model.queues.values():
-            if queue.waiters:
-                request = queue.waiters[-1].request
-                infer_ns = timings.infer(queue.least, queue.signature).estimate_ns
-                slo_ns = request.deadline_ns - request.arrival_ns
-                if slo_ns < needed_ns + infer_ns + self._belief.config.slack_ns + NS_PER_MS:
-                    return True
+        for queue in queues:
+            infer_ns = timings.infer(queue.least, queue.signature).estimate_ns
+            if _slo_ns(queue) < needed_ns + infer_ns + self._belief.config.slack_ns + NS_PER_MS:
+                return True
         return False
 
 
 def _latest(choice: Choice) -> int:
     return choice.latest_ns
+
+
+def _slo_ns(queue: Queue) -> int:
+    """Of the request that is due last."""
+    request = queue.waiters[-1].request
+    return request.deadline_ns - request.arrival_ns
 
 
 def _yield(choice: Choice) -> float:

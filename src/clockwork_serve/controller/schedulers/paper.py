@@ -246,13 +246,18 @@ class PaperScheduler(Scheduler):
     def _has_room(self, plan: Plan, now_ns: int) -> bool:
         """Whether a load lane takes a LOAD now; else its timer or its next result says when to look again."""
         lane = plan.device.load
-        if lane.available_ns(now_ns) < now_ns + self._look_ahead_ns:
+        ahead_ns = self._load_ahead_ns(plan)
+        if lane.available_ns(now_ns) < now_ns + ahead_ns:
             self._free[plan] = None
             return True
         self._free.pop(plan, None)
         if lane.overdue_ns(now_ns) <= 0:
-            self._timers.set(plan.load_timer, lane.available_ns(now_ns) - self._look_ahead_ns + 1)
+            self._timers.set(plan.load_timer, lane.available_ns(now_ns) - ahead_ns + 1)
         return False
+
+    def _load_ahead_ns(self, _: Plan) -> int:
+        """A load lane is topped up when it will be free in less than this."""
+        return self._look_ahead_ns
 
     def _load_one(self, plan: Plan, now_ns: int) -> bool:
         """Send one LOAD to a device, if any candidate is worth it there."""
