@@ -53,7 +53,7 @@ class Belief:
 
     def __init__(self, config: ControllerConfig) -> None:
         self.config = config
-        self.slack_ns = config.slack_ns
+        self.slack_ns = self._usual_slack_ns = config.slack_ns
         """Plans end so long before the deadline; a policy may correct it by what is measured."""
         self.measures = False
         """The policy plans with what delays are measured, and wants to know."""
@@ -149,9 +149,10 @@ class Belief:
         if self.measures and request.arrival_ns > self._slack_until_ns:
             self._forget_delays()
         due_ns = request.deadline_ns - self.slack_ns
+        slo_ns = request.deadline_ns - request.arrival_ns - self._usual_slack_ns
         if self._floor_ns:
             due_ns = max(due_ns, request.arrival_ns + self._floor_ns)
-        slo_ns = (request.deadline_ns if self.measures else due_ns) - request.arrival_ns
+            slo_ns = due_ns - request.arrival_ns
         if slo_ns < NS_PER_MS:
             slo_ns = NS_PER_MS
         demand_ns = (model.base_ns or self._base_ns(model)) * self._capacity_ns // slo_ns or 1

@@ -297,3 +297,26 @@ def test_a_window_leaves_room_for_all_although_delays_were_measured_anew_since_t
     sent = made.effects[-1]
     assert isinstance(sent, Infer)
     assert sent.window.latest_ns + sent.expected_ns <= ms(110)
+
+
+def test_equal_slos_ask_for_as_much_whatever_delays_were_measured_lately() -> None:
+    made = belief("d0")
+    served = serve(made, "a")
+    for slack_ms in (4, 0.5):
+        made.slack_ns = ms(slack_ms)
+        queue = ask(made, served, slo_ms=100)
+    assert queue.dues[0] != queue.dues[1]
+    assert queue.waiters[0].demand_ns == queue.waiters[1].demand_ns
+
+
+def test_a_batch_that_leaves_too_few_behind_to_fill_a_larger_one_is_no_sign_that_time_is_short() -> None:
+    made = world("a", "b", "c", times=profile(b1_ms=10, step_ms=9))
+    for _ in range(9):
+        made.request("c", slo_ms=400)
+    made.run(until_ms=73)
+    for name, slo_ms, count in (("a", 35, 3), ("b", 60, 4)):
+        for _ in range(count):
+            made.request(name, slo_ms=slo_ms)
+    made.actions.clear()
+    made.run(until_ms=100)
+    assert infers(made)[0] == ("a/1", 2, 2), "four of b are a little more for their time"

@@ -230,11 +230,15 @@ class DefaultScheduler(PaperScheduler):
     def _better(self, plan: Plan, choice: Choice, start_ns: int, now_ns: int) -> Choice:
         """The most urgent batch that uses the lane better, if time is short; others are put back.
 
+        It is if the lane has been busy for long and this batch is smaller than those who wait could fill.
         Requests with much longer SLOs have no claim: they can wait until time is not short.
         """
-        slo_ns = _slo_ns(choice.strategy.queue)
-        busy_ns = now_ns - plan.device.exec.busy_since_ns
-        if choice.batch is choice.strategy.batches[-1] or busy_ns <= SHORT * slo_ns:
+        queue, count = choice.strategy.queue, choice.batch.count
+        slo_ns = _slo_ns(queue)
+        if now_ns - plan.device.exec.busy_since_ns <= SHORT * slo_ns:
+            return choice
+        waiting = len(queue.dues) - choice.first
+        if not any(count < batch.count <= waiting for batch in choice.strategy.batches):
             return choice
         passed: list[Choice] = []
         winner = choice
