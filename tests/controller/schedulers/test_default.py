@@ -310,11 +310,11 @@ def test_equal_slos_ask_for_as_much_whatever_delays_were_measured_lately() -> No
 
 
 def test_a_batch_that_leaves_too_few_behind_to_fill_a_larger_one_is_no_sign_that_time_is_short() -> None:
-    made = world("a", "b", "c", times=profile(b1_ms=10, step_ms=9))
+    made = world("a", "b", "c", times=profile(b1_ms=10, step_ms=8))
     for _ in range(9):
         made.request("c", slo_ms=400)
-    made.run(until_ms=73)
-    for name, slo_ms, count in (("a", 35, 3), ("b", 60, 4)):
+    made.run(until_ms=66)
+    for name, slo_ms, count in (("a", 35, 3), ("b", 68, 4)):
         for _ in range(count):
             made.request(name, slo_ms=slo_ms)
     made.actions.clear()
