@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from clockwork_serve.controller.delays import ANSWER_NS, BLOCK, BLOCKS, FIRST_SLACK_NS, Delays, Worst
 from clockwork_serve.units import NS_PER_S, ms, us
+from tests.controller.clusters import ask, belief, place, serve
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=400))
@@ -45,3 +46,34 @@ def test_what_is_not_measured_for_a_second_is_forgotten() -> None:
     delays.heard(ms(7), ms(1), 0)
     delays.heard(us(60), us(90), NS_PER_S + 1)
     assert (delays.slack_ns, delays.reach_ns) == (us(110), us(90))
+
+
+def test_the_slack_of_all_is_the_longest_of_any_device_whoever_measured_last() -> None:
+    made = belief("d0", "d1")
+    made.measures = True
+    made.forget_bases()
+    served = serve(made, "a")
+    residencies = {name: place(made, served, name) for name in ("d0", "d1")}
+
+    def hear(name: str, error_ms: float) -> None:
+        queue = ask(made, served)
+        strategy = next(one for one in queue.strategies if one.residency is residencies[name])
+        made.send_infer(strategy, strategy.batches[0], 0, ms(10), ms(10))
+        sent = next(one for one in made.sent.values() if one.waiters and one.device.name == name)
+        end_ns = sent.device.exec.head_end_ns
+        made.measure(sent, ms(10), end_ns + ms(error_ms))
+        del made.sent[sent.action.action_id]
+        sent.device.exec.end(sent.action.action_id, end_ns)
+
+    for _ in range(200):
+        hear("d1", 0.1)
+    for error_ms, found_ms in ((0.7, 0.75), (0.2, 0.75)):
+        hear("d0", error_ms)
+        hear("d1", 0.1)
+        assert made.slack_ns == ms(found_ms)
+    for _ in range(200):
+        hear("d0", 0.2)
+    assert made.slack_ns == ms(0.25), "what was long ago counts no more"
+    del made.devices["d0"]
+    made.forget_bases()
+    assert made.slack_ns == ms(0.15), "nor does a device that is gone"

@@ -28,11 +28,10 @@ from clockwork_serve.controller.life import (
     UNLOAD,
     WAITING,
 )
-from clockwork_serve.controller.queues import Queue, ServedModel, Waiter, half_slack_ns
+from clockwork_serve.controller.queues import Queue, ServedModel, Waiter, calls_of, half_slack_ns
 from clockwork_serve.controller.timers import NEVER_NS, Timers
 from clockwork_serve.messages import (
     Answer,
-    Call,
     Code,
     ControllerEffect,
     Extent,
@@ -141,6 +140,8 @@ class Belief:
         """Profiles or devices changed: the models' batch-1 times are to be found again."""
         for model in self.models.values():
             model.base_ns = 0
+        if self.measures:
+            self._find_slack()
 
     # Requests
 
@@ -270,17 +271,11 @@ class Belief:
             if latest_ns < start_ns:
                 latest_ns = start_ns
         by_ns = now_ns + self._network_ns
-        request = waiters[0].request
-        calls: tuple[Call, ...] = (
-            Call(request_id=request.request_id, rows=request.rows, tensors=request.tensors),
-        )
-        if len(waiters) > 1:
-            calls = tuple([_call(waiter.request) for waiter in waiters])
         self._counter = action_id = self._counter + 1
         action = Infer(
             action_id=action_id, device=device.name, model=model.key, code_id=model.code_id,
             extent=residency.extent, version=residency.version, batch=batch.size, expected_ns=expected_ns,
-            calls=calls, window=Window(now_ns, latest_ns),
+            calls=calls_of(waiters), window=Window(now_ns, latest_ns),
             send_by_ns=by_ns if by_ns > latest_ns else latest_ns,
         )  # fmt: skip
         demand_ns = 0
@@ -357,18 +352,26 @@ class Belief:
         device = sent.device
         reach_ns = started_ns - sent.idle_ns if sent.idle_ns >= 0 else -1
         delays = device.delays
+        before_ns = delays.slack_ns
         delays.heard(now_ns - device.exec.head_end_ns, reach_ns, now_ns)
         device.exec.network_ns = delays.reach_ns
         self._slack_until_ns = now_ns + LASTS_NS
-        if delays.slack_ns != self.slack_ns:
-            self.slack_ns = max([one.delays.slack_ns for one in self.devices.values()])
+        if delays.slack_ns > self.slack_ns:
+            self.slack_ns = delays.slack_ns
+        elif delays.slack_ns < before_ns >= self.slack_ns:
+            self._find_slack()
+
+    def _find_slack(self) -> None:
+        """The longest of any device's."""
+        slacks_ns = [device.delays.slack_ns for device in self.devices.values()]
+        self.slack_ns = max(slacks_ns, default=self._usual_slack_ns)
 
     def _forget_delays(self) -> None:
         """Nothing was measured for a while."""
         for device in self.devices.values():
             device.delays.forget()
             device.exec.network_ns = device.delays.reach_ns
-            self.slack_ns = device.delays.slack_ns
+        self._find_slack()
 
     # Weights
 
@@ -393,7 +396,3 @@ class Belief:
             if queue.waiters:
                 self.doubt(queue)
         self.stir(model)
-
-
-def _call(request: Request) -> Call:
-    return Call(request_id=request.request_id, rows=request.rows, tensors=request.tensors)

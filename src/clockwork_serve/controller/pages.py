@@ -41,6 +41,8 @@ class Pages(Generic[Holder]):
         """First pages of all held extents, ascending."""
         self._held: list[tuple[Extent, Holder]] = []
         """Parallel to ``_firsts``."""
+        self._widest = count
+        """No free gap is wider than that."""
 
     def __len__(self) -> int:
         return len(self._held)
@@ -64,6 +66,10 @@ class Pages(Generic[Holder]):
             del self._sizes[extent.count]
         else:
             self._sizes[extent.count] -= 1
+        end = self._firsts[at] if at < len(self._firsts) else self.count
+        gap = end - (self._end(at - 1) if at else 0)
+        if gap > self._widest:
+            self._widest = gap
 
     def holders(self) -> list[Holder]:
         """All holders, by address."""
@@ -71,19 +77,26 @@ class Pages(Generic[Holder]):
 
     def gap(self, count: int) -> Extent | None:
         """The smallest free gap that takes ``count`` pages (its front), if there is one."""
-        if self.count - self.used < count:
+        if self._widest < count or self.count - self.used < count:
             return None
         if not self._held or self._end(len(self._held) - 1) == self.used:
             return Extent(self.used, count)
-        best: Extent | None = None
-        end = 0
+        best = self.count + 1
+        best_first = end = widest = 0
         for extent, _ in self._held:
-            if extent.first - end >= count and (best is None or extent.first - end < best.count):
-                best = Extent(end, extent.first - end)
+            gap = extent.first - end
+            if gap > widest:
+                widest = gap
+            if count <= gap < best:
+                best, best_first = gap, end
             end = extent.first + extent.count
-        if self.count - end >= count and (best is None or self.count - end < best.count):
-            best = Extent(end, self.count - end)
-        return None if best is None else Extent(best.first, count)
+        gap = self.count - end
+        if count <= gap < best:
+            best, best_first = gap, end
+        if gap > widest:
+            widest = gap
+        self._widest = widest
+        return None if best > self.count else Extent(best_first, count)
 
     def all_of(self, count: int) -> bool:
         """Whether all held extents have this size: then any one of them makes room for another."""
@@ -99,15 +112,12 @@ class Pages(Generic[Holder]):
         return extent.first + extent.count
 
     def room(self, count: int, rank: Callable[[Holder], int | None]) -> Room[Holder] | None:
-        """Make room for ``count`` pages by displacing neighbours of the lowest rank.
+        """Make room for ``count`` pages, where there is no gap, by displacing neighbours of the lowest rank.
 
         ``rank`` tells how much a holder is wanted, from 0; None, that it may not be displaced. Of all
         contiguous stretches, the one whose most wanted holder is least wanted is taken (with models of one
         size, that is plain least-recently-used order).
         """
-        gap = self.gap(count)
-        if gap is not None:
-            return Room(gap, [])
         held = self._held
         ranks = [rank(holder) for _, holder in held]
         best_worst, best_victims, best_at, best_start = _NONE, 0, 0, 0
@@ -138,10 +148,10 @@ class Pages(Generic[Holder]):
         end = 0
         for (extent, _), first in zip(self._held, self._firsts, strict=True):
             assert extent.first == first
-            assert extent.first >= end, f"{extent} overlaps what ends at {end}"
+            assert 0 <= extent.first - end <= self._widest, f"{extent} after {end}; gap <= {self._widest}"
             assert extent.count > 0
             end = extent.first + extent.count
-        assert end <= self.count
+        assert 0 <= self.count - end <= self._widest
         assert self.used == sum(extent.count for extent, _ in self._held)
         sizes = [extent.count for extent, _ in self._held]
         assert self._sizes == {size: sizes.count(size) for size in sizes}

@@ -12,7 +12,7 @@ from clockwork_serve.controller.life import (
     REQUEST_STEPS,
     WAITING,
 )
-from clockwork_serve.messages import Code, Model, Request
+from clockwork_serve.messages import Call, Code, Model, Request
 
 if TYPE_CHECKING:
     from clockwork_serve.controller.cluster import Residency, Strategy
@@ -215,6 +215,17 @@ class ServedModel:
         if alone or not self.code.batched:
             return ((1, sizes[0]),)
         return tuple([(size, size) for size in sizes])
+
+
+def calls_of(waiters: list[Waiter]) -> tuple[Call, ...]:
+    """What a worker is told of requests."""
+    if len(waiters) == 1:
+        return (_call(waiters[0].request),)
+    return tuple([_call(waiter.request) for waiter in waiters])
+
+
+def _call(request: Request) -> Call:
+    return Call(request_id=request.request_id, rows=request.rows, tensors=request.tensors)
 
 
 def half_slack_ns(waiters: list[Waiter]) -> int:

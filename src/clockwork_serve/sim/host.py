@@ -7,7 +7,7 @@ from __future__ import annotations
 
 # ruff: noqa: FURB136, PLR1730 - max() costs 100 ns more than a condition
 from heapq import heapify, heappush
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from msgspec.structs import replace
 
@@ -39,18 +39,23 @@ from clockwork_serve.worker.events import (
 Entry = tuple[int, int, int, Any, Any]
 """One thing to happen: (when in ns, order, kind, whom it concerns, what)."""
 
-TO_WORKER, LANE_DONE, TO_CONTROLLER, CLIENT, WAKE, CALL = range(6)
-"""Kinds of entries."""
+# Kinds of entries; those up to WAKE concern a host.
+TO_WORKER: Final = 0
+LANE_DONE: Final = 1
+WAKE: Final = 2
+TO_CONTROLLER: Final = 3
+CLIENT: Final = 4
+CALL: Final = 5
 
-LEAST_NS = 1_000
+LEAST_NS: Final = 1_000
 """Nothing on a lane takes less."""
 
-NOTHING = tuple((b"",) * count for count in range(1025))
+NOTHING: Final = tuple((b"",) * count for count in range(1025))
 """Outputs of so many calls."""
 
-FAR_NS = 1 << 62
+FAR_NS: Final = 1 << 62
 
-_OK = Status.OK
+_OK: Final = Status.OK
 
 
 class World:

@@ -16,7 +16,7 @@ from __future__ import annotations
 # ruff: noqa: PLR1730 - min() costs 100 ns more than a condition
 from collections.abc import Callable, Sequence
 from heapq import heappop
-from typing import Protocol
+from typing import Final, Protocol
 
 from clockwork_serve.controller import Controller, ControllerConfig
 from clockwork_serve.messages import (
@@ -41,7 +41,7 @@ from clockwork_serve.sim.cluster import Cluster
 from clockwork_serve.sim.constants import Constants, read_constants
 from clockwork_serve.sim.dice import Draws, uniform_us
 from clockwork_serve.sim.faults import Faults
-from clockwork_serve.sim.host import CALL, CLIENT, FAR_NS, LANE_DONE, TO_CONTROLLER, WAKE, Host, World
+from clockwork_serve.sim.host import CALL, CLIENT, FAR_NS, TO_CONTROLLER, WAKE, Host, World
 from clockwork_serve.sim.tally import Tally
 from clockwork_serve.worker.events import Prepare, Prepared
 from clockwork_serve.workload.stream import Arrivals, ClosedLoad, Workload
@@ -51,7 +51,7 @@ from clockwork_serve.workload.zoo import Zoo
 JITTER, INFER_NOISE, LOAD_NOISE, START_JITTER = range(4)
 """Streams of chance."""
 
-_OK = Outcome.OK
+_OK: Final = Outcome.OK
 
 
 class Watcher(Protocol):
@@ -234,15 +234,16 @@ class Simulation:
             _, _, kind, whom, what = heappop(heap)
             if kind == TO_CONTROLLER:
                 events.append(what)
-            elif kind <= LANE_DONE:
-                if whom.stopped is None:
-                    whom.observe(what, now_ns)
-                    dirty.append(whom)
+            elif kind <= WAKE:
+                host: Host = whom
+                if kind == WAKE:
+                    if what == host.wake_ns and host.stopped is None:
+                        dirty.append(host)
+                elif host.stopped is None:
+                    host.observe(what, now_ns)
+                    dirty.append(host)
                 else:
-                    whom.stopped.append(what)
-            elif kind == WAKE:
-                if what == whom.wake_ns and whom.stopped is None:
-                    dirty.append(whom)
+                    host.stopped.append(what)
             elif kind == CLIENT:
                 self._send_again(whom, now_ns)
             else:
@@ -255,9 +256,8 @@ class Simulation:
 
     def _step_controller(self, events: list[ControllerEvent], now_ns: int) -> None:
         controller = self.controller
-        observe = controller.observe
         for event in events:
-            observe(event, now_ns)
+            controller.observe(event, now_ns)
         effects = controller.decide(now_ns)
         wake_ns = controller.next_wakeup_ns()
         self._wake_ns = FAR_NS if wake_ns is None else wake_ns
