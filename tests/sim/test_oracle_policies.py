@@ -98,6 +98,22 @@ def test_no_policy_exceeds_the_bound_of_cold_models_and_the_best_comes_near() ->
     assert bound.prices["load"] == pytest.approx(120, rel=0.1)  # 120 LOADs a second
 
 
+def test_noise_that_nobody_foresees_gives_no_more_loads() -> None:
+    seconds, sets, loads, cluster = COLD
+    workload, rates = scenario(seconds, sets, loads), [400 / 600] * 600
+    costs = model_costs(ZOO[R50], cluster.page_bytes)
+    shortest = costs.at_least(NOISE)
+    assert shortest.load_ns < 0.975 * costs.load_ns
+
+    bound, goodput = judged(workload, cluster, rates, noise=True)
+    usual, _ = judged(workload, cluster, rates)
+    ever_shorter = upper_bound(everything(workload), [shortest] * 600, cluster, rates_rps=rates)
+
+    assert 0.9 * bound.goodput <= max(goodput) <= bound.goodput + 3 * math.sqrt(bound.goodput)
+    assert usual.goodput <= bound.goodput < 1.005 * usual.goodput
+    assert bound.goodput < 0.99 * ever_shorter.goodput
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_no_policy_exceeds_the_bound_on_mixtures(seed: int) -> None:
     dice = np.random.default_rng(seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from itertools import pairwise
 
 import msgspec
 from msgspec import Struct
@@ -50,6 +51,14 @@ class Noise(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     infer_us: Quantiles
     load_us: Quantiles
+
+    @property
+    def mean_load_us(self) -> float:
+        """By how much LOADs are longer than the profile's on average."""
+        return sum(
+            (share - before) * (value + least) / 2
+            for (before, least), (share, value) in pairwise(self.load_us)
+        )
 
 
 class Constants(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

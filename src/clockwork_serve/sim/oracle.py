@@ -48,7 +48,7 @@ from clockwork_serve.sim.oracle_exact import FEW, Search
 from clockwork_serve.sim.oracle_lanes import LanePrices
 from clockwork_serve.sim.oracle_online import Online
 from clockwork_serve.sim.oracle_prices import Market, with_foresight, without_foresight
-from clockwork_serve.units import NS_PER_S
+from clockwork_serve.units import NS_PER_S, NS_PER_US
 from clockwork_serve.workload.zoo import ZooModel
 
 if TYPE_CHECKING:
@@ -101,7 +101,8 @@ def upper_bound(
 ) -> Bound:
     """The most of ``requests`` that can be answered in time on ``cluster`` from an empty start at time 0.
 
-    ``noise``: durations may be as short as it allows (else they are the profile's). ``warm_start``: any
+    ``noise``: durations may be as short as it allows (else they are the profile's); policies that do not know
+    arrivals do not know the noise either, so their LOADs take lane time by their mean. ``warm_start``: any
     weights that fit may be there at no cost when the first request is sent; use it for a stretch of a
     longer run. ``weights``: what each request counts (by default 1). To bound one class while another is
     served in full, let the other weigh so much that it always wins (10, say), and take its weight off the
@@ -110,7 +111,9 @@ def upper_bound(
     network = network or read_constants().network
     offered = len(requests.times_ns)
     first_ns = float(min(requests.times_ns, default=0)) if warm_start else 0.0
+    longer_ns = 0.0
     if noise is not None:
+        longer_ns = (noise.mean_load_us - min(0.0, noise.load_us[0][1])) * NS_PER_US
         models = [model.at_least(noise) for model in models]
     costs = Costs(
         requests, models, network, weights=weights, most_pages=cluster.pages,
@@ -123,7 +126,10 @@ def upper_bound(
     if rates_rps is not None:
         lasts_ns = (float(max(requests.times_ns)) - first_ns) * (1 + 1 / offered)
         for frequent_rps in _frequent(costs, rates_rps):
-            online = Online(costs, models, rates_rps, frequent_rps, first_ns, lasts_ns, warm=warm_start)
+            online = Online(
+                costs, models, rates_rps, frequent_rps, first_ns, lasts_ns, warm=warm_start,
+                longer_ns=longer_ns,
+            )  # fmt: skip
             found = min((found, without_foresight(market, online)), key=lambda one: one.bound)
     limits = {name: rent / found.bound for name, rent in found.rents.items()}
     limits["requests"] = 1.0 - sum(limits.values())

@@ -114,6 +114,12 @@ class Costs:
             setattr(costs, name, getattr(self, name)[chosen])
         return costs
 
+    def longer_loads(self, by_ns: float) -> Costs:
+        """The same, with every LOAD to be paid so much longer than what was held to fit."""
+        costs = copy(self)
+        costs.load_ns = self.load_ns + by_ns
+        return costs
+
     def _least_lane_ns(self, infer: _Durations) -> Floats:
         """Least over sizes b of infer(b) / min(b, requests that can share a batch of size b with it)."""
         least = np.full(len(self.model), np.inf)

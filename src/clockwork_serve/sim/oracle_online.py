@@ -12,6 +12,9 @@ bound** (in expectation, for any policy, even one that knows the rates). Request
 * or before the LOAD that serves them started. Each then pays for that LOAD as if the most requests that can
   wait for one LOAD together with it shared it.
 
+Nobody knows how long a LOAD will take before it has begun, so LOADs take load lane time by their mean;
+whether one fits before a deadline is judged by the shortest.
+
 Served requests scatter about the bound by at most about the square root of their number.
 """
 
@@ -76,11 +79,12 @@ class Online:
 
     def __init__(
         self, costs: Costs, models: Sequence[ModelCosts], rates_rps: Sequence[float], frequent_rps: float,
-        start_ns: float, lasts_ns: float, *, warm: bool,
+        start_ns: float, lasts_ns: float, *, warm: bool, longer_ns: float = 0.0,
     ) -> None:  # fmt: skip
+        """``longer_ns``: LOADs last so much longer on average than at the least."""
         frequent = np.asarray(rates_rps, dtype=np.float64)[costs.model] >= frequent_rps
         self._often = costs.only(frequent)
-        self._seldom = costs.only(~frequent)
+        self._seldom = costs.only(~frequent).longer_loads(longer_ns)
         self._stays = Stays(self._often, start_ns, warm=warm)
         self._chances = Chances(self._seldom, models, rates_rps, lasts_ns) if not frequent.all() else None
 
