@@ -83,6 +83,29 @@ class Request(Struct, frozen=True, kw_only=True, tag="request"):
     tensors: bytes = b""
 
 
+class Announced(Struct, frozen=True, kw_only=True, tag="announced"):
+    """The head of a request has come, and its body is on the way; answered only if it is hopeless already.
+
+    ``announced_id`` is not the id of the :class:`Request` that may follow. ``deadline_ns`` is absolute.
+    """
+
+    announced_id: str
+    gateway: str
+    model: str
+    arrival_ns: int
+    deadline_ns: int
+
+
+class Hopeless(Struct, frozen=True, kw_only=True, tag="hopeless"):
+    """What was announced need not come: it would be rejected. Fields as in :class:`Answer`."""
+
+    announced_id: str
+    gateway: str
+    reason: Reason
+    message: str
+    retry_after_ns: int = 0
+
+
 class Cancel(Struct, frozen=True, kw_only=True, tag="cancel"):
     """The client went away."""
 

@@ -21,6 +21,7 @@ from clockwork_serve.errors import InvalidRequest, TransportError
 from clockwork_serve.messages import (
     Answer,
     Cancel,
+    Hopeless,
     Outcome,
     Question,
     Reason,
@@ -40,6 +41,7 @@ from clockwork_serve.oip import (
     status_of,
     status_of_error,
 )
+from clockwork_serve.serve.gateway_announcements import Announcements
 from clockwork_serve.serve.gateway_link import GatewayLink, LinkListener
 from clockwork_serve.serve.gateway_models import GatewayModels
 from clockwork_serve.serve.gateway_slots import Body, Slot, Slots
@@ -134,7 +136,14 @@ class Gateway:
         self.clock = clock
         self.connections = 0
         self.readiness_listeners: list[Callable[[], None]] = []
-        listener = LinkListener(self._on_answer, self._on_release, self._on_lost, self._on_readiness)
+        self.announcements: Announcements[Inquiry] = Announcements(self._on_announced_in_vain)
+        listener = LinkListener(
+            self._on_answer,
+            self._on_release,
+            self._on_lost,
+            self._on_readiness,
+            self.announcements.on_hopeless,
+        )
         self.link = GatewayLink(settings.name, Path(settings.controller), settings.default_slo_ns, listener)
         self._loop = asyncio.get_running_loop()
         self._pending: dict[str, _Pending] = {}  # all and only requests sent and not answered
@@ -142,6 +151,7 @@ class Gateway:
         # Unlike any of an earlier process of that name.
         self._prefix = f"{settings.name}-{time.time_ns() // NS_PER_MS:x}-"
         self._count = 0
+        self.announcements.start(self.link, self._prefix)
         self._received = 0
         self._outcomes: dict[str, int] = {}
         self._invalid_by_model: dict[str, int] = {}
@@ -268,6 +278,10 @@ class Gateway:
             _log.error("release of a request that is not held", extra={"request_id": release.request_id})
         else:
             self.slots.free(slot)
+
+    def _on_announced_in_vain(self, inquiry: Inquiry, told: Hopeless) -> None:
+        self._received += 1
+        self._refuse(inquiry, Outcome.REJECTED, told.reason, told.message, told.retry_after_ns)
 
     def _on_lost(self, why: str) -> None:
         self._end_all(why)

@@ -34,9 +34,9 @@ class Exchange:
     """One request on a connection, and its response once there is one. To the gateway, an inquiry."""
 
     __slots__ = (
-        "abandoned", "arrival_ns", "body", "content", "encoding", "every_output_binary", "header_length",
-        "keep_alive", "method", "model", "old", "on_response", "remaining_s", "request_id", "response",
-        "route", "slo_header", "version", "wants_continue",
+        "abandoned", "announced_id", "arrival_ns", "body", "content", "encoding", "every_output_binary",
+        "header_length", "keep_alive", "method", "model", "old", "on_response", "remaining_s", "request_id",
+        "response", "route", "slo_header", "version", "wants_continue",
     )  # fmt: skip
 
     def __init__(self, on_response: Callable[[], None], method: bytes, route: Route | None) -> None:
@@ -57,6 +57,7 @@ class Exchange:
         self.content: memoryview = memoryview(b"")
         self.body: Body | None = None
         self.request_id = ""
+        self.announced_id = ""
         self.response: Response | None = None
         self.abandoned = False
 

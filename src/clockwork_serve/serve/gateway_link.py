@@ -21,6 +21,7 @@ from clockwork_serve.messages import (
     CodeAdded,
     CodeRemoved,
     Frame,
+    Hopeless,
     ModelAdded,
     ModelRemoved,
     Question,
@@ -45,6 +46,7 @@ class LinkListener:
     on_release: Callable[[Release], None]
     on_lost: Callable[[str], None]
     on_readiness: Callable[[], None]
+    on_hopeless: Callable[[Hopeless], None] = lambda _: None
 
 
 class GatewayLink:
@@ -136,6 +138,8 @@ class GatewayLink:
                     listener.on_answer(frame)
                 case Release():
                     listener.on_release(frame)
+                case Hopeless():
+                    listener.on_hopeless(frame)
                 case Reply():
                     waiter = self._asks.get(frame.ask_id)
                     if waiter is not None and not waiter.done():
