@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.messages import Announced, Drain, Hopeless, Outcome, Reason
+from clockwork_serve.messages import Announced, Drain, Foretold, Outcome, Reason
 from clockwork_serve.units import ms
 from tests.controller.honest import World, device, model, profile
 
@@ -19,7 +19,7 @@ def world(**settings: object) -> World:
     return made
 
 
-def announce(made: World, slo_ms: float, name: str = "a") -> Hopeless | None:
+def announce(made: World, slo_ms: float, name: str = "a") -> Foretold | None:
     """What is told of a request whose head comes now."""
     made.controller.observe(
         Announced(
@@ -30,14 +30,16 @@ def announce(made: World, slo_ms: float, name: str = "a") -> Hopeless | None:
     )  # fmt: skip
     effects = made.controller.decide(made.now_ns)
     made.controller.check()
-    assert len(effects) <= 1
-    return effects[0] if effects else None  # type: ignore[return-value]
+    (told,) = effects
+    assert isinstance(told, Foretold)
+    assert (told.announced_id, told.gateway) == ("x", "g0")
+    return told if told.reason else None
 
 
 def test_who_cannot_be_in_time_is_told_so_and_when_to_come_again() -> None:
     told = announce(world(), slo_ms=15)
     assert told is not None
-    assert (told.announced_id, told.gateway, told.reason) == ("x", "g0", Reason.WOULD_MISS_DEADLINE)
+    assert told.reason is Reason.WOULD_MISS_DEADLINE
     assert ms(5) < told.retry_after_ns < ms(6), "20 ms and the way, not 15"
     assert "would be missed by 5." in told.message
 

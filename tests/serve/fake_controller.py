@@ -16,8 +16,8 @@ from clockwork_serve.messages import (
     Cancel,
     Code,
     CodeAdded,
+    Foretold,
     Frame,
-    Hopeless,
     Model,
     ModelAdded,
     Outcome,
@@ -101,7 +101,9 @@ class FakeController:
         self.links: list[Link] = []
         self.released: list[str] = []
         self.on_request: Callable[[Request], Answer | None] = self.echo
-        self.on_announced: Callable[[Announced], Hopeless | None] = lambda _: None
+        self.on_announced: Callable[[Announced], Foretold | None] = lambda announced: Foretold(
+            announced_id=announced.announced_id, gateway=announced.gateway
+        )
         self.on_ask: Callable[[Ask], Reply] = _replied
         self._regions = RegionMap()
         self._listener: Listener | None = None
@@ -189,9 +191,9 @@ class FakeController:
                     self.cancels.append(frame)
                 case Announced():
                     self.announced.append(frame)
-                    hopeless = self.on_announced(frame)
-                    if hopeless is not None:
-                        link.send(hopeless)
+                    foretold = self.on_announced(frame)
+                    if foretold is not None:
+                        link.send(foretold)
                 case Ask():
                     self.asks.append(frame)
                     link.send(self.on_ask(frame))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clockwork_serve.messages import Announced, Hopeless, Reason
+from clockwork_serve.messages import Announced, Foretold, Reason
 from clockwork_serve.serve import gateway_connection
 from clockwork_serve.serve.gateway_connection import DIRECT_BYTES
 from clockwork_serve.units import MIB, ms
@@ -19,6 +19,7 @@ from tests.serve.running_gateway import RunningGateway, running_gateway
 
 VALUES = np.arange(150_000, dtype=np.float32)
 URL = "/v2/models/any/infer"
+LIVE = get("/v2/health/live").replace(b"Connection: close\r\n", b"")
 
 
 @pytest.fixture
@@ -47,21 +48,26 @@ def message(values: np.ndarray = VALUES, *headers: str, length: int | None = Non
     return "\r\n".join([*lines, "", ""]).encode(), body
 
 
-def hopeless(announced: Announced) -> Hopeless:
-    return Hopeless(
+def hopeless(announced: Announced) -> Foretold:
+    return Foretold(
         announced_id=announced.announced_id, gateway=announced.gateway, reason=Reason.WOULD_MISS_DEADLINE,
         message="the deadline would be missed by 7.0 ms", retry_after_ns=ms(7),
     )  # fmt: skip
 
 
+def hopeful(announced: Announced) -> Foretold:
+    return Foretold(announced_id=announced.announced_id, gateway=announced.gateway)
+
+
 def read_response(client: socket.socket) -> tuple[bytes, dict[str, object]]:
-    found = b""
-    while b"\r\n\r\n" not in found:
-        found += client.recv(65536)
-    head, _, body = found.partition(b"\r\n\r\n")
+    """One response, and nothing of the next."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += client.recv(1)
+    body = b""
     length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
     while len(body) < length:
-        body += client.recv(65536)
+        body += client.recv(length - len(body))
     return head, json.loads(body)
 
 
@@ -109,16 +115,40 @@ def test_a_request_with_hope_is_answered_with_the_deadline_of_its_head(gateway: 
     assert (request.arrival_ns, request.deadline_ns) == (announced.arrival_ns, announced.deadline_ns)
 
 
-def test_a_no_that_comes_after_the_body_changes_nothing(gateway: RunningGateway) -> None:
+def test_a_request_that_is_all_there_waits_for_what_is_foretold(gateway: RunningGateway) -> None:
+    controller = gateway.controller
+    controller.on_announced = lambda _: None
     head, body = message(VALUES, "x-slo-ms: 5000")
-    gateway.controller.on_request = lambda request: None
     with gateway.connect() as client:
-        client.sendall(head + body)
-        gateway.until(lambda: gateway.controller.requests)
-        controller = gateway.controller
+        client.sendall(head + body + LIVE)
+        gateway.until(lambda: controller.announced)
+        assert controller.requests == []
         gateway.do(lambda: controller.send(hopeless(controller.announced[0])))
-        gateway.do(lambda: controller.send(controller.echo(controller.requests[0])))
+        assert read_response(client)[0].startswith(b"HTTP/1.1 429 ")
+        assert read_response(client)[1] == {"live": True}
+        client.sendall(head + body)
+        gateway.until(lambda: len(controller.announced) == 2)
+        gateway.do(lambda: controller.send(hopeful(controller.announced[1])))
         assert read_response(client)[0].startswith(b"HTTP/1.1 200 ")
+    assert len(controller.requests) == 1
+
+
+def test_a_controller_that_foretells_nothing_is_waited_for_until_the_deadline(
+    gateway: RunningGateway,
+) -> None:
+    gateway.controller.on_announced = lambda _: None
+    with gateway.connect() as client:
+        client.sendall(b"".join(message(VALUES, "x-slo-ms: 100")))
+        assert read_response(client)[0].startswith(b"HTTP/1.1 200 "), "the one here answers whatever the time"
+
+
+def test_a_controller_that_goes_away_ends_what_waits(gateway: RunningGateway) -> None:
+    gateway.controller.on_announced = lambda _: None
+    with gateway.connect() as client:
+        client.sendall(b"".join(message(VALUES, "x-slo-ms: 20000")))
+        gateway.until(lambda: gateway.controller.announced)
+        gateway.do(gateway.controller.stop)
+        assert read_response(client)[0].startswith(b"HTTP/1.1 503 ")
 
 
 @pytest.mark.parametrize("headers", [(), ("x-slo-ms: soon",)])

@@ -289,8 +289,7 @@ class Controller:
         if self._announced:
             for announced in self._announced:
                 told = foretell(announced, belief, self._feasibility, now_ns, draining=self._draining)
-                if told is not None:
-                    belief.effects.append(told)
+                belief.effects.append(told)
             self._announced.clear()
         if self._ready_may_change:
             self._tell_readiness()

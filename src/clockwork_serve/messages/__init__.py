@@ -49,7 +49,7 @@ from clockwork_serve.messages.requests import (
     Announced,
     Answer,
     Cancel,
-    Hopeless,
+    Foretold,
     Outcome,
     Reason,
     Release,
@@ -64,21 +64,61 @@ ControllerEvent = (
 )  # fmt: skip
 """What the controller observes."""
 
-ControllerEffect = Answer | Release | Load | Unload | Infer | Readiness | Hopeless
+ControllerEffect = Answer | Release | Load | Unload | Infer | Readiness | Foretold
 """What the controller decides."""
 
 Frame = (
     Hello | Ping | Request | Cancel | Answer | Release | Load | Unload | Infer | Result
     | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved
-    | Drain | Readiness | Ask | Reply | Announced | Hopeless
+    | Drain | Readiness | Ask | Reply | Announced | Foretold
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
 __all__ = [
-    "DATATYPES", "Action", "Announced", "Answer", "Ask", "Call", "Cancel", "Code", "CodeAdded", "CodeReady",
-    "CodeRemoved", "ControllerEffect", "ControllerEvent", "DeviceSpec", "Drain", "Extent", "Frame",
-    "GatewayLost", "Hello", "Hopeless", "Infer", "Lane", "Load", "Model", "ModelAdded", "ModelRemoved",
-    "Outcome", "Ping", "Profile", "Question", "Readiness", "Reason", "Release", "Reply", "Request",
-    "Result", "Role", "Status", "TensorRef", "TensorSpec", "Tensors", "Unload", "Weights", "Window",
-    "WorkerJoined", "WorkerLost",
+    "DATATYPES",
+    "Action",
+    "Announced",
+    "Answer",
+    "Ask",
+    "Call",
+    "Cancel",
+    "Code",
+    "CodeAdded",
+    "CodeReady",
+    "CodeRemoved",
+    "ControllerEffect",
+    "ControllerEvent",
+    "DeviceSpec",
+    "Drain",
+    "Extent",
+    "Foretold",
+    "Frame",
+    "GatewayLost",
+    "Hello",
+    "Infer",
+    "Lane",
+    "Load",
+    "Model",
+    "ModelAdded",
+    "ModelRemoved",
+    "Outcome",
+    "Ping",
+    "Profile",
+    "Question",
+    "Readiness",
+    "Reason",
+    "Release",
+    "Reply",
+    "Request",
+    "Result",
+    "Role",
+    "Status",
+    "TensorRef",
+    "TensorSpec",
+    "Tensors",
+    "Unload",
+    "Weights",
+    "Window",
+    "WorkerJoined",
+    "WorkerLost",
 ]  # fmt: skip

@@ -84,7 +84,7 @@ class Request(Struct, frozen=True, kw_only=True, tag="request"):
 
 
 class Announced(Struct, frozen=True, kw_only=True, tag="announced"):
-    """The head of a request has come, and its body is on the way; answered only if it is hopeless already.
+    """The head of a request has come, and its body is on the way: is it worth reading? Answered at once.
 
     ``announced_id`` is not the id of the :class:`Request` that may follow. ``deadline_ns`` is absolute.
     """
@@ -96,13 +96,16 @@ class Announced(Struct, frozen=True, kw_only=True, tag="announced"):
     deadline_ns: int
 
 
-class Hopeless(Struct, frozen=True, kw_only=True, tag="hopeless"):
-    """What was announced need not come: it would be rejected. Fields as in :class:`Answer`."""
+class Foretold(Struct, frozen=True, kw_only=True, tag="foretold"):
+    """What would become of a request that was announced: with a ``reason``, it would be rejected.
+
+    Without one it may come; that is no promise. Fields as in :class:`Answer`.
+    """
 
     announced_id: str
     gateway: str
-    reason: Reason
-    message: str
+    reason: Reason = Reason.NONE
+    message: str = ""
     retry_after_ns: int = 0
 
 

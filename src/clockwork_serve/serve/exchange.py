@@ -23,9 +23,9 @@ from clockwork_serve.messages import (
     ControllerEffect,
     ControllerEvent,
     Drain,
+    Foretold,
     Frame,
     GatewayLost,
-    Hopeless,
     Infer,
     Load,
     ModelAdded,
@@ -316,7 +316,7 @@ class Exchange:
     def perform(self, effect: ControllerEffect) -> None:
         """Send one effect where it belongs; what belongs to a process that is gone is dropped."""
         match effect:
-            case Answer() | Release() | Hopeless():
+            case Answer() | Release() | Foretold():
                 if (gateway := self._gateways.get(effect.gateway)) is not None:
                     gateway.send(effect)
             case Load() | Infer() | Unload():

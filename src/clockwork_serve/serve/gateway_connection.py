@@ -206,8 +206,10 @@ class HttpConnection(asyncio.BufferedProtocol):
             chunks, self._chunks = self._chunks, []
             exchange.content = memoryview(chunks[0] if len(chunks) == 1 else b"".join(chunks))
         self._await_next()
-        self._gateway.announcements.withdraw(exchange.announced_id)
-        self._server.dispatch(exchange)
+        if exchange.announced_id:
+            exchange.on_complete = self._server.dispatch
+        else:
+            self._server.dispatch(exchange)
 
     # Inside
 

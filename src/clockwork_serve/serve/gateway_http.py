@@ -108,7 +108,7 @@ class HttpServer:
             and exchange.slo_header
         ):
             exchange.arrival_ns = self.gateway.clock()
-            exchange.announced_id = self.gateway.announcements.make(exchange, self.gateway.name)
+            exchange.announced_id = self.gateway.announcements.make(exchange, self.gateway.link)
 
     def dispatch(self, exchange: Exchange) -> None:
         """Have a request that is complete answered."""

@@ -20,8 +20,8 @@ from clockwork_serve.messages import (
     Ask,
     CodeAdded,
     CodeRemoved,
+    Foretold,
     Frame,
-    Hopeless,
     ModelAdded,
     ModelRemoved,
     Question,
@@ -46,7 +46,7 @@ class LinkListener:
     on_release: Callable[[Release], None]
     on_lost: Callable[[str], None]
     on_readiness: Callable[[], None]
-    on_hopeless: Callable[[Hopeless], None] = lambda _: None
+    on_foretold: Callable[[Foretold], None] = lambda _: None
 
 
 class GatewayLink:
@@ -138,8 +138,8 @@ class GatewayLink:
                     listener.on_answer(frame)
                 case Release():
                     listener.on_release(frame)
-                case Hopeless():
-                    listener.on_hopeless(frame)
+                case Foretold():
+                    listener.on_foretold(frame)
                 case Reply():
                     waiter = self._asks.get(frame.ask_id)
                     if waiter is not None and not waiter.done():
