@@ -10,11 +10,13 @@ from typing import Any
 import msgspec
 
 from clockwork_serve.messages import (
+    Announced,
     Answer,
     Ask,
     Cancel,
     Code,
     CodeAdded,
+    Foretold,
     Frame,
     Model,
     ModelAdded,
@@ -94,10 +96,14 @@ class FakeController:
         self.ready = Readiness(ready=True)
         self.requests: list[Request] = []
         self.cancels: list[Cancel] = []
+        self.announced: list[Announced] = []
         self.asks: list[Ask] = []
         self.links: list[Link] = []
         self.released: list[str] = []
         self.on_request: Callable[[Request], Answer | None] = self.echo
+        self.on_announced: Callable[[Announced], Foretold | None] = lambda announced: Foretold(
+            announced_id=announced.announced_id, gateway=announced.gateway
+        )
         self.on_ask: Callable[[Ask], Reply] = _replied
         self._regions = RegionMap()
         self._listener: Listener | None = None
@@ -183,6 +189,11 @@ class FakeController:
                         link.send(answer)
                 case Cancel():
                     self.cancels.append(frame)
+                case Announced():
+                    self.announced.append(frame)
+                    foretold = self.on_announced(frame)
+                    if foretold is not None:
+                        link.send(foretold)
                 case Ask():
                     self.asks.append(frame)
                     link.send(self.on_ask(frame))

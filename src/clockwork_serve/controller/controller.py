@@ -13,6 +13,7 @@ from clockwork_serve.controller.cluster import DeviceBelief, Residency
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.deadlines import Deadlines, InternalDeadlines
 from clockwork_serve.controller.feasibility import Feasibility
+from clockwork_serve.controller.foretell import DRAINING, foretell
 from clockwork_serve.controller.invariants import check_belief
 from clockwork_serve.controller.life import READY, SENT, SPENT
 from clockwork_serve.controller.plan import LaneTimer
@@ -22,6 +23,7 @@ from clockwork_serve.controller.settle import Settler
 from clockwork_serve.controller.timers import NEVER_NS, Timer
 from clockwork_serve.controller.watches import Watch
 from clockwork_serve.messages import (
+    Announced,
     Answer,
     Cancel,
     CodeAdded,
@@ -60,6 +62,8 @@ class Controller:
         self._settler = Settler(self._belief, self._scheduler)
         self._turned_away: list[tuple[Request, Outcome, Reason, str]] = []
         """Requests that were never admitted, to be answered."""
+        self._announced: list[Announced] = []
+        """Requests whose heads have come, to be told if they are hopeless."""
         self._leaving: list[tuple[Waiter, Outcome, Reason, str]] = []
         """Admitted requests to be answered because of what was observed."""
         self._timers = self._belief.timers
@@ -99,11 +103,11 @@ class Controller:
             case ModelRemoved():
                 self._on_model_removed(event.model)
             case GatewayLost():
-                for waiter in self._belief.waiters.values():
-                    if waiter.request.gateway == event.gateway:
-                        self._leave(waiter, Outcome.CANCELLED, Reason.NONE, "its gateway is gone")
+                self._on_gateway_lost(event.gateway)
             case Drain():
                 self._draining = self._ready_may_change = True
+            case Announced():
+                self._announced.append(event)
             case _:
                 assert_never(event)
 
@@ -125,7 +129,7 @@ class Controller:
         if model is None:
             refusal = (Outcome.INVALID, Reason.UNKNOWN_MODEL, f"model {request.model!r} is not served")
         elif self._draining:
-            refusal = (Outcome.REJECTED, Reason.DRAINING, "the server is shutting down")
+            refusal = (Outcome.REJECTED, Reason.DRAINING, DRAINING)
         elif not model.fits(request.rows):
             rows = f"batch: expected 1 to {model.model.batch_sizes[-1]}; found {request.rows}"
             refusal = (Outcome.INVALID, Reason.BAD_INPUT, rows)
@@ -138,6 +142,11 @@ class Controller:
     def _leave(self, waiter: Waiter, outcome: Outcome, reason: Reason, message: str) -> None:
         self._leaving.append((waiter, outcome, reason, message))
         self._belief.unsettled = True
+
+    def _on_gateway_lost(self, gateway: str) -> None:
+        for waiter in self._belief.waiters.values():
+            if waiter.request.gateway == gateway:
+                self._leave(waiter, Outcome.CANCELLED, Reason.NONE, "its gateway is gone")
 
     def _on_result(self, result: Result, now_ns: int) -> None:
         sent = self._belief.sent.pop(result.action_id, None)
@@ -277,6 +286,11 @@ class Controller:
         scheduler.schedule(now_ns)
         while (belief.doubted or belief.moved) and self._feasibility.reject(now_ns):
             scheduler.schedule(now_ns)
+        if self._announced:
+            for announced in self._announced:
+                told = foretell(announced, belief, self._feasibility, now_ns, draining=self._draining)
+                belief.effects.append(told)
+            self._announced.clear()
         if self._ready_may_change:
             self._tell_readiness()
         effects, belief.effects = belief.effects, []

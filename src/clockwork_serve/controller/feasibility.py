@@ -151,7 +151,21 @@ class Feasibility:
                     return True
         return self._hopeful_cold(queue, due_ns, now_ns)
 
-    def _hopeful_cold(self, queue: Queue, due_ns: int, now_ns: int) -> bool:
+    def foretell(self, queue: Queue, due_ns: int, now_ns: int) -> Hope | None:
+        """The best that a request which is about to join a queue can hope for, if that is too late.
+
+        None if it is not, or if no device can serve the model at all. Nothing is watched.
+        """
+        for residency in queue.model.residencies.values():
+            ready_ns = residency.ready_ns if residency.state != READY else now_ns
+            infer_ns = residency.code.timings.infer(queue.least, queue.signature).estimate_ns
+            if max(ready_ns, residency.device.exec.available_ns(now_ns)) + infer_ns <= due_ns:
+                return None
+        if self._hopeful_cold(queue, due_ns, now_ns, watch=False):
+            return None
+        return self._best(queue, now_ns)
+
+    def _hopeful_cold(self, queue: Queue, due_ns: int, now_ns: int, *, watch: bool = True) -> bool:
         """Whether a device that lacks the weights promises an end by ``due_ns``.
 
         Of those that do, one whose load lane is free late is watched: it is given away last.
@@ -161,7 +175,8 @@ class Feasibility:
         if probe >= LOADERS_MAX:
             probed = self._loaders.get(probe, now_ns)
             if probed is not None and self._cold_end_ns(queue, probed, now_ns) <= due_ns:
-                self._watch(queue, self._lane(queue, probed), due_ns - self._rest_ns, now_ns)
+                if watch:
+                    self._watch(queue, self._lane(queue, probed), due_ns - self._rest_ns, now_ns)
                 return True
         at = looked_at = latest_ns = 0
         lane: LaneBelief | None = None
@@ -174,7 +189,7 @@ class Feasibility:
                 looked_at += 1
                 if end_ns < soonest_ns:
                     self._soonest, soonest_ns = device, end_ns
-        if lane is not None:
+        if watch and lane is not None:
             self._watch(queue, lane, latest_ns, now_ns)
         return lane is not None
 
@@ -227,14 +242,17 @@ class Feasibility:
         start_ns = now_ns + hope.rest_ns - hope.samples.estimate_ns
         if not hope.lane and start_ns + hope.samples.median_ns < head.due_ns:
             hope.samples.doubt()
-        shortage_ns = hope.end_ns - head.due_ns
-        allowed_ns = head.request.deadline_ns - head.request.arrival_ns
-        impossible = hope.rest_ns + self._belief.slack_ns > allowed_ns
+        request = head.request
+        retry_after_ns, message = self.advice(hope, request.arrival_ns, head.due_ns, request.deadline_ns)
         self._belief.answer(
-            head, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE,
-            retry_after_ns=0 if impossible else shortage_ns,
-            message=_miss_message(shortage_ns, hope, impossible=impossible),
-        )  # fmt: skip
+            head, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, message=message, retry_after_ns=retry_after_ns
+        )
+
+    def advice(self, hope: Hope, arrival_ns: int, due_ns: int, deadline_ns: int) -> tuple[int, str]:
+        """For a hopeless request: how long to wait before a like one (0: no advice), and why it is."""
+        shortage_ns = hope.end_ns - due_ns
+        impossible = hope.rest_ns + self._belief.slack_ns > deadline_ns - arrival_ns
+        return 0 if impossible else shortage_ns, _miss_message(shortage_ns, hope, impossible=impossible)
 
     def _best(self, queue: Queue, now_ns: int) -> Hope | None:
         """The earliest end that any device promises; None where none can serve the model at all.

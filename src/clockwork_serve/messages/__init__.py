@@ -46,8 +46,10 @@ from clockwork_serve.messages.records import (
     Weights,
 )
 from clockwork_serve.messages.requests import (
+    Announced,
     Answer,
     Cancel,
+    Foretold,
     Outcome,
     Reason,
     Release,
@@ -58,24 +60,65 @@ from clockwork_serve.messages.requests import (
 
 ControllerEvent = (
     Request | Cancel | Result | WorkerJoined | WorkerLost | CodeAdded | CodeReady | CodeRemoved
-    | ModelAdded | ModelRemoved | GatewayLost | Drain
+    | ModelAdded | ModelRemoved | GatewayLost | Drain | Announced
 )  # fmt: skip
 """What the controller observes."""
 
-ControllerEffect = Answer | Release | Load | Unload | Infer | Readiness
+ControllerEffect = Answer | Release | Load | Unload | Infer | Readiness | Foretold
 """What the controller decides."""
 
 Frame = (
     Hello | Ping | Request | Cancel | Answer | Release | Load | Unload | Infer | Result
     | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved
-    | Drain | Readiness | Ask | Reply
+    | Drain | Readiness | Ask | Reply | Announced | Foretold
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
 __all__ = [
-    "DATATYPES", "Action", "Answer", "Ask", "Call", "Cancel", "Code", "CodeAdded", "CodeReady", "CodeRemoved",
-    "ControllerEffect", "ControllerEvent", "DeviceSpec", "Drain", "Extent", "Frame", "GatewayLost", "Hello",
-    "Infer", "Lane", "Load", "Model", "ModelAdded", "ModelRemoved", "Outcome", "Ping", "Profile", "Question",
-    "Readiness", "Reason", "Release", "Reply", "Request", "Result", "Role", "Status", "TensorRef",
-    "TensorSpec", "Tensors", "Unload", "Weights", "Window", "WorkerJoined", "WorkerLost",
+    "DATATYPES",
+    "Action",
+    "Announced",
+    "Answer",
+    "Ask",
+    "Call",
+    "Cancel",
+    "Code",
+    "CodeAdded",
+    "CodeReady",
+    "CodeRemoved",
+    "ControllerEffect",
+    "ControllerEvent",
+    "DeviceSpec",
+    "Drain",
+    "Extent",
+    "Foretold",
+    "Frame",
+    "GatewayLost",
+    "Hello",
+    "Infer",
+    "Lane",
+    "Load",
+    "Model",
+    "ModelAdded",
+    "ModelRemoved",
+    "Outcome",
+    "Ping",
+    "Profile",
+    "Question",
+    "Readiness",
+    "Reason",
+    "Release",
+    "Reply",
+    "Request",
+    "Result",
+    "Role",
+    "Status",
+    "TensorRef",
+    "TensorSpec",
+    "Tensors",
+    "Unload",
+    "Weights",
+    "Window",
+    "WorkerJoined",
+    "WorkerLost",
 ]  # fmt: skip

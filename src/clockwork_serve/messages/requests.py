@@ -83,6 +83,32 @@ class Request(Struct, frozen=True, kw_only=True, tag="request"):
     tensors: bytes = b""
 
 
+class Announced(Struct, frozen=True, kw_only=True, tag="announced"):
+    """The head of a request has come, and its body is on the way: is it worth reading? Answered at once.
+
+    ``announced_id`` is not the id of the :class:`Request` that may follow. ``deadline_ns`` is absolute.
+    """
+
+    announced_id: str
+    gateway: str
+    model: str
+    arrival_ns: int
+    deadline_ns: int
+
+
+class Foretold(Struct, frozen=True, kw_only=True, tag="foretold"):
+    """What would become of a request that was announced: with a ``reason``, it would be rejected.
+
+    Without one it may come; that is no promise. Fields as in :class:`Answer`.
+    """
+
+    announced_id: str
+    gateway: str
+    reason: Reason = Reason.NONE
+    message: str = ""
+    retry_after_ns: int = 0
+
+
 class Cancel(Struct, frozen=True, kw_only=True, tag="cancel"):
     """The client went away."""
 

@@ -13,6 +13,7 @@ import msgspec
 from clockwork_serve.errors import TransportError
 from clockwork_serve.machine import Machine
 from clockwork_serve.messages import (
+    Announced,
     Answer,
     Ask,
     Cancel,
@@ -22,6 +23,7 @@ from clockwork_serve.messages import (
     ControllerEffect,
     ControllerEvent,
     Drain,
+    Foretold,
     Frame,
     GatewayLost,
     Infer,
@@ -162,6 +164,8 @@ class Exchange:
     def _from_gateway(self, link: Link, frame: Frame) -> bool:
         match frame:
             case Request() if frame.gateway == link.peer.name:
+                self.driver.post(frame)
+            case Announced() if frame.gateway == link.peer.name:
                 self.driver.post(frame)
             case Cancel():
                 self.driver.post(frame)
@@ -312,7 +316,7 @@ class Exchange:
     def perform(self, effect: ControllerEffect) -> None:
         """Send one effect where it belongs; what belongs to a process that is gone is dropped."""
         match effect:
-            case Answer() | Release():
+            case Answer() | Release() | Foretold():
                 if (gateway := self._gateways.get(effect.gateway)) is not None:
                     gateway.send(effect)
             case Load() | Infer() | Unload():

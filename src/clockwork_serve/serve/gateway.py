@@ -21,6 +21,7 @@ from clockwork_serve.errors import InvalidRequest, TransportError
 from clockwork_serve.messages import (
     Answer,
     Cancel,
+    Foretold,
     Outcome,
     Question,
     Reason,
@@ -40,6 +41,7 @@ from clockwork_serve.oip import (
     status_of,
     status_of_error,
 )
+from clockwork_serve.serve.gateway_announcements import Announcements
 from clockwork_serve.serve.gateway_link import GatewayLink, LinkListener
 from clockwork_serve.serve.gateway_models import GatewayModels
 from clockwork_serve.serve.gateway_slots import Body, Slot, Slots
@@ -104,6 +106,13 @@ class Inquiry(Protocol):
         """Answer the client, perhaps before :meth:`Gateway.infer` returns. Once; again only if it raised."""
 
 
+class EarlyInquiry(Inquiry, Protocol):
+    """One whose head is there before its body."""
+
+    def foretold(self) -> None:
+        """What becomes of it was asked: it may come, or it was ended."""
+
+
 @dataclass(slots=True)
 class _Pending:
     """A request without the controller's answer; ``inquiry`` is None once its client needs nothing."""
@@ -134,13 +143,19 @@ class Gateway:
         self.clock = clock
         self.connections = 0
         self.readiness_listeners: list[Callable[[], None]] = []
-        listener = LinkListener(self._on_answer, self._on_release, self._on_lost, self._on_readiness)
+        # Unlike any of an earlier process of that name.
+        self._prefix = f"{settings.name}-{time.time_ns() // NS_PER_MS:x}-"
+        self.announcements: Announcements[EarlyInquiry] = Announcements(
+            settings.name, self._prefix, self._on_announced_in_vain
+        )
+        listener = LinkListener(
+            self._on_answer, self._on_release, self._on_lost, self._on_readiness,
+            self.announcements.on_foretold,
+        )  # fmt: skip
         self.link = GatewayLink(settings.name, Path(settings.controller), settings.default_slo_ns, listener)
         self._loop = asyncio.get_running_loop()
         self._pending: dict[str, _Pending] = {}  # all and only requests sent and not answered
         self._held: dict[str, Slot] = {}  # slots of answered requests that a worker may still touch
-        # Unlike any of an earlier process of that name.
-        self._prefix = f"{settings.name}-{time.time_ns() // NS_PER_MS:x}-"
         self._count = 0
         self._received = 0
         self._outcomes: dict[str, int] = {}
@@ -269,8 +284,13 @@ class Gateway:
         else:
             self.slots.free(slot)
 
+    def _on_announced_in_vain(self, inquiry: EarlyInquiry, told: Foretold) -> None:
+        self._received += 1
+        self._refuse(inquiry, Outcome.REJECTED, told.reason, told.message, told.retry_after_ns)
+
     def _on_lost(self, why: str) -> None:
         self._end_all(why)
+        self.announcements.on_lost()
         # Workers may still write for requests that nobody waits for: to memory that is theirs alone now.
         self.slots.renew()
 

@@ -16,7 +16,7 @@ from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_exchange import Exchange, HttpLimits
 from clockwork_serve.serve.gateway_responses import Response, error_response
 from clockwork_serve.serve.gateway_routes import Route
-from clockwork_serve.units import KIB
+from clockwork_serve.units import KIB, MIB
 
 DIRECT_BYTES: Final = 64 * KIB
 """Bodies above this are read from the socket to where they stay."""
@@ -24,6 +24,8 @@ JOIN_BYTES: Final = 64 * KIB
 """Responses up to this are copied together, which is cheaper than several buffers in one write."""
 PIPELINED_MAX: Final = 128
 """Requests of one connection without an answer, before no more is read from it."""
+UNWANTED_MAX: Final = 8 * MIB
+"""So much of a body that is not wanted any more is read, so that the connection can be used again."""
 LINGER_S: Final = 2.0
 """How long the rest of a request that was refused is read and thrown away, so that its client sees why."""
 
@@ -56,6 +58,9 @@ class HttpHost(Protocol):
     def room(self, exchange: Exchange, length: int) -> memoryview:
         """Where to receive a large body."""
 
+    def announce(self, exchange: Exchange) -> None:
+        """Ask whether a request with a large body is worth receiving it."""
+
     def dispatch(self, exchange: Exchange) -> None:
         """Have a request that is complete answered."""
 
@@ -78,6 +83,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._chunks: list[bytes] = []
         self._content_bytes = 0
         self._direct: memoryview | None = None  # where a large body goes; _content_bytes of it have arrived
+        self._unwanted_bytes = 0  # of the body of a request that is answered already, so many are to come
         self._closing = False  # nothing that arrives matters any more
         self._paused = False
         self._unsent = False  # the client does not read
@@ -95,11 +101,19 @@ class HttpConnection(asyncio.BufferedProtocol):
         """Where the next bytes go."""
         if self._direct is not None and not self._closing:
             return self._direct[self._content_bytes :]
+        if self._unwanted_bytes and not self._closing:
+            return self._server.buffer[: self._unwanted_bytes]
         return self._server.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take in what arrived."""
         if self._closing:
+            return
+        if self._unwanted_bytes:
+            self._unwanted_bytes -= nbytes
+            if not self._unwanted_bytes:
+                self._parser = httptools.HttpRequestParser(self)
+                self._await_next()
             return
         if self._direct is None:
             self._feed(self._server.buffer[:nbytes])
@@ -191,15 +205,18 @@ class HttpConnection(asyncio.BufferedProtocol):
         elif self._chunks:
             chunks, self._chunks = self._chunks, []
             exchange.content = memoryview(chunks[0] if len(chunks) == 1 else b"".join(chunks))
-        self._content_bytes = 0
-        self._phase = _IDLE
-        self.due_s = self._server.tick_s + self._limits.idle_s
-        self._server.dispatch(exchange)
+        self._await_next()
+        if exchange.announced_id:
+            exchange.on_complete = self._server.dispatch
+        else:
+            self._server.dispatch(exchange)
 
     # Inside
 
     def pump(self) -> None:
         """Send all responses whose turn it is."""
+        if self._current is not None and self._current.response is not None:
+            self._stop_receiving(self._current)
         queue = self._queue
         while queue and (response := queue[0].response) is not None:
             exchange = queue.popleft()
@@ -233,6 +250,20 @@ class HttpConnection(asyncio.BufferedProtocol):
     def idle(self) -> bool:
         """Whether no response is owed."""
         return not self._queue
+
+    def _await_next(self) -> None:
+        self._content_bytes = 0
+        self._phase = _IDLE
+        self.due_s = self._server.tick_s + self._limits.idle_s
+
+    def _stop_receiving(self, exchange: Exchange) -> None:
+        """It is answered before its body is there: read the rest and throw it away, if it is not too much."""
+        assert self._direct is not None
+        self._unwanted_bytes = len(self._direct) - self._content_bytes
+        self._current = self._direct = None
+        if self._unwanted_bytes > UNWANTED_MAX:
+            exchange.keep_alive = False
+            self._closing = True
 
     def _feed(self, data: memoryview) -> None:
         try:
@@ -277,6 +308,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         exchange.slo_header = None if slo is None else slo.decode("latin-1")
         if length > DIRECT_BYTES:
             self._direct = self._server.room(exchange, length)
+            self._server.announce(exchange)
         if length or b"transfer-encoding" in headers:
             expected_bytes = length or limits.body_bytes
             self.due_s = self._server.tick_s + limits.body_s + expected_bytes / limits.bytes_per_s
@@ -313,6 +345,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._direct = None
         self._chunks = []
         self._gateway.drop_body(exchange)
+        self._gateway.announcements.withdraw(exchange.announced_id)
         exchange.keep_alive = False
         exchange.respond(error_response(status, message))
 
@@ -334,6 +367,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         for exchange in self._queue:
             exchange.abandoned = True
             self._gateway.drop_body(exchange)
+            self._gateway.announcements.withdraw(exchange.announced_id)
             if exchange.request_id:
                 self._gateway.cancel(exchange.request_id)
         self._queue.clear()

@@ -34,9 +34,9 @@ class Exchange:
     """One request on a connection, and its response once there is one. To the gateway, an inquiry."""
 
     __slots__ = (
-        "abandoned", "arrival_ns", "body", "content", "encoding", "every_output_binary", "header_length",
-        "keep_alive", "method", "model", "old", "on_response", "remaining_s", "request_id", "response",
-        "route", "slo_header", "version", "wants_continue",
+        "abandoned", "announced_id", "arrival_ns", "body", "content", "encoding", "every_output_binary",
+        "header_length", "keep_alive", "method", "model", "old", "on_complete", "on_response", "remaining_s",
+        "request_id", "response", "route", "slo_header", "version", "wants_continue",
     )  # fmt: skip
 
     def __init__(self, on_response: Callable[[], None], method: bytes, route: Route | None) -> None:
@@ -57,6 +57,10 @@ class Exchange:
         self.content: memoryview = memoryview(b"")
         self.body: Body | None = None
         self.request_id = ""
+        self.announced_id = ""  # while it is asked whether it is worth its body
+        self.on_complete: Callable[[Exchange], None] | None = (
+            None  # what waits for that, if the body is there
+        )
         self.response: Response | None = None
         self.abandoned = False
 
@@ -71,6 +75,13 @@ class Exchange:
             )
         length = int(self.header_length)
         return parse_infer(self.content, length) if length else served.raw_call(self.content)
+
+    def foretold(self) -> None:
+        """Go on, if it was not ended."""
+        self.announced_id = ""
+        go_on, self.on_complete = self.on_complete, None
+        if go_on is not None and self.response is None and not self.abandoned:
+            go_on(self)
 
     def end(self, ending: Ending) -> None:
         """Answer the client."""

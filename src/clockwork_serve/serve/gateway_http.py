@@ -95,9 +95,25 @@ class HttpServer:
                     return exchange.body.view
         return memoryview(bytearray(length))
 
+    def announce(self, exchange: Exchange) -> None:
+        """Ask whether an inference request is worth its body.
+
+        It has arrived now: its head says how long it may take.
+        """
+        route = exchange.route
+        if (
+            route is not None
+            and route.endpoint is None
+            and exchange.method == route.method
+            and exchange.slo_header
+        ):
+            exchange.arrival_ns = self.gateway.clock()
+            exchange.announced_id = self.gateway.announcements.make(exchange, self.gateway.link)
+
     def dispatch(self, exchange: Exchange) -> None:
         """Have a request that is complete answered."""
-        exchange.arrival_ns = self.gateway.clock()
+        if not exchange.arrival_ns:
+            exchange.arrival_ns = self.gateway.clock()
         if exchange.encoding and exchange.encoding.lower() != b"identity":
             if len(exchange.content) > DIRECT_BYTES:
                 self._start(self._unpacked_soon(exchange))

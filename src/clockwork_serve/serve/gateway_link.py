@@ -20,6 +20,7 @@ from clockwork_serve.messages import (
     Ask,
     CodeAdded,
     CodeRemoved,
+    Foretold,
     Frame,
     ModelAdded,
     ModelRemoved,
@@ -45,6 +46,7 @@ class LinkListener:
     on_release: Callable[[Release], None]
     on_lost: Callable[[str], None]
     on_readiness: Callable[[], None]
+    on_foretold: Callable[[Foretold], None] = lambda _: None
 
 
 class GatewayLink:
@@ -136,6 +138,8 @@ class GatewayLink:
                     listener.on_answer(frame)
                 case Release():
                     listener.on_release(frame)
+                case Foretold():
+                    listener.on_foretold(frame)
                 case Reply():
                     waiter = self._asks.get(frame.ask_id)
                     if waiter is not None and not waiter.done():

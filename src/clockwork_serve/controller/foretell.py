@@ -1,0 +1,46 @@
+"""Whether a request whose head alone has come would be rejected now: then its body need not come.
+
+A question, no promise: one that is not told so now may be rejected when it is there.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.feasibility import Feasibility
+from clockwork_serve.messages import Announced, Foretold, Reason
+
+DRAINING: Final = "the server is shutting down"
+
+
+def foretell(
+    announced: Announced, belief: Belief, feasibility: Feasibility, now_ns: int, *, draining: bool
+) -> Foretold:
+    """What to tell the gateway."""
+    model = belief.models.get(announced.model)
+    if model is None:
+        return _foretold(announced)
+    if draining:
+        return _foretold(announced, Reason.DRAINING, DRAINING)
+    if model.waiting >= model.queue_limit:
+        return _foretold(
+            announced, Reason.QUEUE_FULL, f"{model.waiting} requests wait for this model already"
+        )
+    if model.main is None or not belief.config.reject_infeasible:
+        return _foretold(announced)
+    due_ns = announced.deadline_ns - belief.slack_ns
+    hope = feasibility.foretell(model.main, due_ns, now_ns)
+    if hope is None:
+        return _foretold(announced)
+    retry_after_ns, message = feasibility.advice(hope, announced.arrival_ns, due_ns, announced.deadline_ns)
+    return _foretold(announced, Reason.WOULD_MISS_DEADLINE, message, retry_after_ns)
+
+
+def _foretold(
+    announced: Announced, reason: Reason = Reason.NONE, message: str = "", retry_after_ns: int = 0
+) -> Foretold:
+    return Foretold(
+        announced_id=announced.announced_id, gateway=announced.gateway, reason=reason, message=message,
+        retry_after_ns=retry_after_ns,
+    )  # fmt: skip

@@ -1,0 +1,98 @@
+"""Requests whose heads alone have come: who is told that it need not send the rest."""
+
+from __future__ import annotations
+
+from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.messages import Announced, Drain, Foretold, Outcome, Reason
+from clockwork_serve.units import ms
+from tests.controller.honest import World, device, model, profile
+
+
+def world(**settings: object) -> World:
+    """Model a is warm on one device, where a request of 10 ms has just begun."""
+    made = World(ControllerConfig(policy="default", **settings))  # type: ignore[arg-type]
+    made.serve(model("a", queue_limit=3), model("cold"), times=profile(b1_ms=10, step_ms=1, load_ms=8))
+    made.join(device())
+    made.request("a", slo_ms=500)
+    made.run(until_ms=100)
+    made.request("a", slo_ms=500)
+    return made
+
+
+def announce(made: World, slo_ms: float, name: str = "a") -> Foretold | None:
+    """What is told of a request whose head comes now."""
+    made.controller.observe(
+        Announced(
+            announced_id="x", gateway="g0", model=f"{name}/1", arrival_ns=made.now_ns,
+            deadline_ns=made.now_ns + ms(slo_ms),
+        ),
+        made.now_ns,
+    )  # fmt: skip
+    effects = made.controller.decide(made.now_ns)
+    made.controller.check()
+    (told,) = effects
+    assert isinstance(told, Foretold)
+    assert (told.announced_id, told.gateway) == ("x", "g0")
+    return told if told.reason else None
+
+
+def test_who_cannot_be_in_time_is_told_so_and_when_to_come_again() -> None:
+    told = announce(world(), slo_ms=15)
+    assert told is not None
+    assert told.reason is Reason.WOULD_MISS_DEADLINE
+    assert ms(5) < told.retry_after_ns < ms(6), "20 ms and the way, not 15"
+    assert "would be missed by 5." in told.message
+
+
+def test_who_could_never_be_in_time_gets_no_advice() -> None:
+    told = announce(world(), slo_ms=9)
+    assert told is not None
+    assert (told.retry_after_ns, told.reason) == (0, Reason.WOULD_MISS_DEADLINE)
+
+
+def test_who_may_be_in_time_is_told_nothing() -> None:
+    assert announce(world(), slo_ms=25) is None
+
+
+def test_what_was_announced_waits_nowhere() -> None:
+    made = world()
+    announce(made, slo_ms=25)
+    assert made.controller.snapshot()["in_flight"] == 1
+    made.run(until_ms=100)
+    assert [answer.outcome for answer in made.answers.values()] == [Outcome.OK] * 2
+
+
+def test_a_full_queue_and_a_server_that_drains_are_told_too() -> None:
+    made = world()
+    for _ in range(3):
+        made.request("a", slo_ms=500)
+    told = announce(made, slo_ms=400)
+    assert told is not None
+    assert told.reason is Reason.QUEUE_FULL
+    made.tell(Drain())
+    told = announce(made, slo_ms=400)
+    assert told is not None
+    assert told.reason is Reason.DRAINING
+
+
+def test_nothing_is_told_of_models_that_nobody_asked_for_yet_or_that_are_not_there() -> None:
+    made = world()
+    assert announce(made, slo_ms=1, name="cold") is None
+    assert announce(made, slo_ms=1, name="none") is None
+
+
+def test_nothing_is_told_where_hopeless_requests_are_not_rejected() -> None:
+    assert announce(world(reject_infeasible=False), slo_ms=15) is None
+
+
+def test_weights_that_are_not_there_add_their_load() -> None:
+    made = World(ControllerConfig(policy="default"))
+    made.serve(model("a", mib=9), model("b", mib=9), times=profile(b1_ms=10, load_ms=8))
+    made.join(device(pages=10))
+    for name in ("a", "b"):
+        made.request(name, slo_ms=500)
+        made.run(until_ms=100)
+    assert announce(made, slo_ms=22) is None
+    told = announce(made, slo_ms=17)
+    assert told is not None
+    assert told.retry_after_ns == 0, "8 to load and 10 to run are more than 17"
