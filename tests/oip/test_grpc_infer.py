@@ -111,7 +111,7 @@ def test_raw_contents_belong_to_the_inputs_that_are_not_in_shared_memory() -> No
 def test_data_is_in_one_place() -> None:
     sent = request(contents={"fp32_contents": [1, 2]})
     place(sent.inputs[0].parameters)
-    with pytest.raises(InvalidRequest, match="'X'.*either here or in shared memory, found both"):
+    with pytest.raises(InvalidRequest, match=r"'X'.*either here or in shared memory, found both"):
         parse_infer(sent)
 
 

@@ -201,12 +201,12 @@ def test_data_is_in_one_place() -> None:
         parse({"inputs": [], "outputs": [{"name": "Y", "parameters": PLACE | {"classification": 1}}]})
 
 
-def test_an_output_in_shared_memory_is_named_not_sent() -> None:
+def test_an_output_in_shared_memory_has_a_shape_and_no_data() -> None:
     call = InferCall([], [OutputWish("Y", binary=True, shared=SharedRef("r", 8, 100))], shared=True)
     head, parts = answer(call, identity(), OutputTensor("Y", "FP32", (2, 2), X.tobytes()))
 
     assert parts == []
-    assert head["outputs"] == [{"name": "Y", "datatype": "FP32", "shape": [2, 2], "parameters": PLACE}]
+    assert head["outputs"] == [{"name": "Y", "datatype": "FP32", "shape": [2, 2]}]
 
 
 def answer(call: InferCall, of: Served, *outputs: OutputTensor, **parameters: Any) -> tuple[Any, list[bytes]]:

@@ -6,6 +6,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 PREFIX = "/clockwork-test-"
 
@@ -30,8 +31,7 @@ class Segment:
 
     def close(self) -> None:
         os.close(self.fd)
-        if os.path.lexists(self.path):
-            os.unlink(self.path)
+        Path(self.path).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -119,14 +119,14 @@ def test_a_region_must_be_inside_its_object(
     regions: Regions, shared: Segment, offset: int, byte_size: int
 ) -> None:
     with pytest.raises(
-        InvalidRequest, match="'r': invalid args: expected at least .* bytes in .*, found 4096"
+        InvalidRequest, match=r"'r': invalid args: expected at least .* bytes in .*, found 4096"
     ):
         regions.register(region(shared, "r", offset, byte_size))
     assert regions.registered() == []
 
 
 def test_an_object_that_is_not_there_is_refused(regions: Regions) -> None:
-    with pytest.raises(InvalidRequest, match="Unable to open shared memory region: .*No such file"):
+    with pytest.raises(InvalidRequest, match=r"Unable to open shared memory region: .*No such file"):
         regions.register(SharedRegion("r", f"{PREFIX}{uuid.uuid4().hex}", 0, 1))
 
 
@@ -217,11 +217,11 @@ def test_an_object_truncated_since_is_an_error(regions: Regions, slots: Slots, s
     shared.resize(100)
 
     assert read(regions, slots, SharedRef("r", 99, 1)) == [bytes([99])]
-    with pytest.raises(InvalidRequest, match="expected at least 101 bytes .* found 100"):
+    with pytest.raises(InvalidRequest, match=r"expected at least 101 bytes .* found 100"):
         read(regions, slots, SharedRef("r", 99, 2))
-    with pytest.raises(InvalidRequest, match="expected at least 108 bytes .* found 100"):
+    with pytest.raises(InvalidRequest, match=r"expected at least 108 bytes .* found 100"):
         regions.check_outputs(writing(SharedRef("r", 100, 8)), identity(), 1)
-    with pytest.raises(InvalidRequest, match="expected at least 108 bytes .* found 100"):
+    with pytest.raises(InvalidRequest, match=r"expected at least 108 bytes .* found 100"):
         regions.write_outputs(writing(SharedRef("r", 100, 8)), [OutputTensor("Y", "FP32", (1, 2), bytes(8))])
     shared.resize(4096)
     assert read(regions, slots, SharedRef("r", 100, 2)) == [b"\0\0"]
@@ -231,8 +231,8 @@ def test_an_object_without_a_name_any_more_is_an_error(
     regions: Regions, slots: Slots, shared: Segment
 ) -> None:
     regions.register(region(shared))
-    os.unlink(shared.path)
-    with pytest.raises(InvalidRequest, match="Unable to open shared memory region: .*No such file"):
+    Path(shared.path).unlink()
+    with pytest.raises(InvalidRequest, match=r"Unable to open shared memory region: .*No such file"):
         read(regions, slots, SharedRef("r", 0, 1))
 
 

@@ -45,7 +45,7 @@ class _JsonOutput(Struct, omit_defaults=True):
     name: str
     datatype: str
     shape: tuple[int, ...]
-    parameters: dict[str, str | int] | None = None
+    parameters: dict[str, int] | None = None
     data: list[Any] | UnsetType = UNSET
 
 
@@ -118,12 +118,11 @@ def encode_infer(
             labels = served.model.labels.get(wish.name, ())
             tensor = classify(tensor, wish.classes, labels, batched=served.code.batched)
         head = _JsonOutput(tensor.name, tensor.datatype, tensor.shape)
-        if wish.shared is not None:
-            head.parameters = wish.shared.parameters(len(tensor.data))
-        elif wish.binary:
+        # One in shared memory has no data, and no parameters: a stock client looks there for a size.
+        if wish.shared is None and wish.binary:
             head.parameters = {"binary_data_size": len(tensor.data)}
             parts.append(bytes(tensor.data))
-        else:
+        elif wish.shared is None:
             head.data = to_json(tensor.datatype, tensor.data)
         heads.append(head)
     model = served.model

@@ -106,7 +106,7 @@ def shared_region(name: str, fields: Mapping[str, Any]) -> SharedRegion:
 def object_name(key: str, prefix: str) -> str:
     """The file name of the object that a key means; ``prefix`` is what keys must begin with.
 
-    Raises :class:`InvalidRequest` for what is no such name, and :class:`Forbidden` for one without the prefix.
+    Raises :class:`InvalidRequest` for what is no such name, :class:`Forbidden` for one without the prefix.
     """
     name = key.removeprefix("/")
     try:
@@ -115,8 +115,8 @@ def object_name(key: str, prefix: str) -> str:
         size = 0
     if not 0 < size <= NAME_BYTES or name in (".", "..") or "/" in name or "\0" in name:
         raise InvalidRequest(
-            f"Unable to open shared memory region: {key[:NAME_BYTES]!r}: expected a key of 1 to {NAME_BYTES} bytes "
-            "without a slash but the first"
+            f"Unable to open shared memory region: {key[:NAME_BYTES]!r}: expected a key of 1 to "
+            f"{NAME_BYTES} bytes without a slash but the first"
         )
     if not name.startswith(prefix.removeprefix("/")):
         raise Forbidden(
