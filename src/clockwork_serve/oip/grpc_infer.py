@@ -27,16 +27,16 @@ _FIELDS: Final = {
 def parse_infer(request: Any) -> InferCall:
     """A call from a ``ModelInferRequest``. Raises :class:`InvalidRequest`."""
     raw = request.raw_input_contents
-    refs = [_shared_ref(tensor) for tensor in request.inputs]
-    sent = refs.count(None)
+    places = [_shared_ref(tensor) if tensor.parameters else None for tensor in request.inputs]
+    sent = places.count(None)
     if raw and len(raw) != sent:
         raise InvalidRequest(
             f"raw_input_contents: expected one entry for each of the {sent} inputs, found {len(raw)}"
         )
     contents = iter(raw)
     inputs = [
-        _input(tensor, next(contents) if raw and ref is None else None, ref)
-        for tensor, ref in zip(request.inputs, refs, strict=True)
+        _input(tensor, next(contents) if raw and place is None else None, place)
+        for tensor, place in zip(request.inputs, places, strict=True)
     ]
     outputs = [_wish(output) for output in request.outputs] if request.outputs else None
     parameters = parameters_of(request.parameters) if request.parameters else {}
@@ -151,4 +151,4 @@ def _wish(output: Any) -> OutputWish:
 
 def _shared_ref(tensor: Any) -> SharedRef | None:
     """Where an input is in shared memory, if there."""
-    return shared_ref("input", tensor.name, parameters_of(tensor.parameters)) if tensor.parameters else None
+    return shared_ref("input", tensor.name, parameters_of(tensor.parameters))
