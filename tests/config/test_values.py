@@ -86,7 +86,14 @@ def test_advice_names_the_nearest_word_or_all() -> None:
 
 @pytest.mark.parametrize(
     ("written", "prefix"),
-    [("/clockwork-", "/clockwork-"), (" /x ", "/x"), ("/", "/"), ("off", None), ("None", None), (False, None)],
+    [
+        ("/clockwork-", "/clockwork-"),
+        (" /x ", "/x"),
+        ("/", "/"),
+        ("off", None),
+        ("None", None),
+        (False, None),
+    ],
 )
 def test_a_prefix_of_keys_or_off(written: object, prefix: str | None) -> None:
     assert values.prefix_or_off(written) == prefix

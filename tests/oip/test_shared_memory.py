@@ -73,10 +73,10 @@ def test_a_reference_outside_its_region_is_refused(offset: int, nbytes: int) -> 
         ({"shared_memory_region": ""}, "'shared_memory_region': expected a region's name, found ''"),
         ({"shared_memory_region": 7}, "expected a region's name, found 7"),
         ({"shared_memory_region": "r"}, "'shared_memory_byte_size': expected a number .*, found None"),
-        ({"shared_memory_region": "r", "shared_memory_byte_size": -1}, "'shared_memory_byte_size'.* found -1"),
+        ({"shared_memory_region": "r", "shared_memory_byte_size": -1}, "byte_size'.* found -1"),
         ({"shared_memory_region": "r", "shared_memory_byte_size": True}, "found True"),
         ({"shared_memory_region": "r", "shared_memory_byte_size": 1.5}, "found 1.5"),
-        ({"shared_memory_region": "r", "shared_memory_byte_size": 1, "shared_memory_offset": ""}, "_offset'.*"),
+        ({"shared_memory_region": "r", "shared_memory_byte_size": 1, "shared_memory_offset": ""}, "_offset'"),
     ],
 )  # fmt: skip
 def test_wrong_parameters_say_which(parameters: dict[str, Any], words: str) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -236,6 +237,26 @@ def test_an_object_without_a_name_any_more_is_an_error(
         read(regions, slots, SharedRef("r", 0, 1))
 
 
+def test_an_object_truncated_at_the_worst_moment_is_an_error(
+    tmp_path: Path, slots: Slots, shared: Segment
+) -> None:
+    class Shrinking(Regions):
+        """Between all checks and the copy, the client shrinks it."""
+
+        @contextmanager
+        def _reached(self, ref: SharedRef, how: int) -> Iterator[tuple[int, int]]:
+            with super()._reached(ref, how) as found:
+                shared.resize(10)
+                yield found
+
+    regions = Shrinking(PREFIX, tmp_path / "regions")
+    regions.register(region(shared))
+    with pytest.raises(InvalidRequest, match="'r' was truncated while it was read: 7 bytes are missing"):
+        read(regions, slots, SharedRef("r", 9, 8))
+    shared.resize(4096)
+    regions.write_outputs(writing(SharedRef("r", 64, 8)), [OutputTensor("Y", "FP32", (1, 2), bytes(8))])
+
+
 @pytest.mark.timeout(60)
 def test_a_client_that_truncates_all_the_time_only_gets_errors(regions: Regions, slots: Slots) -> None:
     nbytes = 256 * 1024
@@ -308,8 +329,8 @@ def test_shared_memory_is_for_clients_of_this_host_where_it_is_on(regions: Regio
 @pytest.mark.parametrize(
     ("host", "local"),
     [("127.0.0.1", True), ("127.8.9.1", True), ("::1", True), ("::ffff:127.0.0.1", True), ("10.0.0.1", False),
-     ("192.168.1.1", False), ("fe80::1%eth0", False), ("::ffff:10.0.0.1", False), ("0.0.0.0", False), ("", False),
-     ("localhost", False)],
+     ("192.168.1.1", False), ("fe80::1%eth0", False), ("::ffff:10.0.0.1", False), ("0.0.0.0", False),
+     ("", False), ("localhost", False)],
 )  # fmt: skip
 def test_loopback_is_known_by_its_address(host: str, local: bool) -> None:
     assert is_loopback(host) is local

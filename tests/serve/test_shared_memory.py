@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc
@@ -13,10 +15,11 @@ import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 from clockwork_serve.messages import Answer, Outcome, Request
-from clockwork_serve.oip import Served
+from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, rpcs
 from clockwork_serve.serve.gateway_connection import HttpConnection
+from clockwork_serve.serve.gateway_exchange import Exchange
 from clockwork_serve.serve.gateway_grpc import _local
-from clockwork_serve.serve.gateway_routes import answer, find_route
+from clockwork_serve.serve.gateway_routes import find_route
 from tests.serve.http_requests import ask, get, post
 from tests.serve.running_gateway import RunningGateway, running_gateway
 from tests.serve.segments import PREFIX, Segment, segment
@@ -299,26 +302,6 @@ class Transport:
         return getattr(self, name)
 
 
-class Far:
-    """An inquiry from another host."""
-
-    local = False
-    every_output_binary = True
-    body = None
-    slo_header = remaining_s = None
-    model, version, arrival_ns = "ident", "", 0
-
-    def __init__(self, call: Any) -> None:
-        self._call = call
-        self.ended: Any = None
-
-    def call(self, served: Served) -> Any:
-        return self._call(served)
-
-    def end(self, ending: Any) -> None:
-        self.ended = ending
-
-
 @pytest.mark.parametrize(("host", "local"), [("127.0.0.1", True), ("10.1.2.3", False), ("::1", True)])
 def test_http_knows_where_a_client_is(gateway: RunningGateway, host: str, local: bool) -> None:
     def connected() -> bool:
@@ -343,27 +326,58 @@ def test_grpc_knows_where_a_client_is(peer: str, local: bool) -> None:
     assert _local(Context()) is local
 
 
-def test_clients_of_other_hosts_are_refused(gateway: RunningGateway, shared: Segment) -> None:
-    endpoints = gateway.servers.endpoints
-    for path, body in (
-        (b"/v2/systemsharedmemory/status", b""),
-        (b"/v2/systemsharedmemory/unregister", b""),
-        (b"/v2/systemsharedmemory/region/r/register", b'{"key":"%s","byte_size":8}' % shared.key.encode()),
-    ):
-        route = find_route(path)
-        assert route is not None
-        found = gateway.do(lambda route=route, body=body: answer(endpoints, route, body, local=False))
-        assert found.status == 403
-        assert b"loopback" in found.parts[0]
-    from clockwork_serve.oip import parse_infer
-
-    text = (
-        b'{"inputs":[{"name":"X","shape":[1,2],"datatype":"FP32","parameters":'
-        b'{"shared_memory_region":"r","shared_memory_byte_size":8}}]}'
+def test_clients_of_other_hosts_are_refused_over_http(gateway: RunningGateway, shared: Segment) -> None:
+    register = b'{"key":"%s","byte_size":8}' % shared.key.encode()
+    there = b'{"name":"X","shape":[1,2],"datatype":"FP32","parameters":%s}' % (
+        b'{"shared_memory_region":"r","shared_memory_byte_size":8}'
     )
-    far = Far(lambda served: parse_infer(memoryview(text), None))
-    gateway.do(lambda: gateway.servers.gateway.infer(far))
-    assert far.ended.status == (403, "PERMISSION_DENIED")
+    for method, path, body in (
+        (b"GET", b"/v2/systemsharedmemory/status", b""),
+        (b"POST", b"/v2/systemsharedmemory/unregister", b""),
+        (b"POST", b"/v2/systemsharedmemory/region/r/register", register),
+        (b"POST", b"/v2/models/ident/infer", b'{"inputs":[%s]}' % there),
+    ):
+        exchange = Exchange(lambda: None, method, find_route(path))
+        exchange.content = memoryview(body)
+        gateway.do(partial(gateway.servers.http.dispatch, exchange))
+        assert exchange.response is not None
+        assert exchange.response.status == 403
+        assert b"loopback" in exchange.response.parts[0]
+    assert gateway.controller.requests == []
+
+
+class FarContext:
+    """A call from another host."""
+
+    def peer(self) -> str:
+        return "ipv4:10.1.2.3:40000"
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+    def time_remaining(self) -> None:
+        return None
+
+    async def abort(self, code: grpc.StatusCode, details: str, trailers: Any = ()) -> None:
+        raise PermissionError(f"{code.name}: {details}")
+
+
+def test_clients_of_other_hosts_are_refused_over_grpc(gateway: RunningGateway, shared: Segment) -> None:
+    answers = gateway.servers.grpc._inference()
+    register = {"name": "r", "key": shared.key, "byte_size": 8}
+    infer = {"model_name": "ident", "inputs": [{"name": "X", "shape": [1, 2], "datatype": "FP32"}]}
+    for name, fields in (
+        ("SystemSharedMemoryStatus", {}),
+        ("SystemSharedMemoryUnregister", {}),
+        ("SystemSharedMemoryRegister", register),
+        ("ModelInfer", infer),
+    ):
+        asked = rpcs(INFERENCE_SERVICE)[name].request(**fields)
+        if name == "ModelInfer":
+            asked.inputs[0].parameters["shared_memory_region"].string_param = "r"
+            asked.inputs[0].parameters["shared_memory_byte_size"].int64_param = 8
+        with pytest.raises(PermissionError, match=r"PERMISSION_DENIED.*loopback"):
+            gateway.run(answers[name](asked, FarContext()))
     assert gateway.controller.requests == []
 
 

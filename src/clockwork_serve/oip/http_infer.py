@@ -238,10 +238,7 @@ def any_shared(inputs: list[InputTensor], outputs: list[OutputWish] | None) -> b
     for tensor in inputs:
         if tensor.shared is not None:
             return True
-    for wish in outputs or ():
-        if wish.shared is not None:
-            return True
-    return False
+    return outputs is not None and any(wish.shared is not None for wish in outputs)
 
 
 def _flag(parameters: Parameters | None, name: str, *, default: bool) -> bool:
