@@ -69,3 +69,9 @@ def test_deadline_and_ports_arrive_in_the_server() -> None:
 
     assert (config.default_slo_ns, config.grpc_port, config.drain_s) == (2_500_000, None, 3.0)
     assert (config.gateways, config.max_body_bytes) == (2, 1 << 20)
+
+
+def test_shared_memory_is_off_unless_it_has_a_prefix() -> None:
+    assert server_config(read_settings({}, {}, None)).shared_memory is None
+    environment = {"CLOCKWORK_SHARED_MEMORY": "/clockwork-"}
+    assert server_config(read_settings({}, environment, None)).shared_memory == "/clockwork-"

@@ -82,3 +82,26 @@ def test_what_is_no_switch(written: object) -> None:
 def test_advice_names_the_nearest_word_or_all() -> None:
     assert values.did_you_mean("http-prt", ["host", "http_port"]) == "did you mean http_port?"
     assert values.did_you_mean("zzz", ["b", "a"]) == "known: a, b"
+
+
+@pytest.mark.parametrize(
+    ("written", "prefix"),
+    [
+        ("/clockwork-", "/clockwork-"),
+        (" /x ", "/x"),
+        ("/", "/"),
+        ("off", None),
+        ("None", None),
+        (False, None),
+    ],
+)
+def test_a_prefix_of_keys_or_off(written: object, prefix: str | None) -> None:
+    assert values.prefix_or_off(written) == prefix
+
+
+@pytest.mark.parametrize("written", ["", "clockwork-", "/a/b", "//", "/a\0b", "/" + "x" * 200, True, 1, None])
+def test_what_is_no_prefix_says_how_to_write_one(written: object) -> None:
+    with pytest.raises(Unfit, match="a slash and the first letters of keys, or off") as caught:
+        values.prefix_or_off(written)
+
+    assert "/clockwork-" in caught.value.remedy

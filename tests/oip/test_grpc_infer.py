@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.oip import InferCall, OutputTensor, OutputWish, Unsupported
+from clockwork_serve.oip import InferCall, InputTensor, OutputTensor, OutputWish, SharedRef
 from clockwork_serve.oip.grpc_infer import encode_infer, parse_infer
 from clockwork_serve.oip.protobuf import ModelInferRequest
 from tests.oip.models import identity, served, spec
@@ -86,11 +86,50 @@ def test_raw_and_typed_contents_do_not_mix() -> None:
         parse_infer(sent)
 
 
-def test_shared_memory_and_empty_parameters_are_refused() -> None:
+def place(parameters: Any, offset: int = 8) -> None:
+    parameters["shared_memory_region"].string_param = "r"
+    parameters["shared_memory_offset"].int64_param = offset
+    parameters["shared_memory_byte_size"].int64_param = 16
+
+
+def test_raw_contents_belong_to_the_inputs_that_are_not_in_shared_memory() -> None:
     sent = request()
-    sent.inputs[0].parameters["shared_memory_region"].string_param = "r"
-    with pytest.raises(Unsupported, match="shared memory"):
+    place(sent.inputs[0].parameters)
+    sent.inputs.add(name="B", datatype="INT8", shape=[1])
+    sent.raw_input_contents.append(b"9")
+    place(sent.outputs.add(name="Y").parameters)
+    call = parse_infer(sent)
+    ref = SharedRef("r", 8, 16)
+    assert call.shared
+    assert call.inputs == [InputTensor("X", "FP32", (1, 2), b"", ref), InputTensor("B", "INT8", (1,), b"9")]
+    assert call.outputs == [OutputWish("Y", binary=True, shared=ref)]
+    sent.raw_input_contents.append(b"9")
+    with pytest.raises(InvalidRequest, match="each of the 1 inputs, found 2"):
         parse_infer(sent)
+
+
+def test_data_is_in_one_place() -> None:
+    sent = request(contents={"fp32_contents": [1, 2]})
+    place(sent.inputs[0].parameters)
+    with pytest.raises(InvalidRequest, match=r"'X'.*either here or in shared memory, found both"):
+        parse_infer(sent)
+
+
+def test_an_output_in_shared_memory_is_named_not_sent() -> None:
+    call = InferCall([], [OutputWish("Y", shared=SharedRef("r", 0, 100)), OutputWish("Z")], shared=True)
+    of = served((spec("X", "INT8", 1),), (spec("Y", "INT8", 1), spec("Z", "INT8", 1)))
+    outputs = [OutputTensor("Y", "INT8", (1, 1), b"1"), OutputTensor("Z", "INT8", (1, 1), b"2")]
+    response = encode_infer(call, of, outputs, {})
+    assert list(response.raw_output_contents) == [b"", b"2"]
+    told = {
+        name: getattr(value, value.WhichOneof("parameter_choice"))
+        for name, value in response.outputs[0].parameters.items()
+    }
+    assert told == {"shared_memory_region": "r", "shared_memory_byte_size": 1}
+    assert not response.outputs[1].parameters
+
+
+def test_empty_parameters_are_refused() -> None:
     sent = request(contents={"fp32_contents": [1, 2]})
     assert sent.parameters["nothing"].WhichOneof("parameter_choice") is None
     with pytest.raises(InvalidRequest, match="'nothing': expected a value"):

@@ -12,10 +12,11 @@ import pytest
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip import (
     InferCall,
+    InputTensor,
     OutputTensor,
     OutputWish,
     Served,
-    Unsupported,
+    SharedRef,
     encode_infer,
     parse_infer,
 )
@@ -177,11 +178,35 @@ def test_bytes_after_the_tensors_are_refused() -> None:
         parse({"inputs": [x(parameters={"binary_data_size": 16})]}, X.tobytes() + b"abc")
 
 
-def test_shared_memory_is_refused() -> None:
-    with pytest.raises(Unsupported, match=r"'X'.*shared memory of clients is not supported"):
-        parse({"inputs": [x(parameters={"shared_memory_region": "r", "shared_memory_byte_size": 16})]})
-    with pytest.raises(Unsupported, match=r"'Y'.*shared memory"):
-        parse({"inputs": [], "outputs": [{"name": "Y", "parameters": {"shared_memory_region": "r"}}]})
+PLACE = {"shared_memory_region": "r", "shared_memory_offset": 8, "shared_memory_byte_size": 16}
+
+
+def test_a_tensor_may_be_in_shared_memory() -> None:
+    wish = {"name": "Y", "parameters": PLACE | {"binary_data": False}}
+    call = parse({"inputs": [x(parameters=PLACE)], "outputs": [wish]})
+
+    ref = SharedRef("r", 8, 16)
+    assert call.shared
+    assert call.inputs == [InputTensor("X", "FP32", (2, 2), b"", ref)]
+    assert call.outputs == [OutputWish("Y", binary=True, shared=ref)]
+    assert not parse({"inputs": [x(data=[1, 2, 3, 4])], "outputs": [{"name": "Y"}]}).shared
+
+
+def test_data_is_in_one_place() -> None:
+    with pytest.raises(InvalidRequest, match=r"'X'.*either here or in shared memory, found both"):
+        parse({"inputs": [x(parameters=PLACE, data=[1, 2, 3, 4])]})
+    with pytest.raises(InvalidRequest, match=r"'X'.*found both"):
+        parse({"inputs": [x(parameters=PLACE | {"binary_data_size": 16})]}, X.tobytes())
+    with pytest.raises(InvalidRequest, match=r"'Y'.*'classification' or shared memory, found both"):
+        parse({"inputs": [], "outputs": [{"name": "Y", "parameters": PLACE | {"classification": 1}}]})
+
+
+def test_an_output_in_shared_memory_has_a_shape_and_no_data() -> None:
+    call = InferCall([], [OutputWish("Y", binary=True, shared=SharedRef("r", 8, 100))], shared=True)
+    head, parts = answer(call, identity(), OutputTensor("Y", "FP32", (2, 2), X.tobytes()))
+
+    assert parts == []
+    assert head["outputs"] == [{"name": "Y", "datatype": "FP32", "shape": [2, 2]}]
 
 
 def answer(call: InferCall, of: Served, *outputs: OutputTensor, **parameters: Any) -> tuple[Any, list[bytes]]:

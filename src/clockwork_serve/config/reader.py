@@ -40,6 +40,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_body: int
     gateway_memory: int
     model_control: bool
+    shared_memory: str | None
     slo_ms: float | None
     policy: str
     reject: bool

@@ -83,6 +83,7 @@ def server_config(settings: Settings) -> ServerConfig:
         region_bytes=settings.gateway_memory,
         max_body_bytes=settings.max_body,
         model_control=settings.model_control,
+        shared_memory=settings.shared_memory,
         drain_s=settings.drain_s,
         journal=settings.journal,
         pin=settings.pin,

@@ -20,6 +20,7 @@ from clockwork_serve.config.values import (
     path,
     port,
     port_or_off,
+    prefix_or_off,
     size,
     switch,
     text,
@@ -66,6 +67,10 @@ SETTINGS = (
     Setting("max_body", size(1024), 64 * MIB, "64MiB", "largest body of a request"),
     Setting("gateway_memory", size(MIB), 256 * MIB, "256MiB", "room for tensors in flight, per gateway"),
     Setting("model_control", switch, True, "true", "whether clients may load and unload models"),
+    Setting(
+        "shared_memory", prefix_or_off, None, "off",
+        "prefix of the keys of shared memory that clients on this host may use, such as /clockwork-; or off",
+    ),
     # Deadlines and scheduling
     Setting(
         "slo_ms", number(0, 3_600_000, above=True), None, "none",

@@ -118,6 +118,19 @@ def port_or_off(value: object) -> int | None:
         raise Unfit(f"{unfit.expected}, or off", unfit.remedy) from unfit
 
 
+def prefix_or_off(value: object) -> str | None:
+    """What keys of shared memory begin with, or None for ``off``."""
+    if value is False or (isinstance(value, str) and value.strip().lower() in {"off", "none"}):
+        return None
+    found = value.strip() if isinstance(value, str) else ""
+    if not found.startswith("/") or "/" in found[1:] or not found.isprintable() or len(found) > 128:
+        raise Unfit(
+            "a slash and the first letters of keys, or off",
+            "write it like /clockwork-; / alone allows every key",
+        )
+    return found
+
+
 def size(least: int) -> Read[int]:
     """A reader of memory sizes from ``least`` bytes: ``1GB`` (decimal), ``512MiB`` (binary), ``4096``."""
     expected = f"a memory size of at least {least} bytes" if least > 1 else "a memory size"

@@ -15,3 +15,15 @@ class TooLarge(InvalidRequest):
 
 class Unsupported(InvalidRequest):
     """The protocol has it, this server does not."""
+
+
+class Forbidden(InvalidRequest):
+    """This client may not have it."""
+
+
+class UnknownRegion(InvalidRequest):
+    """No shared memory region of that name is registered."""
+
+
+class RegionExists(InvalidRequest):
+    """A shared memory region of that name is registered already."""

@@ -11,31 +11,36 @@ from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import DATATYPES
 from clockwork_serve.oip.classification import classify
 from clockwork_serve.oip.datatypes import BINARY_ONLY, DTYPES, encode_strings
-from clockwork_serve.oip.http_infer import classes_of, shared_memory_refused
+from clockwork_serve.oip.http_infer import any_shared, classes_of, shared_and_sent, shared_wish
 from clockwork_serve.oip.protobuf import ModelInferResponse
 from clockwork_serve.oip.records import InferCall, InputTensor, OutputTensor, OutputWish, Parameter
 from clockwork_serve.oip.served import Served
+from clockwork_serve.oip.shared_memory import SharedRef, shared_ref
 
 _FIELDS: Final = {
     "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
     "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
     "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
 }  # fmt: skip
-_SHARED_MEMORY: Final = "shared_memory_region"
 
 
 def parse_infer(request: Any) -> InferCall:
     """A call from a ``ModelInferRequest``. Raises :class:`InvalidRequest`."""
     raw = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs):
+    places = [_shared_ref(tensor) if tensor.parameters else None for tensor in request.inputs]
+    sent = places.count(None)
+    if raw and len(raw) != sent:
         raise InvalidRequest(
-            f"raw_input_contents: expected one entry for each of the {len(request.inputs)} inputs, "
-            f"found {len(raw)}"
+            f"raw_input_contents: expected one entry for each of the {sent} inputs, found {len(raw)}"
         )
-    inputs = [_input(tensor, raw[at] if raw else None) for at, tensor in enumerate(request.inputs)]
+    contents = iter(raw)
+    inputs = [
+        _input(tensor, next(contents) if raw and place is None else None, place)
+        for tensor, place in zip(request.inputs, places, strict=True)
+    ]
     outputs = [_wish(output) for output in request.outputs] if request.outputs else None
     parameters = parameters_of(request.parameters) if request.parameters else {}
-    return InferCall(inputs, outputs, request.id, parameters, binary=True)
+    return InferCall(inputs, outputs, request.id, parameters, binary=True, shared=any_shared(inputs, outputs))
 
 
 def encode_infer(
@@ -51,8 +56,14 @@ def encode_infer(
         if wish.classes:
             labels = served.model.labels.get(wish.name, ())
             tensor = classify(tensor, wish.classes, labels, batched=served.code.batched)
-        response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-        response.raw_output_contents.append(bytes(tensor.data))
+        head = response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        if wish.shared is None:
+            response.raw_output_contents.append(bytes(tensor.data))
+            continue
+        # Clients count entries to find the others.
+        response.raw_output_contents.append(b"")
+        for name, place in wish.shared.parameters(len(tensor.data)).items():
+            _set_parameter(head.parameters[name], place)
     for name, value in parameters.items():
         _set_parameter(response.parameters[name], value)
     return response
@@ -80,7 +91,7 @@ def _set_parameter(target: Any, value: Parameter) -> None:
         target.string_param = value
 
 
-def _input(tensor: Any, raw: bytes | None) -> InputTensor:
+def _input(tensor: Any, raw: bytes | None, shared: SharedRef | None) -> InputTensor:
     name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
     if datatype not in DATATYPES:
         raise InvalidRequest(
@@ -90,8 +101,10 @@ def _input(tensor: Any, raw: bytes | None) -> InputTensor:
         raise InvalidRequest(
             f"inference input '{name}': shape: expected no negative dimension, found {list(shape)}"
         )
-    if tensor.parameters and _SHARED_MEMORY in tensor.parameters:
-        raise shared_memory_refused(f"inference input '{name}'")
+    if shared is not None:
+        if tensor.HasField("contents"):
+            raise shared_and_sent(name)
+        return InputTensor(name, datatype, shape, b"", shared)
     if raw is None:
         return InputTensor(name, datatype, shape, _packed(name, datatype, tensor.contents))
     if tensor.HasField("contents"):
@@ -129,8 +142,13 @@ def _wish(output: Any) -> OutputWish:
     if not output.parameters:
         return OutputWish(output.name, binary=True)
     parameters = parameters_of(output.parameters)
-    if _SHARED_MEMORY in parameters:
-        raise shared_memory_refused(f"inference output '{output.name}'")
-    return OutputWish(
-        output.name, binary=True, classes=classes_of(output.name, parameters.get("classification", 0))
-    )
+    classes = classes_of(output.name, parameters.get("classification", 0))
+    shared = shared_ref("output", output.name, parameters)
+    if shared is not None:
+        return shared_wish(output.name, classes, shared)
+    return OutputWish(output.name, binary=True, classes=classes)
+
+
+def _shared_ref(tensor: Any) -> SharedRef | None:
+    """Where an input is in shared memory, if there."""
+    return shared_ref("input", tensor.name, parameters_of(tensor.parameters))

@@ -11,13 +11,12 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import DATATYPES
 from clockwork_serve.oip.classification import classify
-from clockwork_serve.oip.errors import Unsupported
 from clockwork_serve.oip.json_data import from_json, to_json
 from clockwork_serve.oip.records import InferCall, InputTensor, OutputTensor, OutputWish, Parameter
 from clockwork_serve.oip.served import Served
+from clockwork_serve.oip.shared_memory import SharedRef, shared_ref
 
 CLASSES_MAX: Final = 1 << 16
-_SHARED_MEMORY: Final = "shared_memory_region"
 
 Parameters = dict[str, Parameter]
 
@@ -94,7 +93,12 @@ def parse_infer(body: memoryview, header_length: int | None) -> InferCall:
     tensors.check_end()
     outputs = None if not request.outputs else [_wish(each, parameters) for each in request.outputs]
     return InferCall(
-        inputs, outputs, request.id, parameters or {}, _flag(parameters, "binary_data_output", default=False)
+        inputs,
+        outputs,
+        request.id,
+        parameters or {},
+        _flag(parameters, "binary_data_output", default=False),
+        any_shared(inputs, outputs),
     )
 
 
@@ -114,10 +118,11 @@ def encode_infer(
             labels = served.model.labels.get(wish.name, ())
             tensor = classify(tensor, wish.classes, labels, batched=served.code.batched)
         head = _JsonOutput(tensor.name, tensor.datatype, tensor.shape)
-        if wish.binary:
+        # One in shared memory has no data, and no parameters: a stock client looks there for a size.
+        if wish.shared is None and wish.binary:
             head.parameters = {"binary_data_size": len(tensor.data)}
             parts.append(bytes(tensor.data))
-        else:
+        elif wish.shared is None:
             head.data = to_json(tensor.datatype, tensor.data)
         heads.append(head)
     model = served.model
@@ -171,9 +176,12 @@ def _input(given: _JsonInput, tensors: _Binary) -> InputTensor:
         )
     size = None
     if parameters:
-        if _SHARED_MEMORY in parameters:
-            raise shared_memory_refused(f"inference input '{name}'")
         size = parameters.get("binary_data_size")
+        shared = shared_ref("input", name, parameters)
+        if shared is not None:
+            if given.data is not UNSET or size is not None:
+                raise shared_and_sent(name)
+            return InputTensor(name, datatype, shape, b"", shared)
     if given.data is UNSET:
         if size is None:
             raise InvalidRequest(
@@ -192,9 +200,10 @@ def _wish(given: _JsonWish, request: Parameters | None) -> OutputWish:
     binary = _flag(request, "binary_data_output", default=False)
     if not parameters:
         return OutputWish(given.name, binary)
-    if _SHARED_MEMORY in parameters:
-        raise shared_memory_refused(f"inference output '{given.name}'")
     classes = classes_of(given.name, parameters.get("classification", 0))
+    shared = shared_ref("output", given.name, parameters)
+    if shared is not None:
+        return shared_wish(given.name, classes, shared)
     return OutputWish(given.name, _flag(parameters, "binary_data", default=binary), classes)
 
 
@@ -208,9 +217,28 @@ def classes_of(name: str, given: Any) -> int:
     return given
 
 
-def shared_memory_refused(where: str) -> Unsupported:
-    """What to tell a client that wants to use shared memory."""
-    return Unsupported(f"{where}: shared memory of clients is not supported; send tensors in the request")
+def shared_wish(name: str, classes: int, shared: SharedRef) -> OutputWish:
+    """An output that goes into shared memory. Raises :class:`InvalidRequest`."""
+    if classes:
+        raise InvalidRequest(
+            f"inference output '{name}': expected either 'classification' or shared memory, found both"
+        )
+    return OutputWish(name, binary=True, shared=shared)
+
+
+def shared_and_sent(name: str) -> InvalidRequest:
+    """What to tell a client that sends an input and names shared memory for it too."""
+    return InvalidRequest(
+        f"inference input '{name}': expected its data either here or in shared memory, found both"
+    )
+
+
+def any_shared(inputs: list[InputTensor], outputs: list[OutputWish] | None) -> bool:
+    """Whether one of them is in shared memory."""
+    for tensor in inputs:
+        if tensor.shared is not None:
+            return True
+    return outputs is not None and any(wish.shared is not None for wish in outputs)
 
 
 def _flag(parameters: Parameters | None, name: str, *, default: bool) -> bool:

@@ -12,12 +12,12 @@ EXTENSIONS: Final = (
     "binary_tensor_data", "classification", "model_configuration", "model_repository", "parameters",
     "statistics",
 )  # fmt: skip
-"""Extensions of the protocol that this server has."""
+"""Extensions of the protocol that this server always has."""
 
 
-def server_metadata(version: str) -> dict[str, Any]:
-    """Who serves."""
-    return {"name": SERVER_NAME, "version": version, "extensions": list(EXTENSIONS)}
+def server_metadata(version: str, *more: str) -> dict[str, Any]:
+    """Who serves, and what of the protocol; ``more`` are extensions that were turned on."""
+    return {"name": SERVER_NAME, "version": version, "extensions": sorted((*EXTENSIONS, *more))}
 
 
 def model_metadata(served: Served, versions: list[str]) -> dict[str, Any]:

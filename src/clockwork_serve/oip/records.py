@@ -8,35 +8,49 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from clockwork_serve.oip.shared_memory import SharedRef
+
 Parameter = bool | int | float | str
 Buffer = bytes | bytearray | memoryview
 
 
 class InputTensor(Struct):
-    """An input as sent: full ``shape`` (batch axis included), ``data`` in wire form."""
+    """An input as sent: full ``shape`` (batch axis included), ``data`` in wire form.
+
+    ``shared`` is where the data is to be read from first, if the client left it in shared memory.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     data: Buffer
+    shared: SharedRef | None = None
 
 
 class OutputWish(Struct):
-    """An output that the client asked for; ``classes`` > 0 asks for that many best classes instead."""
+    """An output that the client asked for; ``classes`` > 0 asks for that many best classes instead.
+
+    ``shared`` is where its data goes, if the client wants it in shared memory.
+    """
 
     name: str
     binary: bool = False
     classes: int = 0
+    shared: SharedRef | None = None
 
 
 class InferCall(Struct):
-    """One inference request. ``outputs`` is None where the client named none: all, ``binary`` or not."""
+    """One inference request. ``outputs`` is None where the client named none: all, ``binary`` or not.
+
+    ``shared``: whether any of its tensors is, or goes, into shared memory.
+    """
 
     inputs: list[InputTensor]
     outputs: list[OutputWish] | None = None
     id: str = ""
     parameters: dict[str, Parameter] = {}
     binary: bool = False
+    shared: bool = False
 
 
 class OutputTensor(Struct):

@@ -68,6 +68,11 @@ class Served:
             return call.outputs
         return [OutputWish(name, call.binary) for name in self._outputs]
 
+    def output_bytes(self, name: str, rows: int) -> int | None:
+        """What an output of so many rows takes; None where only running the model tells."""
+        row_bytes = self._outputs[name].row_bytes
+        return None if row_bytes is None else row_bytes * rows
+
     def raw_call(self, body: memoryview) -> InferCall:
         """A request that is nothing but its only input's bytes. Raises :class:`InvalidRequest`."""
         name = self.model.name

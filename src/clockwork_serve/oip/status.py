@@ -6,7 +6,14 @@ from typing import Final, NamedTuple
 
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import Outcome, Reason
-from clockwork_serve.oip.errors import TooLarge, UnknownModel, Unsupported
+from clockwork_serve.oip.errors import (
+    Forbidden,
+    RegionExists,
+    TooLarge,
+    UnknownModel,
+    UnknownRegion,
+    Unsupported,
+)
 
 
 class Status(NamedTuple):
@@ -36,11 +43,14 @@ _BY_ERROR: Final[dict[type[InvalidRequest], Status]] = {
     UnknownModel: Status(404, "NOT_FOUND"),
     TooLarge: Status(413, "RESOURCE_EXHAUSTED"),
     Unsupported: Status(501, "UNIMPLEMENTED"),
+    Forbidden: Status(403, "PERMISSION_DENIED"),
+    UnknownRegion: Status(404, "NOT_FOUND"),
+    RegionExists: Status(409, "ALREADY_EXISTS"),
 }
 _GRPC_BY_HTTP: Final = {
-    200: "OK", 400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 409: "ALREADY_EXISTS", 413: "RESOURCE_EXHAUSTED",
-    429: "RESOURCE_EXHAUSTED", 499: "CANCELLED", 501: "UNIMPLEMENTED", 503: "UNAVAILABLE",
-    504: "DEADLINE_EXCEEDED",
+    200: "OK", 400: "INVALID_ARGUMENT", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 409: "ALREADY_EXISTS",
+    413: "RESOURCE_EXHAUSTED", 429: "RESOURCE_EXHAUSTED", 499: "CANCELLED", 501: "UNIMPLEMENTED",
+    503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED",
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from clockwork_serve.errors import InvalidRequest, TransportError
+from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import (
     Answer,
     Cancel,
@@ -28,9 +28,9 @@ from clockwork_serve.messages import (
     Release,
     Reply,
     Request,
-    Tensors,
 )
 from clockwork_serve.oip import (
+    Checked,
     InferCall,
     OutputTensor,
     Served,
@@ -44,6 +44,7 @@ from clockwork_serve.oip import (
 from clockwork_serve.serve.gateway_announcements import Announcements
 from clockwork_serve.serve.gateway_link import GatewayLink, LinkListener
 from clockwork_serve.serve.gateway_models import GatewayModels
+from clockwork_serve.serve.gateway_regions import Regions, allowed
 from clockwork_serve.serve.gateway_slots import Body, Slot, Slots
 from clockwork_serve.telemetry import GatewayCounters, outcome_key
 from clockwork_serve.units import MIB, NS_PER_MS
@@ -55,7 +56,6 @@ ROOM_RETRY_NS: Final = 50 * NS_PER_MS
 """When to come again if the region is full: about as long as most requests hold a slot."""
 
 _log = logging.getLogger(__name__)
-_decoder = msgspec.msgpack.Decoder(Tensors)
 
 
 @dataclass(slots=True)
@@ -99,6 +99,10 @@ class Inquiry(Protocol):
     every_output_binary: bool
     body: Body | None
 
+    @property
+    def local(self) -> bool:
+        """Whether its client is on this host."""
+
     def call(self, served: Served) -> InferCall:
         """Parse it. Raises :class:`InvalidRequest`."""
 
@@ -139,6 +143,7 @@ class Gateway:
 
     def __init__(self, settings: GatewaySettings, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self.name = settings.name
+        self.regions: Regions | None = None  # set where clients may use shared memory
         self.slots = Slots(settings.region_bytes)
         self.clock = clock
         self.connections = 0
@@ -187,7 +192,10 @@ class Gateway:
                 return ""
             served = self.models.find(inquiry.model, inquiry.version)
             call = inquiry.call(served)
-            rows, signature = served.check(call, binary_only_allowed=inquiry.every_output_binary)
+            if call.shared:
+                rows, signature = self._check_shared(inquiry, call, served)
+            else:
+                rows, signature = served.check(call, binary_only_allowed=inquiry.every_output_binary)
             slo_ns = requested_slo_ns(call.parameters, inquiry.slo_header, inquiry.remaining_s)
             priority = priority_of(call.parameters, served.model.priority)
             output_bytes = served.model.output_bytes * rows
@@ -230,12 +238,11 @@ class Gateway:
 
     def invalid(self, error: InvalidRequest, served: Served | None = None) -> Ending:
         """Count a request that is wrong, and say how it ends."""
-        reason = reason_of_error(error)
-        self._count_outcome(Outcome.INVALID, reason)
+        self._count_outcome(Outcome.INVALID, reason_of_error(error))
         if served is not None:
             key = served.model.key
             self._invalid_by_model[key] = self._invalid_by_model.get(key, 0) + 1
-        return Ending(Outcome.INVALID, reason, status_of_error(error), str(error), served=served)
+        return _wrong(error, served=served)
 
     def drop_body(self, inquiry: Inquiry) -> None:
         """Give back where an inquiry that is not passed on was received."""
@@ -262,6 +269,13 @@ class Gateway:
     def invalid_requests(self, key: str) -> int:
         """How many requests of a model were wrong."""
         return self._invalid_by_model.get(key, 0)
+
+    def _check_shared(self, inquiry: Inquiry, call: InferCall, served: Served) -> Checked:
+        regions = allowed(self.regions, local=inquiry.local)
+        inquiry.body = regions.read_inputs(call, self.slots, inquiry.body)
+        checked = served.check(call, binary_only_allowed=inquiry.every_output_binary)
+        regions.check_outputs(call, served, checked.rows)
+        return checked
 
     # What the link tells
 
@@ -351,7 +365,13 @@ class Gateway:
 
     def _pass_on(self, inquiry: Inquiry, pending: _Pending, answer: Answer) -> None:
         try:
-            inquiry.end(_ending(pending, answer))
+            ending = _ending(pending, answer)
+            if pending.call.shared and self.regions is not None and ending.outcome is Outcome.OK:
+                self.regions.write_outputs(pending.call, ending.outputs)
+            inquiry.end(ending)
+        except InvalidRequest as error:
+            # The controller has counted it as answered.
+            inquiry.end(_wrong(error, answer.request_id))
         except Exception:  # noqa: BLE001 - one answer that cannot be told must not end all others
             _log.exception("telling an answer failed", extra={"request_id": answer.request_id})
             message = "the answer could not be told; see the gateway's log"
@@ -378,8 +398,13 @@ def _ending(pending: _Pending, answer: Answer) -> Ending:
             "cold_start": answer.cold,
         }
     if outcome is Outcome.OK:
-        ending.outputs = _outputs(pending.slot, answer.outputs)
+        ending.outputs = pending.slot.outputs(answer.outputs)
     return ending
+
+
+def _wrong(error: InvalidRequest, request_id: str = "", served: Served | None = None) -> Ending:
+    reason = reason_of_error(error)
+    return Ending(Outcome.INVALID, reason, status_of_error(error), str(error), request_id, served)
 
 
 def _own_ending(
@@ -389,16 +414,3 @@ def _own_ending(
     if pending is not None:
         ending.served, ending.call = pending.served, pending.call
     return ending
-
-
-def _outputs(slot: Slot, encoded: bytes) -> list[OutputTensor]:
-    buffer, tensors = slot.region.buffer, slot.tensors
-    first, end = tensors.output_offset, tensors.output_offset + tensors.output_bytes
-    found = []
-    for ref in _decoder.decode(encoded).refs:
-        if ref.offset < first or ref.offset + ref.nbytes > end:
-            raise TransportError(f"output {ref.name} lies outside of its request's slot")
-        found.append(
-            OutputTensor(ref.name, ref.datatype, ref.shape, buffer[ref.offset : ref.offset + ref.nbytes])
-        )
-    return found

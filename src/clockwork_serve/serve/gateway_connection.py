@@ -14,6 +14,7 @@ import httptools
 
 from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_exchange import Exchange, HttpLimits
+from clockwork_serve.serve.gateway_regions import is_loopback
 from clockwork_serve.serve.gateway_responses import Response, error_response
 from clockwork_serve.serve.gateway_routes import Route
 from clockwork_serve.units import KIB, MIB
@@ -75,6 +76,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._parser: Any = httptools.HttpRequestParser(self)
         self._queue: deque[Exchange] = deque()  # requests without a sent response, in order
+        self._local = False
         self._phase = _IDLE
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
@@ -94,6 +96,8 @@ class HttpConnection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client came."""
         self._transport = cast("asyncio.Transport", transport)
+        peer = transport.get_extra_info("peername")
+        self._local = bool(peer) and is_loopback(peer[0])
         self._server.opened(self)
         self.due_s = self._server.tick_s + self._limits.idle_s
 
@@ -173,6 +177,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         headers, parser = self._headers, self._parser
         exchange = Exchange(self.pump, parser.get_method(), self._server.find_route(self._url))
         exchange.keep_alive = parser.should_keep_alive()
+        exchange.local = self._local
         exchange.old = parser.get_http_version() == "1.0"
         self._current = exchange
         self._queue.append(exchange)

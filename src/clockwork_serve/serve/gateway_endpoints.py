@@ -5,15 +5,18 @@ It knows no transport and keeps nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from clockwork_serve.errors import ClockworkError
+from clockwork_serve.errors import ClockworkError, InvalidRequest
 from clockwork_serve.messages import Question, Reply
-from clockwork_serve.oip import model_metadata, server_metadata
+from clockwork_serve.oip import model_metadata, server_metadata, shared_region, status_of_error
 from clockwork_serve.serve.gateway import Gateway
+from clockwork_serve.serve.gateway_regions import allowed
 from clockwork_serve.telemetry import decode, render
 
 LOAD_PATIENCE_S = 600.0
@@ -38,7 +41,8 @@ class Endpoints:
 
     def server(self) -> dict[str, Any]:
         """Who serves."""
-        return server_metadata(self.version)
+        more = () if self.gateway.regions is None else ("system_shared_memory",)
+        return server_metadata(self.version, *more)
 
     def check_ready(self) -> None:
         """Raise :class:`Refused` unless the server is ready."""
@@ -109,9 +113,36 @@ class Endpoints:
         body = msgspec.json.encode({"model": name})
         _body(await self.gateway.ask(Question.UNLOAD, body, LOAD_PATIENCE_S))
 
+    # Shared memory of clients; ``local``: the client is on this host
+
+    def regions(self, name: str, *, local: bool) -> list[dict[str, Any]]:
+        """One registered region, or all."""
+        with _refusals():
+            found = allowed(self.gateway.regions, local=local).registered(name)
+        return [msgspec.structs.asdict(region) for region in found]
+
+    def register(self, name: str, fields: Mapping[str, Any], *, local: bool) -> None:
+        """Let requests name a region."""
+        with _refusals():
+            allowed(self.gateway.regions, local=local).register(shared_region(name, fields))
+
+    def unregister(self, name: str, *, local: bool) -> None:
+        """Forget one region, or all."""
+        with _refusals():
+            allowed(self.gateway.regions, local=local).unregister(name)
+
     def _check_control(self, what: str) -> None:
         if not self.model_control:
             raise Refused(503, f"explicit model {what} is not allowed: this server was started without it")
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Errors of requests, as refusals."""
+    try:
+        yield
+    except InvalidRequest as error:
+        raise Refused(status_of_error(error).http, str(error)) from None
 
 
 def _body(reply: Reply) -> bytes:

@@ -35,8 +35,8 @@ class Exchange:
 
     __slots__ = (
         "abandoned", "announced_id", "arrival_ns", "body", "content", "encoding", "every_output_binary",
-        "header_length", "keep_alive", "method", "model", "old", "on_complete", "on_response", "remaining_s",
-        "request_id", "response", "route", "slo_header", "version", "wants_continue",
+        "header_length", "keep_alive", "local", "method", "model", "old", "on_complete", "on_response",
+        "remaining_s", "request_id", "response", "route", "slo_header", "version", "wants_continue",
     )  # fmt: skip
 
     def __init__(self, on_response: Callable[[], None], method: bytes, route: Route | None) -> None:
@@ -46,6 +46,7 @@ class Exchange:
         self.model = route.model if route is not None else ""
         self.version = route.version if route is not None else ""
         self.keep_alive = False
+        self.local = False
         self.old = False  # HTTP/1.0
         self.wants_continue = False
         self.encoding = b""

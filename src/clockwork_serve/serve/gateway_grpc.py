@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, Final
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -16,11 +18,12 @@ from google.protobuf import json_format
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Outcome
-from clockwork_serve.oip import InferCall, Served, UnknownModel, grpc_of_http
+from clockwork_serve.oip import CUDA_SHARED_MEMORY, InferCall, Served, UnknownModel, grpc_of_http
 from clockwork_serve.oip.grpc_infer import encode_infer, parse_infer
 from clockwork_serve.oip.protobuf import HEALTH_SERVICE, INFERENCE_SERVICE, Rpc, message, rpcs
 from clockwork_serve.serve.gateway import Ending, Gateway
 from clockwork_serve.serve.gateway_endpoints import Endpoints, Refused
+from clockwork_serve.serve.gateway_regions import is_loopback
 from clockwork_serve.serve.gateway_slots import Body
 from clockwork_serve.units import KIB, NS_PER_MS
 
@@ -34,18 +37,20 @@ _LIVE_SERVICES: Final = ("", INFERENCE_SERVICE)
 _HealthResponse: Final = message("grpc.health.v1.HealthCheckResponse")
 _StreamResponse: Final = message("inference.ModelStreamInferResponse")
 _ModelConfig: Final = message("inference.ModelConfig")
+_RegionStatus: Final = message("inference.SystemSharedMemoryStatusResponse.RegionStatus")
 
 
 class _GrpcInquiry:
     """One ``ModelInfer``. ``ended`` becomes its response, or the :class:`Ending` if there is none."""
 
     __slots__ = (
-        "arrival_ns", "body", "ended", "every_output_binary", "model", "remaining_s", "request", "slo_header",
-        "version",
+        "arrival_ns", "body", "context", "ended", "every_output_binary", "model", "remaining_s", "request",
+        "slo_header", "version",
     )  # fmt: skip
 
     def __init__(self, request: Any, context: Context, arrival_ns: int, ended: asyncio.Future[Any]) -> None:
         self.request = request
+        self.context = context
         self.model: str = request.model_name
         self.version: str = request.model_version
         self.arrival_ns = arrival_ns
@@ -54,6 +59,11 @@ class _GrpcInquiry:
         self.every_output_binary = True
         self.body: Body | None = None
         self.ended = ended
+
+    @property
+    def local(self) -> bool:
+        """Whether the client is on this host."""
+        return _local(self.context)
 
     def call(self, served: Served) -> InferCall:
         """Parse it. Raises :class:`InvalidRequest`."""
@@ -161,9 +171,18 @@ class GrpcServer:
             "RepositoryModelLoad": self._repository_load,
             "RepositoryModelUnload": self._repository_unload,
         }
+        regions = {
+            "SystemSharedMemoryStatus": self._regions,
+            "SystemSharedMemoryRegister": self._register,
+            "SystemSharedMemoryUnregister": self._unregister,
+            "CudaSharedMemoryStatus": self._cuda_shared_memory,
+            "CudaSharedMemoryRegister": self._cuda_shared_memory,
+            "CudaSharedMemoryUnregister": self._cuda_shared_memory,
+        }
         known = rpcs(INFERENCE_SERVICE)
         return {
             **{name: _checked(answer, known[name].response) for name, answer in plain.items()},
+            **{name: _checked_local(answer, known[name].response) for name, answer in regions.items()},
             "ModelInfer": self._infer,
             "ModelStreamInfer": self._stream_infer,
         }
@@ -208,6 +227,24 @@ class GrpcServer:
     async def _repository_unload(self, request: Any) -> dict[str, Any]:
         await self._endpoints.unload(_named(request))
         return {}
+
+    # Shared memory of clients
+
+    async def _regions(self, request: Any, *, local: bool) -> dict[str, Any]:
+        found = self._endpoints.regions(request.name, local=local)
+        return {"regions": {region["name"]: _RegionStatus(**region) for region in found}}
+
+    async def _register(self, request: Any, *, local: bool) -> dict[str, Any]:
+        fields = {"key": request.key, "offset": request.offset, "byte_size": request.byte_size}
+        self._endpoints.register(request.name, fields, local=local)
+        return {}
+
+    async def _unregister(self, request: Any, *, local: bool) -> dict[str, Any]:
+        self._endpoints.unregister(request.name, local=local)
+        return {}
+
+    async def _cuda_shared_memory(self, request: Any, *, local: bool) -> dict[str, Any]:
+        raise Refused(501, CUDA_SHARED_MEMORY)
 
     # Health
 
@@ -276,6 +313,15 @@ def _checked(answer: Callable[[Any], Awaitable[dict[str, Any]]], response: Any) 
     return answered
 
 
+def _checked_local(answer: Callable[..., Awaitable[dict[str, Any]]], response: Any) -> Callable[..., Any]:
+    """The same from one that wants to know whether the client is on this host."""
+
+    async def answered(request: Any, context: Context) -> Any:
+        return await _checked(partial(answer, local=_local(context)), response)(request, context)
+
+    return answered
+
+
 def _unimplemented(rpc: Rpc) -> Callable[..., Any]:
     async def answered(request: Any, context: Context) -> Any:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{rpc.name} is not supported by this server")
@@ -294,6 +340,12 @@ def _metadata(context: Context, key: str) -> str | None:
         if name == key:
             return str(value)
     return None
+
+
+def _local(context: Context) -> bool:
+    # "ipv4:127.0.0.1:40000" or "ipv6:%5B::1%5D:40000".
+    _, _, address = unquote(context.peer()).partition(":")
+    return is_loopback(address.rpartition(":")[0].strip("[]"))
 
 
 def _text(ending: Ending) -> str:

@@ -131,7 +131,7 @@ class HttpServer:
         elif route.endpoint is None:
             exchange.request_id = self.gateway.infer(exchange)
         else:
-            found = answer(self._endpoints, route, bytes(exchange.content))
+            found = answer(self._endpoints, route, bytes(exchange.content), local=exchange.local)
             if isinstance(found, Response):
                 exchange.respond(found)
             else:

@@ -23,6 +23,7 @@ from clockwork_serve.serve.gateway import Gateway, GatewaySettings
 from clockwork_serve.serve.gateway_endpoints import Endpoints
 from clockwork_serve.serve.gateway_exchange import HttpLimits
 from clockwork_serve.serve.gateway_http import HttpServer
+from clockwork_serve.serve.gateway_regions import Regions
 from clockwork_serve.serve.gateway_routes import find_metrics_route
 from clockwork_serve.units import MIB
 
@@ -42,7 +43,7 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
 
     ``default_slo_ns``: of requests and models that name none (None: from the model's profile).
     ``region_bytes`` holds the tensors of all requests in flight. ``reuse_port``: other processes of ours
-    listen there too.
+    listen there too. ``shared_memory``: the prefix of keys of shared memory that local clients may use.
     """
 
     run_dir: str
@@ -56,6 +57,7 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
     max_body_bytes: int = 64 * MIB
     reuse_port: bool = False
     model_control: bool = True
+    shared_memory: str | None = None
     log_level: str = "info"
     log_format: str = "text"
 
@@ -80,6 +82,8 @@ class GatewayServers:
             default_slo_ns=config.default_slo_ns,
         )
         self.gateway = Gateway(settings)
+        if config.shared_memory is not None:
+            self.gateway.regions = Regions(config.shared_memory, Path(config.run_dir) / "regions")
         self.endpoints = Endpoints(self.gateway, version("clockwork-serve"), config.model_control)
         limits = HttpLimits(body_bytes=config.max_body_bytes)
         self.http = HttpServer(self.gateway, self.endpoints, limits)

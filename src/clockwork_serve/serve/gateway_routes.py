@@ -12,7 +12,7 @@ import httptools
 import msgspec
 from msgspec import Struct
 
-from clockwork_serve.oip import UnknownModel
+from clockwork_serve.oip import CUDA_SHARED_MEMORY, UnknownModel
 from clockwork_serve.serve.gateway_endpoints import Endpoints, Refused
 from clockwork_serve.serve.gateway_responses import Response, error_response, json_response
 from clockwork_serve.telemetry import CONTENT_TYPE
@@ -21,12 +21,16 @@ Endpoint = Callable[[Endpoints, "Route", bytes], Response | Awaitable[Response]]
 
 
 class Route(Struct, frozen=True):
-    """A path: ``method`` it takes, and ``endpoint`` to call (None: inference), for a model or for none."""
+    """A path: ``method`` it takes, and ``endpoint`` to call (None: inference), for a model or for none.
+
+    For shared memory ``model`` is a region's name. ``local``: a client on this host asks.
+    """
 
     method: bytes
     endpoint: Endpoint | None
     model: str = ""
     version: str = ""
+    local: bool = False
 
 
 @lru_cache(maxsize=4096)
@@ -43,8 +47,12 @@ def find_route(url: bytes) -> Route | None:
             return _model_route(name, rest)
         case ["v2", "repository", "models", name, verb] if verb in _REPOSITORY:
             return Route(b"POST", _REPOSITORY[verb], name)
-        case ["v2", "systemsharedmemory" | "cudasharedmemory", *_]:
-            return Route(b"", _shared_memory)
+        case ["v2", "systemsharedmemory", "region", name, verb] if name and verb in _REGION:
+            return Route(*_REGION[verb], name)
+        case ["v2", "systemsharedmemory", "status" | "unregister" as verb]:
+            return Route(*_REGION[verb])
+        case ["v2", "cudasharedmemory", *_]:
+            return Route(b"", _cuda_shared_memory)
         case segments:
             method, endpoint = _FIXED.get("/".join(segments), (b"", None))
             return None if endpoint is None else Route(method, endpoint)
@@ -56,11 +64,13 @@ def find_metrics_route(url: bytes) -> Route | None:
     return route if route is not None and route.endpoint in (_metrics, _live, _ready) else None
 
 
-def answer(endpoints: Endpoints, route: Route, body: bytes) -> Response | Awaitable[Response]:
-    """What is answered there, at once or soon."""
+def answer(
+    endpoints: Endpoints, route: Route, body: bytes, *, local: bool = False
+) -> Response | Awaitable[Response]:
+    """What is answered there, at once or soon; ``local``: to a client on this host."""
     assert route.endpoint is not None
     try:
-        found = route.endpoint(endpoints, route, body)
+        found = route.endpoint(endpoints, msgspec.structs.replace(route, local=local), body)
     except (UnknownModel, Refused) as error:
         return refusal(error)
     return found
@@ -153,8 +163,22 @@ async def _unload(endpoints: Endpoints, route: Route, body: bytes) -> Response:
     return json_response({})
 
 
-def _shared_memory(endpoints: Endpoints, route: Route, body: bytes) -> Response:
-    return error_response(501, "shared memory of clients is not supported; send tensors in the request")
+def _regions(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    return json_response(endpoints.regions(route.model, local=route.local))
+
+
+def _register(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    endpoints.register(route.model, _object(body), local=route.local)
+    return json_response({})
+
+
+def _unregister(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    endpoints.unregister(route.model, local=route.local)
+    return json_response({})
+
+
+def _cuda_shared_memory(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    return error_response(501, CUDA_SHARED_MEMORY)
 
 
 def _trace(endpoints: Endpoints, route: Route, body: bytes) -> Response:
@@ -213,5 +237,10 @@ _MODEL: Final[dict[str, tuple[bytes, Endpoint]]] = {
     "trace/setting": (b"GET", _trace),
     "generate": (b"POST", _generate),
     "generate_stream": (b"POST", _generate),
+}
+_REGION: Final[dict[str, tuple[bytes, Endpoint]]] = {
+    "status": (b"GET", _regions),
+    "register": (b"POST", _register),
+    "unregister": (b"POST", _unregister),
 }
 _REPOSITORY: Final[dict[str, Endpoint]] = {"load": _load, "unload": _unload}

@@ -12,8 +12,9 @@ from typing import Final
 
 import msgspec
 
+from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import TensorRef, Tensors
-from clockwork_serve.oip import InputTensor
+from clockwork_serve.oip import InputTensor, OutputTensor
 from clockwork_serve.serve.region import HEADER_BYTES, Region, write_epoch
 from clockwork_serve.units import TENSOR_ALIGN, align
 
@@ -21,6 +22,7 @@ NO_EPOCH: Final = 0
 """What the header of a slot that was given back says; no request has it."""
 _HEADER: Final = align(HEADER_BYTES)
 _encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Tensors).decode
 
 
 @dataclass(slots=True, frozen=True)
@@ -46,6 +48,18 @@ class Slot:
     def encoded(self) -> bytes:
         """The references as they travel."""
         return _encode(self.tensors)
+
+    def outputs(self, encoded: bytes) -> list[OutputTensor]:
+        """Views of what a worker says it wrote. Raises :class:`TransportError` if that is elsewhere."""
+        buffer, tensors = self.region.buffer, self.tensors
+        first, end = tensors.output_offset, tensors.output_offset + tensors.output_bytes
+        found = []
+        for ref in _decode(encoded).refs:
+            if ref.offset < first or ref.offset + ref.nbytes > end:
+                raise TransportError(f"output {ref.name} lies outside of its request's slot")
+            view = buffer[ref.offset : ref.offset + ref.nbytes]
+            found.append(OutputTensor(ref.name, ref.datatype, ref.shape, view))
+        return found
 
 
 class Slots:

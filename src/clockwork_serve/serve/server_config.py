@@ -16,9 +16,10 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
 
     ``repository`` is a folder in Triton's layout. A port of 0 is chosen by the system; ``grpc_port`` and
     ``metrics_port`` may be None for off. ``default_slo_ns``: deadline of requests that name none (None: see
-    the gateway). ``drain_s``: how long a stop waits for requests in flight. ``run_dir``: where the private
-    folder of sockets is made (empty: XDG_RUNTIME_DIR or the temporary folder). ``pin``: each device gets
-    cores of its own.
+    the gateway). ``shared_memory``: the prefix of keys of shared memory that local clients may use (None:
+    off). ``drain_s``: how long a stop waits for requests in flight. ``run_dir``: where the private folder of
+    sockets is made (empty: XDG_RUNTIME_DIR or the temporary folder). ``pin``: each device gets cores of its
+    own.
     """
 
     repository: str
@@ -34,6 +35,7 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     region_bytes: int = 256 * MIB
     max_body_bytes: int = 64 * MIB
     model_control: bool = True
+    shared_memory: str | None = None
     drain_s: float = 10.0
     journal: str = ""
     run_dir: str = ""
