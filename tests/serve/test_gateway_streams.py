@@ -182,3 +182,19 @@ def test_a_stock_reflection_client_can_call_what_it_found(channel: Any) -> None:
         response_deserializer=response.FromString,
     )
     assert call(request(name="ident")).inputs[0].name == "X"
+
+
+def test_a_message_that_is_none_ends_its_stream_and_nothing_else(
+    gateway: RunningGateway, channel: Any, client: Any, ends: queue.Queue[Any]
+) -> None:
+    call = channel.stream_stream(f"/{INFERENCE_SERVICE}/ModelStreamInfer")
+    with pytest.raises(grpc.RpcError) as caught:
+        list(call(iter([b"\xff\xff\xff"])))
+    assert caught.value.code() in {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
+    send(client, "ident", "mine")
+    assert ends.get(timeout=20)[0].get_response().id == "mine"
+
+
+def test_a_stream_may_end_before_it_began(channel: Any) -> None:
+    call = channel.stream_stream(f"/{INFERENCE_SERVICE}/ModelStreamInfer")
+    assert list(call(iter([]))) == []
