@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import queue
 import urllib.request
 from collections.abc import AsyncIterator, Callable
@@ -248,7 +249,7 @@ def update_log_settings(stock: Stock) -> str:
 def system_shared_memory(stock: Stock) -> str:
     """Register, ask about it, infer with it, unregister; or the code with which the first is refused."""
     name, size = "stock", X.nbytes
-    region = SharedMemory(create=True, size=size)
+    region = SharedMemory(f"clockwork-stock-{os.getpid()}", create=True, size=size)
     try:
         region.buf[:size] = X.tobytes()
         try:
@@ -257,7 +258,7 @@ def system_shared_memory(stock: Stock) -> str:
             code = str(error.status()).removeprefix("StatusCode.")
             assert code in {"501", "UNIMPLEMENTED"}
             for method in ("get_system_shared_memory_status", "unregister_system_shared_memory"):
-                assert stock.refusal(method, words="not supported") == code
+                assert stock.refusal(method, words="not supported|--shared-memory") == code
             return code
         found = stock.plain("get_system_shared_memory_status")
         listed = found.get("regions", {}) if stock.grpc else {each["name"]: each for each in found}
