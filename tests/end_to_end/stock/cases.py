@@ -101,8 +101,8 @@ def load_model(stock: Stock) -> str:
     assert stock("is_model_ready", "spare")
     bad = "INVALID_ARGUMENT" if stock.grpc else "400"
     assert stock.refusal("load_model", "spare", config="{}", words="from the repository only") == bad
-    if stock.aio:
-        return WORKS  # releases of these forgot to import base64, without which they send no files
+    if stock.aio and not hasattr(stock.module, "base64"):
+        return WORKS  # this release forgot to import it, and sends no files
     files = {"file:1/model.onnx": b"bytes"}
     assert stock.refusal("load_model", "spare", config="{}", files=files, words="repository only") == bad
     return WORKS
