@@ -6,10 +6,11 @@ BIN := .venv/bin
 STAMP := .venv/.set-up
 COMPILED := build/compiled
 MUTANTS := build/mutants
+STOCK := build/stock
 PIP := -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check unit bench compiled mutants constraints fix clean
+.PHONY: help setup demo test check unit bench compiled mutants stock constraints fix clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,6 +22,8 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	@test -x $(BIN)/python || { echo "making .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; }
 	@echo "installing into .venv (the versions in constraints.txt)"
 	@$(BIN)/python $(PIP) install -c constraints.txt -e '.[dev]'
+	@$(BIN)/python $(PIP) install -c constraints.txt perf-analyzer 2>/dev/null \
+	  || echo "perf_analyzer is not for this machine (it needs x86-64 and glibc 2.38): its tests are skipped"
 	@touch $@
 
 demo: $(STAMP) ## real pretrained models, real inputs, one screen of results
@@ -54,6 +57,11 @@ mutants: $(STAMP) ## break the brains in 400 ways, one at a time: do tests and s
 	@test -x $(MUTANTS)/bin/python || $(BIN)/python -m venv $(MUTANTS)
 	@$(MUTANTS)/bin/python $(PIP) install -c constraints.txt -e '.[mutants,test]'
 	@$(MUTANTS)/bin/python -m benchmarks.mutants $(MUTANTS_WITH)
+
+stock: $(STAMP) ## KServe's clients, perf_analyzer and the newest tritonclient in a venv of their own, on a server
+	@test -x $(STOCK)/bin/python || $(BIN)/python -m venv $(STOCK)
+	@$(STOCK)/bin/python $(PIP) install -c constraints-stock.txt -e '.[stock,test]'
+	@$(STOCK)/bin/python -m pytest -q -p no:cacheprovider tests/end_to_end/stock
 
 constraints: ## write constraints.txt from what .venv holds
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+=='; } > constraints.new

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -209,23 +208,6 @@ def test_a_deadline_that_passes_cancels_too(gateway: RunningGateway, client: Any
     gateway.do(lambda: gateway.controller.send(gateway.controller.answer(sent, outcome=Outcome.CANCELLED)))
 
 
-def test_streams_answer_in_order_and_tell_errors_inside(gateway: RunningGateway, client: Any) -> None:
-    found: queue.Queue[Any] = queue.Queue()
-    client.start_stream(callback=lambda result, error: found.put((result, error)))
-    for n in range(3):
-        client.async_stream_infer("ident", [tensor("X", X + n, "FP32")], request_id=str(n))
-    client.async_stream_infer("nope", [tensor("X", X, "FP32")])
-    client.async_stream_infer("ident", [tensor("X", X, "FP32")], request_id="last")
-    ends = [found.get(timeout=20) for _ in range(5)]
-    client.stop_stream()
-    for n, (result, error) in enumerate(ends[:3]):
-        assert error is None
-        assert result.get_response().id == str(n)
-        np.testing.assert_array_equal(result.as_numpy("Y"), X + n)
-    assert "unknown model: 'nope'" in str(ends[3][1])
-    assert ends[4][0].get_response().id == "last"
-
-
 def test_many_clients_at_once(gateway: RunningGateway, client: Any) -> None:
     found: dict[int, Any] = {}
     left = threading.Semaphore(0)
@@ -274,8 +256,6 @@ def test_what_is_not_supported_says_so(client: Any) -> None:
     for asked, words in (
         (client.get_system_shared_memory_status, "start the server with --shared-memory PREFIX"),
         (client.get_cuda_shared_memory_status, "CUDA shared memory is not supported"),
-        (client.get_trace_settings, "not supported by this server"),
-        (client.get_log_settings, "not supported by this server"),
     ):
         with pytest.raises(InferenceServerException, match=f"UNIMPLEMENTED.*{words}"):
             asked()

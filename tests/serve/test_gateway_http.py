@@ -268,7 +268,8 @@ def test_not_ready_is_503(tmp_path: Path) -> None:
         ("/v2/cudasharedmemory/unregister", b"", (), 501, "CUDA shared memory is not supported"),
         ("/v2/models/ident/generate", b"{}", (), 501, "generate"),
         ("/v2/nope", b"", (), 404, "Not Found"),
-        ("/v2/logging", b"{}", (), 405, "Method Not Allowed"),
+        ("/v2/logging", b"{", (), 400, "expected a JSON object"),
+        ("/v2/health/live", b"{}", (), 405, "Method Not Allowed"),
     ],
 )  # fmt: skip
 def test_wrong_requests_are_told_what_is_wrong(

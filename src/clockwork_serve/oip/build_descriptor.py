@@ -12,7 +12,7 @@ from typing import Any, Final
 
 HERE: Final = Path(__file__).parent
 TARGET: Final = HERE / "descriptors.binpb"
-SOURCES: Final = ("health.proto", "model_config.proto", "inference.proto")
+SOURCES: Final = ("health.proto", "reflection.proto", "model_config.proto", "inference.proto")
 
 
 def build() -> bytes:

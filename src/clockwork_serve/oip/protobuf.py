@@ -13,6 +13,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 INFERENCE_SERVICE: Final = "inference.GRPCInferenceService"
 HEALTH_SERVICE: Final = "grpc.health.v1.Health"
+REFLECTION_SERVICE: Final = "grpc.reflection.v1.ServerReflection"
 DESCRIPTORS: Final = Path(__file__).with_name("descriptors.binpb")
 
 

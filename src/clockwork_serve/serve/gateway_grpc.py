@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 from urllib.parse import unquote
@@ -18,23 +19,35 @@ from google.protobuf import json_format
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Outcome
-from clockwork_serve.oip import CUDA_SHARED_MEMORY, InferCall, Served, UnknownModel, grpc_of_http
+from clockwork_serve.oip import CUDA_SHARED_MEMORY, InferCall, Served
 from clockwork_serve.oip.grpc_infer import encode_infer, parse_infer
-from clockwork_serve.oip.protobuf import HEALTH_SERVICE, INFERENCE_SERVICE, Rpc, message, rpcs
+from clockwork_serve.oip.protobuf import (
+    HEALTH_SERVICE,
+    INFERENCE_SERVICE,
+    REFLECTION_SERVICE,
+    message,
+    rpcs,
+)
 from clockwork_serve.serve.gateway import Ending, Gateway
 from clockwork_serve.serve.gateway_endpoints import Endpoints, Refused
 from clockwork_serve.serve.gateway_regions import is_loopback
+from clockwork_serve.serve.gateway_rpcs import (
+    OLD_REFLECTION_SERVICE,
+    REFLECTION,
+    Context,
+    Health,
+    checked,
+    handlers,
+)
+from clockwork_serve.serve.gateway_settings import log_settings, trace_settings
 from clockwork_serve.serve.gateway_slots import Body
 from clockwork_serve.units import KIB, NS_PER_MS
-
-Context = Any
-"""``grpc.aio.ServicerContext``; grpc publishes no types."""
 
 _ENVELOPE_BYTES: Final = 64 * KIB
 """What a message may have beside its tensors."""
 _DETAILS_MAX: Final = 2000
-_LIVE_SERVICES: Final = ("", INFERENCE_SERVICE)
-_HealthResponse: Final = message("grpc.health.v1.HealthCheckResponse")
+_STREAMED_MAX: Final = 128
+"""Requests of one stream without a response, before no more is read from it."""
 _StreamResponse: Final = message("inference.ModelStreamInferResponse")
 _ModelConfig: Final = message("inference.ModelConfig")
 _RegionStatus: Final = message("inference.SystemSharedMemoryStatusResponse.RegionStatus")
@@ -81,15 +94,27 @@ class _GrpcInquiry:
         self.ended.set_result(encode_infer(ending.call, ending.served, ending.outputs, ending.parameters))
 
 
+@dataclass(slots=True)
+class _Asked:
+    """A request that the gateway has. ``request_id`` is "" where it ended at once."""
+
+    request: Any
+    ended: asyncio.Future[Any]
+    request_id: str
+
+    def abandon(self, gateway: Gateway) -> None:
+        """Nobody waits for it any more."""
+        if self.request_id and (self.ended.cancelled() or not self.ended.done()):
+            gateway.cancel(self.request_id)
+
+
 class GrpcServer:
-    """All RPCs of the inference service, and the health service."""
+    """All RPCs of the inference service, health and reflection."""
 
     def __init__(self, gateway: Gateway, endpoints: Endpoints, body_bytes: int, *, reuse_port: bool) -> None:
         self._gateway = gateway
         self._endpoints = endpoints
         self._loop = asyncio.get_running_loop()
-        self._changed = asyncio.Event()
-        gateway.readiness_listeners.append(self._on_readiness)
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", body_bytes + _ENVELOPE_BYTES),
@@ -99,7 +124,12 @@ class GrpcServer:
             ]
         )
         self._server.add_generic_rpc_handlers(
-            (_handlers(INFERENCE_SERVICE, self._inference()), _handlers(HEALTH_SERVICE, self._health()))
+            (
+                handlers(INFERENCE_SERVICE, self._inference()),
+                handlers(HEALTH_SERVICE, Health(gateway).answers()),
+                handlers(REFLECTION_SERVICE, REFLECTION),
+                handlers(REFLECTION_SERVICE, REFLECTION, OLD_REFLECTION_SERVICE),
+            )
         )
 
     async def listen(self, host: str, port: int) -> int:
@@ -122,39 +152,65 @@ class GrpcServer:
     # Inference
 
     async def _infer(self, request: Any, context: Context) -> Any:
-        found, request_id = await self._ended(request, context)
-        if request_id:
-            context.set_trailing_metadata((("clockwork-request-id", request_id),))
+        asked = self._ask(request, context)
+        try:
+            found = await asked.ended
+        finally:
+            # If nobody waits any more: the client went away, or its deadline passed.
+            asked.abandon(self._gateway)
+        if asked.request_id:
+            context.set_trailing_metadata((("clockwork-request-id", asked.request_id),))
         if isinstance(found, Ending):
-            await context.abort(
-                grpc.StatusCode[found.status.grpc], _text(found), _trailers(found, request_id)
-            )
+            await _abort(context, found, asked.request_id)
         return found
 
     async def _stream_infer(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-        """One response per request, in order. Errors are told inside, unless the client wants a status."""
-        as_status = _metadata(context, "triton_grpc_error") == "true"
-        async for request in requests:
-            found, request_id = await self._ended(request, context)
-            if not isinstance(found, Ending):
-                yield _StreamResponse(infer_response=found)
-            elif as_status:
-                await context.abort(
-                    grpc.StatusCode[found.status.grpc], _text(found), _trailers(found, request_id)
-                )
-            else:
-                yield _StreamResponse(error_message=_text(found), infer_response={"id": request.id})
+        """One response per request, in their order; the requests themselves run side by side.
 
-    async def _ended(self, request: Any, context: Context) -> tuple[Any, str]:
+        Errors are told inside, unless the client wants a status, which ends the stream.
+        """
+        as_status = _metadata(context, "triton_grpc_error") == "true"
+        open_asked: asyncio.Queue[_Asked | None] = asyncio.Queue(_STREAMED_MAX)
+        reader = self._loop.create_task(self._read_stream(requests, context, open_asked))
+        asked: _Asked | None = None
+        try:
+            while (asked := await open_asked.get()) is not None:
+                found = await asked.ended
+                if not isinstance(found, Ending):
+                    if _flag(asked.request, "triton_enable_empty_final_response"):
+                        found.parameters["triton_final_response"].bool_param = True
+                    yield _StreamResponse(infer_response=found)
+                elif as_status:
+                    await _abort(context, found, asked.request_id)
+                else:
+                    yield _StreamResponse(error_message=_text(found), infer_response={"id": asked.request.id})
+            await reader
+        finally:
+            reader.cancel()
+            if asked is not None:
+                asked.abandon(self._gateway)
+            while not open_asked.empty():
+                if (left := open_asked.get_nowait()) is not None:
+                    left.abandon(self._gateway)
+
+    async def _read_stream(
+        self, requests: AsyncIterator[Any], context: Context, open_asked: asyncio.Queue[_Asked | None]
+    ) -> None:
+        try:
+            async for request in requests:
+                asked = self._ask(request, context)
+                try:
+                    await open_asked.put(asked)
+                except asyncio.CancelledError:
+                    asked.abandon(self._gateway)
+                    raise
+        finally:
+            await open_asked.put(None)
+
+    def _ask(self, request: Any, context: Context) -> _Asked:
         ended: asyncio.Future[Any] = self._loop.create_future()
         request_id = self._gateway.infer(_GrpcInquiry(request, context, self._gateway.clock(), ended))
-        try:
-            return await ended, request_id
-        except asyncio.CancelledError:
-            # The client went away, or its deadline passed.
-            if request_id:
-                self._gateway.cancel(request_id)
-            raise
+        return _Asked(request, ended, request_id)
 
     # All else, as plain data
 
@@ -170,6 +226,8 @@ class GrpcServer:
             "RepositoryIndex": self._repository_index,
             "RepositoryModelLoad": self._repository_load,
             "RepositoryModelUnload": self._repository_unload,
+            "TraceSetting": self._trace_setting,
+            "LogSettings": self._log_settings,
         }
         regions = {
             "SystemSharedMemoryStatus": self._regions,
@@ -181,7 +239,7 @@ class GrpcServer:
         }
         known = rpcs(INFERENCE_SERVICE)
         return {
-            **{name: _checked(answer, known[name].response) for name, answer in plain.items()},
+            **{name: checked(answer, known[name].response) for name, answer in plain.items()},
             **{name: _checked_local(answer, known[name].response) for name, answer in regions.items()},
             "ModelInfer": self._infer,
             "ModelStreamInfer": self._stream_infer,
@@ -246,87 +304,37 @@ class GrpcServer:
     async def _cuda_shared_memory(self, request: Any, *, local: bool) -> dict[str, Any]:
         raise Refused(501, CUDA_SHARED_MEMORY)
 
-    # Health
+    async def _trace_setting(self, request: Any) -> dict[str, Any]:
+        changes = {name: list(setting.value) for name, setting in request.settings.items()}
+        found = trace_settings(self._endpoints, request.model_name, changes)
+        return {"settings": {name: {"value": value} for name, value in found.items()}}
 
-    def _health(self) -> dict[str, Callable[..., Any]]:
-        return {"Check": self._check, "Watch": self._watch}
-
-    async def _check(self, request: Any, context: Context) -> Any:
-        if request.service not in _LIVE_SERVICES:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service '{request.service}'")
-        return _HealthResponse(status=self._serving)
-
-    async def _watch(self, request: Any, context: Context) -> AsyncIterator[Any]:
-        if request.service not in _LIVE_SERVICES:
-            yield _HealthResponse(status="SERVICE_UNKNOWN")
-        told = ""
-        while True:
-            changed = self._changed
-            if request.service in _LIVE_SERVICES and self._serving != told:
-                told = self._serving
-                yield _HealthResponse(status=told)
-            await changed.wait()
-
-    @property
-    def _serving(self) -> str:
-        return "SERVING" if self._gateway.link.ready else "NOT_SERVING"
-
-    def _on_readiness(self) -> None:
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+    async def _log_settings(self, request: Any) -> dict[str, Any]:
+        found = log_settings({name: _chosen(setting) for name, setting in request.settings.items()})
+        return {"settings": {name: {_LOG_FIELDS[type(value)]: value} for name, value in found.items()}}
 
 
 _INDEX_FIELDS: Final = ("name", "version", "state", "reason")
+_LOG_FIELDS: Final = {bool: "bool_param", int: "uint32_param", str: "string_param"}
 
 
-def _handlers(service: str, answers: dict[str, Callable[..., Any]]) -> Any:
-    methods = {
-        rpc.name: _handler(rpc, answers.get(rpc.name, _unimplemented(rpc))) for rpc in rpcs(service).values()
-    }
-    return grpc.method_handlers_generic_handler(service, methods)
-
-
-def _handler(rpc: Rpc, answer: Callable[..., Any]) -> Any:
-    make = getattr(
-        grpc,
-        f"{'stream' if rpc.client_streaming else 'unary'}_{'stream' if rpc.server_streaming else 'unary'}"
-        "_rpc_method_handler",
-    )
-    return make(
-        answer,
-        request_deserializer=rpc.request.FromString,
-        response_serializer=rpc.response.SerializeToString,
-    )
-
-
-def _checked(answer: Callable[[Any], Awaitable[dict[str, Any]]], response: Any) -> Callable[..., Any]:
-    """An RPC from a coroutine that gives its response's fields."""
-
-    async def answered(request: Any, context: Context) -> Any:
-        try:
-            return response(**await answer(request))
-        except UnknownModel as error:
-            await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
-        except Refused as error:
-            await context.abort(grpc.StatusCode[grpc_of_http(error.code)], str(error))
-
-    return answered
+def _flag(request: Any, name: str) -> bool:
+    return name in request.parameters and request.parameters[name].bool_param is True
 
 
 def _checked_local(answer: Callable[..., Awaitable[dict[str, Any]]], response: Any) -> Callable[..., Any]:
-    """The same from one that wants to know whether the client is on this host."""
+    """An RPC from a coroutine that wants to know whether the client is on this host."""
 
     async def answered(request: Any, context: Context) -> Any:
-        return await _checked(partial(answer, local=_local(context)), response)(request, context)
+        return await checked(partial(answer, local=_local(context)), response)(request, context)
 
     return answered
 
 
-def _unimplemented(rpc: Rpc) -> Callable[..., Any]:
-    async def answered(request: Any, context: Context) -> Any:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{rpc.name} is not supported by this server")
-
-    return answered
+def _chosen(setting: Any) -> Any:
+    """The value of a setting; None if it has none."""
+    field = setting.WhichOneof("parameter_choice")
+    return None if field is None else getattr(setting, field)
 
 
 def _named(request: Any) -> str:
@@ -346,6 +354,10 @@ def _local(context: Context) -> bool:
     # "ipv4:127.0.0.1:40000" or "ipv6:%5B::1%5D:40000".
     _, _, address = unquote(context.peer()).partition(":")
     return is_loopback(address.rpartition(":")[0].strip("[]"))
+
+
+async def _abort(context: Context, ending: Ending, request_id: str) -> None:
+    await context.abort(grpc.StatusCode[ending.status.grpc], _text(ending), _trailers(ending, request_id))
 
 
 def _text(ending: Ending) -> str:

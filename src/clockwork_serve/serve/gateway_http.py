@@ -126,7 +126,7 @@ class HttpServer:
         route, method = exchange.route, exchange.method
         if route is None:
             exchange.respond(error_response(404, "Not Found"))
-        elif method != route.method and route.method and not (method == b"HEAD" and route.method == b"GET"):
+        elif method != route.method and not route.takes(method):
             exchange.respond(error_response(405, "Method Not Allowed", b"Allow: %s\r\n" % route.method))
         elif route.endpoint is None:
             exchange.request_id = self.gateway.infer(exchange)

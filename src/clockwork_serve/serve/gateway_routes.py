@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
 from typing import Any, Final
@@ -15,6 +14,7 @@ from msgspec import Struct
 from clockwork_serve.oip import CUDA_SHARED_MEMORY, UnknownModel
 from clockwork_serve.serve.gateway_endpoints import Endpoints, Refused
 from clockwork_serve.serve.gateway_responses import Response, error_response, json_response
+from clockwork_serve.serve.gateway_settings import log_settings, trace_settings
 from clockwork_serve.telemetry import CONTENT_TYPE
 
 Endpoint = Callable[[Endpoints, "Route", bytes], Response | Awaitable[Response]]
@@ -24,6 +24,7 @@ class Route(Struct, frozen=True):
     """A path: ``method`` it takes, and ``endpoint`` to call (None: inference), for a model or for none.
 
     For shared memory ``model`` is a region's name. ``local``: a client on this host asks.
+    ``method`` may be several with ", " between, or nothing for any.
     """
 
     method: bytes
@@ -31,6 +32,11 @@ class Route(Struct, frozen=True):
     model: str = ""
     version: str = ""
     local: bool = False
+
+    def takes(self, method: bytes) -> bool:
+        """Whether it answers that method."""
+        methods = self.method.split(b", ")
+        return not self.method or method in methods or (method == b"HEAD" and b"GET" in methods)
 
 
 @lru_cache(maxsize=4096)
@@ -182,20 +188,11 @@ def _cuda_shared_memory(endpoints: Endpoints, route: Route, body: bytes) -> Resp
 
 
 def _trace(endpoints: Endpoints, route: Route, body: bytes) -> Response:
-    return json_response({"trace_level": ["OFF"]})
+    return json_response(trace_settings(endpoints, route.model, _object(body)))
 
 
 def _logging(endpoints: Endpoints, route: Route, body: bytes) -> Response:
-    level = logging.getLogger().getEffectiveLevel()
-    return json_response(
-        {
-            "log_file": "",
-            "log_info": level <= logging.INFO,
-            "log_warning": level <= logging.WARNING,
-            "log_error": level <= logging.ERROR,
-            "log_verbose_level": int(level <= logging.DEBUG),
-        }
-    )
+    return json_response(log_settings(_object(body)))
 
 
 def _generate(endpoints: Endpoints, route: Route, body: bytes) -> Response:
@@ -225,8 +222,8 @@ _FIXED: Final[dict[str, tuple[bytes, Endpoint]]] = {
     "v2/models": (b"GET", _models),
     "v2/models/stats": (b"GET", _stats),
     "v2/repository/index": (b"POST", _index),
-    "v2/trace/setting": (b"GET", _trace),
-    "v2/logging": (b"GET", _logging),
+    "v2/trace/setting": (b"GET, POST", _trace),
+    "v2/logging": (b"GET, POST", _logging),
     "metrics": (b"GET", _metrics),
 }
 _MODEL: Final[dict[str, tuple[bytes, Endpoint]]] = {
@@ -234,7 +231,7 @@ _MODEL: Final[dict[str, tuple[bytes, Endpoint]]] = {
     "ready": (b"GET", _model_ready),
     "config": (b"GET", _config),
     "stats": (b"GET", _stats),
-    "trace/setting": (b"GET", _trace),
+    "trace/setting": (b"GET, POST", _trace),
     "generate": (b"POST", _generate),
     "generate_stream": (b"POST", _generate),
 }
