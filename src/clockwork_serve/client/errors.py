@@ -19,8 +19,12 @@ from typing import Any, Final
 
 from clockwork_serve.errors import ClockworkError
 
-_NAMED: Final = re.compile(r"\b(input|output|parameter|header)(?:\(s\))? \[?'([^']*)'")
-_MODEL: Final = re.compile(r"\b(model):? '([^']*)'")
+_NAMED: Final = (
+    re.compile(r"\b(input|output|parameter|header) '([^']*)'"),
+    re.compile(r"\bmissing required (input)\(s\) \['([^']*)'"),
+    re.compile(r"\b(model):? '([^']*)'"),
+)
+"""How the server's messages name what is wrong; the most telling first."""
 
 
 class ServingError(ClockworkError):
@@ -80,7 +84,7 @@ class Invalid(ServingError):
     @property
     def field(self) -> str:
         """What is wrong, as ``input 'x'``, ``parameter 'slo_ms'`` or ``model 'm'``; "" if nobody said."""
-        found = _NAMED.search(str(self)) or _MODEL.search(str(self))
+        found = next(filter(None, (pattern.search(str(self)) for pattern in _NAMED)), None)
         return f"{found[1]} '{found[2]}'" if found else ""
 
 

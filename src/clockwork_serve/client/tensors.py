@@ -102,7 +102,7 @@ def _strings(name: str, shape: tuple[int, ...], count: int, data: Buffer) -> npt
         elements = list(decode_strings(data))
     except struct.error:
         elements = []
-    if len(elements) != count or sum(map(len, elements)) + 4 * count != len(data):
+    if len(elements) != count or encode_strings(elements) != data:
         raise Failed(f"output '{name}': expected {count} elements of BYTES, found {len(data)} other bytes")
     array = np.empty(count, object)
     array[:] = elements
