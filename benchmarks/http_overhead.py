@@ -107,7 +107,12 @@ def measure(serving: Serving, graph: Path, times: int) -> Outcome:
     )
     triton, close_triton = triton_run(serving.http_url, x)
     ours, close_ours = our_run(serving.http_url, x)
-    runs = {"bare run": bare_run(graph, x), "raw HTTP": raw, "tritonclient": triton, "Client": ours}
+    runs: dict[str, Callable[[], None]] = {
+        "bare run": bare_run(graph, x),
+        "raw HTTP": raw,
+        "tritonclient": triton,
+        "Client": ours,
+    }
     taken = take_turns(runs, times, 0.002)
     raw.close()
     close_triton()

@@ -326,6 +326,15 @@ def test_an_answer_to_a_body_that_is_not_read_is_heard():
         client.infer("m", {"x": np.zeros(4_000_000, np.float32)})
 
 
+def test_an_answer_is_heard_though_sending_failed():
+    def refuse(connection):
+        connection.recv(1000)
+        connection.sendall(b'HTTP/1.1 413 Too Large\r\nContent-Length: 20\r\n\r\n{"error":"too much"}')
+
+    with scripted(refuse) as url, Client(url) as client, pytest.raises(Invalid, match="too much"):
+        client.infer("m", {"x": np.zeros(16_000_000, np.float32)})
+
+
 def test_other_bytes_are_no_answer():
     def greet(connection):
         request(connection)

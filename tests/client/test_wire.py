@@ -124,9 +124,12 @@ def test_a_response_without_a_body_is_whole():
 
 
 def test_a_connection_on_which_more_came_than_was_asked_for_is_not_used_again():
-    (response,) = feed(ResponseReader(), PLAIN + PLAIN.replace(b"hello", b"other"), 1000)
+    other = b"HTTP/1.1 200 OK\r\nRetry-After: 2\r\nContent-Length: 5\r\n\r\nother"
+    for more in (other, other[:20], b"\r\n" + other, b"\0", other.replace(b"Length: 5", b"Length: 500000")):
+        (response,) = feed(ResponseReader(), PLAIN + more, 1000)
 
-    assert (response.status, response.keep_alive) == (429, False)
+        assert (response.status, response.body, response.keep_alive) == (429, b"hello", False)
+        assert response.headers["retry-after"] == "1"
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,6 @@ class AsyncConnection(asyncio.BufferedProtocol):
             response = self._reader.received(nbytes)
         except Malformed as error:
             waiting.set_exception(error)
-            self.abort()
             return
         if response is not None:
             waiting.set_result(response)

@@ -126,7 +126,7 @@ class AsyncClient(ClientBase):
                 wait_s = patience.wait_s(error, time.monotonic())
                 if wait_s is None:
                     raise
-            await asyncio.sleep(wait_s)
+            await _sleep(wait_s)
 
     async def _attempt(self, call: Call[T], patience: Patience) -> Response:
         now = time.monotonic()
@@ -165,3 +165,10 @@ class AsyncClient(ClientBase):
                 connection.abort()
                 raise ConnectionAbortedError("this client, closed")
         return connection
+
+
+async def _sleep(seconds: float) -> None:
+    """Not a moment less: uvloop's timers may be a millisecond early."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:  # noqa: ASYNC110 - it waits for nothing but time
+        await asyncio.sleep(left)

@@ -96,7 +96,7 @@ class ResponseReader:
         self._direct_bytes = 0
         self._status = 0
         self._keep_alive = False
-        self._complete = False
+        self._whole: Response | None = None
 
     def get_buffer(self) -> memoryview:
         """Where the next bytes go."""
@@ -110,16 +110,21 @@ class ResponseReader:
             try:
                 self._parser.feed_data(self._buffer[:nbytes])
             except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-                raise Malformed(f"expected an HTTP/1.1 response, found other bytes ({error})") from None
+                if self._whole is None:
+                    raise Malformed(f"expected an HTTP/1.1 response, found other bytes ({error})") from None
+                return self._whole._replace(keep_alive=False)
         if self._direct is not None:
             if self._direct_bytes < len(self._direct):
                 return None
             return Response(self._status, self._headers, self._direct, self._keep_alive)
-        if not self._complete:
-            return None
-        return Response(self._status, self._headers, b"".join(self._chunks), self._keep_alive)
+        return self._whole
 
     # What the parser calls
+
+    def on_message_begin(self) -> None:
+        """A response starts; if it is one that nobody asked for, this connection is of no more use."""
+        if self._whole is not None:
+            self._whole = self._whole._replace(keep_alive=False)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
@@ -127,8 +132,7 @@ class ResponseReader:
 
     def on_headers_complete(self) -> None:
         """Now it is known how long the body is."""
-        if self._complete:
-            # More than was asked for: what is there already stands, and this connection is of no more use.
+        if self._whole is not None:
             return
         self._status = self._parser.get_status_code()
         self._keep_alive = self._parser.should_keep_alive()
@@ -147,9 +151,6 @@ class ResponseReader:
 
     def on_message_complete(self) -> None:
         """All of it is there; unless it is but an interim one."""
-        if self._complete:
-            self._keep_alive = False
-        elif self._status < 200:
-            self._headers = {}
-        else:
-            self._complete = True
+        if self._whole is None and self._status >= 200:
+            self._whole = Response(self._status, self._headers, b"".join(self._chunks), self._keep_alive)
+        self._headers = {}
