@@ -15,7 +15,7 @@ URL = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:8000"
 async def differ(client: AsyncClient, a: int, b: int) -> int | None:
     """Whether the bits a and b differ, by the model; None if it did not say so in time."""
     try:
-        result = await client.infer("mlp", {"bits": np.array([[a, b]], np.float32)}, slo_ms=2000)
+        result = await client.infer("mlp", {"bits": np.array([[a, b]], np.float32)}, slo_ms=10_000)
     except ServingError:
         return None
     return int(result["probability"][0].argmax())

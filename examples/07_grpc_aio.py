@@ -29,7 +29,7 @@ async def main() -> None:
     """Turn all texts round at once, then one with no time left."""
     async with InferenceServerClient(URL) as client:
         for text, found in zip(
-            TEXTS, await asyncio.gather(*(turned(client, t, 2.0) for t in TEXTS)), strict=True
+            TEXTS, await asyncio.gather(*(turned(client, t, 10.0) for t in TEXTS)), strict=True
         ):
             print(f"{text!r} backwards: {found!r}")
         print("in no time:", await turned(client, TEXTS[0], 0.0005))

@@ -113,7 +113,7 @@ def test_a_call_that_is_cancelled_is_cancelled_on_the_server(ask, gateway):
     gateway.controller.on_request = lambda request: None
 
     async def work(client):
-        call = asyncio.create_task(client.infer("ident", {"X": X}))
+        call = asyncio.create_task(client.infer("ident", {"X": X}, slo_ms=20_000))
         await asyncio.to_thread(gateway.until, lambda: gateway.controller.requests)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -135,7 +135,7 @@ def test_closing_ends_what_is_in_flight(run, gateway):
 
     async def main():
         client = AsyncClient(gateway.http_url)
-        call = asyncio.create_task(client.infer("ident", {"X": X}))
+        call = asyncio.create_task(client.infer("ident", {"X": X}, slo_ms=20_000))
         await asyncio.to_thread(gateway.until, lambda: gateway.controller.requests)
         await client.close()
         with pytest.raises(Disconnected):
@@ -154,11 +154,11 @@ def test_the_slo_bounds_the_wait(ask, gateway):
 
     async def work(client):
         with pytest.raises(Expired) as caught:
-            await client.infer("ident", {"X": X}, slo_ms=30)
+            await client.infer("ident", {"X": X}, slo_ms=300)
         return caught.value.status
 
     assert ask(work, grace_s=0.0) == 0
-    assert ms(20) < gateway.controller.requests[0].deadline_ns - gateway.controller.requests[0].arrival_ns
+    assert ms(50) < gateway.controller.requests[0].deadline_ns - gateway.controller.requests[0].arrival_ns
     gateway.until(lambda: gateway.controller.cancels)
     end(gateway)
 
@@ -167,7 +167,7 @@ def test_a_place_in_line_is_waited_for_no_longer_than_the_deadline(ask, gateway)
     gateway.controller.on_request = lambda request: None
 
     async def work(client):
-        first = asyncio.create_task(client.infer("ident", {"X": X}, timeout_s=10))
+        first = asyncio.create_task(client.infer("ident", {"X": X}, slo_ms=20_000))
         await asyncio.to_thread(gateway.until, lambda: gateway.controller.requests)
         with pytest.raises(Expired):
             await client.infer("ident", {"X": X}, slo_ms=20)

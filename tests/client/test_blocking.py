@@ -103,10 +103,10 @@ def test_threads_share_a_client(gateway, client):
 
 
 def test_the_slo_is_the_deadline_on_the_server(gateway, client):
-    client.infer("ident", {"X": X}, slo_ms=250)
+    client.infer("ident", {"X": X}, slo_ms=20_000)
     (sent,) = gateway.controller.requests
 
-    assert ms(200) < sent.deadline_ns - sent.arrival_ns <= ms(250)
+    assert ms(10_000) < sent.deadline_ns - sent.arrival_ns <= ms(20_000)
 
 
 def test_the_slo_bounds_the_wait_where_the_server_is_silent():
@@ -125,7 +125,7 @@ def test_a_client_that_stops_waiting_says_so_and_frees_its_place(gateway, client
     gateway.controller.on_request = lambda request: None
 
     with pytest.raises(Expired) as caught:
-        client.infer("ident", {"X": X}, timeout_s=0.1, request_id="mine")
+        client.infer("ident", {"X": X}, slo_ms=20_000, timeout_s=0.3, request_id="mine")
 
     assert (caught.value.status, caught.value.request_id) == (0, "mine")
     gateway.until(lambda: gateway.controller.cancels)
@@ -133,11 +133,11 @@ def test_a_client_that_stops_waiting_says_so_and_frees_its_place(gateway, client
     gateway.do(lambda: gateway.controller.send(gateway.controller.answer(sent, outcome=Outcome.CANCELLED)))
 
 
-def test_within_the_grace_the_server_says_itself_that_it_was_late(gateway, client):
+def test_within_the_grace_the_server_says_itself_that_it_was_late(gateway):
     gateway.controller.on_request = lambda request: None
 
-    with pytest.raises(Expired) as caught:
-        client.infer("ident", {"X": X}, slo_ms=10)
+    with Client(gateway.http_url, grace_s=20) as client, pytest.raises(Expired) as caught:
+        client.infer("ident", {"X": X}, slo_ms=200)
 
     assert caught.value.status == 504
     (sent,) = gateway.controller.requests
@@ -147,7 +147,7 @@ def test_within_the_grace_the_server_says_itself_that_it_was_late(gateway, clien
 def test_a_place_in_line_is_waited_for_no_longer_than_the_deadline(gateway):
     gateway.controller.on_request = lambda request: None
     with Client(gateway.http_url, connections=1) as client, ThreadPoolExecutor(1) as thread:
-        first = thread.submit(client.infer, "ident", {"X": X}, timeout_s=10)
+        first = thread.submit(client.infer, "ident", {"X": X}, slo_ms=20_000)
         gateway.until(lambda: gateway.controller.requests)
         with pytest.raises(Expired, match="none of 1 connections was free"):
             client.infer("ident", {"X": X}, slo_ms=20)
@@ -253,7 +253,7 @@ def refusing(gateway, times, wait_ms):
 
 def test_it_comes_back_when_the_server_said(gateway, client):
     refusing(gateway, 2, 40)
-    result = client.infer("ident", {"X": X}, slo_ms=500, retries=2)
+    result = client.infer("ident", {"X": X}, slo_ms=20_000, retries=2)
     arrivals = [sent.arrival_ns for sent in gateway.controller.requests]
 
     assert result["Y"].shape == (1, 2)
@@ -382,7 +382,7 @@ def test_closing_ends_calls_in_other_threads(gateway):
     gateway.controller.on_request = lambda request: None
     client = Client(gateway.http_url)
     with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(client.infer, "ident", {"X": X}, timeout_s=30)
+        waiting = thread.submit(client.infer, "ident", {"X": X}, slo_ms=20_000)
         gateway.until(lambda: gateway.controller.requests)
         client.close()
         with pytest.raises(Disconnected):
