@@ -1,7 +1,7 @@
 """One HTTP request alone: what it costs over the bare model run.
 
 Requests and runs of a plain ONNX Runtime session, on the same graph and input, take turns, so both see the
-same machine. Two clients ask: a raw socket, and the public ``tritonclient``.
+same machine. Three clients ask: a raw socket, the public ``tritonclient``, and our own.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from benchmarks import repositories
 from benchmarks.client import infer_message
 from benchmarks.report import Outcome, finish, milliseconds, parser, quantile, table
 from benchmarks.serving import Serving, serve
+from clockwork_serve import Client
 
 MODEL, WIDTH, DEPTH = "layers", 512, 8
 LIMIT_NS = 800_000
@@ -74,6 +75,16 @@ def triton_run(url: str, x: repositories.Floats) -> tuple[Callable[[], None], Ca
     return lambda: client.infer(MODEL, [tensor]), client.close
 
 
+def our_run(url: str, x: repositories.Floats) -> tuple[Callable[[], None], Callable[[], None]]:
+    """A request through our own client, and how to close it."""
+    client = Client(url)
+
+    def one() -> None:
+        client.infer(MODEL, {"x": x}, slo_ms=1000)
+
+    return one, client.close
+
+
 def take_turns(runs: dict[str, Callable[[], None]], times: int, pause_s: float) -> dict[str, list[int]]:
     """Durations in ns of each, in turns."""
     taken: dict[str, list[int]] = {name: [] for name in runs}
@@ -94,15 +105,21 @@ def measure(serving: Serving, graph: Path, times: int) -> Outcome:
         serving.http_url,
         infer_message(serving.http_url, MODEL, [("x", "FP32", x.shape, x.tobytes())], slo_ms=1000),
     )
-    triton, close = triton_run(serving.http_url, x)
-    taken = take_turns(
-        {"bare run": bare_run(graph, x), "raw HTTP": raw, "tritonclient": triton}, times, 0.002
-    )
+    triton, close_triton = triton_run(serving.http_url, x)
+    ours, close_ours = our_run(serving.http_url, x)
+    runs: dict[str, Callable[[], None]] = {
+        "bare run": bare_run(graph, x),
+        "raw HTTP": raw,
+        "tritonclient": triton,
+        "Client": ours,
+    }
+    taken = take_turns(runs, times, 0.002)
     raw.close()
-    close()
+    close_triton()
+    close_ours()
     outcome = Outcome("benchmarks.http_overhead")
     bare_ns = quantile(taken["bare run"], 0.5)
-    for name in ("raw HTTP", "tritonclient"):
+    for name in ("raw HTTP", "tritonclient", "Client"):
         extra_ns = quantile(taken[name], 0.5) - bare_ns
         outcome.judge(
             f"{name}: p50 over the bare run",

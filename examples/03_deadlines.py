@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import sys
 import time
 
 import numpy as np
 from tritonclient import http
 from tritonclient.utils import InferenceServerException
 
-URL = os.environ.get("CLOCKWORK_HTTP", "127.0.0.1:8000")
+URL = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:8000"
 
 client = http.InferenceServerClient(URL)
 tensor = http.InferInput("bits", [1, 2], "FP32")

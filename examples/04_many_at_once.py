@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import sys
 
 import numpy as np
 from tritonclient.http import InferInput
 from tritonclient.http.aio import InferenceServerClient
 
-URL = os.environ.get("CLOCKWORK_HTTP", "127.0.0.1:8000")
+URL = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:8000"
 
 
 async def ask(client: InferenceServerClient, a: int, b: int) -> int:

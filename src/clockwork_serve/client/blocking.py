@@ -1,0 +1,182 @@
+"""``Client``: blocking calls, from any number of threads at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+from clockwork_serve.client import calls
+from clockwork_serve.client.answers import ModelMetadata, ModelState, ModelStatistics, Result, ServerMetadata
+from clockwork_serve.client.base import LOAD_TIMEOUT_S, ClientBase
+from clockwork_serve.client.calls import Call, Inputs, T
+from clockwork_serve.client.connection import Connection
+from clockwork_serve.client.errors import Disconnected, Expired, NotServing, ServingError
+from clockwork_serve.client.patience import Patience
+from clockwork_serve.client.pool import Pool
+from clockwork_serve.client.wire import Response
+from clockwork_serve.oip.records import Parameter
+
+
+class Client(ClientBase):
+    """A blocking client. Threads may share it; after a fork, make a new one.
+
+    ``url`` is ``http://HOST:PORT``, ``https://...`` or ``HOST:PORT``. ``timeout_s`` limits each call over all
+    its attempts; ``grace_s`` is how long after an SLO it waits for the server to say how the request ended;
+    ``connections`` are open at most, each for one request at a time. ``api_key`` is sent as
+    ``Authorization: Bearer``; ``tls`` is for certificates that the system does not know.
+
+    Calls raise :class:`ServingError`, by what happened. Close it, or use it as a context manager.
+    """
+
+    def _set_up(self, connections: int) -> None:
+        self._places = threading.Semaphore(connections)
+        self._pool: Pool[Connection] = Pool()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections; calls in flight in other threads end with :class:`Disconnected`."""
+        self._closed = True
+        idle, busy = self._pool.close()
+        for connection in idle:
+            connection.close()
+        for connection in busy:
+            connection.shut()
+
+    def infer(  # noqa: PLR0913 - what a request may say
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        slo_ms: float | None = None,
+        version: str = "",
+        outputs: Sequence[str] | None = None,
+        parameters: Mapping[str, Parameter] | None = None,
+        request_id: str = "",
+        datatypes: Mapping[str, str] | None = None,
+        retries: int = 0,
+        timeout_s: float | None = None,
+    ) -> Result:
+        """Ask a model. ``inputs`` are arrays by name, strings as ``bytes`` or ``str`` in an object array.
+
+        ``slo_ms`` is each attempt's deadline on the server, and with ``grace_s`` how long the client waits
+        for it; without it, the model's own counts. ``outputs`` are the names wanted, all if None.
+        ``request_id`` is the caller's own and comes back. ``datatypes={"x": "BF16"}`` sends ``uint16`` as the
+        bits of BF16. Where the server says when to come back, up to ``retries`` more attempts are made then,
+        all within ``timeout_s``. Raises :class:`ServingError`.
+        """
+        call = calls.infer(
+            model, inputs, version=version, outputs=outputs, parameters=parameters, request_id=request_id,
+            datatypes=datatypes,
+        )  # fmt: skip
+        self._fits(model, version, inputs, outputs)
+        return self._do(call, self._patience(time.monotonic(), timeout_s, slo_ms, retries))
+
+    def live(self) -> bool:
+        """Whether the server answers at all."""
+        return self._is(calls.health("live"))
+
+    def ready(self) -> bool:
+        """Whether the server serves."""
+        return self._is(calls.health("ready"))
+
+    def model_ready(self, model: str, version: str = "") -> bool:
+        """Whether a model can be asked now."""
+        return self._is(calls.model_ready(model, version))
+
+    def metadata(self) -> ServerMetadata:
+        """Who serves."""
+        return self._ask(calls.metadata())
+
+    def model_metadata(self, model: str, version: str = "") -> ModelMetadata:
+        """A model's inputs and outputs. They are remembered, and :meth:`infer` checks by them."""
+        return self._learn(model, version, self._ask(calls.model_metadata(model, version)))
+
+    def models(self) -> list[ModelState]:
+        """Every version of every model in the server's repository."""
+        return self._ask(calls.models())
+
+    def statistics(self, model: str = "", version: str = "") -> list[ModelStatistics]:
+        """What a model did so far; all models if none is named."""
+        return self._ask(calls.statistics(model, version))
+
+    def load(self, model: str, *, timeout_s: float = LOAD_TIMEOUT_S) -> None:
+        """Serve a model of the repository, or serve it anew. It may have to be compiled first."""
+        self._forget(model)
+        self._ask(calls.control(model, "load"), timeout_s)
+
+    def unload(self, model: str, *, timeout_s: float = LOAD_TIMEOUT_S) -> None:
+        """Serve a model no more."""
+        self._forget(model)
+        self._ask(calls.control(model, "unload"), timeout_s)
+
+    # Inside
+
+    def _is(self, call: Call[bool]) -> bool:
+        try:
+            return self._ask(call)
+        except (NotServing, Expired, Disconnected):
+            return False
+
+    def _ask(self, call: Call[T], timeout_s: float | None = None) -> T:
+        return self._do(call, self._patience(time.monotonic(), timeout_s))
+
+    def _do(self, call: Call[T], patience: Patience) -> T:
+        while True:
+            try:
+                return call.read(self._attempt(call, patience))
+            except ServingError as error:
+                error.request_id = error.request_id or call.id
+                wait_s = patience.wait_s(error, time.monotonic())
+                if wait_s is None:
+                    raise
+            time.sleep(wait_s)
+
+    def _attempt(self, call: Call[T], patience: Patience) -> Response:
+        now = time.monotonic()
+        until = patience.start(now)
+        if not self._places.acquire(timeout=max(0.0, until - now)):
+            raise Expired(f"none of {self._connections} connections was free in time; nothing was sent")
+        try:
+            return self._exchange(call, patience, until)
+        finally:
+            self._places.release()
+
+    def _exchange(self, call: Call[T], patience: Patience, until: float) -> Response:
+        try:
+            connection = self._take(until)
+        except TimeoutError:
+            raise self._no_answer() from None
+        except OSError as error:
+            raise self._unreachable(error) from None
+        keep = False
+        try:
+            message = self._message(call, patience, time.monotonic())
+            response = connection.exchange(message, until)
+            keep = response.keep_alive
+        except OSError as error:
+            raise self._broken(error) from None
+        finally:
+            if not self._pool.give_back(connection, time.monotonic(), keep=keep):
+                connection.close()
+        return response
+
+    def _take(self, until: float) -> Connection:
+        connection, dropped = self._pool.take(time.monotonic())
+        for each in dropped:
+            each.close()
+        if connection is None:
+            connection = Connection(self._address, self._tls, until)
+            if not self._pool.add(connection):
+                connection.close()
+                raise ConnectionAbortedError("this client, closed")
+        return connection
