@@ -47,5 +47,5 @@ def test_a_hopeless_request_hears_so_before_its_body_is_sent(tmp_path: Path, sta
             assert b" 200 " in told.readline()
         until(
             "it is counted",
-            lambda: total(serving.metrics(), "clockwork_requests_total", reason="would_miss_deadline") == 1,
+            lambda: total(serving.metrics(), "clockwork_gateway_requests_total", reason="would_miss_deadline") == 1,
         )
