@@ -16,6 +16,7 @@ from benchmarks import repositories
 Start = Callable[..., AbstractContextManager[Serving]]
 
 BODY = bytes(600_000)
+COUNT = "clockwork_gateway_requests_total"
 
 
 def test_a_hopeless_request_hears_so_before_its_body_is_sent(tmp_path: Path, start: Start) -> None:
@@ -47,5 +48,8 @@ def test_a_hopeless_request_hears_so_before_its_body_is_sent(tmp_path: Path, sta
             assert b" 200 " in told.readline()
         until(
             "it is counted",
-            lambda: total(serving.metrics(), "clockwork_gateway_requests_total", reason="would_miss_deadline") == 1,
+            lambda: (
+                total(serving.metrics(), "clockwork_gateway_requests_total", reason="would_miss_deadline")
+                == 1
+            ),
         )

@@ -17,7 +17,8 @@ import uvloop
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import Answer, Outcome, Question, Readiness, Reason, Reply, Request
 from clockwork_serve.oip import InferCall, InputTensor, Parameter, Served
-from clockwork_serve.serve.gateway import Ending, Gateway, GatewaySettings
+from clockwork_serve.serve.gateway import Gateway, GatewaySettings
+from clockwork_serve.serve.gateway_inquiry import Ending
 from clockwork_serve.serve.gateway_slots import Body
 from clockwork_serve.units import MIB, ms
 from tests.serve.fake_controller import FakeController, served, spec

@@ -11,9 +11,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final
 
 import msgspec
 
@@ -32,9 +32,7 @@ from clockwork_serve.messages import (
 from clockwork_serve.oip import (
     Checked,
     InferCall,
-    OutputTensor,
     Served,
-    Status,
     priority_of,
     reason_of_error,
     requested_slo_ns,
@@ -42,10 +40,11 @@ from clockwork_serve.oip import (
     status_of_error,
 )
 from clockwork_serve.serve.gateway_announcements import Announcements
+from clockwork_serve.serve.gateway_inquiry import EarlyInquiry, Ending, Inquiry
 from clockwork_serve.serve.gateway_link import GatewayLink, LinkListener
 from clockwork_serve.serve.gateway_models import GatewayModels
 from clockwork_serve.serve.gateway_regions import Regions, allowed
-from clockwork_serve.serve.gateway_slots import Body, Slot, Slots
+from clockwork_serve.serve.gateway_slots import Slot, Slots
 from clockwork_serve.telemetry import GatewayCounters, outcome_key
 from clockwork_serve.units import MIB, NS_PER_MS
 
@@ -56,65 +55,6 @@ ROOM_RETRY_NS: Final = 50 * NS_PER_MS
 """When to come again if the region is full: about as long as most requests hold a slot."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Ending:
-    """How a request ended. ``served`` and ``call`` are None where it was refused before they were known.
-
-    ``outputs`` refer to memory that is given back when :meth:`Inquiry.end` returns.
-    """
-
-    outcome: Outcome
-    reason: Reason
-    status: Status
-    message: str = ""
-    request_id: str = ""
-    served: Served | None = None
-    call: InferCall | None = None
-    retry_after_ns: int = 0
-    outputs: list[OutputTensor] = field(default_factory=list)
-    parameters: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def text(self) -> str:
-        """What to tell the client: the reason's name first, for stock clients show nothing but this text."""
-        name = self.reason or self.outcome
-        if self.outcome is Outcome.INVALID:
-            return self.message or name
-        return f"{name}: {self.message}" if self.message else name
-
-
-class Inquiry(Protocol):
-    """One inference request of a client, whatever protocol it came by.
-
-    ``body`` is where its tensors were received, if in the region: the gateway takes that over.
-    """
-
-    model: str
-    version: str
-    arrival_ns: int
-    slo_header: str | None
-    remaining_s: float | None
-    every_output_binary: bool
-    body: Body | None
-
-    @property
-    def local(self) -> bool:
-        """Whether its client is on this host."""
-
-    def call(self, served: Served) -> InferCall:
-        """Parse it. Raises :class:`InvalidRequest`."""
-
-    def end(self, ending: Ending) -> None:
-        """Answer the client, perhaps before :meth:`Gateway.infer` returns. Once; again only if it raised."""
-
-
-class EarlyInquiry(Inquiry, Protocol):
-    """One whose head is there before its body."""
-
-    def foretold(self) -> None:
-        """What becomes of it was asked: it may come, or it was ended."""
 
 
 @dataclass(slots=True)

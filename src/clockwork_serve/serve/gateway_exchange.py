@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip import InferCall, Served, parse_infer
-from clockwork_serve.serve.gateway import Ending
+from clockwork_serve.serve.gateway_inquiry import Ending
 from clockwork_serve.serve.gateway_responses import Response, infer_response
 from clockwork_serve.serve.gateway_routes import Route
 from clockwork_serve.serve.gateway_slots import Body

@@ -28,8 +28,9 @@ from clockwork_serve.oip.protobuf import (
     message,
     rpcs,
 )
-from clockwork_serve.serve.gateway import Ending, Gateway
+from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_endpoints import Endpoints, Refused
+from clockwork_serve.serve.gateway_inquiry import Ending
 from clockwork_serve.serve.gateway_regions import is_loopback
 from clockwork_serve.serve.gateway_rpcs import (
     OLD_REFLECTION_SERVICE,

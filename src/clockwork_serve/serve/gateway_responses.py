@@ -10,7 +10,7 @@ import msgspec
 
 from clockwork_serve.messages import Outcome
 from clockwork_serve.oip import encode_infer
-from clockwork_serve.serve.gateway import Ending
+from clockwork_serve.serve.gateway_inquiry import Ending
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 
 JSON: Final = b"application/json"

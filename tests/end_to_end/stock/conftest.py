@@ -158,7 +158,9 @@ def stock_server(
     repositories.sleeper(root, "slow", SLOW_S)
     repositories.one_matrix(root, "spare", np.eye(4, dtype=np.float32))
     # The slow model is in the others' way, as it should be: without this they would be refused.
-    with start(root, memory_bytes=16 * MIB, default_slo_ns=ms(20_000)) as serving:
+    with start(
+        root, memory_bytes=16 * MIB, default_slo_ns=ms(20_000), shared_memory="/clockwork-stock-"
+    ) as serving:
         yield serving
 
 

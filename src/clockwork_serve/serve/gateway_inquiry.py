@@ -1,0 +1,69 @@
+"""A client's request as the core of a gateway sees it, and how one ended; it knows no protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from clockwork_serve.messages import Outcome, Reason
+from clockwork_serve.oip import InferCall, OutputTensor, Served, Status
+from clockwork_serve.serve.gateway_slots import Body
+
+
+@dataclass(slots=True)
+class Ending:
+    """How a request ended. ``served`` and ``call`` are None where it was refused before they were known.
+
+    ``outputs`` refer to memory that is given back when :meth:`Inquiry.end` returns.
+    """
+
+    outcome: Outcome
+    reason: Reason
+    status: Status
+    message: str = ""
+    request_id: str = ""
+    served: Served | None = None
+    call: InferCall | None = None
+    retry_after_ns: int = 0
+    outputs: list[OutputTensor] = field(default_factory=list)
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """What to tell the client: the reason's name first, for stock clients show nothing but this text."""
+        name = self.reason or self.outcome
+        if self.outcome is Outcome.INVALID:
+            return self.message or name
+        return f"{name}: {self.message}" if self.message else name
+
+
+class Inquiry(Protocol):
+    """One inference request of a client, whatever protocol it came by.
+
+    ``body`` is where its tensors were received, if in the region: the gateway takes that over.
+    """
+
+    model: str
+    version: str
+    arrival_ns: int
+    slo_header: str | None
+    remaining_s: float | None
+    every_output_binary: bool
+    body: Body | None
+
+    @property
+    def local(self) -> bool:
+        """Whether its client is on this host."""
+
+    def call(self, served: Served) -> InferCall:
+        """Parse it. Raises :class:`InvalidRequest`."""
+
+    def end(self, ending: Ending) -> None:
+        """Answer the client, perhaps before :meth:`Gateway.infer` returns. Once; again only if it raised."""
+
+
+class EarlyInquiry(Inquiry, Protocol):
+    """One whose head is there before its body."""
+
+    def foretold(self) -> None:
+        """What becomes of it was asked: it may come, or it was ended."""
