@@ -40,6 +40,18 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_body: int
     gateway_memory: int
     model_control: bool
+    tls_certificate: str
+    tls_key: str
+    tls_client_ca: str
+    api_keys: str
+    max_connections: int
+    max_head: int
+    max_headers: int
+    max_unsent: int
+    head_s: float
+    body_s: float
+    send_s: float
+    idle_s: float
     slo_ms: float | None
     policy: str
     reject: bool

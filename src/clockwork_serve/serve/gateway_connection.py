@@ -1,6 +1,6 @@
 """One HTTP/1.1 connection: bytes to requests, and responses to bytes in the requests' order. It never waits.
 
-Bodies are limited, read to where they stay if they are large, and cut off where they are too slow.
+Bodies are limited and read to where they stay if they are large. Who sends or reads too slowly is cut off.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from typing import Any, Final, Protocol, cast
 import httptools
 
 from clockwork_serve.serve.gateway import Gateway
-from clockwork_serve.serve.gateway_exchange import Exchange, HttpLimits
+from clockwork_serve.serve.gateway_exchange import Exchange
+from clockwork_serve.serve.gateway_guard import denial
+from clockwork_serve.serve.gateway_keys import KeyRing
+from clockwork_serve.serve.gateway_limits import SETTING, HttpLimits, excess
+from clockwork_serve.serve.gateway_outbox import Outbox
 from clockwork_serve.serve.gateway_responses import Response, error_response
 from clockwork_serve.serve.gateway_routes import Route
 from clockwork_serve.units import KIB
 
 DIRECT_BYTES: Final = 64 * KIB
 """Bodies above this are read from the socket to where they stay."""
-JOIN_BYTES: Final = 64 * KIB
-"""Responses up to this are copied together, which is cheaper than several buffers in one write."""
 PIPELINED_MAX: Final = 128
 """Requests of one connection without an answer, before no more is read from it."""
 LINGER_S: Final = 2.0
@@ -29,7 +31,7 @@ LINGER_S: Final = 2.0
 
 _WANTED: Final = frozenset(
     {b"content-length", b"content-encoding", b"transfer-encoding", b"inference-header-content-length",
-     b"x-slo-ms", b"expect"}
+     b"x-slo-ms", b"expect", b"authorization", b"x-api-key"}
 )  # fmt: skip
 _IDLE, _HEAD, _BODY = range(3)
 
@@ -42,13 +44,17 @@ class HttpHost(Protocol):
 
     gateway: Gateway
     limits: HttpLimits
+    keys: KeyRing | None
     loop: asyncio.AbstractEventLoop
     buffer: memoryview
     tick_s: float
     find_route: Callable[[bytes], Route | None]
 
     def opened(self, connection: HttpConnection) -> None:
-        """A connection was made."""
+        """A connection was made; perhaps one too many."""
+
+    def reached(self, limit: str) -> None:
+        """A client was cut off by that limit; to be told in the log."""
 
     def closed(self, connection: HttpConnection) -> None:
         """A connection is gone."""
@@ -68,19 +74,22 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._gateway = server.gateway
         self._limits = server.limits
         self._transport: asyncio.Transport | None = None
+        self._outbox: Outbox
         self._parser: Any = httptools.HttpRequestParser(self)
         self._queue: deque[Exchange] = deque()  # requests without a sent response, in order
         self._phase = _IDLE
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
-        self._head_bytes = 0
+        self._head_bytes = 0  # read since the head or the last piece of a body; -1: in this very read
+        self._header_count = 0
+        self._header_bytes = 0
         self._current: Exchange | None = None  # the request whose body is being received
-        self._chunks: list[bytes] = []
+        self._content: bytes | bytearray = b""
         self._content_bytes = 0
         self._direct: memoryview | None = None  # where a large body goes; _content_bytes of it have arrived
         self._closing = False  # nothing that arrives matters any more
+        self._stopped = False  # nothing more is written
         self._paused = False
-        self._unsent = False  # the client does not read
         self.due_s = 0.0
 
     # What the loop calls
@@ -88,8 +97,9 @@ class HttpConnection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client came."""
         self._transport = cast("asyncio.Transport", transport)
-        self._server.opened(self)
+        self._outbox = Outbox(self._transport, self._limits, self._server)
         self.due_s = self._server.tick_s + self._limits.idle_s
+        self._server.opened(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go."""
@@ -116,12 +126,12 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """The client does not read; nor do we."""
-        self._unsent = True
+        self._outbox.pause()
         self._set_reading()
 
     def resume_writing(self) -> None:
         """It reads again."""
-        self._unsent = False
+        self._outbox.resume()
         self._set_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -137,6 +147,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         """A request starts."""
         self._phase = _HEAD
         self._head_bytes = -1
+        self._header_count = 0
+        self._header_bytes = 0
         self.due_s = self._server.tick_s + self._limits.header_s
         self._url = b""
         self._headers = {}
@@ -147,6 +159,8 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header; most mean nothing to us."""
+        self._header_count += 1
+        self._header_bytes += len(name) + len(value)
         name = name.lower()
         if name in _WANTED:
             self._headers[name] = value
@@ -156,13 +170,20 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self._closing:
             return
         self._phase = _BODY
-        headers, parser = self._headers, self._parser
+        self._head_bytes = -1
+        headers, parser, limits, keys = self._headers, self._parser, self._limits, self._server.keys
         exchange = Exchange(self.pump, parser.get_method(), self._server.find_route(self._url))
         exchange.keep_alive = parser.should_keep_alive()
         exchange.old = parser.get_http_version() == "1.0"
         self._current = exchange
         self._queue.append(exchange)
-        if headers:
+        if self._header_count > limits.headers:
+            self._refuse(431, excess("headers", limits.headers, self._header_count))
+        elif self._header_bytes + len(self._url) > limits.header_bytes:
+            self._refuse(431, excess("header_bytes", limits.header_bytes))
+        elif keys is not None and (denied := denial(keys, exchange, headers)) is not None:
+            self._refuse_with(denied)
+        elif headers:
             self._read_headers(exchange, headers)
 
     def on_body(self, content: bytes) -> None:
@@ -175,9 +196,14 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._direct[start:end] = content
             return
         if end > self._limits.body_bytes:
-            self._refuse(413, _too_large(self._limits.body_bytes, f"{end} and more"))
-            return
-        self._chunks.append(content)
+            self._refuse(413, excess("body_bytes", self._limits.body_bytes))
+        elif not self._content:
+            self._content = content
+        elif isinstance(self._content, bytearray):
+            self._content += content
+        else:
+            # Not a list of pieces: they may be many, and small.
+            self._content = bytearray(self._content + content)
 
     def on_message_complete(self) -> None:
         """All of it is there."""
@@ -188,9 +214,9 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self._direct is not None:
             exchange.content = self._direct
             self._direct = None
-        elif self._chunks:
-            chunks, self._chunks = self._chunks, []
-            exchange.content = memoryview(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        elif self._content:
+            exchange.content = memoryview(self._content)
+            self._content = b""
         self._content_bytes = 0
         self._phase = _IDLE
         self.due_s = self._server.tick_s + self._limits.idle_s
@@ -205,7 +231,10 @@ class HttpConnection(asyncio.BufferedProtocol):
             exchange = queue.popleft()
             if self._transport is None:
                 return
-            self._write(exchange, response)
+            if self._outbox.full:
+                self.cut("unsent_bytes")
+                return
+            self._outbox.write(exchange, response)
             if not exchange.keep_alive:
                 self._close()
                 return
@@ -215,19 +244,44 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self._paused:
             self._set_reading()
 
-    def overdue(self) -> None:
-        """It was too slow, or silent for too long."""
-        if self._phase == _IDLE:
+    def check(self, tick_s: float) -> None:
+        """Cut it off if it was too slow, or silent for too long."""
+        if self._outbox.due_s < tick_s:
+            self.cut("send_s")
+        elif self.due_s >= tick_s:
+            return
+        elif self._stopped:
+            self.cut("send_s")
+        elif self._closing:
+            return
+        elif self._phase == _IDLE:
             if not self._queue:
                 self.stop()
-            return
-        what = "header" if self._phase == _HEAD else "body"
-        self._refuse(408, f"the request's {what} did not arrive in time; its connection is closed")
+        else:
+            what, limit = ("header", "header_s") if self._phase == _HEAD else ("body", "body_s")
+            self._server.reached(limit)
+            self._refuse(
+                408,
+                f"the request's {what} did not arrive in time ({SETTING[limit]}); its connection is closed",
+            )
 
     def stop(self) -> None:
-        """Close, whatever is in flight."""
+        """Close, whatever is in flight; what was written is still sent, unless nobody reads it."""
         if self._transport is not None:
+            self._stopped = True
+            self.due_s = self._server.tick_s + self._limits.send_s
             self._transport.close()
+
+    def cut(self, limit: str) -> None:
+        """Close at once, without a word: its client would not read it."""
+        self._server.reached(limit)
+        if self._transport is not None:
+            self._transport.abort()
+
+    def turn_away(self) -> None:
+        """Tell a client that just came that there are too many."""
+        self._server.reached("connections")
+        self._refuse(503, excess("connections", self._limits.connections), b"Retry-After: 1\r\n")
 
     @property
     def idle(self) -> bool:
@@ -235,6 +289,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         return not self._queue
 
     def _feed(self, data: memoryview) -> None:
+        content_bytes = self._content_bytes
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -249,11 +304,12 @@ class HttpConnection(asyncio.BufferedProtocol):
         except httptools.HttpParserError as error:
             self._refuse(400, f"malformed HTTP request: {error}")
             return
-        if self._phase == _HEAD:
-            # Where in the first read the header began is not known.
-            self._head_bytes = 0 if self._head_bytes < 0 else self._head_bytes + len(data)
+        if self._phase != _IDLE:
+            # Where in the first read it began is not known. Chunks' sizes and trailers count as heads do.
+            fresh = self._head_bytes < 0 or self._content_bytes != content_bytes
+            self._head_bytes = 0 if fresh else self._head_bytes + len(data)
             if self._head_bytes > self._limits.header_bytes:
-                self._refuse(431, f"header: expected at most {self._limits.header_bytes} bytes, found more")
+                self._refuse(431, excess("header_bytes", self._limits.header_bytes))
         if len(self._queue) > PIPELINED_MAX:
             self._set_reading()
 
@@ -261,7 +317,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         limits = self._limits
         length = int(headers.get(b"content-length", b"0"))
         if length > limits.body_bytes:
-            self._refuse(413, _too_large(limits.body_bytes, str(length)))
+            self._refuse(413, excess("body_bytes", limits.body_bytes, length))
             return
         expected = headers.get(b"expect")
         if expected is not None:
@@ -283,24 +339,10 @@ class HttpConnection(asyncio.BufferedProtocol):
             if exchange.wants_continue:
                 self.pump()
 
-    def _write(self, exchange: Exchange, response: Response) -> None:
-        transport = self._transport
-        assert transport is not None
-        connection = b""
-        if not exchange.keep_alive:
-            connection = b"Connection: close\r\n"
-        elif exchange.old:
-            connection = b"Connection: keep-alive\r\n"
-        head = response.head(connection)
-        parts = response.parts
-        if exchange.method == b"HEAD":
-            transport.write(head)
-        elif sum(map(len, parts)) <= JOIN_BYTES:
-            transport.write(b"".join((head, *parts)))
-        else:
-            transport.writelines([head, *parts])
+    def _refuse(self, status: int, message: str, headers: bytes = b"") -> None:
+        self._refuse_with(error_response(status, message, headers))
 
-    def _refuse(self, status: int, message: str) -> None:
+    def _refuse_with(self, response: Response) -> None:
         """Answer what cannot be read to its end, after what came before it, and close."""
         if self._closing:
             return
@@ -311,10 +353,10 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._queue.append(exchange)
         self._current = None
         self._direct = None
-        self._chunks = []
+        self._content = b""
         self._gateway.drop_body(exchange)
         exchange.keep_alive = False
-        exchange.respond(error_response(status, message))
+        exchange.respond(response)
 
     def _close(self) -> None:
         """Close once all that was written is sent; and read on for a while if the client still sends."""
@@ -323,9 +365,9 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._abandon_all()
         if not self._closing:
             self._closing = True
-            transport.close()
+            self.stop()
             return
-        if not transport.is_closing():
+        if not transport.is_closing() and transport.can_write_eof():
             transport.write_eof()
         self._server.loop.call_later(LINGER_S, self.stop)
 
@@ -344,13 +386,10 @@ class HttpConnection(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        pause = self._unsent or len(self._queue) > PIPELINED_MAX
+        pause = self._outbox.unread or len(self._queue) > PIPELINED_MAX
         if pause and not self._paused:
             transport.pause_reading()
         elif self._paused and not pause:
             transport.resume_reading()
+            self.due_s = max(self.due_s, self._server.tick_s + self._limits.header_s)
         self._paused = pause
-
-
-def _too_large(limit: int, found: str) -> str:
-    return f"body: expected at most {limit} bytes, found {found}; send less at once"

@@ -4,30 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from msgspec import Struct
-
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip import InferCall, Served, parse_infer
 from clockwork_serve.serve.gateway import Ending
 from clockwork_serve.serve.gateway_responses import Response, infer_response
 from clockwork_serve.serve.gateway_routes import Route
 from clockwork_serve.serve.gateway_slots import Body
-from clockwork_serve.units import KIB, MIB
-
-
-class HttpLimits(Struct, frozen=True, kw_only=True):
-    """What a client may ask of a connection.
-
-    ``header_bytes`` counts from the second read on. A body may take ``body_s`` and a second for each
-    ``bytes_per_s`` of it. Times are kept to a second.
-    """
-
-    header_bytes: int = 32 * KIB
-    body_bytes: int = 64 * MIB
-    header_s: float = 10.0
-    body_s: float = 30.0
-    bytes_per_s: int = 128 * KIB
-    idle_s: float = 600.0
 
 
 class Exchange:
@@ -35,8 +17,8 @@ class Exchange:
 
     __slots__ = (
         "abandoned", "arrival_ns", "body", "content", "encoding", "every_output_binary", "header_length",
-        "keep_alive", "method", "model", "old", "on_response", "remaining_s", "request_id", "response",
-        "route", "slo_header", "version", "wants_continue",
+        "identity", "keep_alive", "method", "model", "old", "on_response", "remaining_s", "request_id",
+        "response", "route", "slo_header", "version", "wants_continue",
     )  # fmt: skip
 
     def __init__(self, on_response: Callable[[], None], method: bytes, route: Route | None) -> None:
@@ -45,6 +27,7 @@ class Exchange:
         self.route = route
         self.model = route.model if route is not None else ""
         self.version = route.version if route is not None else ""
+        self.identity = ""
         self.keep_alive = False
         self.old = False  # HTTP/1.0
         self.wants_continue = False

@@ -20,7 +20,10 @@ from clockwork_serve.oip import InferCall, Served, UnknownModel, grpc_of_http
 from clockwork_serve.oip.grpc_infer import encode_infer, parse_infer
 from clockwork_serve.oip.protobuf import HEALTH_SERVICE, INFERENCE_SERVICE, Rpc, message, rpcs
 from clockwork_serve.serve.gateway import Ending, Gateway
+from clockwork_serve.serve.gateway_door import Door
 from clockwork_serve.serve.gateway_endpoints import Endpoints, Refused
+from clockwork_serve.serve.gateway_grpc_guard import IDENTITY, KeyInterceptor
+from clockwork_serve.serve.gateway_limits import HttpLimits
 from clockwork_serve.serve.gateway_slots import Body
 from clockwork_serve.units import KIB, NS_PER_MS
 
@@ -40,14 +43,15 @@ class _GrpcInquiry:
     """One ``ModelInfer``. ``ended`` becomes its response, or the :class:`Ending` if there is none."""
 
     __slots__ = (
-        "arrival_ns", "body", "ended", "every_output_binary", "model", "remaining_s", "request", "slo_header",
-        "version",
+        "arrival_ns", "body", "ended", "every_output_binary", "identity", "model", "remaining_s", "request",
+        "slo_header", "version",
     )  # fmt: skip
 
     def __init__(self, request: Any, context: Context, arrival_ns: int, ended: asyncio.Future[Any]) -> None:
         self.request = request
         self.model: str = request.model_name
         self.version: str = request.model_version
+        self.identity = IDENTITY.get()
         self.arrival_ns = arrival_ns
         self.slo_header = _metadata(context, "x-slo-ms")
         self.remaining_s: float | None = context.time_remaining()
@@ -74,19 +78,21 @@ class _GrpcInquiry:
 class GrpcServer:
     """All RPCs of the inference service, and the health service."""
 
-    def __init__(self, gateway: Gateway, endpoints: Endpoints, body_bytes: int, *, reuse_port: bool) -> None:
+    def __init__(self, gateway: Gateway, endpoints: Endpoints, door: Door, *, reuse_port: bool) -> None:
         self._gateway = gateway
         self._endpoints = endpoints
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         gateway.readiness_listeners.append(self._on_readiness)
+        self._credentials = door.credentials
         self._server = grpc.aio.server(
+            interceptors=() if door.keys is None else (KeyInterceptor(door.keys),),
             options=[
-                ("grpc.max_receive_message_length", body_bytes + _ENVELOPE_BYTES),
+                *_limiting(door.limits),
                 ("grpc.max_send_message_length", -1),
                 # Else a port that another program has would be shared without a word.
                 ("grpc.so_reuseport", int(reuse_port)),
-            ]
+            ],
         )
         self._server.add_generic_rpc_handlers(
             (_handlers(INFERENCE_SERVICE, self._inference()), _handlers(HEALTH_SERVICE, self._health()))
@@ -96,7 +102,11 @@ class GrpcServer:
         """Accept connections; the port (chosen if 0). Raises :class:`ConfigError` if it is taken."""
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            number: int = self._server.add_insecure_port(address)
+            number: int = (
+                self._server.add_insecure_port(address)
+                if self._credentials is None
+                else self._server.add_secure_port(address, self._credentials)
+            )
         except RuntimeError as error:
             raise ConfigError(
                 f"grpc_port: expected a free port; found {port} on {host} not to be had ({error}); "
@@ -237,6 +247,18 @@ class GrpcServer:
     def _on_readiness(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+
+def _limiting(limits: HttpLimits) -> tuple[tuple[str, int], ...]:
+    """A message's limit holds before and after it is decompressed, and no more is decompressed than that."""
+    return (
+        ("grpc.max_receive_message_length", limits.body_bytes + _ENVELOPE_BYTES),
+        ("grpc.max_metadata_size", limits.header_bytes),
+        ("grpc.absolute_max_metadata_size", limits.header_bytes),
+        ("grpc.max_allowed_incoming_connections", limits.connections),
+        ("grpc.server_handshake_timeout_ms", int(limits.header_s * 1000)),
+        ("grpc.max_connection_idle_ms", int(limits.idle_s * 1000)),
+    )
 
 
 _INDEX_FIELDS: Final = ("name", "version", "state", "reason")

@@ -20,9 +20,10 @@ from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve import child
 from clockwork_serve.serve.controller_process import SOCKET_NAME
 from clockwork_serve.serve.gateway import Gateway, GatewaySettings
+from clockwork_serve.serve.gateway_door import Door, DoorConfig
 from clockwork_serve.serve.gateway_endpoints import Endpoints
-from clockwork_serve.serve.gateway_exchange import HttpLimits
 from clockwork_serve.serve.gateway_http import HttpServer
+from clockwork_serve.serve.gateway_keys import REFRESH_S, KeyRing
 from clockwork_serve.serve.gateway_routes import find_metrics_route
 from clockwork_serve.units import MIB
 
@@ -56,6 +57,7 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
     max_body_bytes: int = 64 * MIB
     reuse_port: bool = False
     model_control: bool = True
+    door: DoorConfig = DoorConfig()
     log_level: str = "info"
     log_format: str = "text"
 
@@ -72,7 +74,9 @@ class GatewayServers:
     """A running gateway with its servers. ``port_by_name`` are the ports that it listens on."""
 
     def __init__(self, config: GatewayConfig) -> None:
+        """Raises :class:`ConfigError` for a file of TLS or keys that will not do."""
         self.config = config
+        self.door = Door(config.door, config.max_body_bytes)
         settings = GatewaySettings(
             name=config.name,
             controller=str(Path(config.run_dir) / SOCKET_NAME),
@@ -81,12 +85,14 @@ class GatewayServers:
         )
         self.gateway = Gateway(settings)
         self.endpoints = Endpoints(self.gateway, version("clockwork-serve"), config.model_control)
-        limits = HttpLimits(body_bytes=config.max_body_bytes)
-        self.http = HttpServer(self.gateway, self.endpoints, limits)
-        self.metrics = HttpServer(self.gateway, self.endpoints, limits, find_metrics_route)
+        self.http = HttpServer(self.gateway, self.endpoints, self.door)
+        self.metrics = HttpServer(self.gateway, self.endpoints, self.door, find_metrics_route)
         self.grpc: GrpcServer | None = None
         self.port_by_name: dict[str, int] = {}
-        self._link = asyncio.get_running_loop().create_task(self.gateway.link.run())
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self.gateway.link.run())]
+        if self.door.keys is not None:
+            self._tasks.append(loop.create_task(_keep_fresh(self.door.keys)))
 
     async def start(self) -> None:
         """Listen on all ports. Raises :class:`ConfigError` if one is not to be had."""
@@ -97,9 +103,7 @@ class GatewayServers:
         if config.grpc_port is not None:
             from clockwork_serve.serve.gateway_grpc import GrpcServer
 
-            self.grpc = GrpcServer(
-                self.gateway, self.endpoints, config.max_body_bytes, reuse_port=config.reuse_port
-            )
+            self.grpc = GrpcServer(self.gateway, self.endpoints, self.door, reuse_port=config.reuse_port)
             self.port_by_name["grpc_port"] = await self.grpc.listen(config.host, config.grpc_port)
 
     async def close(self, patience_s: float = DRAIN_S) -> None:
@@ -108,7 +112,8 @@ class GatewayServers:
         if self.grpc is not None:
             closing.append(self.grpc.close(patience_s))
         await asyncio.gather(*closing)
-        self._link.cancel()
+        for task in self._tasks:
+            task.cancel()
         self.gateway.close()
 
     async def _listen(self, server: HttpServer, name: str, port: int) -> None:
@@ -123,10 +128,16 @@ class GatewayServers:
             ) from None
 
 
+async def _keep_fresh(keys: KeyRing) -> None:
+    while True:
+        await asyncio.sleep(REFRESH_S)
+        keys.refresh()
+
+
 async def serve(config: GatewayConfig, stop: asyncio.Event) -> int:
     """Run a gateway until ``stop``; its exit status."""
-    servers = GatewayServers(config)
     try:
+        servers = GatewayServers(config)
         await servers.start()
     except ConfigError as error:
         _log.critical("%s", error)

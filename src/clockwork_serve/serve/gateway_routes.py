@@ -215,3 +215,8 @@ _MODEL: Final[dict[str, tuple[bytes, Endpoint]]] = {
     "generate_stream": (b"POST", _generate),
 }
 _REPOSITORY: Final[dict[str, Endpoint]] = {"load": _load, "unload": _unload}
+
+# What API keys may be good for; see gateway_guard for the rest.
+OPEN_ENDPOINTS: Final = frozenset({_live, _ready, _model_ready})
+METRICS_ENDPOINTS: Final = frozenset({_metrics})
+READING_POSTS: Final = frozenset({_index, _generate})

@@ -82,6 +82,7 @@ def _gateway(
         "max_body_bytes": config.max_body_bytes,
         "reuse_port": True,
         "model_control": config.model_control,
+        "door": config.door,
     }
 
 

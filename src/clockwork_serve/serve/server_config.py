@@ -7,6 +7,7 @@ from msgspec import Struct
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import ConfigError
+from clockwork_serve.serve.gateway_door import DoorConfig
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB
 
@@ -34,6 +35,7 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     region_bytes: int = 256 * MIB
     max_body_bytes: int = 64 * MIB
     model_control: bool = True
+    door: DoorConfig = DoorConfig()
     drain_s: float = 10.0
     journal: str = ""
     run_dir: str = ""

@@ -1,0 +1,94 @@
+"""Who may come in, and how: TLS, API keys and limits of a gateway, as settings and as what they become."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import ssl
+from functools import cached_property
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.serve.gateway_keys import KeyRing, check_keys
+from clockwork_serve.serve.gateway_limits import HttpLimits
+from clockwork_serve.serve.gateway_tls import TlsFiles, grpc_credentials, server_context, warn_of_modes
+
+_log = logging.getLogger(__name__)
+
+
+class DoorConfig(Struct, frozen=True, kw_only=True):
+    """Paths, empty for none. Without a certificate nothing is encrypted, without keys all may do all."""
+
+    tls_certificate: str = ""
+    tls_key: str = ""
+    tls_client_ca: str = ""
+    api_keys: str = ""
+    limits: HttpLimits = HttpLimits()
+
+    def __post_init__(self) -> None:
+        """Check that what belongs together is there. Raises :class:`ConfigError`."""
+        files = {"tls_certificate": self.tls_certificate, "tls_key": self.tls_key}
+        missing = [name for name, path in files.items() if not path]
+        if missing and (len(missing) == 1 or self.tls_client_ca):
+            raise ConfigError(
+                f"{missing[0]}: expected a PEM file, as TLS needs a certificate and its key; found none; "
+                "name both, or no file of TLS at all"
+            )
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The files of TLS, if it is on."""
+        if not self.tls_certificate:
+            return None
+        return TlsFiles(certificate=self.tls_certificate, key=self.tls_key, client_ca=self.tls_client_ca)
+
+
+class Door:
+    """What a gateway's servers share. ``keys`` is None where everybody may do everything."""
+
+    def __init__(self, config: DoorConfig, body_bytes: int) -> None:
+        """Raises :class:`ConfigError` for a file that will not do."""
+        self.limits = msgspec.structs.replace(config.limits, body_bytes=body_bytes)
+        self.keys = KeyRing(config.api_keys) if config.api_keys else None
+        self.context: ssl.SSLContext | None = None if config.tls is None else server_context(config.tls)
+        self._files = config.tls
+
+    @cached_property
+    def credentials(self) -> Any:
+        """What gRPC wants; None where nothing is encrypted."""
+        return None if self._files is None else grpc_credentials(self._files)
+
+
+def check_door(config: DoorConfig, host: str) -> None:
+    """Check all files before anything is started, and tell what is open to whom.
+
+    Raises :class:`ConfigError`.
+    """
+    if config.tls is not None:
+        server_context(config.tls)
+        warn_of_modes(config.tls)
+    if config.api_keys:
+        check_keys(config.api_keys)
+    if is_loopback(host):
+        return
+    if not config.api_keys and not config.tls_client_ca:
+        _log.warning(
+            "host: listening on %s, and whoever reaches it may do everything; "
+            "name a file of API keys with api_keys", host,
+        )  # fmt: skip
+    elif config.tls is None:
+        _log.warning(
+            "host: listening on %s without TLS, so API keys can be read on their way; set tls_certificate "
+            "and tls_key, or let a proxy in front of it encrypt", host,
+        )  # fmt: skip
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody but this host itself can reach it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
