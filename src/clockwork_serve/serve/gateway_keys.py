@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 from enum import StrEnum
 from hashlib import sha256
@@ -21,6 +22,8 @@ from clockwork_serve.errors import ClockworkError, ConfigError
 
 REFRESH_S: Final = 2.0
 """How often the file is looked at."""
+NAME: Final = re.compile("[A-Za-z0-9._:@/-]{1,64}")
+"""What a holder may be called."""
 _LARGEST_FILE: Final = 16 << 20
 _REMEDY: Final = "a table [[keys]] has name, sha256 and may; `clockwork key NAME` makes one"
 
@@ -54,7 +57,7 @@ class Denied(ClockworkError):
 
 
 class _Entry(Struct, frozen=True, forbid_unknown_fields=True):
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:@/-]{1,64}$")]
+    name: Annotated[str, Meta(pattern=f"^{NAME.pattern}$")]
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}$")]
     may: Annotated[list[Right], Meta(min_length=1)]
 
