@@ -32,14 +32,23 @@ class Certificates:
 
 
 @cache
-def _made() -> tuple[trustme.CA, trustme.LeafCert, trustme.LeafCert, trustme.LeafCert]:
+def _made(generation: int) -> tuple[trustme.CA, trustme.LeafCert, trustme.LeafCert, trustme.LeafCert]:
     authority = trustme.CA()
     names = ("localhost", "127.0.0.1")
     return authority, authority.issue_cert(*names), authority.issue_cert("client"), authority.issue_cert("x")
 
 
 def certificates(folder: Path) -> Certificates:
-    authority, server, client, other = _made()
+    return _written(folder, 1)
+
+
+def renewed_certificates(folder: Path) -> Certificates:
+    """Others, of another authority."""
+    return _written(folder, 2)
+
+
+def _written(folder: Path, generation: int) -> Certificates:
+    authority, server, client, other = _made(generation)
     found = Certificates(*(str(folder / f"{name}.pem") for name in Certificates.__dataclass_fields__))
     authority.cert_pem.write_to_path(found.ca)
     for leaf, chain, key in (

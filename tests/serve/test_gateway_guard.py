@@ -1,8 +1,7 @@
-"""Keys at the door of HTTP and gRPC: who gets in, where, and under which name. Real sockets, stock clients."""
+"""Keys at the door of HTTP and gRPC: who gets in, where, under which name. Real sockets, stock clients."""
 
 from __future__ import annotations
 
-import os
 import queue
 import socket
 import time
@@ -254,7 +253,7 @@ def test_a_key_that_was_taken_away_is_denied_soon(tmp_path: Path) -> None:
         assert ask(found, get("/v2", "x-api-key: old")).status == 200
         (tmp_path / "new").mkdir()
         new = written(tmp_path / "new", entry("a", "new", "infer"))
-        os.replace(new, path)
+        Path(new).replace(path)
         end = time.monotonic() + 20
         while ask(found, get("/v2", "x-api-key: old")).status != 401:
             assert time.monotonic() < end

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from pathlib import Path
 
 import pytest
@@ -133,7 +132,7 @@ def replaced(path: str, content: str) -> None:
     new = Path(f"{path}.new")
     new.write_text(content)
     new.chmod(0o600)
-    os.replace(new, path)
+    new.replace(path)
 
 
 def test_a_change_is_noticed(path: str) -> None:

@@ -1,4 +1,4 @@
-"""Limits of connections and slow clients, each on real sockets; and that nobody is kept from others by them."""
+"""Limits of connections and of slow clients, each on real sockets; and that nobody else suffers."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_a_connection_whose_answer_takes_long_is_not_idle(gateway: RunningGatewa
     with gateway.connect() as client:
         client.sendall(post(INFER, IDENT_JSON, "x-slo-ms: 60000", close=False))
         gateway.until(lambda: gateway.controller.requests)
-        time.sleep(LIMITS.idle_s + 2)
+        time.sleep(LIMITS.idle_s + 3)
         gateway.do(lambda: gateway.controller.send(gateway.controller.echo(gateway.controller.requests[0])))
         assert b"200 OK" in client.recv(65536)
 

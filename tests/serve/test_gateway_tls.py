@@ -21,7 +21,7 @@ from tritonclient.utils import InferenceServerException
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.gateway_limits import HttpLimits
 from clockwork_serve.serve.gateway_tls import TlsFiles, server_context
-from tests.serve.certificates import Certificates, certificates
+from tests.serve.certificates import Certificates, certificates, renewed_certificates
 from tests.serve.http_requests import INFER, X, get, post, tensor
 from tests.serve.running_gateway import RunningGateway, running_gateway
 
@@ -205,6 +205,32 @@ def test_the_last_words_of_a_refusal_arrive(gateway: RunningGateway, files: Cert
     found = over_tls(gateway, trusting(files), sent)
     assert found.startswith(b"HTTP/1.1 413")
     assert found.endswith(b"raise the server's max_body\"}")
+
+
+def test_a_renewed_certificate_serves_from_the_next_handshake_on(tmp_path: Path) -> None:
+    (old := tmp_path / "old").mkdir()
+    (new := tmp_path / "new").mkdir()
+    files, others = certificates(old), renewed_certificates(new)
+    with running_gateway(tmp_path, grpc_port=0, door=files.door()) as found:
+        with closing(grpc_client(found, files)) as client:
+            assert client.is_server_live()
+        # For a moment key and certificate do not fit.
+        Path(others.key).replace(files.key)
+        time.sleep(2.5)
+        assert over_tls(found, trusting(files), get("/v2/health/live")).startswith(b"HTTP/1.1 200")
+        Path(others.certificate).replace(files.certificate)
+        until(lambda: serves(found, others))
+        with pytest.raises(ssl.SSLCertVerificationError):
+            over_tls(found, trusting(files), get("/v2"))
+        with closing(grpc_client(found, others)) as client:
+            assert client.is_server_live()
+
+
+def serves(gateway: RunningGateway, files: Certificates) -> bool:
+    try:
+        return over_tls(gateway, trusting(files), get("/v2/health/live")).startswith(b"HTTP/1.1 200")
+    except ssl.SSLCertVerificationError:
+        return False
 
 
 # Files that will not do

@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import ssl
 from collections.abc import Callable
 from typing import Final
 
 from msgspec import Struct
+
+from clockwork_serve.serve.gateway_tls import Tls
 
 BURST: Final = 64
 """Most connections that are accepted before the loop may do other things."""
@@ -36,10 +37,10 @@ class Admission(Struct, frozen=True):
 class TlsAcceptor:
     """One listening socket."""
 
-    def __init__(self, listener: socket.socket, context: ssl.SSLContext, admission: Admission) -> None:
+    def __init__(self, listener: socket.socket, tls: Tls, admission: Admission) -> None:
         self._loop = asyncio.get_running_loop()
         self._listener = listener
-        self._context = context
+        self._tls = tls
         self._admission = admission
         self._greeting: set[asyncio.Task[None]] = set()
         listener.setblocking(False)  # noqa: FBT003 - the socket's own word
@@ -82,7 +83,7 @@ class TlsAcceptor:
             await self._loop.connect_accepted_socket(
                 self._admission.make,
                 accepted,
-                ssl=self._context,
+                ssl=self._tls.context,
                 ssl_handshake_timeout=self._admission.handshake_s,
                 ssl_shutdown_timeout=SHUTDOWN_S,
             )

@@ -274,9 +274,10 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def cut(self, limit: str) -> None:
         """Close at once, without a word: its client would not read it."""
-        self._server.reached(limit)
-        if self._transport is not None:
-            self._transport.abort()
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            self._server.reached(limit)
+            transport.abort()
 
     def turn_away(self) -> None:
         """Tell a client that just came that there are too many."""

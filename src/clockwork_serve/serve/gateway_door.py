@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
-import ssl
-from functools import cached_property
-from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -14,7 +12,8 @@ from msgspec import Struct
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.gateway_keys import KeyRing, check_keys
 from clockwork_serve.serve.gateway_limits import HttpLimits
-from clockwork_serve.serve.gateway_tls import TlsFiles, grpc_credentials, server_context, warn_of_modes
+from clockwork_serve.serve.gateway_tls import Tls, TlsFiles, server_context, warn_of_modes
+from clockwork_serve.serve.gateway_watch import REFRESH_S
 
 _log = logging.getLogger(__name__)
 
@@ -47,19 +46,22 @@ class DoorConfig(Struct, frozen=True, kw_only=True):
 
 
 class Door:
-    """What a gateway's servers share. ``keys`` is None where everybody may do everything."""
+    """What a gateway's servers share. Without ``keys`` everybody may do everything."""
 
     def __init__(self, config: DoorConfig, body_bytes: int) -> None:
         """Raises :class:`ConfigError` for a file that will not do."""
         self.limits = msgspec.structs.replace(config.limits, body_bytes=body_bytes)
         self.keys = KeyRing(config.api_keys) if config.api_keys else None
-        self.context: ssl.SSLContext | None = None if config.tls is None else server_context(config.tls)
-        self._files = config.tls
+        self.tls = None if config.tls is None else Tls(config.tls)
 
-    @cached_property
-    def credentials(self) -> Any:
-        """What gRPC wants; None where nothing is encrypted."""
-        return None if self._files is None else grpc_credentials(self._files)
+    async def keep_fresh(self) -> None:
+        """Read files again when they change, for ever."""
+        while self.keys is not None or self.tls is not None:
+            await asyncio.sleep(REFRESH_S)
+            if self.keys is not None:
+                self.keys.refresh()
+            if self.tls is not None:
+                self.tls.refresh()
 
 
 def check_door(config: DoorConfig, host: str) -> None:

@@ -84,7 +84,7 @@ class GrpcServer:
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         gateway.readiness_listeners.append(self._on_readiness)
-        self._credentials = door.credentials
+        self._credentials = None if door.tls is None else door.tls.grpc_credentials()
         self._server = grpc.aio.server(
             interceptors=() if door.keys is None else (KeyInterceptor(door.keys),),
             options=[

@@ -26,6 +26,8 @@ from clockwork_serve.units import KIB
 READ_BYTES: Final = 256 * KIB
 UNPACK_BYTES: Final = 4 * KIB
 """Compressed bodies above this are unpacked in a thread: they become up to a thousand times as large."""
+SWEEP_S: Final = 1.0
+"""How often deadlines are looked at."""
 SPARE_CONNECTIONS: Final = 64
 """Clients beyond the limit who are told so at one time; more are cut off without a word."""
 FindRoute = Callable[[bytes], Route | None]
@@ -42,7 +44,7 @@ class HttpServer:
         self.gateway = gateway
         self.limits = door.limits
         self.keys = door.keys
-        self._context = door.context
+        self._tls = door.tls
         self.find_route = find_route
         self.loop = asyncio.get_running_loop()
         self.tick_s = self.loop.time()
@@ -57,11 +59,11 @@ class HttpServer:
     async def listen(self, host: str, port: int, *, reuse_port: bool) -> int:
         """Accept connections; the port (chosen if 0). Raises OSError."""
         number: int
-        if self._context is not None:
+        if self._tls is not None:
             listener = listening_socket(host, port, reuse_port=reuse_port)
             number = listener.getsockname()[1]
             admission = Admission(lambda: HttpConnection(self), self._admits, self.limits.header_s)
-            self._servers.append(TlsAcceptor(listener, self._context, admission))
+            self._servers.append(TlsAcceptor(listener, self._tls, admission))
             return number
         server = await self.loop.create_server(
             lambda: HttpConnection(self), host, port, reuse_port=reuse_port, backlog=BACKLOG
@@ -101,7 +103,7 @@ class HttpServer:
         self.gateway.connections += 1
         if self._sweep is None:
             self.tick_s = self.loop.time()
-            self._sweep = self.loop.call_later(1.0, self._end_overdue)
+            self._sweep = self.loop.call_later(SWEEP_S, self._end_overdue)
         beyond = len(self._connections) - self.limits.connections
         if beyond > SPARE_CONNECTIONS:
             connection.cut("connections")
@@ -199,10 +201,11 @@ class HttpServer:
         self._sweep = None
         self.tick_s = self.loop.time()
         for connection in tuple(self._connections):
-            connection.check(self.tick_s)
+            # What a connection set its deadline by was as old as that: none is cut off before its time.
+            connection.check(self.tick_s - SWEEP_S)
         if self._reached:
             told = ", ".join(f"{SETTING[limit]} {count}" for limit, count in sorted(self._reached.items()))
             _log.warning("clients cut off, by the setting that they reached: %s", told)
             self._reached.clear()
         if self._connections:
-            self._sweep = self.loop.call_later(1.0, self._end_overdue)
+            self._sweep = self.loop.call_later(SWEEP_S, self._end_overdue)

@@ -19,9 +19,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from clockwork_serve.errors import ClockworkError, ConfigError
+from clockwork_serve.serve.gateway_watch import Watched
 
-REFRESH_S: Final = 2.0
-"""How often the file is looked at."""
 NAME: Final = re.compile("[A-Za-z0-9._:@/-]{1,64}")
 """What a holder may be called."""
 _LARGEST_FILE: Final = 16 << 20
@@ -72,9 +71,7 @@ class KeyRing:
     def __init__(self, path: str) -> None:
         """Raises :class:`ConfigError`."""
         self._path = path
-        self._stamp = _stamp(path)
-        self._holders = _read(path)
-        self._complained = ""
+        self._file = Watched((path,), lambda: _read(path))
         self._unknown = 0
         self._unfit = 0
 
@@ -83,7 +80,7 @@ class KeyRing:
         key = api_key
         if authorization is not None and authorization[:7].lower() == b"bearer ":
             key = authorization[7:].strip()
-        holder = self._holders.get(sha256(key).digest()) if key is not None else None
+        holder = self._file.content.get(sha256(key).digest()) if key is not None else None
         if holder is None:
             self._unknown += 1
             found = "none" if key is None else "one that is unknown"
@@ -101,21 +98,10 @@ class KeyRing:
         return holder
 
     def refresh(self) -> None:
-        """Read the file again if it changed. What is wrong with it is logged, and changes nothing."""
+        """Read the file again if it changed, and tell who was denied since."""
         self._tell_denials()
-        try:
-            stamp = _stamp(self._path)
-            if stamp == self._stamp:
-                return
-            self._holders = _read(self._path)
-        except ConfigError as error:
-            if str(error) != self._complained:
-                self._complained = str(error)
-                _log.error("%s; the keys from before stay in force", error)
-            return
-        self._stamp = stamp
-        self._complained = ""
-        _log.info("api_keys: read %d keys from %s", len(self._holders), self._path)
+        if self._file.refresh():
+            _log.info("api_keys: read %d keys again from %s", len(self._file.content), self._path)
 
     def _tell_denials(self) -> None:
         if self._unknown or self._unfit:
@@ -154,14 +140,6 @@ def _read(path: str) -> dict[bytes, Holder]:
     if len(holders) < len(entries):
         raise _wrong("each sha256 once", "one twice", path)
     return holders
-
-
-def _stamp(path: str) -> tuple[int, ...]:
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        raise _wrong("a readable file", error.strerror or str(error), path) from None
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode
 
 
 def _wrong(expected: str, found: str, path: str, remedy: str = _REMEDY) -> ConfigError:

@@ -23,7 +23,7 @@ SETTING: Final = {
 
 
 class HttpLimits(Struct, frozen=True, kw_only=True):
-    """Times are kept to a second.
+    """Times are kept to a second or two, and never cut short.
 
     A request's head (its line and headers) has at most ``header_bytes`` and ``headers`` of them, and arrives
     within ``header_s``. A body may take ``body_s`` and a second for each ``bytes_per_s`` of it; so may the

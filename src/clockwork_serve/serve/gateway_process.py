@@ -23,7 +23,6 @@ from clockwork_serve.serve.gateway import Gateway, GatewaySettings
 from clockwork_serve.serve.gateway_door import Door, DoorConfig
 from clockwork_serve.serve.gateway_endpoints import Endpoints
 from clockwork_serve.serve.gateway_http import HttpServer
-from clockwork_serve.serve.gateway_keys import REFRESH_S, KeyRing
 from clockwork_serve.serve.gateway_routes import find_metrics_route
 from clockwork_serve.units import MIB
 
@@ -90,9 +89,7 @@ class GatewayServers:
         self.grpc: GrpcServer | None = None
         self.port_by_name: dict[str, int] = {}
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self.gateway.link.run())]
-        if self.door.keys is not None:
-            self._tasks.append(loop.create_task(_keep_fresh(self.door.keys)))
+        self._tasks = [loop.create_task(work) for work in (self.gateway.link.run(), self.door.keep_fresh())]
 
     async def start(self) -> None:
         """Listen on all ports. Raises :class:`ConfigError` if one is not to be had."""
@@ -126,12 +123,6 @@ class GatewayServers:
             raise ConfigError(
                 f"{name}: expected a free port; found {port} on {config.host} {why}; choose another"
             ) from None
-
-
-async def _keep_fresh(keys: KeyRing) -> None:
-    while True:
-        await asyncio.sleep(REFRESH_S)
-        keys.refresh()
 
 
 async def serve(config: GatewayConfig, stop: asyncio.Event) -> int:

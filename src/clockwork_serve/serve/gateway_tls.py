@@ -11,6 +11,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from clockwork_serve.errors import ConfigError
+from clockwork_serve.serve.gateway_watch import Watched
 
 _READ_BY_ALL: Final = 0o004
 _log = logging.getLogger(__name__)
@@ -54,13 +55,64 @@ def server_context(files: TlsFiles) -> ssl.SSLContext:
     return context
 
 
-def grpc_credentials(files: TlsFiles) -> Any:
-    """The same for gRPC, which speaks TLS 1.2 or later by itself."""
+class Tls:
+    """TLS as new connections get it: renewed files serve from the next handshake on."""
+
+    def __init__(self, files: TlsFiles) -> None:
+        """Raises :class:`ConfigError` naming the setting."""
+        self._files = files
+        self._watched = Watched([path for _, path in _named(files)], lambda: _Content.of(files))
+        self._for_grpc = self._watched.content
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """What HTTP wants now."""
+        return self._watched.content.context
+
+    def grpc_credentials(self) -> Any:
+        """What gRPC wants; it asks again at each handshake, and speaks TLS 1.2 or later by itself."""
+        import grpc
+
+        return grpc.dynamic_ssl_server_credentials(
+            _configuration(self._for_grpc), self._renewed, bool(self._files.client_ca)
+        )
+
+    def refresh(self) -> None:
+        """Read the files again if they changed."""
+        if self._watched.refresh():
+            _log.info("tls_certificate: read %s again", self._files.certificate)
+
+    def _renewed(self) -> Any:
+        # Called by a thread of gRPC's own, in which both names are only read and set.
+        content = self._watched.content
+        if content is self._for_grpc:
+            return None
+        self._for_grpc = content
+        return _configuration(content)
+
+
+class _Content(Struct, frozen=True):
+    """What the files held at one time."""
+
+    context: ssl.SSLContext
+    certificate: bytes
+    key: bytes
+    roots: bytes | None
+
+    @classmethod
+    def of(cls, files: TlsFiles) -> _Content:
+        return cls(
+            server_context(files),
+            _read("tls_certificate", files.certificate),
+            _read("tls_key", files.key),
+            _read("tls_client_ca", files.client_ca) if files.client_ca else None,
+        )
+
+
+def _configuration(content: _Content) -> Any:
     import grpc
 
-    pair = (_read("tls_key", files.key), _read("tls_certificate", files.certificate))
-    roots = _read("tls_client_ca", files.client_ca) if files.client_ca else None
-    return grpc.ssl_server_credentials([pair], roots, require_client_auth=roots is not None)
+    return grpc.ssl_server_certificate_configuration([(content.key, content.certificate)], content.roots)
 
 
 def warn_of_modes(files: TlsFiles) -> None:
