@@ -286,6 +286,21 @@ def test_a_connection_too_many_is_told_so(tmp_path: Path, caplog: pytest.LogCapt
         found.until(lambda: found.servers.gateway.connections <= 3)
 
 
+def test_grpc_has_as_many_connections_and_lets_go_who_says_nothing(tmp_path: Path) -> None:
+    door = DoorConfig(limits=HttpLimits(connections=3, header_s=1.0))
+    with running_gateway(tmp_path, door=door, grpc_port=0) as found, ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", grpc_port(found)), timeout=20))
+            for _ in range(8)
+        ]
+        # The server greets those that it takes.
+        assert [bool(client.recv(1000)) for client in silent] == [True] * 3 + [False] * 5
+        for client in silent[:3]:
+            assert b"before handshake timeout" in rest(client)
+        with grpc.insecure_channel(found.grpc_url) as channel:
+            assert channel.unary_unary(f"/{INFERENCE_SERVICE}/ServerLive")(b"", timeout=20)
+
+
 # Nobody is kept from others
 
 _random = random.Random(7)
