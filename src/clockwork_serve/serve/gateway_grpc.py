@@ -22,7 +22,7 @@ from clockwork_serve.oip.protobuf import HEALTH_SERVICE, INFERENCE_SERVICE, Rpc,
 from clockwork_serve.serve.gateway import Ending, Gateway
 from clockwork_serve.serve.gateway_door import Door
 from clockwork_serve.serve.gateway_endpoints import Endpoints, Refused
-from clockwork_serve.serve.gateway_grpc_guard import IDENTITY, KeyInterceptor
+from clockwork_serve.serve.gateway_grpc_guard import IDENTITY, KeyGuard
 from clockwork_serve.serve.gateway_limits import HttpLimits
 from clockwork_serve.serve.gateway_slots import Body
 from clockwork_serve.units import KIB, NS_PER_MS
@@ -86,7 +86,6 @@ class GrpcServer:
         gateway.readiness_listeners.append(self._on_readiness)
         self._credentials = None if door.tls is None else door.tls.grpc_credentials()
         self._server = grpc.aio.server(
-            interceptors=() if door.keys is None else (KeyInterceptor(door.keys),),
             options=[
                 *_limiting(door.limits),
                 ("grpc.max_send_message_length", -1),
@@ -94,6 +93,8 @@ class GrpcServer:
                 ("grpc.so_reuseport", int(reuse_port)),
             ],
         )
+        if door.keys is not None:
+            self._server.add_generic_rpc_handlers((KeyGuard(door.keys),))
         self._server.add_generic_rpc_handlers(
             (_handlers(INFERENCE_SERVICE, self._inference()), _handlers(HEALTH_SERVICE, self._health()))
         )
