@@ -21,6 +21,7 @@ from clockwork_serve.messages import Request
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE
 from clockwork_serve.serve.gateway_door import DoorConfig
 from clockwork_serve.serve.gateway_limits import SETTING, HttpLimits
+from clockwork_serve.serve.gateway_routes import _remembered
 from clockwork_serve.units import MIB
 from tests.serve.http_requests import IDENT_JSON, INFER, Found, ask, get, post
 from tests.serve.running_gateway import RunningGateway, running_gateway
@@ -166,7 +167,7 @@ def test_large_metadata_over_grpc_is_refused(gateway: RunningGateway) -> None:
         call = channel.unary_unary(f"/{INFERENCE_SERVICE}/ServerLive")
         assert call(b"", metadata=(("a", "b" * 2000),), timeout=20)
         with pytest.raises(grpc.RpcError) as caught:
-            call(b"", metadata=(("a", "b" * 9000),), timeout=20)
+            call(b"", metadata=(("a", "b" * 6000),), timeout=20)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
@@ -226,11 +227,10 @@ def greedy(gateway: RunningGateway, count: int, mib: int) -> socket.socket:
     return client
 
 
-def test_a_client_that_does_not_read_is_cut_off(
-    gateway: RunningGateway, caplog: pytest.LogCaptureFixture
-) -> None:
-    with greedy(gateway, 1, 3):
-        gone(gateway)
+def test_a_client_that_does_not_read_is_cut_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    door = DoorConfig(limits=HttpLimits(send_s=1.0, bytes_per_s=64 * MIB))
+    with running_gateway(tmp_path, door=door) as found, greedy(found, 1, 3):
+        gone(found)
     assert "send_s 1" in caplog.text
 
 
@@ -256,15 +256,17 @@ def test_what_a_client_leaves_unread_is_bounded(tmp_path: Path, caplog: pytest.L
         found.until(lambda: "max_unsent 1" in caplog.text)
 
 
-def test_a_closed_connection_that_nobody_reads_is_cut_off(gateway: RunningGateway) -> None:
-    client = greedy(gateway, 1, 3)
-    gateway.do(lambda: [each.stop() for each in gateway.servers.http._connections])
-    with client:
-        gone(gateway)
+def test_a_closed_connection_that_nobody_reads_is_cut_off(tmp_path: Path) -> None:
+    # Who reads slowly has much time; who was told to go has not.
+    door = DoorConfig(limits=HttpLimits(send_s=1.0, bytes_per_s=1))
+    with running_gateway(tmp_path, door=door) as found, greedy(found, 1, 3):
+        found.until(lambda: all(each._outbox.unread for each in found.servers.http._connections))
+        found.do(lambda: [each.stop() for each in found.servers.http._connections])
+        gone(found)
 
 
 def test_a_connection_too_many_is_told_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    door = DoorConfig(limits=HttpLimits(connections=3, idle_s=2.0))
+    door = DoorConfig(limits=HttpLimits(connections=3))
     with running_gateway(tmp_path, door=door) as found, ExitStack() as stack:
         for _ in range(3):
             client = stack.enter_context(found.connect())
@@ -277,13 +279,15 @@ def test_a_connection_too_many_is_told_so(tmp_path: Path, caplog: pytest.LogCapt
         assert "max_connections" in refused.json["error"]
         client.close()
         found.until(lambda: found.servers.gateway.connections == 2)
-        assert ask(found, get("/v2/health/live")).status == 200
+        client = stack.enter_context(found.connect())
+        client.sendall(get("/v2/health/live").replace(b"close", b"keep-alive"))
+        assert b"200 OK" in client.recv(1000)
         # Many at once are closed without a word, and hold nothing.
         many = [stack.enter_context(found.connect()) for _ in range(200)]
         endings = [rest(each)[:12] for each in many]
-        assert set(endings) <= {b"HTTP/1.1 200", b"HTTP/1.1 503", b""}
+        assert set(endings) == {b"HTTP/1.1 503", b""}
         assert endings.count(b"") >= 100
-        found.until(lambda: found.servers.gateway.connections <= 3)
+        found.until(lambda: found.servers.gateway.connections == 3)
 
 
 def test_grpc_has_as_many_connections_and_lets_go_who_says_nothing(tmp_path: Path) -> None:
@@ -369,3 +373,9 @@ def test_what_was_cut_off_is_told_in_one_line(
     lines = [record.getMessage() for record in caplog.records if "cut off" in record.getMessage()]
     assert 1 <= len(lines) <= 3
     assert sum(int(line.rpartition("head_s ")[2]) for line in lines) == 30
+
+
+def test_long_paths_are_not_remembered(gateway: RunningGateway) -> None:
+    before = _remembered.cache_info().currsize
+    assert ask(gateway, get("/v2/health/live?" + "b" * 2000)).status == 200
+    assert _remembered.cache_info().currsize == before

@@ -19,6 +19,7 @@ import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 from clockwork_serve.errors import ConfigError
+from clockwork_serve.serve.gateway_http import SPARE_CONNECTIONS
 from clockwork_serve.serve.gateway_limits import HttpLimits
 from clockwork_serve.serve.gateway_tls import TlsFiles, server_context
 from tests.serve.certificates import Certificates, certificates, renewed_certificates
@@ -84,7 +85,7 @@ def over_tls(gateway: RunningGateway, context: ssl.SSLContext, sent: bytes, port
         return found
 
 
-@pytest.mark.parametrize("count", [2, 100_000])
+@pytest.mark.parametrize("count", [2, 1_000_000])
 def test_stock_clients_get_their_answers(gateway: RunningGateway, files: Certificates, count: int) -> None:
     data = np.arange(count, dtype=np.float32)
     for client in (http_client(gateway, trusting(files)), grpc_client(gateway, files)):
@@ -190,6 +191,19 @@ def test_who_does_not_shake_hands_is_let_go_and_others_come_in(
     until(lambda: not server._greeting and not gateway.servers.gateway.connections)
 
 
+def test_who_comes_while_too_many_shake_hands_is_turned_away(files: Certificates, tmp_path: Path) -> None:
+    door = files.door(limits=HttpLimits(connections=1))
+    with running_gateway(tmp_path, door=door) as found:
+        silent = [found.connect() for _ in range(1 + SPARE_CONNECTIONS)]
+        more = [found.connect() for _ in range(20)]
+        assert all(ended(client) for client in more)
+        for client in silent:
+            client.setblocking(False)
+            with client, pytest.raises(BlockingIOError):
+                client.recv(1)
+        until(lambda: serves(found, files))
+
+
 def ended(client: socket.socket) -> bool:
     with client:
         try:
@@ -229,7 +243,7 @@ def test_a_renewed_certificate_serves_from_the_next_handshake_on(tmp_path: Path)
 def serves(gateway: RunningGateway, files: Certificates) -> bool:
     try:
         return over_tls(gateway, trusting(files), get("/v2/health/live")).startswith(b"HTTP/1.1 200")
-    except ssl.SSLCertVerificationError:
+    except (ssl.SSLError, ConnectionError):
         return False
 
 

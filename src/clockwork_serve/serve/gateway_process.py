@@ -147,7 +147,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the process whose configuration is the JSON in ``argv[1]``; returns its exit status."""
     config = msgspec.json.decode(argv[1], type=GatewayConfig)
     child.prepare(config.name, config.log_level, config.log_format)
-    _allow_connections()
+    _allow_connections(config.door.limits.connections)
     status = 0
 
     async def body(stop: asyncio.Event) -> None:
@@ -157,10 +157,12 @@ def main(argv: Sequence[str]) -> int:
     return child.run_until_stopped(body) or status
 
 
-def _allow_connections() -> None:
+def _allow_connections(wanted: int) -> None:
     """As many open files as the system allows: a connection is one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        _log.warning("max_connections: %d wanted, but the system allows a process %d files", wanted, hard)
 
 
 if __name__ == "__main__":

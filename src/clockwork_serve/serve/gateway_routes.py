@@ -29,9 +29,13 @@ class Route(Struct, frozen=True):
     version: str = ""
 
 
-@lru_cache(maxsize=4096)
 def find_route(url: bytes) -> Route | None:
     """The route of a request target; None if there is none."""
+    # Long ones are not remembered: clients could fill memory with them.
+    return _remembered(url) if len(url) <= 1024 else _find(url)
+
+
+def _find(url: bytes) -> Route | None:
     try:
         path = httptools.parse_url(url).path
     except httptools.HttpParserInvalidURLError:
@@ -48,6 +52,9 @@ def find_route(url: bytes) -> Route | None:
         case segments:
             method, endpoint = _FIXED.get("/".join(segments), (b"", None))
             return None if endpoint is None else Route(method, endpoint)
+
+
+_remembered: Final = lru_cache(maxsize=4096)(_find)
 
 
 def find_metrics_route(url: bytes) -> Route | None:
