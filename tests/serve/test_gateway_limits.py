@@ -195,10 +195,21 @@ def test_bytes_that_trickle_in_do_not_hold_a_connection(
 
 
 def test_an_idle_connection_is_closed(gateway: RunningGateway) -> None:
-    with gateway.connect() as fresh, gateway.connect() as used:
+    with gateway.connect() as client:
+        client.sendall(post(INFER, IDENT_JSON, close=False))
+        assert b"200 OK" in client.recv(65536)
+        assert client.recv(100) == b""
+
+
+def test_who_only_connects_is_given_less_time_than_who_asked_before(tmp_path: Path) -> None:
+    door = DoorConfig(limits=HttpLimits(header_s=1.0))
+    with running_gateway(tmp_path, door=door) as found, found.connect() as fresh, found.connect() as used:
         used.sendall(post(INFER, IDENT_JSON, close=False))
         assert b"200 OK" in used.recv(65536)
-        assert (fresh.recv(100), used.recv(100)) == (b"", b"")
+        assert fresh.recv(100) == b""
+        time.sleep(1)
+        used.sendall(post(INFER, IDENT_JSON))
+        assert b"200 OK" in rest(used)
 
 
 def test_a_connection_whose_answer_takes_long_is_not_idle(gateway: RunningGateway) -> None:

@@ -19,10 +19,7 @@ from clockwork_serve.config.table import PREFIX, SETTINGS, Setting, default_cach
 from clockwork_serve.config.values import Unfit, did_you_mean
 from clockwork_serve.errors import ConfigError
 
-_OTHER_VARIABLES = {f"{PREFIX}CONFIG", f"{PREFIX}TRACES", f"{PREFIX}MYPYC", f"{PREFIX}URL"} | {
-    f"{PREFIX}CA",
-    f"{PREFIX}API_KEY",
-}
+_OTHER_VARIABLES = {f"{PREFIX}{name}" for name in ("CONFIG", "TRACES", "MYPYC", "URL", "CA")}
 _SERVICE_LINK = re.compile(rf"{PREFIX}(?:SERVE_)?(?:SERVICE_(?:HOST|PORT.*)|PORT(?:_\d+_TCP.*)?)")
 """What container platforms put into the environment for a service called clockwork or clockwork-serve."""
 _LARGEST_FILE = 1 << 20

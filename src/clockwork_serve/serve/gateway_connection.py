@@ -98,7 +98,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         """A client came."""
         self._transport = cast("asyncio.Transport", transport)
         self._outbox = Outbox(self._transport, self._limits, self._server)
-        self.due_s = self._server.tick_s + self._limits.idle_s
+        # Not as long as between requests: who only connects would take a place from others.
+        self.due_s = self._server.tick_s + self._limits.header_s
         self._server.opened(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:

@@ -19,7 +19,10 @@ _log = logging.getLogger(__name__)
 
 
 class DoorConfig(Struct, frozen=True, kw_only=True):
-    """Paths, empty for none. Without a certificate nothing is encrypted, without keys all may do all."""
+    """Paths, empty for none. Without a certificate nothing is encrypted, without keys all may do all.
+
+    ``limits.body_bytes`` gives way to what the gateway itself was told.
+    """
 
     tls_certificate: str = ""
     tls_key: str = ""
