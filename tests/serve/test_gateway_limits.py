@@ -284,7 +284,7 @@ def test_a_connection_too_many_is_told_so(tmp_path: Path, caplog: pytest.LogCapt
             client.sendall(get("/v2/health/live").replace(b"close", b"keep-alive"))
             assert b"200 OK" in client.recv(1000)
         refused = Found(found.exchange(b""))
-        assert refused.status == 503
+        assert refused.status == 429
         assert refused.headers["retry-after"] == "1"
         assert "at most 3 of this port at once" in refused.json["error"]
         assert "max_connections" in refused.json["error"]
@@ -296,7 +296,7 @@ def test_a_connection_too_many_is_told_so(tmp_path: Path, caplog: pytest.LogCapt
         # Many at once are closed without a word, and hold nothing.
         many = [stack.enter_context(found.connect()) for _ in range(200)]
         endings = [rest(each)[:12] for each in many]
-        assert set(endings) == {b"HTTP/1.1 503", b""}
+        assert set(endings) == {b"HTTP/1.1 429", b""}
         assert endings.count(b"") >= 100
         found.until(lambda: found.servers.gateway.connections == 3)
 

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 import httptools
 
-from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_exchange import Exchange
 from clockwork_serve.serve.gateway_guard import denial
-from clockwork_serve.serve.gateway_keys import KeyRing
-from clockwork_serve.serve.gateway_limits import SETTING, HttpLimits, excess
+from clockwork_serve.serve.gateway_host import HttpHost
+from clockwork_serve.serve.gateway_limits import SETTING, excess
 from clockwork_serve.serve.gateway_outbox import Outbox
 from clockwork_serve.serve.gateway_responses import Response, error_response
-from clockwork_serve.serve.gateway_routes import Route
 from clockwork_serve.units import KIB
 
 DIRECT_BYTES: Final = 64 * KIB
@@ -34,36 +31,6 @@ _WANTED: Final = frozenset(
      b"x-slo-ms", b"expect", b"authorization", b"x-api-key"}
 )  # fmt: skip
 _IDLE, _HEAD, _BODY = range(3)
-
-
-class HttpHost(Protocol):
-    """What a connection needs of its server. ``buffer`` is where all connections read, one at a time.
-
-    ``tick_s`` is the loop's time, to a second.
-    """
-
-    gateway: Gateway
-    limits: HttpLimits
-    keys: KeyRing | None
-    loop: asyncio.AbstractEventLoop
-    buffer: memoryview
-    tick_s: float
-    find_route: Callable[[bytes], Route | None]
-
-    def opened(self, connection: HttpConnection) -> None:
-        """A connection was made; perhaps one too many."""
-
-    def reached(self, limit: str) -> None:
-        """A client was cut off by that limit; to be told in the log."""
-
-    def closed(self, connection: HttpConnection) -> None:
-        """A connection is gone."""
-
-    def room(self, exchange: Exchange, length: int) -> memoryview:
-        """Where to receive a large body."""
-
-    def dispatch(self, exchange: Exchange) -> None:
-        """Have a request that is complete answered."""
 
 
 class HttpConnection(asyncio.BufferedProtocol):
@@ -283,7 +250,7 @@ class HttpConnection(asyncio.BufferedProtocol):
     def turn_away(self) -> None:
         """Tell a client that just came that there are too many."""
         self._server.reached("connections")
-        self._refuse(503, excess("connections", self._limits.connections), b"Retry-After: 1\r\n")
+        self._refuse(429, excess("connections", self._limits.connections), b"Retry-After: 1\r\n")
 
     @property
     def idle(self) -> bool:

@@ -23,15 +23,13 @@ from clockwork_serve.serve.gateway import Ending, Gateway
 from clockwork_serve.serve.gateway_door import Door
 from clockwork_serve.serve.gateway_endpoints import Endpoints, Refused
 from clockwork_serve.serve.gateway_grpc_guard import IDENTITY, KeyGuard
-from clockwork_serve.serve.gateway_limits import HttpLimits
+from clockwork_serve.serve.gateway_limits import grpc_options
 from clockwork_serve.serve.gateway_slots import Body
-from clockwork_serve.units import KIB, NS_PER_MS
+from clockwork_serve.units import NS_PER_MS
 
 Context = Any
 """``grpc.aio.ServicerContext``; grpc publishes no types."""
 
-_ENVELOPE_BYTES: Final = 64 * KIB
-"""What a message may have beside its tensors."""
 _DETAILS_MAX: Final = 2000
 _LIVE_SERVICES: Final = ("", INFERENCE_SERVICE)
 _HealthResponse: Final = message("grpc.health.v1.HealthCheckResponse")
@@ -87,11 +85,11 @@ class GrpcServer:
         self._credentials = None if door.tls is None else door.tls.grpc_credentials()
         self._server = grpc.aio.server(
             options=[
-                *_limiting(door.limits),
+                *grpc_options(door.limits),
                 ("grpc.max_send_message_length", -1),
                 # Else a port that another program has would be shared without a word.
                 ("grpc.so_reuseport", int(reuse_port)),
-            ],
+            ]
         )
         if door.keys is not None:
             self._server.add_generic_rpc_handlers((KeyGuard(door.keys),))
@@ -248,18 +246,6 @@ class GrpcServer:
     def _on_readiness(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
-
-
-def _limiting(limits: HttpLimits) -> tuple[tuple[str, int], ...]:
-    """A message's limit holds before and after it is decompressed, and no more is decompressed than that."""
-    return (
-        ("grpc.max_receive_message_length", limits.body_bytes + _ENVELOPE_BYTES),
-        ("grpc.max_metadata_size", limits.header_bytes),
-        ("grpc.absolute_max_metadata_size", limits.header_bytes),
-        ("grpc.max_allowed_incoming_connections", limits.connections),
-        ("grpc.server_handshake_timeout_ms", int(limits.header_s * 1000)),
-        ("grpc.max_connection_idle_ms", int(limits.idle_s * 1000)),
-    )
 
 
 _INDEX_FIELDS: Final = ("name", "version", "state", "reason")

@@ -20,6 +20,8 @@ SETTING: Final = {
     "send_s": "send_s",
 }
 """The setting behind each limit, to be named where it is reached."""
+_ENVELOPE_BYTES: Final = 64 * KIB
+"""What a message of gRPC may have beside its tensors."""
 
 
 class HttpLimits(Struct, frozen=True, kw_only=True):
@@ -56,4 +58,16 @@ def excess(limit: str, most: int, found: int | None = None) -> str:
     return (
         f"{what}: expected at most {most} {unit}, found {'more' if found is None else found}; "
         f"{remedy}, or raise the server's {SETTING[limit]}"
+    )
+
+
+def grpc_options(limits: HttpLimits) -> tuple[tuple[str, int], ...]:
+    """The limits that gRPC keeps for us. No more of a message is decompressed than it may have."""
+    return (
+        ("grpc.max_receive_message_length", limits.body_bytes + _ENVELOPE_BYTES),
+        ("grpc.max_metadata_size", limits.header_bytes),
+        ("grpc.absolute_max_metadata_size", limits.header_bytes),
+        ("grpc.max_allowed_incoming_connections", limits.connections),
+        ("grpc.server_handshake_timeout_ms", int(limits.header_s * 1000)),
+        ("grpc.max_connection_idle_ms", int(limits.idle_s * 1000)),
     )
