@@ -67,7 +67,7 @@ def test_the_door_s_settings_arrive_in_the_server() -> None:
     flags = {
         "tls_certificate": "/c", "tls_key": "/k", "tls_client_ca": "/a", "api_keys": "/t",
         "max_connections": "7", "max_head": "2KiB", "max_headers": "8", "max_unsent": "1MiB",
-        "max_body": "9MiB",
+        "max_body": "9MiB", "gateway_memory": "20MiB",
         "head_s": "1", "body_s": "2", "send_s": "3", "idle_s": "4",
     }  # fmt: skip
 
@@ -76,7 +76,7 @@ def test_the_door_s_settings_arrive_in_the_server() -> None:
     assert (door.tls_certificate, door.tls_key, door.tls_client_ca, door.api_keys) == ("/c", "/k", "/a", "/t")
     assert door.limits == HttpLimits(
         header_bytes=2048, headers=8, body_bytes=9 << 20, header_s=1.0, body_s=2.0, idle_s=4.0, send_s=3.0,
-        unsent_bytes=1 << 20, connections=7,
+        unsent_bytes=1 << 20, connections=7, arriving_bytes=20 << 20,
     )  # fmt: skip
 
 

@@ -44,9 +44,9 @@ def test_a_bad_file_ends_a_start_before_anything_is_started(tmp_path: Path, fiel
 
 
 def test_a_door_that_nothing_was_said_about_is_open() -> None:
-    door = Door(DoorConfig(), 1000)
+    door = Door(DoorConfig(), 1000, 2000)
     assert (door.keys, door.tls) == (None, None)
-    assert door.limits.body_bytes == 1000
+    assert (door.limits.body_bytes, door.limits.arriving_bytes) == (1000, 2000)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "example.org"])

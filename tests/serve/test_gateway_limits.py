@@ -31,6 +31,8 @@ LIMITS = HttpLimits(
     unsent_bytes=24 * MIB, connections=300,
 )  # fmt: skip
 BOMB_BYTES = 512 * MIB
+# Seconds each, and together more than a quick check should take.
+waits = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +173,7 @@ def test_large_metadata_over_grpc_is_refused(gateway: RunningGateway) -> None:
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+@waits
 @pytest.mark.parametrize(
     ("start", "content", "limit"),
     [
@@ -194,6 +197,7 @@ def test_bytes_that_trickle_in_do_not_hold_a_connection(
     assert limit in found.json["error"]
 
 
+@waits
 def test_an_idle_connection_is_closed(gateway: RunningGateway) -> None:
     with gateway.connect() as client:
         client.sendall(post(INFER, IDENT_JSON, close=False))
@@ -212,6 +216,7 @@ def test_who_only_connects_is_given_less_time_than_who_asked_before(tmp_path: Pa
         assert b"200 OK" in rest(used)
 
 
+@waits
 def test_a_connection_whose_answer_takes_long_is_not_idle(gateway: RunningGateway) -> None:
     gateway.controller.on_request = lambda request: None
     gateway.controller.requests.clear()
@@ -238,6 +243,7 @@ def greedy(gateway: RunningGateway, count: int, mib: int) -> socket.socket:
     return client
 
 
+@waits
 def test_a_client_that_does_not_read_is_cut_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     door = DoorConfig(limits=HttpLimits(send_s=1.0, bytes_per_s=64 * MIB))
     with running_gateway(tmp_path, door=door) as found, greedy(found, 1, 3):
@@ -245,6 +251,7 @@ def test_a_client_that_does_not_read_is_cut_off(tmp_path: Path, caplog: pytest.L
     assert "send_s 1" in caplog.text
 
 
+@waits
 def test_nor_does_a_client_that_reads_a_little_hold_a_connection(gateway: RunningGateway) -> None:
     with greedy(gateway, 1, 4) as client:
         end = time.monotonic() + 20
@@ -254,6 +261,7 @@ def test_nor_does_a_client_that_reads_a_little_hold_a_connection(gateway: Runnin
             time.sleep(0.05)
 
 
+@waits
 def test_what_a_client_leaves_unread_is_bounded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     held: list[Request] = []
     door = DoorConfig(limits=HttpLimits(unsent_bytes=MIB))
@@ -267,6 +275,7 @@ def test_what_a_client_leaves_unread_is_bounded(tmp_path: Path, caplog: pytest.L
         found.until(lambda: "max_unsent 1" in caplog.text)
 
 
+@waits
 def test_a_closed_connection_that_nobody_reads_is_cut_off(tmp_path: Path) -> None:
     # Who reads slowly has much time; who was told to go has not.
     door = DoorConfig(limits=HttpLimits(send_s=1.0, bytes_per_s=1))
@@ -333,6 +342,7 @@ NASTY: list[Callable[[socket.socket], None]] = [
 ]
 
 
+@waits
 def test_a_hundred_slow_and_garbage_clients_keep_nobody_from_being_answered(gateway: RunningGateway) -> None:
     asked = 200
     with ExitStack() as stack:
@@ -373,6 +383,30 @@ def test_announced_bodies_take_no_memory_before_they_come(gateway: RunningGatewa
         assert resident() - before < 100 * MIB
 
 
+@waits
+@pytest.mark.parametrize("chunked", [False, True])
+def test_large_bodies_on_their_way_are_bounded_together(gateway: RunningGateway, *, chunked: bool) -> None:
+    head = b"POST /v2 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + b"10000\r\n%s\r\n" % bytes(65536)
+    part = head + (b"6acfc0\r\n" + bytes(7_000_000))
+    if not chunked:
+        part = b"POST /v2 HTTP/1.1\r\nContent-Length: 8000000\r\n\r\n" + bytes(7_000_000)
+    server = gateway.servers.http
+    with ExitStack() as stack:
+        for held in range(1, 5):
+            stack.enter_context(gateway.connect()).sendall(part)
+            gateway.until(lambda held=held: server.arriving_bytes >= held * 6_900_000)
+        client = stack.enter_context(gateway.connect())
+        client.sendall(part)
+        refused = Found(rest(client))
+        assert refused.status == 429
+        assert "gateway_memory" in refused.json["error"]
+        # Small ones are not asked to wait for large ones.
+        assert ask(gateway, post(INFER, IDENT_JSON)).status == 200
+        gone(gateway)
+    assert server.arriving_bytes == 0
+
+
+@waits
 def test_what_was_cut_off_is_told_in_one_line(
     gateway: RunningGateway, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -75,6 +75,7 @@ def door_config(settings: Settings) -> DoorConfig:
         header_bytes=settings.max_head,
         headers=settings.max_headers,
         body_bytes=settings.max_body,
+        arriving_bytes=settings.gateway_memory,
         header_s=settings.head_s,
         body_s=settings.body_s,
         idle_s=settings.idle_s,

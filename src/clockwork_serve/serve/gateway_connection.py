@@ -54,6 +54,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._content: bytes | bytearray = b""
         self._content_bytes = 0
         self._direct: memoryview | None = None  # where a large body goes; _content_bytes of it have arrived
+        self._arriving_bytes = 0  # our part of the server's
         self._closing = False  # nothing that arrives matters any more
         self._stopped = False  # nothing more is written
         self._paused = False
@@ -83,7 +84,8 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._feed(self._server.buffer[:nbytes])
             return
         self._content_bytes += nbytes
-        if self._content_bytes == len(self._direct):
+        self._count(nbytes)
+        if self._direct is not None and self._content_bytes == len(self._direct):
             # The parser has not seen this body's end, and never will.
             self._parser = httptools.HttpRequestParser(self)
             self.on_message_complete()
@@ -162,6 +164,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._content_bytes = end = start + len(content)
         if self._direct is not None:
             self._direct[start:end] = content
+            self._count(len(content))
             return
         if end > self._limits.body_bytes:
             self._refuse(413, excess("body_bytes", self._limits.body_bytes))
@@ -169,6 +172,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._content = content
         elif isinstance(self._content, bytearray):
             self._content += content
+            self._count(len(content))
         else:
             # Not a list of pieces: they may be many, and small.
             self._content = bytearray(self._content + content)
@@ -186,6 +190,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             exchange.content = memoryview(self._content)
             self._content = b""
         self._content_bytes = 0
+        self._forget_bytes()
         self._phase = _IDLE
         self.due_s = self._server.tick_s + self._limits.idle_s
         self._server.dispatch(exchange)
@@ -323,6 +328,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._current = None
         self._direct = None
         self._content = b""
+        self._forget_bytes()
         self._gateway.drop_body(exchange)
         exchange.keep_alive = False
         exchange.respond(response)
@@ -350,6 +356,24 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._queue.clear()
         self._current = None
         self._direct = None
+        self._forget_bytes()
+
+    def _count(self, nbytes: int) -> None:
+        """More of a large body is here; too much of all of them together is not kept."""
+        current = self._current
+        if current is None or current.body is not None:
+            return
+        self._arriving_bytes += nbytes
+        self._server.arriving_bytes += nbytes
+        most = self._limits.arriving_bytes
+        if self._server.arriving_bytes > most:
+            self._server.reached("arriving_bytes")
+            self._refuse(429, excess("arriving_bytes", most), b"Retry-After: 1\r\n")
+
+    def _forget_bytes(self) -> None:
+        if self._arriving_bytes:
+            self._server.arriving_bytes -= self._arriving_bytes
+            self._arriving_bytes = 0
 
     def _set_reading(self) -> None:
         transport = self._transport

@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 class DoorConfig(Struct, frozen=True, kw_only=True):
     """Paths, empty for none. Without a certificate nothing is encrypted, without keys all may do all.
 
-    ``limits.body_bytes`` gives way to what the gateway itself was told.
+    ``body_bytes`` and ``arriving_bytes`` of the limits give way to what the gateway itself was told.
     """
 
     tls_certificate: str = ""
@@ -51,9 +51,11 @@ class DoorConfig(Struct, frozen=True, kw_only=True):
 class Door:
     """What a gateway's servers share. Without ``keys`` everybody may do everything."""
 
-    def __init__(self, config: DoorConfig, body_bytes: int) -> None:
+    def __init__(self, config: DoorConfig, body_bytes: int, region_bytes: int) -> None:
         """Raises :class:`ConfigError` for a file that will not do."""
-        self.limits = msgspec.structs.replace(config.limits, body_bytes=body_bytes)
+        self.limits = msgspec.structs.replace(
+            config.limits, body_bytes=body_bytes, arriving_bytes=region_bytes
+        )
         self.keys = KeyRing(config.api_keys) if config.api_keys else None
         self.tls = None if config.tls is None else Tls(config.tls)
 

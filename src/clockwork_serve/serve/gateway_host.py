@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class HttpHost(Protocol):
     """``buffer`` is where all connections read, one at a time.
 
-    ``tick_s`` is the loop's time, to a second.
+    ``tick_s`` is the loop's time, to a second. ``arriving_bytes`` of large bodies are here, outside the
+    region, and not whole yet.
     """
 
     gateway: Gateway
@@ -28,6 +29,7 @@ class HttpHost(Protocol):
     loop: asyncio.AbstractEventLoop
     buffer: memoryview
     tick_s: float
+    arriving_bytes: int
     find_route: Callable[[bytes], Route | None]
 
     def opened(self, connection: HttpConnection) -> None:

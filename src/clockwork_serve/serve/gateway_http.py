@@ -49,6 +49,7 @@ class HttpServer:
         self.loop = asyncio.get_running_loop()
         self.tick_s = self.loop.time()
         self.buffer = memoryview(bytearray(READ_BYTES))
+        self.arriving_bytes = 0
         self._endpoints = endpoints
         self._connections: set[HttpConnection] = set()
         self._servers: list[asyncio.Server | TlsAcceptor] = []

@@ -12,6 +12,7 @@ SETTING: Final = {
     "header_bytes": "max_head",
     "headers": "max_headers",
     "body_bytes": "max_body",
+    "arriving_bytes": "gateway_memory",
     "connections": "max_connections",
     "unsent_bytes": "max_unsent",
     "header_s": "head_s",
@@ -29,12 +30,14 @@ class HttpLimits(Struct, frozen=True, kw_only=True):
 
     A request's head (its line and headers) has at most ``header_bytes`` and ``headers`` of them, and arrives
     within ``header_s``. A body may take ``body_s`` and a second for each ``bytes_per_s`` of it; so may the
-    responses that a client has not read. ``connections`` are counted per port.
+    responses that a client has not read. ``connections`` are counted per port, and so are ``arriving_bytes``
+    of large bodies that are not whole yet.
     """
 
     header_bytes: int = 32 * KIB
     headers: int = 100
     body_bytes: int = 64 * MIB
+    arriving_bytes: int = 256 * MIB
     header_s: float = 10.0
     body_s: float = 30.0
     bytes_per_s: int = 128 * KIB
@@ -48,6 +51,7 @@ _WORDS: Final = {
     "header_bytes": ("header", "bytes", "send less in it"),
     "headers": ("header", "lines", "send fewer"),
     "body_bytes": ("body", "bytes", "send less at once"),
+    "arriving_bytes": ("large bodies on their way", "bytes together", "come again later"),
     "connections": ("connections", "of this port at once", "come again later"),
 }
 

@@ -75,7 +75,7 @@ class GatewayServers:
     def __init__(self, config: GatewayConfig) -> None:
         """Raises :class:`ConfigError` for a file of TLS or keys that will not do."""
         self.config = config
-        self.door = Door(config.door, config.max_body_bytes)
+        self.door = Door(config.door, config.max_body_bytes, config.region_bytes)
         settings = GatewaySettings(
             name=config.name,
             controller=str(Path(config.run_dir) / SOCKET_NAME),
