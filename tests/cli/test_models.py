@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -107,3 +108,22 @@ def test_an_address_that_is_none(url: str, capsys: pytest.CaptureFixture[str]) -
 def test_no_server_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["models", "--url", "127.0.0.1:1", "list"]) == 1
     assert "start one with clockwork serve REPO" in capsys.readouterr().err
+
+
+def test_the_api_key_comes_from_the_environment(
+    server: tuple[str, list[tuple[str, object]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str | None] = []
+    plain = Repository.do_POST
+    monkeypatch.setattr(
+        Repository, "do_POST", lambda self: (seen.append(self.headers["Authorization"]), plain(self))
+    )
+    assert run(["models", "--url", server[0], "list"]) == 0
+    monkeypatch.setenv("CLOCKWORK_API_KEY", "secret")
+    assert run(["models", "--url", server[0], "list"]) == 0
+    assert seen == [None, "Bearer secret"]
+
+
+def test_a_file_of_authorities_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models", "--url", "https://127.0.0.1:1", "--ca", str(tmp_path / "none"), "list"]) == 2
+    assert "ca: expected a PEM file of certificates, found No such file" in capsys.readouterr().err

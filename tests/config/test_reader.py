@@ -135,3 +135,11 @@ def test_a_misspelt_variable_is_a_warning_and_a_platform_s_own_is_not() -> None:
     assert settings.warnings == (
         "CLOCKWORK_HTPP_PORT: no setting has this name; did you mean CLOCKWORK_HTTP_PORT?",
     )
+
+
+def test_a_client_s_key_is_not_taken_for_the_server_s() -> None:
+    settings = read_settings({}, {"CLOCKWORK_API_KEY": "secret"}, None)
+
+    assert settings.warnings == (
+        "CLOCKWORK_API_KEY: no setting has this name; did you mean CLOCKWORK_API_KEYS?",
+    )

@@ -9,6 +9,7 @@ from clockwork_serve.config.records import controller_config, device_configs, se
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices import DeviceConfig, emulated_config
 from clockwork_serve.errors import ConfigError
+from clockwork_serve.serve.gateway_limits import HttpLimits
 from clockwork_serve.serve.server_config import ServerConfig
 from clockwork_serve.store import StoreConfig
 
@@ -60,6 +61,23 @@ def test_a_profile_that_is_not_there_is_an_error_with_its_name() -> None:
 
     with pytest.raises(ConfigError, match="nothing"):
         device_configs(settings)
+
+
+def test_the_door_s_settings_arrive_in_the_server() -> None:
+    flags = {
+        "tls_certificate": "/c", "tls_key": "/k", "tls_client_ca": "/a", "api_keys": "/t",
+        "max_connections": "7", "max_head": "2KiB", "max_headers": "8", "max_unsent": "1MiB",
+        "max_body": "9MiB", "gateway_memory": "20MiB",
+        "head_s": "1", "body_s": "2", "send_s": "3", "idle_s": "4",
+    }  # fmt: skip
+
+    door = server_config(read_settings(flags, {}, None)).door
+
+    assert (door.tls_certificate, door.tls_key, door.tls_client_ca, door.api_keys) == ("/c", "/k", "/a", "/t")
+    assert door.limits == HttpLimits(
+        header_bytes=2048, headers=8, body_bytes=9 << 20, header_s=1.0, body_s=2.0, idle_s=4.0, send_s=3.0,
+        unsent_bytes=1 << 20, connections=7, arriving_bytes=20 << 20,
+    )  # fmt: skip
 
 
 def test_deadline_and_ports_arrive_in_the_server() -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from clockwork_serve.serve.gateway_exchange import HttpLimits
+from clockwork_serve.serve.gateway_limits import HttpLimits
 from clockwork_serve.serve.gateway_process import GatewayConfig, GatewayServers
 from clockwork_serve.units import MIB
 from tests.serve.fake_controller import FakeController, served, spec

@@ -15,6 +15,7 @@ import click
 from clockwork_serve import __version__
 from clockwork_serve.cli.compile import compile_
 from clockwork_serve.cli.demo import demo
+from clockwork_serve.cli.key import key
 from clockwork_serve.cli.models import models
 from clockwork_serve.cli.profile import profile
 from clockwork_serve.cli.reproduce import reproduce
@@ -37,7 +38,7 @@ def clockwork() -> None:
     """
 
 
-for _command in (serve, validate, compile_, profile, models, demo, simulate, reproduce):
+for _command in (serve, validate, compile_, profile, models, key, demo, simulate, reproduce):
     clockwork.add_command(_command)
 
 

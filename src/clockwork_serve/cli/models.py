@@ -5,7 +5,8 @@ It touches no file of theirs.
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import click
@@ -14,8 +15,19 @@ from clockwork_serve.cli.options import json_flag
 from clockwork_serve.cli.screen import say, show_json, show_table
 from clockwork_serve.errors import ClockworkError, ConfigError
 
+if TYPE_CHECKING:
+    import ssl
+
 _TIMEOUT_S = 600.0
 """Loading may compile first."""
+
+
+class Target(NamedTuple):
+    """A running server, and what it wants to see. ``ca`` is a file, None for what the system trusts."""
+
+    url: str
+    ca: str | None = None
+    key: str = ""
 
 
 @click.group()
@@ -23,19 +35,26 @@ _TIMEOUT_S = 600.0
     "--url", envvar="CLOCKWORK_URL", default="http://127.0.0.1:8000", show_default=True, metavar="URL",
     help="Address of the server.",
 )  # fmt: skip
+@click.option(
+    "--ca", envvar="CLOCKWORK_CA", metavar="FILE",
+    help="PEM file of who vouches for an https server; else those that the system trusts.",
+)  # fmt: skip
 @click.pass_context
-def models(context: click.Context, url: str) -> None:
-    """List, load or unload the models of a running server."""
-    context.obj = url
+def models(context: click.Context, url: str, ca: str | None) -> None:
+    """List, load or unload the models of a running server.
+
+    The API key, where the server wants one, is taken from the variable CLOCKWORK_API_KEY.
+    """
+    context.obj = Target(url, ca, os.environ.get("CLOCKWORK_API_KEY", ""))
 
 
 @models.command("list")
 @click.option("--ready", is_flag=True, help="Only models that can serve now.")
 @json_flag
 @click.pass_obj
-def list_(url: str, ready: bool, as_json: bool) -> None:  # noqa: FBT001
+def list_(target: Target, ready: bool, as_json: bool) -> None:  # noqa: FBT001
     """Every model and version the server knows, and its state."""
-    found = ask(url, "/v2/repository/index", {"ready": True} if ready else {})
+    found = ask(target, "/v2/repository/index", {"ready": True} if ready else {})
     index = found if isinstance(found, list) else []
     if as_json:
         show_json(index)
@@ -51,9 +70,9 @@ def list_(url: str, ready: bool, as_json: bool) -> None:  # noqa: FBT001
 @click.argument("name", metavar="MODEL")
 @json_flag
 @click.pass_obj
-def load(url: str, name: str, as_json: bool) -> None:  # noqa: FBT001
+def load(target: Target, name: str, as_json: bool) -> None:  # noqa: FBT001
     """Serve MODEL from the repository, reading its folder again."""
-    ask(url, f"/v2/repository/models/{quote(name, safe='')}/load", {})
+    ask(target, f"/v2/repository/models/{quote(name, safe='')}/load", {})
     _done(name, "loaded", as_json=as_json)
 
 
@@ -61,9 +80,9 @@ def load(url: str, name: str, as_json: bool) -> None:  # noqa: FBT001
 @click.argument("name", metavar="MODEL")
 @json_flag
 @click.pass_obj
-def unload(url: str, name: str, as_json: bool) -> None:  # noqa: FBT001
+def unload(target: Target, name: str, as_json: bool) -> None:  # noqa: FBT001
     """Stop serving MODEL; its files stay where they are."""
-    ask(url, f"/v2/repository/models/{quote(name, safe='')}/unload", {})
+    ask(target, f"/v2/repository/models/{quote(name, safe='')}/unload", {})
     _done(name, "unloaded", as_json=as_json)
 
 
@@ -74,21 +93,32 @@ def _done(name: str, what: str, *, as_json: bool) -> None:
         say(f"{name}: {what}")
 
 
-def ask(url: str, path: str, body: dict[str, object]) -> Any:
+def ask(target: Target, path: str, body: dict[str, object]) -> Any:
     """POST to a server; its JSON answer. Raises ``ClockworkError`` with the server's words if it refuses."""
     import http.client
     import json
 
+    url = target.url
     parts = urlsplit(url if "://" in url else f"http://{url}")
     try:
         host, port = parts.hostname, parts.port or 8000
     except ValueError:
         host, port = None, 0
-    if parts.scheme != "http" or not host:
-        raise ConfigError(f"url: expected http://HOST:PORT, found {url!r}; name a running server with --url")
-    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
+    if parts.scheme not in ("http", "https") or not host:
+        raise ConfigError(
+            f"url: expected http://HOST:PORT or https://HOST:PORT, found {url!r}; "
+            "name a running server with --url"
+        )
+    headers = {"Content-Type": "application/json"}
+    if target.key:
+        headers["Authorization"] = f"Bearer {target.key}"
+    connection = (
+        http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
+        if parts.scheme == "http"
+        else http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=_trusting(target.ca))
+    )
     try:
-        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        connection.request("POST", path, json.dumps(body), headers)
         response = connection.getresponse()
         data = response.read()
     except (OSError, http.client.HTTPException) as error:
@@ -106,3 +136,15 @@ def ask(url: str, path: str, body: dict[str, object]) -> Any:
         said = answer.get("error") if isinstance(answer, dict) else None
         raise ClockworkError(f"the server answered {response.status}: {said or response.reason}")
     return answer
+
+
+def _trusting(ca: str | None) -> ssl.SSLContext:
+    import ssl
+
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except OSError as error:
+        raise ConfigError(
+            f"ca: expected a PEM file of certificates, found {error.strerror or error} in {ca}; "
+            "name another with --ca"
+        ) from None

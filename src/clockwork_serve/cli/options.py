@@ -15,7 +15,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _METAVARS = {
     "port": "PORT", "ms": "MS", "s": "SECONDS", "memory": "SIZE", "size": "SIZE", "body": "SIZE",
     "workspace": "SIZE", "device": "DEVICE", "cache": "FOLDER", "journal": "FILE", "host": "ADDRESS",
-    "policy": "NAME", "format": "text|json", "level": "LEVEL",
+    "policy": "NAME", "format": "text|json", "level": "LEVEL", "certificate": "FILE", "key": "FILE",
+    "ca": "FILE", "keys": "FILE", "head": "SIZE", "unsent": "SIZE",
 }  # fmt: skip
 
 

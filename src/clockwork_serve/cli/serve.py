@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from clockwork_serve.serve.server import Server
 
 _SHOWN = (
-    "device", "slo_ms", "host", "http_port", "grpc_port", "metrics_port", "gateways", "device_memory",
-    "page_size", "policy", "reject", "drain_s", "cache", "model_control", "pin", "realtime", "log_format",
-    "log_level",
+    "device", "slo_ms", "host", "http_port", "grpc_port", "metrics_port", "gateways", "tls_certificate",
+    "tls_key", "api_keys", "device_memory", "page_size", "policy", "reject", "drain_s", "cache",
+    "model_control", "pin", "realtime", "log_format", "log_level",
 )  # fmt: skip
 _STAGES = {"compile": "compiling", "profile": "profiling", "start": "starting"}
 

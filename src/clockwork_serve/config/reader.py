@@ -19,7 +19,7 @@ from clockwork_serve.config.table import PREFIX, SETTINGS, Setting, default_cach
 from clockwork_serve.config.values import Unfit, did_you_mean
 from clockwork_serve.errors import ConfigError
 
-_OTHER_VARIABLES = {f"{PREFIX}CONFIG", f"{PREFIX}TRACES", f"{PREFIX}MYPYC", f"{PREFIX}URL"}
+_OTHER_VARIABLES = {f"{PREFIX}{name}" for name in ("CONFIG", "TRACES", "MYPYC", "URL", "CA")}
 _SERVICE_LINK = re.compile(rf"{PREFIX}(?:SERVE_)?(?:SERVICE_(?:HOST|PORT.*)|PORT(?:_\d+_TCP.*)?)")
 """What container platforms put into the environment for a service called clockwork or clockwork-serve."""
 _LARGEST_FILE = 1 << 20
@@ -41,6 +41,18 @@ class Settings(Struct, frozen=True, kw_only=True):
     gateway_memory: int
     model_control: bool
     shared_memory: str | None
+    tls_certificate: str
+    tls_key: str
+    tls_client_ca: str
+    api_keys: str
+    max_connections: int
+    max_head: int
+    max_headers: int
+    max_unsent: int
+    head_s: float
+    body_s: float
+    send_s: float
+    idle_s: float
     slo_ms: float | None
     policy: str
     reject: bool

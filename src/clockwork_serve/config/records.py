@@ -6,6 +6,8 @@ from clockwork_serve.config.devices import DeviceChoice
 from clockwork_serve.config.reader import Settings
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices import DeviceConfig, emulated_config
+from clockwork_serve.serve.gateway_door import DoorConfig
+from clockwork_serve.serve.gateway_limits import HttpLimits
 from clockwork_serve.serve.server_config import ServerConfig
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import ms
@@ -67,6 +69,29 @@ def controller_config(settings: Settings) -> ControllerConfig:
     )
 
 
+def door_config(settings: Settings) -> DoorConfig:
+    """Who may come in, and how."""
+    limits = HttpLimits(
+        header_bytes=settings.max_head,
+        headers=settings.max_headers,
+        body_bytes=settings.max_body,
+        arriving_bytes=settings.gateway_memory,
+        header_s=settings.head_s,
+        body_s=settings.body_s,
+        idle_s=settings.idle_s,
+        send_s=settings.send_s,
+        unsent_bytes=settings.max_unsent,
+        connections=settings.max_connections,
+    )
+    return DoorConfig(
+        tls_certificate=settings.tls_certificate,
+        tls_key=settings.tls_key,
+        tls_client_ca=settings.tls_client_ca,
+        api_keys=settings.api_keys,
+        limits=limits,
+    )
+
+
 def server_config(settings: Settings) -> ServerConfig:
     """A whole server."""
     return ServerConfig(
@@ -84,6 +109,7 @@ def server_config(settings: Settings) -> ServerConfig:
         max_body_bytes=settings.max_body,
         model_control=settings.model_control,
         shared_memory=settings.shared_memory,
+        door=door_config(settings),
         drain_s=settings.drain_s,
         journal=settings.journal,
         pin=settings.pin,

@@ -71,6 +71,21 @@ SETTINGS = (
         "shared_memory", prefix_or_off, None, "off",
         "prefix of the keys of shared memory that clients on this host may use, such as /clockwork-; or off",
     ),
+    # The door
+    Setting("tls_certificate", path, "", "", "PEM file of the server's certificate chain; turns TLS on"),
+    Setting("tls_key", path, "", "", "PEM file of that certificate's key, without a passphrase"),
+    Setting("tls_client_ca", path, "", "", "PEM file of authorities, whose certificates clients must show"),
+    Setting("api_keys", path, "", "", "TOML file of API keys; without it everybody may do everything"),
+    Setting(
+        "max_connections", integer(1, 1_000_000), 10_000, "10000", "connections at once, per gateway and port"
+    ),
+    Setting("max_head", size(1024), 32 * KIB, "32KiB", "largest head of a request"),
+    Setting("max_headers", integer(1, 10_000), 100, "100", "most headers of a request"),
+    Setting("max_unsent", size(64 * KIB), 256 * MIB, "256MiB", "most that a client may leave unread"),
+    Setting("head_s", number(1, 3600), 10.0, "10", "seconds for a request's head, and for a TLS handshake"),
+    Setting("body_s", number(1, 3600), 30.0, "30", "seconds for a request's body, and one per 128KiB of it"),
+    Setting("send_s", number(1, 3600), 30.0, "30", "seconds to read a response, and one per 128KiB of it"),
+    Setting("idle_s", number(1, 86_400), 600.0, "600", "seconds that a connection may be idle"),
     # Deadlines and scheduling
     Setting(
         "slo_ms", number(0, 3_600_000, above=True), None, "none",

@@ -1,69 +1,29 @@
 """One HTTP/1.1 connection: bytes to requests, and responses to bytes in the requests' order. It never waits.
 
-Bodies are limited, read to where they stay if they are large, and cut off where they are too slow.
+Bodies are limited and read to where they stay if they are large. Who sends or reads too slowly is cut off.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 import httptools
 
-from clockwork_serve.serve.gateway import Gateway
-from clockwork_serve.serve.gateway_exchange import Exchange, HttpLimits
+from clockwork_serve.serve.gateway_exchange import WANTED, Exchange
+from clockwork_serve.serve.gateway_guard import denial
+from clockwork_serve.serve.gateway_host import HttpHost
+from clockwork_serve.serve.gateway_limits import LINGER_S, PIPELINED_MAX, SETTING, UNWANTED_MAX, excess
+from clockwork_serve.serve.gateway_outbox import Outbox
 from clockwork_serve.serve.gateway_regions import is_loopback
 from clockwork_serve.serve.gateway_responses import Response, error_response
-from clockwork_serve.serve.gateway_routes import Route
-from clockwork_serve.units import KIB, MIB
+from clockwork_serve.units import KIB
 
 DIRECT_BYTES: Final = 64 * KIB
 """Bodies above this are read from the socket to where they stay."""
-JOIN_BYTES: Final = 64 * KIB
-"""Responses up to this are copied together, which is cheaper than several buffers in one write."""
-PIPELINED_MAX: Final = 128
-"""Requests of one connection without an answer, before no more is read from it."""
-UNWANTED_MAX: Final = 8 * MIB
-"""So much of a body that is not wanted any more is read, so that the connection can be used again."""
-LINGER_S: Final = 2.0
-"""How long the rest of a request that was refused is read and thrown away, so that its client sees why."""
 
-_WANTED: Final = frozenset(
-    {b"content-length", b"content-encoding", b"transfer-encoding", b"inference-header-content-length",
-     b"x-slo-ms", b"expect"}
-)  # fmt: skip
 _IDLE, _HEAD, _BODY = range(3)
-
-
-class HttpHost(Protocol):
-    """What a connection needs of its server. ``buffer`` is where all connections read, one at a time.
-
-    ``tick_s`` is the loop's time, to a second.
-    """
-
-    gateway: Gateway
-    limits: HttpLimits
-    loop: asyncio.AbstractEventLoop
-    buffer: memoryview
-    tick_s: float
-    find_route: Callable[[bytes], Route | None]
-
-    def opened(self, connection: HttpConnection) -> None:
-        """A connection was made."""
-
-    def closed(self, connection: HttpConnection) -> None:
-        """A connection is gone."""
-
-    def room(self, exchange: Exchange, length: int) -> memoryview:
-        """Where to receive a large body."""
-
-    def announce(self, exchange: Exchange) -> None:
-        """Ask whether a request with a large body is worth receiving it."""
-
-    def dispatch(self, exchange: Exchange) -> None:
-        """Have a request that is complete answered."""
 
 
 class HttpConnection(asyncio.BufferedProtocol):
@@ -74,21 +34,24 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._gateway = server.gateway
         self._limits = server.limits
         self._transport: asyncio.Transport | None = None
+        self._outbox: Outbox
         self._parser: Any = httptools.HttpRequestParser(self)
         self._queue: deque[Exchange] = deque()  # requests without a sent response, in order
         self._local = False
         self._phase = _IDLE
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
-        self._head_bytes = 0
+        self._head_bytes = 0  # read since the head or the last piece of a body; -1: in this very read
+        self._header_count = self._header_bytes = 0
         self._current: Exchange | None = None  # the request whose body is being received
-        self._chunks: list[bytes] = []
+        self._content: bytes | bytearray = b""
         self._content_bytes = 0
         self._direct: memoryview | None = None  # where a large body goes; _content_bytes of it have arrived
         self._unwanted_bytes = 0  # of the body of a request that is answered already, so many are to come
+        self._arriving_bytes = 0  # our part of the server's
         self._closing = False  # nothing that arrives matters any more
+        self._stopped = False  # nothing more is written
         self._paused = False
-        self._unsent = False  # the client does not read
         self.due_s = 0.0
 
     # What the loop calls
@@ -98,8 +61,10 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._transport = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername")
         self._local = bool(peer) and is_loopback(peer[0])
+        self._outbox = Outbox(self._transport, self._limits, self._server)
+        # Not as long as between requests: who only connects would take a place from others.
+        self.due_s = self._server.tick_s + self._limits.header_s
         self._server.opened(self)
-        self.due_s = self._server.tick_s + self._limits.idle_s
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go."""
@@ -123,7 +88,8 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._feed(self._server.buffer[:nbytes])
             return
         self._content_bytes += nbytes
-        if self._content_bytes == len(self._direct):
+        self._count(nbytes)
+        if self._direct is not None and self._content_bytes == len(self._direct):
             # The parser has not seen this body's end, and never will.
             self._parser = httptools.HttpRequestParser(self)
             self.on_message_complete()
@@ -134,12 +100,12 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """The client does not read; nor do we."""
-        self._unsent = True
+        self._outbox.pause()
         self._set_reading()
 
     def resume_writing(self) -> None:
         """It reads again."""
-        self._unsent = False
+        self._outbox.resume()
         self._set_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -155,6 +121,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         """A request starts."""
         self._phase = _HEAD
         self._head_bytes = -1
+        self._header_count = self._header_bytes = 0
         self.due_s = self._server.tick_s + self._limits.header_s
         self._url = b""
         self._headers = {}
@@ -165,8 +132,10 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header; most mean nothing to us."""
+        self._header_count += 1
+        self._header_bytes += len(name) + len(value)
         name = name.lower()
-        if name in _WANTED:
+        if name in WANTED:
             self._headers[name] = value
 
     def on_headers_complete(self) -> None:
@@ -174,29 +143,43 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self._closing:
             return
         self._phase = _BODY
-        headers, parser = self._headers, self._parser
+        self._head_bytes = -1
+        headers, parser, limits, keys = self._headers, self._parser, self._limits, self._server.keys
         exchange = Exchange(self.pump, parser.get_method(), self._server.find_route(self._url))
         exchange.keep_alive = parser.should_keep_alive()
         exchange.local = self._local
         exchange.old = parser.get_http_version() == "1.0"
         self._current = exchange
         self._queue.append(exchange)
-        if headers:
+        if self._header_count > limits.headers:
+            self._refuse(431, excess("headers", limits.headers, self._header_count))
+        elif self._header_bytes + len(self._url) > limits.header_bytes:
+            self._refuse(431, excess("header_bytes", limits.header_bytes))
+        elif keys is not None and (denied := denial(keys, exchange, headers)) is not None:
+            self._refuse_with(denied)
+        elif headers:
             self._read_headers(exchange, headers)
 
     def on_body(self, content: bytes) -> None:
         """A piece of the body."""
         if self._closing:
             return
-        start = self._content_bytes
-        self._content_bytes = end = start + len(content)
+        start, end = self._content_bytes, self._content_bytes + len(content)
+        self._content_bytes = end
         if self._direct is not None:
             self._direct[start:end] = content
+            self._count(len(content))
             return
         if end > self._limits.body_bytes:
-            self._refuse(413, _too_large(self._limits.body_bytes, f"{end} and more"))
-            return
-        self._chunks.append(content)
+            self._refuse(413, excess("body_bytes", self._limits.body_bytes))
+        elif not self._content:
+            self._content = content
+        elif isinstance(self._content, bytearray):
+            self._content += content
+            self._count(len(content))
+        else:
+            # Not a list of pieces: they may be many, and small.
+            self._content = bytearray(self._content + content)
 
     def on_message_complete(self) -> None:
         """All of it is there."""
@@ -207,9 +190,9 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self._direct is not None:
             exchange.content = self._direct
             self._direct = None
-        elif self._chunks:
-            chunks, self._chunks = self._chunks, []
-            exchange.content = memoryview(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        elif self._content:
+            exchange.content = memoryview(self._content)
+            self._content = b""
         self._await_next()
         if exchange.announced_id:
             exchange.on_complete = self._server.dispatch
@@ -227,7 +210,10 @@ class HttpConnection(asyncio.BufferedProtocol):
             exchange = queue.popleft()
             if self._transport is None:
                 return
-            self._write(exchange, response)
+            if self._outbox.full:
+                self.cut("unsent_bytes")
+                return
+            self._outbox.write(exchange, response)
             if not exchange.keep_alive:
                 self._close()
                 return
@@ -237,19 +223,48 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self._paused:
             self._set_reading()
 
-    def overdue(self) -> None:
-        """It was too slow, or silent for too long."""
-        if self._phase == _IDLE:
+    def check(self, tick_s: float) -> None:
+        """Cut it off if it was too slow, or silent for too long."""
+        if self._outbox.due_s < tick_s:
+            self.cut("send_s")
+        elif self.due_s >= tick_s:
+            return
+        elif self._stopped:
+            self.cut("send_s")
+        elif self._closing:
+            return
+        elif self._phase == _IDLE:
             if not self._queue:
                 self.stop()
-            return
-        what = "header" if self._phase == _HEAD else "body"
-        self._refuse(408, f"the request's {what} did not arrive in time; its connection is closed")
+        else:
+            what, limit = ("header", "header_s") if self._phase == _HEAD else ("body", "body_s")
+            self._server.reached(limit)
+            self._refuse(
+                408,
+                f"the request's {what} did not arrive in time ({SETTING[limit]}); its connection is closed",
+            )
 
     def stop(self) -> None:
-        """Close, whatever is in flight."""
+        """Close, whatever is in flight; what was written is still sent, unless nobody reads it."""
         if self._transport is not None:
+            self._stopped = True
+            self.due_s = self._server.tick_s + self._limits.send_s
             self._transport.close()
+
+    def cut(self, limit: str) -> None:
+        """Close at once, without a word: its client would not read it."""
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            self._server.reached(limit)
+            transport.abort()
+
+    def turn_away(self) -> None:
+        """Tell a client that just came that there are too many."""
+        self._turn_away("connections", self._limits.connections)
+
+    def _turn_away(self, limit: str, most: int) -> None:
+        self._server.reached(limit)
+        self._refuse(429, excess(limit, most), b"Retry-After: 1\r\n")
 
     @property
     def idle(self) -> bool:
@@ -258,6 +273,7 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def _await_next(self) -> None:
         self._content_bytes = 0
+        self._forget_bytes()
         self._phase = _IDLE
         self.due_s = self._server.tick_s + self._limits.idle_s
 
@@ -271,6 +287,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._closing = True
 
     def _feed(self, data: memoryview) -> None:
+        content_bytes = self._content_bytes
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -285,11 +302,12 @@ class HttpConnection(asyncio.BufferedProtocol):
         except httptools.HttpParserError as error:
             self._refuse(400, f"malformed HTTP request: {error}")
             return
-        if self._phase == _HEAD:
-            # Where in the first read the header began is not known.
-            self._head_bytes = 0 if self._head_bytes < 0 else self._head_bytes + len(data)
+        if self._phase != _IDLE:
+            # Where in the first read it began is not known. Chunks' sizes and trailers count as heads do.
+            fresh = self._head_bytes < 0 or self._content_bytes != content_bytes
+            self._head_bytes = 0 if fresh else self._head_bytes + len(data)
             if self._head_bytes > self._limits.header_bytes:
-                self._refuse(431, f"header: expected at most {self._limits.header_bytes} bytes, found more")
+                self._refuse(431, excess("header_bytes", self._limits.header_bytes))
         if len(self._queue) > PIPELINED_MAX:
             self._set_reading()
 
@@ -297,20 +315,11 @@ class HttpConnection(asyncio.BufferedProtocol):
         limits = self._limits
         length = int(headers.get(b"content-length", b"0"))
         if length > limits.body_bytes:
-            self._refuse(413, _too_large(limits.body_bytes, str(length)))
+            self._refuse(413, excess("body_bytes", limits.body_bytes, length))
             return
-        expected = headers.get(b"expect")
-        if expected is not None:
-            if expected.lower() != b"100-continue":
-                self._refuse(
-                    417, f"header 'Expect': expected 100-continue, found {expected.decode('latin-1')!r}"
-                )
-                return
-            exchange.wants_continue = True
-        exchange.encoding = headers.get(b"content-encoding", b"")
-        exchange.header_length = headers.get(b"inference-header-content-length")
-        slo = headers.get(b"x-slo-ms")
-        exchange.slo_header = None if slo is None else slo.decode("latin-1")
+        if wrong := exchange.take(headers):
+            self._refuse(417, wrong)
+            return
         if length > DIRECT_BYTES:
             self._direct = self._server.room(exchange, length)
             self._server.announce(exchange)
@@ -320,24 +329,10 @@ class HttpConnection(asyncio.BufferedProtocol):
             if exchange.wants_continue:
                 self.pump()
 
-    def _write(self, exchange: Exchange, response: Response) -> None:
-        transport = self._transport
-        assert transport is not None
-        connection = b""
-        if not exchange.keep_alive:
-            connection = b"Connection: close\r\n"
-        elif exchange.old:
-            connection = b"Connection: keep-alive\r\n"
-        head = response.head(connection)
-        parts = response.parts
-        if exchange.method == b"HEAD":
-            transport.write(head)
-        elif sum(map(len, parts)) <= JOIN_BYTES:
-            transport.write(b"".join((head, *parts)))
-        else:
-            transport.writelines([head, *parts])
+    def _refuse(self, status: int, message: str, headers: bytes = b"") -> None:
+        self._refuse_with(error_response(status, message, headers))
 
-    def _refuse(self, status: int, message: str) -> None:
+    def _refuse_with(self, response: Response) -> None:
         """Answer what cannot be read to its end, after what came before it, and close."""
         if self._closing:
             return
@@ -348,11 +343,12 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._queue.append(exchange)
         self._current = None
         self._direct = None
-        self._chunks = []
+        self._content = b""
+        self._forget_bytes()
         self._gateway.drop_body(exchange)
         self._gateway.announcements.withdraw(exchange.announced_id)
         exchange.keep_alive = False
-        exchange.respond(error_response(status, message))
+        exchange.respond(response)
 
     def _close(self) -> None:
         """Close once all that was written is sent; and read on for a while if the client still sends."""
@@ -361,35 +357,44 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._abandon_all()
         if not self._closing:
             self._closing = True
-            transport.close()
+            self.stop()
             return
-        if not transport.is_closing():
+        if not transport.is_closing() and transport.can_write_eof():
             transport.write_eof()
         self._server.loop.call_later(LINGER_S, self.stop)
 
     def _abandon_all(self) -> None:
         """Nobody waits for the requests that are left."""
         for exchange in self._queue:
-            exchange.abandoned = True
-            self._gateway.drop_body(exchange)
-            self._gateway.announcements.withdraw(exchange.announced_id)
-            if exchange.request_id:
-                self._gateway.cancel(exchange.request_id)
+            exchange.abandon(self._gateway)
         self._queue.clear()
         self._current = None
         self._direct = None
+        self._forget_bytes()
+
+    def _count(self, nbytes: int) -> None:
+        """More of a large body is here; too much of all of them together is not kept."""
+        current = self._current
+        if current is None or current.body is not None:
+            return
+        self._arriving_bytes += nbytes
+        self._server.arriving_bytes += nbytes
+        if self._server.arriving_bytes > self._limits.arriving_bytes:
+            self._turn_away("arriving_bytes", self._limits.arriving_bytes)
+
+    def _forget_bytes(self) -> None:
+        if self._arriving_bytes:
+            self._server.arriving_bytes -= self._arriving_bytes
+            self._arriving_bytes = 0
 
     def _set_reading(self) -> None:
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        pause = self._unsent or len(self._queue) > PIPELINED_MAX
+        pause = self._outbox.unread or len(self._queue) > PIPELINED_MAX
         if pause and not self._paused:
             transport.pause_reading()
         elif self._paused and not pause:
             transport.resume_reading()
+            self.due_s = max(self.due_s, self._server.tick_s + self._limits.header_s)
         self._paused = pause
-
-
-def _too_large(limit: int, found: str) -> str:
-    return f"body: expected at most {limit} bytes, found {found}; send less at once"

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
-from msgspec import Struct
+from typing import Final
 
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip import InferCall, Served, parse_infer
+from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_inquiry import Ending
 from clockwork_serve.serve.gateway_responses import Response, infer_response
 from clockwork_serve.serve.gateway_routes import Route
 from clockwork_serve.serve.gateway_slots import Body
-from clockwork_serve.units import KIB, MIB
 
-
-class HttpLimits(Struct, frozen=True, kw_only=True):
-    """What a client may ask of a connection.
-
-    ``header_bytes`` counts from the second read on. A body may take ``body_s`` and a second for each
-    ``bytes_per_s`` of it. Times are kept to a second.
-    """
-
-    header_bytes: int = 32 * KIB
-    body_bytes: int = 64 * MIB
-    header_s: float = 10.0
-    body_s: float = 30.0
-    bytes_per_s: int = 128 * KIB
-    idle_s: float = 600.0
+WANTED: Final = frozenset(
+    {b"content-length", b"content-encoding", b"transfer-encoding", b"inference-header-content-length",
+     b"x-slo-ms", b"expect", b"authorization", b"x-api-key"}
+)  # fmt: skip
+"""The headers that mean something to us."""
 
 
 class Exchange:
@@ -35,8 +25,9 @@ class Exchange:
 
     __slots__ = (
         "abandoned", "announced_id", "arrival_ns", "body", "content", "encoding", "every_output_binary",
-        "header_length", "keep_alive", "local", "method", "model", "old", "on_complete", "on_response",
-        "remaining_s", "request_id", "response", "route", "slo_header", "version", "wants_continue",
+        "header_length", "identity", "keep_alive", "local", "method", "model", "old", "on_complete",
+        "on_response", "remaining_s", "request_id", "response", "route", "slo_header", "version",
+        "wants_continue",
     )  # fmt: skip
 
     def __init__(self, on_response: Callable[[], None], method: bytes, route: Route | None) -> None:
@@ -45,6 +36,7 @@ class Exchange:
         self.route = route
         self.model = route.model if route is not None else ""
         self.version = route.version if route is not None else ""
+        self.identity = ""
         self.keep_alive = False
         self.local = False
         self.old = False  # HTTP/1.0
@@ -64,6 +56,27 @@ class Exchange:
         )
         self.response: Response | None = None
         self.abandoned = False
+
+    def take(self, headers: dict[bytes, bytes]) -> str:
+        """Take in what the head says; what is wrong with its expectation, if that is not ours."""
+        expected = headers.get(b"expect")
+        if expected is not None:
+            if expected.lower() != b"100-continue":
+                return f"header 'Expect': expected 100-continue, found {expected.decode('latin-1')!r}"
+            self.wants_continue = True
+        self.encoding = headers.get(b"content-encoding", b"")
+        self.header_length = headers.get(b"inference-header-content-length")
+        slo = headers.get(b"x-slo-ms")
+        self.slo_header = None if slo is None else slo.decode("latin-1")
+        return ""
+
+    def abandon(self, gateway: Gateway) -> None:
+        """Nobody waits for it any more."""
+        self.abandoned = True
+        gateway.drop_body(self)
+        gateway.announcements.withdraw(self.announced_id)
+        if self.request_id:
+            gateway.cancel(self.request_id)
 
     def call(self, served: Served) -> InferCall:
         """Parse it. Raises :class:`InvalidRequest`."""

@@ -29,8 +29,11 @@ from clockwork_serve.oip.protobuf import (
     rpcs,
 )
 from clockwork_serve.serve.gateway import Gateway
+from clockwork_serve.serve.gateway_door import Door
 from clockwork_serve.serve.gateway_endpoints import Endpoints, Refused
+from clockwork_serve.serve.gateway_grpc_guard import IDENTITY, KeyGuard
 from clockwork_serve.serve.gateway_inquiry import Ending
+from clockwork_serve.serve.gateway_limits import grpc_options
 from clockwork_serve.serve.gateway_regions import is_loopback
 from clockwork_serve.serve.gateway_rpcs import (
     OLD_REFLECTION_SERVICE,
@@ -42,10 +45,8 @@ from clockwork_serve.serve.gateway_rpcs import (
 )
 from clockwork_serve.serve.gateway_settings import log_settings, trace_settings
 from clockwork_serve.serve.gateway_slots import Body
-from clockwork_serve.units import KIB, NS_PER_MS
+from clockwork_serve.units import NS_PER_MS
 
-_ENVELOPE_BYTES: Final = 64 * KIB
-"""What a message may have beside its tensors."""
 _DETAILS_MAX: Final = 2000
 _STREAMED_MAX: Final = 128
 """Requests of one stream without a response, before no more is read from it."""
@@ -58,7 +59,8 @@ class _GrpcInquiry:
     """One ``ModelInfer``. ``ended`` becomes its response, or the :class:`Ending` if there is none."""
 
     __slots__ = (
-        "arrival_ns", "body", "context", "ended", "every_output_binary", "model", "remaining_s", "request",
+        "arrival_ns", "body", "context", "ended", "every_output_binary", "identity", "model", "remaining_s",
+        "request",
         "slo_header", "version",
     )  # fmt: skip
 
@@ -67,6 +69,7 @@ class _GrpcInquiry:
         self.context = context
         self.model: str = request.model_name
         self.version: str = request.model_version
+        self.identity = IDENTITY.get()
         self.arrival_ns = arrival_ns
         self.slo_header = _metadata(context, "x-slo-ms")
         self.remaining_s: float | None = context.time_remaining()
@@ -112,18 +115,21 @@ class _Asked:
 class GrpcServer:
     """All RPCs of the inference service, health and reflection."""
 
-    def __init__(self, gateway: Gateway, endpoints: Endpoints, body_bytes: int, *, reuse_port: bool) -> None:
+    def __init__(self, gateway: Gateway, endpoints: Endpoints, door: Door, *, reuse_port: bool) -> None:
         self._gateway = gateway
         self._endpoints = endpoints
         self._loop = asyncio.get_running_loop()
+        self._credentials = None if door.tls is None else door.tls.grpc_credentials()
         self._server = grpc.aio.server(
             options=[
-                ("grpc.max_receive_message_length", body_bytes + _ENVELOPE_BYTES),
+                *grpc_options(door.limits),
                 ("grpc.max_send_message_length", -1),
                 # Else a port that another program has would be shared without a word.
                 ("grpc.so_reuseport", int(reuse_port)),
             ]
         )
+        if door.keys is not None:
+            self._server.add_generic_rpc_handlers((KeyGuard(door.keys),))
         self._server.add_generic_rpc_handlers(
             (
                 handlers(INFERENCE_SERVICE, self._inference()),
@@ -137,7 +143,11 @@ class GrpcServer:
         """Accept connections; the port (chosen if 0). Raises :class:`ConfigError` if it is taken."""
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            number: int = self._server.add_insecure_port(address)
+            number: int = (
+                self._server.add_insecure_port(address)
+                if self._credentials is None
+                else self._server.add_secure_port(address, self._credentials)
+            )
         except RuntimeError as error:
             raise ConfigError(
                 f"grpc_port: expected a free port; found {port} on {host} not to be had ({error}); "

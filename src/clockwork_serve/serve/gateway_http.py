@@ -3,49 +3,82 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
+
+import numpy as np
 
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip import decompress
 from clockwork_serve.serve.gateway import Gateway
-from clockwork_serve.serve.gateway_connection import DIRECT_BYTES, HttpConnection
+from clockwork_serve.serve.gateway_acceptor import BACKLOG, Admission, TlsAcceptor, listening_socket
+from clockwork_serve.serve.gateway_connection import HttpConnection
+from clockwork_serve.serve.gateway_door import Door
 from clockwork_serve.serve.gateway_endpoints import Endpoints
-from clockwork_serve.serve.gateway_exchange import Exchange, HttpLimits
+from clockwork_serve.serve.gateway_exchange import Exchange
+from clockwork_serve.serve.gateway_limits import SETTING
 from clockwork_serve.serve.gateway_responses import Response, error_response
 from clockwork_serve.serve.gateway_routes import Route, answer, find_route, settled
 from clockwork_serve.units import KIB
 
 READ_BYTES: Final = 256 * KIB
+UNPACK_BYTES: Final = 4 * KIB
+"""Compressed bodies above this are unpacked in a thread: they become up to a thousand times as large."""
+SWEEP_S: Final = 1.0
+"""How often deadlines are looked at."""
+SPARE_CONNECTIONS: Final = 64
+"""Clients beyond the limit who are told so at one time; more are cut off without a word."""
 FindRoute = Callable[[bytes], Route | None]
+
+_log = logging.getLogger(__name__)
 
 
 class HttpServer:
     """Listens, and keeps its connections. ``buffer`` is where all of them read: no two at a time."""
 
     def __init__(
-        self, gateway: Gateway, endpoints: Endpoints, limits: HttpLimits, find_route: FindRoute = find_route
+        self, gateway: Gateway, endpoints: Endpoints, door: Door, find_route: FindRoute = find_route
     ) -> None:
         self.gateway = gateway
-        self.limits = limits
+        self.limits = door.limits
+        self.keys = door.keys
+        self._tls = door.tls
         self.find_route = find_route
         self.loop = asyncio.get_running_loop()
         self.tick_s = self.loop.time()
         self.buffer = memoryview(bytearray(READ_BYTES))
+        self.arriving_bytes = 0
         self._endpoints = endpoints
         self._connections: set[HttpConnection] = set()
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[asyncio.Server | TlsAcceptor] = []
+        self._reached: Counter[str] = Counter()  # limits, since they were last told
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None
 
     async def listen(self, host: str, port: int, *, reuse_port: bool) -> int:
         """Accept connections; the port (chosen if 0). Raises OSError."""
+        number: int
+        if self._tls is not None:
+            listener = listening_socket(host, port, reuse_port=reuse_port)
+            number = listener.getsockname()[1]
+            admission = Admission(lambda: HttpConnection(self), self._admits, self.limits.header_s)
+            self._servers.append(TlsAcceptor(listener, self._tls, admission))
+            return number
         server = await self.loop.create_server(
-            lambda: HttpConnection(self), host, port, reuse_port=reuse_port, backlog=1024
+            lambda: HttpConnection(self), host, port, reuse_port=reuse_port, backlog=BACKLOG
         )
         self._servers.append(server)
-        number: int = server.sockets[0].getsockname()[1]
+        number = server.sockets[0].getsockname()[1]
         return number
+
+    def _admits(self, greeting: int) -> bool:
+        """Whether one more may shake hands while ``greeting`` do."""
+        if len(self._connections) + greeting < self.limits.connections + SPARE_CONNECTIONS:
+            return True
+        self.reached("connections")
+        return False
 
     async def close(self, patience_s: float) -> None:
         """Accept no more, let open requests end for a while, then close all connections."""
@@ -71,7 +104,16 @@ class HttpServer:
         self.gateway.connections += 1
         if self._sweep is None:
             self.tick_s = self.loop.time()
-            self._sweep = self.loop.call_later(1.0, self._end_overdue)
+            self._sweep = self.loop.call_later(SWEEP_S, self._end_overdue)
+        beyond = len(self._connections) - self.limits.connections
+        if beyond > SPARE_CONNECTIONS:
+            connection.cut("connections")
+        elif beyond > 0:
+            connection.turn_away()
+
+    def reached(self, limit: str) -> None:
+        """A client was cut off by that limit; to be told in the log."""
+        self._reached[limit] += 1
 
     def closed(self, connection: HttpConnection) -> None:
         """A connection is gone."""
@@ -93,7 +135,8 @@ class HttpServer:
                 exchange.body = self.gateway.slots.body(length, at)
                 if exchange.body is not None:
                     return exchange.body.view
-        return memoryview(bytearray(length))
+        # Unlike a bytearray, it takes no memory before something arrives.
+        return np.empty(length, np.uint8).data
 
     def announce(self, exchange: Exchange) -> None:
         """Ask whether an inference request is worth its body.
@@ -115,7 +158,7 @@ class HttpServer:
         if not exchange.arrival_ns:
             exchange.arrival_ns = self.gateway.clock()
         if exchange.encoding and exchange.encoding.lower() != b"identity":
-            if len(exchange.content) > DIRECT_BYTES:
+            if len(exchange.content) > UNPACK_BYTES:
                 self._start(self._unpacked_soon(exchange))
                 return
             if not self._unpack(exchange):
@@ -175,7 +218,11 @@ class HttpServer:
         self._sweep = None
         self.tick_s = self.loop.time()
         for connection in tuple(self._connections):
-            if connection.due_s < self.tick_s:
-                connection.overdue()
+            # What a connection set its deadline by was as old as that: none is cut off before its time.
+            connection.check(self.tick_s - SWEEP_S)
+        if self._reached:
+            told = ", ".join(f"{SETTING[limit]} {count}" for limit, count in sorted(self._reached.items()))
+            _log.warning("clients cut off, by the setting that they reached: %s", told)
+            self._reached.clear()
         if self._connections:
-            self._sweep = self.loop.call_later(1.0, self._end_overdue)
+            self._sweep = self.loop.call_later(SWEEP_S, self._end_overdue)

@@ -40,11 +40,13 @@ class Ending:
 class Inquiry(Protocol):
     """One inference request of a client, whatever protocol it came by.
 
-    ``body`` is where its tensors were received, if in the region: the gateway takes that over.
+    ``body`` is where its tensors were received, if in the region: the gateway takes that over. ``identity``
+    is the name of the API key's holder; empty where no keys are asked for.
     """
 
     model: str
     version: str
+    identity: str
     arrival_ns: int
     slo_header: str | None
     remaining_s: float | None

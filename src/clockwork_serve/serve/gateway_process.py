@@ -20,8 +20,8 @@ from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve import child
 from clockwork_serve.serve.controller_process import SOCKET_NAME
 from clockwork_serve.serve.gateway import Gateway, GatewaySettings
+from clockwork_serve.serve.gateway_door import Door, DoorConfig
 from clockwork_serve.serve.gateway_endpoints import Endpoints
-from clockwork_serve.serve.gateway_exchange import HttpLimits
 from clockwork_serve.serve.gateway_http import HttpServer
 from clockwork_serve.serve.gateway_regions import Regions
 from clockwork_serve.serve.gateway_routes import find_metrics_route
@@ -58,6 +58,7 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
     reuse_port: bool = False
     model_control: bool = True
     shared_memory: str | None = None
+    door: DoorConfig = DoorConfig()
     log_level: str = "info"
     log_format: str = "text"
 
@@ -74,7 +75,9 @@ class GatewayServers:
     """A running gateway with its servers. ``port_by_name`` are the ports that it listens on."""
 
     def __init__(self, config: GatewayConfig) -> None:
+        """Raises :class:`ConfigError` for a file of TLS or keys that will not do."""
         self.config = config
+        self.door = Door(config.door, config.max_body_bytes, config.region_bytes)
         settings = GatewaySettings(
             name=config.name,
             controller=str(Path(config.run_dir) / SOCKET_NAME),
@@ -85,12 +88,12 @@ class GatewayServers:
         if config.shared_memory is not None:
             self.gateway.regions = Regions(config.shared_memory, Path(config.run_dir) / "regions")
         self.endpoints = Endpoints(self.gateway, version("clockwork-serve"), config.model_control)
-        limits = HttpLimits(body_bytes=config.max_body_bytes)
-        self.http = HttpServer(self.gateway, self.endpoints, limits)
-        self.metrics = HttpServer(self.gateway, self.endpoints, limits, find_metrics_route)
+        self.http = HttpServer(self.gateway, self.endpoints, self.door)
+        self.metrics = HttpServer(self.gateway, self.endpoints, self.door, find_metrics_route)
         self.grpc: GrpcServer | None = None
         self.port_by_name: dict[str, int] = {}
-        self._link = asyncio.get_running_loop().create_task(self.gateway.link.run())
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(work) for work in (self.gateway.link.run(), self.door.keep_fresh())]
 
     async def start(self) -> None:
         """Listen on all ports. Raises :class:`ConfigError` if one is not to be had."""
@@ -101,9 +104,7 @@ class GatewayServers:
         if config.grpc_port is not None:
             from clockwork_serve.serve.gateway_grpc import GrpcServer
 
-            self.grpc = GrpcServer(
-                self.gateway, self.endpoints, config.max_body_bytes, reuse_port=config.reuse_port
-            )
+            self.grpc = GrpcServer(self.gateway, self.endpoints, self.door, reuse_port=config.reuse_port)
             self.port_by_name["grpc_port"] = await self.grpc.listen(config.host, config.grpc_port)
 
     async def close(self, patience_s: float = DRAIN_S) -> None:
@@ -112,7 +113,8 @@ class GatewayServers:
         if self.grpc is not None:
             closing.append(self.grpc.close(patience_s))
         await asyncio.gather(*closing)
-        self._link.cancel()
+        for task in self._tasks:
+            task.cancel()
         self.gateway.close()
 
     async def _listen(self, server: HttpServer, name: str, port: int) -> None:
@@ -129,8 +131,8 @@ class GatewayServers:
 
 async def serve(config: GatewayConfig, stop: asyncio.Event) -> int:
     """Run a gateway until ``stop``; its exit status."""
-    servers = GatewayServers(config)
     try:
+        servers = GatewayServers(config)
         await servers.start()
     except ConfigError as error:
         _log.critical("%s", error)
@@ -149,7 +151,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the process whose configuration is the JSON in ``argv[1]``; returns its exit status."""
     config = msgspec.json.decode(argv[1], type=GatewayConfig)
     child.prepare(config.name, config.log_level, config.log_format)
-    _allow_connections()
+    _allow_connections(config.door.limits.connections)
     status = 0
 
     async def body(stop: asyncio.Event) -> None:
@@ -159,10 +161,12 @@ def main(argv: Sequence[str]) -> int:
     return child.run_until_stopped(body) or status
 
 
-def _allow_connections() -> None:
+def _allow_connections(wanted: int) -> None:
     """As many open files as the system allows: a connection is one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        _log.warning("max_connections: %d wanted, but the system allows a process %d files", wanted, hard)
 
 
 if __name__ == "__main__":

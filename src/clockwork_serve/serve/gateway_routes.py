@@ -39,9 +39,13 @@ class Route(Struct, frozen=True):
         return not self.method or method in methods or (method == b"HEAD" and b"GET" in methods)
 
 
-@lru_cache(maxsize=4096)
 def find_route(url: bytes) -> Route | None:
     """The route of a request target; None if there is none."""
+    # Long ones are not remembered: clients could fill memory with them.
+    return _remembered(url) if len(url) <= 1024 else _find(url)
+
+
+def _find(url: bytes) -> Route | None:
     try:
         path = httptools.parse_url(url).path
     except httptools.HttpParserInvalidURLError:
@@ -62,6 +66,9 @@ def find_route(url: bytes) -> Route | None:
         case segments:
             method, endpoint = _FIXED.get("/".join(segments), (b"", None))
             return None if endpoint is None else Route(method, endpoint)
+
+
+_remembered: Final = lru_cache(maxsize=4096)(_find)
 
 
 def find_metrics_route(url: bytes) -> Route | None:
@@ -241,3 +248,8 @@ _REGION: Final[dict[str, tuple[bytes, Endpoint]]] = {
     "unregister": (b"POST", _unregister),
 }
 _REPOSITORY: Final[dict[str, Endpoint]] = {"load": _load, "unload": _unload}
+
+# What API keys may be good for; see gateway_guard for the rest.
+OPEN_ENDPOINTS: Final = frozenset({_live, _ready, _model_ready})
+METRICS_ENDPOINTS: Final = frozenset({_metrics})
+READING_POSTS: Final = frozenset({_index, _generate})

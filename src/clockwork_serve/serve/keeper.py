@@ -18,6 +18,7 @@ import msgspec
 from clockwork_serve.errors import ClockworkError, ConfigError, RepositoryError, TransportError
 from clockwork_serve.messages import Ask, Drain, Question, Reply
 from clockwork_serve.serve.catalogue import Catalogue
+from clockwork_serve.serve.gateway_door import check_door
 from clockwork_serve.serve.health import healthy, listens
 from clockwork_serve.serve.keeper_link import ControllerLink
 from clockwork_serve.serve.launches import launches
@@ -47,7 +48,11 @@ class Keeper:
         self, config: ServerConfig, on_progress: OnProgress = lambda progress: None,
         on_line: Callable[[str], None] | None = None,
     ) -> None:  # fmt: skip
-        """``on_line`` gets what the other processes log; by default it goes to stderr."""
+        """``on_line`` gets what the other processes log; by default it goes to stderr.
+
+        Raises :class:`ConfigError` for a port or a file that will not do.
+        """
+        check_door(config.door, config.host)
         self.config = config
         self.ports = Ports(
             config.host,
@@ -124,7 +129,9 @@ class Keeper:
 
     async def _gateways_ready(self, link: ControllerLink) -> bool:
         ports = self.ports.number_by_name
-        if not await healthy(self.config.host, ports["http_port"]):
+        host, port = self.config.host, ports["http_port"]
+        # The keeper has no certificate that a server could ask for.
+        if not await (healthy(host, port) if self.config.door.tls is None else listens(host, port)):
             return False
         # They share a port, where only one of them answered.
         try:

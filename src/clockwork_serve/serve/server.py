@@ -30,7 +30,7 @@ class Server(Keeper):
     @property
     def http_url(self) -> str:
         """Where HTTP is served, as ``host:port`` with the scheme."""
-        return f"http://{self._address('http_port')}"
+        return f"{self._scheme}://{self._address('http_port')}"
 
     @property
     def grpc_url(self) -> str:
@@ -41,7 +41,11 @@ class Server(Keeper):
     def metrics_url(self) -> str:
         """Where metrics are served; empty if that is off."""
         address = self._address("metrics_port")
-        return f"http://{address}/metrics" if address else ""
+        return f"{self._scheme}://{address}/metrics" if address else ""
+
+    @property
+    def _scheme(self) -> str:
+        return "http" if self.config.door.tls is None else "https"
 
     def _address(self, name: str) -> str:
         host = reachable(self.config.host)

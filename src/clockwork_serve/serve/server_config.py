@@ -7,6 +7,7 @@ from msgspec import Struct
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import ConfigError
+from clockwork_serve.serve.gateway_door import DoorConfig
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB
 
@@ -36,6 +37,7 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     max_body_bytes: int = 64 * MIB
     model_control: bool = True
     shared_memory: str | None = None
+    door: DoorConfig = DoorConfig()
     drain_s: float = 10.0
     journal: str = ""
     run_dir: str = ""

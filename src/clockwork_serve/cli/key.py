@@ -1,0 +1,41 @@
+"""``clockwork key``: makes an API key and its entry for the file of keys. It keeps neither."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+
+import click
+
+from clockwork_serve.cli.screen import show_json
+
+_BYTES = 32
+_RIGHTS = ("infer", "metrics", "admin")
+
+
+@click.command(epilog="Who may do what: docs/operations.md")
+@click.argument("name", metavar="NAME")
+@click.option(
+    "--may", multiple=True, default=("infer",), show_default=True, type=click.Choice(_RIGHTS),
+    help="What the key is good for; may be given several times.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+def key(name: str, may: tuple[str, ...], as_json: bool) -> None:  # noqa: FBT001
+    """Make an API key for NAME.
+
+    The key goes to standard error, to be handed to NAME and seen never again. Its entry, with nothing but the
+    key's SHA-256, goes to standard output: clockwork key team-a >> keys.toml
+    """
+    from clockwork_serve.errors import ConfigError
+    from clockwork_serve.serve.gateway_keys import NAME
+
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"name: expected 1 to 64 letters, digits or any of ._:@/-, found {name!r}")
+    made = secrets.token_urlsafe(_BYTES)
+    digest = hashlib.sha256(made.encode()).hexdigest()
+    if as_json:
+        show_json({"name": name, "key": made, "sha256": digest, "may": list(may)})
+        return
+    rights = ", ".join(f'"{right}"' for right in may)
+    click.echo(f'[[keys]]\nname = "{name}"\nsha256 = "{digest}"\nmay = [{rights}]\n')
+    click.echo(f"key of {name}: {made}", err=True)

@@ -1,0 +1,146 @@
+"""API keys: who may do what, as one file says. It knows no transport, and no key, only their SHA-256.
+
+A key is 256 random bits, so its hash can neither be reversed nor guessed, and looking the hash up tells an
+attacker nothing by its timing: nobody can choose what a key hashes to.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import stat
+from enum import StrEnum
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from clockwork_serve.errors import ClockworkError, ConfigError
+from clockwork_serve.serve.gateway_watch import Watched
+
+NAME: Final = re.compile("[A-Za-z0-9._:@/-]{1,64}")
+"""What a holder may be called."""
+_LARGEST_FILE: Final = 16 << 20
+_REMEDY: Final = "a table [[keys]] has name, sha256 and may; `clockwork key NAME` makes one"
+
+_log = logging.getLogger(__name__)
+
+
+class Right(StrEnum):
+    """What a key may be good for."""
+
+    INFER = "infer"
+    """To infer, and to read what is served."""
+    METRICS = "metrics"
+    """To read the metrics."""
+    ADMIN = "admin"
+    """To change anything: load, unload, register memory, set what is logged."""
+
+
+class Holder(Struct, frozen=True):
+    """Whose key it is, and what it is good for."""
+
+    name: str
+    rights: frozenset[Right]
+
+
+class Denied(ClockworkError):
+    """No: ``known`` tells whether the key was known and lacks a right, or was missing or unknown."""
+
+    def __init__(self, message: str, *, known: bool) -> None:
+        super().__init__(message)
+        self.known = known
+
+
+class _Entry(Struct, frozen=True, forbid_unknown_fields=True):
+    name: Annotated[str, Meta(pattern=f"^{NAME.pattern}$")]
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}$")]
+    may: Annotated[list[Right], Meta(min_length=1)]
+
+
+class _File(Struct, frozen=True, forbid_unknown_fields=True):
+    keys: Annotated[list[_Entry], Meta(min_length=1)]
+
+
+class KeyRing:
+    """The keys of one file, looked at again when it changes. Not safe for threads."""
+
+    def __init__(self, path: str) -> None:
+        """Raises :class:`ConfigError`."""
+        self._path = path
+        self._file = Watched((path,), lambda: _read(path))
+        self._unknown = 0
+        self._unfit = 0
+
+    def admit(self, right: Right, authorization: bytes | None, api_key: bytes | None) -> Holder:
+        """Whose request it is, by what its headers hold. Raises :class:`Denied`."""
+        key = api_key
+        if authorization is not None and authorization[:7].lower() == b"bearer ":
+            key = authorization[7:].strip()
+        holder = self._file.content.get(sha256(key).digest()) if key is not None else None
+        if holder is None:
+            self._unknown += 1
+            found = "none" if key is None else "one that is unknown"
+            raise Denied(
+                f"API key: expected one in 'Authorization: Bearer KEY' or 'x-api-key: KEY', found {found}",
+                known=False,
+            )
+        if right not in holder.rights:
+            self._unfit += 1
+            raise Denied(
+                f"API key of {holder.name}: expected the right '{right}', found only "
+                f"{', '.join(sorted(holder.rights))}",
+                known=True,
+            )
+        return holder
+
+    def refresh(self) -> None:
+        """Read the file again if it changed, and tell who was denied since."""
+        self._tell_denials()
+        if self._file.refresh():
+            _log.info("api_keys: read %d keys again from %s", len(self._file.content), self._path)
+
+    def _tell_denials(self) -> None:
+        if self._unknown or self._unfit:
+            _log.warning(
+                "api_keys: denied %d requests without a known key and %d without the right",
+                self._unknown, self._unfit,
+            )  # fmt: skip
+            self._unknown = self._unfit = 0
+
+
+def check_keys(path: str) -> None:
+    """Raise :class:`ConfigError` if the file will not do, and warn if every user may read it."""
+    _read(path)
+    if Path(path).stat().st_mode & stat.S_IROTH:
+        _log.warning("api_keys: every user of this host may read %s; chmod 600 it", path)
+
+
+def _read(path: str) -> dict[bytes, Holder]:
+    try:
+        with open(path, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            content = file.read(_LARGEST_FILE + 1)
+    except OSError as error:
+        raise _wrong("a readable file", error.strerror or str(error), path) from None
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        # Who may write there may grant himself anything.
+        found = f"mode {stat.S_IMODE(mode):04o}"
+        raise _wrong("a file that only its owner may write", found, path, "chmod 600 it")
+    if len(content) > _LARGEST_FILE:
+        raise _wrong(f"at most {_LARGEST_FILE} bytes", "more", path)
+    try:
+        entries = msgspec.toml.decode(content, type=_File).keys
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise _wrong("keys as TOML", str(error), path) from None
+    holders = {bytes.fromhex(entry.sha256): Holder(entry.name, frozenset(entry.may)) for entry in entries}
+    if len(holders) < len(entries):
+        raise _wrong("each sha256 once", "one twice", path)
+    return holders
+
+
+def _wrong(expected: str, found: str, path: str, remedy: str = _REMEDY) -> ConfigError:
+    return ConfigError(f"api_keys: expected {expected}; found {found} in {path}; {remedy}")

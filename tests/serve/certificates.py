@@ -1,0 +1,63 @@
+"""Certificates for tests: an authority of our own, a server's, a client's; as files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import trustme
+
+from clockwork_serve.serve.gateway_door import DoorConfig
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """Paths of PEM files. ``other_key`` belongs to no certificate here."""
+
+    ca: str
+    certificate: str
+    key: str
+    client_certificate: str
+    client_key: str
+    other_key: str
+
+    def door(self, *, mutual: bool = False, **fields: object) -> DoorConfig:
+        return DoorConfig(
+            tls_certificate=self.certificate,
+            tls_key=self.key,
+            tls_client_ca=self.ca if mutual else "",
+            **fields,
+        )
+
+
+@cache
+def _made(generation: int) -> tuple[trustme.CA, trustme.LeafCert, trustme.LeafCert, trustme.LeafCert]:
+    authority = trustme.CA()
+    names = ("localhost", "127.0.0.1")
+    return authority, authority.issue_cert(*names), authority.issue_cert("client"), authority.issue_cert("x")
+
+
+def certificates(folder: Path) -> Certificates:
+    return _written(folder, 1)
+
+
+def renewed_certificates(folder: Path) -> Certificates:
+    """Others, of another authority."""
+    return _written(folder, 2)
+
+
+def _written(folder: Path, generation: int) -> Certificates:
+    authority, server, client, other = _made(generation)
+    found = Certificates(*(str(folder / f"{name}.pem") for name in Certificates.__dataclass_fields__))
+    authority.cert_pem.write_to_path(found.ca)
+    for leaf, chain, key in (
+        (server, found.certificate, found.key),
+        (client, found.client_certificate, found.client_key),
+    ):
+        leaf.private_key_pem.write_to_path(key)
+        Path(chain).write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
+    other.private_key_pem.write_to_path(found.other_key)
+    for key in (found.key, found.client_key, found.other_key):
+        Path(key).chmod(0o600)
+    return found
