@@ -168,6 +168,7 @@ def warm(tally: Tally) -> float:
 CASES = (
     fig5_case(10.0),
     fig5_case(25.0),
+    fig5_case(50.0),
     fig7_case(),
     fig8_case(),
     fig6_case("fig6", 20.0, 0.0),

@@ -14,9 +14,10 @@ from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.candidates import Candidates
 from clockwork_serve.controller.cluster import Strategy
+from clockwork_serve.controller.estimator import Timings
 from clockwork_serve.controller.eviction import make_room
 from clockwork_serve.controller.plan import Plan
-from clockwork_serve.controller.queues import ServedModel
+from clockwork_serve.controller.queues import Queue, ServedModel
 from clockwork_serve.controller.scheduler import SchedulerFactory
 from clockwork_serve.controller.schedulers import SCHEDULERS, DefaultScheduler, PaperScheduler, default
 from clockwork_serve.controller.schedulers.default import Choice
@@ -113,8 +114,8 @@ class Long(DefaultScheduler):
 class ForWaiters(DefaultScheduler):
     """LOADs only for requests that wait and can be saved."""
 
-    def _timely(self, plan: Plan, model: ServedModel, load_ns: int, now_ns: int) -> bool:
-        return super(DefaultScheduler, self)._timely(plan, model, load_ns, now_ns)
+    def _for_others(self, queues: list[Queue], timings: Timings, load_ns: int) -> bool:
+        return False
 
 
 class ByUse(DefaultScheduler):

@@ -23,7 +23,7 @@ PLACES = {
     "full batches while time is short": {"_better"},
     "relaxed work stays short": {"_relaxed"},
     "loads by need": {"__init__", "_load_one"},
-    "loads ahead": {"_timely"},
+    "loads ahead": {"_for_others"},
     "least missed first": {"__init__"},
 }
 """By idea, where the policy without it does otherwise."""

@@ -29,6 +29,7 @@ from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.candidates import Candidates
 from clockwork_serve.controller.cluster import DeviceBelief, Strategy
 from clockwork_serve.controller.codes import Batch
+from clockwork_serve.controller.estimator import Timings
 from clockwork_serve.controller.heat import hotter
 from clockwork_serve.controller.plan import Plan
 from clockwork_serve.controller.queues import Queue, ServedModel
@@ -312,11 +313,14 @@ class DefaultScheduler(PaperScheduler):
             busy_ns = now_ns - plan.device.load.busy_since_ns
             if any(busy_ns > SHORT * _slo_ns(queue) for queue in queues):
                 load_ns += needed_ns
-        if super()._timely(plan, model, load_ns, now_ns):
-            return True
+        return super()._timely(plan, model, load_ns, now_ns) or self._for_others(queues, timings, needed_ns)
+
+    def _for_others(self, queues: list[Queue], timings: Timings, load_ns: int) -> bool:
+        """Whether no LOAD is ever quick enough for who waits."""
+        slack_ns = self._belief.config.slack_ns + NS_PER_MS
         for queue in queues:
             infer_ns = timings.infer(queue.least, queue.signature).estimate_ns
-            if _slo_ns(queue) < needed_ns + infer_ns + self._belief.config.slack_ns + NS_PER_MS:
+            if _slo_ns(queue) < load_ns + infer_ns + slack_ns:
                 return True
         return False
 
