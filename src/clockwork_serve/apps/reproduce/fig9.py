@@ -14,7 +14,7 @@ from clockwork_serve.sim import Tally
 from clockwork_serve.sim.tally import Count
 from clockwork_serve.units import NS_PER_S, to_ms
 
-REQUESTS, BASELINE_REQUESTS, SHORT_REQUESTS = 20_000_000, 1_000_000, 15_000
+REQUESTS, BASELINE_REQUESTS, SHORT_REQUESTS = 21_600_000, 1_000_000, 15_000
 SWEEP_REQUESTS, SHORT_SWEEP_REQUESTS = 200_000, 4_000
 SWEEP = (0.8, 1.0, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0, 2.4)
 SWEEP_WARMUP_S, LIMIT_S = 20.0, 10.0
