@@ -20,7 +20,7 @@ from clockwork_serve.workload.scenario import Load, Ramp, Scenario
 
 WORKERS, SHORT_WORKERS = (10, 30, 40, 50, 70, 90, 110, 130, 150), (5, 10)
 FIRST_RPS, FACTOR, STEPS = 500.0, 1.5, 4
-"""Requests/s for each worker at first; x 1.5 each step, as in the paper, from below the peak to well above."""
+"""Requests/s for each worker at first; x 1.5 each step, as in the paper, from below the peak to far above."""
 STEP_S, SHORT_STEP_S, WARM_S = 1.0, 0.1, 1.0
 MAX_EXEC_MS, CAP = 25.0, 8
 BRAIN_RPS = 110_000.0
