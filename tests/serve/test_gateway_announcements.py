@@ -142,6 +142,22 @@ def test_a_controller_that_foretells_nothing_is_waited_for_until_the_deadline(
         assert read_response(client)[0].startswith(b"HTTP/1.1 200 "), "the one here answers whatever the time"
 
 
+def test_what_is_foretold_late_or_twice_changes_nothing(gateway: RunningGateway) -> None:
+    controller = gateway.controller
+    controller.on_announced = lambda _: None
+    with gateway.connect() as client:
+        client.sendall(b"".join(message(VALUES, "x-slo-ms: 100")))
+        assert read_response(client)[0].startswith(b"HTTP/1.1 200 "), "waited for in vain"
+        gateway.do(lambda: controller.send(hopeless(controller.announced[0])))
+        client.sendall(b"".join(message(VALUES, "x-slo-ms: 5000")))
+        gateway.until(lambda: len(controller.announced) == 2)
+        twice = hopeful(controller.announced[1]), hopeless(controller.announced[1])
+        gateway.do(lambda: controller.send(*twice))
+        assert read_response(client)[0].startswith(b"HTTP/1.1 200 "), "the first one counts"
+    assert len(controller.requests) == 2
+    assert gateway.do(gateway.servers.gateway.counters).outcomes == {}
+
+
 def test_a_controller_that_goes_away_ends_what_waits(gateway: RunningGateway) -> None:
     gateway.controller.on_announced = lambda _: None
     with gateway.connect() as client:

@@ -53,12 +53,13 @@ class Noise(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     load_us: Quantiles
 
     @property
-    def mean_load_us(self) -> float:
-        """By how much LOADs are longer than the profile's on average."""
-        return sum(
+    def load_over_least_us(self) -> float:
+        """By how much LOADs last longer on average than the shortest, which is at most the profile's."""
+        mean = sum(
             (share - before) * (value + least) / 2
             for (before, least), (share, value) in pairwise(self.load_us)
         )
+        return mean - min(0.0, self.load_us[0][1])
 
 
 class Constants(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

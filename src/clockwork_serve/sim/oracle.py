@@ -111,9 +111,8 @@ def upper_bound(
     network = network or read_constants().network
     offered = len(requests.times_ns)
     first_ns = float(min(requests.times_ns, default=0)) if warm_start else 0.0
-    longer_ns = 0.0
+    longer_ns = 0.0 if noise is None else noise.load_over_least_us * NS_PER_US
     if noise is not None:
-        longer_ns = (noise.mean_load_us - min(0.0, noise.load_us[0][1])) * NS_PER_US
         models = [model.at_least(noise) for model in models]
     costs = Costs(
         requests, models, network, weights=weights, most_pages=cluster.pages,
@@ -136,11 +135,18 @@ def upper_bound(
     prices = dict(zip(("exec", "load", "page"), (price * NS_PER_S for price in found.prices), strict=True))
     goodput = found.bound
     if weights is None and not warm_start and len(costs.source) <= FEW:
-        rows = zip(costs.release.tolist(), costs.end.tolist(), costs.model.tolist(), strict=True)
-        search = Search(list(rows), models, cluster.pages, _whole(goodput))
-        best = search.run(cluster.devices, network.worker_ns)
-        goodput = goodput if best is None else float(best)
+        goodput = _exact(costs, models, cluster, network, goodput)
     return Bound(offered=offered, goodput=goodput, prices=prices, limits=limits, foresight=found.foresight)
+
+
+def _exact(
+    costs: Costs, models: Sequence[ModelCosts], cluster: Cluster, network: Network, bound: float
+) -> float:
+    """The most of a few requests, by search; the bound where the search gives up."""
+    rows = zip(costs.release.tolist(), costs.end.tolist(), costs.model.tolist(), strict=True)
+    search = Search(list(rows), models, cluster.pages, _whole(bound))
+    best = search.run(cluster.devices, network.worker_ns)
+    return bound if best is None else float(best)
 
 
 def _whole(goodput: float) -> int:
