@@ -6,6 +6,7 @@ import pytest
 
 from clockwork_serve.controller.cluster import LaneBelief
 from clockwork_serve.messages import Request
+from clockwork_serve.units import ms
 from tests.controller.clusters import belief, place, serve
 
 
@@ -78,3 +79,14 @@ def test_hope_rests_on_what_plans_are_made_with() -> None:
     )
     (strategy,) = made.admit(request, served).queue.strategies
     assert strategy.least is strategy.batches[0].samples
+
+
+def test_a_lane_that_gets_work_again_at_once_made_no_pause() -> None:
+    lane = LaneBelief(network_ns=0)
+    lane.send(1, ms(5), ms(100))
+    lane.end(1, ms(105))
+    lane.send(2, ms(5), ms(105.5))
+    assert lane.busy_since_ns == ms(100)
+    lane.end(2, ms(110.5))
+    lane.send(3, ms(5), ms(111.5))
+    assert lane.busy_since_ns == ms(111.5)
