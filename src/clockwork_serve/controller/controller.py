@@ -13,7 +13,7 @@ from clockwork_serve.controller.cluster import DeviceBelief, Residency
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.deadlines import Deadlines, InternalDeadlines
 from clockwork_serve.controller.feasibility import Feasibility
-from clockwork_serve.controller.foretell import DRAINING, foretell
+from clockwork_serve.controller.foretell import DRAINING, foretell, queue_full
 from clockwork_serve.controller.invariants import check_belief
 from clockwork_serve.controller.life import READY, SENT, SPENT
 from clockwork_serve.controller.plan import LaneTimer
@@ -134,8 +134,7 @@ class Controller:
             rows = f"batch: expected 1 to {model.model.batch_sizes[-1]}; found {request.rows}"
             refusal = (Outcome.INVALID, Reason.BAD_INPUT, rows)
         else:
-            full = f"{model.waiting} requests wait for this model already"
-            refusal = (Outcome.REJECTED, Reason.QUEUE_FULL, full)
+            refusal = (Outcome.REJECTED, Reason.QUEUE_FULL, queue_full(model))
         self._turned_away.append((request, *refusal))
         self._belief.unsettled = True
 

@@ -94,9 +94,7 @@ class Feasibility:
             belief.moved.clear()
             if not belief.doubted:
                 return False
-        if self._load_moves != belief.load_moves:
-            self._load_moves = belief.load_moves
-            self._loaders.forget()
+        self._renew_loaders()
         refused = False
         doubted = belief.doubted
         while doubted:
@@ -107,6 +105,11 @@ class Feasibility:
                 self._refuse(queue, now_ns)
                 refused = True
         return refused
+
+    def _renew_loaders(self) -> None:
+        if self._load_moves != self._belief.load_moves:
+            self._load_moves = self._belief.load_moves
+            self._loaders.forget()
 
     def look(self, watch: Watch, now_ns: int) -> None:
         """Judge the queues of a watch whose heads can no longer start there in time."""
@@ -161,6 +164,7 @@ class Feasibility:
             infer_ns = residency.code.timings.infer(queue.least, queue.signature).estimate_ns
             if max(ready_ns, residency.device.exec.available_ns(now_ns)) + infer_ns <= due_ns:
                 return None
+        self._renew_loaders()
         if self._hopeful_cold(queue, due_ns, now_ns, watch=False):
             return None
         return self._best(queue, now_ns)

@@ -9,9 +9,15 @@ from typing import Final
 
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.feasibility import Feasibility
+from clockwork_serve.controller.queues import ServedModel
 from clockwork_serve.messages import Announced, Foretold, Reason
 
 DRAINING: Final = "the server is shutting down"
+
+
+def queue_full(model: ServedModel) -> str:
+    """Why no more requests may wait for it."""
+    return f"{model.waiting} requests wait for this model already"
 
 
 def foretell(
@@ -24,9 +30,7 @@ def foretell(
     if draining:
         return _foretold(announced, Reason.DRAINING, DRAINING)
     if model.waiting >= model.queue_limit:
-        return _foretold(
-            announced, Reason.QUEUE_FULL, f"{model.waiting} requests wait for this model already"
-        )
+        return _foretold(announced, Reason.QUEUE_FULL, queue_full(model))
     if model.main is None or not belief.config.reject_infeasible:
         return _foretold(announced)
     due_ns = announced.deadline_ns - belief.slack_ns

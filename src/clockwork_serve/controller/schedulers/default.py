@@ -108,7 +108,9 @@ class DefaultScheduler(PaperScheduler):
         self._by_heat = True
         self._candidates = Candidates(belief, by_due=True)
         self._spare = False
-        """Where time is short, a LOAD is sought for models that could wait for another one."""
+        """A LOAD is sought for models that could wait for another one, where time is short."""
+        self._short = False
+        """It was, for some model."""
         self._network_ns = belief.config.network_ns
         self._tight: dict[Plan, Tight] = {}
 
@@ -299,10 +301,10 @@ class DefaultScheduler(PaperScheduler):
 
         Weights that come at the last moment are often of no use: the exec lane has other work just then.
         """
-        self._spare = True
+        self._spare, self._short = True, False
         sent = super()._load_one(plan, now_ns)
         self._spare = False
-        return sent or super()._load_one(plan, now_ns)
+        return sent or (self._short and super()._load_one(plan, now_ns))
 
     def _timely(self, plan: Plan, model: ServedModel, load_ns: int, now_ns: int) -> bool:
         """Whether a LOAD could save a waiting request; if none ever could, it is for those who come next."""
@@ -312,6 +314,7 @@ class DefaultScheduler(PaperScheduler):
         if self._spare:
             busy_ns = now_ns - plan.device.load.busy_since_ns
             if any(busy_ns > SHORT * _slo_ns(queue) for queue in queues):
+                self._short = True
                 load_ns += needed_ns
         return super()._timely(plan, model, load_ns, now_ns) or self._for_others(queues, timings, needed_ns)
 
