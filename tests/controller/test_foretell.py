@@ -96,3 +96,19 @@ def test_weights_that_are_not_there_add_their_load() -> None:
     told = announce(made, slo_ms=17)
     assert told is not None
     assert told.retry_after_ns == 0, "8 to load and 10 to run are more than 17"
+
+
+def test_load_lanes_are_known_as_they_are_not_as_they_were() -> None:
+    made = World(ControllerConfig(policy="default"))
+    made.serve(*[model(name, mib=1) for name in "abcdefg"], times=profile(b1_ms=1, load_ms=8))
+    for at in range(6):
+        made.join(device(f"d{at}"), worker=f"w{at}")
+    made.request("a", slo_ms=500)
+    made.run(until_ms=100)
+    made.kill("w0", "d0")
+    for name in "bcdef":
+        made.request(name, slo_ms=500)
+    told = announce(made, slo_ms=12, name="a")
+    assert told is not None, "all load lanes are busy for 8 ms"
+    made.run(until_ms=8.3)
+    assert announce(made, slo_ms=12, name="a") is None, "they are free again"
