@@ -138,13 +138,6 @@ class Stock:
         return self.module.InferenceServerClient(url)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The stock client's destructor stumbles when the collector happens to run it in another thread."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.filterwarnings("ignore:.*InferenceServerClient.__del__"))
-
-
 @pytest.fixture(scope="session")
 def stock_server(
     tmp_path_factory: pytest.TempPathFactory, start: Callable[..., AbstractContextManager[Serving]]
