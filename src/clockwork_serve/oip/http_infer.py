@@ -11,6 +11,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import DATATYPES
 from clockwork_serve.oip.classification import classify
+from clockwork_serve.oip.headers import HEADER_BYTES_MAX, Known
 from clockwork_serve.oip.json_data import from_json, to_json
 from clockwork_serve.oip.records import InferCall, InputTensor, OutputTensor, OutputWish, Parameter
 from clockwork_serve.oip.served import Served
@@ -92,7 +93,7 @@ def parse_infer(body: memoryview, header_length: int | None) -> InferCall:
     inputs = [_input(each, tensors) for each in request.inputs]
     tensors.check_end()
     outputs = None if not request.outputs else [_wish(each, parameters) for each in request.outputs]
-    return InferCall(
+    call = InferCall(
         inputs,
         outputs,
         request.id,
@@ -100,6 +101,9 @@ def parse_infer(body: memoryview, header_length: int | None) -> InferCall:
         _flag(parameters, "binary_data_output", default=False),
         any_shared(inputs, outputs),
     )
+    if header_length is not None and header_length <= HEADER_BYTES_MAX:
+        call.header = bytes(head)
+    return call
 
 
 def encode_infer(
@@ -109,6 +113,10 @@ def encode_infer(
 
     ``outputs`` are all of the model's; those that the call asks for are sent.
     """
+    if call.known is not None and call.known.outputs_in_order is not None:
+        found = _encode_again(call.known, served, outputs, parameters)
+        if found is not None:
+            return found
     by_name = {tensor.name: tensor for tensor in outputs}
     heads: list[_JsonOutput] = []
     parts: list[bytes] = [b""]
@@ -130,6 +138,36 @@ def encode_infer(
         _JsonResponse(call.id or UNSET, model.name, model.version, parameters, heads)
     )
     return InferBody(parts, len(parts[0]) if len(parts) > 1 else None)
+
+
+def _encode_again(
+    known: Known, served: Served, outputs: Sequence[OutputTensor], parameters: dict[str, Any]
+) -> InferBody | None:
+    """The same, where all outputs are wanted as they are, and only values and times differ each time."""
+    parts = [b""]
+    shapes: list[Any] = []
+    for name, tensor in zip(known.outputs_in_order or (), outputs, strict=False):
+        if name != tensor.name:
+            return None
+        data = bytes(tensor.data)
+        parts.append(data)
+        shapes += (tensor.shape, len(data))
+    key = tuple(shapes)
+    around = known.around_parameters.get(key)
+    if around is None:
+        if len(parts) != len(known.outputs_in_order or ()) + 1 or len(parts) == 1:
+            return None
+        heads = [
+            _JsonOutput(tensor.name, tensor.datatype, tensor.shape, {"binary_data_size": len(tensor.data)})
+            for tensor in outputs
+        ]
+        model = served.model
+        text = _responses.encode(_JsonResponse(UNSET, model.name, model.version, {}, heads))
+        before, mark, after = text.partition(b'"parameters":{}')
+        assert mark
+        around = known.keep(key, (before + mark[:-2], after))
+    head = parts[0] = b"%s%s%s" % (around[0], _responses.encode(parameters), around[1])
+    return InferBody(parts, len(head))
 
 
 class _Binary:

@@ -46,6 +46,14 @@ def requested_slo_ns(
     return min(limits, default=None)
 
 
+def tightest(slo_ns: int | None, header: str | None, remaining_s: float | None) -> int | None:
+    """An SLO of a request's parameters and what the protocol says beside them; None if nothing says one."""
+    found = requested_slo_ns({}, header, remaining_s)
+    if found is None or slo_ns is None:
+        return slo_ns if found is None else found
+    return min(found, slo_ns)
+
+
 def default_slo_ns(model_ns: int | None, server_ns: int | None, batch_1_ns: int | None) -> int:
     """The SLO of a request that carries none: the model's, else the server's, else from the profile.
 

@@ -54,6 +54,9 @@ _GRPC_BY_HTTP: Final = {
 }  # fmt: skip
 
 
+OK: Final = _BY_OUTCOME[Outcome.OK]
+
+
 def status_of(outcome: Outcome, reason: Reason) -> Status:
     """The status of a request that ended that way."""
     return _BY_REASON.get((outcome, reason)) or _BY_OUTCOME[outcome]

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -30,14 +29,17 @@ from clockwork_serve.messages import (
     Request,
 )
 from clockwork_serve.oip import (
+    OK,
     Checked,
     InferCall,
+    Known,
     Served,
     priority_of,
     reason_of_error,
     requested_slo_ns,
     status_of,
     status_of_error,
+    tightest,
 )
 from clockwork_serve.serve.gateway_announcements import Announcements
 from clockwork_serve.serve.gateway_inquiry import EarlyInquiry, Ending, Inquiry
@@ -57,8 +59,7 @@ ROOM_RETRY_NS: Final = 50 * NS_PER_MS
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Pending:
+class _Pending(msgspec.Struct):
     """A request without the controller's answer; ``inquiry`` is None once its client needs nothing."""
 
     inquiry: Inquiry | None
@@ -88,6 +89,9 @@ class Gateway:
         self.clock = clock
         self.connections = 0
         self.readiness_listeners: list[Callable[[], None]] = []
+        self.batching = False
+        """Whether more answers follow at once: responses may wait for them, to be sent together."""
+        self.batch_listeners: list[Callable[[], None]] = []
         # Unlike any of an earlier process of that name.
         self._prefix = f"{settings.name}-{time.time_ns() // NS_PER_MS:x}-"
         self.announcements: Announcements[EarlyInquiry] = Announcements(
@@ -95,7 +99,7 @@ class Gateway:
         )
         listener = LinkListener(
             self._on_answer, self._on_release, self._on_lost, self._on_readiness,
-            self.announcements.on_foretold,
+            self.announcements.on_foretold, self._on_batch, self._on_batch_end,
         )  # fmt: skip
         self.link = GatewayLink(settings.name, Path(settings.controller), settings.default_slo_ns, listener)
         self._loop = asyncio.get_running_loop()
@@ -125,20 +129,18 @@ class Gateway:
         self._received += 1
         served: Served | None = None
         try:
-            if not self.link.is_open or not (self.link.ready or self.models.versions(inquiry.model)):
+            link = self.link
+            if not link.ready and not (link.is_open and link.models.versions(inquiry.model)):
                 self._refuse(
-                    inquiry, Outcome.REJECTED, Reason.NOT_SERVING, f"not ready: {self.link.why_not_ready}"
+                    inquiry, Outcome.REJECTED, Reason.NOT_SERVING, f"not ready: {link.why_not_ready}"
                 )
                 return ""
-            served = self.models.find(inquiry.model, inquiry.version)
+            served = link.models.find(inquiry.model, inquiry.version)
             call = inquiry.call(served)
-            if call.shared:
-                rows, signature = self._check_shared(inquiry, call, served)
-            else:
-                rows, signature = served.check(call, binary_only_allowed=inquiry.every_output_binary)
-            slo_ns = requested_slo_ns(call.parameters, inquiry.slo_header, inquiry.remaining_s)
-            priority = priority_of(call.parameters, served.model.priority)
-            output_bytes = served.model.output_bytes * rows
+            known = call.known or self._check(inquiry, call, served)
+            slo_ns = known.slo_ns
+            if inquiry.slo_header is not None or inquiry.remaining_s is not None:
+                slo_ns = tightest(slo_ns, inquiry.slo_header, inquiry.remaining_s)
         except InvalidRequest as error:
             self.drop_body(inquiry)
             inquiry.end(self.invalid(error, served))
@@ -150,6 +152,7 @@ class Gateway:
             )
             return ""
         body, inquiry.body = inquiry.body, None
+        output_bytes = served.model.output_bytes * known.rows
         slot = self.slots.fill(call.inputs, output_bytes, body)
         if slot is None:
             self._refuse_for_room(inquiry, served, self.slots.bytes_for(call.inputs, output_bytes))
@@ -160,9 +163,9 @@ class Gateway:
         self._pending[request_id] = _Pending(inquiry, served, call, slot, deadline_ns)
         self.link.send(
             Request(
-                request_id=request_id, gateway=self.name, model=served.model.key, rows=rows,
-                arrival_ns=inquiry.arrival_ns, deadline_ns=deadline_ns, signature=signature,
-                priority=priority, tensors=slot.encoded,
+                request_id=request_id, gateway=self.name, model=served.model.key, rows=known.rows,
+                arrival_ns=inquiry.arrival_ns, deadline_ns=deadline_ns, signature=known.signature,
+                priority=known.priority, tensors=slot.encoded,
             )
         )  # fmt: skip
         if self._sweep is None:
@@ -204,11 +207,23 @@ class Gateway:
             connections=self.connections,
             region_bytes=self.slots.region.size,
             region_used_bytes=self.slots.used_bytes,
+            received_in_place_bytes=self.slots.in_place_bytes,
+            copied_bytes=self.slots.copied_bytes,
         )
 
     def invalid_requests(self, key: str) -> int:
         """How many requests of a model were wrong."""
         return self._invalid_by_model.get(key, 0)
+
+    def _check(self, inquiry: Inquiry, call: InferCall, served: Served) -> Known:
+        """What a request asks for, if it fits its model."""
+        if call.shared:
+            rows, signature = self._check_shared(inquiry, call, served)
+        else:
+            rows, signature = served.check(call, binary_only_allowed=inquiry.every_output_binary)
+        priority = priority_of(call.parameters, served.model.priority)
+        slo_ns = requested_slo_ns(call.parameters)
+        return served.headers.remember(call, served.wanted(call), rows, signature, slo_ns, priority)
 
     def _check_shared(self, inquiry: Inquiry, call: InferCall, served: Served) -> Checked:
         regions = allowed(self.regions, local=inquiry.local)
@@ -247,6 +262,14 @@ class Gateway:
         self.announcements.on_lost()
         # Workers may still write for requests that nobody waits for: to memory that is theirs alone now.
         self.slots.renew()
+
+    def _on_batch(self) -> None:
+        self.batching = True
+
+    def _on_batch_end(self) -> None:
+        self.batching = False
+        for listener in self.batch_listeners:
+            listener()
 
     def _on_readiness(self) -> None:
         for listener in self.readiness_listeners:
@@ -325,8 +348,9 @@ class Gateway:
 def _ending(pending: _Pending, answer: Answer) -> Ending:
     """How the controller says that a request ended."""
     outcome, reason = answer.outcome, answer.reason
+    status = OK if outcome is Outcome.OK else status_of(outcome, reason)
     ending = Ending(
-        outcome, reason, status_of(outcome, reason), answer.message, answer.request_id, pending.served,
+        outcome, reason, status, answer.message, answer.request_id, pending.served,
         pending.call, answer.retry_after_ns,
     )  # fmt: skip
     if answer.batch:

@@ -11,8 +11,9 @@ from typing import Any, Final, cast
 
 import httptools
 
-from clockwork_serve.serve.gateway_exchange import WANTED, Exchange
+from clockwork_serve.serve.gateway_exchange import Exchange
 from clockwork_serve.serve.gateway_guard import denial
+from clockwork_serve.serve.gateway_heads import Head, HeadParts, head_of
 from clockwork_serve.serve.gateway_host import HttpHost
 from clockwork_serve.serve.gateway_limits import LINGER_S, PIPELINED_MAX, SETTING, UNWANTED_MAX, excess
 from clockwork_serve.serve.gateway_outbox import Outbox
@@ -26,10 +27,11 @@ DIRECT_BYTES: Final = 64 * KIB
 _IDLE, _HEAD, _BODY = range(3)
 
 
-class HttpConnection(asyncio.BufferedProtocol):
+class HttpConnection(HeadParts, asyncio.BufferedProtocol):
     """One client's connection. ``due_s``: when what it waits for must have come."""
 
     def __init__(self, server: HttpHost) -> None:
+        super().__init__()
         self._server = server
         self._gateway = server.gateway
         self._limits = server.limits
@@ -39,10 +41,9 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._queue: deque[Exchange] = deque()  # requests without a sent response, in order
         self._local = False
         self._phase = _IDLE
-        self._url = b""
-        self._headers: dict[bytes, bytes] = {}
+        self._head: Head | None = None  # of the last request, if others like it need not be parsed
+        self._complete: list[Exchange] = []  # requests that became so in this read
         self._head_bytes = 0  # read since the head or the last piece of a body; -1: in this very read
-        self._header_count = self._header_bytes = 0
         self._current: Exchange | None = None  # the request whose body is being received
         self._content: bytes | bytearray = b""
         self._content_bytes = 0
@@ -72,7 +73,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             return self._direct[self._content_bytes :]
         if self._unwanted_bytes and not self._closing:
             return self._server.buffer[: self._unwanted_bytes]
-        return self._server.buffer
+        return self._server.buffer if self._phase == _BODY else self._server.head_buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take in what arrived."""
@@ -85,6 +86,15 @@ class HttpConnection(asyncio.BufferedProtocol):
                 self._await_next()
             return
         if self._direct is None:
+            head = self._head
+            if (
+                head is not None
+                and nbytes == head.whole
+                and self._phase == _IDLE
+                and self._server.received.startswith(head.raw)
+            ):
+                self._take_again(head)
+                return
             self._feed(self._server.buffer[:nbytes])
             return
         self._content_bytes += nbytes
@@ -121,22 +131,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         """A request starts."""
         self._phase = _HEAD
         self._head_bytes = -1
-        self._header_count = self._header_bytes = 0
         self.due_s = self._server.tick_s + self._limits.header_s
-        self._url = b""
-        self._headers = {}
-
-    def on_url(self, url: bytes) -> None:
-        """Its target, or a piece of it."""
-        self._url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One header; most mean nothing to us."""
-        self._header_count += 1
-        self._header_bytes += len(name) + len(value)
-        name = name.lower()
-        if name in WANTED:
-            self._headers[name] = value
+        self.begin_head()
 
     def on_headers_complete(self) -> None:
         """Now it is known what it wants."""
@@ -144,17 +140,15 @@ class HttpConnection(asyncio.BufferedProtocol):
             return
         self._phase = _BODY
         self._head_bytes = -1
-        headers, parser, limits, keys = self._headers, self._parser, self._limits, self._server.keys
-        exchange = Exchange(self.pump, parser.get_method(), self._server.find_route(self._url))
+        headers, parser, keys = self.headers, self._parser, self._server.keys
+        exchange = Exchange(self.pump, parser.get_method(), self._server.find_route(self.url))
         exchange.keep_alive = parser.should_keep_alive()
         exchange.local = self._local
         exchange.old = parser.get_http_version() == "1.0"
         self._current = exchange
         self._queue.append(exchange)
-        if self._header_count > limits.headers:
-            self._refuse(431, excess("headers", limits.headers, self._header_count))
-        elif self._header_bytes + len(self._url) > limits.header_bytes:
-            self._refuse(431, excess("header_bytes", limits.header_bytes))
+        if wrong := self.beyond(self._limits):
+            self._refuse(431, wrong)
         elif keys is not None and (denied := denial(keys, exchange, headers)) is not None:
             self._refuse_with(denied)
         elif headers:
@@ -187,6 +181,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             return
         exchange, self._current = self._current, None
         assert exchange is not None
+        self._complete.append(exchange)
         if self._direct is not None:
             exchange.content = self._direct
             self._direct = None
@@ -247,6 +242,7 @@ class HttpConnection(asyncio.BufferedProtocol):
     def stop(self) -> None:
         """Close, whatever is in flight; what was written is still sent, unless nobody reads it."""
         if self._transport is not None:
+            self._outbox.flush()
             self._stopped = True
             self.due_s = self._server.tick_s + self._limits.send_s
             self._transport.close()
@@ -258,13 +254,10 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._server.reached(limit)
             transport.abort()
 
-    def turn_away(self) -> None:
-        """Tell a client that just came that there are too many."""
-        self._turn_away("connections", self._limits.connections)
-
-    def _turn_away(self, limit: str, most: int) -> None:
+    def turn_away(self, limit: str) -> None:
+        """Tell a client that there is too much of something already."""
         self._server.reached(limit)
-        self._refuse(429, excess(limit, most), b"Retry-After: 1\r\n")
+        self._refuse(429, excess(limit, getattr(self._limits, limit)), b"Retry-After: 1\r\n")
 
     @property
     def idle(self) -> bool:
@@ -288,6 +281,7 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def _feed(self, data: memoryview) -> None:
         content_bytes = self._content_bytes
+        whole = self._phase == _IDLE
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -308,6 +302,24 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._head_bytes = 0 if fresh else self._head_bytes + len(data)
             if self._head_bytes > self._limits.header_bytes:
                 self._refuse(431, excess("header_bytes", self._limits.header_bytes))
+        elif whole and len(self._complete) == 1 and not self._closing:
+            self._head = head_of(data, self._complete[0], self.headers)
+        self._complete.clear()
+        if len(self._queue) > PIPELINED_MAX:
+            self._set_reading()
+
+    def _take_again(self, head: Head) -> None:
+        """A whole request whose head is the last one's, byte for byte."""
+        exchange = head.again()
+        self._queue.append(exchange)
+        keys = self._server.keys
+        if keys is not None and (denied := denial(keys, exchange, head.headers)) is not None:
+            self._current = exchange
+            self._refuse_with(denied)
+            return
+        exchange.content = memoryview(bytes(self._server.buffer[len(head.raw) : head.whole]))
+        self.due_s = self._server.tick_s + self._limits.idle_s
+        self._server.dispatch(exchange)
         if len(self._queue) > PIPELINED_MAX:
             self._set_reading()
 
@@ -354,6 +366,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         """Close once all that was written is sent; and read on for a while if the client still sends."""
         transport = self._transport
         assert transport is not None
+        self._outbox.flush()
         self._abandon_all()
         if not self._closing:
             self._closing = True
@@ -380,7 +393,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._arriving_bytes += nbytes
         self._server.arriving_bytes += nbytes
         if self._server.arriving_bytes > self._limits.arriving_bytes:
-            self._turn_away("arriving_bytes", self._limits.arriving_bytes)
+            self.turn_away("arriving_bytes")
 
     def _forget_bytes(self) -> None:
         if self._arriving_bytes:

@@ -23,39 +23,35 @@ WANTED: Final = frozenset(
 class Exchange:
     """One request on a connection, and its response once there is one. To the gateway, an inquiry."""
 
-    __slots__ = (
-        "abandoned", "announced_id", "arrival_ns", "body", "content", "encoding", "every_output_binary",
-        "header_length", "identity", "keep_alive", "local", "method", "model", "old", "on_complete",
-        "on_response", "remaining_s", "request_id", "response", "route", "slo_header", "version",
-        "wants_continue",
-    )  # fmt: skip
+    # Of the class, for most requests never set them.
+    model = ""
+    version = ""
+    identity = ""
+    keep_alive = False
+    local = False
+    old = False  # HTTP/1.0
+    wants_continue = False
+    encoding = b""
+    header_length: bytes | None = None
+    slo_header: str | None = None
+    remaining_s: float | None = None
+    every_output_binary = False
+    arrival_ns = 0
+    content: memoryview = memoryview(b"")
+    body: Body | None = None
+    request_id = ""
+    announced_id = ""  # while it is asked whether it is worth its body
+    on_complete: Callable[[Exchange], None] | None = None  # what waits for that, if the body is there
+    response: Response | None = None
+    abandoned = False
 
     def __init__(self, on_response: Callable[[], None], method: bytes, route: Route | None) -> None:
         self.on_response = on_response
         self.method = method
         self.route = route
-        self.model = route.model if route is not None else ""
-        self.version = route.version if route is not None else ""
-        self.identity = ""
-        self.keep_alive = False
-        self.local = False
-        self.old = False  # HTTP/1.0
-        self.wants_continue = False
-        self.encoding = b""
-        self.header_length: bytes | None = None
-        self.slo_header: str | None = None
-        self.remaining_s: float | None = None
-        self.every_output_binary = False
-        self.arrival_ns = 0
-        self.content: memoryview = memoryview(b"")
-        self.body: Body | None = None
-        self.request_id = ""
-        self.announced_id = ""  # while it is asked whether it is worth its body
-        self.on_complete: Callable[[Exchange], None] | None = (
-            None  # what waits for that, if the body is there
-        )
-        self.response: Response | None = None
-        self.abandoned = False
+        if route is not None:
+            self.model = route.model
+            self.version = route.version
 
     def take(self, headers: dict[bytes, bytes]) -> str:
         """Take in what the head says; what is wrong with its expectation, if that is not ours."""
@@ -88,7 +84,9 @@ class Exchange:
                 f"{self.header_length.decode('latin-1')!r}"
             )
         length = int(self.header_length)
-        return parse_infer(self.content, length) if length else served.raw_call(self.content)
+        if not length:
+            return served.raw_call(self.content)
+        return served.headers.find(self.content, length) or parse_infer(self.content, length)
 
     def foretold(self) -> None:
         """Go on, if it was not ended."""

@@ -19,11 +19,13 @@ from clockwork_serve.serve.gateway_door import Door
 from clockwork_serve.serve.gateway_endpoints import Endpoints
 from clockwork_serve.serve.gateway_exchange import Exchange
 from clockwork_serve.serve.gateway_limits import SETTING
+from clockwork_serve.serve.gateway_outbox import Outbox, send_held
 from clockwork_serve.serve.gateway_responses import Response, error_response
 from clockwork_serve.serve.gateway_routes import Route, answer, find_route, settled
 from clockwork_serve.units import KIB
 
 READ_BYTES: Final = 256 * KIB
+HEAD_READ_BYTES: Final = 32 * KIB
 UNPACK_BYTES: Final = 4 * KIB
 """Compressed bodies above this are unpacked in a thread: they become up to a thousand times as large."""
 SWEEP_S: Final = 1.0
@@ -48,8 +50,12 @@ class HttpServer:
         self.find_route = find_route
         self.loop = asyncio.get_running_loop()
         self.tick_s = self.loop.time()
-        self.buffer = memoryview(bytearray(READ_BYTES))
+        self.received = bytearray(READ_BYTES)
+        self.buffer = memoryview(self.received)
+        self.head_buffer = self.buffer[:HEAD_READ_BYTES]
         self.arriving_bytes = 0
+        self.held: list[Outbox] = []
+        gateway.batch_listeners.append(lambda: send_held(self.held))
         self._endpoints = endpoints
         self._connections: set[HttpConnection] = set()
         self._servers: list[asyncio.Server | TlsAcceptor] = []
@@ -109,7 +115,7 @@ class HttpServer:
         if beyond > SPARE_CONNECTIONS:
             connection.cut("connections")
         elif beyond > 0:
-            connection.turn_away()
+            connection.turn_away("connections")
 
     def reached(self, limit: str) -> None:
         """A client was cut off by that limit; to be told in the log."""

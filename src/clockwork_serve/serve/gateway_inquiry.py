@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.oip import InferCall, OutputTensor, Served, Status
 from clockwork_serve.serve.gateway_slots import Body
 
 
-@dataclass(slots=True)
-class Ending:
+class Ending(Struct):
     """How a request ended. ``served`` and ``call`` are None where it was refused before they were known.
 
     ``outputs`` refer to memory that is given back when :meth:`Inquiry.end` returns.
@@ -25,8 +25,8 @@ class Ending:
     served: Served | None = None
     call: InferCall | None = None
     retry_after_ns: int = 0
-    outputs: list[OutputTensor] = field(default_factory=list)
-    parameters: dict[str, Any] = field(default_factory=dict)
+    outputs: list[OutputTensor] = []
+    parameters: dict[str, Any] = {}
 
     @property
     def text(self) -> str:

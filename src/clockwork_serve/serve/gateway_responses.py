@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -19,7 +19,7 @@ _PHRASES: Final = {status.value: status.phrase.encode() for status in http.HTTPS
 _encode = msgspec.json.Encoder().encode
 
 
-class Response(NamedTuple):
+class Response(msgspec.Struct, frozen=True):
     """What to answer. ``headers`` are whole lines, each with its end."""
 
     status: int
@@ -27,9 +27,16 @@ class Response(NamedTuple):
     content_type: bytes = JSON
     headers: bytes = b""
 
-    def head(self, connection: bytes) -> bytes:
-        """Status line and headers; ``connection`` is a header line or nothing."""
-        length = sum(map(len, self.parts))
+    @property
+    def body_bytes(self) -> int:
+        """How long the body is."""
+        length = 0
+        for part in self.parts:
+            length += len(part)
+        return length
+
+    def head(self, length: int, connection: bytes = b"") -> bytes:
+        """Status line and headers of a body of ``length``; ``connection`` is a header line or nothing."""
         return b"HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n%s%s\r\n" % (
             self.status, _PHRASES.get(self.status, b"Unknown"), self.content_type, length, self.headers,
             connection,

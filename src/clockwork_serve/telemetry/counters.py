@@ -170,7 +170,8 @@ class Counters(Struct):
 class GatewayCounters(Struct):
     """What a gateway saw and the controller did not: ``outcomes`` it decided itself (INVALID, not serving).
 
-    ``received`` counts every inference request that came in, passed on or not.
+    ``received`` counts every inference request that came in, passed on or not. ``received_in_place_bytes`` of
+    input tensors went from the socket to where workers read them; ``copied_bytes`` were copied there.
     """
 
     gateway: str
@@ -180,6 +181,8 @@ class GatewayCounters(Struct):
     connections: int = 0
     region_bytes: int = 0
     region_used_bytes: int = 0
+    received_in_place_bytes: int = 0
+    copied_bytes: int = 0
 
 
 def outcome_key(outcome: str, reason: str) -> str:

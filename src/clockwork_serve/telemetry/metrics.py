@@ -186,6 +186,13 @@ def _gateway(gateway: GatewayCounters) -> Iterator[str]:
             (f'{name},state="taken"', gateway.region_used_bytes),
         ],
     )  # fmt: skip
+    yield from _family(
+        "clockwork_gateway_input_bytes_total", "counter", "Bytes of inputs, received in place or copied.",
+        [
+            (f'{name},how="in_place"', gateway.received_in_place_bytes),
+            (f'{name},how="copied"', gateway.copied_bytes),
+        ],
+    )  # fmt: skip
 
 
 def _ends(outcomes: Mapping[str, int]) -> Samples:
