@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Final
 
 import msgspec
@@ -40,7 +41,7 @@ from clockwork_serve.oip import (
     status_of_error,
 )
 from clockwork_serve.serve.gateway_announcements import Announcements
-from clockwork_serve.serve.gateway_inquiry import EarlyInquiry, Ending, Inquiry
+from clockwork_serve.serve.gateway_inquiry import EarlyInquiry, Ending, Inquiry, spread_s
 from clockwork_serve.serve.gateway_link import GatewayLink, LinkListener
 from clockwork_serve.serve.gateway_models import GatewayModels
 from clockwork_serve.serve.gateway_regions import Regions, allowed
@@ -79,13 +80,14 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Gateway:
-    """All methods are for the running loop's own thread."""
+    """All methods are for the running loop's own thread. ``dice`` spread those who come back."""
 
     def __init__(self, settings: GatewaySettings, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self.name = settings.name
         self.regions: Regions | None = None  # set where clients may use shared memory
         self.slots = Slots(settings.region_bytes)
         self.clock = clock
+        self.dice = Random()
         self.connections = 0
         self.readiness_listeners: list[Callable[[], None]] = []
         # Unlike any of an earlier process of that name.
@@ -288,7 +290,7 @@ class Gateway:
         self.drop_body(inquiry)
         self._count_outcome(outcome, reason)
         ending = _own_ending(outcome, reason, message)
-        ending.retry_after_ns = retry_after_ns
+        ending.retry_after_ns, ending.retry_after_s = retry_after_ns, spread_s(retry_after_ns, self.dice)
         inquiry.end(ending)
 
     def _refuse_for_room(self, inquiry: Inquiry, served: Served, needed: int) -> None:
@@ -306,6 +308,7 @@ class Gateway:
     def _pass_on(self, inquiry: Inquiry, pending: _Pending, answer: Answer) -> None:
         try:
             ending = _ending(pending, answer)
+            ending.retry_after_s = spread_s(answer.retry_after_ns, self.dice)
             if pending.call.shared and self.regions is not None and ending.outcome is Outcome.OK:
                 self.regions.write_outputs(pending.call, ending.outputs)
             inquiry.end(ending)

@@ -14,11 +14,12 @@ import httptools
 from clockwork_serve.serve.gateway_exchange import WANTED, Exchange
 from clockwork_serve.serve.gateway_guard import denial
 from clockwork_serve.serve.gateway_host import HttpHost
+from clockwork_serve.serve.gateway_inquiry import spread_s
 from clockwork_serve.serve.gateway_limits import LINGER_S, PIPELINED_MAX, SETTING, UNWANTED_MAX, excess
 from clockwork_serve.serve.gateway_outbox import Outbox
 from clockwork_serve.serve.gateway_regions import is_loopback
 from clockwork_serve.serve.gateway_responses import Response, error_response
-from clockwork_serve.units import KIB
+from clockwork_serve.units import KIB, NS_PER_S
 
 DIRECT_BYTES: Final = 64 * KIB
 """Bodies above this are read from the socket to where they stay."""
@@ -258,13 +259,11 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._server.reached(limit)
             transport.abort()
 
-    def turn_away(self) -> None:
-        """Tell a client that just came that there are too many."""
-        self._turn_away("connections", self._limits.connections)
-
-    def _turn_away(self, limit: str, most: int) -> None:
+    def turn_away(self, limit: str, most: int) -> None:
+        """Tell a client that there are too many, or too much at once."""
         self._server.reached(limit)
-        self._refuse(429, excess(limit, most), b"Retry-After: 1\r\n")
+        wait_s = spread_s(NS_PER_S, self._gateway.dice)
+        self._refuse(429, excess(limit, most), b"Retry-After: %d\r\n" % wait_s)
 
     @property
     def idle(self) -> bool:
@@ -380,7 +379,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._arriving_bytes += nbytes
         self._server.arriving_bytes += nbytes
         if self._server.arriving_bytes > self._limits.arriving_bytes:
-            self._turn_away("arriving_bytes", self._limits.arriving_bytes)
+            self.turn_away("arriving_bytes", self._limits.arriving_bytes)
 
     def _forget_bytes(self) -> None:
         if self._arriving_bytes:

@@ -109,7 +109,7 @@ class HttpServer:
         if beyond > SPARE_CONNECTIONS:
             connection.cut("connections")
         elif beyond > 0:
-            connection.turn_away()
+            connection.turn_away("connections", self.limits.connections)
 
     def reached(self, limit: str) -> None:
         """A client was cut off by that limit; to be told in the log."""
