@@ -280,7 +280,7 @@ def test_not_ready_is_503(tmp_path: Path) -> None:
         ("/v2/repository/index", b'{"ready":1}', (), 400, "ready: expected true or false, found 1"),
         ("/v2/repository/models/x/load", b'{"parameters":[]}', (), 400, "expected an object"),
         ("/v2/systemsharedmemory/region/r/register", b"{}", (), 501, "with --shared-memory PREFIX"),
-        ("/v2/cudasharedmemory/unregister", b"", (), 501, "CUDA shared memory is not supported"),
+        ("/v2/cudasharedmemory/region/r/register", b"{}", (), 501, "CUDA shared memory is not supported"),
         ("/v2/models/ident/generate", b"{}", (), 501, "generate"),
         ("/v2/nope", b"", (), 404, "Not Found"),
         ("/v2/logging", b"{", (), 400, "expected a JSON object"),

@@ -261,14 +261,15 @@ def test_the_server_says_that_it_has_it(client: Any, kind: Any) -> None:
     assert "cuda_shared_memory" not in extensions
 
 
-def test_cuda_shared_memory_is_refused_by_name(client: Any) -> None:
-    for asked in (
-        client.get_cuda_shared_memory_status,
-        client.unregister_cuda_shared_memory,
-        lambda: client.register_cuda_shared_memory("c", b"aGFuZGxl", 0, 8),
-    ):
-        with pytest.raises(InferenceServerException, match=r"(501|UNIMPLEMENTED).*CUDA shared memory is not"):
-            asked()
+def test_there_is_no_cuda_shared_memory_and_none_can_be_registered(client: Any, kind: Any) -> None:
+    found = client.get_cuda_shared_memory_status()
+    assert (found if kind is tritonclient.http else list(found.regions)) == []
+    client.unregister_cuda_shared_memory()
+    client.unregister_cuda_shared_memory("c")
+    with pytest.raises(InferenceServerException, match=r"(404|NOT_FOUND).*cuda shared memory region: 'c'"):
+        client.get_cuda_shared_memory_status("c")
+    with pytest.raises(InferenceServerException, match=r"(501|UNIMPLEMENTED).*CUDA shared memory is not"):
+        client.register_cuda_shared_memory("c", b"aGFuZGxl", 0, 8)
 
 
 @pytest.mark.parametrize("given", ["http", "grpc"])
