@@ -15,7 +15,7 @@ from clockwork_serve.serve.gateway_slots import Body
 
 WANTED: Final = frozenset(
     {b"content-length", b"content-encoding", b"transfer-encoding", b"inference-header-content-length",
-     b"x-slo-ms", b"expect", b"authorization", b"x-api-key"}
+     b"x-slo-ms", b"expect", b"accept-encoding", b"authorization", b"x-api-key"}
 )  # fmt: skip
 """The headers that mean something to us."""
 
@@ -24,10 +24,10 @@ class Exchange:
     """One request on a connection, and its response once there is one. To the gateway, an inquiry."""
 
     __slots__ = (
-        "abandoned", "announced_id", "arrival_ns", "body", "content", "encoding", "every_output_binary",
-        "header_length", "identity", "keep_alive", "local", "method", "model", "old", "on_complete",
-        "on_response", "remaining_s", "request_id", "response", "route", "slo_header", "version",
-        "wants_continue",
+        "abandoned", "accepted", "announced_id", "arrival_ns", "body", "content", "encoding",
+        "every_output_binary", "header_length", "identity", "keep_alive", "local", "method", "model", "old",
+        "on_complete", "on_response", "pack", "remaining_s", "request_id", "response", "route",
+        "slo_header", "version", "wants_continue",
     )  # fmt: skip
 
     def __init__(self, on_response: Callable[[], None], method: bytes, route: Route | None) -> None:
@@ -42,6 +42,8 @@ class Exchange:
         self.old = False  # HTTP/1.0
         self.wants_continue = False
         self.encoding = b""
+        self.accepted = b""
+        self.pack: Callable[[Exchange, Response], None] | None = None  # what compresses its response
         self.header_length: bytes | None = None
         self.slo_header: str | None = None
         self.remaining_s: float | None = None
@@ -65,6 +67,7 @@ class Exchange:
                 return f"header 'Expect': expected 100-continue, found {expected.decode('latin-1')!r}"
             self.wants_continue = True
         self.encoding = headers.get(b"content-encoding", b"")
+        self.accepted = headers.get(b"accept-encoding", b"")
         self.header_length = headers.get(b"inference-header-content-length")
         slo = headers.get(b"x-slo-ms")
         self.slo_header = None if slo is None else slo.decode("latin-1")
@@ -99,8 +102,13 @@ class Exchange:
 
     def end(self, ending: Ending) -> None:
         """Answer the client."""
-        if not self.abandoned:
-            self.respond(infer_response(ending))
+        if self.abandoned:
+            return
+        response = infer_response(ending)
+        if self.pack is None:
+            self.respond(response)
+        else:
+            self.pack(self, response)
 
     def respond(self, response: Response) -> None:
         """Send the response when it is its turn."""
