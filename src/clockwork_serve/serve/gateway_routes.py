@@ -131,6 +131,18 @@ def _server(endpoints: Endpoints, route: Route, body: bytes) -> Response:
     return json_response(endpoints.server())
 
 
+def _description(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    return Response(200, (_described(endpoints.version),))
+
+
+@lru_cache(maxsize=1)
+def _described(version: str) -> bytes:
+    # Imported when somebody wants it.
+    from clockwork_serve.oip.openapi import description
+
+    return msgspec.json.encode(description(version))
+
+
 def _models(endpoints: Endpoints, route: Route, body: bytes) -> Response:
     return json_response({"models": endpoints.models()})
 
@@ -231,6 +243,7 @@ def _object(body: bytes) -> dict[str, Any]:
 
 _FIXED: Final[dict[str, tuple[bytes, Endpoint]]] = {
     "v2": (b"GET", _server),
+    "v2/openapi.json": (b"GET", _description),
     "v2/health/live": (b"GET", _live),
     "v2/health/ready": (b"GET", _ready),
     "v2/models": (b"GET", _models),
