@@ -68,6 +68,7 @@ def gateway(shared: RunningGateway) -> RunningGateway:
         ("GET", "/v2/models", Right.INFER),
         ("GET", "/v2/models/m", Right.INFER),
         ("GET", "/v2/models/m/config", Right.INFER),
+        ("GET", "/v2/openapi.json", Right.INFER),
         ("GET", "/v2/models/m/stats", Right.INFER),
         ("HEAD", "/v2/models/stats", Right.INFER),
         ("POST", "/v2/repository/index", Right.INFER),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,15 @@ def test_model_control(gateway: RunningGateway, client: Any) -> None:
             client.load_model("nope")
     finally:
         gateway.controller.on_ask = on_ask
+
+
+def test_it_describes_itself(gateway: RunningGateway) -> None:
+    found = ask(gateway, get("/v2/openapi.json"))
+    assert (found.status, found.headers["content-type"]) == (200, "application/json")
+    assert found.json["info"]["version"] == version("clockwork-serve")
+    assert "/v2/models/{model}/infer" in found.json["paths"]
+    bare = ask(gateway, get("/v2/openapi.json", method="HEAD"))
+    assert (bare.headers["content-length"], bare.body) == (str(len(found.body)), b"")
 
 
 def test_model_control_may_be_off(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 import numpy as np
@@ -140,7 +141,14 @@ def test_models_are_loaded_replaced_and_unloaded_while_it_serves(server: Running
     status, _ = refusal(server, "models/new/infer", {"inputs": []})
     assert 400 <= status < 500
     status, why = refusal(server, "repository/models/nobody/load", {})
-    assert (status, "nobody" in why) == (400, True)
+    assert (status, "nobody" in why) == (404, True)
+    for path in ("../repository", ".", "a/1"):
+        status, _ = refusal(server, f"repository/models/{quote(path, safe='')}/load", {})
+        assert status == 404, "only folders of the repository have names"
+    status, why = refusal(server, "repository/models/nobody/unload", {})
+    assert (status, "nobody" in why) == (404, True)
+    status, why = refusal(server, "repository/models/bad/load", {})
+    assert (status, "bad" in why) == (400, True)
 
 
 @pytest.mark.parametrize("name", ["worker-cpu:0", "gateway-0", "controller"])

@@ -233,6 +233,16 @@ def test_a_refused_request_writes_nothing(
     assert shared.read(8, 64) == bytes(8)
 
 
+def test_a_whole_number_may_be_written_as_json_likes(gateway: RunningGateway, shared: Segment) -> None:
+    def registered(size: str) -> int:
+        body = b'{"key":"%s","byte_size":%s,"offset":0.0}' % (shared.key.encode(), size.encode())
+        return ask(gateway, post("/v2/systemsharedmemory/region/r/register", body)).status
+
+    assert [registered(size) for size in ("64.5", "64.0")] == [400, 200]
+    found = ask(gateway, get("/v2/systemsharedmemory/region/r/status")).json
+    assert found == [{"name": "r", "key": shared.key, "offset": 0, "byte_size": 64}]
+
+
 def test_wrong_registrations_say_what_is_wrong(client: Any, kind: Any, shared: Segment) -> None:
     client.register_system_shared_memory("r", shared.key, 4096)
     for name, key, byte_size, words in (

@@ -84,7 +84,7 @@ _VERSION: Final = {
 }  # fmt: skip
 _REGION: Final = {
     "name": "region", "in": "path", "required": True,
-    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    "schema": {"type": "string", "minLength": 1},
 }  # fmt: skip
 _EXAMPLE: Final = {
     "inputs": [{"name": "bits", "datatype": "FP32", "shape": [1, 2], "data": [0, 1]}],
@@ -119,7 +119,9 @@ def description(version: str) -> Json:
     """The whole document; ``version`` is the server's."""
     paths = {**_server(), **_models(), **_repository(), **_memory(), **_settings()}
     for path, operations in paths.items():
-        words = [word.capitalize() for word in re.split(r"\W+", path) if word not in ("", "v2")] or ["Server"]
+        words = [word.capitalize() for word in re.split(r"[\W_]+", path) if word not in ("", "v2")] or [
+            "Server"
+        ]
         for method in operations.keys() & {"get", "post"}:
             # Several paths share an operation.
             operations[method] = {"operationId": "".join((method, *words)), **operations[method]}
@@ -167,8 +169,8 @@ def _models() -> Json:
         ("/config", {"get": _operation("models", "Configuration, in Triton's names", "Config", _UNKNOWN)}),
         ("/stats", {"get": _operation("models", "Statistics", "Statistics", _UNKNOWN | _ASKED)}),
         ("/infer", {"post": _infer()}),
-        ("/generate", {"post": _never("inference", "Not supported; use infer")}),
-        ("/generate_stream", {"post": _never("inference", "Not supported; use infer")}),
+        ("/generate", {"post": _never("inference", "Not supported; use infer", _UNKNOWN)}),
+        ("/generate_stream", {"post": _never("inference", "Not supported; use infer", _UNKNOWN)}),
         ("/trace/setting", _setting("Trace settings of a model", "TraceSettings", _UNKNOWN)),
     ):
         found[f"/v2/models/{{model}}{tail}"] = {"parameters": [_MODEL], **operations}
@@ -180,7 +182,11 @@ def _models() -> Json:
 
 def _repository() -> Json:
     index = _operation("repository", "Models of the repository and their states", "Index", _ASKED)
-    control = {503: "Loading by clients is off, or the keeper cannot be asked now.", 504: _ASKED[504]}
+    control = {
+        404: "There is none of that name.",
+        503: "Loading by clients is off, or the keeper cannot be asked now.",
+        504: _ASKED[504],
+    }
     load = _operation("repository", "Serve a model of the repository, or serve it anew", "Nothing", control)
     unload = _operation("repository", "Serve a model no more", "Nothing", control)
     return {
@@ -203,7 +209,11 @@ def _memory() -> Json:
         absent = {404: _REGION_ERRORS[404]}
         status = _operation("memory", f"Regions of {word} shared memory", regions)
         one = _operation("memory", f"One region of {word} shared memory", regions, absent)
-        register = _operation("memory", f"Let requests name {word} shared memory", "Nothing", _REGION_ERRORS)
+        register = (
+            _operation("memory", "Let requests name shared memory", "Nothing", _REGION_ERRORS)
+            if word == "system"
+            else _never("memory", "Not supported")
+        )
         forget = _operation("memory", f"Forget {word} shared memory; it is fine if there is none", "Nothing")
         body = _body("RegisterRequest" if word == "system" else "RegisterCudaRequest", required=True)
         found |= {
@@ -271,8 +281,8 @@ def _metrics() -> Json:
     return found
 
 
-def _never(tag: str, summary: str) -> Json:
-    found = _operation(tag, summary, "Nothing")
+def _never(tag: str, summary: str, more: dict[int, str] | None = None) -> Json:
+    found = _operation(tag, summary, "Nothing", more)
     del found["responses"]["200"]
     return found
 

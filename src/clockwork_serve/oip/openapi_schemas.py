@@ -176,7 +176,9 @@ SCHEMAS: Final[Json] = {
     ),
     # Settings
     "TraceSettings": _object(_TRACE),
-    "TraceSettingsRequest": _object({}, _TRACE),
+    "TraceSettingsRequest": _object({}, {"trace_level": {"enum": [["OFF"], "OFF", [], None]}}),
     "LogSettings": _object(_LOG),
-    "LogSettingsRequest": _object({}, _LOG),
+    "LogSettingsRequest": _object(
+        {}, {name: {"anyOf": [kind, {"type": "null"}]} for name, kind in _LOG.items()}
+    ),
 }  # fmt: skip

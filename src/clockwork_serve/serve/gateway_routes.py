@@ -214,7 +214,7 @@ def _unregister_cuda(endpoints: Endpoints, route: Route, body: bytes) -> Respons
 
 
 def _trace(endpoints: Endpoints, route: Route, body: bytes) -> Response:
-    return json_response(trace_settings(endpoints, route.model, _object(body)))
+    return json_response(trace_settings(endpoints, route.model, _object(body), route.version))
 
 
 def _logging(endpoints: Endpoints, route: Route, body: bytes) -> Response:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from clockwork_serve.errors import ClockworkError, ConfigError, RepositoryError, TransportError
+from clockwork_serve.errors import ClockworkError, ConfigError, NoSuchModel, RepositoryError, TransportError
 from clockwork_serve.messages import Ask, Drain, Question, Reply
 from clockwork_serve.serve.catalogue import Catalogue
 from clockwork_serve.serve.gateway_door import check_door
@@ -190,7 +190,8 @@ class Keeper:
             reply = Reply(ask_id=ask.ask_id, ok=True, body=body)
         except (ClockworkError, msgspec.MsgspecError, OSError) as error:
             body = msgspec.json.encode({"error": str(error)})
-            reply = Reply(ask_id=ask.ask_id, ok=False, body=body, code=400)
+            code = 404 if isinstance(error, NoSuchModel) else 400
+            reply = Reply(ask_id=ask.ask_id, ok=False, body=body, code=code)
         if self._link is not None:
             self._link.send(reply)
 
@@ -202,6 +203,12 @@ class Keeper:
     async def _load(self, name: str) -> bytes:
         if not name:
             raise RepositoryError("load: expected the name of a model; found none")
+        repository = self.config.repository
+        if name not in await asyncio.to_thread(_folders, repository):
+            raise NoSuchModel(
+                f"load: model {name!r}: expected a folder in {repository}, found none of that name; "
+                "see the repository index"
+            )
         prepared = await self._prepare((name,), nice=LOAD_NICE)
         self._report(prepared)
         if not prepared.served:
@@ -230,7 +237,7 @@ class Keeper:
     def _unload(self, name: str) -> bytes:
         frames = self.catalogue.remove(name)
         if not frames:
-            raise RepositoryError(f"unload: model {name!r} is not served; see the repository index")
+            raise NoSuchModel(f"unload: model {name!r} is not served; see the repository index")
         assert self._link is not None
         self._link.send(*frames)
         return b"{}"
