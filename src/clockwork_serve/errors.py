@@ -3,7 +3,6 @@
     ClockworkError
     ├── ConfigError        a setting, a file of settings or a command line is wrong
     ├── RepositoryError    a model repository or a model in it cannot be served
-    │   └── NoSuchModel    it has none of that name
     ├── DeviceError        a device refused or failed an operation
     │   └── ModelError     the model itself raised while it ran
     ├── InvalidRequest     a client's request does not fit the model
@@ -27,10 +26,6 @@ class ConfigError(ClockworkError):
 
 class RepositoryError(ClockworkError):
     """A model repository, or one model in it, cannot be served; the message says why."""
-
-
-class NoSuchModel(RepositoryError):
-    """What is to be loaded or unloaded is not there."""
 
 
 class DeviceError(ClockworkError):

@@ -158,7 +158,8 @@ SCHEMAS: Final[Json] = {
     "IndexRequest": _object({}, {"ready": {"description": "Only those that are ready.", "type": "boolean"}}),
     "Index": _list(_object({"name": _TEXT}, {"version": _TEXT, "state": _TEXT, "reason": _TEXT})),
     "LoadRequest": _object(
-        {}, {"parameters": {"description": "Neither `config` nor `file:...` is taken.", "type": "object"}}
+        {},
+        {"parameters": {"description": "None is known.", "type": "object", "maxProperties": 0}},
     ),
     "UnloadRequest": _object({}, {"parameters": {"type": "object"}}),
     # Shared memory

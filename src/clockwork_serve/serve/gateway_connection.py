@@ -259,11 +259,11 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._server.reached(limit)
             transport.abort()
 
-    def turn_away(self, limit: str, most: int) -> None:
-        """Tell a client that there are too many, or too much at once."""
+    def turn_away(self, limit: str) -> None:
+        """Tell a client that there is too much of something already."""
         self._server.reached(limit)
         wait_s = spread_s(NS_PER_S, self._gateway.dice)
-        self._refuse(429, excess(limit, most), b"Retry-After: %d\r\n" % wait_s)
+        self._refuse(429, excess(limit, getattr(self._limits, limit)), b"Retry-After: %d\r\n" % wait_s)
 
     @property
     def idle(self) -> bool:
@@ -379,7 +379,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._arriving_bytes += nbytes
         self._server.arriving_bytes += nbytes
         if self._server.arriving_bytes > self._limits.arriving_bytes:
-            self.turn_away("arriving_bytes", self._limits.arriving_bytes)
+            self.turn_away("arriving_bytes")
 
     def _forget_bytes(self) -> None:
         if self._arriving_bytes:

@@ -113,7 +113,7 @@ class HttpServer:
         if beyond > SPARE_CONNECTIONS:
             connection.cut("connections")
         elif beyond > 0:
-            connection.turn_away("connections", self.limits.connections)
+            connection.turn_away("connections")
 
     def reached(self, limit: str) -> None:
         """A client was cut off by that limit; to be told in the log."""

@@ -64,4 +64,4 @@ def _packed(response: Response, coding: Coding, size: int) -> Response:
     if len(body) >= size and not coding.must:
         return response
     headers = b"%sContent-Encoding: %s\r\n" % (response.headers, coding.name.encode())
-    return response._replace(parts=(body,), headers=headers)
+    return Response(response.status, (body,), response.content_type, headers)
