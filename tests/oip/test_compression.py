@@ -8,7 +8,7 @@ import zlib
 import pytest
 
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.oip import TooLarge, Unsupported, decompress
+from clockwork_serve.oip import Coding, TooLarge, Unsupported, compress, decompress, wanted_coding
 
 BODY = b"all the numbers" * 100
 
@@ -54,3 +54,65 @@ def test_broken_bodies_are_named(body: bytes, error: str) -> None:
 def test_other_encodings_are_not_supported() -> None:
     with pytest.raises(Unsupported, match="expected gzip or deflate, found 'br'"):
         decompress(b"", "br", 10)
+
+
+@pytest.mark.parametrize("name", ["gzip", "deflate"])
+def test_what_is_compressed_comes_back_as_it_was(name: str) -> None:
+    packed = compress([BODY[:7], memoryview(BODY)[7:], b""], Coding(name, must=False))
+    assert len(packed) < len(BODY) / 10
+    assert decompress(packed, name, len(BODY)) == BODY
+    assert (gzip.decompress if name == "gzip" else zlib.decompress)(packed) == BODY
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("gzip", "gzip"),
+        ("deflate", "deflate"),
+        ("GZip", "gzip"),
+        ("x-gzip", "gzip"),
+        (" gzip ; q=0.5 ", "gzip"),
+        ("gzip;q=0.001", "gzip"),
+        ("gzip;q=0, deflate", "deflate"),
+        ("gzip;q=0.5, deflate;q=0.8", "deflate"),
+        ("br;q=1.0, gzip;q=0.5", "gzip"),
+        ("gzip, identity;q=0.5", "gzip"),
+        ("gzip, *;q=0.5", "gzip"),
+        # What a library sends with every request is no wish.
+        ("gzip, deflate", ""),
+        ("gzip, deflate, br, zstd", ""),
+        ("*", ""),
+        # Not wanted, or not to be had.
+        ("", ""),
+        (",,", ""),
+        ("identity", ""),
+        ("gzip;q=0", ""),
+        ("gzip;q=0.000", ""),
+        ("gzip, identity", ""),
+        ("gzip;q=0.5, identity", ""),
+        ("br", ""),
+        # What cannot be read was not said.
+        ("gzip;q=2.5", ""),
+        ("gzip;q=-1", ""),
+        ("gzip;level=9", ""),
+        ("gzip;q=nan", ""),
+    ],
+)
+def test_a_response_is_compressed_for_who_asks(said: str, name: str) -> None:
+    assert wanted_coding(said) == (Coding(name, must=False) if name else None)
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("gzip, identity;q=0", "gzip"),
+        ("deflate;q=0.9, gzip;q=0.8, identity;q=0", "deflate"),
+        ("gzip, deflate, *;q=0", "gzip"),
+        ("*, identity;q=0", "gzip"),
+        ("gzip;q=0, *, identity;q=0", "deflate"),
+        ("br, identity;q=0", ""),
+        ("*;q=0", ""),
+    ],
+)
+def test_who_cannot_read_it_plain_gets_it_compressed_if_that_can_be(said: str, name: str) -> None:
+    assert wanted_coding(said) == (Coding(name, must=True) if name else None)

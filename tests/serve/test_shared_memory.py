@@ -233,6 +233,16 @@ def test_a_refused_request_writes_nothing(
     assert shared.read(8, 64) == bytes(8)
 
 
+def test_a_whole_number_may_be_written_as_json_likes(gateway: RunningGateway, shared: Segment) -> None:
+    def registered(size: str) -> int:
+        body = b'{"key":"%s","byte_size":%s,"offset":0.0}' % (shared.key.encode(), size.encode())
+        return ask(gateway, post("/v2/systemsharedmemory/region/r/register", body)).status
+
+    assert [registered(size) for size in ("64.5", "64.0")] == [400, 200]
+    found = ask(gateway, get("/v2/systemsharedmemory/region/r/status")).json
+    assert found == [{"name": "r", "key": shared.key, "offset": 0, "byte_size": 64}]
+
+
 def test_wrong_registrations_say_what_is_wrong(client: Any, kind: Any, shared: Segment) -> None:
     client.register_system_shared_memory("r", shared.key, 4096)
     for name, key, byte_size, words in (
@@ -261,14 +271,15 @@ def test_the_server_says_that_it_has_it(client: Any, kind: Any) -> None:
     assert "cuda_shared_memory" not in extensions
 
 
-def test_cuda_shared_memory_is_refused_by_name(client: Any) -> None:
-    for asked in (
-        client.get_cuda_shared_memory_status,
-        client.unregister_cuda_shared_memory,
-        lambda: client.register_cuda_shared_memory("c", b"aGFuZGxl", 0, 8),
-    ):
-        with pytest.raises(InferenceServerException, match=r"(501|UNIMPLEMENTED).*CUDA shared memory is not"):
-            asked()
+def test_there_is_no_cuda_shared_memory_and_none_can_be_registered(client: Any, kind: Any) -> None:
+    found = client.get_cuda_shared_memory_status()
+    assert (found if kind is tritonclient.http else list(found.regions)) == []
+    client.unregister_cuda_shared_memory()
+    client.unregister_cuda_shared_memory("c")
+    with pytest.raises(InferenceServerException, match=r"(404|NOT_FOUND).*cuda shared memory region: 'c'"):
+        client.get_cuda_shared_memory_status("c")
+    with pytest.raises(InferenceServerException, match=r"(501|UNIMPLEMENTED).*CUDA shared memory is not"):
+        client.register_cuda_shared_memory("c", b"aGFuZGxl", 0, 8)
 
 
 @pytest.mark.parametrize("given", ["http", "grpc"])

@@ -71,6 +71,10 @@ SETTINGS = (
         "shared_memory", prefix_or_off, None, "off",
         "prefix of the keys of shared memory that clients on this host may use, such as /clockwork-; or off",
     ),
+    Setting(
+        "triton_codes", switch, False, "false",
+        "answer refusals and missed deadlines as Triton does, with 503 and UNAVAILABLE",
+    ),
     # The door
     Setting("tls_certificate", path, "", "", "PEM file of the server's certificate chain; turns TLS on"),
     Setting("tls_key", path, "", "", "PEM file of that certificate's key, without a passphrase"),

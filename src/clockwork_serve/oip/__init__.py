@@ -6,7 +6,7 @@ The classes of gRPC's messages are in :mod:`clockwork_serve.oip.protobuf`, its c
 
 from __future__ import annotations
 
-from clockwork_serve.oip.compression import decompress
+from clockwork_serve.oip.compression import Coding, compress, decompress, wanted_coding
 from clockwork_serve.oip.errors import (
     Forbidden,
     RegionExists,
@@ -32,11 +32,12 @@ from clockwork_serve.oip.slo import default_slo_ns, priority_of, requested_slo_n
 from clockwork_serve.oip.status import OK, Status, grpc_of_http, reason_of_error, status_of, status_of_error
 
 __all__ = [
-    "CUDA_SHARED_MEMORY", "OK", "SERVER_NAME", "SHARED_MEMORY_OFF", "Buffer", "Checked", "Forbidden",
-    "Headers", "InferBody", "InferCall", "InputTensor", "Known", "OutputTensor", "OutputWish", "Parameter",
-    "RegionExists",
+    "CUDA_SHARED_MEMORY", "OK", "SERVER_NAME", "SHARED_MEMORY_OFF", "Buffer", "Checked", "Coding",
+    "Forbidden", "Headers", "InferBody", "InferCall", "InputTensor", "Known", "OutputTensor", "OutputWish",
+    "Parameter", "RegionExists",
     "Served", "SharedRef", "SharedRegion", "Status", "TooLarge", "UnknownModel", "UnknownRegion",
-    "Unsupported", "decompress", "default_slo_ns", "encode_infer", "grpc_of_http", "missing",
+    "Unsupported", "compress", "decompress", "default_slo_ns", "encode_infer", "grpc_of_http", "missing",
     "model_metadata", "object_name", "parse_infer", "priority_of", "reason_of_error",
     "requested_slo_ns", "server_metadata", "shared_region", "status_of", "status_of_error", "tightest",
+    "wanted_coding",
 ]  # fmt: skip

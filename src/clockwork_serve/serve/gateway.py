@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Final
 
 import msgspec
@@ -42,7 +43,7 @@ from clockwork_serve.oip import (
     tightest,
 )
 from clockwork_serve.serve.gateway_announcements import Announcements
-from clockwork_serve.serve.gateway_inquiry import EarlyInquiry, Ending, Inquiry
+from clockwork_serve.serve.gateway_inquiry import EarlyInquiry, Ending, Inquiry, spread_s
 from clockwork_serve.serve.gateway_link import GatewayLink, LinkListener
 from clockwork_serve.serve.gateway_models import GatewayModels
 from clockwork_serve.serve.gateway_regions import Regions, allowed
@@ -71,22 +72,28 @@ class _Pending(msgspec.Struct):
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the core of a gateway needs to know. ``controller`` is the path of the controller's socket."""
+    """What the core of a gateway needs to know. ``controller`` is the path of the controller's socket.
+
+    ``triton_codes``: what is refused or expired gets Triton's status.
+    """
 
     name: str
     controller: str
     region_bytes: int = 256 * MIB
     default_slo_ns: int | None = None
+    triton_codes: bool = False
 
 
 class Gateway:
-    """All methods are for the running loop's own thread."""
+    """All methods are for the running loop's own thread. ``dice`` spread those who come back."""
 
     def __init__(self, settings: GatewaySettings, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self.name = settings.name
         self.regions: Regions | None = None  # set where clients may use shared memory
         self.slots = Slots(settings.region_bytes)
         self.clock = clock
+        self.dice = Random()
+        self._triton_codes = settings.triton_codes
         self.connections = 0
         self.readiness_listeners: list[Callable[[], None]] = []
         self.batching = False
@@ -290,7 +297,7 @@ class Gateway:
                 ending = _own_ending(
                     Outcome.EXPIRED, Reason.NONE, "no answer by the deadline", request_id, pending
                 )
-                inquiry.end(ending)
+                self._tell(inquiry, ending)
         self._sweep = self._loop.call_later(SWEEP_S, self._end_overdue)
 
     def _end_all(self, why: str) -> None:
@@ -299,9 +306,8 @@ class Gateway:
         for request_id, pending in pendings.items():
             if pending.inquiry is not None:
                 self._count_outcome(Outcome.REJECTED, Reason.NOT_SERVING)
-                pending.inquiry.end(
-                    _own_ending(Outcome.REJECTED, Reason.NOT_SERVING, why, request_id, pending)
-                )
+                ending = _own_ending(Outcome.REJECTED, Reason.NOT_SERVING, why, request_id, pending)
+                self._tell(pending.inquiry, ending)
             else:
                 self._count_outcome(Outcome.EXPIRED if pending.expired else Outcome.CANCELLED, Reason.NONE)
 
@@ -312,7 +318,7 @@ class Gateway:
         self._count_outcome(outcome, reason)
         ending = _own_ending(outcome, reason, message)
         ending.retry_after_ns = retry_after_ns
-        inquiry.end(ending)
+        self._tell(inquiry, ending)
 
     def _refuse_for_room(self, inquiry: Inquiry, served: Served, needed: int) -> None:
         size = self.slots.region.size
@@ -331,7 +337,7 @@ class Gateway:
             ending = _ending(pending, answer)
             if pending.call.shared and self.regions is not None and ending.outcome is Outcome.OK:
                 self.regions.write_outputs(pending.call, ending.outputs)
-            inquiry.end(ending)
+            self._tell(inquiry, ending)
         except InvalidRequest as error:
             # The controller has counted it as answered.
             inquiry.end(_wrong(error, answer.request_id))
@@ -339,6 +345,13 @@ class Gateway:
             _log.exception("telling an answer failed", extra={"request_id": answer.request_id})
             message = "the answer could not be told; see the gateway's log"
             inquiry.end(_own_ending(Outcome.FAILED, Reason.NONE, message, answer.request_id, pending))
+
+    def _tell(self, inquiry: Inquiry, ending: Ending) -> None:
+        if ending.outcome is not Outcome.OK:
+            ending.retry_after_s = spread_s(ending.retry_after_ns, self.dice)
+            if self._triton_codes:
+                ending.status = status_of(ending.outcome, ending.reason, triton=True)
+        inquiry.end(ending)
 
     def _count_outcome(self, outcome: Outcome, reason: Reason) -> None:
         key = outcome_key(outcome, reason)

@@ -15,11 +15,12 @@ from clockwork_serve.serve.gateway_exchange import Exchange
 from clockwork_serve.serve.gateway_guard import denial
 from clockwork_serve.serve.gateway_heads import Head, HeadParts, head_of
 from clockwork_serve.serve.gateway_host import HttpHost
+from clockwork_serve.serve.gateway_inquiry import spread_s
 from clockwork_serve.serve.gateway_limits import LINGER_S, PIPELINED_MAX, SETTING, UNWANTED_MAX, excess
 from clockwork_serve.serve.gateway_outbox import Outbox
 from clockwork_serve.serve.gateway_regions import is_loopback
 from clockwork_serve.serve.gateway_responses import Response, error_response
-from clockwork_serve.units import KIB
+from clockwork_serve.units import KIB, NS_PER_S
 
 DIRECT_BYTES: Final = 64 * KIB
 """Bodies above this are read from the socket to where they stay."""
@@ -257,7 +258,8 @@ class HttpConnection(HeadParts, asyncio.BufferedProtocol):
     def turn_away(self, limit: str) -> None:
         """Tell a client that there is too much of something already."""
         self._server.reached(limit)
-        self._refuse(429, excess(limit, getattr(self._limits, limit)), b"Retry-After: 1\r\n")
+        wait_s = spread_s(NS_PER_S, self._gateway.dice)
+        self._refuse(429, excess(limit, getattr(self._limits, limit)), b"Retry-After: %d\r\n" % wait_s)
 
     @property
     def idle(self) -> bool:

@@ -15,7 +15,7 @@ from clockwork_serve.serve.gateway_slots import Body
 
 WANTED: Final = frozenset(
     {b"content-length", b"content-encoding", b"transfer-encoding", b"inference-header-content-length",
-     b"x-slo-ms", b"expect", b"authorization", b"x-api-key"}
+     b"x-slo-ms", b"expect", b"accept-encoding", b"authorization", b"x-api-key"}
 )  # fmt: skip
 """The headers that mean something to us."""
 
@@ -32,6 +32,8 @@ class Exchange:
     old = False  # HTTP/1.0
     wants_continue = False
     encoding = b""
+    accepted = b""
+    pack: Callable[[Exchange, Response], None] | None = None  # what compresses its response
     header_length: bytes | None = None
     slo_header: str | None = None
     remaining_s: float | None = None
@@ -61,6 +63,7 @@ class Exchange:
                 return f"header 'Expect': expected 100-continue, found {expected.decode('latin-1')!r}"
             self.wants_continue = True
         self.encoding = headers.get(b"content-encoding", b"")
+        self.accepted = headers.get(b"accept-encoding", b"")
         self.header_length = headers.get(b"inference-header-content-length")
         slo = headers.get(b"x-slo-ms")
         self.slo_header = None if slo is None else slo.decode("latin-1")
@@ -97,8 +100,13 @@ class Exchange:
 
     def end(self, ending: Ending) -> None:
         """Answer the client."""
-        if not self.abandoned:
-            self.respond(infer_response(ending))
+        if self.abandoned:
+            return
+        response = infer_response(ending)
+        if self.pack is None:
+            self.respond(response)
+        else:
+            self.pack(self, response)
 
     def respond(self, response: Response) -> None:
         """Send the response when it is its turn."""

@@ -19,7 +19,7 @@ from google.protobuf import json_format
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Outcome
-from clockwork_serve.oip import CUDA_SHARED_MEMORY, InferCall, Served
+from clockwork_serve.oip import InferCall, Served
 from clockwork_serve.oip.grpc_infer import encode_infer, parse_infer
 from clockwork_serve.oip.protobuf import (
     HEALTH_SERVICE,
@@ -237,6 +237,9 @@ class GrpcServer:
             "RepositoryIndex": self._repository_index,
             "RepositoryModelLoad": self._repository_load,
             "RepositoryModelUnload": self._repository_unload,
+            "CudaSharedMemoryStatus": self._cuda_regions,
+            "CudaSharedMemoryRegister": self._register_cuda,
+            "CudaSharedMemoryUnregister": self._unregister_cuda,
             "TraceSetting": self._trace_setting,
             "LogSettings": self._log_settings,
         }
@@ -244,9 +247,6 @@ class GrpcServer:
             "SystemSharedMemoryStatus": self._regions,
             "SystemSharedMemoryRegister": self._register,
             "SystemSharedMemoryUnregister": self._unregister,
-            "CudaSharedMemoryStatus": self._cuda_shared_memory,
-            "CudaSharedMemoryRegister": self._cuda_shared_memory,
-            "CudaSharedMemoryUnregister": self._cuda_shared_memory,
         }
         known = rpcs(INFERENCE_SERVICE)
         return {
@@ -312,8 +312,16 @@ class GrpcServer:
         self._endpoints.unregister(request.name, local=local)
         return {}
 
-    async def _cuda_shared_memory(self, request: Any, *, local: bool) -> dict[str, Any]:
-        raise Refused(501, CUDA_SHARED_MEMORY)
+    async def _cuda_regions(self, request: Any) -> dict[str, Any]:
+        self._endpoints.cuda_regions(request.name)
+        return {}
+
+    async def _register_cuda(self, request: Any) -> dict[str, Any]:
+        self._endpoints.register_cuda()
+        return {}
+
+    async def _unregister_cuda(self, request: Any) -> dict[str, Any]:
+        return {}
 
     async def _trace_setting(self, request: Any) -> dict[str, Any]:
         changes = {name: list(setting.value) for name, setting in request.settings.items()}

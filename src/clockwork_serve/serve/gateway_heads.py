@@ -13,7 +13,7 @@ from clockwork_serve.serve.gateway_limits import HttpLimits, excess
 
 HEAD_BYTES_MAX: Final = 2048
 _END: Final = b"\r\n\r\n"
-_OTHERWISE: Final = (b"transfer-encoding", b"content-encoding", b"expect", b"accept-encoding")
+_OTHERWISE: Final = (b"transfer-encoding", b"content-encoding", b"expect")
 
 
 class HeadParts:
@@ -53,6 +53,7 @@ class Head:
     """``raw`` is the head as it was sent; with its body a request has ``whole`` bytes."""
 
     __slots__ = (
+        "_accepted",
         "_header_length",
         "_local",
         "_method",
@@ -70,7 +71,7 @@ class Head:
         self.headers = headers
         self._on_response = like.on_response
         self._method, self._route, self._local = like.method, like.route, like.local
-        self._header_length, self._slo = like.header_length, like.slo_header
+        self._header_length, self._slo, self._accepted = like.header_length, like.slo_header, like.accepted
 
     def again(self) -> Exchange:
         """Another request with this head."""
@@ -78,6 +79,7 @@ class Head:
         exchange.keep_alive = True
         exchange.local = self._local
         exchange.header_length = self._header_length
+        exchange.accepted = self._accepted
         exchange.slo_header = self._slo
         return exchange
 

@@ -6,12 +6,13 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.oip import decompress
+from clockwork_serve.oip import Coding, decompress, wanted_coding
 from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_acceptor import BACKLOG, Admission, TlsAcceptor, listening_socket
 from clockwork_serve.serve.gateway_connection import HttpConnection
@@ -20,6 +21,7 @@ from clockwork_serve.serve.gateway_endpoints import Endpoints
 from clockwork_serve.serve.gateway_exchange import Exchange
 from clockwork_serve.serve.gateway_limits import SETTING
 from clockwork_serve.serve.gateway_outbox import Outbox, send_held
+from clockwork_serve.serve.gateway_packing import Packer
 from clockwork_serve.serve.gateway_responses import Response, error_response
 from clockwork_serve.serve.gateway_routes import Route, answer, find_route, settled
 from clockwork_serve.units import KIB
@@ -57,6 +59,7 @@ class HttpServer:
         self.held: list[Outbox] = []
         gateway.batch_listeners.append(lambda: send_held(self.held))
         self._endpoints = endpoints
+        self._packer = Packer()
         self._connections: set[HttpConnection] = set()
         self._servers: list[asyncio.Server | TlsAcceptor] = []
         self._reached: Counter[str] = Counter()  # limits, since they were last told
@@ -100,6 +103,7 @@ class HttpServer:
             self._sweep.cancel()
         for task in self._tasks:
             task.cancel()
+        self._packer.close()
 
     def _busy(self) -> bool:
         return not all(connection.idle for connection in self._connections)
@@ -178,6 +182,8 @@ class HttpServer:
         elif method != route.method and not route.takes(method):
             exchange.respond(error_response(405, "Method Not Allowed", b"Allow: %s\r\n" % route.method))
         elif route.endpoint is None:
+            if exchange.accepted and (coding := wanted_coding(exchange.accepted.decode("latin-1"))):
+                exchange.pack = partial(self._pack, coding)
             exchange.request_id = self.gateway.infer(exchange)
         else:
             found = answer(self._endpoints, route, bytes(exchange.content), local=exchange.local)
@@ -188,6 +194,13 @@ class HttpServer:
 
     async def _respond_soon(self, exchange: Exchange, found: Awaitable[Response]) -> None:
         exchange.respond(await settled(found))
+
+    def _pack(self, coding: Coding, exchange: Exchange, response: Response) -> None:
+        found = self._packer.pack(response, coding)
+        if isinstance(found, Response):
+            exchange.respond(found)
+        else:
+            self._start(self._respond_soon(exchange, found))
 
     def _unpack(self, exchange: Exchange) -> bool:
         try:

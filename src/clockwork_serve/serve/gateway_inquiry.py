@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -9,12 +10,14 @@ from msgspec import Struct
 from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.oip import InferCall, OutputTensor, Served, Status
 from clockwork_serve.serve.gateway_slots import Body
+from clockwork_serve.units import NS_PER_S
 
 
 class Ending(Struct):
     """How a request ended. ``served`` and ``call`` are None where it was refused before they were known.
 
-    ``outputs`` refer to memory that is given back when :meth:`Inquiry.end` returns.
+    ``outputs`` refer to memory that is given back when :meth:`Inquiry.end` returns. ``retry_after_ns`` is
+    exact, ``retry_after_s`` are whole seconds with dice in them.
     """
 
     outcome: Outcome
@@ -25,6 +28,7 @@ class Ending(Struct):
     served: Served | None = None
     call: InferCall | None = None
     retry_after_ns: int = 0
+    retry_after_s: int = 0
     outputs: list[OutputTensor] = []
     parameters: dict[str, Any] = {}
 
@@ -35,6 +39,15 @@ class Ending(Struct):
         if self.outcome is Outcome.INVALID:
             return self.message or name
         return f"{name}: {self.message}" if self.message else name
+
+
+def spread_s(wait_ns: int, dice: Random) -> int:
+    """A wait as whole seconds: rounded up, then up to half of that more, or a second if that is more.
+
+    All who are told to come back "in a second" would else come at once.
+    """
+    least_s = -(-wait_ns // NS_PER_S)
+    return least_s + dice.randint(0, max(1, least_s // 2)) if least_s > 0 else 0
 
 
 class Inquiry(Protocol):

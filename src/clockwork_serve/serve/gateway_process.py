@@ -44,6 +44,7 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
     ``default_slo_ns``: of requests and models that name none (None: from the model's profile).
     ``region_bytes`` holds the tensors of all requests in flight. ``reuse_port``: other processes of ours
     listen there too. ``shared_memory``: the prefix of keys of shared memory that local clients may use.
+    ``triton_codes``: what is refused or expired gets Triton's status.
     """
 
     run_dir: str
@@ -58,6 +59,7 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
     reuse_port: bool = False
     model_control: bool = True
     shared_memory: str | None = None
+    triton_codes: bool = False
     door: DoorConfig = DoorConfig()
     log_level: str = "info"
     log_format: str = "text"
@@ -83,6 +85,7 @@ class GatewayServers:
             controller=str(Path(config.run_dir) / SOCKET_NAME),
             region_bytes=config.region_bytes,
             default_slo_ns=config.default_slo_ns,
+            triton_codes=config.triton_codes,
         )
         self.gateway = Gateway(settings)
         if config.shared_memory is not None:

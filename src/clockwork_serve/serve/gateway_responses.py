@@ -11,7 +11,7 @@ import msgspec
 from clockwork_serve.messages import Outcome
 from clockwork_serve.oip import encode_infer
 from clockwork_serve.serve.gateway_inquiry import Ending
-from clockwork_serve.units import NS_PER_MS, NS_PER_S
+from clockwork_serve.units import NS_PER_MS
 
 JSON: Final = b"application/json"
 _BINARY: Final = b"application/octet-stream"
@@ -80,8 +80,7 @@ def _failure(ending: Ending, headers: bytes) -> Response:
         body["parameters"] = ending.parameters
     if ending.retry_after_ns > 0:
         body["retry_after_ms"] = ending.retry_after_ns / NS_PER_MS
-        # The header knows whole seconds only.
-        headers += b"Retry-After: %d\r\n" % -(-ending.retry_after_ns // NS_PER_S)
+        headers += b"Retry-After: %d\r\n" % ending.retry_after_s
     if ending.status.http == http.HTTPStatus.NOT_IMPLEMENTED:
         headers += b"Accept-Encoding: gzip, deflate\r\n"
     return Response(ending.status.http, (_encode(body),), JSON, headers)

@@ -83,6 +83,7 @@ def _gateway(
         "reuse_port": True,
         "model_control": config.model_control,
         "shared_memory": config.shared_memory,
+        "triton_codes": config.triton_codes,
         "door": config.door,
     }
 
