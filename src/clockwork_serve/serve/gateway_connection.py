@@ -11,13 +11,14 @@ from typing import Any, Final, cast
 
 import httptools
 
-from clockwork_serve.serve.gateway_exchange import WANTED, Exchange
+from clockwork_serve.serve.gateway_exchange import WANTED, Exchange, byte_count
 from clockwork_serve.serve.gateway_guard import denial
 from clockwork_serve.serve.gateway_host import HttpHost
+from clockwork_serve.serve.gateway_intake import Intake
 from clockwork_serve.serve.gateway_limits import LINGER_S, PIPELINED_MAX, SETTING, UNWANTED_MAX, excess
 from clockwork_serve.serve.gateway_outbox import Outbox
 from clockwork_serve.serve.gateway_regions import is_loopback
-from clockwork_serve.serve.gateway_responses import Response, error_response
+from clockwork_serve.serve.gateway_responses import Response, error_response, tripped
 from clockwork_serve.units import KIB
 
 DIRECT_BYTES: Final = 64 * KIB
@@ -35,6 +36,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._limits = server.limits
         self._transport: asyncio.Transport | None = None
         self._outbox: Outbox
+        self._intake: Intake
         self._parser: Any = httptools.HttpRequestParser(self)
         self._queue: deque[Exchange] = deque()  # requests without a sent response, in order
         self._local = False
@@ -46,12 +48,12 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._current: Exchange | None = None  # the request whose body is being received
         self._content: bytes | bytearray = b""
         self._content_bytes = 0
+        self._sized = False  # what comes next is a body of known length
         self._direct: memoryview | None = None  # where a large body goes; _content_bytes of it have arrived
         self._unwanted_bytes = 0  # of the body of a request that is answered already, so many are to come
         self._arriving_bytes = 0  # our part of the server's
         self._closing = False  # nothing that arrives matters any more
         self._stopped = False  # nothing more is written
-        self._paused = False
         self.due_s = 0.0
 
     # What the loop calls
@@ -62,6 +64,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         peer = transport.get_extra_info("peername")
         self._local = bool(peer) and is_loopback(peer[0])
         self._outbox = Outbox(self._transport, self._limits, self._server)
+        self._intake = Intake(self._transport, self._server.loop)
         # Not as long as between requests: who only connects would take a place from others.
         self.due_s = self._server.tick_s + self._limits.header_s
         self._server.opened(self)
@@ -72,7 +75,8 @@ class HttpConnection(asyncio.BufferedProtocol):
             return self._direct[self._content_bytes :]
         if self._unwanted_bytes and not self._closing:
             return self._server.buffer[: self._unwanted_bytes]
-        return self._server.buffer
+        # Little at a time where it may be many requests or chunks: they are dealt with while all others wait.
+        return self._server.buffer if self._sized else self._server.small_buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take in what arrived."""
@@ -86,6 +90,8 @@ class HttpConnection(asyncio.BufferedProtocol):
             return
         if self._direct is None:
             self._feed(self._server.buffer[:nbytes])
+            if nbytes == len(self._server.small_buffer):
+                self._intake.let_others_go_first()
             return
         self._content_bytes += nbytes
         self._count(nbytes)
@@ -220,7 +226,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         if queue and queue[0].wants_continue and self._transport is not None:
             queue[0].wants_continue = False
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if self._paused:
+        if self._intake.paused:
             self._set_reading()
 
     def check(self, tick_s: float) -> None:
@@ -258,11 +264,8 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._server.reached(limit)
             transport.abort()
 
-    def turn_away(self) -> None:
-        """Tell a client that just came that there are too many."""
-        self._turn_away("connections", self._limits.connections)
-
-    def _turn_away(self, limit: str, most: int) -> None:
+    def turn_away(self, limit: str, most: int) -> None:
+        """Tell a client that there is too much of something, and close."""
         self._server.reached(limit)
         self._refuse(429, excess(limit, most), b"Retry-After: 1\r\n")
 
@@ -273,6 +276,7 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def _await_next(self) -> None:
         self._content_bytes = 0
+        self._sized = False
         self._forget_bytes()
         self._phase = _IDLE
         self.due_s = self._server.tick_s + self._limits.idle_s
@@ -289,18 +293,12 @@ class HttpConnection(asyncio.BufferedProtocol):
     def _feed(self, data: memoryview) -> None:
         content_bytes = self._content_bytes
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            # Other protocols are not spoken: the request was answered as one of HTTP/1.1, the next follows.
-            self._parser = httptools.HttpRequestParser(self)
-            rest = data[upgrade.args[0] :]
-            if rest and not self._closing:
-                self._feed(rest)
-            return
-        except httptools.HttpParserCallbackError:
-            raise
+            rest = data
+            while rest and not self._closing:
+                rest = self._feed_one(rest)
         except httptools.HttpParserError as error:
-            self._refuse(400, f"malformed HTTP request: {error}")
+            ours = isinstance(error, httptools.HttpParserCallbackError)
+            self._refuse_with(tripped() if ours else error_response(400, f"malformed HTTP request: {error}"))
             return
         if self._phase != _IDLE:
             # Where in the first read it began is not known. Chunks' sizes and trailers count as heads do.
@@ -311,9 +309,19 @@ class HttpConnection(asyncio.BufferedProtocol):
         if len(self._queue) > PIPELINED_MAX:
             self._set_reading()
 
+    def _feed_one(self, data: memoryview) -> memoryview:
+        """Up to a request for another protocol, which is not spoken; what follows that one."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._parser = httptools.HttpRequestParser(self)
+            return data[upgrade.args[0] :]
+        return data[:0]
+
     def _read_headers(self, exchange: Exchange, headers: dict[bytes, bytes]) -> None:
         limits = self._limits
-        length = int(headers.get(b"content-length", b"0"))
+        length = byte_count(headers.get(b"content-length", b"0")) or 0
+        self._sized = length > 0
         if length > limits.body_bytes:
             self._refuse(413, excess("body_bytes", limits.body_bytes, length))
             return
@@ -380,7 +388,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._arriving_bytes += nbytes
         self._server.arriving_bytes += nbytes
         if self._server.arriving_bytes > self._limits.arriving_bytes:
-            self._turn_away("arriving_bytes", self._limits.arriving_bytes)
+            self.turn_away("arriving_bytes", self._limits.arriving_bytes)
 
     def _forget_bytes(self) -> None:
         if self._arriving_bytes:
@@ -388,13 +396,5 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._arriving_bytes = 0
 
     def _set_reading(self) -> None:
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            return
-        pause = self._outbox.unread or len(self._queue) > PIPELINED_MAX
-        if pause and not self._paused:
-            transport.pause_reading()
-        elif self._paused and not pause:
-            transport.resume_reading()
+        if self._intake.hold(pause=self._outbox.unread or len(self._queue) > PIPELINED_MAX):
             self.due_s = max(self.due_s, self._server.tick_s + self._limits.header_s)
-        self._paused = pause

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class HttpHost(Protocol):
-    """``buffer`` is where all connections read, one at a time.
+    """``buffer`` is where all connections read, one at a time; ``small_buffer`` is its beginning.
 
     ``tick_s`` is the loop's time, to a second. ``arriving_bytes`` of large bodies are here, outside the
     region, and not whole yet.
@@ -28,6 +28,7 @@ class HttpHost(Protocol):
     keys: KeyRing | None
     loop: asyncio.AbstractEventLoop
     buffer: memoryview
+    small_buffer: memoryview
     tick_s: float
     arriving_bytes: int
     find_route: Callable[[bytes], Route | None]

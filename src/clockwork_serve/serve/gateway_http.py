@@ -17,8 +17,8 @@ from clockwork_serve.serve.gateway_acceptor import BACKLOG, Admission, TlsAccept
 from clockwork_serve.serve.gateway_connection import HttpConnection
 from clockwork_serve.serve.gateway_door import Door
 from clockwork_serve.serve.gateway_endpoints import Endpoints
-from clockwork_serve.serve.gateway_exchange import Exchange
-from clockwork_serve.serve.gateway_limits import SETTING
+from clockwork_serve.serve.gateway_exchange import Exchange, byte_count
+from clockwork_serve.serve.gateway_limits import SETTING, SMALL_READ_BYTES
 from clockwork_serve.serve.gateway_responses import Response, error_response
 from clockwork_serve.serve.gateway_routes import Route, answer, find_route, settled
 from clockwork_serve.units import KIB
@@ -49,6 +49,7 @@ class HttpServer:
         self.loop = asyncio.get_running_loop()
         self.tick_s = self.loop.time()
         self.buffer = memoryview(bytearray(READ_BYTES))
+        self.small_buffer = self.buffer[:SMALL_READ_BYTES]
         self.arriving_bytes = 0
         self._endpoints = endpoints
         self._connections: set[HttpConnection] = set()
@@ -109,7 +110,7 @@ class HttpServer:
         if beyond > SPARE_CONNECTIONS:
             connection.cut("connections")
         elif beyond > 0:
-            connection.turn_away()
+            connection.turn_away("connections", self.limits.connections)
 
     def reached(self, limit: str) -> None:
         """A client was cut off by that limit; to be told in the log."""
@@ -129,9 +130,8 @@ class HttpServer:
             and exchange.method == route.method
             and not exchange.encoding
         ):
-            header_length = exchange.header_length
-            at = int(header_length) if header_length is not None and header_length.isdigit() else -1
-            if 0 <= at < length:
+            at = None if exchange.header_length is None else byte_count(exchange.header_length)
+            if at is not None and at < length:
                 exchange.body = self.gateway.slots.body(length, at)
                 if exchange.body is not None:
                     return exchange.body.view
@@ -187,7 +187,7 @@ class HttpServer:
         try:
             exchange.content = memoryview(self._unpacked(exchange))
         except InvalidRequest as error:
-            exchange.end(self.gateway.invalid(error))
+            exchange.end(self.gateway.unreadable(error))
             return False
         return True
 
@@ -195,7 +195,7 @@ class HttpServer:
         try:
             found = await asyncio.to_thread(self._unpacked, exchange)
         except InvalidRequest as error:
-            exchange.end(self.gateway.invalid(error))
+            exchange.end(self.gateway.unreadable(error))
             return
         exchange.content = memoryview(found)
         if not exchange.abandoned:
