@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,11 +90,12 @@ def serve(
     journal: Path | None = None,
     cache: Path | None = None,
     controller: ControllerConfig | None = None,
+    on_line: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> Iterator[Serving]:
     """Serve ``repository`` on one device with free ports until the end of the block.
 
-    ``settings`` are more fields of ``ServerConfig``.
+    ``on_line`` gets what its processes log. ``settings`` are more fields of ``ServerConfig``.
     """
     config = ServerConfig(
         repository=str(repository),
@@ -107,7 +108,7 @@ def serve(
         journal="" if journal is None else str(journal),
         **{"log_level": "warning", **settings},
     )
-    with running_server(config) as server:
+    with running_server(config, on_line=on_line) as server:
         (worker,) = (name for name in server.names if name.startswith("worker"))
         yield Serving(server, worker)
 
