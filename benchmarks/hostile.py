@@ -32,7 +32,7 @@ import tritonclient.grpc
 from benchmarks import machine, repositories
 from benchmarks.client import Sample, Shot, infer_message, open_loop, run
 from benchmarks.report import Outcome, finish, milliseconds, parser, percent, quantile
-from benchmarks.serving import Serving, serve, total, until
+from benchmarks.serving import Metrics, Serving, serve, total, until
 from clockwork_serve.units import MIB
 
 ROOT: Final = Path(__file__).parents[1]
@@ -219,18 +219,29 @@ def window(serving: Serving, honest: Honest, load: Load, seed: int | None) -> Wi
 
 def books(serving: Serving) -> dict[str, int]:
     """What must be equal, or nothing, once nobody asks anything."""
-    found = serving.metrics()
-    received, ended = (
-        total(found, "clockwork_requests_received_total"),
-        total(found, "clockwork_requests_total"),
-    )
-    at_gateway = total(found, "clockwork_gateway_received_total")
-    by_gateway = total(found, "clockwork_gateway_requests_total")
+    by_gateway: dict[str, Metrics] = {}
+    found: Metrics = {}
+    wanted = {name for name in serving.server.names if name.startswith("gateway")}
+    for _ in range(200):
+        found = serving.metrics(f"{serving.http_url}/metrics")  # of whichever gateway is reached
+        (name,) = (dict(labels)["gateway"] for each, labels in found if each == "clockwork_gateway_open")
+        by_gateway[name] = found
+        if by_gateway.keys() == wanted:
+            break
+
+    def at_gateways(name: str, **labels: str) -> float:
+        return sum(total(each, name, **labels) for each in by_gateway.values())
+
+    received = total(found, "clockwork_requests_received_total")
+    ended_early = at_gateways("clockwork_gateway_requests_total")
     return {
-        "controller: received without an outcome": int(received - ended),
-        "gateway: received without an outcome": int(at_gateway - by_gateway - received),
+        "controller: received without an outcome": int(received - total(found, "clockwork_requests_total")),
+        "gateways: received without an outcome": int(
+            at_gateways("clockwork_gateway_received_total") - ended_early - received
+        ),
         "answered twice": int(total(found, "clockwork_answers_unmatched_total")),
-        "region bytes used": int(total(found, "clockwork_gateway_region_bytes", state="taken")),
+        "region bytes used": int(at_gateways("clockwork_gateway_region_bytes", state="taken")),
+        "gateways that do not answer": len(wanted - by_gateway.keys()),
     }
 
 
@@ -367,13 +378,14 @@ def main() -> int:
     options.add_argument("--grpc-share", type=float, default=plain.attack_grpc_share, help="of the attacks")
     options.add_argument("--http-rate", type=float, default=plain.http_rate, help="honest requests a second")
     options.add_argument("--grpc-rate", type=float, default=plain.grpc_rate, help="honest requests a second")
+    options.add_argument("--gateways", type=int, default=1)
     given = options.parse_args()
     load = Load(
         seconds=given.seconds, window_s=given.window, http_rate=given.http_rate, grpc_rate=given.grpc_rate,
         attack_rate=given.rate, held=given.held, attack_grpc_share=given.grpc_share, seed=given.seed,
     )  # fmt: skip
     log: list[str] = []
-    with served(on_line=log.append) as serving:
+    with served(on_line=log.append, gateways=given.gateways) as serving:
         found = measure(serving, load, log)
     for line in found.tracebacks[:20]:
         print(f"  {line[:200]}")

@@ -238,7 +238,7 @@ def grpc_paths_that_are_no_text(dice: random.Random) -> Plan:
 
 def grpc_wrong_headers(dice: random.Random) -> Plan:
     """Deadlines, types and lengths that mean nothing."""
-    name = dice.choice(("grpc-timeout", "content-type", "content-length", "x-slo-ms", "te", ":path", "\0"))
+    name = dice.choice(("grpc-timeout", "content-type", "content-length", "x-slo-ms", "te", "x", "\0"))
     call = opened(1, INFER, (name, dice.choice((b"", b"99999999999S", b"-1", b"\0\xff", b"nan", b"1n"))))
     return Plan((START + call + sent(1, message(infer_request(b"m1", (1, 64), bytes(256)))),))
 
@@ -262,10 +262,12 @@ def _good_call(dice: random.Random) -> bytes:
 
 
 ATTACKS: Final[tuple[Callable[[random.Random], Plan], ...]] = (
-    h2_random_bytes, h2_random_frames, h2_bit_flips, h2_truncated, h2_rapid_reset, h2_continuations,
-    h2_settings, h2_pings, h2_windows, h2_header_bomb, h2_large_headers, grpc_too_large, grpc_prefix_lies,
+    h2_random_bytes, h2_random_frames, h2_bit_flips, h2_truncated, h2_continuations,
+    h2_settings, h2_pings, h2_windows, h2_large_headers, grpc_too_large, grpc_prefix_lies,
     grpc_compressed, grpc_wrong_protobuf, grpc_unknown_methods, grpc_wrong_headers, grpc_many_messages,
-    grpc_many_streams,
 )  # fmt: skip
-FATAL: Final[tuple[Callable[[random.Random], Plan], ...]] = (grpc_paths_that_are_no_text,)
-"""What grpcio (1.85) itself does not outlive: its server's loop ends, and with it the gateway."""
+BEYOND_GRPCIO: Final[tuple[Callable[[random.Random], Plan], ...]] = (
+    grpc_paths_that_are_no_text, h2_rapid_reset, h2_header_bomb, grpc_many_streams,
+)  # fmt: skip
+"""What grpcio (1.85) does not stand: the first ends its server's loop, and with it the gateway; others leave
+up to a megabyte behind, each time."""

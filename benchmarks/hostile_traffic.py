@@ -154,7 +154,7 @@ def chosen(dice: random.Random, given: argparse.Namespace) -> tuple[str, int, Pl
     if not dice.randrange(RARE):
         return "bombs", given.http, hostile_http.bombs(dice)
     if dice.random() < given.grpc_share:
-        make = dice.choice(hostile_frames.ATTACKS + hostile_frames.FATAL * given.fatal)
+        make = dice.choice(hostile_frames.ATTACKS + hostile_frames.BEYOND_GRPCIO * given.all)
         return make.__name__, given.grpc, make(dice)
     make = dice.choice(hostile_http.ATTACKS)
     return make.__name__, given.metrics if dice.random() < 0.05 else given.http, make(dice)
@@ -203,7 +203,7 @@ def main() -> int:
     options.add_argument("--rate", type=float, default=20, help="attacks a second, at most")
     options.add_argument("--held", type=int, default=200, help="slow connections")
     options.add_argument("--grpc-share", type=float, default=0.3, help="of attacks that are over gRPC")
-    options.add_argument("--fatal", action="store_true", help="also those that grpcio does not outlive")
+    options.add_argument("--all", action="store_true", help="also those that grpcio does not stand")
     options.add_argument("--core", type=int, help="the one core to run on")
     options.add_argument("--seed", type=int, default=1)
     given = options.parse_args()

@@ -45,9 +45,9 @@ class Serving:
         with urllib.request.urlopen(f"{self.http_url}{path}", timeout=30) as response:  # noqa: S310 (a URL of ours)
             return json.load(response)
 
-    def metrics(self) -> Metrics:
-        """All samples by name and labels."""
-        with urllib.request.urlopen(self.server.metrics_url, timeout=30) as response:  # noqa: S310 (a URL of ours)
+    def metrics(self, url: str = "") -> Metrics:
+        """All samples by name and labels; ``url`` is for those of any gateway, not the first one's."""
+        with urllib.request.urlopen(url or self.server.metrics_url, timeout=30) as response:  # noqa: S310 (a URL of ours)
             text = response.read().decode()
         return {
             (sample.name, frozenset(sample.labels.items())): sample.value

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 import time
+import weakref
 
 import pytest
 
@@ -126,3 +128,15 @@ def test_a_body_that_cannot_be_unpacked_is_a_request_that_came_and_was_wrong(gat
 def test_paths_longer_than_any_name_are_not_taken_apart(gateway: RunningGateway) -> None:
     assert ask(gateway, get("/v2/models/" + "%41" * 1500)).status == 404
     assert ask(gateway, get("/v2?" + "b" * 5000)).status == 200
+
+
+def test_what_a_connection_read_is_gone_with_it(gateway: RunningGateway) -> None:
+    gc.disable()
+    try:
+        with gateway.connect() as client:
+            client.sendall(b"GET /" + b"b" * 1000)
+            gateway.until(lambda: any(each._phase for each in gateway.servers.http._connections))
+            (known,) = gateway.do(lambda: [weakref.ref(each) for each in gateway.servers.http._connections])
+        gateway.until(lambda: known() is None)
+    finally:
+        gc.enable()

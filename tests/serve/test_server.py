@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -139,8 +140,12 @@ def test_models_are_loaded_replaced_and_unloaded_while_it_serves(server: Running
     call(server, "repository/models/new/unload", {})
     status, _ = refusal(server, "models/new/infer", {"inputs": []})
     assert 400 <= status < 500
-    status, why = refusal(server, "repository/models/nobody/load", {})
-    assert (status, "nobody" in why) == (400, True)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for name in ("nobody", "..%2F..%2Fetc", "new%2F1"):
+        status, why = refusal(server, f"repository/models/{name}/load", {})
+        assert (status, "none of that name" in why) == (400, True)
+    # No process was started to look for them, and ended: that takes a second.
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime == before.ru_utime
 
 
 @pytest.mark.parametrize("name", ["worker-cpu:0", "gateway-0", "controller"])

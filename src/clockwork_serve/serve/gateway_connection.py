@@ -115,8 +115,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._set_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone, and needs no answer."""
-        self._transport = None
+        """The client is gone, and needs no answer; and what was read waits for no collection of garbage."""
+        self._transport = self._parser = None
         self._closing = True
         self._abandon_all()
         self._server.closed(self)

@@ -201,7 +201,7 @@ class HttpServer:
         if not exchange.abandoned:
             self._answer(exchange)
 
-    def _unpacked(self, exchange: Exchange) -> bytes:
+    def _unpacked(self, exchange: Exchange) -> bytearray:
         return decompress(exchange.content, exchange.encoding.decode("latin-1"), self.limits.body_bytes)
 
     def _start(self, work: Any) -> None:

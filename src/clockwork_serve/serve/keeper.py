@@ -202,6 +202,12 @@ class Keeper:
     async def _load(self, name: str) -> bytes:
         if not name:
             raise RepositoryError("load: expected the name of a model; found none")
+        if name not in await asyncio.to_thread(_folders, self.config.repository):
+            # A process to look at a model costs a second; a wrong name should not.
+            raise RepositoryError(
+                f"model {name!r}: name: expected a folder in {self.config.repository}, found none of that name; "
+                "see the repository index"
+            )
         prepared = await self._prepare((name,), nice=LOAD_NICE)
         self._report(prepared)
         if not prepared.served:
