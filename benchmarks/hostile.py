@@ -42,10 +42,8 @@ LEAD_S: Final = 2.0
 """Before a window: the attacker's own start, and all its slow connections."""
 SETTLE_S: Final = 2.5
 """After a window: longer than the server reads on from who was refused."""
-WARM_UP: Final = 2
-"""Hostile windows after which memory is expected to stay."""
-GROWTH_BYTES: Final = 24 * MIB
-"""More than any process's memory differs from window to window by itself."""
+GROWTH_BYTES: Final = 48 * MIB
+"""More than any process's memory differs by itself: the C library may keep 32 MiB of what one body took."""
 SLOWER: Final = 1.10
 
 
@@ -246,10 +244,9 @@ def books(serving: Serving) -> dict[str, int]:
 
 
 def growth(windows: list[Window]) -> dict[str, tuple[int, int, int]]:
-    """By process: how much more memory, files and threads at the end than after the warm-up."""
-    after = [one for one in windows if one.hostile][WARM_UP - 1 :] or windows
-    first = windows[windows.index(after[0]) :]
-    early, late = first[: max(1, len(first) // 3)], first[-max(1, len(first) // 3) :]
+    """By process: how much more memory, files and threads in the last quarter than in the third."""
+    rest = windows[len(windows) // 2 :]
+    early, late = rest[: max(1, len(rest) // 2)], rest[-max(1, len(rest) // 2) :]
 
     def change(name: str, what: str) -> int:
         before, now = (median([int(getattr(one.held[name], what)) for one in part]) for part in (early, late))

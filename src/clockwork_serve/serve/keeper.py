@@ -205,8 +205,8 @@ class Keeper:
         if name not in await asyncio.to_thread(_folders, self.config.repository):
             # A process to look at a model costs a second; a wrong name should not.
             raise RepositoryError(
-                f"model {name!r}: name: expected a folder in {self.config.repository}, found none of that name; "
-                "see the repository index"
+                f"model {name!r}: name: expected a folder in {self.config.repository}, "
+                "found none of that name; see the repository index"
             )
         prepared = await self._prepare((name,), nice=LOAD_NICE)
         self._report(prepared)
