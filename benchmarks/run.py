@@ -16,6 +16,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "overload": ("--seconds", "30"),
     "feasible_load": ("--seconds", "30"),
     "worker_kill": ("--requests", "6000", "--connections", "200"),
+    "hostile": ("--seconds", "60"),
     "many_models": ("--models", "200", "--held", "20", "--idle-seconds", "10"),
     "device_lane_time": ("--seconds", "0.5"),
     "device_memory": ("--cycles", "300"),

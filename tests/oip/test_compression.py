@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import random
 import zlib
 
 import pytest
@@ -116,3 +117,27 @@ def test_a_response_is_compressed_for_who_asks(said: str, name: str) -> None:
 )
 def test_who_cannot_read_it_plain_gets_it_compressed_if_that_can_be(said: str, name: str) -> None:
     assert wanted_coding(said) == (Coding(name, must=True) if name else None)
+
+
+class Counting:
+    """A body that tells how much of it is taken at once."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.most = 0
+
+    def __len__(self) -> int:
+        return len(self.body)
+
+    def __getitem__(self, at: int | slice) -> int | bytes:
+        found = self.body[at]
+        if isinstance(found, bytes):
+            self.most = max(self.most, len(found))
+        return found
+
+
+def test_large_bodies_are_unpacked_little_at_a_time() -> None:
+    content = random.Random(1).randbytes(3_000_000) + bytes(5_000_000)
+    body = Counting(gzip.compress(content))
+    assert decompress(body, "gzip", len(content)) == content  # type: ignore[arg-type]
+    assert body.most <= 65536

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -153,6 +154,12 @@ def test_models_are_loaded_replaced_and_unloaded_while_it_serves(server: Running
     assert "model.onnx" in index["broken"]["reason"]
     assert index["new"] == {"name": "new", "version": "2", "state": "UNAVAILABLE", "reason": "unloaded"}
     assert index["a"] == {"name": "a", "version": "1", "state": "READY"}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for name in ("nobody", "..%2F..%2Fetc", "new%2F1"):
+        status, why = refusal(server, f"repository/models/{name}/load", {})
+        assert (status, "no model" in why) == (404, True)
+    # No process was started to look for them, and ended: that takes a second.
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime == before.ru_utime
 
 
 @pytest.mark.parametrize("name", ["worker-cpu:0", "gateway-0", "controller"])

@@ -11,7 +11,7 @@ from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import DATATYPES
 from clockwork_serve.oip.classification import classify
 from clockwork_serve.oip.datatypes import BINARY_ONLY, DTYPES, encode_strings
-from clockwork_serve.oip.http_infer import any_shared, classes_of, shared_and_sent, shared_wish
+from clockwork_serve.oip.http_infer import any_shared, check_shape, classes_of, shared_and_sent, shared_wish
 from clockwork_serve.oip.protobuf import ModelInferResponse
 from clockwork_serve.oip.records import InferCall, InputTensor, OutputTensor, OutputWish, Parameter
 from clockwork_serve.oip.served import Served
@@ -97,10 +97,7 @@ def _input(tensor: Any, raw: bytes | None, shared: SharedRef | None) -> InputTen
         raise InvalidRequest(
             f"inference input '{name}': datatype: expected one of {', '.join(DATATYPES)}, found '{datatype}'"
         )
-    if shape and min(shape) < 0:
-        raise InvalidRequest(
-            f"inference input '{name}': shape: expected no negative dimension, found {list(shape)}"
-        )
+    check_shape(name, shape)
     if shared is not None:
         if tensor.HasField("contents"):
             raise shared_and_sent(name)

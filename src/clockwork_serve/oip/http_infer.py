@@ -18,6 +18,9 @@ from clockwork_serve.oip.served import Served
 from clockwork_serve.oip.shared_memory import SharedRef, shared_ref
 
 CLASSES_MAX: Final = 1 << 16
+DIMENSIONS_MAX: Final = 32
+"""Of one tensor: as many as NumPy's arrays could always have."""
+_DIMENSION_MAX: Final = 2**63 - 1
 
 Parameters = dict[str, Parameter]
 
@@ -208,10 +211,7 @@ def _input(given: _JsonInput, tensors: _Binary) -> InputTensor:
             f"inference input '{name}': datatype: expected one of {', '.join(DATATYPES)}, found '{datatype}'"
         )
     shape = tuple(given.shape)
-    if shape and min(shape) < 0:
-        raise InvalidRequest(
-            f"inference input '{name}': shape: expected no negative dimension, found {given.shape}"
-        )
+    check_shape(name, shape)
     size = None
     if parameters:
         size = parameters.get("binary_data_size")
@@ -243,6 +243,27 @@ def _wish(given: _JsonWish, request: Parameters | None) -> OutputWish:
     if shared is not None:
         return shared_wish(given.name, classes, shared)
     return OutputWish(given.name, _flag(parameters, "binary_data", default=binary), classes)
+
+
+def check_shape(name: str, shape: tuple[int, ...]) -> None:
+    """Raise :class:`InvalidRequest` for what is no tensor's, before it is multiplied or told back.
+
+    Clients choose how many dimensions they name: their product could have a million digits.
+    """
+    if len(shape) > DIMENSIONS_MAX:
+        raise InvalidRequest(
+            f"inference input '{name}': shape: expected at most {DIMENSIONS_MAX} dimensions, "
+            f"found {len(shape)}"
+        )
+    if shape and min(shape) < 0:
+        raise InvalidRequest(
+            f"inference input '{name}': shape: expected no negative dimension, found {list(shape)}"
+        )
+    if shape and max(shape) > _DIMENSION_MAX:
+        raise InvalidRequest(
+            f"inference input '{name}': shape: expected dimensions up to {_DIMENSION_MAX}, "
+            f"found {list(shape)}"
+        )
 
 
 def classes_of(name: str, given: Any) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -92,7 +91,8 @@ def _header_ns(text: str) -> int:
 
 def _limit_ns(field: str, unit: str, value: Parameter, unit_ns: int) -> int:
     expected = f"a number of {unit} above 0 and up to {SLO_MAX_NS // unit_ns} (24 h)"
-    if isinstance(value, bool | str) or not math.isfinite(value):
+    # Compared before it is converted: a whole number may be larger than any float.
+    if isinstance(value, bool | str) or not 0 < value <= SLO_MAX_NS:
         raise _wrong(field, expected, value)
     limit_ns = round(value * unit_ns)
     if not 0 < limit_ns <= SLO_MAX_NS:

@@ -194,6 +194,11 @@ class Gateway:
             self._invalid_by_model[key] = self._invalid_by_model.get(key, 0) + 1
         return _wrong(error, served=served)
 
+    def unreadable(self, error: InvalidRequest) -> Ending:
+        """Count a request whose body cannot be had, and say how it ends."""
+        self._received += 1
+        return self.invalid(error)
+
     def drop_body(self, inquiry: Inquiry) -> None:
         """Give back where an inquiry that is not passed on was received."""
         body, inquiry.body = inquiry.body, None

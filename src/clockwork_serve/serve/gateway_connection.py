@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import httptools
 
-from clockwork_serve.serve.gateway_exchange import Exchange
+from clockwork_serve.serve.gateway_exchange import Exchange, byte_count
 from clockwork_serve.serve.gateway_guard import denial
-from clockwork_serve.serve.gateway_heads import Head, HeadParts, head_of
+from clockwork_serve.serve.gateway_heads import Head, HeadParser, head_of
 from clockwork_serve.serve.gateway_host import HttpHost
 from clockwork_serve.serve.gateway_inquiry import spread_s
+from clockwork_serve.serve.gateway_intake import Arriving, Intake
 from clockwork_serve.serve.gateway_limits import LINGER_S, PIPELINED_MAX, SETTING, UNWANTED_MAX, excess
 from clockwork_serve.serve.gateway_outbox import Outbox
 from clockwork_serve.serve.gateway_regions import is_loopback
-from clockwork_serve.serve.gateway_responses import Response, error_response
+from clockwork_serve.serve.gateway_responses import Response, error_response, tripped
 from clockwork_serve.units import KIB, NS_PER_S
 
 DIRECT_BYTES: Final = 64 * KIB
@@ -28,7 +29,7 @@ DIRECT_BYTES: Final = 64 * KIB
 _IDLE, _HEAD, _BODY = range(3)
 
 
-class HttpConnection(HeadParts, asyncio.BufferedProtocol):
+class HttpConnection(HeadParser, asyncio.BufferedProtocol):
     """One client's connection. ``due_s``: when what it waits for must have come."""
 
     def __init__(self, server: HttpHost) -> None:
@@ -38,7 +39,7 @@ class HttpConnection(HeadParts, asyncio.BufferedProtocol):
         self._limits = server.limits
         self._transport: asyncio.Transport | None = None
         self._outbox: Outbox
-        self._parser: Any = httptools.HttpRequestParser(self)
+        self._intake: Intake
         self._queue: deque[Exchange] = deque()  # requests without a sent response, in order
         self._local = False
         self._phase = _IDLE
@@ -48,12 +49,12 @@ class HttpConnection(HeadParts, asyncio.BufferedProtocol):
         self._current: Exchange | None = None  # the request whose body is being received
         self._content: bytes | bytearray = b""
         self._content_bytes = 0
+        self._sized = False  # what comes next is a body of known length
         self._direct: memoryview | None = None  # where a large body goes; _content_bytes of it have arrived
         self._unwanted_bytes = 0  # of the body of a request that is answered already, so many are to come
-        self._arriving_bytes = 0  # our part of the server's
+        self._arriving = Arriving(server)
         self._closing = False  # nothing that arrives matters any more
         self._stopped = False  # nothing more is written
-        self._paused = False
         self.due_s = 0.0
 
     # What the loop calls
@@ -64,6 +65,7 @@ class HttpConnection(HeadParts, asyncio.BufferedProtocol):
         peer = transport.get_extra_info("peername")
         self._local = bool(peer) and is_loopback(peer[0])
         self._outbox = Outbox(self._transport, self._limits, self._server)
+        self._intake = Intake(self._transport, self._server.loop)
         # Not as long as between requests: who only connects would take a place from others.
         self.due_s = self._server.tick_s + self._limits.header_s
         self._server.opened(self)
@@ -74,7 +76,8 @@ class HttpConnection(HeadParts, asyncio.BufferedProtocol):
             return self._direct[self._content_bytes :]
         if self._unwanted_bytes and not self._closing:
             return self._server.buffer[: self._unwanted_bytes]
-        return self._server.buffer if self._phase == _BODY else self._server.head_buffer
+        # Little at a time where it may be many requests or chunks: they are dealt with while all others wait.
+        return self._server.buffer if self._sized else self._server.small_buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take in what arrived."""
@@ -83,26 +86,23 @@ class HttpConnection(HeadParts, asyncio.BufferedProtocol):
         if self._unwanted_bytes:
             self._unwanted_bytes -= nbytes
             if not self._unwanted_bytes:
-                self._parser = httptools.HttpRequestParser(self)
+                self.parse_afresh()
                 self._await_next()
             return
         if self._direct is None:
             head = self._head
-            if (
-                head is not None
-                and nbytes == head.whole
-                and self._phase == _IDLE
-                and self._server.received.startswith(head.raw)
-            ):
+            if head is not None and self._phase == _IDLE and head.fits(self._server.received, nbytes):
                 self._take_again(head)
                 return
             self._feed(self._server.buffer[:nbytes])
+            if nbytes == len(self._server.small_buffer) and not self._sized:
+                self._intake.let_others_go_first()
             return
         self._content_bytes += nbytes
         self._count(nbytes)
         if self._direct is not None and self._content_bytes == len(self._direct):
             # The parser has not seen this body's end, and never will.
-            self._parser = httptools.HttpRequestParser(self)
+            self.parse_afresh()
             self.on_message_complete()
 
     def eof_received(self) -> bool:
@@ -120,8 +120,8 @@ class HttpConnection(HeadParts, asyncio.BufferedProtocol):
         self._set_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone, and needs no answer."""
-        self._transport = None
+        """The client is gone, and needs no answer; and what was read waits for no collection of garbage."""
+        self._transport = self.parser = None
         self._closing = True
         self._abandon_all()
         self._server.closed(self)
@@ -141,7 +141,7 @@ class HttpConnection(HeadParts, asyncio.BufferedProtocol):
             return
         self._phase = _BODY
         self._head_bytes = -1
-        headers, parser, keys = self.headers, self._parser, self._server.keys
+        headers, parser, keys = self.headers, self.parser, self._server.keys
         exchange = Exchange(self.pump, parser.get_method(), self._server.find_route(self.url))
         exchange.keep_alive = parser.should_keep_alive()
         exchange.local = self._local
@@ -216,7 +216,7 @@ class HttpConnection(HeadParts, asyncio.BufferedProtocol):
         if queue and queue[0].wants_continue and self._transport is not None:
             queue[0].wants_continue = False
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if self._paused:
+        if self._intake.paused:
             self._set_reading()
 
     def check(self, tick_s: float) -> None:
@@ -268,7 +268,8 @@ class HttpConnection(HeadParts, asyncio.BufferedProtocol):
 
     def _await_next(self) -> None:
         self._content_bytes = 0
-        self._forget_bytes()
+        self._sized = False
+        self._arriving.forget()
         self._phase = _IDLE
         self.due_s = self._server.tick_s + self._limits.idle_s
 
@@ -285,18 +286,12 @@ class HttpConnection(HeadParts, asyncio.BufferedProtocol):
         content_bytes = self._content_bytes
         whole = self._phase == _IDLE
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            # Other protocols are not spoken: the request was answered as one of HTTP/1.1, the next follows.
-            self._parser = httptools.HttpRequestParser(self)
-            rest = data[upgrade.args[0] :]
-            if rest and not self._closing:
-                self._feed(rest)
-            return
-        except httptools.HttpParserCallbackError:
-            raise
+            rest = data
+            while rest and not self._closing:
+                rest = self.parse(rest)
         except httptools.HttpParserError as error:
-            self._refuse(400, f"malformed HTTP request: {error}")
+            ours = isinstance(error, httptools.HttpParserCallbackError)
+            self._refuse_with(tripped() if ours else error_response(400, f"malformed HTTP request: {error}"))
             return
         if self._phase != _IDLE:
             # Where in the first read it began is not known. Chunks' sizes and trailers count as heads do.
@@ -311,7 +306,7 @@ class HttpConnection(HeadParts, asyncio.BufferedProtocol):
             self._set_reading()
 
     def _take_again(self, head: Head) -> None:
-        """A whole request whose head is the last one's, byte for byte."""
+        """Take a whole request whose head is the last one's, byte for byte."""
         exchange = head.again()
         self._queue.append(exchange)
         keys = self._server.keys
@@ -321,13 +316,18 @@ class HttpConnection(HeadParts, asyncio.BufferedProtocol):
             return
         exchange.content = memoryview(bytes(self._server.buffer[len(head.raw) : head.whole]))
         self.due_s = self._server.tick_s + self._limits.idle_s
-        self._server.dispatch(exchange)
+        try:
+            self._server.dispatch(exchange)
+        except Exception:  # noqa: BLE001 - as where the parser calls
+            self._current = exchange
+            self._refuse_with(tripped())
         if len(self._queue) > PIPELINED_MAX:
             self._set_reading()
 
     def _read_headers(self, exchange: Exchange, headers: dict[bytes, bytes]) -> None:
         limits = self._limits
-        length = int(headers.get(b"content-length", b"0"))
+        length = byte_count(headers.get(b"content-length", b"0")) or 0
+        self._sized = length > 0
         if length > limits.body_bytes:
             self._refuse(413, excess("body_bytes", limits.body_bytes, length))
             return
@@ -358,7 +358,7 @@ class HttpConnection(HeadParts, asyncio.BufferedProtocol):
         self._current = None
         self._direct = None
         self._content = b""
-        self._forget_bytes()
+        self._arriving.forget()
         self._gateway.drop_body(exchange)
         self._gateway.announcements.withdraw(exchange.announced_id)
         exchange.keep_alive = False
@@ -385,31 +385,16 @@ class HttpConnection(HeadParts, asyncio.BufferedProtocol):
         self._queue.clear()
         self._current = None
         self._direct = None
-        self._forget_bytes()
+        self._arriving.forget()
 
     def _count(self, nbytes: int) -> None:
         """More of a large body is here; too much of all of them together is not kept."""
         current = self._current
-        if current is None or current.body is not None:
-            return
-        self._arriving_bytes += nbytes
-        self._server.arriving_bytes += nbytes
-        if self._server.arriving_bytes > self._limits.arriving_bytes:
-            self.turn_away("arriving_bytes")
-
-    def _forget_bytes(self) -> None:
-        if self._arriving_bytes:
-            self._server.arriving_bytes -= self._arriving_bytes
-            self._arriving_bytes = 0
+        if current is not None and current.body is None:
+            self._arriving.add(nbytes)
+            if self._server.arriving_bytes > self._limits.arriving_bytes:
+                self.turn_away("arriving_bytes")
 
     def _set_reading(self) -> None:
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            return
-        pause = self._outbox.unread or len(self._queue) > PIPELINED_MAX
-        if pause and not self._paused:
-            transport.pause_reading()
-        elif self._paused and not pause:
-            transport.resume_reading()
+        if self._intake.hold(pause=self._outbox.unread or len(self._queue) > PIPELINED_MAX):
             self.due_s = max(self.due_s, self._server.tick_s + self._limits.header_s)
-        self._paused = pause

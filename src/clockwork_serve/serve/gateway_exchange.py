@@ -18,6 +18,16 @@ WANTED: Final = frozenset(
      b"x-slo-ms", b"expect", b"accept-encoding", b"authorization", b"x-api-key"}
 )  # fmt: skip
 """The headers that mean something to us."""
+_DIGITS_MAX: Final = 20
+
+
+def byte_count(text: bytes) -> int | None:
+    """A header's number of bytes; None for what is none, and for a thousand digits, which Python refuses."""
+    digits = text.strip()
+    if not digits.isdigit():
+        return None
+    digits = digits.lstrip(b"0")
+    return int(digits or b"0") if len(digits) <= _DIGITS_MAX else None
 
 
 class Exchange:
@@ -81,12 +91,12 @@ class Exchange:
         """Parse it. Raises :class:`InvalidRequest`."""
         if self.header_length is None:
             return parse_infer(self.content, None)
-        if not self.header_length.isdigit():
+        length = byte_count(self.header_length)
+        if length is None:
             raise InvalidRequest(
                 "header 'Inference-Header-Content-Length': expected a number of bytes, found "
                 f"{self.header_length.decode('latin-1')!r}"
             )
-        length = int(self.header_length)
         if not length:
             return served.raw_call(self.content)
         return served.headers.find(self.content, length) or parse_infer(self.content, length)

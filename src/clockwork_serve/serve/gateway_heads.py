@@ -6,9 +6,11 @@ expectation or wish to close.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
-from clockwork_serve.serve.gateway_exchange import WANTED, Exchange
+import httptools
+
+from clockwork_serve.serve.gateway_exchange import WANTED, Exchange, byte_count
 from clockwork_serve.serve.gateway_limits import HttpLimits, excess
 
 HEAD_BYTES_MAX: Final = 2048
@@ -16,11 +18,26 @@ _END: Final = b"\r\n\r\n"
 _OTHERWISE: Final = (b"transfer-encoding", b"content-encoding", b"expect")
 
 
-class HeadParts:
-    """What the parser tells of a request's head, piece by piece."""
+class HeadParser:
+    """Has requests parsed, and keeps what the parser tells of a head, piece by piece."""
 
     def __init__(self) -> None:
+        self.parser: Any = None
+        self.parse_afresh()
         self.begin_head()
+
+    def parse_afresh(self) -> None:
+        """What comes next is a request, whatever came before."""
+        self.parser = httptools.HttpRequestParser(self)
+
+    def parse(self, data: memoryview) -> memoryview:
+        """Parse up to a request for another protocol, which is not spoken; what follows that one."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self.parse_afresh()
+            return data[upgrade.args[0] :]
+        return data[:0]
 
     def begin_head(self) -> None:
         """Another request's begins."""
@@ -73,6 +90,10 @@ class Head:
         self._method, self._route, self._local = like.method, like.route, like.local
         self._header_length, self._slo, self._accepted = like.header_length, like.slo_header, like.accepted
 
+    def fits(self, received: bytearray, nbytes: int) -> bool:
+        """Whether what was received is one whole request that begins so."""
+        return nbytes == self.whole and received.startswith(self.raw)
+
     def again(self) -> Exchange:
         """Another request with this head."""
         exchange = Exchange(self._on_response, self._method, self._route)
@@ -89,7 +110,7 @@ def head_of(data: memoryview, exchange: Exchange, headers: dict[bytes, bytes]) -
     size = len(data) - len(exchange.content)
     if size > HEAD_BYTES_MAX or not exchange.keep_alive or exchange.old or exchange.route is None:
         return None
-    if int(headers.get(b"content-length", b"0")) != len(exchange.content):
+    if byte_count(headers.get(b"content-length", b"0")) != len(exchange.content):
         return None
     if any(name in headers for name in _OTHERWISE):
         return None

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 class HttpHost(Protocol):
     """``buffer`` is where all connections read, one at a time, and ``received`` is the memory behind it.
 
-    ``head_buffer`` is its start, for what may begin with a head: what comes of a large body with it is copied
-    once more.
+    ``small_buffer`` is its beginning.
 
     ``tick_s`` is the loop's time, to a second. ``arriving_bytes`` of large bodies are here, outside the
     region, and not whole yet.
@@ -32,7 +31,7 @@ class HttpHost(Protocol):
     keys: KeyRing | None
     loop: asyncio.AbstractEventLoop
     buffer: memoryview
-    head_buffer: memoryview
+    small_buffer: memoryview
     received: bytearray
     tick_s: float
     arriving_bytes: int

@@ -18,8 +18,8 @@ from clockwork_serve.serve.gateway_acceptor import BACKLOG, Admission, TlsAccept
 from clockwork_serve.serve.gateway_connection import HttpConnection
 from clockwork_serve.serve.gateway_door import Door
 from clockwork_serve.serve.gateway_endpoints import Endpoints
-from clockwork_serve.serve.gateway_exchange import Exchange
-from clockwork_serve.serve.gateway_limits import SETTING
+from clockwork_serve.serve.gateway_exchange import Exchange, byte_count
+from clockwork_serve.serve.gateway_limits import SETTING, SMALL_READ_BYTES
 from clockwork_serve.serve.gateway_outbox import Outbox, send_held
 from clockwork_serve.serve.gateway_packing import Packer
 from clockwork_serve.serve.gateway_responses import Response, error_response
@@ -27,7 +27,6 @@ from clockwork_serve.serve.gateway_routes import Route, answer, find_route, sett
 from clockwork_serve.units import KIB
 
 READ_BYTES: Final = 256 * KIB
-HEAD_READ_BYTES: Final = 32 * KIB
 UNPACK_BYTES: Final = 4 * KIB
 """Compressed bodies above this are unpacked in a thread: they become up to a thousand times as large."""
 SWEEP_S: Final = 1.0
@@ -54,7 +53,7 @@ class HttpServer:
         self.tick_s = self.loop.time()
         self.received = bytearray(READ_BYTES)
         self.buffer = memoryview(self.received)
-        self.head_buffer = self.buffer[:HEAD_READ_BYTES]
+        self.small_buffer = self.buffer[:SMALL_READ_BYTES]
         self.arriving_bytes = 0
         self.held: list[Outbox] = []
         gateway.batch_listeners.append(lambda: send_held(self.held))
@@ -139,9 +138,8 @@ class HttpServer:
             and exchange.method == route.method
             and not exchange.encoding
         ):
-            header_length = exchange.header_length
-            at = int(header_length) if header_length is not None and header_length.isdigit() else -1
-            if 0 <= at < length:
+            at = None if exchange.header_length is None else byte_count(exchange.header_length)
+            if at is not None and at < length:
                 exchange.body = self.gateway.slots.body(length, at)
                 if exchange.body is not None:
                     return exchange.body.view
@@ -206,7 +204,7 @@ class HttpServer:
         try:
             exchange.content = memoryview(self._unpacked(exchange))
         except InvalidRequest as error:
-            exchange.end(self.gateway.invalid(error))
+            exchange.end(self.gateway.unreadable(error))
             return False
         return True
 
@@ -214,13 +212,13 @@ class HttpServer:
         try:
             found = await asyncio.to_thread(self._unpacked, exchange)
         except InvalidRequest as error:
-            exchange.end(self.gateway.invalid(error))
+            exchange.end(self.gateway.unreadable(error))
             return
         exchange.content = memoryview(found)
         if not exchange.abandoned:
             self._answer(exchange)
 
-    def _unpacked(self, exchange: Exchange) -> bytes:
+    def _unpacked(self, exchange: Exchange) -> bytearray:
         return decompress(exchange.content, exchange.encoding.decode("latin-1"), self.limits.body_bytes)
 
     def _start(self, work: Any) -> None:

@@ -25,6 +25,8 @@ PIPELINED_MAX: Final = 128
 """Requests of one connection without an answer, before no more is read from it."""
 UNWANTED_MAX: Final = 8 * MIB
 """So much of a body that is not wanted any more is read, so that the connection can be used again."""
+SMALL_READ_BYTES: Final = 8 * KIB
+"""Read at a time where it may be many requests, or chunks of a body: 450 of the smallest, about 4 ms."""
 LINGER_S: Final = 2.0
 """How long the rest of a request that was refused is read and thrown away, so that its client sees why."""
 _ENVELOPE_BYTES: Final = 64 * KIB

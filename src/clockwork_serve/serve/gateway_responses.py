@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http
+import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ JSON: Final = b"application/json"
 _BINARY: Final = b"application/octet-stream"
 _PHRASES: Final = {status.value: status.phrase.encode() for status in http.HTTPStatus}
 _encode = msgspec.json.Encoder().encode
+_log = logging.getLogger(__name__)
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -51,6 +53,15 @@ def json_response(found: Any, status: int = 200) -> Response:
 def error_response(status: int, message: str, headers: bytes = b"", **more: Any) -> Response:
     """``{"error": message}`` and more fields."""
     return Response(status, (_encode({"error": message, **more}),), JSON, headers)
+
+
+def tripped() -> Response:
+    """The answer to a request that our own code trips over, which must not end all others.
+
+    To be called where the error is handled: it is logged.
+    """
+    _log.exception("answering a request failed")
+    return error_response(500, "the gateway failed to answer the request; see its log")
 
 
 def infer_response(ending: Ending) -> Response:

@@ -13,9 +13,10 @@ from msgspec import Struct
 
 from clockwork_serve.oip import UnknownModel
 from clockwork_serve.serve.gateway_endpoints import Endpoints, Refused
-from clockwork_serve.serve.gateway_responses import Response, error_response, json_response
+from clockwork_serve.serve.gateway_responses import Response, error_response, json_response, tripped
 from clockwork_serve.serve.gateway_settings import log_settings, trace_settings
 from clockwork_serve.telemetry import CONTENT_TYPE
+from clockwork_serve.units import KIB
 
 Endpoint = Callable[[Endpoints, "Route", bytes], Response | Awaitable[Response]]
 
@@ -50,7 +51,7 @@ def _find(url: bytes) -> Route | None:
         path = httptools.parse_url(url).path
     except httptools.HttpParserInvalidURLError:
         return None
-    if not path:
+    if not path or len(path) > _PATH_MAX:
         return None
     match unquote_all(path):
         case ["v2", "models", name, *rest] if rest or name != "stats":
@@ -66,6 +67,8 @@ def _find(url: bytes) -> Route | None:
             return None if endpoint is None else Route(method, endpoint)
 
 
+_PATH_MAX: Final = 4 * KIB
+"""Longer than names can make one; decoding 30 KiB of percent signs takes milliseconds."""
 _remembered: Final = lru_cache(maxsize=4096)(_find)
 
 
@@ -84,6 +87,8 @@ def answer(
         found = route.endpoint(endpoints, msgspec.structs.replace(route, local=local), body)
     except (UnknownModel, Refused) as error:
         return refusal(error)
+    except Exception:  # noqa: BLE001 - as settled
+        return tripped()
     return found
 
 
@@ -93,6 +98,8 @@ async def settled(found: Awaitable[Response]) -> Response:
         return await found
     except (UnknownModel, Refused) as error:
         return refusal(error)
+    except Exception:  # noqa: BLE001 - one request that our own code trips over must not end all others
+        return tripped()
 
 
 def refusal(error: UnknownModel | Refused) -> Response:
