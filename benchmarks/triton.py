@@ -71,15 +71,17 @@ class PythonModel:
     config: str
     source: str
     files: dict[str, str] = field(default_factory=dict)
+    versions: tuple[int, ...] = (1,)
 
     def write(self, repository: Path) -> None:
-        """Put it into a repository as version 1."""
-        folder = repository / self.name / "1"
-        folder.mkdir(parents=True)
-        (folder.parent / "config.pbtxt").write_text(f'backend: "python"\n{self.config}\n')
-        (folder / "model.py").write_text(self.source)
-        for name, text in self.files.items():
-            (folder.parent / name).write_text(text)
+        """Put it into a repository, each version with the same source."""
+        for version in self.versions:
+            folder = repository / self.name / str(version)
+            folder.mkdir(parents=True)
+            (folder / "model.py").write_text(self.source)
+        files = {"config.pbtxt": f'backend: "python"\n{self.config}\n', **self.files}
+        for name, text in files.items():
+            (repository / self.name / name).write_text(text)
 
 
 def identity(

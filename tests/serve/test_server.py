@@ -139,8 +139,20 @@ def test_models_are_loaded_replaced_and_unloaded_while_it_serves(server: Running
     call(server, "repository/models/new/unload", {})
     status, _ = refusal(server, "models/new/infer", {"inputs": []})
     assert 400 <= status < 500
-    status, why = refusal(server, "repository/models/nobody/load", {})
-    assert (status, "nobody" in why) == (400, True)
+    call(server, "repository/models/new/unload", {})  # as it is already
+    for verb in ("load", "unload"):
+        status, why = refusal(server, f"repository/models/nobody/{verb}", {})
+        assert (status, "nobody" in why) == (404, True)
+    status, why = refusal(server, "repository/models/new/load", {"parameters": {"mode": "fast"}})
+    assert (status, "'mode'" in why) == (400, True)
+    (root / "broken" / "1").mkdir(parents=True)
+    (root / "broken" / "1" / "model.onnx").write_bytes(b"no graph")
+    assert refusal(server, "repository/models/broken/load", {})[0] == 400
+    index = {entry["name"]: entry for entry in call(server, "repository/index", {})}
+    assert index["broken"]["state"] == "UNAVAILABLE"
+    assert "model.onnx" in index["broken"]["reason"]
+    assert index["new"] == {"name": "new", "version": "2", "state": "UNAVAILABLE", "reason": "unloaded"}
+    assert index["a"] == {"name": "a", "version": "1", "state": "READY"}
 
 
 @pytest.mark.parametrize("name", ["worker-cpu:0", "gateway-0", "controller"])

@@ -104,6 +104,7 @@ class Endpoints:
                     f"parameter '{parameter}': a load takes files and configuration from the repository "
                     "only; put them there and load again",
                 )
+            raise Refused(400, f"parameter '{parameter}': a load has no parameter of that name; leave it out")
         body = msgspec.json.encode({"model": name})
         _body(await self.gateway.ask(Question.LOAD, body, LOAD_PATIENCE_S))
 

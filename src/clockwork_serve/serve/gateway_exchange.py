@@ -65,7 +65,8 @@ class Exchange:
                 return f"header 'Expect': expected 100-continue, found {expected.decode('latin-1')!r}"
             self.wants_continue = True
         self.encoding = headers.get(b"content-encoding", b"")
-        self.header_length = headers.get(b"inference-header-content-length")
+        length = headers.get(b"inference-header-content-length")
+        self.header_length = None if length is None else length.strip()
         slo = headers.get(b"x-slo-ms")
         self.slo_header = None if slo is None else slo.decode("latin-1")
         return ""

@@ -184,13 +184,14 @@ class Keeper:
                 case Question.LOAD:
                     body = await self._load(str(asked.get("model", "")))
                 case Question.UNLOAD:
-                    body = self._unload(str(asked.get("model", "")))
+                    body = await self._unload(str(asked.get("model", "")))
                 case _:
                     raise RepositoryError(f"the keeper does not know about {ask.what!r}")
             reply = Reply(ask_id=ask.ask_id, ok=True, body=body)
         except (ClockworkError, msgspec.MsgspecError, OSError) as error:
             body = msgspec.json.encode({"error": str(error)})
-            reply = Reply(ask_id=ask.ask_id, ok=False, body=body, code=400)
+            code = 404 if isinstance(error, _UnknownModel) else 400
+            reply = Reply(ask_id=ask.ask_id, ok=False, body=body, code=code)
         if self._link is not None:
             self._link.send(reply)
 
@@ -202,9 +203,12 @@ class Keeper:
     async def _load(self, name: str) -> bytes:
         if not name:
             raise RepositoryError("load: expected the name of a model; found none")
+        await self._check_known(name)
         prepared = await self._prepare((name,), nice=LOAD_NICE)
         self._report(prepared)
         if not prepared.served:
+            if name not in self.catalogue.names():
+                self.catalogue.note((name,), prepared.problems)
             raise RepositoryError("; ".join(str(problem) for problem in prepared.problems))
         frames = self.catalogue.put(prepared.names, prepared.served, prepared.profiles, prepared.problems)
         assert self._link is not None
@@ -227,13 +231,18 @@ class Keeper:
             return
         raise RepositoryError(f"no device was ready to run it within {PREPARE_S:.0f} s")
 
-    def _unload(self, name: str) -> bytes:
+    async def _unload(self, name: str) -> bytes:
         frames = self.catalogue.remove(name)
         if not frames:
-            raise RepositoryError(f"unload: model {name!r} is not served; see the repository index")
+            # One that is there and not served is as wished already.
+            await self._check_known(name)
         assert self._link is not None
         self._link.send(*frames)
         return b"{}"
+
+    async def _check_known(self, name: str) -> None:
+        if name not in await asyncio.to_thread(_folders, self.config.repository):
+            raise _UnknownModel(f"no model '{name}' in the repository; see its index")
 
     # Stopping
 
@@ -248,6 +257,10 @@ class Keeper:
                 await asyncio.sleep(POLL_S)
         except TransportError as error:
             _log.warning("not drained: %s", error)
+
+
+class _UnknownModel(RepositoryError):
+    """The repository has no model of that name."""
 
 
 def _make_run_dir(parent: str) -> Path:
