@@ -33,7 +33,7 @@ CLOCKS = {"last_inference", "ns"}
 class Case:
     """``first``: requests sent before, one after another; ``beside``: sent a moment earlier, not waited for.
 
-    ``mask``: names of numbers in the answer that depend on what else was asked.
+    ``mask``: names of fields, and of models in an index, that depend on what else was asked.
     """
 
     name: str
@@ -186,9 +186,9 @@ def _take_own(parameters: dict[str, Any]) -> None:
 
 def _flat(found: Any, mask: frozenset[str], path: str) -> Iterator[tuple[str, Any]]:
     """Leaves by their paths; lines of an index by their models' names."""
-    if path in ("", "models") and isinstance(found, list):
-        lines = [each for each in found if isinstance(each, dict) and "name" in each]
-        found = {each["name"] + f"/{each['version']}" * (each["name"] == "versions"): each for each in lines}
+    if path in ("", "models") and isinstance(found, list) and found and isinstance(found[0], dict):
+        found = {" ".join((line["name"], line.get("version", ""))).strip(): line for line in found}
+        found = {name: line for name, line in found.items() if name.split()[0] not in mask}
     if isinstance(found, dict) and found:
         for name, value in found.items():
             masked = name in CLOCKS or name in mask

@@ -62,7 +62,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, cache: Path, start: Start) ->
 def _unloaded(both: Both) -> bool:
     """Whether both are done: Triton answers before it is."""
     index = Http(name="", method="POST", path="/v2/repository/index", body=b"{}")
-    return all(answer.facts["gone.state"] == "UNAVAILABLE" for answer in both.ask(index))
+    return all(answer.facts["gone 1.state"] == "UNAVAILABLE" for answer in both.ask(index))
 
 
 def _know_durations(root: Path, cache: Path) -> None:
