@@ -128,7 +128,7 @@ class Triton:
 def why_not() -> str:
     """Why Triton cannot be started here; "" if it can."""
     if not (_SERVER / "bin" / "tritonserver").is_file():
-        return "Triton is not here: make triton fetches it (55 MB, x86-64 with glibc 2.35 or later)"
+        return "Triton is not here: make triton fetches it (73 MB, x86-64 with glibc 2.35 or later)"
     if not _STUB.is_file():
         return f"Triton here has no Python backend for Python {_PYTHON}"
     done = subprocess.run(["/usr/bin/env", "ldd", str(_STUB)], capture_output=True, text=True, check=False,
