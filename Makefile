@@ -43,7 +43,7 @@ check: $(STAMP) ## format, lint, types, layers, quick tests: under two minutes
 	@$(BIN)/pytest -q -m 'not slow and not system'
 
 test: $(STAMP) ## set-up, every check, then every test
-	@test -d $(TRITON) -a ! -e $(TRITON)/.set-up \
+	@test -d $(TRITON) && test ! -e $(TRITON)/.set-up \
 	  || $(MAKE) --no-print-directory --silent $(TRITON)/.set-up 2>/dev/null \
 	  || echo "Triton is not for this machine (it needs x86-64, glibc 2.35, Python 3.11 or 3.12): its tests are skipped"
 	@$(BIN)/ruff format --check --quiet || { $(BIN)/ruff format --check; exit 1; }
