@@ -138,6 +138,25 @@ def _tensors() -> Iterator[Rpc]:
     )
 
 
+PARAMETERS: dict[str, Any] = {
+    "of every kind": {"a": {"int64_param": 1}, "b": {"double_param": 1.5}, "c": {"string_param": "x"},
+                      "d": {"bool_param": True}, "e": {"uint64_param": 1}},
+    "without a value": {"a": {}},
+    "timeout 10 s": {"timeout": {"int64_param": 10_000_000}},
+    "timeout 0": {"timeout": {"int64_param": 0}},
+    "timeout negative": {"timeout": {"int64_param": -1}},
+    "timeout a text": {"timeout": {"string_param": "1"}},
+    "timeout unsigned": {"timeout": {"uint64_param": 10_000_000}},
+    "priority 1": {"priority": {"uint64_param": 1}}, "priority signed": {"priority": {"int64_param": 1}},
+    "priority a text": {"priority": {"string_param": "1"}},
+    "sequence_id 1": {"sequence_id": {"int64_param": 1}, "sequence_start": {"bool_param": True}},
+    "sequence_id a text": {"sequence_id": {"string_param": "a"}},
+    "binary_data_output": {"binary_data_output": {"bool_param": True}},
+    "reserved name": {"triton_a": {"int64_param": 1}},
+}  # fmt: skip
+"""Parameters of a request."""
+
+
 def _fields() -> Iterator[Rpc]:
     yield infer("id", id="42")
     yield infer("version 1", model_version="1")
@@ -170,22 +189,7 @@ def _fields() -> Iterator[Rpc]:
     yield infer("one input raw, one typed", a, typed, model="add_sub", raw=[four])
     yield infer("without the optional input", model="optional")
     yield infer("a model that raises", model="raises")
-    for name, given in {
-        "of every kind": {"a": {"int64_param": 1}, "b": {"double_param": 1.5}, "c": {"string_param": "x"},
-                          "d": {"bool_param": True}, "e": {"uint64_param": 1}},
-        "without a value": {"a": {}},
-        "timeout 10 s": {"timeout": {"int64_param": 10_000_000}},
-        "timeout 0": {"timeout": {"int64_param": 0}},
-        "timeout negative": {"timeout": {"int64_param": -1}},
-        "timeout a text": {"timeout": {"string_param": "1"}},
-        "timeout unsigned": {"timeout": {"uint64_param": 10_000_000}},
-        "priority 1": {"priority": {"uint64_param": 1}}, "priority signed": {"priority": {"int64_param": 1}},
-        "priority a text": {"priority": {"string_param": "1"}},
-        "sequence_id 1": {"sequence_id": {"int64_param": 1}, "sequence_start": {"bool_param": True}},
-        "sequence_id a text": {"sequence_id": {"string_param": "a"}},
-        "binary_data_output": {"binary_data_output": {"bool_param": True}},
-        "reserved name": {"triton_a": {"int64_param": 1}},
-    }.items():  # fmt: skip
+    for name, given in PARAMETERS.items():
         yield infer(f"parameters: {name}", parameters=given)
     scores = struct.pack("<3f", 0.1, 0.7, 0.2)
     for name, value in {

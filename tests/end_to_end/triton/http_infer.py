@@ -84,6 +84,23 @@ DATA: dict[str, tuple[list[Any], bytes]] = {
 }
 
 
+ODD: dict[str, Any] = {
+    "UINT8 of 256": ("UINT8", [0, 256]), "INT8 of -129": ("INT8", [0, -129]),
+    "UINT32 of -1": ("UINT32", [0, -1]),
+    "INT32 of 2**31": ("INT32", [0, 2**31]), "INT64 of 2**63": ("INT64", [0, 2**63]),
+    "UINT64 of -1": ("UINT64", [0, -1]), "UINT64 of 2**64": ("UINT64", [0, 2**64]),
+    "INT32 of 1.0": ("INT32", [1.0, 2.0]), "INT32 of 1.5": ("INT32", [1.5, 2]),
+    "INT32 of texts": ("INT32", ["1", "2"]),
+    "INT32 of truths": ("INT32", [True, False]), "INT32 of null": ("INT32", [None, 1]),
+    "BOOL of 0 and 1": ("BOOL", [0, 1]), "BOOL of 2": ("BOOL", [2, 0]),
+    "BOOL of texts": ("BOOL", ["true", "false"]),
+    "FP64 of whole numbers": ("FP64", [1, 2]), "FP64 of texts": ("FP64", ["1", "2"]),
+    "BYTES of numbers": ("BYTES", [1, 2]), "BYTES of null": ("BYTES", [None, "a"]),
+    "BYTES empty": ("BYTES", ["", ""]),
+}  # fmt: skip
+"""Datatypes and data that JSON has otherwise, or that do not fit."""
+
+
 def _datatypes() -> Iterator[Http]:
     for datatype, (values, packed) in DATA.items():
         model = "ident" if datatype == "FP32" else f"ident_{datatype}"
@@ -105,21 +122,7 @@ def _datatypes() -> Iterator[Http]:
                  model="ident_BF16")  # fmt: skip
     yield ask("BF16 as JSON", tensor(datatype="BF16"), model="ident_BF16")
     yield binary("BF16 to a model of FP16", {"inputs": [raw(4, datatype="BF16")]}, halves, model="ident_FP16")
-    odd = {
-        "UINT8 of 256": ("UINT8", [0, 256]), "INT8 of -129": ("INT8", [0, -129]),
-        "UINT32 of -1": ("UINT32", [0, -1]),
-        "INT32 of 2**31": ("INT32", [0, 2**31]), "INT64 of 2**63": ("INT64", [0, 2**63]),
-        "UINT64 of -1": ("UINT64", [0, -1]), "UINT64 of 2**64": ("UINT64", [0, 2**64]),
-        "INT32 of 1.0": ("INT32", [1.0, 2.0]), "INT32 of 1.5": ("INT32", [1.5, 2]),
-        "INT32 of texts": ("INT32", ["1", "2"]),
-        "INT32 of truths": ("INT32", [True, False]), "INT32 of null": ("INT32", [None, 1]),
-        "BOOL of 0 and 1": ("BOOL", [0, 1]), "BOOL of 2": ("BOOL", [2, 0]),
-        "BOOL of texts": ("BOOL", ["true", "false"]),
-        "FP64 of whole numbers": ("FP64", [1, 2]), "FP64 of texts": ("FP64", ["1", "2"]),
-        "BYTES of numbers": ("BYTES", [1, 2]), "BYTES of null": ("BYTES", [None, "a"]),
-        "BYTES empty": ("BYTES", ["", ""]),
-    }  # fmt: skip
-    for name, (datatype, values) in odd.items():
+    for name, (datatype, values) in ODD.items():
         yield ask(name, tensor(datatype=datatype, data=values), model=f"ident_{datatype}")
     for name, values in {"1e40": [1e40, 0], "a text": ["1", 2], "null": [None, 1], "true": [True, 1]}.items():
         yield ask(f"FP32 of {name}", tensor(data=values))
@@ -170,6 +173,23 @@ def _shapes() -> Iterator[Http]:
     yield ask("of another width than the model's", tensor(shape=[1, 4], data=[1, 2, 3, 4]), model="labelled")
 
 
+BODIES: dict[str, Any] = {
+    "nothing": b"", "no JSON": b"hello", "JSON cut off": b'{"inputs":[', "a list": b"[]",
+    "a number": b"1",
+    "null": b"null", "an empty object": b"{}", "no inputs": b'{"inputs":[]}',
+    "inputs null": b'{"inputs":null}',
+    "inputs an object": b'{"inputs":{}}', "JSON and more": body_of() + b"more",
+    "JSON and a space": body_of() + b" \n", "a byte order mark": b"\xef\xbb\xbf" + body_of(),
+    "UTF-16": body_of().decode().encode("utf-16"),
+    "no UTF-8": body_of(id="\xff").replace(b"\\u00ff", b"\xff"),
+    "comments": b"/* hi */" + body_of(), "a trailing comma": body_of().replace(b"2]}]", b"2,]}]"),
+    "one field twice": body_of().replace(b"{", b'{"id":"a","id":"b",', 1),
+    "JSON of a thousand brackets": body_of(tensor(data=None)).replace(
+        b'"FP32"', b'"FP32","data":' + b"[" * 1000 + b"]" * 1000),
+}  # fmt: skip
+"""Bodies that are no request, or hardly one."""
+
+
 def _fields() -> Iterator[Http]:
     whole = {"shape": [1, 4], "datatype": "INT32"}
     a, b = tensor("A", data=[1, 2, 3, 4], **whole), tensor("B", data=[5, 6, 7, 8], **whole)
@@ -204,20 +224,7 @@ def _fields() -> Iterator[Http]:
     yield ask("an input with an unknown field", tensor(nope=1))
     yield ask("unknown field of the request", X, nope=1)
     yield ask("inputs: [null]", None)
-    for name, text in {
-        "nothing": b"", "no JSON": b"hello", "JSON cut off": b'{"inputs":[', "a list": b"[]",
-        "a number": b"1",
-        "null": b"null", "an empty object": b"{}", "no inputs": b'{"inputs":[]}',
-        "inputs null": b'{"inputs":null}',
-        "inputs an object": b'{"inputs":{}}', "JSON and more": body_of() + b"more",
-        "JSON and a space": body_of() + b" \n", "a byte order mark": b"\xef\xbb\xbf" + body_of(),
-        "UTF-16": body_of().decode().encode("utf-16"),
-        "no UTF-8": body_of(id="\xff").replace(b"\\u00ff", b"\xff"),
-        "comments": b"/* hi */" + body_of(), "a trailing comma": body_of().replace(b"2]}]", b"2,]}]"),
-        "one field twice": body_of().replace(b"{", b'{"id":"a","id":"b",', 1),
-        "JSON of a thousand brackets": body_of(tensor(data=None)).replace(
-            b'"FP32"', b'"FP32","data":' + b"[" * 1000 + b"]" * 1000),
-    }.items():  # fmt: skip
+    for name, text in BODIES.items():
         yield post(f"body: {name}", text)
     for name, outputs in {
         "unknown": [{"name": "NOPE"}], "without a name": [{}], "an object": {}, "a text": "Y", "null": None,
@@ -231,27 +238,31 @@ def _fields() -> Iterator[Http]:
         yield ask(f"id: {name}", X, id=given)
 
 
+PARAMETERS: dict[str, Any] = {
+    "nothing": {}, "a list": [], "null": None, "a text": "a",
+    "of every kind": {"a": 1, "b": 1.5, "c": "x", "d": True}, "a list inside": {"a": [1]},
+    "an object inside": {"a": {"b": 1}}, "null inside": {"a": None}, "reserved name": {"triton_a": 1},
+    "headers": {"headers": "a"},
+    "timeout 10 s": {"timeout": 10_000_000}, "timeout 0": {"timeout": 0},
+    "timeout negative": {"timeout": -1},
+    "timeout a text": {"timeout": "1000000"}, "timeout a fraction": {"timeout": 1000000.5},
+    "timeout a truth": {"timeout": True}, "timeout huge": {"timeout": 2**63},
+    "priority 0": {"priority": 0}, "priority 1": {"priority": 1}, "priority 99": {"priority": 99},
+    "priority -1": {"priority": -1}, "priority a text": {"priority": "1"},
+    "priority 2**40": {"priority": 2**40},
+    "binary_data_output a text": {"binary_data_output": "true"},
+    "binary_data_output 1": {"binary_data_output": 1},
+    "binary_data_output": {"binary_data_output": True}, "sequence_id 0": {"sequence_id": 0},
+    "sequence_id 1": {"sequence_id": 1, "sequence_start": True},
+    "sequence_id a text": {"sequence_id": "a"},
+    "sequence_start a text": {"sequence_start": "yes"}, "sequence_end alone": {"sequence_end": True},
+    "triton_enable_empty_final_response": {"triton_enable_empty_final_response": True},
+}  # fmt: skip
+"""Parameters of a request."""
+
+
 def _parameters() -> Iterator[Http]:
-    for name, given in {
-        "nothing": {}, "a list": [], "null": None, "a text": "a",
-        "of every kind": {"a": 1, "b": 1.5, "c": "x", "d": True}, "a list inside": {"a": [1]},
-        "an object inside": {"a": {"b": 1}}, "null inside": {"a": None}, "reserved name": {"triton_a": 1},
-        "headers": {"headers": "a"},
-        "timeout 10 s": {"timeout": 10_000_000}, "timeout 0": {"timeout": 0},
-        "timeout negative": {"timeout": -1},
-        "timeout a text": {"timeout": "1000000"}, "timeout a fraction": {"timeout": 1000000.5},
-        "timeout a truth": {"timeout": True}, "timeout huge": {"timeout": 2**63},
-        "priority 0": {"priority": 0}, "priority 1": {"priority": 1}, "priority 99": {"priority": 99},
-        "priority -1": {"priority": -1}, "priority a text": {"priority": "1"},
-        "priority 2**40": {"priority": 2**40},
-        "binary_data_output a text": {"binary_data_output": "true"},
-        "binary_data_output 1": {"binary_data_output": 1},
-        "binary_data_output": {"binary_data_output": True}, "sequence_id 0": {"sequence_id": 0},
-        "sequence_id 1": {"sequence_id": 1, "sequence_start": True},
-        "sequence_id a text": {"sequence_id": "a"},
-        "sequence_start a text": {"sequence_start": "yes"}, "sequence_end alone": {"sequence_end": True},
-        "triton_enable_empty_final_response": {"triton_enable_empty_final_response": True},
-    }.items():  # fmt: skip
+    for name, given in PARAMETERS.items():
         yield ask(f"parameters: {name}", X, parameters=given)
     y: dict[str, Any]
     for name, y in {
