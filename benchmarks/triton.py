@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -26,6 +26,7 @@ _PYTHON: Final = f"{sys.version_info.major}.{sys.version_info.minor}"
 _PACKAGES: Final = HOME / "lib" / f"python{_PYTHON}" / "site-packages"
 _SERVER: Final = _PACKAGES / "pytriton" / "tritonserver"
 _STUB: Final = _SERVER / "python_backend_stubs" / _PYTHON / "triton_python_backend_stub"
+SHARED: Final = Path("/dev/shm")  # noqa: S108 - where stubs put their memory, by names that nobody guesses
 START_S: Final = 60.0
 STOP_S: Final = 15.0
 
@@ -114,11 +115,12 @@ class Triton:
     """``host:port``."""
     metrics_url: str
     pid: int
+    repository: Path
     log: Path
 
     def stubs(self) -> list[int]:
         """The processes of its Python models."""
-        return _children(self.pid)
+        return sorted(_stubs(self.repository))
 
     def pids(self) -> list[int]:
         """All its processes."""
@@ -154,7 +156,7 @@ def running_triton(
             _await_ready(triton, process)
             yield triton
         finally:
-            _stop(process)
+            _stop(process, repository)
 
 
 def _start(
@@ -174,7 +176,7 @@ def _start(
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=_environment())
     urls = (f"http://127.0.0.1:{http}", f"127.0.0.1:{grpc}", f"http://127.0.0.1:{metrics}/metrics")
-    return Triton(*urls, process.pid, said), process
+    return Triton(*urls, process.pid, repository, said), process
 
 
 def _backends() -> Path:
@@ -216,41 +218,35 @@ def _await_ready(triton: Triton, process: subprocess.Popen[bytes]) -> None:
     raise RuntimeError(f"Triton did not become ready (exit code {process.poll()}); it said:\n{tail}")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End it, and what is left of its stubs, each by its own pid."""
-    stubs = _children(process.pid)
+def _stop(process: subprocess.Popen[bytes], repository: Path) -> None:
+    """End it, and what is left of its stubs, each by its own pid: they outlive a server that was killed."""
+    stubs = _stubs(repository)
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(STOP_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    for pid in stubs:
-        if _is_stub(pid):
-            _kill(pid)
+    end_s = time.monotonic() + STOP_S
+    while (left := stubs.keys() & _stubs(repository).keys()) and time.monotonic() < end_s:
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    for region in stubs.values():
+        (SHARED / region).unlink(missing_ok=True)
 
 
-def _children(pid: int) -> list[int]:
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
+def _stubs(repository: Path) -> dict[int, str]:
+    """Processes that run models of a repository, each with the name of its shared memory."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            parent = int(status.read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
-            continue
-        if parent == pid:
-            found.append(int(status.parent.name))
-    return sorted(found)
-
-
-def _is_stub(pid: int) -> bool:
-    try:
-        return b"triton_python_backend_stub" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except OSError:
-        return
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue  # it ended
+        if len(words) > 2 and words[0].endswith(b"/triton_python_backend_stub"):
+            model = Path(os.fsdecode(words[1]))
+            if model.is_relative_to(repository):
+                found[int(path.parent.name)] = os.fsdecode(words[2])
+    return found

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import urllib.request
 from pathlib import Path
 
 import pytest
-from benchmarks.triton import identity, running_triton, why_not
+from benchmarks.triton import SHARED, identity, running_triton, why_not
 
 pytestmark = [pytest.mark.system, pytest.mark.skipif(bool(why_not()), reason=why_not() or "it is here")]
 
@@ -23,6 +25,17 @@ def test_it_serves_python_models_and_leaves_no_process(tmp_path: Path) -> None:
         pids = triton.pids()
 
     assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
+
+
+def test_what_a_killed_one_leaves_behind_is_ended(tmp_path: Path) -> None:
+    with running_triton(tmp_path / "models", identity()) as triton:
+        (stub,) = triton.stubs()
+        region = Path(f"/proc/{stub}/cmdline").read_bytes().split(b"\0")[2].decode()
+        assert (SHARED / region).exists()
+        os.kill(triton.pid, signal.SIGKILL)
+
+    assert triton.stubs() == []
+    assert not (SHARED / region).exists()
 
 
 def test_one_that_does_not_start_says_why(tmp_path: Path) -> None:
