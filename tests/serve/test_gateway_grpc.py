@@ -173,10 +173,10 @@ def test_unknown_models_are_not_found_everywhere(client: Any) -> None:
         client.get_model_metadata,
         client.get_model_config,
         client.get_inference_statistics,
-        client.is_model_ready,
     ):
         with pytest.raises(InferenceServerException, match="NOT_FOUND"):
             ask("nope")
+    assert not client.is_model_ready("nope")
 
 
 def test_too_large_a_message_is_refused(client: Any) -> None:

@@ -34,7 +34,8 @@ def requested_slo_ns(
     if parameters:
         if (slo_ms := parameters.get("slo_ms")) is not None:
             limits.append(_limit_ns("parameter 'slo_ms'", "milliseconds", slo_ms, NS_PER_MS))
-        if (timeout := parameters.get("timeout")) is not None:
+        # Triton's own word for none is 0.
+        if (timeout := parameters.get("timeout")) is not None and (timeout != 0 or timeout is False):
             if isinstance(timeout, float):
                 raise _wrong("parameter 'timeout'", "a whole number of microseconds", timeout)
             limits.append(_limit_ns("parameter 'timeout'", "microseconds", timeout, NS_PER_US))

@@ -74,7 +74,8 @@ class Exchange:
             self.wants_continue = True
         self.encoding = headers.get(b"content-encoding", b"")
         self.accepted = headers.get(b"accept-encoding", b"")
-        self.header_length = headers.get(b"inference-header-content-length")
+        length = headers.get(b"inference-header-content-length")
+        self.header_length = None if length is None else length.strip()
         slo = headers.get(b"x-slo-ms")
         self.slo_header = None if slo is None else slo.decode("latin-1")
         return ""

@@ -19,7 +19,7 @@ from google.protobuf import json_format
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Outcome
-from clockwork_serve.oip import InferCall, Served
+from clockwork_serve.oip import InferCall, Served, UnknownModel
 from clockwork_serve.oip.grpc_infer import encode_infer, parse_infer
 from clockwork_serve.oip.protobuf import (
     HEALTH_SERVICE,
@@ -188,8 +188,8 @@ class GrpcServer:
             while (asked := await open_asked.get()) is not None:
                 found = await asked.ended
                 if not isinstance(found, Ending):
-                    if _flag(asked.request, "triton_enable_empty_final_response"):
-                        found.parameters["triton_final_response"].bool_param = True
+                    # It is the only one: clients of models that give several wait for this.
+                    found.parameters["triton_final_response"].bool_param = True
                     yield _StreamResponse(infer_response=found)
                 elif as_status:
                     await _abort(context, found, asked.request_id)
@@ -265,7 +265,7 @@ class GrpcServer:
     async def _model_ready(self, request: Any) -> dict[str, Any]:
         try:
             self._endpoints.check_model_ready(request.name, request.version)
-        except Refused:
+        except (UnknownModel, Refused):
             return {"ready": False}
         return {"ready": True}
 
@@ -335,10 +335,6 @@ class GrpcServer:
 
 _INDEX_FIELDS: Final = ("name", "version", "state", "reason")
 _LOG_FIELDS: Final = {bool: "bool_param", int: "uint32_param", str: "string_param"}
-
-
-def _flag(request: Any, name: str) -> bool:
-    return name in request.parameters and request.parameters[name].bool_param is True
 
 
 def _checked_local(answer: Callable[..., Awaitable[dict[str, Any]]], response: Any) -> Callable[..., Any]:
