@@ -1,7 +1,7 @@
-"""A process that does nothing but ask: one prepared HTTP request again and again, at a rate, from keep-alive sockets.
+"""A process that does nothing but ask: one prepared HTTP request again and again, on keep-alive sockets.
 
-Open loop: requests come as a Poisson process, and each counts from its instant. It is lean, for it shares the machine
-with what it measures: no event loop, no parser, no copies of the message. It never retries.
+Open loop: requests come as a Poisson process, and each counts from its instant. It is lean, for it shares the
+machine with what it measures: no event loop, no parser, no copies of the message. It never retries.
 
     python -m benchmarks.generator '{"host": ...}'
 
@@ -35,10 +35,10 @@ GRACE_NS = 5_000_000_000
 class Plan(Struct, frozen=True, kw_only=True):
     """``message`` is a file that holds the whole request.
 
-    ``own_streams``: each connection is a client of its own, whose requests wait for one another; else a request takes
-    the connection that has been idle for longest. ``gateways``: connections are opened, and surplus ones closed, until
-    each of so many gateways has as many as the others (0: they stay as they fall). Samples of the first ``warmup_s``
-    are not counted.
+    ``own_streams``: each connection is a client of its own, whose requests wait for one another; else a
+    request takes the connection that has been idle for longest. ``split``: how many of the connections each
+    gateway shall have, the first-named first; others are opened and closed until they do (empty: they stay as
+    they fall). Requests of the first ``warmup_s`` are not counted.
     """
 
     host: str
@@ -50,7 +50,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     warmup_s: float = 1.0
     seed: int = 1
     own_streams: bool = False
-    gateways: int = 0
+    split: tuple[int, ...] = ()
     nice: int = 0
     cores: tuple[int, ...] = ()
 
@@ -85,16 +85,14 @@ class Generator:
         """Start it, and wait until the load begins."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.generator", msgspec.json.encode(plan).decode()],
-            stdout=subprocess.PIPE, cwd=ROOT, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, start_new_session=True,
         )  # fmt: skip
         self.pid = self._process.pid
         self.started = msgspec.json.decode(self._line(), type=Started)
 
     def result(self) -> Found:
-        """Wait for its end."""
-        found = msgspec.json.decode(self._line(), type=Found)
-        self._process.wait()
-        return found
+        """Wait for it; the process is there until :meth:`close`, so that its CPU time can be read."""
+        return msgspec.json.decode(self._line(), type=Found)
 
     def close(self) -> None:
         """End it, whatever it does."""
@@ -160,14 +158,14 @@ def _gateway(received: bytes) -> str:
 
 def connected(plan: Plan, message: bytes) -> list[_Connection]:
     """The connections of a plan, each of which has been asked once."""
+    wanted = {f"gateway-{number}": count for number, count in enumerate(plan.split)}
     found: list[_Connection] = []
-    share = -(-plan.connections // plan.gateways) if plan.gateways else plan.connections
     have: Counter[str] = Counter()
     surplus = []
     for _ in range(100 * plan.connections):
         connection = _Connection(plan)
         connection.ask_once(message)
-        if have[connection.gateway] < share:
+        if have[connection.gateway] < wanted.get(connection.gateway, 0 if wanted else plan.connections):
             have[connection.gateway] += 1
             found.append(connection)
         else:
@@ -175,7 +173,7 @@ def connected(plan: Plan, message: bytes) -> list[_Connection]:
         if len(found) == plan.connections:
             break
     else:
-        raise RuntimeError(f"{100 * plan.connections} connections did not spread evenly: {dict(have)}")
+        raise RuntimeError(f"wanted connections to {wanted}, found {dict(have)}")
     for connection in surplus:
         connection.socket.close()
     return found
@@ -226,7 +224,7 @@ class _Load:
         if self._own_streams:
             connection = self._random.choice(self._connections)
             waiting = connection.waiting
-            free = connection if not connection.due_ns else None
+            free = connection if not connection.due_ns and connection.rest is None else None
         else:
             waiting = self._waiting
             free = self._idle.popleft() if self._idle else None
@@ -243,25 +241,18 @@ class _Load:
         connection.due_ns = due_ns
         connection.rest = memoryview(self._message)
         self._go_on(connection)
+        if connection.rest is not None:
+            self._epoll.modify(connection.socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
 
     def _go_on(self, connection: _Connection) -> None:
-        rest = connection.rest
-        assert rest is not None
+        assert connection.rest is not None
         try:
-            sent = connection.socket.send(rest)
+            connection.rest = connection.rest[connection.socket.send(connection.rest) :] or None
         except BlockingIOError:
-            sent = 0
-        if sent == len(rest):
-            if len(rest) < len(self._message):
-                self._epoll.modify(connection.socket.fileno(), select.EPOLLIN)
-            connection.rest = None
             return
-        if len(rest) == len(self._message):
-            self._epoll.modify(connection.socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
-        connection.rest = rest[sent:]
 
     def _listen(self, until_ns: int) -> None:
-        """Take in responses, at least until one comes or that instant. (epoll itself rounds to milliseconds.)"""
+        """Take in what comes until that instant; epoll itself would round it to milliseconds."""
         left_s = (until_ns - time.monotonic_ns()) / 1e9
         if left_s > 0:
             select.select([self._epoll.fileno()], [], [], left_s)
@@ -269,6 +260,10 @@ class _Load:
             connection = self._by_fd[fd]
             if connection.rest is not None and events & select.EPOLLOUT:
                 self._go_on(connection)
+                if connection.rest is None:
+                    self._epoll.modify(fd, select.EPOLLIN)
+                    if not connection.due_ns:
+                        self._free(connection)
             if events & ~select.EPOLLOUT:
                 self._receive(connection)
 
@@ -291,6 +286,10 @@ class _Load:
             self.latencies_ns.append(time.monotonic_ns() - due_ns)
             self.ends[found[0]] += 1
             self.by_gateway[connection.gateway] += 1
+        if connection.rest is None:  # else it was refused before it was sent, which comes first
+            self._free(connection)
+
+    def _free(self, connection: _Connection) -> None:
         waiting = connection.waiting if self._own_streams else self._waiting
         if waiting:
             self._send(connection, waiting.popleft())
@@ -313,14 +312,17 @@ def main() -> int:
     counted_ns = start_ns + round(plan.warmup_s * 1e9)
     cpu_s = time.process_time()
     load.run(start_ns, counted_ns, counted_ns + round(plan.seconds * 1e9))
+    latency_ns = [quantile(load.latencies_ns or [0], share) for share in SHARES]
+    late_ns = [quantile(load.lates_ns or [0], share) for share in SHARES]
+    counted = plan.seconds / (plan.seconds + plan.warmup_s)
     _tell(
         Found(
-            seconds=plan.seconds, asked=load.asked, ends={status: n for status, n in load.ends.items() if n},
-            by_gateway=dict(load.by_gateway), latency_ns=[quantile(load.latencies_ns, share) for share in SHARES],
-            late_ns=[quantile(load.lates_ns, share) for share in SHARES], waited=load.waited,
-            cpu_s=(time.process_time() - cpu_s) * plan.seconds / (plan.seconds + plan.warmup_s),
+            seconds=plan.seconds, asked=load.asked, ends={end: n for end, n in load.ends.items() if n},
+            by_gateway=dict(load.by_gateway), latency_ns=latency_ns, late_ns=late_ns, waited=load.waited,
+            cpu_s=(time.process_time() - cpu_s) * counted,
         )
     )  # fmt: skip
+    sys.stdin.read()
     return 0
 
 

@@ -1,8 +1,8 @@
-"""The controller's wake-ups under the load of a front end: how much later than it asked does it decide?
+"""The controller's wake-ups under the load of a front end: how much later than it asked it decides.
 
-One gateway, one emulated device (it sleeps), default priorities. Small and large requests come at a rate, from a
-process of their own. The same load again, with a process beside it that only wakes, tells how much of it is the
-machine's doing.
+One gateway, one emulated device (it sleeps), default priorities. Small and large requests come at a rate,
+from a process of their own. The same load again, with a process beside it that only wakes, tells how much of
+it is the machine's doing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -22,7 +23,7 @@ import numpy as np
 from benchmarks import repositories
 from benchmarks.client import infer_message
 from benchmarks.generator import SHARES, Found, Generator, Plan
-from benchmarks.machine import Watch, cpu_s
+from benchmarks.machine import cpu_s, stolen_s, used_s, wait_for_peace
 from benchmarks.report import Outcome, finish, milliseconds, parser, table
 from benchmarks.serving import Serving, serve
 from benchmarks.wakeup_probe import Probe
@@ -56,7 +57,7 @@ CASES = (Case("small", 5000, 256), Case("large", 1000, 150_000))
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What was seen while a load ran. CPU as shares of one core; ``late`` of the controller or of the probe."""
+    """What a load did; CPU as shares of one core. ``late`` is the controller's or the probe's."""
 
     late: Histogram
     found: Found
@@ -98,16 +99,30 @@ def under_load(serving: Serving, plan: Plan, *, probed: bool) -> Phase:
         pids |= {"generator": generator.pid, "keeper": os.getpid()}
         _sleep_until(generator.started.start_ns + round(plan.warmup_s * 1e9))
         probe = Probe(plan.seconds - 1) if probed else None
-        watch = Watch([*pids.values(), *([probe.pid] if probe else [])])
-        before = {name: cpu_s(pid) for name, pid in pids.items()}
+        if probe:
+            pids["probe"] = probe.pid
+        before, used, stolen = {name: cpu_s(pid) for name, pid in pids.items()}, used_s(), stolen_s()
         counters = serving.server.counters()
-        time.sleep(plan.seconds - 0.2)
+        seconds = plan.seconds - 0.2
+        time.sleep(seconds)
         after = serving.server.counters()
-        seen = watch.read()
-        cpu = {name: (cpu_s(pid) - before[name]) / seen.seconds for name, pid in pids.items()}
+        cpu = {name: (cpu_s(pid) - before[name]) / seconds for name, pid in pids.items()}
+        others = (used_s() - used) / seconds - sum(cpu.values())
+        stolen = (stolen_s() - stolen) / seconds
         late = probe.result() if probe else less(after.wakeup, counters.wakeup)
         found = generator.result()
-    return Phase(late, found, cpu, seen.others_s / seen.seconds, seen.stolen_s / seen.seconds)
+    return Phase(late, found, cpu, max(0.0, others), stolen)
+
+
+def undisturbed(serving: Serving, plan: Plan, retries: int, patience_s: float, *, probed: bool) -> Phase:
+    """Run the load, again if it was disturbed."""
+    for _ in range(retries):
+        wait_for_peace(OTHERS_SHARE, patience_s)
+        phase = under_load(serving, plan, probed=probed)
+        if not phase.invalid:
+            return phase
+    wait_for_peace(OTHERS_SHARE, patience_s)
+    return under_load(serving, plan, probed=probed)
 
 
 def _sleep_until(at_ns: int) -> None:
@@ -130,14 +145,16 @@ def plan_of(serving: Serving, folder: Path, case: Case) -> Callable[..., Plan]:
     return plan
 
 
-def measure(outcome: Outcome, serving: Serving, case: Case, plan: Plan) -> None:
+def measure(outcome: Outcome, serving: Serving, case: Case, plan: Plan, given: Any) -> None:
     """One load, with and without the probe."""
-    bare = under_load(serving, plan, probed=False)
-    probed = under_load(serving, plan, probed=True)
+    bare = undisturbed(serving, plan, given.retries, given.patience, probed=False)
+    probed = undisturbed(serving, plan, given.retries, given.patience, probed=True)
     found = bare.found
-    print(f"\n  {case.text}: {found.ends.get(200, 0) / found.seconds:,.0f} answered a second, "
-          f"latency p50 {milliseconds(found.latency_ns[0])}, p99 {milliseconds(found.latency_ns[2])}; "
-          f"generator late p99 {milliseconds(found.late_ns[2])}, {found.waited} found no free connection\n")  # fmt: skip
+    print(
+        f"\n  {case.text}: {found.ends.get(200, 0) / found.seconds:,.0f} answered a second, "
+        f"latency p50 {milliseconds(found.latency_ns[0])}, p99 {milliseconds(found.latency_ns[2])}; "
+        f"generator late p99 {milliseconds(found.late_ns[2])}, {found.waited} found no free connection\n"
+    )
     names = ("p50", "p90", "p99", "p99.9", "max", "wakes")
     print(table(("lateness", *names), [
         ("controller", *quantiles(bare.late)), ("a process that only wakes", *quantiles(probed.late)),
@@ -170,6 +187,8 @@ def main() -> int:
     options.add_argument("--seconds", type=float, default=20, help="of each of the four runs")
     options.add_argument("--connections", type=int, default=64)
     options.add_argument("--only", choices=[case.name for case in CASES])
+    options.add_argument("--retries", type=int, default=3, help="times that a disturbed run is made again")
+    options.add_argument("--patience", type=float, default=20, help="seconds to wait for a quiet machine")
     options.add_argument("--generator-nice", type=int, default=0, metavar="N")
     options.add_argument("--generator-core", type=int, action="append", default=[], metavar="N")
     given = options.parse_args()
@@ -185,7 +204,7 @@ def main() -> int:
                     seconds=given.seconds, connections=given.connections, seed=given.seed,
                     nice=given.generator_nice, cores=tuple(given.generator_core),
                 )  # fmt: skip
-                measure(outcome, serving, case, plan)
+                measure(outcome, serving, case, plan, given)
     return finish(outcome, given.json)
 
 

@@ -1,4 +1,4 @@
-"""A process that only wakes: how late does this machine, under this load, call anybody who sleeps?
+"""A process that only wakes: how late this machine, under this load, calls anybody who sleeps.
 
 It sleeps and wakes as the controller does (uvloop, timerfd), every millisecond or so, and has nothing to do.
 

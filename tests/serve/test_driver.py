@@ -154,3 +154,30 @@ def test_a_closed_driver_leaves_the_machine_alone() -> None:
         assert machine.calls == []
 
     uvloop.run(main())
+
+
+def test_each_instant_that_was_asked_for_tells_how_late_it_was() -> None:
+    async def main() -> None:
+        machine, late = Echo(), list[int]()
+        times = iter([10, 40, 55, 70])
+        driver = Driver(machine, lambda effect: None, clock=lambda: next(times), woke=late.append)
+
+        async def turn(asked_ns: int | None) -> None:
+            machine.wakeup_ns = asked_ns
+            calls = len(machine.calls)
+            driver.wake()
+            await until(lambda: len(machine.calls) > calls)
+
+        # At 10 it asks for 30 and is called at 40; at 40 for 60, and is called before that.
+        await turn(30)
+        driver._timer.arm(None)
+        await turn(60)
+        driver._timer.arm(None)
+        await turn(60)
+        driver._timer.arm(None)
+        assert late == [10]
+        await turn(None)
+        assert late == [10, 10]
+        driver.close()
+
+    uvloop.run(main())

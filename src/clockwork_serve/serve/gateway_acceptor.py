@@ -1,6 +1,7 @@
-"""Accepts TLS connections, so that those whose handshake is not done are counted and end in time.
+"""Accepts connections of TLS, and such as several gateways share; it reads nothing.
 
-It reads nothing; the loop's own ``create_server`` does all this where nothing is encrypted.
+Those whose handshake is not done are counted and end in time. The loop's own ``create_server`` does all this
+where one gateway listens and nothing is encrypted.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from clockwork_serve.serve.gateway_sharing import Sharing
 from clockwork_serve.serve.gateway_tls import Tls
 
 BURST: Final = 64
@@ -34,15 +36,20 @@ class Admission(Struct, frozen=True):
     handshake_s: float
 
 
-class TlsAcceptor:
-    """One listening socket."""
+class Acceptor:
+    """One listening socket. With ``sharing``, connections are passed on, and taken over, by :meth:`take`."""
 
-    def __init__(self, listener: socket.socket, tls: Tls, admission: Admission) -> None:
+    def __init__(
+        self, listener: socket.socket, tls: Tls | None, admission: Admission, sharing: Sharing | None = None
+    ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._sharing = sharing
         self._listener = listener
         self._tls = tls
         self._admission = admission
         self._greeting: set[asyncio.Task[None]] = set()
+        if sharing is not None:
+            sharing.begin(self.take)
         listener.setblocking(False)  # noqa: FBT003 - the socket's own word
         self._loop.add_reader(listener.fileno(), self._accept)
         self._again: asyncio.TimerHandle | None = None
@@ -67,29 +74,45 @@ class TlsAcceptor:
                 self._loop.remove_reader(self._listener.fileno())
                 self._again = self._loop.call_later(_FULL_S, self._resume)
                 return
-            if not self._admission.admits(len(self._greeting)):
-                accepted.close()
-                continue
-            accepted.setblocking(False)  # noqa: FBT003 - the socket's own word
-            task = self._loop.create_task(self._greet(accepted))
-            self._greeting.add(task)
-            task.add_done_callback(self._greeting.discard)
+            if self._sharing is None or not self._sharing.passed_on(accepted):
+                self.take(accepted)
+
+    def take(self, accepted: socket.socket) -> None:
+        """Serve a connection, whoever accepted it."""
+        if not self._admission.admits(len(self._greeting)):
+            accepted.close()
+            self._ended()
+            return
+        accepted.setblocking(False)  # noqa: FBT003 - the socket's own word
+        task = self._loop.create_task(self._greet(accepted))
+        self._greeting.add(task)
+        task.add_done_callback(self._greeting.discard)
+
+    def _ended(self) -> None:
+        """One ended that never became a connection of the server's."""
+        if self._sharing is not None:
+            self._sharing.ended()
 
     def _resume(self) -> None:
         self._loop.add_reader(self._listener.fileno(), self._accept)
 
     async def _greet(self, accepted: socket.socket) -> None:
+        make = self._admission.make
         try:
+            if self._tls is None:
+                await self._loop.connect_accepted_socket(make, accepted)
+                return
             await self._loop.connect_accepted_socket(
-                self._admission.make,
+                make,
                 accepted,
                 ssl=self._tls.context,
                 ssl_handshake_timeout=self._admission.handshake_s,
                 ssl_shutdown_timeout=SHUTDOWN_S,
             )
         except (OSError, TimeoutError) as error:
+            self._ended()
             # Not ours to mend: another protocol, no certificate, or nothing at all.
-            _log.debug("TLS handshake failed: %s", error)
+            _log.debug("a connection came to nothing: %s", error)
 
 
 def listening_socket(host: str, port: int, *, reuse_port: bool) -> socket.socket:

@@ -13,7 +13,7 @@ import numpy as np
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip import decompress
 from clockwork_serve.serve.gateway import Gateway
-from clockwork_serve.serve.gateway_acceptor import BACKLOG, Admission, TlsAcceptor, listening_socket
+from clockwork_serve.serve.gateway_acceptor import BACKLOG, Acceptor, Admission, listening_socket
 from clockwork_serve.serve.gateway_connection import HttpConnection
 from clockwork_serve.serve.gateway_door import Door
 from clockwork_serve.serve.gateway_endpoints import Endpoints
@@ -21,6 +21,7 @@ from clockwork_serve.serve.gateway_exchange import Exchange
 from clockwork_serve.serve.gateway_limits import SETTING
 from clockwork_serve.serve.gateway_responses import Response, error_response
 from clockwork_serve.serve.gateway_routes import Route, answer, find_route, settled
+from clockwork_serve.serve.gateway_sharing import Share, Sharing
 from clockwork_serve.units import KIB
 
 READ_BYTES: Final = 256 * KIB
@@ -52,19 +53,21 @@ class HttpServer:
         self.arriving_bytes = 0
         self._endpoints = endpoints
         self._connections: set[HttpConnection] = set()
-        self._servers: list[asyncio.Server | TlsAcceptor] = []
+        self._servers: list[asyncio.Server | Acceptor] = []
+        self._sharing: Sharing | None = None
         self._reached: Counter[str] = Counter()  # limits, since they were last told
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None
 
-    async def listen(self, host: str, port: int, *, reuse_port: bool) -> int:
-        """Accept connections; the port (chosen if 0). Raises OSError."""
+    async def listen(self, host: str, port: int, *, reuse_port: bool, share: Share | None = None) -> int:
+        """Accept connections, evenly with those of ``share``; the port (chosen if 0). Raises OSError."""
         number: int
-        if self._tls is not None:
+        if self._tls is not None or share is not None:
             listener = listening_socket(host, port, reuse_port=reuse_port)
             number = listener.getsockname()[1]
             admission = Admission(lambda: HttpConnection(self), self._admits, self.limits.header_s)
-            self._servers.append(TlsAcceptor(listener, self._tls, admission))
+            self._sharing = None if share is None else Sharing(share)
+            self._servers.append(Acceptor(listener, self._tls, admission, self._sharing))
             return number
         server = await self.loop.create_server(
             lambda: HttpConnection(self), host, port, reuse_port=reuse_port, backlog=BACKLOG
@@ -84,6 +87,8 @@ class HttpServer:
         """Accept no more, let open requests end for a while, then close all connections."""
         for server in self._servers:
             server.close()
+        if self._sharing is not None:
+            self._sharing.close()
         end_s = self.loop.time() + patience_s
         # For a moment, once in a process's life.
         while self.loop.time() < end_s and self._busy():  # noqa: ASYNC110
@@ -119,6 +124,8 @@ class HttpServer:
         """A connection is gone."""
         self._connections.discard(connection)
         self.gateway.connections -= 1
+        if self._sharing is not None:
+            self._sharing.ended()
 
     def room(self, exchange: Exchange, length: int) -> memoryview:
         """Where to receive a large body: in the region if it is going to be there anyway."""
