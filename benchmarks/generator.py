@@ -97,8 +97,7 @@ class Generator:
     def close(self) -> None:
         """End it, whatever it does."""
         self._process.kill()
-        self._process.wait()
-        self._output.close()
+        self._process.communicate()
 
     @property
     def _output(self) -> IO[bytes]:
