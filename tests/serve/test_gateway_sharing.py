@@ -31,7 +31,7 @@ class Pair:
             self.start(number)
 
     def start(self, number: int) -> None:
-        self.parts.insert(number, Sharing(Share(self.folder, 2, number)))
+        self.parts.insert(number, Sharing(Share(self.folder, "http", 2, number)))
         self.parts[number].begin(self.taken[number].append)
 
     def accept(self, number: int) -> bool:

@@ -104,7 +104,7 @@ class GatewayServers:
         config = self.config
         share = None
         if config.gateways > 1:
-            share = Share(Path(config.run_dir), config.gateways, config.number)
+            share = Share(Path(config.run_dir), "http", config.gateways, config.number)
         await self._listen(self.http, "http_port", config.http_port, share)
         if config.metrics_port is not None:
             await self._listen(self.metrics, "metrics_port", config.metrics_port)

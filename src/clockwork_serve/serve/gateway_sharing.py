@@ -63,9 +63,10 @@ class Tally:
 
 
 class Share(Struct, frozen=True):
-    """Gateway ``number`` of ``gateways`` (from 0), which meet in ``folder``."""
+    """Gateway ``number`` of ``gateways`` (from 0), which meet in ``folder`` under a port's ``name``."""
 
     folder: Path
+    name: str
     gateways: int
     number: int
 
@@ -74,10 +75,10 @@ class Sharing:
     """One gateway's part in it. All methods are for the loop's own thread. Raises OSError."""
 
     def __init__(self, share: Share) -> None:
-        self._tally = Tally(share.folder / "connections", share.gateways, share.number)
+        self._tally = Tally(share.folder / f"{share.name}.tally", share.gateways, share.number)
         self._number = number = share.number
         self._take: Callable[[socket.socket], None] = socket.socket.close
-        self._paths = [str(share.folder / f"connections-{other}.sock") for other in range(share.gateways)]
+        self._paths = [str(share.folder / f"{share.name}-{other}.sock") for other in range(share.gateways)]
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)  # noqa: FBT003 - the socket's own word
         own = Path(self._paths[number])
@@ -128,5 +129,7 @@ class Sharing:
                 _, fds, _, _ = socket.recv_fds(self._socket, 1, 1)
             except (BlockingIOError, InterruptedError):
                 return
+            if not fds:
+                self._tally.ended()  # the system had no more files for us, and closed it
             for fd in fds:
                 self._take(socket.socket(fileno=fd))
