@@ -239,16 +239,17 @@ class _Load:
     def _send(self, connection: _Connection, due_ns: int) -> None:
         connection.due_ns = due_ns
         connection.rest = memoryview(self._message)
-        self._go_on(connection)
-        if connection.rest is not None:
+        if not self._go_on(connection):
             self._epoll.modify(connection.socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
 
-    def _go_on(self, connection: _Connection) -> None:
+    def _go_on(self, connection: _Connection) -> bool:
+        """Send more of its request; whether that was all."""
         assert connection.rest is not None
         try:
             connection.rest = connection.rest[connection.socket.send(connection.rest) :] or None
         except BlockingIOError:
-            return
+            return False
+        return connection.rest is None
 
     def _listen(self, until_ns: int) -> None:
         """Take in what comes until that instant; epoll itself would round it to milliseconds."""
@@ -257,12 +258,10 @@ class _Load:
             select.select([self._epoll.fileno()], [], [], left_s)
         for fd, events in self._epoll.poll(0):
             connection = self._by_fd[fd]
-            if connection.rest is not None and events & select.EPOLLOUT:
-                self._go_on(connection)
-                if connection.rest is None:
-                    self._epoll.modify(fd, select.EPOLLIN)
-                    if not connection.due_ns:
-                        self._free(connection)
+            if connection.rest is not None and events & select.EPOLLOUT and self._go_on(connection):
+                self._epoll.modify(fd, select.EPOLLIN)
+                if not connection.due_ns:
+                    self._free(connection)
             if events & ~select.EPOLLOUT:
                 self._receive(connection)
 

@@ -137,10 +137,10 @@ def plan_of(serving: Serving, folder: Path, case: Case) -> Callable[..., Plan]:
     file.write_bytes(infer_message(serving.http_url, case.name, inputs, slo_ms=1000))
     parts = urlsplit(serving.http_url)
 
-    def plan(**more: object) -> Plan:
+    def plan(**more: Any) -> Plan:
         return Plan(
             host=parts.hostname or "", port=parts.port or 80, message=str(file), rate=case.rate, **more
-        )  # type: ignore[arg-type]
+        )
 
     return plan
 
