@@ -14,6 +14,7 @@ import random
 import statistics
 import sys
 import tempfile
+import time
 from collections import Counter
 from contextlib import closing
 from operator import truediv
@@ -91,16 +92,17 @@ def loaded(serving: Serving, plan: Plan, retries: int, patience_s: float) -> tup
         wait_for_peace(OTHERS_SHARE, patience_s)
         with closing(Generator(plan)) as generator:
             own = [*serving.pids(), generator.pid, os.getpid()]
-            used, ours = used_s(), sum(map(cpu_s, own))
+            used, ours, began_s = used_s(), sum(map(cpu_s, own)), time.monotonic()
             found = generator.result()
             others = used_s() - used - (sum(map(cpu_s, own)) - ours)
+            others /= time.monotonic() - began_s
         invalid = ""
         if found.late_ns[2] > LATE_NS:
             invalid = f"the generator sent its requests up to {milliseconds(found.late_ns[2])} late (p99)"
         elif found.ends.get(200, 0) < found.asked:
             invalid = f"of {found.asked} requests some were not answered well: {found.ends}"
-        elif others > OTHERS_SHARE * plan.seconds:
-            invalid = f"processes that take no part used {others / plan.seconds:.0%} of a core"
+        elif others > OTHERS_SHARE:
+            invalid = f"processes that take no part used {others:.0%} of a core"
         if not invalid:
             break
     return found, Counter(generator.started.connections), invalid

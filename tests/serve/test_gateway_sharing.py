@@ -38,8 +38,10 @@ class Pair:
         """A connection comes to that gateway; whether it was passed on."""
         client, accepted = socket.socketpair()
         self.clients.append(client)
-        passed = self.parts[number].passed_on(accepted)
-        if not passed:
+        passed = self.parts[number].passed_on(accepted.fileno())
+        if passed:
+            accepted.close()
+        else:
             self.taken[number].append(accepted)
         return passed
 
@@ -179,6 +181,9 @@ def test_gateways_have_as_many_each_whatever_the_kernel_chose(tmp_path: Path, *,
             for client in clients:
                 client.close()
             until(lambda: not any(gateway.servers.gateway.connections for gateway in gateways))
+            sharing = gateways[0].servers.http._sharing
+            assert sharing is not None
+            until(lambda sharing=sharing: sharing._tally.open().tolist() == [0, 0])
 
 
 def test_connections_that_come_to_nothing_are_not_counted_for_ever(tmp_path: Path) -> None:

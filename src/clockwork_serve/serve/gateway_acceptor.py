@@ -1,7 +1,6 @@
-"""Accepts connections of TLS, and such as several gateways share; it reads nothing.
+"""Accepts TLS connections, so that those whose handshake is not done are counted and end in time.
 
-Those whose handshake is not done are counted and end in time. The loop's own ``create_server`` does all this
-where one gateway listens and nothing is encrypted.
+It reads nothing; the loop's own ``create_server`` does all this where nothing is encrypted.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ class Admission(Struct, frozen=True):
     handshake_s: float
 
 
-class Acceptor:
-    """One listening socket. With ``sharing``, connections are passed on, and taken over, by :meth:`take`."""
+class TlsAcceptor:
+    """One listening socket. With ``sharing``, connections are passed on and taken over before they greet."""
 
     def __init__(
-        self, listener: socket.socket, tls: Tls | None, admission: Admission, sharing: Sharing | None = None
+        self, listener: socket.socket, tls: Tls, admission: Admission, sharing: Sharing | None = None
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._sharing = sharing
@@ -49,7 +48,7 @@ class Acceptor:
         self._admission = admission
         self._greeting: set[asyncio.Task[None]] = set()
         if sharing is not None:
-            sharing.begin(self.take)
+            sharing.begin(self._take)
         listener.setblocking(False)  # noqa: FBT003 - the socket's own word
         self._loop.add_reader(listener.fileno(), self._accept)
         self._again: asyncio.TimerHandle | None = None
@@ -74,10 +73,12 @@ class Acceptor:
                 self._loop.remove_reader(self._listener.fileno())
                 self._again = self._loop.call_later(_FULL_S, self._resume)
                 return
-            if self._sharing is None or not self._sharing.passed_on(accepted):
-                self.take(accepted)
+            if self._sharing is not None and self._sharing.passed_on(accepted.fileno()):
+                accepted.close()
+            else:
+                self._take(accepted)
 
-    def take(self, accepted: socket.socket) -> None:
+    def _take(self, accepted: socket.socket) -> None:
         """Serve a connection, whoever accepted it."""
         if not self._admission.admits(len(self._greeting)):
             accepted.close()
@@ -97,13 +98,9 @@ class Acceptor:
         self._loop.add_reader(self._listener.fileno(), self._accept)
 
     async def _greet(self, accepted: socket.socket) -> None:
-        make = self._admission.make
         try:
-            if self._tls is None:
-                await self._loop.connect_accepted_socket(make, accepted)
-                return
             await self._loop.connect_accepted_socket(
-                make,
+                self._admission.make,
                 accepted,
                 ssl=self._tls.context,
                 ssl_handshake_timeout=self._admission.handshake_s,
@@ -112,7 +109,7 @@ class Acceptor:
         except (OSError, TimeoutError) as error:
             self._ended()
             # Not ours to mend: another protocol, no certificate, or nothing at all.
-            _log.debug("a connection came to nothing: %s", error)
+            _log.debug("TLS handshake failed: %s", error)
 
 
 def listening_socket(host: str, port: int, *, reuse_port: bool) -> socket.socket:

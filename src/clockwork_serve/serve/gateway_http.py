@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -13,7 +14,7 @@ import numpy as np
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip import decompress
 from clockwork_serve.serve.gateway import Gateway
-from clockwork_serve.serve.gateway_acceptor import BACKLOG, Acceptor, Admission, listening_socket
+from clockwork_serve.serve.gateway_acceptor import BACKLOG, Admission, TlsAcceptor, listening_socket
 from clockwork_serve.serve.gateway_connection import HttpConnection
 from clockwork_serve.serve.gateway_door import Door
 from clockwork_serve.serve.gateway_endpoints import Endpoints
@@ -21,7 +22,7 @@ from clockwork_serve.serve.gateway_exchange import Exchange
 from clockwork_serve.serve.gateway_limits import SETTING
 from clockwork_serve.serve.gateway_responses import Response, error_response
 from clockwork_serve.serve.gateway_routes import Route, answer, find_route, settled
-from clockwork_serve.serve.gateway_sharing import Share, Sharing
+from clockwork_serve.serve.gateway_sharing import Newcomer, Share, Sharing
 from clockwork_serve.units import KIB
 
 READ_BYTES: Final = 256 * KIB
@@ -53,7 +54,7 @@ class HttpServer:
         self.arriving_bytes = 0
         self._endpoints = endpoints
         self._connections: set[HttpConnection] = set()
-        self._servers: list[asyncio.Server | Acceptor] = []
+        self._servers: list[asyncio.Server | TlsAcceptor] = []
         self._sharing: Sharing | None = None
         self._reached: Counter[str] = Counter()  # limits, since they were last told
         self._tasks: set[asyncio.Task[None]] = set()
@@ -62,19 +63,34 @@ class HttpServer:
     async def listen(self, host: str, port: int, *, reuse_port: bool, share: Share | None = None) -> int:
         """Accept connections, evenly with those of ``share``; the port (chosen if 0). Raises OSError."""
         number: int
-        if self._tls is not None or share is not None:
+        sharing = self._sharing = None if share is None else Sharing(share)
+        if self._tls is not None:
             listener = listening_socket(host, port, reuse_port=reuse_port)
             number = listener.getsockname()[1]
             admission = Admission(lambda: HttpConnection(self), self._admits, self.limits.header_s)
-            self._sharing = None if share is None else Sharing(share)
-            self._servers.append(Acceptor(listener, self._tls, admission, self._sharing))
+            self._servers.append(TlsAcceptor(listener, self._tls, admission, sharing))
             return number
-        server = await self.loop.create_server(
-            lambda: HttpConnection(self), host, port, reuse_port=reuse_port, backlog=BACKLOG
-        )
+
+        def make() -> asyncio.BaseProtocol:
+            return (
+                HttpConnection(self) if sharing is None else Newcomer(sharing, lambda: HttpConnection(self))
+            )
+
+        if sharing is not None:
+            sharing.begin(lambda accepted: self._start(self._take_over(accepted, sharing)))
+        server = await self.loop.create_server(make, host, port, reuse_port=reuse_port, backlog=BACKLOG)
         self._servers.append(server)
         number = server.sockets[0].getsockname()[1]
         return number
+
+    async def _take_over(self, accepted: socket.socket, sharing: Sharing) -> None:
+        """Serve a connection that another gateway accepted."""
+        accepted.setblocking(False)  # noqa: FBT003 - the socket's own word
+        try:
+            await self.loop.connect_accepted_socket(lambda: HttpConnection(self), accepted)
+        except OSError as error:
+            sharing.ended()
+            _log.debug("a connection came to nothing on its way from another gateway: %s", error)
 
     def _admits(self, greeting: int) -> bool:
         """Whether one more may shake hands while ``greeting`` do."""
