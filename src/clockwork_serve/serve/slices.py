@@ -2,7 +2,7 @@
 
 Linux 6.12 and later look at a thread's slice when it wakes: who wants little gets it before who wants much.
 Measured on two cores while other programs took more than one of them: a controller with a slice of 0.1 ms
-decided more than 0.5 ms late in 4 to 6 % of its wake-ups, without in 12 to 13 %.
+decided more than 0.5 ms late in 4 to 8 % of its wake-ups, without in 12 to 15 %.
 """
 
 from __future__ import annotations
