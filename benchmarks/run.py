@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[1]
 
 SHORT: dict[str, tuple[str, ...]] = {
     "http_overhead": ("--requests", "500"),
+    "wakeup_lateness": ("--seconds", "8"),
+    "gateway_balance": ("--gateways", "2", "--connections", "16", "--turns", "2", "--seconds", "3"),
     "overload": ("--seconds", "30"),
     "feasible_load": ("--seconds", "30"),
     "worker_kill": ("--requests", "6000", "--connections", "200"),

@@ -12,7 +12,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +174,34 @@ def test_every_process_may_be_killed_and_comes_back(server: RunningServer, name:
     until(lambda: server.pid(name) not in (None, pid))
     server.wait_ready(60)
     until(lambda: served(server, "a"))
+
+
+def test_gateways_have_as_many_connections_each_and_one_that_died_gets_the_next(place: Path) -> None:
+    entry = {"name": "x", "datatype": "FP32", "shape": [1, 64], "data": [0.0] * 64}
+    body = json.dumps({"inputs": [entry]})
+    with running_server(config(place, gateways=2)) as running, ExitStack() as stack:
+
+        def answered_by(count: int) -> Counter[str]:
+            """Who answers on so many new connections, which stay."""
+            names: Counter[str] = Counter()
+            for _ in range(count):
+                client = stack.enter_context(closing(HTTPConnection("127.0.0.1", running.http_port)))
+                client.request("POST", "/v2/models/a/infer", body)
+                reply = client.getresponse()
+                assert json.loads(reply.read())["model_name"] == "a"
+                names["-".join(reply.headers["Clockwork-Request-Id"].split("-")[:2])] += 1
+            return names
+
+        assert answered_by(8) == {"gateway-0": 4, "gateway-1": 4}
+        pid = running.pid("gateway-1")
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not Path(f"/proc/{pid}").exists())
+        between = answered_by(2)  # whom nobody else takes the first keeps
+        until(lambda: running.pid("gateway-1") not in (None, pid))
+        until(lambda: running.state()["gateways"] == ["gateway-0", "gateway-1"])
+        time.sleep(0.2)  # it has a link a moment before it listens
+        assert between + answered_by(6) == {"gateway-0": 2, "gateway-1": 6}
 
 
 def test_it_stops_without_leaving_anything_behind(place: Path) -> None:

@@ -53,6 +53,16 @@ def test_histograms_are_cumulative_and_end_at_their_count() -> None:
     assert found["clockwork_request_seconds_sum", (("outcome", "ok"),)] == 0.015
 
 
+def test_late_wakeups_are_a_histogram_whose_bounds_hold_half_a_millisecond() -> None:
+    recorder = recorded()
+    for late_ns in (0, 400_000, 600_000):
+        recorder.counters.wakeup.add(late_ns)
+    found = samples(recorder.metrics())
+    assert found["clockwork_wakeup_lateness_seconds_bucket", (("le", "0.0005"),)] == 2
+    assert found["clockwork_wakeup_lateness_seconds_count", ()] == 3
+    assert found["clockwork_wakeup_lateness_seconds_sum", ()] == 0.001
+
+
 def test_names_are_escaped() -> None:
     name = 'we"ird\\n\name'
     found = samples(recorded(name).metrics())

@@ -68,7 +68,7 @@ class Exchange:
 
     def __init__(self, brain: Brain, recorder: Recorder, journal: Journal | None = None) -> None:
         self.driver: Driver[ControllerEvent, ControllerEffect] = Driver(
-            brain, self.perform, journal=self._on_step
+            brain, self.perform, journal=self._on_step, woke=recorder.counters.wakeup.add
         )
         self._brain = brain
         self._recorder = recorder

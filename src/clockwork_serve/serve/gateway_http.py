@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -24,6 +25,7 @@ from clockwork_serve.serve.gateway_outbox import Outbox, send_held
 from clockwork_serve.serve.gateway_packing import Packer
 from clockwork_serve.serve.gateway_responses import Response, error_response
 from clockwork_serve.serve.gateway_routes import Route, answer, find_route, settled
+from clockwork_serve.serve.gateway_sharing import Newcomer, Share, Sharing
 from clockwork_serve.units import KIB
 
 READ_BYTES: Final = 256 * KIB
@@ -61,25 +63,42 @@ class HttpServer:
         self._packer = Packer()
         self._connections: set[HttpConnection] = set()
         self._servers: list[asyncio.Server | TlsAcceptor] = []
+        self._sharing: Sharing | None = None
         self._reached: Counter[str] = Counter()  # limits, since they were last told
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None
 
-    async def listen(self, host: str, port: int, *, reuse_port: bool) -> int:
-        """Accept connections; the port (chosen if 0). Raises OSError."""
+    async def listen(self, host: str, port: int, *, reuse_port: bool, share: Share | None = None) -> int:
+        """Accept connections, evenly with those of ``share``; the port (chosen if 0). Raises OSError."""
         number: int
+        sharing = self._sharing = None if share is None else Sharing(share)
         if self._tls is not None:
             listener = listening_socket(host, port, reuse_port=reuse_port)
             number = listener.getsockname()[1]
             admission = Admission(lambda: HttpConnection(self), self._admits, self.limits.header_s)
-            self._servers.append(TlsAcceptor(listener, self._tls, admission))
+            self._servers.append(TlsAcceptor(listener, self._tls, admission, sharing))
             return number
-        server = await self.loop.create_server(
-            lambda: HttpConnection(self), host, port, reuse_port=reuse_port, backlog=BACKLOG
-        )
+
+        def make() -> asyncio.BaseProtocol:
+            return (
+                HttpConnection(self) if sharing is None else Newcomer(sharing, lambda: HttpConnection(self))
+            )
+
+        if sharing is not None:
+            sharing.begin(lambda accepted: self._start(self._take_over(accepted, sharing)))
+        server = await self.loop.create_server(make, host, port, reuse_port=reuse_port, backlog=BACKLOG)
         self._servers.append(server)
         number = server.sockets[0].getsockname()[1]
         return number
+
+    async def _take_over(self, accepted: socket.socket, sharing: Sharing) -> None:
+        """Serve a connection that another gateway accepted."""
+        accepted.setblocking(False)  # noqa: FBT003 - the socket's own word
+        try:
+            await self.loop.connect_accepted_socket(lambda: HttpConnection(self), accepted)
+        except OSError as error:
+            sharing.ended()
+            _log.debug("a connection came to nothing on its way from another gateway: %s", error)
 
     def _admits(self, greeting: int) -> bool:
         """Whether one more may shake hands while ``greeting`` do."""
@@ -92,6 +111,8 @@ class HttpServer:
         """Accept no more, let open requests end for a while, then close all connections."""
         for server in self._servers:
             server.close()
+        if self._sharing is not None:
+            self._sharing.close()
         end_s = self.loop.time() + patience_s
         # For a moment, once in a process's life.
         while self.loop.time() < end_s and self._busy():  # noqa: ASYNC110
@@ -128,6 +149,8 @@ class HttpServer:
         """A connection is gone."""
         self._connections.discard(connection)
         self.gateway.connections -= 1
+        if self._sharing is not None:
+            self._sharing.ended()
 
     def room(self, exchange: Exchange, length: int) -> memoryview:
         """Where to receive a large body: in the region if it is going to be there anyway."""

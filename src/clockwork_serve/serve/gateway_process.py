@@ -25,6 +25,7 @@ from clockwork_serve.serve.gateway_endpoints import Endpoints
 from clockwork_serve.serve.gateway_http import HttpServer
 from clockwork_serve.serve.gateway_regions import Regions
 from clockwork_serve.serve.gateway_routes import find_metrics_route
+from clockwork_serve.serve.gateway_sharing import Share
 from clockwork_serve.units import MIB
 
 if TYPE_CHECKING:
@@ -43,8 +44,9 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
 
     ``default_slo_ns``: of requests and models that name none (None: from the model's profile).
     ``region_bytes`` holds the tensors of all requests in flight. ``reuse_port``: other processes of ours
-    listen there too. ``shared_memory``: the prefix of keys of shared memory that local clients may use.
-    ``triton_codes``: what is refused or expired gets Triton's status.
+    listen there too. ``number`` is this gateway's among all ``gateways``, from 0. ``shared_memory``: the
+    prefix of keys of shared memory that local clients may use. ``triton_codes``: what is refused or expired
+    gets Triton's status.
     """
 
     run_dir: str
@@ -57,6 +59,8 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
     region_bytes: int = 256 * MIB
     max_body_bytes: int = 64 * MIB
     reuse_port: bool = False
+    gateways: int = 1
+    number: int = 0
     model_control: bool = True
     shared_memory: str | None = None
     triton_codes: bool = False
@@ -101,7 +105,10 @@ class GatewayServers:
     async def start(self) -> None:
         """Listen on all ports. Raises :class:`ConfigError` if one is not to be had."""
         config = self.config
-        await self._listen(self.http, "http_port", config.http_port)
+        share = None
+        if config.gateways > 1:
+            share = Share(Path(config.run_dir), "http", config.gateways, config.number)
+        await self._listen(self.http, "http_port", config.http_port, share)
         if config.metrics_port is not None:
             await self._listen(self.metrics, "metrics_port", config.metrics_port)
         if config.grpc_port is not None:
@@ -120,10 +127,12 @@ class GatewayServers:
             task.cancel()
         self.gateway.close()
 
-    async def _listen(self, server: HttpServer, name: str, port: int) -> None:
+    async def _listen(self, server: HttpServer, name: str, port: int, share: Share | None = None) -> None:
         config = self.config
         try:
-            self.port_by_name[name] = await server.listen(config.host, port, reuse_port=config.reuse_port)
+            self.port_by_name[name] = await server.listen(
+                config.host, port, reuse_port=config.reuse_port, share=share
+            )
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
             why = "taken by another program" if taken else f"not to be had ({error.strerror or error})"

@@ -27,6 +27,7 @@ from clockwork_serve.serve.preparation import OnProgress, Preparation, Prepared,
 from clockwork_serve.serve.server_config import ServerConfig
 from clockwork_serve.serve.supervisor import Supervisor
 from clockwork_serve.serve.transport import SOCKET_NAME
+from clockwork_serve.telemetry import Counters
 
 POLL_S: Final = 0.02
 STOP_GRACE_S: Final = 5.0
@@ -126,6 +127,12 @@ class Keeper:
         if self._link is None:
             raise TransportError("the server is not running")
         return await self._link.ask(Question.STATE)
+
+    async def counters(self) -> Counters:
+        """What the controller counted. Raises :class:`TransportError` if it does not answer."""
+        if self._link is None:
+            raise TransportError("the server is not running")
+        return msgspec.convert(await self._link.ask(Question.METRICS), Counters, strict=False)
 
     async def _gateways_ready(self, link: ControllerLink) -> bool:
         ports = self.ports.number_by_name

@@ -33,7 +33,8 @@ class Histogram(Struct):
     def add(self, duration_ns: int) -> None:
         """Count one duration (below zero counts as zero)."""
         self.counts[bisect_left(BOUNDS_NS, duration_ns)] += 1
-        self.sum_ns += max(0, duration_ns)
+        if duration_ns > 0:
+            self.sum_ns += duration_ns
 
     @property
     def count(self) -> int:
@@ -143,6 +144,7 @@ class Counters(Struct):
     ``received`` equals the sum of ``outcomes`` plus ``open``. ``unmatched`` counts answers to requests that
     were not open: it stays 0 unless a request was answered twice. ``latency`` is by outcome, arrival to
     answer. ``queue`` is arrival to start, ``execution`` the lane time, of requests that were answered well.
+    ``wakeup`` is how much later than it had asked the controller came to decide.
     """
 
     received: int = 0
@@ -159,6 +161,7 @@ class Counters(Struct):
     queue: Histogram = field(default_factory=Histogram)
     execution: Histogram = field(default_factory=Histogram)
     load: Histogram = field(default_factory=Histogram)
+    wakeup: Histogram = field(default_factory=Histogram)
     batches: dict[int, int] = {}
     prediction: dict[str, ErrorCounters] = field(
         default_factory=lambda: {"infer": ErrorCounters(), "load": ErrorCounters()}

@@ -67,6 +67,10 @@ def _histograms(counters: Counters) -> Iterator[str]:
     )
     yield from _histogram("clockwork_load_seconds", "Time that LOADs took.", {"": counters.load})
     yield from _histogram(
+        "clockwork_wakeup_lateness_seconds", "How much later than it had asked the controller decided.",
+        {"": counters.wakeup},
+    )  # fmt: skip
+    yield from _histogram(
         "clockwork_prediction_error_seconds",
         "Measured against expected lane time: under, it took longer; over, it did not.",
         {
