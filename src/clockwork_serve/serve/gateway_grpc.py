@@ -15,12 +15,13 @@ from google.protobuf import json_format
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Outcome
 from clockwork_serve.oip import CUDA_SHARED_MEMORY, InferCall, Served
-from clockwork_serve.oip.grpc_infer import encode_infer, parse_infer
+from clockwork_serve.oip.grpc_infer import encode_infer, parse_infer, streamed
 from clockwork_serve.oip.protobuf import (
     HEALTH_SERVICE,
     INFERENCE_SERVICE,
     REFLECTION_SERVICE,
     ModelInferRequest,
+    ModelStreamInferResponse,
     message,
     rpcs,
 )
@@ -41,13 +42,12 @@ from clockwork_serve.serve.gateway_rpcs import (
 from clockwork_serve.serve.gateway_settings import log_settings, trace_settings
 from clockwork_serve.serve.gateway_slots import Body
 from clockwork_serve.serve.grpc_call import Aborted, Call, Metadata
-from clockwork_serve.serve.grpc_server import GrpcServer, callback
+from clockwork_serve.serve.grpc_server import GrpcServer, callback, stream
 from clockwork_serve.units import NS_PER_MS
 
 _DETAILS_MAX: Final = 2000
 _STREAMED_MAX: Final = 128
 """Requests of one stream without a response, before no more is read from it."""
-_StreamResponse: Final = message("inference.ModelStreamInferResponse")
 _ModelConfig: Final = message("inference.ModelConfig")
 _RegionStatus: Final = message("inference.SystemSharedMemoryStatusResponse.RegionStatus")
 
@@ -56,8 +56,16 @@ class _GrpcInquiry:
     """A ``ModelInferRequest``, as the gateway takes it; how it ends is its heirs' business."""
 
     __slots__ = (
-        "arrival_ns", "body", "every_output_binary", "identity", "model", "rpc", "remaining_s", "request",
-        "slo_header", "version",
+        "arrival_ns",
+        "body",
+        "every_output_binary",
+        "identity",
+        "model",
+        "remaining_s",
+        "request",
+        "rpc",
+        "slo_header",
+        "version",
     )  # fmt: skip
 
     def __init__(self, request: Any, rpc: Call) -> None:
@@ -90,7 +98,7 @@ class _Alone(_GrpcInquiry):
     def end(self, ending: Ending) -> None:
         """Encode the response while the outputs are there."""
         if ending.outcome is Outcome.OK:
-            self.rpc.reply(_encoded(ending).SerializeToString(), (("clockwork-request-id", ending.request_id),))
+            self.rpc.reply(_encoded(ending), (("clockwork-request-id", ending.request_id),))
         else:
             self.rpc.fail(*_failure(ending))
 
@@ -107,8 +115,14 @@ class _Streamed(_GrpcInquiry):
 
     def end(self, ending: Ending) -> None:
         """Encode the response while the outputs are there."""
-        if not self.ended.done():
-            self.ended.set_result(_encoded(ending) if ending.outcome is Outcome.OK else ending)
+        if self.ended.done():
+            return
+        if ending.outcome is Outcome.OK:
+            if _flag(self.request, "triton_enable_empty_final_response"):
+                ending.parameters["triton_final_response"] = True
+            self.ended.set_result(streamed(_encoded(ending)))
+        else:
+            self.ended.set_result(ending)
 
     def abandon(self, gateway: Gateway) -> None:
         """Nobody waits for it any more."""
@@ -128,6 +142,12 @@ class GatewayGrpc:
         self._server = GrpcServer(
             [
                 callback(f"/{INFERENCE_SERVICE}/ModelInfer", ModelInferRequest.FromString, self._infer),
+                stream(
+                    f"/{INFERENCE_SERVICE}/ModelStreamInfer",
+                    ModelInferRequest.FromString,
+                    bytes,
+                    self._stream_infer,
+                ),
                 *methods(INFERENCE_SERVICE, self._inference()),
                 *methods(HEALTH_SERVICE, Health(gateway).answers()),
                 *methods(REFLECTION_SERVICE, REFLECTION),
@@ -166,7 +186,7 @@ class GatewayGrpc:
             # The client may go away, or its deadline pass.
             rpc.on_cancel = partial(self._gateway.cancel, request_id)
 
-    async def _stream_infer(self, requests: AsyncIterator[Any], rpc: Call) -> AsyncIterator[Any]:
+    async def _stream_infer(self, requests: AsyncIterator[Any], rpc: Call) -> AsyncIterator[bytes]:
         """One response per request, in their order; the requests themselves run side by side.
 
         Errors are told inside, unless the client wants a status, which ends the stream.
@@ -179,13 +199,13 @@ class GatewayGrpc:
             while (asked := await open_asked.get()) is not None:
                 found = await asked.ended
                 if not isinstance(found, Ending):
-                    if _flag(asked.request, "triton_enable_empty_final_response"):
-                        found.parameters["triton_final_response"].bool_param = True
-                    yield _StreamResponse(infer_response=found)
+                    yield found
                 elif as_status:
                     raise Aborted(*_failure(found))
                 else:
-                    yield _StreamResponse(error_message=_text(found), infer_response={"id": asked.request.id})
+                    yield ModelStreamInferResponse(
+                        error_message=_text(found), infer_response={"id": asked.request.id}
+                    ).SerializeToString()
             await reader
         finally:
             reader.cancel()
@@ -239,7 +259,6 @@ class GatewayGrpc:
         return {
             **{name: checked(answer, known[name].response) for name, answer in plain.items()},
             **{name: _checked_local(answer, known[name].response) for name, answer in regions.items()},
-            "ModelStreamInfer": self._stream_infer,
         }
 
     async def _server_live(self, request: Any) -> dict[str, Any]:
@@ -346,7 +365,7 @@ def _local(rpc: Call) -> bool:
     return is_loopback(address.rpartition(":")[0].strip("[]"))
 
 
-def _encoded(ending: Ending) -> Any:
+def _encoded(ending: Ending) -> bytes:
     assert ending.call is not None
     assert ending.served is not None
     return encode_infer(ending.call, ending.served, ending.outputs, ending.parameters)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
+from grpc._cython import cygrpc
 
-from clockwork_serve.serve.grpc_core import CLOSED, ENDED, MESSAGE, SENT, Core, cygrpc
+from clockwork_serve.serve.grpc_core import CLOSED, ENDED, MESSAGE, SENT, Core
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 _NO_DEADLINE_S: Final = 1e12
@@ -20,7 +21,7 @@ _OK: Final = 0
 _log = logging.getLogger(__name__)
 
 
-class Aborted(Exception):  # noqa: N818
+class Aborted(Exception):
     """A call ends with this status."""
 
     def __init__(self, code: grpc.StatusCode, text: str, trailers: Metadata = ()) -> None:
@@ -32,7 +33,7 @@ class Aborted(Exception):  # noqa: N818
 
 @dataclass(slots=True, frozen=True)
 class Method:
-    """What is done with calls of a path. ``parse`` makes a message of bytes, and raises for those that are none.
+    """What is done with calls of a path. ``parse`` makes a message of bytes, or raises.
 
     ``on_message`` is told the only message of a call. A method that has ``on_open`` instead reads by itself.
     """
@@ -44,7 +45,7 @@ class Method:
 
 
 class Call:
-    """For the loop's thread. It ends once; what is said to one that has ended, or was cancelled, goes nowhere.
+    """For the loop's thread. It ends once; what is said to one that has ended or was cancelled goes nowhere.
 
     ``arrival_ns`` is when the latest message arrived. ``on_cancel`` is called if the client goes away or its
     deadline passes. ``identity`` is what the server's gate made of the metadata.
@@ -72,7 +73,7 @@ class Call:
         self._sent: asyncio.Future[Any] | None = None
 
     def begin(self) -> bool:
-        """In the core's thread: ask for what is to come; whether the loop must hear of the call before that."""
+        """Ask for what is to come, in the core's thread; whether the loop must hear of the call before."""
         start = self._call.start_server_batch
         start((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), (CLOSED, self))
         if self.method.on_open is not None:
@@ -175,11 +176,15 @@ class Call:
         on_message = self.method.on_message
         if on_message is None:
             _settle(self._received, message)
+        elif not self.is_open:
+            pass  # cancelled meanwhile
         elif message is not None:
             on_message(self, self.parsed(message))
         else:
             # What the core refuses, as it is too large, ends in this way too, but has its status already.
-            raise Aborted(grpc.StatusCode.UNIMPLEMENTED, f"{self.method.path}: expected one message, found none")
+            raise Aborted(
+                grpc.StatusCode.UNIMPLEMENTED, f"{self.method.path}: expected one message, found none"
+            )
 
     def _cancelled(self) -> None:
         on_cancel = self.on_cancel
@@ -204,9 +209,7 @@ class Call:
         return (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),)
 
     def _start(self, operations: tuple[Any, ...], kind: str) -> None:
-        # The core ends the process if it is asked for anything after its end.
-        if self._core.serving:
-            self._call.start_server_batch(operations, (kind, self))
+        self._core.ask(self._call, operations, (kind, self))
 
 
 def _settle(waiter: asyncio.Future[Any] | None, found: Any) -> None:

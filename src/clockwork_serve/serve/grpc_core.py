@@ -1,8 +1,8 @@
-"""gRPC's own core, driven by events: it takes calls and hands what happens to them to a loop. It knows no service.
+"""gRPC's own core, driven by events: it takes calls and hands what happens to a loop. It knows no service.
 
 The core is used as grpcio's server with a pool of threads uses it, but without the pool: one thread waits for
-events, and the loop's thread answers. That is half of that server's cost, a quarter of ``grpc.aio``'s, and
-a request that waits takes no thread. The classes are private to grpcio, so :func:`check_grpcio` looks at them.
+events and the loop's thread answers. That costs half of that server, a quarter of ``grpc.aio``, and no thread
+for a request that waits. The classes are private to grpcio, so :func:`check_grpcio` looks at them first.
 """
 
 from __future__ import annotations
@@ -16,13 +16,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 import grpc
+from grpc._cython import cygrpc
 
 from clockwork_serve.errors import ConfigError
-
-try:
-    from grpc._cython import cygrpc
-except ImportError:
-    cygrpc = None
 
 NEEDED: Final = {
     "CompletionQueue": ("poll", "shutdown"),
@@ -43,6 +39,8 @@ NEEDED: Final = {
 """What must be there of ``grpc._cython.cygrpc``."""
 ACCEPTING: Final = 64
 """Calls that may begin before the thread comes round; the core keeps a thousand more, and refuses others."""
+GATHERED: Final = 256
+"""Events at most that go to the loop at once."""
 EXIT_S: Final = 5.0
 
 NEW: Final = "new"
@@ -53,6 +51,9 @@ CLOSED: Final = "closed"
 ENDED: Final = "ended"
 _DOWN: Final = "down"
 _ACCEPT: Final = (NEW, None)
+_WAKE: Final = (ENDED, None)
+_NOW_S: Final = 0.0
+_XDS: Final = False
 
 _log = logging.getLogger(__name__)
 
@@ -92,14 +93,18 @@ class Core:
         check_grpcio()
         self.serving = True  # whether anything may be asked of the core; changed by the loop's thread
         self._queue = cygrpc.CompletionQueue()
-        self._server = cygrpc.Server(tuple(options), False)
+        self._server = cygrpc.Server(tuple(options), _XDS)
         self._server.register_completion_queue(self._queue)
         self._on_new = on_new
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._down = asyncio.Event()
-        self._handed: deque[tuple[str, Taker, Any]] = deque()
-        self._woken = False
+        self._handed: deque[tuple[str, Taker, Any]] = deque()  # from the thread to the loop
+        self._woken = False  # whether the loop is going to take them
+        self._asked: deque[tuple[Any, tuple[Any, ...], tuple[str, Any]]] = deque()  # and back
+        self._starting = threading.Lock()  # whoever starts what was asked: in order, and not after the end
+        self._flushes = False
+        self._ending = False  # known to the thread alone
         self._accepts = True
         self._left = False  # by a process that ends without closing it
         self._thread = threading.Thread(target=self._run, name="grpc", daemon=True)
@@ -109,7 +114,7 @@ class Core:
         port: int = (
             self._server.add_http2_port(address.encode())
             if credentials is None
-            else self._server.add_http2_port(address.encode(), credentials._credentials)
+            else self._server.add_http2_port(address.encode(), credentials._credentials)  # noqa: SLF001
         )
         return port
 
@@ -135,10 +140,16 @@ class Core:
             self._server.cancel_all_calls()
             await self._down.wait()
         self.serving = False
-        self._queue.shutdown()
+        self._shut()
         await asyncio.to_thread(self._thread.join)
         self._server.destroy()
         atexit.unregister(self._leave)
+
+    def _shut(self) -> None:
+        # The core ends the process if it is asked for anything after this.
+        with self._starting:
+            self._asked.clear()
+            self._queue.shutdown()
 
     def _leave(self) -> None:
         self._left, self._accepts = True, False
@@ -156,28 +167,54 @@ class Core:
             self._loop.call_soon_threadsafe(self._loop.call_exception_handler, context)
 
     def _take_events(self) -> None:
-        poll, accepting, clock = self._queue.poll, True, self._clock
+        poll, take, ended = self._queue.poll, self._take_event, cygrpc.CompletionType.queue_shutdown
         while True:
+            self._start_asked()
             event = poll()
-            if event.tag is None:
+            # All that is there goes to the loop at once: waking it, and waiting for its lock, costs most.
+            for _ in range(GATHERED):
+                if event.tag is None:
+                    break
+                take(event)
+                # What belongs to a call that is over must be gone before the next event is waited for.
+                event = None
+                self._start_asked()
+                event = poll(_NOW_S)
+            if event.tag is not None:
+                take(event)
+            elif event.completion_type == ended:
                 return
-            kind, call = event.tag
-            if kind is MESSAGE:
-                call.arrival_ns = clock()
-                self._hand(MESSAGE, call, event.batch_operations[0].message())
-            elif kind is SENT:
-                self._hand(SENT, call, None)
-            elif kind is CLOSED:
-                if event.batch_operations[0].cancelled():
-                    self._hand(CLOSED, call, None)
-            elif kind is NEW:
-                if accepting and event.success:
-                    self._accept(event)
-            elif kind is _DOWN:
-                accepting = False
-                self._end()
-            # What belongs to a call that is over must be gone before the next event is waited for.
-            event = call = None
+            event = None
+            self._wake()
+
+    def _take_event(self, event: Any) -> None:
+        kind, call = event.tag
+        if kind is MESSAGE:
+            call.arrival_ns = self._clock()
+            self._handed.append((MESSAGE, call, event.batch_operations[0].message()))
+        elif kind is SENT:
+            self._handed.append((SENT, call, None))
+        elif kind is CLOSED:
+            if event.batch_operations[0].cancelled():
+                self._handed.append((CLOSED, call, None))
+        elif kind is NEW:
+            if event.success and not self._ending:
+                self._accept(event)
+        elif kind is _DOWN:
+            self._ending = True
+            self._end()
+
+    def _start_asked(self) -> None:
+        if self._asked:
+            with self._starting:
+                self._start_all()
+
+    def _start_all(self) -> None:
+        asked = self._asked
+        while asked:
+            call, operations, tag = asked.popleft()
+            refused = call.start_server_batch(operations, tag)
+            assert not refused, f"gRPC's core refused a batch for {tag[0]}: {refused}"
 
     def _accept(self, event: Any) -> None:
         if self._accepts:
@@ -187,17 +224,16 @@ class Core:
                 self._accepts = False  # it was told to stop at this moment
         call = self._on_new(event)
         if call is not None:
-            self._hand(OPENED, call, None)
+            self._handed.append((OPENED, call, None))
 
     def _end(self) -> None:
         if self._left:
-            self._queue.shutdown()
+            self._shut()
         else:
             self._loop.call_soon_threadsafe(self._down.set)
 
-    def _hand(self, kind: str, call: Taker, found: Any) -> None:
-        self._handed.append((kind, call, found))
-        if not self._woken:
+    def _wake(self) -> None:
+        if self._handed and not self._woken:
             self._woken = True
             try:
                 self._loop.call_soon_threadsafe(self._take_handed)
@@ -205,6 +241,26 @@ class Core:
                 assert self._loop.is_closed()
 
     # In the loop
+
+    def ask(self, call: Any, operations: tuple[Any, ...], tag: tuple[str, Any]) -> None:
+        """Start a batch of a call, together with all others of this turn of the loop."""
+        if self.serving:
+            self._asked.append((call, operations, tag))
+            if not self._flushes:
+                self._flushes = True
+                self._loop.call_soon(self._flush, call)
+
+    def _flush(self, call: Any) -> None:
+        # Many are left to the thread: each that is started here would wake it, to fight for Python's lock.
+        self._flushes = False
+        if len(self._asked) == 1 and self._starting.acquire(blocking=False):
+            try:
+                self._start_all()
+            finally:
+                self._starting.release()
+        elif self.serving:
+            # A batch of nothing has been done as soon as it starts, which wakes the thread.
+            call.start_server_batch((), _WAKE)
 
     def _take_handed(self) -> None:
         # Before it is read how many there are: what comes later wakes the loop again.

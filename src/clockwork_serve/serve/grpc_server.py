@@ -1,4 +1,4 @@
-"""A gRPC server on an event loop: methods by path, as callbacks, coroutines or streams. It knows no service."""
+"""A gRPC server on an event loop: methods by path, as callbacks, coroutines, streams. It knows no service."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from functools import partial
 from typing import Any
 
 import grpc
+from grpc._cython import cygrpc
 
 from clockwork_serve.serve.grpc_call import Aborted, Call, Metadata, Method
-from clockwork_serve.serve.grpc_core import ENDED, Core, cygrpc
+from clockwork_serve.serve.grpc_core import ENDED, Core
 
 Gate = Callable[[str, Metadata], str]
 """Who calls, by path and metadata. Raises :class:`Aborted`. It is called in a thread of the server's own."""
@@ -88,18 +89,21 @@ class GrpcServer:
         # In the core's thread.
         path = event.call_details.method.decode("utf-8", "replace")
         try:
-            identity = "" if self._gate is None else self._gate(path, event.invocation_metadata)
-            method = self._methods.get(path)
-            if method is None:
-                raise Aborted(grpc.StatusCode.UNIMPLEMENTED, f"{path}: this server has no such method")
-            call = Call(self._core, event, method, identity)
+            call = self._taken(path, event)
             return call if call.begin() else None
         except Aborted as aborted:
             _turn_away(event.call, aborted)
-        except Exception:
+        except Exception:  # noqa: BLE001 - one call that is stumbled over must not end all others
             _log.exception("taking a call failed", extra={"method": path})
-            _turn_away(event.call, Aborted(grpc.StatusCode.INTERNAL, "the call failed; see the server's log"))
+            _turn_away(event.call, Aborted(grpc.StatusCode.INTERNAL, "it failed; see the server's log"))
         return None
+
+    def _taken(self, path: str, event: Any) -> Call:
+        identity = "" if self._gate is None else self._gate(path, event.invocation_metadata)
+        method = self._methods.get(path)
+        if method is None:
+            raise Aborted(grpc.StatusCode.UNIMPLEMENTED, f"{path}: this server has no such method")
+        return Call(self._core, event, method, identity)
 
 
 def _turn_away(call: Any, aborted: Aborted) -> None:
@@ -107,7 +111,9 @@ def _turn_away(call: Any, aborted: Aborted) -> None:
     operations = (
         cygrpc.SendInitialMetadataOperation(None, 0),
         cygrpc.ReceiveCloseOnServerOperation(0),
-        cygrpc.SendStatusFromServerOperation(aborted.trailers, aborted.code.value[0], aborted.text.encode(), 0),
+        cygrpc.SendStatusFromServerOperation(
+            aborted.trailers, aborted.code.value[0], aborted.text.encode(), 0
+        ),
     )
     call.start_server_batch(operations, (ENDED, None))
 
