@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any, Final
 
 from benchmarks import grpc_sides
-from benchmarks.grpc_load import Load
+from benchmarks.grpc_load import ROOM_BYTES, Load
 from benchmarks.machine import cpu_s
 from benchmarks.report import Outcome, finish, parser, table
 
@@ -145,6 +145,10 @@ def main() -> int:
     options.add_argument("--in-flight", type=int, default=32, help="calls open at any time")
     options.add_argument("--bytes", type=int, default=1024, help="of a request's tensor and of its answer's")
     given = options.parse_args()
+    if given.bytes * given.in_flight > ROOM_BYTES * CONNECTIONS:
+        options.error(
+            f"bytes x in-flight: expected at most {ROOM_BYTES * CONNECTIONS}; ask for less of either"
+        )
     if len(os.sched_getaffinity(0)) < 2:
         outcome = Outcome("benchmarks.grpc_front_end", invalid="it needs two cores")
         return finish(outcome, given.json)

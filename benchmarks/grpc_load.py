@@ -18,7 +18,10 @@ _END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
 _HEAD_BYTES: Final = 9
 _LARGEST_WINDOW: Final = 2**31 - 1
 _FIRST_WINDOW: Final = 65_535
+_FRAME_BYTES: Final = 16_384
 _READ_BYTES: Final = 256 * 1024
+ROOM_BYTES: Final = 60_000
+"""What a server takes at least before it says that there is room for more, which is not waited for."""
 _POST, _HTTP = b"\x83", b"\x86"  # what HPACK's static table calls ":method: POST" and ":scheme: http"
 
 
@@ -96,13 +99,16 @@ class _Connection:
 
     def _call(self) -> bytes:
         stream, self._stream = self._stream, self._stream + 2
-        return _frame(_HEADERS, _END_HEADERS, stream, self._headers) + _frame(
-            _DATA, _END_STREAM, stream, self._data
-        )
+        data = self._data
+        frames = [_frame(_HEADERS, _END_HEADERS, stream, self._headers)]
+        for at in range(0, len(data), _FRAME_BYTES):
+            part = data[at : at + _FRAME_BYTES]
+            frames.append(_frame(_DATA, _END_STREAM * (at + _FRAME_BYTES >= len(data)), stream, part))
+        return b"".join(frames)
 
 
 class Load:
-    """Calls of one method with one message, at most 60,000 bytes of them in flight per connection."""
+    """Calls of one method with one message, at most ``ROOM_BYTES`` of them in flight per connection."""
 
     def __init__(self, port: int, path: str, message: bytes, in_flight: Sequence[int]) -> None:
         self._connections = [_Connection(port, path, message, count) for count in in_flight]
