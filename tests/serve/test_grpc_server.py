@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +19,7 @@ from grpc._cython import cygrpc
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.grpc_call import Aborted, Call
-from clockwork_serve.serve.grpc_core import check_grpcio
+from clockwork_serve.serve.grpc_core import MESSAGE, check_grpcio
 from clockwork_serve.serve.grpc_server import GrpcServer, callback, coroutine, stream
 
 LARGEST = 100_000
@@ -33,13 +33,15 @@ def parse(message: bytes) -> bytes:
 
 
 class Served:
-    """A server on a loop in its own thread; ``held`` are the calls of /t/hold, until somebody answers them."""
+    """A server on a loop in its own thread; ``held`` are the calls of /t/hold that nobody has answered."""
 
     def __init__(self) -> None:
         self.held: list[Call] = []
         self.cancelled: list[Call] = []
         self.ended: list[str] = []
+        self.broken: list[Any] = []
         self.loop = uvloop.new_event_loop()
+        self.loop.set_exception_handler(lambda loop, context: self.broken.append(context))
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
         self.port = self.run(self._start())
@@ -148,8 +150,8 @@ class Served:
 def served() -> Iterator[Served]:
     found = Served()
     yield found
-    if not found.loop.is_closed():
-        found.close()
+    found.close()
+    assert found.broken == []
 
 
 def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
@@ -166,7 +168,7 @@ def refused(asked: Callable[[], Any]) -> Any:
 
 
 def threads() -> int:
-    return len(os.listdir("/proc/self/task"))
+    return len(list(Path("/proc/self/task").iterdir()))
 
 
 def test_thousands_that_wait_take_no_thread(served: Served) -> None:
@@ -201,7 +203,9 @@ def test_a_client_that_goes_away_is_noticed(served: Served) -> None:
     assert served.cancelled == []
     call.cancel()
     until(lambda: served.cancelled == served.held)
-    # What is said to it goes nowhere.
+    # A message that comes late is not looked at, and what is said goes nowhere.
+    served.do(lambda: served.held[0].on_event(MESSAGE, b"x"))
+    assert len(served.held) == 1
     served.answer_all()
     assert served.ask("double") == b"xx"
 
@@ -251,7 +255,9 @@ def test_the_gate_turns_away_before_a_message_is_read(served: Served) -> None:
     error = refused(lambda: served.ask("hold", metadata=(("name", "nobody"),)))
     assert (error.code(), error.details()) == (Code.UNAUTHENTICATED, "go away")
     assert error.trailing_metadata() == (("why", "nobody"),)
-    endless = served.channel.stream_stream("/t/echo")(iter(lambda: b"x", None), metadata=(("name", "nobody"),))
+    endless = served.channel.stream_stream("/t/echo")(
+        iter(lambda: b"x", None), metadata=(("name", "nobody"),)
+    )
     assert refused(lambda: next(endless)).code() is Code.UNAUTHENTICATED
     assert (served.held, served.ended) == ([], [])
 
@@ -339,13 +345,20 @@ def test_stopping_cancels_what_does_not_end(served: Served) -> None:
     responses = served.channel.stream_stream("/t/echo")(iter([]), timeout=20)
     list(responses)
     until(lambda: len(served.held) == 20)
-    held = list(served.held)
     served.run(served.server.close(0.1))
     assert {refused(call.result).code() for call in calls} <= {Code.CANCELLED, Code.UNAVAILABLE}
     until(lambda: len(served.cancelled) == 20 and "sleep" in served.ended)
-    # The core would end the process if it were asked for anything now.
-    served.do(lambda: [call.reply(b"too late") for call in held])
     served.run(served.server.close(0.1))
+
+
+def test_what_is_said_after_the_end_goes_nowhere(served: Served) -> None:
+    call = served.begin("hold")
+    until(lambda: served.held)
+    served.run(served.server.close(0))
+    refused(call.result)
+    # As if nobody had heard of its end. The core would end the process if it were asked for anything now.
+    served.held[0].is_open = True
+    served.answer_all()
 
 
 def test_a_port_that_is_taken_is_an_error_and_leaves_no_thread(served: Served) -> None:

@@ -8,7 +8,6 @@ for a request that waits. The classes are private to grpcio, so :func:`check_grp
 from __future__ import annotations
 
 import asyncio
-import atexit
 import logging
 import threading
 from collections import deque
@@ -41,7 +40,6 @@ ACCEPTING: Final = 64
 """Calls that may begin before the thread comes round; the core keeps a thousand more, and refuses others."""
 GATHERED: Final = 256
 """Events at most that go to the loop at once."""
-EXIT_S: Final = 5.0
 
 NEW: Final = "new"
 OPENED: Final = "opened"
@@ -106,7 +104,6 @@ class Core:
         self._flushes = False
         self._ending = False  # known to the thread alone
         self._accepts = True
-        self._left = False  # by a process that ends without closing it
         self._thread = threading.Thread(target=self._run, name="grpc", daemon=True)
 
     def listen(self, address: str, credentials: Any) -> int:
@@ -124,8 +121,6 @@ class Core:
         for _ in range(ACCEPTING):
             self._server.request_call(self._queue, self._queue, _ACCEPT)
         self._thread.start()
-        # Else a thread that waits in the core may keep the interpreter from ending.
-        atexit.register(self._leave)
 
     async def stop(self, patience_s: float) -> None:
         """Take no more calls, let those that are open end for a while, then cancel them."""
@@ -140,22 +135,12 @@ class Core:
             self._server.cancel_all_calls()
             await self._down.wait()
         self.serving = False
-        self._shut()
-        await asyncio.to_thread(self._thread.join)
-        self._server.destroy()
-        atexit.unregister(self._leave)
-
-    def _shut(self) -> None:
         # The core ends the process if it is asked for anything after this.
         with self._starting:
             self._asked.clear()
             self._queue.shutdown()
-
-    def _leave(self) -> None:
-        self._left, self._accepts = True, False
-        self._server.shutdown(self._queue, (_DOWN, None))
-        self._server.cancel_all_calls()
-        self._thread.join(EXIT_S)
+        await asyncio.to_thread(self._thread.join)
+        self._server.destroy()
 
     # In the thread
 
@@ -202,7 +187,7 @@ class Core:
                 self._accept(event)
         elif kind is _DOWN:
             self._ending = True
-            self._end()
+            self._loop.call_soon_threadsafe(self._down.set)
 
     def _start_asked(self) -> None:
         if self._asked:
@@ -225,12 +210,6 @@ class Core:
         call = self._on_new(event)
         if call is not None:
             self._handed.append((OPENED, call, None))
-
-    def _end(self) -> None:
-        if self._left:
-            self._shut()
-        else:
-            self._loop.call_soon_threadsafe(self._down.set)
 
     def _wake(self) -> None:
         if self._handed and not self._woken:
