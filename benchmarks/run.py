@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 SHORT: dict[str, tuple[str, ...]] = {
     "http_overhead": ("--requests", "500"),
+    "grpc_front_end": ("--rounds", "3", "--seconds", "1"),
     "overload": ("--seconds", "30"),
     "feasible_load": ("--seconds", "30"),
     "worker_kill": ("--requests", "6000", "--connections", "200"),
