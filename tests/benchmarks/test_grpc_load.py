@@ -7,8 +7,8 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-
 from benchmarks.grpc_load import Load
+
 from clockwork_serve.serve.grpc_server import GrpcServer, callback
 
 
