@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 SHORT: dict[str, tuple[str, ...]] = {
     "http_overhead": ("--requests", "500"),
+    "grpc_front_end": ("--rounds", "3", "--seconds", "1"),
     "wakeup_lateness": ("--seconds", "8"),
     "gateway_balance": ("--gateways", "2", "--connections", "16", "--turns", "2", "--seconds", "3"),
     "overload": ("--seconds", "30"),

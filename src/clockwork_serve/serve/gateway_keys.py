@@ -10,9 +10,11 @@ import logging
 import os
 import re
 import stat
+from collections import Counter
 from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 from typing import Annotated, Final
 
 import msgspec
@@ -66,14 +68,14 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class KeyRing:
-    """The keys of one file, looked at again when it changes. Not safe for threads."""
+    """The keys of one file, looked at again when it changes. Any thread may ask :meth:`admit`."""
 
     def __init__(self, path: str) -> None:
         """Raises :class:`ConfigError`."""
         self._path = path
         self._file = Watched((path,), lambda: _read(path))
-        self._unknown = 0
-        self._unfit = 0
+        self._denied: Counter[bool] = Counter()  # by whether the key was known, since it was last told
+        self._denials = Lock()
 
     def admit(self, right: Right, authorization: bytes | None, api_key: bytes | None) -> Holder:
         """Whose request it is, by what its headers hold. Raises :class:`Denied`."""
@@ -82,14 +84,14 @@ class KeyRing:
             key = authorization[7:].strip()
         holder = self._file.content.get(sha256(key).digest()) if key is not None else None
         if holder is None:
-            self._unknown += 1
+            self._count(known=False)
             found = "none" if key is None else "one that is unknown"
             raise Denied(
                 f"API key: expected one in 'Authorization: Bearer KEY' or 'x-api-key: KEY', found {found}",
                 known=False,
             )
         if right not in holder.rights:
-            self._unfit += 1
+            self._count(known=True)
             raise Denied(
                 f"API key of {holder.name}: expected the right '{right}', found only "
                 f"{', '.join(sorted(holder.rights))}",
@@ -103,13 +105,18 @@ class KeyRing:
         if self._file.refresh():
             _log.info("api_keys: read %d keys again from %s", len(self._file.content), self._path)
 
+    def _count(self, *, known: bool) -> None:
+        with self._denials:
+            self._denied[known] += 1
+
     def _tell_denials(self) -> None:
-        if self._unknown or self._unfit:
+        with self._denials:
+            denied, self._denied = self._denied, Counter()
+        if denied:
             _log.warning(
                 "api_keys: denied %d requests without a known key and %d without the right",
-                self._unknown, self._unfit,
+                denied[False], denied[True],
             )  # fmt: skip
-            self._unknown = self._unfit = 0
 
 
 def check_keys(path: str) -> None:

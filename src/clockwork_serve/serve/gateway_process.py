@@ -29,7 +29,7 @@ from clockwork_serve.serve.gateway_sharing import Share
 from clockwork_serve.units import MIB
 
 if TYPE_CHECKING:
-    from clockwork_serve.serve.gateway_grpc import GrpcServer
+    from clockwork_serve.serve.gateway_grpc import GatewayGrpc
 
 EXIT_CONFIG: Final = 78
 """Exit status where a setting or the host does not allow to start (sysexits' EX_CONFIG)."""
@@ -97,7 +97,7 @@ class GatewayServers:
         self.endpoints = Endpoints(self.gateway, version("clockwork-serve"), config.model_control)
         self.http = HttpServer(self.gateway, self.endpoints, self.door)
         self.metrics = HttpServer(self.gateway, self.endpoints, self.door, find_metrics_route)
-        self.grpc: GrpcServer | None = None
+        self.grpc: GatewayGrpc | None = None
         self.port_by_name: dict[str, int] = {}
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(work) for work in (self.gateway.link.run(), self.door.keep_fresh())]
@@ -112,9 +112,9 @@ class GatewayServers:
         if config.metrics_port is not None:
             await self._listen(self.metrics, "metrics_port", config.metrics_port)
         if config.grpc_port is not None:
-            from clockwork_serve.serve.gateway_grpc import GrpcServer
+            from clockwork_serve.serve.gateway_grpc import GatewayGrpc
 
-            self.grpc = GrpcServer(self.gateway, self.endpoints, self.door, reuse_port=config.reuse_port)
+            self.grpc = GatewayGrpc(self.gateway, self.endpoints, self.door, reuse_port=config.reuse_port)
             self.port_by_name["grpc_port"] = await self.grpc.listen(config.host, config.grpc_port)
 
     async def close(self, patience_s: float = DRAIN_S) -> None:
