@@ -70,6 +70,7 @@ class Request(Struct, frozen=True, kw_only=True, tag="request"):
 
     Requests share a batch only if model and ``signature`` are equal; a request of ``rows > 1``, or of a code
     that is not batched, runs alone. ``signature`` is empty when all shapes are those that the model declares.
+    ``priority`` is 1 (most urgent) to 15; 0 stands for the usual one, 8. ``tenant`` is whose quota it uses.
     """
 
     request_id: str
@@ -81,6 +82,7 @@ class Request(Struct, frozen=True, kw_only=True, tag="request"):
     signature: str = ""
     priority: int = 0
     tensors: bytes = b""
+    tenant: str = ""
 
 
 class Announced(Struct, frozen=True, kw_only=True, tag="announced"):
@@ -94,6 +96,7 @@ class Announced(Struct, frozen=True, kw_only=True, tag="announced"):
     model: str
     arrival_ns: int
     deadline_ns: int
+    tenant: str = ""
 
 
 class Foretold(Struct, frozen=True, kw_only=True, tag="foretold"):
