@@ -33,6 +33,7 @@ from clockwork_serve.messages import (
     ModelAdded,
     Outcome,
     Profile,
+    QuotasSet,
     Request,
     Unload,
     WorkerJoined,
@@ -129,6 +130,8 @@ class Simulation:
         self.watchers: list[Watcher] = [*watchers, self.checks] if self.checks else list(watchers)
         self._hop_ns = self.constants.network.gateway_ns
         self._keys = [model.key for model in self.models]
+        self._priorities = workload.priorities
+        self._tenants = workload.tenants or ("",) * len(workload.loads)
         self._seed = seed
         self._wake_ns = FAR_NS
         self._stream = workload.open()
@@ -159,6 +162,8 @@ class Simulation:
     def _start(self, hosts: list[Host]) -> None:
         """All workers are up and have prepared all codes when time begins."""
         events: list[ControllerEvent] = [*self.codes, *[ModelAdded(model=model) for model in self.models]]
+        if self.workload.quotas:
+            events.append(QuotasSet(quotas=self.workload.quotas))
         for host in hosts:
             self.hosts[host.name] = host
             self.by_device.update((spec.device, host) for spec in host.specs)
@@ -326,7 +331,8 @@ class Simulation:
             tally.row(sent_ns)[load].offered += 1
         return Request(
             request_id=request_id, gateway=self.gateways[sent & 1], model=self._keys[model],
-            arrival_ns=sent_ns, deadline_ns=deadline_ns,
+            arrival_ns=sent_ns, deadline_ns=deadline_ns, priority=self._priorities[load],
+            tenant=self._tenants[load],
         )  # fmt: skip
 
     def _send_again(self, client: Client, now_ns: int) -> None:

@@ -18,6 +18,7 @@ from typing import Final
 
 import numpy as np
 
+from clockwork_serve.messages import Quota
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, ms
 from clockwork_serve.workload.dice import ARRIVALS, BURSTS, dice
 from clockwork_serve.workload.problems import FieldError, did_you_mean
@@ -115,7 +116,8 @@ class OpenLoad:
 
 @dataclass(slots=True)
 class Workload:
-    """A scenario made ready: names and kinds of models, names and priorities of loads, streams and clients.
+    """A scenario made ready: names and kinds of models, names, priorities and tenants of loads, streams,
+    clients and quotas.
 
     ``notes`` say in words how traces were mapped and scaled; every report prints them.
     """
@@ -127,6 +129,8 @@ class Workload:
     duration_ns: int
     warmup_ns: int
     notes: tuple[str, ...] = ()
+    tenants: tuple[str, ...] = ()
+    quotas: tuple[Quota, ...] = ()
     streams: tuple[OpenLoad, ...] = field(default=(), repr=False)
 
     def open(self) -> Iterator[Arrivals]:
@@ -259,6 +263,8 @@ def build(scenario: Scenario, seed: int, base: Path | None = None) -> Workload:
         models=names,
         loads=tuple(load.name for load in scenario.loads),
         priorities=tuple(load.priority for load in scenario.loads),
+        tenants=tuple(load.tenant or "" for load in scenario.loads),
+        quotas=tuple(tenant.quota() for tenant in scenario.tenants),
         closed=tuple(closed),
         duration_ns=duration_ns,
         warmup_ns=round(scenario.warmup_s * NS_PER_S),
