@@ -33,8 +33,8 @@ from clockwork_serve.workload.tables import (
 from clockwork_serve.workload.toml_lines import lines_of
 
 __all__ = [
-    "NO_SLO_MS", "ClusterTable", "FaultTable", "Load", "ModelSet", "Ramp", "Scenario", "Source", "TenantTable",
-    "check_kinds", "read_scenario",
+    "NO_SLO_MS", "ClusterTable", "FaultTable", "Load", "ModelSet", "Ramp", "Scenario", "Source",
+    "TenantTable", "check_kinds", "read_scenario",
 ]  # fmt: skip
 
 ALL_KINDS: Final = "*"

@@ -116,8 +116,7 @@ class OpenLoad:
 
 @dataclass(slots=True)
 class Workload:
-    """A scenario made ready: names and kinds of models, names, priorities and tenants of loads, streams,
-    clients and quotas.
+    """A scenario made ready: models with their kinds, loads with their classes, streams, clients, quotas.
 
     ``notes`` say in words how traces were mapped and scaled; every report prints them.
     """
