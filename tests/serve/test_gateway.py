@@ -20,6 +20,7 @@ from clockwork_serve.oip import InferCall, InputTensor, Parameter, Served
 from clockwork_serve.serve.gateway import Gateway, GatewaySettings
 from clockwork_serve.serve.gateway_inquiry import Ending
 from clockwork_serve.serve.gateway_slots import Body
+from clockwork_serve.serve.gateway_tenants import Caps, Tenant
 from clockwork_serve.units import MIB, ms
 from tests.serve.fake_controller import FakeController, served, spec
 
@@ -35,6 +36,7 @@ class Client:
     ) -> None:
         self.model = model
         self.version = ""
+        self.identity = ""
         self.arrival_ns = time.monotonic_ns()
         self.slo_header: str | None = None
         self.remaining_s: float | None = None
@@ -69,7 +71,8 @@ class World:
     def __init__(self, run_dir: Path) -> None:
         self.controller = FakeController(run_dir / "controller.sock", IDENT, ANY)
         settings = GatewaySettings(name="g0", controller=str(self.controller.path), region_bytes=1 * MIB)
-        self.gateway = Gateway(settings)
+        self.tenants: dict[str, Tenant] = {}
+        self.gateway = Gateway(settings, caps=Caps(lambda: self.tenants))
 
     def keep(self, request: Request) -> Answer | None:
         """Answer later."""

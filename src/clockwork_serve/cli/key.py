@@ -27,7 +27,7 @@ def key(name: str, may: tuple[str, ...], as_json: bool) -> None:  # noqa: FBT001
     key's SHA-256, goes to standard output: clockwork key team-a >> keys.toml
     """
     from clockwork_serve.errors import ConfigError
-    from clockwork_serve.serve.gateway_keys import NAME
+    from clockwork_serve.serve.gateway_tenants import NAME
 
     if not NAME.fullmatch(name):
         raise ConfigError(f"name: expected 1 to 64 letters, digits or any of ._:@/-, found {name!r}")

@@ -12,7 +12,7 @@ from clockwork_serve.controller.life import (
     REQUEST_STEPS,
     WAITING,
 )
-from clockwork_serve.messages import Call, Code, Model, Request
+from clockwork_serve.messages import LEAST_PRIORITY, USUAL_PRIORITY, Call, Code, Model, Request
 
 if TYPE_CHECKING:
     from clockwork_serve.controller.cluster import Residency, Strategy
@@ -22,18 +22,12 @@ if TYPE_CHECKING:
 BAND_NS: Final = 1 << 58
 """A class of priority is so far from the next on an axis of keys: farther than any two instants."""
 
-USUAL: Final = 8
-"""The priority of requests that name none."""
-
-LEAST: Final = 15
-"""The least urgent priority; 1 is the most urgent one."""
-
 
 def level(priority: int) -> int:
     """The class of a priority: 1 (most urgent) to 15; 0 stands for the usual one."""
     if priority <= 0:
-        return USUAL
-    return min(priority, LEAST)
+        return USUAL_PRIORITY
+    return min(priority, LEAST_PRIORITY)
 
 
 class Waiter:
@@ -77,11 +71,11 @@ class Queue:
     )  # fmt: skip
 
     def __init__(
-        self, model: ServedModel, signature: str, rows: int, order: int, *, alone: bool, level: int = USUAL
+        self, model: ServedModel, signature: str, rows: int, order: int, *, alone: bool, priority: int = 0
     ) -> None:
         self.model = model
-        self.level = level
-        self.band_ns = (level - USUAL) * BAND_NS
+        self.level = level(priority)
+        self.band_ns = (self.level - USUAL_PRIORITY) * BAND_NS
         """Added to the keys of its strategies, so that any of a more urgent class comes first."""
         self.signature = signature
         self.rows = rows
@@ -232,7 +226,7 @@ class ServedModel:
 
     def open(self, signature: str, rows: int, order: int, *, alone: bool, priority: int = 0) -> Queue:
         """Make the queue for such requests."""
-        queue = Queue(self, signature, rows, order, alone=alone, level=level(priority))
+        queue = Queue(self, signature, rows, order, alone=alone, priority=priority)
         self.queues[signature, rows, alone, queue.level] = queue
         if not signature and rows == 1 and not alone and queue.level == level(self.priority):
             self.main = queue

@@ -48,6 +48,8 @@ from clockwork_serve.messages.records import (
     Weights,
 )
 from clockwork_serve.messages.requests import (
+    LEAST_PRIORITY,
+    USUAL_PRIORITY,
     Announced,
     Answer,
     Cancel,
@@ -78,6 +80,8 @@ Frame = (
 
 __all__ = [
     "DATATYPES",
+    "LEAST_PRIORITY",
+    "USUAL_PRIORITY",
     "Action",
     "Announced",
     "Answer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 from msgspec import Struct
 
@@ -36,6 +37,13 @@ class Reason(enum.StrEnum):
     WORKER_LOST = "worker_lost"
     LATE = "late"
     """It was executed, but finished after the deadline."""
+
+
+USUAL_PRIORITY: Final = 8
+"""The class of requests that name none."""
+
+LEAST_PRIORITY: Final = 15
+"""The least urgent class; 1 is the most urgent one."""
 
 
 class TensorRef(Struct, frozen=True, kw_only=True):

@@ -45,6 +45,7 @@ from clockwork_serve.serve.gateway_link import GatewayLink, LinkListener
 from clockwork_serve.serve.gateway_models import GatewayModels
 from clockwork_serve.serve.gateway_regions import Regions, allowed
 from clockwork_serve.serve.gateway_slots import Slot, Slots
+from clockwork_serve.serve.gateway_tenants import Caps
 from clockwork_serve.telemetry import GatewayCounters, outcome_key
 from clockwork_serve.units import MIB, NS_PER_MS
 
@@ -66,6 +67,7 @@ class _Pending:
     call: InferCall
     slot: Slot
     deadline_ns: int
+    slo_ns: int = 0  # where it is not the one that was asked for
     expired: bool = False  # ended here, for the controller did not
 
 
@@ -81,7 +83,12 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
 class Gateway:
     """All methods are for the running loop's own thread."""
 
-    def __init__(self, settings: GatewaySettings, clock: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        clock: Callable[[], int] = time.monotonic_ns,
+        caps: Caps | None = None,
+    ) -> None:
         self.name = settings.name
         self.regions: Regions | None = None  # set where clients may use shared memory
         self.slots = Slots(settings.region_bytes)
@@ -90,8 +97,9 @@ class Gateway:
         self.readiness_listeners: list[Callable[[], None]] = []
         # Unlike any of an earlier process of that name.
         self._prefix = f"{settings.name}-{time.time_ns() // NS_PER_MS:x}-"
+        self._caps = caps or Caps()
         self.announcements: Announcements[EarlyInquiry] = Announcements(
-            settings.name, self._prefix, self._on_announced_in_vain
+            settings.name, self._prefix, self._on_announced_in_vain, self._caps
         )
         listener = LinkListener(
             self._on_answer, self._on_release, self._on_lost, self._on_readiness,
@@ -156,13 +164,20 @@ class Gateway:
             return ""
         self._count += 1
         request_id = f"{self._prefix}{self._count}"
-        deadline_ns = inquiry.arrival_ns + (served.default_slo_ns if slo_ns is None else slo_ns)
-        self._pending[request_id] = _Pending(inquiry, served, call, slot, deadline_ns)
+        given_ns = asked_ns = served.default_slo_ns if slo_ns is None else slo_ns
+        tenant = inquiry.identity
+        if tenant:
+            given_ns = self._caps.slo_ns(tenant, asked_ns)
+            priority = self._caps.priority(tenant, priority)
+        deadline_ns = inquiry.arrival_ns + given_ns
+        self._pending[request_id] = pending = _Pending(inquiry, served, call, slot, deadline_ns)
+        if given_ns != asked_ns:
+            pending.slo_ns = given_ns
         self.link.send(
             Request(
                 request_id=request_id, gateway=self.name, model=served.model.key, rows=rows,
                 arrival_ns=inquiry.arrival_ns, deadline_ns=deadline_ns, signature=signature,
-                priority=priority, tensors=slot.encoded,
+                priority=priority, tensors=slot.encoded, tenant=tenant,
             )
         )  # fmt: skip
         if self._sweep is None:
@@ -337,6 +352,8 @@ def _ending(pending: _Pending, answer: Answer) -> Ending:
             "batch_size": answer.batch,
             "cold_start": answer.cold,
         }
+        if pending.slo_ns:
+            ending.parameters["slo_ms"] = pending.slo_ns / NS_PER_MS
     if outcome is Outcome.OK:
         ending.outputs = pending.slot.outputs(answer.outputs)
     return ending

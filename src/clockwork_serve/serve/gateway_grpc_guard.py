@@ -32,7 +32,7 @@ def right_of(method: str) -> Right | None:
 
 
 class KeyGuard(grpc.GenericRpcHandler):  # type: ignore[misc] # grpc publishes no types
-    """Takes RPCs that may not be, and leaves others to the handlers after it, under their holder's name.
+    """Takes RPCs that may not be, and leaves others to the handlers after it, under their holder's tenant.
 
     It must be the first one of a server. It costs 15 us a request, as gRPC takes long to hand over metadata.
     """
@@ -56,7 +56,7 @@ class KeyGuard(grpc.GenericRpcHandler):  # type: ignore[misc] # grpc publishes n
         except Denied as denied:
             return _denying(denied)
         # The RPC's own task runs this.
-        IDENTITY.set(holder.name)
+        IDENTITY.set(holder.tenant)
         return None
 
 
