@@ -165,6 +165,27 @@ def test_the_tightest_slo_sets_the_deadline(tmp_path: Path) -> None:
     in_world(tmp_path, story)
 
 
+def test_a_tenants_requests_are_capped_and_say_whose_they_are(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.tenants["t"] = Tenant(name="t", min_slo_ns=ms(40), max_priority=5)
+        tight, relaxed, other = (
+            Client(slo_ms=30, priority=1),
+            Client(slo_ms=50, priority=9),
+            Client(slo_ms=30),
+        )
+        for client, tenant in ((tight, "t"), (relaxed, "t"), (other, "")):
+            client.identity = tenant
+            await world.infer(client)
+        assert [
+            (request.tenant, request.deadline_ns - request.arrival_ns, request.priority)
+            for request in world.controller.requests
+        ] == [("t", ms(40), 5), ("t", ms(50), 9), ("", ms(30), 0)]
+        given = [client.ends[0].parameters.get("slo_ms") for client in (tight, relaxed, other)]
+        assert given == [40, None, None], "told where it is not what was asked for"
+
+    in_world(tmp_path, story)
+
+
 def test_every_outcome_of_the_controller_is_passed_on(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         for outcome, reason in (
