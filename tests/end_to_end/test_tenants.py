@@ -11,9 +11,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+import tritonclient.grpc
 from benchmarks.client import Sample, Shot, infer_message, open_loop, reason_of, run
 from benchmarks.serving import Serving
+from tritonclient.utils import InferenceServerException
 
 from benchmarks import repositories, schedules
 from clockwork_serve.serve.gateway_door import DoorConfig
@@ -152,6 +155,16 @@ def test_what_a_tenant_may_ask_for_is_capped_and_its_refusal_says_when_to_come_b
     )
     assert 0 < refused[0].json["retry_after_ms"] <= 100
     assert refused[0].headers["retry-after"] == "1"
+
+    tensor = tritonclient.grpc.InferInput("x", [1, 4], "FP32")
+    tensor.set_data_from_numpy(np.zeros((1, 4), np.float32))
+    with (
+        tritonclient.grpc.InferenceServerClient(two.serving.grpc_url) as client,
+        pytest.raises(InferenceServerException, match="tenant_quota") as caught,
+    ):
+        for _ in range(20):
+            client.infer("theirs", [tensor], headers={"x-api-key": "greedy_1"})
+    assert caught.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
 
 
 def test_a_tenant_is_named_by_its_key_alone(two: Two) -> None:
