@@ -69,6 +69,7 @@ class Belief(Measured):
         self.sent: dict[int, Sent] = {}
         """All and only actions in flight, by id."""
         self.tenants = Tenants()
+        self._charges = self.tenants.charges
         self.effects: list[ControllerEffect] = []
         """Decided and not yet handed to the driver."""
         self.stirred: list[ServedModel] = []
@@ -179,7 +180,9 @@ class Belief(Measured):
             waiter.queue.remove(waiter)
             self._gone(waiter.queue, waiter.queue.model, 1, waiter.demand_ns)
             waiter.step(ANSWER)
-            self._forget(waiter)
+            del self.waiters[waiter.request.request_id]
+            if self._charges:
+                self.tenants.ended(waiter.request.request_id)
         else:
             waiter.step(ANSWER_EARLY)
         self.effects.append(
@@ -193,20 +196,18 @@ class Belief(Measured):
     def finish(self, waiter: Waiter, answer: Answer) -> None:
         """Answer a request from the result of its INFER, which ends it."""
         waiter.step(ANSWER)
-        self._forget(waiter)
+        del self.waiters[waiter.request.request_id]
+        if self._charges:
+            self.tenants.ended(waiter.request.request_id)
         self.effects.append(answer)
 
     def release(self, waiter: Waiter) -> None:
         """The result of a request that was answered before: its tensors are free."""
         waiter.step(RELEASE)
-        self._forget(waiter)
-        self.effects.append(Release(request_id=waiter.request.request_id, gateway=waiter.request.gateway))
-
-    def _forget(self, waiter: Waiter) -> None:
-        """A request is over."""
         del self.waiters[waiter.request.request_id]
-        if self.tenants.charges:
+        if self._charges:
             self.tenants.ended(waiter.request.request_id)
+        self.effects.append(Release(request_id=waiter.request.request_id, gateway=waiter.request.gateway))
 
     def _queue(self, model: ServedModel, request: Request, *, alone: bool) -> Queue:
         """The queue for such a request, made at need, with a strategy for each device that is ready."""
@@ -297,7 +298,7 @@ class Belief(Measured):
         for waiter in waiters:
             waiter.step(SEND)
             demand_ns += waiter.demand_ns
-        if self.tenants.charges:
+        if self._charges:
             self.tenants.sent(waiters, expected_ns)
         self._gone(queue, model, len(waiters), demand_ns)
         self.sent[action_id] = sent = Sent(action, device, residency, batch.samples, waiters)
@@ -322,7 +323,7 @@ class Belief(Measured):
         action_id = self.fresh()
         residency = Residency(model, device, code, extent, version=action_id)
         residency.ready_ns = start_ns + expected_ns
-        if self.tenants.charges:
+        if self._charges:
             self.tenants.loading(model, now_ns)
         device.hold(residency)
         model.enter(residency)

@@ -71,6 +71,7 @@ class Controller:
         """Admitted requests to be answered because of what was observed."""
         self._timers = self._belief.timers
         self._tenants = self._belief.tenants
+        self._accounts, self._charges = self._tenants.accounts, self._tenants.charges
         self._deadlines = InternalDeadlines(self._timers) if config.released else Deadlines(self._timers)
         self._reject = config.reject_infeasible
         self._draining = False
@@ -124,8 +125,8 @@ class Controller:
         ):  # fmt: skip
             self._turn_away(request, model)
             return
-        if self._tenants.accounts:
-            account = self._tenants.accounts.get(request.tenant)
+        if self._accounts:
+            account = self._accounts.get(request.tenant)
             if account is not None and not self._charge(request, account, model, now_ns):
                 return
         waiter = belief.admit(request, model)
@@ -176,7 +177,7 @@ class Controller:
         if good and samples is not None:
             samples.add(result.ended_ns - result.started_ns)
         if sent.waiters:
-            if self._tenants.charges:
+            if self._charges:
                 self._tenants.measured(sent.waiters, result.ended_ns - result.started_ns, now_ns)
             if good and self._belief.measures:
                 self._belief.measure(sent, result.started_ns, now_ns)

@@ -137,7 +137,8 @@ class Tenants:
 
     def set_quotas(self, event: QuotasSet, now_ns: int) -> None:
         """Other quotas hold from now on; a tenant that stays owes what it owed."""
-        before, self.accounts = self.accounts, {}
+        before = dict(self.accounts)
+        self.accounts.clear()
         for quota in event.quotas:
             account = before.get(quota.tenant) or Account(quota.tenant)
             account.set(quota, now_ns)
