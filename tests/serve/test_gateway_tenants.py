@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,12 @@ import pytest
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Quota, QuotasSet
 from clockwork_serve.serve.gateway_keys import KeyRing, Right
-from clockwork_serve.serve.gateway_tenants import Caps, Tenant
+from clockwork_serve.serve.gateway_tenants import FIELDS, Caps, Tenant
 from clockwork_serve.serve.keeper_quotas import Quotas
 from clockwork_serve.units import NS_PER_S, ms
 from tests.serve.test_gateway_keys import entry, replaced, written
 
+ROOT = Path(__file__).parents[2]
 GOLD = '[[tenants]]\nname = "gold"\ndevice_ms_per_s = 250.5\nloaded_bytes_per_s = 100\nburst_s = 0.5\n'
 SILVER = '[[tenants]]\nname = "silver"\nmin_slo_ms = 20\nmax_priority = 4\n'
 OF_GOLD = entry("a", "k", "infer") + 'tenant = "gold"\n'
@@ -109,3 +111,10 @@ def test_quotas_that_change_are_told_again_even_when_none_is_left(
     path = written(tmp_path, GOLD, OF_GOLD)
     told = asyncio.run(_told_after(path, entry("a", "k", "infer"), monkeypatch))
     assert told == [QuotasSet(quotas=())]
+
+
+def test_the_example_is_read_and_the_page_knows_every_field() -> None:
+    tenants = KeyRing(str(ROOT / "examples" / "keys.toml")).tenants()
+    assert {name: tenant.max_priority for name, tenant in tenants.items()} == {"shop": 4, "reports": 12}
+    page = (ROOT / "docs" / "tenants.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(FIELDS)

@@ -80,7 +80,8 @@ _LIMITS: Final[dict[str, tuple[str, float, float]]] = {
     "min_slo_ms": ("a number", 0.001, 24 * 3600 * 1000),
     "max_priority": ("a whole number", 1, LEAST_PRIORITY),
 }
-_FIELDS: Final = ("name", *_LIMITS)
+FIELDS: Final = ("name", *_LIMITS)
+"""Of a table ``[[tenants]]``."""
 
 
 def read_tenants(tables: Sequence[Mapping[str, object]]) -> dict[str, Tenant]:
@@ -89,9 +90,9 @@ def read_tenants(tables: Sequence[Mapping[str, object]]) -> dict[str, Tenant]:
     for index, table in enumerate(tables):
         place = f"tenants[{index}]"
         for field in table:
-            if field not in _FIELDS:
-                near = get_close_matches(field, _FIELDS, n=1)
-                remedy = f"did you mean {near[0]}?" if near else f"it takes {', '.join(_FIELDS)}"
+            if field not in FIELDS:
+                near = get_close_matches(field, FIELDS, n=1)
+                remedy = f"did you mean {near[0]}?" if near else f"it takes {', '.join(FIELDS)}"
                 raise Unfit(f"a known field in {place}", repr(field), remedy)
         name = table.get("name")
         if not isinstance(name, str) or not NAME.fullmatch(name):
