@@ -259,6 +259,17 @@ def test_a_refused_action_costs_nothing_and_its_request_is_held_for_again() -> N
     assert accounts(made)["device_ns"] == ms(10)
 
 
+def test_what_a_lost_worker_was_doing_is_charged_as_expected() -> None:
+    made = world(quota("t", device_ms=100))
+    made.join(device("d1"), worker="w1")
+    request_id = made.request("a", slo_ms=500, tenant="t")
+    made.kill("w0", "d0")
+    assert accounts(made)["device_ns"] == ms(10)
+    made.run()
+    assert why(made, request_id)[0] is Outcome.OK
+    assert accounts(made)["device_ns"] == ms(20), "it ran again"
+
+
 def test_more_rows_cost_more() -> None:
     made = world(quota("t", device_ms=100, burst_ms=300))
     ids = [made.request("a", slo_ms=500, rows=rows, tenant="t") for rows in (4, 1)]
@@ -328,6 +339,34 @@ def test_a_claim_for_weights_that_are_not_loaded_is_free_again() -> None:
     made.run()
     assert [action.model for action in made.actions if isinstance(action, Load)] == ["a/1", "c/1"]
     assert [why(made, one)[0] for one in (refused, again)] == [Outcome.REJECTED, Outcome.OK]
+
+
+def test_a_load_that_fails_is_held_for_until_then_and_costs_nothing() -> None:
+    made = world(quota("t", loaded_mib=4), warm=False)
+    execute = made._execute
+
+    def refuse(action: object) -> None:
+        assert isinstance(action, Load)
+        made._execute = execute  # type: ignore[method-assign]
+        made.reply(action, Status.TOO_LATE, made.now_ns, made.now_ns)
+
+    made._execute = refuse  # type: ignore[method-assign]
+    first = made.request("a", slo_ms=500, tenant="t")
+    refused = made.request("b", slo_ms=500, tenant="t")
+    made.run()
+    assert [why(made, one)[0] for one in (first, refused)] == [Outcome.OK, Outcome.REJECTED]
+    assert accounts(made)["loaded_bytes"] == 4 * MIB, "once"
+
+
+def test_a_second_copy_is_charged_to_whose_request_is_due_first() -> None:
+    made = world(quota("t", loaded_mib=100), quota("u", loaded_mib=100), names="a")
+    made.join(device("d1"), worker="w1")
+    for slo_ms, tenant in [(500, "u"), (60, "t"), *[(slo_ms, "u") for slo_ms in range(61, 100)]]:
+        made.request("a", slo_ms=slo_ms, tenant=tenant)
+    loads = len([action for action in made.actions if isinstance(action, Load)])
+    made.run()
+    assert loads == 2, "d0 alone cannot serve them"
+    assert [accounts(made, tenant)["loaded_bytes"] for tenant in "tu"] == [4 * MIB, 0]
 
 
 # Reload

@@ -169,6 +169,8 @@ class Belief(Measured):
         waiter.alone = waiter.alone or alone
         model = waiter.queue.model
         waiter.queue = self._queue(model, waiter.request, alone=waiter.alone)
+        if self._charges:
+            self.tenants.returned(waiter, self.cost_ns(model, waiter.request.rows))
         self._wait(waiter, waiter.queue, model)
 
     def answer(
@@ -324,7 +326,7 @@ class Belief(Measured):
         residency = Residency(model, device, code, extent, version=action_id)
         residency.ready_ns = start_ns + expected_ns
         if self._charges:
-            self.tenants.loading(model, now_ns)
+            self.tenants.loading(model, action_id)
         device.hold(residency)
         model.enter(residency)
         self.stir(model)

@@ -186,6 +186,8 @@ class Controller:
             sent.residency.in_flight -= 1
             self._scheduler.exec_changed(device)
         else:
+            if self._tenants.loads:
+                self._tenants.loaded(result.action_id, now_ns, good=good)
             device.load.end(result.action_id, result.ended_ns)
             if self._reject:
                 self._feasibility.load_ended(device, now_ns)

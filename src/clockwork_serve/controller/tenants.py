@@ -6,7 +6,8 @@ expected to cost is *held* from its admission on, so that all who wait can be pa
 bucket holds, as far as estimates hold; what a result costs beyond them is repaid before more is admitted.
 
 Weights are claimed by the first request of a tenant that found them nowhere. Those who have a claim when the
-LOAD is sent share its bytes; where nobody has one, they are charged to whose request is due first.
+LOAD is sent share its bytes; where nobody has one, whose request is due first has them all. They are held
+until the result, and taken if it is good.
 """
 
 from __future__ import annotations
@@ -134,6 +135,8 @@ class Tenants:
         """Of requests that came under a quota and are not ANSWERED, by request id."""
         self.claims: dict[ServedModel, list[Claim]] = {}
         """By model: all and only those of requests that wait for a LOAD which is not sent."""
+        self.loads: dict[int, tuple[list[Account], int]] = {}
+        """By action: who pays for a LOAD in flight, and how much each; none for who has no quota."""
 
     def set_quotas(self, event: QuotasSet, now_ns: int) -> None:
         """Other quotas hold from now on; a tenant that stays owes what it owed."""
@@ -197,37 +200,53 @@ class Tenants:
             claim.count -= 1
             claims = self.claims.get(claim.model)
             if not claim.count and claims is not None and claim in claims:
-                self._drop(claim, claims)
+                claims.remove(claim)
+                if not claims:
+                    del self.claims[claim.model]
+                claim.account.loaded.held -= claim.size
 
-    def loading(self, model: ServedModel, now_ns: int) -> None:
-        """A LOAD of a model is sent."""
-        size = model.model.weights.size
-        claims = self.claims.get(model)
-        if claims is not None:
-            share = -(-size // len(claims))
-            for claim in list(claims):
-                self._drop(claim, claims)
-                claim.account.loaded.take(share, now_ns)
-            return
-        first: Waiter | None = None
-        for queue in model.queues.values():
-            if queue.waiters and (first is None or queue.dues[0] < first.due_ns):
-                first = queue.waiters[0]
-        charge = None if first is None else self.charges.get(first.request.request_id)
+    def returned(self, waiter: Waiter, cost_ns: int) -> None:
+        """A request waits again: it is expected to cost as much as one that comes."""
+        charge = self.charges.get(waiter.request.request_id)
         if charge is not None:
-            charge.account.loaded.take(size, now_ns)
+            charge.hold(cost_ns)
+
+    def loading(self, model: ServedModel, action_id: int) -> None:
+        """A LOAD of a model is sent: who pays for it holds its bytes until its result."""
+        accounts = [claim.account for claim in self.claims.get(model, ())]
+        if accounts:
+            for claim in self.claims.pop(model):
+                claim.account.loaded.held -= claim.size
+        else:
+            first: Waiter | None = None
+            for queue in model.queues.values():
+                if queue.waiters and (first is None or queue.dues[0] < first.due_ns):
+                    first = queue.waiters[0]
+            charge = None if first is None else self.charges.get(first.request.request_id)
+            if charge is None:
+                return
+            accounts = [charge.account]
+        share = -(-model.model.weights.size // len(accounts))
+        for account in accounts:
+            account.loaded.held += share
+        self.loads[action_id] = (accounts, share)
+
+    def loaded(self, action_id: int, now_ns: int, *, good: bool) -> None:
+        """A LOAD ended, well or not, or is lost."""
+        found = self.loads.pop(action_id, None)
+        if found is None:
+            return
+        accounts, share = found
+        for account in accounts:
+            account.loaded.held -= share
+            if good:
+                account.loaded.take(share, now_ns)
 
     def _claim(self, account: Account, model: ServedModel) -> Claim | None:
         for claim in self.claims.get(model, ()):
             if claim.account is account:
                 return claim
         return None
-
-    def _drop(self, claim: Claim, claims: list[Claim]) -> None:
-        claims.remove(claim)
-        if not claims:
-            del self.claims[claim.model]
-        claim.account.loaded.held -= claim.size
 
     def snapshot(self) -> dict[str, dict[str, int]]:
         """All quotas and what was charged, as plain data."""
@@ -252,6 +271,9 @@ class Tenants:
             for claim in claims:
                 assert claim.count > 0
                 held.setdefault(id(claim.account), [0, 0])[1] += claim.size
+        for accounts, share in self.loads.values():
+            for account in accounts:
+                held.setdefault(id(account), [0, 0])[1] += share
         for account in self.accounts.values():
             found = held.get(id(account), [0, 0])
             assert found == [account.device.held, account.loaded.held], f"{account.tenant}: {found}"
