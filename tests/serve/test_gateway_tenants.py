@@ -72,11 +72,11 @@ def test_a_table_that_will_not_do_is_told(tmp_path: Path, tables: str, words: st
 
 def test_caps_widen_slos_and_lower_priorities_and_concern_nobody_else() -> None:
     caps = Caps(lambda: {"t": Tenant(name="t", min_slo_ns=ms(20), max_priority=6)})
-    assert [caps.slo_ns("t", ms(asked)) for asked in (1, 20, 50)] == [ms(20), ms(20), ms(50)]
-    assert [caps.priority("t", asked) for asked in (0, 1, 6, 7, 99)] == [0, 6, 6, 7, 99]
-    assert (caps.slo_ns("u", 1), caps.priority("u", 1), Caps().priority("", 0)) == (1, 1, 0)
+    assert [caps.of("t", ms(asked))[0] for asked in (1, 20, 50)] == [ms(20), ms(20), ms(50)]
+    assert [caps.of("t", 1, asked)[1] for asked in (0, 1, 6, 7, 99)] == [0, 6, 6, 7, 99]
+    assert (caps.of("u", 1, 1), caps.of("", 1), Caps().of("t", 1)) == ((1, 1), (1, 0), (1, 0))
     low = Caps(lambda: {"t": Tenant(name="t", max_priority=9)})
-    assert low.priority("t", 0) == 9, "the usual class is 8"
+    assert low.of("t", 1, 0) == (1, 9), "the usual class is 8"
 
 
 def test_the_controller_is_told_of_those_that_have_a_quota(tmp_path: Path) -> None:

@@ -164,20 +164,15 @@ class Gateway:
             return ""
         self._count += 1
         request_id = f"{self._prefix}{self._count}"
-        given_ns = asked_ns = served.default_slo_ns if slo_ns is None else slo_ns
-        tenant = inquiry.identity
-        if tenant:
-            given_ns = self._caps.slo_ns(tenant, asked_ns)
-            priority = self._caps.priority(tenant, priority)
-        deadline_ns = inquiry.arrival_ns + given_ns
-        self._pending[request_id] = pending = _Pending(inquiry, served, call, slot, deadline_ns)
-        if given_ns != asked_ns:
-            pending.slo_ns = given_ns
+        asked_ns = served.default_slo_ns if slo_ns is None else slo_ns
+        given_ns, priority = self._caps.of(inquiry.identity, asked_ns, priority)
+        deadline_ns, told_ns = inquiry.arrival_ns + given_ns, 0 if given_ns == asked_ns else given_ns
+        self._pending[request_id] = _Pending(inquiry, served, call, slot, deadline_ns, told_ns)
         self.link.send(
             Request(
                 request_id=request_id, gateway=self.name, model=served.model.key, rows=rows,
                 arrival_ns=inquiry.arrival_ns, deadline_ns=deadline_ns, signature=signature,
-                priority=priority, tensors=slot.encoded, tenant=tenant,
+                priority=priority, tensors=slot.encoded, tenant=inquiry.identity,
             )
         )  # fmt: skip
         if self._sweep is None:

@@ -59,7 +59,7 @@ class Announcements(Generic[Inquiry]):
             return ""  # its client hears of it once the request is there
         if slo_ns is None:
             return ""
-        slo_ns = self._caps.slo_ns(inquiry.identity, slo_ns)
+        slo_ns, _ = self._caps.of(inquiry.identity, slo_ns)
         self._count += 1
         announced_id = f"{self._prefix}a{self._count}"
         wait = self._loop.call_later(slo_ns / NS_PER_S, self._told, announced_id)

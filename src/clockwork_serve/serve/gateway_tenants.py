@@ -50,17 +50,16 @@ class Caps:
     def __init__(self, known: Callable[[], Mapping[str, Tenant]] = dict) -> None:
         self._known = known
 
-    def slo_ns(self, tenant: str, slo_ns: int) -> int:
-        """The SLO that a request gets."""
+    def of(self, tenant: str, slo_ns: int, priority: int = 0) -> tuple[int, int]:
+        """The SLO and the class that a request gets; class 0 stands for the usual one."""
+        if not tenant:
+            return slo_ns, priority
         found = self._known().get(tenant)
-        return slo_ns if found is None else max(slo_ns, found.min_slo_ns)
-
-    def priority(self, tenant: str, priority: int) -> int:
-        """The class that a request gets; 0 stands for the usual one."""
-        found = self._known().get(tenant)
-        if found is None or (priority or USUAL_PRIORITY) >= found.max_priority:
-            return priority
-        return found.max_priority
+        if found is None:
+            return slo_ns, priority
+        if (priority or USUAL_PRIORITY) < found.max_priority:
+            priority = found.max_priority
+        return max(slo_ns, found.min_slo_ns), priority
 
 
 class Unfit(ClockworkError):

@@ -124,11 +124,11 @@ class Workload:
     models: tuple[tuple[str, str], ...]
     loads: tuple[str, ...]
     priorities: tuple[int, ...]
+    tenants: tuple[str, ...]
     closed: tuple[ClosedLoad, ...]
     duration_ns: int
     warmup_ns: int
     notes: tuple[str, ...] = ()
-    tenants: tuple[str, ...] = ()
     quotas: tuple[Quota, ...] = ()
     streams: tuple[OpenLoad, ...] = field(default=(), repr=False)
 
