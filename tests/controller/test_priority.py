@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from clockwork_serve.controller import POLICIES, ControllerConfig
@@ -103,6 +105,18 @@ def test_the_urgent_class_is_loaded_first(policy: str) -> None:
 
 
 @both
+def test_a_model_is_loaded_for_the_most_urgent_who_waits_for_it(policy: str) -> None:
+    made = world(policy, names="abcd", pages=4)
+    since = len(made.actions)
+    made.request("b", slo_ms=400)
+    made.request("c", slo_ms=300)
+    made.request("d", slo_ms=500)
+    made.request("d", slo_ms=500, priority=1)
+    made.run()
+    assert ran(made, Load, since)[:2] == ["b", "d"]
+
+
+@both
 def test_weights_that_less_urgent_requests_wait_for_make_room(policy: str) -> None:
     made = world(policy, names="abc", pages=8)
     since = len(made.actions)
@@ -113,3 +127,48 @@ def test_weights_that_less_urgent_requests_wait_for_make_room(policy: str) -> No
     made.run()
     assert made.answers[urgent].outcome is Outcome.OK
     assert len(ran(made, Unload, since)) >= 1
+
+
+def overload(priority: int) -> list[tuple[str, int, int]]:
+    """What a device does of more than it can, all of one class: model, batch, start."""
+    made = world("default", names="abcd")
+    rng = random.Random(1)
+    since = len(made.actions)
+    for _ in range(150):
+        made.request(rng.choice("abcd"), slo_ms=rng.choice([25, 40, 120, 400]), priority=priority)
+        made.run(until_ms=rng.choice([0.5, 4, 8]))
+    made.run()
+    infers = [action for action in made.actions[since:] if isinstance(action, Infer)]
+    return [(action.model, action.batch, action.window.earliest_ns) for action in infers]
+
+
+def test_a_load_of_one_class_is_served_alike_whichever_that_is() -> None:
+    usual = overload(8)
+    assert overload(1) == usual == overload(15)
+
+
+def test_fuller_batches_of_a_less_urgent_class_are_no_reason_to_wait() -> None:
+    made = world("default")
+    urgent = []
+    for _ in range(60):
+        urgent += [made.request("a", slo_ms=80, priority=7) for _ in range(3)]
+        for name in "bc":
+            for _ in range(8):
+                made.request(name, slo_ms=90)
+        made.run(until_ms=30)
+    made.run()
+    assert [made.answers[one].outcome for one in urgent].count(Outcome.OK) >= 0.95 * len(urgent)
+
+
+def test_batches_of_an_urgent_class_are_not_cut_short_for_tight_ones_of_a_less_urgent() -> None:
+    found = []
+    for priority in (8, 1):
+        made = world("default")
+        made.request("a", slo_ms=20)
+        for _ in range(8):
+            made.request("b", slo_ms=900, priority=priority)
+        since = len(made.actions)
+        made.run()
+        found.append([len(one.calls) for one in made.actions[since:] if isinstance(one, Infer)])
+    assert found[0] != [8]
+    assert found[1] == [8]

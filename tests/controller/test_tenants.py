@@ -16,7 +16,6 @@ from clockwork_serve.messages import (
     Cancel,
     Foretold,
     Infer,
-    Load,
     Outcome,
     Quota,
     QuotasSet,
@@ -24,6 +23,7 @@ from clockwork_serve.messages import (
     Status,
 )
 from clockwork_serve.units import MIB, NS_PER_S, ms
+from tests.controller.clusters import belief, serve
 from tests.controller.honest import World, device, model, profile
 
 BOTH = (Outcome.REJECTED, Reason.TENANT_QUOTA)
@@ -103,6 +103,12 @@ def test_another_rate_changes_how_fast_a_debt_is_repaid_and_not_the_debt() -> No
     used.set(ms(200), NS_PER_S, now_ns=ms(500))
     assert used.in_use(ms(500)) == ms(50)
     assert used.owed_ns(ms(500)) == ms(250)
+
+
+def test_what_is_taken_comes_back_no_sooner_than_it_may() -> None:
+    third = bucket(3, NS_PER_S)
+    third.take(1, now_ns=0)
+    assert third.owed_ns(0) == 333_333_334
 
 
 class BucketMachine(RuleBasedStateMachine):
@@ -291,82 +297,21 @@ def test_what_is_over_quota_is_foretold() -> None:
     assert told[0].retry_after_ns > 0
 
 
-# Weights
-
-
-def test_a_load_is_charged_to_whose_request_came_first_and_found_no_weights() -> None:
-    made = world(quota("t", loaded_mib=100), quota("u", loaded_mib=100), warm=False)
-    for tenant in ("t", "t", "u"):
-        made.request("a", slo_ms=500, tenant=tenant)
-    made.run()
-    assert accounts(made, "t")["loaded_bytes"] == 4 * MIB
-    assert accounts(made, "u")["loaded_bytes"] == 0, "the LOAD was on its way"
-
-
-def test_tenants_that_wait_for_one_load_share_it() -> None:
-    made = world(quota("t", loaded_mib=100), quota("u", loaded_mib=100), warm=False, names="abcd", pages=4)
+def test_in_a_batch_each_holds_its_share() -> None:
+    made = world(quota("t", device_ms=100))
     made.request("b", slo_ms=500)
-    for tenant in ("t", "u", "u"):
-        made.request("a", slo_ms=900, tenant=tenant)
+    ids = [made.request("a", slo_ms=500, tenant="t") for _ in range(8)]
+    made.run(until_ms=15)
+    assert len(made.actions[-1].calls) == 8, "38 ms in all, and each alone is 10"  # type: ignore[union-attr]
+    ids += [made.request("b", slo_ms=500, tenant="t") for _ in range(6)]
     made.run()
-    assert [accounts(made, tenant)["loaded_bytes"] for tenant in "tu"] == [2 * MIB] * 2
+    assert {why(made, one)[0] for one in ids} == {Outcome.OK}
 
 
-def test_who_asks_for_one_cold_model_after_another_is_refused() -> None:
-    made = world(quota("t", loaded_mib=4), names="abcd", warm=False)
-    ids = [made.request(name, slo_ms=900, tenant="t") for name in "abcd"]
-    others = [made.request(name, slo_ms=900) for name in "cd"]
-    assert [why(made, one) for one in ids[1:]] == [BOTH] * 3
-    assert made.answers[ids[1]].message.startswith(
-        "loaded_bytes_per_s of tenant t: expected at most 4 MiB of"
-    )
-    assert made.answers[ids[1]].retry_after_ns == NS_PER_S
-    made.run(until_ms=100)
-    warm = [made.request(name, slo_ms=500, tenant="t") for name in "cd"]
-    made.run(until_ms=1000)
-    later = made.request("b", slo_ms=500, tenant="t")
-    made.run()
-    assert [made.answers[one].outcome for one in (ids[0], *others, *warm, later)] == [Outcome.OK] * 6
-
-
-def test_a_claim_for_weights_that_are_not_loaded_is_free_again() -> None:
-    made = world(quota("t", loaded_mib=4), warm=False, names="abc")
-    made.request("a", slo_ms=500)
-    gone = made.request("b", slo_ms=500, tenant="t")
-    refused = made.request("c", slo_ms=500, tenant="t")
-    made.tell(Cancel(request_id=gone))
-    again = made.request("c", slo_ms=500, tenant="t")
-    made.run()
-    assert [action.model for action in made.actions if isinstance(action, Load)] == ["a/1", "c/1"]
-    assert [why(made, one)[0] for one in (refused, again)] == [Outcome.REJECTED, Outcome.OK]
-
-
-def test_a_load_that_fails_is_held_for_until_then_and_costs_nothing() -> None:
-    made = world(quota("t", loaded_mib=4), warm=False)
-    execute = made._execute
-
-    def refuse(action: object) -> None:
-        assert isinstance(action, Load)
-        made._execute = execute  # type: ignore[method-assign]
-        made.reply(action, Status.TOO_LATE, made.now_ns, made.now_ns)
-
-    made._execute = refuse  # type: ignore[method-assign]
-    first = made.request("a", slo_ms=500, tenant="t")
-    refused = made.request("b", slo_ms=500, tenant="t")
-    made.run()
-    assert [why(made, one)[0] for one in (first, refused)] == [Outcome.OK, Outcome.REJECTED]
-    assert accounts(made)["loaded_bytes"] == 4 * MIB, "once"
-
-
-def test_a_second_copy_is_charged_to_whose_request_is_due_first() -> None:
-    made = world(quota("t", loaded_mib=100), quota("u", loaded_mib=100), names="a")
-    made.join(device("d1"), worker="w1")
-    for slo_ms, tenant in [(500, "u"), (60, "t"), *[(slo_ms, "u") for slo_ms in range(61, 100)]]:
-        made.request("a", slo_ms=slo_ms, tenant=tenant)
-    loads = len([action for action in made.actions if isinstance(action, Load)])
-    made.run()
-    assert loads == 2, "d0 alone cannot serve them"
-    assert [accounts(made, tenant)["loaded_bytes"] for tenant in "tu"] == [4 * MIB, 0]
+def test_what_a_request_costs_follows_its_rows() -> None:
+    made = belief("d0")
+    served = serve(made, "a")
+    assert [made.cost_ns(served, rows) for rows in (1, 2, 3, 8)] == [ms(10), ms(14), ms(22), ms(38)]
 
 
 # Reload
