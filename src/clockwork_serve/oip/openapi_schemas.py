@@ -66,7 +66,7 @@ _MEASURED: Final = _object(
     {},
     {
         "queue_ms": _MS, "exec_ms": _MS, "expected_ms": _MS,
-        "batch_size": {"type": "integer", "minimum": 1}, "cold_start": {"type": "boolean"},
+        "batch_size": {"type": "integer", "minimum": 1}, "cold_start": {"type": "boolean"}, "slo_ms": _MS,
     },
 )  # fmt: skip
 _TRACE: Final = {"trace_level": _list(_TEXT)}

@@ -67,7 +67,10 @@ def default_slo_ns(model_ns: int | None, server_ns: int | None, batch_1_ns: int 
 
 
 def priority_of(parameters: Mapping[str, Parameter], default: int) -> int:
-    """Triton's ``priority``: 0 or absent is the model's own. Raises :class:`InvalidRequest`."""
+    """Triton's ``priority``, of which 1 is the most urgent; 0 or absent is the model's own.
+
+    Raises :class:`InvalidRequest`.
+    """
     priority = parameters.get("priority") if parameters else None
     if priority is None:
         return default

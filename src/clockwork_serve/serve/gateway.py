@@ -30,7 +30,6 @@ from clockwork_serve.messages import (
     Request,
 )
 from clockwork_serve.oip import (
-    OK,
     Checked,
     InferCall,
     Known,
@@ -39,15 +38,16 @@ from clockwork_serve.oip import (
     reason_of_error,
     requested_slo_ns,
     status_of,
-    status_of_error,
     tightest,
 )
 from clockwork_serve.serve.gateway_announcements import Announcements
+from clockwork_serve.serve.gateway_endings import Pending, ending_of, own_ending, wrong
 from clockwork_serve.serve.gateway_inquiry import EarlyInquiry, Ending, Inquiry, spread_s
 from clockwork_serve.serve.gateway_link import GatewayLink, LinkListener
 from clockwork_serve.serve.gateway_models import GatewayModels
 from clockwork_serve.serve.gateway_regions import Regions, allowed
 from clockwork_serve.serve.gateway_slots import Slot, Slots
+from clockwork_serve.serve.gateway_tenants import Caps
 from clockwork_serve.telemetry import GatewayCounters, outcome_key
 from clockwork_serve.units import MIB, NS_PER_MS
 
@@ -58,17 +58,6 @@ ROOM_RETRY_NS: Final = 50 * NS_PER_MS
 """When to come again if the region is full: about as long as most requests hold a slot."""
 
 _log = logging.getLogger(__name__)
-
-
-class _Pending(msgspec.Struct):
-    """A request without the controller's answer; ``inquiry`` is None once its client needs nothing."""
-
-    inquiry: Inquiry | None
-    served: Served
-    call: InferCall
-    slot: Slot
-    deadline_ns: int
-    expired: bool = False  # ended here, for the controller did not
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,7 +76,12 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
 class Gateway:
     """All methods are for the running loop's own thread. ``dice`` spread those who come back."""
 
-    def __init__(self, settings: GatewaySettings, clock: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        clock: Callable[[], int] = time.monotonic_ns,
+        caps: Caps | None = None,
+    ) -> None:
         self.name = settings.name
         self.regions: Regions | None = None  # set where clients may use shared memory
         self.slots = Slots(settings.region_bytes)
@@ -101,8 +95,9 @@ class Gateway:
         self.batch_listeners: list[Callable[[], None]] = []
         # Unlike any of an earlier process of that name.
         self._prefix = f"{settings.name}-{time.time_ns() // NS_PER_MS:x}-"
+        self._caps = caps or Caps()
         self.announcements: Announcements[EarlyInquiry] = Announcements(
-            settings.name, self._prefix, self._on_announced_in_vain
+            settings.name, self._prefix, self._on_announced_in_vain, self._caps
         )
         listener = LinkListener(
             self._on_answer, self._on_release, self._on_lost, self._on_readiness,
@@ -110,7 +105,7 @@ class Gateway:
         )  # fmt: skip
         self.link = GatewayLink(settings.name, Path(settings.controller), settings.default_slo_ns, listener)
         self._loop = asyncio.get_running_loop()
-        self._pending: dict[str, _Pending] = {}  # all and only requests sent and not answered
+        self._pending: dict[str, Pending] = {}  # all and only requests sent and not answered
         self._held: dict[str, Slot] = {}  # slots of answered requests that a worker may still touch
         self._count = 0
         self._received = 0
@@ -166,13 +161,15 @@ class Gateway:
             return ""
         self._count += 1
         request_id = f"{self._prefix}{self._count}"
-        deadline_ns = inquiry.arrival_ns + (served.default_slo_ns if slo_ns is None else slo_ns)
-        self._pending[request_id] = _Pending(inquiry, served, call, slot, deadline_ns)
+        asked_ns = served.default_slo_ns if slo_ns is None else slo_ns
+        given_ns, priority = self._caps.of(inquiry.identity, asked_ns, known.priority)
+        deadline_ns, told_ns = inquiry.arrival_ns + given_ns, 0 if given_ns == asked_ns else given_ns
+        self._pending[request_id] = Pending(inquiry, served, call, slot, deadline_ns, told_ns)
         self.link.send(
             Request(
                 request_id=request_id, gateway=self.name, model=served.model.key, rows=known.rows,
                 arrival_ns=inquiry.arrival_ns, deadline_ns=deadline_ns, signature=known.signature,
-                priority=known.priority, tensors=slot.encoded,
+                priority=priority, tensors=slot.encoded, tenant=inquiry.identity,
             )
         )  # fmt: skip
         if self._sweep is None:
@@ -192,7 +189,7 @@ class Gateway:
         if served is not None:
             key = served.model.key
             self._invalid_by_model[key] = self._invalid_by_model.get(key, 0) + 1
-        return _wrong(error, served=served)
+        return wrong(error, served=served)
 
     def unreadable(self, error: InvalidRequest) -> Ending:
         """Count a request whose body cannot be had, and say how it ends."""
@@ -299,7 +296,7 @@ class Gateway:
             if inquiry is not None and pending.deadline_ns < late_ns:
                 # The controller counts it when it wakes up; we do if it never does.
                 pending.inquiry, pending.expired = None, True
-                ending = _own_ending(
+                ending = own_ending(
                     Outcome.EXPIRED, Reason.NONE, "no answer by the deadline", request_id, pending
                 )
                 self._tell(inquiry, ending)
@@ -311,7 +308,7 @@ class Gateway:
         for request_id, pending in pendings.items():
             if pending.inquiry is not None:
                 self._count_outcome(Outcome.REJECTED, Reason.NOT_SERVING)
-                ending = _own_ending(Outcome.REJECTED, Reason.NOT_SERVING, why, request_id, pending)
+                ending = own_ending(Outcome.REJECTED, Reason.NOT_SERVING, why, request_id, pending)
                 self._tell(pending.inquiry, ending)
             else:
                 self._count_outcome(Outcome.EXPIRED if pending.expired else Outcome.CANCELLED, Reason.NONE)
@@ -321,7 +318,7 @@ class Gateway:
     ) -> None:
         self.drop_body(inquiry)
         self._count_outcome(outcome, reason)
-        ending = _own_ending(outcome, reason, message)
+        ending = own_ending(outcome, reason, message)
         ending.retry_after_ns = retry_after_ns
         self._tell(inquiry, ending)
 
@@ -337,19 +334,19 @@ class Gateway:
         message = f"no room among {size} bytes for the tensors of one more request"
         self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
 
-    def _pass_on(self, inquiry: Inquiry, pending: _Pending, answer: Answer) -> None:
+    def _pass_on(self, inquiry: Inquiry, pending: Pending, answer: Answer) -> None:
         try:
-            ending = _ending(pending, answer)
+            ending = ending_of(pending, answer)
             if pending.call.shared and self.regions is not None and ending.outcome is Outcome.OK:
                 self.regions.write_outputs(pending.call, ending.outputs)
             self._tell(inquiry, ending)
         except InvalidRequest as error:
             # The controller has counted it as answered.
-            inquiry.end(_wrong(error, answer.request_id))
+            inquiry.end(wrong(error, answer.request_id))
         except Exception:  # noqa: BLE001 - one answer that cannot be told must not end all others
             _log.exception("telling an answer failed", extra={"request_id": answer.request_id})
             message = "the answer could not be told; see the gateway's log"
-            inquiry.end(_own_ending(Outcome.FAILED, Reason.NONE, message, answer.request_id, pending))
+            inquiry.end(own_ending(Outcome.FAILED, Reason.NONE, message, answer.request_id, pending))
 
     def _tell(self, inquiry: Inquiry, ending: Ending) -> None:
         if ending.outcome is not Outcome.OK:
@@ -361,38 +358,3 @@ class Gateway:
     def _count_outcome(self, outcome: Outcome, reason: Reason) -> None:
         key = outcome_key(outcome, reason)
         self._outcomes[key] = self._outcomes.get(key, 0) + 1
-
-
-def _ending(pending: _Pending, answer: Answer) -> Ending:
-    """How the controller says that a request ended."""
-    outcome, reason = answer.outcome, answer.reason
-    status = OK if outcome is Outcome.OK else status_of(outcome, reason)
-    ending = Ending(
-        outcome, reason, status, answer.message, answer.request_id, pending.served,
-        pending.call, answer.retry_after_ns,
-    )  # fmt: skip
-    if answer.batch:
-        ending.parameters = {
-            "queue_ms": answer.queue_ns // 1000 / 1000,
-            "exec_ms": answer.exec_ns // 1000 / 1000,
-            "expected_ms": answer.expected_ns // 1000 / 1000,
-            "batch_size": answer.batch,
-            "cold_start": answer.cold,
-        }
-    if outcome is Outcome.OK:
-        ending.outputs = pending.slot.outputs(answer.outputs)
-    return ending
-
-
-def _wrong(error: InvalidRequest, request_id: str = "", served: Served | None = None) -> Ending:
-    reason = reason_of_error(error)
-    return Ending(Outcome.INVALID, reason, status_of_error(error), str(error), request_id, served)
-
-
-def _own_ending(
-    outcome: Outcome, reason: Reason, message: str, request_id: str = "", pending: _Pending | None = None
-) -> Ending:
-    ending = Ending(outcome, reason, status_of(outcome, reason), message, request_id)
-    if pending is not None:
-        ending.served, ending.call = pending.served, pending.call
-    return ending

@@ -30,7 +30,7 @@ def right_of(method: str) -> Right | None:
 
 
 def key_gate(keys: KeyRing) -> Gate:
-    """Lets in who may, by name. It costs 1.5 us a request."""
+    """Lets in who may, under their holder's tenant. It costs 1.5 us a request."""
 
     def gate(path: str, metadata: Metadata) -> str:
         right = right_of(path)
@@ -43,7 +43,7 @@ def key_gate(keys: KeyRing) -> Gate:
             elif name == "x-api-key":
                 api_key = _bytes(value)
         try:
-            return keys.admit(right, authorization, api_key).name
+            return keys.admit(right, authorization, api_key).tenant
         except Denied as denied:
             code = grpc.StatusCode.PERMISSION_DENIED if denied.known else grpc.StatusCode.UNAUTHENTICATED
             raise Aborted(code, str(denied)) from None

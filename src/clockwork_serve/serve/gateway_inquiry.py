@@ -54,7 +54,7 @@ class Inquiry(Protocol):
     """One inference request of a client, whatever protocol it came by.
 
     ``body`` is where its tensors were received, if in the region: the gateway takes that over. ``identity``
-    is the name of the API key's holder; empty where no keys are asked for.
+    is the tenant that the API key belongs to; empty where no keys are asked for.
     """
 
     model: str

@@ -26,6 +26,7 @@ from clockwork_serve.serve.gateway_http import HttpServer
 from clockwork_serve.serve.gateway_regions import Regions
 from clockwork_serve.serve.gateway_routes import find_metrics_route
 from clockwork_serve.serve.gateway_sharing import Share
+from clockwork_serve.serve.gateway_tenants import Caps
 from clockwork_serve.units import MIB
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ class GatewayServers:
             default_slo_ns=config.default_slo_ns,
             triton_codes=config.triton_codes,
         )
-        self.gateway = Gateway(settings)
+        keys = self.door.keys
+        self.gateway = Gateway(settings, caps=None if keys is None else Caps(keys.tenants))
         if config.shared_memory is not None:
             self.gateway.regions = Regions(config.shared_memory, Path(config.run_dir) / "regions")
         self.endpoints = Endpoints(self.gateway, version("clockwork-serve"), config.model_control)

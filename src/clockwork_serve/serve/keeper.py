@@ -16,11 +16,12 @@ from typing import Any, Final
 import msgspec
 
 from clockwork_serve.errors import ClockworkError, ConfigError, RepositoryError, TransportError
-from clockwork_serve.messages import Ask, Drain, Question, Reply
+from clockwork_serve.messages import Ask, Drain, Frame, Question, Reply
 from clockwork_serve.serve.catalogue import Catalogue
 from clockwork_serve.serve.gateway_door import check_door
 from clockwork_serve.serve.health import healthy, listens
 from clockwork_serve.serve.keeper_link import ControllerLink
+from clockwork_serve.serve.keeper_quotas import Quotas
 from clockwork_serve.serve.launches import launches
 from clockwork_serve.serve.ports import Ports
 from clockwork_serve.serve.preparation import OnProgress, Preparation, Prepared, Progress, prepare
@@ -64,12 +65,14 @@ class Keeper:
             },
         )
         self.catalogue = Catalogue()
+        self.quotas = Quotas(config.door.api_keys)
         self.warnings: tuple[str, ...] = ()
         self.run_dir = _make_run_dir(config.run_dir)
         self._on_progress = on_progress
         self._on_line = on_line or _to_stderr
         self.supervisor = Supervisor(self._on_line)
         self._link: ControllerLink | None = None
+        self._refreshing: asyncio.Task[None] | None = None
         self._preparing = asyncio.Lock()
         self._answers: set[asyncio.Task[None]] = set()  # tasks that answer questions now
 
@@ -81,7 +84,8 @@ class Keeper:
         if not prepared.served:
             raise RepositoryError(_nothing_to_serve(self.config.repository, prepared))
         self.catalogue.put(prepared.names, prepared.served, prepared.profiles, prepared.problems)
-        self._link = ControllerLink(self.run_dir / SOCKET_NAME, self.catalogue.frames, self._on_ask)
+        self._link = ControllerLink(self.run_dir / SOCKET_NAME, self._catalogue, self._on_ask)
+        self._refreshing = asyncio.get_running_loop().create_task(self.quotas.keep_fresh(self._link.send))
         for launch in launches(self.config, self.run_dir, self.ports.number_by_name):
             self.supervisor.start(launch)
 
@@ -115,6 +119,8 @@ class Keeper:
         """End everything at once."""
         for task in self._answers:
             task.cancel()
+        if self._refreshing is not None:
+            self._refreshing.cancel()
         if self._link is not None:
             self._link.close()
             self._link = None
@@ -174,6 +180,9 @@ class Keeper:
         for each in prepared.served:
             for warning in each.model.warnings:
                 _log.warning("model %s: %s", each.model.key, warning)
+
+    def _catalogue(self) -> list[Frame]:
+        return [*self.quotas.frames(), *self.catalogue.frames()]
 
     # Questions
 

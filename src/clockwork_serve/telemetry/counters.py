@@ -138,6 +138,21 @@ class ErrorCounters(Struct):
         return Histogram([a + b for a, b in pairs]).quantile_ns(share)
 
 
+class TenantCounters(Struct):
+    """What became of the requests of one tenant that has a quota, what it may use and what it was charged.
+
+    0 stands for no quota. ``device_ns`` and ``loaded_bytes`` are the controller's own accounts.
+    """
+
+    received: int = 0
+    outcomes: dict[str, int] = {}
+    late: int = 0
+    device_ns: int = 0
+    device_ns_per_s: int = 0
+    loaded_bytes: int = 0
+    loaded_bytes_per_s: int = 0
+
+
 class Counters(Struct):
     """Everything a controller's driver has seen, added up since it started.
 
@@ -167,6 +182,7 @@ class Counters(Struct):
         default_factory=lambda: {"infer": ErrorCounters(), "load": ErrorCounters()}
     )
     models: dict[str, ModelCounters] = {}
+    tenants: dict[str, TenantCounters] = {}
     devices: dict[str, DeviceCounters] = {}
 
 
