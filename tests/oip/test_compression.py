@@ -141,3 +141,15 @@ def test_large_bodies_are_unpacked_little_at_a_time() -> None:
     body = Counting(gzip.compress(content))
     assert decompress(body, "gzip", len(content)) == content  # type: ignore[arg-type]
     assert body.most <= 65536
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_what_may_be_a_bomb_is_counted_first_and_kept_if_it_is_none(more: int) -> None:
+    content = bytes(2_000_000 + more)
+    body = gzip.compress(content)
+    assert 2_000_000 // 1032 < len(body) <= 2_000_000 // 64
+    if more:
+        with pytest.raises(TooLarge):
+            decompress(body, "gzip", 2_000_000)
+    else:
+        assert decompress(body, "gzip", 2_000_000) == content
