@@ -1,7 +1,7 @@
 """gRPC's own core, driven by events: it takes calls and hands what happens to a loop. It knows no service.
 
 The core is used as grpcio's server with a pool of threads uses it, but without the pool: one thread waits for
-events and the loop's thread answers. That costs half of that server, a quarter of ``grpc.aio``, and no thread
+events and the loop's thread answers. That costs half of that server, a third of ``grpc.aio``, and no thread
 for a request that waits. The classes are private to grpcio, so :func:`check_grpcio` looks at them first.
 """
 
@@ -38,7 +38,7 @@ NEEDED: Final = {
 """What must be there of ``grpc._cython.cygrpc``."""
 ACCEPTING: Final = 64
 """Calls that may begin before the thread comes round; the core keeps a thousand more, and refuses others."""
-GATHERED: Final = 256
+GATHERED: Final = 64
 """Events at most that go to the loop at once."""
 
 NEW: Final = "new"
