@@ -66,7 +66,6 @@ def test_the_books_are_equal_and_no_room_is_held(found: Findings) -> None:
     assert not any(found.left.values()), found.left
 
 
-@pytest.mark.xfail(reason="grpcio's server ends where the path of a call is no text")
 def test_a_call_whose_path_is_no_text_ends_no_gateway() -> None:
     with hostile.served() as serving:
         before = serving.server.pid("gateway-0")

@@ -153,7 +153,7 @@ def test_what_a_tenant_may_ask_for_is_capped_and_its_refusal_says_when_to_come_b
         "tenant_quota: device_ms_per_s of tenant greedy: expected at most 200 ms of device"
     )
     assert 0 < refused[0].json["retry_after_ms"] <= 100
-    assert refused[0].headers["retry-after"] == "1"
+    assert refused[0].headers["retry-after"] in ("1", "2")
 
 
 def test_over_grpc_it_hears_the_same(two: Two) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from clockwork_serve.serve.gateway_exchange import Exchange
 from clockwork_serve.serve.gateway_keys import KeyRing
 from clockwork_serve.serve.gateway_limits import SMALL_READ_BYTES, HttpLimits
 from clockwork_serve.serve.gateway_responses import json_response
+from clockwork_serve.serve.gateway_routes import Route
 from clockwork_serve.units import KIB
 from tests.serve.test_framing import bytes_of
 
@@ -88,10 +90,14 @@ class Host:
         self.keys = None
         self.tick_s = 0.0
         self.arriving_bytes = 0
-        self.buffer = memoryview(bytearray(256 * KIB))
+        self.received = bytearray(256 * KIB)
+        self.buffer = memoryview(self.received)
         self.small_buffer = self.buffer[:SMALL_READ_BYTES]
         withdraw = SimpleNamespace(withdraw=lambda name: None)
-        self.gateway: Any = SimpleNamespace(drop_body=lambda exchange: None, announcements=withdraw)
+        self.gateway: Any = SimpleNamespace(
+            drop_body=lambda exchange: None, announcements=withdraw, batching=False, dice=Random(1)
+        )
+        self.held: list[Any] = []
 
     def opened(self, connection: HttpConnection) -> None:
         pass
@@ -99,8 +105,8 @@ class Host:
     def reached(self, limit: str) -> None:
         pass
 
-    def find_route(self, url: bytes) -> None:
-        return None
+    def find_route(self, url: bytes) -> Route:
+        return Route(b"POST", None, url.decode("latin-1"))
 
     def room(self, exchange: Exchange, length: int) -> memoryview:
         return np.empty(length, np.uint8).data
@@ -189,6 +195,11 @@ def conversations(draw: st.DrawFn) -> Conversation:
 @given(conversations())
 def test_a_connection_says_the_same_however_its_requests_are_cut(conversation: Conversation) -> None:
     assert answers(conversation.pieces) == answers([conversation.sent])
+
+
+@given(st.lists(ONE, min_size=1, max_size=2), st.integers(2, 4))
+def test_a_request_that_repeats_is_understood_as_the_first_was(some: list[bytes], times: int) -> None:
+    assert answers(some * times) == answers([b"".join(some * times)])
 
 
 @given(st.lists(st.binary(max_size=2000), max_size=5))

@@ -140,3 +140,23 @@ def test_what_a_connection_read_is_gone_with_it(gateway: RunningGateway) -> None
         gateway.until(lambda: known() is None)
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("body", [get("/v2/health/live"), bytes(100_000)], ids=["small", "large"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_beside_an_upgrade_is_neither_a_request_nor_what_memory_holds(
+    gateway: RunningGateway, body: bytes, chunked: bool
+) -> None:
+    gateway.controller.requests.clear()
+    sent = post("/v2/models/any/infer", body, "Upgrade: h2c", "Connection: Upgrade", close=False)
+    sent = sent.replace(b"Host: here", b"Inference-Header-Content-Length: 0")
+    if chunked:
+        length = b"Content-Length: %d" % len(body)
+        sent = sent.replace(length, b"Transfer-Encoding: chunked").replace(
+            body, b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+        )
+    found = gateway.exchange(sent)
+    assert found.count(b"Content-Type") == 1
+    assert Found(found).status == 400
+    assert "'Upgrade'" in Found(found).json["error"]
+    assert gateway.controller.requests == []

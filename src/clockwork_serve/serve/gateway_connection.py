@@ -11,13 +11,13 @@ from typing import Final, cast
 
 import httptools
 
-from clockwork_serve.serve.gateway_exchange import Exchange, byte_count
+from clockwork_serve.serve.gateway_exchange import UPGRADED, Exchange, byte_count
 from clockwork_serve.serve.gateway_guard import denial
 from clockwork_serve.serve.gateway_heads import Head, HeadParser, head_of
 from clockwork_serve.serve.gateway_host import HttpHost
 from clockwork_serve.serve.gateway_inquiry import spread_s
 from clockwork_serve.serve.gateway_intake import Arriving, Intake
-from clockwork_serve.serve.gateway_limits import LINGER_S, PIPELINED_MAX, SETTING, UNWANTED_MAX, excess
+from clockwork_serve.serve.gateway_limits import LINGER_S, PIPELINED_MAX, UNWANTED_MAX, excess, overdue
 from clockwork_serve.serve.gateway_outbox import Outbox
 from clockwork_serve.serve.gateway_regions import is_loopback
 from clockwork_serve.serve.gateway_responses import Response, error_response, tripped
@@ -235,10 +235,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         else:
             what, limit = ("header", "header_s") if self._phase == _HEAD else ("body", "body_s")
             self._server.reached(limit)
-            self._refuse(
-                408,
-                f"the request's {what} did not arrive in time ({SETTING[limit]}); its connection is closed",
-            )
+            self._refuse(408, overdue(what, limit))
 
     def stop(self) -> None:
         """Close, whatever is in flight; what was written is still sent, unless nobody reads it."""
@@ -267,8 +264,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         return not self._queue
 
     def _await_next(self) -> None:
-        self._content_bytes = 0
-        self._sized = False
+        self._content_bytes, self._sized = 0, False
         self._arriving.forget()
         self._phase = _IDLE
         self.due_s = self._server.tick_s + self._limits.idle_s
@@ -334,14 +330,18 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         if wrong := exchange.take(headers):
             self._refuse(417, wrong)
             return
+        if not length and b"transfer-encoding" not in headers:
+            return
+        if self.parser.should_upgrade():
+            self._refuse(400, UPGRADED)
+            return
         if length > DIRECT_BYTES:
             self._direct = self._server.room(exchange, length)
             self._server.announce(exchange)
-        if length or b"transfer-encoding" in headers:
-            expected_bytes = length or limits.body_bytes
-            self.due_s = self._server.tick_s + limits.body_s + expected_bytes / limits.bytes_per_s
-            if exchange.wants_continue:
-                self.pump()
+        expected_bytes = length or limits.body_bytes
+        self.due_s = self._server.tick_s + limits.body_s + expected_bytes / limits.bytes_per_s
+        if exchange.wants_continue:
+            self.pump()
 
     def _refuse(self, status: int, message: str, headers: bytes = b"") -> None:
         self._refuse_with(error_response(status, message, headers))

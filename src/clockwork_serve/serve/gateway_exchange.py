@@ -18,6 +18,10 @@ WANTED: Final = frozenset(
      b"x-slo-ms", b"expect", b"accept-encoding", b"authorization", b"x-api-key"}
 )  # fmt: skip
 """The headers that mean something to us."""
+UPGRADED: Final = (
+    "header 'Upgrade': expected none beside a body, found one; only HTTP/1.1 is spoken here: send it without"
+)
+"""The parser takes such a body for what follows the request: for another one, which nobody sent as such."""
 _DIGITS_MAX: Final = 20
 
 

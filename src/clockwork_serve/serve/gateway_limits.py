@@ -73,6 +73,11 @@ def excess(limit: str, most: int, found: int | None = None) -> str:
     )
 
 
+def overdue(what: str, limit: str) -> str:
+    """What to tell a client whose header or body came too slowly."""
+    return f"the request's {what} did not arrive in time ({SETTING[limit]}); its connection is closed"
+
+
 def grpc_options(limits: HttpLimits) -> tuple[tuple[str, int], ...]:
     """The limits that gRPC keeps for us. No more of a message is decompressed than it may have."""
     return (
