@@ -30,3 +30,16 @@ def test_whom_the_operator_gave_another_policy_keeps_it() -> None:
     batch = "os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))"
     assert told(batch)[0] == "False"
     assert told(f"{batch}; run_briefly(); assert os.sched_getscheduler(0) == os.SCHED_BATCH")[0] == "False"
+
+
+def test_who_is_patient_takes_the_core_from_nobody_unless_the_operator_says_otherwise() -> None:
+    code = (
+        "import os; from clockwork_serve.serve.slices import run_patiently; {}; "
+        "print(run_patiently(), os.sched_getscheduler(0) == os.{})"
+    )
+    idle = "os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))"
+    for before, after, taken in (("pass", "SCHED_BATCH", "True"), (idle, "SCHED_IDLE", "False")):
+        ran = subprocess.run(
+            [sys.executable, "-c", code.format(before, after)], capture_output=True, text=True, check=True
+        )
+        assert ran.stdout.split() == [taken, "True"]

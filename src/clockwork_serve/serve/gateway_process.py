@@ -27,6 +27,7 @@ from clockwork_serve.serve.gateway_regions import Regions
 from clockwork_serve.serve.gateway_routes import find_metrics_route
 from clockwork_serve.serve.gateway_sharing import Share
 from clockwork_serve.serve.gateway_tenants import Caps
+from clockwork_serve.serve.slices import run_patiently
 from clockwork_serve.units import MIB
 
 if TYPE_CHECKING:
@@ -165,6 +166,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the process whose configuration is the JSON in ``argv[1]``; returns its exit status."""
     config = msgspec.json.decode(argv[1], type=GatewayConfig)
     child.prepare(config.name, config.log_level, config.log_format)
+    run_patiently()
     _allow_connections(config.door.limits.connections)
     status = 0
 
