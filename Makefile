@@ -7,10 +7,11 @@ STAMP := .venv/.set-up
 COMPILED := build/compiled
 MUTANTS := build/mutants
 STOCK := build/stock
+TRITON := build/triton
 PIP := -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check unit bench compiled mutants stock constraints fix clean
+.PHONY: help setup demo test check unit bench compiled hostile mutants stock triton constraints fix clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +27,11 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	  || echo "perf_analyzer is not for this machine (it needs x86-64 and glibc 2.38): its tests are skipped"
 	@touch $@
 
+$(TRITON)/.set-up: constraints-triton.txt
+	@$(BIN)/python -m venv --without-pip --clear $(TRITON)
+	@$(BIN)/python $(PIP) --python $(TRITON)/bin/python install --no-deps --only-binary :all: -r $<
+	@touch $@
+
 demo: $(STAMP) ## real pretrained models, real inputs, one screen of results
 	@$(BIN)/clockwork demo
 
@@ -37,6 +43,9 @@ check: $(STAMP) ## format, lint, types, layers, quick tests: under two minutes
 	@$(BIN)/pytest -q -m 'not slow and not system'
 
 test: $(STAMP) ## set-up, every check, then every test
+	@test -d $(TRITON) && test ! -e $(TRITON)/.set-up \
+	  || $(MAKE) --no-print-directory --silent $(TRITON)/.set-up 2>/dev/null \
+	  || echo "Triton is not for this machine (it needs x86-64, glibc 2.35, Python 3.11 or 3.12): its tests are skipped"
 	@$(BIN)/ruff format --check --quiet || { $(BIN)/ruff format --check; exit 1; }
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/mypy
@@ -53,6 +62,9 @@ compiled: $(STAMP) ## build the brains and the simulator's loop with mypyc in a 
 	@$(COMPILED)/bin/python -c 'import clockwork_serve.controller.queues as m, clockwork_serve.sim.host as n; assert (m.__file__ + n.__file__).count(".so") == 2; print("compiled:", m.__file__)'
 	@$(COMPILED)/bin/python -m pytest -q -p no:cacheprovider -m 'not slow' tests/controller tests/worker tests/sim
 
+hostile: $(STAMP) ## ten minutes of hostile traffic beside honest clients: does anything end, grow or slow down?
+	@$(BIN)/python -m benchmarks.hostile $(HOSTILE_WITH)
+
 mutants: $(STAMP) ## break the brains in 400 ways, one at a time: do tests and seeds notice? About 20 minutes
 	@test -x $(MUTANTS)/bin/python || $(BIN)/python -m venv $(MUTANTS)
 	@$(MUTANTS)/bin/python $(PIP) install -c constraints.txt -e '.[mutants,test]'
@@ -62,6 +74,10 @@ stock: $(STAMP) ## KServe's clients, perf_analyzer and the newest tritonclient i
 	@test -x $(STOCK)/bin/python || $(BIN)/python -m venv $(STOCK)
 	@$(STOCK)/bin/python $(PIP) install -c constraints-stock.txt -e '.[stock,test]'
 	@$(STOCK)/bin/python -m pytest -q -p no:cacheprovider tests/end_to_end/stock
+
+triton: $(STAMP) ## a real Triton server in a venv of its own, and the same requests to it and to ours
+	@$(MAKE) --no-print-directory --silent $(TRITON)/.set-up
+	@$(BIN)/python -m pytest -q tests/end_to_end/triton
 
 constraints: ## write constraints.txt from what .venv holds
 	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+=='; } > constraints.new

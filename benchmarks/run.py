@@ -13,9 +13,15 @@ ROOT = Path(__file__).parents[1]
 
 SHORT: dict[str, tuple[str, ...]] = {
     "http_overhead": ("--requests", "500"),
+    "http_front_end": ("--rounds", "3", "--seconds", "1"),
+    "grpc_front_end": ("--rounds", "3", "--seconds", "1"),
+    "against_triton": ("--rounds", "2", "--seconds", "1"),
+    "wakeup_lateness": ("--seconds", "8"),
+    "gateway_balance": ("--gateways", "2", "--connections", "16", "--turns", "2", "--seconds", "3"),
     "overload": ("--seconds", "30"),
     "feasible_load": ("--seconds", "30"),
     "worker_kill": ("--requests", "6000", "--connections", "200"),
+    "hostile": ("--seconds", "60"),
     "many_models": ("--models", "200", "--held", "20", "--idle-seconds", "10"),
     "device_lane_time": ("--seconds", "0.5"),
     "device_memory": ("--cycles", "300"),

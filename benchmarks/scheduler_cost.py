@@ -35,6 +35,8 @@ from clockwork_serve.messages import (
     Model,
     ModelAdded,
     Profile,
+    Quota,
+    QuotasSet,
     Request,
     Result,
     Status,
@@ -111,8 +113,9 @@ def timer_cost_ns() -> int:
 class Bench:
     """One controller and honest workers, on a virtual clock."""
 
-    def __init__(self, devices: int, models: int, policy: str, seed: int) -> None:
+    def __init__(self, devices: int, models: int, policy: str, seed: int, tenants: int = 0) -> None:
         self.models = models
+        self.tenants = tenants
         self.rate_ns = devices * RATE / NS_PER_S
         self.controller = Controller(ControllerConfig(policy=policy))
         self.part = Part()
@@ -146,6 +149,14 @@ class Bench:
                 max_batch_size=16, batch_sizes=CODE.batch_sizes, output_bytes=64, queue_limit=1 << 30,
             )  # fmt: skip
             events.append(ModelAdded(model=model))
+        if self.tenants:
+            ample = {
+                "burst_ns": NS_PER_S,
+                "device_ns_per_s": devices * NS_PER_S,
+                "loaded_bytes_per_s": 1 << 50,
+            }
+            quotas = [Quota(tenant=f"t{at}", **ample) for at in range(self.tenants)]
+            events.append(QuotasSet(quotas=tuple(quotas)))
         events.append(WorkerJoined(worker="w", devices=specs))
         events += [CodeReady(device=spec.device, code_id="c") for spec in specs]
         self._call(events)
@@ -176,6 +187,7 @@ class Bench:
         return Request(
             request_id=f"r{self._count}", gateway="g", model=f"m{model}/1", arrival_ns=arrival_ns,
             deadline_ns=arrival_ns + slo_ns,
+            tenant=f"t{self._count % self.tenants}" if self.tenants else "",
         )  # fmt: skip
 
     def _until(self, end_ns: int) -> None:
@@ -246,10 +258,12 @@ class Bench:
         heappush(self._inbox, (end_ns + NETWORK_NS, action.action_id, result))
 
 
-def measure(devices: int, models: int, policy: str, seed: int, requests: int | None) -> dict[str, Any]:
+def measure(
+    devices: int, models: int, policy: str, seed: int, requests: int | None, tenants: int = 0
+) -> dict[str, Any]:
     """One row: its cold and its warm part."""
     gc.collect()
-    bench = Bench(devices, models, policy, seed)
+    bench = Bench(devices, models, policy, seed, tenants)
     gc.collect()
     gc.freeze()
     usual = gc.get_threshold()
@@ -285,6 +299,7 @@ def main() -> int:
     options.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; default: all")
     options.add_argument("--policy", choices=POLICIES, default=ControllerConfig().policy)
     options.add_argument("--requests", type=int, help="measured in the warm part; default: 20000 or more")
+    options.add_argument("--tenants", type=int, default=0, help="tenants with quotas that are never used up")
     given = options.parse_args()
     if unknown := set(given.rows) - ROWS.keys():
         options.error(f"rows: expected some of {', '.join(ROWS)}; found {', '.join(sorted(unknown))}")
@@ -293,7 +308,7 @@ def main() -> int:
     lines = []
     for name in given.rows or ROWS:
         devices, models, pure_us, compiled_us = ROWS[name]
-        found = measure(devices, models, given.policy, given.seed, given.requests)
+        found = measure(devices, models, given.policy, given.seed, given.requests, given.tenants)
         outcome.figures[name] = found
         lines += [screen_row(name, part, found[part]) for part in ("cold", "warm")]
         limit_us = compiled_us if compiled else pure_us

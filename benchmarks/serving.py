@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +45,9 @@ class Serving:
         with urllib.request.urlopen(f"{self.http_url}{path}", timeout=30) as response:  # noqa: S310 (a URL of ours)
             return json.load(response)
 
-    def metrics(self) -> Metrics:
-        """All samples by name and labels."""
-        with urllib.request.urlopen(self.server.metrics_url, timeout=30) as response:  # noqa: S310 (a URL of ours)
+    def metrics(self, url: str = "") -> Metrics:
+        """All samples by name and labels; ``url`` is for those of any gateway, not the first one's."""
+        with urllib.request.urlopen(url or self.server.metrics_url, timeout=30) as response:  # noqa: S310 (a URL of ours)
             text = response.read().decode()
         return {
             (sample.name, frozenset(sample.labels.items())): sample.value
@@ -90,11 +90,12 @@ def serve(
     journal: Path | None = None,
     cache: Path | None = None,
     controller: ControllerConfig | None = None,
+    on_line: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> Iterator[Serving]:
     """Serve ``repository`` on one device with free ports until the end of the block.
 
-    ``settings`` are more fields of ``ServerConfig``.
+    ``on_line`` gets what its processes log. ``settings`` are more fields of ``ServerConfig``.
     """
     config = ServerConfig(
         repository=str(repository),
@@ -107,7 +108,7 @@ def serve(
         journal="" if journal is None else str(journal),
         **{"log_level": "warning", **settings},
     )
-    with running_server(config) as server:
+    with running_server(config, on_line=on_line) as server:
         (worker,) = (name for name in server.names if name.startswith("worker"))
         yield Serving(server, worker)
 

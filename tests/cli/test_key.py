@@ -30,6 +30,20 @@ def test_the_entry_is_one_that_a_server_reads_and_the_key_opens_it(
     assert ring.admit(Right.ADMIN, None, second.encode()).rights == {Right.ADMIN, Right.METRICS}
 
 
+def test_a_key_may_be_of_a_tenant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["key", "web", "--tenant", "shop"]) == 0
+    shown = capsys.readouterr()
+    path = tmp_path / "keys.toml"
+    path.write_text(f'[[tenants]]\nname = "shop"\n\n{shown.out}')
+    path.chmod(0o600)
+    key = shown.err.split()[-1].encode()
+    assert KeyRing(str(path)).admit(Right.INFER, None, key).tenant == "shop"
+    assert run(["key", "web", "--tenant", "a shop", "--json"]) == 2
+    assert "tenant: expected 1 to 64 letters" in capsys.readouterr().err
+    assert run(["key", "web", "--tenant", "shop", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tenant"] == "shop"
+
+
 def test_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["key", "a", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -31,7 +31,13 @@ CLASSES = {
 
 
 @pytest.mark.parametrize("how", CLASSES)
-def test_an_outcome_has_its_class(how):
+@pytest.mark.parametrize("triton", [False, True])
+def test_an_outcome_has_its_class(how, triton):
+    assert error_class(status_of(*how, triton=triton).http, *how) is CLASSES[how]
+
+
+@pytest.mark.parametrize("how", CLASSES)
+def test_without_our_own_words_the_status_counts(how):
     assert error_class(status_of(*how).http) is CLASSES[how]
 
 

@@ -89,6 +89,11 @@ def test_deadline_and_ports_arrive_in_the_server() -> None:
     assert (config.gateways, config.max_body_bytes) == (2, 1 << 20)
 
 
+def test_triton_s_codes_are_off_unless_asked_for() -> None:
+    assert server_config(read_settings({}, {}, None)).triton_codes is False
+    assert server_config(read_settings({"triton_codes": True}, {}, None)).triton_codes is True
+
+
 def test_shared_memory_is_off_unless_it_has_a_prefix() -> None:
     assert server_config(read_settings({}, {}, None)).shared_memory is None
     environment = {"CLOCKWORK_SHARED_MEMORY": "/clockwork-"}

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from clockwork_serve.controller import POLICIES, ControllerConfig
-from clockwork_serve.messages import Cancel, GatewayLost, Infer, Load, Outcome, Unload
-from clockwork_serve.units import ms
+from clockwork_serve.messages import Cancel, GatewayLost, Infer, Load, Outcome, Quota, QuotasSet, Unload
+from clockwork_serve.units import MIB, ms
 from tests.controller.honest import CODE, World, device, model, profile
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -42,15 +42,34 @@ class ControllerMachine(RuleBasedStateMachine):
             self.world.join(device(name, pages), worker=f"w-{name}")
         self.asked: dict[str, int] = {}
 
-    @rule(name=st.sampled_from(NAMES), slo_ms=st.floats(1, 400), rows=st.sampled_from([1, 1, 1, 2, 5]))
-    def ask(self, name: str, slo_ms: float, rows: int) -> None:
-        request_id = self.world.request(name, slo_ms, rows=rows)
+    @rule(
+        name=st.sampled_from(NAMES),
+        slo_ms=st.floats(1, 400),
+        rows=st.sampled_from([1, 1, 1, 2, 5]),
+        tenant=st.sampled_from(["", "t", "u"]),
+        priority=st.sampled_from([0, 0, 0, 1, 8, 15]),
+    )
+    def ask(self, name: str, slo_ms: float, rows: int, tenant: str = "", priority: int = 0) -> None:
+        request_id = self.world.request(name, slo_ms, rows=rows, tenant=tenant, priority=priority)
         self.asked[request_id] = self.world.now_ns + ms(slo_ms)
 
     @rule(name=st.sampled_from(NAMES), slo_ms=st.floats(5, 400), count=st.integers(2, 12))
     def burst(self, name: str, slo_ms: float, count: int) -> None:
         for _ in range(count):
             self.ask(name, slo_ms, 1)
+
+    @rule(
+        tenants=st.sets(st.sampled_from(["t", "u"])),
+        device_ns=st.sampled_from([None, ms(50), ms(500)]),
+        loaded=st.sampled_from([None, 4 * MIB, 40 * MIB]),
+        burst_ms=st.sampled_from([10, 1000]),
+    )
+    def quotas(self, tenants: set[str], device_ns: int | None, loaded: int | None, burst_ms: int) -> None:
+        quotas = [
+            Quota(tenant=tenant, burst_ns=ms(burst_ms), device_ns_per_s=device_ns, loaded_bytes_per_s=loaded)
+            for tenant in sorted(tenants)
+        ]
+        self.world.tell(QuotasSet(quotas=tuple(quotas)))
 
     @rule(delay_ms=st.floats(0.05, 50))
     def wait(self, delay_ms: float) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import random
 import zlib
 
 import pytest
 
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.oip import TooLarge, Unsupported, decompress
+from clockwork_serve.oip import Coding, TooLarge, Unsupported, compress, decompress, wanted_coding
 
 BODY = b"all the numbers" * 100
 
@@ -54,3 +55,101 @@ def test_broken_bodies_are_named(body: bytes, error: str) -> None:
 def test_other_encodings_are_not_supported() -> None:
     with pytest.raises(Unsupported, match="expected gzip or deflate, found 'br'"):
         decompress(b"", "br", 10)
+
+
+@pytest.mark.parametrize("name", ["gzip", "deflate"])
+def test_what_is_compressed_comes_back_as_it_was(name: str) -> None:
+    packed = compress([BODY[:7], memoryview(BODY)[7:], b""], Coding(name, must=False))
+    assert len(packed) < len(BODY) / 10
+    assert decompress(packed, name, len(BODY)) == BODY
+    assert (gzip.decompress if name == "gzip" else zlib.decompress)(packed) == BODY
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("gzip", "gzip"),
+        ("deflate", "deflate"),
+        ("GZip", "gzip"),
+        ("x-gzip", "gzip"),
+        (" gzip ; q=0.5 ", "gzip"),
+        ("gzip;q=0.001", "gzip"),
+        ("gzip;q=0, deflate", "deflate"),
+        ("gzip;q=0.5, deflate;q=0.8", "deflate"),
+        ("br;q=1.0, gzip;q=0.5", "gzip"),
+        ("gzip, identity;q=0.5", "gzip"),
+        ("gzip, *;q=0.5", "gzip"),
+        # What a library sends with every request is no wish.
+        ("gzip, deflate", ""),
+        ("gzip, deflate, br, zstd", ""),
+        ("*", ""),
+        # Not wanted, or not to be had.
+        ("", ""),
+        (",,", ""),
+        ("identity", ""),
+        ("gzip;q=0", ""),
+        ("gzip;q=0.000", ""),
+        ("gzip, identity", ""),
+        ("gzip;q=0.5, identity", ""),
+        ("br", ""),
+        # What cannot be read was not said.
+        ("gzip;q=2.5", ""),
+        ("gzip;q=-1", ""),
+        ("gzip;level=9", ""),
+        ("gzip;q=nan", ""),
+    ],
+)
+def test_a_response_is_compressed_for_who_asks(said: str, name: str) -> None:
+    assert wanted_coding(said) == (Coding(name, must=False) if name else None)
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("gzip, identity;q=0", "gzip"),
+        ("deflate;q=0.9, gzip;q=0.8, identity;q=0", "deflate"),
+        ("gzip, deflate, *;q=0", "gzip"),
+        ("*, identity;q=0", "gzip"),
+        ("gzip;q=0, *, identity;q=0", "deflate"),
+        ("br, identity;q=0", ""),
+        ("*;q=0", ""),
+    ],
+)
+def test_who_cannot_read_it_plain_gets_it_compressed_if_that_can_be(said: str, name: str) -> None:
+    assert wanted_coding(said) == (Coding(name, must=True) if name else None)
+
+
+class Counting:
+    """A body that tells how much of it is taken at once."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.most = 0
+
+    def __len__(self) -> int:
+        return len(self.body)
+
+    def __getitem__(self, at: int | slice) -> int | bytes:
+        found = self.body[at]
+        if isinstance(found, bytes):
+            self.most = max(self.most, len(found))
+        return found
+
+
+def test_large_bodies_are_unpacked_little_at_a_time() -> None:
+    content = random.Random(1).randbytes(3_000_000) + bytes(5_000_000)
+    body = Counting(gzip.compress(content))
+    assert decompress(body, "gzip", len(content)) == content  # type: ignore[arg-type]
+    assert body.most <= 65536
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_what_may_be_a_bomb_is_counted_first_and_kept_if_it_is_none(more: int) -> None:
+    content = bytes(2_000_000 + more)
+    body = gzip.compress(content)
+    assert 2_000_000 // 1032 < len(body) <= 2_000_000 // 64
+    if more:
+        with pytest.raises(TooLarge):
+            decompress(body, "gzip", 2_000_000)
+    else:
+        assert decompress(body, "gzip", 2_000_000) == content

@@ -9,8 +9,8 @@ import pytest
 
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip import InferCall, InputTensor, OutputTensor, OutputWish, SharedRef
-from clockwork_serve.oip.grpc_infer import encode_infer, parse_infer
-from clockwork_serve.oip.protobuf import ModelInferRequest
+from clockwork_serve.oip.grpc_infer import encode_infer, parse_infer, streamed
+from clockwork_serve.oip.protobuf import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 from tests.oip.models import identity, served, spec
 
 
@@ -119,7 +119,7 @@ def test_an_output_in_shared_memory_is_named_not_sent() -> None:
     call = InferCall([], [OutputWish("Y", shared=SharedRef("r", 0, 100)), OutputWish("Z")], shared=True)
     of = served((spec("X", "INT8", 1),), (spec("Y", "INT8", 1), spec("Z", "INT8", 1)))
     outputs = [OutputTensor("Y", "INT8", (1, 1), b"1"), OutputTensor("Z", "INT8", (1, 1), b"2")]
-    response = encode_infer(call, of, outputs, {})
+    response = ModelInferResponse.FromString(encode_infer(call, of, outputs, {}))
     assert list(response.raw_output_contents) == [b"", b"2"]
     told = {
         name: getattr(value, value.WhichOneof("parameter_choice"))
@@ -140,10 +140,11 @@ def test_answers_are_raw() -> None:
     of = served((), (spec("A", "FP32", 2), spec("B", "BYTES", 1)), labels={"A": ("cat", "dog")})
     a = OutputTensor("A", "FP32", (1, 2), memoryview(np.array([1, 2], "<f4").tobytes()))
     b = OutputTensor("B", "BYTES", (1, 1), b"\x01\0\0\0z")
-    found = encode_infer(
+    encoded = encode_infer(
         InferCall([], id="9", binary=True), of, [b, a],
         {"cold_start": True, "batch_size": 4, "queue_ms": 0.5, "note": "n"},
     )  # fmt: skip
+    found = ModelInferResponse.FromString(encoded)
     assert (found.model_name, found.model_version, found.id) == ("ident", "1", "9")
     assert [(each.name, each.datatype, list(each.shape)) for each in found.outputs] == [
         ("A", "FP32", [1, 2]),
@@ -155,7 +156,20 @@ def test_answers_are_raw() -> None:
     assert found.parameters["queue_ms"].double_param == 0.5
     assert found.parameters["note"].string_param == "n"
     classes = encode_infer(InferCall([], [OutputWish("A", classes=1)]), of, [a, b], {})
-    assert list(classes.raw_output_contents) == [b"\x0e\0\0\0" + b"2.000000:1:dog"]
+    assert list(ModelInferResponse.FromString(classes).raw_output_contents) == [
+        b"\x0e\0\0\0" + b"2.000000:1:dog"
+    ]
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 16_383, 16_384, 2_097_152])
+def test_contents_of_every_size_arrive_whole(size: int) -> None:
+    of = served((), (spec("A", "INT8", -1),))
+    data = np.random.default_rng(1).integers(0, 255, size, np.uint8).tobytes()
+    encoded = encode_infer(InferCall([]), of, [OutputTensor("A", "INT8", (1, size), memoryview(data))], {})
+    expected = ModelInferResponse(model_name="ident", model_version="1", raw_output_contents=[data])
+    expected.outputs.add(name="A", datatype="INT8", shape=[1, size])
+    assert ModelInferResponse.FromString(encoded) == expected
+    assert ModelStreamInferResponse.FromString(streamed(encoded)).infer_response == expected
 
 
 def test_an_answer_is_what_a_request_was() -> None:

@@ -39,6 +39,14 @@ def test_each_end_has_its_status(outcome: Outcome, reason: Reason, expected: tup
     assert status_of(outcome, reason) == Status(*expected)
 
 
+def test_who_insists_on_triton_s_codes_gets_unavailable_for_refused_and_expired_and_nothing_else() -> None:
+    for outcome in Outcome:
+        for reason in Reason:
+            unavailable = outcome in {Outcome.REJECTED, Outcome.EXPIRED}
+            expected = Status(503, "UNAVAILABLE") if unavailable else status_of(outcome, reason)
+            assert status_of(outcome, reason, triton=True) == expected
+
+
 def test_every_end_has_a_status_that_grpc_knows() -> None:
     for outcome in Outcome:
         for reason in Reason:

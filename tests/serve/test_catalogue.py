@@ -100,7 +100,7 @@ def test_the_index_tells_what_is_served_what_is_not_and_why() -> None:
     catalogue.remove("a")
     index = [(each.name, each.version, each.state) for each in catalogue.index(["a", "b", "c", "d"])]
     assert index == [
-        ("a", "", "UNAVAILABLE"), ("b", "9", "READY"), ("b", "10", "READY"), ("b", "11", "UNAVAILABLE"),
+        ("a", "1", "UNAVAILABLE"), ("b", "9", "READY"), ("b", "10", "READY"), ("b", "11", "UNAVAILABLE"),
         ("c", "", "UNAVAILABLE"), ("d", "", ""),
     ]  # fmt: skip
     reasons = {each.name: each.reason for each in catalogue.index([])}

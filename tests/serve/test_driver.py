@@ -12,7 +12,7 @@ import pytest
 import uvloop
 
 from clockwork_serve.serve.driver import Driver
-from clockwork_serve.units import NS_PER_MS
+from clockwork_serve.units import NS_PER_MS, NS_PER_S
 
 
 class Echo:
@@ -152,5 +152,23 @@ def test_a_closed_driver_leaves_the_machine_alone() -> None:
         driver.post("b")
         await asyncio.sleep(0.01)
         assert machine.calls == []
+
+    uvloop.run(main())
+
+
+def test_each_instant_that_was_asked_for_tells_how_late_it_was() -> None:
+    async def main() -> None:
+        machine, late = Echo(), list[int]()
+        far_ns = time.monotonic_ns() + 3600 * NS_PER_S  # the timer itself never rings
+        times = iter([far_ns + 10, far_ns + 40, far_ns + 55, far_ns + 70])
+        driver = Driver(machine, lambda effect: None, clock=lambda: next(times), woke=late.append)
+        for asked_ns, calls in ((far_ns + 30, 1), (far_ns + 60, 2), (far_ns + 65, 3), (None, 4)):
+            machine.wakeup_ns = asked_ns
+            driver.wake()
+            await until(lambda calls=calls: len(machine.calls) == calls)
+        assert late == [10, 5], (
+            "at 40 what was asked for at 30; nothing at 55; at 70 what was asked for at 65"
+        )
+        driver.close()
 
     uvloop.run(main())

@@ -73,6 +73,9 @@ class Brain:
     def snapshot(self) -> dict[str, object]:
         return {"seen": len(self.seen)}
 
+    def accounts(self) -> dict[str, dict[str, int]]:
+        return {}
+
 
 class Peer:
     """A process at the other end, as a test plays it."""

@@ -20,6 +20,7 @@ from clockwork_serve.oip import InferCall, InputTensor, Parameter, Served
 from clockwork_serve.serve.gateway import Gateway, GatewaySettings
 from clockwork_serve.serve.gateway_inquiry import Ending
 from clockwork_serve.serve.gateway_slots import Body
+from clockwork_serve.serve.gateway_tenants import Caps, Tenant
 from clockwork_serve.units import MIB, ms
 from tests.serve.fake_controller import FakeController, served, spec
 
@@ -35,6 +36,7 @@ class Client:
     ) -> None:
         self.model = model
         self.version = ""
+        self.identity = ""
         self.arrival_ns = time.monotonic_ns()
         self.slo_header: str | None = None
         self.remaining_s: float | None = None
@@ -69,7 +71,8 @@ class World:
     def __init__(self, run_dir: Path) -> None:
         self.controller = FakeController(run_dir / "controller.sock", IDENT, ANY)
         settings = GatewaySettings(name="g0", controller=str(self.controller.path), region_bytes=1 * MIB)
-        self.gateway = Gateway(settings)
+        self.tenants: dict[str, Tenant] = {}
+        self.gateway = Gateway(settings, caps=Caps(lambda: self.tenants))
 
     def keep(self, request: Request) -> Answer | None:
         """Answer later."""
@@ -158,6 +161,27 @@ def test_the_tightest_slo_sets_the_deadline(tmp_path: Path) -> None:
         request = world.controller.requests[0]
         assert request.deadline_ns - request.arrival_ns == ms(20)
         assert request.arrival_ns == client.arrival_ns
+
+    in_world(tmp_path, story)
+
+
+def test_a_tenants_requests_are_capped_and_say_whose_they_are(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.tenants["t"] = Tenant(name="t", min_slo_ns=ms(40), max_priority=5)
+        tight, relaxed, other = (
+            Client(slo_ms=30, priority=1),
+            Client(slo_ms=50, priority=9),
+            Client(slo_ms=30),
+        )
+        for client, tenant in ((tight, "t"), (relaxed, "t"), (other, "")):
+            client.identity = tenant
+            await world.infer(client)
+        assert [
+            (request.tenant, request.deadline_ns - request.arrival_ns, request.priority)
+            for request in world.controller.requests
+        ] == [("t", ms(40), 5), ("t", ms(50), 9), ("", ms(30), 0)]
+        given = [client.ends[0].parameters.get("slo_ms") for client in (tight, relaxed, other)]
+        assert given == [40, None, None], "told where it is not what was asked for"
 
     in_world(tmp_path, story)
 

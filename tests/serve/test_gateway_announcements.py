@@ -78,7 +78,7 @@ def test_a_hopeless_request_is_told_before_its_body_is_there(gateway: RunningGat
         client.sendall(head + body[:1000])
         told, answer = read_response(client)
         assert told.startswith(b"HTTP/1.1 429 ")
-        assert b"Retry-After: 1" in told
+        assert b"Retry-After: 1\r" in told or b"Retry-After: 2\r" in told
         assert (answer["reason"], answer["retry_after_ms"]) == ("would_miss_deadline", 7.0)
         client.sendall(body[1000:] + get("/v2/health/live"))
         assert read_response(client)[1] == {"live": True}, "the connection goes on behind the unwanted body"

@@ -173,10 +173,10 @@ def test_unknown_models_are_not_found_everywhere(client: Any) -> None:
         client.get_model_metadata,
         client.get_model_config,
         client.get_inference_statistics,
-        client.is_model_ready,
     ):
         with pytest.raises(InferenceServerException, match="NOT_FOUND"):
             ask("nope")
+    assert not client.is_model_ready("nope")
 
 
 def test_too_large_a_message_is_refused(client: Any) -> None:
@@ -255,7 +255,10 @@ def test_model_control(gateway: RunningGateway, client: Any, channel: Any) -> No
 def test_what_is_not_supported_says_so(client: Any) -> None:
     for asked, words in (
         (client.get_system_shared_memory_status, "start the server with --shared-memory PREFIX"),
-        (client.get_cuda_shared_memory_status, "CUDA shared memory is not supported"),
+        (
+            lambda: client.register_cuda_shared_memory("c", b"aGFuZGxl", 0, 8),
+            "CUDA shared memory is not supported",
+        ),
     ):
         with pytest.raises(InferenceServerException, match=f"UNIMPLEMENTED.*{words}"):
             asked()

@@ -19,6 +19,7 @@ import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 from clockwork_serve.messages import Question
+from clockwork_serve.oip.openapi import description
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, rpcs
 from clockwork_serve.serve.gateway_door import DoorConfig
 from clockwork_serve.serve.gateway_grpc_guard import right_of as right_of_rpc
@@ -68,6 +69,7 @@ def gateway(shared: RunningGateway) -> RunningGateway:
         ("GET", "/v2/models", Right.INFER),
         ("GET", "/v2/models/m", Right.INFER),
         ("GET", "/v2/models/m/config", Right.INFER),
+        ("GET", "/v2/openapi.json", Right.INFER),
         ("GET", "/v2/models/m/stats", Right.INFER),
         ("HEAD", "/v2/models/stats", Right.INFER),
         ("POST", "/v2/repository/index", Right.INFER),
@@ -137,6 +139,16 @@ def test_who_gets_in_over_http(gateway: RunningGateway, sent: bytes, status: int
     assert (found.headers.get("www-authenticate") == "Bearer") is (status == 401)
     loaded = [asked for asked in gateway.controller.asks if asked.what == Question.LOAD]
     assert len(loaded) == (sent.startswith(b"POST /v2/repository") and status == 200)
+
+
+def test_whatever_is_described_as_needing_a_key_needs_one_and_nothing_else(gateway: RunningGateway) -> None:
+    for path, item in description("1")["paths"].items():
+        asked = path.format(model="ident", version="1", region="r")
+        for method in item.keys() & {"get", "post"}:
+            found = ask(gateway, get(asked) if method == "get" else post(asked))
+            needs = item[method].get("security") != [{}]
+            assert (found.status == 401) is needs, (method, path, found.status)
+            assert str(found.status) in item[method]["responses"]
 
 
 def test_the_metrics_port_asks_for_a_key_too(gateway: RunningGateway) -> None:

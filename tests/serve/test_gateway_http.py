@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,15 @@ def test_model_control(gateway: RunningGateway, client: Any) -> None:
         gateway.controller.on_ask = on_ask
 
 
+def test_it_describes_itself(gateway: RunningGateway) -> None:
+    found = ask(gateway, get("/v2/openapi.json"))
+    assert (found.status, found.headers["content-type"]) == (200, "application/json")
+    assert found.json["info"]["version"] == version("clockwork-serve")
+    assert "/v2/models/{model}/infer" in found.json["paths"]
+    bare = ask(gateway, get("/v2/openapi.json", method="HEAD"))
+    assert (bare.headers["content-length"], bare.body) == (str(len(found.body)), b"")
+
+
 def test_model_control_may_be_off(tmp_path: Path) -> None:
     with running_gateway(tmp_path, model_control=False) as found:
         response = ask(found, post("/v2/repository/models/ident/load"))
@@ -197,8 +207,23 @@ def test_each_end_has_its_status_and_reason(
         "error": f"{reason}: this is why", "outcome": outcome, "reason": reason, "id": "7",
         "retry_after_ms": 1500.25,
     }  # fmt: skip
-    assert found.headers["retry-after"] == "2"
+    assert found.headers["retry-after"] in {"2", "3"}
     assert found.headers["clockwork-request-id"] == gateway.controller.requests[0].request_id
+
+
+def test_who_is_told_to_come_back_in_a_second_does_not_come_back_with_all_others(
+    gateway: RunningGateway,
+) -> None:
+    def answered(request: Request) -> Answer:
+        return gateway.controller.answer(
+            request, outcome=Outcome.REJECTED, reason=Reason.QUEUE_FULL, retry_after_ns=ms(7)
+        )
+
+    gateway.controller.on_request = answered
+    gateway.servers.gateway.dice.seed(3)
+    told = [ask(gateway, post(INFER, IDENT_JSON)) for _ in range(24)]
+    assert {found.headers["retry-after"] for found in told} == {"1", "2"}
+    assert {found.json["retry_after_ms"] for found in told} == {7.0}, "exact, whatever the header says"
 
 
 def test_a_client_that_goes_away_is_cancelled(gateway: RunningGateway) -> None:
@@ -265,7 +290,7 @@ def test_not_ready_is_503(tmp_path: Path) -> None:
         ("/v2/repository/index", b'{"ready":1}', (), 400, "ready: expected true or false, found 1"),
         ("/v2/repository/models/x/load", b'{"parameters":[]}', (), 400, "expected an object"),
         ("/v2/systemsharedmemory/region/r/register", b"{}", (), 501, "with --shared-memory PREFIX"),
-        ("/v2/cudasharedmemory/unregister", b"", (), 501, "CUDA shared memory is not supported"),
+        ("/v2/cudasharedmemory/region/r/register", b"{}", (), 501, "CUDA shared memory is not supported"),
         ("/v2/models/ident/generate", b"{}", (), 501, "generate"),
         ("/v2/nope", b"", (), 404, "Not Found"),
         ("/v2/logging", b"{", (), 400, "expected a JSON object"),
@@ -293,7 +318,8 @@ def test_methods_matter(gateway: RunningGateway) -> None:
 
 
 def test_a_raw_body_needs_no_json(gateway: RunningGateway) -> None:
-    found = ask(gateway, post("/v2/models/ident/infer", X.tobytes(), "Inference-Header-Content-Length: 0"))
+    # Spaces around what a header says are none of it.
+    found = ask(gateway, post("/v2/models/ident/infer", X.tobytes(), "Inference-Header-Content-Length:  0 "))
     assert found.status == 200
     assert found.body[int(found.headers["inference-header-content-length"]) :] == X.tobytes()
     large = np.arange(100_000, dtype=np.float32).tobytes()

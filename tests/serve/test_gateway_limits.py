@@ -294,7 +294,7 @@ def test_a_connection_too_many_is_told_so(tmp_path: Path, caplog: pytest.LogCapt
             assert b"200 OK" in client.recv(1000)
         refused = Found(found.exchange(b""))
         assert refused.status == 429
-        assert refused.headers["retry-after"] == "1"
+        assert refused.headers["retry-after"] in {"1", "2"}
         assert "at most 3 of this port at once" in refused.json["error"]
         assert "max_connections" in refused.json["error"]
         client.close()

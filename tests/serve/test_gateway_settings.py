@@ -113,3 +113,21 @@ def test_methods_and_bodies_matter(gateway: RunningGateway) -> None:
         assert ask(gateway, get(path, method="HEAD")).status == 200
         assert ask(gateway, post(path, b"[]")).status == 400
     assert ask(gateway, post("/v2/logging", b'{"log_info":"yes"}')).status == 501
+
+
+@pytest.mark.parametrize("body", [b'{"log_verbose_level":false}', b'{"log_info":0}', b'{"log_error":1}'])
+def test_a_number_is_no_switch_and_a_switch_no_number(gateway: RunningGateway, body: bytes) -> None:
+    assert ask(gateway, post("/v2/logging", body)).status == 501
+
+
+@pytest.mark.parametrize("value", [b"{}", b'""', b"0", b"false"])
+def test_what_is_no_trace_level_is_refused_however_little_it_is(
+    gateway: RunningGateway, value: bytes
+) -> None:
+    assert ask(gateway, post("/v2/trace/setting", b'{"trace_level":%s}' % value)).status == 501
+
+
+def test_settings_of_a_version_that_is_not_served_are_not_found(gateway: RunningGateway) -> None:
+    assert ask(gateway, get("/v2/models/ident/versions/1/trace/setting")).status == 200
+    found = ask(gateway, get("/v2/models/ident/versions/7/trace/setting"))
+    assert (found.status, "version 7" in found.json["error"]) == (404, True)

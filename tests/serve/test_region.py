@@ -226,3 +226,29 @@ def test_a_region_can_not_be_resized() -> None:
     with pytest.raises(PermissionError):
         os.ftruncate(fd, 0)
     region.close()
+
+
+def test_small_pieces_that_are_kept_for_the_next_are_joined_before_memory_runs_out() -> None:
+    region = Region.create(64 * KIB)
+    pieces = [region.allocate(KIB) for _ in range(64)]
+    assert region.allocate(1) is None
+    for piece in pieces:
+        assert piece is not None
+        region.free(piece)
+    region.check()
+    assert region.free_bytes == 64 * KIB
+    whole = region.allocate(64 * KIB)
+    assert whole == 0
+    region.check()
+    region.free(whole)
+    region.close()
+
+
+def test_a_small_piece_is_given_out_again_at_once_and_never_twice() -> None:
+    region = Region.create(64 * KIB)
+    first, second = region.allocate(KIB), region.allocate(KIB)
+    assert first is not None
+    region.free(first)
+    assert [region.allocate(KIB - 1), region.allocate(KIB) in (first, second)] == [first, False]
+    region.check()
+    region.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -11,7 +12,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +143,26 @@ def test_models_are_loaded_replaced_and_unloaded_while_it_serves(server: Running
     call(server, "repository/models/new/unload", {})
     status, _ = refusal(server, "models/new/infer", {"inputs": []})
     assert 400 <= status < 500
-    status, why = refusal(server, "repository/models/nobody/load", {})
-    assert (status, "nobody" in why) == (400, True)
+    call(server, "repository/models/new/unload", {})  # as it is already
+    for verb in ("load", "unload"):
+        status, why = refusal(server, f"repository/models/nobody/{verb}", {})
+        assert (status, "nobody" in why) == (404, True)
+    status, why = refusal(server, "repository/models/new/load", {"parameters": {"mode": "fast"}})
+    assert (status, "'mode'" in why) == (400, True)
+    (root / "broken" / "1").mkdir(parents=True)
+    (root / "broken" / "1" / "model.onnx").write_bytes(b"no graph")
+    assert refusal(server, "repository/models/broken/load", {})[0] == 400
+    index = {entry["name"]: entry for entry in call(server, "repository/index", {})}
+    assert index["broken"]["state"] == "UNAVAILABLE"
+    assert "model.onnx" in index["broken"]["reason"]
+    assert index["new"] == {"name": "new", "version": "2", "state": "UNAVAILABLE", "reason": "unloaded"}
+    assert index["a"] == {"name": "a", "version": "1", "state": "READY"}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for name in ("nobody", "..%2F..%2Fetc", "new%2F1"):
+        status, why = refusal(server, f"repository/models/{name}/load", {})
+        assert (status, "no model" in why) == (404, True)
+    # No process was started to look for them, and ended: that takes a second.
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime == before.ru_utime
 
 
 @pytest.mark.parametrize("name", ["worker-cpu:0", "gateway-0", "controller"])
@@ -152,6 +174,34 @@ def test_every_process_may_be_killed_and_comes_back(server: RunningServer, name:
     until(lambda: server.pid(name) not in (None, pid))
     server.wait_ready(60)
     until(lambda: served(server, "a"))
+
+
+def test_gateways_have_as_many_connections_each_and_one_that_died_gets_the_next(place: Path) -> None:
+    entry = {"name": "x", "datatype": "FP32", "shape": [1, 64], "data": [0.0] * 64}
+    body = json.dumps({"inputs": [entry]})
+    with running_server(config(place, gateways=2)) as running, ExitStack() as stack:
+
+        def answered_by(count: int) -> Counter[str]:
+            """Who answers on so many new connections, which stay."""
+            names: Counter[str] = Counter()
+            for _ in range(count):
+                client = stack.enter_context(closing(HTTPConnection("127.0.0.1", running.http_port)))
+                client.request("POST", "/v2/models/a/infer", body)
+                reply = client.getresponse()
+                assert json.loads(reply.read())["model_name"] == "a"
+                names["-".join(reply.headers["Clockwork-Request-Id"].split("-")[:2])] += 1
+            return names
+
+        assert answered_by(8) == {"gateway-0": 4, "gateway-1": 4}
+        pid = running.pid("gateway-1")
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not Path(f"/proc/{pid}").exists())
+        between = answered_by(2)  # whom nobody else takes the first keeps
+        until(lambda: running.pid("gateway-1") not in (None, pid))
+        until(lambda: running.state()["gateways"] == ["gateway-0", "gateway-1"])
+        time.sleep(0.2)  # it has a link a moment before it listens
+        assert between + answered_by(6) == {"gateway-0": 2, "gateway-1": 6}
 
 
 def test_it_stops_without_leaving_anything_behind(place: Path) -> None:

@@ -20,6 +20,7 @@ from clockwork_serve.serve.gateway_connection import HttpConnection
 from clockwork_serve.serve.gateway_exchange import Exchange
 from clockwork_serve.serve.gateway_grpc import _local
 from clockwork_serve.serve.gateway_routes import find_route
+from clockwork_serve.serve.grpc_call import Aborted
 from tests.serve.http_requests import ask, get, post
 from tests.serve.running_gateway import RunningGateway, running_gateway
 from tests.serve.segments import PREFIX, Segment, segment
@@ -233,6 +234,16 @@ def test_a_refused_request_writes_nothing(
     assert shared.read(8, 64) == bytes(8)
 
 
+def test_a_whole_number_may_be_written_as_json_likes(gateway: RunningGateway, shared: Segment) -> None:
+    def registered(size: str) -> int:
+        body = b'{"key":"%s","byte_size":%s,"offset":0.0}' % (shared.key.encode(), size.encode())
+        return ask(gateway, post("/v2/systemsharedmemory/region/r/register", body)).status
+
+    assert [registered(size) for size in ("64.5", "64.0")] == [400, 200]
+    found = ask(gateway, get("/v2/systemsharedmemory/region/r/status")).json
+    assert found == [{"name": "r", "key": shared.key, "offset": 0, "byte_size": 64}]
+
+
 def test_wrong_registrations_say_what_is_wrong(client: Any, kind: Any, shared: Segment) -> None:
     client.register_system_shared_memory("r", shared.key, 4096)
     for name, key, byte_size, words in (
@@ -261,14 +272,15 @@ def test_the_server_says_that_it_has_it(client: Any, kind: Any) -> None:
     assert "cuda_shared_memory" not in extensions
 
 
-def test_cuda_shared_memory_is_refused_by_name(client: Any) -> None:
-    for asked in (
-        client.get_cuda_shared_memory_status,
-        client.unregister_cuda_shared_memory,
-        lambda: client.register_cuda_shared_memory("c", b"aGFuZGxl", 0, 8),
-    ):
-        with pytest.raises(InferenceServerException, match=r"(501|UNIMPLEMENTED).*CUDA shared memory is not"):
-            asked()
+def test_there_is_no_cuda_shared_memory_and_none_can_be_registered(client: Any, kind: Any) -> None:
+    found = client.get_cuda_shared_memory_status()
+    assert (found if kind is tritonclient.http else list(found.regions)) == []
+    client.unregister_cuda_shared_memory()
+    client.unregister_cuda_shared_memory("c")
+    with pytest.raises(InferenceServerException, match=r"(404|NOT_FOUND).*cuda shared memory region: 'c'"):
+        client.get_cuda_shared_memory_status("c")
+    with pytest.raises(InferenceServerException, match=r"(501|UNIMPLEMENTED).*CUDA shared memory is not"):
+        client.register_cuda_shared_memory("c", b"aGFuZGxl", 0, 8)
 
 
 @pytest.mark.parametrize("given", ["http", "grpc"])
@@ -346,38 +358,47 @@ def test_clients_of_other_hosts_are_refused_over_http(gateway: RunningGateway, s
     assert gateway.controller.requests == []
 
 
-class FarContext:
+class FarCall:
     """A call from another host."""
+
+    identity = ""
+    arrival_ns = 1
+    is_open = True
 
     def peer(self) -> str:
         return "ipv4:10.1.2.3:40000"
 
-    def invocation_metadata(self) -> tuple[()]:
-        return ()
+    def metadatum(self, key: str) -> None:
+        return None
 
     def time_remaining(self) -> None:
         return None
 
-    async def abort(self, code: grpc.StatusCode, details: str, trailers: Any = ()) -> None:
-        raise PermissionError(f"{code.name}: {details}")
+    def fail(self, code: grpc.StatusCode, text: str, trailers: Any = ()) -> None:
+        raise Aborted(code, text, trailers)
 
 
 def test_clients_of_other_hosts_are_refused_over_grpc(gateway: RunningGateway, shared: Segment) -> None:
-    answers = gateway.servers.grpc._inference()
+    servicer = gateway.servers.grpc
+    answers = servicer._inference()
     register = {"name": "r", "key": shared.key, "byte_size": 8}
-    infer = {"model_name": "ident", "inputs": [{"name": "X", "shape": [1, 2], "datatype": "FP32"}]}
+    known = rpcs(INFERENCE_SERVICE)
     for name, fields in (
         ("SystemSharedMemoryStatus", {}),
         ("SystemSharedMemoryUnregister", {}),
         ("SystemSharedMemoryRegister", register),
-        ("ModelInfer", infer),
     ):
-        asked = rpcs(INFERENCE_SERVICE)[name].request(**fields)
-        if name == "ModelInfer":
-            asked.inputs[0].parameters["shared_memory_region"].string_param = "r"
-            asked.inputs[0].parameters["shared_memory_byte_size"].int64_param = 8
-        with pytest.raises(PermissionError, match=r"PERMISSION_DENIED.*loopback"):
-            gateway.run(answers[name](asked, FarContext()))
+        with pytest.raises(Aborted, match="loopback") as caught:
+            gateway.run(answers[name](known[name].request(**fields), FarCall()))
+        assert caught.value.code is grpc.StatusCode.PERMISSION_DENIED
+    infer = known["ModelInfer"].request(
+        model_name="ident", inputs=[{"name": "X", "shape": [1, 2], "datatype": "FP32"}]
+    )
+    infer.inputs[0].parameters["shared_memory_region"].string_param = "r"
+    infer.inputs[0].parameters["shared_memory_byte_size"].int64_param = 8
+    with pytest.raises(Aborted, match="loopback") as caught:
+        gateway.do(lambda: servicer._infer(FarCall(), infer))
+    assert caught.value.code is grpc.StatusCode.PERMISSION_DENIED
     assert gateway.controller.requests == []
 
 

@@ -89,6 +89,9 @@ def test_a_users_class_stays_where_it_is_and_is_not_imported(shop):
     assert code.batch_sizes == (1, 2, 4)
     assert model.weights.size == 1000
     assert model.platform == "python"
+    # As Triton has it, which names a platform in its metadata and none in its configuration.
+    config = msgspec.json.decode(model.config)
+    assert (config["platform"], config["backend"]) == ("", "python")
 
 
 def test_a_users_class_that_changed_is_another_code(shop):

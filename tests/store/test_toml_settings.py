@@ -18,7 +18,7 @@ def test_everything_that_may_be_said():
     queue_limit = 20
     output_bytes = 4096
     memory_bytes = 1024
-    priority = -2
+    priority = 2
     version_policy = {latest = 2}
     inputs = [{name = "x", dims = [3, -1], datatype = "TYPE_FP32"}]
     [[outputs]]
@@ -35,7 +35,7 @@ def test_everything_that_may_be_said():
         queue_limit=20,
         output_bytes=4096,
         memory_bytes=1024,
-        priority=-2,
+        priority=2,
         version_policy=VersionPolicy(latest=2),
         inputs=(TensorSettings(name="x", dims=(3, -1), datatype="FP32"),),
         outputs=(TensorSettings(name="y", optional=True),),

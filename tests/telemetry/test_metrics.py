@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from clockwork_serve.messages import Outcome, Reason
+from clockwork_serve.messages import Outcome, Quota, QuotasSet, Reason
 from clockwork_serve.telemetry import GatewayCounters, Recorder
+from clockwork_serve.telemetry.counters import decode
+from clockwork_serve.telemetry.metrics import render
 from clockwork_serve.units import ms
 from tests.telemetry import stories
 
@@ -53,6 +56,16 @@ def test_histograms_are_cumulative_and_end_at_their_count() -> None:
     assert found["clockwork_request_seconds_sum", (("outcome", "ok"),)] == 0.015
 
 
+def test_late_wakeups_are_a_histogram_whose_bounds_hold_half_a_millisecond() -> None:
+    recorder = recorded()
+    for late_ns in (0, 400_000, 600_000):
+        recorder.counters.wakeup.add(late_ns)
+    found = samples(recorder.metrics())
+    assert found["clockwork_wakeup_lateness_seconds_bucket", (("le", "0.0005"),)] == 2
+    assert found["clockwork_wakeup_lateness_seconds_count", ()] == 3
+    assert found["clockwork_wakeup_lateness_seconds_sum", ()] == 0.001
+
+
 def test_names_are_escaped() -> None:
     name = 'we"ird\\n\name'
     found = samples(recorded(name).metrics())
@@ -82,3 +95,27 @@ def test_every_family_is_listed_in_the_docs() -> None:
     names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
     assert len(names) == len(set(names)) > 20
     assert [name for name in names if f"`{name}`" not in page] == []
+
+
+def test_tenants_with_a_quota_are_counted_and_nobody_else() -> None:
+    recorder = recorded()
+    recorder.on_step(0, [QuotasSet(quotas=(Quota(tenant="t", burst_ns=1, device_ns_per_s=ms(50)),))], [])
+    for name in ("t", "other"):
+        asked = msgspec.structs.replace(stories.request(f"of-{name}", model="net/1"), tenant=name)
+        refused = stories.answer(f"of-{name}", Outcome.REJECTED, Reason.TENANT_QUOTA)
+        recorder.on_step(0, [asked], [refused])
+    account = {"device_ns": ms(70), "device_ns_per_s": ms(50), "loaded_bytes": 9, "loaded_bytes_per_s": 0}
+    found = samples(render(decode(recorder.encoded({"t": account}))))
+    of_tenants = {
+        (name.removeprefix("clockwork_tenant_"), dict(labels)["tenant"]): value
+        for (name, labels), value in found.items()
+        if name.startswith("clockwork_tenant_")
+    }
+    assert of_tenants == {
+        ("requests_total", "t"): 1, ("late_total", "t"): 0, ("device_seconds_total", "t"): 0.07,
+        ("device_quota", "t"): 0.05, ("loaded_bytes_total", "t"): 9, ("loaded_bytes_quota", "t"): 0,
+    }  # fmt: skip
+
+
+def test_without_tenants_no_line_speaks_of_them() -> None:
+    assert b"tenant_" not in recorded().metrics().replace(b"tenant_quota", b"")

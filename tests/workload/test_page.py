@@ -16,6 +16,7 @@ from clockwork_serve.workload.scenario import (
     ModelSet,
     Ramp,
     Scenario,
+    TenantTable,
     read_scenario,
 )
 from clockwork_serve.workload.tables import _DEFAULTS, _USED, Arrival, FaultKind, Mapping
@@ -27,6 +28,7 @@ TABLES = {
     "## `[[models]]`": ModelSet,
     "## `[[loads]]`": Load,
     "### Ramps": Ramp,
+    "## `[[tenants]]`": TenantTable,
     "## `[cluster]`": ClusterTable,
     "## `[[faults]]`": FaultTable,
 }
@@ -44,7 +46,7 @@ def rows(title: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("title", TABLES)
 def test_each_field_is_there_with_its_default(title) -> None:
-    special = {"cluster": "one device", "faults": "none"}
+    special = {"cluster": "one device", "faults": "none", "tenants": "none"}
     expected = []
     for one in fields(TABLES[title]):
         if one.name == "source":

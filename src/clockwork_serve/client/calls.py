@@ -57,6 +57,7 @@ class _AnswerHead(Struct):
 
 class _Refusal(Struct):
     error: str
+    outcome: str = ""
     reason: str = ""
     retry_after_ms: float | None = None
     parameters: dict[str, Any] = {}
@@ -184,7 +185,7 @@ def error_of(response: Response) -> ServingError:
         # A date is possible too; nobody who serves models sends one.
         whole = response.headers.get("retry-after", "")
         retry_after_s = float(whole) if whole.isdecimal() else None
-    return error_class(response.status)(
+    return error_class(response.status, said.outcome, said.reason)(
         said.error,
         status=response.status,
         reason=said.reason,

@@ -93,8 +93,17 @@ _BY_STATUS: Final[dict[int, type[ServingError]]] = {
 }  # fmt: skip
 
 
-def error_class(status: int) -> type[ServingError]:
-    """The class for a status that is no success."""
+_BY_OUTCOME: Final[dict[str, type[ServingError]]] = {"rejected": Rejected, "expired": Expired}
+_NOT_SERVING: Final = frozenset({"draining", "not_serving"})
+
+
+def error_class(status: int, outcome: str = "", reason: str = "") -> type[ServingError]:
+    """The class for a status that is no success, and for what the server called it.
+
+    A server with ``triton_codes`` says 503 of all that it refuses; its words tell which is which.
+    """
+    if status == 503 and outcome in _BY_OUTCOME and reason not in _NOT_SERVING:
+        return _BY_OUTCOME[outcome]
     known = _BY_STATUS.get(status)
     if known is not None:
         return known

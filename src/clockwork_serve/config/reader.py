@@ -41,6 +41,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     gateway_memory: int
     model_control: bool
     shared_memory: str | None
+    triton_codes: bool
     tls_certificate: str
     tls_key: str
     tls_client_ca: str

@@ -109,6 +109,7 @@ def server_config(settings: Settings) -> ServerConfig:
         max_body_bytes=settings.max_body,
         model_control=settings.model_control,
         shared_memory=settings.shared_memory,
+        triton_codes=settings.triton_codes,
         door=door_config(settings),
         drain_s=settings.drain_s,
         journal=settings.journal,

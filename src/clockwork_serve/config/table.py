@@ -71,11 +71,15 @@ SETTINGS = (
         "shared_memory", prefix_or_off, None, "off",
         "prefix of the keys of shared memory that clients on this host may use, such as /clockwork-; or off",
     ),
+    Setting(
+        "triton_codes", switch, False, "false",
+        "answer refusals and missed deadlines as Triton does, with 503 and UNAVAILABLE",
+    ),
     # The door
     Setting("tls_certificate", path, "", "", "PEM file of the server's certificate chain; turns TLS on"),
     Setting("tls_key", path, "", "", "PEM file of that certificate's key, without a passphrase"),
     Setting("tls_client_ca", path, "", "", "PEM file of authorities, whose certificates clients must show"),
-    Setting("api_keys", path, "", "", "TOML file of API keys; without it everybody may do everything"),
+    Setting("api_keys", path, "", "", "TOML file of API keys and tenants; none: everybody may do everything"),
     Setting(
         "max_connections", integer(1, 1_000_000), 10_000, "10000", "connections at once, per gateway and port"
     ),

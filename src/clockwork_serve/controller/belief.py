@@ -15,7 +15,6 @@ from clockwork_serve.controller.cluster import (
 )
 from clockwork_serve.controller.codes import Batch, CodeOnDevice, useful_sizes
 from clockwork_serve.controller.config import ControllerConfig
-from clockwork_serve.controller.delays import LASTS_NS
 from clockwork_serve.controller.estimator import Estimator
 from clockwork_serve.controller.life import (
     ANSWER,
@@ -28,7 +27,9 @@ from clockwork_serve.controller.life import (
     UNLOAD,
     WAITING,
 )
+from clockwork_serve.controller.measured import Measured
 from clockwork_serve.controller.queues import Queue, ServedModel, Waiter, calls_of, half_slack_ns
+from clockwork_serve.controller.tenants import Tenants
 from clockwork_serve.controller.timers import NEVER_NS, Timers
 from clockwork_serve.messages import (
     Answer,
@@ -47,16 +48,12 @@ from clockwork_serve.messages import (
 from clockwork_serve.units import NS_PER_MS
 
 
-class Belief:
+class Belief(Measured):
     """Models, devices, requests and actions in flight."""
 
     def __init__(self, config: ControllerConfig) -> None:
+        super().__init__(config)
         self.config = config
-        self.slack_ns = self._usual_slack_ns = config.slack_ns
-        """Plans end so long before the deadline; a policy may correct it by what is measured."""
-        self.measures = False
-        """The policy plans with what delays are measured, and wants to know."""
-        self._slack_until_ns = 0
         self._floor_ns = config.floor_ns
         self._capacity_ns = config.capacity_ns
         self._look_ahead_ns = config.look_ahead_ns
@@ -64,8 +61,6 @@ class Belief:
         self._open_window = config.open_window
         self._reject = config.reject_infeasible
         self.estimator = Estimator(config.estimate_window, config.estimate_quantile)
-        self.devices: dict[str, DeviceBelief] = {}
-        """Devices of all workers that are up."""
         self.codes: dict[str, Code] = {}
         self.models: dict[str, ServedModel] = {}
         """All and only models that are served."""
@@ -73,6 +68,8 @@ class Belief:
         """All and only requests that are not ANSWERED, by id."""
         self.sent: dict[int, Sent] = {}
         """All and only actions in flight, by id."""
+        self.tenants = Tenants()
+        self._charges = self.tenants.charges
         self.effects: list[ControllerEffect] = []
         """Decided and not yet handed to the driver."""
         self.stirred: list[ServedModel] = []
@@ -158,7 +155,7 @@ class Belief:
             slo_ns = NS_PER_MS
         demand_ns = (model.base_ns or self._base_ns(model)) * self._capacity_ns // slo_ns or 1
         queue = model.main
-        if queue is None or request.signature or request.rows != 1:
+        if queue is None or request.signature or request.rows != 1 or request.priority != model.priority:
             queue = self._queue(model, request, alone=False)
         cold = model.sole is None and not model.residencies
         waiter = Waiter(request, due_ns, demand_ns, queue, cold=cold)
@@ -172,6 +169,8 @@ class Belief:
         waiter.alone = waiter.alone or alone
         model = waiter.queue.model
         waiter.queue = self._queue(model, waiter.request, alone=waiter.alone)
+        if self._charges:
+            self.tenants.returned(waiter, self.cost_ns(model, waiter.request.rows))
         self._wait(waiter, waiter.queue, model)
 
     def answer(
@@ -184,6 +183,8 @@ class Belief:
             self._gone(waiter.queue, waiter.queue.model, 1, waiter.demand_ns)
             waiter.step(ANSWER)
             del self.waiters[waiter.request.request_id]
+            if self._charges:
+                self.tenants.ended(waiter.request.request_id)
         else:
             waiter.step(ANSWER_EARLY)
         self.effects.append(
@@ -198,19 +199,25 @@ class Belief:
         """Answer a request from the result of its INFER, which ends it."""
         waiter.step(ANSWER)
         del self.waiters[waiter.request.request_id]
+        if self._charges:
+            self.tenants.ended(waiter.request.request_id)
         self.effects.append(answer)
 
     def release(self, waiter: Waiter) -> None:
         """The result of a request that was answered before: its tensors are free."""
         waiter.step(RELEASE)
         del self.waiters[waiter.request.request_id]
+        if self._charges:
+            self.tenants.ended(waiter.request.request_id)
         self.effects.append(Release(request_id=waiter.request.request_id, gateway=waiter.request.gateway))
 
     def _queue(self, model: ServedModel, request: Request, *, alone: bool) -> Queue:
         """The queue for such a request, made at need, with a strategy for each device that is ready."""
-        queue = model.find(request.signature, request.rows, alone=alone)
+        queue = model.find(request, alone=alone)
         if queue is None:
-            queue = model.open(request.signature, request.rows, self.fresh(), alone=alone)
+            queue = model.open(
+                request.signature, request.rows, self.fresh(), alone=alone, priority=request.priority
+            )
             for residency in model.residencies.values():
                 if residency.state == READY:
                     queue.strategies = (*queue.strategies, Strategy(queue, residency))
@@ -236,7 +243,7 @@ class Belief:
         model.waiting -= count
         model.demand_ns -= demand_ns
         if queue is not model.main and not queue.waiters:
-            model.queues.pop((queue.signature, queue.rows, queue.alone), None)
+            model.queues.pop((queue.signature, queue.rows, queue.alone, queue.level), None)
             for strategy in queue.strategies:
                 strategy.device.plan.remove(strategy)
         if model.sole is not None:
@@ -247,6 +254,17 @@ class Belief:
         if not model.stirred:
             model.stirred = True
             self.stirred.append(model)
+
+    def cost_ns(self, model: ServedModel, rows: int) -> int:
+        """What a request of so many rows is expected to take of a device if it runs alone."""
+        base_ns = model.base_ns or self._base_ns(model)
+        if rows == 1:
+            return base_ns
+        for device in self.devices.values():
+            profile = self.estimator.profile(model.code_id, device.spec.kind)
+            if profile is not None:
+                return min([ns for size, ns in profile.infer_ns.items() if size >= rows], default=base_ns)
+        return base_ns
 
     def _base_ns(self, model: ServedModel) -> int:
         """Batch-1 time of a model, by the first profile known."""
@@ -282,6 +300,8 @@ class Belief:
         for waiter in waiters:
             waiter.step(SEND)
             demand_ns += waiter.demand_ns
+        if self._charges:
+            self.tenants.sent(waiters, expected_ns)
         self._gone(queue, model, len(waiters), demand_ns)
         self.sent[action_id] = sent = Sent(action, device, residency, batch.samples, waiters)
         if not device.exec:
@@ -305,6 +325,8 @@ class Belief:
         action_id = self.fresh()
         residency = Residency(model, device, code, extent, version=action_id)
         residency.ready_ns = start_ns + expected_ns
+        if self._charges:
+            self.tenants.loading(model, action_id)
         device.hold(residency)
         model.enter(residency)
         self.stir(model)
@@ -344,34 +366,6 @@ class Belief:
         ):  # fmt: skip
             lane.moved = True
             self.moved.append(lane)
-
-    # Delays
-
-    def measure(self, sent: Sent, started_ns: int, now_ns: int) -> None:
-        """The result of an INFER is heard: correct the delays to plan with (before its lane hears of it)."""
-        device = sent.device
-        reach_ns = started_ns - sent.idle_ns if sent.idle_ns >= 0 else -1
-        delays = device.delays
-        before_ns = delays.slack_ns
-        delays.heard(now_ns - device.exec.head_end_ns, reach_ns, now_ns)
-        device.exec.network_ns = delays.reach_ns
-        self._slack_until_ns = now_ns + LASTS_NS
-        if delays.slack_ns > self.slack_ns:
-            self.slack_ns = delays.slack_ns
-        elif delays.slack_ns < before_ns >= self.slack_ns:
-            self._find_slack()
-
-    def _find_slack(self) -> None:
-        """The longest of any device's."""
-        slacks_ns = [device.delays.slack_ns for device in self.devices.values()]
-        self.slack_ns = max(slacks_ns, default=self._usual_slack_ns)
-
-    def _forget_delays(self) -> None:
-        """Nothing was measured for a while."""
-        for device in self.devices.values():
-            device.delays.forget()
-            device.exec.network_ns = device.delays.reach_ns
-        self._find_slack()
 
     # Weights
 

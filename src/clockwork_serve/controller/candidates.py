@@ -18,8 +18,8 @@ from clockwork_serve.units import NS_PER_MS
 class Candidates:
     """See the module.
 
-    Of models that want a LOAD equally, the one that was served first is first, or, ``by_due``, the one whose
-    first request is due first.
+    More urgent classes of requests come first. Of models that want a LOAD equally, the one that was served
+    first is first, or, ``by_due``, the one whose first request is due first.
     """
 
     def __init__(self, belief: Belief, *, by_due: bool = False) -> None:
@@ -28,7 +28,7 @@ class Candidates:
         self._capacity_ns = belief.config.capacity_ns
         self._negative = belief.config.load_negative
         self._heap: list[tuple[int, int, int, ServedModel]] = []
-        """(minus priority, due time or 0, order, model); stale where the ``load_key`` is another."""
+        """(class less priority, due time or 0, order, model); stale where the ``load_key`` is another."""
         self._full = STALE_MIN
         """With so many entries, the heap is cleared of stale ones."""
 
@@ -51,9 +51,10 @@ class Candidates:
         if everywhere or (priority <= 0 and not self._negative):
             model.load_key = None
             return False
-        if -priority != model.load_key:
-            model.load_key = -priority
-            heappush(self._heap, (-priority, self._due_ns(model), model.order, model))
+        key = model.band_ns() - priority
+        if key != model.load_key:
+            model.load_key = key
+            heappush(self._heap, (key, self._due_ns(model), model.order, model))
             if len(self._heap) > self._full:
                 live = {id(entry[3]): entry for entry in self._heap if entry[3].load_key == entry[0]}
                 self._heap = list(live.values())
@@ -68,7 +69,8 @@ class Candidates:
             if model.load_key != key:
                 continue
             model.load_key = None
-            if (-self.priority(model) > key and not self._negative) or due_ns < self._due_ns(model):
+            now = model.band_ns() - self.priority(model)
+            if (now > key and not self._negative) or due_ns < self._due_ns(model):
                 self.enter(model)
                 continue
             return model

@@ -9,17 +9,20 @@ from __future__ import annotations
 from typing import Final, assert_never
 
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.cluster import DeviceBelief, Residency
+from clockwork_serve.controller.cluster import DeviceBelief
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.deadlines import Deadlines, InternalDeadlines
 from clockwork_serve.controller.feasibility import Feasibility
 from clockwork_serve.controller.foretell import DRAINING, foretell, queue_full
 from clockwork_serve.controller.invariants import check_belief
-from clockwork_serve.controller.life import READY, SENT, SPENT
+from clockwork_serve.controller.life import SENT, SPENT
 from clockwork_serve.controller.plan import LaneTimer
 from clockwork_serve.controller.queues import ServedModel, Waiter
+from clockwork_serve.controller.readiness import Teller
 from clockwork_serve.controller.schedulers import scheduler_for
 from clockwork_serve.controller.settle import Settler
+from clockwork_serve.controller.snapshot import snapshot
+from clockwork_serve.controller.tenants import Account
 from clockwork_serve.controller.timers import NEVER_NS, Timer
 from clockwork_serve.controller.watches import Watch
 from clockwork_serve.messages import (
@@ -38,7 +41,7 @@ from clockwork_serve.messages import (
     ModelAdded,
     ModelRemoved,
     Outcome,
-    Readiness,
+    QuotasSet,
     Reason,
     Request,
     Result,
@@ -60,20 +63,19 @@ class Controller:
         self._scheduler = scheduler_for(self._belief)
         self._feasibility = Feasibility(self._belief)
         self._settler = Settler(self._belief, self._scheduler)
-        self._turned_away: list[tuple[Request, Outcome, Reason, str]] = []
+        self._turned_away: list[tuple[Request, Outcome, Reason, str, int]] = []
         """Requests that were never admitted, to be answered."""
         self._announced: list[Announced] = []
         """Requests whose heads have come, to be told if they are hopeless."""
         self._leaving: list[tuple[Waiter, Outcome, Reason, str]] = []
         """Admitted requests to be answered because of what was observed."""
         self._timers = self._belief.timers
+        self._tenants = self._belief.tenants
+        self._accounts, self._charges = self._tenants.accounts, self._tenants.charges
         self._deadlines = InternalDeadlines(self._timers) if config.released else Deadlines(self._timers)
         self._reject = config.reject_infeasible
         self._draining = False
-        self._was_ready = False
-        self._told: Readiness | None = None
-        self._ready_may_change = True
-        """Something happened that readiness depends on."""
+        self._readiness = Teller(self._belief)
 
     # Events
 
@@ -81,7 +83,7 @@ class Controller:
         """Change belief by one event."""
         match event:
             case Request():
-                self._on_request(event)
+                self._on_request(event, now_ns)
             case Result():
                 self._on_result(event, now_ns)
             case Cancel():
@@ -105,13 +107,15 @@ class Controller:
             case GatewayLost():
                 self._on_gateway_lost(event.gateway)
             case Drain():
-                self._draining = self._ready_may_change = True
+                self._draining = self._readiness.may_change = True
             case Announced():
                 self._announced.append(event)
+            case QuotasSet():
+                self._tenants.set_quotas(event, now_ns)
             case _:
                 assert_never(event)
 
-    def _on_request(self, request: Request) -> None:
+    def _on_request(self, request: Request, now_ns: int) -> None:
         belief = self._belief
         assert request.request_id not in belief.waiters, f"{request.request_id} came twice"
         model = belief.models.get(request.model)
@@ -121,9 +125,26 @@ class Controller:
         ):  # fmt: skip
             self._turn_away(request, model)
             return
+        if self._accounts:
+            account = self._accounts.get(request.tenant)
+            if account is not None and not self._charge(request, account, model, now_ns):
+                return
         waiter = belief.admit(request, model)
         self._scheduler.queued(waiter.queue)
         self._deadlines.expect(waiter)
+
+    def _charge(self, request: Request, account: Account, model: ServedModel, now_ns: int) -> bool:
+        """Have a tenant pay for a request; False if it cannot, which is answered."""
+        cost_ns = self._belief.cost_ns(model, request.rows)
+        shortage = self._tenants.shortage(account, model, cost_ns, now_ns)
+        if shortage is None:
+            self._tenants.admit(request, account, model, cost_ns)
+            return True
+        self._turned_away.append(
+            (request, Outcome.REJECTED, Reason.TENANT_QUOTA, shortage.message, shortage.retry_after_ns)
+        )
+        self._belief.unsettled = True
+        return False
 
     def _turn_away(self, request: Request, model: ServedModel | None) -> None:
         if model is None:
@@ -135,7 +156,7 @@ class Controller:
             refusal = (Outcome.INVALID, Reason.BAD_INPUT, rows)
         else:
             refusal = (Outcome.REJECTED, Reason.QUEUE_FULL, queue_full(model))
-        self._turned_away.append((request, *refusal))
+        self._turned_away.append((request, *refusal, 0))
         self._belief.unsettled = True
 
     def _leave(self, waiter: Waiter, outcome: Outcome, reason: Reason, message: str) -> None:
@@ -156,6 +177,8 @@ class Controller:
         if good and samples is not None:
             samples.add(result.ended_ns - result.started_ns)
         if sent.waiters:
+            if self._charges:
+                self._tenants.measured(sent.waiters, result.ended_ns - result.started_ns, now_ns)
             if good and self._belief.measures:
                 self._belief.measure(sent, result.started_ns, now_ns)
             device.exec.end(result.action_id, result.ended_ns)
@@ -163,6 +186,8 @@ class Controller:
             sent.residency.in_flight -= 1
             self._scheduler.exec_changed(device)
         else:
+            if self._tenants.loads:
+                self._tenants.loaded(result.action_id, now_ns, good=good)
             device.load.end(result.action_id, result.ended_ns)
             if self._reject:
                 self._feasibility.load_ended(device, now_ns)
@@ -189,7 +214,7 @@ class Controller:
             if model.waiting:
                 self._belief.doubt_model(model)
         self._belief.forget_bases()
-        self._ready_may_change = True
+        self._readiness.may_change = True
 
     def _on_code_ready(self, event: CodeReady) -> None:
         device = self._belief.devices.get(event.device)
@@ -202,7 +227,7 @@ class Controller:
             device.failed_codes[event.code_id] = f"there is no profile for devices of kind {device.spec.kind}"
         if not device.pending_codes:
             device.warm = True
-            self._ready_may_change = True
+            self._readiness.may_change = True
         self._scheduler.device_changed(device)
         for model in self._belief.models.values():
             if model.waiting and model.code_id == event.code_id:
@@ -212,7 +237,7 @@ class Controller:
         for device in [device for device in self._belief.devices.values() if device.worker == worker]:
             del self._belief.devices[device.name]
             device.up = False
-            self._ready_may_change = True
+            self._readiness.may_change = True
             self._belief.estimator.forget_device(device.name)
             for sent in [sent for sent in self._belief.sent.values() if sent.device is device]:
                 del self._belief.sent[sent.action.action_id]
@@ -290,17 +315,17 @@ class Controller:
                 told = foretell(announced, belief, self._feasibility, now_ns, draining=self._draining)
                 belief.effects.append(told)
             self._announced.clear()
-        if self._ready_may_change:
-            self._tell_readiness()
+        if self._readiness.may_change:
+            self._readiness.tell(draining=self._draining)
         effects, belief.effects = belief.effects, []
         return effects
 
     def _answer_leavers(self) -> None:
-        for request, outcome, reason, message in self._turned_away:
+        for request, outcome, reason, message, retry_after_ns in self._turned_away:
             self._belief.effects.append(
                 Answer(
                     request_id=request.request_id, gateway=request.gateway, outcome=outcome, reason=reason,
-                    message=message,
+                    message=message, retry_after_ns=retry_after_ns,
                 )
             )  # fmt: skip
         self._turned_away.clear()
@@ -321,25 +346,6 @@ class Controller:
             self._belief.doubt(waiter.queue)
         self._deadlines.correct()
 
-    def _tell_readiness(self) -> None:
-        self._ready_may_change = False
-        devices = self._belief.devices.values()
-        warm = sum(device.warm for device in devices)
-        wanted = 1 if self._was_ready else self.config.expected_devices
-        if self._draining:
-            readiness = Readiness(ready=False, why="draining")
-        elif warm >= wanted:
-            readiness, self._was_ready = Readiness(ready=True), True
-        else:
-            pending = sum(len(device.pending_codes) for device in devices)
-            why = f"{warm} of {wanted} devices are warm"
-            readiness = Readiness(
-                ready=False, why=f"{why}; {pending} codes are being prepared" if pending else why
-            )
-        if self._told is None or readiness.ready != self._told.ready:
-            self._told = readiness
-            self._belief.effects.append(readiness)
-
     def next_wakeup_ns(self) -> int | None:
         """The earliest of: a lane with room again, a request about to be hopeless, a deadline."""
         timers, deadlines = self._timers, self._deadlines
@@ -358,13 +364,11 @@ class Controller:
 
     def snapshot(self) -> dict[str, object]:
         """Queues, devices and resident models, for screens; plain data that encodes as JSON."""
-        belief = self._belief
-        return {
-            "in_flight": len(belief.waiters),
-            "waiting": {key: model.waiting for key, model in belief.models.items() if model.waiting},
-            "models": len(belief.models),
-            "devices": [_device_snapshot(device) for device in belief.devices.values()],
-        }
+        return snapshot(self._belief)
+
+    def accounts(self) -> dict[str, dict[str, int]]:
+        """What tenants with a quota may use and were charged, by name."""
+        return self._belief.tenants.snapshot()
 
     def check(self) -> None:
         """Assert every invariant of the state."""
@@ -377,15 +381,3 @@ class Controller:
             assert self._belief.devices[sent.action.device] is sent.device
             assert isinstance(sent.action, Infer) == bool(sent.waiters)
             assert isinstance(sent.action, Load | Infer | Unload)
-
-
-def _device_snapshot(device: DeviceBelief) -> dict[str, object]:
-    ready: list[Residency] = [one for one in device.pages.holders() if one.state == READY]
-    return {
-        "device": device.name, "kind": device.spec.kind, "worker": device.worker, "warm": device.warm,
-        "pages": device.spec.pages, "page_bytes": device.spec.page_bytes, "pages_used": device.pages.used,
-        "resident": [residency.model.key for residency in ready],
-        "codes": len(device.codes), "failed_codes": device.failed_codes,
-        "pending_codes": len(device.pending_codes),
-        "exec_outstanding": len(device.exec), "load_outstanding": len(device.load),
-    }  # fmt: skip

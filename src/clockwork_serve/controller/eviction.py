@@ -20,8 +20,9 @@ def make_room(
     """Room for a model on a device that lacks it, or None.
 
     Weights in use stay. Those that no request waits for go first, least missed first; then those of models
-    whose demand is below ``wanted_ns``.
+    for which less urgent requests wait, or whose demand is below ``wanted_ns``.
     """
+    wanted_ns -= model.band_ns()
     pages = device.pages
     count = device.spec.pages_of(model.model.weights.size)
     gap = pages.gap(count)
@@ -37,7 +38,7 @@ def make_room(
         worth = other.model.heat if by_heat else other.used
         if not other.model.waiting:
             return worth
-        return worth + NEVER_NS if other.model.demand_ns < wanted_ns else None
+        return worth + NEVER_NS if other.model.demand_ns - other.model.band_ns() < wanted_ns else None
 
     return pages.room(count, rank)
 
@@ -60,7 +61,8 @@ def _least_missed(device: DeviceBelief, wanted_ns: int, *, by_heat: bool) -> Res
             if not residency.model.waiting:
                 victim = residency
                 break
-            if victim is None and residency.model.demand_ns < wanted_ns:
+            other = residency.model
+            if victim is None and other.demand_ns - other.band_ns() < wanted_ns:
                 victim = residency
         aside.append(heappop(idle))
     for entry in aside:

@@ -31,6 +31,11 @@ def foretell(
         return _foretold(announced, Reason.DRAINING, DRAINING)
     if model.waiting >= model.queue_limit:
         return _foretold(announced, Reason.QUEUE_FULL, queue_full(model))
+    account = belief.tenants.accounts.get(announced.tenant)
+    if account is not None:
+        shortage = belief.tenants.shortage(account, model, belief.cost_ns(model, 1), now_ns)
+        if shortage is not None:
+            return _foretold(announced, Reason.TENANT_QUOTA, shortage.message, shortage.retry_after_ns)
     if model.main is None or not belief.config.reject_infeasible:
         return _foretold(announced)
     due_ns = announced.deadline_ns - belief.slack_ns

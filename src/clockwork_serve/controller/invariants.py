@@ -15,6 +15,7 @@ def check_belief(belief: Belief) -> None:
         ready = sum(residency.state == READY for residency in model.residencies.values())
         for queue in model.queues.values():
             queue.check()
+            assert model.queues[queue.signature, queue.rows, queue.alone, queue.level] is queue
             assert len(queue.strategies) == ready
     waiting = sum(model.waiting for model in belief.models.values())
     states = [waiter.state for waiter in belief.waiters.values()]
@@ -34,3 +35,4 @@ def check_belief(belief: Belief) -> None:
             assert sent.residency.in_flight > 0
     assert all(model.stirred for model in belief.stirred)
     assert all(queue.doubted for queue in belief.doubted)
+    belief.tenants.check(set(belief.waiters))

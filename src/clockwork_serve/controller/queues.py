@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from clockwork_serve.controller.life import (
     NEVER,
@@ -12,11 +12,22 @@ from clockwork_serve.controller.life import (
     REQUEST_STEPS,
     WAITING,
 )
-from clockwork_serve.messages import Call, Code, Model, Request
+from clockwork_serve.messages import LEAST_PRIORITY, USUAL_PRIORITY, Call, Code, Model, Request
 
 if TYPE_CHECKING:
     from clockwork_serve.controller.cluster import Residency, Strategy
     from clockwork_serve.controller.watches import Watch
+
+
+BAND_NS: Final = 1 << 58
+"""A class of priority is so far from the next on an axis of keys: farther than any two instants."""
+
+
+def level(priority: int) -> int:
+    """The class of a priority: 1 (most urgent) to 15; 0 stands for the usual one."""
+    if priority <= 0:
+        return USUAL_PRIORITY
+    return min(priority, LEAST_PRIORITY)
 
 
 class Waiter:
@@ -49,18 +60,23 @@ class Waiter:
 
 
 class Queue:
-    """Requests of one model that may share a batch: equal signature, one row each, or each alone.
+    """Requests of one model that may share a batch: equal class and signature, one row each, or each alone.
 
     ``sizes`` are the batch sizes to choose from, as (requests, batch size to run), ascending.
     """
 
     __slots__ = (
-        "alone", "doubted", "dues", "floors", "least", "model", "order", "place_ns", "rows", "signature",
-        "sizes", "strategies", "waiters", "watch",
+        "alone", "band_ns", "doubted", "dues", "floors", "least", "level", "model", "order", "place_ns",
+        "rows", "signature", "sizes", "strategies", "waiters", "watch",
     )  # fmt: skip
 
-    def __init__(self, model: ServedModel, signature: str, rows: int, order: int, *, alone: bool) -> None:
+    def __init__(
+        self, model: ServedModel, signature: str, rows: int, order: int, *, alone: bool, priority: int = 0
+    ) -> None:
         self.model = model
+        self.level = level(priority)
+        self.band_ns = (self.level - USUAL_PRIORITY) * BAND_NS
+        """Added to the keys of its strategies, so that any of a more urgent class comes first."""
         self.signature = signature
         self.rows = rows
         self.alone = alone
@@ -133,7 +149,7 @@ class ServedModel:
 
     __slots__ = (
         "base_ns", "code", "code_id", "demand_ns", "heat", "key", "load_key", "main", "model", "order",
-        "queue_limit", "queues", "removed", "residencies", "sole", "stirred", "waiting",
+        "priority", "queue_limit", "queues", "removed", "residencies", "sole", "stirred", "waiting",
     )  # fmt: skip
 
     def __init__(self, model: Model, code: Code, order: int) -> None:
@@ -143,10 +159,13 @@ class ServedModel:
         self.code = code
         self.code_id = code.code_id
         self.order = order
+        self.priority = model.priority
         self.main: Queue | None = None
-        """The queue of ordinary requests (no signature, one row), once there was one; it stays."""
-        self.queues: dict[tuple[str, int, bool], Queue] = {}
-        """Queue by (signature, rows, alone): ``main``, and others that are not empty."""
+        """The queue of ordinary requests (no signature, one row, the model's class), once there was one; it
+        stays.
+        """
+        self.queues: dict[tuple[str, int, bool, int], Queue] = {}
+        """Queue by (signature, rows, alone, class): ``main``, and others that are not empty."""
         self.residencies: dict[str, Residency] = {}
         """Weights by device: all and only those LOADING or READY."""
         self.sole: Residency | None = None
@@ -191,15 +210,25 @@ class ServedModel:
             sole.device.load_ns += self.demand_ns - sole.share_ns
             sole.share_ns = 0
 
-    def find(self, signature: str, rows: int, *, alone: bool) -> Queue | None:
-        """The queue for such requests, if there is one."""
-        return self.queues.get((signature, rows, alone))
+    def band_ns(self) -> int:
+        """Of the most urgent class that waits for it."""
+        least_ns = 0
+        first = True
+        for queue in self.queues.values():
+            if queue.dues and (first or queue.band_ns < least_ns):
+                least_ns = queue.band_ns
+                first = False
+        return least_ns
 
-    def open(self, signature: str, rows: int, order: int, *, alone: bool) -> Queue:
+    def find(self, request: Request, *, alone: bool) -> Queue | None:
+        """The queue for such requests, if there is one."""
+        return self.queues.get((request.signature, request.rows, alone, level(request.priority)))
+
+    def open(self, signature: str, rows: int, order: int, *, alone: bool, priority: int = 0) -> Queue:
         """Make the queue for such requests."""
-        queue = Queue(self, signature, rows, order, alone=alone)
-        self.queues[signature, rows, alone] = queue
-        if not signature and rows == 1 and not alone:
+        queue = Queue(self, signature, rows, order, alone=alone, priority=priority)
+        self.queues[signature, rows, alone, queue.level] = queue
+        if not signature and rows == 1 and not alone and queue.level == level(self.priority):
             self.main = queue
         return queue
 

@@ -65,7 +65,12 @@ class Settler:
                     self._answer(sent, result, now_ns)
             self._results.clear()
         if self._lost:
+            tenants = self._belief.tenants
             for sent in self._lost:
+                if sent.waiters:  # nobody tells how long it ran
+                    assert isinstance(sent.action, Infer)
+                    tenants.measured(sent.waiters, sent.action.expected_ns, now_ns)
+                tenants.loaded(sent.action.action_id, now_ns, good=False)
                 for waiter in sent.waiters:
                     self._settle_lost(waiter)
             self._lost.clear()

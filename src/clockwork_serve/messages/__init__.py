@@ -30,6 +30,7 @@ from clockwork_serve.messages.links import (
     ModelRemoved,
     Ping,
     Question,
+    QuotasSet,
     Readiness,
     Reply,
     Role,
@@ -42,10 +43,13 @@ from clockwork_serve.messages.records import (
     DeviceSpec,
     Model,
     Profile,
+    Quota,
     TensorSpec,
     Weights,
 )
 from clockwork_serve.messages.requests import (
+    LEAST_PRIORITY,
+    USUAL_PRIORITY,
     Announced,
     Answer,
     Cancel,
@@ -60,7 +64,7 @@ from clockwork_serve.messages.requests import (
 
 ControllerEvent = (
     Request | Cancel | Result | WorkerJoined | WorkerLost | CodeAdded | CodeReady | CodeRemoved
-    | ModelAdded | ModelRemoved | GatewayLost | Drain | Announced
+    | ModelAdded | ModelRemoved | QuotasSet | GatewayLost | Drain | Announced
 )  # fmt: skip
 """What the controller observes."""
 
@@ -69,13 +73,15 @@ ControllerEffect = Answer | Release | Load | Unload | Infer | Readiness | Foreto
 
 Frame = (
     Hello | Ping | Request | Cancel | Answer | Release | Load | Unload | Infer | Result
-    | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved
+    | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved | QuotasSet
     | Drain | Readiness | Ask | Reply | Announced | Foretold
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
 __all__ = [
     "DATATYPES",
+    "LEAST_PRIORITY",
+    "USUAL_PRIORITY",
     "Action",
     "Announced",
     "Answer",
@@ -105,6 +111,8 @@ __all__ = [
     "Ping",
     "Profile",
     "Question",
+    "Quota",
+    "QuotasSet",
     "Readiness",
     "Reason",
     "Release",

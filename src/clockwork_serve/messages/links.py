@@ -6,7 +6,7 @@ import enum
 
 from msgspec import Struct
 
-from clockwork_serve.messages.records import Code, DeviceSpec, Model, Profile
+from clockwork_serve.messages.records import Code, DeviceSpec, Model, Profile, Quota
 
 
 class Role(enum.StrEnum):
@@ -85,6 +85,12 @@ class ModelRemoved(Struct, frozen=True, kw_only=True, tag="model_removed"):
     """A model is no longer served."""
 
     model: str
+
+
+class QuotasSet(Struct, frozen=True, kw_only=True, tag="quotas_set"):
+    """The quotas of all tenants that have any, in place of those known before."""
+
+    quotas: tuple[Quota, ...]
 
 
 class GatewayLost(Struct, frozen=True, kw_only=True, tag="gateway_lost"):

@@ -1,4 +1,4 @@
-"""Records that describe what is served: codes, weights, models, profiles, devices.
+"""Records that describe what is served: codes, weights, models, profiles, devices; and for whom: quotas.
 
 *Code* is what is compiled once and shared by every model of one architecture; *weights* are one blob per
 model. A *model* is what a client names: a version of a name, made of one code and one weights.
@@ -138,3 +138,16 @@ class DeviceSpec(Struct, frozen=True, kw_only=True):
     def pages_of(self, size: int) -> int:
         """Pages that ``size`` bytes of weights take: at least 1."""
         return max(1, -(-size // self.page_bytes))
+
+
+class Quota(Struct, frozen=True, kw_only=True):
+    """What a tenant may use of all devices together; None: as much as there is.
+
+    ``burst_ns`` is how long it takes to fill the bucket from empty: so much of either quota may be used at
+    once.
+    """
+
+    tenant: str
+    burst_ns: int
+    device_ns_per_s: int | None = None
+    loaded_bytes_per_s: int | None = None

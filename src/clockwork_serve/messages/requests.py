@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 from msgspec import Struct
 
@@ -38,6 +39,13 @@ class Reason(enum.StrEnum):
     """It was executed, but finished after the deadline."""
 
 
+USUAL_PRIORITY: Final = 8
+"""The class of requests that name none."""
+
+LEAST_PRIORITY: Final = 15
+"""The least urgent class; 1 is the most urgent one."""
+
+
 class TensorRef(Struct, frozen=True, kw_only=True):
     """One tensor inside a region: ``nbytes`` from ``offset``, of full ``shape`` (batch axis included)."""
 
@@ -70,6 +78,7 @@ class Request(Struct, frozen=True, kw_only=True, tag="request"):
 
     Requests share a batch only if model and ``signature`` are equal; a request of ``rows > 1``, or of a code
     that is not batched, runs alone. ``signature`` is empty when all shapes are those that the model declares.
+    ``priority`` is 1 (most urgent) to 15; 0 stands for the usual one, 8. ``tenant`` is whose quota it uses.
     """
 
     request_id: str
@@ -81,6 +90,7 @@ class Request(Struct, frozen=True, kw_only=True, tag="request"):
     signature: str = ""
     priority: int = 0
     tensors: bytes = b""
+    tenant: str = ""
 
 
 class Announced(Struct, frozen=True, kw_only=True, tag="announced"):
@@ -94,6 +104,7 @@ class Announced(Struct, frozen=True, kw_only=True, tag="announced"):
     model: str
     arrival_ns: int
     deadline_ns: int
+    tenant: str = ""
 
 
 class Foretold(Struct, frozen=True, kw_only=True, tag="foretold"):

@@ -6,7 +6,7 @@ The classes of gRPC's messages are in :mod:`clockwork_serve.oip.protobuf`, its c
 
 from __future__ import annotations
 
-from clockwork_serve.oip.compression import decompress
+from clockwork_serve.oip.compression import Coding, compress, decompress, wanted_coding
 from clockwork_serve.oip.errors import (
     Forbidden,
     RegionExists,
@@ -15,6 +15,7 @@ from clockwork_serve.oip.errors import (
     UnknownRegion,
     Unsupported,
 )
+from clockwork_serve.oip.headers import Headers, Known
 from clockwork_serve.oip.http_infer import InferBody, encode_infer, parse_infer
 from clockwork_serve.oip.metadata import SERVER_NAME, model_metadata, server_metadata
 from clockwork_serve.oip.records import Buffer, InferCall, InputTensor, OutputTensor, OutputWish, Parameter
@@ -27,14 +28,16 @@ from clockwork_serve.oip.shared_memory import (
     object_name,
     shared_region,
 )
-from clockwork_serve.oip.slo import default_slo_ns, priority_of, requested_slo_ns
-from clockwork_serve.oip.status import Status, grpc_of_http, reason_of_error, status_of, status_of_error
+from clockwork_serve.oip.slo import default_slo_ns, priority_of, requested_slo_ns, tightest
+from clockwork_serve.oip.status import OK, Status, grpc_of_http, reason_of_error, status_of, status_of_error
 
 __all__ = [
-    "CUDA_SHARED_MEMORY", "SERVER_NAME", "SHARED_MEMORY_OFF", "Buffer", "Checked", "Forbidden",
-    "InferBody", "InferCall", "InputTensor", "OutputTensor", "OutputWish", "Parameter", "RegionExists",
+    "CUDA_SHARED_MEMORY", "OK", "SERVER_NAME", "SHARED_MEMORY_OFF", "Buffer", "Checked", "Coding",
+    "Forbidden", "Headers", "InferBody", "InferCall", "InputTensor", "Known", "OutputTensor", "OutputWish",
+    "Parameter", "RegionExists",
     "Served", "SharedRef", "SharedRegion", "Status", "TooLarge", "UnknownModel", "UnknownRegion",
-    "Unsupported", "decompress", "default_slo_ns", "encode_infer", "grpc_of_http", "missing",
+    "Unsupported", "compress", "decompress", "default_slo_ns", "encode_infer", "grpc_of_http", "missing",
     "model_metadata", "object_name", "parse_infer", "priority_of", "reason_of_error",
-    "requested_slo_ns", "server_metadata", "shared_region", "status_of", "status_of_error",
+    "requested_slo_ns", "server_metadata", "shared_region", "status_of", "status_of_error", "tightest",
+    "wanted_coding",
 ]  # fmt: skip

@@ -11,9 +11,9 @@ from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import DATATYPES
 from clockwork_serve.oip.classification import classify
 from clockwork_serve.oip.datatypes import BINARY_ONLY, DTYPES, encode_strings
-from clockwork_serve.oip.http_infer import any_shared, classes_of, shared_and_sent, shared_wish
-from clockwork_serve.oip.protobuf import ModelInferResponse
-from clockwork_serve.oip.records import InferCall, InputTensor, OutputTensor, OutputWish, Parameter
+from clockwork_serve.oip.http_infer import any_shared, check_shape, classes_of, shared_and_sent, shared_wish
+from clockwork_serve.oip.protobuf import ModelInferResponse, ModelStreamInferResponse
+from clockwork_serve.oip.records import Buffer, InferCall, InputTensor, OutputTensor, OutputWish, Parameter
 from clockwork_serve.oip.served import Served
 from clockwork_serve.oip.shared_memory import SharedRef, shared_ref
 
@@ -22,6 +22,10 @@ _FIELDS: Final = {
     "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
     "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
 }  # fmt: skip
+
+_LENGTH_DELIMITED: Final = 2
+_RAW_OUTPUT_CONTENTS: Final[int] = ModelInferResponse.DESCRIPTOR.fields_by_name["raw_output_contents"].number
+_INFER_RESPONSE: Final[int] = ModelStreamInferResponse.DESCRIPTOR.fields_by_name["infer_response"].number
 
 
 def parse_infer(request: Any) -> InferCall:
@@ -45,12 +49,13 @@ def parse_infer(request: Any) -> InferCall:
 
 def encode_infer(
     call: InferCall, served: Served, outputs: Sequence[OutputTensor], parameters: Mapping[str, Parameter]
-) -> Any:
-    """The ``ModelInferResponse``; nothing in it refers to the outputs' memory any more."""
+) -> bytes:
+    """The ``ModelInferResponse`` as it is sent."""
     response = ModelInferResponse(
         model_name=served.model.name, model_version=served.model.version, id=call.id
     )
     by_name = {tensor.name: tensor for tensor in outputs}
+    contents: list[Buffer] = []
     for wish in served.wanted(call):
         tensor = by_name[wish.name]
         if wish.classes:
@@ -58,15 +63,31 @@ def encode_infer(
             tensor = classify(tensor, wish.classes, labels, batched=served.code.batched)
         head = response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         if wish.shared is None:
-            response.raw_output_contents.append(bytes(tensor.data))
+            contents += (_field(_RAW_OUTPUT_CONTENTS, len(tensor.data)), tensor.data)
             continue
         # Clients count entries to find the others.
-        response.raw_output_contents.append(b"")
+        contents.append(_field(_RAW_OUTPUT_CONTENTS, 0))
         for name, place in wish.shared.parameters(len(tensor.data)).items():
             _set_parameter(head.parameters[name], place)
     for name, value in parameters.items():
         _set_parameter(response.parameters[name], value)
-    return response
+    # Fields may come in any order. Through the message, large tensors would be copied three times.
+    return b"".join((response.SerializeToString(), *contents))
+
+
+def streamed(response: bytes) -> bytes:
+    """The ``ModelStreamInferResponse`` that holds a ``ModelInferResponse``."""
+    return _field(_INFER_RESPONSE, len(response)) + response
+
+
+def _field(number: int, length: int) -> bytes:
+    """The head of a field of protobuf whose content is so many bytes."""
+    head = [number << 3 | _LENGTH_DELIMITED]
+    while length > 0x7F:
+        head.append(length & 0x7F | 0x80)
+        length >>= 7
+    head.append(length)
+    return bytes(head)
 
 
 def parameters_of(given: Mapping[str, Any]) -> dict[str, Parameter]:
@@ -97,10 +118,7 @@ def _input(tensor: Any, raw: bytes | None, shared: SharedRef | None) -> InputTen
         raise InvalidRequest(
             f"inference input '{name}': datatype: expected one of {', '.join(DATATYPES)}, found '{datatype}'"
         )
-    if shape and min(shape) < 0:
-        raise InvalidRequest(
-            f"inference input '{name}': shape: expected no negative dimension, found {list(shape)}"
-        )
+    check_shape(name, shape)
     if shared is not None:
         if tensor.HasField("contents"):
             raise shared_and_sent(name)

@@ -11,12 +11,16 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import DATATYPES
 from clockwork_serve.oip.classification import classify
+from clockwork_serve.oip.headers import HEADER_BYTES_MAX, Known
 from clockwork_serve.oip.json_data import from_json, to_json
 from clockwork_serve.oip.records import InferCall, InputTensor, OutputTensor, OutputWish, Parameter
 from clockwork_serve.oip.served import Served
 from clockwork_serve.oip.shared_memory import SharedRef, shared_ref
 
 CLASSES_MAX: Final = 1 << 16
+DIMENSIONS_MAX: Final = 32
+"""Of one tensor: as many as NumPy's arrays could always have."""
+_DIMENSION_MAX: Final = 2**63 - 1
 
 Parameters = dict[str, Parameter]
 
@@ -92,7 +96,7 @@ def parse_infer(body: memoryview, header_length: int | None) -> InferCall:
     inputs = [_input(each, tensors) for each in request.inputs]
     tensors.check_end()
     outputs = None if not request.outputs else [_wish(each, parameters) for each in request.outputs]
-    return InferCall(
+    call = InferCall(
         inputs,
         outputs,
         request.id,
@@ -100,6 +104,9 @@ def parse_infer(body: memoryview, header_length: int | None) -> InferCall:
         _flag(parameters, "binary_data_output", default=False),
         any_shared(inputs, outputs),
     )
+    if header_length is not None and header_length <= HEADER_BYTES_MAX:
+        call.header = bytes(head)
+    return call
 
 
 def encode_infer(
@@ -109,6 +116,10 @@ def encode_infer(
 
     ``outputs`` are all of the model's; those that the call asks for are sent.
     """
+    if call.known is not None and call.known.outputs_in_order is not None:
+        found = _encode_again(call.known, served, outputs, parameters)
+        if found is not None:
+            return found
     by_name = {tensor.name: tensor for tensor in outputs}
     heads: list[_JsonOutput] = []
     parts: list[bytes] = [b""]
@@ -130,6 +141,36 @@ def encode_infer(
         _JsonResponse(call.id or UNSET, model.name, model.version, parameters, heads)
     )
     return InferBody(parts, len(parts[0]) if len(parts) > 1 else None)
+
+
+def _encode_again(
+    known: Known, served: Served, outputs: Sequence[OutputTensor], parameters: dict[str, Any]
+) -> InferBody | None:
+    """The same, where all outputs are wanted as they are, and only values and times differ each time."""
+    parts = [b""]
+    shapes: list[Any] = []
+    for name, tensor in zip(known.outputs_in_order or (), outputs, strict=False):
+        if name != tensor.name:
+            return None
+        data = bytes(tensor.data)
+        parts.append(data)
+        shapes += (tensor.shape, len(data))
+    key = tuple(shapes)
+    around = known.around_parameters.get(key)
+    if around is None:
+        if len(parts) != len(known.outputs_in_order or ()) + 1 or len(parts) == 1:
+            return None
+        heads = [
+            _JsonOutput(tensor.name, tensor.datatype, tensor.shape, {"binary_data_size": len(tensor.data)})
+            for tensor in outputs
+        ]
+        model = served.model
+        text = _responses.encode(_JsonResponse(UNSET, model.name, model.version, {}, heads))
+        before, mark, after = text.partition(b'"parameters":{}')
+        assert mark
+        around = known.keep(key, (before + mark[:-2], after))
+    head = parts[0] = b"%s%s%s" % (around[0], _responses.encode(parameters), around[1])
+    return InferBody(parts, len(head))
 
 
 class _Binary:
@@ -170,10 +211,7 @@ def _input(given: _JsonInput, tensors: _Binary) -> InputTensor:
             f"inference input '{name}': datatype: expected one of {', '.join(DATATYPES)}, found '{datatype}'"
         )
     shape = tuple(given.shape)
-    if shape and min(shape) < 0:
-        raise InvalidRequest(
-            f"inference input '{name}': shape: expected no negative dimension, found {given.shape}"
-        )
+    check_shape(name, shape)
     size = None
     if parameters:
         size = parameters.get("binary_data_size")
@@ -205,6 +243,27 @@ def _wish(given: _JsonWish, request: Parameters | None) -> OutputWish:
     if shared is not None:
         return shared_wish(given.name, classes, shared)
     return OutputWish(given.name, _flag(parameters, "binary_data", default=binary), classes)
+
+
+def check_shape(name: str, shape: tuple[int, ...]) -> None:
+    """Raise :class:`InvalidRequest` for what is no tensor's, before it is multiplied or told back.
+
+    Clients choose how many dimensions they name: their product could have a million digits.
+    """
+    if len(shape) > DIMENSIONS_MAX:
+        raise InvalidRequest(
+            f"inference input '{name}': shape: expected at most {DIMENSIONS_MAX} dimensions, "
+            f"found {len(shape)}"
+        )
+    if shape and min(shape) < 0:
+        raise InvalidRequest(
+            f"inference input '{name}': shape: expected no negative dimension, found {list(shape)}"
+        )
+    if shape and max(shape) > _DIMENSION_MAX:
+        raise InvalidRequest(
+            f"inference input '{name}': shape: expected dimensions up to {_DIMENSION_MAX}, "
+            f"found {list(shape)}"
+        )
 
 
 def classes_of(name: str, given: Any) -> int:

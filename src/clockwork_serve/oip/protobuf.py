@@ -51,3 +51,4 @@ def rpcs(service: str) -> dict[str, Rpc]:
 
 ModelInferRequest: Final = message("inference.ModelInferRequest")
 ModelInferResponse: Final = message("inference.ModelInferResponse")
+ModelStreamInferResponse: Final = message("inference.ModelStreamInferResponse")

@@ -6,9 +6,14 @@ each element, a 4-byte little-endian length and that many bytes.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from msgspec import Struct
 
 from clockwork_serve.oip.shared_memory import SharedRef
+
+if TYPE_CHECKING:
+    from clockwork_serve.oip.headers import Known
 
 Parameter = bool | int | float | str
 Buffer = bytes | bytearray | memoryview
@@ -42,7 +47,8 @@ class OutputWish(Struct):
 class InferCall(Struct):
     """One inference request. ``outputs`` is None where the client named none: all, ``binary`` or not.
 
-    ``shared``: whether any of its tensors is, or goes, into shared memory.
+    ``shared``: whether any of its tensors is, or goes, into shared memory. ``known``: what is known of its
+    header, if one like it was here before and was good; else ``header`` is that, if it may be remembered.
     """
 
     inputs: list[InputTensor]
@@ -51,6 +57,8 @@ class InferCall(Struct):
     parameters: dict[str, Parameter] = {}
     binary: bool = False
     shared: bool = False
+    known: Known | None = None
+    header: bytes = b""
 
 
 class OutputTensor(Struct):

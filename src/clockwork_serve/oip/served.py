@@ -12,6 +12,7 @@ from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import DATATYPES, Code, Model, TensorSpec
 from clockwork_serve.oip.datatypes import BINARY_ONLY, check_strings
 from clockwork_serve.oip.errors import Unsupported
+from clockwork_serve.oip.headers import Headers
 from clockwork_serve.oip.records import InferCall, InputTensor, OutputWish
 
 _SEQUENCE: Final = ("sequence_id", "sequence_start", "sequence_end")
@@ -38,6 +39,7 @@ class Served:
         self.model = model
         self.code = code
         self.default_slo_ns = default_slo_ns
+        self.headers = Headers()
         self.rows_max = max(model.batch_sizes) if code.batched else 1
         self._inputs = {
             spec.name: _Input(spec, DATATYPES[spec.datatype], spec.row_bytes) for spec in code.inputs

@@ -127,6 +127,8 @@ def object_name(key: str, prefix: str) -> str:
 
 
 def _whole(where: str, value: object) -> int:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # to JSON 8.0 is a whole number too
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise InvalidRequest(f"{where}: expected a number of bytes, found {value!r}")
     return value

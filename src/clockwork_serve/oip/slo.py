@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -35,7 +34,8 @@ def requested_slo_ns(
     if parameters:
         if (slo_ms := parameters.get("slo_ms")) is not None:
             limits.append(_limit_ns("parameter 'slo_ms'", "milliseconds", slo_ms, NS_PER_MS))
-        if (timeout := parameters.get("timeout")) is not None:
+        # Triton's own word for none is 0.
+        if (timeout := parameters.get("timeout")) is not None and (timeout != 0 or timeout is False):
             if isinstance(timeout, float):
                 raise _wrong("parameter 'timeout'", "a whole number of microseconds", timeout)
             limits.append(_limit_ns("parameter 'timeout'", "microseconds", timeout, NS_PER_US))
@@ -44,6 +44,14 @@ def requested_slo_ns(
     if remaining_s is not None and remaining_s * NS_PER_S < SLO_MAX_NS:
         limits.append(_remaining_ns(remaining_s))
     return min(limits, default=None)
+
+
+def tightest(slo_ns: int | None, header: str | None, remaining_s: float | None) -> int | None:
+    """An SLO of a request's parameters and what the protocol says beside them; None if nothing says one."""
+    found = requested_slo_ns({}, header, remaining_s)
+    if found is None or slo_ns is None:
+        return slo_ns if found is None else found
+    return min(found, slo_ns)
 
 
 def default_slo_ns(model_ns: int | None, server_ns: int | None, batch_1_ns: int | None) -> int:
@@ -59,7 +67,10 @@ def default_slo_ns(model_ns: int | None, server_ns: int | None, batch_1_ns: int 
 
 
 def priority_of(parameters: Mapping[str, Parameter], default: int) -> int:
-    """Triton's ``priority``: 0 or absent is the model's own. Raises :class:`InvalidRequest`."""
+    """Triton's ``priority``, of which 1 is the most urgent; 0 or absent is the model's own.
+
+    Raises :class:`InvalidRequest`.
+    """
     priority = parameters.get("priority") if parameters else None
     if priority is None:
         return default
@@ -84,7 +95,8 @@ def _header_ns(text: str) -> int:
 
 def _limit_ns(field: str, unit: str, value: Parameter, unit_ns: int) -> int:
     expected = f"a number of {unit} above 0 and up to {SLO_MAX_NS // unit_ns} (24 h)"
-    if isinstance(value, bool | str) or not math.isfinite(value):
+    # Compared before it is converted: a whole number may be larger than any float.
+    if isinstance(value, bool | str) or not 0 < value <= SLO_MAX_NS:
         raise _wrong(field, expected, value)
     limit_ns = round(value * unit_ns)
     if not 0 < limit_ns <= SLO_MAX_NS:

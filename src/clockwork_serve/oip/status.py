@@ -33,9 +33,12 @@ _BY_OUTCOME: Final = {
     Outcome.FAILED: Status(500, "INTERNAL"),
     Outcome.INVALID: Status(400, "INVALID_ARGUMENT"),
 }
+_UNAVAILABLE: Final = Status(503, "UNAVAILABLE")
+_TRITONS: Final = frozenset({Outcome.REJECTED, Outcome.EXPIRED})
+"""What Triton calls unavailable: its queue is full, or a request's time in it is up."""
 _BY_REASON: Final = {
-    (Outcome.REJECTED, Reason.NOT_SERVING): Status(503, "UNAVAILABLE"),
-    (Outcome.REJECTED, Reason.DRAINING): Status(503, "UNAVAILABLE"),
+    (Outcome.REJECTED, Reason.NOT_SERVING): _UNAVAILABLE,
+    (Outcome.REJECTED, Reason.DRAINING): _UNAVAILABLE,
     (Outcome.INVALID, Reason.UNKNOWN_MODEL): Status(404, "NOT_FOUND"),
 }
 _BY_ERROR: Final[dict[type[InvalidRequest], Status]] = {
@@ -54,8 +57,13 @@ _GRPC_BY_HTTP: Final = {
 }  # fmt: skip
 
 
-def status_of(outcome: Outcome, reason: Reason) -> Status:
-    """The status of a request that ended that way."""
+OK: Final = _BY_OUTCOME[Outcome.OK]
+
+
+def status_of(outcome: Outcome, reason: Reason, *, triton: bool = False) -> Status:
+    """The status of a request that ended that way; ``triton``: for clients that insist on Triton's."""
+    if triton and outcome in _TRITONS:
+        return _UNAVAILABLE
     return _BY_REASON.get((outcome, reason)) or _BY_OUTCOME[outcome]
 
 

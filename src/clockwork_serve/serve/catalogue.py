@@ -14,8 +14,8 @@ READY: Final = "READY"
 UNAVAILABLE: Final = "UNAVAILABLE"
 
 
-class IndexEntry(Struct, frozen=True, kw_only=True):
-    """One line of the repository index; ``state`` is empty for a model that was never asked for."""
+class IndexEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of the repository index; of a model that was never asked for, its name and no more."""
 
     name: str
     version: str = ""
@@ -30,7 +30,7 @@ class Catalogue:
         self._models: dict[str, Model] = {}
         self._codes: dict[str, CodeAdded] = {}  # all and only codes of these models
         self._problems: dict[str, tuple[Problem, ...]] = {}
-        self._unloaded: set[str] = set()
+        self._unloaded: dict[str, list[str]] = {}  # versions by name
 
     @property
     def models(self) -> list[Model]:
@@ -70,17 +70,17 @@ class Catalogue:
             if self._models.get(each.model.key) != each.model:
                 self._models[each.model.key] = each.model
                 frames.append(ModelAdded(model=each.model))
-        self._note(names, problems)
+        self.note(names, problems)
         kept = {each.model.key for each in served}
         gone = [key for key, model in self._models.items() if model.name in names and key not in kept]
         return frames + self._drop(gone)
 
     def remove(self, name: str) -> list[Frame]:
         """Serve no version of ``name`` any more; what the controller must be told."""
-        frames = self._drop(key for key, model in self._models.items() if model.name == name)
-        if frames:
-            self._unloaded.add(name)
-        return frames
+        gone = [model for model in self.models if model.name == name]
+        if gone:
+            self._unloaded[name] = [model.version for model in gone]
+        return self._drop(model.key for model in gone)
 
     def index(self, folders: Iterable[str]) -> list[IndexEntry]:
         """All that is known, and the ``folders`` of models that nothing is known of, ascending by name."""
@@ -92,14 +92,19 @@ class Catalogue:
                 IndexEntry(name=name, version=problem.version, state=UNAVAILABLE, reason=str(problem))
                 for problem in problems
             )
-        entries.extend(IndexEntry(name=name, state=UNAVAILABLE, reason="unloaded") for name in self._unloaded)
+        for name, versions in self._unloaded.items():
+            entries.extend(
+                IndexEntry(name=name, version=version, state=UNAVAILABLE, reason="unloaded")
+                for version in versions
+            )
         known = {entry.name for entry in entries}
         entries.extend(IndexEntry(name=name) for name in folders if name not in known)
         return sorted(entries, key=lambda entry: (entry.name, entry.version.zfill(20)))
 
-    def _note(self, names: set[str], problems: Sequence[Problem]) -> None:
-        self._unloaded -= names
+    def note(self, names: Iterable[str], problems: Sequence[Problem]) -> None:
+        """Tell in the index why of ``names`` not all that was asked for is served."""
         for name in names:
+            self._unloaded.pop(name, None)
             self._problems.pop(name, None)
         for problem in problems:
             self._problems[problem.model] = (*self._problems.get(problem.model, ()), problem)

@@ -17,6 +17,7 @@ from clockwork_serve.controller import Controller, ControllerConfig
 from clockwork_serve.messages import Role
 from clockwork_serve.serve import child
 from clockwork_serve.serve.exchange import Brain, Exchange
+from clockwork_serve.serve.slices import run_briefly
 from clockwork_serve.serve.transport import SOCKET_NAME, hello, listen
 from clockwork_serve.telemetry import Journal, Recorder
 
@@ -85,6 +86,8 @@ def main(argv: Sequence[str]) -> int:
     """Run the process whose configuration is the JSON in ``argv[1]``; returns its exit status."""
     config = msgspec.json.decode(argv[1], type=ControllerProcessConfig)
     child.prepare("controller", config.log_level, config.log_format)
+    if not run_briefly():
+        _log.debug("the kernel gives no short slices: on a busy host decisions will be later")
     settings = structs.replace(config.controller, expected_devices=max(1, len(config.devices)))
     return child.run_until_stopped(lambda stop: serve(config, Controller(settings), stop))
 

@@ -22,8 +22,9 @@ class Driver(Generic[Event, Effect]):
     """Runs ``machine`` on the running loop. Methods are for the loop's own thread.
 
     ``perform`` is called with each effect in order; it may post events. ``journal``, called soon after each
-    turn and in order, gets (now_ns, events, effects). An exception of any of them is the loop's to report: a
-    broken invariant should end the process.
+    turn and in order, gets (now_ns, events, effects). ``woke`` gets how much later than the machine had asked
+    it came to decide, in ns, for each such instant that came, whether the timer or an event was first. An
+    exception of any of them is the loop's to report: a broken invariant should end the process.
     """
 
     def __init__(
@@ -32,13 +33,16 @@ class Driver(Generic[Event, Effect]):
         perform: Callable[[Effect], None],
         clock: Callable[[], int] = time.monotonic_ns,
         journal: Callable[[int, list[Event], list[Effect]], None] | None = None,
+        woke: Callable[[int], None] = lambda late_ns: None,
     ) -> None:
         self.machine = machine
         self._perform = perform
         self._clock = clock
         self._journal = journal
+        self._woke = woke
         self._loop = asyncio.get_running_loop()
         self._timer = Timer(self.wake)
+        self._wakeup_ns: int | None = None  # when the machine last asked to decide
         self._events: list[Event] = []  # all and only those not observed yet
         self._turn_due = False
         self._closed = False
@@ -81,6 +85,9 @@ class Driver(Generic[Event, Effect]):
         effects += machine.decide(now_ns)
         for effect in effects:
             self._perform(effect)
-        wakeup_ns = machine.next_wakeup_ns()
+        asked_ns, wakeup_ns = self._wakeup_ns, machine.next_wakeup_ns()
         assert wakeup_ns is None or wakeup_ns > now_ns, f"asked to wake at {wakeup_ns}, not after {now_ns}"
         self._timer.arm(wakeup_ns)
+        self._wakeup_ns = wakeup_ns
+        if asked_ns is not None and asked_ns <= now_ns:
+            self._woke(now_ns - asked_ns)

@@ -31,6 +31,7 @@ from clockwork_serve.messages import (
     ModelAdded,
     ModelRemoved,
     Question,
+    QuotasSet,
     Readiness,
     Release,
     Reply,
@@ -56,6 +57,9 @@ class Brain(Machine[ControllerEvent, ControllerEffect], Protocol):
     def snapshot(self) -> dict[str, object]:
         """What it believes, for screens; plain data that encodes as JSON."""
 
+    def accounts(self) -> dict[str, dict[str, int]]:
+        """What tenants with a quota may use and were charged, by name."""
+
 
 @dataclass(slots=True, frozen=True)
 class _Asked:
@@ -68,7 +72,7 @@ class Exchange:
 
     def __init__(self, brain: Brain, recorder: Recorder, journal: Journal | None = None) -> None:
         self.driver: Driver[ControllerEvent, ControllerEffect] = Driver(
-            brain, self.perform, journal=self._on_step
+            brain, self.perform, journal=self._on_step, woke=recorder.counters.wakeup.add
         )
         self._brain = brain
         self._recorder = recorder
@@ -221,6 +225,8 @@ class Exchange:
             case ModelRemoved():
                 if self._models.pop(frame.model, None) is not None:
                     self._publish(frame, self._gateways.values())
+            case QuotasSet():
+                self.driver.post(frame)
             case Drain():
                 self._lost_level = logging.INFO
                 self.driver.post(frame)
@@ -287,7 +293,7 @@ class Exchange:
                 wanted = msgspec.json.decode(ask.body, type=dict[str, str | None])
                 return self._recorder.statistics(wanted.get("model"))
             case Question.METRICS:
-                return self._recorder.encoded()
+                return self._recorder.encoded(self._brain.accounts())
             case Question.STATE:
                 return msgspec.json.encode(self._state(), enc_hook=str)
             case _:

@@ -11,8 +11,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Final
 
 import msgspec
@@ -32,19 +32,22 @@ from clockwork_serve.messages import (
 from clockwork_serve.oip import (
     Checked,
     InferCall,
+    Known,
     Served,
     priority_of,
     reason_of_error,
     requested_slo_ns,
     status_of,
-    status_of_error,
+    tightest,
 )
 from clockwork_serve.serve.gateway_announcements import Announcements
-from clockwork_serve.serve.gateway_inquiry import EarlyInquiry, Ending, Inquiry
+from clockwork_serve.serve.gateway_endings import Pending, ending_of, own_ending, wrong
+from clockwork_serve.serve.gateway_inquiry import EarlyInquiry, Ending, Inquiry, spread_s
 from clockwork_serve.serve.gateway_link import GatewayLink, LinkListener
 from clockwork_serve.serve.gateway_models import GatewayModels
 from clockwork_serve.serve.gateway_regions import Regions, allowed
 from clockwork_serve.serve.gateway_slots import Slot, Slots
+from clockwork_serve.serve.gateway_tenants import Caps
 from clockwork_serve.telemetry import GatewayCounters, outcome_key
 from clockwork_serve.units import MIB, NS_PER_MS
 
@@ -57,49 +60,52 @@ ROOM_RETRY_NS: Final = 50 * NS_PER_MS
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Pending:
-    """A request without the controller's answer; ``inquiry`` is None once its client needs nothing."""
-
-    inquiry: Inquiry | None
-    served: Served
-    call: InferCall
-    slot: Slot
-    deadline_ns: int
-    expired: bool = False  # ended here, for the controller did not
-
-
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the core of a gateway needs to know. ``controller`` is the path of the controller's socket."""
+    """What the core of a gateway needs to know. ``controller`` is the path of the controller's socket.
+
+    ``triton_codes``: what is refused or expired gets Triton's status.
+    """
 
     name: str
     controller: str
     region_bytes: int = 256 * MIB
     default_slo_ns: int | None = None
+    triton_codes: bool = False
 
 
 class Gateway:
-    """All methods are for the running loop's own thread."""
+    """All methods are for the running loop's own thread. ``dice`` spread those who come back."""
 
-    def __init__(self, settings: GatewaySettings, clock: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        clock: Callable[[], int] = time.monotonic_ns,
+        caps: Caps | None = None,
+    ) -> None:
         self.name = settings.name
         self.regions: Regions | None = None  # set where clients may use shared memory
         self.slots = Slots(settings.region_bytes)
         self.clock = clock
+        self.dice = Random()
+        self._triton_codes = settings.triton_codes
         self.connections = 0
         self.readiness_listeners: list[Callable[[], None]] = []
+        self.batching = False
+        """Whether more answers follow at once: responses may wait for them, to be sent together."""
+        self.batch_listeners: list[Callable[[], None]] = []
         # Unlike any of an earlier process of that name.
         self._prefix = f"{settings.name}-{time.time_ns() // NS_PER_MS:x}-"
+        self._caps = caps or Caps()
         self.announcements: Announcements[EarlyInquiry] = Announcements(
-            settings.name, self._prefix, self._on_announced_in_vain
+            settings.name, self._prefix, self._on_announced_in_vain, self._caps
         )
         listener = LinkListener(
             self._on_answer, self._on_release, self._on_lost, self._on_readiness,
-            self.announcements.on_foretold,
+            self.announcements.on_foretold, self._on_batch, self._on_batch_end,
         )  # fmt: skip
         self.link = GatewayLink(settings.name, Path(settings.controller), settings.default_slo_ns, listener)
         self._loop = asyncio.get_running_loop()
-        self._pending: dict[str, _Pending] = {}  # all and only requests sent and not answered
+        self._pending: dict[str, Pending] = {}  # all and only requests sent and not answered
         self._held: dict[str, Slot] = {}  # slots of answered requests that a worker may still touch
         self._count = 0
         self._received = 0
@@ -125,20 +131,18 @@ class Gateway:
         self._received += 1
         served: Served | None = None
         try:
-            if not self.link.is_open or not (self.link.ready or self.models.versions(inquiry.model)):
+            link = self.link
+            if not link.ready and not (link.is_open and link.models.versions(inquiry.model)):
                 self._refuse(
-                    inquiry, Outcome.REJECTED, Reason.NOT_SERVING, f"not ready: {self.link.why_not_ready}"
+                    inquiry, Outcome.REJECTED, Reason.NOT_SERVING, f"not ready: {link.why_not_ready}"
                 )
                 return ""
-            served = self.models.find(inquiry.model, inquiry.version)
+            served = link.models.find(inquiry.model, inquiry.version)
             call = inquiry.call(served)
-            if call.shared:
-                rows, signature = self._check_shared(inquiry, call, served)
-            else:
-                rows, signature = served.check(call, binary_only_allowed=inquiry.every_output_binary)
-            slo_ns = requested_slo_ns(call.parameters, inquiry.slo_header, inquiry.remaining_s)
-            priority = priority_of(call.parameters, served.model.priority)
-            output_bytes = served.model.output_bytes * rows
+            known = call.known or self._check(inquiry, call, served)
+            slo_ns = known.slo_ns
+            if inquiry.slo_header is not None or inquiry.remaining_s is not None:
+                slo_ns = tightest(slo_ns, inquiry.slo_header, inquiry.remaining_s)
         except InvalidRequest as error:
             self.drop_body(inquiry)
             inquiry.end(self.invalid(error, served))
@@ -150,19 +154,22 @@ class Gateway:
             )
             return ""
         body, inquiry.body = inquiry.body, None
+        output_bytes = served.model.output_bytes * known.rows
         slot = self.slots.fill(call.inputs, output_bytes, body)
         if slot is None:
             self._refuse_for_room(inquiry, served, self.slots.bytes_for(call.inputs, output_bytes))
             return ""
         self._count += 1
         request_id = f"{self._prefix}{self._count}"
-        deadline_ns = inquiry.arrival_ns + (served.default_slo_ns if slo_ns is None else slo_ns)
-        self._pending[request_id] = _Pending(inquiry, served, call, slot, deadline_ns)
+        asked_ns = served.default_slo_ns if slo_ns is None else slo_ns
+        given_ns, priority = self._caps.of(inquiry.identity, asked_ns, known.priority)
+        deadline_ns, told_ns = inquiry.arrival_ns + given_ns, 0 if given_ns == asked_ns else given_ns
+        self._pending[request_id] = Pending(inquiry, served, call, slot, deadline_ns, told_ns)
         self.link.send(
             Request(
-                request_id=request_id, gateway=self.name, model=served.model.key, rows=rows,
-                arrival_ns=inquiry.arrival_ns, deadline_ns=deadline_ns, signature=signature,
-                priority=priority, tensors=slot.encoded,
+                request_id=request_id, gateway=self.name, model=served.model.key, rows=known.rows,
+                arrival_ns=inquiry.arrival_ns, deadline_ns=deadline_ns, signature=known.signature,
+                priority=priority, tensors=slot.encoded, tenant=inquiry.identity,
             )
         )  # fmt: skip
         if self._sweep is None:
@@ -182,7 +189,12 @@ class Gateway:
         if served is not None:
             key = served.model.key
             self._invalid_by_model[key] = self._invalid_by_model.get(key, 0) + 1
-        return _wrong(error, served=served)
+        return wrong(error, served=served)
+
+    def unreadable(self, error: InvalidRequest) -> Ending:
+        """Count a request whose body cannot be had, and say how it ends."""
+        self._received += 1
+        return self.invalid(error)
 
     def drop_body(self, inquiry: Inquiry) -> None:
         """Give back where an inquiry that is not passed on was received."""
@@ -204,11 +216,23 @@ class Gateway:
             connections=self.connections,
             region_bytes=self.slots.region.size,
             region_used_bytes=self.slots.used_bytes,
+            received_in_place_bytes=self.slots.in_place_bytes,
+            copied_bytes=self.slots.copied_bytes,
         )
 
     def invalid_requests(self, key: str) -> int:
         """How many requests of a model were wrong."""
         return self._invalid_by_model.get(key, 0)
+
+    def _check(self, inquiry: Inquiry, call: InferCall, served: Served) -> Known:
+        """What a request asks for, if it fits its model."""
+        if call.shared:
+            rows, signature = self._check_shared(inquiry, call, served)
+        else:
+            rows, signature = served.check(call, binary_only_allowed=inquiry.every_output_binary)
+        priority = priority_of(call.parameters, served.model.priority)
+        slo_ns = requested_slo_ns(call.parameters)
+        return served.headers.remember(call, served.wanted(call), rows, signature, slo_ns, priority)
 
     def _check_shared(self, inquiry: Inquiry, call: InferCall, served: Served) -> Checked:
         regions = allowed(self.regions, local=inquiry.local)
@@ -248,6 +272,14 @@ class Gateway:
         # Workers may still write for requests that nobody waits for: to memory that is theirs alone now.
         self.slots.renew()
 
+    def _on_batch(self) -> None:
+        self.batching = True
+
+    def _on_batch_end(self) -> None:
+        self.batching = False
+        for listener in self.batch_listeners:
+            listener()
+
     def _on_readiness(self) -> None:
         for listener in self.readiness_listeners:
             listener()
@@ -264,10 +296,10 @@ class Gateway:
             if inquiry is not None and pending.deadline_ns < late_ns:
                 # The controller counts it when it wakes up; we do if it never does.
                 pending.inquiry, pending.expired = None, True
-                ending = _own_ending(
+                ending = own_ending(
                     Outcome.EXPIRED, Reason.NONE, "no answer by the deadline", request_id, pending
                 )
-                inquiry.end(ending)
+                self._tell(inquiry, ending)
         self._sweep = self._loop.call_later(SWEEP_S, self._end_overdue)
 
     def _end_all(self, why: str) -> None:
@@ -276,9 +308,8 @@ class Gateway:
         for request_id, pending in pendings.items():
             if pending.inquiry is not None:
                 self._count_outcome(Outcome.REJECTED, Reason.NOT_SERVING)
-                pending.inquiry.end(
-                    _own_ending(Outcome.REJECTED, Reason.NOT_SERVING, why, request_id, pending)
-                )
+                ending = own_ending(Outcome.REJECTED, Reason.NOT_SERVING, why, request_id, pending)
+                self._tell(pending.inquiry, ending)
             else:
                 self._count_outcome(Outcome.EXPIRED if pending.expired else Outcome.CANCELLED, Reason.NONE)
 
@@ -287,9 +318,9 @@ class Gateway:
     ) -> None:
         self.drop_body(inquiry)
         self._count_outcome(outcome, reason)
-        ending = _own_ending(outcome, reason, message)
+        ending = own_ending(outcome, reason, message)
         ending.retry_after_ns = retry_after_ns
-        inquiry.end(ending)
+        self._tell(inquiry, ending)
 
     def _refuse_for_room(self, inquiry: Inquiry, served: Served, needed: int) -> None:
         size = self.slots.region.size
@@ -303,54 +334,27 @@ class Gateway:
         message = f"no room among {size} bytes for the tensors of one more request"
         self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
 
-    def _pass_on(self, inquiry: Inquiry, pending: _Pending, answer: Answer) -> None:
+    def _pass_on(self, inquiry: Inquiry, pending: Pending, answer: Answer) -> None:
         try:
-            ending = _ending(pending, answer)
+            ending = ending_of(pending, answer)
             if pending.call.shared and self.regions is not None and ending.outcome is Outcome.OK:
                 self.regions.write_outputs(pending.call, ending.outputs)
-            inquiry.end(ending)
+            self._tell(inquiry, ending)
         except InvalidRequest as error:
             # The controller has counted it as answered.
-            inquiry.end(_wrong(error, answer.request_id))
+            inquiry.end(wrong(error, answer.request_id))
         except Exception:  # noqa: BLE001 - one answer that cannot be told must not end all others
             _log.exception("telling an answer failed", extra={"request_id": answer.request_id})
             message = "the answer could not be told; see the gateway's log"
-            inquiry.end(_own_ending(Outcome.FAILED, Reason.NONE, message, answer.request_id, pending))
+            inquiry.end(own_ending(Outcome.FAILED, Reason.NONE, message, answer.request_id, pending))
+
+    def _tell(self, inquiry: Inquiry, ending: Ending) -> None:
+        if ending.outcome is not Outcome.OK:
+            ending.retry_after_s = spread_s(ending.retry_after_ns, self.dice)
+            if self._triton_codes:
+                ending.status = status_of(ending.outcome, ending.reason, triton=True)
+        inquiry.end(ending)
 
     def _count_outcome(self, outcome: Outcome, reason: Reason) -> None:
         key = outcome_key(outcome, reason)
         self._outcomes[key] = self._outcomes.get(key, 0) + 1
-
-
-def _ending(pending: _Pending, answer: Answer) -> Ending:
-    """How the controller says that a request ended."""
-    outcome, reason = answer.outcome, answer.reason
-    ending = Ending(
-        outcome, reason, status_of(outcome, reason), answer.message, answer.request_id, pending.served,
-        pending.call, answer.retry_after_ns,
-    )  # fmt: skip
-    if answer.batch:
-        ending.parameters = {
-            "queue_ms": answer.queue_ns // 1000 / 1000,
-            "exec_ms": answer.exec_ns // 1000 / 1000,
-            "expected_ms": answer.expected_ns // 1000 / 1000,
-            "batch_size": answer.batch,
-            "cold_start": answer.cold,
-        }
-    if outcome is Outcome.OK:
-        ending.outputs = pending.slot.outputs(answer.outputs)
-    return ending
-
-
-def _wrong(error: InvalidRequest, request_id: str = "", served: Served | None = None) -> Ending:
-    reason = reason_of_error(error)
-    return Ending(Outcome.INVALID, reason, status_of_error(error), str(error), request_id, served)
-
-
-def _own_ending(
-    outcome: Outcome, reason: Reason, message: str, request_id: str = "", pending: _Pending | None = None
-) -> Ending:
-    ending = Ending(outcome, reason, status_of(outcome, reason), message, request_id)
-    if pending is not None:
-        ending.served, ending.call = pending.served, pending.call
-    return ending

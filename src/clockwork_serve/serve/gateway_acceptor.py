@@ -13,6 +13,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from clockwork_serve.serve.gateway_sharing import Sharing
 from clockwork_serve.serve.gateway_tls import Tls
 
 BURST: Final = 64
@@ -35,14 +36,19 @@ class Admission(Struct, frozen=True):
 
 
 class TlsAcceptor:
-    """One listening socket."""
+    """One listening socket. With ``sharing``, connections are passed on and taken over before they greet."""
 
-    def __init__(self, listener: socket.socket, tls: Tls, admission: Admission) -> None:
+    def __init__(
+        self, listener: socket.socket, tls: Tls, admission: Admission, sharing: Sharing | None = None
+    ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._sharing = sharing
         self._listener = listener
         self._tls = tls
         self._admission = admission
         self._greeting: set[asyncio.Task[None]] = set()
+        if sharing is not None:
+            sharing.begin(self._take)
         listener.setblocking(False)  # noqa: FBT003 - the socket's own word
         self._loop.add_reader(listener.fileno(), self._accept)
         self._again: asyncio.TimerHandle | None = None
@@ -67,13 +73,26 @@ class TlsAcceptor:
                 self._loop.remove_reader(self._listener.fileno())
                 self._again = self._loop.call_later(_FULL_S, self._resume)
                 return
-            if not self._admission.admits(len(self._greeting)):
+            if self._sharing is not None and self._sharing.passed_on(accepted.fileno()):
                 accepted.close()
-                continue
-            accepted.setblocking(False)  # noqa: FBT003 - the socket's own word
-            task = self._loop.create_task(self._greet(accepted))
-            self._greeting.add(task)
-            task.add_done_callback(self._greeting.discard)
+            else:
+                self._take(accepted)
+
+    def _take(self, accepted: socket.socket) -> None:
+        """Serve a connection, whoever accepted it."""
+        if not self._admission.admits(len(self._greeting)):
+            accepted.close()
+            self._ended()
+            return
+        accepted.setblocking(False)  # noqa: FBT003 - the socket's own word
+        task = self._loop.create_task(self._greet(accepted))
+        self._greeting.add(task)
+        task.add_done_callback(self._greeting.discard)
+
+    def _ended(self) -> None:
+        """One ended that never became a connection of the server's."""
+        if self._sharing is not None:
+            self._sharing.ended()
 
     def _resume(self) -> None:
         self._loop.add_reader(self._listener.fileno(), self._accept)
@@ -88,6 +107,7 @@ class TlsAcceptor:
                 ssl_shutdown_timeout=SHUTDOWN_S,
             )
         except (OSError, TimeoutError) as error:
+            self._ended()
             # Not ours to mend: another protocol, no certificate, or nothing at all.
             _log.debug("TLS handshake failed: %s", error)
 

@@ -10,6 +10,7 @@ from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import Announced, Foretold
 from clockwork_serve.oip import requested_slo_ns
 from clockwork_serve.serve.gateway_link import GatewayLink
+from clockwork_serve.serve.gateway_tenants import Caps
 from clockwork_serve.units import NS_PER_S
 
 
@@ -18,6 +19,7 @@ class Head(Protocol):
 
     model: str
     version: str
+    identity: str
     arrival_ns: int
     slo_header: str | None
 
@@ -31,10 +33,13 @@ Inquiry = TypeVar("Inquiry", bound=Head)
 class Announcements(Generic[Inquiry]):
     """``in_vain`` is called with a request that the controller would reject, and what it says of it."""
 
-    def __init__(self, name: str, prefix: str, in_vain: Callable[[Inquiry, Foretold], None]) -> None:
+    def __init__(
+        self, name: str, prefix: str, in_vain: Callable[[Inquiry, Foretold], None], caps: Caps | None = None
+    ) -> None:
         self._name = name
         self._prefix = prefix
         self._in_vain = in_vain
+        self._caps = caps or Caps()
         self._loop = asyncio.get_running_loop()
         # All and only requests that wait for what is foretold, with when they wait no longer.
         self._open: dict[str, tuple[Inquiry, asyncio.TimerHandle]] = {}
@@ -54,6 +59,7 @@ class Announcements(Generic[Inquiry]):
             return ""  # its client hears of it once the request is there
         if slo_ns is None:
             return ""
+        slo_ns, _ = self._caps.of(inquiry.identity, slo_ns)
         self._count += 1
         announced_id = f"{self._prefix}a{self._count}"
         wait = self._loop.call_later(slo_ns / NS_PER_S, self._told, announced_id)
@@ -62,6 +68,7 @@ class Announcements(Generic[Inquiry]):
             Announced(
                 announced_id=announced_id, gateway=self._name, model=served.model.key,
                 arrival_ns=inquiry.arrival_ns, deadline_ns=inquiry.arrival_ns + slo_ns,
+                tenant=inquiry.identity,
             )
         )  # fmt: skip
         return announced_id

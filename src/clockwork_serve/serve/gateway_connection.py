@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import httptools
 
-from clockwork_serve.serve.gateway_exchange import WANTED, Exchange
+from clockwork_serve.serve.gateway_exchange import UPGRADED, Exchange, byte_count
 from clockwork_serve.serve.gateway_guard import denial
+from clockwork_serve.serve.gateway_heads import Head, HeadParser, head_of
 from clockwork_serve.serve.gateway_host import HttpHost
-from clockwork_serve.serve.gateway_limits import LINGER_S, PIPELINED_MAX, SETTING, UNWANTED_MAX, excess
+from clockwork_serve.serve.gateway_inquiry import spread_s
+from clockwork_serve.serve.gateway_intake import Arriving, Intake
+from clockwork_serve.serve.gateway_limits import LINGER_S, PIPELINED_MAX, UNWANTED_MAX, excess, overdue
 from clockwork_serve.serve.gateway_outbox import Outbox
 from clockwork_serve.serve.gateway_regions import is_loopback
-from clockwork_serve.serve.gateway_responses import Response, error_response
-from clockwork_serve.units import KIB
+from clockwork_serve.serve.gateway_responses import Response, error_response, tripped
+from clockwork_serve.units import KIB, NS_PER_S
 
 DIRECT_BYTES: Final = 64 * KIB
 """Bodies above this are read from the socket to where they stay."""
@@ -26,32 +29,32 @@ DIRECT_BYTES: Final = 64 * KIB
 _IDLE, _HEAD, _BODY = range(3)
 
 
-class HttpConnection(asyncio.BufferedProtocol):
+class HttpConnection(HeadParser, asyncio.BufferedProtocol):
     """One client's connection. ``due_s``: when what it waits for must have come."""
 
     def __init__(self, server: HttpHost) -> None:
+        super().__init__()
         self._server = server
         self._gateway = server.gateway
         self._limits = server.limits
         self._transport: asyncio.Transport | None = None
         self._outbox: Outbox
-        self._parser: Any = httptools.HttpRequestParser(self)
+        self._intake: Intake
         self._queue: deque[Exchange] = deque()  # requests without a sent response, in order
         self._local = False
         self._phase = _IDLE
-        self._url = b""
-        self._headers: dict[bytes, bytes] = {}
+        self._head: Head | None = None  # of the last request, if others like it need not be parsed
+        self._complete: list[Exchange] = []  # requests that became so in this read
         self._head_bytes = 0  # read since the head or the last piece of a body; -1: in this very read
-        self._header_count = self._header_bytes = 0
         self._current: Exchange | None = None  # the request whose body is being received
         self._content: bytes | bytearray = b""
         self._content_bytes = 0
+        self._sized = False  # what comes next is a body of known length
         self._direct: memoryview | None = None  # where a large body goes; _content_bytes of it have arrived
         self._unwanted_bytes = 0  # of the body of a request that is answered already, so many are to come
-        self._arriving_bytes = 0  # our part of the server's
+        self._arriving = Arriving(server)
         self._closing = False  # nothing that arrives matters any more
         self._stopped = False  # nothing more is written
-        self._paused = False
         self.due_s = 0.0
 
     # What the loop calls
@@ -62,6 +65,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         peer = transport.get_extra_info("peername")
         self._local = bool(peer) and is_loopback(peer[0])
         self._outbox = Outbox(self._transport, self._limits, self._server)
+        self._intake = Intake(self._transport, self._server.loop)
         # Not as long as between requests: who only connects would take a place from others.
         self.due_s = self._server.tick_s + self._limits.header_s
         self._server.opened(self)
@@ -72,7 +76,8 @@ class HttpConnection(asyncio.BufferedProtocol):
             return self._direct[self._content_bytes :]
         if self._unwanted_bytes and not self._closing:
             return self._server.buffer[: self._unwanted_bytes]
-        return self._server.buffer
+        # Little at a time where it may be many requests or chunks: they are dealt with while all others wait.
+        return self._server.buffer if self._sized else self._server.small_buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take in what arrived."""
@@ -81,17 +86,23 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self._unwanted_bytes:
             self._unwanted_bytes -= nbytes
             if not self._unwanted_bytes:
-                self._parser = httptools.HttpRequestParser(self)
+                self.parse_afresh()
                 self._await_next()
             return
         if self._direct is None:
+            head = self._head
+            if head is not None and self._phase == _IDLE and head.fits(self._server.received, nbytes):
+                self._take_again(head)
+                return
             self._feed(self._server.buffer[:nbytes])
+            if nbytes == len(self._server.small_buffer) and not self._sized:
+                self._intake.let_others_go_first()
             return
         self._content_bytes += nbytes
         self._count(nbytes)
         if self._direct is not None and self._content_bytes == len(self._direct):
             # The parser has not seen this body's end, and never will.
-            self._parser = httptools.HttpRequestParser(self)
+            self.parse_afresh()
             self.on_message_complete()
 
     def eof_received(self) -> bool:
@@ -109,8 +120,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._set_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone, and needs no answer."""
-        self._transport = None
+        """The client is gone, and needs no answer; and what was read waits for no collection of garbage."""
+        self._transport = self.parser = None
         self._closing = True
         self._abandon_all()
         self._server.closed(self)
@@ -121,22 +132,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         """A request starts."""
         self._phase = _HEAD
         self._head_bytes = -1
-        self._header_count = self._header_bytes = 0
         self.due_s = self._server.tick_s + self._limits.header_s
-        self._url = b""
-        self._headers = {}
-
-    def on_url(self, url: bytes) -> None:
-        """Its target, or a piece of it."""
-        self._url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One header; most mean nothing to us."""
-        self._header_count += 1
-        self._header_bytes += len(name) + len(value)
-        name = name.lower()
-        if name in WANTED:
-            self._headers[name] = value
+        self.begin_head()
 
     def on_headers_complete(self) -> None:
         """Now it is known what it wants."""
@@ -144,17 +141,15 @@ class HttpConnection(asyncio.BufferedProtocol):
             return
         self._phase = _BODY
         self._head_bytes = -1
-        headers, parser, limits, keys = self._headers, self._parser, self._limits, self._server.keys
-        exchange = Exchange(self.pump, parser.get_method(), self._server.find_route(self._url))
+        headers, parser, keys = self.headers, self.parser, self._server.keys
+        exchange = Exchange(self.pump, parser.get_method(), self._server.find_route(self.url))
         exchange.keep_alive = parser.should_keep_alive()
         exchange.local = self._local
         exchange.old = parser.get_http_version() == "1.0"
         self._current = exchange
         self._queue.append(exchange)
-        if self._header_count > limits.headers:
-            self._refuse(431, excess("headers", limits.headers, self._header_count))
-        elif self._header_bytes + len(self._url) > limits.header_bytes:
-            self._refuse(431, excess("header_bytes", limits.header_bytes))
+        if wrong := self.beyond(self._limits):
+            self._refuse(431, wrong)
         elif keys is not None and (denied := denial(keys, exchange, headers)) is not None:
             self._refuse_with(denied)
         elif headers:
@@ -187,6 +182,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             return
         exchange, self._current = self._current, None
         assert exchange is not None
+        self._complete.append(exchange)
         if self._direct is not None:
             exchange.content = self._direct
             self._direct = None
@@ -220,7 +216,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         if queue and queue[0].wants_continue and self._transport is not None:
             queue[0].wants_continue = False
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if self._paused:
+        if self._intake.paused:
             self._set_reading()
 
     def check(self, tick_s: float) -> None:
@@ -239,14 +235,12 @@ class HttpConnection(asyncio.BufferedProtocol):
         else:
             what, limit = ("header", "header_s") if self._phase == _HEAD else ("body", "body_s")
             self._server.reached(limit)
-            self._refuse(
-                408,
-                f"the request's {what} did not arrive in time ({SETTING[limit]}); its connection is closed",
-            )
+            self._refuse(408, overdue(what, limit))
 
     def stop(self) -> None:
         """Close, whatever is in flight; what was written is still sent, unless nobody reads it."""
         if self._transport is not None:
+            self._outbox.flush()
             self._stopped = True
             self.due_s = self._server.tick_s + self._limits.send_s
             self._transport.close()
@@ -258,13 +252,11 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._server.reached(limit)
             transport.abort()
 
-    def turn_away(self) -> None:
-        """Tell a client that just came that there are too many."""
-        self._turn_away("connections", self._limits.connections)
-
-    def _turn_away(self, limit: str, most: int) -> None:
+    def turn_away(self, limit: str) -> None:
+        """Tell a client that there is too much of something already."""
         self._server.reached(limit)
-        self._refuse(429, excess(limit, most), b"Retry-After: 1\r\n")
+        wait_s = spread_s(NS_PER_S, self._gateway.dice)
+        self._refuse(429, excess(limit, getattr(self._limits, limit)), b"Retry-After: %d\r\n" % wait_s)
 
     @property
     def idle(self) -> bool:
@@ -272,8 +264,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         return not self._queue
 
     def _await_next(self) -> None:
-        self._content_bytes = 0
-        self._forget_bytes()
+        self._content_bytes, self._sized = 0, False
+        self._arriving.forget()
         self._phase = _IDLE
         self.due_s = self._server.tick_s + self._limits.idle_s
 
@@ -288,19 +280,14 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def _feed(self, data: memoryview) -> None:
         content_bytes = self._content_bytes
+        whole = self._phase == _IDLE
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            # Other protocols are not spoken: the request was answered as one of HTTP/1.1, the next follows.
-            self._parser = httptools.HttpRequestParser(self)
-            rest = data[upgrade.args[0] :]
-            if rest and not self._closing:
-                self._feed(rest)
-            return
-        except httptools.HttpParserCallbackError:
-            raise
+            rest = data
+            while rest and not self._closing:
+                rest = self.parse(rest)
         except httptools.HttpParserError as error:
-            self._refuse(400, f"malformed HTTP request: {error}")
+            ours = isinstance(error, httptools.HttpParserCallbackError)
+            self._refuse_with(tripped() if ours else error_response(400, f"malformed HTTP request: {error}"))
             return
         if self._phase != _IDLE:
             # Where in the first read it began is not known. Chunks' sizes and trailers count as heads do.
@@ -308,26 +295,53 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._head_bytes = 0 if fresh else self._head_bytes + len(data)
             if self._head_bytes > self._limits.header_bytes:
                 self._refuse(431, excess("header_bytes", self._limits.header_bytes))
+        elif whole and len(self._complete) == 1 and not self._closing:
+            self._head = head_of(data, self._complete[0], self.headers)
+        self._complete.clear()
+        if len(self._queue) > PIPELINED_MAX:
+            self._set_reading()
+
+    def _take_again(self, head: Head) -> None:
+        """Take a whole request whose head is the last one's, byte for byte."""
+        exchange = head.again()
+        self._queue.append(exchange)
+        keys = self._server.keys
+        if keys is not None and (denied := denial(keys, exchange, head.headers)) is not None:
+            self._current = exchange
+            self._refuse_with(denied)
+            return
+        exchange.content = memoryview(bytes(self._server.buffer[len(head.raw) : head.whole]))
+        self.due_s = self._server.tick_s + self._limits.idle_s
+        try:
+            self._server.dispatch(exchange)
+        except Exception:  # noqa: BLE001 - as where the parser calls
+            self._current = exchange
+            self._refuse_with(tripped())
         if len(self._queue) > PIPELINED_MAX:
             self._set_reading()
 
     def _read_headers(self, exchange: Exchange, headers: dict[bytes, bytes]) -> None:
         limits = self._limits
-        length = int(headers.get(b"content-length", b"0"))
+        length = byte_count(headers.get(b"content-length", b"0")) or 0
+        self._sized = length > 0
         if length > limits.body_bytes:
             self._refuse(413, excess("body_bytes", limits.body_bytes, length))
             return
         if wrong := exchange.take(headers):
             self._refuse(417, wrong)
             return
+        if not length and b"transfer-encoding" not in headers:
+            return
+        if self.parser.should_upgrade():
+            self._refuse(400, UPGRADED)
+            return
         if length > DIRECT_BYTES:
             self._direct = self._server.room(exchange, length)
             self._server.announce(exchange)
-        if length or b"transfer-encoding" in headers:
-            expected_bytes = length or limits.body_bytes
-            self.due_s = self._server.tick_s + limits.body_s + expected_bytes / limits.bytes_per_s
-            if exchange.wants_continue:
-                self.pump()
+        expected_bytes = length or limits.body_bytes
+        self.due_s = self._server.tick_s + limits.body_s + expected_bytes / limits.bytes_per_s
+        if exchange.wants_continue:
+            self.pump()
 
     def _refuse(self, status: int, message: str, headers: bytes = b"") -> None:
         self._refuse_with(error_response(status, message, headers))
@@ -344,7 +358,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._current = None
         self._direct = None
         self._content = b""
-        self._forget_bytes()
+        self._arriving.forget()
         self._gateway.drop_body(exchange)
         self._gateway.announcements.withdraw(exchange.announced_id)
         exchange.keep_alive = False
@@ -354,6 +368,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         """Close once all that was written is sent; and read on for a while if the client still sends."""
         transport = self._transport
         assert transport is not None
+        self._outbox.flush()
         self._abandon_all()
         if not self._closing:
             self._closing = True
@@ -370,31 +385,16 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._queue.clear()
         self._current = None
         self._direct = None
-        self._forget_bytes()
+        self._arriving.forget()
 
     def _count(self, nbytes: int) -> None:
         """More of a large body is here; too much of all of them together is not kept."""
         current = self._current
-        if current is None or current.body is not None:
-            return
-        self._arriving_bytes += nbytes
-        self._server.arriving_bytes += nbytes
-        if self._server.arriving_bytes > self._limits.arriving_bytes:
-            self._turn_away("arriving_bytes", self._limits.arriving_bytes)
-
-    def _forget_bytes(self) -> None:
-        if self._arriving_bytes:
-            self._server.arriving_bytes -= self._arriving_bytes
-            self._arriving_bytes = 0
+        if current is not None and current.body is None:
+            self._arriving.add(nbytes)
+            if self._server.arriving_bytes > self._limits.arriving_bytes:
+                self.turn_away("arriving_bytes")
 
     def _set_reading(self) -> None:
-        transport = self._transport
-        if transport is None or transport.is_closing():
-            return
-        pause = self._outbox.unread or len(self._queue) > PIPELINED_MAX
-        if pause and not self._paused:
-            transport.pause_reading()
-        elif self._paused and not pause:
-            transport.resume_reading()
+        if self._intake.hold(pause=self._outbox.unread or len(self._queue) > PIPELINED_MAX):
             self.due_s = max(self.due_s, self._server.tick_s + self._limits.header_s)
-        self._paused = pause

@@ -14,7 +14,13 @@ import msgspec
 
 from clockwork_serve.errors import ClockworkError, InvalidRequest
 from clockwork_serve.messages import Question, Reply
-from clockwork_serve.oip import model_metadata, server_metadata, shared_region, status_of_error
+from clockwork_serve.oip import (
+    CUDA_SHARED_MEMORY,
+    model_metadata,
+    server_metadata,
+    shared_region,
+    status_of_error,
+)
 from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_regions import allowed
 from clockwork_serve.telemetry import decode, render
@@ -104,6 +110,7 @@ class Endpoints:
                     f"parameter '{parameter}': a load takes files and configuration from the repository "
                     "only; put them there and load again",
                 )
+            raise Refused(400, f"parameter '{parameter}': a load has no parameter of that name; leave it out")
         body = msgspec.json.encode({"model": name})
         _body(await self.gateway.ask(Question.LOAD, body, LOAD_PATIENCE_S))
 
@@ -130,6 +137,16 @@ class Endpoints:
         """Forget one region, or all."""
         with _refusals():
             allowed(self.gateway.regions, local=local).unregister(name)
+
+    def cuda_regions(self, name: str) -> list[dict[str, Any]]:
+        """All regions of CUDA shared memory: none."""
+        if name:
+            raise Refused(404, f"Unable to find cuda shared memory region: '{name}'; {CUDA_SHARED_MEMORY}")
+        return []
+
+    def register_cuda(self) -> None:
+        """There is no device that could reach it. To unregister what is not there is fine, as elsewhere."""
+        raise Refused(501, CUDA_SHARED_MEMORY)
 
     def _check_control(self, what: str) -> None:
         if not self.model_control:

@@ -15,47 +15,59 @@ from clockwork_serve.serve.gateway_slots import Body
 
 WANTED: Final = frozenset(
     {b"content-length", b"content-encoding", b"transfer-encoding", b"inference-header-content-length",
-     b"x-slo-ms", b"expect", b"authorization", b"x-api-key"}
+     b"x-slo-ms", b"expect", b"accept-encoding", b"authorization", b"x-api-key"}
 )  # fmt: skip
 """The headers that mean something to us."""
+UPGRADED: Final = (
+    "header 'Upgrade': expected none beside a body, found one; only HTTP/1.1 is spoken here: send it without"
+)
+"""The parser takes such a body for what follows the request: for another one, which nobody sent as such."""
+_DIGITS_MAX: Final = 20
+
+
+def byte_count(text: bytes) -> int | None:
+    """A header's number of bytes; None for what is none, and for a thousand digits, which Python refuses."""
+    digits = text.strip()
+    if not digits.isdigit():
+        return None
+    digits = digits.lstrip(b"0")
+    return int(digits or b"0") if len(digits) <= _DIGITS_MAX else None
 
 
 class Exchange:
     """One request on a connection, and its response once there is one. To the gateway, an inquiry."""
 
-    __slots__ = (
-        "abandoned", "announced_id", "arrival_ns", "body", "content", "encoding", "every_output_binary",
-        "header_length", "identity", "keep_alive", "local", "method", "model", "old", "on_complete",
-        "on_response", "remaining_s", "request_id", "response", "route", "slo_header", "version",
-        "wants_continue",
-    )  # fmt: skip
+    # Of the class, for most requests never set them.
+    model = ""
+    version = ""
+    identity = ""
+    keep_alive = False
+    local = False
+    old = False  # HTTP/1.0
+    wants_continue = False
+    encoding = b""
+    accepted = b""
+    pack: Callable[[Exchange, Response], None] | None = None  # what compresses its response
+    header_length: bytes | None = None
+    slo_header: str | None = None
+    remaining_s: float | None = None
+    every_output_binary = False
+    arrival_ns = 0
+    content: memoryview = memoryview(b"")
+    body: Body | None = None
+    request_id = ""
+    announced_id = ""  # while it is asked whether it is worth its body
+    on_complete: Callable[[Exchange], None] | None = None  # what waits for that, if the body is there
+    response: Response | None = None
+    abandoned = False
 
     def __init__(self, on_response: Callable[[], None], method: bytes, route: Route | None) -> None:
         self.on_response = on_response
         self.method = method
         self.route = route
-        self.model = route.model if route is not None else ""
-        self.version = route.version if route is not None else ""
-        self.identity = ""
-        self.keep_alive = False
-        self.local = False
-        self.old = False  # HTTP/1.0
-        self.wants_continue = False
-        self.encoding = b""
-        self.header_length: bytes | None = None
-        self.slo_header: str | None = None
-        self.remaining_s: float | None = None
-        self.every_output_binary = False
-        self.arrival_ns = 0
-        self.content: memoryview = memoryview(b"")
-        self.body: Body | None = None
-        self.request_id = ""
-        self.announced_id = ""  # while it is asked whether it is worth its body
-        self.on_complete: Callable[[Exchange], None] | None = (
-            None  # what waits for that, if the body is there
-        )
-        self.response: Response | None = None
-        self.abandoned = False
+        if route is not None:
+            self.model = route.model
+            self.version = route.version
 
     def take(self, headers: dict[bytes, bytes]) -> str:
         """Take in what the head says; what is wrong with its expectation, if that is not ours."""
@@ -65,7 +77,9 @@ class Exchange:
                 return f"header 'Expect': expected 100-continue, found {expected.decode('latin-1')!r}"
             self.wants_continue = True
         self.encoding = headers.get(b"content-encoding", b"")
-        self.header_length = headers.get(b"inference-header-content-length")
+        self.accepted = headers.get(b"accept-encoding", b"")
+        length = headers.get(b"inference-header-content-length")
+        self.header_length = None if length is None else length.strip()
         slo = headers.get(b"x-slo-ms")
         self.slo_header = None if slo is None else slo.decode("latin-1")
         return ""
@@ -82,13 +96,15 @@ class Exchange:
         """Parse it. Raises :class:`InvalidRequest`."""
         if self.header_length is None:
             return parse_infer(self.content, None)
-        if not self.header_length.isdigit():
+        length = byte_count(self.header_length)
+        if length is None:
             raise InvalidRequest(
                 "header 'Inference-Header-Content-Length': expected a number of bytes, found "
                 f"{self.header_length.decode('latin-1')!r}"
             )
-        length = int(self.header_length)
-        return parse_infer(self.content, length) if length else served.raw_call(self.content)
+        if not length:
+            return served.raw_call(self.content)
+        return served.headers.find(self.content, length) or parse_infer(self.content, length)
 
     def foretold(self) -> None:
         """Go on, if it was not ended."""
@@ -99,8 +115,13 @@ class Exchange:
 
     def end(self, ending: Ending) -> None:
         """Answer the client."""
-        if not self.abandoned:
-            self.respond(infer_response(ending))
+        if self.abandoned:
+            return
+        response = infer_response(ending)
+        if self.pack is None:
+            self.respond(response)
+        else:
+            self.pack(self, response)
 
     def respond(self, response: Response) -> None:
         """Send the response when it is its turn."""

@@ -1,110 +1,128 @@
-"""The gRPC server of a gateway, on the gateway's own loop. It decides nothing.
-
-It is slower than HTTP by grpc.aio's own cost, about 150 us a request.
-"""
+"""The gRPC server of a gateway, on the gateway's own loop. It decides nothing."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 from urllib.parse import unquote
 
 import grpc
-import grpc.aio
 import msgspec
 from google.protobuf import json_format
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Outcome
-from clockwork_serve.oip import CUDA_SHARED_MEMORY, InferCall, Served
-from clockwork_serve.oip.grpc_infer import encode_infer, parse_infer
+from clockwork_serve.oip import InferCall, Served, UnknownModel
+from clockwork_serve.oip.grpc_infer import encode_infer, parse_infer, streamed
 from clockwork_serve.oip.protobuf import (
     HEALTH_SERVICE,
     INFERENCE_SERVICE,
     REFLECTION_SERVICE,
+    ModelInferRequest,
+    ModelStreamInferResponse,
     message,
     rpcs,
 )
 from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_door import Door
 from clockwork_serve.serve.gateway_endpoints import Endpoints, Refused
-from clockwork_serve.serve.gateway_grpc_guard import IDENTITY, KeyGuard
+from clockwork_serve.serve.gateway_grpc_guard import key_gate
 from clockwork_serve.serve.gateway_inquiry import Ending
 from clockwork_serve.serve.gateway_limits import grpc_options
 from clockwork_serve.serve.gateway_regions import is_loopback
 from clockwork_serve.serve.gateway_rpcs import (
     OLD_REFLECTION_SERVICE,
     REFLECTION,
-    Context,
     Health,
     checked,
-    handlers,
+    methods,
 )
 from clockwork_serve.serve.gateway_settings import log_settings, trace_settings
 from clockwork_serve.serve.gateway_slots import Body
+from clockwork_serve.serve.grpc_call import Aborted, Call, Metadata
+from clockwork_serve.serve.grpc_server import GrpcServer, callback, stream
 from clockwork_serve.units import NS_PER_MS
 
 _DETAILS_MAX: Final = 2000
 _STREAMED_MAX: Final = 128
 """Requests of one stream without a response, before no more is read from it."""
-_StreamResponse: Final = message("inference.ModelStreamInferResponse")
 _ModelConfig: Final = message("inference.ModelConfig")
 _RegionStatus: Final = message("inference.SystemSharedMemoryStatusResponse.RegionStatus")
 
 
 class _GrpcInquiry:
-    """One ``ModelInfer``. ``ended`` becomes its response, or the :class:`Ending` if there is none."""
+    """A ``ModelInferRequest``, as the gateway takes it; how it ends is its heirs' business."""
 
     __slots__ = (
-        "arrival_ns", "body", "context", "ended", "every_output_binary", "identity", "model", "remaining_s",
+        "arrival_ns",
+        "body",
+        "every_output_binary",
+        "identity",
+        "model",
+        "remaining_s",
         "request",
-        "slo_header", "version",
+        "rpc",
+        "slo_header",
+        "version",
     )  # fmt: skip
 
-    def __init__(self, request: Any, context: Context, arrival_ns: int, ended: asyncio.Future[Any]) -> None:
+    def __init__(self, request: Any, rpc: Call) -> None:
         self.request = request
-        self.context = context
+        self.rpc = rpc
         self.model: str = request.model_name
         self.version: str = request.model_version
-        self.identity = IDENTITY.get()
-        self.arrival_ns = arrival_ns
-        self.slo_header = _metadata(context, "x-slo-ms")
-        self.remaining_s: float | None = context.time_remaining()
+        self.identity = rpc.identity
+        self.arrival_ns = rpc.arrival_ns
+        self.slo_header = rpc.metadatum("x-slo-ms")
+        self.remaining_s = rpc.time_remaining()
         self.every_output_binary = True
         self.body: Body | None = None
-        self.ended = ended
 
     @property
     def local(self) -> bool:
         """Whether the client is on this host."""
-        return _local(self.context)
+        return _local(self.rpc)
 
     def call(self, served: Served) -> InferCall:
         """Parse it. Raises :class:`InvalidRequest`."""
         return parse_infer(self.request)
 
+
+class _Alone(_GrpcInquiry):
+    """One ``ModelInfer``."""
+
+    __slots__ = ()
+
+    def end(self, ending: Ending) -> None:
+        """Encode the response while the outputs are there."""
+        if ending.outcome is Outcome.OK:
+            self.rpc.reply(_encoded(ending), (("clockwork-request-id", ending.request_id),))
+        else:
+            self.rpc.fail(*_failure(ending))
+
+
+class _Streamed(_GrpcInquiry):
+    """One of several of a ``ModelStreamInfer``. ``ended`` becomes its response, or the :class:`Ending`."""
+
+    __slots__ = ("ended", "request_id")
+
+    def __init__(self, request: Any, rpc: Call, ended: asyncio.Future[Any]) -> None:
+        super().__init__(request, rpc)
+        self.ended = ended
+        self.request_id = ""  # "" where it ended at once
+
     def end(self, ending: Ending) -> None:
         """Encode the response while the outputs are there."""
         if self.ended.done():
             return
-        if ending.outcome is not Outcome.OK:
+        if ending.outcome is Outcome.OK:
+            # It is the only one: clients of models that give several wait for this.
+            ending.parameters["triton_final_response"] = True
+            self.ended.set_result(streamed(_encoded(ending)))
+        else:
             self.ended.set_result(ending)
-            return
-        assert ending.call is not None
-        assert ending.served is not None
-        self.ended.set_result(encode_infer(ending.call, ending.served, ending.outputs, ending.parameters))
-
-
-@dataclass(slots=True)
-class _Asked:
-    """A request that the gateway has. ``request_id`` is "" where it ended at once."""
-
-    request: Any
-    ended: asyncio.Future[Any]
-    request_id: str
 
     def abandon(self, gateway: Gateway) -> None:
         """Nobody waits for it any more."""
@@ -112,89 +130,82 @@ class _Asked:
             gateway.cancel(self.request_id)
 
 
-class GrpcServer:
+class GatewayGrpc:
     """All RPCs of the inference service, health and reflection."""
 
     def __init__(self, gateway: Gateway, endpoints: Endpoints, door: Door, *, reuse_port: bool) -> None:
+        """Raises :class:`ConfigError` if grpcio is not as expected."""
         self._gateway = gateway
         self._endpoints = endpoints
         self._loop = asyncio.get_running_loop()
         self._credentials = None if door.tls is None else door.tls.grpc_credentials()
-        self._server = grpc.aio.server(
+        self._server = GrpcServer(
+            [
+                callback(f"/{INFERENCE_SERVICE}/ModelInfer", ModelInferRequest.FromString, self._infer),
+                stream(
+                    f"/{INFERENCE_SERVICE}/ModelStreamInfer",
+                    ModelInferRequest.FromString,
+                    bytes,
+                    self._stream_infer,
+                ),
+                *methods(INFERENCE_SERVICE, self._inference()),
+                *methods(HEALTH_SERVICE, Health(gateway).answers()),
+                *methods(REFLECTION_SERVICE, REFLECTION),
+                *methods(REFLECTION_SERVICE, REFLECTION, OLD_REFLECTION_SERVICE),
+            ],
             options=[
                 *grpc_options(door.limits),
                 ("grpc.max_send_message_length", -1),
                 # Else a port that another program has would be shared without a word.
                 ("grpc.so_reuseport", int(reuse_port)),
-            ]
-        )
-        if door.keys is not None:
-            self._server.add_generic_rpc_handlers((KeyGuard(door.keys),))
-        self._server.add_generic_rpc_handlers(
-            (
-                handlers(INFERENCE_SERVICE, self._inference()),
-                handlers(HEALTH_SERVICE, Health(gateway).answers()),
-                handlers(REFLECTION_SERVICE, REFLECTION),
-                handlers(REFLECTION_SERVICE, REFLECTION, OLD_REFLECTION_SERVICE),
-            )
+            ],
+            gate=None if door.keys is None else key_gate(door.keys),
+            clock=gateway.clock,
         )
 
     async def listen(self, host: str, port: int) -> int:
         """Accept connections; the port (chosen if 0). Raises :class:`ConfigError` if it is taken."""
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            number: int = (
-                self._server.add_insecure_port(address)
-                if self._credentials is None
-                else self._server.add_secure_port(address, self._credentials)
-            )
-        except RuntimeError as error:
+            return await self._server.listen(address, self._credentials)
+        except OSError as error:
             raise ConfigError(
                 f"grpc_port: expected a free port; found {port} on {host} not to be had ({error}); "
                 "choose another"
             ) from None
-        await self._server.start()
-        return number
 
     async def close(self, patience_s: float) -> None:
         """Accept no more, and let open requests end for a while."""
-        await self._server.stop(patience_s)
+        await self._server.close(patience_s)
 
     # Inference
 
-    async def _infer(self, request: Any, context: Context) -> Any:
-        asked = self._ask(request, context)
-        try:
-            found = await asked.ended
-        finally:
-            # If nobody waits any more: the client went away, or its deadline passed.
-            asked.abandon(self._gateway)
-        if asked.request_id:
-            context.set_trailing_metadata((("clockwork-request-id", asked.request_id),))
-        if isinstance(found, Ending):
-            await _abort(context, found, asked.request_id)
-        return found
+    def _infer(self, rpc: Call, request: Any) -> None:
+        request_id = self._gateway.infer(_Alone(request, rpc))
+        if request_id and rpc.is_open:
+            # The client may go away, or its deadline pass.
+            rpc.on_cancel = partial(self._gateway.cancel, request_id)
 
-    async def _stream_infer(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+    async def _stream_infer(self, requests: AsyncIterator[Any], rpc: Call) -> AsyncIterator[bytes]:
         """One response per request, in their order; the requests themselves run side by side.
 
         Errors are told inside, unless the client wants a status, which ends the stream.
         """
-        as_status = _metadata(context, "triton_grpc_error") == "true"
-        open_asked: asyncio.Queue[_Asked | None] = asyncio.Queue(_STREAMED_MAX)
-        reader = self._loop.create_task(self._read_stream(requests, context, open_asked))
-        asked: _Asked | None = None
+        as_status = rpc.metadatum("triton_grpc_error") == "true"
+        open_asked: asyncio.Queue[_Streamed | None] = asyncio.Queue(_STREAMED_MAX)
+        reader = self._loop.create_task(self._read_stream(requests, rpc, open_asked))
+        asked: _Streamed | None = None
         try:
             while (asked := await open_asked.get()) is not None:
                 found = await asked.ended
                 if not isinstance(found, Ending):
-                    if _flag(asked.request, "triton_enable_empty_final_response"):
-                        found.parameters["triton_final_response"].bool_param = True
-                    yield _StreamResponse(infer_response=found)
+                    yield found
                 elif as_status:
-                    await _abort(context, found, asked.request_id)
+                    raise Aborted(*_failure(found))
                 else:
-                    yield _StreamResponse(error_message=_text(found), infer_response={"id": asked.request.id})
+                    yield ModelStreamInferResponse(
+                        error_message=_text(found), infer_response={"id": asked.request.id}
+                    ).SerializeToString()
             await reader
         finally:
             reader.cancel()
@@ -205,11 +216,12 @@ class GrpcServer:
                     left.abandon(self._gateway)
 
     async def _read_stream(
-        self, requests: AsyncIterator[Any], context: Context, open_asked: asyncio.Queue[_Asked | None]
+        self, requests: AsyncIterator[Any], rpc: Call, open_asked: asyncio.Queue[_Streamed | None]
     ) -> None:
         try:
             async for request in requests:
-                asked = self._ask(request, context)
+                asked = _Streamed(request, rpc, self._loop.create_future())
+                asked.request_id = self._gateway.infer(asked)
                 try:
                     await open_asked.put(asked)
                 except asyncio.CancelledError:
@@ -217,11 +229,6 @@ class GrpcServer:
                     raise
         finally:
             await open_asked.put(None)
-
-    def _ask(self, request: Any, context: Context) -> _Asked:
-        ended: asyncio.Future[Any] = self._loop.create_future()
-        request_id = self._gateway.infer(_GrpcInquiry(request, context, self._gateway.clock(), ended))
-        return _Asked(request, ended, request_id)
 
     # All else, as plain data
 
@@ -237,6 +244,9 @@ class GrpcServer:
             "RepositoryIndex": self._repository_index,
             "RepositoryModelLoad": self._repository_load,
             "RepositoryModelUnload": self._repository_unload,
+            "CudaSharedMemoryStatus": self._cuda_regions,
+            "CudaSharedMemoryRegister": self._register_cuda,
+            "CudaSharedMemoryUnregister": self._unregister_cuda,
             "TraceSetting": self._trace_setting,
             "LogSettings": self._log_settings,
         }
@@ -244,16 +254,11 @@ class GrpcServer:
             "SystemSharedMemoryStatus": self._regions,
             "SystemSharedMemoryRegister": self._register,
             "SystemSharedMemoryUnregister": self._unregister,
-            "CudaSharedMemoryStatus": self._cuda_shared_memory,
-            "CudaSharedMemoryRegister": self._cuda_shared_memory,
-            "CudaSharedMemoryUnregister": self._cuda_shared_memory,
         }
         known = rpcs(INFERENCE_SERVICE)
         return {
             **{name: checked(answer, known[name].response) for name, answer in plain.items()},
             **{name: _checked_local(answer, known[name].response) for name, answer in regions.items()},
-            "ModelInfer": self._infer,
-            "ModelStreamInfer": self._stream_infer,
         }
 
     async def _server_live(self, request: Any) -> dict[str, Any]:
@@ -265,7 +270,7 @@ class GrpcServer:
     async def _model_ready(self, request: Any) -> dict[str, Any]:
         try:
             self._endpoints.check_model_ready(request.name, request.version)
-        except Refused:
+        except (UnknownModel, Refused):
             return {"ready": False}
         return {"ready": True}
 
@@ -312,8 +317,16 @@ class GrpcServer:
         self._endpoints.unregister(request.name, local=local)
         return {}
 
-    async def _cuda_shared_memory(self, request: Any, *, local: bool) -> dict[str, Any]:
-        raise Refused(501, CUDA_SHARED_MEMORY)
+    async def _cuda_regions(self, request: Any) -> dict[str, Any]:
+        self._endpoints.cuda_regions(request.name)
+        return {}
+
+    async def _register_cuda(self, request: Any) -> dict[str, Any]:
+        self._endpoints.register_cuda()
+        return {}
+
+    async def _unregister_cuda(self, request: Any) -> dict[str, Any]:
+        return {}
 
     async def _trace_setting(self, request: Any) -> dict[str, Any]:
         changes = {name: list(setting.value) for name, setting in request.settings.items()}
@@ -329,15 +342,11 @@ _INDEX_FIELDS: Final = ("name", "version", "state", "reason")
 _LOG_FIELDS: Final = {bool: "bool_param", int: "uint32_param", str: "string_param"}
 
 
-def _flag(request: Any, name: str) -> bool:
-    return name in request.parameters and request.parameters[name].bool_param is True
-
-
 def _checked_local(answer: Callable[..., Awaitable[dict[str, Any]]], response: Any) -> Callable[..., Any]:
     """An RPC from a coroutine that wants to know whether the client is on this host."""
 
-    async def answered(request: Any, context: Context) -> Any:
-        return await checked(partial(answer, local=_local(context)), response)(request, context)
+    async def answered(request: Any, rpc: Call) -> Any:
+        return await checked(partial(answer, local=_local(rpc)), response)(request, rpc)
 
     return answered
 
@@ -354,21 +363,20 @@ def _named(request: Any) -> str:
     return name
 
 
-def _metadata(context: Context, key: str) -> str | None:
-    for name, value in context.invocation_metadata() or ():
-        if name == key:
-            return str(value)
-    return None
-
-
-def _local(context: Context) -> bool:
+def _local(rpc: Call) -> bool:
     # "ipv4:127.0.0.1:40000" or "ipv6:%5B::1%5D:40000".
-    _, _, address = unquote(context.peer()).partition(":")
+    _, _, address = unquote(rpc.peer()).partition(":")
     return is_loopback(address.rpartition(":")[0].strip("[]"))
 
 
-async def _abort(context: Context, ending: Ending, request_id: str) -> None:
-    await context.abort(grpc.StatusCode[ending.status.grpc], _text(ending), _trailers(ending, request_id))
+def _encoded(ending: Ending) -> bytes:
+    assert ending.call is not None
+    assert ending.served is not None
+    return encode_infer(ending.call, ending.served, ending.outputs, ending.parameters)
+
+
+def _failure(ending: Ending) -> tuple[grpc.StatusCode, str, Metadata]:
+    return grpc.StatusCode[ending.status.grpc], _text(ending), _trailers(ending)
 
 
 def _text(ending: Ending) -> str:
@@ -376,10 +384,10 @@ def _text(ending: Ending) -> str:
     return ending.text[:_DETAILS_MAX]
 
 
-def _trailers(ending: Ending, request_id: str) -> tuple[tuple[str, str], ...]:
+def _trailers(ending: Ending) -> Metadata:
     trailers = [("clockwork-outcome", str(ending.outcome)), ("clockwork-reason", str(ending.reason))]
-    if request_id:
-        trailers.append(("clockwork-request-id", request_id))
+    if ending.request_id:
+        trailers.append(("clockwork-request-id", ending.request_id))
     if ending.retry_after_ns > 0:
         trailers.append(("clockwork-retry-after-ms", f"{ending.retry_after_ns / NS_PER_MS:.3f}"))
     return tuple(trailers)

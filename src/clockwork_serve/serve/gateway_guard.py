@@ -29,7 +29,7 @@ def right_of(method: bytes, route: Route | None) -> Right | None:
 
 
 def denial(keys: KeyRing, exchange: Exchange, headers: Mapping[bytes, bytes]) -> Response | None:
-    """The answer to who may not; None for who may, whose name the exchange has from then on."""
+    """The answer to who may not; None for who may, whose tenant the exchange has from then on."""
     right = right_of(exchange.method, exchange.route)
     if right is None:
         return None
@@ -39,5 +39,5 @@ def denial(keys: KeyRing, exchange: Exchange, headers: Mapping[bytes, bytes]) ->
         if denied.known:
             return error_response(403, str(denied))
         return error_response(401, str(denied), b"WWW-Authenticate: Bearer\r\n")
-    exchange.identity = holder.name
+    exchange.identity = holder.tenant
     return None

@@ -10,6 +10,7 @@ from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_exchange import Exchange
 from clockwork_serve.serve.gateway_keys import KeyRing
 from clockwork_serve.serve.gateway_limits import HttpLimits
+from clockwork_serve.serve.gateway_outbox import Outbox
 from clockwork_serve.serve.gateway_routes import Route
 
 if TYPE_CHECKING:
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 
 class HttpHost(Protocol):
-    """``buffer`` is where all connections read, one at a time.
+    """``buffer`` is where all connections read, one at a time, and ``received`` is the memory behind it.
+
+    ``small_buffer`` is its beginning.
 
     ``tick_s`` is the loop's time, to a second. ``arriving_bytes`` of large bodies are here, outside the
     region, and not whole yet.
@@ -28,8 +31,11 @@ class HttpHost(Protocol):
     keys: KeyRing | None
     loop: asyncio.AbstractEventLoop
     buffer: memoryview
+    small_buffer: memoryview
+    received: bytearray
     tick_s: float
     arriving_bytes: int
+    held: list[Outbox]
     find_route: Callable[[bytes], Route | None]
 
     def opened(self, connection: HttpConnection) -> None:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.oip import decompress
+from clockwork_serve.oip import Coding, decompress, wanted_coding
 from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_acceptor import BACKLOG, Admission, TlsAcceptor, listening_socket
 from clockwork_serve.serve.gateway_connection import HttpConnection
 from clockwork_serve.serve.gateway_door import Door
 from clockwork_serve.serve.gateway_endpoints import Endpoints
-from clockwork_serve.serve.gateway_exchange import Exchange
-from clockwork_serve.serve.gateway_limits import SETTING
+from clockwork_serve.serve.gateway_exchange import Exchange, byte_count
+from clockwork_serve.serve.gateway_limits import SETTING, SMALL_READ_BYTES
+from clockwork_serve.serve.gateway_outbox import Outbox, send_held
+from clockwork_serve.serve.gateway_packing import Packer
 from clockwork_serve.serve.gateway_responses import Response, error_response
 from clockwork_serve.serve.gateway_routes import Route, answer, find_route, settled
+from clockwork_serve.serve.gateway_sharing import Newcomer, Share, Sharing
 from clockwork_serve.units import KIB
 
 READ_BYTES: Final = 256 * KIB
@@ -48,30 +53,52 @@ class HttpServer:
         self.find_route = find_route
         self.loop = asyncio.get_running_loop()
         self.tick_s = self.loop.time()
-        self.buffer = memoryview(bytearray(READ_BYTES))
+        self.received = bytearray(READ_BYTES)
+        self.buffer = memoryview(self.received)
+        self.small_buffer = self.buffer[:SMALL_READ_BYTES]
         self.arriving_bytes = 0
+        self.held: list[Outbox] = []
+        gateway.batch_listeners.append(lambda: send_held(self.held))
         self._endpoints = endpoints
+        self._packer = Packer()
         self._connections: set[HttpConnection] = set()
         self._servers: list[asyncio.Server | TlsAcceptor] = []
+        self._sharing: Sharing | None = None
         self._reached: Counter[str] = Counter()  # limits, since they were last told
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None
 
-    async def listen(self, host: str, port: int, *, reuse_port: bool) -> int:
-        """Accept connections; the port (chosen if 0). Raises OSError."""
+    async def listen(self, host: str, port: int, *, reuse_port: bool, share: Share | None = None) -> int:
+        """Accept connections, evenly with those of ``share``; the port (chosen if 0). Raises OSError."""
         number: int
+        sharing = self._sharing = None if share is None else Sharing(share)
         if self._tls is not None:
             listener = listening_socket(host, port, reuse_port=reuse_port)
             number = listener.getsockname()[1]
             admission = Admission(lambda: HttpConnection(self), self._admits, self.limits.header_s)
-            self._servers.append(TlsAcceptor(listener, self._tls, admission))
+            self._servers.append(TlsAcceptor(listener, self._tls, admission, sharing))
             return number
-        server = await self.loop.create_server(
-            lambda: HttpConnection(self), host, port, reuse_port=reuse_port, backlog=BACKLOG
-        )
+
+        def make() -> asyncio.BaseProtocol:
+            return (
+                HttpConnection(self) if sharing is None else Newcomer(sharing, lambda: HttpConnection(self))
+            )
+
+        if sharing is not None:
+            sharing.begin(lambda accepted: self._start(self._take_over(accepted, sharing)))
+        server = await self.loop.create_server(make, host, port, reuse_port=reuse_port, backlog=BACKLOG)
         self._servers.append(server)
         number = server.sockets[0].getsockname()[1]
         return number
+
+    async def _take_over(self, accepted: socket.socket, sharing: Sharing) -> None:
+        """Serve a connection that another gateway accepted."""
+        accepted.setblocking(False)  # noqa: FBT003 - the socket's own word
+        try:
+            await self.loop.connect_accepted_socket(lambda: HttpConnection(self), accepted)
+        except OSError as error:
+            sharing.ended()
+            _log.debug("a connection came to nothing on its way from another gateway: %s", error)
 
     def _admits(self, greeting: int) -> bool:
         """Whether one more may shake hands while ``greeting`` do."""
@@ -84,6 +111,8 @@ class HttpServer:
         """Accept no more, let open requests end for a while, then close all connections."""
         for server in self._servers:
             server.close()
+        if self._sharing is not None:
+            self._sharing.close()
         end_s = self.loop.time() + patience_s
         # For a moment, once in a process's life.
         while self.loop.time() < end_s and self._busy():  # noqa: ASYNC110
@@ -94,6 +123,7 @@ class HttpServer:
             self._sweep.cancel()
         for task in self._tasks:
             task.cancel()
+        self._packer.close()
 
     def _busy(self) -> bool:
         return not all(connection.idle for connection in self._connections)
@@ -109,7 +139,7 @@ class HttpServer:
         if beyond > SPARE_CONNECTIONS:
             connection.cut("connections")
         elif beyond > 0:
-            connection.turn_away()
+            connection.turn_away("connections")
 
     def reached(self, limit: str) -> None:
         """A client was cut off by that limit; to be told in the log."""
@@ -119,6 +149,8 @@ class HttpServer:
         """A connection is gone."""
         self._connections.discard(connection)
         self.gateway.connections -= 1
+        if self._sharing is not None:
+            self._sharing.ended()
 
     def room(self, exchange: Exchange, length: int) -> memoryview:
         """Where to receive a large body: in the region if it is going to be there anyway."""
@@ -129,9 +161,8 @@ class HttpServer:
             and exchange.method == route.method
             and not exchange.encoding
         ):
-            header_length = exchange.header_length
-            at = int(header_length) if header_length is not None and header_length.isdigit() else -1
-            if 0 <= at < length:
+            at = None if exchange.header_length is None else byte_count(exchange.header_length)
+            if at is not None and at < length:
                 exchange.body = self.gateway.slots.body(length, at)
                 if exchange.body is not None:
                     return exchange.body.view
@@ -172,6 +203,8 @@ class HttpServer:
         elif method != route.method and not route.takes(method):
             exchange.respond(error_response(405, "Method Not Allowed", b"Allow: %s\r\n" % route.method))
         elif route.endpoint is None:
+            if exchange.accepted and (coding := wanted_coding(exchange.accepted.decode("latin-1"))):
+                exchange.pack = partial(self._pack, coding)
             exchange.request_id = self.gateway.infer(exchange)
         else:
             found = answer(self._endpoints, route, bytes(exchange.content), local=exchange.local)
@@ -183,11 +216,18 @@ class HttpServer:
     async def _respond_soon(self, exchange: Exchange, found: Awaitable[Response]) -> None:
         exchange.respond(await settled(found))
 
+    def _pack(self, coding: Coding, exchange: Exchange, response: Response) -> None:
+        found = self._packer.pack(response, coding)
+        if isinstance(found, Response):
+            exchange.respond(found)
+        else:
+            self._start(self._respond_soon(exchange, found))
+
     def _unpack(self, exchange: Exchange) -> bool:
         try:
             exchange.content = memoryview(self._unpacked(exchange))
         except InvalidRequest as error:
-            exchange.end(self.gateway.invalid(error))
+            exchange.end(self.gateway.unreadable(error))
             return False
         return True
 
@@ -195,13 +235,13 @@ class HttpServer:
         try:
             found = await asyncio.to_thread(self._unpacked, exchange)
         except InvalidRequest as error:
-            exchange.end(self.gateway.invalid(error))
+            exchange.end(self.gateway.unreadable(error))
             return
         exchange.content = memoryview(found)
         if not exchange.abandoned:
             self._answer(exchange)
 
-    def _unpacked(self, exchange: Exchange) -> bytes:
+    def _unpacked(self, exchange: Exchange) -> bytearray:
         return decompress(exchange.content, exchange.encoding.decode("latin-1"), self.limits.body_bytes)
 
     def _start(self, work: Any) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from random import Random
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.oip import InferCall, OutputTensor, Served, Status
 from clockwork_serve.serve.gateway_slots import Body
+from clockwork_serve.units import NS_PER_S
 
 
-@dataclass(slots=True)
-class Ending:
+class Ending(Struct):
     """How a request ended. ``served`` and ``call`` are None where it was refused before they were known.
 
-    ``outputs`` refer to memory that is given back when :meth:`Inquiry.end` returns.
+    ``outputs`` refer to memory that is given back when :meth:`Inquiry.end` returns. ``retry_after_ns`` is
+    exact, ``retry_after_s`` are whole seconds with dice in them.
     """
 
     outcome: Outcome
@@ -25,8 +28,9 @@ class Ending:
     served: Served | None = None
     call: InferCall | None = None
     retry_after_ns: int = 0
-    outputs: list[OutputTensor] = field(default_factory=list)
-    parameters: dict[str, Any] = field(default_factory=dict)
+    retry_after_s: int = 0
+    outputs: list[OutputTensor] = []
+    parameters: dict[str, Any] = {}
 
     @property
     def text(self) -> str:
@@ -37,11 +41,20 @@ class Ending:
         return f"{name}: {self.message}" if self.message else name
 
 
+def spread_s(wait_ns: int, dice: Random) -> int:
+    """A wait as whole seconds: rounded up, then up to half of that more, or a second if that is more.
+
+    All who are told to come back "in a second" would else come at once.
+    """
+    least_s = -(-wait_ns // NS_PER_S)
+    return least_s + dice.randint(0, max(1, least_s // 2)) if least_s > 0 else 0
+
+
 class Inquiry(Protocol):
     """One inference request of a client, whatever protocol it came by.
 
     ``body`` is where its tensors were received, if in the region: the gateway takes that over. ``identity``
-    is the name of the API key's holder; empty where no keys are asked for.
+    is the tenant that the API key belongs to; empty where no keys are asked for.
     """
 
     model: str

@@ -25,6 +25,8 @@ PIPELINED_MAX: Final = 128
 """Requests of one connection without an answer, before no more is read from it."""
 UNWANTED_MAX: Final = 8 * MIB
 """So much of a body that is not wanted any more is read, so that the connection can be used again."""
+SMALL_READ_BYTES: Final = 8 * KIB
+"""Read at a time where it may be many requests, or chunks of a body: 450 of the smallest, about 4 ms."""
 LINGER_S: Final = 2.0
 """How long the rest of a request that was refused is read and thrown away, so that its client sees why."""
 _ENVELOPE_BYTES: Final = 64 * KIB
@@ -69,6 +71,11 @@ def excess(limit: str, most: int, found: int | None = None) -> str:
         f"{what}: expected at most {most} {unit}, found {'more' if found is None else found}; "
         f"{remedy}, or raise the server's {SETTING[limit]}"
     )
+
+
+def overdue(what: str, limit: str) -> str:
+    """What to tell a client whose header or body came too slowly."""
+    return f"the request's {what} did not arrive in time ({SETTING[limit]}); its connection is closed"
 
 
 def grpc_options(limits: HttpLimits) -> tuple[tuple[str, int], ...]:

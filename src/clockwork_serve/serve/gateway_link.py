@@ -40,13 +40,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True, frozen=True)
 class LinkListener:
-    """Whom to tell. ``on_lost`` gets a reason; ``on_readiness`` tells that readiness may have changed."""
+    """Whom to tell. ``on_lost`` gets a reason; ``on_readiness`` tells that readiness may have changed.
+
+    ``on_batch`` is called before what came in one piece is told, and ``on_batch_end`` after it.
+    """
 
     on_answer: Callable[[Answer], None]
     on_release: Callable[[Release], None]
     on_lost: Callable[[str], None]
     on_readiness: Callable[[], None]
     on_foretold: Callable[[Foretold], None] = lambda _: None
+    on_batch: Callable[[], None] = lambda: None
+    on_batch_end: Callable[[], None] = lambda: None
 
 
 class GatewayLink:
@@ -131,25 +136,34 @@ class GatewayLink:
             self._asks.pop(ask_id, None)
 
     def _on_frames(self, link: Link, frames: list[Frame]) -> None:
+        on_answer = self._listener.on_answer
+        self._listener.on_batch()
+        try:
+            for frame in frames:
+                if type(frame) is Answer:
+                    on_answer(frame)
+                else:
+                    self._take(frame)
+        finally:
+            self._listener.on_batch_end()
+
+    def _take(self, frame: Frame) -> None:
         listener = self._listener
-        for frame in frames:
-            match frame:
-                case Answer():
-                    listener.on_answer(frame)
-                case Release():
-                    listener.on_release(frame)
-                case Foretold():
-                    listener.on_foretold(frame)
-                case Reply():
-                    waiter = self._asks.get(frame.ask_id)
-                    if waiter is not None and not waiter.done():
-                        waiter.set_result(frame)
-                case Readiness():
-                    self._on_readiness(frame)
-                case CodeAdded() | CodeRemoved() | ModelAdded() | ModelRemoved():
-                    self._on_catalogue(frame)
-                case _:
-                    _log.error("the controller sent %r, which no gateway takes", type(frame).__name__)
+        match frame:
+            case Release():
+                listener.on_release(frame)
+            case Foretold():
+                listener.on_foretold(frame)
+            case Reply():
+                waiter = self._asks.get(frame.ask_id)
+                if waiter is not None and not waiter.done():
+                    waiter.set_result(frame)
+            case Readiness():
+                self._on_readiness(frame)
+            case CodeAdded() | CodeRemoved() | ModelAdded() | ModelRemoved():
+                self._on_catalogue(frame)
+            case _:
+                _log.error("the controller sent %r, which no gateway takes", type(frame).__name__)
 
     def _on_catalogue(self, frame: CodeAdded | CodeRemoved | ModelAdded | ModelRemoved) -> None:
         models = self.models if self._incoming is None else self._incoming

@@ -6,6 +6,7 @@ import asyncio
 import math
 from typing import Final, Protocol
 
+from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_exchange import Exchange
 from clockwork_serve.serve.gateway_limits import HttpLimits
 from clockwork_serve.serve.gateway_responses import Response
@@ -15,46 +16,72 @@ JOIN_BYTES: Final = 64 * KIB
 """Responses up to this are copied together, which is cheaper than several buffers in one write."""
 
 
-class Ticking(Protocol):
+HELD_MAX: Final = 32
+"""Responses that wait for one another at most: about half a millisecond."""
+
+
+class Sender(Protocol):
     """``tick_s`` is the loop's time, to a second."""
 
     tick_s: float
+    gateway: Gateway
+    held: list[Outbox]
 
 
 class Outbox:
     """``unread``: more was written than the loop likes to hold; by ``due_s`` the client must have read it."""
 
-    __slots__ = ("_clock", "_limits", "_transport", "due_s", "unread")
+    __slots__ = ("_held", "_limits", "_sender", "_transport", "due_s", "unread")
 
-    def __init__(self, transport: asyncio.Transport, limits: HttpLimits, clock: Ticking) -> None:
+    def __init__(self, transport: asyncio.Transport, limits: HttpLimits, sender: Sender) -> None:
         self._transport = transport
         self._limits = limits
-        self._clock = clock
+        self._sender = sender
+        self._held = b""
         self.unread = False
         self.due_s = math.inf
 
     def write(self, exchange: Exchange, response: Response) -> None:
         """Send a response."""
-        transport = self._transport
         connection = b""
         if not exchange.keep_alive:
             connection = b"Connection: close\r\n"
         elif exchange.old:
             connection = b"Connection: keep-alive\r\n"
-        head = response.head(connection)
-        parts = response.parts
-        if exchange.method == b"HEAD":
-            transport.write(head)
-        elif sum(map(len, parts)) <= JOIN_BYTES:
-            transport.write(b"".join((head, *parts)))
+        length = response.body_bytes
+        message: bytes | list[bytes]
+        message = head = response.head(length, connection)
+        if exchange.method != b"HEAD":
+            message = [head, *response.parts]
+            if length <= JOIN_BYTES:
+                message = b"".join(message)
+        sender = self._sender
+        if isinstance(message, list):
+            self.flush()
+            self._transport.writelines(message)
+        elif self._held:
+            self._held += message
+        elif sender.gateway.batching and not self.unread:
+            self._held = message
+            sender.held.append(self)
+            if len(sender.held) >= HELD_MAX:
+                send_held(sender.held)
         else:
-            transport.writelines([head, *parts])
+            self._transport.write(message)
         if self.unread:
             self._expect()
+
+    def flush(self) -> None:
+        """Send what was held."""
+        held, self._held = self._held, b""
+        if held and not self._transport.is_closing():
+            self._transport.write(held)
 
     @property
     def full(self) -> bool:
         """Whether a client left so much unread that it gets no more. One response alone is never too much."""
+        if len(self._held) > JOIN_BYTES:
+            self.flush()
         return self.unread and self._transport.get_write_buffer_size() > self._limits.unsent_bytes
 
     def pause(self) -> None:
@@ -70,4 +97,11 @@ class Outbox:
     def _expect(self) -> None:
         limits = self._limits
         allowed_s = limits.send_s + self._transport.get_write_buffer_size() / limits.bytes_per_s
-        self.due_s = self._clock.tick_s + allowed_s
+        self.due_s = self._sender.tick_s + allowed_s
+
+
+def send_held(held: list[Outbox]) -> None:
+    """Send what all of them hold, one after the other: a client that wakes up finds more to do."""
+    for outbox in held:
+        outbox.flush()
+    held.clear()

@@ -25,10 +25,13 @@ from clockwork_serve.serve.gateway_endpoints import Endpoints
 from clockwork_serve.serve.gateway_http import HttpServer
 from clockwork_serve.serve.gateway_regions import Regions
 from clockwork_serve.serve.gateway_routes import find_metrics_route
+from clockwork_serve.serve.gateway_sharing import Share
+from clockwork_serve.serve.gateway_tenants import Caps
+from clockwork_serve.serve.slices import run_patiently
 from clockwork_serve.units import MIB
 
 if TYPE_CHECKING:
-    from clockwork_serve.serve.gateway_grpc import GrpcServer
+    from clockwork_serve.serve.gateway_grpc import GatewayGrpc
 
 EXIT_CONFIG: Final = 78
 """Exit status where a setting or the host does not allow to start (sysexits' EX_CONFIG)."""
@@ -43,7 +46,9 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
 
     ``default_slo_ns``: of requests and models that name none (None: from the model's profile).
     ``region_bytes`` holds the tensors of all requests in flight. ``reuse_port``: other processes of ours
-    listen there too. ``shared_memory``: the prefix of keys of shared memory that local clients may use.
+    listen there too. ``number`` is this gateway's among all ``gateways``, from 0. ``shared_memory``: the
+    prefix of keys of shared memory that local clients may use. ``triton_codes``: what is refused or expired
+    gets Triton's status.
     """
 
     run_dir: str
@@ -56,8 +61,11 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
     region_bytes: int = 256 * MIB
     max_body_bytes: int = 64 * MIB
     reuse_port: bool = False
+    gateways: int = 1
+    number: int = 0
     model_control: bool = True
     shared_memory: str | None = None
+    triton_codes: bool = False
     door: DoorConfig = DoorConfig()
     log_level: str = "info"
     log_format: str = "text"
@@ -83,14 +91,16 @@ class GatewayServers:
             controller=str(Path(config.run_dir) / SOCKET_NAME),
             region_bytes=config.region_bytes,
             default_slo_ns=config.default_slo_ns,
+            triton_codes=config.triton_codes,
         )
-        self.gateway = Gateway(settings)
+        keys = self.door.keys
+        self.gateway = Gateway(settings, caps=None if keys is None else Caps(keys.tenants))
         if config.shared_memory is not None:
             self.gateway.regions = Regions(config.shared_memory, Path(config.run_dir) / "regions")
         self.endpoints = Endpoints(self.gateway, version("clockwork-serve"), config.model_control)
         self.http = HttpServer(self.gateway, self.endpoints, self.door)
         self.metrics = HttpServer(self.gateway, self.endpoints, self.door, find_metrics_route)
-        self.grpc: GrpcServer | None = None
+        self.grpc: GatewayGrpc | None = None
         self.port_by_name: dict[str, int] = {}
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(work) for work in (self.gateway.link.run(), self.door.keep_fresh())]
@@ -98,13 +108,16 @@ class GatewayServers:
     async def start(self) -> None:
         """Listen on all ports. Raises :class:`ConfigError` if one is not to be had."""
         config = self.config
-        await self._listen(self.http, "http_port", config.http_port)
+        share = None
+        if config.gateways > 1:
+            share = Share(Path(config.run_dir), "http", config.gateways, config.number)
+        await self._listen(self.http, "http_port", config.http_port, share)
         if config.metrics_port is not None:
             await self._listen(self.metrics, "metrics_port", config.metrics_port)
         if config.grpc_port is not None:
-            from clockwork_serve.serve.gateway_grpc import GrpcServer
+            from clockwork_serve.serve.gateway_grpc import GatewayGrpc
 
-            self.grpc = GrpcServer(self.gateway, self.endpoints, self.door, reuse_port=config.reuse_port)
+            self.grpc = GatewayGrpc(self.gateway, self.endpoints, self.door, reuse_port=config.reuse_port)
             self.port_by_name["grpc_port"] = await self.grpc.listen(config.host, config.grpc_port)
 
     async def close(self, patience_s: float = DRAIN_S) -> None:
@@ -117,10 +130,12 @@ class GatewayServers:
             task.cancel()
         self.gateway.close()
 
-    async def _listen(self, server: HttpServer, name: str, port: int) -> None:
+    async def _listen(self, server: HttpServer, name: str, port: int, share: Share | None = None) -> None:
         config = self.config
         try:
-            self.port_by_name[name] = await server.listen(config.host, port, reuse_port=config.reuse_port)
+            self.port_by_name[name] = await server.listen(
+                config.host, port, reuse_port=config.reuse_port, share=share
+            )
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
             why = "taken by another program" if taken else f"not to be had ({error.strerror or error})"
@@ -151,6 +166,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the process whose configuration is the JSON in ``argv[1]``; returns its exit status."""
     config = msgspec.json.decode(argv[1], type=GatewayConfig)
     child.prepare(config.name, config.log_level, config.log_format)
+    run_patiently()
     _allow_connections(config.door.limits.connections)
     status = 0
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import http
+import logging
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
 from clockwork_serve.messages import Outcome
 from clockwork_serve.oip import encode_infer
 from clockwork_serve.serve.gateway_inquiry import Ending
-from clockwork_serve.units import NS_PER_MS, NS_PER_S
+from clockwork_serve.units import NS_PER_MS
 
 JSON: Final = b"application/json"
 _BINARY: Final = b"application/octet-stream"
 _PHRASES: Final = {status.value: status.phrase.encode() for status in http.HTTPStatus}
 _encode = msgspec.json.Encoder().encode
+_log = logging.getLogger(__name__)
 
 
-class Response(NamedTuple):
+class Response(msgspec.Struct, frozen=True):
     """What to answer. ``headers`` are whole lines, each with its end."""
 
     status: int
@@ -27,9 +29,16 @@ class Response(NamedTuple):
     content_type: bytes = JSON
     headers: bytes = b""
 
-    def head(self, connection: bytes) -> bytes:
-        """Status line and headers; ``connection`` is a header line or nothing."""
-        length = sum(map(len, self.parts))
+    @property
+    def body_bytes(self) -> int:
+        """How long the body is."""
+        length = 0
+        for part in self.parts:
+            length += len(part)
+        return length
+
+    def head(self, length: int, connection: bytes = b"") -> bytes:
+        """Status line and headers of a body of ``length``; ``connection`` is a header line or nothing."""
         return b"HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n%s%s\r\n" % (
             self.status, _PHRASES.get(self.status, b"Unknown"), self.content_type, length, self.headers,
             connection,
@@ -44,6 +53,15 @@ def json_response(found: Any, status: int = 200) -> Response:
 def error_response(status: int, message: str, headers: bytes = b"", **more: Any) -> Response:
     """``{"error": message}`` and more fields."""
     return Response(status, (_encode({"error": message, **more}),), JSON, headers)
+
+
+def tripped() -> Response:
+    """The answer to a request that our own code trips over, which must not end all others.
+
+    To be called where the error is handled: it is logged.
+    """
+    _log.exception("answering a request failed")
+    return error_response(500, "the gateway failed to answer the request; see its log")
 
 
 def infer_response(ending: Ending) -> Response:
@@ -73,8 +91,7 @@ def _failure(ending: Ending, headers: bytes) -> Response:
         body["parameters"] = ending.parameters
     if ending.retry_after_ns > 0:
         body["retry_after_ms"] = ending.retry_after_ns / NS_PER_MS
-        # The header knows whole seconds only.
-        headers += b"Retry-After: %d\r\n" % -(-ending.retry_after_ns // NS_PER_S)
+        headers += b"Retry-After: %d\r\n" % ending.retry_after_s
     if ending.status.http == http.HTTPStatus.NOT_IMPLEMENTED:
         headers += b"Accept-Encoding: gzip, deflate\r\n"
     return Response(ending.status.http, (_encode(body),), JSON, headers)

@@ -11,11 +11,12 @@ import httptools
 import msgspec
 from msgspec import Struct
 
-from clockwork_serve.oip import CUDA_SHARED_MEMORY, UnknownModel
+from clockwork_serve.oip import UnknownModel
 from clockwork_serve.serve.gateway_endpoints import Endpoints, Refused
-from clockwork_serve.serve.gateway_responses import Response, error_response, json_response
+from clockwork_serve.serve.gateway_responses import Response, error_response, json_response, tripped
 from clockwork_serve.serve.gateway_settings import log_settings, trace_settings
 from clockwork_serve.telemetry import CONTENT_TYPE
+from clockwork_serve.units import KIB
 
 Endpoint = Callable[[Endpoints, "Route", bytes], Response | Awaitable[Response]]
 
@@ -50,24 +51,24 @@ def _find(url: bytes) -> Route | None:
         path = httptools.parse_url(url).path
     except httptools.HttpParserInvalidURLError:
         return None
-    if not path:
+    if not path or len(path) > _PATH_MAX:
         return None
     match unquote_all(path):
         case ["v2", "models", name, *rest] if rest or name != "stats":
             return _model_route(name, rest)
         case ["v2", "repository", "models", name, verb] if verb in _REPOSITORY:
             return Route(b"POST", _REPOSITORY[verb], name)
-        case ["v2", "systemsharedmemory", "region", name, verb] if name and verb in _REGION:
-            return Route(*_REGION[verb], name)
-        case ["v2", "systemsharedmemory", "status" | "unregister" as verb]:
-            return Route(*_REGION[verb])
-        case ["v2", "cudasharedmemory", *_]:
-            return Route(b"", _cuda_shared_memory)
+        case ["v2", kind, "region", name, verb] if name and kind in _REGIONS and verb in _REGIONS[kind]:
+            return Route(*_REGIONS[kind][verb], name)
+        case ["v2", kind, "status" | "unregister" as verb] if kind in _REGIONS:
+            return Route(*_REGIONS[kind][verb])
         case segments:
             method, endpoint = _FIXED.get("/".join(segments), (b"", None))
             return None if endpoint is None else Route(method, endpoint)
 
 
+_PATH_MAX: Final = 4 * KIB
+"""Longer than names can make one; decoding 30 KiB of percent signs takes milliseconds."""
 _remembered: Final = lru_cache(maxsize=4096)(_find)
 
 
@@ -86,6 +87,8 @@ def answer(
         found = route.endpoint(endpoints, msgspec.structs.replace(route, local=local), body)
     except (UnknownModel, Refused) as error:
         return refusal(error)
+    except Exception:  # noqa: BLE001 - as settled
+        return tripped()
     return found
 
 
@@ -95,6 +98,8 @@ async def settled(found: Awaitable[Response]) -> Response:
         return await found
     except (UnknownModel, Refused) as error:
         return refusal(error)
+    except Exception:  # noqa: BLE001 - one request that our own code trips over must not end all others
+        return tripped()
 
 
 def refusal(error: UnknownModel | Refused) -> Response:
@@ -131,6 +136,18 @@ def _ready(endpoints: Endpoints, route: Route, body: bytes) -> Response:
 
 def _server(endpoints: Endpoints, route: Route, body: bytes) -> Response:
     return json_response(endpoints.server())
+
+
+def _description(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    return Response(200, (_described(endpoints.version),))
+
+
+@lru_cache(maxsize=1)
+def _described(version: str) -> bytes:
+    # Imported when somebody wants it.
+    from clockwork_serve.oip.openapi import description
+
+    return msgspec.json.encode(description(version))
 
 
 def _models(endpoints: Endpoints, route: Route, body: bytes) -> Response:
@@ -190,12 +207,21 @@ def _unregister(endpoints: Endpoints, route: Route, body: bytes) -> Response:
     return json_response({})
 
 
-def _cuda_shared_memory(endpoints: Endpoints, route: Route, body: bytes) -> Response:
-    return error_response(501, CUDA_SHARED_MEMORY)
+def _cuda_regions(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    return json_response(endpoints.cuda_regions(route.model))
+
+
+def _register_cuda(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    endpoints.register_cuda()
+    return json_response({})
+
+
+def _unregister_cuda(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    return json_response({})
 
 
 def _trace(endpoints: Endpoints, route: Route, body: bytes) -> Response:
-    return json_response(trace_settings(endpoints, route.model, _object(body)))
+    return json_response(trace_settings(endpoints, route.model, _object(body), route.version))
 
 
 def _logging(endpoints: Endpoints, route: Route, body: bytes) -> Response:
@@ -224,6 +250,7 @@ def _object(body: bytes) -> dict[str, Any]:
 
 _FIXED: Final[dict[str, tuple[bytes, Endpoint]]] = {
     "v2": (b"GET", _server),
+    "v2/openapi.json": (b"GET", _description),
     "v2/health/live": (b"GET", _live),
     "v2/health/ready": (b"GET", _ready),
     "v2/models": (b"GET", _models),
@@ -242,10 +269,17 @@ _MODEL: Final[dict[str, tuple[bytes, Endpoint]]] = {
     "generate": (b"POST", _generate),
     "generate_stream": (b"POST", _generate),
 }
-_REGION: Final[dict[str, tuple[bytes, Endpoint]]] = {
-    "status": (b"GET", _regions),
-    "register": (b"POST", _register),
-    "unregister": (b"POST", _unregister),
+_REGIONS: Final[dict[str, dict[str, tuple[bytes, Endpoint]]]] = {
+    "systemsharedmemory": {
+        "status": (b"GET", _regions),
+        "register": (b"POST", _register),
+        "unregister": (b"POST", _unregister),
+    },
+    "cudasharedmemory": {
+        "status": (b"GET", _cuda_regions),
+        "register": (b"POST", _register_cuda),
+        "unregister": (b"POST", _unregister_cuda),
+    },
 }
 _REPOSITORY: Final[dict[str, Endpoint]] = {"load": _load, "unload": _unload}
 

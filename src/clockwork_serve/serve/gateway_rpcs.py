@@ -1,4 +1,4 @@
-"""What stands between gRPC and its answers: handlers of services, health, reflection. It decides nothing."""
+"""What stands between gRPC and its answers: methods of services, health, reflection. It decides nothing."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Any, Final
 import grpc
 
 from clockwork_serve.oip import UnknownModel, grpc_of_http
-from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, Rpc, message, rpcs
+from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, message, rpcs
 from clockwork_serve.oip.reflection import reflect
 from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_endpoints import Refused
-
-Context = Any
-"""``grpc.aio.ServicerContext``; grpc publishes no types."""
+from clockwork_serve.serve.grpc_call import Aborted, Call, Method
+from clockwork_serve.serve.grpc_server import coroutine, stream
 
 OLD_REFLECTION_SERVICE: Final = "grpc.reflection.v1alpha.ServerReflection"
 """Same messages under an older name, which most clients ask for."""
@@ -23,44 +22,28 @@ _LIVE_SERVICES: Final = ("", INFERENCE_SERVICE)
 _HealthResponse: Final = message("grpc.health.v1.HealthCheckResponse")
 
 
-def handlers(service: str, answers: dict[str, Callable[..., Any]], name: str = "") -> Any:
-    """Handlers of a service, which may be asked for under another ``name``."""
-    methods = {
-        rpc.name: _handler(rpc, answers.get(rpc.name, _unimplemented(rpc))) for rpc in rpcs(service).values()
-    }
-    return grpc.method_handlers_generic_handler(name or service, methods)
-
-
-def _handler(rpc: Rpc, answer: Callable[..., Any]) -> Any:
-    make = getattr(
-        grpc,
-        f"{'stream' if rpc.client_streaming else 'unary'}_{'stream' if rpc.server_streaming else 'unary'}"
-        "_rpc_method_handler",
-    )
-    return make(
-        answer,
-        request_deserializer=rpc.request.FromString,
-        response_serializer=rpc.response.SerializeToString,
-    )
+def methods(service: str, answers: dict[str, Callable[..., Any]], name: str = "") -> list[Method]:
+    """Methods of a service, which may be asked for under another ``name``."""
+    known = rpcs(service)
+    found = []
+    for rpc_name, answer in answers.items():
+        rpc = known[rpc_name]
+        make = stream if rpc.client_streaming or rpc.server_streaming else coroutine
+        path = f"/{name or service}/{rpc_name}"
+        found.append(make(path, rpc.request.FromString, rpc.response.SerializeToString, answer))
+    return found
 
 
 def checked(answer: Callable[[Any], Awaitable[dict[str, Any]]], response: Any) -> Callable[..., Any]:
     """An RPC from a coroutine that gives its response's fields."""
 
-    async def answered(request: Any, context: Context) -> Any:
+    async def answered(request: Any, call: Call) -> Any:
         try:
             return response(**await answer(request))
         except UnknownModel as error:
-            await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
+            raise Aborted(grpc.StatusCode.NOT_FOUND, str(error)) from None
         except Refused as error:
-            await context.abort(grpc.StatusCode[grpc_of_http(error.code)], str(error))
-
-    return answered
-
-
-def _unimplemented(rpc: Rpc) -> Callable[..., Any]:
-    async def answered(request: Any, context: Context) -> Any:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{rpc.name} is not supported by this server")
+            raise Aborted(grpc.StatusCode[grpc_of_http(error.code)], str(error)) from None
 
     return answered
 
@@ -77,12 +60,13 @@ class Health:
         """Its RPCs by name."""
         return {"Check": self._check, "Watch": self._watch}
 
-    async def _check(self, request: Any, context: Context) -> Any:
+    async def _check(self, request: Any, call: Call) -> Any:
         if request.service not in _LIVE_SERVICES:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service '{request.service}'")
+            raise Aborted(grpc.StatusCode.NOT_FOUND, f"unknown service '{request.service}'")
         return _HealthResponse(status=self._serving)
 
-    async def _watch(self, request: Any, context: Context) -> AsyncIterator[Any]:
+    async def _watch(self, requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
+        request = await anext(requests)
         if request.service not in _LIVE_SERVICES:
             yield _HealthResponse(status="SERVICE_UNKNOWN")
         told = ""
@@ -102,7 +86,7 @@ class Health:
         changed.set()
 
 
-async def _reflect(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+async def _reflect(requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
     async for request in requests:
         yield reflect(request)
 

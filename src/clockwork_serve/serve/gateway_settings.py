@@ -13,14 +13,21 @@ _NO_TRACES: Final = "no traces are kept; `clockwork serve --journal FILE` keeps 
 _NO_LEVELS: Final = "start the server with another --log-level"
 
 
-def trace_settings(endpoints: Endpoints, model: str, changes: Mapping[str, Any]) -> dict[str, list[str]]:
+def trace_settings(
+    endpoints: Endpoints, model: str, changes: Mapping[str, Any], version: str = ""
+) -> dict[str, list[str]]:
     """The trace settings of a model or (``""``) of all.
 
     Raises :class:`UnknownModel`, and :class:`Refused` where ``changes`` would change them.
     """
     if model:
-        endpoints.gateway.models.find(model, "")
-    listed = {name: value if isinstance(value, list) else [value] for name, value in changes.items() if value}
+        endpoints.gateway.models.find(model, version)
+    # Nothing, for Triton, takes back what was set for a model; here nothing ever was.
+    listed = {
+        name: value if isinstance(value, list) else [value]
+        for name, value in changes.items()
+        if value is not None and value != []
+    }
     _check_unchanged("trace", _TRACE, listed, _NO_TRACES)
     return _TRACE
 
@@ -45,7 +52,8 @@ def _check_unchanged(what: str, current: Mapping[str, Any], changes: Mapping[str
     for name, value in changes.items():
         if name not in current:
             raise Refused(501, f"{what} setting '{name}' is not supported: {instead}")
-        if value != current[name]:
+        # To Python False is 0.
+        if value != current[name] or isinstance(value, bool) != isinstance(current[name], bool):
             raise Refused(
                 501,
                 f"{what} setting '{name}' cannot be changed from {current[name]!r} to {value!r}: {instead}",

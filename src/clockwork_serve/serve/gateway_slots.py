@@ -36,8 +36,7 @@ class Body:
     view: memoryview
 
 
-@dataclass(slots=True, frozen=True)
-class Slot:
+class Slot(msgspec.Struct, frozen=True):
     """One request's memory: ``pieces`` of ``region``, and the references that its worker gets."""
 
     region: Region
@@ -67,6 +66,8 @@ class Slots:
 
     def __init__(self, region_bytes: int) -> None:
         self.region = Region.create(region_bytes)
+        self.in_place_bytes = 0  # of inputs that stayed where they were received, so far
+        self.copied_bytes = 0
         self._epoch = NO_EPOCH
         self._received = 0  # bytes of the region that bodies still being received hold
 
@@ -161,20 +162,31 @@ class Slots:
             return None
         self._forget(body)
         refs = tuple(_ref(tensor, offset) for tensor, offset in zip(inputs, offsets, strict=True))
+        self.in_place_bytes += sum(ref.nbytes for ref in refs)
         return self._slot((body.piece, header), header, refs, header + _HEADER, output_bytes)
 
     def _copy(self, inputs: Sequence[InputTensor], output_bytes: int) -> Slot | None:
         region = self.region
-        piece = region.allocate(self.bytes_for(inputs, output_bytes))
+        ends, end = [], _HEADER
+        for tensor in inputs:
+            end += align(len(tensor.data))
+            ends.append(end)
+        piece = region.allocate(end + output_bytes)
         if piece is None:
             return None
         buffer, at = region.buffer, piece + _HEADER
         refs = []
-        for tensor in inputs:
-            size = len(tensor.data)
-            buffer[at : at + size] = tensor.data
-            refs.append(_ref(tensor, at))
-            at += align(size)
+        for tensor, end in zip(inputs, ends, strict=True):
+            data = tensor.data
+            nbytes = len(data)
+            buffer[at : at + nbytes] = data
+            refs.append(
+                TensorRef(
+                    name=tensor.name, datatype=tensor.datatype, shape=tensor.shape, offset=at, nbytes=nbytes
+                )
+            )  # fmt: skip
+            at = piece + end
+            self.copied_bytes += nbytes
         return self._slot((piece,), piece, tuple(refs), at, output_bytes)
 
     def _slot(
@@ -186,10 +198,10 @@ class Slots:
         output_bytes: int,
     ) -> Slot:
         region = self.region
-        self._epoch += 1
-        write_epoch(region.buffer, header, self._epoch)
+        epoch = self._epoch = self._epoch + 1
+        write_epoch(region.buffer, header, epoch)
         tensors = Tensors(
-            region=region.name, epoch=self._epoch, header_offset=header, refs=refs, output_offset=outputs,
+            region=region.name, epoch=epoch, header_offset=header, refs=refs, output_offset=outputs,
             output_bytes=output_bytes,
         )  # fmt: skip
         return Slot(region, pieces, tensors)

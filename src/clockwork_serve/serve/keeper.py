@@ -16,17 +16,19 @@ from typing import Any, Final
 import msgspec
 
 from clockwork_serve.errors import ClockworkError, ConfigError, RepositoryError, TransportError
-from clockwork_serve.messages import Ask, Drain, Question, Reply
+from clockwork_serve.messages import Ask, Drain, Frame, Question, Reply
 from clockwork_serve.serve.catalogue import Catalogue
 from clockwork_serve.serve.gateway_door import check_door
 from clockwork_serve.serve.health import healthy, listens
 from clockwork_serve.serve.keeper_link import ControllerLink
+from clockwork_serve.serve.keeper_quotas import Quotas
 from clockwork_serve.serve.launches import launches
 from clockwork_serve.serve.ports import Ports
 from clockwork_serve.serve.preparation import OnProgress, Preparation, Prepared, Progress, prepare
 from clockwork_serve.serve.server_config import ServerConfig
 from clockwork_serve.serve.supervisor import Supervisor
 from clockwork_serve.serve.transport import SOCKET_NAME
+from clockwork_serve.telemetry import Counters
 
 POLL_S: Final = 0.02
 STOP_GRACE_S: Final = 5.0
@@ -63,12 +65,14 @@ class Keeper:
             },
         )
         self.catalogue = Catalogue()
+        self.quotas = Quotas(config.door.api_keys)
         self.warnings: tuple[str, ...] = ()
         self.run_dir = _make_run_dir(config.run_dir)
         self._on_progress = on_progress
         self._on_line = on_line or _to_stderr
         self.supervisor = Supervisor(self._on_line)
         self._link: ControllerLink | None = None
+        self._refreshing: asyncio.Task[None] | None = None
         self._preparing = asyncio.Lock()
         self._answers: set[asyncio.Task[None]] = set()  # tasks that answer questions now
 
@@ -80,7 +84,8 @@ class Keeper:
         if not prepared.served:
             raise RepositoryError(_nothing_to_serve(self.config.repository, prepared))
         self.catalogue.put(prepared.names, prepared.served, prepared.profiles, prepared.problems)
-        self._link = ControllerLink(self.run_dir / SOCKET_NAME, self.catalogue.frames, self._on_ask)
+        self._link = ControllerLink(self.run_dir / SOCKET_NAME, self._catalogue, self._on_ask)
+        self._refreshing = asyncio.get_running_loop().create_task(self.quotas.keep_fresh(self._link.send))
         for launch in launches(self.config, self.run_dir, self.ports.number_by_name):
             self.supervisor.start(launch)
 
@@ -114,6 +119,8 @@ class Keeper:
         """End everything at once."""
         for task in self._answers:
             task.cancel()
+        if self._refreshing is not None:
+            self._refreshing.cancel()
         if self._link is not None:
             self._link.close()
             self._link = None
@@ -126,6 +133,12 @@ class Keeper:
         if self._link is None:
             raise TransportError("the server is not running")
         return await self._link.ask(Question.STATE)
+
+    async def counters(self) -> Counters:
+        """What the controller counted. Raises :class:`TransportError` if it does not answer."""
+        if self._link is None:
+            raise TransportError("the server is not running")
+        return msgspec.convert(await self._link.ask(Question.METRICS), Counters, strict=False)
 
     async def _gateways_ready(self, link: ControllerLink) -> bool:
         ports = self.ports.number_by_name
@@ -168,6 +181,9 @@ class Keeper:
             for warning in each.model.warnings:
                 _log.warning("model %s: %s", each.model.key, warning)
 
+    def _catalogue(self) -> list[Frame]:
+        return [*self.quotas.frames(), *self.catalogue.frames()]
+
     # Questions
 
     def _on_ask(self, ask: Ask) -> None:
@@ -184,13 +200,14 @@ class Keeper:
                 case Question.LOAD:
                     body = await self._load(str(asked.get("model", "")))
                 case Question.UNLOAD:
-                    body = self._unload(str(asked.get("model", "")))
+                    body = await self._unload(str(asked.get("model", "")))
                 case _:
                     raise RepositoryError(f"the keeper does not know about {ask.what!r}")
             reply = Reply(ask_id=ask.ask_id, ok=True, body=body)
         except (ClockworkError, msgspec.MsgspecError, OSError) as error:
             body = msgspec.json.encode({"error": str(error)})
-            reply = Reply(ask_id=ask.ask_id, ok=False, body=body, code=400)
+            code = 404 if isinstance(error, _UnknownModel) else 400
+            reply = Reply(ask_id=ask.ask_id, ok=False, body=body, code=code)
         if self._link is not None:
             self._link.send(reply)
 
@@ -202,9 +219,12 @@ class Keeper:
     async def _load(self, name: str) -> bytes:
         if not name:
             raise RepositoryError("load: expected the name of a model; found none")
+        await self._check_known(name)
         prepared = await self._prepare((name,), nice=LOAD_NICE)
         self._report(prepared)
         if not prepared.served:
+            if name not in self.catalogue.names():
+                self.catalogue.note((name,), prepared.problems)
             raise RepositoryError("; ".join(str(problem) for problem in prepared.problems))
         frames = self.catalogue.put(prepared.names, prepared.served, prepared.profiles, prepared.problems)
         assert self._link is not None
@@ -227,13 +247,18 @@ class Keeper:
             return
         raise RepositoryError(f"no device was ready to run it within {PREPARE_S:.0f} s")
 
-    def _unload(self, name: str) -> bytes:
+    async def _unload(self, name: str) -> bytes:
         frames = self.catalogue.remove(name)
         if not frames:
-            raise RepositoryError(f"unload: model {name!r} is not served; see the repository index")
+            # One that is there and not served is as wished already.
+            await self._check_known(name)
         assert self._link is not None
         self._link.send(*frames)
         return b"{}"
+
+    async def _check_known(self, name: str) -> None:
+        if name not in await asyncio.to_thread(_folders, self.config.repository):
+            raise _UnknownModel(f"no model '{name}' in the repository; see its index")
 
     # Stopping
 
@@ -248,6 +273,10 @@ class Keeper:
                 await asyncio.sleep(POLL_S)
         except TransportError as error:
             _log.warning("not drained: %s", error)
+
+
+class _UnknownModel(RepositoryError):
+    """The repository has no model of that name."""
 
 
 def _make_run_dir(parent: str) -> Path:

@@ -81,8 +81,11 @@ def _gateway(
         "region_bytes": config.region_bytes,
         "max_body_bytes": config.max_body_bytes,
         "reuse_port": True,
+        "gateways": config.gateways,
+        "number": number,
         "model_control": config.model_control,
         "shared_memory": config.shared_memory,
+        "triton_codes": config.triton_codes,
         "door": config.door,
     }
 

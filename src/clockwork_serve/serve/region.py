@@ -18,10 +18,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from clockwork_serve.errors import TransportError
-from clockwork_serve.units import align
+from clockwork_serve.units import KIB, MIB, TENSOR_ALIGN, align
 
 HEADER_BYTES: Final = 8
 """A slot's epoch: one little-endian unsigned integer, written and read in one piece."""
+
+SPARE_PIECE_MAX: Final = 16 * KIB
+SPARE_BYTES_MAX: Final = 4 * MIB
+"""Pieces of small requests come and go by the ten thousand a second, in a few sizes: such are not joined
+with their neighbours before memory runs out."""
 
 _EPOCH: Final = struct.Struct("<Q")
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -54,6 +59,8 @@ class Region:
         self._mapping = mapping
         self._sizes: dict[int, int] = {}  # all and only the allocated pieces: offset -> bytes
         self._free = _FreeList(self.size)
+        self._spare: dict[int, list[int]] = {}  # free too, kept whole for the next of that size
+        self._spare_bytes = 0
 
     @classmethod
     def create(cls, size: int) -> Region:
@@ -72,13 +79,21 @@ class Region:
     @property
     def free_bytes(self) -> int:
         """Bytes not allocated (perhaps not in one piece)."""
-        return self._free.total
+        return self._free.total + self._spare_bytes
 
     def allocate(self, nbytes: int) -> int | None:
         """The offset of ``nbytes`` of room, aligned to 64; None if no piece is so large. Not cleared."""
         assert nbytes >= 0, f"cannot allocate {nbytes} bytes"
-        size = align(max(nbytes, 1))
+        size = align(nbytes) or TENSOR_ALIGN
+        if spare := self._spare.get(size):
+            found = spare.pop()
+            self._spare_bytes -= size
+            self._sizes[found] = size
+            return found
         offset = self._free.take(size)
+        if offset is None and self._spare_bytes:
+            self._join_spare()
+            offset = self._free.take(size)
         if offset is not None:
             self._sizes[offset] = size
         return offset
@@ -87,7 +102,18 @@ class Region:
         """Give back what ``allocate`` returned. Exactly once."""
         size = self._sizes.pop(offset, None)
         assert size is not None, f"offset {offset} is not allocated: freed twice, or never allocated"
-        self._free.give(offset, size)
+        if size <= SPARE_PIECE_MAX and self._spare_bytes < SPARE_BYTES_MAX:
+            self._spare.setdefault(size, []).append(offset)
+            self._spare_bytes += size
+        else:
+            self._free.give(offset, size)
+
+    def _join_spare(self) -> None:
+        for size, offsets in self._spare.items():
+            for offset in offsets:
+                self._free.give(offset, size)
+        self._spare.clear()
+        self._spare_bytes = 0
 
     def close(self) -> None:
         """Give the memory up: workers find the region gone. Views of ``buffer`` that are left keep it."""
@@ -100,7 +126,9 @@ class Region:
 
     def check(self) -> None:
         """Assert that free and allocated pieces tile the region."""
-        pieces = sorted([*self._sizes.items(), *self._free.pieces()])
+        spare = [(offset, size) for size, offsets in self._spare.items() for offset in offsets]
+        assert sum(size for _, size in spare) == self._spare_bytes
+        pieces = sorted([*self._sizes.items(), *self._free.pieces(), *spare])
         end = 0
         for offset, size in pieces:
             assert offset == end and size > 0, f"piece at {offset}, expected at {end}"

@@ -17,6 +17,7 @@ from clockwork_serve.serve.health import reachable
 from clockwork_serve.serve.keeper import Keeper, StartError
 from clockwork_serve.serve.preparation import OnProgress, Progress
 from clockwork_serve.serve.server_config import ServerConfig
+from clockwork_serve.telemetry import Counters
 
 __all__ = ["Progress", "RunningServer", "Server", "ServerConfig", "StartError", "run", "running_server"]
 
@@ -79,6 +80,10 @@ class RunningServer:
     def state(self) -> dict[str, Any]:
         """What the controller believes now. Raises :class:`TransportError` if it does not answer."""
         return self._call(self.server.state())
+
+    def counters(self) -> Counters:
+        """What the controller counted. Raises :class:`TransportError` if it does not answer."""
+        return self._call(self.server.counters())
 
     def wait_ready(self, timeout_s: float = 120.0) -> None:
         """Return once a client would be served. Raises :class:`StartError` if that does not happen."""

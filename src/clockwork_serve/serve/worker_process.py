@@ -25,6 +25,7 @@ from clockwork_serve.devices.base import Device
 from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.serve import child
 from clockwork_serve.serve.lanes import FIFO_PRIORITY, set_realtime
+from clockwork_serve.serve.slices import run_patiently
 from clockwork_serve.serve.worker_host import WorkerHost
 
 EXIT_CONFIG: Final = 78
@@ -74,6 +75,8 @@ async def _serve(config: WorkerConfig, devices: dict[str, Device], stop: asyncio
     host = WorkerHost(
         config.name, Path(config.run_dir), devices, realtime=config.realtime, tidy=settle_memory
     )
+    # Once the lanes have their threads: they keep their times, and the link's thread can wait.
+    asyncio.get_running_loop().call_soon(run_patiently)
     await host.run(stop)
 
 

@@ -12,6 +12,7 @@ from clockwork_serve.messages import (
     ModelAdded,
     ModelRemoved,
     Outcome,
+    QuotasSet,
     Reason,
     Request,
     WorkerLost,
@@ -32,6 +33,8 @@ class Asked:
         self._cancelled: set[str] = set()
         """Open requests whose clients went away."""
         self._lost_gateways: set[str] = set()
+        self._limited: set[str] = set()
+        """Tenants that have a quota."""
         self._draining = False
         self._worker_lost = False
 
@@ -51,6 +54,8 @@ class Asked:
             case ModelRemoved():
                 self.served.discard(event.model)
                 self._orphans.update([one for one, asked in self.open.items() if asked.model == event.model])
+            case QuotasSet():
+                self._limited = {quota.tenant for quota in event.quotas}
             case Drain():
                 self._draining = True
             case WorkerLost():
@@ -76,7 +81,7 @@ class Asked:
             case Outcome.INVALID:
                 good = request.model not in self.served
             case Outcome.REJECTED:
-                good = self._may_reject(answer.reason, orphan=orphan)
+                good = self._may_reject(request, answer.reason, orphan=orphan)
             case Outcome.FAILED:
                 # No device fails here; what a worker holds may differ from belief after its link was cut.
                 good = self._worker_lost and answer.reason is not Reason.MODEL_RAISED
@@ -90,7 +95,9 @@ class Asked:
         due_ns = request.deadline_ns - config.slack_ns
         return min(request.deadline_ns, max(due_ns, request.arrival_ns + config.floor_ns))
 
-    def _may_reject(self, reason: Reason, *, orphan: bool) -> bool:
+    def _may_reject(self, request: Request, reason: Reason, *, orphan: bool) -> bool:
+        if reason is Reason.TENANT_QUOTA:
+            return request.tenant in self._limited
         if reason is Reason.DRAINING:
             return self._draining
         if reason is Reason.NOT_SERVING:

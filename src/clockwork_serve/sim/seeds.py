@@ -25,7 +25,7 @@ from clockwork_serve.sim.simulation import Simulation, Watcher
 from clockwork_serve.units import MIB, NS_PER_S, ms
 from clockwork_serve.workload.scenario import Load, ModelSet, Scenario
 from clockwork_serve.workload.stream import Workload, build
-from clockwork_serve.workload.tables import ClusterTable, FaultKind, FaultTable
+from clockwork_serve.workload.tables import ClusterTable, FaultKind, FaultTable, TenantTable
 from clockwork_serve.workload.zoo import Zoo, ZooModel
 
 REQUESTS: Final = 2_000
@@ -121,8 +121,8 @@ def random_scenario(seed: int, requests: int = REQUESTS) -> Chance:
     )
     mean_s = float(np.mean([model.infer_ns[1] for model in kinds])) / NS_PER_S
     rate_rps = devices / mean_s * rng.uniform(0.4, 1.6)
-    loads = _loads(rng, sets, rate_rps)
-    scenario, workload = _long_enough(seed, sets, loads, requests / rate_rps, requests)
+    tenants, loads = _with_tenants(seed, _loads(rng, sets, rate_rps), devices)
+    scenario, workload = _long_enough(seed, sets, loads, tenants, requests / rate_rps, requests)
     table = ClusterTable(devices=devices, devices_per_worker=cluster.devices_per_worker)
     return Chance(
         seed=seed,
@@ -226,6 +226,26 @@ def _loads(rng: np.random.Generator, sets: list[ModelSet], rate_rps: float) -> l
     return loads
 
 
+def _with_tenants(seed: int, loads: list[Load], devices: int) -> tuple[tuple[TenantTable, ...], list[Load]]:
+    """The loads, some of them of a class of priority or of a tenant with a quota. It has dice of its own."""
+    rng = np.random.Generator(np.random.PCG64([seed, STREAM + 1]))
+    tenants = tuple(
+        TenantTable(
+            name=name, burst_s=_log_uniform(rng, 0.01, 2),
+            device_ms_per_s=_log_uniform(rng, 20, 1000 * devices) if rng.random() < 0.8 else None,
+            loaded_bytes_per_s=round(_log_uniform(rng, MIB, 4096 * MIB)) if rng.random() < 0.5 else None,
+        )
+        for name in ("t", "u")
+        if rng.random() < 0.4
+    )  # fmt: skip
+    changed = []
+    for load in loads:
+        priority = int(rng.integers(1, 16)) if rng.random() < 0.3 else 0
+        tenant = _of(rng, "", *[one.name for one in tenants]) or None
+        changed.append(replace(load, priority=priority, tenant=tenant))
+    return tenants, changed
+
+
 def _open(rng: np.random.Generator, name: str, sets: list[ModelSet], rate_rps: float) -> Load:
     arrivals = _of(rng, "poisson", "gamma", "fixed")
     popular = rng.random() < 0.6
@@ -245,11 +265,18 @@ def _slo_ms(rng: np.random.Generator) -> float | None:
 
 
 def _long_enough(
-    seed: int, sets: list[ModelSet], loads: list[Load], seconds: float, requests: int
+    seed: int,
+    sets: list[ModelSet],
+    loads: list[Load],
+    tenants: tuple[TenantTable, ...],
+    seconds: float,
+    requests: int,
 ) -> tuple[Scenario, Workload]:
     """The scenario, made longer until its open loads alone send enough."""
     while True:
-        scenario = Scenario(name=f"seed {seed}", seconds=seconds, models=tuple(sets), loads=tuple(loads))
+        scenario = Scenario(
+            name=f"seed {seed}", seconds=seconds, models=tuple(sets), loads=tuple(loads), tenants=tenants
+        )
         workload = build(scenario, seed)
         sent = sum(len(arrivals.times_ns) for arrivals in workload.open())
         if sent >= requests:

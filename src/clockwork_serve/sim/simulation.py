@@ -33,6 +33,7 @@ from clockwork_serve.messages import (
     ModelAdded,
     Outcome,
     Profile,
+    QuotasSet,
     Request,
     Unload,
     WorkerJoined,
@@ -129,12 +130,12 @@ class Simulation:
         self.watchers: list[Watcher] = [*watchers, self.checks] if self.checks else list(watchers)
         self._hop_ns = self.constants.network.gateway_ns
         self._keys = [model.key for model in self.models]
+        self._whose = list(zip(workload.priorities, workload.tenants, strict=True))
         self._seed = seed
-        self._wake_ns = FAR_NS
+        self._wake_ns = self._next_ns = FAR_NS
         self._stream = workload.open()
         self._arrivals: Arrivals | None = None
         self._at = self._sent = 0
-        self._next_ns = FAR_NS
         self._dirty: list[Host] = []
         self._start([self.host(f"w{at}", specs) for at, specs in enumerate(cluster.specs(kind))])
         self._refill()
@@ -159,6 +160,8 @@ class Simulation:
     def _start(self, hosts: list[Host]) -> None:
         """All workers are up and have prepared all codes when time begins."""
         events: list[ControllerEvent] = [*self.codes, *[ModelAdded(model=model) for model in self.models]]
+        if self.workload.quotas:
+            events.append(QuotasSet(quotas=self.workload.quotas))
         for host in hosts:
             self.hosts[host.name] = host
             self.by_device.update((spec.device, host) for spec in host.specs)
@@ -319,6 +322,7 @@ class Simulation:
         request_id = f"r{sent}"
         deadline_ns = sent_ns + slo_ns
         self.open[request_id] = (load, sent_ns, deadline_ns, client)
+        priority, tenant = self._whose[load]
         tally = self.tally
         if sent_ns >= tally.warmup_ns:
             tally.loads[load].offered += 1
@@ -326,7 +330,7 @@ class Simulation:
             tally.row(sent_ns)[load].offered += 1
         return Request(
             request_id=request_id, gateway=self.gateways[sent & 1], model=self._keys[model],
-            arrival_ns=sent_ns, deadline_ns=deadline_ns,
+            arrival_ns=sent_ns, deadline_ns=deadline_ns, priority=priority, tenant=tenant,
         )  # fmt: skip
 
     def _send_again(self, client: Client, now_ns: int) -> None:

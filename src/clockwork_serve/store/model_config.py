@@ -19,7 +19,8 @@ def model_config(name: str, settings: ModelSettings, code: Code, max_batch_size:
     """The configuration of a model as JSON."""
     config: dict[str, Any] = {
         "name": name,
-        "platform": PLATFORMS[code.backend],
+        # Triton names its Python backend in the other field only.
+        "platform": "" if code.backend == "python" else PLATFORMS[code.backend],
         "backend": _BACKENDS[code.backend],
         "runtime": "",
         "version_policy": _version_policy(settings.version_policy or VersionPolicy()),

@@ -6,6 +6,7 @@ import math
 import tomllib
 from typing import Any
 
+from clockwork_serve.messages import LEAST_PRIORITY
 from clockwork_serve.store.problems import did_you_mean, problem
 from clockwork_serve.store.settings import (
     BACKENDS,
@@ -104,7 +105,7 @@ def read_toml(text: str) -> ModelSettings:
         queue_limit=table.integer("queue_limit", 1),
         output_bytes=table.integer("output_bytes", 1),
         memory_bytes=table.integer("memory_bytes", 1),
-        priority=table.integer("priority", -(1 << 31), 1 << 31),
+        priority=table.integer("priority", 0, LEAST_PRIORITY),
         inputs=_tensors(table.raw("inputs"), "inputs"),
         outputs=_tensors(table.raw("outputs"), "outputs"),
         version_policy=_version_policy(table.raw("version_policy")),

@@ -33,7 +33,8 @@ class Histogram(Struct):
     def add(self, duration_ns: int) -> None:
         """Count one duration (below zero counts as zero)."""
         self.counts[bisect_left(BOUNDS_NS, duration_ns)] += 1
-        self.sum_ns += max(0, duration_ns)
+        if duration_ns > 0:
+            self.sum_ns += duration_ns
 
     @property
     def count(self) -> int:
@@ -137,12 +138,28 @@ class ErrorCounters(Struct):
         return Histogram([a + b for a, b in pairs]).quantile_ns(share)
 
 
+class TenantCounters(Struct):
+    """What became of the requests of one tenant that has a quota, what it may use and what it was charged.
+
+    0 stands for no quota. ``device_ns`` and ``loaded_bytes`` are the controller's own accounts.
+    """
+
+    received: int = 0
+    outcomes: dict[str, int] = {}
+    late: int = 0
+    device_ns: int = 0
+    device_ns_per_s: int = 0
+    loaded_bytes: int = 0
+    loaded_bytes_per_s: int = 0
+
+
 class Counters(Struct):
     """Everything a controller's driver has seen, added up since it started.
 
     ``received`` equals the sum of ``outcomes`` plus ``open``. ``unmatched`` counts answers to requests that
     were not open: it stays 0 unless a request was answered twice. ``latency`` is by outcome, arrival to
     answer. ``queue`` is arrival to start, ``execution`` the lane time, of requests that were answered well.
+    ``wakeup`` is how much later than it had asked the controller came to decide.
     """
 
     received: int = 0
@@ -159,18 +176,21 @@ class Counters(Struct):
     queue: Histogram = field(default_factory=Histogram)
     execution: Histogram = field(default_factory=Histogram)
     load: Histogram = field(default_factory=Histogram)
+    wakeup: Histogram = field(default_factory=Histogram)
     batches: dict[int, int] = {}
     prediction: dict[str, ErrorCounters] = field(
         default_factory=lambda: {"infer": ErrorCounters(), "load": ErrorCounters()}
     )
     models: dict[str, ModelCounters] = {}
+    tenants: dict[str, TenantCounters] = {}
     devices: dict[str, DeviceCounters] = {}
 
 
 class GatewayCounters(Struct):
     """What a gateway saw and the controller did not: ``outcomes`` it decided itself (INVALID, not serving).
 
-    ``received`` counts every inference request that came in, passed on or not.
+    ``received`` counts every inference request that came in, passed on or not. ``received_in_place_bytes`` of
+    input tensors went from the socket to where workers read them; ``copied_bytes`` were copied there.
     """
 
     gateway: str
@@ -180,6 +200,8 @@ class GatewayCounters(Struct):
     connections: int = 0
     region_bytes: int = 0
     region_used_bytes: int = 0
+    received_in_place_bytes: int = 0
+    copied_bytes: int = 0
 
 
 def outcome_key(outcome: str, reason: str) -> str:

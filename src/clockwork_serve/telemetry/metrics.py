@@ -28,7 +28,7 @@ Samples = Iterable[tuple[str, float | int]]
 def render(counters: Counters, gateway: GatewayCounters | None = None) -> bytes:
     """All metrics as text; ``gateway`` adds what the answering gateway counted itself."""
     lines: list[str] = []
-    for part in (_requests, _histograms, _models, _devices):
+    for part in (_requests, _histograms, _tenants, _models, _devices):
         lines.extend(part(counters))
     if gateway is not None:
         lines.extend(_gateway(gateway))
@@ -67,6 +67,10 @@ def _histograms(counters: Counters) -> Iterator[str]:
     )
     yield from _histogram("clockwork_load_seconds", "Time that LOADs took.", {"": counters.load})
     yield from _histogram(
+        "clockwork_wakeup_lateness_seconds", "How much later than it had asked the controller decided.",
+        {"": counters.wakeup},
+    )  # fmt: skip
+    yield from _histogram(
         "clockwork_prediction_error_seconds",
         "Measured against expected lane time: under, it took longer; over, it did not.",
         {
@@ -79,6 +83,31 @@ def _histograms(counters: Counters) -> Iterator[str]:
         "clockwork_executions_total", "counter", "Batches that ran well, by batch size.",
         ((f'batch="{batch}"', count) for batch, count in sorted(counters.batches.items())),
     )  # fmt: skip
+
+
+def _tenants(counters: Counters) -> Iterator[str]:
+    """Those that have a quota: a file names them, so clients cannot make more."""
+    tenants = [(f'tenant="{_escape(name)}"', tenant) for name, tenant in sorted(counters.tenants.items())]
+    if not tenants:
+        return
+    yield from _family(
+        "clockwork_tenant_requests_total", "counter", "Requests of a tenant by how they ended, and why.",
+        ((f"{labels},{end}", count) for labels, tenant in tenants for end, count in _ends(tenant.outcomes)),
+    )  # fmt: skip
+    for name, kind, text, values in (
+        ("late_total", "counter", "Its requests that finished after their deadline.",
+         [tenant.late for _, tenant in tenants]),
+        ("device_seconds_total", "counter", "Device time that it was charged.",
+         [tenant.device_ns / NS_PER_S for _, tenant in tenants]),
+        ("device_quota", "gauge", "Seconds of device time a second that it may use; 0: no limit.",
+         [tenant.device_ns_per_s / NS_PER_S for _, tenant in tenants]),
+        ("loaded_bytes_total", "counter", "Bytes of weights loaded that it was charged.",
+         [tenant.loaded_bytes for _, tenant in tenants]),
+        ("loaded_bytes_quota", "gauge", "Bytes a second that may be loaded for it; 0: no limit.",
+         [tenant.loaded_bytes_per_s for _, tenant in tenants]),
+    ):  # fmt: skip
+        samples = [(labels, value) for (labels, _), value in zip(tenants, values, strict=True)]
+        yield from _family(f"clockwork_tenant_{name}", kind, text, samples)
 
 
 def _models(counters: Counters) -> Iterator[str]:
@@ -184,6 +213,13 @@ def _gateway(gateway: GatewayCounters) -> Iterator[str]:
         [
             (f'{name},state="all"', gateway.region_bytes),
             (f'{name},state="taken"', gateway.region_used_bytes),
+        ],
+    )  # fmt: skip
+    yield from _family(
+        "clockwork_gateway_input_bytes_total", "counter", "Bytes of inputs, received in place or copied.",
+        [
+            (f'{name},how="in_place"', gateway.received_in_place_bytes),
+            (f'{name},how="copied"', gateway.copied_bytes),
         ],
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ constant time, whatever is served.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from clockwork_serve.messages import (
     ModelAdded,
     ModelRemoved,
     Outcome,
+    QuotasSet,
     Readiness,
     Reason,
     Request,
@@ -39,6 +40,7 @@ from clockwork_serve.telemetry.counters import (
     GatewayCounters,
     Histogram,
     ModelCounters,
+    TenantCounters,
     encode,
     outcome_key,
 )
@@ -63,6 +65,7 @@ class _Open:
     gateway: str
     arrival_ns: int
     deadline_ns: int
+    tenant: TenantCounters | None = None
     sent: bool = False
 
 
@@ -83,6 +86,7 @@ class Recorder:
             ModelAdded: self._on_model_added, ModelRemoved: self._on_model_removed,
             WorkerJoined: self._on_worker_joined, WorkerLost: self._on_worker_lost,
             GatewayLost: self._on_gateway_lost, Readiness: self._on_readiness,
+            QuotasSet: self._on_quotas,
         }  # fmt: skip
 
     def on_step(
@@ -104,8 +108,13 @@ class Recorder:
         found: dict[str, Any] = msgspec.to_builtins(self.counters, str_keys=True)
         return found
 
-    def encoded(self) -> bytes:
-        """The counters as JSON, for another process to render."""
+    def encoded(self, accounts: Mapping[str, Mapping[str, int]] | None = None) -> bytes:
+        """The counters as JSON, for another process to render, with the controller's accounts of tenants."""
+        for name, account in (accounts or {}).items():
+            tenant = self.counters.tenants.setdefault(name, TenantCounters())
+            tenant.device_ns, tenant.device_ns_per_s = account["device_ns"], account["device_ns_per_s"]
+            tenant.loaded_bytes = account["loaded_bytes"]
+            tenant.loaded_bytes_per_s = account["loaded_bytes_per_s"]
         return encode(self.counters)
 
     def metrics(self, gateway: GatewayCounters | None = None) -> bytes:
@@ -129,6 +138,9 @@ class Recorder:
         self._open[request.request_id] = _Open(
             model, request.gateway, request.arrival_ns, request.deadline_ns
         )
+        if counters.tenants and (tenant := counters.tenants.get(request.tenant)) is not None:
+            self._open[request.request_id].tenant = tenant
+            tenant.received += 1
         counters.received += 1
         counters.open += 1
         counters.queued += 1
@@ -166,6 +178,9 @@ class Recorder:
         if histogram is None:
             histogram = counters.latency.setdefault(str(outcome), Histogram())
         histogram.add(latency_ns)
+        if opened.tenant is not None:
+            opened.tenant.outcomes[key] = opened.tenant.outcomes.get(key, 0) + 1
+            opened.tenant.late += late
         if model is not None:
             model.outcomes[key] = model.outcomes.get(key, 0) + 1
             model.late += late
@@ -264,6 +279,11 @@ class Recorder:
         model = event.model
         if model.key not in self.counters.models:
             self.counters.models[model.key] = ModelCounters(name=model.name, version=model.version)
+
+    def _on_quotas(self, event: QuotasSet, now_ns: int) -> None:
+        known = self.counters.tenants
+        names = [quota.tenant for quota in event.quotas]
+        self.counters.tenants = {name: known.get(name) or TenantCounters() for name in names}
 
     def _on_model_removed(self, event: ModelRemoved, now_ns: int) -> None:
         self.counters.models.pop(event.model, None)

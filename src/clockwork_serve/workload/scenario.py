@@ -24,6 +24,7 @@ from clockwork_serve.workload.tables import (
     Load,
     ModelSet,
     Ramp,
+    TenantTable,
     require_between,
     require_finite,
     require_known,
@@ -33,15 +34,17 @@ from clockwork_serve.workload.toml_lines import lines_of
 
 __all__ = [
     "NO_SLO_MS", "ClusterTable", "FaultTable", "Load", "ModelSet", "Ramp", "Scenario", "Source",
-    "check_kinds", "read_scenario",
+    "TenantTable", "check_kinds", "read_scenario",
 ]  # fmt: skip
 
 ALL_KINDS: Final = "*"
 LONGEST_S: Final = 1e8
 """Seconds of a run, some three years: an axis of ns in 64 bits holds more."""
 _LARGEST_FILE: Final = 1 << 20
-_TABLES: Final[dict[str, type[Struct]]] = {"models": ModelSet, "loads": Load, "faults": FaultTable}
-_TOP: Final = ("name", "seconds", "warmup_s", "cluster", "models", "loads", "faults")
+_TABLES: Final[dict[str, type[Struct]]] = {
+    "models": ModelSet, "loads": Load, "tenants": TenantTable, "faults": FaultTable,
+}  # fmt: skip
+_TOP: Final = ("name", "seconds", "warmup_s", "cluster", "models", "loads", "tenants", "faults")
 _AT: Final = re.compile(r"(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(?P<name>.*)`")
 _MISSING: Final = re.compile(r"Object missing required field `(?P<name>.*)`")
@@ -84,6 +87,7 @@ class Scenario(Struct, frozen=True, kw_only=True):
     loads: tuple[Load, ...]
     warmup_s: float = 0.0
     cluster: ClusterTable = ClusterTable()
+    tenants: tuple[TenantTable, ...] = ()
     faults: tuple[FaultTable, ...] = ()
     source: Source | None = None
 
@@ -94,9 +98,9 @@ class Scenario(Struct, frozen=True, kw_only=True):
         require_finite(self, ("warmup_s",), least=0)
         if self.warmup_s >= self.seconds:
             raise unfit("warmup_s", f"less than seconds = {self.seconds:g}", self.warmup_s, "shorten it")
-        for table in ("models", "loads"):
-            entries: tuple[ModelSet | Load, ...] = getattr(self, table)
-            if not entries:
+        for table in ("models", "loads", "tenants"):
+            entries: tuple[ModelSet | Load | TenantTable, ...] = getattr(self, table)
+            if not entries and table != "tenants":
                 raise unfit(table, f"at least one [[{table}]]", (), "add one")
             names = [entry.name for entry in entries]
             for index, name in enumerate(names):
@@ -107,7 +111,12 @@ class Scenario(Struct, frozen=True, kw_only=True):
 
     def _check_loads(self) -> None:
         sets = [entry.name for entry in self.models]
+        tenants = [entry.name for entry in self.tenants]
         for index, load in enumerate(self.loads):
+            if load.tenant is not None:
+                require_known(
+                    f"loads[{index}].tenant", load.tenant, tenants, "the name of a [[tenants]] table"
+                )
             for name in load.models:
                 require_known(f"loads[{index}].models", name, sets, "the name of a [[models]] table")
             for field in ("start_s", "stop_s"):

@@ -18,6 +18,7 @@ from typing import Final
 
 import numpy as np
 
+from clockwork_serve.messages import Quota
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, ms
 from clockwork_serve.workload.dice import ARRIVALS, BURSTS, dice
 from clockwork_serve.workload.problems import FieldError, did_you_mean
@@ -115,7 +116,7 @@ class OpenLoad:
 
 @dataclass(slots=True)
 class Workload:
-    """A scenario made ready: names and kinds of models, names and priorities of loads, streams and clients.
+    """A scenario made ready: models with their kinds, loads with their classes, streams, clients, quotas.
 
     ``notes`` say in words how traces were mapped and scaled; every report prints them.
     """
@@ -123,10 +124,12 @@ class Workload:
     models: tuple[tuple[str, str], ...]
     loads: tuple[str, ...]
     priorities: tuple[int, ...]
+    tenants: tuple[str, ...]
     closed: tuple[ClosedLoad, ...]
     duration_ns: int
     warmup_ns: int
     notes: tuple[str, ...] = ()
+    quotas: tuple[Quota, ...] = ()
     streams: tuple[OpenLoad, ...] = field(default=(), repr=False)
 
     def open(self) -> Iterator[Arrivals]:
@@ -259,6 +262,8 @@ def build(scenario: Scenario, seed: int, base: Path | None = None) -> Workload:
         models=names,
         loads=tuple(load.name for load in scenario.loads),
         priorities=tuple(load.priority for load in scenario.loads),
+        tenants=tuple(load.tenant or "" for load in scenario.loads),
+        quotas=tuple(tenant.quota() for tenant in scenario.tenants),
         closed=tuple(closed),
         duration_ns=duration_ns,
         warmup_ns=round(scenario.warmup_s * NS_PER_S),

@@ -8,7 +8,8 @@ from typing import Any, Final, Literal
 
 from msgspec import Struct
 
-from clockwork_serve.units import NS_PER_S
+from clockwork_serve.messages import Quota
+from clockwork_serve.units import NS_PER_S, ms
 from clockwork_serve.workload.problems import did_you_mean, unfit
 
 NO_SLO_MS: Final = 24 * 3600 * 1000.0
@@ -132,6 +133,7 @@ class Load(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     retry: Retry = "fixed"
     retry_ms: float | None = None
     priority: int = 0
+    tenant: str | None = None
     trace: str | tuple[str, ...] | None = None
     mapping: Mapping = "block"
     counts: Counts | None = None
@@ -160,7 +162,7 @@ class Load(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         require_within(self, ("concurrency", "active_models", "functions"), 1, 10_000_000)
         require_within(self, ("minutes",), 1, 10_000_000)
         require_within(self, ("first_minute", "drop_top"), 0, 10_000_000)
-        require_within(self, ("priority",), -(1 << 31), 1 << 31)
+        require_within(self, ("priority",), 0, 15)
         self._check_together()
 
     def _check_together(self) -> None:
@@ -202,6 +204,31 @@ class Load(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if self.trace is None:
             return ()
         return (self.trace,) if isinstance(self.trace, str) else self.trace
+
+
+class TenantTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the loads of one tenant may use together, as in a file of keys; None: as much as there is."""
+
+    name: str
+    device_ms_per_s: float | None = None
+    loaded_bytes_per_s: int | None = None
+    burst_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the fields. Raises :class:`FieldError`."""
+        require_text(self, ("name",))
+        require_between(self, ("device_ms_per_s",), 0.001, 1e9)
+        require_within(self, ("loaded_bytes_per_s",), 1, 1 << 50)
+        require_between(self, ("burst_s",), 0.001, 3600)
+
+    def quota(self) -> Quota:
+        """As the controller knows it."""
+        device_ms = self.device_ms_per_s
+        return Quota(
+            tenant=self.name, burst_ns=round(self.burst_s * NS_PER_S),
+            device_ns_per_s=None if device_ms is None else ms(device_ms),
+            loaded_bytes_per_s=self.loaded_bytes_per_s,
+        )  # fmt: skip
 
 
 class ClusterTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -274,7 +301,7 @@ _FAULT_NEEDS: Final = {
 _DEFAULTS: Final[dict[str, Any]] = dict(
     zip(Load.__struct_fields__[-len(Load.__struct_defaults__) :], Load.__struct_defaults__, strict=True)
 )
-_ALWAYS: Final = {"slo_ms", "slo_ramp", "start_s", "stop_s", "priority"}
+_ALWAYS: Final = {"slo_ms", "slo_ramp", "start_s", "stop_s", "priority", "tenant"}
 _POPULAR: Final = {"popularity", "zipf_s"}
 _OPEN: Final = {"rate_rps", "on_s", "off_s", "rate_ramp", "model_ramp", "active_models"} | _POPULAR
 _CUT: Final = {"rate_rps", "rate_scale", "mapping", "first_minute", "minutes", "drop_top", "cap_share"}

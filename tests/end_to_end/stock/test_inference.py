@@ -10,6 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from benchmarks.serving import Serving
 from tritonclient.utils import triton_to_np_dtype
 
 from tests.end_to_end.conftest import call
@@ -150,15 +151,32 @@ def test_requests_may_be_compressed(stock: Stock, asked: str, rows: int) -> None
     np.testing.assert_array_equal(found.as_numpy("y"), data)
 
 
+WORDS = np.array([[b"word" * 100] * 3] * 16, object)
+
+
 @pytest.mark.parametrize("wanted", ["gzip", "deflate"])
+@pytest.mark.parametrize("rows", [1, 16])
+@pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("stock", ["http", "http.aio"], indirect=True)
-def test_responses_come_uncompressed_whatever_was_asked(stock: Stock, wanted: str) -> None:
-    found = stock("infer", "echo_FP32", x_of(stock), response_compression_algorithm=wanted)
-    np.testing.assert_array_equal(found.as_numpy("y"), X)
-    body = json.dumps({"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": X.tolist()}]})
-    url, headers = stock.server.http_url, {"Accept-Encoding": wanted}
-    response = call(url, "/v2/models/echo_FP32/infer", body.encode(), headers)
-    assert (response.status, "content-encoding" in response.headers) == (200, False)
+def test_responses_may_be_compressed(stock: Stock, wanted: str, rows: int, *, binary: bool) -> None:
+    inputs = x_of(stock, WORDS[:rows], "BYTES")
+    more = {"outputs": [stock.wish("y", binary_data=binary)], "response_compression_algorithm": wanted}
+    words = stock("infer", "echo_BYTES", inputs, **more).as_numpy("y")
+    np.testing.assert_array_equal(words if binary else np.char.encode(words.astype(str)), WORDS[:rows])
+
+
+@pytest.mark.parametrize(
+    ("said", "rows", "coding"),
+    [("gzip", 16, "gzip"), ("deflate", 16, "deflate"), ("gzip, deflate, br", 16, None), ("gzip", 1, None)],
+)
+def test_only_who_asks_gets_a_compressed_response(
+    stock_server: Serving, said: str, rows: int, coding: str | None
+) -> None:
+    data = [["word" * (100 if rows > 1 else 1)] * 3] * rows
+    tensor = {"name": "x", "shape": [rows, 3], "datatype": "BYTES", "data": data}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    response = call(stock_server.http_url, "/v2/models/echo_BYTES/infer", body, {"Accept-Encoding": said})
+    assert (response.status, response.headers.get("content-encoding")) == (200, coding)
 
 
 def test_priorities_and_limits_are_taken(stock: Stock) -> None:
@@ -243,7 +261,7 @@ def test_one_stream_carries_answers_errors_and_the_final_flag(stock: Stock) -> N
         np.testing.assert_array_equal(result.as_numpy("y"), X * (index + 1))
         response = result.get_response()
         assert response.id == str(index + 1)
-        assert ("triton_final_response" in response.parameters) == (index == 1)
+        assert response.parameters["triton_final_response"].bool_param
     assert "unknown model" in str(told[2][1])
     assert "keeps no state" in str(told[3][1])
 

@@ -6,10 +6,14 @@ import csv
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from benchmarks.serving import Serving
+
+from tests.end_to_end.conftest import ROOT
 
 ANALYZER = shutil.which("perf_analyzer", path=str(Path(sys.executable).parent))
 COUNT = 40
@@ -19,6 +23,13 @@ pytestmark = pytest.mark.skipif(
     ANALYZER is None,
     reason="perf_analyzer is not here: it is for x86-64 with glibc 2.38 or later",
 )
+
+
+@pytest.fixture(scope="module")
+def sharing(start: Callable[..., AbstractContextManager[Serving]]) -> Iterator[Serving]:
+    """A server that takes every key, as this client chooses them by the names of tensors."""
+    with start(ROOT / "examples" / "models", shared_memory="/") as serving:
+        yield serving
 
 
 def analyze(server: Serving, protocol: str, *options: str) -> str:
@@ -65,6 +76,15 @@ def measured(server: Serving, protocol: str, path: Path, *options: str) -> tuple
 )
 def test_it_measures(stock_server: Serving, tmp_path: Path, protocol: str, options: str) -> None:
     measured(stock_server, protocol, tmp_path / "report.csv", *options.split())
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_it_measures_with_shared_memory_and_ends_without_a_warning(
+    sharing: Serving, tmp_path: Path, protocol: str
+) -> None:
+    path = tmp_path / "report.csv"
+    _, said = measured(sharing, protocol, path, "-m", "mlp", "--shared-memory", "system")
+    assert "shared memory" not in said.lower(), "it unregisters all, of CUDA too"
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])

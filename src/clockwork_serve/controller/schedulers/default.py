@@ -80,10 +80,11 @@ class Choice:
 class Tight:
     """The tightest SLO that lately came to a device."""
 
-    __slots__ = ("_infer_ns", "_queue", "_wait_ns", "slo_ns", "until_ns")
+    __slots__ = ("_infer_ns", "_queue", "_wait_ns", "band_ns", "slo_ns", "until_ns")
 
     def __init__(self, strategy: Strategy, slo_ns: int, wait_ns: int, until_ns: int) -> None:
         self._queue = strategy.queue
+        self.band_ns = strategy.queue.band_ns
         self._infer_ns = strategy.batches[0].samples.estimate_ns
         self._wait_ns = wait_ns
         self.slo_ns = slo_ns
@@ -158,11 +159,14 @@ class DefaultScheduler(PaperScheduler):
             if choice is None:
                 continue
             after = plan.top()
-            if after is not None and choice.latest_ns > after.key_ns and choice.latest_ns > top_ns:
-                plan.push(strategy, choice.latest_ns)
-                continue
-            if after is not None and start_ns + choice.cost_ns > after.key_ns:
-                choice = self._least_loss(plan, choice, start_ns)
+            if after is not None:
+                band_ns = strategy.queue.band_ns
+                key_ns = choice.latest_ns + band_ns
+                if key_ns > after.key_ns and key_ns > top_ns:
+                    plan.push(strategy, key_ns)
+                    continue
+                if start_ns + choice.cost_ns + band_ns > after.key_ns:
+                    choice = self._least_loss(plan, choice, start_ns)
             if choice.batch.count < len(choice.strategy.queue.dues):
                 choice = self._better(plan, choice, start_ns, now_ns)
             self._send(self._relaxed(plan, self._fuller(choice, start_ns), now_ns), start_ns, now_ns)
@@ -205,8 +209,9 @@ class DefaultScheduler(PaperScheduler):
         that serves fewest requests for its time. Others are put back.
         """
         rivals, end_ns = [urgent], start_ns + urgent.cost_ns
+        band_ns = urgent.strategy.queue.band_ns
         while len(rivals) < RIVALS_MAX and (strategy := plan.top()) is not None:
-            if strategy.key_ns >= end_ns:
+            if strategy.key_ns >= end_ns + band_ns:
                 break
             plan.pop()
             choice = self._best(strategy, start_ns)
@@ -227,7 +232,7 @@ class DefaultScheduler(PaperScheduler):
         winner = kept[0] if kept else rivals[0]
         for choice in rivals:
             if choice is not winner:
-                plan.push(choice.strategy, choice.latest_ns)
+                plan.push(choice.strategy, choice.latest_ns + band_ns)
         return winner
 
     def _better(self, plan: Plan, choice: Choice, start_ns: int, now_ns: int) -> Choice:
@@ -246,6 +251,8 @@ class DefaultScheduler(PaperScheduler):
         passed: list[Choice] = []
         winner = choice
         while len(passed) < SCANNED_MAX and winner is choice and (strategy := plan.top()) is not None:
+            if strategy.queue.band_ns != queue.band_ns:
+                break
             plan.pop()
             other = self._best(strategy, start_ns)
             if other is None:
@@ -257,7 +264,7 @@ class DefaultScheduler(PaperScheduler):
         if winner is not choice:
             passed.append(choice)
         for other in passed:
-            plan.push(other.strategy, other.latest_ns)
+            plan.push(other.strategy, other.latest_ns + queue.band_ns)
         return winner
 
     def _fuller(self, choice: Choice, start_ns: int) -> Choice:
@@ -277,6 +284,8 @@ class DefaultScheduler(PaperScheduler):
         if tight is None or now_ns > tight.until_ns:
             return choice
         strategy = choice.strategy
+        if tight.band_ns > strategy.queue.band_ns:
+            return choice
         request = strategy.queue.waiters[choice.first].request
         if request.deadline_ns - request.arrival_ns <= RELAXED * tight.slo_ns:
             return choice

@@ -2,8 +2,8 @@
 
 A *strategy* is a queue with its urgency on one device: the least, over batch sizes that can be filled, of the
 head's due time minus the estimate. Each device's exec lane is topped up to the look-ahead with the most
-urgent strategy, at the largest batch that still meets its head's due time. Each load lane is topped up with
-the model of highest LOAD priority; least recently used weights make room.
+urgent strategy of the most urgent class, at the largest batch that still meets its head's due time. Each load
+lane is topped up with the model of highest LOAD priority; least recently used weights make room.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class PaperScheduler(Scheduler):
         for strategy in queue.strategies:
             plan = strategy.plan
             if alone:
-                key_ns = queue.dues[0] - strategy.batches[0].samples.estimate_ns
+                key_ns = queue.dues[0] - strategy.batches[0].samples.estimate_ns + queue.band_ns
                 if key_ns < strategy.key_ns:
                     plan.push(strategy, key_ns)
             else:
@@ -142,7 +142,7 @@ class PaperScheduler(Scheduler):
                 if other.count > waiting:
                     break
                 batch = other
-        key_ns = dues[0] - batch.samples.estimate_ns
+        key_ns = dues[0] - batch.samples.estimate_ns + strategy.queue.band_ns
         if key_ns < strategy.key_ns:
             strategy.plan.push(strategy, key_ns)
 
@@ -178,7 +178,7 @@ class PaperScheduler(Scheduler):
             batch = self._choose(strategy, start_ns)
             if batch is None:
                 continue
-            urgency_ns = self._urgency_ns
+            urgency_ns = self._urgency_ns + strategy.queue.band_ns
             if urgency_ns > top_ns and (after := plan.top()) is not None and urgency_ns > after.key_ns:
                 plan.push(strategy, urgency_ns)
                 continue

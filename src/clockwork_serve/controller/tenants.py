@@ -1,0 +1,305 @@
+"""What tenants may still use, and who is charged for what; it refuses nobody itself.
+
+A tenant's bucket holds what it may use at once, and fills by the time that events tell. What a request is
+expected to cost is *held* from its admission on, so that all who wait can be paid for; what it did cost is
+*taken* when its result tells. So within any time t a tenant uses no more than its rate times t and what the
+bucket holds, as far as estimates hold; what a result costs beyond them is repaid before more is admitted.
+
+Weights are claimed by the first request of a tenant that found them nowhere. Those who have a claim when the
+LOAD is sent share its bytes; where nobody has one, whose request is due first has them all. They are held
+until the result, and taken if it is good.
+"""
+
+from __future__ import annotations
+
+from clockwork_serve.controller.queues import ServedModel, Waiter
+from clockwork_serve.messages import Quota, QuotasSet, Request
+from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_S
+
+
+class Bucket:
+    """What may be used of one thing: ``rate`` a second (0: all), and what comes in ``burst_ns`` at once."""
+
+    __slots__ = ("burst_ns", "full_ns", "held", "rate", "used")
+
+    def __init__(self) -> None:
+        self.rate = 0
+        self.burst_ns = 0
+        self.full_ns = 0
+        """When it will be full again if nothing more is taken; it is, once that has passed."""
+        self.held = 0
+        """What is kept for those admitted."""
+        self.used = 0
+        """All that was ever taken."""
+
+    def set(self, rate: int, burst_ns: int, now_ns: int) -> None:
+        """Another rate from now on; what is owed stays owed."""
+        owed = self.owed_ns(now_ns) * self.rate
+        self.full_ns = now_ns + -(-owed // rate) if rate else 0
+        self.rate = rate
+        self.burst_ns = burst_ns
+
+    def owed_ns(self, now_ns: int) -> int:
+        """How long it takes to be full."""
+        return self.full_ns - now_ns if self.full_ns > now_ns else 0
+
+    def short_ns(self, amount: int, now_ns: int) -> int:
+        """How long to wait, at least, until so much more can be held; a full bucket takes whatever comes."""
+        if not self.rate:
+            return 0
+        needed_ns = min(self._lasts_ns(amount), self.burst_ns)
+        short_ns = self.owed_ns(now_ns) + self._lasts_ns(self.held) + needed_ns - self.burst_ns
+        return max(0, short_ns)
+
+    def take(self, amount: int, now_ns: int) -> None:
+        """So much was used, whether it was there or not."""
+        self.used += amount
+        if self.rate:
+            self.full_ns = now_ns + self.owed_ns(now_ns) + self._lasts_ns(amount)
+
+    def in_use(self, now_ns: int) -> int:
+        """What was taken and has not come back yet, and what is held."""
+        return self.owed_ns(now_ns) * self.rate // NS_PER_S + self.held
+
+    def at_once(self) -> int:
+        """How much it holds when it is full."""
+        return self.burst_ns * self.rate // NS_PER_S
+
+    def _lasts_ns(self, amount: int) -> int:
+        """How long it takes for so much to come back."""
+        return -(-amount * NS_PER_S // self.rate)
+
+
+class Account:
+    """One tenant's buckets: ns of devices, and bytes of weights loaded."""
+
+    __slots__ = ("device", "loaded", "tenant")
+
+    def __init__(self, tenant: str) -> None:
+        self.tenant = tenant
+        self.device = Bucket()
+        self.loaded = Bucket()
+
+    def set(self, quota: Quota, now_ns: int) -> None:
+        """Another quota from now on."""
+        self.device.set(quota.device_ns_per_s or 0, quota.burst_ns, now_ns)
+        self.loaded.set(quota.loaded_bytes_per_s or 0, quota.burst_ns, now_ns)
+
+
+class Claim:
+    """A tenant's requests wait for weights that were nowhere when the first of them came."""
+
+    __slots__ = ("account", "count", "model", "size")
+
+    def __init__(self, account: Account, model: ServedModel) -> None:
+        self.account = account
+        self.model = model
+        self.size = model.model.weights.size
+        self.count = 0
+        """How many of them are not over."""
+
+
+class Charge:
+    """What one request holds of its tenant's buckets."""
+
+    __slots__ = ("account", "claim", "held_ns")
+
+    def __init__(self, account: Account, held_ns: int, claim: Claim | None) -> None:
+        self.account = account
+        self.held_ns = held_ns
+        self.claim = claim
+
+    def hold(self, held_ns: int) -> None:
+        """Hold so much, in place of what was held."""
+        self.account.device.held += held_ns - self.held_ns
+        self.held_ns = held_ns
+
+
+class Shortage:
+    """Why a request may not come now: how long to wait, and what to tell."""
+
+    __slots__ = ("message", "retry_after_ns")
+
+    def __init__(self, retry_after_ns: int, message: str) -> None:
+        self.retry_after_ns = retry_after_ns
+        self.message = message
+
+
+class Tenants:
+    """See the module."""
+
+    def __init__(self) -> None:
+        self.accounts: dict[str, Account] = {}
+        """Of all and only tenants that have a quota, by name."""
+        self.charges: dict[str, Charge] = {}
+        """Of requests that came under a quota and are not ANSWERED, by request id."""
+        self.claims: dict[ServedModel, list[Claim]] = {}
+        """By model: all and only those of requests that wait for a LOAD which is not sent."""
+        self.loads: dict[int, tuple[list[Account], int]] = {}
+        """By action: who pays for a LOAD in flight, and how much each; none for who has no quota."""
+
+    def set_quotas(self, event: QuotasSet, now_ns: int) -> None:
+        """Other quotas hold from now on; a tenant that stays owes what it owed."""
+        before = dict(self.accounts)
+        self.accounts.clear()
+        for quota in event.quotas:
+            account = before.get(quota.tenant) or Account(quota.tenant)
+            account.set(quota, now_ns)
+            self.accounts[quota.tenant] = account
+
+    def shortage(self, account: Account, model: ServedModel, cost_ns: int, now_ns: int) -> Shortage | None:
+        """Why a request that is expected to cost so much may not come now; None if it may."""
+        device, loaded = account.device, account.loaded
+        short_ns = device.short_ns(cost_ns, now_ns)
+        if short_ns:
+            return Shortage(short_ns, _device_message(account, cost_ns, now_ns))
+        if not model.residencies and self._claim(account, model) is None:
+            short_ns = loaded.short_ns(model.model.weights.size, now_ns)
+            if short_ns:
+                return Shortage(short_ns, _loaded_message(account, model, now_ns))
+        return None
+
+    def admit(self, request: Request, account: Account, model: ServedModel, cost_ns: int) -> None:
+        """Hold what a request is expected to cost; to be called before it is admitted."""
+        claim: Claim | None = None
+        if not model.residencies:
+            claim = self._claim(account, model)
+            if claim is None:
+                claim = Claim(account, model)
+                self.claims.setdefault(model, []).append(claim)
+                account.loaded.held += claim.size
+            claim.count += 1
+        charge = self.charges[request.request_id] = Charge(account, 0, claim)
+        charge.hold(cost_ns)
+
+    def sent(self, waiters: list[Waiter], expected_ns: int) -> None:
+        """These run as one batch: each is expected to cost its share of it."""
+        share_ns = -(-expected_ns // len(waiters))
+        for waiter in waiters:
+            charge = self.charges.get(waiter.request.request_id)
+            if charge is not None:
+                charge.hold(share_ns)
+
+    def measured(self, waiters: list[Waiter], lane_ns: int, now_ns: int) -> None:
+        """The batch took so long."""
+        share_ns = -(-lane_ns // len(waiters))
+        for waiter in waiters:
+            charge = self.charges.get(waiter.request.request_id)
+            if charge is not None:
+                charge.hold(0)
+                charge.account.device.take(share_ns, now_ns)
+
+    def ended(self, request_id: str) -> None:
+        """A request is over: what it still holds is free."""
+        charge = self.charges.pop(request_id, None)
+        if charge is None:
+            return
+        charge.hold(0)
+        claim = charge.claim
+        if claim is not None:
+            claim.count -= 1
+            claims = self.claims.get(claim.model)
+            if not claim.count and claims is not None and claim in claims:
+                claims.remove(claim)
+                if not claims:
+                    del self.claims[claim.model]
+                claim.account.loaded.held -= claim.size
+
+    def returned(self, waiter: Waiter, cost_ns: int) -> None:
+        """A request waits again: it is expected to cost as much as one that comes."""
+        charge = self.charges.get(waiter.request.request_id)
+        if charge is not None:
+            charge.hold(cost_ns)
+
+    def loading(self, model: ServedModel, action_id: int) -> None:
+        """A LOAD of a model is sent: who pays for it holds its bytes until its result."""
+        accounts = [claim.account for claim in self.claims.get(model, ())]
+        if accounts:
+            for claim in self.claims.pop(model):
+                claim.account.loaded.held -= claim.size
+        else:
+            first: Waiter | None = None
+            for queue in model.queues.values():
+                if queue.waiters and (first is None or queue.dues[0] < first.due_ns):
+                    first = queue.waiters[0]
+            charge = None if first is None else self.charges.get(first.request.request_id)
+            if charge is None:
+                return
+            accounts = [charge.account]
+        share = -(-model.model.weights.size // len(accounts))
+        for account in accounts:
+            account.loaded.held += share
+        self.loads[action_id] = (accounts, share)
+
+    def loaded(self, action_id: int, now_ns: int, *, good: bool) -> None:
+        """A LOAD ended, well or not, or is lost."""
+        found = self.loads.pop(action_id, None)
+        if found is None:
+            return
+        accounts, share = found
+        for account in accounts:
+            account.loaded.held -= share
+            if good:
+                account.loaded.take(share, now_ns)
+
+    def _claim(self, account: Account, model: ServedModel) -> Claim | None:
+        for claim in self.claims.get(model, ()):
+            if claim.account is account:
+                return claim
+        return None
+
+    def snapshot(self) -> dict[str, dict[str, int]]:
+        """All quotas and what was charged, as plain data."""
+        return {
+            account.tenant: {
+                "device_ns": account.device.used, "device_ns_per_s": account.device.rate,
+                "loaded_bytes": account.loaded.used, "loaded_bytes_per_s": account.loaded.rate,
+                "burst_ns": account.device.burst_ns,
+            }
+            for account in self.accounts.values()
+        }  # fmt: skip
+
+    def check(self, open_ids: set[str]) -> None:
+        """Assert the invariants; ``open_ids`` are the requests that are not ANSWERED."""
+        assert self.charges.keys() <= open_ids
+        held: dict[int, list[int]] = {}
+        for charge in self.charges.values():
+            assert charge.held_ns >= 0
+            held.setdefault(id(charge.account), [0, 0])[0] += charge.held_ns
+        for model, claims in self.claims.items():
+            assert claims, f"{model.key}: an empty list of claims"
+            for claim in claims:
+                assert claim.count > 0
+                held.setdefault(id(claim.account), [0, 0])[1] += claim.size
+        for accounts, share in self.loads.values():
+            for account in accounts:
+                held.setdefault(id(account), [0, 0])[1] += share
+        for account in self.accounts.values():
+            found = held.get(id(account), [0, 0])
+            assert found == [account.device.held, account.loaded.held], f"{account.tenant}: {found}"
+
+
+def _device_message(account: Account, cost_ns: int, now_ns: int) -> str:
+    return _message(
+        account, "device_ms_per_s", "ms of device time", _amounts(account.device, cost_ns, now_ns, NS_PER_MS)
+    )
+
+
+def _loaded_message(account: Account, model: ServedModel, now_ns: int) -> str:
+    size = model.model.weights.size
+    return _message(
+        account, "loaded_bytes_per_s", "MiB of weights", _amounts(account.loaded, size, now_ns, MIB)
+    )
+
+
+def _amounts(bucket: Bucket, amount: int, now_ns: int, unit: int) -> list[str]:
+    amounts = (bucket.rate, bucket.at_once(), bucket.in_use(now_ns), amount)
+    return [f"{one / unit:.4g}" for one in amounts]
+
+
+def _message(account: Account, quota: str, unit: str, amounts: list[str]) -> str:
+    rate, at_once, in_use, asked = amounts
+    return (
+        f"{quota} of tenant {account.tenant}: expected at most {rate} {unit} a second and {at_once} at once, "
+        f"found {in_use} in use and {asked} more asked for; ask for less, or have the quota raised"
+    )

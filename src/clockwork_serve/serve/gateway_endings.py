@@ -1,0 +1,63 @@
+"""How a request ended, in words for its client: as the controller says, or as the gateway found by itself."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from clockwork_serve.errors import InvalidRequest
+from clockwork_serve.messages import Answer, Outcome, Reason
+from clockwork_serve.oip import OK, InferCall, Served, reason_of_error, status_of, status_of_error
+from clockwork_serve.serve.gateway_inquiry import Ending, Inquiry
+from clockwork_serve.serve.gateway_slots import Slot
+from clockwork_serve.units import NS_PER_MS
+
+
+class Pending(Struct):
+    """A request without the controller's answer; ``inquiry`` is None once its client needs nothing."""
+
+    inquiry: Inquiry | None
+    served: Served
+    call: InferCall
+    slot: Slot
+    deadline_ns: int
+    slo_ns: int = 0  # where it is not the one that was asked for
+    expired: bool = False  # ended here, for the controller did not
+
+
+def ending_of(pending: Pending, answer: Answer) -> Ending:
+    """How the controller says that a request ended."""
+    outcome, reason = answer.outcome, answer.reason
+    status = OK if outcome is Outcome.OK else status_of(outcome, reason)
+    ending = Ending(
+        outcome, reason, status, answer.message, answer.request_id, pending.served,
+        pending.call, answer.retry_after_ns,
+    )  # fmt: skip
+    if answer.batch:
+        ending.parameters = {
+            "queue_ms": answer.queue_ns // 1000 / 1000,
+            "exec_ms": answer.exec_ns // 1000 / 1000,
+            "expected_ms": answer.expected_ns // 1000 / 1000,
+            "batch_size": answer.batch,
+            "cold_start": answer.cold,
+        }
+        if pending.slo_ns:
+            ending.parameters["slo_ms"] = pending.slo_ns / NS_PER_MS
+    if outcome is Outcome.OK:
+        ending.outputs = pending.slot.outputs(answer.outputs)
+    return ending
+
+
+def wrong(error: InvalidRequest, request_id: str = "", served: Served | None = None) -> Ending:
+    """How a request ends that is not what it should be."""
+    reason = reason_of_error(error)
+    return Ending(Outcome.INVALID, reason, status_of_error(error), str(error), request_id, served)
+
+
+def own_ending(
+    outcome: Outcome, reason: Reason, message: str, request_id: str = "", pending: Pending | None = None
+) -> Ending:
+    """How a request ends by the gateway's own finding."""
+    ending = Ending(outcome, reason, status_of(outcome, reason), message, request_id)
+    if pending is not None:
+        ending.served, ending.call = pending.served, pending.call
+    return ending

@@ -1,0 +1,68 @@
+"""Whether an HTTP connection reads from its socket, and how much is on its way; what it is, is for others."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+
+class Counting(Protocol):
+    """``arriving_bytes`` of large bodies are here, outside the region, and not whole yet."""
+
+    arriving_bytes: int
+
+
+class Arriving:
+    """One connection's part of that."""
+
+    __slots__ = ("_all", "_bytes")
+
+    def __init__(self, all_: Counting) -> None:
+        self._all = all_
+        self._bytes = 0
+
+    def add(self, nbytes: int) -> None:
+        """More is here."""
+        self._bytes += nbytes
+        self._all.arriving_bytes += nbytes
+
+    def forget(self) -> None:
+        """The body is whole, or comes to nothing."""
+        self._all.arriving_bytes -= self._bytes
+        self._bytes = 0
+
+
+class Intake:
+    """``paused``: it is not to read until told so."""
+
+    __slots__ = ("_loop", "_transport", "paused")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self.paused = False
+
+    def hold(self, *, pause: bool) -> bool:
+        """Read no more, or read on; whether it reads again that did not."""
+        before = self.paused
+        if self._transport.is_closing() or pause == before:
+            return False
+        self.paused = pause
+        if pause:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+        return before
+
+    def let_others_go_first(self) -> None:
+        """Read on in the loop's next turn.
+
+        The loop reads from one socket for as long as that fills a buffer, and looks at no other.
+        """
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if not self.paused and not self._transport.is_closing():
+            self._transport.resume_reading()

@@ -1,0 +1,217 @@
+"""One call of gRPC as its server sees it: what came with it, and how to answer. It knows no service."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+from grpc._cython import cygrpc
+
+from clockwork_serve.serve.grpc_core import CLOSED, ENDED, MESSAGE, SENT, Core
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+_NO_DEADLINE_S: Final = 1e12
+_NO_FLAGS: Final = 0
+_OK: Final = 0
+_log = logging.getLogger(__name__)
+
+
+class Aborted(Exception):
+    """A call ends with this status."""
+
+    def __init__(self, code: grpc.StatusCode, text: str, trailers: Metadata = ()) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+        self.trailers = trailers
+
+
+@dataclass(slots=True, frozen=True)
+class Method:
+    """What is done with calls of a path. ``parse`` makes a message of bytes, or raises.
+
+    ``on_message`` is told the only message of a call. A method that has ``on_open`` instead reads by itself.
+    """
+
+    path: str
+    parse: Callable[[bytes], Any]
+    on_message: Callable[[Call, Any], None] | None = None
+    on_open: Callable[[Call], None] | None = None
+
+
+class Call:
+    """For the loop's thread. It ends once; what is said to one that has ended or was cancelled goes nowhere.
+
+    ``arrival_ns`` is when the latest message arrived. ``on_cancel`` is called if the client goes away or its
+    deadline passes. ``identity`` is what the server's gate made of the metadata.
+    """
+
+    __slots__ = (
+        "_call", "_core", "_deadline_s", "_headed", "_received", "_sent", "arrival_ns", "identity", "is_open",
+        "metadata", "method", "on_cancel", "task",
+    )  # fmt: skip
+
+    def __init__(self, core: Core, event: Any, method: Method, identity: str) -> None:
+        """Of an event of the core, in its thread."""
+        self.method = method
+        self.identity = identity
+        self.metadata: Metadata = event.invocation_metadata
+        self.arrival_ns = 0
+        self.is_open = True
+        self.on_cancel: Callable[[], object] | None = None
+        self._core = core
+        self._call = event.call
+        self._deadline_s: float = event.call_details.deadline
+        self.task: asyncio.Task[None] | None = None  # what answers it, if that takes a task
+        self._headed = False  # whether initial metadata were sent
+        self._received: asyncio.Future[Any] | None = None
+        self._sent: asyncio.Future[Any] | None = None
+
+    def begin(self) -> bool:
+        """Ask for what is to come, in the core's thread; whether the loop must hear of the call before."""
+        start = self._call.start_server_batch
+        start((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), (CLOSED, self))
+        if self.method.on_open is not None:
+            return True
+        start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), (MESSAGE, self))
+        return False
+
+    # What came with it
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the client's deadline; None if it has none."""
+        return None if self._deadline_s > _NO_DEADLINE_S else max(self._deadline_s - time.time(), 0.0)
+
+    def peer(self) -> str:
+        """Who calls, as gRPC writes it."""
+        found: bytes = self._call.peer()
+        return found.decode()
+
+    def metadatum(self, key: str) -> str | None:
+        """The first value under that key."""
+        for name, value in self.metadata:
+            if name == key:
+                return str(value)
+        return None
+
+    # How it ends
+
+    def reply(self, message: bytes, trailers: Metadata | None = None) -> None:
+        """Send the only message, and end."""
+        if self.is_open:
+            self._close()
+            self._start(
+                (
+                    cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
+                    cygrpc.SendMessageOperation(message, _NO_FLAGS),
+                    cygrpc.SendStatusFromServerOperation(trailers, _OK, b"", _NO_FLAGS),
+                ),
+                ENDED,
+            )
+
+    def fail(self, code: grpc.StatusCode, text: str, trailers: Metadata | None = None) -> None:
+        """End with an error."""
+        self._end(code.value[0], text.encode(), trailers)
+
+    def finish(self) -> None:
+        """End after all messages were sent."""
+        self._end(_OK, b"", None)
+
+    # Several messages
+
+    async def receive(self) -> bytes | None:
+        """The next message, or None if there are no more. One caller at a time."""
+        if not self.is_open:
+            return None
+        self._received = asyncio.get_running_loop().create_future()
+        self._start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), MESSAGE)
+        found: bytes | None = await self._received
+        return found
+
+    async def send(self, message: bytes) -> None:
+        """Send one, and wait until the client takes it. One caller at a time."""
+        if not self.is_open:
+            return
+        self._sent = asyncio.get_running_loop().create_future()
+        self._start((*self._head(), cygrpc.SendMessageOperation(message, _NO_FLAGS)), SENT)
+        await self._sent
+
+    # What the core tells
+
+    def on_event(self, kind: str, found: Any) -> None:
+        """Something happened. It raises nothing: one call that is stumbled over must not end all others."""
+        try:
+            if kind is MESSAGE:
+                self._take(found)
+            elif kind is CLOSED:
+                self._cancelled()
+            elif kind is SENT:
+                _settle(self._sent, None)
+            elif self.method.on_open is not None:
+                self.method.on_open(self)
+        except Aborted as aborted:
+            self.fail(aborted.code, aborted.text, aborted.trailers)
+        except Exception:  # noqa: BLE001 - see above
+            self.fail_by_fault()
+
+    def fail_by_fault(self) -> None:
+        """End it, for our own code raised what is being handled now. Only the log tells more."""
+        _log.exception("answering a call failed", extra={"method": self.method.path})
+        self.fail(grpc.StatusCode.INTERNAL, "answering failed; see the server's log")
+
+    def parsed(self, message: bytes) -> Any:
+        """What the bytes say. Raises :class:`Aborted`."""
+        try:
+            return self.method.parse(message)
+        except Exception:  # noqa: BLE001 - whatever a parser raises
+            text = f"{self.method.path}: expected a message of its request's type, found other bytes"
+            raise Aborted(grpc.StatusCode.INTERNAL, text) from None
+
+    def _take(self, message: bytes | None) -> None:
+        on_message = self.method.on_message
+        if on_message is None:
+            _settle(self._received, message)
+        elif not self.is_open:
+            pass  # cancelled meanwhile
+        elif message is not None:
+            on_message(self, self.parsed(message))
+        else:
+            # What the core refuses, as it is too large, ends in this way too, but has its status already.
+            raise Aborted(
+                grpc.StatusCode.UNIMPLEMENTED, f"{self.method.path}: expected one message, found none"
+            )
+
+    def _cancelled(self) -> None:
+        on_cancel = self.on_cancel
+        self._close()
+        if on_cancel is not None:
+            on_cancel()
+
+    def _close(self) -> None:
+        self.is_open = False
+        self.on_cancel = None
+
+    def _end(self, code: int, details: bytes, trailers: Metadata | None) -> None:
+        if self.is_open:
+            self._close()
+            status = cygrpc.SendStatusFromServerOperation(trailers, code, details, _NO_FLAGS)
+            self._start((*self._head(), status), ENDED)
+
+    def _head(self) -> tuple[Any, ...]:
+        if self._headed:
+            return ()
+        self._headed = True
+        return (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),)
+
+    def _start(self, operations: tuple[Any, ...], kind: str) -> None:
+        self._core.ask(self._call, operations, (kind, self))
+
+
+def _settle(waiter: asyncio.Future[Any] | None, found: Any) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(found)

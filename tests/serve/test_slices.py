@@ -1,0 +1,45 @@
+"""A thread's slice is what it asked for, and an operator's own choice of a policy stands."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from clockwork_serve.serve.slices import SHORT_NS, own_slice_ns
+
+ASK = "from clockwork_serve.serve.slices import *; import os; {}; print(run_briefly(), own_slice_ns())"
+
+
+def told(before: str) -> list[str]:
+    ran = subprocess.run(
+        [sys.executable, "-c", ASK.format(before)], capture_output=True, text=True, check=True
+    )
+    return ran.stdout.split()
+
+
+@pytest.mark.skipif(not own_slice_ns(), reason="this kernel knows no slices")
+def test_a_short_slice_is_taken_and_the_niceness_stays() -> None:
+    taken, slice_ns = told("os.nice(3)")
+    assert (taken, int(slice_ns)) == ("True", SHORT_NS)
+    assert told("os.nice(3); run_briefly(); assert os.nice(0) == 3")[0] == "True"
+
+
+def test_whom_the_operator_gave_another_policy_keeps_it() -> None:
+    batch = "os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))"
+    assert told(batch)[0] == "False"
+    assert told(f"{batch}; run_briefly(); assert os.sched_getscheduler(0) == os.SCHED_BATCH")[0] == "False"
+
+
+def test_who_is_patient_takes_the_core_from_nobody_unless_the_operator_says_otherwise() -> None:
+    code = (
+        "import os; from clockwork_serve.serve.slices import run_patiently; {}; "
+        "print(run_patiently(), os.sched_getscheduler(0) == os.{})"
+    )
+    idle = "os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))"
+    for before, after, taken in (("pass", "SCHED_BATCH", "True"), (idle, "SCHED_IDLE", "False")):
+        ran = subprocess.run(
+            [sys.executable, "-c", code.format(before, after)], capture_output=True, text=True, check=True
+        )
+        assert ran.stdout.split() == [taken, "True"]
