@@ -40,7 +40,7 @@ check: $(STAMP) ## format, lint, types, layers, quick tests: under two minutes
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/pytest -q -m 'not slow and not system'
+	@$(BIN)/pytest -q -n auto --dist loadfile -m 'not slow and not system'
 
 test: $(STAMP) ## set-up, every check, then every test
 	@test -d $(TRITON) && test ! -e $(TRITON)/.set-up \

@@ -47,10 +47,6 @@ GROWTH_BYTES: Final = 48 * MIB
 SLOWER: Final = 1.10
 
 
-GRPC_LOGS: Final = ("[DecodeError] raised by servicer", "execute_batch", "Invalid encoding on")
-"""What grpcio logs with a traceback where a client sends what is none, and goes on."""
-
-
 @dataclass(frozen=True, slots=True)
 class Load:
     """What honest clients and the attacker send."""
@@ -275,17 +271,12 @@ def measure(serving: Serving, load: Load, log: list[str]) -> Findings:
 
 
 def tracebacks(log: list[str]) -> list[str]:
-    """What was logged with a traceback: the line before each, and the last of it.
-
-    grpcio logs one for each message that is no protobuf, and goes on.
-    """
+    """What was logged with a traceback: the line before each, and the last of it."""
     starts = [at for at, line in enumerate(log) if line.startswith("Traceback")]
     found = []
     for at in starts:
         ends = (line for line in log[at + 1 :] if not line.startswith(" "))
-        told = f"{log[at - 1]}: {next(ends, '')}" if at else log[at]
-        if not any(theirs in told for theirs in GRPC_LOGS):
-            found.append(told)
+        found.append(f"{log[at - 1]}: {next(ends, '')}" if at else log[at])
     return found
 
 

@@ -203,7 +203,7 @@ def main() -> int:
     options.add_argument("--rate", type=float, default=20, help="attacks a second, at most")
     options.add_argument("--held", type=int, default=200, help="slow connections")
     options.add_argument("--grpc-share", type=float, default=0.3, help="of attacks that are over gRPC")
-    options.add_argument("--all", action="store_true", help="also those that grpcio does not stand")
+    options.add_argument("--all", action="store_true", help="also those that leave memory behind in grpcio")
     options.add_argument("--core", type=int, help="the one core to run on")
     options.add_argument("--seed", type=int, default=1)
     given = options.parse_args()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -45,7 +46,7 @@ def test_the_same_header_gives_the_same_call_with_the_tensors_of_its_own_body() 
 def test_a_header_that_differs_in_a_byte_is_another() -> None:
     model = identity()
     learn(model, body())
-    assert model.headers.find(*body(id="")) is None
+    assert model.headers.find(*body(outputs=[])) is None
 
 
 @pytest.mark.parametrize("change", [-1, 1])
@@ -64,9 +65,39 @@ def test_a_length_that_is_no_header_s_finds_nothing(length: int) -> None:
     assert model.headers.find(body()[0], length) is None
 
 
-def test_requests_with_an_id_of_their_own_are_not_remembered() -> None:
+def with_id(written: bytes) -> tuple[memoryview, int]:
+    """The request with an id in front, as stock clients write it."""
+    sent, length = body()
+    return memoryview(b"{" + written + bytes(sent)[1:]), length + len(written)
+
+
+@pytest.mark.parametrize("written", [b'"id":"42",', b'"id": "42", '])
+def test_requests_that_differ_in_their_id_alone_are_alike(written: bytes) -> None:
     model = identity()
-    learn(model, body(id="42"))
+    learn(model, with_id(b'"id":"7",'))
+    assert model.headers.find(*body()) is not None
+    found = model.headers.find(*with_id(written))
+    assert found is not None
+    assert found == msgspec.structs.replace(parse_infer(*with_id(written)), known=found.known, header=b"")
+    assert len(model.headers) == 1
+
+
+@pytest.mark.parametrize(
+    "written",
+    [b'"id":"4\\u0032",', b'"id":"4"2",', b'"id":"\xc3\xa9",', b'"id":"4\n2",', b'"id":42,', b'"id":"4"'],
+)
+def test_an_id_that_is_written_in_another_way_is_left_to_the_parser(written: bytes) -> None:
+    model = identity()
+    learn(model, body())
+    assert model.headers.find(*with_id(written)) is None
+
+
+def test_a_header_with_two_ids_is_not_remembered() -> None:
+    model = identity()
+    for sent in (body(id="42"), body(id="")):
+        learn(model, sent)
+    assert len(model.headers) == 0
+    learn(model, with_id(b'"id":"1","id":"2",'))
     assert len(model.headers) == 0
 
 
@@ -84,11 +115,15 @@ def test_headers_do_not_fill_memory() -> None:
     assert 0 < len(model.headers) <= HEADERS_MAX
 
 
+@pytest.mark.parametrize("request_id", [b"", b'"id":"a</b>",'])
 @pytest.mark.parametrize("shape", [(2, 2), (1, 2)])
-def test_a_response_is_the_same_bytes_as_if_it_was_the_first(shape: tuple[int, ...]) -> None:
+def test_a_response_is_the_same_bytes_as_if_it_was_the_first(
+    shape: tuple[int, ...], request_id: bytes
+) -> None:
     model = identity()
-    first = learn(model, body())
-    again = model.headers.find(*body())
+    sent = with_id(request_id) if request_id else body()
+    first = learn(model, sent)
+    again = model.headers.find(*sent)
     assert again is not None
     for turn in range(3):
         outputs = [OutputTensor("Y", "FP32", shape, (np.ones(shape, "<f4") * turn).tobytes())]
@@ -100,8 +135,8 @@ def test_a_response_is_the_same_bytes_as_if_it_was_the_first(shape: tuple[int, .
 
 def test_outputs_that_are_asked_for_in_part_or_in_json_are_as_ever() -> None:
     model = served((spec("X", "FP32", 2),), (spec("Y", "FP32", 2), spec("Z", "FP32", 2)))
-    z_first, z_alone = [{"name": "Z"}, {"name": "Y"}], [{"name": "Z"}]
-    for wishes in (z_first, z_alone, [{"name": "Y", "parameters": {"binary_data": False}}]):
+    z_first, alone = [{"name": "Z"}, {"name": "Y"}], ([{"name": "Y"}], [{"name": "Z"}])
+    for wishes in (z_first, *alone, [{"name": "Y", "parameters": {"binary_data": False}}]):
         sent = body(outputs=wishes)
         first = learn(model, sent)
         again = model.headers.find(*sent)

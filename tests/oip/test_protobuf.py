@@ -33,7 +33,9 @@ def messages(file: Any) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("theirs", [service_pb2.DESCRIPTOR, model_config_pb2.DESCRIPTOR], ids=str)
+@pytest.mark.parametrize(
+    "theirs", [service_pb2.DESCRIPTOR, model_config_pb2.DESCRIPTOR], ids=["service", "model_config"]
+)
 def test_every_field_has_the_published_number_and_type(theirs: Any) -> None:
     published = messages(theirs)
     checked = 0

@@ -38,6 +38,7 @@ class Served:
     def __init__(self) -> None:
         self.held: list[Call] = []
         self.cancelled: list[Call] = []
+        self.began: list[str] = []
         self.ended: list[str] = []
         self.broken: list[Any] = []
         self.loop = uvloop.new_event_loop()
@@ -97,6 +98,7 @@ class Served:
         return request * 2
 
     async def _sleep(self, request: bytes, call: Call) -> bytes:
+        self.began.append("sleep")
         try:
             await asyncio.sleep(1000)
         finally:
@@ -344,7 +346,7 @@ def test_stopping_cancels_what_does_not_end(served: Served) -> None:
     calls = [served.begin("hold") for _ in range(20)] + [served.begin("sleep")]
     responses = served.channel.stream_stream("/t/echo")(iter([]), timeout=20)
     list(responses)
-    until(lambda: len(served.held) == 20)
+    until(lambda: len(served.held) == 20 and served.began)
     served.run(served.server.close(0.1))
     assert {refused(call.result).code() for call in calls} <= {Code.CANCELLED, Code.UNAVAILABLE}
     until(lambda: len(served.cancelled) == 20 and "sleep" in served.ended)

@@ -6,6 +6,7 @@ says, and that it fits the model, is worked out once and remembered by its bytes
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from clockwork_serve.oip.records import InferCall, InputTensor, OutputWish, Para
 HEADER_BYTES_MAX: Final = 1024
 HEADERS_MAX: Final = 64
 """Of one version of a model; beyond that all are forgotten."""
+_ID: Final = re.compile(rb'\{ ?"id": ?"([\x20-\x21\x23-\x5b\x5d-\x7e]+)", ?')
 
 
 class Known(Struct):
@@ -45,7 +47,7 @@ class Known(Struct):
         self.around_parameters[key] = around
         return around
 
-    def call(self, body: memoryview, at: int) -> InferCall | None:
+    def call(self, body: memoryview, at: int, request_id: str) -> InferCall | None:
         """The request whose tensors are in ``body`` from ``at`` on; None if they are too long or short."""
         if len(body) - at != self.nbytes:
             return None
@@ -53,7 +55,7 @@ class Known(Struct):
         for name, datatype, shape, size in self.tensors:
             inputs.append(InputTensor(name, datatype, shape, body[at : at + size]))
             at += size
-        return InferCall(inputs, self.outputs, "", self.parameters, self.binary, known=self)
+        return InferCall(inputs, self.outputs, request_id, self.parameters, self.binary, known=self)
 
 
 class Headers:
@@ -69,8 +71,12 @@ class Headers:
         """The request whose header is the first ``length`` bytes, if one like it was here."""
         if length > HEADER_BYTES_MAX or length >= len(body):
             return None
-        known = self._known.get(bytes(body[:length]))
-        return None if known is None else known.call(body, length)
+        header = bytes(body[:length])
+        known, request_id = self._known.get(header), ""
+        if known is None:
+            header, request_id = _without_id(header)
+            known = self._known.get(header) if request_id else None
+        return None if known is None else known.call(body, length, request_id)
 
     def remember(
         self,
@@ -81,19 +87,26 @@ class Headers:
         slo_ns: int | None,
         priority: int,
     ) -> Known:
-        """What a good request's header says. It is kept unless it has an id, or values must be looked at."""
-        if not call.header or call.id or call.shared or not all(map(_plain, call.inputs)):
+        """What a good request's header says but for its id. It is kept unless values must be looked at."""
+        header, _ = _without_id(call.header)
+        if not header or b'"id"' in header or call.shared or not all(map(_plain, call.inputs)):
             return Known((), 0, None, {}, call.binary, rows, signature, slo_ns, priority)
         if len(self._known) >= HEADERS_MAX:
             self._known.clear()
         tensors = tuple(
             (tensor.name, tensor.datatype, tensor.shape, len(tensor.data)) for tensor in call.inputs
         )
-        known = self._known[call.header] = Known(
+        known = self._known[header] = Known(
             tensors, sum(tensor[3] for tensor in tensors), call.outputs, call.parameters, call.binary, rows,
             signature, slo_ns, priority, _in_order(wanted),
         )  # fmt: skip
         return known
+
+
+def _without_id(header: bytes) -> tuple[bytes, str]:
+    """The header without the id that it begins with, as stock clients write it, and that id; "" if none."""
+    found = _ID.match(header)
+    return (header, "") if found is None else (b"{" + header[found.end() :], found[1].decode())
 
 
 def _in_order(wanted: Sequence[OutputWish]) -> tuple[str, ...] | None:

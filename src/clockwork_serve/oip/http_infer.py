@@ -116,8 +116,13 @@ def encode_infer(
 
     ``outputs`` are all of the model's; those that the call asks for are sent.
     """
-    if call.known is not None and call.known.outputs_in_order is not None:
-        found = _encode_again(call.known, served, outputs, parameters)
+    known = call.known
+    if (
+        known is not None
+        and known.outputs_in_order is not None
+        and len(outputs) == len(known.outputs_in_order)
+    ):
+        found = _encode_again(known, call.id, served, outputs, parameters)
         if found is not None:
             return found
     by_name = {tensor.name: tensor for tensor in outputs}
@@ -144,12 +149,12 @@ def encode_infer(
 
 
 def _encode_again(
-    known: Known, served: Served, outputs: Sequence[OutputTensor], parameters: dict[str, Any]
+    known: Known, call_id: str, served: Served, outputs: Sequence[OutputTensor], parameters: dict[str, Any]
 ) -> InferBody | None:
     """The same, where all outputs are wanted as they are, and only values and times differ each time."""
     parts = [b""]
     shapes: list[Any] = []
-    for name, tensor in zip(known.outputs_in_order or (), outputs, strict=False):
+    for name, tensor in zip(known.outputs_in_order or (), outputs, strict=True):
         if name != tensor.name:
             return None
         data = bytes(tensor.data)
@@ -158,8 +163,6 @@ def _encode_again(
     key = tuple(shapes)
     around = known.around_parameters.get(key)
     if around is None:
-        if len(parts) != len(known.outputs_in_order or ()) + 1 or len(parts) == 1:
-            return None
         heads = [
             _JsonOutput(tensor.name, tensor.datatype, tensor.shape, {"binary_data_size": len(tensor.data)})
             for tensor in outputs
@@ -169,8 +172,11 @@ def _encode_again(
         before, mark, after = text.partition(b'"parameters":{}')
         assert mark
         around = known.keep(key, (before + mark[:-2], after))
-    head = parts[0] = b"%s%s%s" % (around[0], _responses.encode(parameters), around[1])
-    return InferBody(parts, len(head))
+    before, after = around
+    if call_id:
+        before = b'{"id":%s,%s' % (_responses.encode(call_id), before[1:])
+    head = parts[0] = b"%s%s%s" % (before, _responses.encode(parameters), after)
+    return InferBody(parts, len(head) if outputs else None)
 
 
 class _Binary:

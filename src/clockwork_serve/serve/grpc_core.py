@@ -54,6 +54,8 @@ _NOW_S: Final = 0.0
 _XDS: Final = False
 
 _log = logging.getLogger(__name__)
+# It tells a traceback for each text of a client that is none, at no more than a client's wish.
+logging.getLogger(cygrpc.__name__).setLevel(logging.CRITICAL)
 
 
 def check_grpcio(core: Any = cygrpc) -> None:
