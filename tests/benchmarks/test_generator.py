@@ -29,9 +29,11 @@ def server(*, status: int = 200, body: int = 0, early: bool = False) -> Iterator
     numbers = itertools.count()
     ready = threading.Event()
     made: list[tuple[int, Callable[[], object]]] = []
+    writers: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         number, first = next(numbers) % 2, True
+        writers.append(writer)
         try:
             while await reader.readuntil(b"\r\n\r\n"):
                 answer = ANSWER.format(200 if first else status, number).encode()
@@ -57,6 +59,9 @@ def server(*, status: int = 200, body: int = 0, early: bool = False) -> Iterator
         ready.set()
         async with listening:
             await over.wait()
+        for writer in writers:
+            writer.close()
+        await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
 
     thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
     thread.start()
