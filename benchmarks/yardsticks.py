@@ -10,32 +10,14 @@ from __future__ import annotations
 import asyncio
 import struct
 import sys
-from pathlib import Path
 from typing import Any, Final, cast
 
 import httptools
 import msgspec
 import uvloop
 
-from clockwork_serve.messages import (
-    Answer,
-    Code,
-    CodeAdded,
-    Frame,
-    Model,
-    ModelAdded,
-    Outcome,
-    Profile,
-    Readiness,
-    Request,
-    Role,
-    TensorRef,
-    Tensors,
-    TensorSpec,
-    Weights,
-)
-from clockwork_serve.serve.transport import SOCKET_NAME, Link, hello, listen
-from clockwork_serve.units import MIB, ms
+from benchmarks.stand_in import StandIn
+from clockwork_serve.units import MIB
 
 OUTPUT_FLOATS: Final = 16
 OUTPUT: Final = bytes(4 * OUTPUT_FLOATS)
@@ -140,67 +122,12 @@ class FrameYardstick(asyncio.BufferedProtocol):
         self._transport.write(LENGTHS.pack(len(_ANSWER), len(OUTPUT)) + _ANSWER + OUTPUT)
 
 
-class StandIn:
-    """A controller that answers every request at once, for a model ``m`` of ``floats`` numbers."""
-
-    def __init__(self, floats: int) -> None:
-        spec = TensorSpec(name="x", datatype="FP32", shape=(floats,))
-        output = TensorSpec(name="y", datatype="FP32", shape=(OUTPUT_FLOATS,))
-        code = Code(
-            code_id="c", backend="onnx", path="/nowhere", inputs=(spec,), outputs=(output,), batched=True,
-            batch_sizes=(1, 2, 4, 8), lifted=True,
-        )  # fmt: skip
-        profile = Profile(
-            code_id="c", device_kind="cpu", infer_ns={1: ms(1)}, load_base_ns=0, load_ns_per_mib=0
-        )
-        model = Model(
-            key="m/1", name="m", version="1", code_id="c",
-            weights=Weights(weights_id="w", path="/nowhere", size=1), platform="onnxruntime_onnx",
-            max_batch_size=8, batch_sizes=(1, 2, 4, 8), output_bytes=len(OUTPUT),
-            config=b"{}",
-        )  # fmt: skip
-        self._catalogue: tuple[Frame, ...] = (
-            CodeAdded(code=code, profiles=(profile,)),
-            ModelAdded(model=model),
-            Readiness(ready=True),
-        )
-        self._decode = msgspec.msgpack.Decoder(Tensors).decode
-        self._encode = msgspec.msgpack.Encoder().encode
-
-    def on_link(self, link: Link) -> None:
-        """A gateway came."""
-        for frame in self._catalogue:
-            link.send(frame)
-
-    def on_frames(self, link: Link, frames: list[Frame]) -> None:
-        """Answer: the output is whatever is where outputs go."""
-        for frame in frames:
-            if not isinstance(frame, Request):
-                continue
-            tensors = self._decode(frame.tensors)
-            ref = TensorRef(
-                name="y", datatype="FP32", shape=(1, OUTPUT_FLOATS), offset=tensors.output_offset,
-                nbytes=len(OUTPUT),
-            )  # fmt: skip
-            outputs = self._encode(msgspec.structs.replace(tensors, refs=(ref,)))
-            link.send(
-                Answer(
-                    request_id=frame.request_id, gateway=frame.gateway, outcome=Outcome.OK, outputs=outputs,
-                    batch=1, exec_ns=1000, queue_ns=1000, expected_ns=1000,
-                )
-            )  # fmt: skip
-
-
 async def _serve(kind: str, given: str) -> None:
     loop = asyncio.get_running_loop()
     if kind == "controller":
         run_dir, _, floats = given.rpartition(":")
-        stand_in = StandIn(int(floats))
-        path = Path(run_dir) / SOCKET_NAME
-        await listen(
-            path, hello(Role.CONTROLLER, "controller"), stand_in.on_link, stand_in.on_frames, lambda _: None
-        )
-        print(path, flush=True)
+        await StandIn(int(floats), OUTPUT_FLOATS).listen(run_dir)
+        print(run_dir, flush=True)
     else:
         protocol = HttpYardstick if kind == "http" else FrameYardstick
         server = await loop.create_server(protocol, "127.0.0.1", 0, backlog=512)
