@@ -32,7 +32,7 @@ FLOAT_BYTES: Final = 4
 
 
 class StandIn:
-    """Serves the model ``m``: ``floats`` numbers ``x`` in, ``output_floats`` numbers ``y`` out, never written."""
+    """Serves model ``m``: ``floats`` numbers ``x`` in, ``output_floats`` numbers ``y`` out, never written."""
 
     def __init__(self, floats: int, output_floats: int) -> None:
         self._shape = (1, output_floats)
