@@ -63,6 +63,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     slack_ms: float
     queue_limit: int
     retries: int
+    quarantine_after: int
     device: tuple[DeviceChoice, ...]
     device_memory: int
     page_size: int

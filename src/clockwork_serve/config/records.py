@@ -65,6 +65,7 @@ def controller_config(settings: Settings) -> ControllerConfig:
         slack_ns=ms(settings.slack_ms),
         max_batch=settings.max_batch,
         retries=settings.retries,
+        quarantine_after=settings.quarantine_after,
         expected_devices=len(settings.device),
     )
 

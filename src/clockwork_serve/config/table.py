@@ -103,6 +103,10 @@ SETTINGS = (
     Setting("slack_ms", number(0, 1000), 2.0, "2", "how long before its deadline a request should end"),
     Setting("queue_limit", integer(1, 1_000_000), 1000, "1000", "waiting requests per model"),
     Setting("retries", integer(0, 100), 1, "1", "times a request on a lost worker is planned again"),
+    Setting(
+        "quarantine_after", integer(0, 1000), 3, "3",
+        "workers that a model may take down before it is not served any more; 0: any number",
+    ),
     # Devices
     Setting(
         "device", read_devices, (DeviceChoice("cpu:0", "cpu"),), "cpu",

@@ -23,6 +23,7 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     quantile of so many last durations (paper: 10, 0.99). ``lag_ns``: an action later than this stops further
     ones. ``capacity_ns``: the horizon over which a device's load is judged when LOADs are ranked.
     ``retries``: how often a request that was in flight on a lost worker is planned again.
+    ``quarantine_after``: a model that took so many workers down is not served any more (0: never).
     ``expected_devices``: the server is ready when so many are warm. ``floor_ns``: no request is planned to
     end sooner than this after it came. ``load_negative``: LOADs that the paper's priority calls needless are
     made too. ``open_window``: an INFER may start up to ``look_ahead_ns`` later than planned, whatever its
@@ -43,6 +44,7 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     lag_ns: int = 10 * NS_PER_MS
     capacity_ns: int = 100 * NS_PER_MS
     retries: int = 1
+    quarantine_after: int = 3
     expected_devices: int = 1
     floor_ns: int = 0
     load_negative: bool = False
@@ -78,6 +80,7 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
             "max_exec_ns": (self.max_exec_ns, 1, 3600 * NS_PER_S), "lag_ns": (self.lag_ns, 1, NS_PER_S),
             "estimate_window": (self.estimate_window, 1, 10_000), "retries": (self.retries, 0, 100),
             "capacity_ns": (self.capacity_ns, 1, 3600 * NS_PER_S),
+            "quarantine_after": (self.quarantine_after, 0, 1000),
             "expected_devices": (self.expected_devices, 1, 1 << 20),
         }  # fmt: skip
         for name, (value, low, high) in limits.items():

@@ -17,6 +17,7 @@ from clockwork_serve.controller.foretell import DRAINING, foretell, queue_full
 from clockwork_serve.controller.invariants import check_belief
 from clockwork_serve.controller.life import SENT, SPENT
 from clockwork_serve.controller.plan import LaneTimer
+from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.queues import ServedModel, Waiter
 from clockwork_serve.controller.readiness import Teller
 from clockwork_serve.controller.schedulers import scheduler_for
@@ -41,6 +42,7 @@ from clockwork_serve.messages import (
     ModelAdded,
     ModelRemoved,
     Outcome,
+    Pardon,
     QuotasSet,
     Reason,
     Request,
@@ -62,7 +64,8 @@ class Controller:
         self._belief = Belief(config)
         self._scheduler = scheduler_for(self._belief)
         self._feasibility = Feasibility(self._belief)
-        self._settler = Settler(self._belief, self._scheduler)
+        self._quarantine = Quarantine(self._belief)
+        self._settler = Settler(self._belief, self._scheduler, self._quarantine)
         self._turned_away: list[tuple[Request, Outcome, Reason, str, int]] = []
         """Requests that were never admitted, to be answered."""
         self._announced: list[Announced] = []
@@ -95,7 +98,9 @@ class Controller:
             case WorkerJoined():
                 self._on_worker(event)
             case WorkerLost():
-                self._on_worker_lost(event.worker)
+                self._on_worker_lost(event)
+            case Pardon():
+                self._quarantine.pardon(event.model)
             case CodeAdded():
                 self._on_code(event)
             case CodeRemoved():
@@ -123,7 +128,7 @@ class Controller:
             model is None or self._draining or model.waiting >= model.queue_limit
             or (request.rows != 1 and not model.fits(request.rows))
         ):  # fmt: skip
-            self._turn_away(request, model)
+            self._turn_away(request, model, now_ns)
             return
         if self._accounts:
             account = self._accounts.get(request.tenant)
@@ -146,11 +151,13 @@ class Controller:
         self._belief.unsettled = True
         return False
 
-    def _turn_away(self, request: Request, model: ServedModel | None) -> None:
+    def _turn_away(self, request: Request, model: ServedModel | None, now_ns: int) -> None:
         if model is None:
             refusal = (Outcome.INVALID, Reason.UNKNOWN_MODEL, f"model {request.model!r} is not served")
         elif self._draining:
             refusal = (Outcome.REJECTED, Reason.DRAINING, DRAINING)
+        elif model.quarantined:
+            refusal = (Outcome.FAILED, Reason.QUARANTINED, self._quarantine.reason(model, now_ns))
         elif not model.fits(request.rows):
             rows = f"batch: expected 1 to {model.model.batch_sizes[-1]}; found {request.rows}"
             refusal = (Outcome.INVALID, Reason.BAD_INPUT, rows)
@@ -200,11 +207,12 @@ class Controller:
     # Workers
 
     def _on_worker(self, event: WorkerJoined) -> None:
-        self._on_worker_lost(event.worker)
+        self._on_worker_lost(WorkerLost(worker=event.worker))
         for spec in event.devices:
             assert spec.device not in self._belief.devices, f"device {spec.device} joined twice"
             device = DeviceBelief(spec, event.worker, self._belief.fresh(), self.config)
             device.pending_codes.update(self._belief.codes)
+            self._quarantine.joined(device)
             device.warm = not device.pending_codes
             self._belief.devices[spec.device] = device
             if self._reject:
@@ -218,7 +226,7 @@ class Controller:
 
     def _on_code_ready(self, event: CodeReady) -> None:
         device = self._belief.devices.get(event.device)
-        if device is None or event.code_id not in self._belief.codes:
+        if device is None or event.code_id not in self._belief.codes or self._quarantine.has(event):
             return
         device.pending_codes.discard(event.code_id)
         if not event.ok:
@@ -233,21 +241,24 @@ class Controller:
             if model.waiting and model.code_id == event.code_id:
                 self._belief.doubt_model(model)
 
-    def _on_worker_lost(self, worker: str) -> None:
-        for device in [device for device in self._belief.devices.values() if device.worker == worker]:
+    def _on_worker_lost(self, event: WorkerLost) -> None:
+        ran, suspects = event.running, []
+        for device in [one for one in self._belief.devices.values() if one.worker == event.worker]:
             del self._belief.devices[device.name]
             device.up = False
             self._readiness.may_change = True
             self._belief.estimator.forget_device(device.name)
             for sent in [sent for sent in self._belief.sent.values() if sent.device is device]:
                 del self._belief.sent[sent.action.action_id]
-                self._settler.lost(sent)
+                self._settler.lost(sent, ran=ran is None or sent.action.action_id in ran)
+                suspects.append(sent)
             for residency in list(device.pages.holders()):
                 self._belief.drop(residency)
             self._scheduler.device_lost(device)
             if self._reject:
                 self._feasibility.device_lost(device)
             self._belief.forget_bases()
+        self._quarantine.lost(event, suspects)
 
     # Models
 
@@ -264,6 +275,7 @@ class Controller:
 
     def _on_code_removed(self, code_id: str) -> None:
         self._belief.codes.pop(code_id, None)
+        self._quarantine.forget(code_id)
         for device in self._belief.devices.values():
             device.codes.pop(code_id, None)
             device.failed_codes.pop(code_id, None)
@@ -277,7 +289,8 @@ class Controller:
             self._on_model_removed(key)
         code = self._belief.codes.get(event.model.code_id)
         assert code is not None, f"model {key} was added before its code {event.model.code_id}"
-        self._belief.models[key] = ServedModel(event.model, code, self._belief.fresh())
+        model = self._belief.models[key] = ServedModel(event.model, code, self._belief.fresh())
+        self._quarantine.added(model)
 
     def _on_model_removed(self, key: str) -> None:
         model = self._belief.models.pop(key, None)
@@ -285,6 +298,7 @@ class Controller:
             return
         model.removed = True
         model.load_key = None
+        self._quarantine.removed(model)
         for queue in model.queues.values():
             for waiter in queue.waiters:
                 self._leave(waiter, Outcome.REJECTED, Reason.NOT_SERVING, "the model was unloaded")
@@ -364,7 +378,7 @@ class Controller:
 
     def snapshot(self) -> dict[str, object]:
         """Queues, devices and resident models, for screens; plain data that encodes as JSON."""
-        return snapshot(self._belief)
+        return snapshot(self._belief, self._quarantine.snapshot())
 
     def accounts(self) -> dict[str, dict[str, int]]:
         """What tenants with a quota may use and were charged, by name."""
@@ -373,6 +387,7 @@ class Controller:
     def check(self) -> None:
         """Assert every invariant of the state."""
         check_belief(self._belief)
+        self._quarantine.check()
         self._scheduler.check()
         if self._reject:
             self._feasibility.check()

@@ -25,7 +25,7 @@ def foretell(
 ) -> Foretold:
     """What to tell the gateway."""
     model = belief.models.get(announced.model)
-    if model is None:
+    if model is None or model.quarantined:
         return _foretold(announced)
     if draining:
         return _foretold(announced, Reason.DRAINING, DRAINING)

@@ -149,7 +149,8 @@ class ServedModel:
 
     __slots__ = (
         "base_ns", "code", "code_id", "demand_ns", "heat", "key", "load_key", "main", "model", "order",
-        "priority", "queue_limit", "queues", "removed", "residencies", "sole", "stirred", "waiting",
+        "priority", "quarantined", "queue_limit", "queues", "removed", "residencies", "sole", "stirred",
+        "waiting",
     )  # fmt: skip
 
     def __init__(self, model: Model, code: Code, order: int) -> None:
@@ -183,6 +184,8 @@ class ServedModel:
         self.load_key: int | None = None
         """Its priority in the scheduler's heap of LOAD candidates; None if it is not there."""
         self.removed = False
+        self.quarantined = False
+        """It takes devices down and is not served; nobody may wait for it, so ``queue_limit`` is 0."""
 
     def share_ns(self, residency: Residency) -> int:
         """How much of the demand a device that has the weights is counted for."""

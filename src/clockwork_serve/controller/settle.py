@@ -7,6 +7,7 @@ from typing import Final
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import Residency, Sent
 from clockwork_serve.controller.life import FAILED, READY, SPENT, UNLOAD
+from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.queues import ServedModel, Waiter
 from clockwork_serve.controller.scheduler import Scheduler
 from clockwork_serve.messages import Answer, Infer, Load, Outcome, Reason, Result, Status
@@ -30,24 +31,25 @@ ATTEMPTS_MAX = 3
 class Settler:
     """See the module."""
 
-    def __init__(self, belief: Belief, scheduler: Scheduler) -> None:
+    def __init__(self, belief: Belief, scheduler: Scheduler, quarantine: Quarantine) -> None:
         self._belief = belief
         self._scheduler = scheduler
+        self._quarantine = quarantine
         self._results: list[tuple[Sent, Result]] = []
         """Results observed and not settled yet."""
-        self._lost: list[Sent] = []
-        """Actions that were in flight on a lost worker."""
+        self._lost: list[tuple[Sent, bool]] = []
+        """Actions that were in flight on a lost worker, and whether they may have run when it died."""
         self._retired: dict[ServedModel, None] = {}
-        """Removed models whose weights are on a device."""
+        """Models that are not served any more and whose weights are on a device."""
 
     def took(self, sent: Sent, result: Result) -> None:
         """A result came."""
         self._results.append((sent, result))
         self._belief.unsettled = True
 
-    def lost(self, sent: Sent) -> None:
-        """A worker was lost with this action in flight."""
-        self._lost.append(sent)
+    def lost(self, sent: Sent, *, ran: bool) -> None:
+        """A worker was lost with this action in flight; ``ran``: it may have run by then."""
+        self._lost.append((sent, ran))
         self._belief.unsettled = True
 
     def retire(self, model: ServedModel) -> None:
@@ -57,22 +59,29 @@ class Settler:
 
     def settle(self, now_ns: int) -> None:
         """Draw the consequences of all that was told."""
+        quarantine = self._quarantine
+        if quarantine.watched:
+            for sent, result in self._results:
+                if sent.waiters and result.status is GOOD:
+                    quarantine.succeeded(sent.action.model)
+        for model in quarantine.settle(now_ns) if quarantine.unsettled else ():
+            self._quarantined(model, now_ns)
         if self._results:
             for sent, result in self._results:
                 if result.status is not GOOD:
-                    self._settle_bad(sent, result)
+                    self._settle_bad(sent, result, now_ns)
                 elif sent.waiters:
                     self._answer(sent, result, now_ns)
             self._results.clear()
         if self._lost:
             tenants = self._belief.tenants
-            for sent in self._lost:
+            for sent, ran in self._lost:
                 if sent.waiters:  # nobody tells how long it ran
                     assert isinstance(sent.action, Infer)
                     tenants.measured(sent.waiters, sent.action.expected_ns, now_ns)
                 tenants.loaded(sent.action.action_id, now_ns, good=False)
                 for waiter in sent.waiters:
-                    self._settle_lost(waiter)
+                    self._settle_lost(waiter, now_ns, ran=ran)
             self._lost.clear()
         if self._retired:
             self._unload_retired(now_ns)
@@ -80,11 +89,23 @@ class Settler:
 
     def _unload_retired(self, now_ns: int) -> None:
         for model in list(self._retired):
+            if not model.removed and not model.quarantined:  # it is served again
+                del self._retired[model]
+                continue
             for residency in list(model.residencies.values()):
                 if residency.state == READY and not residency.in_flight:
                     self._belief.send_unload(residency, now_ns)
             if not model.residencies:
                 del self._retired[model]
+
+    def _quarantined(self, model: ServedModel, now_ns: int) -> None:
+        """A model came into quarantine: nobody waits for it any more, and its weights go."""
+        message = self._quarantine.reason(model, now_ns)
+        for queue in list(model.queues.values()):
+            for waiter in list(queue.waiters):
+                self._belief.answer(waiter, Outcome.FAILED, Reason.QUARANTINED, message=message)
+                self._belief.doubt(queue)
+        self._retired[model] = None
 
     def _answer(self, sent: Sent, result: Result, now_ns: int) -> None:
         """Answer the requests of an INFER that went well."""
@@ -113,7 +134,7 @@ class Settler:
                     ),
                 )  # fmt: skip
 
-    def _settle_bad(self, sent: Sent, result: Result) -> None:
+    def _settle_bad(self, sent: Sent, result: Result, now_ns: int) -> None:
         """A worker refused an action, or it failed."""
         status = result.status
         if not sent.waiters:
@@ -128,11 +149,11 @@ class Settler:
             elif self._again(waiter, len(sent.waiters), status):
                 self._return(waiter, alone=status not in AGAIN and status not in BELIEF_WRONG)
             else:
-                self._fail(waiter, result)
+                self._fail(waiter, result, now_ns)
 
     def _again(self, waiter: Waiter, companions: int, status: Status) -> bool:
         """Whether a request of a refused or failed INFER may be planned again."""
-        if waiter.queue.model.removed:
+        if waiter.queue.model.removed or waiter.queue.model.quarantined:
             return False
         if status in AGAIN:
             return True
@@ -145,14 +166,18 @@ class Settler:
         self._belief.readmit(waiter, alone=alone)
         self._scheduler.queued(waiter.queue)
 
-    def _fail(self, waiter: Waiter, result: Result) -> None:
+    def _fail(self, waiter: Waiter, result: Result, now_ns: int) -> None:
         request, status = waiter.request, result.status
         outcome, reason = Outcome.FAILED, Reason.DEVICE_FAULT
         message = result.message or f"the worker refused: {status.value}"
         if status is Status.MODEL_RAISED:
             reason = Reason.MODEL_RAISED
-        elif waiter.queue.model.removed and (status in AGAIN or status in BELIEF_WRONG):
-            outcome, reason, message = Outcome.REJECTED, Reason.NOT_SERVING, "the model was unloaded"
+        elif status in AGAIN or status in BELIEF_WRONG:
+            if waiter.queue.model.removed:
+                outcome, reason, message = Outcome.REJECTED, Reason.NOT_SERVING, "the model was unloaded"
+            elif waiter.queue.model.quarantined:
+                reason = Reason.QUARANTINED
+                message = self._quarantine.reason(waiter.queue.model, now_ns)
         self._belief.finish(
             waiter,
             Answer(
@@ -182,21 +207,24 @@ class Settler:
                     self._belief.answer(waiter, Outcome.FAILED, reason, message=message)
         self._belief.doubt_model(model)
 
-    def _settle_lost(self, waiter: Waiter) -> None:
-        """A request was in flight on a lost worker: plan it again if it has not cost a worker before."""
+    def _settle_lost(self, waiter: Waiter, now_ns: int, *, ran: bool) -> None:
+        """A request was in flight on a lost worker: plan it again, unless it ran when others died, too."""
         if waiter.state == SPENT:
             self._belief.release(waiter)
             return
-        waiter.retries += 1
-        if waiter.retries <= self._belief.config.retries and not waiter.queue.model.removed:
-            self._return(waiter, alone=True)
-            return
-        request = waiter.request
+        request, model = waiter.request, waiter.queue.model
+        reason, message = Reason.WORKER_LOST, "the worker died while it ran this request"
+        if model.quarantined:
+            reason, message = Reason.QUARANTINED, self._quarantine.reason(model, now_ns)
+        elif not model.removed:
+            waiter.retries += ran
+            if waiter.retries <= self._belief.config.retries:
+                self._return(waiter, alone=ran)
+                return
         self._belief.finish(
             waiter,
             Answer(
                 request_id=request.request_id, gateway=request.gateway, outcome=Outcome.FAILED,
-                reason=Reason.WORKER_LOST, cold=waiter.cold,
-                message="the worker died while it ran this request",
+                reason=reason, cold=waiter.cold, message=message,
             ),
         )  # fmt: skip

@@ -7,12 +7,13 @@ from clockwork_serve.controller.cluster import DeviceBelief, Residency
 from clockwork_serve.controller.life import READY
 
 
-def snapshot(belief: Belief) -> dict[str, object]:
-    """Queues, devices, resident models and tenants."""
+def snapshot(belief: Belief, quarantined: dict[str, str]) -> dict[str, object]:
+    """Queues, devices, resident models and tenants; and why models are ``quarantined``, by key."""
     return {
         "in_flight": len(belief.waiters),
         "waiting": {key: model.waiting for key, model in belief.models.items() if model.waiting},
         "models": len(belief.models),
+        "quarantined": quarantined,
         "devices": [_device(device) for device in belief.devices.values()],
         "tenants": belief.tenants.snapshot(),
     }

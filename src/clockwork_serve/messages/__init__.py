@@ -28,7 +28,9 @@ from clockwork_serve.messages.links import (
     Hello,
     ModelAdded,
     ModelRemoved,
+    Pardon,
     Ping,
+    Quarantined,
     Question,
     QuotasSet,
     Readiness,
@@ -64,17 +66,17 @@ from clockwork_serve.messages.requests import (
 
 ControllerEvent = (
     Request | Cancel | Result | WorkerJoined | WorkerLost | CodeAdded | CodeReady | CodeRemoved
-    | ModelAdded | ModelRemoved | QuotasSet | GatewayLost | Drain | Announced
+    | ModelAdded | ModelRemoved | Pardon | QuotasSet | GatewayLost | Drain | Announced
 )  # fmt: skip
 """What the controller observes."""
 
-ControllerEffect = Answer | Release | Load | Unload | Infer | Readiness | Foretold
+ControllerEffect = Answer | Release | Load | Unload | Infer | Readiness | Foretold | Quarantined
 """What the controller decides."""
 
 Frame = (
     Hello | Ping | Request | Cancel | Answer | Release | Load | Unload | Infer | Result
     | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved | QuotasSet
-    | Drain | Readiness | Ask | Reply | Announced | Foretold
+    | Drain | Readiness | Ask | Reply | Announced | Foretold | Quarantined | Pardon
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
@@ -108,8 +110,10 @@ __all__ = [
     "ModelAdded",
     "ModelRemoved",
     "Outcome",
+    "Pardon",
     "Ping",
     "Profile",
+    "Quarantined",
     "Question",
     "Quota",
     "QuotasSet",

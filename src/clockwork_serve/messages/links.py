@@ -48,9 +48,15 @@ class WorkerJoined(Struct, frozen=True, kw_only=True, tag="worker_joined"):
 
 
 class WorkerLost(Struct, frozen=True, kw_only=True, tag="worker_lost"):
-    """A worker is gone, and all that was in flight on it."""
+    """A worker is gone, and all that was in flight on it.
+
+    ``running`` are the actions, and ``preparing`` the codes, that its lanes were at when it died; None where
+    that is not known, or the link alone is gone.
+    """
 
     worker: str
+    running: tuple[int, ...] | None = None
+    preparing: tuple[str, ...] = ()
 
 
 class CodeAdded(Struct, frozen=True, kw_only=True, tag="code_added"):
@@ -83,6 +89,24 @@ class ModelAdded(Struct, frozen=True, kw_only=True, tag="model_added"):
 
 class ModelRemoved(Struct, frozen=True, kw_only=True, tag="model_removed"):
     """A model is no longer served."""
+
+    model: str
+
+
+class Quarantined(Struct, frozen=True, kw_only=True, tag="quarantined"):
+    """A model takes devices down, and is not served for that; without a ``why``, it is served again.
+
+    ``since_ns`` is on the controller's axis. ``code_id``, if any, is not to be prepared while this lasts.
+    """
+
+    model: str
+    why: str = ""
+    since_ns: int = 0
+    code_id: str = ""
+
+
+class Pardon(Struct, frozen=True, kw_only=True, tag="pardon"):
+    """All versions of the model of that name are to leave quarantine."""
 
     model: str
 

@@ -35,6 +35,8 @@ class Reason(enum.StrEnum):
     MODEL_RAISED = "model_raised"
     DEVICE_FAULT = "device_fault"
     WORKER_LOST = "worker_lost"
+    QUARANTINED = "quarantined"
+    """The model takes devices down, and is not served for that."""
     LATE = "late"
     """It was executed, but finished after the deadline."""
 

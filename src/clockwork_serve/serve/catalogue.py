@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -82,10 +82,19 @@ class Catalogue:
             self._unloaded[name] = [model.version for model in gone]
         return self._drop(model.key for model in gone)
 
-    def index(self, folders: Iterable[str]) -> list[IndexEntry]:
-        """All that is known, and the ``folders`` of models that nothing is known of, ascending by name."""
+    def index(self, folders: Iterable[str], quarantined: Mapping[str, str] = {}) -> list[IndexEntry]:
+        """All that is known, and the ``folders`` of models that nothing is known of, ascending by name.
+
+        ``quarantined`` tells, by key, why models are served to nobody.
+        """
         entries = [
-            IndexEntry(name=model.name, version=model.version, state=READY) for model in self._models.values()
+            IndexEntry(
+                name=model.name,
+                version=model.version,
+                state=UNAVAILABLE if key in quarantined else READY,
+                reason=quarantined.get(key, ""),
+            )
+            for key, model in self._models.items()
         ]
         for name, problems in self._problems.items():
             entries.extend(

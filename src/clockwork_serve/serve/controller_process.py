@@ -7,6 +7,7 @@ import gc
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ from msgspec import Struct, structs
 from clockwork_serve.controller import Controller, ControllerConfig
 from clockwork_serve.messages import Role
 from clockwork_serve.serve import child
+from clockwork_serve.serve.black_box import autopsy
 from clockwork_serve.serve.exchange import Brain, Exchange
 from clockwork_serve.serve.slices import run_briefly
 from clockwork_serve.serve.transport import SOCKET_NAME, hello, listen
@@ -43,7 +45,7 @@ class ControllerProcessConfig(Struct, frozen=True, kw_only=True):
 async def serve(config: ControllerProcessConfig, brain: Brain, stop: asyncio.Event) -> None:
     """Run ``brain`` on RUN_DIR/controller.sock until ``stop``."""
     journal = Journal(Path(config.journal)) if config.journal else None
-    exchange = Exchange(brain, Recorder(), journal)
+    exchange = Exchange(brain, Recorder(), journal, partial(autopsy, Path(config.run_dir)))
     listener = await listen(
         Path(config.run_dir) / SOCKET_NAME,
         hello(Role.CONTROLLER, "controller"),

@@ -30,6 +30,8 @@ from clockwork_serve.messages import (
     Load,
     ModelAdded,
     ModelRemoved,
+    Pardon,
+    Quarantined,
     Question,
     QuotasSet,
     Readiness,
@@ -41,9 +43,10 @@ from clockwork_serve.messages import (
     Status,
     Unload,
     WorkerJoined,
-    WorkerLost,
 )
+from clockwork_serve.serve.black_box import Autopsy, no_autopsy
 from clockwork_serve.serve.driver import Driver
+from clockwork_serve.serve.quarantines import Quarantines
 from clockwork_serve.serve.transport import Link
 from clockwork_serve.telemetry import Journal, Recorder
 
@@ -70,19 +73,23 @@ class _Asked:
 class Exchange:
     """Runs a brain under a driver and carries frames between it and the links."""
 
-    def __init__(self, brain: Brain, recorder: Recorder, journal: Journal | None = None) -> None:
+    def __init__(
+        self, brain: Brain, recorder: Recorder, journal: Journal | None = None, autopsy: Autopsy = no_autopsy
+    ) -> None:
         self.driver: Driver[ControllerEvent, ControllerEffect] = Driver(
             brain, self.perform, journal=self._on_step, woke=recorder.counters.wakeup.add
         )
         self._brain = brain
         self._recorder = recorder
         self._journal = journal
+        self._autopsy = autopsy
         self._gateways: dict[str, Link] = {}  # open links by the peer's name
         self._workers: dict[str, Link] = {}
         self._keeper: Link | None = None
         self._worker_by_device: dict[str, Link] = {}  # devices of all and only workers that joined
         self._codes: dict[str, CodeAdded] = {}  # the catalogue, replayed to newcomers
         self._models: dict[str, ModelAdded] = {}
+        self._quarantines = Quarantines()
         # Until the keeper has sent all (its first question tells), workers wait here: a device that has
         # nothing to prepare would count as warm, and the server as ready while it knows no model.
         self._early: dict[Link, WorkerJoined] | None = {}
@@ -114,6 +121,8 @@ class Exchange:
                 self._replace(self._keeper)
                 self._keeper = link
                 link.send(self._readiness)
+                for frame in self._quarantines.frames():
+                    link.send(frame)
             case Role.CONTROLLER:
                 _log.warning("turned away a second controller", extra={"pid": link.peer.pid})
                 link.close()
@@ -129,7 +138,7 @@ class Exchange:
                 del self._worker_by_device[device]
             early = self._early is not None and self._early.pop(link, None) is not None
             if devices and not early:
-                self.driver.post(WorkerLost(worker=name))
+                self.driver.post(self._autopsy(name, link.peer.pid))
         elif role is Role.GATEWAY and self._gateways.get(name) is link:
             del self._gateways[name]
             self._asked = {ours: asked for ours, asked in self._asked.items() if asked.link is not link}
@@ -161,6 +170,8 @@ class Exchange:
             link.send(code)
         for model in self._models.values():
             link.send(model)
+        for quarantined in self._quarantines.frames():
+            link.send(quarantined)
         link.send(self._readiness)
 
     # Frames, by role: False for what that role may not send
@@ -208,15 +219,18 @@ class Exchange:
 
     def _join(self, link: Link, frame: WorkerJoined) -> None:
         self.driver.post(frame)
-        for code in self._codes.values():
-            link.send(code)
+        withheld = self._quarantines.codes
+        for code_id, code in self._codes.items():
+            if code_id not in withheld:
+                link.send(code)
 
     def _from_keeper(self, link: Link, frame: Frame) -> bool:
         match frame:
             case CodeAdded():
                 if self._codes.get(frame.code.code_id) != frame:
                     self._codes[frame.code.code_id] = frame
-                    self._publish(frame, self._joined(), self._gateways.values())
+                    withheld = frame.code.code_id in self._quarantines.codes
+                    self._publish(frame, () if withheld else self._joined(), self._gateways.values())
             case CodeRemoved():
                 if self._codes.pop(frame.code_id, None) is not None:
                     self._publish(frame, self._joined(), self._gateways.values())
@@ -225,7 +239,7 @@ class Exchange:
             case ModelRemoved():
                 if self._models.pop(frame.model, None) is not None:
                     self._publish(frame, self._gateways.values())
-            case QuotasSet():
+            case QuotasSet() | Pardon():
                 self.driver.post(frame)
             case Drain():
                 self._lost_level = logging.INFO
@@ -327,13 +341,30 @@ class Exchange:
                     gateway.send(effect)
             case Load() | Infer() | Unload():
                 self._send_action(effect)
+            case Quarantined():
+                self._on_quarantined(effect)
             case Readiness():
                 self._readiness = effect
                 _log.info(
                     "ready" if effect.ready else "not ready: %s", *([] if effect.ready else [effect.why])
                 )
-                for link in (*self._gateways.values(), *([self._keeper] if self._keeper else [])):
-                    link.send(effect)
+                self._tell(effect)
+
+    def _tell(self, effect: Readiness | Quarantined) -> None:
+        for link in (*self._gateways.values(), *([self._keeper] if self._keeper else [])):
+            link.send(effect)
+
+    def _on_quarantined(self, effect: Quarantined) -> None:
+        _log.error("model %s: %s", effect.model, effect.why or "in quarantine no more")
+        before = self._quarantines.codes
+        self._quarantines.take(effect)
+        after = self._quarantines.codes
+        frames: list[Frame] = [CodeRemoved(code_id=code_id) for code_id in after - before]
+        frames += [self._codes[code_id] for code_id in before - after if code_id in self._codes]
+        for link in self._joined():
+            for frame in frames:
+                link.send(frame)
+        self._tell(effect)
 
     def _send_action(self, action: Load | Infer | Unload) -> None:
         # A worker that is gone answers nothing: WorkerLost, posted when its link went, ends its actions.

@@ -59,7 +59,10 @@ class Endpoints:
     def check_model_ready(self, name: str, version: str) -> None:
         """Raise unless the model is served now."""
         self.check_ready()
-        self.gateway.models.find(name, version)
+        models = self.gateway.models
+        key = models.find(name, version).model.key
+        if why := models.quarantines.why(key):
+            raise Refused(503, f"model {key} is not ready: {why}")
 
     def models(self) -> list[str]:
         """Names of all models."""

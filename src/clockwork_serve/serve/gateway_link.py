@@ -24,6 +24,7 @@ from clockwork_serve.messages import (
     Frame,
     ModelAdded,
     ModelRemoved,
+    Quarantined,
     Question,
     Readiness,
     Release,
@@ -160,12 +161,12 @@ class GatewayLink:
                     waiter.set_result(frame)
             case Readiness():
                 self._on_readiness(frame)
-            case CodeAdded() | CodeRemoved() | ModelAdded() | ModelRemoved():
+            case CodeAdded() | CodeRemoved() | ModelAdded() | ModelRemoved() | Quarantined():
                 self._on_catalogue(frame)
             case _:
                 _log.error("the controller sent %r, which no gateway takes", type(frame).__name__)
 
-    def _on_catalogue(self, frame: CodeAdded | CodeRemoved | ModelAdded | ModelRemoved) -> None:
+    def _on_catalogue(self, frame: CodeAdded | CodeRemoved | ModelAdded | ModelRemoved | Quarantined) -> None:
         models = self.models if self._incoming is None else self._incoming
         match frame:
             case CodeAdded():
@@ -176,6 +177,8 @@ class GatewayLink:
                 models.add(frame.model)
             case ModelRemoved():
                 models.remove(frame.model)
+            case Quarantined():
+                models.quarantines.take(frame)
 
     def _on_readiness(self, frame: Readiness) -> None:
         # It ends the catalogue that a new link begins with.

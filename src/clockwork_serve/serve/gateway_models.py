@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from clockwork_serve.messages import CodeAdded, Model
 from clockwork_serve.oip import Served, UnknownModel, default_slo_ns, missing
+from clockwork_serve.serve.quarantines import Quarantines
 
 
 class GatewayModels:
     """All versions of all models by name. ``server_slo_ns`` is the server's own default SLO, if any."""
 
     def __init__(self, server_slo_ns: int | None) -> None:
+        self.quarantines = Quarantines()
         self._server_slo_ns = server_slo_ns
         self._codes: dict[str, CodeAdded] = {}
         self._by_version: dict[tuple[str, str], Served] = {}

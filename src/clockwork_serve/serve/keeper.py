@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from clockwork_serve.errors import ClockworkError, ConfigError, RepositoryError, TransportError
-from clockwork_serve.messages import Ask, Drain, Frame, Question, Reply
+from clockwork_serve.messages import Ask, Drain, Frame, Pardon, Question, Reply
 from clockwork_serve.serve.catalogue import Catalogue
 from clockwork_serve.serve.gateway_door import check_door
 from clockwork_serve.serve.health import healthy, listens
@@ -84,7 +84,9 @@ class Keeper:
         if not prepared.served:
             raise RepositoryError(_nothing_to_serve(self.config.repository, prepared))
         self.catalogue.put(prepared.names, prepared.served, prepared.profiles, prepared.problems)
-        self._link = ControllerLink(self.run_dir / SOCKET_NAME, self._catalogue, self._on_ask)
+        self._link = ControllerLink(
+            self.run_dir / SOCKET_NAME, self._catalogue, self._on_ask, self._on_quarantined
+        )
         self._refreshing = asyncio.get_running_loop().create_task(self.quotas.keep_fresh(self._link.send))
         for launch in launches(self.config, self.run_dir, self.ports.number_by_name):
             self.supervisor.start(launch)
@@ -184,6 +186,10 @@ class Keeper:
     def _catalogue(self) -> list[Frame]:
         return [*self.quotas.frames(), *self.catalogue.frames()]
 
+    def _on_quarantined(self) -> None:
+        """What kills workers as soon as they start is not served to them any more."""
+        self.supervisor.forgive("worker")
+
     # Questions
 
     def _on_ask(self, ask: Ask) -> None:
@@ -213,7 +219,7 @@ class Keeper:
 
     async def _index(self, *, ready: bool) -> bytes:
         folders = await asyncio.to_thread(_folders, self.config.repository)
-        entries = self.catalogue.index(folders)
+        entries = self.catalogue.index(folders, {} if self._link is None else self._link.quarantines.whys())
         return msgspec.json.encode([entry for entry in entries if entry.state == "READY" or not ready])
 
     async def _load(self, name: str) -> bytes:
@@ -228,19 +234,23 @@ class Keeper:
             raise RepositoryError("; ".join(str(problem) for problem in prepared.problems))
         frames = self.catalogue.put(prepared.names, prepared.served, prepared.profiles, prepared.problems)
         assert self._link is not None
-        self._link.send(*frames)
-        await self._until_prepared({each.code.code_id for each in prepared.served})
+        # Whoever loads a model wants it served, whatever it did before.
+        self._link.send(*frames, Pardon(model=name))
+        await self._until_prepared({each.model.key: each.code.code_id for each in prepared.served})
         return msgspec.json.encode({"loaded": [each.model.key for each in prepared.served]})
 
-    async def _until_prepared(self, code_ids: set[str]) -> None:
-        """Return once every device has prepared what it was told; raise if one of the codes failed on all."""
+    async def _until_prepared(self, codes: dict[str, str]) -> None:
+        """Return once every device has prepared what it was told; raise if a model's code failed on all."""
         deadline_s = time.monotonic() + PREPARE_S
         while time.monotonic() < deadline_s:
             await asyncio.sleep(POLL_S)
-            devices = (await self.state())["controller"]["devices"]
-            if any(device["pending_codes"] for device in devices):
+            state = (await self.state())["controller"]
+            devices, quarantined = state["devices"], state["quarantined"]
+            if found := [key for key in codes if key in quarantined]:
+                raise RepositoryError(f"model {found[0]} is in quarantine: {quarantined[found[0]]}")
+            if not devices or any(device["pending_codes"] for device in devices):
                 continue
-            for code_id in code_ids:
+            for code_id in codes.values():
                 refusals = [device["failed_codes"].get(code_id) for device in devices]
                 if refusals and all(refusals):
                     raise RepositoryError(f"no device can run it: {refusals[0]}")

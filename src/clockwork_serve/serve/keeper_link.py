@@ -11,7 +11,8 @@ from typing import Any, Final
 import msgspec
 
 from clockwork_serve.errors import TransportError
-from clockwork_serve.messages import Ask, Drain, Frame, Question, Readiness, Reply, Role
+from clockwork_serve.messages import Ask, Drain, Frame, Quarantined, Question, Readiness, Reply, Role
+from clockwork_serve.serve.quarantines import Quarantines
 from clockwork_serve.serve.transport import Link, connect, hello
 
 RETRY_S: Final = 0.02
@@ -22,17 +23,24 @@ _log = logging.getLogger(__name__)
 class ControllerLink:
     """A link that is connected again whenever it is lost.
 
-    ``catalogue`` gives the frames that each new controller is told first; ``on_ask`` gets its questions.
+    ``catalogue`` gives the frames that each new controller is told first; ``on_ask`` gets its questions,
+    ``on_quarantined`` word of each model that comes into quarantine.
     """
 
     def __init__(
-        self, path: Path, catalogue: Callable[[], list[Frame]], on_ask: Callable[[Ask], None]
+        self,
+        path: Path,
+        catalogue: Callable[[], list[Frame]],
+        on_ask: Callable[[Ask], None],
+        on_quarantined: Callable[[], None] = lambda: None,
     ) -> None:
+        self.quarantines = Quarantines()
         self.readiness = Readiness(ready=False, why="starting")
         self.connected = asyncio.Event()
         self._path = path
         self._catalogue = catalogue
         self._on_ask = on_ask
+        self._on_quarantined = on_quarantined
         self._lost = asyncio.Event()
         self._link: Link | None = None
         self._replies: dict[int, asyncio.Future[Reply]] = {}  # all and only asks without a reply
@@ -100,6 +108,10 @@ class ControllerLink:
             match frame:
                 case Readiness():
                     self.readiness = frame
+                case Quarantined():
+                    self.quarantines.take(frame)
+                    if frame.why:
+                        self._on_quarantined()
                 case Reply():
                     reply = self._replies.get(frame.ask_id)
                     if reply is not None and not reply.done():
@@ -121,6 +133,7 @@ class ControllerLink:
         if link is not None:
             link.close()
         self.connected.clear()
+        self.quarantines = Quarantines()  # whoever comes next knows of none
         self.readiness = Readiness(ready=False, why="the controller is gone")
         for reply in self._replies.values():
             if not reply.done():

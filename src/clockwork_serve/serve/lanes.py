@@ -17,6 +17,7 @@ from typing import Final
 from clockwork_serve.devices.base import Device
 from clockwork_serve.errors import ClockworkError, ModelError
 from clockwork_serve.messages import CodeReady, Infer, Lane, Load, Result, Status, Unload
+from clockwork_serve.serve.black_box import BlackBox, Note
 from clockwork_serve.serve.calls import BadTensors, Calls, OpenCall, check_epochs, encode_outputs
 from clockwork_serve.serve.child import EXIT_BROKEN
 from clockwork_serve.serve.region import RegionGone, RegionMap
@@ -56,7 +57,7 @@ class Hands:
     """The lanes of all devices of a worker, around its brain.
 
     ``tell`` is called by lane threads when there is something to :meth:`take`, once until it is taken;
-    ``tidy`` by a load lane that has nothing to do after codes came or went.
+    ``tidy`` by a load lane that has nothing to do after codes came or went. ``box`` has a note for each lane.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Hands:
         realtime: bool = False,
         tidy: Callable[[], None] = lambda: None,
         broken: Callable[[BaseException], None] = end_process,
+        box: BlackBox | None = None,
     ) -> None:
         self.lock = threading.Lock()
         self.worker = worker
@@ -82,8 +84,9 @@ class Hands:
         self._calls = Calls(self.regions)
         self._opened: dict[int, list[OpenCall] | ClockworkError] = {}
         """By action id: what INFERs that wait will read, opened before their lane needs it."""
+        notes = iter((box or BlackBox(len(devices) * len(Lane))).notes)
         self._lanes = {
-            name: {lane: LaneThread(self, device, name, lane) for lane in Lane}
+            name: {lane: LaneThread(self, device, name, lane, next(notes)) for lane in Lane}
             for name, device in devices.items()
         }
 
@@ -177,12 +180,13 @@ class Hands:
 class LaneThread:
     """One lane of one device. Fields are guarded by the lock of the hands."""
 
-    def __init__(self, hands: Hands, device: Device, name: str, lane: Lane) -> None:
+    def __init__(self, hands: Hands, device: Device, name: str, lane: Lane, note: Note) -> None:
         self.thread = threading.Thread(target=self._run, name=f"{name} {lane}", daemon=True)
         self._hands = hands
         self._device = device
         self._name = name
         self._lane = lane
+        self._note = note
         self._work: Work | None = None
         self._bell = threading.Lock()  # held, but for the moment between a ring and the waking of this thread
         self._bell.acquire()
@@ -217,6 +221,7 @@ class LaneThread:
             done: WorkerEvent | None = None
             while (work := self._next(done)) is not None:
                 done = self._perform(work)
+                self._note.clear()
         except BaseException as error:  # noqa: BLE001 - no thread may die unheard
             self._hands.broken(error)
 
@@ -269,6 +274,7 @@ class LaneThread:
     def _perform(self, work: Work) -> WorkerEvent:
         match work:
             case Prepare():
+                self._note.code(work.code.code_id)
                 self._untidy = True
                 message = self._chore(lambda: self._device.prepare(work.code), f"prepare {work.code.code_id}")
                 return Prepared(device=self._name, code_id=work.code.code_id, ok=not message, message=message)
@@ -277,6 +283,7 @@ class LaneThread:
                 self._chore(lambda: self._device.retire(work.code_id), f"retire {work.code_id}")
                 return Retired(device=self._name, code_id=work.code_id)
             case Start():
+                self._note.action(work.action.action_id)
                 return self._start(work)
 
     def _chore(self, call: Callable[[], None], what: str) -> str:

@@ -196,6 +196,12 @@ class Supervisor:
                 return f"{name} cannot run: it ends as soon as it starts; it said:\n{said}"
         return None
 
+    def forgive(self, prefix: str) -> None:
+        """What children whose names begin so died of is over: the next death is their first."""
+        for name, backoff in self._backoffs.items():
+            if name.startswith(prefix):
+                backoff.fast_deaths = 0
+
     async def stop(self, name: str, grace_s: float) -> None:
         """End one child for good."""
         watch = self._watches.pop(name, None)

@@ -16,11 +16,13 @@ from clockwork_serve.messages import (
     Frame,
     Hello,
     Infer,
+    Lane,
     Load,
     Role,
     Unload,
     WorkerJoined,
 )
+from clockwork_serve.serve.black_box import create
 from clockwork_serve.serve.lanes import Hands
 from clockwork_serve.serve.transport import SOCKET_NAME, Link, connect, hello
 from clockwork_serve.worker import ControllerLost, Stop, Worker, WorkerEvent
@@ -55,6 +57,7 @@ class WorkerHost:
             self._wake,
             realtime=realtime,
             tidy=tidy,
+            box=create(run_dir, name, len(devices) * len(Lane)),
         )
 
     def _wake(self) -> None:

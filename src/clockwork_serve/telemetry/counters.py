@@ -83,7 +83,8 @@ class ModelCounters(Struct):
 
     ``outcomes`` counts by ``outcome`` or ``outcome:reason``. ``open`` requests have no answer yet; ``queued``
     of them are not in an INFER. ``rows`` counts executed rows. ``resident`` is bytes of weights by device.
-    ``last_ns`` is when the last answer was good, on the controller's axis (0: never).
+    ``last_ns`` is when the last answer was good, on the controller's axis (0: never). ``quarantined`` tells
+    that it is served to nobody, for it takes devices down.
     """
 
     name: str
@@ -97,6 +98,7 @@ class ModelCounters(Struct):
     cold_starts: int = 0
     loads: int = 0
     last_ns: int = 0
+    quarantined: bool = False
     success: Durations = field(default_factory=Durations)
     fail: Durations = field(default_factory=Durations)
     queue: Durations = field(default_factory=Durations)
@@ -169,6 +171,7 @@ class Counters(Struct):
     queued: int = 0
     unmatched: int = 0
     workers_lost: int = 0
+    quarantines: int = 0
     gateways_lost: int = 0
     ready: bool = False
     not_ready_why: str = ""

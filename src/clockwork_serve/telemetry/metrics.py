@@ -48,6 +48,7 @@ def _requests(counters: Counters) -> Iterator[str]:
         ("requests_queued", "gauge", "Open requests in no INFER.", counters.queued),
         ("answers_unmatched_total", "counter", "Answers to no open request: 0.", counters.unmatched),
         ("workers_lost_total", "counter", "Workers that died or left.", counters.workers_lost),
+        ("quarantines_total", "counter", "Models that came into quarantine.", counters.quarantines),
         ("gateways_lost_total", "counter", "Gateways that died or left.", counters.gateways_lost),
         ("ready", "gauge", "Whether the server can serve.", int(counters.ready)),
     ):
@@ -147,6 +148,14 @@ def _models(counters: Counters) -> Iterator[str]:
     yield from _family(
         "clockwork_model_cold_starts_total", "counter", "Good answers that waited for a LOAD.",
         ((labels, model.cold_starts) for labels, model in used),
+    )  # fmt: skip
+    yield from _family(
+        "clockwork_model_quarantined", "gauge", "Models that are served to nobody, for they take devices down.",
+        (
+            (f'model="{_escape(model.name)}",version="{_escape(model.version)}"', 1)
+            for model in counters.models.values()
+            if model.quarantined
+        ),
     )  # fmt: skip
     yield from _family("clockwork_models", "gauge", "Models that are served.", [("", len(counters.models))])
     yield from _family(

@@ -23,6 +23,7 @@ from clockwork_serve.messages import (
     ModelAdded,
     ModelRemoved,
     Outcome,
+    Quarantined,
     QuotasSet,
     Readiness,
     Reason,
@@ -86,7 +87,7 @@ class Recorder:
             ModelAdded: self._on_model_added, ModelRemoved: self._on_model_removed,
             WorkerJoined: self._on_worker_joined, WorkerLost: self._on_worker_lost,
             GatewayLost: self._on_gateway_lost, Readiness: self._on_readiness,
-            QuotasSet: self._on_quotas,
+            QuotasSet: self._on_quotas, Quarantined: self._on_quarantined,
         }  # fmt: skip
 
     def on_step(
@@ -319,6 +320,11 @@ class Recorder:
         self._lost_gateways.clear()
         for request_id in [key for key, opened in self._open.items() if opened.gateway in lost]:
             self._close(self._open.pop(request_id), Outcome.CANCELLED, Reason.NONE, now_ns, late=False)
+
+    def _on_quarantined(self, effect: Quarantined, now_ns: int) -> None:
+        self.counters.quarantines += bool(effect.why)
+        if (model := self.counters.models.get(effect.model)) is not None:
+            model.quarantined = bool(effect.why)
 
     def _on_readiness(self, effect: Readiness, now_ns: int) -> None:
         self.counters.ready, self.counters.not_ready_why = effect.ready, effect.why

@@ -1,0 +1,224 @@
+"""Models that are not served because they take devices down: told in ``observe``, decided in ``decide``.
+
+Of a code that kills who prepares it, all models are in quarantine. It knows no request: who waits for such a
+model is answered by others.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.cluster import DeviceBelief, Sent
+from clockwork_serve.controller.queues import ServedModel
+from clockwork_serve.controller.suspects import Suspect, Suspects
+from clockwork_serve.messages import CodeReady, Infer, Load, Quarantined, WorkerLost
+from clockwork_serve.units import NS_PER_S
+
+WINDOW_NS: Final = 600 * NS_PER_S
+"""Losses further apart have nothing to do with each other."""
+
+
+class Held:
+    """Why somebody is in quarantine, and since when."""
+
+    __slots__ = ("since_ns", "why")
+
+    def __init__(self, why: str, since_ns: int) -> None:
+        self.why = why
+        self.since_ns = since_ns
+
+
+class Quarantine:
+    """See the module."""
+
+    def __init__(self, belief: Belief) -> None:
+        self._belief = belief
+        self._suspects = Suspects(belief.config.quarantine_after, WINDOW_NS)
+        self.watched = self._suspects.losses
+        """Not empty while a success matters: then, and only then, ``succeeded`` need be told."""
+        self.unsettled = False
+        """Something was told that ``settle`` has to judge."""
+        self._held: dict[str, Held] = {}
+        """All that are in quarantine, by a model's key or a code's id."""
+        self._lost: list[tuple[list[Suspect], dict[str, str]]] = []
+        """Workers that died: the suspects, and what each was at."""
+        self._gone: list[str] = []
+        """Keys of models that left service in quarantine."""
+        self._changed: list[ServedModel] = []
+        """Models that may come into quarantine, or out of it."""
+        self._pardoned: list[str] = []
+
+    # Told
+
+    def lost(self, event: WorkerLost, sent: list[Sent]) -> None:
+        """A worker died, with this in flight."""
+        ran = [one for one in sent if event.running is not None and one.action.action_id in event.running]
+        suspects: list[Suspect] = []
+        doing: dict[str, str] = {}
+        for one in sorted(ran, key=_likelihood):
+            requests = tuple([waiter.request.request_id for waiter in one.waiters])
+            suspects.append(Suspect(one.action.model, requests))
+            doing.setdefault(one.action.model, _doing(one))
+        for code_id in event.preparing:
+            if code_id in self._belief.codes:
+                suspects.append(Suspect(code_id))
+                doing[code_id] = "preparing its code"
+        if suspects:
+            self._lost.append((suspects, doing))
+            self._stir()
+
+    def succeeded(self, model: str) -> None:
+        """A model answered."""
+        self._suspects.succeeded(model)
+
+    def has(self, event: CodeReady) -> bool:
+        """Whether the code that a worker speaks of is in quarantine; if not, it may have done well there."""
+        if event.ok:
+            self._suspects.succeeded(event.code_id)
+        return event.code_id in self._held
+
+    def joined(self, device: DeviceBelief) -> None:
+        """A device came: what kills it is not prepared there."""
+        for code_id in self._belief.codes:
+            if code_id in self._held:
+                self._withhold(device, code_id)
+
+    def added(self, model: ServedModel) -> None:
+        """A model came into service; its code may be in quarantine."""
+        self._changed.append(model)
+        self._stir()
+
+    def removed(self, model: ServedModel) -> None:
+        """A model left service: if it comes again, it starts anew."""
+        self.forget(model.key)
+        if model.quarantined:
+            self._gone.append(model.key)
+            self._stir()
+
+    def forget(self, name: str) -> None:
+        """A model or code is gone."""
+        self._held.pop(name, None)
+        self._suspects.forget(name)
+
+    def pardon(self, name: str) -> None:
+        """Whoever runs the server wants the model served again."""
+        self._pardoned.append(name)
+        self._stir()
+
+    # Decided
+
+    def settle(self, now_ns: int) -> list[ServedModel]:
+        """Draw the consequences; the models that come into quarantine by that."""
+        self.unsettled = False
+        for key in self._gone:
+            self._belief.effects.append(Quarantined(model=key))
+        self._gone.clear()
+        for suspects, doing in self._lost:
+            self._judge(suspects, doing, now_ns)
+        self._lost.clear()
+        for name in self._pardoned:
+            self._release(name)
+        self._pardoned.clear()
+        changed, self._changed = self._changed, []
+        return [model for model in changed if self._move(model)]
+
+    def reason(self, model: ServedModel, now_ns: int) -> str:
+        """What a client is told whose model is in quarantine."""
+        held = self._of(model)
+        assert held is not None, f"{model.key} is not in quarantine"
+        ago_s = (now_ns - held.since_ns) // NS_PER_S
+        return f"model {model.key} is in quarantine since {ago_s} s ago: {held.why}; {_advice(model)}"
+
+    def snapshot(self) -> dict[str, str]:
+        """Why, by the key of each model in quarantine."""
+        return {
+            model.key: held.why
+            for model in self._belief.models.values()
+            if (held := self._of(model)) is not None
+        }
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        for model in self._belief.models.values():
+            assert model.quarantined == (self._of(model) is not None), f"{model.key}: wrongly in quarantine"
+            assert not model.quarantined or not model.waiting, f"{model.key} is in quarantine, and waited for"
+        for device in self._belief.devices.values():
+            assert not self._held.keys() & (device.pending_codes | device.codes.keys())
+
+    def _stir(self) -> None:
+        self.unsettled = self._belief.unsettled = True
+
+    def _of(self, model: ServedModel) -> Held | None:
+        return self._held.get(model.key) or self._held.get(model.code_id)
+
+    def _judge(self, suspects: list[Suspect], doing: dict[str, str], now_ns: int) -> None:
+        if any(name in self._held for name in doing):
+            return  # sent before it came into quarantine: it explains this loss too
+        guilty = self._suspects.lost(suspects, now_ns)
+        if guilty is None:
+            return
+        name = guilty.name
+        span_s = -(-(now_ns - guilty.first_ns) // NS_PER_S)
+        self._held[name] = Held(
+            f"it took a device down {_times(guilty.count)} within {span_s} s, the last time {doing[name]}",
+            now_ns,
+        )
+        if name in self._belief.codes:
+            for device in self._belief.devices.values():
+                self._withhold(device, name)
+        self._changed += [one for one in self._belief.models.values() if name in (one.key, one.code_id)]
+
+    def _withhold(self, device: DeviceBelief, code_id: str) -> None:
+        device.pending_codes.discard(code_id)
+        device.codes.pop(code_id, None)
+        device.failed_codes[code_id] = self._held[code_id].why
+        device.warm = device.warm or not device.pending_codes
+
+    def _release(self, name: str) -> None:
+        belief = self._belief
+        for model in [one for one in belief.models.values() if one.model.name == name]:
+            if self._held.get(model.code_id) is not None:
+                for device in belief.devices.values():
+                    device.failed_codes.pop(model.code_id, None)
+                    device.pending_codes.add(model.code_id)
+                self._changed += [one for one in belief.models.values() if one.code_id == model.code_id]
+            self._changed.append(model)
+            self.forget(model.key)
+            self.forget(model.code_id)
+
+    def _move(self, model: ServedModel) -> bool:
+        """Bring a model into quarantine or out of it, if that is due; true if it came in."""
+        held = self._of(model)
+        if model.removed or model.quarantined == (held is not None):
+            return False
+        model.quarantined = held is not None
+        model.queue_limit = 0 if model.quarantined else model.model.queue_limit
+        if held is None:
+            self._belief.effects.append(Quarantined(model=model.key))
+            return False
+        code_id = model.code_id if model.code_id in self._held else ""
+        why = f"in quarantine: {held.why}; {_advice(model)}"
+        self._belief.effects.append(
+            Quarantined(model=model.key, why=why, since_ns=held.since_ns, code_id=code_id)
+        )
+        return True
+
+
+def _likelihood(sent: Sent) -> bool:
+    """INFERs first: what runs a client's input is the likelier to crash."""
+    return not isinstance(sent.action, Infer)
+
+
+def _doing(sent: Sent) -> str:
+    if isinstance(sent.action, Infer):
+        return "running a request" if len(sent.waiters) == 1 else f"running {len(sent.waiters)} requests"
+    return "loading its weights" if isinstance(sent.action, Load) else "unloading its weights"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _advice(model: ServedModel) -> str:
+    return f"to release it: clockwork models load {model.model.name}"

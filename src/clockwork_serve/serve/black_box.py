@@ -1,0 +1,112 @@
+"""What the lanes of a worker are at, in a file that outlives it: whoever finds it dead knows what it died of.
+
+A lane notes what it is going to do, and that it has done it before anybody hears of that. Nothing is decided
+by it while the worker lives.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from clockwork_serve.messages import WorkerLost
+
+_WORDS: Final = 32
+"""Of 8 bytes for each lane: an action's id, the length of a code's id, and that id."""
+_WORD: Final = 8
+_TEXT: Final = 2
+_TEXT_MAX: Final = (_WORDS - _TEXT) * _WORD
+
+Autopsy = Callable[[str, int], WorkerLost]
+"""What a worker's link ended of, given its name and its process."""
+
+_log = logging.getLogger(__name__)
+
+
+class Note:
+    """One lane's; for its own thread."""
+
+    __slots__ = ("_bytes", "_words")
+
+    def __init__(self, memory: memoryview) -> None:
+        self._bytes = memory
+        self._words = memory.cast("q")
+
+    def action(self, action_id: int) -> None:
+        """It is going to do this action."""
+        self._words[0] = action_id
+
+    def code(self, code_id: str) -> None:
+        """It is going to prepare this code."""
+        text = code_id.encode()[:_TEXT_MAX]
+        self._bytes[_TEXT * _WORD : _TEXT * _WORD + len(text)] = text
+        self._words[1] = len(text)
+
+    def clear(self) -> None:
+        """It is done."""
+        self._words[0] = 0
+        self._words[1] = 0
+
+
+class BlackBox:
+    """Notes for ``lanes`` lanes, in ``memory``; without it, they are of use to nobody."""
+
+    def __init__(self, lanes: int, memory: mmap.mmap | None = None) -> None:
+        size = _WORDS * _WORD
+        whole = memoryview(bytearray(lanes * size) if memory is None else memory)
+        self.notes = [Note(whole[at * size : (at + 1) * size]) for at in range(lanes)]
+
+
+def create(run_dir: Path, worker: str, lanes: int) -> BlackBox:
+    """The black box of this process, which is that worker."""
+    size = lanes * _WORDS * _WORD
+    fd = os.open(_path(run_dir, worker, os.getpid()), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        os.ftruncate(fd, size)
+        return BlackBox(lanes, mmap.mmap(fd, size))
+    finally:
+        os.close(fd)
+
+
+def no_autopsy(worker: str, pid: int) -> WorkerLost:
+    """Nothing is known of it."""
+    return WorkerLost(worker=worker)
+
+
+def autopsy(run_dir: Path, worker: str, pid: int) -> WorkerLost:
+    """What is to be said of a worker whose link ended; if it is dead, its black box is read, and goes."""
+    path = _path(run_dir, worker, pid)
+    try:
+        if _lives(pid):
+            return WorkerLost(worker=worker)
+        found = path.read_bytes()
+        path.unlink()
+    except OSError as error:
+        _log.warning("what %s died of is not known: %s", worker, error)
+        return WorkerLost(worker=worker)
+    running, preparing = [], []
+    for start in range(0, len(found), _WORDS * _WORD):
+        lane = memoryview(found)[start : start + _WORDS * _WORD]
+        action_id, length = lane.cast("q")[:_TEXT]
+        if action_id:
+            running.append(action_id)
+        if length:
+            text = bytes(lane[_TEXT * _WORD : _TEXT * _WORD + length])
+            preparing.append(text.decode(errors="replace"))
+    return WorkerLost(worker=worker, running=tuple(running), preparing=tuple(preparing))
+
+
+def _lives(pid: int) -> bool:
+    """Whether that process has memory still: one that dies gives it up before its links end."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _path(run_dir: Path, worker: str, pid: int) -> Path:
+    return run_dir / f"{worker}.{pid}.box"

@@ -1,0 +1,45 @@
+"""Models in quarantine, as the controller told; it puts none there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from clockwork_serve.messages import Quarantined
+from clockwork_serve.units import NS_PER_S
+
+
+class Quarantines:
+    """By a model's key."""
+
+    def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        self._clock = clock
+        self._by_key: dict[str, Quarantined] = {}
+
+    def take(self, frame: Quarantined) -> None:
+        """A model comes into quarantine, or out of it."""
+        if frame.why:
+            self._by_key[frame.model] = frame
+        else:
+            self._by_key.pop(frame.model, None)
+
+    def frames(self) -> list[Quarantined]:
+        """All of it, for somebody who knows nothing."""
+        return list(self._by_key.values())
+
+    @property
+    def codes(self) -> set[str]:
+        """Codes that are not to be prepared."""
+        return {frame.code_id for frame in self._by_key.values() if frame.code_id}
+
+    def why(self, key: str) -> str:
+        """Since when a model is in quarantine (on this host's clock), and why; "" if it is not."""
+        frame = self._by_key.get(key)
+        if frame is None:
+            return ""
+        since_s = time.time() - (self._clock() - frame.since_ns) / NS_PER_S
+        return f"{time.strftime('%Y-%m-%d %H:%M:%SZ', time.gmtime(since_s))}: {frame.why}"
+
+    def whys(self) -> dict[str, str]:
+        """The same of all."""
+        return {key: self.why(key) for key in self._by_key}
