@@ -18,6 +18,7 @@ from clockwork_serve.messages import (
     Model,
     ModelAdded,
     Profile,
+    Quarantined,
     Release,
     Request,
     Result,
@@ -88,6 +89,7 @@ class World:
         self.answers: dict[str, Answer] = {}
         self.answered_ns: dict[str, int] = {}
         self.releases: list[str] = []
+        self.quarantined: list[Quarantined] = []
         self.actions: list[Load | Unload | Infer] = []
         self.started: list[tuple[int, int, Load | Unload | Infer]] = []
         self._inbox: list[tuple[int, int, ControllerEvent]] = []
@@ -110,13 +112,20 @@ class World:
             events += [CodeReady(device=spec.device, code_id=code_id) for code_id in self.durations]
         self.tell(*events)
 
-    def kill(self, worker: str, *devices: str) -> None:
-        """A worker dies with all it was doing."""
+    def kill(self, worker: str, *devices: str, known: bool = False, preparing: tuple[str, ...] = ()) -> None:
+        """A worker dies with all it was doing; what its lanes were at may be ``known``."""
+        running = tuple([
+            action.action_id for start_ns, end_ns, action in self.started
+            if action.device in devices and start_ns <= self.now_ns < end_ns
+        ])  # fmt: skip
+        self.started = [
+            one for one in self.started if one[2].device not in devices or one[1] <= self.now_ns
+        ]  # fmt: skip
         for name in devices:
             del self.lanes[name, "exec"], self.lanes[name, "load"]
         gone = [one for one in self._inbox if isinstance(one[2], Result) and one[2].device in devices]
         self._inbox = [one for one in self._inbox if one not in gone]
-        self.tell(WorkerLost(worker=worker))
+        self.tell(WorkerLost(worker=worker, running=running if known else None, preparing=preparing))
 
     def request(self, model_name: str, slo_ms: float, **fields: object) -> str:
         """A request arrives now; returns its id."""
@@ -167,6 +176,8 @@ class World:
                     assert effect.gateway == "g0"
                     assert not self.answers[effect.request_id].release
                     self.releases.append(effect.request_id)
+                case Quarantined():
+                    self.quarantined.append(effect)
                 case Load() | Unload() | Infer():
                     self.actions.append(effect)
                     self._execute(effect)

@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from clockwork_serve.controller import POLICIES, ControllerConfig
-from clockwork_serve.messages import Cancel, GatewayLost, Infer, Load, Outcome, Quota, QuotasSet, Unload
+from clockwork_serve.messages import (
+    Cancel,
+    GatewayLost,
+    Infer,
+    Load,
+    Outcome,
+    Pardon,
+    Quota,
+    QuotasSet,
+    Reason,
+    Unload,
+)
 from clockwork_serve.units import MIB, ms
 from tests.controller.honest import CODE, World, device, model, profile
 
@@ -24,10 +35,13 @@ class ControllerMachine(RuleBasedStateMachine):
         pages=st.integers(4, 14),
         devices=st.integers(1, 3),
         policy=st.sampled_from([*POLICIES, "released"]),
+        after=st.integers(0, 3),
     )
-    def start(self, reject: bool, max_batch: int, pages: int, devices: int, policy: str) -> None:
+    def start(self, reject: bool, max_batch: int, pages: int, devices: int, policy: str, after: int) -> None:
         if policy in POLICIES:
-            config = ControllerConfig(policy=policy, reject_infeasible=reject, max_batch=max_batch)
+            config = ControllerConfig(
+                policy=policy, reject_infeasible=reject, max_batch=max_batch, quarantine_after=after
+            )
         else:
             config = ControllerConfig.as_released(max_batch=max_batch)
         self.reject = config.reject_infeasible
@@ -41,6 +55,8 @@ class ControllerMachine(RuleBasedStateMachine):
         for name in self.devices:
             self.world.join(device(name, pages), worker=f"w-{name}")
         self.asked: dict[str, int] = {}
+        self.looked_at = 0
+        self.held: dict[str, bool] = {}
 
     @rule(
         name=st.sampled_from(NAMES),
@@ -85,12 +101,16 @@ class ControllerMachine(RuleBasedStateMachine):
         if waiting:
             self.world.tell(Cancel(request_id=pick.choice(waiting)))
 
-    @rule(pick=st.randoms(use_true_random=False))
-    def crash(self, pick) -> None:  # type: ignore[no-untyped-def]
+    @rule(pick=st.randoms(use_true_random=False), known=st.booleans(), prepares=st.booleans())
+    def crash(self, pick, known: bool, prepares: bool) -> None:  # type: ignore[no-untyped-def]
         if self.up:
             name = pick.choice(sorted(self.up))
             self.up.discard(name)
-            self.world.kill(f"w-{name}", name)
+            self.world.kill(f"w-{name}", name, known=known, preparing=("slow",) if prepares else ())
+
+    @rule(name=st.sampled_from(NAMES))
+    def pardon(self, name: str) -> None:
+        self.world.tell(Pardon(model=name))
 
     @rule()
     def restart(self) -> None:
@@ -123,6 +143,20 @@ class ControllerMachine(RuleBasedStateMachine):
                 assert first + count <= self.pages
                 mine[action.model] = (first, count)
 
+    @invariant()
+    def nothing_of_a_model_in_quarantine_is_sent(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        held = {one.model: bool(one.why) for one in self.world.quarantined}
+        sent = self.world.actions[self.looked_at :]
+        self.looked_at = len(self.world.actions)
+        assert not [
+            one
+            for one in sent
+            if held.get(one.model) and self.held.get(one.model) and not isinstance(one, Unload)
+        ]
+        self.held = held
+
     def teardown(self) -> None:
         if not hasattr(self, "world"):
             return
@@ -131,6 +165,7 @@ class ControllerMachine(RuleBasedStateMachine):
         unreleased = {one for one, answer in self.world.answers.items() if not answer.release}
         assert unreleased == set(self.world.releases), "tensors are released exactly once"
         for request_id, answer in self.world.answers.items():
+            assert answer.reason is not Reason.QUARANTINED or self.world.quarantined
             in_time = self.world.answered_ns[request_id] <= self.asked[request_id]
             assert in_time or answer.outcome is not Outcome.OK, f"{request_id} was late and called OK"
 

@@ -105,7 +105,9 @@ class SuspectsMachine(RuleBasedStateMachine):
         self.suspects.forget(name)
         self.story.append(("gone", 0, (name,), ""))
 
-    @rule(names=st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True), number=st.integers(0, 2))
+    @rule(
+        names=st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True), number=st.integers(0, 2)
+    )
     def lose(self, names: list[str], number: int) -> None:
         request = f"{names[0]}-{number}"
         counts = {name: len(self.against(name)) for name in names}

@@ -242,7 +242,7 @@ class Controller:
                 self._belief.doubt_model(model)
 
     def _on_worker_lost(self, event: WorkerLost) -> None:
-        ran, suspects = event.running, []
+        at_work = self._quarantine.lost(event)
         for device in [one for one in self._belief.devices.values() if one.worker == event.worker]:
             del self._belief.devices[device.name]
             device.up = False
@@ -250,15 +250,13 @@ class Controller:
             self._belief.estimator.forget_device(device.name)
             for sent in [sent for sent in self._belief.sent.values() if sent.device is device]:
                 del self._belief.sent[sent.action.action_id]
-                self._settler.lost(sent, ran=ran is None or sent.action.action_id in ran)
-                suspects.append(sent)
+                self._settler.lost(sent, ran=not at_work or sent.action.action_id in at_work)
             for residency in list(device.pages.holders()):
                 self._belief.drop(residency)
             self._scheduler.device_lost(device)
             if self._reject:
                 self._feasibility.device_lost(device)
             self._belief.forget_bases()
-        self._quarantine.lost(event, suspects)
 
     # Models
 

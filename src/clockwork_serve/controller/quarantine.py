@@ -51,9 +51,10 @@ class Quarantine:
 
     # Told
 
-    def lost(self, event: WorkerLost, sent: list[Sent]) -> None:
-        """A worker died, with this in flight."""
-        ran = [one for one in sent if event.running is not None and one.action.action_id in event.running]
+    def lost(self, event: WorkerLost) -> set[int]:
+        """A worker died, and is not forgotten yet; ids of what it was at, 0 for a code, none if unknown."""
+        sent = [self._belief.sent.get(action_id) for action_id in event.running or ()]
+        ran = [one for one in sent if one is not None and one.device.worker == event.worker]
         suspects: list[Suspect] = []
         doing: dict[str, str] = {}
         for one in sorted(ran, key=_likelihood):
@@ -67,6 +68,7 @@ class Quarantine:
         if suspects:
             self._lost.append((suspects, doing))
             self._stir()
+        return {one.action.action_id for one in ran} | ({0} if event.preparing else set())
 
     def succeeded(self, model: str) -> None:
         """A model answered."""

@@ -50,8 +50,8 @@ class WorkerJoined(Struct, frozen=True, kw_only=True, tag="worker_joined"):
 class WorkerLost(Struct, frozen=True, kw_only=True, tag="worker_lost"):
     """A worker is gone, and all that was in flight on it.
 
-    ``running`` are the actions, and ``preparing`` the codes, that its lanes were at when it died; None where
-    that is not known, or the link alone is gone.
+    ``running`` are the actions, and ``preparing`` the codes, that its lanes were at when it died (the last
+    ones, if they were at nothing); None where that is not known, or the link alone is gone.
     """
 
     worker: str

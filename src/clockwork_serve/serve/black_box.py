@@ -16,9 +16,9 @@ from typing import Final
 from clockwork_serve.messages import WorkerLost
 
 _WORDS: Final = 32
-"""Of 8 bytes for each lane: an action's id, the length of a code's id, and that id."""
+"""Of 8 bytes for each lane: the action that it is at, the one before, a code's length, and that code's id."""
 _WORD: Final = 8
-_TEXT: Final = 2
+_TEXT: Final = 3
 _TEXT_MAX: Final = (_WORDS - _TEXT) * _WORD
 
 Autopsy = Callable[[str, int], WorkerLost]
@@ -44,12 +44,13 @@ class Note:
         """It is going to prepare this code."""
         text = code_id.encode()[:_TEXT_MAX]
         self._bytes[_TEXT * _WORD : _TEXT * _WORD + len(text)] = text
-        self._words[1] = len(text)
+        self._words[2] = len(text)
 
     def clear(self) -> None:
         """It is done."""
-        self._words[0] = 0
-        self._words[1] = 0
+        words = self._words
+        words[1] = words[0]
+        words[0] = words[2] = 0
 
 
 class BlackBox:
@@ -88,16 +89,22 @@ def autopsy(run_dir: Path, worker: str, pid: int) -> WorkerLost:
     except OSError as error:
         _log.warning("what %s died of is not known: %s", worker, error)
         return WorkerLost(worker=worker)
-    running, preparing = [], []
+    running: list[int] = []
+    before: list[int] = []
+    preparing: list[str] = []
     for start in range(0, len(found), _WORDS * _WORD):
         lane = memoryview(found)[start : start + _WORDS * _WORD]
-        action_id, length = lane.cast("q")[:_TEXT]
+        action_id, before_id, length = lane.cast("q")[:_TEXT]
         if action_id:
             running.append(action_id)
+        if before_id:
+            before.append(before_id)
         if length:
             text = bytes(lane[_TEXT * _WORD : _TEXT * _WORD + length])
             preparing.append(text.decode(errors="replace"))
-    return WorkerLost(worker=worker, running=tuple(running), preparing=tuple(preparing))
+    # A signal or a fault may take its time: then it is what was done last, if nobody heard of its result.
+    ran = running if running or preparing else before
+    return WorkerLost(worker=worker, running=tuple(ran), preparing=tuple(preparing))
 
 
 def _lives(pid: int) -> bool:

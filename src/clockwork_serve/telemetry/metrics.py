@@ -150,7 +150,7 @@ def _models(counters: Counters) -> Iterator[str]:
         ((labels, model.cold_starts) for labels, model in used),
     )  # fmt: skip
     yield from _family(
-        "clockwork_model_quarantined", "gauge", "Models that are served to nobody, for they take devices down.",
+        "clockwork_model_quarantined", "gauge", "Models that take devices down, and are not served.",
         (
             (f'model="{_escape(model.name)}",version="{_escape(model.version)}"', 1)
             for model in counters.models.values()
