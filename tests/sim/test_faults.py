@@ -19,6 +19,7 @@ from clockwork_serve.messages import (
     ModelAdded,
     ModelRemoved,
     Outcome,
+    Quarantined,
     Reason,
     Request,
     Result,
@@ -256,3 +257,42 @@ def test_the_same_seed_has_the_same_faults():
     (_, one), (_, two) = (played(scenario(*faults)) for _ in range(2))
 
     assert all(a == b for a, b in itertools.zip_longest(one.events, two.events))
+
+
+KILLER = (ModelSet(name="killer", kind=KIND), ModelSet(name="good", kind=KIND, copies=4))
+
+
+def test_a_model_that_kills_takes_a_worker_down_before_its_result_is_heard_and_the_autopsy_names_it():
+    simulation, steps = played(
+        scenario(Fault(kind="kills", at_s=0.5, model="killer"), models=KILLER, devices=2), quarantine_after=0
+    )
+
+    assert simulation.faults is not None
+    assert simulation.faults.executed["kills"] == len(steps.seen(WorkerLost)) > 3
+    running = {one.action_id: one.model for _, one in steps.done(Infer)}
+    for _, lost in steps.seen(WorkerLost):
+        assert "killer/1" in {running.get(action_id) for action_id in lost.running or ()}
+
+
+def test_a_model_that_kills_is_in_quarantine_after_three_workers_and_others_are_not():
+    _, steps = played(scenario(Fault(kind="kills", at_s=0.5, model="killer"), models=KILLER, devices=2))
+
+    assert [one.model for _, one in steps.done(Quarantined)] == ["killer/1"]
+    assert 3 <= len(steps.seen(WorkerLost)) <= 4, "one may be at it still"
+    (at_ns, _) = steps.done(Quarantined)[0]
+    answers = {one.reason for now_ns, one in steps.done(Answer) if now_ns > at_ns + NS_PER_S}
+    assert answers == {Reason.NONE, Reason.QUARANTINED}
+
+
+def test_others_are_served_as_if_the_model_that_kills_had_never_been_once_it_is_in_quarantine():
+    def good(*faults: Fault) -> list[Outcome]:
+        _, steps = played(scenario(*faults, models=KILLER, devices=2, seconds=4.0))
+        return [
+            outcome
+            for name in range(4)
+            for now_ns, outcome in _answers(steps, f"good-000{name}/1")
+            if now_ns > 2.5 * NS_PER_S
+        ]
+
+    kept = good(Fault(kind="kills", at_s=0.5, model="killer"))
+    assert kept.count(Outcome.OK) == len(kept) >= len(good()) - 2

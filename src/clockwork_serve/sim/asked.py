@@ -37,6 +37,8 @@ class Asked:
         """Tenants that have a quota."""
         self._draining = False
         self._worker_lost = False
+        self.quarantined: set[str] = set()
+        """Keys of models that the controller said are in quarantine."""
 
     def observe(self, event: ControllerEvent) -> None:
         """The controller is told something."""
@@ -82,6 +84,8 @@ class Asked:
                 good = request.model not in self.served
             case Outcome.REJECTED:
                 good = self._may_reject(request, answer.reason, orphan=orphan)
+            case Outcome.FAILED if answer.reason is Reason.QUARANTINED:
+                good = request.model in self.quarantined
             case Outcome.FAILED:
                 # No device fails here; what a worker holds may differ from belief after its link was cut.
                 good = self._worker_lost and answer.reason is not Reason.MODEL_RAISED

@@ -14,6 +14,7 @@ what they did is held against it:
 - weights that the controller believes ready are there, unless the link to that worker is cut, and none stay
   that it knows nothing of;
 - a request costs no more workers than it may;
+- a model is in quarantine only if so many workers died while it ran, and nothing of it is sent then;
 - an estimate lies within what durations can be;
 - wake-ups are later than now.
 
@@ -36,6 +37,7 @@ from clockwork_serve.messages import (
     DeviceSpec,
     Infer,
     Load,
+    Quarantined,
     Release,
     Result,
     Status,
@@ -140,7 +142,9 @@ class Checks:
         self._unknown: dict[tuple[str, int], int] = {}
         """Since when weights, by device and version, were seen that the controller knows nothing of."""
         self._losses: Counter[str] = Counter()
-        """How often each open request was out on a worker that was lost."""
+        """How often each open request may have run on a worker that was lost."""
+        self._deaths: Counter[str] = Counter()
+        """How many workers died while each model was at work there."""
         self._bounds: dict[tuple[str, int], tuple[int, int]] = {}
         noise = simulation.constants.noise
         self._infer_noise = _span(noise.infer_us)
@@ -179,6 +183,8 @@ class Checks:
                 assert effect.request_id not in self._reading, f"{effect} while a worker reads it"
             elif isinstance(effect, Infer | Load | Unload):
                 self._action(effect, now_ns)
+            elif isinstance(effect, Quarantined):
+                self._quarantined(effect)
         wake_ns = self._simulation.controller.next_wakeup_ns()
         assert wake_ns is None or wake_ns > now_ns, f"the controller asks at {now_ns} to wake at {wake_ns}"
         self._recorder.on_step(now_ns, events, effects)
@@ -202,21 +208,32 @@ class Checks:
 
     def _lost(self, lost: WorkerLost) -> None:
         """What was out on its devices is lost; the devices it had are those that no host has now."""
-        for action in [one for one in self._out.values() if one.device not in self._simulation.by_device]:
-            self._lose(action)
-        for action in [one for one in self._out.values() if self._owner(one.device) == lost.worker]:
-            self._lose(action)
+        by_device = self._simulation.by_device
+        out = [
+            one
+            for one in self._out.values()
+            if one.device not in by_device or by_device[one.device].name == lost.worker
+        ]
+        ran = [one for one in out if lost.running is not None and one.action_id in lost.running]
+        self._deaths.update({one.model for one in ran})
+        for action in out:
+            self._lose(action, ran=action in ran or not (ran or lost.preparing))
 
-    def _owner(self, device: str) -> str:
-        return self._simulation.by_device[device].name
+    def _quarantined(self, effect: Quarantined) -> None:
+        if not effect.why:
+            self._asked.quarantined.remove(effect.model)
+            return
+        self._asked.quarantined.add(effect.model)
+        after = self._simulation.controller.config.quarantine_after
+        assert 0 < after <= self._deaths[effect.model], f"{effect} after {self._deaths[effect.model]} deaths"
 
-    def _lose(self, action: Action) -> None:
+    def _lose(self, action: Action, *, ran: bool) -> None:
         del self._out[action.action_id]
         if isinstance(action, Infer):
             most = self._simulation.controller.config.retries + 1
             for call in action.calls:
                 del self._reading[call.request_id]
-                self._losses[call.request_id] += 1
+                self._losses[call.request_id] += ran
                 assert self._losses[call.request_id] <= most, f"{call} cost {most + 1} workers"
 
     def _answer(self, answer: Answer, now_ns: int) -> None:
@@ -233,6 +250,7 @@ class Checks:
         if isinstance(action, Unload):
             return
         assert action.model in self._asked.served, f"{action} of a model that is not served"
+        assert action.model not in self._asked.quarantined, f"{action} of a model in quarantine"
         if isinstance(action, Infer):
             for call in action.calls:
                 asked = call.request_id in self._asked.open

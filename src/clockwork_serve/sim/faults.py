@@ -1,6 +1,7 @@
 """What goes wrong in a simulation, carried out on its world. No fault touches a machine's inside.
 
 crash         a worker dies; a new one of its name joins after a while, with empty memory
+kills         whenever a model has run on a worker, that dies of it, before it tells the result
 hang          a worker is stopped and goes on later (its devices' work went on); if it never would, it is
               killed after a while, as a supervisor does
 slow          what starts on a device takes longer for a while
@@ -37,7 +38,6 @@ from clockwork_serve.messages import (
     ModelRemoved,
     Request,
     WorkerJoined,
-    WorkerLost,
 )
 from clockwork_serve.sim.host import CALL, TO_CONTROLLER, TO_WORKER, Host
 from clockwork_serve.sim.trouble import Trouble, is_cut
@@ -79,10 +79,10 @@ class Faults:
         self._gateways = len(simulation.gateways)
         self.executed: Counter[str] = Counter()
         begin: dict[str, Callable[[FaultTable], Events]] = {
-            "crash": self._crashes, "hang": self._hangs, "slow": self._slows, "loss": self._loses,
-            "delay": self._delays, "skew": self._skews, "remove_model": self._removes,
-            "add_model": self._adds, "gateway": self._gateway_dies, "cancel": self._cancels,
-            "drain": self._drains,
+            "crash": self._crashes, "kills": self._kills, "hang": self._hangs, "slow": self._slows,
+            "loss": self._loses, "delay": self._delays, "skew": self._skews,
+            "remove_model": self._removes, "add_model": self._adds, "gateway": self._gateway_dies,
+            "cancel": self._cancels, "drain": self._drains,
         }  # fmt: skip
         for table in tables:
             if table.kind == "add_model":
@@ -124,6 +124,22 @@ class Faults:
         restart_ns = self._times.restart_ns if for_s is None else round(for_s * NS_PER_S)
         self._in(restart_ns, partial(self._restart, host))
 
+    def _kills(self, table: FaultTable) -> Events:
+        key = self._model(table).key
+        self._world.killers[key] = self._killed
+        self._after(table, partial(self._kills_no_more, key))
+        return NOTHING
+
+    def _kills_no_more(self, key: str) -> Events:
+        self._world.killers.pop(key, None)
+        return NOTHING
+
+    def _killed(self, host: Host) -> Events:
+        if not host.gone:
+            self.executed["kills"] += 1
+            self._crash(host, None)
+        return NOTHING
+
     def _lost(self, host: Host) -> Events:
         """The controller learns that a worker's link is gone, if it does not know."""
         simulation = self._simulation
@@ -133,7 +149,7 @@ class Faults:
         for spec in host.specs:
             del simulation.by_device[spec.device]
         self._world.forget(host, (TO_CONTROLLER,))
-        return (WorkerLost(worker=host.name),)
+        return (host.autopsy(),)
 
     def _restart(self, dead: Host) -> Events:
         host = self._simulation.host(dead.name, dead.specs)

@@ -6,6 +6,8 @@ It never chooses: what happens on it follows from the machine, the profile, the 
 from __future__ import annotations
 
 # ruff: noqa: FURB136, PLR1730 - max() costs 100 ns more than a condition
+from collections.abc import Callable, Sequence
+from functools import partial
 from heapq import heapify, heappush
 from typing import Any, Final, Protocol
 
@@ -15,12 +17,14 @@ from clockwork_serve.messages import (
     Action,
     CodeAdded,
     CodeRemoved,
+    ControllerEvent,
     DeviceSpec,
     Infer,
     Load,
     Profile,
     Result,
     Status,
+    WorkerLost,
 )
 from clockwork_serve.sim.dice import Draws
 from clockwork_serve.sim.tally import Busy, Tally
@@ -35,6 +39,7 @@ from clockwork_serve.worker.events import (
     WorkerEffect,
     WorkerEvent,
 )
+from clockwork_serve.worker.lanes import Work
 
 Entry = tuple[int, int, int, Any, Any]
 """One thing to happen: (when in ns, order, kind, whom it concerns, what)."""
@@ -65,7 +70,7 @@ class World:
     """
 
     __slots__ = (
-        "heap", "infer_noise", "jitter", "load_noise", "order", "prepare_ns", "tally", "truth",
+        "heap", "infer_noise", "jitter", "killers", "load_noise", "order", "prepare_ns", "tally", "truth",
         "worker_delay_ns",
     )  # fmt: skip
 
@@ -81,6 +86,8 @@ class World:
         self.jitter: Draws | None = None
         self.infer_noise: Draws | None = None
         self.load_noise: Draws | None = None
+        self.killers: dict[str, Callable[[Host], Sequence[ControllerEvent]]] = {}
+        """By a model's key: what happens to a host that has run it, before anybody hears of the result."""
 
     def at(self, when_ns: int, kind: int, whom: Any, what: Any) -> None:
         """Let something happen."""
@@ -109,8 +116,8 @@ class Host:
     """One worker process and its devices."""
 
     __slots__ = (
-        "answered_ns", "floor_ns", "gone", "heard_ns", "machine", "name", "skew_ns", "slowness", "specs",
-        "stopped", "trouble", "wake_ns", "world",
+        "answered_ns", "died_at", "floor_ns", "gone", "heard_ns", "machine", "name", "skew_ns", "slowness",
+        "specs", "stopped", "trouble", "wake_ns", "world",
     )  # fmt: skip
 
     def __init__(self, name: str, specs: tuple[DeviceSpec, ...], world: World) -> None:
@@ -120,6 +127,8 @@ class Host:
         self.machine = Worker(specs)
         self.gone = False
         """It crashed: nothing happens on it any more; another one may have come in its place."""
+        self.died_at: list[Work] = []
+        """What its lanes were at when it died."""
         self.stopped: list[WorkerEvent] | None = None
         """What happened to it while it was stopped, as by SIGSTOP; None: it runs."""
         self.skew_ns = 0
@@ -221,6 +230,8 @@ class Host:
             action_id=action.action_id, device=device, lane=effect.lane, status=_OK, started_ns=started_ns,
             ended_ns=started_ns + lasts_ns, run_ns=lasts_ns, outputs=outputs,
         )  # fmt: skip
+        if world.killers and type(action) is Infer and action.model in world.killers:
+            world.at(now_ns + lasts_ns, CALL, None, partial(world.killers[action.model], self))
         world.order = order = world.order + 1
         heappush(world.heap, (now_ns + lasts_ns, order, LANE_DONE, self, done))
 
@@ -281,8 +292,17 @@ class Host:
     def die(self) -> None:
         """Lose all that is in it or on its way to it; what it said before still arrives."""
         self.gone = True
+        self.died_at = self.machine.at_work()
         self.stopped = []
         self.world.forget(self, (TO_WORKER, LANE_DONE, WAKE))
+
+    def autopsy(self) -> WorkerLost:
+        """What the controller is told when its link has ended: if it is dead, what it was at."""
+        if not self.gone:
+            return WorkerLost(worker=self.name)
+        running = [one.action_id for one in self.died_at if not isinstance(one, Prepare | Retire)]
+        preparing = [one.code.code_id for one in self.died_at if isinstance(one, Prepare)]
+        return WorkerLost(worker=self.name, running=tuple(running), preparing=tuple(preparing))
 
     def set_skew(self, skew_ns: int, now_ns: int) -> None:
         """Its clock is off by so much from now on; if that is less than before, it stands for a while.

@@ -33,7 +33,7 @@ REQUESTS: Final = 2_000
 
 KINDS: Final[tuple[FaultKind, ...]] = (
     "crash", "hang", "slow", "loss", "delay", "skew", "remove_model", "add_model", "gateway", "cancel",
-    "drain",
+    "drain", "kills",
 )  # fmt: skip
 FAULTS_MAX: Final = 8
 PAGE_BYTES: Final = 16 * MIB
@@ -126,10 +126,12 @@ def random_scenario(seed: int, requests: int = REQUESTS) -> Chance:
     table = ClusterTable(devices=devices, devices_per_worker=cluster.devices_per_worker)
     return Chance(
         seed=seed,
-        scenario=replace(scenario, cluster=table, faults=tuple(_faults(rng, workload, cluster))),
+        scenario=replace(
+            scenario, cluster=table, faults=(*_faults(rng, workload, cluster), *_killers(seed, workload))
+        ),
         workload=workload,
         cluster=cluster,
-        config=_config(rng),
+        config=replace(_config(rng), quarantine_after=_after(seed)),
         truth=_truth(rng, kinds),
         noise=rng.random() < 0.8,
     )
@@ -313,7 +315,8 @@ def _truth(rng: np.random.Generator, kinds: list[ZooModel]) -> dict[str, Profile
 
 def _faults(rng: np.random.Generator, workload: Workload, cluster: Cluster) -> list[FaultTable]:
     count = int(rng.integers(0, FAULTS_MAX + 1))
-    kinds = [KINDS[at] for at in rng.integers(len(KINDS), size=count).tolist()]
+    others = KINDS[:-1]  # models that kill have dice of their own
+    kinds = [others[at] for at in rng.integers(len(others), size=count).tolist()]
     names = [name for name, _ in workload.models]
     seconds = workload.duration_ns / NS_PER_S
     return [_fault(rng, kind, names, seconds, cluster) for kind in kinds]
@@ -352,6 +355,22 @@ def _fault(
         factor=factors.get(kind),
         ms=delays_ms.get(kind),
     )
+
+
+def _after(seed: int) -> int:
+    """How many workers a model may take down, by dice of its own."""
+    return int(np.random.Generator(np.random.PCG64([seed, STREAM + 2])).integers(0, 4))
+
+
+def _killers(seed: int, workload: Workload) -> list[FaultTable]:
+    """Now and then a model kills who runs it, by dice of its own."""
+    rng = np.random.Generator(np.random.PCG64([seed, STREAM + 3]))
+    if rng.random() > 0.3:
+        return []
+    seconds = workload.duration_ns / NS_PER_S
+    name = str(rng.choice([name for name, _ in workload.models]))
+    at_s, for_s = seconds * float(rng.uniform(0.02, 0.9)), seconds * _log_uniform(rng, 0.02, 0.5)
+    return [FaultTable(kind="kills", at_s=at_s, for_s=for_s, model=name)]
 
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:

@@ -27,6 +27,7 @@ from clockwork_serve.worker.events import (
     WorkerEvent,
 )
 from clockwork_serve.worker.invariants import check_device
+from clockwork_serve.worker.lanes import Work
 from clockwork_serve.worker.ledger import Ledger
 
 
@@ -124,6 +125,11 @@ class Worker:
     def lane_wakeup_ns(self, device: str, lane: Lane) -> int | None:
         """The same for one lane, for drivers in which each lane wakes itself."""
         return self._devices[device].lanes[lane].wake_ns
+
+    def at_work(self) -> list[Work]:
+        """What all lanes are at."""
+        lanes = [lane for device in self._all for lane in device.lanes.values()]
+        return [lane.running.work for lane in lanes if lane.running is not None]
 
     def check(self) -> None:
         """Assert every invariant of the state."""

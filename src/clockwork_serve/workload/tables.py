@@ -38,6 +38,7 @@ FaultKind = Literal[
     "gateway",
     "cancel",
     "drain",
+    "kills",
 ]
 
 
@@ -260,7 +261,8 @@ class FaultTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ``at_s`` and ``for_s``: when and how long (None: until the end; a worker that crashed comes back all the
     same). ``device``, ``worker`` (indices from 0) and ``model`` (a name) say what it hits; None: everything
     that it can. ``factor``: how many times slower (slow), or the share of messages lost (loss) or of clients
-    that go away (cancel). ``ms``: how much messages are delayed (delay) or a clock is off (skew).
+    that go away (cancel). ``ms``: how much messages are delayed (delay) or a clock is off (skew). A model
+    that kills takes its worker down whenever it has run.
     """
 
     kind: FaultKind
@@ -295,7 +297,7 @@ class FaultTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 _FAULT_NEEDS: Final = {
     "slow": "factor", "loss": "factor", "cancel": "factor", "delay": "ms", "skew": "ms",
-    "remove_model": "model", "add_model": "model",
+    "remove_model": "model", "add_model": "model", "kills": "model",
 }  # fmt: skip
 
 _DEFAULTS: Final[dict[str, Any]] = dict(
