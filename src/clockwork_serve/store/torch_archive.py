@@ -53,8 +53,8 @@ _FUNCTIONS = frozenset(
         "Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Pow", "Max", "Min", "Mod", "PythonMod",
         "FloorDiv", "CleanDiv", "CeilDiv", "CeilToInt", "FloorToInt", "TruncToInt", "RoundToInt", "ToFloat",
         "IntTrueDiv", "FloatTrueDiv", "PowByNatural", "ModularIndexing", "Where", "Identity", "Eq",
-        "Equality", "Ne", "Unequality", "Lt", "Le", "Gt", "Ge", "StrictLessThan", "LessThan", "StrictGreaterThan",
-        "GreaterThan", "And", "Or", "Not",
+        "Equality", "Ne", "Unequality", "Lt", "Le", "Gt", "Ge", "StrictLessThan", "LessThan",
+        "StrictGreaterThan", "GreaterThan", "And", "Or", "Not",
     }
 )  # fmt: skip
 _NODES = (
@@ -263,7 +263,8 @@ def _is_arithmetic(node: ast.AST) -> bool:
             return node.id in _FUNCTIONS or bool(_SYMBOL.fullmatch(node.id))
         case ast.Constant():
             return isinstance(node.value, int | float) or bool(_SYMBOL.fullmatch(str(node.value)))
-    return isinstance(node, _NODES)
+        case _:
+            return isinstance(node, _NODES)
 
 
 def write_archive(archive: Archive, path: Path) -> None:
