@@ -8,6 +8,7 @@ these is on a list of what programs need, or the file is refused.
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import re
 import zipfile
@@ -88,34 +89,52 @@ class Archive:
 
 def read_archive(path: Path) -> Archive:
     """The program at ``path``. Raises ``ProblemError`` for all else, and for what would run code."""
-    with _opened(path) as file:
+    with _opened(path) as file, known_layout():
         prefix = _prefix(file, path)
         program = _json(file, prefix + _GRAPH)
         _check(program)
-        tensors: dict[str, Payload] = {}
         names = set(file.namelist())
+        tensors: dict[str, Payload] = {}
         for kind, (config, folder) in _KINDS.items():
             if prefix + config not in names:
                 refuse(
                     f"its {kind} as plain bytes", f"no {config}, as older versions of torch wrote it",
                     "export it again with torch 2.9 or later",
                 )  # fmt: skip
-            for name, found in _json(file, prefix + config).get("config", {}).items():
-                if found.get("use_pickle") is not False or not isinstance(found.get("tensor_meta"), dict):
-                    refuse(
-                        "tensors as plain bytes", f"'{name}', a pickled object, which would run code",
-                        "export it with plain tensors as parameters, buffers and constants",
-                    )  # fmt: skip
-                entry = f"{prefix}{folder}{found['path_name']}"
-                if entry not in names:
-                    refuse(f"an entry {entry}", "none", "copy the file again")
-                tensors[name] = Payload(entry, bool(found.get("is_param")), found["tensor_meta"])
+            for name, found in _json(file, prefix + config)["config"].items():
+                tensors[name] = _payload(name, found, prefix + folder, names)
     return Archive(path, program, tensors)
+
+
+@contextlib.contextmanager
+def known_layout() -> Iterator[None]:
+    """What reads a record; a record that is made otherwise is refused, and no stumble."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        refuse(
+            "a torch.export program of a known layout", f"another one ({type(error).__name__}: {error})",
+            "export it again with the version of torch that is installed here",
+        )  # fmt: skip
 
 
 def refuse(expected: str, found: str, advice: str) -> NoReturn:
     """Raise the problem of a program that cannot be served."""
     raise problem(FILE, expected=expected, found=found, advice=advice)
+
+
+def _payload(name: str, found: Json, folder: str, names: set[str]) -> Payload:
+    if found["use_pickle"] is not False or found["tensor_meta"] is None:
+        refuse(
+            "tensors as plain bytes", f"'{name}', a pickled object, which would run code",
+            "export it with plain tensors as parameters, buffers and constants",
+        )  # fmt: skip
+    for table in walk(found["tensor_meta"]):
+        _check_table(table)
+    entry = f"{folder}{found['path_name']}"
+    if entry not in names:
+        refuse(f"an entry {entry}", "none", "copy the file again")
+    return Payload(entry, bool(found["is_param"]), found["tensor_meta"])
 
 
 def _opened(path: Path) -> zipfile.ZipFile:
@@ -194,21 +213,15 @@ def walk(value: object) -> Iterator[Json]:
 
 def _check(program: Json) -> None:
     """Take out what is not needed, and refuse what could run code. Changes ``program``."""
-    try:
-        module = program["graph_module"]
-        module["metadata"] = {}
-        module["treespec_namedtuple_fields"] = {}
-        module["module_call_graph"] = module["module_call_graph"][:1]
-        program["guards_code"] = []
-        for name in program["range_constraints"]:
-            _check_symbol(name)
-        for table in walk(program):
-            _check_table(table)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        refuse(
-            "a torch.export program of a known layout", f"another one ({type(error).__name__}: {error})",
-            "export it again with the version of torch that is installed here",
-        )  # fmt: skip
+    module = program["graph_module"]
+    module["metadata"] = {}
+    module["treespec_namedtuple_fields"] = {}
+    module["module_call_graph"] = module["module_call_graph"][:1]
+    program["guards_code"] = []
+    for name in program["range_constraints"]:
+        _check_symbol(name)
+    for table in walk(program):
+        _check_table(table)
 
 
 def _check_table(table: Json) -> None:

@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from clockwork_serve.messages import Code, TorchIndex
 from clockwork_serve.store.cache import Cache, digest_of
-from clockwork_serve.store.compiled import Compiled
+from clockwork_serve.store.compiled import Compiled, batch_sizes
 from clockwork_serve.store.interface import specs
 from clockwork_serve.store.problems import ProblemError, problem
 from clockwork_serve.store.settings import ModelSettings, StoreConfig
@@ -50,10 +50,14 @@ class Architecture(Struct, frozen=True, kw_only=True):
 
 
 class TorchCompiler:
-    """Compiles one file after another. ``runs`` counts the programs that had to be compiled."""
+    """Compiles one file after another. ``runs`` counts the programs that had to be compiled.
+
+    ``sizes_of`` tells which batch sizes are tried for a ``max_batch_size``.
+    """
 
     def __init__(self, cache: Cache, config: StoreConfig) -> None:
         self.runs = 0
+        self.sizes_of: Callable[[int], tuple[int, ...]] = batch_sizes
         self._cache = cache
         self._config = config
         self._lock = threading.Lock()
@@ -80,7 +84,7 @@ class TorchCompiler:
         place = self.place()
         archive = read_archive(path)
         program = read_program(archive)
-        plan = planned(program, settings, self._config)
+        plan = planned(program, settings, self._config, self.sizes_of)
         key = digest_of(
             "torch", self._cache.runtime, place, program.text, msgspec.json.encode((plan, OPTIONS)),
             settings.compile_key(self._config),

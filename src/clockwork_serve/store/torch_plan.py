@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from msgspec import Struct
 
 from clockwork_serve.store.compiled import batch_sizes
@@ -35,7 +37,12 @@ class TorchPlan(Struct, frozen=True, kw_only=True):
         return tuple(_fixed(tensor, {BATCH: 1}) for tensor in self.interface.inputs)
 
 
-def planned(program: Program, settings: ModelSettings, config: StoreConfig) -> TorchPlan:
+def planned(
+    program: Program,
+    settings: ModelSettings,
+    config: StoreConfig,
+    sizes_of: Callable[[int], tuple[int, ...]] = batch_sizes,
+) -> TorchPlan:
     """What to compile a program for. Raises ``ProblemError`` where dimensions beside the batch are open."""
     found = Interface(
         renamed(program.interface.inputs, [each.name for each in settings.inputs], "inputs"),
@@ -72,7 +79,7 @@ def planned(program: Program, settings: ModelSettings, config: StoreConfig) -> T
         batched=most > 0,
         asked=bool(settings.max_batch_size),
         max_batch_size=most,
-        sizes=batch_sizes(most),
+        sizes=sizes_of(most),
         lost=lost,
     )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clockwork_serve.store.graph_tensors import Dim, GraphTensor, Interface
-from clockwork_serve.store.torch_archive import EXPORT, Archive, Json, Payload, refuse
+from clockwork_serve.store.torch_archive import EXPORT, Archive, Json, Payload, known_layout, refuse
 from clockwork_serve.store.torch_recipe import Source
 
 OIP_OF = {
@@ -57,13 +57,8 @@ class Program:
 
 def read_program(archive: Archive) -> Program:
     """The program of an archive. Raises ``ProblemError`` where it takes or gives what cannot be served."""
-    try:
+    with known_layout():
         return _program(archive)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        return refuse(
-            "a torch.export program of a known layout", f"another one ({type(error).__name__}: {error})",
-            "export it again with the version of torch that is installed here",
-        )  # fmt: skip
 
 
 def _program(archive: Archive) -> Program:
