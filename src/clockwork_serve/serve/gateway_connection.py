@@ -182,13 +182,13 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             return
         exchange, self._current = self._current, None
         assert exchange is not None
-        self._complete.append(exchange)
         if self._direct is not None:
-            exchange.content = self._direct
-            self._direct = None
-        elif self._content:
-            exchange.content = memoryview(self._content)
-            self._content = b""
+            exchange.content, self._direct = self._direct, None
+        else:
+            self._complete.append(exchange)
+            if self._content:
+                exchange.content = memoryview(self._content)
+                self._content = b""
         self._await_next()
         if exchange.announced_id:
             exchange.on_complete = self._server.dispatch
@@ -279,8 +279,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             self._closing = True
 
     def _feed(self, data: memoryview) -> None:
-        content_bytes = self._content_bytes
-        whole = self._phase == _IDLE
+        content_bytes, whole = self._content_bytes, self._phase == _IDLE
         try:
             rest = data
             while rest and not self._closing:
@@ -288,6 +287,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         except httptools.HttpParserError as error:
             ours = isinstance(error, httptools.HttpParserCallbackError)
             self._refuse_with(tripped() if ours else error_response(400, f"malformed HTTP request: {error}"))
+            self._complete.clear()
             return
         if self._phase != _IDLE:
             # Where in the first read it began is not known. Chunks' sizes and trailers count as heads do.
@@ -303,7 +303,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
 
     def _take_again(self, head: Head) -> None:
         """Take a whole request whose head is the last one's, byte for byte."""
-        exchange = head.again()
+        exchange = head.again(self.pump)
         self._queue.append(exchange)
         keys = self._server.keys
         if keys is not None and (denied := denial(keys, exchange, head.headers)) is not None:

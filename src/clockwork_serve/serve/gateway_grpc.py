@@ -214,6 +214,7 @@ class GatewayGrpc:
             while not open_asked.empty():
                 if (left := open_asked.get_nowait()) is not None:
                     left.abandon(self._gateway)
+            del reader  # else its error, whose traceback names this frame, and it would hold each other
 
     async def _read_stream(
         self, requests: AsyncIterator[Any], rpc: Call, open_asked: asyncio.Queue[_Streamed | None]

@@ -6,6 +6,7 @@ expectation or wish to close.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import httptools
@@ -74,7 +75,6 @@ class Head:
         "_header_length",
         "_local",
         "_method",
-        "_on_response",
         "_route",
         "_slo",
         "headers",
@@ -86,7 +86,6 @@ class Head:
         self.raw = raw
         self.whole = whole
         self.headers = headers
-        self._on_response = like.on_response
         self._method, self._route, self._local = like.method, like.route, like.local
         self._header_length, self._slo, self._accepted = like.header_length, like.slo_header, like.accepted
 
@@ -94,9 +93,9 @@ class Head:
         """Whether what was received is one whole request that begins so."""
         return nbytes == self.whole and received.startswith(self.raw)
 
-    def again(self) -> Exchange:
+    def again(self, on_response: Callable[[], None]) -> Exchange:
         """Another request with this head."""
-        exchange = Exchange(self._on_response, self._method, self._route)
+        exchange = Exchange(on_response, self._method, self._route)
         exchange.keep_alive = True
         exchange.local = self._local
         exchange.header_length = self._header_length

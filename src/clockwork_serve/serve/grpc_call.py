@@ -159,6 +159,10 @@ class Call:
         except Exception:  # noqa: BLE001 - see above
             self.fail_by_fault()
 
+    def answered(self, _: asyncio.Task[None]) -> None:
+        """What answers it has ended, if it ever began. A cancelled task and its call must not hold each other."""
+        self.task = None
+
     def fail_by_fault(self) -> None:
         """End it, for our own code raised what is being handled now. Only the log tells more."""
         _log.exception("answering a call failed", extra={"method": self.method.path})

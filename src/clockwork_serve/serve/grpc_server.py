@@ -144,8 +144,7 @@ def _run(call: Call, work: Callable[[], Awaitable[None]]) -> None:
             call.fail(aborted.code, aborted.text, aborted.trailers)
         except Exception:  # noqa: BLE001 - one call that is stumbled over must not end all others
             call.fail_by_fault()
-        finally:
-            call.task = None
 
     call.task = asyncio.get_running_loop().create_task(body())
+    call.task.add_done_callback(call.answered)
     call.on_cancel = call.task.cancel
