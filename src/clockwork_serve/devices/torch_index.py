@@ -1,7 +1,7 @@
 """How a compiled torch model lies on disk: ``index.json`` beside its packages. It imports no torch.
 
-    CODE/code.json, CODE/index.json, CODE/B.pt2    one package without constants per batch size B
-    one blob of weights per model, laid out by the index
+CODE/code.json, CODE/index.json, CODE/B.pt2    one package without constants per batch size B
+one blob of weights per model, laid out by the index
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ TENSOR_START: Final = 256
 """Each tensor starts at a multiple of so many bytes in the blob, as CUDA's allocators have it."""
 
 ITEM_BYTES: dict[str, int] = {
-    "bool": 1, "uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8, "int8": 1, "int16": 2, "int32": 4, "int64": 8,
-    "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "complex64": 8, "complex128": 16,
+    "bool": 1, "uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8, "int8": 1, "int16": 2, "int32": 4,
+    "int64": 8, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "complex64": 8, "complex128": 16,
     "float8_e4m3fn": 1, "float8_e5m2": 1,
 }  # fmt: skip
 """Element types of weights, by torch's names."""
