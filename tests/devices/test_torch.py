@@ -1,4 +1,4 @@
-"""The torch device answers as the model itself would, from weights in its pages, whatever was there before."""
+"""The torch device answers as the model itself would, from weights in its pages, whatever was there."""
 
 from __future__ import annotations
 
@@ -394,7 +394,10 @@ def test_weights_come_through_a_bounded_pool_of_host_memory(tmp_path, pool, hits
         device.infer(lifted.infer(code, [1], count=60), [call])
         assert close(lifted.output(call, "y"), models.plain(nets[seed], numbers(1, 640))[0])
     counters = device.counters()
-    assert (counters["pool_hits"], counters["pool_hits"] + counters["pool_misses"]) == (hits, 8 if pool else 0)
+    assert (counters["pool_hits"], counters["pool_hits"] + counters["pool_misses"]) == (
+        hits,
+        8 if pool else 0,
+    )
     device.close()
 
 
