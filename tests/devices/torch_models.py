@@ -103,8 +103,8 @@ def _compile(folder: Path, code_id: str, model, inputs, sizes, *, batched: bool)
     given = [_spec("x", value, number, batched=batched) for number, value in enumerate(example)]
     made = [_spec("y", value, number, batched=batched) for number, value in enumerate(model(*example))]
     index = TorchIndex(
-        tensors=tuple(tensors), blob_bytes=align(end, 256), target="cpu", torch_version=str(torch.__version__),
-        inputs=tuple(spec.name for spec in given), outputs=tuple(spec.name for spec in made),
+        tensors=tuple(tensors), blob_bytes=align(end, 256), torch_version=str(torch.__version__),
+        target="cpu", inputs=tuple(spec.name for spec in given), outputs=tuple(spec.name for spec in made),
     )  # fmt: skip
     (folder / "index.json").write_bytes(msgspec.json.encode(index))
     code = Code(

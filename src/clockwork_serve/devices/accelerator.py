@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import importlib
 import mmap
 import threading
 import time
@@ -340,8 +341,7 @@ def read_clocks(index: int) -> dict[str, int]:
     """By NVML, which torch asks through ``pynvml``; it raises if there is none."""
     rates = {"sm_mhz": int(torch.cuda.clock_rate(index))}
     with contextlib.suppress(Exception):
-        import pynvml
-
+        pynvml = importlib.import_module("pynvml")
         handle = torch.cuda._get_pynvml_handler(index)  # noqa: SLF001 - it knows CUDA_VISIBLE_DEVICES
         rates["memory_mhz"] = int(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM))
     return rates

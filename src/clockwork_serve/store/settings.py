@@ -19,8 +19,8 @@ class StoreConfig(Struct, frozen=True, kw_only=True):
     ``cache_dir`` is where artefacts are kept. ``max_batch_size`` is what a model that can be batched gets.
     ``output_bytes`` is the least room per request row for outputs whose size depends on the request.
     ``largest_batch`` is the most that a model may ask for. ``torch_target`` is what torch programs are
-    compiled for: ``cpu``, ``cuda:sm_90``, ``cuda`` (the GPU that is here), ``auto`` (that, or else the
-    CPU), or empty: nothing here runs them.
+    compiled for: ``cpu``, ``cuda:sm_90``, ``cuda`` (the GPU that is here), ``auto`` (that, or else the CPU),
+    or empty: nothing here runs them.
     """
 
     cache_dir: str
