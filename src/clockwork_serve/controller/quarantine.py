@@ -183,7 +183,7 @@ class Quarantine:
             if self._held.get(model.code_id) is not None:
                 for device in belief.devices.values():
                     device.failed_codes.pop(model.code_id, None)
-                    device.pending_codes.add(model.code_id)
+                    device.expect(belief.codes[model.code_id])
                 self._changed += [one for one in belief.models.values() if one.code_id == model.code_id]
             self._changed.append(model)
             self.forget(model.key)

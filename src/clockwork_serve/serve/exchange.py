@@ -223,9 +223,8 @@ class Exchange:
 
     def _join(self, link: Link, frame: WorkerJoined) -> None:
         self.driver.post(frame)
-        withheld = self._quarantines.codes
-        for code_id, code in self._codes.items():
-            if code_id not in withheld and self._runs(link, code):
+        for code in self._codes.values():
+            if self._prepares(link, code):
                 link.send(code)
 
     def _from_keeper(self, link: Link, frame: Frame) -> bool:
@@ -233,8 +232,7 @@ class Exchange:
             case CodeAdded():
                 if self._codes.get(frame.code.code_id) != frame:
                     self._codes[frame.code.code_id] = frame
-                    withheld = frame.code.code_id in self._quarantines.codes
-                    able = [link for link in self._joined() if not withheld and self._runs(link, frame)]
+                    able = [link for link in self._joined() if self._prepares(link, frame)]
                     self._publish(frame, able, self._gateways.values())
             case CodeRemoved():
                 if self._codes.pop(frame.code_id, None) is not None:
@@ -281,9 +279,11 @@ class Exchange:
         early = self._early or {}
         return [link for link in dict.fromkeys(self._worker_by_device.values()) if link not in early]
 
-    def _runs(self, link: Link, added: CodeAdded) -> bool:
-        """Whether a worker has a device for a code."""
-        return any(spec.runs(added.code.backend) for spec in self._specs[link])
+    def _prepares(self, link: Link, added: CodeAdded) -> bool:
+        """Whether a worker has a device for a code, which is not in quarantine."""
+        code = added.code
+        runs = any(spec.runs(code.backend) for spec in self._specs[link])
+        return runs and code.code_id not in self._quarantines.codes
 
     def _publish(
         self, frame: CodeAdded | CodeRemoved | ModelAdded | ModelRemoved, *audiences: Iterable[Link]
@@ -368,11 +368,13 @@ class Exchange:
         before = self._quarantines.codes
         self._quarantines.take(effect)
         after = self._quarantines.codes
-        frames: list[Frame] = [CodeRemoved(code_id=code_id) for code_id in after - before]
-        frames += [self._codes[code_id] for code_id in before - after if code_id in self._codes]
+        released = [self._codes[code_id] for code_id in before - after if code_id in self._codes]
         for link in self._joined():
-            for frame in frames:
-                link.send(frame)
+            for code_id in after - before:
+                link.send(CodeRemoved(code_id=code_id))
+            for code in released:
+                if self._prepares(link, code):
+                    link.send(code)
         self._tell(effect)
 
     def _send_action(self, action: Load | Infer | Unload) -> None:
