@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.serve import child
-from clockwork_serve.serve.preparation import Failure, Preparation, Prepared, Progress
+from clockwork_serve.serve.preparation import Begun, Failure, Preparation, Prepared, Progress
 from clockwork_serve.serve.profiling import profile_all
-from clockwork_serve.store import Cache, Repository, compile_all
+from clockwork_serve.store import Cache, Entry, Problem, Repository, compile_all
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,17 +39,30 @@ def _prepare(preparation: Preparation) -> Prepared:
             entries = [repository.find(name) for name in preparation.names]
         else:
             entries = repository.scan()
-        served, problems = compile_all(repository, cache, _teller("compile"), entries=entries)
+        served, problems = compile_all(
+            repository, cache, _teller("compile"), entries=_without(preparation.crashed, entries),
+            threads=preparation.threads, begin=lambda name, version: _say(Begun(model=name, version=version)),
+        )  # fmt: skip
+        _say(Begun())
         profiled = profile_all(served, preparation.devices, cache, _teller("profile"))
     finally:
         cache.close()
     return Prepared(
         names=tuple(entry.name for entry in entries),
-        served=tuple(served),
+        served=profiled.without_problems(served),
         profiles=profiled.profiles,
-        problems=tuple(problems),
+        problems=(*preparation.crashed, *problems, *profiled.problems),
         warnings=profiled.warnings,
     )
+
+
+def _without(crashed: Sequence[Problem], entries: Sequence[Entry]) -> list[Entry]:
+    """The entries, but for versions that ended such a child as this one."""
+    gone = {(problem.model, problem.version) for problem in crashed}
+    return [
+        replace(entry, versions=tuple([one for one in entry.versions if (entry.name, str(one)) not in gone]))
+        for entry in entries
+    ]
 
 
 def _teller(stage: str) -> Callable[[int, int, str], None]:
@@ -58,7 +72,7 @@ def _teller(stage: str) -> Callable[[int, int, str], None]:
     return tell
 
 
-def _say(record: Progress | Failure) -> None:
+def _say(record: Progress | Failure | Begun) -> None:
     sys.stdout.write(msgspec.json.encode(record).decode() + "\n")
     sys.stdout.flush()
 

@@ -155,11 +155,13 @@ def compile_all(
     compiler: Compiler | None = None,
     entries: Sequence[Entry] | None = None,
     threads: int | None = None,
+    begin: Callable[[str, str], None] = lambda name, version: None,
 ) -> tuple[list[Served], list[Problem]]:
     """Scan and compile every version to be served; what cannot be served is in the second list.
 
     ``entries`` limits it to some (already scanned). Interrupted, it finishes the models at hand; called
-    again, it goes on where it was. ``threads``: as many as there are cores, up to 4.
+    again, it goes on where it was. ``threads``: as many as there are cores, up to 4. ``begin`` is told the
+    name and version of each before it is compiled.
     """
     compiler = compiler or Compiler(cache, repository.config)
     chosen = repository.scan() if entries is None else list(entries)
@@ -168,7 +170,7 @@ def compile_all(
     served = []
     pool = ThreadPoolExecutor(threads or min(_MOST_THREADS, os.cpu_count() or 1), "compile")
     try:
-        results = pool.map(lambda each: _result(compiler, *each), work)
+        results = pool.map(lambda each: _result(compiler, begin, *each), work)
         for done, ((entry, version), result) in enumerate(zip(work, results, strict=True), start=1):
             text = f"{entry.name}/{version}"
             if isinstance(result, Served):
@@ -183,7 +185,10 @@ def compile_all(
     return served, problems
 
 
-def _result(compiler: Compiler, entry: Entry, version: int) -> Served | Problem:
+def _result(
+    compiler: Compiler, begin: Callable[[str, str], None], entry: Entry, version: int
+) -> Served | Problem:
+    begin(entry.name, str(version))
     try:
         return compiler.compile(entry, version)
     except ProblemError as error:
