@@ -120,3 +120,52 @@ def test_three_kills_quarantine_a_model_until_it_is_loaded_again(
 
     until("the journal shows both", lambda: len(told()) == 2, 10.0)
     assert [bool(one.why) for one in told()] == [True, False]
+
+
+ONCE = '''"""Echoes; where a file tells so, it ends whoever imports it, as some new library might."""
+
+import ctypes
+import pathlib
+
+if pathlib.Path("MARK").exists():
+    ctypes.string_at(0)
+
+
+class Model:
+    def load(self, path):
+        pass
+
+    def infer(self, inputs):
+        return {"y": inputs["x"]}
+
+    def unload(self):
+        pass
+'''
+
+
+@pytest.mark.slow
+def test_codes_that_kill_who_prepares_them_are_withheld_and_the_server_becomes_ready(
+    tmp_path: Path, start: Start
+) -> None:
+    root, mark = tmp_path / "models", tmp_path / "mark"
+    for name in ("first", "second"):
+        repositories.python_model(root, name, ONCE.replace("MARK", str(mark)) + f"# {name}\n")
+    repositories.one_matrix(root, "m", repositories.matrix_of(1, 64, 16))
+    with start(root) as serving:
+        assert ask(serving, "first", 1.0) == (200, "")
+    mark.touch()
+    with start(root) as serving:  # its profile is in the cache: the worker is the first to import it
+        assert total(serving.metrics(), "clockwork_workers_lost_total") == 6
+        for name in ("first", "second"):
+            assert state(serving, name)[0] == "UNAVAILABLE"
+            assert "preparing its code" in state(serving, name)[1]
+            assert ask(serving, name, 1.0) == (500, "quarantined")
+        assert ask(serving, "m", 0.0) == (200, "")
+
+        refused = call(serving.http_url, "/v2/repository/models/first/load", b"{}")
+        assert (refused.status, "in quarantine" in refused.json["error"]) == (400, True)
+        assert total(serving.metrics(), "clockwork_workers_lost_total") == 9
+        mark.unlink()
+        assert call(serving.http_url, "/v2/repository/models/first/load", b"{}").status == 200
+        assert ask(serving, "first", 1.0) == (200, "")
+        assert ask(serving, "second", 1.0) == (500, "quarantined")

@@ -136,9 +136,11 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
-def play(tmp_path: Path, story: Callable[[World], Coroutine[Any, Any, None]]) -> None:
+def play(
+    tmp_path: Path, story: Callable[[World], Coroutine[Any, Any, None]], make: Callable[[Path], World] = World
+) -> None:
     async def main() -> None:
-        world = World(tmp_path / "c.sock")
+        world = make(tmp_path / "c.sock")
         exchange = world.exchange
         listener = await listen(
             world.path,

@@ -12,7 +12,7 @@ import pytest
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
-from clockwork_serve.messages import Answer, Outcome, Question, Readiness, Reason, Reply, Request
+from clockwork_serve.messages import Answer, Outcome, Quarantined, Question, Readiness, Reason, Reply, Request
 from clockwork_serve.units import ms
 from tests.serve.http_requests import (
     BOMB,
@@ -331,3 +331,14 @@ def test_names_may_need_quoting(gateway: RunningGateway) -> None:
     found = ask(gateway, get("/v2/models/a%2Fb%20c?x=1"))
     assert found.json == {"error": "Request for unknown model: 'a/b c' is not found"}
     assert ask(gateway, get("/v2/models/%69dent/")).status == 200
+
+
+def test_a_model_in_quarantine_is_not_ready_and_says_why(gateway: RunningGateway, client: Any) -> None:
+    told = Quarantined(model="half/1", why="in quarantine: it took a device down", since_ns=1)
+    gateway.do(lambda: gateway.controller.send(told))
+    found = ask(gateway, get("/v2/models/half/ready"))
+    assert (found.status, client.is_model_ready("half"), client.is_model_ready("ident")) == (503, False, True)
+    assert "model half/1 is not ready" in str(found.body)
+    assert "it took a device down" in str(found.body)
+    gateway.do(lambda: gateway.controller.send(Quarantined(model="half/1")))
+    assert client.is_model_ready("half")

@@ -188,6 +188,18 @@ def test_a_request_goes_in_and_its_answer_comes_out(toy: Toy, region: Region) ->
     assert toy.log == ["prepare net", "load a", "infer a 1"]
 
 
+def test_a_lane_notes_what_it_is_at_until_it_is_done(toy: Toy, region: Region) -> None:
+    noted: list[tuple[int, ...]] = []
+    with bench(toy) as at:
+        words = [lane._note._words for lane in at.hands._all()]
+        toy.act = lambda what: noted.append(tuple([word for note in words for word in note[:3]]))
+        at.loaded()
+        at.ask(over(infer(2, "a", 0), slot(region, {"x": X})))
+        toy.act = lambda what: None
+        assert [tuple(note[:3]) for note in words] == [(0, 900, 0), (0, 2, 0)]
+    assert noted == [(900, 0, 0, 0, 0, 0), (0, 900, 0, 2, 0, 0)]
+
+
 def test_each_call_of_a_batch_gets_its_own_answer(toy: Toy, region: Region) -> None:
     other = Region.create(4096)
     with bench(toy) as at:

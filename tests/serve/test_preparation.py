@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import msgspec
@@ -91,3 +92,46 @@ def test_cancelling_stops_the_child(preparation: Preparation) -> None:
             await work
 
     uvloop.run(main())
+
+
+KILLS = """
+import os, signal
+from clockwork_serve.store.compiler import Compiler
+
+honest = Compiler.compile
+
+def compile(self, entry, version):
+    if entry.name in ("b", "z"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return honest(self, entry, version)
+
+Compiler.compile = compile
+"""
+"""Runs in each child as it starts: what a runtime does that crashes on some graphs."""
+
+
+def test_models_that_crash_the_compiler_are_named_and_all_others_are_served(
+    preparation: Preparation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("x", "y", "z"):
+        put(Path(preparation.repository), name, affine(3))
+    (tmp_path / "sitecustomize.py").write_text(KILLS)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    prepared, _, _ = run(preparation)
+    assert prepared.names == ("a", "b", "c", "x", "y", "z")
+    assert [each.model.name for each in prepared.served] == ["a", "x", "y"]
+    crashed = [problem for problem in prepared.problems if "SIGSEGV" in problem.found]
+    assert [(problem.model, problem.version) for problem in crashed] == [("b", "1"), ("z", "1")]
+    assert [problem.model for problem in prepared.problems if problem not in crashed] == ["c"]
+    assert str(crashed[0]).startswith(
+        "model 'b' version 1: model: expected a model that can be compiled, found a crash of the compiler "
+    )
+
+
+def test_a_child_that_is_killed_before_it_compiles_is_no_model_s_fault(
+    preparation: Preparation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    with pytest.raises(RepositoryError, match="compiling ended unexpectedly: killed by SIGKILL"):
+        run(preparation)

@@ -10,7 +10,7 @@ import pytest
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.messages import Code, Model, Profile, TensorSpec, Weights
 from clockwork_serve.serve.profiler import REFUSED_NS
-from clockwork_serve.serve.profiling import profile_all
+from clockwork_serve.serve.profiling import Crashed, profile_all
 from clockwork_serve.store import Cache, Repository, Served, StoreConfig, compile_all
 from clockwork_serve.units import MIB
 from tests.serve.onnx_models import affine, put
@@ -90,3 +90,71 @@ def test_an_emulated_device_knows_its_profile(served: list[Served]) -> None:
     (found,) = profile_all(served, [emulated], shelf).profiles
     assert found.device_kind == "emulated:v100"
     assert shelf.profiles == {}
+
+
+CRASHES = """
+import ctypes
+
+
+class Model:
+    def load(self, path):
+        ctypes.string_at(0)
+
+    def infer(self, inputs):
+        return inputs
+
+    def unload(self):
+        pass
+"""
+SETTINGS = """
+backend = "python"
+max_batch_size = 2
+[[inputs]]
+name = "x"
+datatype = "FP32"
+dims = [4]
+[[outputs]]
+name = "y"
+datatype = "FP32"
+dims = [4]
+"""
+
+
+def test_a_model_that_crashes_who_measures_it_is_a_problem_of_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "crash" / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.py").write_text(CRASHES)
+    (folder.parent / "clockwork.toml").write_text(SETTINGS)
+    config, shelf = StoreConfig(cache_dir=str(tmp_path / "cache")), Shelf()
+    cache = Cache(config.cache_dir)
+    models, problems = compile_all(Repository(tmp_path / "models", config), cache)
+    cache.close()
+    assert problems == []
+    found = profile_all(models, [CPU], shelf)
+    (problem,) = found.problems
+    assert str(problem) == (
+        "model 'crash' version 1: model: expected a model that runs on cpu:0, found a crash (killed by "
+        "SIGSEGV); it would take the device down for all others; run it by itself to see why"
+    )
+    assert (found.profiles, found.without_problems(models), shelf.profiles) == ((), (), {})
+
+
+def test_if_two_models_of_one_code_crash_so_would_the_others(served: list[Served]) -> None:
+    models = [
+        msgspec.structs.replace(
+            served[0], model=msgspec.structs.replace(served[0].model, key=f"m{at}/1", name=f"m{at}")
+        )
+        for at in range(4)
+    ]
+    crashed: list[str] = []
+
+    class Doomed(Shelf):
+        """Stands for a child that dies of each model: ends the measuring where it would begin."""
+
+        def profile(self, code_id: str, device_kind: str) -> Profile | None:
+            crashed.append(code_id)
+            raise Crashed("killed by SIGSEGV")
+
+    found = profile_all(models, [CPU], Doomed())
+    assert len(crashed) == 2
+    assert [problem.model for problem in found.problems] == ["m0", "m1", "m2", "m3"]

@@ -284,3 +284,18 @@ def test_five_fast_deaths_in_a_row_are_hopeless() -> None:
 )
 def test_exit_statuses_have_words(status: int, words: str) -> None:
     assert describe_exit(status) == words
+
+
+def test_what_is_forgiven_counts_no_more() -> None:
+    async def main() -> None:
+        supervisor = Supervisor(lambda line: None)
+        for name in ("worker-a", "gateway"):
+            supervisor._backoffs[name] = Backoff()
+            for _ in range(FAST_DEATHS):
+                supervisor._backoffs[name].died(0.1)
+        supervisor.forgive("worker")
+        assert supervisor.hopeless() is not None, "the gateway is"
+        supervisor.forgive("gateway")
+        assert supervisor.hopeless() is None
+
+    asyncio.run(main())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from clockwork_serve.messages import Outcome, Quota, QuotasSet, Reason
+from clockwork_serve.messages import Outcome, Quarantined, Quota, QuotasSet, Reason
 from clockwork_serve.telemetry import GatewayCounters, Recorder
 from clockwork_serve.telemetry.counters import decode
 from clockwork_serve.telemetry.metrics import render
@@ -119,3 +119,14 @@ def test_tenants_with_a_quota_are_counted_and_nobody_else() -> None:
 
 def test_without_tenants_no_line_speaks_of_them() -> None:
     assert b"tenant_" not in recorded().metrics().replace(b"tenant_quota", b"")
+
+
+def test_models_in_quarantine_have_a_line_and_others_none() -> None:
+    recorder = recorded()
+    recorder.on_step(1, [], [Quarantined(model="net/1", why="it kills")])
+    labels = (("model", "net"), ("version", "1"))
+    assert samples(recorder.metrics())["clockwork_model_quarantined", labels] == 1
+    recorder.on_step(2, [], [Quarantined(model="net/1"), Quarantined(model="nobody/1")])
+    found = samples(recorder.metrics())
+    assert ("clockwork_model_quarantined", labels) not in found
+    assert found["clockwork_quarantines_total", ()] == 1

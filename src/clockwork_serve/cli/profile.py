@@ -40,6 +40,7 @@ def profile(
             profiled = profile_all(served, devices, cache, progress.step, again=again)
     finally:
         cache.close()
+    problems = [*problems, *profiled.problems]
     if as_json:
         show_json(
             {"profiles": profiled.profiles, "models": _names(served), "warnings": profiled.warnings,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import ConfigError, RepositoryError
@@ -25,7 +26,8 @@ _log = logging.getLogger(__name__)
 class Preparation(Struct, frozen=True, kw_only=True):
     """What to prepare: all models of a repository, or only ``names``. ``result`` is the file to write.
 
-    ``nice`` lowers the child's priority, for when others serve.
+    ``nice`` lowers the child's priority, for when others serve. ``crashed`` versions are left out.
+    ``threads`` compile (None: as many as there are cores).
     """
 
     repository: str
@@ -34,6 +36,8 @@ class Preparation(Struct, frozen=True, kw_only=True):
     result: str
     names: tuple[str, ...] = ()
     nice: int = 0
+    crashed: tuple[Problem, ...] = ()
+    threads: int | None = None
     log_level: str = "info"
     log_format: str = "text"
 
@@ -64,6 +68,13 @@ class Failure(Struct, frozen=True, kw_only=True, tag="failure"):
     setting: bool = False
 
 
+class Begun(Struct, frozen=True, kw_only=True, tag="begun", omit_defaults=True):
+    """A version that is being compiled from now on; of no name: all are compiled."""
+
+    model: str = ""
+    version: str = ""
+
+
 OnProgress = Callable[[Progress], None]
 
 
@@ -72,20 +83,72 @@ async def prepare(
 ) -> Prepared:
     """Run a child that prepares; cancelling stops it.
 
+    If it is killed while it compiles, another one does the same in one thread, so that it is known of which
+    model; and another one all but that model, which becomes a problem.
+
     Raises :class:`RepositoryError` or :class:`ConfigError` if it could do nothing at all.
     """
+    while True:
+        ended = await _run(preparation, on_progress, on_line)
+        if ended.status >= 0 or not ended.begun.model:
+            return ended.prepared(preparation)
+        if preparation.threads == 1:
+            problem = _crash(ended)
+            _log.error("%s", problem)
+            preparation = replace(preparation, crashed=(*preparation.crashed, problem))
+        else:
+            _log.error("compiling was %s: again, one by one", describe_exit(ended.status))
+            preparation = replace(preparation, threads=1)
+
+
+class _Ended(Struct, frozen=True):
+    """How a child ended, what it had begun last, and the last lines that it wrote."""
+
+    status: int
+    begun: Begun
+    failure: Failure | None
+    tail: tuple[str, ...]
+
+    def prepared(self, preparation: Preparation) -> Prepared:
+        """What it prepared; raises what it failed of."""
+        if self.failure is not None:
+            raise (ConfigError if self.failure.setting else RepositoryError)(self.failure.text)
+        if self.status != 0:
+            said = "\n".join(self.tail)
+            raise RepositoryError(
+                f"compiling ended unexpectedly: {describe_exit(self.status)}; it said:\n{said}"
+            )
+        return _taken(Path(preparation.result))
+
+
+def _crash(ended: _Ended) -> Problem:
+    return Problem(
+        model=ended.begun.model,
+        version=ended.begun.version,
+        field="model",
+        expected="a model that can be compiled",
+        found=f"a crash of the compiler ({describe_exit(ended.status)})",
+        advice="try its graph with a plain ONNX Runtime session; SIGKILL may mean that memory was short",
+    )
+
+
+async def _run(preparation: Preparation, on_progress: OnProgress, on_line: Callable[[str], None]) -> _Ended:
     failures: list[Failure] = []
+    begun = [Begun()]
 
     def on_output(line: str) -> None:
         try:
-            said = msgspec.json.decode(line, type=Progress | Failure)
+            said: Progress | Failure | Begun = msgspec.json.decode(line, type=Progress | Failure | Begun)
         except msgspec.MsgspecError:
             on_line(line)  # something a model printed
             return
-        if isinstance(said, Progress):
-            on_progress(said)
-        else:
-            failures.append(said)
+        match said:
+            case Progress():
+                on_progress(said)
+            case Begun():
+                begun[0] = said
+            case Failure():
+                failures.append(said)
 
     launch = Launch(
         name="prepare",
@@ -98,12 +161,7 @@ async def prepare(
     except asyncio.CancelledError:
         await child.stop(grace_s=1.0)
         raise
-    if failures:
-        raise ConfigError(failures[0].text) if failures[0].setting else RepositoryError(failures[0].text)
-    if status != 0:
-        said = "\n".join(child.tail)
-        raise RepositoryError(f"compiling ended unexpectedly: {describe_exit(status)}; it said:\n{said}")
-    return _taken(Path(preparation.result))
+    return _Ended(status, begun[0], failures[0] if failures else None, tuple(child.tail))
 
 
 def _taken(result: Path) -> Prepared:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from clockwork_serve.devices import DeviceConfig, runs
 from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.serve import child
-from clockwork_serve.serve.preparation import Failure, Preparation, Prepared, Progress
+from clockwork_serve.serve.preparation import Begun, Failure, Preparation, Prepared, Progress
 from clockwork_serve.serve.profiling import profile_all
 from clockwork_serve.store import Cache, Entry, Problem, Repository, compile_all
 
@@ -40,15 +41,19 @@ def _prepare(preparation: Preparation) -> Prepared:
         else:
             entries = repository.scan()
         able, unfit = fitting(entries, preparation.devices)
-        served, problems = compile_all(repository, cache, _teller("compile"), entries=able)
+        served, problems = compile_all(
+            repository, cache, _teller("compile"), entries=_without(preparation.crashed, able),
+            threads=preparation.threads, begin=lambda name, version: _say(Begun(model=name, version=version)),
+        )  # fmt: skip
+        _say(Begun())
         profiled = profile_all(served, preparation.devices, cache, _teller("profile"))
     finally:
         cache.close()
     return Prepared(
         names=tuple(entry.name for entry in entries),
-        served=tuple(served),
+        served=profiled.without_problems(served),
         profiles=profiled.profiles,
-        problems=(*problems, *unfit),
+        problems=(*preparation.crashed, *problems, *unfit, *profiled.problems),
         warnings=profiled.warnings,
     )
 
@@ -73,6 +78,15 @@ def fitting(entries: Sequence[Entry], devices: Sequence[DeviceConfig]) -> tuple[
     return able, unfit
 
 
+def _without(crashed: Sequence[Problem], entries: Sequence[Entry]) -> list[Entry]:
+    """The entries, but for versions that ended such a child as this one."""
+    gone = {(problem.model, problem.version) for problem in crashed}
+    return [
+        replace(entry, versions=tuple([one for one in entry.versions if (entry.name, str(one)) not in gone]))
+        for entry in entries
+    ]
+
+
 def _teller(stage: str) -> Callable[[int, int, str], None]:
     def tell(done: int, total: int, text: str) -> None:
         _say(Progress(stage=stage, done=done, total=total, text=text))
@@ -80,7 +94,7 @@ def _teller(stage: str) -> Callable[[int, int, str], None]:
     return tell
 
 
-def _say(record: Progress | Failure) -> None:
+def _say(record: Progress | Failure | Begun) -> None:
     sys.stdout.write(msgspec.json.encode(record).decode() + "\n")
     sys.stdout.flush()
 

@@ -16,11 +16,15 @@ from clockwork_serve.errors import DeviceError
 from clockwork_serve.messages import Code, Model, Profile
 from clockwork_serve.serve.profile_process import ProfileConfig
 from clockwork_serve.serve.profiler import LOAD_BASE_NS, REFUSED_NS, WORKSPACE_MIN, Measured
-from clockwork_serve.store import Served
+from clockwork_serve.serve.supervisor import describe_exit
+from clockwork_serve.store import Problem, Served
 from clockwork_serve.units import NS_PER_MS
 
 TIME_LIMIT_S: Final = 120.0
 """For one code; one that takes longer is served with guessed durations."""
+
+TRIES: Final = 2
+"""If so many models of one code crash who measures them, so will the others."""
 
 Progress = Callable[[int, int, str], None]
 """Told (done, total, text) after each code."""
@@ -37,10 +41,23 @@ class ProfileCache(Protocol):
 
 
 class Profiled(Struct, frozen=True, kw_only=True):
-    """Profiles of every (code, kind of device) that can run, and what is doubtful about them."""
+    """Profiles of every (code, kind of device) that can run, and what is doubtful about them.
+
+    ``problems`` are models that crash who runs them.
+    """
 
     profiles: tuple[Profile, ...] = ()
     warnings: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    def without_problems(self, served: Sequence[Served]) -> tuple[Served, ...]:
+        """Those of ``served`` that can be."""
+        gone = {f"{problem.model}/{problem.version}" for problem in self.problems}
+        return tuple([each for each in served if each.model.key not in gone])
+
+
+class Crashed(Exception):
+    """The process that measured a model crashed: one that runs it would, too."""
 
 
 def profile_all(
@@ -55,26 +72,47 @@ def profile_all(
 
     Raises :class:`ConfigError` if a device is described wrongly.
     """
-    models = {each.code.code_id: each for each in reversed(served)}
+    sharing: dict[str, list[Served]] = {}
+    for each in served:
+        sharing.setdefault(each.code.code_id, []).append(each)
     kinds = {profile_kind(config): config for config in reversed(devices)}
     work = [
-        (each.code, each.model, config)
+        (config, models)
         for config in kinds.values()
-        for each in models.values()
-        if runs(config, each.code.backend)
+        for models in sharing.values()
+        if runs(config, models[0].code.backend)
     ]
     profiles: list[Profile] = []
     warnings: list[str] = []
-    for done, (code, model, config) in enumerate(work, start=1):
-        try:
-            measured = _profile_one(code, model, config, cache, again=again)
-            profiles.append(measured.profile)
-            warnings.extend(measured.warnings)
-        except DeviceError as error:
-            warnings.append(f"model {model.key} does not run on {config.device}: {error}")
+    problems: list[Problem] = []
+    for done, (config, models) in enumerate(work, start=1):
+        for tried, each in enumerate(models, start=1):
+            try:
+                measured = _profile_one(each.code, each.model, config, cache, again=again)
+                profiles.append(measured.profile)
+                warnings.extend(measured.warnings)
+            except DeviceError as error:
+                warnings.append(f"model {each.model.key} does not run on {config.device}: {error}")
+            except Crashed as crash:
+                alike = models[tried - 1 :] if tried == TRIES else [each]
+                problems.extend([_crash(one.model, config, crash) for one in alike])
+                if tried < TRIES:
+                    continue
+            break
         if progress is not None:
-            progress(done, len(work), model.key)
-    return Profiled(profiles=tuple(profiles), warnings=tuple(warnings))
+            progress(done, len(work), models[0].model.key)
+    return Profiled(profiles=tuple(profiles), warnings=tuple(warnings), problems=tuple(problems))
+
+
+def _crash(model: Model, config: DeviceConfig, crash: Crashed) -> Problem:
+    return Problem(
+        model=model.name,
+        version=model.version,
+        field="model",
+        expected=f"a model that runs on {config.device}",
+        found=f"a crash ({crash})",
+        advice="it would take the device down for all others; run it by itself to see why",
+    )
 
 
 def _profile_one(
@@ -92,7 +130,10 @@ def _profile_one(
 
 
 def measure_apart(code: Code, model: Model, config: DeviceConfig) -> Measured:
-    """Measure in a process of its own; if that fails, a guess and a warning that says why."""
+    """Measure in a process of its own; if that fails, a guess and a warning that says why.
+
+    Raises :class:`Crashed` if the process ends by a signal, or without a word.
+    """
     # Only what is needed: the system limits the length of an argument.
     bare = msgspec.structs.replace(model, labels={}, config=b"{}", warnings=())
     argument = msgspec.json.encode(ProfileConfig(device=config, code=code, model=bare)).decode()
@@ -104,10 +145,11 @@ def measure_apart(code: Code, model: Model, config: DeviceConfig) -> Measured:
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return _guessed(code, config, f"model {model.key}: not profiled within {TIME_LIMIT_S:.0f} s")
+    if ended.returncode < 0 or not (ended.stderr if ended.returncode else ended.stdout).strip():
+        raise Crashed(describe_exit(ended.returncode))
     if ended.returncode == 0:
         return msgspec.json.decode(ended.stdout.splitlines()[-1], type=Measured)
-    said = ended.stderr.decode(errors="replace").strip().splitlines()
-    why = said[-1] if said else f"status {ended.returncode}"
+    why = ended.stderr.decode(errors="replace").strip().splitlines()[-1]
     return _guessed(code, config, f"model {model.key}: profiling failed ({why})")
 
 

@@ -171,13 +171,15 @@ def compile_all(
     compiler: Compiler | None = None,
     entries: Sequence[Entry] | None = None,
     threads: int | None = None,
+    begin: Callable[[str, str], None] = lambda name, version: None,
 ) -> tuple[list[Served], list[Problem]]:
     """Scan and compile every version to be served; what cannot be served is in the second list.
 
     ``progress`` hears of each version, and between them of the steps of those that take long.
 
     ``entries`` limits it to some (already scanned). Interrupted, it finishes the models at hand; called
-    again, it goes on where it was. ``threads``: as many as there are cores, up to 4.
+    again, it goes on where it was. ``threads``: as many as there are cores, up to 4. ``begin`` is told the
+    name and version of each before it is compiled.
     """
     compiler = compiler or Compiler(cache, repository.config)
     chosen = repository.scan() if entries is None else list(entries)
@@ -187,7 +189,7 @@ def compile_all(
     told = _Told(progress, len(work))
     pool = ThreadPoolExecutor(threads or min(_MOST_THREADS, os.cpu_count() or 1), "compile")
     try:
-        results = pool.map(lambda each: _result(compiler, each[0], each[1], told.steps_of(*each)), work)
+        results = pool.map(lambda each: _result(compiler, begin, *each, told.steps_of(*each)), work)
         for (entry, version), result in zip(work, results, strict=True):
             text = f"{entry.name}/{version}"
             if isinstance(result, Served):
@@ -230,7 +232,10 @@ class _Told:
             self._progress(self._done, self._total, text)
 
 
-def _result(compiler: Compiler, entry: Entry, version: int, on_step: OnStep) -> Served | Problem:
+def _result(
+    compiler: Compiler, begin: Callable[[str, str], None], entry: Entry, version: int, on_step: OnStep
+) -> Served | Problem:
+    begin(entry.name, str(version))
     try:
         return compiler.compile(entry, version, on_step)
     except ProblemError as error:

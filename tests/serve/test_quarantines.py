@@ -1,0 +1,127 @@
+"""Quarantine on its way from the controller's brain to who must know: workers, gateways, the keeper."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import uvloop
+
+from clockwork_serve.messages import (
+    CodeRemoved,
+    Pardon,
+    Quarantined,
+    Readiness,
+    Role,
+    WorkerLost,
+)
+from clockwork_serve.serve.catalogue import Catalogue
+from clockwork_serve.serve.exchange import Exchange
+from clockwork_serve.serve.keeper_link import ControllerLink
+from clockwork_serve.serve.quarantines import Quarantines
+from tests.serve.test_catalogue import served
+from tests.serve.test_exchange import World, code, model, play, until
+from tests.serve.test_keeper_link import FakeController
+
+ALONE = Quarantined(model="m/1", why="it kills", since_ns=5)
+WITH_CODE = Quarantined(model="m/1", why="it kills", since_ns=5, code_id="c1")
+OVER = Quarantined(model="m/1")
+
+
+def test_a_reason_tells_since_when_on_the_clock_on_the_wall() -> None:
+    quarantines = Quarantines(clock=lambda: 60_000_000_005)
+    quarantines.take(ALONE)
+    since = time.strftime("%Y-%m-%d %H:%M", time.gmtime(time.time() - 60))
+    assert quarantines.why("m/1").startswith(since)
+    assert quarantines.why("m/1").endswith("Z: it kills")
+    assert quarantines.why("m/2") == ""
+    assert quarantines.whys().keys() == {"m/1"}
+    quarantines.take(OVER)
+    assert (quarantines.whys(), quarantines.frames()) == ({}, [])
+
+
+def test_gateways_and_the_keeper_are_told_and_so_are_those_that_come_later(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        keeper = await world.keeper(code(), model())
+        gateway = await world.peer(Role.GATEWAY, "g")
+        worker = await world.worker("w", "d")
+        await until(lambda: gateway.of(Readiness) and worker.frames)
+        world.decide(ALONE)
+        await until(lambda: gateway.of(Quarantined) and keeper.of(Quarantined))
+        late = await world.peer(Role.GATEWAY, "late")
+        await until(lambda: late.of(Readiness))
+        assert late.frames == [code(), model(), ALONE, Readiness(ready=False, why="starting")]
+        again = await world.peer(Role.KEEPER, "keeper")
+        await until(lambda: again.of(Quarantined))
+        assert worker.frames == [code()], "its code goes on"
+        world.decide(OVER)
+        await until(lambda: OVER in late.frames)
+
+    play(tmp_path, story)
+
+
+def test_a_code_in_quarantine_is_taken_from_workers_and_given_back_after(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        keeper = await world.keeper(code(), code("c2"), model())
+        worker = await world.worker("w", "d")
+        await until(lambda: len(worker.frames) == 2)
+        world.decide(WITH_CODE)
+        await until(lambda: worker.frames[2:] == [CodeRemoved(code_id="c1")])
+        late = await world.worker("late", "d2")
+        await until(lambda: late.frames == [code("c2")])
+        keeper.send(Pardon(model="m"))
+        await until(lambda: Pardon(model="m") in world.brain.seen)
+        world.decide(OVER)
+        await until(lambda: worker.frames[3:] == [code()] and late.frames[1:] == [code()])
+
+    play(tmp_path, story)
+
+
+def test_the_brain_hears_what_a_worker_died_of(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.keeper()
+        worker = await world.worker("w", "d")
+        await until(lambda: world.brain.seen)
+        worker.link.close()
+        await until(lambda: WorkerLost(worker="w", running=(worker.link.own.pid,)) in world.brain.seen)
+
+    class Informed(World):
+        def __init__(self, path: Path) -> None:
+            super().__init__(path)
+            self.exchange = Exchange(
+                self.brain, self.recorder, None, lambda name, pid: WorkerLost(worker=name, running=(pid,))
+            )
+
+    play(tmp_path, story, Informed)
+
+
+def test_the_keeper_hears_of_it_once_each_and_forgets_it_with_the_controller(tmp_path: Path) -> None:
+    async def main() -> None:
+        path, told = tmp_path / "c.sock", []
+        link = ControllerLink(path, list, lambda ask: None, lambda: told.append(1))
+        controller = FakeController()
+        listener = await controller.listen(path)
+        await asyncio.wait_for(link.connected.wait(), 20)
+        controller.links[0].send(ALONE)
+        await until(lambda: bool(link.quarantines.whys()))
+        controller.links[0].send(OVER)
+        await until(lambda: not link.quarantines.whys())
+        controller.links[0].send(ALONE)
+        await until(lambda: bool(link.quarantines.whys()))
+        listener.close()
+        await until(lambda: not link.quarantines.whys())
+        assert len(told) == 2
+        link.close()
+
+    uvloop.run(main())
+
+
+def test_the_index_says_why() -> None:
+    catalogue = Catalogue()
+    catalogue.put(["a", "b"], [served("a/1"), served("b/1")], [], [])
+    found = catalogue.index([], {"a/1": "since then: it kills"})
+    assert [(entry.name, entry.state, entry.reason) for entry in found] == [
+        ("a", "UNAVAILABLE", "since then: it kills"),
+        ("b", "READY", ""),
+    ]
