@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clockwork_serve.controller.estimator import Estimator, Samples
+from clockwork_serve.controller.estimator import SIGNATURES_MAX, Estimator, Samples
 from clockwork_serve.messages import Profile
 from clockwork_serve.units import MIB
 
@@ -28,6 +28,21 @@ def test_a_step_down_is_adopted_within_one_window() -> None:
     for _ in range(10):
         samples.add(100)
     assert samples.estimate_ns == 100
+
+
+def test_of_the_shapes_that_clients_choose_the_last_ones_used_are_known() -> None:
+    estimator = Estimator(window=10, quantile=0.99)
+    estimator.learn_profile(
+        Profile(code_id="c", device_kind="cpu", infer_ns={1: 100}, load_base_ns=0, load_ns_per_mib=0)
+    )
+    timings = estimator.timings("d", "cpu", "c")
+    plain = timings.infer(1, "")
+    honest = timings.infer(1, "honest")
+    for number in range(3 * SIGNATURES_MAX):
+        timings.infer(1, str(number))
+        assert timings.infer(1, "honest") is honest
+    assert len(timings._infer) == SIGNATURES_MAX
+    assert timings.infer(1, "") is plain
 
 
 def test_doubt_forgets_the_largest_but_never_the_last() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip import Coding, TooLarge, Unsupported, compress, decompress, wanted_coding
+from clockwork_serve.oip.compression import BELIEVED_BYTES
 
 BODY = b"all the numbers" * 100
 
@@ -36,6 +37,21 @@ def test_a_bomb_is_not_unpacked() -> None:
     bomb = gzip.compress(bytes(50_000_000))
     with pytest.raises(TooLarge, match="at most 1000 bytes"):
         decompress(bomb, "gzip", 1000)
+
+
+@pytest.mark.parametrize(("body_bytes", "trusted"), [(BELIEVED_BYTES, True), (BELIEVED_BYTES + 1, False)])
+def test_what_little_becomes_is_believed_up_to_a_size(body_bytes: int, trusted: bool) -> None:
+    packed = zlib.compress(bytes(body_bytes))
+    if trusted:
+        assert len(decompress(packed, "deflate", 10 * BELIEVED_BYTES)) == body_bytes
+    else:
+        with pytest.raises(TooLarge, match=f"{len(packed)} bytes are too few for it: send it as it is"):
+            decompress(packed, "deflate", 10 * BELIEVED_BYTES)
+
+
+def test_what_becomes_less_than_a_hundred_times_as_large_may_be_large() -> None:
+    body = random.Random(1).randbytes(BELIEVED_BYTES // 40) + bytes(BELIEVED_BYTES * 2)
+    assert decompress(zlib.compress(body), "deflate", 10 * BELIEVED_BYTES) == body
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ def heads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     used: list[object] = []
     again = gateway_heads.Head.again
 
-    def counted(self: gateway_heads.Head) -> Any:
+    def counted(self: gateway_heads.Head, on_response: Any) -> Any:
         used.append(self)
-        return again(self)
+        return again(self, on_response)
 
     monkeypatch.setattr(gateway_heads.Head, "again", counted)
     return used

@@ -38,6 +38,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     metrics_port: int | None
     gateways: int
     max_body: int
+    max_json: int
     gateway_memory: int
     model_control: bool
     shared_memory: str | None
@@ -49,11 +50,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_connections: int
     max_head: int
     max_headers: int
+    max_calls: int
     max_unsent: int
     head_s: float
     body_s: float
     send_s: float
     idle_s: float
+    stream_s: float
     slo_ms: float | None
     policy: str
     reject: bool

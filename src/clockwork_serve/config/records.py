@@ -100,6 +100,7 @@ def door_config(settings: Settings) -> DoorConfig:
         header_bytes=settings.max_head,
         headers=settings.max_headers,
         body_bytes=settings.max_body,
+        json_bytes=settings.max_json,
         arriving_bytes=settings.gateway_memory,
         header_s=settings.head_s,
         body_s=settings.body_s,
@@ -107,6 +108,8 @@ def door_config(settings: Settings) -> DoorConfig:
         send_s=settings.send_s,
         unsent_bytes=settings.max_unsent,
         connections=settings.max_connections,
+        calls=settings.max_calls,
+        stream_s=settings.stream_s,
     )
     return DoorConfig(
         tls_certificate=settings.tls_certificate,

@@ -66,6 +66,7 @@ SETTINGS = (
     Setting("metrics_port", port_or_off, 8002, "8002", "port of /metrics, or off"),
     Setting("gateways", integer(1, 64), 1, "1", "gateway processes, which share the HTTP and gRPC ports"),
     Setting("max_body", size(1024), 64 * MIB, "64MiB", "largest body of a request"),
+    Setting("max_json", size(1024), 16 * MIB, "16MiB", "most JSON of a request; tensors may be binary"),
     Setting("gateway_memory", size(MIB), 256 * MIB, "256MiB", "room for tensors in flight, per gateway"),
     Setting("model_control", switch, True, "true", "whether clients may load and unload models"),
     Setting(
@@ -86,11 +87,13 @@ SETTINGS = (
     ),
     Setting("max_head", size(1024), 32 * KIB, "32KiB", "largest head of a request"),
     Setting("max_headers", integer(1, 10_000), 100, "100", "most headers of a request"),
+    Setting("max_calls", integer(1, 1_000_000), 1000, "1000", "open calls of one gRPC connection"),
     Setting("max_unsent", size(64 * KIB), 256 * MIB, "256MiB", "most that a client may leave unread"),
     Setting("head_s", number(1, 3600), 10.0, "10", "seconds for a request's head, and for a TLS handshake"),
     Setting("body_s", number(1, 3600), 30.0, "30", "seconds for a request's body, and one per 128KiB of it"),
     Setting("send_s", number(1, 3600), 30.0, "30", "seconds to read a response, and one per 128KiB of it"),
     Setting("idle_s", number(1, 86_400), 600.0, "600", "seconds that a connection may be idle"),
+    Setting("stream_s", number(1, 86_400), 600.0, "600", "seconds that a gRPC call may say nothing"),
     # Deadlines and scheduling
     Setting(
         "slo_ms", number(0, 3_600_000, above=True), None, "none",

@@ -29,23 +29,26 @@ class CodeOnDevice:
         self.profile = profile
         self.sizes = sizes
         self.timings = timings
-        self._batches: dict[tuple[tuple[tuple[int, int], ...], str], tuple[Batch, ...]] = {}
-        """By a queue's sizes and signature."""
+        self._batches: dict[tuple[tuple[int, int], ...], tuple[Batch, ...]] = {}
+        """By a queue's sizes, of queues without a signature."""
 
     def batches(self, queue: Queue) -> tuple[Batch, ...]:
         """The ways to run a queue here: sizes that pay, and always one request alone."""
-        key = (queue.sizes, queue.signature)
-        batches = self._batches.get(key)
+        if queue.signature:
+            return self._ways(queue)  # not kept: clients choose how many there are
+        batches = self._batches.get(queue.sizes)
         if batches is None:
-            batches = tuple(
-                [
-                    Batch(count, size, self.timings.infer(size, queue.signature))
-                    for count, size in queue.sizes
-                    if count == 1 or size in self.sizes
-                ]
-            )
-            self._batches[key] = batches
+            batches = self._batches[queue.sizes] = self._ways(queue)
         return batches
+
+    def _ways(self, queue: Queue) -> tuple[Batch, ...]:
+        return tuple(
+            [
+                Batch(count, size, self.timings.infer(size, queue.signature))
+                for count, size in queue.sizes
+                if count == 1 or size in self.sizes
+            ]
+        )
 
 
 def useful_sizes(code: Code, profile: Profile, spec: DeviceSpec, config: ControllerConfig) -> frozenset[int]:

@@ -12,6 +12,8 @@ from clockwork_serve.units import NS_PER_MS
 
 GUESS_NS: Final = NS_PER_MS
 """The estimate of what could not be measured; a high one would refuse all requests that could mend it."""
+SIGNATURES_MAX: Final = 1024
+"""Windows of one code on one device for shapes that requests choose: clients could choose for ever."""
 
 
 class Samples:
@@ -67,7 +69,8 @@ class Samples:
 class Timings:
     """How long one code takes on one device: a window per (batch size, signature), and one for LOAD.
 
-    Windows are made at first use. Models that share a code share them.
+    Windows are made at first use. Models that share a code share them. Of those with a signature the ones
+    used last are kept.
     """
 
     __slots__ = ("_code_id", "_estimator", "_infer", "_kind", "_load", "_plain")
@@ -83,14 +86,11 @@ class Timings:
 
     def infer(self, batch: int, signature: str) -> Samples:
         """The window of an INFER."""
-        window = self._infer.get((batch, signature)) if signature else self._plain.get(batch)
+        if signature:
+            return self._infer_of_shape((batch, signature))
+        window = self._plain.get(batch)
         if window is None:
-            profile = self._profile()
-            window = self._estimator.seeded(profile, _infer_seed_ns(profile, batch))
-            if signature:
-                self._infer[batch, signature] = window
-            else:
-                self._plain[batch] = window
+            window = self._plain[batch] = self._seeded(batch)
         return window
 
     def load(self, size: int) -> Samples:
@@ -99,6 +99,20 @@ class Timings:
             profile = self._profile()
             self._load = self._estimator.seeded(profile, profile.load_ns(size))
         return self._load
+
+    def _infer_of_shape(self, key: tuple[int, str]) -> Samples:
+        windows = self._infer
+        window = windows.pop(key, None)
+        if window is None:
+            window = self._seeded(key[0])
+            if len(windows) >= SIGNATURES_MAX:
+                del windows[next(iter(windows))]
+        windows[key] = window
+        return window
+
+    def _seeded(self, batch: int) -> Samples:
+        profile = self._profile()
+        return self._estimator.seeded(profile, _infer_seed_ns(profile, batch))
 
     def _profile(self) -> Profile:
         profile = self._estimator.profile(self._code_id, self._kind)

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip.errors import TooLarge, Unsupported
 from clockwork_serve.oip.records import Buffer
-from clockwork_serve.units import KIB
+from clockwork_serve.units import KIB, MIB
 
 ENCODINGS: Final = ("gzip", "deflate")
 _PART_BYTES: Final = 64 * KIB
@@ -23,6 +23,10 @@ _RATIO_MAX: Final = 1032
 """Deflate makes nothing smaller than that."""
 _RATIO_ODD: Final = 64
 """What becomes larger is counted before it is kept."""
+_RATIO_TRUSTED: Final = 100
+BELIEVED_BYTES: Final = 8 * MIB
+"""What becomes more than that, and a hundred times as large, is not believed: it would cost 40 ms to see that
+80 kB are a bomb, on a core that others need."""
 _WINDOW_BITS: Final = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 _LEVEL: Final = 1
@@ -78,7 +82,7 @@ def _weights(accept_encoding: str) -> dict[str, float]:
 
 
 def decompress(body: Buffer, encoding: str, limit: int) -> bytearray:
-    """The body as it was before ``Content-Encoding``, at most ``limit`` bytes.
+    """The body as it was before ``Content-Encoding``, at most ``limit`` bytes; less of what was very small.
 
     Raises :class:`Unsupported` for an encoding other than gzip and deflate, :class:`TooLarge` beyond the
     limit, :class:`InvalidRequest` for bytes that are not of that encoding.
@@ -87,12 +91,18 @@ def decompress(body: Buffer, encoding: str, limit: int) -> bytearray:
     bits = _WINDOW_BITS.get(name)
     if bits is None:
         raise Unsupported(f"Content-Encoding: expected {' or '.join(ENCODINGS)}, found {encoding!r}")
+    limit, asked = min(limit, max(BELIEVED_BYTES, _RATIO_TRUSTED * len(body))), limit
+    remedy = (
+        "send less at once" if limit == asked else f"{len(body)} bytes are too few for it: send it as it is"
+    )
     if name == "deflate" and not _has_zlib_header(body):
         bits = -zlib.MAX_WBITS  # what some clients call deflate
     try:
         if limit // _RATIO_MAX < len(body) <= limit // _RATIO_ODD:
             # It may be a bomb: memory that is filled for it would be in everybody's way.
-            _check_size(sum(len(given) for _, given in _parts(zlib.decompressobj(bits), body, limit)), limit)
+            _check_size(
+                sum(len(given) for _, given in _parts(zlib.decompressobj(bits), body, limit)), limit, remedy
+            )
         stream = zlib.decompressobj(bits)
         found, taken = bytearray(), 0
         for taken, given in _parts(stream, body, limit):  # noqa: B007 - the last one counts
@@ -101,7 +111,7 @@ def decompress(body: Buffer, encoding: str, limit: int) -> bytearray:
         raise InvalidRequest(
             f"Content-Encoding: expected a {name} body, found other bytes ({error})"
         ) from None
-    _check_size(len(found), limit)
+    _check_size(len(found), limit, remedy)
     if not stream.eof:
         raise InvalidRequest(f"Content-Encoding: expected a whole {name} body, found its end missing")
     left = len(stream.unused_data) + len(body) - taken
@@ -112,11 +122,9 @@ def decompress(body: Buffer, encoding: str, limit: int) -> bytearray:
     return found
 
 
-def _check_size(size: int, limit: int) -> None:
+def _check_size(size: int, limit: int, remedy: str) -> None:
     if size > limit:
-        raise TooLarge(
-            f"body: expected at most {limit} bytes once decompressed, found more; send less at once"
-        )
+        raise TooLarge(f"body: expected at most {limit} bytes once decompressed, found more; {remedy}")
 
 
 def _parts(stream: Any, body: Buffer, limit: int) -> Iterator[tuple[int, bytes]]:

@@ -324,8 +324,8 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         limits = self._limits
         length = byte_count(headers.get(b"content-length", b"0")) or 0
         self._sized = length > 0
-        if length > limits.body_bytes:
-            self._refuse(413, excess("body_bytes", limits.body_bytes, length))
+        if much := self.body_beyond(limits, length):
+            self._refuse(413, much)
             return
         if wrong := exchange.take(headers):
             self._refuse(417, wrong)

@@ -84,6 +84,12 @@ class Exchange:
         self.slo_header = None if slo is None else slo.decode("latin-1")
         return ""
 
+    @property
+    def json_bytes(self) -> int:
+        """How much of its body is JSON, as far as its head tells the truth."""
+        length = None if self.header_length is None else byte_count(self.header_length)
+        return len(self.content) if length is None else min(length, len(self.content))
+
     def abandon(self, gateway: Gateway) -> None:
         """Nobody waits for it any more."""
         self.abandoned = True

@@ -161,6 +161,7 @@ class GatewayGrpc:
             ],
             gate=None if door.keys is None else key_gate(door.keys),
             clock=gateway.clock,
+            silent_s=door.limits.stream_s,
         )
 
     async def listen(self, host: str, port: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import httptools
 
 from clockwork_serve.serve.gateway_exchange import WANTED, Exchange, byte_count
-from clockwork_serve.serve.gateway_limits import HttpLimits, excess
+from clockwork_serve.serve.gateway_limits import HttpLimits, excess, json_excess
 
 HEAD_BYTES_MAX: Final = 2048
 _END: Final = b"\r\n\r\n"
@@ -65,6 +65,13 @@ class HeadParser:
         if self._header_bytes + len(self.url) > limits.header_bytes:
             return excess("header_bytes", limits.header_bytes)
         return ""
+
+    def body_beyond(self, limits: HttpLimits, length: int) -> str:
+        """Which limit a body of ``length`` is beyond, that the head announces; "" if none."""
+        if length > limits.body_bytes:
+            return excess("body_bytes", limits.body_bytes, length)
+        binary = b"inference-header-content-length" in self.headers
+        return "" if binary else json_excess(limits, length)
 
 
 class Head:

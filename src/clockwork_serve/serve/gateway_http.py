@@ -13,14 +13,14 @@ from typing import Any, Final
 import numpy as np
 
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.oip import Coding, decompress, wanted_coding
+from clockwork_serve.oip import Coding, TooLarge, decompress, wanted_coding
 from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_acceptor import BACKLOG, Admission, TlsAcceptor, listening_socket
 from clockwork_serve.serve.gateway_connection import HttpConnection
 from clockwork_serve.serve.gateway_door import Door
 from clockwork_serve.serve.gateway_endpoints import Endpoints
 from clockwork_serve.serve.gateway_exchange import Exchange, byte_count
-from clockwork_serve.serve.gateway_limits import SETTING, SMALL_READ_BYTES
+from clockwork_serve.serve.gateway_limits import SETTING, SMALL_READ_BYTES, json_excess
 from clockwork_serve.serve.gateway_outbox import Outbox, send_held
 from clockwork_serve.serve.gateway_packing import Packer
 from clockwork_serve.serve.gateway_responses import Response, error_response
@@ -198,10 +198,18 @@ class HttpServer:
 
     def _answer(self, exchange: Exchange) -> None:
         route, method = exchange.route, exchange.method
+        much = (
+            ""
+            if len(exchange.content) <= self.limits.json_bytes
+            else json_excess(self.limits, exchange.json_bytes)
+        )
         if route is None:
             exchange.respond(error_response(404, "Not Found"))
         elif method != route.method and not route.takes(method):
             exchange.respond(error_response(405, "Method Not Allowed", b"Allow: %s\r\n" % route.method))
+        elif much:
+            self.gateway.drop_body(exchange)
+            exchange.end(self.gateway.unreadable(TooLarge(much)))
         elif route.endpoint is None:
             if exchange.accepted and (coding := wanted_coding(exchange.accepted.decode("latin-1"))):
                 exchange.pack = partial(self._pack, coding)

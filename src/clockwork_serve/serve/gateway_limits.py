@@ -12,21 +12,24 @@ SETTING: Final = {
     "header_bytes": "max_head",
     "headers": "max_headers",
     "body_bytes": "max_body",
+    "json_bytes": "max_json",
     "arriving_bytes": "gateway_memory",
     "connections": "max_connections",
     "unsent_bytes": "max_unsent",
     "header_s": "head_s",
     "body_s": "body_s",
     "idle_s": "idle_s",
+    "stream_s": "stream_s",
+    "calls": "max_calls",
     "send_s": "send_s",
 }
 """The setting behind each limit, to be named where it is reached."""
-PIPELINED_MAX: Final = 128
+PIPELINED_MAX: Final = 64
 """Requests of one connection without an answer, before no more is read from it."""
 UNWANTED_MAX: Final = 8 * MIB
 """So much of a body that is not wanted any more is read, so that the connection can be used again."""
-SMALL_READ_BYTES: Final = 8 * KIB
-"""Read at a time where it may be many requests, or chunks of a body: 450 of the smallest, about 4 ms."""
+SMALL_READ_BYTES: Final = 4 * KIB
+"""Read at a time where it may be many requests, or chunks of a body: 225 of the smallest, about 2 ms."""
 LINGER_S: Final = 2.0
 """How long the rest of a request that was refused is read and thrown away, so that its client sees why."""
 _ENVELOPE_BYTES: Final = 64 * KIB
@@ -38,13 +41,16 @@ class HttpLimits(Struct, frozen=True, kw_only=True):
 
     A request's head (its line and headers) has at most ``header_bytes`` and ``headers`` of them, and arrives
     within ``header_s``. A body may take ``body_s`` and a second for each ``bytes_per_s`` of it; so may the
-    responses that a client has not read. ``connections`` are counted per port, and so are ``arriving_bytes``
-    of large bodies that are not whole yet.
+    responses that a client has not read. ``json_bytes`` of it may be JSON, which is read while all others
+    wait. ``connections`` are counted per port, and so are ``arriving_bytes`` of large bodies that are not
+    whole yet. Over gRPC a connection may have ``calls`` open at once, and one whose client is to speak says
+    something within ``stream_s``.
     """
 
     header_bytes: int = 32 * KIB
     headers: int = 100
     body_bytes: int = 64 * MIB
+    json_bytes: int = 16 * MIB
     arriving_bytes: int = 256 * MIB
     header_s: float = 10.0
     body_s: float = 30.0
@@ -53,12 +59,15 @@ class HttpLimits(Struct, frozen=True, kw_only=True):
     send_s: float = 30.0
     unsent_bytes: int = 256 * MIB
     connections: int = 10_000
+    calls: int = 1000
+    stream_s: float = 600.0
 
 
 _WORDS: Final = {
     "header_bytes": ("header", "bytes", "send less in it"),
     "headers": ("header", "lines", "send fewer"),
     "body_bytes": ("body", "bytes", "send less at once"),
+    "json_bytes": ("JSON", "bytes", "send tensors as binary data"),
     "arriving_bytes": ("large bodies on their way", "bytes together", "come again later"),
     "connections": ("connections", "of this port at once", "come again later"),
 }
@@ -73,6 +82,11 @@ def excess(limit: str, most: int, found: int | None = None) -> str:
     )
 
 
+def json_excess(limits: HttpLimits, length: int) -> str:
+    """What to tell a client whose JSON is too long; "" if it is not."""
+    return excess("json_bytes", limits.json_bytes, length) if length > limits.json_bytes else ""
+
+
 def overdue(what: str, limit: str) -> str:
     """What to tell a client whose header or body came too slowly."""
     return f"the request's {what} did not arrive in time ({SETTING[limit]}); its connection is closed"
@@ -84,6 +98,7 @@ def grpc_options(limits: HttpLimits) -> tuple[tuple[str, int], ...]:
         ("grpc.max_receive_message_length", limits.body_bytes + _ENVELOPE_BYTES),
         ("grpc.max_metadata_size", limits.header_bytes),
         ("grpc.absolute_max_metadata_size", limits.header_bytes),
+        ("grpc.max_concurrent_streams", limits.calls),
         ("grpc.max_allowed_incoming_connections", limits.connections),
         ("grpc.server_handshake_timeout_ms", int(limits.header_s * 1000)),
         ("grpc.max_connection_idle_ms", int(limits.idle_s * 1000)),

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import gc
 import logging
+import os
 import resource
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from clockwork_serve.serve.gateway import Gateway, GatewaySettings
 from clockwork_serve.serve.gateway_door import Door, DoorConfig
 from clockwork_serve.serve.gateway_endpoints import Endpoints
 from clockwork_serve.serve.gateway_http import HttpServer
+from clockwork_serve.serve.gateway_memory import keep_small
 from clockwork_serve.serve.gateway_regions import Regions
 from clockwork_serve.serve.gateway_routes import find_metrics_route
 from clockwork_serve.serve.gateway_sharing import Share
@@ -103,7 +105,8 @@ class GatewayServers:
         self.grpc: GatewayGrpc | None = None
         self.port_by_name: dict[str, int] = {}
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(work) for work in (self.gateway.link.run(), self.door.keep_fresh())]
+        works = (self.gateway.link.run(), self.door.keep_fresh(), keep_small())
+        self._tasks = [loop.create_task(work) for work in works]
 
     async def start(self) -> None:
         """Listen on all ports. Raises :class:`ConfigError` if one is not to be had."""
@@ -167,6 +170,8 @@ def main(argv: Sequence[str]) -> int:
     config = msgspec.json.decode(argv[1], type=GatewayConfig)
     child.prepare(config.name, config.log_level, config.log_format)
     run_patiently()
+    # gRPC's core logs each client's nonsense by itself, from its own threads, as often as clients like.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     _allow_connections(config.door.limits.connections)
     status = 0
 

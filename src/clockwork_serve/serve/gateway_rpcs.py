@@ -66,7 +66,9 @@ class Health:
         return _HealthResponse(status=self._serving)
 
     async def _watch(self, requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
-        request = await anext(requests)
+        request = await anext(requests, None)
+        if request is None:
+            raise Aborted(grpc.StatusCode.UNIMPLEMENTED, "Watch: expected one message, found none")
         if request.service not in _LIVE_SERVICES:
             yield _HealthResponse(status="SERVICE_UNKNOWN")
         told = ""

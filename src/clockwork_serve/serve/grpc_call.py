@@ -13,6 +13,7 @@ import grpc
 from grpc._cython import cygrpc
 
 from clockwork_serve.serve.grpc_core import CLOSED, ENDED, MESSAGE, SENT, Core
+from clockwork_serve.serve.grpc_silence import Silence
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 _NO_DEADLINE_S: Final = 1e12
@@ -52,11 +53,11 @@ class Call:
     """
 
     __slots__ = (
-        "_call", "_core", "_deadline_s", "_headed", "_received", "_sent", "arrival_ns", "identity", "is_open",
-        "metadata", "method", "on_cancel", "task",
+        "_call", "_core", "_deadline_s", "_headed", "_received", "_sent", "_silence", "arrival_ns",
+        "identity", "is_open", "metadata", "method", "on_cancel", "task",
     )  # fmt: skip
 
-    def __init__(self, core: Core, event: Any, method: Method, identity: str) -> None:
+    def __init__(self, core: Core, event: Any, method: Method, identity: str, silence: Silence[Call]) -> None:
         """Of an event of the core, in its thread."""
         self.method = method
         self.identity = identity
@@ -65,6 +66,7 @@ class Call:
         self.is_open = True
         self.on_cancel: Callable[[], object] | None = None
         self._core = core
+        self._silence = silence
         self._call = event.call
         self._deadline_s: float = event.call_details.deadline
         self.task: asyncio.Task[None] | None = None  # what answers it, if that takes a task
@@ -78,6 +80,7 @@ class Call:
         start((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), (CLOSED, self))
         if self.method.on_open is not None:
             return True
+        self._silence.begin(self)
         start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), (MESSAGE, self))
         return False
 
@@ -118,6 +121,13 @@ class Call:
         """End with an error."""
         self._end(code.value[0], text.encode(), trailers)
 
+    def cut(self, code: grpc.StatusCode, text: str) -> None:
+        """End it whatever it does, and whoever answers it."""
+        on_cancel = self.on_cancel
+        self.fail(code, text)
+        if on_cancel is not None:
+            on_cancel()
+
     def finish(self) -> None:
         """End after all messages were sent."""
         self._end(_OK, b"", None)
@@ -129,6 +139,7 @@ class Call:
         if not self.is_open:
             return None
         self._received = asyncio.get_running_loop().create_future()
+        self._silence.begin(self)
         self._start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), MESSAGE)
         found: bytes | None = await self._received
         return found
@@ -140,6 +151,7 @@ class Call:
         self._sent = asyncio.get_running_loop().create_future()
         self._start((*self._head(), cygrpc.SendMessageOperation(message, _NO_FLAGS)), SENT)
         await self._sent
+        self._silence.renew(self)
 
     # What the core tells
 
@@ -160,7 +172,7 @@ class Call:
             self.fail_by_fault()
 
     def answered(self, _: asyncio.Task[None]) -> None:
-        """What answers it has ended, if it ever began. A cancelled task and its call must not hold each other."""
+        """Its task has ended, if it ever began. A cancelled one and its call must not hold each other."""
         self.task = None
 
     def fail_by_fault(self) -> None:
@@ -177,6 +189,7 @@ class Call:
             raise Aborted(grpc.StatusCode.INTERNAL, text) from None
 
     def _take(self, message: bytes | None) -> None:
+        self._silence.end(self)
         on_message = self.method.on_message
         if on_message is None:
             _settle(self._received, message)
@@ -199,6 +212,7 @@ class Call:
     def _close(self) -> None:
         self.is_open = False
         self.on_cancel = None
+        self._silence.end(self)
 
     def _end(self, code: int, details: bytes, trailers: Metadata | None) -> None:
         if self.is_open:

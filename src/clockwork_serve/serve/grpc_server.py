@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import grpc
 from grpc._cython import cygrpc
 
 from clockwork_serve.serve.grpc_call import Aborted, Call, Metadata, Method
 from clockwork_serve.serve.grpc_core import ENDED, Core
+from clockwork_serve.serve.grpc_silence import Silence
 
+SWEEP_S: Final = 5.0
+"""How often it is looked for clients that say nothing."""
 Gate = Callable[[str, Metadata], str]
 """Who calls, by path and metadata. Raises :class:`Aborted`. It is called in a thread of the server's own."""
 
@@ -59,16 +63,21 @@ def stream(
 
 
 class GrpcServer:
-    """Serves methods. Calls of others end as UNIMPLEMENTED, after the gate."""
+    """Serves methods. Calls of others end as UNIMPLEMENTED, after the gate.
+
+    So do, as DEADLINE_EXCEEDED, those whose client is to speak and says nothing for ``silent_s``.
+    """
 
     def __init__(
         self, methods: Iterable[Method], options: Sequence[tuple[str, Any]], gate: Gate | None = None,
-        clock: Callable[[], int] = time.monotonic_ns,
+        clock: Callable[[], int] = time.monotonic_ns, silent_s: float = math.inf,
     ) -> None:  # fmt: skip
         """Raises :class:`ConfigError` if grpcio is not as expected."""
         self._methods = {method.path: method for method in methods}
         self._gate = gate
         self._core = Core(options, self._on_new, clock)
+        self._silence: Silence[Call] = Silence(silent_s)
+        self._sweep: asyncio.TimerHandle | None = None
 
     async def listen(self, address: str, credentials: Any = None) -> int:
         """Accept connections; the port (chosen if 0). Raises :class:`OSError` if it is not to be had."""
@@ -79,11 +88,22 @@ class GrpcServer:
         if not port:
             raise OSError(f"{address} cannot be listened at")
         self._core.start()
+        if self._silence.limit_s < math.inf:
+            self._end_silent()
         return port
 
     async def close(self, patience_s: float) -> None:
         """Accept no more, let open calls end for a while, then cancel them."""
+        if self._sweep is not None:
+            self._sweep.cancel()
         await self._core.stop(patience_s)
+
+    def _end_silent(self) -> None:
+        limit_s = self._silence.limit_s
+        text = f"nothing was said for {limit_s:g} s (stream_s); call again when there is something to say"
+        for call in self._silence.overdue():
+            call.cut(grpc.StatusCode.DEADLINE_EXCEEDED, text)
+        self._sweep = asyncio.get_running_loop().call_later(min(SWEEP_S, limit_s / 4), self._end_silent)
 
     def _on_new(self, event: Any) -> Call | None:
         # In the core's thread.
@@ -103,7 +123,7 @@ class GrpcServer:
         method = self._methods.get(path)
         if method is None:
             raise Aborted(grpc.StatusCode.UNIMPLEMENTED, f"{path}: this server has no such method")
-        return Call(self._core, event, method, identity)
+        return Call(self._core, event, method, identity, self._silence)
 
 
 def _turn_away(call: Any, aborted: Aborted) -> None:

@@ -1,0 +1,29 @@
+"""Who is to speak, and who was silent for too long."""
+
+from __future__ import annotations
+
+from clockwork_serve.serve.grpc_silence import Silence
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_who_spoke_is_not_overdue_and_who_was_answered_has_as_long_again() -> None:
+    clock = Clock()
+    silence: Silence[str] = Silence(10, clock)
+    for name in ("silent", "spoke", "answered"):
+        silence.begin(name)
+    clock.now_s = 9
+    silence.end("spoke")
+    silence.renew("answered")
+    silence.renew("spoke")
+    assert silence.overdue() == []
+    clock.now_s = 11
+    assert silence.overdue() == ["silent"]
+    clock.now_s = 20
+    assert silence.overdue() == ["silent", "answered"]
+    assert len(silence) == 2
