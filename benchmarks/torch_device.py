@@ -3,12 +3,13 @@
     .venv/bin/python -m benchmarks.torch_device REPO [--device torch-cpu:0] [--runs 200]
 
 REPO holds two or more copies of one torch architecture, without anything else. Medians over runs that are
-interleaved, in ms; page faults of the whole process per INFER.
+interleaved, in ms of wall time and of the thread's CPU time; page faults of the whole process per INFER.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import resource
 import statistics
 import time
@@ -17,14 +18,18 @@ from pathlib import Path
 
 import numpy as np
 
-from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build, torch_target
+from clockwork_serve.devices import CallBuffers, DeviceConfig, torch_target
 from clockwork_serve.devices.base import NUMPY_DTYPES
+from clockwork_serve.devices.torch import TorchDevice
 from clockwork_serve.messages import Call, Code, Extent, Infer, Load, Model, Window
 from clockwork_serve.store import Cache, Repository, StoreConfig, compile_all
-from clockwork_serve.units import GIB, MIB, align, to_ms
+from clockwork_serve.units import GIB, MIB, NS_PER_MS, align
 
 WHENEVER = Window(0, 1 << 62)
 PAGE = 16 * MIB
+
+Taken = tuple[int, int]
+"""Wall and CPU time, in ns."""
 
 
 def main() -> None:
@@ -43,7 +48,7 @@ def main() -> None:
             device=given.device, kind=kind, memory_bytes=3 * pages * PAGE, page_bytes=PAGE,
             pool_bytes=pool_bytes, warm_up_ns=1 << 62,
         )  # fmt: skip
-        device = build(config)
+        device = TorchDevice(config)
         try:
             print(f"pool of {pool_bytes >> 20} MiB:")
             measure(device, code, models, pages, given.runs)
@@ -65,30 +70,30 @@ def compiled(repository: Path, cache_dir: Path, config: DeviceConfig) -> tuple[C
     return next(iter(codes.values())), [each.model for each in served]
 
 
-def measure(device: Device, code: Code, models: list[Model], pages: int, runs: int) -> None:
+def measure(device: TorchDevice, code: Code, models: list[Model], pages: int, runs: int) -> None:
     """Print one table."""
     device.prepare(code)
     size = models[0].weights.size
     first, second = Extent(0, pages), Extent(pages, pages)
-    load_ns = [timed(lambda at=at: load(device, code, models[at % 2], (first, second)[at % 2])) for at in range(20)]
-    rate = size / statistics.median(load_ns)
-    show(f"LOAD of {size / MIB:.1f} MiB ({rate:.2f} GB/s)", load_ns)
+    places = (first, second)
+    loads = [timed(lambda at=at: load(device, code, models[at % 2], places[at % 2])) for at in range(20)]
+    show(f"LOAD of {size / MIB:.1f} MiB", loads)
     calls = {batch: call_of(code, batch) for batch in code.batch_sizes}
-    same_ns: list[int] = []
-    swapped_ns: list[int] = []
+    same: list[Taken] = []
+    swapped: list[Taken] = []
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for turn in range(runs):
-        place = second if turn % 2 else first
-        swapped_ns.append(timed(lambda: infer(device, code, 1, place, calls[1])))  # noqa: B023
-        same_ns.append(timed(lambda: infer(device, code, 1, place, calls[1])))  # noqa: B023
+        run = functools.partial(infer, device, code, 1, places[turn % 2], calls[1])
+        swapped.append(timed(run))
+        same.append(timed(run))
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
-    show("INFER, batch 1, weights as before", same_ns)
-    show("INFER, batch 1, other weights than before", swapped_ns)
+    show("INFER, batch 1, weights as before", same)
+    show("INFER, batch 1, other weights than before", swapped)
     print(f"    {'page faults per INFER':45}{faults / (2 * runs):9.1f}")
     for batch in code.batch_sizes[1:]:
-        show(f"INFER, batch {batch}", [timed(lambda: infer(device, code, batch, first, calls[batch]))  # noqa: B023
-                                       for _ in range(max(5, runs // (5 * batch)))])  # fmt: skip
-    print(f"    {getattr(device, 'counters')()}")  # noqa: B009 - only torch devices count
+        run = functools.partial(infer, device, code, batch, first, calls[batch])
+        show(f"INFER, batch {batch}", [timed(run) for _ in range(max(5, runs // (5 * batch)))])
+    print(f"    {device.counters()}")
 
 
 def call_of(code: Code, batch: int) -> CallBuffers:
@@ -102,7 +107,7 @@ def call_of(code: Code, batch: int) -> CallBuffers:
     return CallBuffers(inputs=inputs, output=memoryview(bytearray(room)))
 
 
-def load(device: Device, code: Code, model: Model, extent: Extent) -> None:
+def load(device: TorchDevice, code: Code, model: Model, extent: Extent) -> None:
     """One LOAD."""
     device.load(
         Load(
@@ -112,7 +117,7 @@ def load(device: Device, code: Code, model: Model, extent: Extent) -> None:
     )  # fmt: skip
 
 
-def infer(device: Device, code: Code, batch: int, extent: Extent, call: CallBuffers) -> None:
+def infer(device: TorchDevice, code: Code, batch: int, extent: Extent, call: CallBuffers) -> None:
     """One INFER of one call that fills the batch."""
     action = Infer(
         action_id=1, device=device.spec.device, model="m", code_id=code.code_id, extent=extent, version=1,
@@ -121,18 +126,17 @@ def infer(device: Device, code: Code, batch: int, extent: Extent, call: CallBuff
     device.infer(action, [call])
 
 
-def timed(act: Callable[[], None]) -> int:
+def timed(act: Callable[[], None]) -> Taken:
     """How long a call takes."""
-    started_ns = time.monotonic_ns()
+    wall_ns, cpu_ns = time.monotonic_ns(), time.thread_time_ns()
     act()
-    return time.monotonic_ns() - started_ns
+    return time.monotonic_ns() - wall_ns, time.thread_time_ns() - cpu_ns
 
 
-def show(what: str, durations_ns: list[int]) -> None:
-    """One row: median and the tenth from the top in a hundred."""
-    durations_ns = sorted(durations_ns)
-    p90_ns = durations_ns[len(durations_ns) * 9 // 10]
-    print(f"    {what:45}{to_ms(round(statistics.median(durations_ns))):9.3f}   p90 {to_ms(p90_ns):9.3f}")
+def show(what: str, taken: list[Taken]) -> None:
+    """One row of medians."""
+    wall_ms, cpu_ms = (statistics.median(column) / NS_PER_MS for column in zip(*taken, strict=True))
+    print(f"    {what:45}{wall_ms:9.3f}   CPU {cpu_ms:9.3f}")
 
 
 if __name__ == "__main__":
