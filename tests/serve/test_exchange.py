@@ -244,25 +244,6 @@ def test_changes_reach_everyone_who_is_there(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
-def test_a_worker_hears_only_of_codes_that_one_of_its_devices_runs(tmp_path: Path) -> None:
-    def on(worker: str, *backends: str) -> WorkerJoined:
-        spec = msgspec.structs.replace(joined(worker, worker).devices[0], backends=backends)
-        return WorkerJoined(worker=worker, devices=(spec,))
-
-    async def story(world: World) -> None:
-        keeper = await world.keeper(code("c1"))
-        able, unable = await world.peer(Role.WORKER, "able"), await world.peer(Role.WORKER, "unable")
-        able.send(on("able", "python", "onnx"))
-        unable.send(on("unable", "torch"))
-        await until(lambda: len(world.brain.seen) == 3)
-        keeper.send(code("c2"), CodeRemoved(code_id="c2"))
-        await until(lambda: unable.frames and len(able.frames) == 3)
-        assert able.frames == [code("c1"), code("c2"), CodeRemoved(code_id="c2")]
-        assert unable.frames == [CodeRemoved(code_id="c2")]
-
-    play(tmp_path, story)
-
-
 def test_workers_wait_until_the_catalogue_is_complete(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         worker = await world.worker("w", "d")
