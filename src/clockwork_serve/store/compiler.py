@@ -189,7 +189,9 @@ def compile_all(
     told = _Told(progress, len(work))
     pool = ThreadPoolExecutor(threads or min(_MOST_THREADS, os.cpu_count() or 1), "compile")
     try:
-        results = pool.map(lambda each: _result(compiler, begin, *each, told.steps_of(*each)), work)
+        results = pool.map(
+            lambda each: _result(compiler, begin, each[0], each[1], told.steps_of(*each)), work
+        )
         for (entry, version), result in zip(work, results, strict=True):
             text = f"{entry.name}/{version}"
             if isinstance(result, Served):
