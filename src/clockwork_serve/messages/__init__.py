@@ -36,6 +36,7 @@ from clockwork_serve.messages.links import (
     Readiness,
     Reply,
     Role,
+    WorkerCrashed,
     WorkerJoined,
     WorkerLost,
 )
@@ -66,7 +67,7 @@ from clockwork_serve.messages.requests import (
 
 ControllerEvent = (
     Request | Cancel | Result | WorkerJoined | WorkerLost | CodeAdded | CodeReady | CodeRemoved
-    | ModelAdded | ModelRemoved | Pardon | QuotasSet | GatewayLost | Drain | Announced
+    | ModelAdded | ModelRemoved | Pardon | QuotasSet | GatewayLost | Drain | Announced | WorkerCrashed
 )  # fmt: skip
 """What the controller observes."""
 
@@ -77,6 +78,7 @@ Frame = (
     Hello | Ping | Request | Cancel | Answer | Release | Load | Unload | Infer | Result
     | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved | QuotasSet
     | Drain | Readiness | Ask | Reply | Announced | Foretold | Quarantined | Pardon
+    | WorkerCrashed
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
@@ -131,6 +133,7 @@ __all__ = [
     "Unload",
     "Weights",
     "Window",
+    "WorkerCrashed",
     "WorkerJoined",
     "WorkerLost",
 ]  # fmt: skip
