@@ -20,6 +20,7 @@ from clockwork_serve.messages import (
     Pardon,
     Quarantined,
     Reason,
+    WorkerCrashed,
     WorkerLost,
 )
 from clockwork_serve.units import ms
@@ -43,14 +44,18 @@ def die_running(world: World, name: str, slo_ms: float = 25) -> str:
     return request_id
 
 
-def die(world: World) -> None:
-    """Whichever worker runs an INFER next dies of it; a new one joins."""
+def die(world: World, *, crashes_early: bool | None = None) -> None:
+    """Whichever worker runs an INFER next dies of it; a new one joins. That it crashed may be told, too."""
     for _ in range(200):
         world.run(until_ms=0.5)
         for start_ns, end_ns, action in world.started:
             if isinstance(action, Infer) and start_ns <= world.now_ns < end_ns:
                 worker = f"w{action.device[1:]}"
+                if crashes_early:
+                    world.tell(WorkerCrashed(worker=worker))
                 world.kill(worker, action.device, known=True)
+                if crashes_early is False:
+                    world.tell(WorkerCrashed(worker=worker))
                 world.join(device(action.device), worker=worker)
                 return
     pytest.fail("nothing runs")
@@ -112,6 +117,17 @@ def test_one_request_that_kills_twice_alone_is_not_forgotten_for_others_that_go_
     world.run(until_ms=500)
     assert (world.answers[fine].outcome, world.quarantined) == (Outcome.OK, [])
     die_running(world, "a", slo_ms=5000)
+    assert [one.model for one in world.quarantined] == ["a/1"]
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_crash_of_what_ran_alone_is_not_forgotten_for_requests_that_go_well(early: bool) -> None:
+    world = world_of("a")
+    for _ in range(3):
+        world.request("a", slo_ms=25)
+        die(world, crashes_early=early)
+        world.request("a", slo_ms=500)
+        world.run(until_ms=500)
     assert [one.model for one in world.quarantined] == ["a/1"]
 
 

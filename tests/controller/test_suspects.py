@@ -88,6 +88,8 @@ class SuspectsMachine(RuleBasedStateMachine):
         self.after = after
         self.suspects = Suspects(after, WINDOW_NS)
         self.now_ns = 0
+        self.crashes: set[int] = set()
+        """Places in the story of losses that were crashes."""
         self.story: list[tuple[str, int, tuple[str, ...], str]] = []
         """("lost", when, against whom, the request that was alone), ("good"/"gone", 0, who, "")."""
 
@@ -109,6 +111,28 @@ class SuspectsMachine(RuleBasedStateMachine):
         names=st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True), number=st.integers(0, 2)
     )
     def lose(self, names: list[str], number: int) -> None:
+        self.lose_one(names, number)
+
+    @rule(name=st.sampled_from(NAMES), number=st.integers(0, 2), cleared=st.booleans())
+    def crash(self, name: str, number: int, cleared: bool) -> None:
+        """A worker dies and, as is told later, by a crash; in between it may have been cleared."""
+        at = len(self.story)
+        self.lose_one([name], number)
+        if cleared:
+            self.succeed(name)
+        assert self.suspects.crashed("w")
+        self.crashes.add(at)
+        assert not self.suspects.crashed("w")
+        assert len(self.suspects.losses.get(name, ())) == len(self.against(name))
+
+    @rule(name=st.sampled_from(NAMES))
+    def be_too_late(self, name: str) -> None:
+        """How a worker ended is told when the next one is up, or of one that nobody knows."""
+        self.lose_one([name], 2)
+        self.suspects.joined("w")
+        assert not self.suspects.crashed("w")
+
+    def lose_one(self, names: list[str], number: int) -> None:
         request = f"{names[0]}-{number}"
         counts = {name: len(self.against(name)) for name in names}
         blamed = tuple([name for name in names if counts[name] == max(counts.values())])
@@ -120,7 +144,7 @@ class SuspectsMachine(RuleBasedStateMachine):
             for at in explained:
                 kind, when, _, alone = self.story[at]
                 self.story[at] = (kind, when, (), alone)
-        guilty = self.suspects.lost([Suspect(name, (request,)) for name in names], self.now_ns)
+        guilty = self.suspects.lost([Suspect(name, (request,)) for name in names], self.now_ns, "w")
         assert (None if guilty is None else (guilty.name, guilty.count)) == (expected and (expected, count))
         for name in NAMES:
             assert len(self.suspects.losses.get(name, ())) == len(self.against(name))
@@ -150,6 +174,8 @@ class SuspectsMachine(RuleBasedStateMachine):
                 if alone in before and when - self.story[before[alone]][1] < WINDOW_NS:
                     found |= {at, before[alone]}
                 before[alone] = at
+                if at in self.crashes:
+                    found.add(at)
         return found
 
 

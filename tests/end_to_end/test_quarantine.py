@@ -122,6 +122,17 @@ def test_three_kills_quarantine_a_model_until_it_is_loaded_again(
     assert [bool(one.why) for one in told()] == [True, False]
 
 
+def test_a_model_that_answers_well_in_between_is_found_out_all_the_same(tmp_path: Path, start: Start) -> None:
+    root = tmp_path / "models"
+    repositories.python_model(root, "killer", KILLER)
+    with start(root) as serving:
+        for _ in range(3):
+            until("it answers", lambda: ask(serving, "killer", 1.0) == (200, ""), RECOVERY_S)
+            status, reason = ask(serving, "killer", 666.0)
+        assert (status, reason) == (500, "quarantined")
+        assert total(serving.metrics(), "clockwork_workers_lost_total") == 3
+
+
 ONCE = '''"""Echoes; where a file tells so, it ends whoever imports it, as some new library might."""
 
 import ctypes

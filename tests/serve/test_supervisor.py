@@ -22,6 +22,7 @@ from clockwork_serve.serve.supervisor import (
     Child,
     Launch,
     Supervisor,
+    crashed,
     describe_exit,
 )
 
@@ -299,3 +300,14 @@ def test_what_is_forgiven_counts_no_more() -> None:
         assert supervisor.hopeless() is None
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("status", "is_crash"),
+    [
+        (-signal.SIGSEGV, True), (-signal.SIGABRT, True), (3, True), (0, True), (-signal.SIGKILL, False),
+        (-signal.SIGTERM, False), (EXIT_BROKEN, False), (EXIT_CONFIG, False),
+    ],
+)  # fmt: skip
+def test_who_is_killed_did_not_crash(status: int, *, is_crash: bool) -> None:
+    assert crashed(status) is is_crash

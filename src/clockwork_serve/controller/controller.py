@@ -49,6 +49,7 @@ from clockwork_serve.messages import (
     Result,
     Status,
     Unload,
+    WorkerCrashed,
     WorkerJoined,
     WorkerLost,
 )
@@ -99,8 +100,8 @@ class Controller:
                 self._on_worker(event)
             case WorkerLost():
                 self._on_worker_lost(event)
-            case Pardon():
-                self._quarantine.pardon(event.model)
+            case Pardon() | WorkerCrashed():
+                self._quarantine.told(event)
             case CodeAdded():
                 self._on_code(event)
             case CodeRemoved():

@@ -12,7 +12,15 @@ from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import DeviceBelief, Sent
 from clockwork_serve.controller.queues import ServedModel
 from clockwork_serve.controller.suspects import Suspect, Suspects
-from clockwork_serve.messages import CodeReady, Infer, Load, Quarantined, WorkerLost
+from clockwork_serve.messages import (
+    CodeReady,
+    Infer,
+    Load,
+    Pardon,
+    Quarantined,
+    WorkerCrashed,
+    WorkerLost,
+)
 from clockwork_serve.units import NS_PER_S
 
 WINDOW_NS: Final = 600 * NS_PER_S
@@ -41,8 +49,10 @@ class Quarantine:
         """Something was told that ``settle`` has to judge."""
         self._held: dict[str, Held] = {}
         """All that are in quarantine, by a model's key or a code's id."""
-        self._lost: list[tuple[list[Suspect], dict[str, str]]] = []
+        self._lost: list[tuple[str, list[Suspect], dict[str, str]]] = []
         """Workers that died: the suspects, and what each was at."""
+        self._crashed: list[str] = []
+        """Workers that ended by a fault of their own, whose loss was not judged yet."""
         self._gone: list[str] = []
         """Keys of models that left service in quarantine."""
         self._changed: list[ServedModel] = []
@@ -66,7 +76,7 @@ class Quarantine:
                 suspects.append(Suspect(code_id))
                 doing[code_id] = "preparing its code"
         if suspects:
-            self._lost.append((suspects, doing))
+            self._lost.append((event.worker, suspects, doing))
             self._stir()
         return {one.action.action_id for one in ran} | ({0} if event.preparing else set())
 
@@ -82,6 +92,7 @@ class Quarantine:
 
     def joined(self, device: DeviceBelief) -> None:
         """A device came: what kills it is not prepared there."""
+        self._suspects.joined(device.worker)
         for code_id in self._belief.codes:
             if code_id in self._held:
                 self._withhold(device, code_id)
@@ -103,9 +114,12 @@ class Quarantine:
         self._held.pop(name, None)
         self._suspects.forget(name)
 
-    def pardon(self, name: str) -> None:
-        """Whoever runs the server wants the model served again."""
-        self._pardoned.append(name)
+    def told(self, event: Pardon | WorkerCrashed) -> None:
+        """Whoever runs the server wants a model served again, or knows of a worker that nobody killed it."""
+        if isinstance(event, Pardon):
+            self._pardoned.append(event.model)
+        else:
+            self._crashed.append(event.worker)
         self._stir()
 
     # Decided
@@ -116,9 +130,12 @@ class Quarantine:
         for key in self._gone:
             self._belief.effects.append(Quarantined(model=key))
         self._gone.clear()
-        for suspects, doing in self._lost:
-            self._judge(suspects, doing, now_ns)
+        for worker, suspects, doing in self._lost:
+            self._judge(worker, suspects, doing, now_ns)
         self._lost.clear()
+        up = {device.worker for device in self._belief.devices.values()}
+        # Who is up will be lost at once: the links of two processes keep no order.
+        self._crashed = [one for one in self._crashed if not self._suspects.crashed(one) and one in up]
         for name in self._pardoned:
             self._release(name)
         self._pardoned.clear()
@@ -154,10 +171,10 @@ class Quarantine:
     def _of(self, model: ServedModel) -> Held | None:
         return self._held.get(model.key) or self._held.get(model.code_id)
 
-    def _judge(self, suspects: list[Suspect], doing: dict[str, str], now_ns: int) -> None:
+    def _judge(self, worker: str, suspects: list[Suspect], doing: dict[str, str], now_ns: int) -> None:
         if any(name in self._held for name in doing):
             return  # sent before it came into quarantine: it explains this loss too
-        guilty = self._suspects.lost(suspects, now_ns)
+        guilty = self._suspects.lost(suspects, now_ns, worker)
         if guilty is None:
             return
         name = guilty.name

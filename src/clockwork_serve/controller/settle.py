@@ -78,7 +78,7 @@ class Settler:
             for sent, ran in self._lost:
                 if sent.waiters:  # nobody tells how long it ran
                     assert isinstance(sent.action, Infer)
-                    tenants.measured(sent.waiters, sent.action.expected_ns, now_ns)
+                    tenants.measured(sent.waiters, sent.action.expected_ns if ran else 0, now_ns)
                 tenants.loaded(sent.action.action_id, now_ns, good=False)
                 for waiter in sent.waiters:
                     self._settle_lost(waiter, now_ns, ran=ran)

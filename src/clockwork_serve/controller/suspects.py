@@ -4,8 +4,8 @@ A name is a model's key or a code's id. When a worker dies, what its lanes were 
 
 - A loss counts against its suspect; of several, against those against whom most is known already: the others
   happened to be there.
-- A success of a name clears what counted against it, but for what is *proven*: one request was all that ran
-  on two workers when they died.
+- A success of a name clears what counted against it, but for what is *proven*: nothing else ran, and the
+  worker crashed (nobody killed it), or it was the second one that the same request was alone on.
 - What is older than ``window_ns`` counts no more.
 - Who is suspect of ``after`` losses is *guilty*; of several, the first one. What the guilty one explains
   counts against nobody else.
@@ -55,8 +55,10 @@ class Suspects:
         """What counts against whom, oldest first; the same dict for ever. Nobody has none."""
         self._alone: dict[str, dict[str, Loss]] = {}
         """By name and request: the last loss at which that one, or its batch, was all that ran."""
+        self._last: dict[str, tuple[str, Loss]] = {}
+        """By worker: its last loss, and who was alone on it, until it is known whether it crashed."""
 
-    def lost(self, suspects: list[Suspect], now_ns: int) -> Guilty | None:
+    def lost(self, suspects: list[Suspect], now_ns: int, worker: str = "") -> Guilty | None:
         """A worker died, and these were at work; who is guilty, if that shows now."""
         if not suspects or not self._after:
             return None
@@ -68,6 +70,7 @@ class Suspects:
         for name in names:
             self.losses.setdefault(name, []).append(loss)
         if len(suspects) == 1:
+            self._last[worker] = (suspects[0].name, loss)
             self._count_alone(suspects[0], loss)
         for name in names:
             losses = self.losses[name]
@@ -75,6 +78,19 @@ class Suspects:
                 self._explain(name)
                 return Guilty(name, len(losses), losses[0].at_ns)
         return None
+
+    def crashed(self, worker: str) -> bool:
+        """It was a crash that a worker was lost by; False if no such loss is known of."""
+        name, loss = self._last.pop(worker, ("", None))
+        if loss is None:
+            return False
+        if name in self._alone:  # it was neither forgotten nor found guilty since
+            self._prove(name, loss)
+        return True
+
+    def joined(self, worker: str) -> None:
+        """A new process of that name: how the last one ended will not be told any more."""
+        self._last.pop(worker, None)
 
     def succeeded(self, name: str) -> None:
         """It did well: what is not proven counts no more."""
@@ -89,16 +105,20 @@ class Suspects:
 
     def _count_alone(self, suspect: Suspect, loss: Loss) -> None:
         """If one of its requests was alone on a dying worker before, both losses are proven."""
-        losses = self.losses[suspect.name]
         alone = self._alone.setdefault(suspect.name, {})
         for request_id in suspect.requests:
             before = alone.get(request_id)
             if before is not None:
-                before.proven = loss.proven = True
-                if before not in losses:  # it was cleared
-                    losses.append(before)
-                    losses.sort(key=_when)
+                self._prove(suspect.name, before)
+                self._prove(suspect.name, loss)
             alone[request_id] = loss
+
+    def _prove(self, name: str, loss: Loss) -> None:
+        loss.proven = True
+        losses = self.losses.setdefault(name, [])
+        if loss not in losses:  # it was cleared
+            losses.append(loss)
+            losses.sort(key=_when)
 
     def _explain(self, guilty: str) -> None:
         explained = self.losses[guilty]
@@ -115,6 +135,9 @@ class Suspects:
                 self._alone[name] = recent
             else:
                 del self._alone[name]
+        for worker, (_, last) in list(self._last.items()):
+            if last.at_ns <= then_ns:
+                del self._last[worker]
 
     def _keep(self, name: str, losses: list[Loss]) -> None:
         if losses:

@@ -37,6 +37,7 @@ from clockwork_serve.messages.links import (
     Readiness,
     Reply,
     Role,
+    WorkerCrashed,
     WorkerJoined,
     WorkerLost,
 )
@@ -68,7 +69,7 @@ from clockwork_serve.messages.torch_index import TorchIndex, TorchTensor
 
 ControllerEvent = (
     Request | Cancel | Result | WorkerJoined | WorkerLost | CodeAdded | CodeReady | CodeRemoved
-    | ModelAdded | ModelRemoved | Pardon | QuotasSet | GatewayLost | Drain | Announced
+    | ModelAdded | ModelRemoved | Pardon | QuotasSet | GatewayLost | Drain | Announced | WorkerCrashed
 )  # fmt: skip
 """What the controller observes."""
 
@@ -78,7 +79,8 @@ ControllerEffect = Answer | Release | Load | Unload | Infer | Readiness | Foreto
 Frame = (
     Hello | Ping | Request | Cancel | Answer | Release | Load | Unload | Infer | Result
     | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved | QuotasSet
-    | Drain | Readiness | Ask | Reply | Announced | Foretold | Quarantined | Pardon | DeviceNumbers
+    | Drain | Readiness | Ask | Reply | Announced | Foretold | Quarantined | Pardon | WorkerCrashed
+    | DeviceNumbers
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
@@ -136,6 +138,7 @@ __all__ = [
     "Unload",
     "Weights",
     "Window",
+    "WorkerCrashed",
     "WorkerJoined",
     "WorkerLost",
 ]  # fmt: skip

@@ -59,6 +59,12 @@ class WorkerLost(Struct, frozen=True, kw_only=True, tag="worker_lost"):
     preparing: tuple[str, ...] = ()
 
 
+class WorkerCrashed(Struct, frozen=True, kw_only=True, tag="worker_crashed"):
+    """A worker that is gone, or soon will be, ended by a fault of its own: nobody killed it."""
+
+    worker: str
+
+
 class CodeAdded(Struct, frozen=True, kw_only=True, tag="code_added"):
     """A code and its profiles are known; a worker prepares it on every device."""
 

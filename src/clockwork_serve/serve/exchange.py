@@ -44,6 +44,7 @@ from clockwork_serve.messages import (
     Role,
     Status,
     Unload,
+    WorkerCrashed,
     WorkerJoined,
 )
 from clockwork_serve.serve.black_box import Autopsy, no_autopsy
@@ -249,7 +250,7 @@ class Exchange:
             case ModelRemoved():
                 if self._models.pop(frame.model, None) is not None:
                     self._publish(frame, self._gateways.values())
-            case QuotasSet() | Pardon():
+            case QuotasSet() | Pardon() | WorkerCrashed():
                 self.driver.post(frame)
             case Drain():
                 self._lost_level = logging.INFO

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from clockwork_serve.errors import ClockworkError, ConfigError, RepositoryError, TransportError
-from clockwork_serve.messages import Ask, Drain, Frame, Pardon, Question, Reply
+from clockwork_serve.messages import Ask, Drain, Frame, Pardon, Question, Reply, WorkerCrashed
 from clockwork_serve.serve.catalogue import Catalogue
 from clockwork_serve.serve.gateway_door import check_door
 from clockwork_serve.serve.health import healthy, listens
@@ -26,7 +26,7 @@ from clockwork_serve.serve.launches import launches
 from clockwork_serve.serve.ports import Ports
 from clockwork_serve.serve.preparation import OnProgress, Preparation, Prepared, Progress, prepare
 from clockwork_serve.serve.server_config import ServerConfig
-from clockwork_serve.serve.supervisor import Supervisor
+from clockwork_serve.serve.supervisor import Supervisor, crashed
 from clockwork_serve.serve.transport import SOCKET_NAME
 from clockwork_serve.telemetry import Counters
 
@@ -70,7 +70,7 @@ class Keeper:
         self.run_dir = _make_run_dir(config.run_dir)
         self._on_progress = on_progress
         self._on_line = on_line or _to_stderr
-        self.supervisor = Supervisor(self._on_line)
+        self.supervisor = Supervisor(self._on_line, self._on_end)
         self._link: ControllerLink | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._preparing = asyncio.Lock()
@@ -185,6 +185,10 @@ class Keeper:
 
     def _catalogue(self) -> list[Frame]:
         return [*self.quotas.frames(), *self.catalogue.frames()]
+
+    def _on_end(self, name: str, status: int) -> None:
+        if name.startswith("worker") and crashed(status) and self._link is not None:
+            self._link.send(WorkerCrashed(worker=name))
 
     def _on_quarantined(self) -> None:
         """What kills workers as soon as they start is not served to them any more."""

@@ -19,7 +19,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from clockwork_serve.serve.child import EXIT_CONFIG, KEEPER_PID_VARIABLE
+from clockwork_serve.serve.child import EXIT_BROKEN, EXIT_CONFIG, KEEPER_PID_VARIABLE
 
 FAST_S: Final = 5.0
 """A child that lived for less was never well."""
@@ -28,6 +28,18 @@ FAST_DEATHS: Final = 5
 RETRY_S: Final = 0.1
 RETRY_S_MAX: Final = 30.0
 TAIL_LINES: Final = 40
+FAULTS: Final = frozenset(
+    {
+        signal.SIGSEGV,
+        signal.SIGBUS,
+        signal.SIGILL,
+        signal.SIGFPE,
+        signal.SIGABRT,
+        signal.SIGTRAP,
+        signal.SIGSYS,
+    }
+)
+"""Signals that a process gets for what it did."""
 
 _log = logging.getLogger(__name__)
 
@@ -164,8 +176,12 @@ class _LineReader:
 class Supervisor:
     """Keeps children running until they are stopped."""
 
-    def __init__(self, on_line: OnLine) -> None:
+    def __init__(
+        self, on_line: OnLine, on_end: Callable[[str, int], None] = lambda name, status: None
+    ) -> None:
+        """``on_end`` gets the name and exit status of each child that ended by itself."""
         self._on_line = on_line
+        self._on_end = on_end
         self._children: dict[str, Child] = {}  # all and only those that run, by name
         self._backoffs: dict[str, Backoff] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
@@ -235,6 +251,7 @@ class Supervisor:
             status = await asyncio.shield(child.ended)
             self._children.pop(launch.name, None)
             self._tails[launch.name] = list(child.tail)
+            self._on_end(launch.name, status)
             delay_s = backoff.died(time.monotonic() - child.started_s, status)
             _log.error(
                 "%s ended: %s; %s",
@@ -248,6 +265,11 @@ class Supervisor:
             if delay_s:
                 await asyncio.sleep(delay_s)
             child = self._run(launch)
+
+
+def crashed(status: int) -> bool:
+    """Whether what a process ran ended it: nobody else did, and not its own code for a reason of its own."""
+    return -status in FAULTS if status < 0 else status not in (EXIT_BROKEN, EXIT_CONFIG)
 
 
 def describe_exit(status: int) -> str:

@@ -37,6 +37,7 @@ from clockwork_serve.messages import (
     ModelAdded,
     ModelRemoved,
     Request,
+    WorkerCrashed,
     WorkerJoined,
 )
 from clockwork_serve.sim.host import CALL, TO_CONTROLLER, TO_WORKER, Host
@@ -138,6 +139,7 @@ class Faults:
         if not host.gone:
             self.executed["kills"] += 1
             self._crash(host, None)
+            self._in(NS_PER_MS, lambda: (WorkerCrashed(worker=host.name),))
         return NOTHING
 
     def _lost(self, host: Host) -> Events:
