@@ -32,6 +32,7 @@ OURS = {"HttpConnection", "Exchange", "Head", "TCPTransport", "Call", "Task", "_
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     with running_gateway(tmp_path_factory.mktemp("gateway"), grpc_port=0) as found:
         attacked = served("m1", (spec("x", "FP32", 64),), (spec("y", "FP32", 64),))
+        found.controller.catalogue.append(attacked)
         found.loop.call_soon_threadsafe(found.controller.send, *attacked)
         found.until(lambda: found.servers.gateway.models.versions("m1"))
         yield found
@@ -43,9 +44,7 @@ def garbage() -> Iterator[Callable[[], Counter[str]]]:
 
     def found() -> Counter[str]:
         gc.collect()
-        kinds = Counter(
-            type(each).__qualname__ for each in gc.garbage if type(each).__module__.startswith(OURS)
-        )
+        kinds = Counter(name for each in gc.garbage if (name := type(each).__qualname__) in OURS)
         gc.garbage.clear()
         return kinds
 
