@@ -66,6 +66,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._local = bool(peer) and is_loopback(peer[0])
         self._outbox = Outbox(self._transport, self._limits, self._server)
         self._intake = Intake(self._transport, self._server.loop)
+        self.parse_afresh()
         # Not as long as between requests: who only connects would take a place from others.
         self.due_s = self._server.tick_s + self._limits.header_s
         self._server.opened(self)
@@ -122,6 +123,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone, and needs no answer; and what was read waits for no collection of garbage."""
         self._transport = self.parser = None
+        del self._outbox, self._intake  # whose transport, over TLS, names us
         self._closing = True
         self._abandon_all()
         self._server.closed(self)
@@ -130,8 +132,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
 
     def on_message_begin(self) -> None:
         """A request starts."""
-        self._phase = _HEAD
-        self._head_bytes = -1
+        self._phase, self._head_bytes = _HEAD, -1
         self.due_s = self._server.tick_s + self._limits.header_s
         self.begin_head()
 
@@ -139,8 +140,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         """Now it is known what it wants."""
         if self._closing:
             return
-        self._phase = _BODY
-        self._head_bytes = -1
+        self._phase, self._head_bytes = _BODY, -1
         headers, parser, keys = self.headers, self.parser, self._server.keys
         exchange = Exchange(self.pump, parser.get_method(), self._server.find_route(self.url))
         exchange.keep_alive = parser.should_keep_alive()
@@ -199,13 +199,13 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
 
     def pump(self) -> None:
         """Send all responses whose turn it is."""
+        if self._transport is None:
+            return
         if self._current is not None and self._current.response is not None:
             self._stop_receiving(self._current)
         queue = self._queue
         while queue and (response := queue[0].response) is not None:
             exchange = queue.popleft()
-            if self._transport is None:
-                return
             if self._outbox.full:
                 self.cut("unsent_bytes")
                 return
@@ -213,7 +213,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             if not exchange.keep_alive:
                 self._close()
                 return
-        if queue and queue[0].wants_continue and self._transport is not None:
+        if queue and queue[0].wants_continue:
             queue[0].wants_continue = False
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if self._intake.paused:

@@ -23,8 +23,7 @@ class HeadParser:
     """Has requests parsed, and keeps what the parser tells of a head, piece by piece."""
 
     def __init__(self) -> None:
-        self.parser: Any = None
-        self.parse_afresh()
+        self.parser: Any = None  # it names us: none before there is something to parse
         self.begin_head()
 
     def parse_afresh(self) -> None:
