@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
+from benchmarks import hostile_frames
 from clockwork_serve.oip.protobuf import HEALTH_SERVICE, INFERENCE_SERVICE
 from clockwork_serve.serve.gateway_door import DoorConfig
 from clockwork_serve.serve.gateway_limits import HttpLimits
@@ -98,6 +100,24 @@ def test_a_stream_that_goes_on_speaking_is_not_ended(channel: Any) -> None:
             yield b""
 
     assert len(list(channel.stream_stream(STREAM)(speaking()))) == 6
+
+
+@pytest.mark.parametrize(("times", "admitted"), [(0, True), (40, True), (120, False), (4000, False)])
+def test_metadata_that_are_named_a_thousand_times_are_counted_each_time(
+    gateway: RunningGateway, times: int, admitted: bool
+) -> None:
+    again = hostile_frames.field("x", b"y" * 600, index=True) + b"\xbe" * times
+    head = hostile_frames.head(f"/{HEALTH_SERVICE}/Check") + again
+    with socket.create_connection(("127.0.0.1", gateway.servers.port_by_name["grpc_port"]), 20) as client:
+        ends = hostile_frames.END_HEADERS
+        client.sendall(hostile_frames.START + hostile_frames.frame(hostile_frames.HEADERS, ends, 1, head))
+        client.sendall(hostile_frames.sent(1, hostile_frames.message(b"")))
+        found = b""
+        while (b"grpc-status" if admitted else b"max_head") not in found:
+            part = client.recv(65536)
+            assert part, found
+            found += part
+    assert (b"max_head" not in found) is admitted
 
 
 def test_nobody_has_more_open_calls_than_allowed_and_the_next_one_waits(channel: Any) -> None:

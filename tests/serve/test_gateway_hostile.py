@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import socket
 import time
 import weakref
+from collections import Counter
 
 import pytest
 
 from clockwork_serve.messages import Ask, Reply
+from clockwork_serve.serve.gateway_exchange import Exchange
 from clockwork_serve.serve.gateway_limits import SMALL_READ_BYTES
 from tests.serve.http_requests import IDENT_JSON, INFER, Found, ask, get, post
 from tests.serve.running_gateway import RunningGateway
@@ -77,6 +80,40 @@ def test_who_sends_a_hundred_thousand_requests_at_once_holds_nobody_else(gateway
             many.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     finally:
         http.find_route = find
+
+
+@pytest.mark.parametrize("padding", [0, 100], ids=["tiny", "small"])
+def test_of_many_requests_at_once_a_few_are_taken_in_before_others_have_their_turn(
+    gateway: RunningGateway, padding: int
+) -> None:
+    count = 60
+    http, values = gateway.servers.http, [float(n) for n in range(count)]
+    dispatch, taken, turn = http.dispatch, Counter(), [0]
+
+    def counting(exchange: Exchange) -> None:
+        taken[turn[0]] += 1
+        dispatch(exchange)
+
+    def next_turn() -> None:
+        turn[0] += 1
+        if http.dispatch is counting:
+            gateway.loop.call_soon(next_turn)
+
+    def body(value: float) -> bytes:
+        tensor = {"name": "X", "shape": [1, 2], "datatype": "FP32", "data": [value, 0]}
+        return json.dumps({"inputs": [tensor]}).encode() + b" " * padding
+
+    http.dispatch = counting
+    try:
+        gateway.loop.call_soon_threadsafe(next_turn)
+        last = post(INFER, body(-1))
+        found = gateway.exchange(b"".join(post(INFER, body(value), close=False) for value in values) + last)
+    finally:
+        http.dispatch = dispatch
+    answers = [json.loads(part.partition(b"\r\n\r\n")[2]) for part in found.split(b"HTTP/1.1 200 OK")[1:]]
+    assert [answer["outputs"][0]["data"][0] for answer in answers] == [*values, -1]
+    # Eight and those of the last kilobyte that was parsed; twice, as it is read before callbacks and in one.
+    assert max(taken.values()) <= 2 * (8 + 1024 // len(post(INFER, body(0))))
 
 
 def test_an_answer_that_our_own_code_trips_over_is_one_500(

@@ -9,8 +9,10 @@ import asyncio
 import dataclasses
 import gc
 import random
+import ssl
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from benchmarks.hostile_traffic import attack
 
 from benchmarks import hostile_frames, hostile_http
 from clockwork_serve.serve.gateway_memory import MUCH_BYTES, Trimmer, own_bytes
+from tests.serve.certificates import certificates
 from tests.serve.fake_controller import served, spec
 from tests.serve.http_requests import INFER, post
 from tests.serve.running_gateway import RunningGateway, running_gateway
@@ -32,6 +35,7 @@ OURS = {"HttpConnection", "Exchange", "Head", "TCPTransport", "Call", "Task", "_
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     with running_gateway(tmp_path_factory.mktemp("gateway"), grpc_port=0) as found:
         attacked = served("m1", (spec("x", "FP32", 64),), (spec("y", "FP32", 64),))
+        found.controller.catalogue.append(attacked)
         found.loop.call_soon_threadsafe(found.controller.send, *attacked)
         found.until(lambda: found.servers.gateway.models.versions("m1"))
         yield found
@@ -43,9 +47,7 @@ def garbage() -> Iterator[Callable[[], Counter[str]]]:
 
     def found() -> Counter[str]:
         gc.collect()
-        kinds = Counter(
-            type(each).__qualname__ for each in gc.garbage if type(each).__module__.startswith(OURS)
-        )
+        kinds = Counter(name for each in gc.garbage if (name := type(each).__qualname__) in OURS)
         gc.garbage.clear()
         return kinds
 
@@ -74,6 +76,33 @@ def test_no_attack_over_grpc_leaves_garbage(
     carry_out(gateway.servers.port_by_name["grpc_port"], make)
     gateway.until(lambda: not calls_of(gateway))
     assert not garbage()
+
+
+@pytest.mark.parametrize("ends", ["no handshake", "half a request", "answered"])
+def test_no_connection_over_tls_leaves_garbage(
+    tmp_path: Path, ends: str, garbage: Callable[[], Counter[str]]
+) -> None:
+    files = certificates(tmp_path)
+    trusting = ssl.create_default_context(cafile=files.ca)
+    (tmp_path / "run").mkdir()
+    with running_gateway(tmp_path / "run", door=files.door()) as gateway:
+        garbage()  # of its start
+        for _ in range(EACH):
+            with gateway.connect() as plain:
+                if ends == "no handshake":
+                    plain.sendall(b"no handshake at all")
+                    plain.recv(1000)
+                    continue
+                with trusting.wrap_socket(plain, server_hostname="localhost") as client:
+                    client.sendall(
+                        b"GET /v2" if ends == "half a request" else post(INFER, b"{}", close=False)
+                    )
+                    assert ends != "answered" or client.recv(1000)
+        gateway.until(lambda: gateway.servers.gateway.connections == 0)
+        # The last end of a handshake is told to nobody.
+        gateway.until(lambda: not gateway.servers.http._servers[0]._greeting)
+        found = garbage()
+    assert not found
 
 
 def carry_out(port: int, make: Callable[[random.Random], Plan]) -> None:

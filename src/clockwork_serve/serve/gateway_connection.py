@@ -49,7 +49,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._current: Exchange | None = None  # the request whose body is being received
         self._content: bytes | bytearray = b""
         self._content_bytes = 0
-        self._sized = False  # what comes next is a body of known length
+        self._length = 0  # of a body that comes next, if it is known
         self._direct: memoryview | None = None  # where a large body goes; _content_bytes of it have arrived
         self._unwanted_bytes = 0  # of the body of a request that is answered already, so many are to come
         self._arriving = Arriving(server)
@@ -65,7 +65,8 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         peer = transport.get_extra_info("peername")
         self._local = bool(peer) and is_loopback(peer[0])
         self._outbox = Outbox(self._transport, self._limits, self._server)
-        self._intake = Intake(self._transport, self._server.loop)
+        self._intake = Intake(self._transport, self._server.loop, self._feed)
+        self.parse_afresh()
         # Not as long as between requests: who only connects would take a place from others.
         self.due_s = self._server.tick_s + self._limits.header_s
         self._server.opened(self)
@@ -77,7 +78,8 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         if self._unwanted_bytes and not self._closing:
             return self._server.buffer[: self._unwanted_bytes]
         # Little at a time where it may be many requests or chunks: they are dealt with while all others wait.
-        return self._server.buffer if self._sized else self._server.small_buffer
+        small, left = self._server.small_buffer, self._length - self._content_bytes
+        return self._server.buffer[:left] if left > len(small) else small
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take in what arrived."""
@@ -95,7 +97,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
                 self._take_again(head)
                 return
             self._feed(self._server.buffer[:nbytes])
-            if nbytes == len(self._server.small_buffer) and not self._sized:
+            if nbytes == len(self._server.small_buffer) and not self._length:
                 self._intake.let_others_go_first()
             return
         self._content_bytes += nbytes
@@ -122,6 +124,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone, and needs no answer; and what was read waits for no collection of garbage."""
         self._transport = self.parser = None
+        del self._outbox, self._intake  # whose transport, over TLS, names us
         self._closing = True
         self._abandon_all()
         self._server.closed(self)
@@ -130,8 +133,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
 
     def on_message_begin(self) -> None:
         """A request starts."""
-        self._phase = _HEAD
-        self._head_bytes = -1
+        self._phase, self._head_bytes = _HEAD, -1
         self.due_s = self._server.tick_s + self._limits.header_s
         self.begin_head()
 
@@ -139,8 +141,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         """Now it is known what it wants."""
         if self._closing:
             return
-        self._phase = _BODY
-        self._head_bytes = -1
+        self._phase, self._head_bytes = _BODY, -1
         headers, parser, keys = self.headers, self.parser, self._server.keys
         exchange = Exchange(self.pump, parser.get_method(), self._server.find_route(self.url))
         exchange.keep_alive = parser.should_keep_alive()
@@ -199,13 +200,13 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
 
     def pump(self) -> None:
         """Send all responses whose turn it is."""
+        if self._transport is None:
+            return
         if self._current is not None and self._current.response is not None:
             self._stop_receiving(self._current)
         queue = self._queue
         while queue and (response := queue[0].response) is not None:
             exchange = queue.popleft()
-            if self._transport is None:
-                return
             if self._outbox.full:
                 self.cut("unsent_bytes")
                 return
@@ -213,7 +214,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             if not exchange.keep_alive:
                 self._close()
                 return
-        if queue and queue[0].wants_continue and self._transport is not None:
+        if queue and queue[0].wants_continue:
             queue[0].wants_continue = False
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if self._intake.paused:
@@ -223,12 +224,10 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         """Cut it off if it was too slow, or silent for too long."""
         if self._outbox.due_s < tick_s:
             self.cut("send_s")
-        elif self.due_s >= tick_s:
+        elif self.due_s >= tick_s or (self._closing and not self._stopped):
             return
         elif self._stopped:
             self.cut("send_s")
-        elif self._closing:
-            return
         elif self._phase == _IDLE:
             if not self._queue:
                 self.stop()
@@ -264,7 +263,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         return not self._queue
 
     def _await_next(self) -> None:
-        self._content_bytes, self._sized = 0, False
+        self._content_bytes = self._length = 0
         self._arriving.forget()
         self._phase = _IDLE
         self.due_s = self._server.tick_s + self._limits.idle_s
@@ -280,19 +279,21 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
 
     def _feed(self, data: memoryview) -> None:
         content_bytes, whole = self._content_bytes, self._phase == _IDLE
+        rest = data
         try:
-            rest = data
-            while rest and not self._closing:
-                rest = self.parse(rest)
+            while rest and not self._closing and len(self._complete) < self.TURN_MAX:
+                rest = self.parse(rest, self._length - self._content_bytes)
         except httptools.HttpParserError as error:
             ours = isinstance(error, httptools.HttpParserCallbackError)
             self._refuse_with(tripped() if ours else error_response(400, f"malformed HTTP request: {error}"))
             self._complete.clear()
             return
+        if rest and not self._closing:
+            self._intake.keep(rest)
         if self._phase != _IDLE:
             # Where in the first read it began is not known. Chunks' sizes and trailers count as heads do.
             fresh = self._head_bytes < 0 or self._content_bytes != content_bytes
-            self._head_bytes = 0 if fresh else self._head_bytes + len(data)
+            self._head_bytes = 0 if fresh else self._head_bytes + len(data) - len(rest)
             if self._head_bytes > self._limits.header_bytes:
                 self._refuse(431, excess("header_bytes", self._limits.header_bytes))
         elif whole and len(self._complete) == 1 and not self._closing:
@@ -323,7 +324,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
     def _read_headers(self, exchange: Exchange, headers: dict[bytes, bytes]) -> None:
         limits = self._limits
         length = byte_count(headers.get(b"content-length", b"0")) or 0
-        self._sized = length > 0
+        self._length = length
         if much := self.body_beyond(limits, length):
             self._refuse(413, much)
             return
@@ -389,8 +390,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
 
     def _count(self, nbytes: int) -> None:
         """More of a large body is here; too much of all of them together is not kept."""
-        current = self._current
-        if current is not None and current.body is None:
+        if self._current is not None and self._current.body is None:
             self._arriving.add(nbytes)
             if self._server.arriving_bytes > self._limits.arriving_bytes:
                 self.turn_away("arriving_bytes")

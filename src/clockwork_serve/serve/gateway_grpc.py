@@ -28,7 +28,7 @@ from clockwork_serve.oip.protobuf import (
 from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_door import Door
 from clockwork_serve.serve.gateway_endpoints import Endpoints, Refused
-from clockwork_serve.serve.gateway_grpc_guard import key_gate
+from clockwork_serve.serve.gateway_grpc_guard import door_gate
 from clockwork_serve.serve.gateway_inquiry import Ending
 from clockwork_serve.serve.gateway_limits import grpc_options
 from clockwork_serve.serve.gateway_regions import is_loopback
@@ -159,7 +159,7 @@ class GatewayGrpc:
                 # Else a port that another program has would be shared without a word.
                 ("grpc.so_reuseport", int(reuse_port)),
             ],
-            gate=None if door.keys is None else key_gate(door.keys),
+            gate=door_gate(door.limits, door.keys),
             clock=gateway.clock,
             silent_s=door.limits.stream_s,
         )

@@ -1,4 +1,4 @@
-"""Which right an RPC needs, checked before its message is read, and the answer to one that lacks it."""
+"""Whether an RPC may come in: its metadata, and the right it needs, checked before its message is read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import grpc
 
 from clockwork_serve.oip.protobuf import HEALTH_SERVICE, INFERENCE_SERVICE
 from clockwork_serve.serve.gateway_keys import Denied, KeyRing, Right
+from clockwork_serve.serve.gateway_limits import HttpLimits, excess
 from clockwork_serve.serve.grpc_call import Aborted, Metadata
 from clockwork_serve.serve.grpc_server import Gate
 
@@ -27,6 +28,26 @@ _RIGHTS: Final[dict[str, Right | None]] = {
 def right_of(method: str) -> Right | None:
     """None: anybody may. What is not known to read or infer is taken to change something."""
     return _RIGHTS.get(method, Right.ADMIN)
+
+
+def door_gate(limits: HttpLimits, keys: KeyRing | None) -> Gate:
+    """Lets in whose metadata is no more than it may be, and who may under ``keys``, if there are any.
+
+    gRPC's core does not count what a client names by its place in a table: 4,000 bytes can stand for 12 MB.
+    """
+    admit = None if keys is None else key_gate(keys)
+
+    def gate(path: str, metadata: Metadata) -> str:
+        wrong = ""
+        if len(metadata) > limits.headers:
+            wrong = excess("headers", limits.headers, len(metadata))
+        elif sum([len(name) + len(value) for name, value in metadata]) > limits.header_bytes:
+            wrong = excess("header_bytes", limits.header_bytes)
+        if wrong:
+            raise Aborted(grpc.StatusCode.RESOURCE_EXHAUSTED, wrong)
+        return "" if admit is None else admit(path, metadata)
+
+    return gate
 
 
 def key_gate(keys: KeyRing) -> Gate:

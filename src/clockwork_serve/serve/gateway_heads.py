@@ -13,8 +13,11 @@ import httptools
 
 from clockwork_serve.serve.gateway_exchange import WANTED, Exchange, byte_count
 from clockwork_serve.serve.gateway_limits import HttpLimits, excess, json_excess
+from clockwork_serve.units import KIB
 
 HEAD_BYTES_MAX: Final = 2048
+TURN_BYTES: Final = KIB
+"""Parsed before it is looked how many requests there were; more of a body whose length is known."""
 _END: Final = b"\r\n\r\n"
 _OTHERWISE: Final = (b"transfer-encoding", b"content-encoding", b"expect")
 
@@ -22,23 +25,29 @@ _OTHERWISE: Final = (b"transfer-encoding", b"content-encoding", b"expect")
 class HeadParser:
     """Has requests parsed, and keeps what the parser tells of a head, piece by piece."""
 
+    TURN_MAX: Final = 8
+    """Requests that are taken in at once, about a millisecond; the others wait for the loop's next turn."""
+
     def __init__(self) -> None:
-        self.parser: Any = None
-        self.parse_afresh()
+        self.parser: Any = None  # it names us: none before there is something to parse
         self.begin_head()
 
     def parse_afresh(self) -> None:
         """What comes next is a request, whatever came before."""
         self.parser = httptools.HttpRequestParser(self)
 
-    def parse(self, data: memoryview) -> memoryview:
-        """Parse up to a request for another protocol, which is not spoken; what follows that one."""
+    def parse(self, data: memoryview, body_left: int) -> memoryview:
+        """Parse a little, or what is left of a body; what follows that, and to be parsed next.
+
+        After a request for another protocol, which is not spoken, it is another request.
+        """
+        size = max(body_left, TURN_BYTES)
         try:
-            self.parser.feed_data(data)
+            self.parser.feed_data(data[:size])
         except httptools.HttpParserUpgrade as upgrade:
             self.parse_afresh()
             return data[upgrade.args[0] :]
-        return data[:0]
+        return data[size:]
 
     def begin_head(self) -> None:
         """Another request's begins."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -33,13 +34,20 @@ class Arriving:
 
 
 class Intake:
-    """``paused``: it is not to read until told so."""
+    """``paused``: it is not to read until told so. ``feed`` takes what was read, and may keep some of it."""
 
-    __slots__ = ("_loop", "_transport", "paused")
+    __slots__ = ("_feed", "_kept", "_loop", "_transport", "paused")
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        loop: asyncio.AbstractEventLoop,
+        feed: Callable[[memoryview], None],
+    ) -> None:
         self._transport = transport
         self._loop = loop
+        self._feed = feed
+        self._kept = b""  # read, and to be fed before anything more is read
         self.paused = False
 
     def hold(self, *, pause: bool) -> bool:
@@ -50,9 +58,16 @@ class Intake:
         self.paused = pause
         if pause:
             self._transport.pause_reading()
+        elif self._kept:
+            self._loop.call_soon(self._read_on)
         else:
             self._transport.resume_reading()
         return before
+
+    def keep(self, rest: memoryview) -> None:
+        """Feed that in the loop's next turn."""
+        self._kept = bytes(rest)
+        self.let_others_go_first()
 
     def let_others_go_first(self) -> None:
         """Read on in the loop's next turn.
@@ -64,5 +79,10 @@ class Intake:
             self._loop.call_soon(self._read_on)
 
     def _read_on(self) -> None:
-        if not self.paused and not self._transport.is_closing():
+        if self.paused or self._transport.is_closing():
+            return
+        kept, self._kept = self._kept, b""
+        if kept:
+            self._feed(memoryview(kept))
+        if not (self._kept or self.paused or self._transport.is_closing()):
             self._transport.resume_reading()

@@ -28,8 +28,8 @@ PIPELINED_MAX: Final = 64
 """Requests of one connection without an answer, before no more is read from it."""
 UNWANTED_MAX: Final = 8 * MIB
 """So much of a body that is not wanted any more is read, so that the connection can be used again."""
-SMALL_READ_BYTES: Final = 4 * KIB
-"""Read at a time where it may be many requests, or chunks of a body: 225 of the smallest, about 2 ms."""
+SMALL_READ_BYTES: Final = 8 * KIB
+"""Read at a time where it may be many requests, or chunks of a body: 1,300 of the smallest, about 1.5 ms."""
 LINGER_S: Final = 2.0
 """How long the rest of a request that was refused is read and thrown away, so that its client sees why."""
 _ENVELOPE_BYTES: Final = 64 * KIB
