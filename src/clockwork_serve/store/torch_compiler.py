@@ -122,17 +122,7 @@ class TorchCompiler:
             report, files = self._made(archive, plan, folder, on_step)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        batched = plan.batched and not report.lost
-        code = Code(
-            code_id=key[:32],
-            backend="torch",
-            path="",
-            inputs=specs(plan.inputs_of(batched=batched), batched=batched),
-            outputs=specs(report.outputs, batched=batched),
-            batched=batched,
-            batch_sizes=report.batch_sizes,
-            lifted=True,
-        )
+        code = _code(key[:32], plan, report)
         recipe = msgspec.json.decode(files["recipe.json"], type=Recipe)
         index = TorchIndex(
             tensors=recipe.tensors,
@@ -157,7 +147,7 @@ class TorchCompiler:
             weights_id=self._cache.save_weights(blob),
             weights_bytes=len(blob),
             lifted=True,
-            max_batch_size=plan.max_batch_size if batched else 0,
+            max_batch_size=plan.max_batch_size if code.batched else 0,
             batch_sizes=report.batch_sizes,
             output_bytes=output_room(
                 code.outputs, None, least=self._config.output_bytes, asked=settings.output_bytes
@@ -186,6 +176,20 @@ class TorchCompiler:
         if report.problem is not None:
             raise ProblemError(report.problem)
         return report, {each.name: each.read_bytes() for each in (folder / "made").iterdir()}
+
+
+def _code(code_id: str, plan: TorchPlan, report: Report) -> Code:
+    batched = plan.batched and not report.lost
+    return Code(
+        code_id=code_id,
+        backend="torch",
+        path="",
+        inputs=specs(plan.inputs_of(batched=batched), batched=batched),
+        outputs=specs(report.outputs, batched=batched),
+        batched=batched,
+        batch_sizes=report.batch_sizes,
+        lifted=True,
+    )
 
 
 def _blob(archive: Archive, program: Program, recipe: Recipe) -> Bytes:
