@@ -99,7 +99,7 @@ def read_archive(path: Path) -> Archive:
             if prefix + config not in names:
                 refuse(
                     f"its {kind} as plain bytes", f"no {config}, as older versions of torch wrote it",
-                    "export it again with torch 2.9 or later",
+                    "export it again with a later torch (2.13 writes plain bytes)",
                 )  # fmt: skip
             for name, found in _json(file, prefix + config)["config"].items():
                 tensors[name] = _payload(name, found, prefix + folder, names)
