@@ -99,7 +99,7 @@ def read_archive(path: Path) -> Archive:
             if prefix + config not in names:
                 refuse(
                     f"its {kind} as plain bytes", f"no {config}, as older versions of torch wrote it",
-                    "export it again with torch 2.9 or later",
+                    "export it again with a later torch (2.13 writes plain bytes)",
                 )  # fmt: skip
             for name, found in _json(file, prefix + config)["config"].items():
                 tensors[name] = _payload(name, found, prefix + folder, names)
@@ -111,7 +111,7 @@ def known_layout() -> Iterator[None]:
     """What reads a record; a record that is made otherwise is refused, and no stumble."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
         refuse(
             "a torch.export program of a known layout", f"another one ({type(error).__name__}: {error})",
             "export it again with the version of torch that is installed here",
@@ -147,7 +147,7 @@ def _opened(path: Path) -> zipfile.ZipFile:
         refuse("a torch.export program", what, EXPORT)
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+    except (zipfile.BadZipFile, RuntimeError, ValueError) as error:
         return refuse(
             "a torch.export program", f"an archive that cannot be read ({error})",
             "the file is truncated or corrupt: copy it again",
@@ -181,7 +181,7 @@ def _prefix(file: zipfile.ZipFile, path: Path) -> str:
 def _entry(file: zipfile.ZipFile, name: str) -> bytes:
     try:
         return file.read(name)
-    except (zipfile.BadZipFile, EOFError, OSError, KeyError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, EOFError, OSError, KeyError, RuntimeError) as error:
         return refuse(
             f"the entry {name} whole", f"a corrupt one ({error})", "the file is corrupt: copy it again"
         )
@@ -192,7 +192,7 @@ def _json(file: zipfile.ZipFile, name: str) -> Json:
         refuse(f"{name} of at most {_LARGEST_JSON >> 20} MiB", "more", EXPORT)
     try:
         found = json.loads(_entry(file, name))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return refuse(f"JSON in {name}", str(error), "the file is corrupt: copy it again")
     if not isinstance(found, dict):
         refuse(f"a table in {name}", type(found).__name__, "the file is corrupt: copy it again")
