@@ -158,3 +158,11 @@ def test_if_two_models_of_one_code_crash_so_would_the_others(served: list[Served
     found = profile_all(models, [CPU], Doomed())
     assert len(crashed) == 2
     assert [problem.model for problem in found.problems] == ["m0", "m1", "m2", "m3"]
+
+
+def test_codes_are_measured_only_on_devices_that_run_them(served: list[Served]) -> None:
+    torch = DeviceConfig(device="torch-cpu:0", kind="torch-cpu")
+    told: list[tuple[int, int, str]] = []
+    found = profile_all(served, [torch, CPU], Shelf(), lambda *progress: told.append(progress))
+    assert [(profile.device_kind, len(told)) for profile in found.profiles] == [("cpu", 1)]
+    assert found.warnings == ()
