@@ -8,6 +8,7 @@ COMPILED := build/compiled
 MUTANTS := build/mutants
 STOCK := build/stock
 TRITON := build/triton
+TORCH := .venv/.torch
 PIP := -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -32,6 +33,12 @@ $(TRITON)/.set-up: constraints-triton.txt
 	@$(BIN)/python $(PIP) --python $(TRITON)/bin/python install --no-deps --only-binary :all: -r $<
 	@touch $@
 
+# Not part of the set-up, for it is large and only serves model.pt2.
+$(TORCH): $(STAMP)
+	@echo "installing torch into .venv"
+	@$(BIN)/python $(PIP) install -c constraints.txt -e '.[torch]' torchvision
+	@touch $@
+
 demo: $(STAMP) ## real pretrained models, real inputs, one screen of results
 	@$(BIN)/clockwork demo
 
@@ -46,6 +53,9 @@ test: $(STAMP) ## set-up, every check, then every test
 	@test -d $(TRITON) && test ! -e $(TRITON)/.set-up \
 	  || $(MAKE) --no-print-directory --silent $(TRITON)/.set-up 2>/dev/null \
 	  || echo "Triton is not for this machine (it needs x86-64, glibc 2.35, Python 3.11 or 3.12): its tests are skipped"
+	@$(MAKE) --no-print-directory --silent $(TORCH) 2>/dev/null \
+	  || echo "torch cannot be installed on this machine (is there a build of it for it?): its tests are skipped"
+	@command -v $${CXX:-g++} >/dev/null || echo "there is no C++ compiler (g++): tests of torch models are skipped"
 	@$(BIN)/ruff format --check --quiet || { $(BIN)/ruff format --check; exit 1; }
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/mypy
@@ -80,7 +90,7 @@ triton: $(STAMP) ## a real Triton server in a venv of its own, and the same requ
 	@$(BIN)/python -m pytest -q tests/end_to_end/triton
 
 constraints: ## write constraints.txt from what .venv holds
-	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+=='; } > constraints.new
+	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+==' | grep -vE '^(torch|torchvision|triton|nvidia-.*|cuda-.*)=='; } > constraints.new
 	@mv constraints.new constraints.txt
 
 fix: $(STAMP) ## format and repair what ruff can repair

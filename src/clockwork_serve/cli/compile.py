@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from clockwork_serve.cli.options import json_flag, repository_argument, setting_options, settings_from
+from clockwork_serve.cli.options import (
+    json_flag,
+    repository_argument,
+    setting_options,
+    settings_from,
+    torch_target_option,
+)
 from clockwork_serve.cli.repository import compile_repository, counted, show_problems
 from clockwork_serve.cli.screen import say, show_json, show_table, size_text
 
@@ -15,11 +21,18 @@ from clockwork_serve.cli.screen import say, show_json, show_table, size_text
 @click.command("compile")
 @repository_argument
 @setting_options("cache", "max_batch", "largest_batch")
+@torch_target_option
 @json_flag
-def compile_(repository: str | None, config: str | None, as_json: bool, **flags: Any) -> int:  # noqa: FBT001
+def compile_(
+    repository: str | None,
+    config: str | None,
+    torch_target: str | None,
+    as_json: bool,  # noqa: FBT001
+    **flags: Any,
+) -> int:
     """Compile the models in REPO into shared code and weights; exits with 1 if one fails."""
     settings = settings_from(repository, config, flags)
-    cache, served, problems = compile_repository(settings, quiet=as_json)
+    cache, served, problems = compile_repository(settings, quiet=as_json, torch_target=torch_target)
     cache.close()
     if as_json:
         show_json(

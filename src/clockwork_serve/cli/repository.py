@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from clockwork_serve.cli.screen import Progress, note
 from clockwork_serve.config import Settings
 
@@ -13,15 +15,19 @@ if TYPE_CHECKING:
     from clockwork_serve.store import Cache, Problem, Served
 
 
-def compile_repository(settings: Settings, *, quiet: bool) -> tuple[Cache, list[Served], list[Problem]]:
+def compile_repository(
+    settings: Settings, *, quiet: bool, torch_target: str | None = None
+) -> tuple[Cache, list[Served], list[Problem]]:
     """Every model of the repository, compiled into the cache (which the caller closes), and the problems.
 
+    ``torch_target``: ``cpu`` or ``cuda``; None: what there is here.
     Raises :class:`~clockwork_serve.errors.RepositoryError` if repository or cache cannot be used.
     """
     from clockwork_serve.config.records import store_config
     from clockwork_serve.store import Cache, Repository, compile_all
 
-    repository = Repository(settings.repository, store_config(settings))
+    store = msgspec.structs.replace(store_config(settings), torch_target=torch_target or "auto")
+    repository = Repository(settings.repository, store)
     cache = Cache(settings.cache)
     with Progress("compiling", quiet=quiet) as progress:
         served, problems = compile_all(repository, cache, progress.step)

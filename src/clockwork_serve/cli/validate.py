@@ -6,7 +6,13 @@ from typing import Any
 
 import click
 
-from clockwork_serve.cli.options import json_flag, repository_argument, setting_options, settings_from
+from clockwork_serve.cli.options import (
+    json_flag,
+    repository_argument,
+    setting_options,
+    settings_from,
+    torch_target_option,
+)
 from clockwork_serve.cli.repository import compile_repository, counted, show_problems
 from clockwork_serve.cli.screen import say, show_json, show_table
 
@@ -14,11 +20,18 @@ from clockwork_serve.cli.screen import say, show_json, show_table
 @click.command()
 @repository_argument
 @setting_options("cache", "max_batch", "largest_batch")
+@torch_target_option
 @json_flag
-def validate(repository: str | None, config: str | None, as_json: bool, **flags: Any) -> int:  # noqa: FBT001
+def validate(
+    repository: str | None,
+    config: str | None,
+    torch_target: str | None,
+    as_json: bool,  # noqa: FBT001
+    **flags: Any,
+) -> int:
     """Check that every model in REPO can be served; exits with 1 if one cannot."""
     settings = settings_from(repository, config, flags)
-    cache, served, problems = compile_repository(settings, quiet=as_json)
+    cache, served, problems = compile_repository(settings, quiet=as_json, torch_target=torch_target)
     cache.close()
     if as_json:
         show_json(

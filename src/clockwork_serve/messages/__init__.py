@@ -1,7 +1,7 @@
 """The vocabulary: frozen records, which are also the wire format. No logic lives here.
 
 ``records`` describe what is served, ``actions`` what the controller orders, ``requests`` what clients want,
-``links`` what our processes tell each other beside that.
+``links`` what our processes tell each other beside that, ``torch_index`` what lies beside a torch code.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ from clockwork_serve.messages.requests import (
     TensorRef,
     Tensors,
 )
+from clockwork_serve.messages.torch_index import TorchIndex, TorchTensor
 
 ControllerEvent = (
     Request | Cancel | Result | WorkerJoined | WorkerLost | CodeAdded | CodeReady | CodeRemoved
@@ -124,6 +125,8 @@ __all__ = [
     "TensorRef",
     "TensorSpec",
     "Tensors",
+    "TorchIndex",
+    "TorchTensor",
     "Unload",
     "Weights",
     "Window",

@@ -45,7 +45,7 @@ class Code(Struct, frozen=True, kw_only=True):
     ``batch_sizes`` are those compiled and profiled, ascending, starting with 1.
     ``lifted`` tells that weights live in device pages; if not, they are baked into the artefact that
     ``Weights.path`` names and LOAD opens it (slow, and said so in the model's warnings).
-    ``backend`` is ``onnx``, ``python`` or ``emulated``.
+    ``backend`` is ``onnx``, ``torch``, ``python`` or ``emulated``.
     """
 
     code_id: str

@@ -4,11 +4,13 @@ Everything is written beside its place, synced and renamed into it, so that a pr
 only a folder under ``tmp`` that the next one sweeps away.
 
     CACHE_DIR/v3-RUNTIME/codes/CODE_ID/{model.onnx,index.json,probe.json,code.json}
+                                       {1.pt2,2.pt2,...,recipe.json,report.json} of a torch program
                          weights/ID[:2]/ID.bin      blobs, shared by models of equal weights
                          compiled/KEY.json          what a model file and its settings compiled to
                          seen/KEY.json              size and times of a file, and what it compiled to
                          architectures/KEY/         what copies of one architecture have in common
                          profiles/CODE_ID.KIND.json
+                         inductor/                  torch's own cache: precompiled headers
                          locks/NN tmp/OWNER/
 """
 
@@ -190,6 +192,12 @@ class Cache:
             yield
         finally:
             os.close(descriptor)
+
+    def scratch(self) -> Path:
+        """A new folder for what is made on the way; it goes with this process at the latest."""
+        folder = self._draft()
+        folder.mkdir()
+        return folder
 
     def _draft(self) -> Path:
         return self._own / str(next(self._count))

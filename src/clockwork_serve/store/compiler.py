@@ -22,6 +22,7 @@ from clockwork_serve.store.repository import Entry, Repository, model_file
 from clockwork_serve.store.served import Served
 from clockwork_serve.store.settings import StoreConfig
 from clockwork_serve.store.source import FileFacts, current, read_source
+from clockwork_serve.store.torch_compiler import TorchCompiler
 from clockwork_serve.units import MIB, ms
 
 _MOST_THREADS = 4
@@ -30,6 +31,14 @@ _LARGE_MODEL = 64 * MIB
 
 Progress = Callable[[int, int, str], None]
 """Told (done, total, text) after each version; text names it and what was done."""
+
+
+OnStep = Callable[[str], None]
+"""Told what is being done with a model that takes its time."""
+
+
+def _untold(text: str) -> None:
+    """Nobody listens."""
 
 
 class Seen(Struct, frozen=True):
@@ -50,12 +59,13 @@ class Compiler:
         self.optimiser = optimiser or Optimiser()
         self._config = config
         self._onnx = OnnxCompiler(cache, config, self.optimiser)
+        self.torch = TorchCompiler(cache, config)
         self._one_large = threading.Lock()
 
-    def compile(self, entry: Entry, version: int) -> Served:
+    def compile(self, entry: Entry, version: int, on_step: OnStep = _untold) -> Served:
         """One version. Raises ``ProblemError`` (a ``RepositoryError``) that names the model."""
         try:
-            return self._compile(entry, version)
+            return self._compile(entry, version, on_step)
         except ProblemError as error:
             raise placed(error, model=entry.name, version=str(version)) from None
         except OSError as error:
@@ -64,12 +74,12 @@ class Compiler:
                 found=str(error), advice="check the model's folder and the cache folder",
             ) from error  # fmt: skip
 
-    def _compile(self, entry: Entry, version: int) -> Served:
+    def _compile(self, entry: Entry, version: int, on_step: OnStep) -> Served:
         if entry.problems:
             raise ProblemError(entry.problems[0])
         key = f"{entry.name}/{version}"
-        if entry.backend == "onnx":
-            compiled = self._compile_onnx(entry, version)
+        if entry.backend in ("onnx", "torch"):
+            compiled = self._compile_file(entry, version, on_step)
             code = self.cache.code(compiled.code_id)
             if code is None:
                 raise problem(
@@ -88,18 +98,24 @@ class Compiler:
         weights = Weights(weights_id=weights_id_of(code.code_id, key), path=path, size=compiled.weights_bytes)
         return self._served(entry, version, compiled, code, weights)
 
-    def _compile_onnx(self, entry: Entry, version: int) -> Compiled:
+    def _compile_file(self, entry: Entry, version: int, on_step: OnStep) -> Compiled:
         path = model_file(entry, version)
-        place = digest_of(str(path), entry.settings.compile_key(self._config))
+        runtime = self.torch.place() if entry.backend == "torch" else b""
+        place = digest_of(str(path), entry.settings.compile_key(self._config), runtime)
         seen = self.cache.record("seen", place, Seen)
         if seen is not None and current(seen.files) and seen.compiled.present(self.cache):
             return seen.compiled
         large = path.stat().st_size >= _LARGE_MODEL
         with self._one_large if large else contextlib.nullcontext():
-            source = read_source(path, path.parent)
-            compiled = self._onnx.compile(source, entry.settings)
-        if all(facts.settled for facts in source.files) and current(source.files):
-            self.cache.save_record("seen", place, Seen(source.files, compiled))
+            if entry.backend == "torch":
+                files: tuple[FileFacts, ...] = (FileFacts.of(path),)
+                compiled = self.torch.compile(path, entry.settings, on_step)
+            else:
+                source = read_source(path, path.parent)
+                files = source.files
+                compiled = self._onnx.compile(source, entry.settings)
+        if all(facts.settled for facts in files) and current(files):
+            self.cache.save_record("seen", place, Seen(files, compiled))
         return compiled
 
     def _served(self, entry: Entry, version: int, compiled: Compiled, code: Code, weights: Weights) -> Served:
@@ -133,7 +149,7 @@ def _without_meaning(entry: Entry) -> list[str]:
     said = {
         "memory_bytes": settings.memory_bytes is not None and entry.backend != "python",
         "[emulated]": settings.emulated is not None and entry.backend != "emulated",
-        "optional inputs": any(t.optional for t in settings.inputs) and entry.backend == "onnx",
+        "optional inputs": any(t.optional for t in settings.inputs) and entry.backend in ("onnx", "torch"),
     }
     return [
         f"{name} has no meaning for backend '{entry.backend}' and is ignored"
@@ -158,6 +174,8 @@ def compile_all(
 ) -> tuple[list[Served], list[Problem]]:
     """Scan and compile every version to be served; what cannot be served is in the second list.
 
+    ``progress`` hears of each version, and between them of the steps of those that take long.
+
     ``entries`` limits it to some (already scanned). Interrupted, it finishes the models at hand; called
     again, it goes on where it was. ``threads``: as many as there are cores, up to 4.
     """
@@ -166,26 +184,55 @@ def compile_all(
     problems = [found for entry in chosen for found in entry.problems]
     work = [(entry, version) for entry in chosen for version in entry.versions]
     served = []
+    told = _Told(progress, len(work))
     pool = ThreadPoolExecutor(threads or min(_MOST_THREADS, os.cpu_count() or 1), "compile")
     try:
-        results = pool.map(lambda each: _result(compiler, *each), work)
-        for done, ((entry, version), result) in enumerate(zip(work, results, strict=True), start=1):
+        results = pool.map(lambda each: _result(compiler, each[0], each[1], told.steps_of(*each)), work)
+        for (entry, version), result in zip(work, results, strict=True):
             text = f"{entry.name}/{version}"
             if isinstance(result, Served):
                 served.append(result)
             else:
                 problems.append(result)
                 text += " cannot be served"
-            if progress is not None:
-                progress(done, len(work), text)
+            told.done(text)
     finally:
         pool.shutdown(cancel_futures=True)
     return served, problems
 
 
-def _result(compiler: Compiler, entry: Entry, version: int) -> Served | Problem:
+class _Told:
+    """Progress from several threads, one word at a time."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def done(self, text: str) -> None:
+        """One more version is done."""
+        with self._lock:
+            self._done += 1
+            self._tell(text)
+
+    def steps_of(self, entry: Entry, version: int) -> OnStep:
+        """Who hears of the steps of one version."""
+
+        def step(text: str) -> None:
+            with self._lock:
+                self._tell(f"{entry.name}/{version}: {text}")
+
+        return step
+
+    def _tell(self, text: str) -> None:
+        if self._progress is not None:
+            self._progress(self._done, self._total, text)
+
+
+def _result(compiler: Compiler, entry: Entry, version: int, on_step: OnStep) -> Served | Problem:
     try:
-        return compiler.compile(entry, version)
+        return compiler.compile(entry, version, on_step)
     except ProblemError as error:
         return error.problem
     except Exception as error:  # noqa: BLE001 - whatever a strange file sets off here, the others are served

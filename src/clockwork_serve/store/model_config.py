@@ -10,9 +10,11 @@ from clockwork_serve.messages import Code, TensorSpec
 from clockwork_serve.store.repository import FILE_OF_BACKEND
 from clockwork_serve.store.settings import ModelSettings, VersionPolicy
 
-PLATFORMS = {"onnx": "onnxruntime_onnx", "python": "python", "emulated": "emulated"}
+PLATFORMS = {
+    "onnx": "onnxruntime_onnx", "torch": "pytorch_libtorch", "python": "python", "emulated": "emulated",
+}  # fmt: skip
 """What Triton's clients know our backends as."""
-_BACKENDS = {"onnx": "onnxruntime", "python": "python", "emulated": "emulated"}
+_BACKENDS = {"onnx": "onnxruntime", "torch": "pytorch", "python": "python", "emulated": "emulated"}
 
 
 def model_config(name: str, settings: ModelSettings, code: Code, max_batch_size: int) -> bytes:

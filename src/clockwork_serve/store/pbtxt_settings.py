@@ -28,7 +28,10 @@ _INPUT = (
 _OUTPUT = (
     "name", "data_type", "dims", "reshape", "label_filename", "is_shape_tensor", "is_non_linear_format_io",
 )  # fmt: skip
-_PLATFORMS = {"onnxruntime_onnx": "onnx", "onnxruntime": "onnx", "onnx": "onnx", "python": "python"}
+_PLATFORMS = {
+    "onnxruntime_onnx": "onnx", "onnxruntime": "onnx", "onnx": "onnx", "python": "python",
+    "pytorch_libtorch": "torch", "pytorch": "torch", "torch_aoti": "torch", "torch": "torch",
+}  # fmt: skip
 """Triton's platforms and backends that this server has, by its own names."""
 
 

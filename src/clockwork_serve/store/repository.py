@@ -19,10 +19,10 @@ from clockwork_serve.store.settings import ModelSettings, StoreConfig, VersionPo
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _LARGEST_TEXT = 4 << 20
 """Bytes of the largest configuration or label file that is read."""
-FILE_OF_BACKEND = {"onnx": "model.onnx", "python": "model.py"}
+FILE_OF_BACKEND = {"onnx": "model.onnx", "torch": "model.pt2", "python": "model.py"}
 _FOREIGN_FILES = {
     "model.pt": "TorchScript", "model.plan": "TensorRT", "model.savedmodel": "TensorFlow",
-    "model.graphdef": "TensorFlow", "model.xml": "OpenVINO", "model.pt2": "torch.export",
+    "model.graphdef": "TensorFlow", "model.xml": "OpenVINO",
 }  # fmt: skip
 
 
@@ -178,7 +178,8 @@ def model_file(entry: Entry, version: int) -> Path:
         foreign = [f"{other} ({_FOREIGN_FILES[other]})" for other in others if other in _FOREIGN_FILES]
         raise problem(
             "file", expected=name, found=", ".join(foreign or others[:5]) or "an empty folder",
-            advice="export the model to ONNX" if foreign else f"put it at {entry.name}/{version}/{name}",
+            advice="export the model to ONNX, or with torch.export" if foreign
+            else f"put it at {entry.name}/{version}/{name}",
         )  # fmt: skip
     real = inside(Path(entry.root), path)
     if not real.is_file():
@@ -245,4 +246,5 @@ def _guess_backend(folder: Path, present: tuple[int, ...], settings: ModelSettin
         for backend, name in FILE_OF_BACKEND.items():
             if (newest / name).exists():
                 return backend
-    return "python" if (settings.file_name or "").endswith(".py") else "onnx"
+    endings = {".py": "python", ".pt2": "torch"}
+    return endings.get(Path(settings.file_name or "").suffix, "onnx")

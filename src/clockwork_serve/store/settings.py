@@ -9,7 +9,7 @@ from clockwork_serve.messages import DATATYPES
 from clockwork_serve.store.problems import did_you_mean, problem
 from clockwork_serve.units import MIB
 
-BACKENDS = ("onnx", "python", "emulated")
+BACKENDS = ("onnx", "torch", "python", "emulated")
 """The backends that ``clockwork.toml`` may name."""
 
 
@@ -18,7 +18,9 @@ class StoreConfig(Struct, frozen=True, kw_only=True):
 
     ``cache_dir`` is where artefacts are kept. ``max_batch_size`` is what a model that can be batched gets.
     ``output_bytes`` is the least room per request row for outputs whose size depends on the request.
-    ``largest_batch`` is the most that a model may ask for.
+    ``largest_batch`` is the most that a model may ask for. ``torch_target`` is what torch programs are
+    compiled for: ``cpu``, ``cuda:sm_90``, ``cuda`` (the GPU that is here), ``auto`` (that, or else the CPU),
+    or empty: nothing here runs them.
     """
 
     cache_dir: str
@@ -26,6 +28,7 @@ class StoreConfig(Struct, frozen=True, kw_only=True):
     largest_batch: int = 64
     output_bytes: int = 4 * MIB
     queue_limit: int = 1000
+    torch_target: str = "cpu"
 
 
 class VersionPolicy(Struct, frozen=True, kw_only=True):

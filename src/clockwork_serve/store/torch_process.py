@@ -1,0 +1,204 @@
+"""The process that compiles one torch program: says each step on stdout, and ends. It serves nothing.
+
+Compilers leak memory and mappings, and may crash, so that each program has a process of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from clockwork_serve.store.graph_tensors import GraphTensor, Interface
+from clockwork_serve.store.problems import Problem, ProblemError, problem
+from clockwork_serve.store.shapes import judged
+from clockwork_serve.store.torch_archive import FILE, read_archive
+from clockwork_serve.store.torch_job import LEAST_GAIN, Job, Report, Step
+from clockwork_serve.store.torch_lowering import Flat, Values, lowered
+from clockwork_serve.store.torch_packages import (
+    Eager,
+    Package,
+    allowed,
+    compile_package,
+    proved,
+    tensors_of,
+    timed_ns,
+)
+from clockwork_serve.store.torch_program import Program, read_program
+from clockwork_serve.store.torch_target import target_here
+from clockwork_serve.store.trial import Trial, made_up, try_out
+
+_MOST_WITHOUT_GAIN = 2
+"""Batch sizes in a row that bring nothing, after which only the largest is tried."""
+
+
+def main() -> int:
+    """Do the job on the first line of stdin; the end of stdin ends the process."""
+    job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    try:
+        report = _Work(job).done()
+    except ProblemError as error:
+        report = Report(problem=error.problem)
+    except Exception as error:  # noqa: BLE001 - compilers raise anything; the model is a problem, not a crash
+        report = Report(problem=_unexpected(error))
+    _say(report)
+    return 0
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def _say(record: Step | Report) -> None:
+    sys.stdout.write(msgspec.json.encode(record).decode() + "\n")
+    sys.stdout.flush()
+
+
+def _unexpected(error: Exception) -> Problem:
+    said = str(error).strip()
+    return problem(
+        FILE, expected="a program that torch opens and AOTInductor compiles",
+        found=f"{type(error).__name__}: {' '.join(said.split())[:250]}",
+        advice="try torch._inductor.aoti_compile_and_package(torch.export.load('model.pt2')) on it",
+    ).problem  # fmt: skip
+
+
+class _Work:
+    """A job while it is done."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.device = job.target.partition(":")[0]
+        here = target_here(self.device)
+        if here != job.target:
+            raise problem(
+                "torch target", expected=f"{job.target} on this machine", found=here or "no such GPU",
+                advice="compile on a machine with the GPU that will serve",
+            )  # fmt: skip
+        _say(Step(text="opening"))
+        archive = read_archive(Path(job.program))
+        self.program: Program = read_program(archive)
+        entries = archive.read([source.entry for source in self.program.sources])
+        sources = self.program.sources
+
+        @functools.cache
+        def values(number: int) -> np.ndarray[Any, np.dtype[np.void]]:
+            return sources[number].values(entries[sources[number].entry])
+
+        self.values: Values = values
+        self.exported = torch.export.load(job.program)
+        self.names = [tensor.name for tensor in job.interface.inputs]
+        self.plain = self._flat(fold=False)
+        self.row_ns: dict[int, int] = {}
+        self.difference = 0.0
+
+    def _flat(self, *, fold: bool) -> Flat:
+        return lowered(self.exported, self.program, self.device, fold=fold)
+
+    def done(self) -> Report:
+        """Compile, prove and measure every size."""
+        batched = self.job.batched
+        eager = Eager(self.plain.module(self.values, self.device), self.names, self.device)
+        trial = self._tried(eager, batched=batched)
+        lost = doubt = ""
+        if batched and self.job.sizes[-1] > 1:
+            verdict = judged(trial, self.job.interface, batched=True, asked=self.job.asked)
+            lost, doubt = verdict.lost, verdict.doubt
+            if verdict.squeezed and not lost:
+                lost = f"output '{next(iter(verdict.squeezed))}' has no batch axis for one row"
+        if lost:
+            batched = False
+            trial = self._tried(eager, batched=False)
+        packed = self._flat(fold=True)
+        kept = self._compiled(packed, trial, batched=batched)
+        if kept is None and packed.folded:
+            packed = self._flat(fold=False)
+            kept = self._compiled(packed, trial, batched=batched)
+        if kept is None:
+            raise problem(
+                FILE, expected="a package that gives the program's answers",
+                found=f"a relative difference of {self.difference:.2g}",
+                advice="please report it with the model",
+            )  # fmt: skip
+        recipe = msgspec.json.encode(packed.recipe)
+        (Path(self.job.folder) / "recipe.json").write_bytes(recipe)
+        return Report(
+            batch_sizes=tuple(kept), outputs=self._outputs(eager, trial, batched=batched), fills=trial.fills,
+            lost=lost, doubt=doubt, folded=packed.folded, row_ns=self.row_ns, difference=self.difference,
+        )  # fmt: skip
+
+    def _tried(self, eager: Eager, *, batched: bool) -> Trial:
+        """Inputs that the program takes. Raises ``ProblemError`` if there are none."""
+        interface = self.job.interface
+        if not batched:
+            interface = Interface(tuple(_of_one_row(each) for each in interface.inputs), interface.outputs)
+        trial = try_out(eager, interface, batched=batched)
+        if isinstance(trial, str):
+            raise problem(
+                FILE, expected="a program that runs on made-up inputs", found=trial,
+                advice="check the inputs that it was exported with",
+            )  # fmt: skip
+        return trial
+
+    def _compiled(self, packed: Flat, trial: Trial, *, batched: bool) -> list[int] | None:
+        """The sizes that pay; None where a package does not give the program's answers."""
+        self.row_ns, self.difference = {}, 0.0
+        sizes = self.job.sizes if batched else (1,)
+        module = packed.module(self.values, self.device)
+        names = {tensor.name for tensor in packed.recipe.tensors}
+        kept: list[int] = []
+        without = 0
+        for size in sizes:
+            last = size == sizes[-1]
+            if without >= _MOST_WITHOUT_GAIN and not last:
+                continue
+            _say(Step(text=f"batch size {size} of {sizes[-1]}" if batched else "compiling"))
+            path = Path(self.job.folder) / f"{size}.pt2"
+            arrays = made_up(trial.fills, rows=size)
+            inputs = tensors_of(arrays, self.names, self.device)
+            compile_package(module, inputs, path)
+            package = Package(path, self.names, self.device)
+            if package.constants() != names:
+                odd = sorted(package.constants() ^ names)
+                raise problem(
+                    FILE, expected="a package that reads all constants", found=odd, advice="report it"
+                )
+            found = proved(package, self.plain, packed, self.values, arrays)
+            self.difference = max(self.difference, found)
+            if not found <= allowed(self.plain, self.device):
+                return None
+            self.row_ns[size] = timed_ns(package, inputs, self.device) // size
+            if kept and not last and self.row_ns[size] > (1 - LEAST_GAIN) * self.row_ns[kept[-1]]:
+                without += 1
+                path.unlink()
+                continue
+            without = 0
+            kept.append(size)
+        return kept
+
+    def _outputs(self, eager: Eager, trial: Trial, *, batched: bool) -> tuple[GraphTensor, ...]:
+        """The outputs with their shapes, axis 0 left open if batched."""
+        outputs = []
+        for tensor, seen in zip(self.job.interface.outputs, eager.run(trial.one), strict=True):
+            dims = ("", *seen.shape[1:]) if batched else seen.shape
+            outputs.append(GraphTensor(tensor.name, tensor.datatype, tuple(dims)))
+        return tuple(outputs)
+
+
+def _of_one_row(tensor: GraphTensor) -> GraphTensor:
+    dims = tuple(dim if isinstance(dim, int) else 1 for dim in tensor.dims or ())
+    return GraphTensor(tensor.name, tensor.datatype, dims)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
