@@ -4,7 +4,8 @@
     ├── ConfigError        a setting, a file of settings or a command line is wrong
     ├── RepositoryError    a model repository or a model in it cannot be served
     ├── DeviceError        a device refused or failed an operation
-    │   └── ModelError     the model itself raised while it ran
+    │   ├── ModelError     the model itself raised while it ran
+    │   └── DeviceGone     the device is lost to this process, which must end
     ├── InvalidRequest     a client's request does not fit the model
     └── TransportError     a peer broke the protocol between our processes
 
@@ -34,6 +35,10 @@ class DeviceError(ClockworkError):
 
 class ModelError(DeviceError):
     """The model raised while it ran; the device is fine."""
+
+
+class DeviceGone(DeviceError):
+    """The device is lost to this process (a CUDA context cannot be repaired): it must end and start anew."""
 
 
 class InvalidRequest(ClockworkError):

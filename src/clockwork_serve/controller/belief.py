@@ -134,7 +134,8 @@ class Belief(Measured):
         return True
 
     def forget_bases(self) -> None:
-        """Profiles or devices changed: the models' batch-1 times are to be found again."""
+        """Profiles or devices changed: what was derived from them is to be found again."""
+        self._able.clear()
         for model in self.models.values():
             model.base_ns = 0
         if self.measures:

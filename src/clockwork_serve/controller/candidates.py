@@ -47,7 +47,8 @@ class Candidates:
             model.load_key = None
             return False
         priority = self.priority(model)
-        everywhere = 0 < len(self._belief.devices) <= len(model.residencies)
+        able = self._belief.able(model.code.backend)
+        everywhere = 0 < able <= len(model.residencies)
         if everywhere or (priority <= 0 and not self._negative):
             model.load_key = None
             return False

@@ -15,7 +15,7 @@ from clockwork_serve.controller.pages import Pages
 from clockwork_serve.controller.plan import Plan
 from clockwork_serve.controller.queues import Queue, ServedModel, Waiter
 from clockwork_serve.controller.timers import NEVER_NS
-from clockwork_serve.messages import Action, DeviceSpec, Extent
+from clockwork_serve.messages import Action, Code, DeviceSpec, Extent
 from clockwork_serve.units import NS_PER_MS
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ class DeviceBelief:
         self.codes: dict[str, CodeOnDevice] = {}
         """All and only codes that the worker prepared here."""
         self.failed_codes: dict[str, str] = {}
-        """Codes that the worker could not prepare here, and why."""
+        """Codes that the worker could not prepare here, or that are not for this device; and why."""
         self.pending_codes: set[str] = set()
         """Codes that the worker has yet to prepare here."""
         self.warm = False
@@ -235,6 +235,13 @@ class DeviceBelief:
         """Where it is among the rejecting layer's load lanes."""
         self.plan = Plan(self)
         """The policy's."""
+
+    def expect(self, code: Code) -> None:
+        """The worker will prepare a code here, if the device can run it."""
+        if self.spec.runs(code.backend):
+            self.pending_codes.add(code.code_id)
+        else:
+            self.failed_codes[code.code_id] = self.spec.misfit(code.backend)
 
     def touch(self, residency: Residency) -> None:
         """These weights were just used."""

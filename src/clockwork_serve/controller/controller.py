@@ -204,7 +204,8 @@ class Controller:
         for spec in event.devices:
             assert spec.device not in self._belief.devices, f"device {spec.device} joined twice"
             device = DeviceBelief(spec, event.worker, self._belief.fresh(), self.config)
-            device.pending_codes.update(self._belief.codes)
+            for code in self._belief.codes.values():
+                device.expect(code)
             device.warm = not device.pending_codes
             self._belief.devices[spec.device] = device
             if self._reject:
@@ -260,7 +261,7 @@ class Controller:
             return
         self._belief.codes[code_id] = event.code
         for device in self._belief.devices.values():
-            device.pending_codes.add(code_id)
+            device.expect(event.code)
 
     def _on_code_removed(self, code_id: str) -> None:
         self._belief.codes.pop(code_id, None)

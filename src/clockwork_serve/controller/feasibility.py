@@ -296,11 +296,15 @@ class Feasibility:
         if not devices:
             return "no worker is up"
         size = model.model.weights.size
-        for device in devices.values():
+        backend = model.code.backend
+        able = [device for device in devices.values() if device.spec.runs(backend)]
+        if not able:
+            return f"no device is up that runs {backend} models"
+        for device in able:
             failure = device.failed_codes.get(model.code_id)
             if failure is not None:
                 return f"device {device.name} could not prepare the model: {failure}"
-        largest = max(device.spec.pages * device.spec.page_bytes for device in devices.values())
+        largest = max(device.room_bytes for device in able)
         return f"the model's {size} bytes of weights fit no device; the largest has {largest}"
 
     def check(self) -> None:

@@ -18,6 +18,16 @@ class Measured:
         self._slack_until_ns = 0
         self.devices: dict[str, DeviceBelief] = {}
         """Devices of all workers that are up."""
+        self._able: dict[str, int] = {}
+        """By backend: how many of them run its codes, once asked for."""
+
+    def able(self, backend: str) -> int:
+        """How many devices run codes of a backend."""
+        count = self._able.get(backend)
+        if count is None:
+            count = sum([device.spec.runs(backend) for device in self.devices.values()])
+            self._able[backend] = count
+        return count
 
     def measure(self, sent: Sent, started_ns: int, now_ns: int) -> None:
         """The result of an INFER is heard: correct the delays to plan with (before its lane hears of it)."""

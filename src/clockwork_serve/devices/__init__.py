@@ -4,26 +4,34 @@ from __future__ import annotations
 
 from clockwork_serve.devices.base import CallBuffers, Device, DeviceConfig, Phases
 from clockwork_serve.devices.emulated import emulated_config, emulated_profile
+from clockwork_serve.devices.kinds import BACKENDS, check_torch, profile_kind, runs, torch_target
 from clockwork_serve.devices.tensors import io_bytes
 from clockwork_serve.errors import ConfigError
 
 __all__ = [
     "CallBuffers", "Device", "DeviceConfig", "Phases",
-    "build", "emulated_config", "emulated_profile", "io_bytes",
+    "build", "emulated_config", "emulated_profile", "io_bytes", "profile_kind", "runs", "torch_target",
 ]  # fmt: skip
 
 
 def build(config: DeviceConfig) -> Device:
     """The device that ``config`` describes, ready to prepare codes; ConfigError if there is no such kind.
 
-    ONNX Runtime is imported only for a device that can run it.
+    ONNX Runtime and torch are imported only for a device that runs them.
     """
     if config.kind == "cpu":
         from clockwork_serve.devices.cpu import CpuDevice
 
         return CpuDevice(config)
+    if config.kind in ("torch-cpu", "cuda"):
+        check_torch(config.device)
+        from clockwork_serve.devices.torch import TorchDevice
+
+        return TorchDevice(config)
     if config.kind == "emulated":
         from clockwork_serve.devices.emulated import EmulatedDevice
 
         return EmulatedDevice(config)
-    raise ConfigError(f"device {config.device}: kind: expected cpu or emulated, found {config.kind!r}")
+    raise ConfigError(
+        f"device {config.device}: kind: expected one of {', '.join(BACKENDS)}, found {config.kind!r}"
+    )

@@ -122,6 +122,10 @@ class Scratch:
                     self._touched = end
         return True
 
+    def bytes(self) -> Bytes:
+        """All of it; of that, only what was claimed is sure to be resident."""
+        return self._bytes
+
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int) -> npt.NDArray[Any]:
         """A view at ``offset``; the bytes must have been claimed."""
         return np.ndarray(shape, dtype, buffer=self._mapping, offset=offset)

@@ -15,10 +15,13 @@ from clockwork_serve.units import KIB, MIB, NS_PER_MS
 
 
 class DeviceConfig(Struct, frozen=True, kw_only=True):
-    """What to build: ``device`` is its name (``cpu:0``), ``kind`` is ``cpu`` or ``emulated``.
+    """What to build: ``device`` is its name (``cpu:0``), ``kind`` one of ``kinds.BACKENDS``.
 
     ``memory_bytes`` is the weights arena, cut into pages of ``page_bytes``. ``profile`` (emulated only) is a
     file or the name of a built-in profile. ``jitter`` is the share by which emulated durations vary.
+    ``memory_share`` (cuda only), if not 0, is the share of the GPU's free memory to take instead of
+    ``memory_bytes``. ``pool_bytes`` (torch only) is the host memory that keeps weights files ready to be
+    copied (0: each LOAD reads the file). ``graphs`` (cuda only) bounds the CUDA graphs kept (0: none are made).
     ``warm_up_ns`` bounds the time that ``prepare`` spends on running batch sizes beyond the first.
     """
 
@@ -33,6 +36,9 @@ class DeviceConfig(Struct, frozen=True, kw_only=True):
     jitter: float = 0.0
     seed: int = 0
     warm_up_ns: int = 100 * NS_PER_MS
+    memory_share: float = 0.0
+    pool_bytes: int = 0
+    graphs: int = 256
 
 
 @dataclass(slots=True)

@@ -22,15 +22,19 @@ class Blobs:
 
     def read_into(self, path: str, target: Bytes) -> None:
         """Fill ``target`` with the file; DeviceError unless it is exactly as long. Releases the GIL."""
-        fd = self._open(path, len(target))
+        self.read_part(path, target, 0, len(target))
+
+    def read_part(self, path: str, target: Bytes, start: int, size: int) -> None:
+        """Fill ``target`` from ``start`` of a file; DeviceError unless the file is ``size`` bytes long."""
+        fd = self._open(path, size)
         try:
-            done = _fill(fd, target)
+            done = _fill(fd, target, start)
         except OSError as error:
             self._drop(path)
             raise DeviceError(f"weights {path}: cannot be read ({error})") from error
         if done != len(target):
             self._drop(path)
-            raise DeviceError(f"weights {path}: expected {len(target)} bytes, the file ends at {done}")
+            raise DeviceError(f"weights {path}: expected {size} bytes, the file ends at {start + done}")
 
     def close(self) -> None:
         """Close every file."""
@@ -62,11 +66,11 @@ class Blobs:
             os.close(fd)
 
 
-def _fill(fd: int, target: Bytes) -> int:
-    """Read from the file's start until the target is full or the file ends; how far it came."""
+def _fill(fd: int, target: Bytes, start: int) -> int:
+    """Read from ``start`` of the file until the target is full or the file ends; how far it came."""
     view, done = target.data, 0
     while done < len(target):
-        count = os.preadv(fd, [view[done:]], done)
+        count = os.preadv(fd, [view[done:]], start + done)
         if not count:
             break
         done += count

@@ -31,6 +31,7 @@ class CpuDevice:
             page_bytes=config.page_bytes,
             workspace_bytes=config.workspace_bytes,
             io_bytes=config.io_bytes,
+            backends=tuple(self._backends),
         )
 
     def prepare(self, code: Code) -> None:

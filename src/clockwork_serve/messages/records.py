@@ -125,7 +125,8 @@ class DeviceSpec(Struct, frozen=True, kw_only=True):
     """What a device offers. Weights memory is ``pages`` pages of ``page_bytes``.
 
     ``workspace_bytes`` and ``io_bytes`` are the most that one INFER may need of each.
-    ``kind`` selects profiles: ``cpu``, ``emulated:NAME``.
+    ``kind`` selects profiles: ``cpu``, ``torch-cpu``, ``cuda:sm_90``, ``emulated:NAME``. ``backends`` are those
+    of the codes that it can run (empty: any).
     """
 
     device: str
@@ -134,6 +135,15 @@ class DeviceSpec(Struct, frozen=True, kw_only=True):
     page_bytes: int
     workspace_bytes: int
     io_bytes: int
+    backends: tuple[str, ...] = ()
+
+    def runs(self, backend: str) -> bool:
+        """Whether it can run codes of that backend."""
+        return not self.backends or backend in self.backends
+
+    def misfit(self, backend: str) -> str:
+        """Why it cannot run a code of a backend that is not among its own."""
+        return f"{self.device} runs {' and '.join(self.backends)} codes; found one of backend {backend}"
 
     def pages_of(self, size: int) -> int:
         """Pages that ``size`` bytes of weights take: at least 1."""

@@ -22,6 +22,7 @@ from clockwork_serve.messages import (
     CodeRemoved,
     ControllerEffect,
     ControllerEvent,
+    DeviceSpec,
     Drain,
     Foretold,
     Frame,
@@ -81,6 +82,7 @@ class Exchange:
         self._workers: dict[str, Link] = {}
         self._keeper: Link | None = None
         self._worker_by_device: dict[str, Link] = {}  # devices of all and only workers that joined
+        self._specs: dict[Link, tuple[DeviceSpec, ...]] = {}  # of the same workers
         self._codes: dict[str, CodeAdded] = {}  # the catalogue, replayed to newcomers
         self._models: dict[str, ModelAdded] = {}
         # Until the keeper has sent all (its first question tells), workers wait here: a device that has
@@ -127,6 +129,7 @@ class Exchange:
             devices = [device for device, owner in self._worker_by_device.items() if owner is link]
             for device in devices:
                 del self._worker_by_device[device]
+            self._specs.pop(link, None)
             early = self._early is not None and self._early.pop(link, None) is not None
             if devices and not early:
                 self.driver.post(WorkerLost(worker=name))
@@ -200,6 +203,7 @@ class Exchange:
             return False
         for device in names:
             self._worker_by_device[device] = link
+        self._specs[link] = frame.devices
         if self._early is not None:
             self._early[link] = frame
         else:
@@ -209,14 +213,16 @@ class Exchange:
     def _join(self, link: Link, frame: WorkerJoined) -> None:
         self.driver.post(frame)
         for code in self._codes.values():
-            link.send(code)
+            if self._runs(link, code):
+                link.send(code)
 
     def _from_keeper(self, link: Link, frame: Frame) -> bool:
         match frame:
             case CodeAdded():
                 if self._codes.get(frame.code.code_id) != frame:
                     self._codes[frame.code.code_id] = frame
-                    self._publish(frame, self._joined(), self._gateways.values())
+                    able = [link for link in self._joined() if self._runs(link, frame)]
+                    self._publish(frame, able, self._gateways.values())
             case CodeRemoved():
                 if self._codes.pop(frame.code_id, None) is not None:
                     self._publish(frame, self._joined(), self._gateways.values())
@@ -261,6 +267,10 @@ class Exchange:
         """Links of workers that were given the codes so far."""
         early = self._early or {}
         return [link for link in dict.fromkeys(self._worker_by_device.values()) if link not in early]
+
+    def _runs(self, link: Link, added: CodeAdded) -> bool:
+        """Whether a worker has a device for a code."""
+        return any(spec.runs(added.code.backend) for spec in self._specs[link])
 
     def _publish(
         self, frame: CodeAdded | CodeRemoved | ModelAdded | ModelRemoved, *audiences: Iterable[Link]

@@ -83,7 +83,13 @@ class DeviceWorker:
 
     def add_code(self, event: CodeAdded) -> None:
         """The controller wants this code here, and to know when it is ready."""
-        code_id = event.code.code_id
+        code_id, backend = event.code.code_id, event.code.backend
+        if not self.spec.runs(backend):
+            refusal = self.spec.misfit(backend)
+            self._ledger.effects.append(
+                CodeReady(device=self.name, code_id=code_id, ok=False, message=refusal)
+            )
+            return
         held = self.codes.get(code_id)
         if held is None:
             held = self.codes[code_id] = HeldCode(event.code)

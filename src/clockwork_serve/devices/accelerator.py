@@ -1,0 +1,358 @@
+"""Where the tensors of a torch device live, and how work on them is ordered: every call of CUDA's is here.
+
+Two of a kind: ``Host`` (the CPU: all is done when a call returns, so streams and marks are nothing) and
+``Cuda``. The device runs the same code on either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import mmap
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import torch
+
+from clockwork_serve.devices.arena import Arena, Scratch
+from clockwork_serve.devices.base import DeviceConfig
+from clockwork_serve.devices.kinds import ordinal_of
+from clockwork_serve.errors import DeviceError
+from clockwork_serve.messages import Extent
+from clockwork_serve.units import GIB, MIB, NS_PER_MS
+
+Tensor = Any
+Mark = Any
+Run = Callable[[], list[Tensor]]
+
+CLOCKS_NS: Final = 100 * NS_PER_MS
+"""A GPU's clock rates are read at most so often, and by a thread of their own."""
+SYNC_LANES: Final = ("input", "exec", "output")
+"""Lanes whose end is waited for by spinning: it costs a core for the time, and no wake-up."""
+
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_ARENA_MAX = -3, -1, -2, -8
+
+
+class Accelerator(Protocol):
+    """What a device's memory, streams and clocks are to the device."""
+
+    kind: str
+    """Selects profiles: ``torch-cpu``, ``cuda:sm_90``."""
+    target: str
+    """What packages must be compiled for: ``cpu``, ``cuda:sm_90``."""
+    index: int
+    """As packages are told; -1 for the CPU."""
+    rates: dict[str, int]
+    """Clock rates in MHz, as last read; empty where nothing tells."""
+    shares_memory: bool
+    """The host's memory is the device's: nothing has to be copied across."""
+
+    def memory_bytes(self) -> int:
+        """How much memory for weights the configuration asks for."""
+
+    def arena(self, nbytes: int) -> Tensor:
+        """All memory for weights, once; DeviceError that says what to set if it cannot be had."""
+
+    def zeros(self, nbytes: int) -> Tensor | None:
+        """Weights to try a package with; None if there is no room for them."""
+
+    def pinned(self, nbytes: int, setting: str) -> Tensor:
+        """Host memory that the device copies from and to at full speed."""
+
+    def area(self, nbytes: int) -> tuple[Tensor, Tensor]:
+        """Inputs and outputs of one batch: on the host and on the device; one and the same if shared."""
+
+    def claim(self, nbytes: int) -> bool:
+        """Make the first ``nbytes`` of the area ready for use; False if it is smaller."""
+
+    def lane(self, name: str) -> contextlib.AbstractContextManager[Any]:
+        """Within it, copies and kernels go to the stream of that name."""
+
+    def mark(self, lane: str) -> Mark:
+        """The point that the lane has reached; to be called within it."""
+
+    def follow(self, mark: Mark) -> None:
+        """What comes next in this lane waits for another lane's mark."""
+
+    def wait(self, mark: Mark) -> None:
+        """Return once a mark is reached."""
+
+    def between_ns(self, first: Mark, second: Mark) -> int:
+        """The device's own time between two marks that were reached."""
+
+    def capture(self, first: Run, run: Run) -> tuple[Callable[[], None], list[Tensor]] | None:
+        """Do ``first``, then take ``run`` as one replayable submission, and where it leaves its outputs; None if that cannot be."""
+
+    def lost(self, error: BaseException) -> bool:
+        """Whether after this error nothing works any more in this process."""
+
+    def used_bytes(self) -> int:
+        """Memory in use beside arena and area: what batches need as workspace."""
+
+    def counters(self) -> dict[str, int]:
+        """Numbers that must not change while it serves, and clock rates."""
+
+    def close(self) -> None:
+        """Give memory back."""
+
+
+class Host:
+    """The CPU."""
+
+    kind = "torch-cpu"
+    target = "cpu"
+    index = -1
+    shares_memory = True
+    rates: Final[dict[str, int]] = {}
+
+    def __init__(self, config: DeviceConfig) -> None:
+        keep_memory()
+        torch.set_num_threads(config.threads)
+        self._config = config
+        self._areas: list[Arena | Scratch] = []
+        self._scratch: Scratch | None = None
+
+    def memory_bytes(self) -> int:
+        return self._config.memory_bytes
+
+    def arena(self, nbytes: int) -> Tensor:
+        arena = Arena(nbytes, mmap.PAGESIZE)
+        self._areas.append(arena)
+        return torch.from_numpy(arena.view(Extent(0, arena.pages), nbytes))
+
+    def zeros(self, nbytes: int) -> Tensor | None:
+        return torch.zeros(nbytes, dtype=torch.uint8)
+
+    def pinned(self, nbytes: int, setting: str) -> Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8)
+
+    def area(self, nbytes: int) -> tuple[Tensor, Tensor]:
+        self._scratch = Scratch(nbytes)
+        self._areas.append(self._scratch)
+        memory = torch.from_numpy(self._scratch.bytes())
+        return memory, memory
+
+    def claim(self, nbytes: int) -> bool:
+        return self._scratch is not None and self._scratch.claim(nbytes)
+
+    def lane(self, name: str) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    def mark(self, lane: str) -> Mark:
+        return time.monotonic_ns()
+
+    def follow(self, mark: Mark) -> None:
+        """It was reached."""
+
+    def wait(self, mark: Mark) -> None:
+        """It was reached."""
+
+    def between_ns(self, first: Mark, second: Mark) -> int:
+        return int(second - first)
+
+    def capture(self, first: Run, run: Run) -> tuple[Callable[[], None], list[Tensor]] | None:
+        return None
+
+    def lost(self, error: BaseException) -> bool:
+        return False
+
+    def used_bytes(self) -> int:
+        with open("/proc/self/statm", encoding="ascii") as line:
+            return int(line.read().split()[1]) * mmap.PAGESIZE
+
+    def counters(self) -> dict[str, int]:
+        return {}
+
+    def close(self) -> None:
+        for area in self._areas:
+            area.close()
+
+
+class Cuda:
+    """One GPU. The streams ``load``, ``input``, ``exec`` and ``output`` order its work.
+
+    None of this was run on a GPU yet; tests run the device on a stand-in for it.
+    """
+
+    shares_memory = False
+
+    def __init__(self, config: DeviceConfig) -> None:
+        self._config = config
+        self.index = ordinal_of(config.device)
+        if not torch.cuda.is_available() or self.index >= torch.cuda.device_count():
+            raise DeviceError(
+                f"{config.device}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs; install a"
+                " torch built for CUDA, or correct --device"
+            )
+        torch.cuda.set_device(self.index)
+        major, minor = torch.cuda.get_device_capability(self.index)
+        self.target = self.kind = f"cuda:sm_{major}{minor}"
+        self._device = torch.device("cuda", self.index)
+        # Copies of weights yield to what a request waits for.
+        self._streams = {
+            name: torch.cuda.Stream(self._device, priority=0 if name == "load" else -1)
+            for name in ("load", *SYNC_LANES)
+        }
+        self._graphs = torch.cuda.graph_pool_handle()
+        self._io_bytes = 0
+        self._fixed_bytes = 0
+        self._clocks = Clocks(self.index)
+
+    @property
+    def rates(self) -> dict[str, int]:
+        return self._clocks.rates
+
+    def memory_bytes(self) -> int:
+        share = self._config.memory_share
+        return int(torch.cuda.mem_get_info(self._device)[0] * share) if share else self._config.memory_bytes
+
+    def arena(self, nbytes: int) -> Tensor:
+        free, total = torch.cuda.mem_get_info(self._device)
+        share = self._config.memory_share
+        try:
+            return self._fixed(nbytes)
+        except torch.OutOfMemoryError as error:
+            asked = f"{nbytes} bytes" + (f" ({share:.0%} of what was free)" if share else "")
+            raise DeviceError(
+                f"device_memory: {asked} asked, {free} bytes of {total} are free on {self._config.device};"
+                f" set it to at most {free * 8 // 10} or less, or end what else uses that GPU"
+            ) from error
+
+    def zeros(self, nbytes: int) -> Tensor | None:
+        try:
+            return torch.zeros(nbytes, dtype=torch.uint8, device=self._device)
+        except torch.OutOfMemoryError:
+            return None
+
+    def pinned(self, nbytes: int, setting: str) -> Tensor:
+        try:
+            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            raise DeviceError(
+                f"{setting}: {nbytes} bytes of pinned memory cannot be had; lower it"
+            ) from error
+
+    def area(self, nbytes: int) -> tuple[Tensor, Tensor]:
+        self._io_bytes = nbytes
+        try:
+            device = self._fixed(nbytes)
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(f"io_memory: no {nbytes} bytes are left beside the arena; lower it") from error
+        return self.pinned(nbytes, "io_memory"), device
+
+    def _fixed(self, nbytes: int) -> Tensor:
+        memory = torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+        self._fixed_bytes = torch.cuda.memory_reserved(self._device)
+        return memory
+
+    def claim(self, nbytes: int) -> bool:
+        return nbytes <= self._io_bytes
+
+    def lane(self, name: str) -> contextlib.AbstractContextManager[Any]:
+        stream: contextlib.AbstractContextManager[Any] = torch.cuda.stream(self._streams[name])
+        return stream
+
+    def mark(self, lane: str) -> Mark:
+        event = torch.cuda.Event(enable_timing=True, blocking=lane not in SYNC_LANES)
+        event.record(self._streams[lane])
+        return event
+
+    def follow(self, mark: Mark) -> None:
+        torch.cuda.current_stream(self._device).wait_event(mark)
+
+    def wait(self, mark: Mark) -> None:
+        mark.synchronize()
+
+    def between_ns(self, first: Mark, second: Mark) -> int:
+        return round(first.elapsed_time(second) * NS_PER_MS)
+
+    def capture(self, first: Run, run: Run) -> tuple[Callable[[], None], list[Tensor]] | None:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self._streams["load"]):
+            first()  # what a first run allocates or tunes must not be captured
+            # Not torch.cuda.graph(): that stops the device and collects garbage.
+            graph.capture_begin(pool=self._graphs, capture_error_mode="thread_local")
+            try:
+                outputs = run()
+            finally:
+                graph.capture_end()
+            self._streams["load"].synchronize()
+        return graph.replay, outputs
+
+    def lost(self, error: BaseException) -> bool:
+        if isinstance(error, torch.OutOfMemoryError):
+            return False
+        try:
+            torch.cuda.synchronize(self._device)
+        except Exception:  # noqa: BLE001 - whatever it says, the context answers no more
+            return True
+        return False
+
+    def used_bytes(self) -> int:
+        return max(0, torch.cuda.memory_reserved(self._device) - self._fixed_bytes)
+
+    def counters(self) -> dict[str, int]:
+        stats = torch.cuda.memory_stats(self._device)
+        names = {
+            "reserved_bytes": "reserved_bytes.all.current", "segments": "segment.all.current",
+            "alloc_retries": "num_alloc_retries", "out_of_memory": "num_ooms",
+        }  # fmt: skip
+        return {name: int(stats.get(key, 0)) for name, key in names.items()} | self.rates
+
+    def close(self) -> None:
+        self._clocks.close()
+
+
+class Clocks:
+    """A GPU's clock rates in MHz, read beside the work: they change with heat and power, and durations too."""
+
+    def __init__(self, index: int, read: Callable[[int], dict[str, int]] | None = None) -> None:
+        self.rates: dict[str, int] = {}
+        self._index = index
+        self._read = read or read_clocks
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="gpu-clocks", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Read no more."""
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            try:
+                self.rates = self._read(self._index)
+            except Exception:  # noqa: BLE001 - no driver library, no rates: nothing depends on them
+                return
+            if self._ended.wait(CLOCKS_NS / 1e9):
+                return
+
+
+def read_clocks(index: int) -> dict[str, int]:
+    """By NVML, which torch asks through ``pynvml``; it raises if there is none."""
+    rates = {"sm_mhz": int(torch.cuda.clock_rate(index))}
+    with contextlib.suppress(Exception):
+        import pynvml
+
+        handle = torch.cuda._get_pynvml_handler(index)  # noqa: SLF001 - it knows CUDA_VISIBLE_DEVICES
+        rates["memory_mhz"] = int(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM))
+    return rates
+
+
+@functools.cache
+def keep_memory() -> bool:
+    """Have the C library keep what a batch frees for the next one; false where it is another library.
+
+    Otherwise each inference of torch's returns its workspace to the system and takes thousands of page
+    faults. For the whole process, and for good.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    wanted = {_M_ARENA_MAX: 1, _M_MMAP_THRESHOLD: GIB, _M_TRIM_THRESHOLD: 2 * GIB - 1, _M_TOP_PAD: 64 * MIB}
+    done = [mallopt(name, value) for name, value in wanted.items()]
+    return all(done)

@@ -1,0 +1,102 @@
+"""Weights files in host memory from which a device copies at full speed; the files are behind it.
+
+Bounded, taken once, cut into chunks: a file takes any of them, and the least recently loaded files make room.
+A file that is not in it is read (from the system's page cache, if it is there) chunk by chunk while the chunk
+before is copied. Files are read, not mapped: one that was cut short is an error, not the end of the process.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, Final
+
+from clockwork_serve.devices.accelerator import Accelerator, Mark, Tensor
+from clockwork_serve.devices.blobs import Blobs
+from clockwork_serve.units import MIB
+
+CHUNK: Final = 2 * MIB
+"""Copied at once: about 0.1 ms on PCIe, which is how long a request's own copy may have to wait for it."""
+STAGING: Final = 2
+"""Chunks that are always there, to be filled and copied by turns."""
+
+
+class HostPool:
+    """Used by the load lane only, within it (``Accelerator.lane``), and each load is waited for."""
+
+    def __init__(self, accelerator: Accelerator, nbytes: int) -> None:
+        self._accelerator = accelerator
+        self._blobs = Blobs()
+        self._direct = accelerator.shares_memory and nbytes == 0
+        count = 0 if self._direct else max(STAGING, nbytes // CHUNK)
+        self._memory = accelerator.pinned(count * CHUNK, "pool_bytes")
+        self._staging = list(range(min(STAGING, count)))
+        self._free = list(range(STAGING, count))
+        self._chunks_by_path: OrderedDict[str, list[int]] = OrderedDict()
+        self.chunks = len(self._free)
+        """How many may keep files."""
+        self.hits = 0
+        self.misses = 0
+
+    def copy(self, path: str, target: Tensor) -> None:
+        """Fill ``target`` with a file of exactly its length, which a mark in this lane tells; or DeviceError."""
+        if self._direct:
+            self._blobs.read_into(path, target.numpy())
+            return
+        kept = self._chunks_by_path.get(path)
+        if kept is not None:
+            self.hits += 1
+            self._chunks_by_path.move_to_end(path)
+            for at, chunk in enumerate(kept):
+                self._send(chunk, at, target)
+            return
+        self.misses += 1
+        chunks = self._room(-(-len(target) // CHUNK))
+        if chunks is None:
+            self._stream(path, target)
+            return
+        try:
+            for at, chunk in enumerate(chunks):
+                self._read(path, chunk, at, target)
+                self._send(chunk, at, target)
+        except BaseException:
+            self._free += chunks
+            raise
+        self._chunks_by_path[path] = chunks
+
+    def close(self) -> None:
+        """Forget all."""
+        self._blobs.close()
+        self._chunks_by_path.clear()
+        self._memory = None
+
+    def _room(self, count: int) -> list[int] | None:
+        """Chunks for a file, whoever must go for it; None if it is larger than the pool."""
+        if count > self.chunks:
+            return None
+        while len(self._free) < count:
+            self._free += self._chunks_by_path.popitem(last=False)[1]
+        taken, self._free = self._free[:count], self._free[count:]
+        return taken
+
+    def _stream(self, path: str, target: Tensor) -> None:
+        """Through the staging chunks, each read anew once its last copy is over."""
+        marks: list[Mark] = [None] * len(self._staging)
+        for at in range(-(-len(target) // CHUNK)):
+            turn = at % len(self._staging)
+            if marks[turn] is not None:
+                self._accelerator.wait(marks[turn])
+            self._read(path, self._staging[turn], at, target)
+            self._send(self._staging[turn], at, target)
+            marks[turn] = self._accelerator.mark("load")
+
+    def _read(self, path: str, chunk: int, at: int, target: Tensor) -> None:
+        memory: Any = self._chunk(chunk, at, target).numpy()
+        self._blobs.read_part(path, memory, at * CHUNK, len(target))
+
+    def _send(self, chunk: int, at: int, target: Tensor) -> None:
+        start = at * CHUNK
+        target[start : start + CHUNK].copy_(self._chunk(chunk, at, target), non_blocking=True)
+
+    def _chunk(self, chunk: int, at: int, target: Tensor) -> Tensor:
+        """As much of a chunk as the file's part takes."""
+        return self._memory[chunk * CHUNK : chunk * CHUNK + min(CHUNK, len(target) - at * CHUNK)]
