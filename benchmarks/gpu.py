@@ -1,4 +1,4 @@
-"""The torch device on an NVIDIA GPU: answers, LOAD, INFER, tail, prediction, copies, goodput; under ten minutes.
+"""The torch device on an NVIDIA GPU: answers, lanes, tail, prediction, copies, goodput; ten minutes.
 
     python -m benchmarks.gpu                               cuda:0
     python -m benchmarks.gpu --device torch-cpu --short    the same code on the CPU, with small models
@@ -35,7 +35,7 @@ SLICE_S: Final = 5.0
 """What a share of 1 is, in a run that has the time: shares add up to a run without compiling."""
 OTHERS: Final = ("mobilenet_v3", "encoder", "lstm")
 COMPILES_S: Final = 60.0
-"""What compiling the other networks is expected to take at least, on a GPU, if ResNet50 was not in the cache."""
+"""What compiling the other networks takes at least, on a GPU, if ResNet50 was not in the cache either."""
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ class Planned:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write; the exit status: 0 all goals met, 1 one was missed, 2 something could not be measured."""
+    """Measure and write; the exit status: 0 all goals met, 1 some missed, 2 not complete."""
     given = _options().parse_args(argv)
     try:
         found = target(given.device)
@@ -285,7 +285,12 @@ PLAN: Final = (
     Planned("prediction", "Prediction errors of the controller's estimator", 2, _prediction),
     Planned("interference", "INFER beside LOADs", 4, _interference),
     Planned("copies", "Thousands of copies on one device, asked at random", 20, _copies),
-    Planned("goodput", "Goodput against SLO, as in the paper's Fig 5", 8, _goodput),
+    Planned(
+        "goodput",
+        "Goodput against SLO, as in the paper's Fig 5 (by a gateway's link, without HTTP)",
+        8,
+        _goodput,
+    ),
     Planned("thousand", "A thousand copies served at 100 ms", 10, _thousand),
     Planned("other_answers", "Answers of other networks", 8, _other_answers),
 )

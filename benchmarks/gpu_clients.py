@@ -7,6 +7,7 @@ process and judges nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -59,6 +60,7 @@ class Client:
 
     number: int
     slot: Slot
+    encoded: bytes
     model: str = ""
     arrival_ns: int = 0
     slo_ns: int = 0
@@ -73,12 +75,14 @@ class Clients:
         room = served.model.output_bytes
         self._loop = asyncio.get_running_loop()
         self._slots = Slots(2 * MIB + 2 * count * (rows.nbytes + room + 4096))
+        self._count = count
+        self._quiet = asyncio.Event()  # set when no client has anything more to wait for
         self._idle: list[Client] = []
         for number in range(count):
             slot = self._slots.fill(inputs, room)
             if slot is None:
                 raise ClockworkError(f"no memory for the tensors of {count} clients")
-            self._idle.append(Client(number, slot))
+            self._idle.append(Client(number, slot, slot.encoded))
         self._output = served.code.outputs[0].name
         self._open: dict[str, Client] = {}  # by request: all and only clients that wait for an answer
         self._held: dict[str, Client] = {}  # clients whose memory a worker may still touch
@@ -102,20 +106,26 @@ class Clients:
             await asyncio.sleep(POLL_S)
 
     async def ask(
-        self, choose: Choose, slo_ms: float, seconds: float, *, warm_s: float = 0.0, check: Check | None = None
+        self,
+        choose: Choose,
+        slo_ms: float,
+        seconds: float,
+        *,
+        warm_s: float = 0.0,
+        check: Check | None = None,
     ) -> Told:
         """All clients ask for so long after ``warm_s``; what came. Raises :class:`ClockworkError`."""
         self._told = told = Told(seconds)
         self._choose, self._check, self._slo_ns = choose, check, ms(slo_ms)
         self._counts_ns = time.monotonic_ns() + round(warm_s * NS_PER_S)
         self._ends_ns = self._counts_ns + round(seconds * NS_PER_S)
+        self._quiet.clear()
         starting, self._idle = self._idle, []
         for client in starting:
             self._send(client)
         await asyncio.sleep(warm_s + seconds)
-        end_s = time.monotonic() + ANSWER_S
-        while (self._open or self._held) and not self._lost and time.monotonic() < end_s:
-            await asyncio.sleep(POLL_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._quiet.wait(), ANSWER_S)
         if self._lost:
             raise ClockworkError(f"the controller: {self._lost}")
         told.books.unanswered += len(self._open)
@@ -132,6 +142,8 @@ class Clients:
         now_ns = time.monotonic_ns()
         if now_ns >= self._ends_ns or self._lost:
             self._idle.append(client)
+            if len(self._idle) == self._count:
+                self._quiet.set()
             return
         self._sent += 1
         client.model, client.arrival_ns, client.slo_ns = self._choose(client.number), now_ns, self._slo_ns
@@ -142,7 +154,7 @@ class Clients:
         self._link.send(
             Request(
                 request_id=request_id, gateway=NAME, model=client.model, arrival_ns=now_ns,
-                deadline_ns=now_ns + client.slo_ns, tensors=client.slot.encoded,
+                deadline_ns=now_ns + client.slo_ns, tensors=client.encoded,
             )
         )  # fmt: skip
 
@@ -153,13 +165,13 @@ class Clients:
             return
         took_ns = time.monotonic_ns() - client.arrival_ns
         if client.arrival_ns >= self._counts_ns:
-            self._count(answer, client, took_ns)
+            self._enter(answer, client, took_ns)
         if answer.release:
             self._next(client, told_no=answer.outcome is not Outcome.OK)
         else:
             self._held[answer.request_id] = client
 
-    def _count(self, answer: Answer, client: Client, took_ns: int) -> None:
+    def _enter(self, answer: Answer, client: Client, took_ns: int) -> None:
         books = self._told.books
         match answer.outcome:
             case Outcome.OK if took_ns <= client.slo_ns:
@@ -195,3 +207,4 @@ class Clients:
 
     def _on_lost(self, why: str) -> None:
         self._lost = why
+        self._quiet.set()

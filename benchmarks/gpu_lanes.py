@@ -1,4 +1,4 @@
-"""LOAD against a plain copy, INFER against the package run alone, CUDA graphs on and off: both sides in turn."""
+"""LOAD against a plain copy, INFER against the package alone, CUDA graphs on and off: both sides in turn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from typing import Any, Final
 import msgspec
 
 from benchmarks.device_lane_time import Row, Timed, alternate
-from benchmarks.gpu_rig import Batch, Rig, error_of, gigabytes, load_action, rows_of, undisturbed
+from benchmarks.gpu_rig import (
+    Batch,
+    Rig,
+    device_counters,
+    error_of,
+    gigabytes,
+    load_action,
+    rows_of,
+    undisturbed,
+)
 from benchmarks.report import Outcome, quantile
 from clockwork_serve.devices import Device
 from clockwork_serve.messages import TorchIndex
@@ -120,7 +129,7 @@ def graphs(rig: Rig, outcome: Outcome, seconds: float) -> None:
             started_ns = time.monotonic_ns()
             device.load(load_action(device, served))
             firsts.append(time.monotonic_ns() - started_ns)
-        made = getattr(with_graphs, "counters", dict)().get("graphs", 0)
+        made = device_counters(with_graphs).get("graphs", 0)
         if not made:
             outcome.invalid = (
                 "no graph was made" if rig.target.gpu else "there are no CUDA graphs on the CPU; the code ran"
@@ -145,5 +154,6 @@ def graphs(rig: Rig, outcome: Outcome, seconds: float) -> None:
         found=f"{firsts[0] / 1e6:.1f} and {firsts[1] / 1e6:.1f} ms, {made} graphs",
     )  # fmt: skip
     outcome.figures["graphs"] = {
-        "made": made, "first_load_ms": [each / 1e6 for each in firsts], "infer": [row.record() for row in found]
+        "made": made, "first_load_ms": [each / 1e6 for each in firsts],
+        "infer": [row.record() for row in found],
     }  # fmt: skip

@@ -53,7 +53,9 @@ def target(device: str) -> Target:
     if kind not in ("cuda", "torch-cpu") or not (number or "0").isdigit():
         raise NoGpuError(f"--device: expected cuda:N or torch-cpu; found {device!r}")
     if importlib.util.find_spec("torch") is None:
-        raise NoGpuError("torch: expected it to be installed; found none; pip install 'clockwork-serve[torch]'")
+        raise NoGpuError(
+            "torch: expected it to be installed; found none; pip install 'clockwork-serve[torch]'"
+        )
     found = Target(f"{kind}:{number or 0}", kind)
     if found.gpu:
         _check_gpu(found)
@@ -65,13 +67,14 @@ def _check_gpu(found: Target) -> None:
 
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if found.number < seen:
+        torch.cuda.set_device(found.number)
         return
     built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
     listed = _smi("-L") or "none that nvidia-smi lists"
     raise NoGpuError(
         f"--device {found.name}: expected an NVIDIA GPU that torch can use; found torch {torch.__version__}, "
-        f"built {built}, which sees {seen}; GPUs of this machine: {listed}. Give a GPU that is there, install a "
-        "torch built for CUDA, or try the same on the CPU, with small models: "
+        f"built {built}, which sees {seen}; GPUs of this machine: {listed}. Give one that is there, install "
+        "a torch built for CUDA, or try the same on the CPU, with small models: "
         "python -m benchmarks.gpu --device torch-cpu --short"
     )
 
@@ -90,6 +93,8 @@ def facts(found: Target) -> dict[str, Any]:
         known["gpu"] = known.get("name", properties.name)
         known["capability"] = f"sm_{properties.major}{properties.minor}"
         known["cudnn"] = torch.backends.cudnn.version()
+        flags = {"convolutions": torch.backends.cudnn, "products": torch.backends.cuda.matmul}
+        known["tf32"] = ", ".join(f"{name} {each.allow_tf32}" for name, each in flags.items())
     else:
         known["gpu"] = "none: the CPU was measured"
     return known
@@ -121,9 +126,11 @@ def _limit_bytes() -> int:
     try:
         limit = (group / "memory.max").read_text().strip()
         used = int((group / "memory.current").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
         return 1 << 62
-    return 1 << 62 if limit == "max" else max(0, int(limit) - used)
+    cached = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
+    return 1 << 62 if limit == "max" else max(0, int(limit) - used + cached)
 
 
 def _asked(found: Target, names: dict[str, str]) -> dict[str, Any]:
@@ -145,7 +152,8 @@ def _id(found: Target) -> str:
     """CUDA's numbers are not the driver's where CUDA_VISIBLE_DEVICES is set."""
     import torch
 
-    uuid = getattr(torch.cuda.get_device_properties(found.number), "uuid", None)
+    known = torch.cuda.get_device_properties(found.number) if torch.cuda.is_available() else None
+    uuid = getattr(known, "uuid", None)
     return str(found.number) if uuid is None else f"GPU-{uuid}"
 
 
@@ -162,9 +170,7 @@ def _smi(*arguments: str) -> str:
     if path is None:
         return ""
     try:
-        ended = subprocess.run(
-            [path, *arguments], capture_output=True, text=True, timeout=SMI_S, check=False
-        )
+        ended = subprocess.run([path, *arguments], capture_output=True, text=True, timeout=SMI_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return "; ".join(ended.stdout.strip().splitlines()) if ended.returncode == 0 else ""

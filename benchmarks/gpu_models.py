@@ -24,7 +24,7 @@ FILE: Final = "model.pt2"
 class Kind:
     """A network: ``rows`` makes so many rows of input from a seed. ``error`` is the most allowed.
 
-    Errors are max|a-b| / max|b| against double precision. Float32 stays below 1e-5, TF32 would not below 1e-4.
+    Errors are max|a-b| / max|b| against double precision. Float32 stays below 1e-5, TF32 not below 1e-4.
     """
 
     name: str
@@ -203,9 +203,7 @@ class Inverted(nn.Module):
 class MobileNetV3(nn.Module):
     """MobileNetV3-Large (Howard et al. 2019): 5,483,032 parameters."""
 
-    def __init__(
-        self, blocks: Sequence[Block] = LARGE_BLOCKS, last: int = 1280, classes: int = 1000
-    ) -> None:
+    def __init__(self, blocks: Sequence[Block] = LARGE_BLOCKS, last: int = 1280, classes: int = 1000) -> None:
         super().__init__()
         layers: list[Any] = [_convolution(3, 16, 3, 2), nn.BatchNorm2d(16, 1e-3), nn.Hardswish()]
         inputs = 16

@@ -139,7 +139,8 @@ def _strings(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _body(part: Part) -> list[str]:
     why = part.why_not or part.outcome.invalid
-    lines = [f"Not measured: {why}." if not part.outcome.verdicts else f"Not all measured: {why}."] if why else []
+    some = part.outcome.verdicts and not part.outcome.invalid
+    lines = [f"{'Not all' if some else 'Not'} measured: {why}."] if why else []
     if part.outcome.invalid:
         return lines
     rows = [

@@ -1,4 +1,4 @@
-"""The other side of the GPU benchmark's ratios: torch as anyone would use it, without this project's device."""
+"""The other side of the GPU benchmark's ratios: torch as anyone would use it, without our device."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class Stopwatch:
         if not self._gpu:
             return self._walls[1] - self._walls[0]
         self._marks[1].synchronize()
-        return round(self._marks[0].elapsed_time(self._marks[1]) * 1e6)
+        milliseconds: float = self._marks[0].elapsed_time(self._marks[1])
+        return round(milliseconds * 1e6)
 
 
 class PlainPackage:

@@ -1,4 +1,4 @@
-"""What all parts of the GPU benchmark work with: sizes, compiled models, devices, actions. It measures nothing."""
+"""What all parts of the GPU benchmark work with: sizes, models, devices, actions. It measures nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from clockwork_serve.units import GIB, KIB, MIB, TENSOR_ALIGN, align
 
 Floats = npt.NDArray[np.float32]
 WHENEVER: Final = Window(0, 1 << 62)
-LARGEST_BATCH: Final = 16
 CORES_EACH: Final = 4
 """A compiler is given so many cores for itself."""
 MAIN: Final = "resnet50"
@@ -33,30 +32,31 @@ MAIN: Final = "resnet50"
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much is measured. ``copies``: models with one code, in turn; ``thousand``: of them served."""
+    """How much is measured. ``largest``: batch; ``copies``: models of one code; ``thousand``: served."""
 
     short: bool
+    largest: int
     inferences: int
     copies: tuple[int, ...]
     thousand: int
     slos_ms: tuple[float, ...]
     served: int
     clients: int
-    checked: int
     bases: int
     gpu_bytes: int
     host_bytes: int
 
 
 FULL: Final = Sizes(
-    short=False, inferences=20_000, copies=(1000, 4000), thousand=1000, slos_ms=(5, 10, 25, 50, 100),
-    served=15, clients=16, checked=3, bases=4, gpu_bytes=6 * GIB, host_bytes=4 * GIB,
+    short=False, largest=16, inferences=20_000, copies=(1000, 4000), thousand=1000,
+    slos_ms=(5, 10, 25, 50, 100),
+    served=15, clients=16, bases=4, gpu_bytes=6 * GIB, host_bytes=512 * MIB,
 )  # fmt: skip
 SHORT: Final = Sizes(
-    short=True, inferences=400, copies=(20, 40), thousand=20, slos_ms=(25, 100),
-    served=3, clients=2, checked=2, bases=2, gpu_bytes=2 * MIB, host_bytes=1 * MIB,
+    short=True, largest=2, inferences=400, copies=(20, 40), thousand=20, slos_ms=(25, 100),
+    served=3, clients=2, bases=2, gpu_bytes=2 * MIB, host_bytes=1 * MIB,
 )  # fmt: skip
-"""``gpu_bytes`` is the arena of the parts that need but a few places, ``host_bytes`` their pool of host memory."""
+"""``gpu_bytes``: the arena of parts that need but a few places; ``host_bytes``: their pool of host memory."""
 
 
 @dataclass(slots=True)
@@ -87,7 +87,9 @@ class Rig:
         """The compiled ResNet50. LookupError before it is compiled."""
         return self.served[MAIN]
 
-    def config(self, *, memory_bytes: int = 0, host_bytes: int = 0, graphs: int | None = None) -> DeviceConfig:
+    def config(
+        self, *, memory_bytes: int = 0, host_bytes: int = 0, graphs: int | None = None
+    ) -> DeviceConfig:
         """The device to measure; what is not said is as the parts with few places want it."""
         settings: dict[str, Any] = {} if graphs is None else {"graphs": graphs}
         return DeviceConfig(
@@ -165,8 +167,8 @@ def exported(rig: Rig, name: str) -> None:
         rig.models[name] = gpu_models.built(kind, rig.seed)
     if not (rig.repository / name / gpu_models.FOLDER / gpu_models.FILE).exists():
         rig.tell(f"exporting {name}")
-        program = gpu_models.exported(kind, rig.models[name], LARGEST_BATCH)
-        gpu_models.write(rig.repository, name, program, LARGEST_BATCH)
+        program = gpu_models.exported(kind, rig.models[name], rig.sizes.largest)
+        gpu_models.write(rig.repository, name, program, rig.sizes.largest)
 
 
 def compiled(rig: Rig, name: str) -> Served:
@@ -174,7 +176,7 @@ def compiled(rig: Rig, name: str) -> Served:
     rig.tell(f"compiling {name} (minutes the first time, then it is in the cache)")
     place = torch_target((rig.config(),))
     assert place is not None, "a torch device has a target"
-    config = StoreConfig(cache_dir=str(rig.cache_dir), max_batch_size=LARGEST_BATCH, torch_target=place)
+    config = StoreConfig(cache_dir=str(rig.cache_dir), max_batch_size=rig.sizes.largest, torch_target=place)
     (entry,) = (entry for entry in Repository(rig.repository, config).scan() if entry.name == name)
     with Cache(rig.cache_dir) as cache:
         return Compiler(cache, config).compile(entry, entry.versions[-1])
@@ -256,7 +258,9 @@ def exact(model: Any, rows: Floats) -> npt.NDArray[np.float64]:
     import torch
 
     with torch.no_grad():
-        found: npt.NDArray[np.float64] = copy.deepcopy(model).double()(torch.from_numpy(rows).double()).numpy()
+        found: npt.NDArray[np.float64] = (
+            copy.deepcopy(model).double()(torch.from_numpy(rows).double()).numpy()
+        )
     return found
 
 
@@ -291,4 +295,6 @@ def gigabytes(nbytes: float, nanoseconds: float) -> str:
 
 def grown(before: dict[str, int], after: dict[str, int], names: Sequence[str]) -> dict[str, int]:
     """By how much counters changed."""
-    return {name: after.get(name, 0) - before.get(name, 0) for name in names if name in after or name in before}
+    return {
+        name: after.get(name, 0) - before.get(name, 0) for name in names if name in after or name in before
+    }

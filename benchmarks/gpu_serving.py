@@ -7,7 +7,6 @@ it is the device that is measured. The limit is what the profile allows with no 
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Any, Final
 
 import uvloop
@@ -15,9 +14,8 @@ from msgspec import structs
 
 from benchmarks import machine
 from benchmarks.gpu_clients import Clients, Told
-from benchmarks.gpu_copies import ERROR, Copies, Writer
-from benchmarks.gpu_machine import available_bytes
-from benchmarks.gpu_rig import LARGEST_BATCH, Floats, Rig, error_of
+from benchmarks.gpu_copies import ERROR, Copies, Writer, pool_bytes
+from benchmarks.gpu_rig import Floats, Rig, error_of
 from benchmarks.report import Outcome, percent, quantile
 from clockwork_serve.apps.reproduce.real_controller import Processes, started
 from clockwork_serve.controller import ControllerConfig
@@ -43,12 +41,13 @@ def goodput(rig: Rig, outcome: Outcome, writer: Writer, seconds: float) -> None:
     """15 copies of ResNet50 with 16 clients each, one SLO after the other, on one server."""
     rig.profile()
     copies = writer.copies(rig.sizes.served, seconds)
+    rig.give_back()
     found = uvloop.run(_goodput(rig, copies, seconds / (len(rig.sizes.slos_ms) + 1)))
     infer_ns = rig.profile().infer_ns
     efficient_ns = min(infer_ns.items(), key=lambda each: each[1] / each[0])[1]
     rows = []
     for slo_ms, told in found.items():
-        limit = closed_loop_limit_rps(infer_ns, ms(slo_ms), LARGEST_BATCH, network=NO_DELAY)
+        limit = closed_loop_limit_rps(infer_ns, ms(slo_ms), rig.sizes.largest, network=NO_DELAY)
         share = told.good_rps / limit if limit else 0.0
         judged = limit > 0 and ms(slo_ms) >= 2 * efficient_ns
         outcome.judge(
@@ -93,6 +92,7 @@ def thousand(rig: Rig, outcome: Outcome, writer: Writer, seconds: float) -> None
     """More models than the device holds, each asked at random, none of them more than others."""
     rig.profile()
     copies = writer.copies(rig.sizes.thousand, seconds / 3)
+    rig.give_back()
     told, places, grown = uvloop.run(_thousand(rig, copies, seconds / 3))
     right = sum(error <= ERROR for error in told.errors)
     said = f", {len(copies.files):,} different files, for {copies.why_fewer}" if copies.why_fewer else ""
@@ -102,7 +102,7 @@ def thousand(rig: Rig, outcome: Outcome, writer: Writer, seconds: float) -> None
         found=f"{right:,} of {len(told.errors):,}{said}", good=right == len(told.errors) > 0,
     )  # fmt: skip
     outcome.judge(
-        "allocations after start, as the GPU's free memory tells", asked="none",
+        "allocations after start, as the GPU's free memory tells", asked="none" if rig.target.gpu else "",
         found=f"{grown['gpu_bytes']:+,} bytes" if rig.target.gpu else "no GPU", good=not grown["gpu_bytes"],
     )  # fmt: skip
     outcome.judge(
@@ -125,7 +125,7 @@ async def _thousand(rig: Rig, copies: Copies, seconds: float) -> tuple[Told, int
     numbers = {name: number for number, name in enumerate(names)}
     dice = random.Random(rig.seed)
     places = copies.count // 4 if rig.sizes.short else _places(rig, copies.count)
-    config = _config(rig, places, host_bytes=_pool_bytes(rig))
+    config = _config(rig, places, host_bytes=pool_bytes(rig))
 
     def check(name: str, found: Floats) -> float:
         return error_of(found, copies.wanted(numbers[name]))
@@ -176,10 +176,6 @@ def _places(rig: Rig, count: int) -> int:
     return int(max(2, min(count // 2, 0.7 * free // nbytes)))
 
 
-def _pool_bytes(rig: Rig) -> int:
-    return rig.sizes.host_bytes if rig.sizes.short else int(min(16 * GIB, 0.1 * available_bytes()))
-
-
 def _memory(rig: Rig, real: Processes) -> dict[str, int]:
     """Of the worker, and of the GPU (all processes, so that nothing is missed)."""
     return {"worker_rss": machine.rss_bytes(real.workers[0]), "gpu_bytes": -rig.free_bytes()}
@@ -205,8 +201,3 @@ def _told(told: Told) -> dict[str, Any]:
             f"p{100 * share:g}": quantile(told.latencies_ns, share) / 1e6 for share in (0.5, 0.99, 0.9999)
         },
     }  # fmt: skip
-
-
-def folder_of(rig: Rig) -> Path:
-    """Where copies are written: beside the cache, for that is a disk with room."""
-    return rig.folder / "copies"

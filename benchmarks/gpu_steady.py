@@ -1,4 +1,4 @@
-"""How steady INFERs are: their tail, how well the controller's estimator foretells them, LOADs beside them."""
+"""How steady INFERs are: their tail, how well the controller's estimator foretells it, LOADs beside."""
 
 from __future__ import annotations
 
@@ -63,6 +63,8 @@ def prediction(rig: Rig, outcome: Outcome) -> None:
         "INFER": (timings.infer(1, ""), rig.infer_ns),
         "LOAD": (timings.load(rig.main.model.weights.size), rig.load_ns),
     }
+    if not rig.infer_ns:
+        outcome.invalid = "it needs the durations that the part 'steadiness' measures"
     for name, (window, measured) in windows.items():
         if not measured:
             continue
@@ -110,7 +112,7 @@ def interference(rig: Rig, outcome: Outcome, seconds: float) -> None:
     moved = after / before - 1
     outcome.judge(
         "p99 of INFER moved by LOADs that follow each other", asked=f"<= {MOVED:.0%}",
-        found=f"{moved:+.1%} ({before / 1e6:.3f} to {after / 1e6:.3f} ms; {len(alone):,} and {len(beside):,})",
+        found=f"{moved:+.1%} ({before / 1e6:.3f} to {after / 1e6:.3f} ms; {len(alone):,}, {len(beside):,})",
         good=moved <= MOVED,
     )  # fmt: skip
     middle, load = quantile(beside, 0.5) / quantile(alone, 0.5) - 1, quantile(loads, 0.5)
