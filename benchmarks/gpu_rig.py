@@ -36,6 +36,7 @@ class Sizes:
 
     short: bool
     largest: int
+    others_largest: int
     inferences: int
     copies: tuple[int, ...]
     thousand: int
@@ -48,12 +49,12 @@ class Sizes:
 
 
 FULL: Final = Sizes(
-    short=False, largest=16, inferences=20_000, copies=(1000, 4000), thousand=1000,
+    short=False, largest=16, others_largest=16, inferences=20_000, copies=(1000, 4000), thousand=1000,
     slos_ms=(5, 10, 25, 50, 100),
     served=15, clients=16, bases=4, gpu_bytes=6 * GIB, host_bytes=512 * MIB,
 )  # fmt: skip
 SHORT: Final = Sizes(
-    short=True, largest=2, inferences=400, copies=(20, 40), thousand=20, slos_ms=(25, 100),
+    short=True, largest=2, others_largest=1, inferences=400, copies=(20, 40), thousand=20, slos_ms=(25, 100),
     served=3, clients=2, bases=2, gpu_bytes=2 * MIB, host_bytes=1 * MIB,
 )  # fmt: skip
 """``gpu_bytes``: the arena of parts that need but a few places; ``host_bytes``: their pool of host memory."""
@@ -167,8 +168,9 @@ def exported(rig: Rig, name: str) -> None:
         rig.models[name] = gpu_models.built(kind, rig.seed)
     if not (rig.repository / name / gpu_models.FOLDER / gpu_models.FILE).exists():
         rig.tell(f"exporting {name}")
-        program = gpu_models.exported(kind, rig.models[name], rig.sizes.largest)
-        gpu_models.write(rig.repository, name, program, rig.sizes.largest)
+        largest = rig.sizes.largest if name == MAIN else rig.sizes.others_largest
+        program = gpu_models.exported(kind, rig.models[name], largest)
+        gpu_models.write(rig.repository, name, program, largest)
 
 
 def compiled(rig: Rig, name: str) -> Served:

@@ -1,4 +1,4 @@
-"""The GPU benchmark: its page, its records, what it says without a GPU; all of it, in short form, on a CPU."""
+"""The GPU benchmark: its page, its records, what it says without a GPU; all of it in short form on a CPU."""
 
 from __future__ import annotations
 
