@@ -105,7 +105,7 @@ class Compiler:
         seen = self.cache.record("seen", place, Seen)
         if seen is not None and current(seen.files) and seen.compiled.present(self.cache):
             return seen.compiled
-        large = path.stat().st_size >= _LARGE_MODEL
+        large = entry.backend == "onnx" and path.stat().st_size >= _LARGE_MODEL
         with self._one_large if large else contextlib.nullcontext():
             if entry.backend == "torch":
                 files: tuple[FileFacts, ...] = (FileFacts.of(path),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from clockwork_serve.store.problems import problem
 INSTALL = "install clockwork-serve[torch]"
 
 
-def torch_version() -> str:
+def torch_version(version_of: Callable[[str], str] = metadata.version) -> str:
     """The version of torch that is installed, without importing it. Raises ``ProblemError`` without one."""
     try:
-        return metadata.version("torch")
+        return version_of("torch")
     except metadata.PackageNotFoundError:
         raise problem(
             "torch", expected="torch, which compiles and runs model.pt2", found="it is not installed",
