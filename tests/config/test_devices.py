@@ -20,6 +20,15 @@ def test_devices_without_a_number_get_the_next_free_one() -> None:
     )
 
 
+def test_devices_of_every_kind_are_numbered_apart() -> None:
+    chosen = read_devices("cpu,torch-cpu,cuda,cuda,torch-cpu:3")
+
+    assert [(each.device, each.kind) for each in chosen] == [
+        ("cpu:0", "cpu"), ("torch-cpu:0", "torch-cpu"), ("cuda:0", "cuda"), ("cuda:1", "cuda"),
+        ("torch-cpu:3", "torch-cpu"),
+    ]  # fmt: skip
+
+
 def test_a_list_may_be_written_as_text() -> None:
     assert read_devices("cpu, cpu") == read_devices(["cpu", "cpu"])
 
@@ -31,8 +40,10 @@ def test_a_profile_may_be_a_path_with_colons() -> None:
 @pytest.mark.parametrize(
     ("specs", "remedy"),
     [
-        (["cuda:0"], "CUDA devices are not built yet"),
-        (["cuda"], "not built yet"),
+        (["cuda:x"], "'cuda:x' is none of these"),
+        (["cuda:"], "none of these"),
+        (["torch"], "'torch' is none of these"),
+        (["cuda:0", "cuda:00"], "leave one of the equal ones out"),
         (["gpu"], "'gpu' is none of these"),
         (["cpu:x"], "none of these"),
         (["cpu:²"], "none of these"),

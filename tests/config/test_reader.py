@@ -77,7 +77,7 @@ def test_an_empty_variable_says_nothing() -> None:
         ),
         ("slo_ms = 0", ["slo_ms", "above 0", "found 0"]),
         ("slo_ms = nan", ["slo_ms", "above 0", "nan"]),
-        ('device = ["cuda:0"]', ["device", "cpu:N", "not built yet"]),
+        ('device = ["gpu:0"]', ["device", "torch-cpu", "none of these"]),
         ('device_memory = "many"', ["device_memory", "'many'", "512MiB"]),
         ('policy = "papr"', ["policy", "one of default, paper", "did you mean paper?"]),
         ("http_port = ", ["config", "settings.toml", "valid TOML", "correct the line"]),

@@ -44,7 +44,9 @@ def test_unknown_codes_are_refused_and_unknown_extents_forgotten(device, tmp_pat
 
 
 def test_there_are_no_other_kinds():
-    with pytest.raises(ConfigError, match="device gpu:0: kind: expected cpu or emulated, found 'gpu'"):
+    with pytest.raises(
+        ConfigError, match="kind: expected one of cpu, torch-cpu, cuda, emulated, found 'gpu'"
+    ):
         build(DeviceConfig(device="gpu:0", kind="gpu"))
 
 

@@ -1,4 +1,4 @@
-"""Small torch models, compiled by hand into the artefacts that a device reads; kept between runs of the tests."""
+"""Small torch models, compiled into the artefacts that a device reads; kept between runs of the tests."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,7 +72,9 @@ def artefact(
     record = folder / "code.json"
     if not record.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _compile(folder, code_id, model, inputs, sizes, batched=batched)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's compiler warns of itself
+            _compile(folder, code_id, model, inputs, sizes, batched=batched)
     return msgspec.structs.replace(msgspec.json.decode(record.read_bytes(), type=Code), path=str(folder))
 
 
@@ -97,11 +100,11 @@ def _compile(folder: Path, code_id: str, model, inputs, sizes, *, batched: bool)
             )
         )  # fmt: skip
     example = inputs(sizes[0])
-    given, made = [_spec("x", value, batched, n) for n, value in enumerate(example)], []
-    made = [_spec("y", value, batched, n) for n, value in enumerate(model(*example))]
+    given = [_spec("x", value, number, batched=batched) for number, value in enumerate(example)]
+    made = [_spec("y", value, number, batched=batched) for number, value in enumerate(model(*example))]
     index = TorchIndex(
-        tensors=tuple(tensors), blob_bytes=align(end, 256), torch_version=str(torch.__version__), target="cpu",
-        inputs=tuple(spec.name for spec in given), outputs=tuple(spec.name for spec in made),
+        tensors=tuple(tensors), blob_bytes=align(end, 256), torch_version=str(torch.__version__),
+        target="cpu", inputs=tuple(spec.name for spec in given), outputs=tuple(spec.name for spec in made),
     )  # fmt: skip
     (folder / "index.json").write_bytes(msgspec.json.encode(index))
     code = Code(
@@ -111,11 +114,9 @@ def _compile(folder: Path, code_id: str, model, inputs, sizes, *, batched: bool)
     (folder / "code.json").write_bytes(msgspec.json.encode(code))
 
 
-def _spec(letter: str, value, batched: bool, number: int) -> TensorSpec:
+def _spec(letter: str, value, number: int, *, batched: bool) -> TensorSpec:
     shape = tuple(value.shape[1:] if batched else value.shape)
-    return TensorSpec(
-        name=letter + (str(number) if number else ""), datatype=NAMES[value.dtype], shape=shape
-    )
+    return TensorSpec(name=letter + (str(number) if number else ""), datatype=NAMES[value.dtype], shape=shape)
 
 
 def weights(code: Code, model, path: Path) -> Weights:
@@ -123,8 +124,8 @@ def weights(code: Code, model, path: Path) -> Weights:
     index = msgspec.json.decode((Path(code.path) / "index.json").read_bytes(), type=TorchIndex)
     blob = bytearray(index.blob_bytes)
     for tensor in index.tensors:
-        value = model.state_dict()[tensor.name].detach().contiguous()
-        blob[tensor.offset : tensor.offset + tensor.size] = value.view(torch.uint8).reshape(-1).numpy().tobytes()
+        value = model.state_dict()[tensor.name].detach().contiguous().view(torch.uint8)
+        blob[tensor.offset : tensor.offset + tensor.size] = value.numpy().tobytes()
     path.write_bytes(blob)
     return Weights(weights_id=path.name, path=str(path), size=len(blob))
 
@@ -143,9 +144,7 @@ def pick() -> Code:
 
 def whole() -> Code:
     """The code of ``Whole``."""
-    return artefact(
-        "whole", Whole(), lambda _: (torch.zeros(2, 3), torch.zeros(3, 4)), (1,), batched=False
-    )
+    return artefact("whole", Whole(), lambda _: (torch.zeros(2, 3), torch.zeros(3, 4)), (1,), batched=False)
 
 
 def plain(model, *arrays: np.ndarray) -> list[np.ndarray]:

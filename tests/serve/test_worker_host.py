@@ -13,7 +13,17 @@ import pytest
 import uvloop
 
 from clockwork_serve.errors import TransportError
-from clockwork_serve.messages import CodeAdded, CodeReady, Drain, Result, Role, Status, WorkerJoined
+from clockwork_serve.messages import (
+    CodeAdded,
+    CodeReady,
+    DeviceNumbers,
+    Drain,
+    Result,
+    Role,
+    Status,
+    WorkerJoined,
+)
+from clockwork_serve.serve import worker_host
 from clockwork_serve.serve.region import Region
 from clockwork_serve.serve.worker_host import WorkerHost
 from tests.serve.ordering import PATIENCE_S, Orders, orders
@@ -64,6 +74,24 @@ def test_it_joins_prepares_loads_and_answers(tmp_path: Path) -> None:
             await worker.end()
             await asyncio.wait_for(at.lost.wait(), PATIENCE_S)
         region.close()
+
+    run(test())
+
+
+def test_a_device_that_counts_tells_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_host, "NUMBERS_S", 0.02)
+
+    class Counting(Toy):
+        def counters(self) -> dict[str, int]:
+            return {"swaps": len(self.log)}
+
+    async def test() -> None:
+        async with orders(tmp_path) as at:
+            worker = Running(tmp_path, Counting())
+            await joined(at)
+            for _ in range(2):
+                assert await at.hear(DeviceNumbers) == DeviceNumbers(device=GPU, numbers={"swaps": 0})
+            await worker.end()
 
     run(test())
 

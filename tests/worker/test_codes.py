@@ -34,6 +34,19 @@ def test_a_code_is_prepared_on_every_device_and_told_when_ready() -> None:
     assert tell(2, Prepared(device=GPU, code_id="net")) == [CodeReady(device=GPU, code_id="net")]
 
 
+def test_a_code_of_a_backend_that_a_device_does_not_run_is_refused_and_never_prepared() -> None:
+    tell = Told(Worker((structs.replace(SPEC, backends=("onnx", "torch")), OTHER)))
+    assert tell(0, CodeAdded(code=CODE)) == [
+        CodeReady(
+            device=GPU, code_id="net", ok=False,
+            message="gpu:0 runs onnx and torch codes; found one of backend emulated",
+        ),
+        Prepare(device="gpu:1", code=CODE),
+    ]  # fmt: skip
+    assert statuses(tell(1, load(1, "a", 0))) == {1: Status.UNKNOWN_CODE}
+    assert tell(2, CodeRemoved(code_id="net")) == []
+
+
 def test_a_code_that_can_not_be_prepared_is_told_why_and_tried_again_when_added_again() -> None:
     tell = Told(Worker((SPEC,)))
     tell(0, CodeAdded(code=CODE))

@@ -1,6 +1,7 @@
 """What ``--device`` may say. It names devices and builds none.
 
-``cpu`` (the next free number), ``cpu:1`` (that number), ``emulated:PROFILE`` (a built-in profile or a file).
+``cpu`` (the next free number), ``cpu:1`` (that number); ``torch-cpu`` and ``cuda`` likewise (``cuda:1``
+is the GPU of that number); ``emulated:PROFILE`` (a built-in profile or a file).
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from msgspec import Struct
 
 from clockwork_serve.config.values import Unfit
 
-_KNOWN = "cpu, cpu:N or emulated:PROFILE"
+_KNOWN = "cpu, torch-cpu, cuda (each also with :N) or emulated:PROFILE"
+_NUMBERED = ("cpu", "torch-cpu", "cuda")
 
 
 class DeviceChoice(Struct, frozen=True):
@@ -37,14 +39,10 @@ def read_devices(value: object) -> tuple[DeviceChoice, ...]:
 def _split(spec: str) -> tuple[str, str, str]:
     """Name (empty: to be chosen), kind and profile of one spec."""
     kind, colon, rest = spec.partition(":")
-    if kind == "cuda":
-        raise Unfit(
-            _KNOWN, f"{spec}: CUDA devices are not built yet; use cpu, or emulated:PROFILE to try a schedule"
-        )
-    if kind == "cpu" and not colon:
-        return "", "cpu", ""
-    if kind == "cpu" and rest.isascii() and rest.isdigit():
-        return f"cpu:{int(rest)}", "cpu", ""
+    if kind in _NUMBERED and not colon:
+        return "", kind, ""
+    if kind in _NUMBERED and rest.isascii() and rest.isdigit():
+        return f"{kind}:{int(rest)}", kind, ""
     if kind == "emulated" and rest:
         return "", "emulated", rest
     if kind == "emulated":

@@ -64,8 +64,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     queue_limit: int
     retries: int
     device: tuple[DeviceChoice, ...]
-    device_memory: int
+    device_memory: int | float
+    """Bytes, or a share (a float)."""
     page_size: int
+    host_memory: int
+    cuda_graphs: int
     workspace: int
     io_memory: int
     threads: int
@@ -96,7 +99,7 @@ class Settings(Struct, frozen=True, kw_only=True):
             seen[number] = name
         if self.page_size % 4096:
             raise self._wrong("page_size", "a multiple of 4KiB", self.page_size, "write it like 256KiB")
-        if self.device_memory < self.page_size:
+        if isinstance(self.device_memory, int) and self.device_memory < self.page_size:
             raise self._wrong(
                 "device_memory", f"at least one page of {self.page_size} bytes", self.device_memory,
                 "write it like 1GB, or make page_size smaller",

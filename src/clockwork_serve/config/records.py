@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+import msgspec
+
 from clockwork_serve.config.devices import DeviceChoice
 from clockwork_serve.config.reader import Settings
+from clockwork_serve.config.table import setting
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.devices import DeviceConfig, emulated_config
+from clockwork_serve.devices import DeviceConfig, emulated_config, torch_target
 from clockwork_serve.serve.gateway_door import DoorConfig
 from clockwork_serve.serve.gateway_limits import HttpLimits
 from clockwork_serve.serve.server_config import ServerConfig
 from clockwork_serve.store import StoreConfig
-from clockwork_serve.units import ms
+from clockwork_serve.units import MIB, ms
 
+GPU_SHARE: Final = 0.8
+"""Of a GPU's free memory; the rest is for workspace, inputs and outputs."""
+GPU_PAGE: Final = 16 * MIB
 _SIZES = {
     "device_memory": "memory_bytes",
     "page_size": "page_bytes",
@@ -40,19 +48,35 @@ def _device(settings: Settings, choice: DeviceChoice, number: int) -> DeviceConf
         chosen = {
             field: getattr(settings, name)
             for name, field in _SIZES.items()
-            if settings.sources[name] != "default"
+            if settings.sources[name] != "default" and isinstance(getattr(settings, name), int)
         }
         return emulated_config(
             choice.device, choice.profile, **chosen, jitter=settings.jitter, seed=settings.seed + number
         )
-    return DeviceConfig(
+    memory = settings.device_memory
+    config = DeviceConfig(
         device=choice.device,
         kind=choice.kind,
         threads=settings.threads,
-        memory_bytes=settings.device_memory,
+        # A share is for the GPUs; what is not one keeps its default beside them.
+        memory_bytes=memory if isinstance(memory, int) else setting("device_memory").default,
         page_bytes=settings.page_size,
         workspace_bytes=settings.workspace,
         io_bytes=settings.io_memory,
+    )
+    return _gpu(settings, config) if choice.kind == "cuda" else config
+
+
+def _gpu(settings: Settings, config: DeviceConfig) -> DeviceConfig:
+    """What is different of a GPU: most of its memory, large pages, weights kept ready in host memory."""
+    memory, sources = settings.device_memory, settings.sources
+    default = GPU_SHARE if sources["device_memory"] == "default" else 0.0
+    return msgspec.structs.replace(
+        config,
+        memory_share=default if isinstance(memory, int) else memory,
+        page_bytes=GPU_PAGE if sources["page_size"] == "default" else config.page_bytes,
+        pool_bytes=settings.host_memory,
+        graphs=settings.cuda_graphs,
     )
 
 
@@ -93,11 +117,13 @@ def door_config(settings: Settings) -> DoorConfig:
 
 
 def server_config(settings: Settings) -> ServerConfig:
-    """A whole server."""
+    """A whole server. Raises :class:`ConfigError` also where torch or a GPU is asked for and not there."""
+    devices, store = device_configs(settings), store_config(settings)
+    target = torch_target(devices)
     return ServerConfig(
         repository=settings.repository,
-        store=store_config(settings),
-        devices=device_configs(settings),
+        store=store if target is None else msgspec.structs.replace(store, torch_target=target),
+        devices=devices,
         controller=controller_config(settings),
         host=settings.host,
         http_port=settings.http_port,

@@ -22,6 +22,7 @@ from clockwork_serve.config.values import (
     port_or_off,
     prefix_or_off,
     size,
+    size_or_share,
     switch,
     text,
 )
@@ -106,10 +107,18 @@ SETTINGS = (
     # Devices
     Setting(
         "device", read_devices, (DeviceChoice("cpu:0", "cpu"),), "cpu",
-        "cpu, cpu:N or emulated:PROFILE; may be given several times",
+        "cpu, torch-cpu, cuda (each also with :N) or emulated:PROFILE; may be given several times",
     ),
-    Setting("device_memory", size(MIB), 10**9, "1GB", "memory for weights, per device"),
-    Setting("page_size", size(4 * KIB), 256 * KIB, "256KiB", "page of that memory: a multiple of 4KiB"),
+    Setting(
+        "device_memory", size_or_share(MIB), 10**9, "1GB",
+        "memory for weights, per device; of GPUs also a share of what is free, 80% if nothing is said",
+    ),
+    Setting(
+        "page_size", size(4 * KIB), 256 * KIB, "256KiB",
+        "page of that memory: a multiple of 4KiB; of GPUs 16MiB if nothing is said",
+    ),
+    Setting("host_memory", size(0), 1024 * MIB, "1GiB", "weights kept ready in pinned memory, per GPU"),
+    Setting("cuda_graphs", integer(0, 100_000), 256, "256", "CUDA graphs kept, per GPU; 0 for none"),
     Setting("workspace", size(MIB), 1024 * MIB, "1GiB", "most scratch memory of one batch, per device"),
     Setting("io_memory", size(MIB), 256 * MIB, "256MiB", "most inputs and outputs of one batch, per device"),
     Setting("threads", integer(1, 1024), 1, "1", "threads that run one model on a CPU device"),

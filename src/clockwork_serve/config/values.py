@@ -149,6 +149,24 @@ def size(least: int) -> Read[int]:
     return read
 
 
+def size_or_share(least: int) -> Read[int | float]:
+    """A reader of memory sizes (an int, of bytes) or shares of what is free: ``80%`` (a float, 0.8)."""
+    read_size = size(least)
+
+    def read(value: object) -> int | float:
+        if isinstance(value, str) and value.strip().endswith("%"):
+            try:
+                return number(0, 100, above=True)(value.strip().removesuffix("%")) / 100
+            except Unfit:
+                raise Unfit("a share above 0% and up to 100%", "write it like 80%") from None
+        try:
+            return read_size(value)
+        except Unfit as unfit:
+            raise Unfit(f"{unfit.expected}, or a share", f"{unfit.remedy}; or 80% for GPUs") from None
+
+    return read
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Advice for a word that is not known: the nearest one, or all of them."""
     names = sorted(known)

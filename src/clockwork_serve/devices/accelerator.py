@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import importlib
 import mmap
 import threading
 import time
@@ -45,10 +46,12 @@ class Accelerator(Protocol):
     """What packages must be compiled for: ``cpu``, ``cuda:sm_90``."""
     index: int
     """As packages are told; -1 for the CPU."""
-    rates: dict[str, int]
-    """Clock rates in MHz, as last read; empty where nothing tells."""
     shares_memory: bool
     """The host's memory is the device's: nothing has to be copied across."""
+
+    @property
+    def rates(self) -> dict[str, int]:
+        """Clock rates in MHz, as last read; empty where nothing tells."""
 
     def memory_bytes(self) -> int:
         """How much memory for weights the configuration asks for."""
@@ -84,7 +87,7 @@ class Accelerator(Protocol):
         """The device's own time between two marks that were reached."""
 
     def capture(self, first: Run, run: Run) -> tuple[Callable[[], None], list[Tensor]] | None:
-        """Do ``first``, then take ``run`` as one replayable submission, and where it leaves its outputs; None if that cannot be."""
+        """Do ``first``, then record ``run``: how to replay it, and where that leaves outputs; or None."""
 
     def lost(self, error: BaseException) -> bool:
         """Whether after this error nothing works any more in this process."""
@@ -207,7 +210,8 @@ class Cuda:
 
     def memory_bytes(self) -> int:
         share = self._config.memory_share
-        return int(torch.cuda.mem_get_info(self._device)[0] * share) if share else self._config.memory_bytes
+        free: int = torch.cuda.mem_get_info(self._device)[0]
+        return int(free * share) if share else self._config.memory_bytes
 
     def arena(self, nbytes: int) -> Tensor:
         free, total = torch.cuda.mem_get_info(self._device)
@@ -245,7 +249,7 @@ class Cuda:
 
     def _fixed(self, nbytes: int) -> Tensor:
         memory = torch.empty(nbytes, dtype=torch.uint8, device=self._device)
-        self._fixed_bytes = torch.cuda.memory_reserved(self._device)
+        self._fixed_bytes = int(torch.cuda.memory_reserved(self._device))
         return memory
 
     def claim(self, nbytes: int) -> bool:
@@ -267,7 +271,8 @@ class Cuda:
         mark.synchronize()
 
     def between_ns(self, first: Mark, second: Mark) -> int:
-        return round(first.elapsed_time(second) * NS_PER_MS)
+        elapsed_ms: float = first.elapsed_time(second)
+        return round(elapsed_ms * NS_PER_MS)
 
     def capture(self, first: Run, run: Run) -> tuple[Callable[[], None], list[Tensor]] | None:
         graph = torch.cuda.CUDAGraph()
@@ -292,7 +297,7 @@ class Cuda:
         return False
 
     def used_bytes(self) -> int:
-        return max(0, torch.cuda.memory_reserved(self._device) - self._fixed_bytes)
+        return max(0, int(torch.cuda.memory_reserved(self._device)) - self._fixed_bytes)
 
     def counters(self) -> dict[str, int]:
         stats = torch.cuda.memory_stats(self._device)
@@ -307,7 +312,7 @@ class Cuda:
 
 
 class Clocks:
-    """A GPU's clock rates in MHz, read beside the work: they change with heat and power, and durations too."""
+    """A GPU's clock rates in MHz, read beside the work: heat and power change them, and durations too."""
 
     def __init__(self, index: int, read: Callable[[int], dict[str, int]] | None = None) -> None:
         self.rates: dict[str, int] = {}
@@ -336,8 +341,7 @@ def read_clocks(index: int) -> dict[str, int]:
     """By NVML, which torch asks through ``pynvml``; it raises if there is none."""
     rates = {"sm_mhz": int(torch.cuda.clock_rate(index))}
     with contextlib.suppress(Exception):
-        import pynvml
-
+        pynvml = importlib.import_module("pynvml")
         handle = torch.cuda._get_pynvml_handler(index)  # noqa: SLF001 - it knows CUDA_VISIBLE_DEVICES
         rates["memory_mhz"] = int(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM))
     return rates

@@ -21,7 +21,7 @@ class DeviceConfig(Struct, frozen=True, kw_only=True):
     file or the name of a built-in profile. ``jitter`` is the share by which emulated durations vary.
     ``memory_share`` (cuda only), if not 0, is the share of the GPU's free memory to take instead of
     ``memory_bytes``. ``pool_bytes`` (torch only) is the host memory that keeps weights files ready to be
-    copied (0: each LOAD reads the file). ``graphs`` (cuda only) bounds the CUDA graphs kept (0: none are made).
+    copied (0: each LOAD reads the file). ``graphs`` (cuda only) bounds the CUDA graphs kept (0: none).
     ``warm_up_ns`` bounds the time that ``prepare`` spends on running batch sizes beyond the first.
     """
 

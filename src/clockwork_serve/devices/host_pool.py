@@ -38,7 +38,7 @@ class HostPool:
         self.misses = 0
 
     def copy(self, path: str, target: Tensor) -> None:
-        """Fill ``target`` with a file of exactly its length, which a mark in this lane tells; or DeviceError."""
+        """Fill ``target`` with a file of its very length, or DeviceError; it is there at the next mark."""
         if self._direct:
             self._blobs.read_into(path, target.numpy())
             return

@@ -79,8 +79,7 @@ class TorchDevice:
                 f"page_bytes: expected a multiple of {mmap.PAGESIZE}, found {page_bytes}; choose for example"
                 " 16777216"
             )
-        make: Callable[[DeviceConfig], Accelerator] = Cuda if config.kind == "cuda" else Host
-        self._accelerator = accelerator or make(config)
+        self._accelerator = accelerator or (Cuda(config) if config.kind == "cuda" else Host(config))
         pages = self._accelerator.memory_bytes() // page_bytes
         if pages < 1:
             raise DeviceError(f"memory_bytes: expected at least one page of {page_bytes} bytes; raise it")
@@ -125,7 +124,7 @@ class TorchDevice:
         if len(self._kept) > KEPT_MAX:
             dropped, _ = self._kept.popitem(last=False)
             _log.warning(
-                "%s: code %s was let go after %d others; what it mapped stays mapped until the worker restarts",
+                "%s: code %s was let go after %d others; what it mapped stays until the worker restarts",
                 self._config.device, dropped, KEPT_MAX,
             )  # fmt: skip
 
@@ -160,8 +159,8 @@ class TorchDevice:
                 packages[size] = open_package(code, index, size, self._accelerator, self._area)
         if sizes[0] not in packages:
             raise DeviceError(
-                f"code {code.code_id}: its inputs and outputs take {area_bytes(code, sizes[0])} bytes, and the I/O"
-                f" area has {self._config.io_bytes}; raise io_memory"
+                f"code {code.code_id}: its inputs and outputs take {area_bytes(code, sizes[0])} bytes, and"
+                f" the I/O area has {self._config.io_bytes}; raise io_memory"
             )
         return Prepared(code, index, packages)
 
@@ -309,7 +308,7 @@ class TorchDevice:
         self._kept.clear()
         self._seen = Seen()
         self._pool.close()
-        self._arena = self._area = None
+        self._arena, self._area = None, (None, None)
         self._accelerator.close()
 
     def _get(self, code_id: str) -> Prepared:

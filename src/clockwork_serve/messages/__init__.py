@@ -23,6 +23,7 @@ from clockwork_serve.messages.links import (
     CodeAdded,
     CodeReady,
     CodeRemoved,
+    DeviceNumbers,
     Drain,
     GatewayLost,
     Hello,
@@ -75,7 +76,7 @@ ControllerEffect = Answer | Release | Load | Unload | Infer | Readiness | Foreto
 Frame = (
     Hello | Ping | Request | Cancel | Answer | Release | Load | Unload | Infer | Result
     | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved | QuotasSet
-    | Drain | Readiness | Ask | Reply | Announced | Foretold
+    | Drain | Readiness | Ask | Reply | Announced | Foretold | DeviceNumbers
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
@@ -95,6 +96,7 @@ __all__ = [
     "CodeRemoved",
     "ControllerEffect",
     "ControllerEvent",
+    "DeviceNumbers",
     "DeviceSpec",
     "Drain",
     "Extent",

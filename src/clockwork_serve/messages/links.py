@@ -69,6 +69,13 @@ class CodeReady(Struct, frozen=True, kw_only=True, tag="code_ready"):
     message: str = ""
 
 
+class DeviceNumbers(Struct, frozen=True, kw_only=True, tag="device_numbers"):
+    """What a device counts of itself, and its clock rates, by name: for metrics."""
+
+    device: str
+    numbers: dict[str, int]
+
+
 class CodeRemoved(Struct, frozen=True, kw_only=True, tag="code_removed"):
     """No model uses that code any more."""
 

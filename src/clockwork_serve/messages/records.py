@@ -125,8 +125,8 @@ class DeviceSpec(Struct, frozen=True, kw_only=True):
     """What a device offers. Weights memory is ``pages`` pages of ``page_bytes``.
 
     ``workspace_bytes`` and ``io_bytes`` are the most that one INFER may need of each.
-    ``kind`` selects profiles: ``cpu``, ``torch-cpu``, ``cuda:sm_90``, ``emulated:NAME``. ``backends`` are those
-    of the codes that it can run (empty: any).
+    ``kind`` selects profiles: ``cpu``, ``torch-cpu``, ``cuda:sm_90``, ``emulated:NAME``. ``backends`` are
+    those of the codes that it can run (empty: any).
     """
 
     device: str

@@ -22,6 +22,7 @@ from clockwork_serve.messages import (
     CodeRemoved,
     ControllerEffect,
     ControllerEvent,
+    DeviceNumbers,
     DeviceSpec,
     Drain,
     Foretold,
@@ -188,6 +189,12 @@ class Exchange:
                 if self._worker_by_device.get(frame.device) is not link:
                     return False
                 self.driver.post(frame)
+            case DeviceNumbers():
+                if self._worker_by_device.get(frame.device) is not link:
+                    return False
+                counted = self._recorder.counters.devices.get(frame.device)
+                if counted is not None:
+                    counted.numbers = frame.numbers
             case WorkerJoined():
                 return self._on_worker_joined(link, frame)
             case _:

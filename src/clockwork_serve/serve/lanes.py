@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from clockwork_serve.devices.base import Device
-from clockwork_serve.errors import ClockworkError, ModelError
+from clockwork_serve.errors import ClockworkError, DeviceGone, ModelError
 from clockwork_serve.messages import CodeReady, Infer, Lane, Load, Result, Status, Unload
 from clockwork_serve.serve.calls import BadTensors, Calls, OpenCall, check_epochs, encode_outputs
 from clockwork_serve.serve.child import EXIT_BROKEN
@@ -52,6 +52,13 @@ def end_process(error: BaseException) -> None:
     os._exit(EXIT_BROKEN)
 
 
+def leave_device(error: DeviceGone) -> None:
+    """End the process: nothing can be done on this device here any more; its supervisor starts it anew."""
+    _log.critical("%s; this worker ends, to be started again", error)
+    logging.shutdown()
+    os._exit(EXIT_BROKEN)
+
+
 class Hands:
     """The lanes of all devices of a worker, around its brain.
 
@@ -68,6 +75,7 @@ class Hands:
         realtime: bool = False,
         tidy: Callable[[], None] = lambda: None,
         broken: Callable[[BaseException], None] = end_process,
+        gone: Callable[[DeviceGone], None] = leave_device,
     ) -> None:
         self.lock = threading.Lock()
         self.worker = worker
@@ -75,6 +83,7 @@ class Hands:
         self.realtime = realtime
         self.tidy = tidy
         self.broken = broken
+        self.gone = gone
         self.closing = False
         self._tell = tell
         self._told = False
@@ -282,6 +291,9 @@ class LaneThread:
     def _chore(self, call: Callable[[], None], what: str) -> str:
         try:
             call()
+        except DeviceGone as error:
+            self._hands.gone(error)
+            return _message(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the other codes go on
             foreseen = isinstance(error, ClockworkError)
             _log.error("%s can not %s: %s", self._name, what, error, exc_info=None if foreseen else error)
@@ -303,6 +315,9 @@ class LaneThread:
             else:
                 self._device.unload(action)
             return self._done(work, Status.OK, began_ns, time.monotonic_ns())
+        except DeviceGone as error:
+            self._hands.gone(error)
+            return self._failed(work, error, began_ns)
         except Exception as error:  # noqa: BLE001 - a result is owed whatever happens
             return self._failed(work, error, began_ns)
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import msgspec
 
+from clockwork_serve.devices import DeviceConfig, runs
 from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.serve import child
 from clockwork_serve.serve.preparation import Failure, Preparation, Prepared, Progress
 from clockwork_serve.serve.profiling import profile_all
-from clockwork_serve.store import Cache, Repository, compile_all
+from clockwork_serve.store import Cache, Entry, Problem, Repository, compile_all
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,7 +39,8 @@ def _prepare(preparation: Preparation) -> Prepared:
             entries = [repository.find(name) for name in preparation.names]
         else:
             entries = repository.scan()
-        served, problems = compile_all(repository, cache, _teller("compile"), entries=entries)
+        able, unfit = fitting(entries, preparation.devices)
+        served, problems = compile_all(repository, cache, _teller("compile"), entries=able)
         profiled = profile_all(served, preparation.devices, cache, _teller("profile"))
     finally:
         cache.close()
@@ -46,9 +48,29 @@ def _prepare(preparation: Preparation) -> Prepared:
         names=tuple(entry.name for entry in entries),
         served=tuple(served),
         profiles=profiled.profiles,
-        problems=tuple(problems),
+        problems=(*problems, *unfit),
         warnings=profiled.warnings,
     )
+
+
+def fitting(entries: Sequence[Entry], devices: Sequence[DeviceConfig]) -> tuple[list[Entry], list[Problem]]:
+    """The models that some device can run, and what is to be said of the others."""
+    able: list[Entry] = []
+    unfit: list[Problem] = []
+    for entry in entries:
+        if entry.problems or any(runs(config, entry.backend) for config in devices):
+            able.append(entry)
+            continue
+        wanted = "torch-cpu or cuda:0" if entry.backend == "torch" else "cpu"
+        kinds = ", ".join(dict.fromkeys(config.kind for config in devices))
+        unfit.append(
+            Problem(
+                model=entry.name, field="backend",
+                expected=f"one that devices of kind {kinds} run", found=f"a {entry.backend} model",
+                advice=f"give --device {wanted} as well",
+            )
+        )  # fmt: skip
+    return able, unfit
 
 
 def _teller(stage: str) -> Callable[[int, int, str], None]:

@@ -35,9 +35,10 @@ def main(argv: Sequence[str]) -> int:
     page_bytes = config.device.page_bytes
     device = build(
         msgspec.structs.replace(
-            config.device, memory_bytes=align(max(1, config.model.weights.size), page_bytes), warm_up_ns=0
+            config.device, memory_bytes=align(max(1, config.model.weights.size), page_bytes), warm_up_ns=0,
+            memory_share=0.0, pool_bytes=0,
         )
-    )
+    )  # fmt: skip
     try:
         measured = profile(device, config.code, config.model)
     finally:

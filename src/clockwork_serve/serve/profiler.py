@@ -64,7 +64,9 @@ class _Measurement:
         self._model = model
         self._clock = clock
         self._actions = 0
-        self._resident = resident_bytes()
+        # A GPU's batches take memory that is not this process's own.
+        self._used: Callable[[], int] = getattr(device, "used_bytes", resident_bytes)
+        self._resident = self._used()
         self._extent = Extent(0, device.spec.pages_of(model.weights.size))
 
     def run(self) -> Measured:
@@ -74,7 +76,7 @@ class _Measurement:
         self._device.prepare(self._code)
         try:
             load_ns = self._loads()
-            batches = _Batches(self._code, self._resident, held)
+            batches = _Batches(self._code, self._used, self._resident + held)
             fills = self._accepted_fills(batches)
             for batch in self._code.batch_sizes:
                 self._measure(batch, fills, batches)
@@ -174,9 +176,10 @@ class _Measurement:
 class _Batches:
     """What was measured of each batch size, ascending."""
 
-    def __init__(self, code: Code, resident: int, held: int) -> None:
+    def __init__(self, code: Code, used: Callable[[], int], before: int) -> None:
         self._code = code
-        self._before = resident + held
+        self._used = used
+        self._before = before
         self.row_ns = REFUSED_NS  # of the first run, until a batch size was measured
         self.infer_ns: dict[int, int] = {}
         self.workspace_bytes: dict[int, int] = {}
@@ -187,7 +190,7 @@ class _Batches:
         self.infer_ns[batch] = max(1, infer_ns)
         self.io_bytes[batch] = io_bytes(self._code, batch)
         # All that the process grew by since before it knew the code: an upper bound, as the first code in it.
-        self.workspace_bytes[batch] = max(WORKSPACE_MIN, resident_bytes() - self._before)
+        self.workspace_bytes[batch] = max(WORKSPACE_MIN, self._used() - self._before)
 
     def expected_ns(self, batch: int) -> int:
         """In proportion to the largest batch so far: what no batch should exceed by much."""

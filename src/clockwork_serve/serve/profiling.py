@@ -11,7 +11,7 @@ from typing import Final, Protocol
 import msgspec
 from msgspec import Struct
 
-from clockwork_serve.devices import DeviceConfig, emulated_profile
+from clockwork_serve.devices import DeviceConfig, emulated_profile, profile_kind, runs
 from clockwork_serve.errors import DeviceError
 from clockwork_serve.messages import Code, Model, Profile
 from clockwork_serve.serve.profile_process import ProfileConfig
@@ -56,8 +56,13 @@ def profile_all(
     Raises :class:`ConfigError` if a device is described wrongly.
     """
     models = {each.code.code_id: each for each in reversed(served)}
-    kinds = {(config.kind, config.profile): config for config in reversed(devices)}
-    work = [(each.code, each.model, config) for config in kinds.values() for each in models.values()]
+    kinds = {profile_kind(config): config for config in reversed(devices)}
+    work = [
+        (each.code, each.model, config)
+        for config in kinds.values()
+        for each in models.values()
+        if runs(config, each.code.backend)
+    ]
     profiles: list[Profile] = []
     warnings: list[str] = []
     for done, (code, model, config) in enumerate(work, start=1):
@@ -77,7 +82,7 @@ def _profile_one(
 ) -> Measured:
     if config.kind == "emulated":
         return Measured(profile=emulated_profile(config, code))
-    known = None if again else cache.profile(code.code_id, config.kind)
+    known = None if again else cache.profile(code.code_id, profile_kind(config))
     if known is not None:
         return Measured(profile=known)
     measured = measure_apart(code, model, config)
@@ -111,7 +116,7 @@ def _guessed(code: Code, config: DeviceConfig, warning: str) -> Measured:
     return Measured(
         profile=Profile(
             code_id=code.code_id,
-            device_kind=config.kind,
+            device_kind=profile_kind(config),
             infer_ns={size: REFUSED_NS * size for size in sizes},
             load_base_ns=LOAD_BASE_NS,
             load_ns_per_mib=NS_PER_MS,

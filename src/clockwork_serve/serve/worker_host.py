@@ -13,6 +13,7 @@ from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import (
     CodeAdded,
     CodeRemoved,
+    DeviceNumbers,
     Frame,
     Hello,
     Infer,
@@ -26,6 +27,8 @@ from clockwork_serve.serve.transport import SOCKET_NAME, Link, connect, hello
 from clockwork_serve.worker import ControllerLost, Stop, Worker, WorkerEvent
 
 RETRY_S: Final = 0.05
+NUMBERS_S: Final = 5.0
+"""How often devices that count tell what."""
 _IDLE_POLL_S: Final = 0.005
 
 _log = logging.getLogger(__name__)
@@ -45,6 +48,9 @@ class WorkerHost:
     ) -> None:
         self._name = name
         self._path = run_dir / SOCKET_NAME
+        self._counting = {
+            name: count for name, device in devices.items() if (count := getattr(device, "counters", None))
+        }
         self._specs = tuple(device.spec for device in devices.values())
         self._loop = asyncio.get_running_loop()
         self._link: Link | None = None  # None while there is no controller
@@ -65,6 +71,7 @@ class WorkerHost:
         """Serve until ``stop``; then refuse what waits, finish what runs, and return."""
         self.hands.start()
         stopped = self._loop.create_task(stop.wait())
+        telling = self._loop.create_task(self._tell_numbers())
         while not stop.is_set():
             joined = self._loop.create_task(self._join())
             await asyncio.wait((stopped, joined), return_when=asyncio.FIRST_COMPLETED)
@@ -76,7 +83,22 @@ class WorkerHost:
             await asyncio.wait((stopped, lost), return_when=asyncio.FIRST_COMPLETED)
             lost.cancel()
         stopped.cancel()
+        telling.cancel()
         await self._finish()
+
+    async def _tell_numbers(self) -> None:
+        """What devices count, as long as there are any that do."""
+        while self._counting:
+            for name, count in list(self._counting.items()):
+                try:
+                    numbers = count()
+                except Exception as error:  # noqa: BLE001 - its lanes find out what is wrong with it
+                    _log.warning("%s counts no more: %s", name, error)
+                    del self._counting[name]
+                    continue
+                if self._link is not None:
+                    self._link.send(DeviceNumbers(device=name, numbers=numbers))
+            await asyncio.sleep(NUMBERS_S)
 
     async def _join(self) -> None:
         """Connect, however often it takes, and offer the devices with empty memory."""

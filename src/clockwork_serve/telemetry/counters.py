@@ -111,6 +111,7 @@ class DeviceCounters(Struct):
     """What one device did. ``actions`` counts results by ``action:status``; ``pages_used`` are claimed now.
 
     ``lost_actions`` are those that its worker took along when it died. ``up`` tells that its worker is there.
+    ``numbers`` are what the device last said of itself.
     """
 
     worker: str
@@ -122,6 +123,7 @@ class DeviceCounters(Struct):
     lost_actions: int = 0
     exec_busy_ns: int = 0
     load_busy_ns: int = 0
+    numbers: dict[str, int] = {}
 
 
 class ErrorCounters(Struct):

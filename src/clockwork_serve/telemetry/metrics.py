@@ -183,6 +183,14 @@ def _devices(counters: Counters) -> Iterator[str]:
         ),
     )  # fmt: skip
     yield from _family(
+        "clockwork_device_number", "gauge", "What a device counts of itself.",
+        (
+            (f'{labels},number="{_escape(name)}"', value)
+            for labels, device in devices
+            for name, value in sorted(device.numbers.items())
+        ),
+    )  # fmt: skip
+    yield from _family(
         "clockwork_device_pages", "gauge", "Pages of weights memory, all and claimed.",
         (
             (f'{labels},state="{state}"', pages)

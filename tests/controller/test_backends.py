@@ -1,0 +1,115 @@
+"""A server whose devices run different backends: each model goes where it can run, and only there."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec import structs
+
+from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.controller.candidates import Candidates
+from clockwork_serve.controller.cluster import DeviceBelief
+from clockwork_serve.messages import (
+    CodeAdded,
+    CodeReady,
+    DeviceSpec,
+    ModelAdded,
+    Outcome,
+    Reason,
+    WorkerJoined,
+)
+from tests.controller.clusters import ask, belief, place, serve
+from tests.controller.honest import CODE, Lane, World, device, model, profile
+
+TORCH = structs.replace(CODE, code_id="t", backend="torch")
+ONNX = structs.replace(CODE, code_id="o", backend="onnx")
+CPU = structs.replace(device("cpu:0"), backends=("onnx", "python"))
+GPU = structs.replace(device("cuda:0"), backends=("torch",))
+
+
+def join(world: World, spec: DeviceSpec) -> None:
+    """A worker that prepares what its device can run, and says nothing of the rest."""
+    for lane in ("exec", "load"):
+        world.lanes[spec.device, lane] = Lane()
+    able = [code for code in (TORCH, ONNX) if spec.runs(code.backend)]
+    ready = [CodeReady(device=spec.device, code_id=code.code_id) for code in able]
+    world.tell(WorkerJoined(worker=f"worker-{spec.device}", devices=(spec,)), *ready)
+
+
+def mixed(*devices: DeviceSpec, policy: str = "default") -> World:
+    """Models of two backends on these devices."""
+    world = World(ControllerConfig(policy=policy, expected_devices=len(devices)))
+    for code, name in ((TORCH, "torch"), (ONNX, "onnx")):
+        times = profile(code.code_id)
+        world.durations[code.code_id] = times
+        world.tell(CodeAdded(code=code, profiles=(times,)), ModelAdded(model=model(name, code.code_id)))
+    for spec in devices:
+        join(world, spec)
+    return world
+
+
+@pytest.mark.parametrize("policy", ["default", "paper"])
+def test_every_model_runs_on_the_device_that_can_run_it(policy: str) -> None:
+    world = mixed(CPU, GPU, policy=policy)
+    asked = {world.request(name, slo_ms=200): name for name in ("torch", "onnx") * 5}
+    world.run()
+    assert {world.answers[request_id].outcome for request_id in asked} == {Outcome.OK}
+    assert {(action.device, action.model) for action in world.actions} == {
+        ("cuda:0", "torch/1"), ("cpu:0", "onnx/1"),
+    }  # fmt: skip
+
+
+def test_a_server_is_ready_although_no_device_prepares_all_codes() -> None:
+    world = mixed(CPU, GPU)
+    devices = world.controller.snapshot()["devices"]
+    assert isinstance(devices, list)
+    assert [(one["device"], one["warm"], one["pending_codes"]) for one in devices] == [
+        ("cpu:0", True, 0), ("cuda:0", True, 0),
+    ]  # fmt: skip
+    assert devices[0]["failed_codes"] == {"t": "cpu:0 runs onnx and python codes; found one of backend torch"}
+
+
+def test_a_code_that_comes_later_is_awaited_only_where_it_can_run() -> None:
+    world = mixed(CPU, GPU)
+    late = structs.replace(TORCH, code_id="late")
+    world.tell(CodeAdded(code=late, profiles=(profile("late"),)))
+    pending = {one.name: one.pending_codes for one in world.controller._belief.devices.values()}
+    assert pending == {"cpu:0": set(), "cuda:0": {"late"}}
+
+
+def test_a_model_that_no_device_runs_is_refused_with_that_reason() -> None:
+    world = mixed(CPU)
+    request_id = world.request("torch", slo_ms=200)
+    answer = world.answers[request_id]
+    assert (answer.outcome, answer.reason) == (Outcome.REJECTED, Reason.NOT_SERVING)
+    assert answer.message == "no device is up that runs torch models"
+
+
+def test_what_failed_where_it_could_run_is_the_reason_told() -> None:
+    world = mixed(CPU, GPU)
+    world.tell(
+        CodeAdded(code=structs.replace(TORCH, code_id="bad"), profiles=(profile("bad"),)),
+        ModelAdded(model=model("bad", "bad")),
+        CodeReady(device="cuda:0", code_id="bad", ok=False, message="compile the model again"),
+    )
+    answer = world.answers[world.request("bad", slo_ms=200)]
+    assert answer.message == "device cuda:0 could not prepare the model: compile the model again"
+
+
+def test_weights_larger_than_the_devices_that_run_them_are_told_how_large_those_are() -> None:
+    small = structs.replace(GPU, pages=2)
+    world = mixed(CPU, small)
+    answer = world.answers[world.request("torch", slo_ms=200)]
+    assert answer.message.endswith(f"fit no device; the largest has {2 << 20}")
+
+
+def test_a_device_that_cannot_run_a_model_makes_it_no_candidate_for_a_load() -> None:
+    made = belief("d0")
+    other = DeviceBelief(structs.replace(GPU, device="d1"), "d1", made.fresh(), made.config)
+    made.devices["d1"] = other
+    served = serve(made, "a")
+    place(made, served, "d0")
+    ask(made, served, count=50)
+    assert not Candidates(made).rank(served), "it is everywhere it can be"
+    made.devices["d2"] = DeviceBelief(device("d2"), "d2", made.fresh(), made.config)
+    made.forget_bases()
+    assert Candidates(made).rank(served)
