@@ -14,16 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from benchmarks.gpu_rig import Floats
 from clockwork_serve.apps.reproduce.real_requests import Books
 from clockwork_serve.errors import ClockworkError
-from clockwork_serve.messages import Answer, Outcome, Release, Request
+from clockwork_serve.messages import Answer, Outcome, Question, Release, Request
 from clockwork_serve.oip import InputTensor
 from clockwork_serve.serve.gateway_link import GatewayLink, LinkListener
 from clockwork_serve.serve.gateway_slots import Slot, Slots
 from clockwork_serve.store import Served
+from clockwork_serve.telemetry import Counters
 from clockwork_serve.units import MIB, NS_PER_S, ms
 
 NAME: Final = "gateway-0"
@@ -130,6 +132,14 @@ class Clients:
             raise ClockworkError(f"the controller: {self._lost}")
         told.books.unanswered += len(self._open)
         return told
+
+    async def numbers(self, device: str) -> dict[str, int]:
+        """What the worker's device last said of itself. Raises :class:`ClockworkError` if nobody answers."""
+        reply = await self._link.ask(Question.METRICS, b"{}", ANSWER_S)
+        if not reply.ok:
+            raise ClockworkError(f"the controller: {reply.body.decode(errors='replace')}")
+        counted = msgspec.json.decode(reply.body, type=Counters, strict=False).devices.get(device)
+        return {} if counted is None else counted.numbers
 
     async def close(self) -> None:
         """Let go of the controller and of the tensors' memory."""

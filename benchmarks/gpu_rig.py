@@ -45,19 +45,23 @@ class Sizes:
     clients: int
     bases: int
     gpu_bytes: int
+    paging_bytes: int
     host_bytes: int
 
 
 FULL: Final = Sizes(
     short=False, largest=16, others_largest=16, inferences=20_000, copies=(1000, 4000), thousand=1000,
     slos_ms=(5, 10, 25, 50, 100),
-    served=15, clients=16, bases=4, gpu_bytes=6 * GIB, host_bytes=512 * MIB,
+    served=15, clients=16, bases=4, gpu_bytes=GIB, paging_bytes=6 * GIB, host_bytes=512 * MIB,
 )  # fmt: skip
 SHORT: Final = Sizes(
     short=True, largest=2, others_largest=1, inferences=400, copies=(20, 40), thousand=20, slos_ms=(25, 100),
-    served=3, clients=2, bases=2, gpu_bytes=2 * MIB, host_bytes=1 * MIB,
+    served=3, clients=2, bases=2, gpu_bytes=2 * MIB, paging_bytes=MIB, host_bytes=16 * MIB,
 )  # fmt: skip
-"""``gpu_bytes``: the arena of parts that need but a few places; ``host_bytes``: their pool of host memory."""
+"""``gpu_bytes``: the arena of parts that need but a few places; ``host_bytes``: their pool of host memory.
+
+``paging_bytes``: the arena that thousands of copies take turns in.
+"""
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ it is the device that is measured. The limit is what the profile allows with no 
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import Any, Final
 
@@ -14,8 +15,8 @@ from msgspec import structs
 
 from benchmarks import machine
 from benchmarks.gpu_clients import Clients, Told
-from benchmarks.gpu_copies import ERROR, Copies, Writer, pool_bytes
-from benchmarks.gpu_rig import Floats, Rig, error_of
+from benchmarks.gpu_copies import ERROR, FIXED, Copies, Writer, changes, pool_bytes
+from benchmarks.gpu_rig import Floats, Rig, error_of, grown
 from benchmarks.report import Outcome, percent, quantile
 from clockwork_serve.apps.reproduce.real_controller import Processes, started
 from clockwork_serve.controller import ControllerConfig
@@ -34,6 +35,8 @@ THOUSAND_SLO_MS: Final = 100.0
 THOUSAND_CLIENTS: Final = 64
 LATE_SHARE: Final = 0.001
 RSS_GROWS: Final = 16 * MIB
+NUMBERS_S: Final = 5.5
+"""A worker tells what its device counts every 5 s."""
 NO_DELAY: Final = Network(gateway_ns=0, worker_ns=0, jitter_ns=0)
 
 
@@ -93,7 +96,7 @@ def thousand(rig: Rig, outcome: Outcome, writer: Writer, seconds: float) -> None
     rig.profile()
     copies = writer.copies(rig.sizes.thousand, seconds / 3)
     rig.give_back()
-    told, places, grown = uvloop.run(_thousand(rig, copies, seconds / 3))
+    told, places, more = uvloop.run(_thousand(rig, copies, seconds / 3))
     right = sum(error <= ERROR for error in told.errors)
     said = f", {len(copies.files):,} different files, for {copies.why_fewer}" if copies.why_fewer else ""
     outcome.judge(
@@ -101,13 +104,15 @@ def thousand(rig: Rig, outcome: Outcome, writer: Writer, seconds: float) -> None
         asked=f"all right, error <= {ERROR:g}",
         found=f"{right:,} of {len(told.errors):,}{said}", good=right == len(told.errors) > 0,
     )  # fmt: skip
+    resident = more.pop("worker_rss")
     outcome.judge(
-        "allocations after start, as the GPU's free memory tells", asked="none" if rig.target.gpu else "",
-        found=f"{grown['gpu_bytes']:+,} bytes" if rig.target.gpu else "no GPU", good=not grown["gpu_bytes"],
+        "allocations after start, by the worker's allocator and by the GPU's free memory",
+        asked="none" if rig.target.gpu else "",
+        found=changes(more), good=not any(more.values()),
     )  # fmt: skip
     outcome.judge(
         "resident memory of the worker after start", asked=f"<= +{RSS_GROWS >> 20} MiB",
-        found=f"{grown['worker_rss'] / MIB:+.1f} MiB", good=grown["worker_rss"] <= RSS_GROWS,
+        found=f"{resident / MIB:+.1f} MiB", good=resident <= RSS_GROWS,
     )  # fmt: skip
     _judge_late(outcome, "late answers", [told])
     outcome.judge(
@@ -115,7 +120,8 @@ def thousand(rig: Rig, outcome: Outcome, writer: Writer, seconds: float) -> None
         found=f"{told.good_rps:,.0f} r/s; {percent(told.books.rejected, told.books.offered)}",
     )  # fmt: skip
     outcome.figures["thousand"] = _told(told) | {
-        "models": copies.count, "places": places, "files": len(copies.files), "grown": grown,
+        "models": copies.count, "places": places, "files": len(copies.files), "grown": more,
+        "worker_rss_grew": resident,
         "why_fewer": copies.why_fewer, "compared": len(told.errors),
     }  # fmt: skip
 
@@ -137,13 +143,13 @@ async def _thousand(rig: Rig, copies: Copies, seconds: float) -> tuple[Told, int
             await clients.ready()
             rig.tell(f"{copies.count:,} models from {places} places, the first requests")
             await clients.ask(lambda _: dice.choice(names), WARM_SLO_MS, seconds / 3)
-            before = _memory(rig, real)
+            before = await _memory(rig, real, clients)
             rig.tell(f"{copies.count:,} models from {places} places")
             told = await clients.ask(lambda _: dice.choice(names), THOUSAND_SLO_MS, seconds, check=check)
-            after = _memory(rig, real)
+            after = await _memory(rig, real, clients)
         finally:
             await clients.close()
-    return told, places, {name: after[name] - before[name] for name in before}
+    return told, places, grown(before, after, ["worker_rss", "gpu_bytes", *FIXED])
 
 
 def frames(rig: Rig, copies: Copies) -> list[Frame]:
@@ -176,9 +182,13 @@ def _places(rig: Rig, count: int) -> int:
     return int(max(2, min(count // 2, 0.7 * free // nbytes)))
 
 
-def _memory(rig: Rig, real: Processes) -> dict[str, int]:
-    """Of the worker, and of the GPU (all processes, so that nothing is missed)."""
-    return {"worker_rss": machine.rss_bytes(real.workers[0]), "gpu_bytes": -rig.free_bytes()}
+async def _memory(rig: Rig, real: Processes, clients: Clients) -> dict[str, int]:
+    """Of the worker, by what its device counts, and of the GPU: all processes, so that nothing is missed."""
+    found = {"worker_rss": machine.rss_bytes(real.workers[0])}
+    if rig.target.gpu:
+        found["gpu_bytes"] = -rig.free_bytes()
+        await asyncio.sleep(NUMBERS_S)
+    return found | await clients.numbers(rig.target.name)
 
 
 def _judge_late(outcome: Outcome, question: str, found: list[Told]) -> None:
