@@ -47,6 +47,28 @@ def test_a_folder_that_is_not_there_is_one_line(
     assert capsys.readouterr().err.startswith("error: model repository: expected a readable folder")
 
 
+@pytest.mark.parametrize("command", ["validate", "compile"])
+def test_a_torch_program_for_a_gpu_that_is_not_here_is_a_problem_and_the_rest_is_served(
+    command: str, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (repository / "program" / "1").mkdir(parents=True)
+    (repository / "program" / "1" / "model.pt2").write_bytes(b"no program")
+
+    assert run([command, str(repository), "--torch-target", "cuda"]) == 1
+
+    shown = capsys.readouterr()
+    assert "slow/1" in shown.out
+    assert "problem: model 'program' version 1" in shown.err
+
+
+@pytest.mark.parametrize("command", ["validate", "compile"])
+def test_a_torch_target_that_there_is_not_is_named(
+    command: str, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([command, str(repository), "--torch-target", "gpu"]) == 2
+    assert "'cpu', 'cuda'" in capsys.readouterr().err
+
+
 def test_validate_for_machines(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["validate", str(broken), "--json"]) == 1
 

@@ -165,10 +165,10 @@ def test_an_interruption_from_the_progress_callback_stops_the_rest(shop):
 class Exploding(Compiler):
     """A compiler with a fault of its own for one model."""
 
-    def compile(self, entry, version):
+    def compile(self, entry, version, on_step):
         if entry.name == "b":
             raise ZeroDivisionError("oops")
-        return super().compile(entry, version)
+        return super().compile(entry, version, on_step)
 
 
 def test_a_fault_of_the_compiler_costs_one_model(shop):

@@ -186,6 +186,21 @@ def test_settings_name_tensors_and_limit_the_batch(works):
     assert served.model.platform == "pytorch_libtorch"
 
 
+def test_a_model_in_bfloat16_is_served_in_bfloat16(works):
+    class Halves(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Linear(8, 4, dtype=torch.bfloat16)
+
+        def forward(self, x):
+            return self.inner(x).float()
+
+    program = exported(Halves(), torch.rand(2, 8, dtype=torch.bfloat16))
+    served = works.compile("halves", {"m": (program, None)}, sizes=(1,)).only()
+    assert (served.code.inputs[0].datatype, served.code.outputs[0].datatype) == ("BF16", "FP32")
+    assert served.model.weights.size == 2 * 256
+
+
 def test_rows_that_depend_on_each_other_are_not_batched(works):
     class Mixes(torch.nn.Module):
         def forward(self, x):

@@ -23,16 +23,11 @@ from clockwork_serve.cli.screen import say, show_json, show_table, size_text
 @setting_options("cache", "max_batch", "largest_batch")
 @torch_target_option
 @json_flag
-def compile_(
-    repository: str | None,
-    config: str | None,
-    torch_target: str | None,
-    as_json: bool,  # noqa: FBT001
-    **flags: Any,
-) -> int:
+def compile_(repository: str | None, config: str | None, as_json: bool, **flags: Any) -> int:  # noqa: FBT001
     """Compile the models in REPO into shared code and weights; exits with 1 if one fails."""
+    target = flags.pop("torch_target")
     settings = settings_from(repository, config, flags)
-    cache, served, problems = compile_repository(settings, quiet=as_json, torch_target=torch_target)
+    cache, served, problems = compile_repository(settings, quiet=as_json, torch_target=target)
     cache.close()
     if as_json:
         show_json(

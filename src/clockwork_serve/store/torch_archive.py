@@ -99,7 +99,7 @@ def read_archive(path: Path) -> Archive:
             if prefix + config not in names:
                 refuse(
                     f"its {kind} as plain bytes", f"no {config}, as older versions of torch wrote it",
-                    "export it again with torch 2.9 or later",
+                    "export it again with a later torch (2.13 writes plain bytes)",
                 )  # fmt: skip
             for name, found in _json(file, prefix + config)["config"].items():
                 tensors[name] = _payload(name, found, prefix + folder, names)
@@ -147,7 +147,7 @@ def _opened(path: Path) -> zipfile.ZipFile:
         refuse("a torch.export program", what, EXPORT)
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+    except (zipfile.BadZipFile, RuntimeError, ValueError) as error:
         return refuse(
             "a torch.export program", f"an archive that cannot be read ({error})",
             "the file is truncated or corrupt: copy it again",
@@ -181,7 +181,7 @@ def _prefix(file: zipfile.ZipFile, path: Path) -> str:
 def _entry(file: zipfile.ZipFile, name: str) -> bytes:
     try:
         return file.read(name)
-    except (zipfile.BadZipFile, EOFError, OSError, KeyError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, EOFError, OSError, KeyError, RuntimeError) as error:
         return refuse(
             f"the entry {name} whole", f"a corrupt one ({error})", "the file is corrupt: copy it again"
         )

@@ -122,17 +122,7 @@ class TorchCompiler:
             report, files = self._made(archive, plan, folder, on_step)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        batched = plan.batched and not report.lost
-        code = Code(
-            code_id=key[:32],
-            backend="torch",
-            path="",
-            inputs=specs(plan.inputs_of(batched=batched), batched=batched),
-            outputs=specs(report.outputs, batched=batched),
-            batched=batched,
-            batch_sizes=report.batch_sizes,
-            lifted=True,
-        )
+        code = _code(key[:32], plan, report)
         recipe = msgspec.json.decode(files["recipe.json"], type=Recipe)
         index = TorchIndex(
             tensors=recipe.tensors,
@@ -157,7 +147,7 @@ class TorchCompiler:
             weights_id=self._cache.save_weights(blob),
             weights_bytes=len(blob),
             lifted=True,
-            max_batch_size=plan.max_batch_size if batched else 0,
+            max_batch_size=plan.max_batch_size if code.batched else 0,
             batch_sizes=report.batch_sizes,
             output_bytes=output_room(
                 code.outputs, None, least=self._config.output_bytes, asked=settings.output_bytes
@@ -182,10 +172,25 @@ class TorchCompiler:
             sizes=plan.sizes,
             target=self.target,
         )
-        report = _run(job, self._cache.root / "inductor", on_step)
+        (folder / "job.json").write_bytes(msgspec.json.encode(job))
+        report = _run(folder / "job.json", self.target, self._cache.root / "inductor", on_step)
         if report.problem is not None:
             raise ProblemError(report.problem)
         return report, {each.name: each.read_bytes() for each in (folder / "made").iterdir()}
+
+
+def _code(code_id: str, plan: TorchPlan, report: Report) -> Code:
+    batched = plan.batched and not report.lost
+    return Code(
+        code_id=code_id,
+        backend="torch",
+        path="",
+        inputs=specs(plan.inputs_of(batched=batched), batched=batched),
+        outputs=specs(report.outputs, batched=batched),
+        batched=batched,
+        batch_sizes=report.batch_sizes,
+        lifted=True,
+    )
 
 
 def _blob(archive: Archive, program: Program, recipe: Recipe) -> Bytes:
@@ -198,7 +203,7 @@ def _blob(archive: Archive, program: Program, recipe: Recipe) -> Bytes:
         return refuse("weights of the sizes that the program has", str(error), "copy the file again")
 
 
-def _run(job: Job, inductor: Path, on_step: OnStep) -> Report:
+def _run(job: Path, target: str, inductor: Path, on_step: OnStep) -> Report:
     """The process that compiles, from its start to its answer. It ends if this one does."""
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         raise problem(
@@ -206,20 +211,18 @@ def _run(job: Job, inductor: Path, on_step: OnStep) -> Report:
             found="none", advice="install g++ and compile again",
         )  # fmt: skip
     threads = {"OMP_NUM_THREADS": "1"}
-    if job.target == "cpu":
+    if target == "cpu":
         threads["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     env = {**os.environ, **_MALLOC, **threads, "TORCHINDUCTOR_CACHE_DIR": str(inductor)}
-    command = [sys.executable, "-m", "clockwork_serve.store.torch_process"]
+    command = [sys.executable, "-m", "clockwork_serve.store.torch_process", str(job)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
     ) as process:
-        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None and process.stderr is not None
         tail: collections.deque[str] = collections.deque(maxlen=_LINES_KEPT)
         reader = threading.Thread(target=_drain, args=(process.stderr, tail), daemon=True)
         reader.start()
         try:
-            process.stdin.write(msgspec.json.encode(job) + b"\n")
-            process.stdin.flush()
             report = _heard(process.stdout, tail, on_step)
             status = 0 if report is not None else process.wait()
         finally:

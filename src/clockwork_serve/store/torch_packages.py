@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from clockwork_serve.store.graph_tensors import GraphTensor
 from clockwork_serve.store.torch_job import OPTIONS
 from clockwork_serve.store.torch_lowering import Flat, Values
 from clockwork_serve.store.trial import Array, RunError, difference
@@ -31,16 +32,16 @@ _TIMED_RUNS = (3, 30)
 class Eager:
     """A graph run operator by operator: what the program says."""
 
-    def __init__(self, module: Any, names: Sequence[str], device: str) -> None:
+    def __init__(self, module: Any, inputs: Sequence[GraphTensor], device: str) -> None:
         self._module = module
-        self._names = names
+        self._inputs = inputs
         self._device = device
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """All outputs in order. Raises ``RunError``."""
         try:
             with torch.no_grad():
-                outputs = self._module(*tensors_of(inputs, self._names, self._device))
+                outputs = self._module(*tensors_of(inputs, self._inputs, self._device))
         except Exception as error:  # operators raise whatever they like on inputs that do not fit
             raise RunError(f"{type(error).__name__}: {error}") from error
         return [array_of(output) for output in outputs]
@@ -49,9 +50,9 @@ class Eager:
 class Package:
     """A compiled package with constants put in, as a device does it."""
 
-    def __init__(self, path: Path, names: Sequence[str], device: str) -> None:
+    def __init__(self, path: Path, inputs: Sequence[GraphTensor], device: str) -> None:
         self._runner: Any = torch._inductor.aoti_load_package(str(path))  # noqa: SLF001 - torch's own interface
-        self.names = names
+        self.inputs = inputs
         self.device = device
         self._kept: object = None
 
@@ -67,7 +68,7 @@ class Package:
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """All outputs in order. Raises ``RunError``."""
         try:
-            outputs = self.call(tensors_of(inputs, self.names, self.device))
+            outputs = self.call(tensors_of(inputs, self.inputs, self.device))
         except Exception as error:
             raise RunError(f"{type(error).__name__}: {error}") from error
         return [array_of(output) for output in outputs]
@@ -88,12 +89,12 @@ def compile_package(module: Any, inputs: Sequence[Any], path: Path) -> None:
         )
 
 
-def tensors_of(inputs: Mapping[str, Array], names: Sequence[str], device: str) -> list[Any]:
+def tensors_of(arrays: Mapping[str, Array], inputs: Sequence[GraphTensor], device: str) -> list[Any]:
     """Arrays as tensors, in calling order. BF16 is in arrays of 16 bits."""
     tensors = []
-    for name in names:
-        tensor = torch.from_numpy(np.ascontiguousarray(inputs[name]))
-        tensors.append(tensor.to(device))
+    for each in inputs:
+        tensor = torch.from_numpy(np.ascontiguousarray(arrays[each.name]))
+        tensors.append((tensor.view(torch.bfloat16) if each.datatype == "BF16" else tensor).to(device))
     return tensors
 
 
@@ -132,10 +133,10 @@ def proved(
     package: Package, program: Flat, packed: Flat, values: Values, inputs: Mapping[str, Array]
 ) -> float:
     """The largest relative difference between program and package, over the model's weights and others."""
-    names, device = package.names, package.device
+    device = package.device
     worst = 0.0
     for each in (values, scrambled(values, [source.dtype for source in program.sources])):
-        wanted = Eager(program.module(each, device), names, device).run(inputs)
+        wanted = Eager(program.module(each, device), package.inputs, device).run(inputs)
         package.load(packed.tensors(each, device))
         worst = max(worst, difference(package.run(inputs), wanted))
     package.load(packed.tensors(values, device))

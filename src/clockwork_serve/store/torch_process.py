@@ -40,8 +40,8 @@ _MOST_WITHOUT_GAIN = 2
 
 
 def main() -> int:
-    """Do the job on the first line of stdin; the end of stdin ends the process."""
-    job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
+    """Do the job in the file that is named; the end of stdin ends the process."""
+    job = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Job)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     try:
@@ -97,7 +97,7 @@ class _Work:
 
         self.values: Values = values
         self.exported = torch.export.load(job.program)
-        self.names = [tensor.name for tensor in job.interface.inputs]
+        self.inputs = job.interface.inputs
         self.plain = self._flat(fold=False)
         self.row_ns: dict[int, int] = {}
         self.difference = 0.0
@@ -108,7 +108,7 @@ class _Work:
     def done(self) -> Report:
         """Compile, prove and measure every size."""
         batched = self.job.batched
-        eager = Eager(self.plain.module(self.values, self.device), self.names, self.device)
+        eager = Eager(self.plain.module(self.values, self.device), self.inputs, self.device)
         trial = self._tried(eager, batched=batched)
         lost = doubt = ""
         if batched and self.job.sizes[-1] > 1:
@@ -133,7 +133,7 @@ class _Work:
         recipe = msgspec.json.encode(packed.recipe)
         (Path(self.job.folder) / "recipe.json").write_bytes(recipe)
         return Report(
-            batch_sizes=tuple(kept), outputs=self._outputs(eager, trial, batched=batched), fills=trial.fills,
+            batch_sizes=tuple(kept), outputs=self._outputs(trial, batched=batched), fills=trial.fills,
             lost=lost, doubt=doubt, folded=packed.folded, row_ns=self.row_ns, difference=self.difference,
         )  # fmt: skip
 
@@ -165,9 +165,9 @@ class _Work:
             _say(Step(text=f"batch size {size} of {sizes[-1]}" if batched else "compiling"))
             path = Path(self.job.folder) / f"{size}.pt2"
             arrays = made_up(trial.fills, rows=size)
-            inputs = tensors_of(arrays, self.names, self.device)
+            inputs = tensors_of(arrays, self.inputs, self.device)
             compile_package(module, inputs, path)
-            package = Package(path, self.names, self.device)
+            package = Package(path, self.inputs, self.device)
             if package.constants() != names:
                 odd = sorted(package.constants() ^ names)
                 raise problem(
@@ -186,10 +186,10 @@ class _Work:
             kept.append(size)
         return kept
 
-    def _outputs(self, eager: Eager, trial: Trial, *, batched: bool) -> tuple[GraphTensor, ...]:
+    def _outputs(self, trial: Trial, *, batched: bool) -> tuple[GraphTensor, ...]:
         """The outputs with their shapes, axis 0 left open if batched."""
         outputs = []
-        for tensor, seen in zip(self.job.interface.outputs, eager.run(trial.one), strict=True):
+        for tensor, seen in zip(self.job.interface.outputs, trial.outputs, strict=True):
             dims = ("", *seen.shape[1:]) if batched else seen.shape
             outputs.append(GraphTensor(tensor.name, tensor.datatype, tuple(dims)))
         return tuple(outputs)
