@@ -76,7 +76,8 @@ def measure(device: TorchDevice, code: Code, models: list[Model], pages: int, ru
     size = models[0].weights.size
     first, second = Extent(0, pages), Extent(pages, pages)
     places = (first, second)
-    loads = [timed(lambda at=at: load(device, code, models[at % 2], places[at % 2])) for at in range(20)]
+    ways = [functools.partial(load, device, code, models[at], places[at]) for at in (0, 1)]
+    loads = [timed(ways[turn % 2]) for turn in range(20)]
     show(f"LOAD of {size / MIB:.1f} MiB", loads)
     calls = {batch: call_of(code, batch) for batch in code.batch_sizes}
     same: list[Taken] = []
