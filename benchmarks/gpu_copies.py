@@ -160,7 +160,7 @@ def bases(rig: Rig) -> tuple[list[npt.NDArray[np.uint8]], list[npt.NDArray[np.fl
         rig.tell(f"base {number + 1} of {rig.sizes.bases}")
         model = rig.models[MAIN] if number == 0 else gpu_models.built(kind, rig.seed + 100 * number)
         if not (rig.repository / name).exists():
-            program = program or gpu_models.exported(kind, rig.models[MAIN], rig.sizes.largest)
+            program = program or gpu_models.exported(kind, model, rig.sizes.largest)
             gpu_models.write(rig.repository, name, gpu_models.restated(program, model), rig.sizes.largest)
         served = rig.main if number == 0 else compiled(rig, name)
         if served.code.code_id != rig.main.code.code_id:

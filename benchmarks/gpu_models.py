@@ -24,8 +24,8 @@ FILE: Final = "model.pt2"
 class Kind:
     """A network: ``rows`` makes so many rows of input from a seed. ``error`` is the most allowed.
 
-    Errors are max|a-b| / max|b| against double precision. Float32 stays below 1e-5; TF32, which torch uses for
-    convolutions unless told not to, makes about 1e-3 of it.
+    Errors are max|a-b| / max|b| against double precision. Float32 stays below 1e-5; TF32, which torch uses
+    for convolutions unless told not to, makes about 1e-3 of it.
     """
 
     name: str
@@ -92,7 +92,10 @@ def write(root: Path, name: str, program: Any, largest: int) -> None:
 
 
 def restated(program: Any, model: Any) -> Any:
-    """The same program with the weights of another model of its kind: exporting again would take seconds."""
+    """The same program with the weights of another model of its kind: exporting again would take seconds.
+
+    A program shares memory with the model that it was exported from, which is overwritten, too.
+    """
     for name, tensor in model.state_dict().items():
         if name in program.state_dict:
             program.state_dict[name].data.copy_(tensor)

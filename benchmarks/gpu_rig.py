@@ -52,7 +52,7 @@ class Sizes:
 FULL: Final = Sizes(
     short=False, largest=16, others_largest=16, inferences=20_000, copies=(1000, 4000), thousand=1000,
     slos_ms=(5, 10, 25, 50, 100),
-    served=15, clients=16, bases=4, gpu_bytes=GIB, paging_bytes=6 * GIB, host_bytes=512 * MIB,
+    served=15, clients=16, bases=3, gpu_bytes=GIB, paging_bytes=6 * GIB, host_bytes=512 * MIB,
 )  # fmt: skip
 SHORT: Final = Sizes(
     short=True, largest=2, others_largest=1, inferences=400, copies=(20, 40), thousand=20, slos_ms=(25, 100),
