@@ -95,8 +95,6 @@ def facts(found: Target) -> dict[str, Any]:
         known["cudnn"] = torch.backends.cudnn.version()
         flags = {"convolutions": torch.backends.cudnn, "products": torch.backends.cuda.matmul}
         known["tf32"] = ", ".join(f"{name} {each.allow_tf32}" for name, each in flags.items())
-    else:
-        known["gpu"] = "none: the CPU was measured"
     return known
 
 

@@ -109,7 +109,8 @@ def write(results: Results, json_path: Path, page_path: Path) -> None:
 
 
 def _heading(results: Results) -> str:
-    return f"The torch device on {results.facts.get('gpu', results.device)}"
+    gpu = results.device.startswith("cuda")
+    return f"The torch device on {results.facts.get('gpu', results.device) if gpu else 'the CPU'}"
 
 
 def _preface(results: Results) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,8 +23,6 @@ from clockwork_serve.units import GIB, KIB, MIB, TENSOR_ALIGN, align
 
 Floats = npt.NDArray[np.float32]
 WHENEVER: Final = Window(0, 1 << 62)
-CORES_EACH: Final = 4
-"""A compiler is given so many cores for itself."""
 MAIN: Final = "resnet50"
 """The network that all parts but the answers use: the paper's."""
 
@@ -146,13 +143,14 @@ class Rig:
 
 
 def compile_models(rig: Rig, names: Sequence[str]) -> None:
-    """Several at a time where there are cores for it: each compiler is a process of its own."""
+    """All at once: each compiler is a process of its own. What fails is left for who asks for it."""
     for name in names:
         exported(rig, name)
-    workers = min(len(names), max(1, (os.cpu_count() or 1) // CORES_EACH))
-    with ThreadPoolExecutor(workers) as pool:
-        for name, served in zip(names, pool.map(lambda name: compiled(rig, name), names), strict=True):
-            rig.served[name] = served
+    with ThreadPoolExecutor(len(names)) as pool:
+        found = {name: pool.submit(compiled, rig, name) for name in names}
+    for name, future in found.items():
+        if future.exception() is None:
+            rig.served[name] = future.result()
 
 
 def compile_model(rig: Rig, name: str) -> Served:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from typing import Any, Final
 
 import uvloop
@@ -45,11 +46,15 @@ def goodput(rig: Rig, outcome: Outcome, writer: Writer, seconds: float) -> None:
     rig.profile()
     copies = writer.copies(rig.sizes.served, seconds)
     rig.give_back()
-    found = uvloop.run(_goodput(rig, copies, seconds / (len(rig.sizes.slos_ms) + 1)))
     infer_ns = rig.profile().infer_ns
     efficient_ns = min(infer_ns.items(), key=lambda each: each[1] / each[0])[1]
-    rows = []
-    for slo_ms, told in found.items():
+    rows: list[dict[str, Any]] = []
+    outcome.figures["goodput"] = {
+        "models": rig.sizes.served, "clients_each": rig.sizes.clients, "front_end": "none: a gateway's link",
+        "profile_ms": {size: duration / 1e6 for size, duration in infer_ns.items()}, "slos": rows,
+    }  # fmt: skip
+
+    def judge(slo_ms: float, told: Told) -> None:
         limit = closed_loop_limit_rps(infer_ns, ms(slo_ms), rig.sizes.largest, network=NO_DELAY)
         share = told.good_rps / limit if limit else 0.0
         judged = limit > 0 and ms(slo_ms) >= 2 * efficient_ns
@@ -62,18 +67,18 @@ def goodput(rig: Rig, outcome: Outcome, writer: Writer, seconds: float) -> None:
         rows.append(
             _told(told) | {"slo_ms": slo_ms, "limit_rps": limit, "paper_v100_rps": PAPER_RPS.get(slo_ms)}
         )
-    _judge_late(outcome, "late answers, all SLOs", [*found.values()])
-    outcome.figures["goodput"] = {
-        "models": rig.sizes.served, "clients_each": rig.sizes.clients, "front_end": "none: a gateway's link",
-        "profile_ms": {size: duration / 1e6 for size, duration in infer_ns.items()}, "slos": rows,
-    }  # fmt: skip
+
+    found = uvloop.run(_goodput(rig, copies, seconds / (len(rig.sizes.slos_ms) + 1), judge))
+    _judge_late(outcome, "late answers, all SLOs", found)
 
 
-async def _goodput(rig: Rig, copies: Copies, seconds: float) -> dict[float, Told]:
+async def _goodput(
+    rig: Rig, copies: Copies, seconds: float, heard: Callable[[float, Told], None]
+) -> list[Told]:
     names = [f"copy_{number}/1" for number in range(copies.count)]
     each = rig.sizes.clients
     nbytes = rig.main.model.weights.size
-    found: dict[float, Told] = {}
+    found = []
     config = _config(rig, copies.count, host_bytes=2 * copies.count * nbytes)
     async with started(ControllerConfig(), [config], frames(rig, copies), 1) as real:
         clients = Clients(real.socket, copies.count * each, rig.main, copies.rows)
@@ -83,9 +88,11 @@ async def _goodput(rig: Rig, copies: Copies, seconds: float) -> dict[float, Told
             await clients.ask(lambda number: names[number // each], WARM_SLO_MS, min(2.0, seconds))
             for slo_ms in rig.sizes.slos_ms:
                 rig.tell(f"goodput at {slo_ms:g} ms")
-                found[slo_ms] = await clients.ask(
+                told = await clients.ask(
                     lambda number: names[number // each], slo_ms, 0.75 * seconds, warm_s=0.25 * seconds
                 )
+                heard(slo_ms, told)
+                found.append(told)
         finally:
             await clients.close()
     return found
