@@ -183,7 +183,8 @@ def compiled(rig: Rig, name: str) -> Served:
     config = StoreConfig(cache_dir=str(rig.cache_dir), max_batch_size=rig.sizes.largest, torch_target=place)
     (entry,) = (entry for entry in Repository(rig.repository, config).scan() if entry.name == name)
     with Cache(rig.cache_dir) as cache:
-        return Compiler(cache, config).compile(entry, entry.versions[-1])
+        compiler = Compiler(cache, config)
+        return compiler.compile(entry, entry.versions[-1], lambda step: rig.tell(f"{name}: {step}"))
 
 
 def pages_of(device: Device, served: Served) -> int:
