@@ -221,5 +221,6 @@ def test_a_size_in_the_file_is_checked(file):
 def test_a_program_of_another_layout_is_refused(file):
     file.entries[GRAPH] = b'{"graph_module": {}}'
     assert "known layout" in refused(file.write()).expected
-    file.entries[GRAPH] = b"[1, 2"
-    assert "JSON" in refused(file.write()).expected
+    for data in (b"[1, 2", b"[" * 100_000):
+        file.entries[GRAPH] = data
+        assert "JSON" in refused(file.write()).expected

@@ -20,7 +20,7 @@ from tests.store.torch_models import Encoder, Recurrent, exported, needs_compile
 pytestmark = [
     needs_compiler,
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1800),
     pytest.mark.filterwarnings("ignore"),  # what torch itself says while it exports and loads
 ]
 SAME = 1e-5

@@ -111,7 +111,7 @@ def known_layout() -> Iterator[None]:
     """What reads a record; a record that is made otherwise is refused, and no stumble."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
         refuse(
             "a torch.export program of a known layout", f"another one ({type(error).__name__}: {error})",
             "export it again with the version of torch that is installed here",
@@ -192,7 +192,7 @@ def _json(file: zipfile.ZipFile, name: str) -> Json:
         refuse(f"{name} of at most {_LARGEST_JSON >> 20} MiB", "more", EXPORT)
     try:
         found = json.loads(_entry(file, name))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return refuse(f"JSON in {name}", str(error), "the file is corrupt: copy it again")
     if not isinstance(found, dict):
         refuse(f"a table in {name}", type(found).__name__, "the file is corrupt: copy it again")

@@ -48,14 +48,20 @@ class Flat:
         used = [node for node in used if node.users]
         order = {node: place for place, node in enumerate(self.graph.nodes)}
         used.sort(key=lambda node: min(order[user] for user in node.users))
-        pieces = [self.pieces[node.target] for node in used]
-        named = []
-        for number, (node, piece) in enumerate(zip(used, pieces, strict=True)):
+        named = {}
+        for number, node in enumerate(used):
+            named[f"w{number}"] = self.pieces[node.target]
             node.target = f"w{number}"
-            dtype, shape, item_bytes = self._kind(piece)
-            named.append((node.target, dtype, shape, item_bytes))
-        tensors, blob_bytes = laid_out(named)
-        self.recipe = Recipe(tensors=tensors, pieces=tuple(pieces), blob_bytes=blob_bytes)
+        self._lay_out(named)
+
+    def keep(self, names: set[str]) -> None:
+        """Only these constants in the blob: the compiler found that no answer depends on the others."""
+        named = {t.name: piece for t, piece in zip(self.recipe.tensors, self.recipe.pieces, strict=True)}
+        self._lay_out({name: piece for name, piece in named.items() if name in names})
+
+    def _lay_out(self, named: dict[str, Piece]) -> None:
+        tensors, blob_bytes = laid_out([(name, *self._kind(piece)) for name, piece in named.items()])
+        self.recipe = Recipe(tensors=tensors, pieces=tuple(named.values()), blob_bytes=blob_bytes)
 
     def module(self, values: Values, device: str = "cpu") -> Any:
         """The graph with the constants that ``values`` make."""
@@ -112,6 +118,7 @@ def lowered(exported: Any, program: Program, device: str, *, fold: bool) -> Flat
             refuse("a graph without inner graphs", f"'{node.target}'", "export it without control flow")
     if fold:
         _fold(flat)
+    flat.graph.eliminate_dead_code()
     flat.settle()
     return flat
 
