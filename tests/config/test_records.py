@@ -7,7 +7,7 @@ import pytest
 from clockwork_serve.config import read_settings
 from clockwork_serve.config.records import controller_config, device_configs, server_config, store_config
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.devices import DeviceConfig, emulated_config
+from clockwork_serve.devices import DeviceConfig, emulated_config, kinds
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.gateway_limits import HttpLimits
 from clockwork_serve.serve.server_config import ServerConfig
@@ -54,6 +54,36 @@ def test_an_emulated_device_has_its_profile_s_memory_unless_a_size_was_set() -> 
     assert device_configs(bare) == (emulated_config("emulated:0", "v100"),)
     assert device_configs(sized)[0].memory_bytes == 1 << 30
     assert device_configs(sized)[0].page_bytes == device_configs(bare)[0].page_bytes
+
+
+def test_a_gpu_has_most_of_its_memory_and_large_pages_unless_told_otherwise() -> None:
+    cpu, gpu = device_configs(read_settings({"device": ["cpu", "cuda:1"], "host_memory": "2GiB"}, {}, None))
+    assert (gpu.device, gpu.kind, gpu.memory_share, gpu.page_bytes) == ("cuda:1", "cuda", 0.8, 16 << 20)
+    assert (gpu.pool_bytes, gpu.graphs) == (2 << 30, 256)
+    assert (cpu.memory_bytes, cpu.memory_share, cpu.page_bytes, cpu.pool_bytes) == (10**9, 0.0, 256 << 10, 0)
+
+    flags = {"device_memory": "50%", "page_size": "4MiB", "cuda_graphs": "0"}
+    cpu, gpu = device_configs(read_settings({"device": ["cpu", "cuda"], **flags}, {}, None))
+    assert (gpu.memory_share, gpu.page_bytes, gpu.graphs) == (0.5, 4 << 20, 0)
+    assert (cpu.memory_bytes, cpu.memory_share) == (10**9, 0.0), "a share is of a GPU"
+
+    flags = {"device_memory": "3GiB"}
+    cpu, gpu = device_configs(read_settings({"device": ["torch-cpu", "cuda"], **flags}, {}, None))
+    assert (gpu.memory_bytes, gpu.memory_share) == (3 << 30, 0.0)
+    assert (cpu.device, cpu.kind, cpu.memory_bytes) == ("torch-cpu:0", "torch-cpu", 3 << 30)
+
+
+def test_a_share_says_nothing_of_emulated_memory() -> None:
+    settings = read_settings({"device": ["emulated:v100"], "device_memory": "50%"}, {}, None)
+    assert device_configs(settings) == (emulated_config("emulated:0", "v100"),)
+
+
+def test_torch_models_are_compiled_for_the_devices_that_run_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kinds, "check_torch", lambda device: None)
+    monkeypatch.setattr(kinds, "gpus", lambda: (kinds.Gpu(name="G", capability="sm_90"),))
+    for device, target in (("cpu", "cpu"), ("torch-cpu", "cpu"), ("cuda", "cuda:sm_90")):
+        settings = read_settings({"device": ["cpu:5", device]}, {}, None)
+        assert server_config(settings).store.torch_target == target
 
 
 def test_a_profile_that_is_not_there_is_an_error_with_its_name() -> None:

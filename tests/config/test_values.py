@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clockwork_serve.config import values
-from clockwork_serve.config.values import Unfit
+from clockwork_serve.config.values import Unfit, size_or_share
 
 
 @pytest.mark.parametrize(
@@ -105,3 +105,24 @@ def test_what_is_no_prefix_says_how_to_write_one(written: object) -> None:
         values.prefix_or_off(written)
 
     assert "/clockwork-" in caught.value.remedy
+
+
+def test_a_share_is_told_from_a_size_by_its_type() -> None:
+    read = size_or_share(1024)
+    assert read("80%") == 0.8
+    assert read(" 100 % ") == 1.0
+    assert read("1MiB") == 1 << 20
+    assert isinstance(read(4096), int)
+
+
+@pytest.mark.parametrize("value", ["0%", "101%", "-5%", "%", "many%"])
+def test_a_share_of_nothing_or_more_than_all_is_none(value: str) -> None:
+    with pytest.raises(Unfit, match="a share above 0% and up to 100%"):
+        size_or_share(1024)(value)
+
+
+def test_what_is_neither_size_nor_share_hears_of_both() -> None:
+    with pytest.raises(Unfit) as caught:
+        size_or_share(1024)("12")
+    assert "or a share" in caught.value.expected
+    assert "80%" in caught.value.remedy

@@ -221,6 +221,24 @@ def test_clock_rates_are_read_beside_the_work_and_may_be_missing():
         Clocks(0).close()
 
 
+def test_memory_that_a_gpu_has_not_says_how_much_was_asked_is_free_and_is_to_be_set(monkeypatch):
+    def no_room(*shape, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    gpu = Cuda.__new__(Cuda)
+    gpu._config, gpu._device = msgspec.structs.replace(GPU, memory_share=0.9), "cuda:0"
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 5000))
+    assert gpu.memory_bytes() == 900
+    monkeypatch.setattr(torch, "empty", no_room)
+    asked = r"device_memory: 900 bytes \(90% of what was free\) asked, 1000 bytes of 5000 are free on cuda:0"
+    with pytest.raises(DeviceError, match=f"{asked}; set it to at most 800 or less"):
+        gpu.arena(900)
+    with pytest.raises(DeviceError, match="io_memory: no 70 bytes are left beside the arena; lower it"):
+        gpu.area(70)
+    with pytest.raises(DeviceError, match="pool_bytes: 70 bytes of pinned memory cannot be had; lower it"):
+        gpu.pinned(70, "pool_bytes")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_a_cuda_device_says_so():
     with pytest.raises(DeviceError, match=r"cuda:0: torch .* sees 0 GPUs; install a torch built for CUDA"):

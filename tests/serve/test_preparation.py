@@ -12,7 +12,8 @@ import uvloop
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import ConfigError, RepositoryError
 from clockwork_serve.serve.preparation import Preparation, Prepared, Progress, prepare
-from clockwork_serve.store import StoreConfig
+from clockwork_serve.serve.preparation_process import fitting
+from clockwork_serve.store import Entry, Problem, StoreConfig
 from tests.serve.onnx_models import affine, put
 
 EMULATED = DeviceConfig(device="emulated:0", kind="emulated", profile="v100")
@@ -91,3 +92,27 @@ def test_cancelling_stops_the_child(preparation: Preparation) -> None:
             await work
 
     uvloop.run(main())
+
+
+def test_models_that_no_device_runs_are_problems_and_never_compiled() -> None:
+    entries = [
+        Entry(name=name, path="", root="", backend=backend)
+        for name, backend in (("o", "onnx"), ("t", "torch"), ("p", "python"))
+    ]
+    broken = Entry(name="b", path="", root="", problems=(fitting_problem(),))
+    torch = DeviceConfig(device="torch-cpu:0", kind="torch-cpu")
+    able, unfit = fitting([*entries, broken], (torch,))
+    assert [entry.name for entry in able] == ["t", "b"]
+    assert [str(found) for found in unfit] == [
+        f"model '{name}': backend: expected one that devices of kind torch-cpu run, found a {backend} model;"
+        " give --device cpu as well"
+        for name, backend in (("o", "onnx"), ("p", "python"))
+    ]
+    able, unfit = fitting(entries, (DeviceConfig(device="cpu:0"),))
+    assert [entry.name for entry in able] == ["o", "p"]
+    assert unfit[0].advice == "give --device torch-cpu or cuda:0 as well"
+    assert fitting(entries, (EMULATED,)) == (entries, [])
+
+
+def fitting_problem() -> Problem:
+    return Problem(model="b", field="f", expected="e", found="g", advice="a")

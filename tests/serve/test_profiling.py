@@ -90,3 +90,11 @@ def test_an_emulated_device_knows_its_profile(served: list[Served]) -> None:
     (found,) = profile_all(served, [emulated], shelf).profiles
     assert found.device_kind == "emulated:v100"
     assert shelf.profiles == {}
+
+
+def test_codes_are_measured_only_on_devices_that_run_them(served: list[Served]) -> None:
+    torch = DeviceConfig(device="torch-cpu:0", kind="torch-cpu")
+    told: list[tuple[int, int, str]] = []
+    found = profile_all(served, [torch, CPU], Shelf(), lambda *progress: told.append(progress))
+    assert [(profile.device_kind, len(told)) for profile in found.profiles] == [("cpu", 1)]
+    assert found.warnings == ()

@@ -227,7 +227,8 @@ class Cuda:
 
     def zeros(self, nbytes: int) -> Tensor | None:
         try:
-            return torch.zeros(nbytes, dtype=torch.uint8, device=self._device)
+            with torch.cuda.stream(self._streams["exec"]):  # where they are used
+                return torch.zeros(nbytes, dtype=torch.uint8, device=self._device)
         except torch.OutOfMemoryError:
             return None
 

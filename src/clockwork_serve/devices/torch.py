@@ -199,11 +199,10 @@ class TorchDevice:
         key = (prepared.code.code_id, page, package.batch)
         if key in self._graphs or not package.captures or not self._config.graphs:
             return
-        inputs = package.zeros()
         with package.lock:
             try:
                 graph = self._accelerator.capture(
-                    lambda: package.run(views, page, inputs), lambda: package.run(views, page)
+                    lambda: package.run(views, page, package.zeros()), lambda: package.run(views, page)
                 )
             except Exception as error:
                 if self._accelerator.lost(error):
