@@ -50,18 +50,27 @@ class Processes(Struct, frozen=True):
 async def processes(
     config: ControllerConfig, *, devices: int, models: int, workers: int
 ) -> AsyncIterator[Processes]:
-    """A controller that is ready, with so many devices dealt out to so many worker processes.
+    """A controller that is ready, with so many emulated devices dealt out to so many worker processes.
 
     All are ended with the block. Raises :class:`ClockworkError` if one of them ends before.
     """
     configs = [emulated_config(f"emulated:{number}", PROFILE) for number in range(devices)]
+    frames = _catalogue(configs[0], config.max_batch, models)
+    async with started(config, configs, frames, workers) as real:
+        yield real
+
+
+@asynccontextmanager
+async def started(
+    config: ControllerConfig, configs: list[DeviceConfig], frames: list[Frame], workers: int
+) -> AsyncIterator[Processes]:
+    """The same with any devices and any models: ``frames`` are what the controller is told of those."""
     children: list[Child] = []
     link: ControllerLink | None = None
     with tempfile.TemporaryDirectory(prefix="clockwork-") as folder:
         try:
             launches = _launches(Path(folder), config, configs, workers)
             children.extend(Child(launch, logging.getLogger(__name__).debug) for launch in launches)
-            frames = _catalogue(configs[0], config.max_batch, models)
             link = ControllerLink(Path(folder) / SOCKET_NAME, lambda: frames, _ignore)
             await _until_ready(link, children)
             yield Processes(
