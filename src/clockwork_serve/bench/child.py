@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -29,6 +30,10 @@ def main() -> None:
     """Do the job, until it is done or standard input says something or ends."""
     job = read_job(sys.stdin.buffer)
     _raise_limits()
+    failed = _settle(job)
+    if failed:
+        _say(Said(error=failed))
+        return
     sender = _sender(job)
     failed = sender.open(OPEN_S)
     if failed:
@@ -68,6 +73,21 @@ def _raise_limits() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+
+
+def _settle(job: Job) -> str:
+    """Take the core and the niceness that the job names; what is wrong, if that is not allowed."""
+    try:
+        if job.core is not None:
+            os.sched_setaffinity(0, {job.core})
+        if job.nice:
+            os.setpriority(os.PRIO_PROCESS, 0, job.nice)
+            # In a session of its own, the niceness of its group is what counts, where there are groups.
+            with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as group:
+                group.write(str(job.nice))
+    except OSError as error:
+        return f"cores and nice: {error.strerror}: this system does not let us"
+    return ""
 
 
 def _say(said: Said) -> None:

@@ -49,6 +49,8 @@ class Job(Struct, frozen=True, kw_only=True):
     abandon: bool
     end_ns: int
     drain_ns: int
+    core: int | None = None
+    nice: int = 0
 
 
 class Said(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from clockwork_serve.bench.address import Address, Protocol, tls_context
 from clockwork_serve.bench.inputs import Data, Tensor, read_shapes
@@ -64,6 +64,8 @@ class Options(Struct, frozen=True, kw_only=True):
     abandon: bool = False
     drain_s: float = 10.0
     max_lateness_ms: float = 1.0
+    cores: tuple[int, ...] = ()
+    nice: int = 0
 
     @property
     def deadline_told(self) -> Deadline:
@@ -129,7 +131,9 @@ def make_plan(path: str | Path, options: Options) -> Plan:
         part = schedule.part(number, options.processes)
         own = _filled(part, of_row[number :: options.processes], any(groups))
         rows.append(own)
-        jobs.append(_job(options, address, ip, part, own, groups[number], messages, maker.bodies))
+        job = _job(options, address, ip, part, own, groups[number], messages, maker.bodies)
+        core = options.cores[number % len(options.cores)] if options.cores else None
+        jobs.append(structs.replace(job, core=core))
     return Plan(scenario, schedule, options, address, names, jobs, rows)
 
 
@@ -243,5 +247,5 @@ def _job(
         clients=groups, connections=most,
         first_connections=most if grpc else min(most, max(2 * RESERVE, at_once)),
         reserve=0 if grpc else RESERVE, abandon=options.abandon, end_ns=part.end_ns,
-        drain_ns=round(options.drain_s * NS_PER_S),
+        drain_ns=round(options.drain_s * NS_PER_S), nice=options.nice,
     )  # fmt: skip

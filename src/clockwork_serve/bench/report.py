@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import Struct
 
 from clockwork_serve import __version__
-from clockwork_serve.bench.ends import ANSWERED, Kind
+from clockwork_serve.bench.ends import ANSWERED, OPEN, Kind
 from clockwork_serve.bench.job import Said
 from clockwork_serve.bench.plan import Plan
 from clockwork_serve.bench.records import Records, Table
@@ -34,8 +34,8 @@ NO_CONNECTION: Final = (
     "{waited:,} requests found no free connection: raise --connections, if the server can have so many"
 )
 NO_CORE: Final = (
-    "It had not enough of a core: use --processes, give it a core that the server does not use, or lower the "
-    "rate"
+    "It did not get a core when it needed one: give it one of its own (--cores, --nice), use --processes, or "
+    "lower the rate"
 )
 
 
@@ -190,7 +190,8 @@ def lateness_of(table: Table, end_ns: int) -> Table:
     sent = np.where(table["sent_ns"] > 0, table["sent_ns"], np.maximum(end_ns, table["scheduled_ns"]))
     never: Table = sent - table["scheduled_ns"]
     # Without a connection a request ends before it is sent: that is the server's doing.
-    return never[(table["sent_ns"] > 0) | (table["end"] == 0)]
+    found: Table = never[(table["sent_ns"] > 0) | (table["end"] == OPEN)]
+    return found
 
 
 class _Groups:
@@ -265,7 +266,10 @@ def _reasons(records: Records) -> list[Reason]:
         if count and end.kind not in (Kind.ANSWERED, Kind.OPEN):
             found.append(
                 Reason(
-                    kind=end.kind.name.lower(), reason=end.reason, count=count, age=_quantiles(took_ns[chosen])
+                    kind=end.kind.name.lower(),
+                    reason=end.reason,
+                    count=count,
+                    age=_quantiles(took_ns[chosen]),
                 )
             )
     return sorted(found, key=lambda reason: -reason.count)

@@ -17,6 +17,7 @@ WIDE: Final = ("scheduled_ns", "slo_ns", "sent_ns", "first_ns", "last_ns")
 NARROW: Final = ("model", "load", "message", "status", "nbytes", "ended")
 """``message``: which of the prepared requests; ``ended`` is no column but the log of rows that have ended."""
 _HEAD_BYTES: Final = 64
+_WIDE_BYTES: Final = 8
 _ROW_BYTES: Final = 8 * len(WIDE) + 4 * len(NARROW)
 
 Ints = npt.NDArray[np.int64]
@@ -37,10 +38,11 @@ class Rows:
         os.ftruncate(fd, _HEAD_BYTES + max(1, size) * _ROW_BYTES)
         return cls(fd, size)
 
-    def view(self, name: str) -> memoryview:
+    def view(self, name: str) -> memoryview[int]:
         """A column, for one value at a time."""
-        at, code, width = self._place(name)
-        return memoryview(self._map)[at : at + width * self.size].cast(code)
+        at, _, width = self._place(name)
+        column = memoryview(self._map)[at : at + width * self.size]
+        return column.cast("q") if width == _WIDE_BYTES else column.cast("i")
 
     def array(self, name: str) -> npt.NDArray[Any]:
         """A column, for all values at once; it lives as long as these rows."""
@@ -48,7 +50,7 @@ class Rows:
         return np.frombuffer(self._map, dtype=np.dtype(code), count=self.size, offset=at)
 
     @property
-    def counts(self) -> memoryview:
+    def counts(self) -> memoryview[int]:
         """How many rows have ended, and how many of open and of closed loads were due."""
         return memoryview(self._map)[:24].cast("q")
 

@@ -177,9 +177,7 @@ class GrpcConnection(Connection):
             at = end
         self._received = received[at:] if at < size else b""
 
-    def _frame(
-        self, kind: int, flags: int, stream: int, data: bytes, at: int, end: int, now_ns: int
-    ) -> None:
+    def _frame(self, kind: int, flags: int, stream: int, data: bytes, at: int, end: int, now_ns: int) -> None:
         if kind == _DATA:
             self._took_data(flags, stream, end - at, now_ns)
         elif kind == _HEADERS:
