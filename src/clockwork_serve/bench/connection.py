@@ -1,4 +1,4 @@
-"""A socket that connects, reads and writes without ever waiting; what the bytes mean is its wire's business."""
+"""A socket that connects, reads and writes without ever waiting; what bytes mean is its wire's business."""
 
 from __future__ import annotations
 
@@ -33,14 +33,11 @@ class Connection:
         kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         self.sock: Any = socket.socket(run.family, kind)
         self.fd: int = self.sock.fileno()
-        try:
-            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            code = self.sock.connect_ex(run.place)
-            if code not in (0, errno.EINPROGRESS):
-                raise OSError(code, "")
-        except OSError:
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        code = self.sock.connect_ex(run.place)
+        if code not in (0, errno.EINPROGRESS):
             self.sock.close()
-            raise
+            raise OSError(code, errno.errorcode.get(code, "error"))
         run.epoll.register(self.fd, OUT)
         run.handlers[self.fd] = self._connected
 

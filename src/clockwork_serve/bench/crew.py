@@ -52,7 +52,7 @@ class Hand:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self._in, self._out = self.process.stdin, self.process.stdout
-        os.set_blocking(self._out.fileno(), False)  # noqa: FBT003 (the function's own form)
+        os.set_blocking(self._out.fileno(), False)
 
     def give(self) -> None:
         """Hand it its job."""

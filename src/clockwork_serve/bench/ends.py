@@ -65,7 +65,7 @@ _RETRY_AFTER: Final = re.compile(rb"\r\nretry-after[ \t]*:[ \t]*(\d+)[ \t]*\r\n"
 
 
 class Ends:
-    """Codes for ends, in the order in which they are met; ``tell`` hears of each new one before it is used."""
+    """Codes for ends, in the order in which they are met; ``tell`` hears of each before it is used."""
 
     def __init__(self, tell: Callable[[int, End], None]) -> None:
         self._tell = tell

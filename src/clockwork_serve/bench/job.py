@@ -15,8 +15,8 @@ _LENGTH_BYTES = 8
 class Clients(Struct, frozen=True, kw_only=True):
     """Clients of one closed load that ask one model, alike but for when they start.
 
-    ``steps``: from when on which SLO and message hold: (ns of the run, SLO in ns, message). After anything but
-    an answer they wait ``retry_ns``, or what the refusal says if ``retry_after``.
+    ``steps``: from when on which SLO and message hold: (ns of the run, SLO in ns, message). After anything
+    but an answer they wait ``retry_ns``, or what the refusal says if ``retry_after``.
     """
 
     load: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,7 +21,6 @@ from clockwork_serve.bench.server import (
     GrpcServer,
     HttpServer,
     Server,
-    asked,
     inputs_of,
     names_at_server,
     reached,
@@ -39,6 +39,7 @@ RESERVE: Final = 4
 SOON_NS: Final = 20 * NS_PER_MS
 """There are connections for what comes within such a time before the run begins."""
 GRPC_CONNECTIONS: Final = 8
+HTTP_CONNECTIONS: Final = 1024
 
 
 class Options(Struct, frozen=True, kw_only=True):
@@ -131,9 +132,13 @@ def make_plan(path: str | Path, options: Options) -> Plan:
         part = schedule.part(number, options.processes)
         own = _filled(part, of_row[number :: options.processes], any(groups))
         rows.append(own)
-        job = _job(options, address, ip, part, own, groups[number], messages, maker.bodies)
-        core = options.cores[number % len(options.cores)] if options.cores else None
-        jobs.append(structs.replace(job, core=core))
+        jobs.append(
+            structs.replace(
+                _job(options, address, ip, part, groups[number]),
+                messages=messages, bodies=maker.bodies, rows_fd=own.fd, rows_size=own.size,
+                core=options.cores[number % len(options.cores)] if options.cores else None,
+            )
+        )  # fmt: skip
     return Plan(scenario, schedule, options, address, names, jobs, rows)
 
 
@@ -150,7 +155,7 @@ def _messages(
     else:
         tls = tls_context(options.ca, http2=False) if address.tls else None
         server = HttpServer(address, options.headers, tls)
-    with asked(server):
+    with closing(server):
         inputs = inputs_of(server, names, address)
     data, shapes = Data(options.input_data, options.seed), read_shapes(options.shapes)
     tensors: dict[str, tuple[Tensor, ...]] = {
@@ -233,17 +238,15 @@ def _filled(part: Schedule, messages: np.ndarray, closed: bool) -> Rows:  # noqa
     return rows
 
 
-def _job(
-    options: Options, address: Address, ip: str, part: Schedule, rows: Rows, groups: tuple[Clients, ...],
-    messages: list[Message], bodies: list[bytes],
-) -> Job:  # fmt: skip
+def _job(options: Options, address: Address, ip: str, part: Schedule, groups: tuple[Clients, ...]) -> Job:
+    """A job without its rows, messages and core."""
     grpc = options.protocol == "grpc"
-    most = options.connections or (GRPC_CONNECTIONS if grpc else 1024)
+    most = options.connections or (GRPC_CONNECTIONS if grpc else HTTP_CONNECTIONS)
     most = max(1, most // options.processes)
     at_once = part.most_at_once(SOON_NS) + sum(len(group.starts_ns) for group in groups)
     return Job(
-        protocol=options.protocol, host=address.host, ip=ip, port=address.port, tls=address.tls, ca=options.ca,
-        messages=messages, bodies=bodies, rows_fd=rows.fd, rows_size=rows.size, open_rows=part.times_ns.size,
+        protocol=options.protocol, host=address.host, ip=ip, port=address.port, tls=address.tls,
+        ca=options.ca, messages=[], bodies=[], rows_fd=-1, rows_size=0, open_rows=part.times_ns.size,
         clients=groups, connections=most,
         first_connections=most if grpc else min(most, max(2 * RESERVE, at_once)),
         reserve=0 if grpc else RESERVE, abandon=options.abandon, end_ns=part.end_ns,

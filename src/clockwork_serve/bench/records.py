@@ -58,24 +58,17 @@ class Records:
         return kinds
 
 
-def write_records(
-    path: Path,
-    records: Records,
-    *,
-    scenario: str,
-    url: str,
-    seed: int,
-    warmup_ns: int,
-    end_ns: int,
-    models: tuple[str, ...],
-    loads: tuple[str, ...],
-) -> None:
-    """The file: magic, length of the head in four bytes, the head as JSON, blanks up to 64, the rows."""
-    head = Head(
-        version=__version__, scenario=scenario, url=url, seed=seed, warmup_ns=warmup_ns, end_ns=end_ns,
-        models=models, loads=loads, ends=tuple((end.kind.name.lower(), end.reason) for end in records.ends),
-        row=tuple((name, ROW[name].str) for name in ROW.names or ()), rows=records.table.size,
+def head_of(records: Records, **about: Any) -> Head:
+    """The head of a file of these records; ``about`` are its fields that they do not tell."""
+    return Head(
+        version=__version__, rows=records.table.size,
+        ends=tuple((end.kind.name.lower(), end.reason) for end in records.ends),
+        row=tuple((name, ROW[name].str) for name in ROW.names or ()), **about,
     )  # fmt: skip
+
+
+def write_records(path: Path, head: Head, records: Records) -> None:
+    """The file: magic, length of the head in four bytes, the head as JSON, blanks up to 64, the rows."""
     text = msgspec.json.encode(head)
     text += b" " * (-(len(MAGIC) + 4 + len(text)) % 64)
     with path.open("wb") as file:
@@ -87,11 +80,11 @@ def read_records(path: Path) -> tuple[Head, Records]:
     """What :func:`write_records` wrote. Raises :class:`ConfigError` for anything else."""
     content = path.read_bytes()
     length = int.from_bytes(content[8:12], "little")
+    if content[:8] != MAGIC:
+        raise ConfigError(f"{path}: expected a record of clockwork bench, found another file")
     try:
-        if content[:8] != MAGIC:
-            raise ValueError("other bytes at its start")
         head = msgspec.json.decode(content[12 : 12 + length], type=Head)
         table = np.frombuffer(content, ROW, head.rows, 12 + length)
     except (ValueError, msgspec.MsgspecError) as error:
-        raise ConfigError(f"{path}: expected a record of clockwork bench, found: {error}") from None
+        raise ConfigError(f"{path}: expected a whole record of clockwork bench, found: {error}") from None
     return head, Records(table, tuple(End(Kind[kind.upper()], reason) for kind, reason in head.ends))

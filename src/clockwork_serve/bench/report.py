@@ -210,6 +210,7 @@ class _Groups:
         kinds = np.bincount(self._kinds[chosen], minlength=len(Kind))
         offered = int(np.count_nonzero(chosen))
         good = int(np.count_nonzero(self._good & chosen))
+        nbytes = float(self._table["nbytes"][chosen].sum(dtype=np.int64))
         unsent = int(np.count_nonzero(chosen & (self._table["sent_ns"] == 0) & (self._kinds == Kind.OPEN)))
         return Group(
             name=name, offered=offered, offered_rps=offered / seconds if seconds else 0.0, good=good,
@@ -220,7 +221,7 @@ class _Groups:
             unanswered=int(kinds[Kind.OPEN]) - unsent, unsent=unsent,
             answers=_quantiles(self.took_ns[self.answered & chosen]),
             refusals=_quantiles(self.took_ns[self.told_no & chosen]),
-            bytes_per_s=float(self._table["nbytes"][chosen].sum(dtype=np.int64)) / seconds if seconds else 0.0,
+            bytes_per_s=nbytes / seconds if seconds else 0.0,
         )  # fmt: skip
 
 

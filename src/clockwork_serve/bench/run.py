@@ -10,7 +10,7 @@ from pathlib import Path
 from clockwork_serve.bench.crew import Crew
 from clockwork_serve.bench.live import Moment, watch
 from clockwork_serve.bench.plan import Plan
-from clockwork_serve.bench.records import Records, write_records
+from clockwork_serve.bench.records import Records, head_of, write_records
 from clockwork_serve.bench.report import Report, make_report
 
 
@@ -55,7 +55,8 @@ def write(plan: Plan, ran: Ran, path: Path) -> None:
         f"{name}={plan.names[at]}" if plan.names.get(at, name) != name else name
         for at, (name, _) in enumerate(workload.models)
     )
-    write_records(
-        path, ran.records, scenario=plan.scenario.name, url=str(plan.address), seed=plan.options.seed,
+    head = head_of(
+        ran.records, scenario=plan.scenario.name, url=str(plan.address), seed=plan.options.seed,
         warmup_ns=plan.schedule.warmup_ns, end_ns=plan.schedule.end_ns, models=models, loads=workload.loads,
     )  # fmt: skip
+    write_records(path, head, ran.records)

@@ -27,7 +27,7 @@ REQUESTS_MAX: Final = 50_000_000
 """Of one run: 64 bytes each."""
 STEPS_MAX: Final = 10_000
 CLIENTS: Final = 16
-"""The purpose of the dice that say when a closed load's clients start; smaller ones are the workload's own."""
+"""The purpose of the dice that say when a closed load's clients start; the workload's own are below it."""
 _TRACES: Final = ("azure", "timestamps", "generated")
 
 Column = npt.NDArray[Any]

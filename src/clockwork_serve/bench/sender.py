@@ -1,7 +1,7 @@
 """A process that only sends: each request at its instant, on a free connection; it computes no statistics.
 
-One loop over epoll. Everything is prepared, so that a request costs a system call to send, one to receive, and
-little beside them. What is due is sent before what came is looked at; at most so much of either in a turn.
+One loop over epoll. Everything is prepared, so that a request costs a system call to send, one to receive,
+and little beside them. What is due is sent before what came is looked at; so much of either in a turn.
 """
 
 from __future__ import annotations

@@ -7,8 +7,7 @@ import re
 import socket
 import ssl
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol
 from urllib.parse import quote
 
 import msgspec
@@ -17,6 +16,7 @@ from clockwork_serve.bench.address import Address, Unreachable
 from clockwork_serve.bench.inputs import TensorInfo
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.oip.protobuf import message
+from clockwork_serve.workload.mapping import counted
 from clockwork_serve.workload.problems import did_you_mean
 
 WAIT_S: Final = 10.0
@@ -75,6 +75,7 @@ class HttpServer:
             )
 
     def inputs(self, model: str) -> list[TensorInfo] | None:
+        """From its metadata."""
         path = f"{self._address.base}/v2/models/{quote(model, safe='')}"
         try:
             self._connection.request("GET", path, headers=self._headers)
@@ -82,7 +83,7 @@ class HttpServer:
             status, content = response.status, response.read()
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
-            said = str(error) or type(error).__name__
+            said = (str(error) if isinstance(error, OSError) else "") or "other bytes"
             raise Unreachable(f"url: expected HTTP at {self._address}, found {said}") from None
         if status == 200:
             return _read(self._address, model, content)
@@ -96,6 +97,7 @@ class HttpServer:
         )
 
     def close(self) -> None:
+        """End the connection."""
         self._connection.close()
 
 
@@ -124,6 +126,7 @@ class GrpcServer:
         self._request = message("inference.ModelMetadataRequest")
 
     def inputs(self, model: str) -> list[TensorInfo] | None:
+        """From its metadata."""
         code = self._grpc.StatusCode
         try:
             found = self._ask(self._request(name=model), timeout=WAIT_S, metadata=self._metadata)
@@ -138,22 +141,8 @@ class GrpcServer:
         return [TensorInfo(each.name, each.datatype, tuple(each.shape)) for each in found.inputs]
 
     def close(self) -> None:
+        """End the connection."""
         self._channel.close()
-
-
-class asked:  # noqa: N801 - used like a function
-    """``with asked(server): ...`` closes it afterwards."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-
-    def __enter__(self) -> Server:
-        return self._server
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.close()
 
 
 def names_at_server(
@@ -197,8 +186,8 @@ def inputs_of(server: Server, names: Mapping[str, str], address: Address) -> dic
         shown = ", ".join(missing[:_SHOWN])
         more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
         raise ConfigError(
-            f"models: expected the {len(found) + len(missing):,} models of the scenario at {address}, which "
-            f"does not have {shown}{more}; say which of its models stand for them: --models or --map"
+            f"models: expected the scenario's {counted(len(found) + len(missing), 'model')} at {address}, "
+            f"which does not have {shown}{more}; say which of its models stand for them: --models or --map"
         )
     return found
 

@@ -90,8 +90,8 @@ def plot(curves: Sequence[Curve], x: Axis, y: Axis, marks: Sequence[tuple[float,
             f'<text x="{at:.1f}" y="{HIGH - _BOTTOM + 15}" text-anchor="middle" fill="{_INK}">{text}</text>'
         )
     parts.append(
-        f'<text x="{(_LEFT + WIDE) / 2:.0f}" y="{HIGH - 6}" text-anchor="middle" fill="{_INK}">{escape(x.title)}'
-        f'</text><text x="12" y="{(HIGH - _BOTTOM) / 2:.0f}" fill="{_INK}" text-anchor="middle" '
+        f'<text x="{(_LEFT + WIDE) / 2:.0f}" y="{HIGH - 6}" text-anchor="middle" fill="{_INK}">'
+        f'{escape(x.title)}</text><text x="12" y="{(HIGH - _BOTTOM) / 2:.0f}" fill="{_INK}" text-anchor="middle" '
         f'transform="rotate(-90 12 {(HIGH - _BOTTOM) / 2:.0f})">{escape(y.title)}</text>'
     )
     parts += [_drawn(curve, across, down) for curve in curves]
@@ -99,7 +99,8 @@ def plot(curves: Sequence[Curve], x: Axis, y: Axis, marks: Sequence[tuple[float,
         at = down(value)
         parts.append(
             f'<line x1="{_LEFT}" x2="{WIDE - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}" stroke="#c0392b" '
-            f'stroke-dasharray="3 3"/><text x="{_LEFT + 4}" y="{at - 3:.1f}" fill="#c0392b">{escape(text)}</text>'
+            f'stroke-dasharray="3 3"/><text x="{_LEFT + 4}" y="{at - 3:.1f}" fill="#c0392b">'
+            f"{escape(text)}</text>"
         )
     return "".join((*parts, "</svg>"))
 

@@ -94,12 +94,14 @@ class GrpcConnection(Connection):
         super().__init__(run)
 
     def stands(self) -> None:
+        """Say hello; calls need not wait for what the other side says."""
         self.write(_HELLO)
         if not self.dead:
             self._listed = True
             self.run.free(self)
 
     def send(self, row: int, message: int) -> None:
+        """Make a call, as frames of this turn."""
         run = self.run
         prepared: PreparedCalls = run.prepared
         stream = self._next
@@ -132,11 +134,13 @@ class GrpcConnection(Connection):
             self.run.idle.append(self)
 
     def flush(self) -> None:
+        """Write the frames of this turn together."""
         if self._out and self.rest is None and not self.dead:
             frames, self._out = self._out, []
             self.write(b"".join(frames))
 
     def written(self) -> None:
+        """There is room again."""
         self.flush()
 
     def _say(self, frame: bytes) -> None:
@@ -165,6 +169,7 @@ class GrpcConnection(Connection):
                 del self._windows[stream]
 
     def took(self, data: bytes) -> None:
+        """Read whole frames."""
         received = self._received + data if self._received else data
         now_ns = monotonic_ns() - self.run.start_ns
         at, size = 0, len(received)
@@ -173,37 +178,35 @@ class GrpcConnection(Connection):
             if size < end:
                 break
             kind, flags, stream = struct.unpack_from(">BBI", received, at + 3)
-            self._frame(kind, flags, stream & _LARGEST_WINDOW, received, at + _HEAD_BYTES, end, now_ns)
+            self._frame(kind, flags, stream & _LARGEST_WINDOW, received[at + _HEAD_BYTES : end], now_ns)
             at = end
         self._received = received[at:] if at < size else b""
 
-    def _frame(self, kind: int, flags: int, stream: int, data: bytes, at: int, end: int, now_ns: int) -> None:
+    def _frame(self, kind: int, flags: int, stream: int, content: bytes, now_ns: int) -> None:
         if kind == _DATA:
-            self._took_data(flags, stream, end - at, now_ns)
+            self._took_data(flags, stream, len(content), now_ns)
         elif kind == _HEADERS:
             if flags & _PADDED:
-                end -= data[at]
-                at += 1
+                content = content[1 : len(content) - content[0]]
             if flags & _WITH_PRIORITY:
-                at += 5
-            self._took_block(flags, stream, data[at:end], ended=bool(flags & _END_STREAM), now_ns=now_ns)
+                content = content[5:]
+            self._took_block(flags, stream, content, ended=bool(flags & _END_STREAM), now_ns=now_ns)
         elif kind == _CONTINUATION:
-            block, self._block = self._block + data[at:end], b""
-            ended = self._block_ends
-            self._took_block(flags, stream, block, ended=ended, now_ns=now_ns)
+            block, self._block = self._block + content, b""
+            self._took_block(flags, stream, block, ended=self._block_ends, now_ns=now_ns)
         elif kind == _RESET:
-            code = int.from_bytes(data[at:end], "big")
+            code = int.from_bytes(content, "big")
             self._over(stream, self.run.ends.code(Kind.RESET, f"RST_STREAM {_error(code)}"), now_ns)
         elif kind == _SETTINGS:
             if not flags & _ACK:
-                self._took_settings(data[at:end])
+                self._took_settings(content)
         elif kind == _PING:
             if not flags & _ACK:
-                self._say(_frame(_PING, _ACK, 0, data[at:end]))
+                self._say(_frame(_PING, _ACK, 0, content))
         elif kind == _WINDOW:
-            self._took_window(stream, int.from_bytes(data[at:end], "big") & _LARGEST_WINDOW)
+            self._took_window(stream, int.from_bytes(content, "big") & _LARGEST_WINDOW)
         elif kind == _GO_AWAY:
-            self._took_leave(data[at:end], now_ns)
+            self._took_leave(content, now_ns)
 
     def _took_data(self, flags: int, stream: int, size: int, now_ns: int) -> None:
         row = self._rows.get(stream)
@@ -287,6 +290,7 @@ class GrpcConnection(Connection):
         self._leave_if_done()
 
     def lost(self, why: str) -> None:
+        """No call that is open will be answered."""
         rows, self._rows = list(self._rows.values()), {}
         now_ns = monotonic_ns() - self.run.start_ns
         self.close()
@@ -295,6 +299,7 @@ class GrpcConnection(Connection):
             self.run.ended(row, code, now_ns, 0, None)
 
     def abandon(self, row: int) -> None:
+        """Cancel a call."""
         stream = self._streams.get(row)
         if stream is not None:
             self._say(_frame(_RESET, 0, stream, _CANCEL.to_bytes(4, "big")))

@@ -59,6 +59,7 @@ class HttpConnection(Connection):
         super().__init__(run)
 
     def send(self, row: int, message: int) -> None:
+        """Send one request."""
         run = self.run
         prepared: Prepared = run.prepared
         self.row = row
@@ -84,10 +85,12 @@ class HttpConnection(Connection):
             self.keep(memoryview(body)[sent - len(head) :])
 
     def written(self) -> None:
+        """Its request is out."""
         if self.row < 0:  # it was answered before it was sent
             self.run.free(self)
 
     def took(self, data: bytes) -> None:
+        """Read on in the response."""
         row = self.row
         run = self.run
         if row < 0:
@@ -189,6 +192,7 @@ class HttpConnection(Connection):
         self.run.ended(row, self.run.ends.code(Kind.BROKEN, why), now_ns, 0, None)
 
     def lost(self, why: str) -> None:
+        """No response will come."""
         row, self.row = self.row, -1
         parser, run = self._parser, self.run
         now_ns = monotonic_ns() - run.start_ns
@@ -205,6 +209,7 @@ class HttpConnection(Connection):
         run.ended(row, run.ends.code(Kind.RESET, why), now_ns, 0, None)
 
     def abandon(self, row: int) -> None:
+        """Close the connection: HTTP/1.1 knows no other way."""
         self.row = -1
         self.close()
         self.run.ended(row, ABANDONED, monotonic_ns() - self.run.start_ns, 0, None)

@@ -11,10 +11,17 @@ from clockwork_serve.bench.report import Group, Quantiles, Report
 
 Row = list[str]
 COLUMNS: Final = (
-    "", ">offered", ">r/s", ">goodput r/s", ">in time", ">late", ">refused", ">failed", ">lost",
+    "load", ">offered", ">r/s", ">goodput r/s", ">in time", ">late", ">refused", ">failed", ">lost",
     ">p50 ms", ">p99 ms", ">p99.9 ms", ">max ms",
 )  # fmt: skip
-REASON_COLUMNS: Final = ("not answered", "", ">count", ">after p50 ms", ">p99 ms", ">max ms")
+REASON_COLUMNS: Final = (
+    "not answered",
+    "in the server's words",
+    ">count",
+    ">after p50 ms",
+    ">p99 ms",
+    ">max ms",
+)
 MODELS_MAX: Final = 20
 """Models that are shown; the worst ones if there are more."""
 

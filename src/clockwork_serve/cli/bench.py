@@ -147,7 +147,7 @@ def bench(
     for file in (json_file, html_file, record_file):
         if file not in {None, _STDOUT}:
             note(f"wrote {file}")
-    if not made.valid:
+    if not made.valid and json_file == _STDOUT:
         note(f"INVALID: {made.invalid}")
     return INTERRUPTED if made.cut else 0 if made.valid else INVALID
 
