@@ -16,7 +16,12 @@ from tests.bench.loads import CLOSED, STEADY, ran, written
 from tests.bench.scripted import scripted
 
 LATE = ("ok", 0.5)
-MISS, FULL, TIME, BUG = (429, "would_miss_deadline"), (429, "queue_full"), (504, "late"), (500, "device_fault")
+MISS, FULL, TIME, BUG = (
+    (429, "would_miss_deadline"),
+    (429, "queue_full"),
+    (504, "late"),
+    (500, "device_fault"),
+)
 MIXED = ["ok", LATE, MISS, "ok", FULL, TIME, "ok", BUG, "reset", "never", "garbage", "close", "chunked"]
 
 
@@ -235,7 +240,9 @@ def test_models_go_by_name_or_as_mapped(tmp_path: Path) -> None:
 def test_nobody_there_is_one_clear_error(tmp_path: Path) -> None:
     with scripted() as played:
         gone = played.url
-    with pytest.raises(Unreachable, match=r"expected a server at http://127.0.0.1:\d+, found none: .*refused"):
+    with pytest.raises(
+        Unreachable, match=r"expected a server at http://127.0.0.1:\d+, found none: .*refused"
+    ):
         make_plan(written(tmp_path), Options(url=gone))
 
 
@@ -247,4 +254,3 @@ def test_the_same_seed_sends_the_same_requests(tmp_path: Path) -> None:
             tables.append(ran(tmp_path, played.url, text, seed=seed, processes=processes).records.table)
     times = [table["scheduled_ns"].tolist() for table in tables]
     assert times[0] == times[1] == times[2] != times[3]
-

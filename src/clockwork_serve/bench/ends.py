@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
+from urllib.parse import unquote
 
 import msgspec
 
@@ -103,7 +104,7 @@ class Ends:
             return ANSWERED, None
         name = _GRPC_NAMES[number] if 0 < number < len(_GRPC_NAMES) else "no grpc-status"
         kind = _BY_OUTCOME.get(trailers.get("clockwork-outcome", ""), _BY_GRPC.get(name, Kind.FAILED))
-        words = trailers.get("clockwork-reason") or trailers.get("grpc-message", "")
+        words = trailers.get("clockwork-reason") or unquote(trailers.get("grpc-message", ""))
         try:
             wait_ns: int | None = round(float(trailers["clockwork-retry-after-ms"]) * NS_PER_MS)
         except (KeyError, ValueError, OverflowError):
