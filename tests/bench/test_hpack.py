@@ -21,7 +21,7 @@ TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=400)
             "828684418cf1e3c2e5f23a6ba0ab90f4ff",
             {":method": "GET", ":scheme": "http", ":path": "/", ":authority": "www.example.com"},
         ),
-        ("4882640258", {":status": "302", }),
+        ("48826402", {":status": "302"}),
         ("6196d07abe941054d444a8200595040b8166e082a62d1bff", {"date": "Mon, 21 Oct 2013 20:13:21 GMT"}),
         ("6e919d29ad171863c78f0b97c8e9ae82ae43d3", {"location": "https://www.example.com"}),
         ("2082", {":method": "GET"}),
@@ -29,8 +29,6 @@ TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=400)
     ],
 )  # fmt: skip
 def test_the_examples_of_the_standard(block: str, headers: dict[str, str]) -> None:
-    if block.startswith("4882"):
-        block = "4882" + "6402"
     assert decode(bytes.fromhex(block)) == headers
 
 

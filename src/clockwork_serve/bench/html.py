@@ -114,7 +114,7 @@ def _plots(report: Report) -> list[str]:
         y = logarithmic("ms", [*values, *(value for value, _ in marks)])
         nines = Axis(
             "share of requests",
-            0.5,
+            1.0,
             0.5 / (1 - _LAST_SHARE),
             [(_nine(at), text) for at, text in _NINES],
             log=True,

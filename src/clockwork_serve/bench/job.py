@@ -50,7 +50,7 @@ class Job(Struct, frozen=True, kw_only=True):
     end_ns: int
     drain_ns: int
     core: int | None = None
-    nice: int = 0
+    realtime: bool = False
 
 
 class Said(Struct, frozen=True, kw_only=True, omit_defaults=True):

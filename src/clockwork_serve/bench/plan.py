@@ -66,7 +66,7 @@ class Options(Struct, frozen=True, kw_only=True):
     drain_s: float = 10.0
     max_lateness_ms: float = 1.0
     cores: tuple[int, ...] = ()
-    nice: int = 0
+    realtime: bool = False
 
     @property
     def deadline_told(self) -> Deadline:
@@ -96,6 +96,8 @@ def make_plan(path: str | Path, options: Options) -> Plan:
     Raises :class:`ConfigError` and :class:`Unreachable`.
     """
     address = Address.of(options.url, options.protocol)
+    if options.ca is not None and not address.tls:
+        raise ConfigError(f"ca: expected an https URL beside it, found {options.url}; correct one of the two")
     scenario = read_scenario(path)
     schedule = make_schedule(
         scenario,
@@ -250,5 +252,5 @@ def _job(options: Options, address: Address, ip: str, part: Schedule, groups: tu
         clients=groups, connections=most,
         first_connections=most if grpc else min(most, max(2 * RESERVE, at_once)),
         reserve=0 if grpc else RESERVE, abandon=options.abandon, end_ns=part.end_ns,
-        drain_ns=round(options.drain_s * NS_PER_S), nice=options.nice,
+        drain_ns=round(options.drain_s * NS_PER_S), realtime=options.realtime,
     )  # fmt: skip

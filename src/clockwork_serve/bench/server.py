@@ -165,7 +165,7 @@ def names_at_server(
         found[model] = name.replace("{i}", str(int(numbered["number"]))) if numbered else name
     for key in renamed:
         if key not in used:
-            known = [*models, *used]
+            known = {*models, *used}
             raise ConfigError(
                 f"map: expected a model of the scenario before '=', found {key!r}; {did_you_mean(key, known)}"
             )

@@ -11,8 +11,8 @@ from clockwork_serve.bench.report import Group, Quantiles, Report
 
 Row = list[str]
 COLUMNS: Final = (
-    "load", ">offered", ">r/s", ">goodput r/s", ">in time", ">late", ">refused", ">failed", ">lost",
-    ">p50 ms", ">p99 ms", ">p99.9 ms", ">max ms",
+    "load", ">offered", ">r/s", ">good r/s", ">in time", ">late", ">refused", ">failed", ">lost", ">p50 ms",
+    ">p99", ">p99.9", ">max",
 )  # fmt: skip
 REASON_COLUMNS: Final = (
     "not answered",
@@ -122,7 +122,7 @@ def rate(per_second: float) -> str:
 
 def share(part: float) -> str:
     """A share in percent, cut and not rounded: 100 % means all."""
-    return "100 %" if part >= 1 else f"{math.floor(part * 100_000) / 1000:.3f} %"
+    return "100 %" if part >= 1 else f"{math.floor(part * 100_000) / 1000:.3f}\N{NO-BREAK SPACE}%"
 
 
 def counted(number: int, what: str) -> str:
