@@ -54,9 +54,13 @@ class _Server:
     def __init__(self, script: Script, models: dict[str, Any], played: Played, early: int) -> None:
         self.script, self.models, self.played, self.early = script, models, played, early
         self.writers: list[asyncio.StreamWriter] = []
+        self.tasks: list[asyncio.Task[None]] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.writers.append(writer)
+        task = asyncio.current_task()
+        assert task is not None
+        self.tasks.append(task)
         self.played.connections += 1
         try:
             while await self._one(reader, writer):
@@ -168,6 +172,9 @@ def scripted(
             await over.wait()
             for writer in server.writers:
                 writer.transport.abort()
+            await asyncio.gather(*server.tasks, return_exceptions=True)
+            waiting = (writer.wait_closed() for writer in server.writers)
+            await asyncio.gather(*waiting, return_exceptions=True)
 
     thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
     thread.start()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from html.parser import HTMLParser
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import msgspec
 import numpy as np
@@ -142,7 +142,7 @@ def test_the_page_needs_nothing_else_and_says_what_servers_say_as_text(tmp_path:
     assert "&lt;b&gt;queue_full" in text
     assert "INVALID" in text
     for picture in text.split("<svg")[1:]:
-        ElementTree.fromstring("<svg" + picture.split("</svg>")[0] + "</svg>")
+        ET.fromstring("<svg" + picture.split("</svg>")[0] + "</svg>")
     assert "nan" not in text.lower().replace("finance", "")
 
 

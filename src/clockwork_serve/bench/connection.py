@@ -44,8 +44,8 @@ class Connection:
     # What a wire does
 
     def stands(self) -> None:
-        """It can be used from now on."""
-        self.run.free(self)
+        """There is a connection; a wire that must hear something first calls :meth:`stood` later."""
+        self.stood()
 
     def send(self, row: int, message: int) -> None:
         """Send one request."""
@@ -70,6 +70,12 @@ class Connection:
         """Write what was put together in this turn."""
 
     # The socket
+
+    def stood(self) -> None:
+        """It can be used from now on."""
+        self.standing = True
+        self.run.opening -= 1
+        self.run.free(self)
 
     def _connected(self, events: int) -> None:
         code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -108,8 +114,6 @@ class Connection:
     def _ready(self) -> None:
         self.run.epoll.modify(self.fd, IN)
         self.run.handlers[self.fd] = self._event if self.run.tls is None else self._tls_event
-        self.standing = True
-        self.run.opening -= 1
         self.stands()
 
     def _event(self, events: int) -> None:

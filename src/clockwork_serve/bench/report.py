@@ -34,7 +34,7 @@ NO_CONNECTION: Final = (
     "{waited:,} requests found no free connection: raise --connections, if the server can have so many"
 )
 NO_CORE: Final = (
-    "It did not get a core when it needed one: give it one of its own (--cores, --realtime), use --processes, or "
+    "It did not get a core when it needed one: give it its own (--cores, --realtime), use --processes, or "
     "lower the rate"
 )
 

@@ -78,8 +78,9 @@ def make_schedule(
     traces: Path | None = None,
     rate_scale: float = 1.0,
     seconds: float | None = None,
+    most: int = REQUESTS_MAX,
 ) -> Schedule:
-    """Draw everything. Raises :class:`ConfigError`."""
+    """Draw everything, ``most`` requests in all. Raises :class:`ConfigError`."""
     if seconds is not None and scenario.warmup_s >= seconds:
         raise ConfigError(
             f"duration: expected more than the scenario's warmup_s = {scenario.warmup_s:g}, found "
@@ -91,9 +92,9 @@ def make_schedule(
     total = 0
     for arrivals in workload.open():
         total += len(arrivals.times_ns)
-        if total > REQUESTS_MAX:
+        if total > most:
             raise ConfigError(
-                f"{scenario.name}: expected at most {REQUESTS_MAX:,} requests in one run, found more; "
+                f"{scenario.name}: expected at most {most:,} requests in one run, found more; "
                 "give --duration or a smaller --rate-scale"
             )
         for name, parts in columns.items():

@@ -91,7 +91,8 @@ def plot(curves: Sequence[Curve], x: Axis, y: Axis, marks: Sequence[tuple[float,
         )
     parts.append(
         f'<text x="{(_LEFT + WIDE) / 2:.0f}" y="{HIGH - 6}" text-anchor="middle" fill="{_INK}">'
-        f'{escape(x.title)}</text><text x="12" y="{(HIGH - _BOTTOM) / 2:.0f}" fill="{_INK}" text-anchor="middle" '
+        f"{escape(x.title)}</text>"
+        f'<text x="12" y="{(HIGH - _BOTTOM) / 2:.0f}" fill="{_INK}" text-anchor="middle" '
         f'transform="rotate(-90 12 {(HIGH - _BOTTOM) / 2:.0f})">{escape(y.title)}</text>'
     )
     parts += [_drawn(curve, across, down) for curve in curves]

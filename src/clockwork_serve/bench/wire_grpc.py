@@ -94,11 +94,8 @@ class GrpcConnection(Connection):
         super().__init__(run)
 
     def stands(self) -> None:
-        """Say hello; calls need not wait for what the other side says."""
+        """Say hello. How many calls may be made is known when the other side has said hello too."""
         self.write(_HELLO)
-        if not self.dead:
-            self._listed = True
-            self.run.free(self)
 
     def send(self, row: int, message: int) -> None:
         """Make a call, as frames of this turn."""
@@ -256,6 +253,9 @@ class GrpcConnection(Connection):
                 self._frame_bytes = value
         self._say(_frame(_SETTINGS, _ACK, 0, b""))
         self._let_go()
+        if not self.standing:
+            self._listed = True
+            self.stood()
 
     def _took_window(self, stream: int, more: int) -> None:
         if not stream:
@@ -294,6 +294,8 @@ class GrpcConnection(Connection):
         rows, self._rows = list(self._rows.values()), {}
         now_ns = monotonic_ns() - self.run.start_ns
         self.close()
+        if not self.standing:
+            self.run.refused(f"{why} before it said a word of HTTP/2")
         code = self.run.ends.code(Kind.RESET, why)
         for row in rows:
             self.run.ended(row, code, now_ns, 0, None)

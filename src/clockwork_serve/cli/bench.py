@@ -85,7 +85,9 @@ _HEADER = re.compile(r"(?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(?P<value>[\x
     help="At most, of all processes together. [default: 1024; grpc: 8]",
 )  # fmt: skip
 @click.option("--cores", metavar="N,N,...", help="Cores of the sending processes, in turn.")
-@click.option("--realtime", is_flag=True, help="Sending processes go before all ordinary ones; needs privileges.")
+@click.option(
+    "--realtime", is_flag=True, help="Sending processes go before all ordinary ones; needs privileges."
+)
 @click.option(
     "--drain", "drain_s", type=click.FloatRange(0, 1e5), default=10.0, metavar="SECONDS",
     help="How long to wait for answers after the last request. [default: 10]",
