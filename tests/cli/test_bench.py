@@ -17,6 +17,7 @@ from tests.bench.scripted import scripted
 
 from clockwork_serve.bench.live import Moment
 from clockwork_serve.bench.records import read_records
+from clockwork_serve.cli.bench import bench
 from clockwork_serve.cli.bench_screen import panel
 from clockwork_serve.cli.entry import run
 
@@ -147,6 +148,12 @@ def test_what_does_not_fit_the_server_is_said_before_any_load(
     assert code == 2
     assert said in capsys.readouterr().err
     assert played.asked == 0
+
+
+def test_the_page_names_every_option() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "bench.md").read_text()
+    options = [option for parameter in bench.params for option in parameter.opts if option[:2] == "--"]
+    assert [option for option in options if f"{option}" not in page] == []
 
 
 def test_a_bad_scenario_is_named_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

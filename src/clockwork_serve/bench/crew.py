@@ -69,6 +69,11 @@ class Hand:
         with contextlib.suppress(OSError):
             self._in.close()
 
+    def close(self) -> None:
+        """Let go of it; its rows can still be read."""
+        self._out.close()
+        os.close(self.rows.fd)
+
     def hear(self) -> None:
         """Read what it said. Raises :class:`SenderFailed` or :class:`Unreachable`."""
         ended = False
@@ -138,8 +143,7 @@ class Crew:
             if hand.said is None:
                 hand.process.kill()
             hand.process.wait()
-            assert hand.process.stdout is not None
-            hand.process.stdout.close()
+            hand.close()
 
     def begin(self) -> None:
         """Have them make their connections, then tell them all the same instant."""

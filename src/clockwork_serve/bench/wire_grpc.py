@@ -126,9 +126,18 @@ class GrpcConnection(Connection):
 
     def _list(self) -> None:
         """Stand in the row of those that can take a call, if it can."""
-        self._listed = not self._leaving and len(self._rows) < self._at_most
+        self._listed = self._has_room()
         if self._listed:
             self.run.idle.append(self)
+
+    def _has_room(self) -> bool:
+        """Whether a call would go out at once: what the other side does not take yet is not sent."""
+        return len(self._rows) < self._at_most and self.rest is None and not self._held and not self._leaving
+
+    def _list_again(self) -> None:
+        if not self._listed and self.standing and self._has_room():
+            self._listed = True
+            self.run.free(self)
 
     def flush(self) -> None:
         """Write the frames of this turn together."""
@@ -139,6 +148,7 @@ class GrpcConnection(Connection):
     def written(self) -> None:
         """There is room again."""
         self.flush()
+        self._list_again()
 
     def _say(self, frame: bytes) -> None:
         if not self._out:
@@ -256,6 +266,8 @@ class GrpcConnection(Connection):
         if not self.standing:
             self._listed = True
             self.stood()
+        else:
+            self._list_again()
 
     def _took_window(self, stream: int, more: int) -> None:
         if not stream:
@@ -264,6 +276,7 @@ class GrpcConnection(Connection):
             self._windows[stream] += more
         if self._held:
             self._let_go()
+            self._list_again()
 
     def _took_leave(self, content: bytes, now_ns: int) -> None:
         """No new calls; those that it will not answer end now."""
@@ -284,9 +297,7 @@ class GrpcConnection(Connection):
             return
         del self._streams[row]
         self.run.ended(row, code, now_ns, self.run.nbytes[row], wait_ns)
-        if not self._listed and not self._leaving and len(self._rows) < self._at_most:
-            self._listed = True
-            self.run.free(self)
+        self._list_again()
         self._leave_if_done()
 
     def lost(self, why: str) -> None:
