@@ -18,6 +18,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "against_triton": ("--rounds", "2", "--seconds", "1"),
     "wakeup_lateness": ("--seconds", "8"),
     "gateway_balance": ("--gateways", "2", "--connections", "16", "--turns", "2", "--seconds", "3"),
+    "generator_capacity": ("--rounds", "1", "--seconds", "2"),
     "overload": ("--seconds", "30"),
     "feasible_load": ("--seconds", "30"),
     "worker_kill": ("--requests", "6000", "--connections", "200"),

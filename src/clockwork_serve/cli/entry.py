@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import click
 
 from clockwork_serve import __version__
+from clockwork_serve.cli.bench import bench
 from clockwork_serve.cli.compile import compile_
 from clockwork_serve.cli.demo import demo
 from clockwork_serve.cli.key import key
@@ -38,7 +39,7 @@ def clockwork() -> None:
     """
 
 
-for _command in (serve, validate, compile_, profile, models, key, demo, simulate, reproduce):
+for _command in (serve, validate, compile_, profile, models, key, demo, simulate, bench, reproduce):
     clockwork.add_command(_command)
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from clockwork_serve.cli.interrupt import interruptible
 from clockwork_serve.cli.options import setting_options, settings_from
 from clockwork_serve.cli.screen import Progress, note, say, show_table
 from clockwork_serve.errors import ConfigError
@@ -108,7 +105,7 @@ def _play(question: Question, journal: str | None, *, checks: bool, quiet: bool)
     simulation = question.simulation(watchers=[] if book is None else [book], checks=checks)
     total = max(2, round(question.scenario.seconds))
     try:
-        with Progress("simulating", quiet=quiet) as progress, _interruptible() as stopped:
+        with Progress("simulating", quiet=quiet) as progress, interruptible() as stopped:
 
             def tell(simulated_s: float, took_s: float) -> None:
                 speed = simulated_s / took_s if took_s else 0.0
@@ -121,23 +118,6 @@ def _play(question: Question, journal: str | None, *, checks: bool, quiet: bool)
             book.close()
             if book.dropped:
                 note(f"journal: {book.dropped} steps are missing: the disk was too slow")
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C asks for an end at the next good moment; a second one ends at once."""
-    asked: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, on_signal)
-    try:
-        yield lambda: bool(asked)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _show(made: Report) -> None:

@@ -1,0 +1,68 @@
+"""Where a server is, as a user writes it; it opens no connection."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from typing import Final, Literal
+from urllib.parse import urlsplit
+
+from clockwork_serve.errors import ClockworkError, ConfigError
+
+Protocol = Literal["http", "grpc", "raw"]
+PROTOCOLS: Final = ("http", "grpc", "raw")
+_SCHEMES: Final = {
+    "http": {"http": False, "https": True},
+    "raw": {"http": False, "https": True},
+    "grpc": {"http": False, "https": True, "grpc": False, "grpcs": True},
+}
+_PORTS: Final = {"http": 80, "https": 443}
+
+
+class Unreachable(ClockworkError):
+    """No server is there, or it does not speak the protocol."""
+
+
+@dataclass(slots=True, frozen=True)
+class Address:
+    """Host and port, whether it is spoken to by TLS, and what stands in front of every path."""
+
+    host: str
+    port: int
+    tls: bool
+    base: str
+
+    @classmethod
+    def of(cls, url: str, protocol: Protocol) -> Address:
+        """From ``http://HOST:PORT/BASE`` or ``HOST:PORT``. Raises :class:`ConfigError`."""
+        schemes = _SCHEMES[protocol]
+        try:
+            parts = urlsplit(url if "://" in url else f"{next(iter(schemes))}://{url}")
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host = port = None
+            parts = urlsplit("")
+        if port is None:
+            port = _PORTS.get(parts.scheme) if "://" in url and protocol != "grpc" else None
+        if not host or not port or parts.scheme not in schemes or parts.query or parts.fragment:
+            wanted = " or ".join(f"{scheme}://HOST:PORT" for scheme in schemes)
+            raise ConfigError(f"url: expected {wanted}, found {url!r}; correct it")
+        return cls(host, port, schemes[parts.scheme], parts.path.rstrip("/"))
+
+    @property
+    def name(self) -> str:
+        """``HOST:PORT`` as headers write it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{'https' if self.tls else 'http'}://{self.name}{self.base}"
+
+
+def tls_context(ca_file: str | None, *, http2: bool) -> ssl.SSLContext:
+    """What TLS connections are made with. Raises :class:`ConfigError`."""
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"ca: expected a file of certificates in PEM, found {ca_file} ({error})") from None
+    context.set_alpn_protocols(["h2"] if http2 else ["http/1.1"])
+    return context
