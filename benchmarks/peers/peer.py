@@ -1,0 +1,238 @@
+"""What a server of the comparison is to the rest of it: how it is started, asked and understood; it measures nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal
+from urllib.request import urlopen
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.peers import served
+
+ROOT: Final = Path(__file__).parents[2]
+INSTALLED: Final = ROOT / "build" / "peers"
+"""Each server's own Python, in a folder of its name."""
+HOST: Final = "127.0.0.1"
+
+Floats = npt.NDArray[np.float32]
+Kind = Literal["ok", "rejected", "expired", "failed"]
+"""An answer; a no because there is too much; a no because the time is up; anything else."""
+Protocol = Literal["http", "grpc"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back. Over gRPC ``status`` is its code, ``headers`` the trailing metadata and ``body`` the message,
+    or the error's text."""  # fmt: skip
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a request ended, by the server's own word; whether it was in time is for the clock to say."""
+
+    kind: Kind
+    wait_ms: float | None = None
+    """How long the client shall wait, where the server said so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """How to ask: the same for every model, but for ``{model}`` in ``path`` (HTTP), or the messages (gRPC)."""
+
+    path: str
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
+    messages: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What is to be served, and where. ``models`` maps names to files, or to offsets on the emulated device."""
+
+    kind: str
+    models: Mapping[str, str | float]
+    shape: tuple[int, ...]
+    slo_ms: float
+    folder: Path
+    port: int
+    out: tuple[int, ...] = ()
+    cache: Path = INSTALLED / "cache"
+    image_ms: float = 2.0
+    """What one input of a network takes alone, measured on this machine before."""
+    memory_models: int | None = None
+    """Device memory, in models; None: all of them fit."""
+    batch: int = 8
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models."""
+        return tuple(self.models)
+
+    @property
+    def emulated(self) -> bool:
+        """Whether it is the device that uses no core."""
+        return self.kind == served.DEVICE
+
+    def exec_ms(self, rows: int) -> float:
+        """What a batch takes: what some servers have to be told by hand."""
+        return served.exec_ms(rows) if self.emulated else self.image_ms * rows
+
+    @property
+    def reserve_ms(self) -> float:
+        """What must be left of a deadline when a batch starts, for servers that know only queues."""
+        return self.exec_ms(self.batch) + 4.0
+
+    def write(self, more: Mapping[str, Any]) -> Path:
+        """The file that :mod:`benchmarks.peers.served` reads in the server's processes."""
+        plan = {
+            "kind": self.kind, "models": dict(self.models), "shape": self.shape, "slo_ms": self.slo_ms,
+            "batch": self.batch, "lock": str(self.folder / "device.lock"), "log": str(self.device_log),
+            "memory_models": self.memory_models, "port": self.port, **more,
+        }  # fmt: skip
+        path = self.folder / "models.json"
+        path.write_text(json.dumps(plan))
+        return path
+
+    @property
+    def device_log(self) -> Path:
+        """What the emulated device did."""
+        return self.folder / "device.log"
+
+
+class Peer(ABC):
+    """One server. Its folder holds ``requirements.txt`` and what runs in its own Python."""
+
+    name: ClassVar[str]
+    package: ClassVar[str]
+    """Whose version is its version."""
+    configured: ClassVar[str]
+    """Its configuration for deadlines, in words for the table."""
+    source: ClassVar[str]
+    """Where its documentation advises that."""
+    protocol: ClassVar[Protocol] = "http"
+    binds_all: ClassVar[bool] = False
+    """Whether it listens on all interfaces and cannot be told otherwise."""
+    per_model: ClassVar[bool] = False
+    """Whether each model has processes of its own."""
+    loads_on_demand: ClassVar[bool] = False
+    """Whether it keeps no more models in memory than it is told, and loads the one that is asked for."""
+    loads_by_call: ClassVar[bool] = False
+    """Whether clients can have models loaded and unloaded, see :meth:`load_path`."""
+    note: ClassVar[str] = ""
+    stop_s: ClassVar[float] = 10.0
+    start_s: ClassVar[float] = 90.0
+
+    @property
+    def folder(self) -> Path:
+        """Its files here."""
+        return Path(__file__).parent / self.name
+
+    @property
+    def home(self) -> Path:
+        """Its own Python."""
+        return INSTALLED / self.name
+
+    @property
+    def python(self) -> str:
+        """Its interpreter."""
+        return str(self.home / "bin" / "python")
+
+    def why_not(self, setup: Setup | None = None, *, isolated: bool = True) -> str:
+        """Why it cannot be run here and so; "" if it can."""
+        if not (self.home / ".set-up").is_file():
+            return f"not installed: python -m benchmarks.peers install {self.name}"
+        if self.binds_all and not isolated:
+            return "it listens on all interfaces, and no network namespace could be made for it"
+        if setup is not None and self.per_model and len(setup.models) > MOST_PROCESSES:
+            return f"a process per model: {len(setup.models)} models do not fit this machine"
+        return ""
+
+    @abstractmethod
+    def command(self, setup: Setup) -> Sequence[str]:
+        """How to start it; writes what it needs into ``setup.folder``."""
+
+    def environment(self, setup: Setup) -> dict[str, str]:
+        """Its whole environment: the runner's own would bring the runner's Python."""
+        return {
+            "PATH": f"{self.home / 'bin'}:/usr/local/bin:/usr/bin:/bin", "HOME": str(setup.folder),
+            "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(setup.folder),
+            "PEER_MODELS": str(setup.write(self.more(setup))),
+            # One core: libraries that make a thread per core of the machine make one.
+            "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+        }  # fmt: skip
+
+    def more(self, setup: Setup) -> dict[str, Any]:
+        """Its own settings, for its files to read in ``served.plan()``; they are recorded with each result."""
+        return {}
+
+    def ready(self, setup: Setup) -> bool:
+        """Whether all models answer; OSError counts as no."""
+        with urlopen(f"http://{HOST}:{setup.port}{self.ready_path}", timeout=2) as response:  # noqa: S310 (ours)
+            return bool(response.status == 200)
+
+    ready_path: ClassVar[str] = "/"
+
+    @abstractmethod
+    def request(self, setup: Setup, x: Floats) -> Request:
+        """How to ask for the output of ``x``, one row, in time."""
+
+    @abstractmethod
+    def judge(self, answer: Answer) -> Verdict:
+        """What the server said."""
+
+    @abstractmethod
+    def output(self, answer: Answer) -> Floats:
+        """The numbers of a good answer."""
+
+    def clean(self, setup: Setup) -> None:
+        """Remove what it may leave behind outside ``setup.folder``, once it has ended."""
+
+    def load_path(self, name: str, *, unload: bool = False) -> str:
+        """Where to POST to have a model loaded or unloaded, if ``loads_by_call``."""
+        return f"/v2/repository/models/{name}/{'unload' if unload else 'load'}"
+
+
+MOST_PROCESSES: Final = 40
+"""Models of servers with a process for each: 53 to 183 MiB apiece were measured."""
+
+
+def judged(answer: Answer, *, rejected: Sequence[int] = (429,), expired: Sequence[int] = (408, 504)) -> Verdict:
+    """What an HTTP status says."""
+    if answer.status == 200:
+        return Verdict("ok")
+    wait_s = answer.headers.get("retry-after", "")
+    wait_ms = float(wait_s) * 1e3 if wait_s.isdigit() else None
+    if answer.status in rejected:
+        return Verdict("rejected", wait_ms)
+    return Verdict("expired" if answer.status in expired else "failed", wait_ms)
+
+
+def raw(answer: Answer) -> Floats:
+    """A body that is nothing but FP32."""
+    return np.frombuffer(answer.body, np.float32)
+
+
+def differs(found: Floats, expected: Floats) -> float:
+    """The worst error relative to the largest number; infinite for another shape."""
+    if found.size != expected.size:
+        return math.inf
+    scale = float(np.abs(expected).max()) or 1.0
+    return float(np.abs(found.ravel() - expected.ravel()).max()) / scale
+
+
+def binary(name: str) -> str:
+    """A program beside this interpreter."""
+    return os.path.join(os.path.dirname(sys.executable), name)  # noqa: PTH118, PTH120 (not resolved: a venv)
