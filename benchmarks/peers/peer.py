@@ -24,28 +24,18 @@ INSTALLED: Final = ROOT / "build" / "peers"
 HOST: Final = "127.0.0.1"
 
 Floats = npt.NDArray[np.float32]
-Kind = Literal["ok", "rejected", "expired", "failed"]
-"""An answer; a no because there is too much; a no because the time is up; anything else."""
+Kind = Literal["rejected", "expired", "failed"]
+"""How a request ends that is not answered: there is too much; its time is up; anything else."""
 Protocol = Literal["http", "grpc"]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back. Over gRPC ``status`` is its code, ``headers`` the trailing metadata and ``body`` the message,
-    or the error's text."""  # fmt: skip
+    """What came back; a good one has status 200 over gRPC too, and ``body`` is its message there."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """How a request ended, by the server's own word; whether it was in time is for the clock to say."""
-
-    kind: Kind
-    wait_ms: float | None = None
-    """How long the client shall wait, where the server said so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +179,10 @@ class Peer(ABC):
     def request(self, setup: Setup, x: Floats) -> Request:
         """How to ask for the output of ``x``, one row, in time."""
 
-    @abstractmethod
-    def judge(self, answer: Answer) -> Verdict:
-        """What the server said."""
+    def understood(self, kind: Kind, words: str) -> Kind:
+        """What an end means that is no answer: ``kind`` is by the status alone (429 and 503: rejected; 408 and 504:
+        expired), ``words`` are the status and the first words of the body."""  # fmt: skip
+        return kind
 
     @abstractmethod
     def output(self, answer: Answer) -> Floats:
@@ -207,17 +198,6 @@ class Peer(ABC):
 
 MOST_PROCESSES: Final = 40
 """Models of servers with a process for each: 53 to 183 MiB apiece were measured."""
-
-
-def judged(answer: Answer, *, rejected: Sequence[int] = (429,), expired: Sequence[int] = (408, 504)) -> Verdict:
-    """What an HTTP status says."""
-    if answer.status == 200:
-        return Verdict("ok")
-    wait_s = answer.headers.get("retry-after", "")
-    wait_ms = float(wait_s) * 1e3 if wait_s.isdigit() else None
-    if answer.status in rejected:
-        return Verdict("rejected", wait_ms)
-    return Verdict("expired" if answer.status in expired else "failed", wait_ms)
 
 
 def raw(answer: Answer) -> Floats:

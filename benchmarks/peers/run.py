@@ -17,10 +17,12 @@ from benchmarks.machine import machine_line
 from benchmarks.peers import processes, served
 from benchmarks.peers.install import MARK, packages, version
 from benchmarks.peers.launch import adopt
-from benchmarks.peers.measure import CLIENT_CORE, Failed, Point, check, cores, free_port, measure, running, setup_of
+from benchmarks.peers.ask import WrongAnswer, check
+from benchmarks.peers.measure import CLIENT_CORE, Failed, Point, cores, free_port, measure, running, setup_of
 from benchmarks.peers.models import Kinds
 from benchmarks.peers.peer import INSTALLED, Peer
 from benchmarks.peers.registry import NAMES, peer
+from benchmarks.peers.summary import main_figures
 from clockwork_serve.workload.scenario import read_scenario
 
 LOADS: Final = Path(__file__).parent / "loads"
@@ -81,7 +83,7 @@ def line_of(result: dict[str, Any]) -> str:
     """What a result says, in a line."""
     if result["status"] != "measured":
         return f"{result['status']}: {str(result['why']).splitlines()[0]}"
-    found = result["figures"]
+    found = main_figures(result)
     late = "-" if found["p99_ms"] is None else f"{found['p99_ms']:.0f} ms"
     noisy = f"; DISTURBED: {'; '.join(result['noise'])}" if result["noise"] else ""
     return (
@@ -144,7 +146,7 @@ def one(point: Point, asked: Peer, kinds: Kinds, out: Path, *, isolated: bool) -
             return {**facts, "status": "left out", "why": why}
         time.sleep(SETTLE_S)
         return {**facts, "status": "measured", **version(asked), **measure(point, asked, kinds, out)}
-    except (Failed, OSError) as error:
+    except (RuntimeError, OSError) as error:
         return {**facts, "status": "failed", "why": str(error)}
 
 
@@ -202,7 +204,7 @@ def _checked(asked: Peer, kind: str, kinds: Kinds, folder: Path, *, isolated: bo
             worst = check(asked, setup, x, kinds.expected(kind, names, x))
             pids = server.tree()
             memory = processes.pss_bytes(pids) / 2**20
-    except Failed as error:
+    except (Failed, WrongAnswer) as error:
         return f"FAILED: {error}"
     return f"right answers, worst error {worst:.1e}; up in {start_s:.1f} s, {len(pids)} processes, {memory:.0f} MiB"
 

@@ -7,11 +7,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.peers.peer import Answer, Floats, Request, Verdict
+from benchmarks.peers.peer import Answer, Floats, Request
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, ModelInferRequest, ModelInferResponse
 
 METHOD: Final = f"/{INFERENCE_SERVICE}/ModelInfer"
-_CANCELLED, _DEADLINE_EXCEEDED, _RESOURCE_EXHAUSTED, _UNAVAILABLE = 1, 4, 8, 14
 
 
 def http_request(
@@ -61,11 +60,3 @@ def grpc_output(answer: Answer) -> Floats:
         return np.frombuffer(message.raw_output_contents[0], np.float32)
     return np.asarray(message.outputs[0].contents.fp32_contents, np.float32)
 
-
-def grpc_judged(answer: Answer) -> Verdict:
-    """What a gRPC code says."""
-    if answer.status == 0:
-        return Verdict("ok")
-    if answer.status in {_RESOURCE_EXHAUSTED, _UNAVAILABLE}:
-        return Verdict("rejected")
-    return Verdict("expired" if answer.status in {_DEADLINE_EXCEEDED, _CANCELLED} else "failed")

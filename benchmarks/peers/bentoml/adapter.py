@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.peers.peer import Answer, Floats, Peer, Request, Setup, Verdict, judged
+from benchmarks.peers.peer import Answer, Floats, Peer, Request, Setup
 
 
 class BentoMl(Peer):
@@ -38,10 +38,6 @@ class BentoMl(Peer):
         """Base64 in JSON."""
         body = json.dumps({"x": [base64.b64encode(x.tobytes()).decode()]}).encode()
         return Request("/{model}", (("Content-Type", "application/json"),), body)
-
-    def judge(self, answer: Answer) -> Verdict:
-        """503: it would come too late, or has."""
-        return judged(answer, rejected=(429, 503))
 
     def output(self, answer: Answer) -> Floats:
         """Base64 in JSON."""

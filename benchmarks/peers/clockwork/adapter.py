@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.peers import v2
-from benchmarks.peers.peer import Answer, Floats, Peer, Request, Setup, Verdict, binary
+from benchmarks.peers.peer import Answer, Floats, Peer, Request, Setup, binary
 
 PAGE_BYTES = 256 << 10
 
@@ -66,18 +66,6 @@ class Clockwork(Peer):
     def request(self, setup: Setup, x: Floats) -> Request:
         """Binary tensors over HTTP."""
         return v2.http_request(x, headers=(("x-slo-ms", f"{setup.slo_ms:g}"),))
-
-    def judge(self, answer: Answer) -> Verdict:
-        """By status; how long to wait is told exactly in the body."""
-        if answer.status == 200:
-            return Verdict("ok")
-        try:
-            wait_ms = json.loads(answer.body).get("retry_after_ms")
-        except ValueError:
-            wait_ms = None
-        if answer.status == 429:
-            return Verdict("rejected", wait_ms)
-        return Verdict("expired" if answer.status == 504 else "failed", wait_ms)
 
     def output(self, answer: Answer) -> Floats:
         """The binary part."""

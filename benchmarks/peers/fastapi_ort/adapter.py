@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.peers.peer import Answer, Floats, Peer, Request, Setup, Verdict, judged, raw
+from benchmarks.peers.peer import Answer, Floats, Peer, Request, Setup, raw
 
 
 class FastApi(Peer):
@@ -26,10 +26,6 @@ class FastApi(Peer):
     def request(self, setup: Setup, x: Floats) -> Request:
         """The bytes as they are."""
         return Request("/{model}", (("Content-Type", "application/octet-stream"),), x.tobytes())
-
-    def judge(self, answer: Answer) -> Verdict:
-        """It says nothing but 200."""
-        return judged(answer)
 
     def output(self, answer: Answer) -> Floats:
         """The bytes as they are."""

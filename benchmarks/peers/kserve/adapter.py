@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.peers import v2
-from benchmarks.peers.peer import Answer, Floats, Peer, Request, Setup, Verdict
+from benchmarks.peers.peer import Answer, Floats, Peer, Request, Setup
 
 
 class KServe(Peer):
@@ -29,10 +29,6 @@ class KServe(Peer):
     def request(self, setup: Setup, x: Floats) -> Request:
         """Raw tensors."""
         return v2.grpc_request(setup.names, x)
-
-    def judge(self, answer: Answer) -> Verdict:
-        """By code."""
-        return v2.grpc_judged(answer)
 
     def output(self, answer: Answer) -> Floats:
         """Raw, or not."""

@@ -19,6 +19,14 @@ class Model(kserve.Model):
         self._run = served.load(name)
         self.ready = True
 
+    async def get_input_types(self) -> list[dict[str, Any]]:
+        """For clients that ask."""
+        return [{"name": "x", "datatype": "FP32", "shape": [-1, *served.shape()]}]
+
+    async def get_output_types(self) -> list[dict[str, Any]]:
+        """For clients that ask."""
+        return [{"name": "y", "datatype": "FP32", "shape": [-1, -1]}]
+
     async def predict(self, payload: InferRequest, headers: Any = None, response_headers: Any = None) -> InferResponse:
         """In a thread, so that others are listened to meanwhile."""
         import asyncio

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.peers.forms import form
-from benchmarks.peers.peer import Answer, Floats, Peer, Request, Setup, Verdict, judged
+from benchmarks.peers.peer import Answer, Floats, Peer, Request, Setup
 
 
 class LitServe(Peer):
@@ -28,10 +28,6 @@ class LitServe(Peer):
         """A form with one file."""
         content_type, body = form("x", x.tobytes())
         return Request("/{model}", (("Content-Type", content_type),), body)
-
-    def judge(self, answer: Answer) -> Verdict:
-        """504: it was too long in the queue."""
-        return judged(answer)
 
     def output(self, answer: Answer) -> Floats:
         """Bytes."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from benchmarks.peers import v2
-from benchmarks.peers.peer import Answer, Floats, Peer, Request, Setup, Verdict
+from benchmarks.peers.peer import Answer, Floats, Peer, Request, Setup
 
 
 class MlServer(Peer):
@@ -44,10 +44,6 @@ class MlServer(Peer):
     def request(self, setup: Setup, x: Floats) -> Request:
         """Raw tensors."""
         return v2.grpc_request(setup.names, x)
-
-    def judge(self, answer: Answer) -> Verdict:
-        """By code."""
-        return v2.grpc_judged(answer)
 
     def output(self, answer: Answer) -> Floats:
         """Raw, or not."""

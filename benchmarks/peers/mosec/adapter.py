@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from benchmarks.peers.peer import Answer, Floats, Peer, Request, Setup, Verdict, judged, raw
+from benchmarks.peers.peer import Answer, Floats, Peer, Request, Setup, raw
 
 CAPACITY: Final = 24
 """Requests in its queue beyond which it says 429: sized by hand for an SLO of some batches of eight."""
@@ -34,10 +34,6 @@ class Mosec(Peer):
     def request(self, setup: Setup, x: Floats) -> Request:
         """The bytes as they are."""
         return Request("/{model}", (("Content-Type", "application/octet-stream"),), x.tobytes())
-
-    def judge(self, answer: Answer) -> Verdict:
-        """429: its queue is full; 408: the timeout is over."""
-        return judged(answer)
 
     def output(self, answer: Answer) -> Floats:
         """The bytes as they are."""

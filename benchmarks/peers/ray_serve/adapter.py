@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from benchmarks.peers.peer import Answer, Floats, Peer, Request, Setup, Verdict, judged, raw
+from benchmarks.peers.peer import Answer, Floats, Peer, Request, Setup, raw
 
 QUEUED: Final = 16
 
@@ -40,15 +40,8 @@ class RayServe(Peer):
         return {"queued": QUEUED, "held": setup.memory_models or len(setup.models)}
 
     def request(self, setup: Setup, x: Floats) -> Request:
-        """The bytes as they are; a header names the model."""
-        return Request(
-            "/", (("Content-Type", "application/octet-stream"), ("serve_multiplexed_model_id", "{model}")),
-            x.tobytes(),
-        )  # fmt: skip
-
-    def judge(self, answer: Answer) -> Verdict:
-        """503: its queue is full; 408: the timeout is over."""
-        return judged(answer, rejected=(429, 503))
+        """The bytes as they are."""
+        return Request("/{model}", (("Content-Type", "application/octet-stream"),), x.tobytes())
 
     def output(self, answer: Answer) -> Floats:
         """The bytes as they are."""

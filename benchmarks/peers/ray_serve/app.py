@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -19,28 +21,37 @@ from benchmarks.peers import served
 PLAN = served.plan()
 
 
-@serve.deployment(num_replicas=1, max_ongoing_requests=64, max_queued_requests=PLAN["queued"])
-class Models:
-    """All models."""
+class Batches:
+    """The requests for one model, which Ray puts together."""
 
-    @serve.multiplexed(max_num_models_per_replica=PLAN["held"])
-    async def get(self, name: str) -> Any:
-        """Load one."""
-        return served.load(name)
+    def __init__(self, name: str, get: Any) -> None:
+        self._name = name
+        self._get = get
 
     @serve.batch(max_batch_size=PLAN["batch"], batch_wait_timeout_s=0.001)
     async def infer(self, rows: list[Any]) -> list[Any]:
-        """A batch: Ray makes them of requests for one model."""
-        import asyncio
-
-        run = await self.get(serve.get_multiplexed_model_id())
+        """A batch, in a thread, so that others are listened to meanwhile."""
+        run = await self._get(self._name)
         batch = np.concatenate(rows) if len(rows) > 1 else rows[0]
-        found = await asyncio.get_running_loop().run_in_executor(None, run, batch)
-        return list(found)
+        return list(await asyncio.get_running_loop().run_in_executor(None, run, batch))
+
+
+@serve.deployment(num_replicas=1, max_ongoing_requests=64, max_queued_requests=PLAN["queued"])
+class Models:
+    """All models. The one replica takes every request, so their paths may say which model is asked."""
+
+    def __init__(self) -> None:
+        self._batches = {name: Batches(name, self.get) for name in served.names()}
+
+    @serve.multiplexed(max_num_models_per_replica=PLAN["held"])
+    async def get(self, name: str) -> Any:
+        """Load one; the one not used for longest goes when there are too many."""
+        return served.load(name)
 
     async def __call__(self, request: Request) -> Response:
         """One request."""
-        found = await self.infer(served.array(await request.body()))
+        x = served.array(await request.body())
+        found = await self._batches[request.url.path.strip("/")].infer(x)
         return Response(found.tobytes(), media_type="application/octet-stream")
 
 
@@ -61,8 +72,6 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     stop.wait()
     ray.shutdown()
-    import shutil
-
     shutil.rmtree(temporary, ignore_errors=True)
     os._exit(0)
 

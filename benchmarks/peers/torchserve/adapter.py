@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import Final
 
-from benchmarks.peers.peer import Answer, Floats, Peer, Request, Setup, Verdict, judged, raw
+from benchmarks.peers.peer import Answer, Floats, Peer, Request, Setup, raw
 
 QUEUE: Final = 16
 """Requests of a model that may wait, by hand: two batches."""
@@ -74,10 +74,6 @@ class TorchServe(Peer):
         return Request(
             "/predictions/{model}", (("Content-Type", "application/octet-stream"),), x.tobytes()
         )
-
-    def judge(self, answer: Answer) -> Verdict:
-        """503: its queue is full."""
-        return judged(answer, rejected=(429, 503))
 
     def output(self, answer: Answer) -> Floats:
         """The bytes as they are."""

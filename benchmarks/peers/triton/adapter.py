@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.peers import v2
-from benchmarks.peers.peer import Answer, Floats, Peer, Request, Setup, Verdict
+from benchmarks.peers.peer import Answer, Floats, Kind, Peer, Request, Setup
 
 _CONFIG = """
 max_batch_size: {batch}
@@ -129,13 +129,9 @@ class Triton(Peer):
         queue_us = max(1, round((setup.slo_ms - setup.reserve_ms) * 1e3))
         return v2.http_request(x, parameters={"timeout": queue_us})
 
-    def judge(self, answer: Answer) -> Verdict:
+    def understood(self, kind: Kind, words: str) -> Kind:
         """503 for both: its words tell which."""
-        if answer.status == 200:
-            return Verdict("ok")
-        if answer.status == 503:
-            return Verdict("expired" if b"timeout" in answer.body else "rejected")
-        return Verdict("failed")
+        return "expired" if "timeout" in words else kind
 
     def output(self, answer: Answer) -> Floats:
         """The binary part."""
