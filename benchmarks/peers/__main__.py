@@ -1,9 +1,9 @@
 """Other servers under the same load as ours.
 
-    python -m benchmarks.peers install            all of them, or those named
-    python -m benchmarks.peers check              each serves right answers
-    python -m benchmarks.peers run --out DIR      the comparison; goes on where it stopped
-    python -m benchmarks.peers table --out DIR    its tables, from what was measured
+python -m benchmarks.peers install            all of them, or those named
+python -m benchmarks.peers check              each serves right answers
+python -m benchmarks.peers run --out DIR      the comparison; goes on where it stopped
+python -m benchmarks.peers table --out DIR    its tables, from what was measured
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.peers import run, table
 from benchmarks.peers.install import install
 from benchmarks.peers.isolation import isolate, isolated
-from benchmarks.peers.registry import NAMES, peer
+from benchmarks.peers.registry import NAMES
 
 
 def _names(text: str) -> list[str]:
@@ -29,7 +29,9 @@ def _names(text: str) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        prog="python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.peers",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = made.add_subparsers(dest="command", required=True)
     one = commands.add_parser("install", help="each into its own Python under build/peers")
@@ -41,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--servers", type=_names, help="default: all that are installed")
     one.add_argument("--loads", help=f"default: all of {', '.join(run.load_names())}")
     one.add_argument("--repeats", type=int, default=3)
-    one.add_argument("--out", type=Path, required=True, help="folder of results; what is there is not done again")
+    one.add_argument(
+        "--out", type=Path, required=True, help="folder of results; what is there is not done again"
+    )
     one.add_argument("--short", action="store_true", help="two servers, three loads: within 15 minutes")
     one.add_argument("--again-noisy", action="store_true", help="do those runs again that others disturbed")
     one = commands.add_parser("table", help="tables of what was measured")

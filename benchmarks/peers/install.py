@@ -28,14 +28,25 @@ def install(name: str) -> str:
     began_s = time.monotonic()
     commands = (
         [sys.executable, "-m", "venv", "--clear", str(asked.home)],
-        [asked.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", str(requirements)],
+        [
+            asked.python,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "-r",
+            str(requirements),
+        ],
     )
     for command in commands:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             return f"failed: {done.stderr.strip()[-2000:]}"
     mark.write_text(wanted)
-    size = sum(path.stat().st_size for path in asked.home.rglob("*") if path.is_file() and not path.is_symlink())
+    size = sum(
+        path.stat().st_size for path in asked.home.rglob("*") if path.is_file() and not path.is_symlink()
+    )
     return f"installed in {time.monotonic() - began_s:.0f} s, {size / 2**20:.0f} MiB"
 
 
@@ -49,7 +60,7 @@ def packages(asked: Peer) -> dict[str, dict[str, str]]:
 
 
 def licence(told: Any) -> str:
-    """A package's licence: the expression, else the classifiers, else the first line of what it calls its licence."""
+    """A package's licence: its expression, else its classifiers, else the first line of what it says."""
     if told["License-Expression"]:
         return str(told["License-Expression"])
     classifiers = [

@@ -1,4 +1,4 @@
-"""A network of one's own for servers that listen on all interfaces: a namespace whose only interface is loopback."""
+"""A network that has nothing but loopback, for servers that listen on all interfaces."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ def isolated() -> bool:
 
 
 def isolate() -> str:
-    """Become a process that has one, by starting anew. Returns only if it has one, or why there can be none."""
+    """Become a process that has one, by starting anew. "" in one that has it, else why there is none."""
     if isolated():
         _loopback_up()
         return ""
-    if (why := _why_not()) or not (unshare := _unshare()):
-        return why or "there is no program unshare"
+    unshare = _unshare()
+    if why := _why_not(unshare):
+        return why
     os.environ[_MARK] = "1"
-    os.execvp(unshare[0], [*unshare, sys.executable, "-m", "benchmarks.peers", *sys.argv[1:]])  # noqa: S606
+    return os.execvp(unshare[0], [*unshare, sys.executable, "-m", "benchmarks.peers", *sys.argv[1:]])  # noqa: S606
 
 
 def _unshare() -> list[str]:
@@ -38,9 +39,11 @@ def _unshare() -> list[str]:
     return [path, "--net"] if os.geteuid() == 0 else [path, "--map-root-user", "--net"]
 
 
-def _why_not() -> str:
-    done = subprocess.run([*(_unshare() or ["false"]), "true"], capture_output=True, text=True, check=False)
-    return "" if done.returncode == 0 else f"no network namespace can be made ({done.stderr.strip() or 'unshare'})"
+def _why_not(unshare: list[str]) -> str:
+    if not unshare:
+        return "no network namespace can be made: there is no program unshare"
+    done = subprocess.run([*unshare, "true"], capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 else f"no network namespace can be made: {done.stderr.strip()}"
 
 
 def _loopback_up() -> None:

@@ -1,4 +1,4 @@
-"""``launch.py CORE COMMAND ...``: becomes the command, on that core, as the parent of all that it leaves behind."""
+"""``launch.py CORE COMMAND ...``: becomes the command, on that core, and parent of its orphans."""
 
 from __future__ import annotations
 

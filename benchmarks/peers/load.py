@@ -1,4 +1,4 @@
-"""Plays a load with ``clockwork bench`` and reads its record of every request; it says nothing of a server."""
+"""Plays a load with ``clockwork bench`` and reads its record; it says nothing of a server."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def play(given: Sequence[str], log: Path) -> None:
 
 
 def generator(path: Path) -> dict[str, Any]:
-    """What the load generator says of itself: how late it was, and how many requests it could not send at once.
+    """What the load generator says of itself: how late it was, and how many requests had to wait.
 
-    It opens as many connections as it may; where a server answers none of them, requests wait for one. They count from
-    when they were due, and that is the server's doing.
+    It opens as many connections as it may; where a server answers on none of them, requests wait for one.
+    They count from when they were due, and that is the server's doing.
     """
     told = json.loads(path.read_text())
     sending = told["sending"]
@@ -79,7 +79,7 @@ def without_comers(text: str) -> str:
 
 
 def read(path: Path, asked: Peer) -> tuple[dict[str, Any], Table, list[str]]:
-    """The record's head, its rows, and how each row ended, in the words of ``peer.Kind``, ``ok`` or ``none``."""
+    """The record's head, its rows, and what its ends mean: ``peer.Kind``, ``ok`` or ``none``."""
     content = path.read_bytes()
     if content[: len(MAGIC)] != MAGIC:
         raise RuntimeError(f"{path}: expected a record of clockwork bench, found another file")

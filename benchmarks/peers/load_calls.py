@@ -1,4 +1,4 @@
-"""Has models loaded and unloaded by calls at a steady rate while a load is played; it is one thread that mostly sleeps."""
+"""Has models loaded and unloaded by calls while a load is played: one thread that mostly sleeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run of one load against one server: starts it, checks its answers, plays the load, reads what it cost."""
+"""One run of a load against a server: starts it, checks its answers, plays the load, reads what it cost."""
 
 from __future__ import annotations
 
@@ -64,10 +64,9 @@ def setup_of(point: Point, scenario: Scenario, folder: Path, kinds: Kinds) -> Se
 def free_port() -> int:
     """The first of some ports in a row that are free."""
     for port in range(PORT, PORT + 2000, 10):
-        sockets = []
+        sockets: list[socket.socket] = []
         try:
-            for more in range(6):
-                sockets.append(socket.create_server(("127.0.0.1", port + more)))
+            sockets.extend(socket.create_server(("127.0.0.1", port + more)) for more in range(6))
         except OSError:
             continue
         finally:
@@ -78,7 +77,7 @@ def free_port() -> int:
 
 
 def measure(point: Point, asked: Peer, kinds: Kinds, out: Path) -> dict[str, Any]:
-    """All that there is to say of one point. :class:`Failed`, :class:`WrongAnswer`, RuntimeError of the load."""
+    """All that there is to say of one point. :class:`RuntimeError` says why there is nothing."""
     scenario = read_scenario(point.load)
     folder = out / "work" / point.name
     shutil.rmtree(folder, ignore_errors=True)
@@ -91,21 +90,23 @@ def measure(point: Point, asked: Peer, kinds: Kinds, out: Path) -> dict[str, Any
     with running(asked, setup, command, environment) as (server, start_s):
         idle_pss = processes.pss_bytes(server.tree())
         worst = check(asked, setup, x, expected, rounds=2)
-        setup.device_log.unlink(missing_ok=True)
+        if setup.emulated:
+            os.truncate(setup.device_log, 0)  # it is open in the server's processes
         played = _played(point, asked, setup, scenario, server, x)
+        device = setup.device_log.read_text().splitlines() if setup.emulated else []
         worst = max(worst, check(asked, setup, x, expected))
     head, table, ends = load.read(folder / "record", asked)
     raw = out / "raw" / f"{point.name}.cwbench"
     raw.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(folder / "record", raw)
-    log = setup.device_log
     result = {
         "scenario": point.load.read_text(), "seed": point.repeat,
-        "figures": summary.figures(head, table, ends), "ends": head["ends"], "start_s": start_s,
+        "figures": summary.figures(head, table, ends), "reasons": summary.reasons(head, table),
+        "start_s": start_s,
         "idle_pss_bytes": idle_pss, "worst_error": worst,
         "cpu_ms_per_request": 1e3 * played["server_cpu_s"] / max(1, len(table)), **played,
         "generator": load.generator(folder / "bench.json"),
-        "device": summary.device(log.read_text().splitlines()) if log.is_file() else {},
+        "device": summary.device(device),
         "command": command, "environment": environment,
         "settings": json.loads((folder / "models.json").read_text()),
     }  # fmt: skip
@@ -135,7 +136,8 @@ def running(
         yield server, time.monotonic() - began_s
     finally:
         server.stop(asked.stop_s)
-        asked.clean(setup)
+        for path in asked.left_behind(setup):
+            path.unlink(missing_ok=True)
 
 
 def tail(log: Path) -> str:
@@ -161,7 +163,8 @@ def _played(
     load.play(given, setup.folder / "bench.log")
     loads = calls.stop() if calls else {}
     return {
-        **before.read(server), "pss_bytes": processes.pss_bytes(server.tree()), **loads, "load_command": given,
+        **before.read(server), "pss_bytes": processes.pss_bytes(server.tree()), **loads,
+        "load_command": given,
     }  # fmt: skip
 
 
@@ -208,4 +211,8 @@ def busy_s() -> float:
 def cores() -> str:
     """Why there are too few cores; "" if there are enough."""
     have = os.sched_getaffinity(0)
-    return "" if {SERVER_CORE, CLIENT_CORE} <= have else f"cores 0 and 1 are needed, this process may use {sorted(have)}"
+    return (
+        ""
+        if {SERVER_CORE, CLIENT_CORE} <= have
+        else f"cores 0 and 1 are needed, this process may use {sorted(have)}"
+    )

@@ -1,4 +1,4 @@
-"""The models of a load: their files, one input for all, the right outputs, and how long a network takes here."""
+"""The models of a load: their files, one input for all, the right outputs, and how long they take here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,14 @@ class Kinds:
         self._expected: dict[tuple[str, int], Floats] = {}
 
     def setup(
-        self, kind: str, names: Sequence[str], *, slo_ms: float, folder: Path, port: int, memory_mib: float | None
+        self,
+        kind: str,
+        names: Sequence[str],
+        *,
+        slo_ms: float,
+        folder: Path,
+        port: int,
+        memory_mib: float | None,
     ) -> Setup:
         """For models of these names: the n-th is the n-th copy of its kind."""
         if kind == served.DEVICE:

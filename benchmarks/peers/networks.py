@@ -1,4 +1,4 @@
-"""MobileNetV3-small, ResNet18 and ResNet50 as ONNX with weights from dice; it trains nothing and fetches nothing.
+"""MobileNetV3-small, ResNet18 and ResNet50 as ONNX with weights from dice; nothing is trained or fetched.
 
 Architectures, and so durations, are torchvision's, with batch normalisation folded into the convolutions, as
 exporters do. Every copy has weights of its own, by its seed.

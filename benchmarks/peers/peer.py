@@ -1,4 +1,4 @@
-"""What a server of the comparison is to the rest of it: how it is started, asked and understood; it measures nothing."""
+"""What a server is to the rest of the comparison: how it is started, asked and understood; no more."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
@@ -40,7 +40,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """How to ask: the same for every model, but for ``{model}`` in ``path`` (HTTP), or the messages (gRPC)."""
+    """How to ask: the same for all models, but for ``{model}`` in ``path`` (HTTP), or messages (gRPC)."""
 
     path: str
     headers: tuple[tuple[str, str], ...] = ()
@@ -50,7 +50,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What is to be served, and where. ``models`` maps names to files, or to offsets on the emulated device."""
+    """What is served, and where. ``models`` maps names to files, or to offsets on the emulated device."""
 
     kind: str
     models: Mapping[str, str | float]
@@ -147,7 +147,7 @@ class Peer(ABC):
         if self.binds_all and not isolated:
             return "it listens on all interfaces, and no network namespace could be made for it"
         if setup is not None and self.per_model and len(setup.models) > MOST_PROCESSES:
-            return f"a process per model: {len(setup.models)} models do not fit this machine"
+            return f"a process per model: {len(setup.models)} models are too many"
         return ""
 
     @abstractmethod
@@ -165,12 +165,12 @@ class Peer(ABC):
         }  # fmt: skip
 
     def more(self, setup: Setup) -> dict[str, Any]:
-        """Its own settings, for its files to read in ``served.plan()``; they are recorded with each result."""
+        """Its own settings, which its files read in ``served.plan()``; they are recorded with each result."""
         return {}
 
     def ready(self, setup: Setup) -> bool:
         """Whether all models answer; OSError counts as no."""
-        with urlopen(f"http://{HOST}:{setup.port}{self.ready_path}", timeout=2) as response:  # noqa: S310 (ours)
+        with urlopen(f"http://{HOST}:{setup.port}{self.ready_path}", timeout=2) as response:
             return bool(response.status == 200)
 
     ready_path: ClassVar[str] = "/"
@@ -180,16 +180,20 @@ class Peer(ABC):
         """How to ask for the output of ``x``, one row, in time."""
 
     def understood(self, kind: Kind, words: str) -> Kind:
-        """What an end means that is no answer: ``kind`` is by the status alone (429 and 503: rejected; 408 and 504:
-        expired), ``words`` are the status and the first words of the body."""  # fmt: skip
+        """What an end means that is no answer.
+
+        ``kind`` is by the status alone: rejected for 429 and 503, expired for 408 and 504. ``words`` are the
+        status and the first words of the body.
+        """
         return kind
 
     @abstractmethod
     def output(self, answer: Answer) -> Floats:
         """The numbers of a good answer."""
 
-    def clean(self, setup: Setup) -> None:
-        """Remove what it may leave behind outside ``setup.folder``, once it has ended."""
+    def left_behind(self, setup: Setup) -> Iterable[Path]:
+        """Files outside ``setup.folder`` that a server may leave when it is killed; they are removed."""
+        return ()
 
     def load_path(self, name: str, *, unload: bool = False) -> str:
         """Where to POST to have a model loaded or unloaded, if ``loads_by_call``."""

@@ -97,7 +97,7 @@ class Server:
         return descendants(self.pid)
 
     def stop(self, patience_s: float) -> bool:
-        """End it; whether it went by itself when asked. What is left of its tree is killed, each by its pid."""
+        """End it; whether it went when asked. What is left of its tree is killed, each by its pid."""
         mine = self.tree()
         if self.ended() is None:
             self._process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Goes through servers, loads and repeats, so that servers take turns on the same schedule; keeps what is done."""
+"""Goes through servers, loads and repeats: servers take turns on the same schedule; what is done is kept."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-
 from benchmarks.machine import machine_line
 from benchmarks.peers import processes, served
+from benchmarks.peers.ask import WrongAnswer, check
 from benchmarks.peers.install import MARK, packages, version
 from benchmarks.peers.launch import adopt
-from benchmarks.peers.ask import WrongAnswer, check
 from benchmarks.peers.measure import CLIENT_CORE, Failed, Point, cores, free_port, measure, running, setup_of
 from benchmarks.peers.models import Kinds
 from benchmarks.peers.peer import INSTALLED, Peer
@@ -46,7 +45,7 @@ def load_paths(names: Sequence[str]) -> list[Path]:
 
 
 def points(servers: Sequence[str], loads: Sequence[Path], repeats: int) -> list[Point]:
-    """All that is to be measured, in an order in which servers take turns, each repeat beginning with another."""
+    """All that is to be measured: servers take turns, and each repeat begins with another."""
     found = []
     for repeat in range(1, repeats + 1):
         for load in loads:
@@ -87,8 +86,9 @@ def line_of(result: dict[str, Any]) -> str:
     late = "-" if found["p99_ms"] is None else f"{found['p99_ms']:.0f} ms"
     noisy = f"; DISTURBED: {'; '.join(result['noise'])}" if result["noise"] else ""
     return (
-        f"{found['in_time_per_s']:.1f} of {found['asked_per_s']:.1f}/s in time ({found['in_time_share']:.1%}), "
-        f"p99 {late}, {result['cpu_ms_per_request']:.2f} ms of CPU a request, "
+        f"{found['in_time_per_s']:.1f} of {found['asked_per_s']:.1f}/s in time "
+        f"({found['in_time_share']:.1%}), p99 {late}, "
+        f"{result['cpu_ms_per_request']:.2f} ms of CPU a request, "
         f"{result['pss_bytes'] / 2**20:.0f} MiB, others {result['others_share']:.1%}{noisy}"
     )
 
@@ -206,6 +206,5 @@ def _checked(asked: Peer, kind: str, kinds: Kinds, folder: Path, *, isolated: bo
             memory = processes.pss_bytes(pids) / 2**20
     except (Failed, WrongAnswer) as error:
         return f"FAILED: {error}"
-    return f"right answers, worst error {worst:.1e}; up in {start_s:.1f} s, {len(pids)} processes, {memory:.0f} MiB"
-
-
+    cost = f"up in {start_s:.1f} s, {len(pids)} processes, {memory:.0f} MiB"
+    return f"right answers, worst error {worst:.1e}; {cost}"

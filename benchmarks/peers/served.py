@@ -1,4 +1,4 @@
-"""The models as every server of the comparison runs them, in that server's own Python: one thread, no options.
+"""The models as every server of the comparison runs them, in that server's own Python: one thread.
 
 It needs nothing but numpy, and onnxruntime for networks. What is served is told by the JSON file that the
 environment variable ``PEER_MODELS`` names.

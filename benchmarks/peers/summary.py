@@ -23,6 +23,7 @@ WAITING_SHARE: Final = 0.01
 """More requests than that without a free connection: they are late because the server is."""
 FEW: Final = 20
 """Fewer values than that have no p99."""
+REASONS: Final = 8
 HOT: Final = "hot"
 """The load that a table is about where there is one of this name."""
 
@@ -70,6 +71,13 @@ def _ms(durations_ns: Table, share: float) -> float | None:
     if len(durations_ns) < (FEW if share > 0.9 else 1):
         return None
     return float(quantile(durations_ns.tolist(), share)) / NS_PER_MS
+
+
+def reasons(head: dict[str, Any], table: Table) -> list[tuple[str, str, int]]:
+    """The ends that most requests had, in the server's words, and how many had them."""
+    counts = np.bincount(table["end"], minlength=len(head["ends"])).tolist()
+    ranked = sorted(zip(head["ends"], counts, strict=True), key=lambda pair: -pair[1])
+    return [(kind, words, count) for (kind, words), count in ranked[:REASONS] if count]
 
 
 def device(lines: Iterable[str]) -> dict[str, float]:

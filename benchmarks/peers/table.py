@@ -33,7 +33,7 @@ def results(out: Path) -> list[Result]:
 
 
 def summarised(found: Iterable[Result]) -> dict[str, dict[str, Any]]:
-    """By load and server: how many runs, how many disturbed, and the spread of each column; or why there is none."""
+    """By load and server: runs, how many were disturbed, the spread of each column; or why there is none."""
     table: dict[str, dict[str, Any]] = {}
     grouped: dict[tuple[str, str], list[Result]] = {}
     for one in found:
@@ -53,11 +53,15 @@ def summarised(found: Iterable[Result]) -> dict[str, dict[str, Any]]:
 
 
 def loads_per_s(one: Result) -> float | None:
-    """Models loaded a second: by calls, or because they were asked for (each of which finds its model gone)."""
+    """Models loaded a second: by calls, or because they were asked for, as each finds its model gone."""
     if "loads" in one:
         return float(one["loads"] / one["seconds"])
     comers = one["figures"].get("by_load", {}).get("comers")
-    return None if comers is None else float(comers["in_time_per_s"] + comers["late"] * comers["asked_per_s"] / max(1, comers["asked"]))
+    return (
+        None
+        if comers is None
+        else float(comers["in_time_per_s"] + comers["late"] * comers["asked_per_s"] / max(1, comers["asked"]))
+    )
 
 
 def shown(found: dict[str, float] | None, form: str) -> str:
@@ -130,5 +134,7 @@ def between_marks(page: str, text: str) -> str:
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise SystemExit(f"error: the page: expected lines {BEGIN} and {END}, found none; put them where tables belong")
+        raise SystemExit(
+            f"error: the page: expected lines {BEGIN} and {END}, found none; put them where tables belong"
+        )
     return f"{before}{BEGIN}\n\n{text}\n{END}{after}"

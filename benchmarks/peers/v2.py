@@ -1,4 +1,4 @@
-"""Requests of the Open Inference Protocol and their answers, made and read without a client; it sends nothing."""
+"""Requests of the Open Inference Protocol and their answers, made and read by hand; it sends nothing."""
 
 from __future__ import annotations
 
@@ -59,4 +59,3 @@ def grpc_output(answer: Answer) -> Floats:
     if message.raw_output_contents:
         return np.frombuffer(message.raw_output_contents[0], np.float32)
     return np.asarray(message.outputs[0].contents.fp32_contents, np.float32)
-

@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 
 import numpy as np
-
 from benchmarks.peers.peer import Answer, Floats, Peer, Request, Setup
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import bentoml
 import numpy as np
-
 from benchmarks.peers import served
 
 PLAN = served.plan()

@@ -1,4 +1,4 @@
-"""The emulated device as a Python model of Clockwork Serve; how long it takes is for the server to find out."""
+"""The emulated device as a Python model of Clockwork Serve, which has to find out its durations."""
 
 from __future__ import annotations
 

@@ -14,7 +14,9 @@ class KServe(Peer):
     name = "kserve"
     package = "kserve"
     configured = "no deadline, no batches, no limit: the Python server has none"
-    source = "https://kserve.github.io/website/docs/model-serving/predictive-inference/frameworks/custom-predictor"
+    source = (
+        "https://kserve.github.io/website/docs/model-serving/predictive-inference/frameworks/custom-predictor"
+    )
     protocol = "grpc"
     binds_all = True
     ready_path = "/v2/health/ready"

@@ -6,9 +6,8 @@ import argparse
 from typing import Any
 
 import kserve
-from kserve import InferOutput, InferRequest, InferResponse
-
 from benchmarks.peers import served
+from kserve import InferOutput, InferRequest, InferResponse
 
 
 class Model(kserve.Model):
@@ -27,7 +26,9 @@ class Model(kserve.Model):
         """For clients that ask."""
         return [{"name": "y", "datatype": "FP32", "shape": [-1, -1]}]
 
-    async def predict(self, payload: InferRequest, headers: Any = None, response_headers: Any = None) -> InferResponse:
+    async def predict(
+        self, payload: InferRequest, headers: Any = None, response_headers: Any = None
+    ) -> InferResponse:
         """In a thread, so that others are listened to meanwhile."""
         import asyncio
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-
 from benchmarks.peers.forms import form
 from benchmarks.peers.peer import Answer, Floats, Peer, Request, Setup
 

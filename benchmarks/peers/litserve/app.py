@@ -6,9 +6,8 @@ from typing import Any
 
 import litserve
 import numpy as np
-from fastapi import Request, Response
-
 from benchmarks.peers import served
+from fastapi import Request, Response
 
 
 class Model(litserve.LitAPI):
@@ -42,7 +41,10 @@ class Model(litserve.LitAPI):
 def main() -> None:
     """Serve all models, each under its name."""
     plan = served.plan()
-    apis = [Model(max_batch_size=plan["batch"], batch_timeout=0.001, api_path=f"/{name}") for name in served.names()]
+    apis = [
+        Model(max_batch_size=plan["batch"], batch_timeout=0.001, api_path=f"/{name}")
+        for name in served.names()
+    ]
     server = litserve.LitServer(apis, accelerator="cpu", workers_per_device=1, timeout=plan["slo_ms"] / 1e3)
     server.run(
         host="127.0.0.1", port=plan["port"], num_api_servers=1, generate_client_file=False,

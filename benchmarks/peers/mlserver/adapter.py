@@ -14,7 +14,9 @@ class MlServer(Peer):
 
     name = "mlserver"
     package = "mlserver"
-    configured = "batches of 8 (`max_batch_size`, `max_batch_time` 1 ms), one process; it has no deadline and no limit"
+    configured = (
+        "batches of 8 (`max_batch_size`, `max_batch_time` 1 ms), one process; it has no deadline and no limit"
+    )
     source = "https://docs.seldon.ai/mlserver/user-guide/adaptive-batching"
     protocol = "grpc"
     loads_by_call = True

@@ -16,14 +16,17 @@ class Mosec(Peer):
 
     name = "mosec"
     package = "mosec"
-    configured = f"batches of 8, timeout = SLO, `--capacity {CAPACITY}` (by hand: what can be served within the SLO)"
+    configured = (
+        f"batches of 8, timeout = SLO, `--capacity {CAPACITY}` (by hand: what can be served within the SLO)"
+    )
     source = "https://mosecorg.github.io/mosec/reference/arguments.html"
     per_model = True
 
     def command(self, setup: Setup) -> Sequence[str]:
         """Names of its options are its documentation's."""
         return [
-            self.python, "-m", "benchmarks.peers.mosec.app", "--address", "127.0.0.1", "--port", str(setup.port),
+            self.python, "-m", "benchmarks.peers.mosec.app", "--address", "127.0.0.1",
+            "--port", str(setup.port),
             "--timeout", f"{setup.slo_ms:.0f}", "--capacity", str(CAPACITY), "--log-level", "warning",
         ]  # fmt: skip
 

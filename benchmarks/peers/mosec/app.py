@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from mosec import Runtime, Server, Worker
-
 from benchmarks.peers import served
+from mosec import Runtime, Server, Worker
 
 
 class Model(Worker):
@@ -30,7 +29,7 @@ class Model(Worker):
 
     def serialize(self, data: Any) -> bytes:
         """One row."""
-        return data.tobytes()
+        return bytes(data.tobytes())
 
 
 def main() -> None:

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import ray
+from benchmarks.peers import served
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
-
-from benchmarks.peers import served
 
 PLAN = served.plan()
 
@@ -58,7 +57,7 @@ class Models:
 def main() -> None:
     """Serve until told to stop."""
     # Its sockets' paths must be short.
-    temporary = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # noqa: S108 (made here, removed at the end)
+    temporary = tempfile.mkdtemp(prefix="ray", dir="/tmp")
     ray.init(
         num_cpus=4, include_dashboard=False, _node_ip_address="127.0.0.1", _temp_dir=temporary,
         object_store_memory=100 << 20, log_to_driver=False,
@@ -67,7 +66,11 @@ def main() -> None:
         http_options={"host": "127.0.0.1", "port": PLAN["port"], "request_timeout_s": PLAN["slo_ms"] / 1e3},
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
-    serve.run(Models.bind(), route_prefix="/", logging_config={"enable_access_log": False})
+    serve.run(
+        Models.bind(),  # type: ignore[attr-defined]
+        route_prefix="/",
+        logging_config={"enable_access_log": False},
+    )
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     stop.wait()

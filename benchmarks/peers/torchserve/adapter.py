@@ -33,23 +33,25 @@ class TorchServe(Peer):
         return super().why_not(setup, isolated=isolated)
 
     def command(self, setup: Setup) -> Sequence[str]:
-        """An archive per model, made by its own tool, which holds the handler alone: models are found by name."""
+        """An archive per model, made by its own tool; it holds the handler, which finds its model by name."""
         store = setup.folder / "store"
         store.mkdir()
         settings = setup.folder / "model-config.yaml"
         settings.write_text(
-            f"minWorkers: 1\nmaxWorkers: 1\nbatchSize: {setup.batch}\nmaxBatchDelay: 1\njobQueueSize: {QUEUE}\n"
+            f"minWorkers: 1\nmaxWorkers: 1\nbatchSize: {setup.batch}\nmaxBatchDelay: 1\n"
+            f"jobQueueSize: {QUEUE}\n"
             f"clientTimeoutInMills: {setup.slo_ms:.0f}\nresponseTimeout: 120\nstartupTimeout: 120\n"
         )
         for name in setup.names:
             subprocess.run(
                 [str(self.home / "bin" / "torch-model-archiver"), "--model-name", name, "--version", "1",
-                 "--handler", str(self.folder / "handler.py"), "--config-file", str(settings),
+                 "--handler", str(self.folder / "any_model.py"), "--config-file", str(settings),
                  "--export-path", str(store), "--archive-format", "no-archive"],
                 check=True, capture_output=True, env=self.environment(setup),
             )  # fmt: skip
         (setup.folder / "config.properties").write_text(
-            f"inference_address=http://127.0.0.1:{setup.port}\nmanagement_address=http://127.0.0.1:{setup.port + 1}\n"
+            f"inference_address=http://127.0.0.1:{setup.port}\n"
+            f"management_address=http://127.0.0.1:{setup.port + 1}\n"
             f"metrics_address=http://127.0.0.1:{setup.port + 2}\ngrpc_inference_port={setup.port + 3}\n"
             f"grpc_management_port={setup.port + 4}\nnumber_of_netty_threads=1\nnetty_client_threads=1\n"
             "disable_token_authorization=true\nenable_envvars_config=false\nmetrics_mode=log\n"
@@ -59,21 +61,21 @@ class TorchServe(Peer):
         return [
             str(self.home / "bin" / "torchserve"), "--foreground", "--model-store", str(store),
             "--models", *(f"{name}={name}" for name in setup.names),
-            "--ts-config", str(setup.folder / "config.properties"), "--disable-token-auth", "--no-config-snapshots",
+            "--ts-config", str(setup.folder / "config.properties"), "--disable-token-auth",
+            "--no-config-snapshots",
             "--log-config", str(setup.folder / "log4j2.xml"),
         ]  # fmt: skip
 
     def environment(self, setup: Setup) -> dict[str, str]:
         """Logs beside the rest."""
         return {
-            **super().environment(setup), "LOG_LOCATION": str(setup.folder), "METRICS_LOCATION": str(setup.folder),
+            **super().environment(setup), "LOG_LOCATION": str(setup.folder),
+            "METRICS_LOCATION": str(setup.folder),
         }  # fmt: skip
 
     def request(self, setup: Setup, x: Floats) -> Request:
         """The bytes as they are."""
-        return Request(
-            "/predictions/{model}", (("Content-Type", "application/octet-stream"),), x.tobytes()
-        )
+        return Request("/predictions/{model}", (("Content-Type", "application/octet-stream"),), x.tobytes())
 
     def output(self, answer: Answer) -> Floats:
         """The bytes as they are."""

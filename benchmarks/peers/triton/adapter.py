@@ -1,8 +1,8 @@
-"""NVIDIA Triton: its server from the wheel of PyTriton, with the Python backend; a whole Triton where there is one.
+"""NVIDIA Triton: from the wheel of PyTriton, with the Python backend; a whole one where there is one.
 
 The wheel has no backend for ONNX, so its models run ONNX Runtime in processes of the Python backend. Where
-``PEER_TRITON`` names the folder of a whole Triton (``/opt/tritonserver`` in its containers), networks run in its
-own backend.
+``PEER_TRITON`` names the folder of a whole Triton (``/opt/tritonserver`` in its containers), networks run in
+its own backend.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.peers import v2
@@ -35,13 +35,13 @@ instance_group [{{
 
 
 class Triton(Peer):
-    """Requests carry a timeout, which is of their time in the queue alone: so a full batch is taken off by hand."""
+    """Requests carry a timeout, of their time in the queue alone: so a full batch is taken off by hand."""
 
     name = "triton"
     package = "nvidia-pytriton"
     configured = (
-        "dynamic batches of up to 8, queue policy REJECT with `timeout` = SLO less a full batch (by hand) on every "
-        "request, rate limiter: one model at a time"
+        "dynamic batches of up to 8, queue policy REJECT with `timeout` = SLO less a full batch (by hand) on "
+        "every request, rate limiter: one model at a time"
     )
     source = "https://github.com/triton-inference-server/server/blob/main/docs/user_guide/batcher.md"
     ready_path = "/v2/health/ready"
@@ -66,8 +66,12 @@ class Triton(Peer):
         """Also: a process per model is not for a hundred."""
         from benchmarks.peers.peer import MOST_PROCESSES
 
-        if setup is not None and len(setup.models) > MOST_PROCESSES and not (self.native and not setup.emulated):
-            return f"its Python backend has a process per model: {len(setup.models)} models do not fit this machine"
+        if (
+            setup is not None
+            and len(setup.models) > MOST_PROCESSES
+            and not (self.native and not setup.emulated)
+        ):
+            return f"its Python backend has a process per model: {len(setup.models)} models are too many"
         return super().why_not(setup, isolated=isolated)
 
     def command(self, setup: Setup) -> Sequence[str]:
@@ -90,7 +94,8 @@ class Triton(Peer):
         server = self.whole or self._packages / "pytriton" / "tritonserver"
         return [
             str(server / "bin" / "tritonserver"), f"--model-repository={repository}",
-            "--model-control-mode=explicit", "--load-model=*", f"--backend-directory={self._backends(server)}",
+            "--model-control-mode=explicit", "--load-model=*",
+            f"--backend-directory={self._backends(server)}",
             f"--backend-config=python,shm-region-prefix-name={self._region(setup)}",
             "--backend-config=python,shm-default-byte-size=8388608",
             "--rate-limit=execution_count", "--rate-limit-resource=device:1",
@@ -119,10 +124,9 @@ class Triton(Peer):
     def _region(self, setup: Setup) -> str:
         return f"peers-{setup.port}-"
 
-    def clean(self, setup: Setup) -> None:
+    def left_behind(self, setup: Setup) -> Iterable[Path]:
         """Shared memory of processes that were killed."""
-        for path in Path("/dev/shm").glob(f"{self._region(setup)}*"):  # noqa: S108 (names of ours)
-            path.unlink(missing_ok=True)
+        return Path("/dev/shm").glob(f"{self._region(setup)}*")  # noqa: S108 (names of ours)
 
     def request(self, setup: Setup, x: Floats) -> Request:
         """Binary tensors over HTTP."""
