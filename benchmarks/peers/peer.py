@@ -121,9 +121,13 @@ class Peer(ABC):
     """Whether it keeps no more models in memory than it is told, and loads the one that is asked for."""
     loads_by_call: ClassVar[bool] = False
     """Whether clients can have models loaded and unloaded, see :meth:`load_path`."""
-    note: ClassVar[str] = ""
     stop_s: ClassVar[float] = 10.0
     start_s: ClassVar[float] = 90.0
+
+    @property
+    def note(self) -> str:
+        """What a reader of the table must know of it."""
+        return ""
 
     @property
     def folder(self) -> Path:

@@ -83,10 +83,11 @@ def markdown(table: dict[str, dict[str, Any]], facts: dict[str, Any], loads: Pat
         lines += [f"{name}: not measured: {row['why']}" for name, row in servers.items() if "why" in row]
         lines.append("")
     lines += ["### Versions and configurations", ""]
-    head = ["server", "version", "ONNX Runtime", "licence", "configured"]
+    head = ["server", "version", "ONNX Runtime", "licence", "configured", "note"]
     rows = [
         [name, one["version"], one["onnxruntime"], one["licence"],
-         f"[{one['configured']}]({one['source']})" if one["source"].startswith("http") else one["configured"]]
+         f"[{one['configured']}]({one['source']})" if one["source"].startswith("http") else one["configured"],
+         one["note"]]
         for name, one in facts["servers"].items()
     ]  # fmt: skip
     return "\n".join([*lines, *_rows(head, rows)]) + "\n"

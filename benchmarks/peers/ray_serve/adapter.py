@@ -22,10 +22,14 @@ class RayServe(Peer):
     source = "https://docs.ray.io/en/latest/serve/advanced-guides/performance.html"
     binds_all = True
     loads_on_demand = True
-    note = "some 13 processes on the one core; control ports on all interfaces"
     ready_path = "/-/healthz"
     start_s = 180.0
     stop_s = 20.0
+
+    @property
+    def note(self) -> str:
+        """Its processes share the core."""
+        return "some 11 processes on the one core"
 
     def command(self, setup: Setup) -> Sequence[str]:
         """A program that starts a cluster of one node."""

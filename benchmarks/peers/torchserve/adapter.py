@@ -21,10 +21,14 @@ class TorchServe(Peer):
     configured = f"batches of 8 (`maxBatchDelay` 1 ms), `jobQueueSize` {QUEUE}, `clientTimeoutInMills` = SLO"
     source = "https://docs.pytorch.org/serve/batch_inference_with_ts.html"
     per_model = True
-    note = "archived in 2025"
     ready_path = "/ping"
     start_s = 180.0
     stop_s = 20.0
+
+    @property
+    def note(self) -> str:
+        """Its makers stopped."""
+        return "archived by its makers in 2025"
 
     def why_not(self, setup: Setup | None = None, *, isolated: bool = True) -> str:
         """It needs Java."""

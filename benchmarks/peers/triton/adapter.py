@@ -62,6 +62,13 @@ class Triton(Peer):
         """Whether networks run in Triton's own backend for ONNX."""
         return self.whole is not None and (self.whole / "backends" / "onnxruntime").is_dir()
 
+    @property
+    def note(self) -> str:
+        """Which of its backends runs networks."""
+        if self.native:
+            return "networks in its own backend for ONNX"
+        return "networks in its Python backend, a process per model: the wheel has no other"
+
     def why_not(self, setup: Setup | None = None, *, isolated: bool = True) -> str:
         """Also: a process per model is not for a hundred."""
         from benchmarks.peers.peer import MOST_PROCESSES

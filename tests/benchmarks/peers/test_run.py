@@ -94,6 +94,7 @@ def test_tables_are_written_beside_the_results_and_into_a_page(tmp_path: Path) -
     write_result(tmp_path / "results" / "gpu_one" / "mosec-1.json", measured())
     told = {
         "version": "1", "onnxruntime": "2", "licence": "MIT", "configured": "well", "source": "https://x",
+        "note": "slow",
     }  # fmt: skip
     (tmp_path / "facts.json").write_text(json.dumps({"machine": "m", "servers": {"mosec": told}}))
     page = tmp_path / "page.md"
@@ -103,7 +104,7 @@ def test_tables_are_written_beside_the_results_and_into_a_page(tmp_path: Path) -
     assert "old" not in page.read_text()
     assert page.read_text().startswith("before\n")
     assert page.read_text().endswith("\nafter\n")
-    assert "| mosec | 1 | 2 | MIT | [well](https://x) |" in page.read_text()
+    assert "| mosec | 1 | 2 | MIT | [well](https://x) | slow |" in page.read_text()
     written = json.loads((tmp_path / "table.json").read_text())
     assert written["loads"]["gpu_one"]["mosec"]["columns"]["in_time_per_s"]["median"] == 10
 
