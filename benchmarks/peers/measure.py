@@ -89,12 +89,12 @@ def measure(point: Point, asked: Peer, kinds: Kinds, out: Path) -> dict[str, Any
     environment = asked.environment(setup)
     with running(asked, setup, command, environment) as (server, start_s):
         idle_pss = processes.pss_bytes(server.tree())
-        worst = check(asked, setup, x, expected, rounds=2)
+        before = check(asked, setup, x, expected, rounds=2)
         if setup.emulated:
             os.truncate(setup.device_log, 0)  # it is open in the server's processes
         played = _played(point, asked, setup, scenario, server, x)
         device = setup.device_log.read_text().splitlines() if setup.emulated else []
-        worst = max(worst, check(asked, setup, x, expected))
+        after = check(asked, setup, x, expected)
     head, table, ends = load.read(folder / "record", asked)
     raw = out / "raw" / f"{point.name}.cwbench"
     raw.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,8 @@ def measure(point: Point, asked: Peer, kinds: Kinds, out: Path) -> dict[str, Any
         "scenario": point.load.read_text(), "seed": point.repeat,
         "figures": summary.figures(head, table, ends), "reasons": summary.reasons(head, table),
         "start_s": start_s,
-        "idle_pss_bytes": idle_pss, "worst_error": worst,
+        "silent": {"before": before.silent, "after": after.silent}, "idle_pss_bytes": idle_pss,
+        "worst_error": max(before.worst, after.worst),
         "cpu_ms_per_request": 1e3 * played["server_cpu_s"] / max(1, len(table)), **played,
         "generator": load.generator(folder / "bench.json"),
         "device": summary.device(device),

@@ -201,10 +201,12 @@ def _checked(asked: Peer, kind: str, kinds: Kinds, folder: Path, *, isolated: bo
     try:
         command = asked.command(setup)
         with running(asked, setup, command, asked.environment(setup)) as (server, start_s):
-            worst = check(asked, setup, x, kinds.expected(kind, names, x))
+            found = check(asked, setup, x, kinds.expected(kind, names, x))
             pids = server.tree()
             memory = processes.pss_bytes(pids) / 2**20
     except (Failed, WrongAnswer) as error:
         return f"FAILED: {error}"
     cost = f"up in {start_s:.1f} s, {len(pids)} processes, {memory:.0f} MiB"
-    return f"right answers, worst error {worst:.1e}; {cost}"
+    if found.silent:
+        return f"FAILED: {', '.join(found.silent)} did not answer"
+    return f"right answers, worst error {found.worst:.1e}; {cost}"

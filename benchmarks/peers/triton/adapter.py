@@ -13,8 +13,9 @@ import sysconfig
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.peers import v2
 from benchmarks.peers.peer import Answer, Floats, Kind, Peer, Request, Setup
+
+from benchmarks.peers import v2
 
 _CONFIG = """
 max_batch_size: {batch}

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +16,7 @@ from benchmarks.peers.forms import form
 from benchmarks.peers.peer import Answer, Floats, Setup, differs
 from benchmarks.peers.registry import NAMES, peer
 
-from benchmarks.peers import served, v2
+from benchmarks.peers import ask, load, served, summary, v2
 from clockwork_serve.oip.protobuf import ModelInferRequest, ModelInferResponse
 
 X: Floats = np.arange(4, dtype=np.float32).reshape(1, 4)
@@ -165,3 +169,84 @@ def test_a_form_holds_the_bytes_between_its_boundaries() -> None:
 def test_an_answer_differs_by_its_worst_number_and_by_its_size() -> None:
     assert differs(np.array([1, 2.2], np.float32), np.array([1, 2], np.float32)) == pytest.approx(0.1)
     assert differs(np.zeros(3, np.float32), np.zeros(4, np.float32)) == float("inf")
+
+
+class _Echo(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        found = (np.frombuffer(content, np.float32) + (1 if self.path == "/m-0001" else 0)).tobytes()
+        status = 503 if self.path in self.server.refused else 200  # type: ignore[attr-defined]
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(found)))
+        self.end_headers()
+        self.wfile.write(found)
+
+    def log_message(self, *said: object) -> None:
+        pass
+
+
+@pytest.fixture
+def echo(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+    """Serves two models right, but for those whose paths are refused."""
+    monkeypatch.setattr(ask, "PATIENCE_S", 0.1)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Echo)
+    server.refused = set()  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+RIGHT: Floats = np.stack([X[0], X[0] + 1])
+
+
+def test_right_answers_of_all_models_are_right(echo: ThreadingHTTPServer, tmp_path: Path) -> None:
+    given = setup(tmp_path, port=echo.server_port)
+
+    assert ask.check(peer("mosec"), given, X, RIGHT) == ask.Checked(0.0, ())
+
+
+def test_the_answer_of_another_model_is_wrong(echo: ThreadingHTTPServer, tmp_path: Path) -> None:
+    given = setup(tmp_path, port=echo.server_port)
+
+    with pytest.raises(ask.WrongAnswer, match="m-0001 differs"):
+        ask.check(peer("mosec"), given, X, np.stack([X[0], X[0]]))
+
+
+def test_one_that_refuses_is_named_and_if_all_do_nothing_can_be_measured(
+    echo: ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    given = setup(tmp_path, port=echo.server_port)
+    echo.refused.add("/m-0000")  # type: ignore[attr-defined]
+    assert ask.check(peer("mosec"), given, X, RIGHT).silent == ("m-0000",)
+
+    echo.refused.add("/m-0001")  # type: ignore[attr-defined]
+    with pytest.raises(ask.WrongAnswer, match="no model answered; the last said 503"):
+        ask.check(peer("mosec"), given, X, RIGHT)
+
+
+@pytest.mark.system
+@pytest.mark.skipif(find_spec("clockwork_serve.bench") is None, reason="clockwork bench is not here")
+def test_a_load_is_played_and_its_record_says_what_became_of_it(
+    echo: ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    scenario = tmp_path / "short.toml"
+    scenario.write_text(
+        'name = "short"\nseconds = 2\nwarmup_s = 0.5\n[[models]]\nname = "m"\nkind = "gpu_like"\ncopies = 2\n'
+        '[[loads]]\nname = "requests"\nmodels = ["m"]\narrivals = "fixed"\nrate_rps = 40\nslo_ms = 1000\n'
+    )
+    echo.refused.add("/m-0001")  # type: ignore[attr-defined]
+    asked, given = peer("mosec"), setup(tmp_path, port=echo.server_port)
+    load.play(load.command(asked, given, scenario, X, seed=1, core=0), tmp_path / "log")
+    head, table, ends = load.read(tmp_path / "record", asked)
+    found = summary.figures(head, table, ends)
+
+    assert found["asked"] == 60
+    assert found["rejected"] == 30
+    assert found["in_time"] + found["late"] == 30
+    assert load.generator(tmp_path / "bench.json")["connections"] >= 1
+    assert sum(count for *_, count in summary.reasons(head, table)) == 80
