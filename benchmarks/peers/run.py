@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from argparse import Namespace
@@ -103,10 +104,12 @@ def run(given: Namespace, *, isolated: bool) -> int:
     todo = points(servers, loads, repeats)
     left = [point for point in todo if not done(result_path(out, point), again_noisy=given.again_noisy)]
     print(f"{len(todo)} runs of {', '.join(servers)}; {len(todo) - len(left)} are done", flush=True)
+    write_facts(out, servers)
     adopt()
+    # Whoever ends this program ends the server that it has started too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     os.sched_setaffinity(0, {CLIENT_CORE})
     kinds = Kinds()
-    write_facts(out, servers)
     began_s, failed = time.monotonic(), 0
     for number, point in enumerate(left):
         asked = peer(point.server)
