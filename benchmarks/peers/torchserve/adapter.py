@@ -22,7 +22,7 @@ class TorchServe(Peer):
     source = "https://docs.pytorch.org/serve/batch_inference_with_ts.html"
     per_model = True
     ready_path = "/ping"
-    start_s = 180.0
+    start_s = 300.0
     stop_s = 20.0
 
     @property

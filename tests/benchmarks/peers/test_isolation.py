@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from benchmarks.peers import isolation
 
 ROOT = Path(__file__).parents[3]
