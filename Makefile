@@ -12,7 +12,7 @@ TORCH := .venv/.torch
 PIP := -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check unit bench compiled hostile mutants stock triton constraints fix clean
+.PHONY: help setup demo test check unit bench compiled hostile mutants peers stock triton constraints fix clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -79,6 +79,10 @@ mutants: $(STAMP) ## break the brains in 400 ways, one at a time: do tests and s
 	@test -x $(MUTANTS)/bin/python || $(BIN)/python -m venv $(MUTANTS)
 	@$(MUTANTS)/bin/python $(PIP) install -c constraints.txt -e '.[mutants,test]'
 	@$(MUTANTS)/bin/python -m benchmarks.mutants $(MUTANTS_WITH)
+
+peers: $(STAMP) ## other model servers, each in a venv of its own under build/peers; PEERS="mosec triton" for some
+	@$(BIN)/python -m benchmarks.peers install $(PEERS)
+	@$(BIN)/python -m benchmarks.peers check
 
 stock: $(STAMP) ## KServe's clients, perf_analyzer and the newest tritonclient in a venv of their own, on a server
 	@test -x $(STOCK)/bin/python || $(BIN)/python -m venv $(STOCK)
