@@ -5,6 +5,7 @@ from typing import Any
 
 import bentoml
 import numpy as np
+
 from benchmarks.peers import served
 
 PLAN = served.plan()

@@ -7,8 +7,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.peers import v2
 from benchmarks.peers.peer import Answer, Floats, Peer, Request, Setup, binary
+
+from benchmarks.peers import v2
 
 PAGE_BYTES = 256 << 10
 

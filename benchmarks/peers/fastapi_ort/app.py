@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.peers import served
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
+
+from benchmarks.peers import served
 
 MODELS = {name: served.load(name) for name in served.names()}
 app = FastAPI()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.peers import v2
 from benchmarks.peers.peer import Answer, Floats, Peer, Request, Setup
+
+from benchmarks.peers import v2
 
 
 class KServe(Peer):

@@ -6,8 +6,9 @@ import argparse
 from typing import Any
 
 import kserve
-from benchmarks.peers import served
 from kserve import InferOutput, InferRequest, InferResponse
+
+from benchmarks.peers import served
 
 
 class Model(kserve.Model):

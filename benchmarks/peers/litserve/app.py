@@ -6,8 +6,9 @@ from typing import Any
 
 import litserve
 import numpy as np
-from benchmarks.peers import served
 from fastapi import Request, Response
+
+from benchmarks.peers import served
 
 
 class Model(litserve.LitAPI):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from benchmarks.peers import v2
 from benchmarks.peers.peer import Answer, Floats, Peer, Request, Setup
+
+from benchmarks.peers import v2
 
 
 class MlServer(Peer):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import numpy as np
-from benchmarks.peers import served
 from mlserver import MLModel
 from mlserver.codecs import NumpyCodec
 from mlserver.types import InferenceRequest, InferenceResponse
+
+from benchmarks.peers import served
 
 
 class Model(MLModel):

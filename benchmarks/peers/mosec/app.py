@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from benchmarks.peers import served
 from mosec import Runtime, Server, Worker
+
+from benchmarks.peers import served
 
 
 class Model(Worker):

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import ray
-from benchmarks.peers import served
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
+
+from benchmarks.peers import served
 
 PLAN = served.plan()
 

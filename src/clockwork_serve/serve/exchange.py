@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
 
-from clockwork_serve.errors import TransportError
 from clockwork_serve.machine import Machine
 from clockwork_serve.messages import (
     Announced,
@@ -50,10 +48,11 @@ from clockwork_serve.messages import (
 from clockwork_serve.serve.black_box import Autopsy, no_autopsy
 from clockwork_serve.serve.driver import Driver
 from clockwork_serve.serve.quarantines import Quarantines
+from clockwork_serve.serve.questions import Questions
+from clockwork_serve.serve.timer import Timer
 from clockwork_serve.serve.transport import Link
 from clockwork_serve.telemetry import Journal, Recorder
 
-_KEEPER_QUESTIONS = frozenset({Question.INDEX, Question.LOAD, Question.UNLOAD})
 _log = logging.getLogger(__name__)
 
 
@@ -67,20 +66,20 @@ class Brain(Machine[ControllerEvent, ControllerEffect], Protocol):
         """What tenants with a quota may use and were charged, by name."""
 
 
-@dataclass(slots=True, frozen=True)
-class _Asked:
-    link: Link
-    ask_id: int
-
-
 class Exchange:
     """Runs a brain under a driver and carries frames between it and the links."""
 
     def __init__(
-        self, brain: Brain, recorder: Recorder, journal: Journal | None = None, autopsy: Autopsy = no_autopsy
+        self,
+        brain: Brain,
+        recorder: Recorder,
+        journal: Journal | None = None,
+        *,
+        autopsy: Autopsy = no_autopsy,
+        timer: Callable[[Callable[[], None]], Timer] = Timer,
     ) -> None:
         self.driver: Driver[ControllerEvent, ControllerEffect] = Driver(
-            brain, self.perform, journal=self._on_step, woke=recorder.counters.wakeup.add
+            brain, self.perform, journal=self._on_step, woke=recorder.counters.wakeup.add, timer=timer
         )
         self._brain = brain
         self._recorder = recorder
@@ -98,8 +97,7 @@ class Exchange:
         # nothing to prepare would count as warm, and the server as ready while it knows no model.
         self._early: dict[Link, WorkerJoined] | None = {}
         self._readiness = Readiness(ready=False, why="starting")
-        self._asked: dict[int, _Asked] = {}  # asks that wait for the keeper, by our id
-        self._ask_count = 0
+        self._questions = Questions(self._answer_to)
         self._lost_level = logging.WARNING  # a lost link is news, unless we are stopping
         self._receivers: dict[Role, Callable[[Link, Frame], bool]] = {
             Role.GATEWAY: self._from_gateway,
@@ -146,13 +144,11 @@ class Exchange:
                 self.driver.post(self._autopsy(name, link.peer.pid))
         elif role is Role.GATEWAY and self._gateways.get(name) is link:
             del self._gateways[name]
-            self._asked = {ours: asked for ours, asked in self._asked.items() if asked.link is not link}
+            self._questions.asker_lost(link)
             self.driver.post(GatewayLost(gateway=name))
         elif role is Role.KEEPER and self._keeper is link:
             self._keeper = None
-            waiting, self._asked = self._asked, {}
-            for asked in waiting.values():
-                _refuse(asked, 503, "the keeper went away; try again")
+            self._questions.keeper_lost()
 
     def on_frames(self, link: Link, frames: list[Frame]) -> None:
         """Take in what a process sent; one that sends what its role may not is cut off."""
@@ -190,7 +186,7 @@ class Exchange:
             case Cancel():
                 self.driver.post(frame)
             case Ask():
-                self._on_ask(_Asked(link, frame.ask_id), frame)
+                self._questions.ask(link, frame, self._keeper)
             case _:
                 return False
         return True
@@ -257,9 +253,9 @@ class Exchange:
                 self.driver.post(frame)
             case Ask():
                 self._on_catalogue_complete()
-                self._on_ask(_Asked(link, frame.ask_id), frame)
+                self._questions.ask(link, frame, self._keeper)
             case Reply():
-                self._on_keeper_reply(frame)
+                self._questions.reply(frame)
             case _:
                 return False
         return True
@@ -303,21 +299,6 @@ class Exchange:
 
     # Questions
 
-    def _on_ask(self, asked: _Asked, ask: Ask) -> None:
-        if ask.what in _KEEPER_QUESTIONS:
-            if self._keeper is None:
-                _refuse(asked, 503, "the keeper is not connected; try again")
-                return
-            self._ask_count += 1
-            self._asked[self._ask_count] = asked
-            self._keeper.send(msgspec.structs.replace(ask, ask_id=self._ask_count))
-            return
-        try:
-            body = self._answer_to(ask)
-            asked.link.send(Reply(ask_id=asked.ask_id, ok=True, body=body))
-        except (msgspec.MsgspecError, ValueError, TransportError) as error:
-            _refuse(asked, 400, f"{ask.what}: {error}")
-
     def _answer_to(self, ask: Ask) -> bytes:
         match ask.what:
             case Question.STATISTICS:
@@ -342,11 +323,6 @@ class Exchange:
             "devices": counters.devices,
             "controller": self._brain.snapshot(),
         }
-
-    def _on_keeper_reply(self, reply: Reply) -> None:
-        asked = self._asked.pop(reply.ask_id, None)
-        if asked is not None:
-            asked.link.send(msgspec.structs.replace(reply, ask_id=asked.ask_id))
 
     # Effects
 
@@ -400,11 +376,6 @@ class Exchange:
         self._recorder.on_step(now_ns, events, effects)
         if self._journal is not None:
             self._journal.on_step(now_ns, events, effects)
-
-
-def _refuse(asked: _Asked, code: int, why: str) -> None:
-    body = msgspec.json.encode({"error": why})
-    asked.link.send(Reply(ask_id=asked.ask_id, ok=False, body=body, code=code))
 
 
 def _too_late(action: Load | Infer, now_ns: int) -> Result:

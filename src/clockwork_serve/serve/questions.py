@@ -1,0 +1,66 @@
+"""Questions to the controller's process: answered at once, or passed on to the keeper under an id of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from clockwork_serve.errors import TransportError
+from clockwork_serve.messages import Ask, Question, Reply
+from clockwork_serve.serve.transport import Link
+
+_KEEPER_QUESTIONS: Final = frozenset({Question.INDEX, Question.LOAD, Question.UNLOAD})
+
+
+@dataclass(slots=True, frozen=True)
+class _Asked:
+    link: Link
+    ask_id: int
+
+    def refuse(self, code: int, why: str) -> None:
+        body = msgspec.json.encode({"error": why})
+        self.link.send(Reply(ask_id=self.ask_id, ok=False, body=body, code=code))
+
+
+class Questions:
+    """Each gets one reply; ``answer`` answers those that are not the keeper's, or raises."""
+
+    def __init__(self, answer: Callable[[Ask], bytes]) -> None:
+        self._answer = answer
+        self._waiting: dict[int, _Asked] = {}  # for the keeper, by our id
+        self._count = 0
+
+    def ask(self, link: Link, ask: Ask, keeper: Link | None) -> None:
+        """Somebody asks."""
+        asked = _Asked(link, ask.ask_id)
+        if ask.what in _KEEPER_QUESTIONS:
+            if keeper is None:
+                asked.refuse(503, "the keeper is not connected; try again")
+                return
+            self._count += 1
+            self._waiting[self._count] = asked
+            keeper.send(msgspec.structs.replace(ask, ask_id=self._count))
+            return
+        try:
+            link.send(Reply(ask_id=ask.ask_id, ok=True, body=self._answer(ask)))
+        except (msgspec.MsgspecError, ValueError, TransportError) as error:
+            asked.refuse(400, f"{ask.what}: {error}")
+
+    def reply(self, reply: Reply) -> None:
+        """The keeper replied."""
+        asked = self._waiting.pop(reply.ask_id, None)
+        if asked is not None:
+            asked.link.send(msgspec.structs.replace(reply, ask_id=asked.ask_id))
+
+    def asker_lost(self, link: Link) -> None:
+        """Nobody there waits any more."""
+        self._waiting = {ours: asked for ours, asked in self._waiting.items() if asked.link is not link}
+
+    def keeper_lost(self) -> None:
+        """What was passed on gets no other reply."""
+        waiting, self._waiting = self._waiting, {}
+        for asked in waiting.values():
+            asked.refuse(503, "the keeper went away; try again")
