@@ -90,7 +90,9 @@ def test_the_brain_hears_what_a_worker_died_of(tmp_path: Path) -> None:
         def __init__(self, path: Path) -> None:
             super().__init__(path)
             self.exchange = Exchange(
-                self.brain, self.recorder, None, lambda name, pid: WorkerLost(worker=name, running=(pid,))
+                self.brain,
+                self.recorder,
+                autopsy=lambda name, pid: WorkerLost(worker=name, running=(pid,)),
             )
 
     play(tmp_path, story, Informed)

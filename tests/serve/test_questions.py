@@ -1,0 +1,70 @@
+"""Questions: each gets one reply, from here or from the keeper, whoever goes away meanwhile."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+
+from clockwork_serve.messages import Ask, Question, Reply
+from clockwork_serve.serve.questions import Questions
+
+
+def link() -> Any:
+    """A link that remembers what was sent."""
+    sent: list[Any] = []
+    return SimpleNamespace(sent=sent, send=sent.append)
+
+
+def answer(ask: Ask) -> bytes:
+    """What this process would say of itself."""
+    if ask.body == b"bad":
+        raise ValueError("expected something good")
+    return b"state"
+
+
+def index(ask_id: int) -> Ask:
+    """A question for the keeper."""
+    return Ask(ask_id=ask_id, what=Question.INDEX, body=b"")
+
+
+def test_what_is_known_here_is_answered_at_once() -> None:
+    asker, questions = link(), Questions(answer)
+    questions.ask(asker, Ask(ask_id=7, what=Question.STATE, body=b""), None)
+    questions.ask(asker, Ask(ask_id=8, what=Question.STATE, body=b"bad"), None)
+    good, bad = asker.sent
+    assert good == Reply(ask_id=7, ok=True, body=b"state")
+    assert (bad.ask_id, bad.ok, bad.code) == (8, False, 400)
+    assert msgspec.json.decode(bad.body) == {"error": "state: expected something good"}
+
+
+def test_two_who_ask_the_keeper_under_one_id_get_each_their_reply() -> None:
+    first, second, keeper, questions = link(), link(), link(), Questions(answer)
+    questions.ask(first, index(5), keeper)
+    questions.ask(second, index(5), keeper)
+    of_first, of_second = keeper.sent
+    questions.reply(Reply(ask_id=of_second.ask_id, ok=True, body=b"2"))
+    questions.reply(Reply(ask_id=of_first.ask_id, ok=True, body=b"1"))
+    questions.reply(Reply(ask_id=of_first.ask_id, ok=True, body=b"again"))
+    assert first.sent == [Reply(ask_id=5, ok=True, body=b"1")]
+    assert second.sent == [Reply(ask_id=5, ok=True, body=b"2")]
+
+
+def test_without_a_keeper_and_when_it_goes_away_the_reply_is_503() -> None:
+    asker, questions = link(), Questions(answer)
+    questions.ask(asker, index(1), None)
+    questions.ask(asker, index(2), link())
+    questions.keeper_lost()
+    questions.keeper_lost()
+    assert [(reply.ask_id, reply.code) for reply in asker.sent] == [(1, 503), (2, 503)]
+
+
+def test_who_went_away_is_sent_nothing() -> None:
+    gone, stays, keeper, questions = link(), link(), link(), Questions(answer)
+    questions.ask(gone, index(1), keeper)
+    questions.ask(stays, index(2), keeper)
+    questions.asker_lost(gone)
+    for passed in keeper.sent:
+        questions.reply(Reply(ask_id=passed.ask_id, ok=True, body=b""))
+    assert (gone.sent, len(stays.sent)) == ([], 1)
