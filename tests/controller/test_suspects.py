@@ -144,6 +144,7 @@ class SuspectsMachine(RuleBasedStateMachine):
             for at in explained:
                 kind, when, _, alone = self.story[at]
                 self.story[at] = (kind, when, (), alone)
+            self.story.append(("gone", 0, (expected,), ""))  # it starts anew
         guilty = self.suspects.lost([Suspect(name, (request,)) for name in names], self.now_ns, "w")
         assert (None if guilty is None else (guilty.name, guilty.count)) == (expected and (expected, count))
         for name in NAMES:

@@ -71,7 +71,7 @@ def list_(target: Target, ready: bool, as_json: bool) -> None:  # noqa: FBT001
 @json_flag
 @click.pass_obj
 def load(target: Target, name: str, as_json: bool) -> None:  # noqa: FBT001
-    """Serve MODEL from the repository, reading its folder again."""
+    """Serve MODEL from the repository, reading its folder again; a model in quarantine is released."""
     ask(target, f"/v2/repository/models/{quote(name, safe='')}/load", {})
     _done(name, "loaded", as_json=as_json)
 
