@@ -17,7 +17,7 @@ from typing import Final
 from clockwork_serve.units import MIB
 
 LOOK_S: Final = 10.0
-MUCH_BYTES: Final = 32 * MIB
+MUCH_BYTES: Final = 16 * MIB
 """More than it was at its least, or after the last time: then it is asked for."""
 
 

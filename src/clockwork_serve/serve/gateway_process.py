@@ -132,6 +132,7 @@ class GatewayServers:
         for task in self._tasks:
             task.cancel()
         self.gateway.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _listen(self, server: HttpServer, name: str, port: int, share: Share | None = None) -> None:
         config = self.config

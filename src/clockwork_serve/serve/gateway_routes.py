@@ -43,7 +43,7 @@ class Route(Struct, frozen=True):
 def find_route(url: bytes) -> Route | None:
     """The route of a request target; None if there is none."""
     # Long ones are not remembered: clients could fill memory with them.
-    return _remembered(url) if len(url) <= 1024 else _find(url)
+    return _remembered(url) if len(url) <= 256 else _find(url)
 
 
 def _find(url: bytes) -> Route | None:
