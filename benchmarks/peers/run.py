@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.machine import machine_line
+from benchmarks.machine import machine_line, wait_for_peace
 from benchmarks.peers import processes, served
 from benchmarks.peers.ask import WrongAnswer, check
 from benchmarks.peers.install import MARK, packages, version
@@ -30,6 +30,9 @@ SHORT_LOADS: Final = ("gpu_15_models", "gpu_bursts", "mobilenet_one")
 SHORT_SERVERS: Final = ("clockwork", "triton")
 SETTLE_S: Final = 2.0
 """Between two runs: what the last one left dirty is written and forgotten."""
+PEACE_SHARE: Final = 0.1
+"""A run begins once others use no more of a core, or after a while all the same; then it is marked."""
+PATIENCE_S: Final = 20.0
 
 
 def load_names() -> list[str]:
@@ -148,6 +151,7 @@ def one(point: Point, asked: Peer, kinds: Kinds, out: Path, *, isolated: bool) -
         if why := asked.why_not(setup, isolated=isolated) or cannot(point, asked):
             return {**facts, "status": "left out", "why": why}
         time.sleep(SETTLE_S)
+        wait_for_peace(PEACE_SHARE, PATIENCE_S)
         return {**facts, "status": "measured", **version(asked), **measure(point, asked, kinds, out)}
     except (RuntimeError, OSError) as error:
         return {**facts, "status": "failed", "why": str(error)}
