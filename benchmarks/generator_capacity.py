@@ -75,7 +75,7 @@ def measured(scenario: Path, url: str, kind: str, thousands: int, *, realtime: b
 
 
 def steps(outcome: Outcome, kind: str, given: Any) -> float:
-    """The most requests a second that were sent in time in the best of some rounds: what disturbs only adds."""
+    """The most requests a second that were sent in time, in the best of some rounds."""
     most = 0.0
     print(f"\n{kind}: requests/s sent late p50, p99, max ms  answered  p99 ms  core  us each")
     core = min(os.sched_getaffinity(0))
