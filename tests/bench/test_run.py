@@ -106,7 +106,9 @@ def test_every_form_of_a_good_response_is_one(tmp_path: Path, kind: str) -> None
 
 def test_one_connection_carries_one_request_at_a_time_and_none_is_lost(tmp_path: Path) -> None:
     with scripted(lambda number, model: ("ok", 0.05)) as played:
-        report = ran(tmp_path, played.url, connections=2, drain_s=10.0).report
+        found = ran(tmp_path, played.url, connections=2, drain_s=10.0)
+    report = found.report
+    assert (np.diff(found.records.table["sent_ns"]) > 0).all(), "who waits longest is next"
     assert played.connections == 4  # one asked whether it is there, one for the model
     assert report.sending.connections == 2
     assert report.sending.waited_for_connection > 50
