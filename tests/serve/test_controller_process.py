@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 import uvloop
 
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import (
     Answer,
     Ask,
+    Cancel,
     CodeAdded,
     CodeReady,
     Drain,
@@ -185,6 +188,28 @@ def test_a_lost_worker_makes_it_not_ready_and_every_request_is_answered(tmp_path
                     answered = {answer.request_id for answer in gateway.of(Answer)}
                     await asyncio.sleep(0.002)
             assert len(gateway.of(Answer)) == 5, "each once"
+
+    uvloop.run(main())
+
+
+@pytest.mark.skipif(os.sched_getscheduler(0) != os.SCHED_OTHER, reason="given another scheduling class")
+def test_it_waits_for_others_while_messages_come_in_crowds_only(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with controller(tmp_path) as child:
+            _, _, gateway = await warm(tmp_path)
+
+            async def until(policy: int, messages: int) -> None:
+                async with asyncio.timeout(30):
+                    while os.sched_getscheduler(child.pid) != policy:
+                        for _ in range(messages):
+                            gateway.link.send(Cancel(request_id="of nobody"))
+                        gateway.link.send(Ask(ask_id=1, what=Question.STATE))
+                        await gateway.until(Reply)
+                        gateway.frames.clear()
+
+            assert os.sched_getscheduler(child.pid) == os.SCHED_OTHER
+            await until(os.SCHED_BATCH, 64)
+            await until(os.SCHED_OTHER, 1)
 
     uvloop.run(main())
 

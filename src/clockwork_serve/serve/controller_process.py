@@ -19,6 +19,7 @@ from clockwork_serve.serve import child
 from clockwork_serve.serve.exchange import Brain, Exchange
 from clockwork_serve.serve.slices import run_briefly
 from clockwork_serve.serve.transport import SOCKET_NAME, hello, listen
+from clockwork_serve.serve.urgency import UrgentTimer
 from clockwork_serve.telemetry import Journal, Recorder
 
 __all__ = ["SOCKET_NAME", "ControllerProcessConfig", "freeze", "main", "serve"]
@@ -43,7 +44,7 @@ class ControllerProcessConfig(Struct, frozen=True, kw_only=True):
 async def serve(config: ControllerProcessConfig, brain: Brain, stop: asyncio.Event) -> None:
     """Run ``brain`` on RUN_DIR/controller.sock until ``stop``."""
     journal = Journal(Path(config.journal)) if config.journal else None
-    exchange = Exchange(brain, Recorder(), journal)
+    exchange = Exchange(brain, Recorder(), journal, UrgentTimer)
     listener = await listen(
         Path(config.run_dir) / SOCKET_NAME,
         hello(Role.CONTROLLER, "controller"),

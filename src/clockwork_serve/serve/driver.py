@@ -23,8 +23,9 @@ class Driver(Generic[Event, Effect]):
 
     ``perform`` is called with each effect in order; it may post events. ``journal``, called soon after each
     turn and in order, gets (now_ns, events, effects). ``woke`` gets how much later than the machine had asked
-    it came to decide, in ns, for each such instant that came, whether the timer or an event was first. An
-    exception of any of them is the loop's to report: a broken invariant should end the process.
+    it came to decide, in ns, for each such instant that came, whether the timer or an event was first.
+    ``timer`` makes what wakes it. An exception of any of them is the loop's to report: a broken invariant
+    should end the process.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Driver(Generic[Event, Effect]):
         clock: Callable[[], int] = time.monotonic_ns,
         journal: Callable[[int, list[Event], list[Effect]], None] | None = None,
         woke: Callable[[int], None] = lambda late_ns: None,
+        timer: Callable[[Callable[[], None]], Timer] = Timer,
     ) -> None:
         self.machine = machine
         self._perform = perform
@@ -41,7 +43,7 @@ class Driver(Generic[Event, Effect]):
         self._journal = journal
         self._woke = woke
         self._loop = asyncio.get_running_loop()
-        self._timer = Timer(self.wake)
+        self._timer = timer(self.wake)
         self._wakeup_ns: int | None = None  # when the machine last asked to decide
         self._events: list[Event] = []  # all and only those not observed yet
         self._turn_due = False
@@ -87,6 +89,7 @@ class Driver(Generic[Event, Effect]):
             self._perform(effect)
         asked_ns, wakeup_ns = self._wakeup_ns, machine.next_wakeup_ns()
         assert wakeup_ns is None or wakeup_ns > now_ns, f"asked to wake at {wakeup_ns}, not after {now_ns}"
+        self._timer.count(len(events))
         self._timer.arm(wakeup_ns)
         self._wakeup_ns = wakeup_ns
         if asked_ns is not None and asked_ns <= now_ns:

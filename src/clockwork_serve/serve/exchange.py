@@ -44,6 +44,7 @@ from clockwork_serve.messages import (
     WorkerLost,
 )
 from clockwork_serve.serve.driver import Driver
+from clockwork_serve.serve.timer import Timer
 from clockwork_serve.serve.transport import Link
 from clockwork_serve.telemetry import Journal, Recorder
 
@@ -70,9 +71,15 @@ class _Asked:
 class Exchange:
     """Runs a brain under a driver and carries frames between it and the links."""
 
-    def __init__(self, brain: Brain, recorder: Recorder, journal: Journal | None = None) -> None:
+    def __init__(
+        self,
+        brain: Brain,
+        recorder: Recorder,
+        journal: Journal | None = None,
+        timer: Callable[[Callable[[], None]], Timer] = Timer,
+    ) -> None:
         self.driver: Driver[ControllerEvent, ControllerEffect] = Driver(
-            brain, self.perform, journal=self._on_step, woke=recorder.counters.wakeup.add
+            brain, self.perform, journal=self._on_step, woke=recorder.counters.wakeup.add, timer=timer
         )
         self._brain = brain
         self._recorder = recorder
