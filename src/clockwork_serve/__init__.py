@@ -5,6 +5,7 @@ The names of the client are here too, and are imported when they are used.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     )
 
 __version__ = "0.1.0"
+
+# ONNX Runtime reports its use over the network, from a thread of its own. It reads this when it is imported, so
+# it is said before anything of ours can do that; its disable_telemetry_events() comes too late.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "AsyncClient", "Client", "Denied", "Disconnected", "Expired", "Failed", "Invalid", "NotServing",
