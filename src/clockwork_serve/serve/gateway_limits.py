@@ -24,7 +24,7 @@ SETTING: Final = {
     "send_s": "send_s",
 }
 """The setting behind each limit, to be named where it is reached."""
-PIPELINED_MAX: Final = 64
+PIPELINED_MAX: Final = 128
 """Requests of one connection without an answer, before no more is read from it."""
 UNWANTED_MAX: Final = 8 * MIB
 """So much of a body that is not wanted any more is read, so that the connection can be used again."""
