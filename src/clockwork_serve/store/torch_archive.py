@@ -158,9 +158,6 @@ def _prefix(file: zipfile.ZipFile, path: Path) -> str:
     """The folder in the archive that holds the program."""
     names = file.namelist()
     size = path.stat().st_size
-    for info in file.infolist():
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
-            refuse("entries that are not compressed", f"{info.filename}, which is", EXPORT)
     last = {name.partition("/")[2] for name in names}
     if "constants.pkl" in last or any(name.startswith("code/") for name in last):
         refuse("a torch.export program", "a TorchScript file", EXPORT)
@@ -170,6 +167,9 @@ def _prefix(file: zipfile.ZipFile, path: Path) -> str:
         )
     if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
         refuse("a torch.export program", "a pickled object (torch.save), which would run code", EXPORT)
+    for info in file.infolist():
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
+            refuse("entries that are not compressed", f"{info.filename}, which is", EXPORT)
     found = [name for name in names if name.partition("/")[2] == _GRAPH]
     models = [name for name in last if name.startswith("models/")]
     if len(found) != 1 or len(models) != 1:
