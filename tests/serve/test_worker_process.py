@@ -156,7 +156,7 @@ def policies(pid: int) -> list[int]:
     ("settings", "expected"),
     [
         ({"pin_cpus": (100_000,)}, "pin_cpus of w0: expected CPUs among"),
-        ({"devices": (structs.replace(DEVICE, kind="quantum"),)}, "kind: expected cpu or emulated"),
+        ({"devices": (structs.replace(DEVICE, kind="quantum"),)}, "kind: expected one of cpu, torch-cpu"),
         ({"devices": (structs.replace(DEVICE, kind="cpu", page_bytes=1),)}, "page_bytes: expected"),
     ],
 )
