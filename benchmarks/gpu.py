@@ -170,6 +170,9 @@ def _run(session: Session, results: Results, planned: Planned, shares: Sequence[
     finally:
         part.seconds = time.monotonic() - started_s
         part.clocks = state(session.rig.target)
+    if part.outcome.invalid:
+        print(f"    not measured: {part.outcome.invalid}", flush=True)
+        return
     for one in part.outcome.verdicts:
         goal = f"  (goal {one.asked}: {'met' if one.good else 'MISSED'})" if one.asked else ""
         print(f"    {one.question}: {one.found}{goal}", flush=True)
