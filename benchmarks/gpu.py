@@ -34,6 +34,8 @@ STRETCH: Final = 1.5
 """A part gets at most so much more than its share, when parts before it took less."""
 SLICE_S: Final = 5.0
 """What a share of 1 is, in a run that has the time: shares add up to a run without compiling."""
+LEAST: Final = 0.3
+"""Of its share: with less time, a part would show nothing."""
 OTHERS: Final = {"mobilenet_v3": "MobileNetV3", "encoder": "a transformer's encoder", "lstm": "an LSTM"}
 CORES: Final = 12
 """With so many, all networks are compiled at once; with fewer, the others at the end, if there is time."""
@@ -168,6 +170,9 @@ def _run(session: Session, results: Results, planned: Planned, shares: Sequence[
     finally:
         part.seconds = time.monotonic() - started_s
         part.clocks = state(session.rig.target)
+    if part.outcome.invalid:
+        print(f"    not measured: {part.outcome.invalid}", flush=True)
+        return
     for one in part.outcome.verdicts:
         goal = f"  (goal {one.asked}: {'met' if one.good else 'MISSED'})" if one.asked else ""
         print(f"    {one.question}: {one.found}{goal}", flush=True)
@@ -177,7 +182,8 @@ def _why_not(session: Session, planned: Planned, seconds: float) -> str:
     """What keeps a part from being measured now; empty if nothing does."""
     if planned.name != "compile" and MAIN not in session.rig.served:
         return f"{MAIN} is not compiled"
-    if planned.share and seconds <= 0:
+    least_s = 0.0 if session.rig.sizes.short else LEAST * SLICE_S * planned.share
+    if planned.share and seconds <= least_s:
         return "the time is over (--budget-s)"
     name = planned.name.removeprefix("answers_")
     if name in OTHERS and name not in session.rig.served and session.left_s < session.compiled_s:

@@ -52,6 +52,8 @@ HOST_SHARE: Final = 0.4
 DISK_SHARE: Final = 0.6
 RSS_GROWS: Final = 16 * MIB
 WRITERS: Final = 8
+PLACES: Final = 48
+"""Within the graphs that a device keeps, so that it is paging that is measured."""
 FIXED: Final = ("reserved_bytes", "segments", "alloc_retries", "out_of_memory")
 """What torch's allocator counts and must not change."""
 
@@ -120,10 +122,10 @@ class Writer:
         held = len(self._files)
         by_memory = int(HOST_SHARE * available_bytes()) // nbytes  # what is cached counts as available
         by_disk = held + int(DISK_SHARE * shutil.disk_usage(self._rig.cache_dir).free) // nbytes
-        fit = max(1, min(count, by_memory, by_disk))
+        fit = min(count, max(1, held, min(by_memory, by_disk)))
         if fit == count:
             return fit, ""
-        what = "host memory" if by_memory <= by_disk else f"the disk of {self._rig.cache_dir}"
+        what = "host memory" if by_memory <= by_disk else "the disk of the cache"
         return fit, f"{what} has room for {fit} files of {nbytes / 1e6:.0f} MB"
 
     def _write(self, number: int) -> Weights:
@@ -174,8 +176,11 @@ def paging(rig: Rig, outcome: Outcome, writer: Writer, count: int, seconds: floa
     """Copies asked at random: each access is a LOAD, unless the copy is there, and an INFER."""
     copies = writer.copies(count, seconds / 2)
     served = rig.main
+    page = rig.config().page_bytes
+    slot = -(-served.model.weights.size // page) * page
     memory = min(rig.sizes.paging_bytes, rig.free_bytes() // 2 or rig.sizes.paging_bytes)
-    with rig.device(served, memory_bytes=memory, host_bytes=pool_bytes(rig)) as device, undisturbed():
+    places = max(1, min(memory // slot, count // 2, PLACES))
+    with rig.device(served, memory_bytes=places * slot, host_bytes=pool_bytes(rig)) as device, undisturbed():
         found = access(rig, device, served, copies, seconds / 2)
     said = f", {len(copies.files):,} different files, for {copies.why_fewer}" if copies.why_fewer else ""
     outcome.judge(
@@ -203,8 +208,7 @@ def paging(rig: Rig, outcome: Outcome, writer: Writer, count: int, seconds: floa
 
 def access(rig: Rig, device: Device, served: Served, copies: Copies, seconds: float) -> dict[str, Any]:
     """Random accesses for so long; the least recently loaded copy makes room."""
-    # Within the graphs that a device keeps, so that it is paging that is measured.
-    places = max(1, min(places_of(device, served), copies.count // 2, 48))
+    places = places_of(device, served)
     batch = Batch(device, served, copies.rows)
     holds: dict[int, int] = {}  # copies by place
     for place in range(places):
@@ -219,7 +223,7 @@ def access(rig: Rig, device: Device, served: Served, copies: Copies, seconds: fl
     asked = set()
     order = _order(copies.count, rig.seed)
     started_ns, next_place = time.monotonic_ns(), 0
-    while (time.monotonic_ns() - started_ns) < seconds * NS_PER_S or len(errors) < 2 * places:
+    while (time.monotonic_ns() - started_ns) < seconds * NS_PER_S or len(errors) < places:
         number = next(order)
         place = places_by_copy.get(number, -1)
         if place < 0:

@@ -25,8 +25,8 @@ FILE: Final = "model.pt2"
 class Kind:
     """A network: ``rows`` makes so many rows of input from a seed. ``error`` is the most allowed.
 
-    Errors are max|a-b| / max|b| against double precision. Float32 stays below 1e-5; TF32, which torch uses
-    for convolutions unless told not to, makes about 1e-3 of it.
+    Errors are max|a-b| / max|b| against double precision. Float32 makes 2e-5 of it at most; TF32, which
+    torch uses for convolutions unless told not to, about 1e-3.
     """
 
     name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,7 +99,7 @@ def page(results: Results) -> str:
 def write(results: Results, json_path: Path, page_path: Path) -> None:
     """Both files, each whole or as it was before."""
     texts = {
-        json_path: json.dumps(record(results), indent=1, default=str) + "\n",
+        json_path: json.dumps(_known(record(results)), indent=1, default=str) + "\n",
         page_path: page(results),
     }
     for path, text in texts.items():
@@ -106,6 +107,15 @@ def write(results: Results, json_path: Path, page_path: Path) -> None:
         draft = path.with_name(f".{path.name}.part")
         draft.write_text(text, encoding="utf-8")
         draft.rename(path)
+
+
+def _known(value: Any) -> Any:
+    """JSON has no number for what there was none of."""
+    if isinstance(value, dict):
+        return {str(key): _known(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _heading(results: Results) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from benchmarks.gpu_copies import Copies, shift
 from benchmarks.gpu_machine import Target, state
-from benchmarks.gpu_page import Part, Results, page, record
+from benchmarks.gpu_page import Part, Results, page, record, write
 from benchmarks.gpu_rig import SHORT, Rig, error_of
 from benchmarks.gpu_steady import errors_of
 from benchmarks.report import Outcome
@@ -73,6 +73,16 @@ def test_what_was_not_measured_is_said_and_judged_as_neither_met_nor_missed() ->
 def test_figures_of_a_cpu_are_never_taken_for_those_of_a_gpu() -> None:
     assert "This is the CPU" in page(results(device="torch-cpu:0"))
     assert "This is the CPU" not in page(results())
+
+
+def test_what_there_was_none_of_is_null_in_json(tmp_path: Path) -> None:
+    one = part()
+    one.outcome.figures = {"latency_ms": {"p50": float("nan"), "p99": (1.0, float("inf"))}, 16: 2}
+
+    write(results(one), tmp_path / "gpu.json", tmp_path / "gpu.md")
+
+    found = json.loads((tmp_path / "gpu.json").read_text(), parse_constant=pytest.fail)
+    assert found["parts"][0]["figures"] == {"latency_ms": {"p50": None, "p99": [1.0, None]}, "16": 2}
 
 
 def test_a_part_that_fails_leaves_the_others_and_what_it_measured_before(tmp_path: Path) -> None:
