@@ -49,8 +49,9 @@ def test_every_end_is_counted_as_the_server_did_it(tmp_path: Path, processes: in
 def test_tensors_of_megabytes_pass_in_both_directions(tmp_path: Path) -> None:
     size = 2_500_000
     with scripted_grpc(lambda number: ("large", size), shape=(1, size // 4)) as played:
-        report = ran(tmp_path, played.url, STEADY.replace("100", "20"), protocol="grpc").report
-    assert report.total.answers.count == 20
+        text = STEADY.replace("100", "20")
+        report = ran(tmp_path, played.url, text, protocol="grpc", deadline="none", drain_s=20.0).report
+    assert report.total.answers.count == 20, report.reasons
     assert report.total.bytes_per_s >= 20 * size
     assert {len(one.raw_input_contents[0]) for one in played.requests} == {size}
 
@@ -75,7 +76,7 @@ def test_calls_say_their_deadline_as_told(tmp_path: Path, deadline: str) -> None
 def test_no_more_calls_are_open_than_the_server_takes(tmp_path: Path) -> None:
     with scripted_grpc(lambda number: ("ok", 0.02), options=[("grpc.max_concurrent_streams", 3)]) as played:
         report = ran(tmp_path, played.url, protocol="grpc", connections=1, drain_s=10.0).report
-    assert report.total.offered == report.total.answers.count == 100
+    assert report.total.offered == report.total.answers.count == 100, report.reasons
     assert played.most_at_once <= 3
 
 

@@ -27,6 +27,7 @@ OPENED_PER_TURN: Final = 4
 SPIN_NS: Final = 20_000
 """Instants closer than this are not slept for: waking takes longer."""
 SLEEP_NS: Final = 200_000_000
+SENT_AGAIN_MAX: Final = 3
 
 
 class Sender:
@@ -76,6 +77,7 @@ class Sender:
             for due_ns in group.starts_ns:
                 heappush(self._next, (due_ns, len(self._next), group))
         self._deadlines: list[tuple[int, int, Connection]] = []
+        self._put_back: dict[int, int] = {}
         self._stop_fd = stop_fd
         self.epoll.register(stop_fd, select.EPOLLIN)
         self.handlers[stop_fd] = self._told_to_stop
@@ -227,6 +229,17 @@ class Sender:
             now_ns = monotonic_ns() - self.start_ns
             row = self._waiting.popleft()
             self.ended(row, self.ends.code(Kind.BROKEN, f"no connection: {why}"), now_ns, 0, None)
+
+    def may_go_again(self, row: int) -> bool:
+        """Whether a request that the server says it has not looked at is to be sent again."""
+        times = self._put_back[row] = self._put_back.get(row, 0) + 1
+        return times <= SENT_AGAIN_MAX
+
+    def put_back(self, row: int) -> None:
+        """It waits again, before all others."""
+        self.sent[row] = self.first[row] = self.nbytes[row] = 0
+        self._waiting.appendleft(row)
+        self._serve_waiting()
 
     def ended(self, row: int, code: int, now_ns: int, nbytes: int, wait_ns: int | None) -> None:
         """A request is over; ``wait_ns`` is how long its client was told to stay away."""

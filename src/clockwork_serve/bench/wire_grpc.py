@@ -24,6 +24,7 @@ _HEAD_BYTES: Final = 9
 _LARGEST_WINDOW: Final = 2**31 - 1
 _FIRST_WINDOW: Final = 65_535
 _FIRST_FRAME: Final = 16_384
+_REFUSED: Final = 7
 _CANCEL: Final = 8
 _ERRORS: Final = (
     "NO_ERROR", "PROTOCOL_ERROR", "INTERNAL_ERROR", "FLOW_CONTROL_ERROR", "SETTINGS_TIMEOUT",
@@ -202,8 +203,7 @@ class GrpcConnection(Connection):
             block, self._block = self._block + content, b""
             self._took_block(flags, stream, block, ended=self._block_ends, now_ns=now_ns)
         elif kind == _RESET:
-            code = int.from_bytes(content, "big")
-            self._over(stream, self.run.ends.code(Kind.RESET, f"RST_STREAM {_error(code)}"), now_ns)
+            self._took_reset(stream, int.from_bytes(content, "big"), now_ns)
         elif kind == _SETTINGS:
             if not flags & _ACK:
                 self._took_settings(content)
@@ -249,6 +249,16 @@ class GrpcConnection(Connection):
                 self.run.trailers.clear()
             self.run.trailers[block] = known
         self._over(stream, known[0], now_ns, known[1])
+
+    def _took_reset(self, stream: int, code: int, now_ns: int) -> None:
+        """A call is over; one for which there was no room yet, by the server's count, waits again."""
+        row = self._rows.get(stream)
+        if code == _REFUSED and row is not None and self.run.may_go_again(row):
+            del self._rows[stream], self._streams[row]
+            self._list_again()
+            self.run.put_back(row)
+            return
+        self._over(stream, self.run.ends.code(Kind.RESET, f"RST_STREAM {_error(code)}"), now_ns)
 
     def _took_settings(self, content: bytes) -> None:
         for at in range(0, len(content) - 5, 6):

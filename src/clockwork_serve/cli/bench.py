@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clockwork_serve.cli.bench_screen import BenchScreen
 from clockwork_serve.cli.interrupt import interruptible
 from clockwork_serve.cli.screen import note, say, show_table
 from clockwork_serve.errors import ConfigError
@@ -123,6 +122,7 @@ def bench(
     from clockwork_serve.bench.html import page
     from clockwork_serve.bench.plan import make_plan
     from clockwork_serve.bench.run import run, write
+    from clockwork_serve.cli.bench_screen import BenchScreen
 
     for name, file in (("json", json_file), ("html", html_file), ("record", record_file)):
         if file not in {None, _STDOUT} and not Path(str(file)).absolute().parent.is_dir():
