@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# ONNX Runtime reports its use over the network, from a thread of its own. It reads this when it is imported, so
-# it is said before anything of ours can do that; its disable_telemetry_events() comes too late.
+# ONNX Runtime reports its use over the network, from a thread of its own. It reads this when it is imported,
+# so it is said before anything of ours can do that; its disable_telemetry_events() comes too late.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
