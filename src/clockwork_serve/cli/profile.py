@@ -30,11 +30,14 @@ def profile(
 ) -> int:  # fmt: skip
     """Measure every code in REPO on the devices, and keep the profiles; exits with 1 if a model fails."""
     from clockwork_serve.config.records import device_configs
+    from clockwork_serve.devices import torch_target
     from clockwork_serve.serve.profiling import profile_all
 
     settings = settings_from(repository, config, flags)
     devices = device_configs(settings)
-    cache, served, problems = compile_repository(settings, quiet=as_json)
+    cache, served, problems = compile_repository(
+        settings, quiet=as_json, torch_target=torch_target(devices) or ""
+    )
     try:
         with Progress("profiling", quiet=as_json) as progress:
             profiled = profile_all(served, devices, cache, progress.step, again=again)

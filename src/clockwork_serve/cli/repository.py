@@ -20,13 +20,15 @@ def compile_repository(
 ) -> tuple[Cache, list[Served], list[Problem]]:
     """Every model of the repository, compiled into the cache (which the caller closes), and the problems.
 
-    ``torch_target``: ``cpu`` or ``cuda``; None: what there is here.
+    ``torch_target``: ``cpu`` or ``cuda``; None: what there is here; "": nothing runs torch models.
     Raises :class:`~clockwork_serve.errors.RepositoryError` if repository or cache cannot be used.
     """
     from clockwork_serve.config.records import store_config
     from clockwork_serve.store import Cache, Repository, compile_all
 
-    store = msgspec.structs.replace(store_config(settings), torch_target=torch_target or "auto")
+    store = msgspec.structs.replace(
+        store_config(settings), torch_target="auto" if torch_target is None else torch_target
+    )
     repository = Repository(settings.repository, store)
     cache = Cache(settings.cache)
     with Progress("compiling", quiet=quiet) as progress:
