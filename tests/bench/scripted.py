@@ -168,8 +168,10 @@ def scripted(
         played.url = f"{'https' if tls else 'http'}://{'localhost' if tls else host}:{port}"
         stop.append(lambda: loop.call_soon_threadsafe(over.set))
         ready.set()
-        async with listening:
-            await over.wait()
+        await over.wait()
+        listening.close()
+        for _ in range(3):  # a connection may have been accepted that nobody has served yet
+            await asyncio.sleep(0.02)
             for writer in server.writers:
                 writer.transport.abort()
             await asyncio.gather(*server.tasks, return_exceptions=True)
