@@ -63,7 +63,7 @@ class Expired(ServingError):
 
 
 class Failed(ServingError):
-    """The model raised, its device failed, or what came back cannot be understood."""
+    """The model raised or is in quarantine, its device failed, or what came back cannot be understood."""
 
 
 class Denied(ServingError):
