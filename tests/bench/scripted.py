@@ -169,7 +169,7 @@ def scripted(
         stop.append(lambda: loop.call_soon_threadsafe(over.set))
         ready.set()
         await over.wait()
-        await asyncio.sleep(0.02)  # asyncio trips over a connection that it accepts just before it stops to listen
+        await asyncio.sleep(0.02)  # asyncio trips over who comes as it stops to listen
         listening.close()
         for _ in range(3):  # a connection may have been accepted that nobody has served yet
             await asyncio.sleep(0.02)
