@@ -84,7 +84,7 @@ def test_what_cannot_be_is_named(tmp_path: Path, text: str, more: dict[str, floa
 def test_every_scenario_that_is_shipped_can_be_sent(file: Path) -> None:
     scenario = read_scenario(file)
     if any(load.trace for load in scenario.loads):
-        pytest.skip("needs a trace")
+        pytest.skip(f"{file.name} plays a real trace, which its publisher has to be asked for")
     made = make_schedule(scenario, seed=1, seconds=scenario.warmup_s + 2)
     assert made.models_asked()
     assert made.times_ns.size or made.workload.closed
