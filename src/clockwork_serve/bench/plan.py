@@ -95,9 +95,7 @@ def make_plan(path: str | Path, options: Options) -> Plan:
 
     Raises :class:`ConfigError` and :class:`Unreachable`.
     """
-    address = Address.of(options.url, options.protocol)
-    if options.ca is not None and not address.tls:
-        raise ConfigError(f"ca: expected an https URL beside it, found {options.url}; correct one of the two")
+    address = _address(options)
     scenario = read_scenario(path)
     schedule = make_schedule(
         scenario,
@@ -142,6 +140,13 @@ def make_plan(path: str | Path, options: Options) -> Plan:
             )
         )  # fmt: skip
     return Plan(scenario, schedule, options, address, names, jobs, rows)
+
+
+def _address(options: Options) -> Address:
+    address = Address.of(options.url, options.protocol)
+    if options.ca is not None and not address.tls:
+        raise ConfigError(f"ca: expected an https URL beside it, found {options.url}; correct one of the two")
+    return address
 
 
 def _messages(

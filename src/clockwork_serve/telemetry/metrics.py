@@ -113,11 +113,11 @@ def _tenants(counters: Counters) -> Iterator[str]:
 
 def _models(counters: Counters) -> Iterator[str]:
     """Models appear with their first request: what was never asked for costs no line."""
-    used = [
+    models = [
         (f'model="{_escape(model.name)}",version="{_escape(model.version)}"', model)
         for model in counters.models.values()
-        if model.received
     ]
+    used = [(labels, model) for labels, model in models if model.received]
     yield from _family(
         "clockwork_model_requests_total", "counter", "Requests of a model by how they ended, and why.",
         ((f"{labels},{end}", count) for labels, model in used for end, count in _ends(model.outcomes)),
@@ -151,11 +151,7 @@ def _models(counters: Counters) -> Iterator[str]:
     )  # fmt: skip
     yield from _family(
         "clockwork_model_quarantined", "gauge", "Models that take devices down, and are not served.",
-        (
-            (f'model="{_escape(model.name)}",version="{_escape(model.version)}"', 1)
-            for model in counters.models.values()
-            if model.quarantined
-        ),
+        ((labels, 1) for labels, model in models if model.quarantined),
     )  # fmt: skip
     yield from _family("clockwork_models", "gauge", "Models that are served.", [("", len(counters.models))])
     yield from _family(
