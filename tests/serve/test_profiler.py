@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import msgspec
 import pytest
 
 from clockwork_serve.devices.base import CallBuffers, Phases
@@ -106,6 +107,15 @@ def test_durations_are_those_of_the_device() -> None:
     assert device.loads == LOADS
     assert device.prepared == set()
     assert not device.loaded, "the device is left as it was"
+
+
+def test_sizes_between_powers_of_two_of_a_python_model_are_not_run_but_on_the_line() -> None:
+    device = TimedDevice(lambda batch: (16 + 4 * batch) * NS_PER_MS)
+    made = msgspec.structs.replace(code(1, 2, 3, 4, 5, 6, 7, 8), backend="python")
+    found = profile(device, made, model(), device.clock).profile
+    assert found.infer_ns == {size: (16 + 4 * size) * NS_PER_MS for size in made.batch_sizes}
+    assert set(device.runs) == {1, 2, 4, 8}
+    assert list(found.io_bytes) == list(found.workspace_bytes) == list(made.batch_sizes)
 
 
 def test_an_outlier_does_not_count() -> None:

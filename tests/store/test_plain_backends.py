@@ -86,7 +86,7 @@ def test_a_users_class_stays_where_it_is_and_is_not_imported(shop):
     code, model = served["m/1"].code, served["m/1"].model
     assert (code.backend, code.lifted) == ("python", False)
     assert code.path == model.weights.path == str(shop.root / "m" / "1")
-    assert code.batch_sizes == (1, 2, 4)
+    assert code.batch_sizes == (1, 2, 3, 4)
     assert model.weights.size == 1000
     assert model.platform == "python"
     # As Triton has it, which names a platform in its metadata and none in its configuration.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork_serve.store.compiled import batch_sizes
+from clockwork_serve.store.compiled import batch_sizes, fine_batch_sizes
 from clockwork_serve.store.problems import did_you_mean
 from clockwork_serve.store.settings import ModelSettings, StoreConfig, TensorSettings, VersionPolicy, merged
 
@@ -45,6 +45,15 @@ def test_the_key_of_a_compilation_holds_what_changes_its_result_only():
 )
 def test_batch_sizes_are_powers_of_two_and_the_largest(most, sizes):
     assert batch_sizes(most) == sizes
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"),
+    [(0, (1,)), (1, (1,)), (3, (1, 2, 3)), (9, (1, 2, 3, 4, 5, 6, 7, 8, 9)),
+     (20, (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20))],
+)  # fmt: skip
+def test_fine_batch_sizes_are_all_of_the_small_ones(most, sizes):
+    assert fine_batch_sizes(most) == sizes
 
 
 def test_advice_for_a_word_that_is_not_known():

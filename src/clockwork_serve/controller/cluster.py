@@ -14,6 +14,7 @@ from clockwork_serve.controller.life import LOADING, NEVER, WEIGHTS_AFTER, WEIGH
 from clockwork_serve.controller.pages import Pages
 from clockwork_serve.controller.plan import Plan
 from clockwork_serve.controller.queues import Queue, ServedModel, Waiter
+from clockwork_serve.controller.returns import Returns
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import Action, Code, DeviceSpec, Extent
 from clockwork_serve.units import NS_PER_MS
@@ -200,7 +201,7 @@ class DeviceBelief:
 
     __slots__ = (
         "codes", "delays", "exec", "failed_codes", "idle", "index", "load", "load_key_ns", "load_ns", "name",
-        "pages", "pending_codes", "plan", "room_bytes", "spec", "up", "used", "warm", "worker",
+        "pages", "pending_codes", "plan", "returns", "room_bytes", "spec", "up", "used", "warm", "worker",
     )  # fmt: skip
 
     def __init__(self, spec: DeviceSpec, worker: str, index: int, config: ControllerConfig) -> None:
@@ -235,6 +236,8 @@ class DeviceBelief:
         """Where it is among the rejecting layer's load lanes."""
         self.plan = Plan(self)
         """The policy's."""
+        self.returns = Returns()
+        """When those who were refused were told to come again."""
 
     def expect(self, code: Code) -> None:
         """The worker will prepare a code here, if the device can run it."""

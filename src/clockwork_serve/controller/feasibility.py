@@ -16,6 +16,7 @@ from clockwork_serve.controller.estimator import Samples
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.loaders import Loaders
 from clockwork_serve.controller.queues import Queue, ServedModel
+from clockwork_serve.controller.returns import least_cost_ns
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.controller.watches import Watch
 from clockwork_serve.messages import Outcome, Reason
@@ -247,16 +248,25 @@ class Feasibility:
         if not hope.lane and start_ns + hope.samples.median_ns < head.due_ns:
             hope.samples.doubt()
         request = head.request
-        retry_after_ns, message = self.advice(hope, request.arrival_ns, head.due_ns, request.deadline_ns)
+        time_ns = request.deadline_ns - request.arrival_ns
+        retry_after_ns, message = self.advise(queue, hope, head.due_ns, time_ns, now_ns)
         self._belief.answer(
             head, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, message=message, retry_after_ns=retry_after_ns
         )
 
-    def advice(self, hope: Hope, arrival_ns: int, due_ns: int, deadline_ns: int) -> tuple[int, str]:
-        """For a hopeless request: how long to wait before a like one (0: no advice), and why it is."""
+    def advise(self, queue: Queue, hope: Hope, due_ns: int, time_ns: int, now_ns: int) -> tuple[int, str]:
+        """For a hopeless request with ``time_ns`` to its deadline: how long to wait before another, and why.
+
+        No time where none would help. Each who is told has a turn of its own (``returns``).
+        """
         shortage_ns = hope.end_ns - due_ns
-        impossible = hope.rest_ns + self._belief.slack_ns > deadline_ns - arrival_ns
-        return 0 if impossible else shortage_ns, _miss_message(shortage_ns, hope, impossible=impossible)
+        if hope.rest_ns + self._belief.slack_ns > time_ns:
+            return 0, _miss_message(shortage_ns, hope, impossible=True)
+        device = hope.device
+        code = device.codes.get(queue.model.code_id) if hope.lane is device.exec else None
+        cost_ns = hope.rest_ns if code is None else least_cost_ns(code.batches(queue))
+        turn_ns = device.returns.turn_ns(now_ns + shortage_ns, cost_ns, now_ns)
+        return turn_ns - now_ns, _miss_message(shortage_ns, hope, impossible=False)
 
     def _best(self, queue: Queue, now_ns: int) -> Hope | None:
         """The earliest end that any device promises; None where none can serve the model at all.

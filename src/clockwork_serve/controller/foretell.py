@@ -42,7 +42,8 @@ def foretell(
     hope = feasibility.foretell(model.main, due_ns, now_ns)
     if hope is None:
         return _foretold(announced)
-    retry_after_ns, message = feasibility.advice(hope, announced.arrival_ns, due_ns, announced.deadline_ns)
+    time_ns = announced.deadline_ns - announced.arrival_ns
+    retry_after_ns, message = feasibility.advise(model.main, hope, due_ns, time_ns, now_ns)
     return _foretold(announced, Reason.WOULD_MISS_DEADLINE, message, retry_after_ns)
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import statistics
 import time
+from bisect import bisect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,7 @@ from clockwork_serve.errors import DeviceError
 from clockwork_serve.messages import Call, Code, Extent, Infer, Load, Model, Profile, Unload, Window
 from clockwork_serve.serve.sample_inputs import fills_to_try, inputs_of
 from clockwork_serve.store import Fill
+from clockwork_serve.store.compiled import batch_sizes
 from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_S, TENSOR_ALIGN, align
 
 RUNS_MIN: Final = 5
@@ -78,8 +80,9 @@ class _Measurement:
             load_ns = self._loads()
             batches = _Batches(self._code, self._used, self._resident + held)
             fills = self._accepted_fills(batches)
-            for batch in self._code.batch_sizes:
+            for batch in measured_sizes(self._code):
                 self._measure(batch, fills, batches)
+            batches.add_between()
             self._unload()
         finally:
             self._device.retire(self._code.code_id)
@@ -192,12 +195,33 @@ class _Batches:
         # All that the process grew by since before it knew the code: an upper bound, as the first code in it.
         self.workspace_bytes[batch] = max(WORKSPACE_MIN, self._used() - self._before)
 
+    def add_between(self) -> None:
+        """What was not run takes as long as the line between its neighbours says, and the larger's memory."""
+        found = sorted(self.infer_ns)
+        for batch in self._code.batch_sizes:
+            if batch not in self.infer_ns:
+                at = bisect(found, batch)
+                low, high = found[at - 1], found[at]
+                more_ns = (self.infer_ns[high] - self.infer_ns[low]) * (batch - low) // (high - low)
+                self.infer_ns[batch] = self.infer_ns[low] + more_ns
+                self.io_bytes[batch] = self.io_bytes[high]
+                self.workspace_bytes[batch] = self.workspace_bytes[high]
+        for table in (self.infer_ns, self.io_bytes, self.workspace_bytes):
+            ascending = sorted(table.items())
+            table.clear()
+            table.update(ascending)
+
     def expected_ns(self, batch: int) -> int:
         """In proportion to the largest batch so far: what no batch should exceed by much."""
         if not self.infer_ns:
             return self.row_ns * batch
         largest = max(self.infer_ns)
         return self.infer_ns[largest] * batch // largest
+
+
+def measured_sizes(code: Code) -> tuple[int, ...]:
+    """Those that are run; what lies between them is on the line between their times (a Python model's)."""
+    return batch_sizes(code.batch_sizes[-1]) if code.backend == "python" else code.batch_sizes
 
 
 def enough(durations: list[int]) -> bool:

@@ -45,3 +45,13 @@ def batch_sizes(max_batch_size: int) -> tuple[int, ...]:
         sizes.append(size)
         size *= 2
     return (*sizes, max(max_batch_size, 1))
+
+
+def fine_batch_sizes(max_batch_size: int) -> tuple[int, ...]:
+    """For codes that run what there is, unpadded: every size up to 8, then four between powers of two."""
+    sizes = []
+    size = 1
+    while size < max_batch_size:
+        sizes.append(size)
+        size += 1 << max(0, size.bit_length() - 3)
+    return (*sizes, max(max_batch_size, 1))

@@ -10,7 +10,7 @@ import msgspec
 
 from clockwork_serve.messages import Code, TensorSpec
 from clockwork_serve.store.cache import Cache, digest_of
-from clockwork_serve.store.compiled import Compiled, batch_sizes
+from clockwork_serve.store.compiled import Compiled, fine_batch_sizes
 from clockwork_serve.store.interface import bounded
 from clockwork_serve.store.problems import problem
 from clockwork_serve.store.repository import Entry, model_file
@@ -57,7 +57,7 @@ def compile_python(entry: Entry, version: int, cache: Cache, config: StoreConfig
         "python",
         entry.settings,
         batched=batching.max_batch_size > 0,
-        sizes=batch_sizes(batching.max_batch_size),
+        sizes=fine_batch_sizes(batching.max_batch_size),
     )
     content = digest_of(*(part for pair in _folder_facts(path.parent) for part in pair))
     code_id = digest_of("python", str(path), source, content, msgspec.json.encode(code))[:32]
