@@ -147,7 +147,7 @@ class Belief(Measured):
         """Put a request into its queue."""
         if self.measures and request.arrival_ns > self._slack_until_ns:
             self._forget_delays()
-        due_ns = request.deadline_ns - self.slack_ns
+        due_ns = request.deadline_ns - request.way_ns - self.slack_ns
         slo_ns = request.deadline_ns - request.arrival_ns - self._usual_slack_ns
         if self._floor_ns:
             due_ns = max(due_ns, request.arrival_ns + self._floor_ns)

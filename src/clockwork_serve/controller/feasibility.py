@@ -248,7 +248,7 @@ class Feasibility:
         if not hope.lane and start_ns + hope.samples.median_ns < head.due_ns:
             hope.samples.doubt()
         request = head.request
-        time_ns = request.deadline_ns - request.arrival_ns
+        time_ns = request.deadline_ns - request.way_ns - request.arrival_ns
         retry_after_ns, message = self.advise(queue, hope, head.due_ns, time_ns, now_ns)
         self._belief.answer(
             head, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, message=message, retry_after_ns=retry_after_ns

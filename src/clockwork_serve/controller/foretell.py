@@ -38,11 +38,11 @@ def foretell(
             return _foretold(announced, Reason.TENANT_QUOTA, shortage.message, shortage.retry_after_ns)
     if model.main is None or not belief.config.reject_infeasible:
         return _foretold(announced)
-    due_ns = announced.deadline_ns - belief.slack_ns
+    due_ns = announced.deadline_ns - announced.way_ns - belief.slack_ns
     hope = feasibility.foretell(model.main, due_ns, now_ns)
     if hope is None:
         return _foretold(announced)
-    time_ns = announced.deadline_ns - announced.arrival_ns
+    time_ns = announced.deadline_ns - announced.way_ns - announced.arrival_ns
     retry_after_ns, message = feasibility.advise(model.main, hope, due_ns, time_ns, now_ns)
     return _foretold(announced, Reason.WOULD_MISS_DEADLINE, message, retry_after_ns)
 

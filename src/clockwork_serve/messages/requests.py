@@ -81,6 +81,7 @@ class Request(Struct, frozen=True, kw_only=True, tag="request"):
     Requests share a batch only if model and ``signature`` are equal; a request of ``rows > 1``, or of a code
     that is not batched, runs alone. ``signature`` is empty when all shapes are those that the model declares.
     ``priority`` is 1 (most urgent) to 15; 0 stands for the usual one, 8. ``tenant`` is whose quota it uses.
+    ``way_ns`` of the time until the deadline goes by between the client and the controller, as measured.
     """
 
     request_id: str
@@ -93,12 +94,13 @@ class Request(Struct, frozen=True, kw_only=True, tag="request"):
     priority: int = 0
     tensors: bytes = b""
     tenant: str = ""
+    way_ns: int = 0
 
 
 class Announced(Struct, frozen=True, kw_only=True, tag="announced"):
     """The head of a request has come, and its body is on the way: is it worth reading? Answered at once.
 
-    ``announced_id`` is not the id of the :class:`Request` that may follow. ``deadline_ns`` is absolute.
+    ``announced_id`` is not the id of the :class:`Request` that may follow. Other fields are as there.
     """
 
     announced_id: str
@@ -107,6 +109,7 @@ class Announced(Struct, frozen=True, kw_only=True, tag="announced"):
     arrival_ns: int
     deadline_ns: int
     tenant: str = ""
+    way_ns: int = 0
 
 
 class Foretold(Struct, frozen=True, kw_only=True, tag="foretold"):

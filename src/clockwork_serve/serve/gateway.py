@@ -48,6 +48,7 @@ from clockwork_serve.serve.gateway_models import GatewayModels
 from clockwork_serve.serve.gateway_regions import Regions, allowed
 from clockwork_serve.serve.gateway_slots import Slot, Slots
 from clockwork_serve.serve.gateway_tenants import Caps
+from clockwork_serve.serve.gateway_way import Way
 from clockwork_serve.telemetry import GatewayCounters, outcome_key
 from clockwork_serve.units import MIB, NS_PER_MS
 
@@ -96,8 +97,9 @@ class Gateway:
         # Unlike any of an earlier process of that name.
         self._prefix = f"{settings.name}-{time.time_ns() // NS_PER_MS:x}-"
         self._caps = caps or Caps()
+        self._way = Way()
         self.announcements: Announcements[EarlyInquiry] = Announcements(
-            settings.name, self._prefix, self._on_announced_in_vain, self._caps
+            settings.name, self._prefix, self._on_announced_in_vain, self._caps, self._way
         )
         listener = LinkListener(
             self._on_answer, self._on_release, self._on_lost, self._on_readiness,
@@ -170,6 +172,7 @@ class Gateway:
                 request_id=request_id, gateway=self.name, model=served.model.key, rows=known.rows,
                 arrival_ns=inquiry.arrival_ns, deadline_ns=deadline_ns, signature=known.signature,
                 priority=priority, tensors=slot.encoded, tenant=inquiry.identity,
+                way_ns=self._way.of(given_ns, inquiry.arrival_ns),
             )
         )  # fmt: skip
         if self._sweep is None:
@@ -248,8 +251,11 @@ class Gateway:
         if pending is None:
             _log.error("answer to a request that is not open", extra={"request_id": answer.request_id})
             return
-        if pending.inquiry is not None:
-            self._pass_on(pending.inquiry, pending, answer)
+        inquiry = pending.inquiry
+        if inquiry is not None:
+            if answer.exec_ns:
+                self._way.ended(inquiry.arrival_ns + answer.queue_ns + answer.exec_ns)
+            self._pass_on(inquiry, pending, answer)
         if answer.release:
             self.slots.free(pending.slot)
         else:
@@ -279,6 +285,7 @@ class Gateway:
         self.batching = False
         for listener in self.batch_listeners:
             listener()
+        self._way.left(self.clock())
 
     def _on_readiness(self) -> None:
         for listener in self.readiness_listeners:

@@ -11,6 +11,7 @@ from clockwork_serve.messages import Announced, Foretold
 from clockwork_serve.oip import requested_slo_ns
 from clockwork_serve.serve.gateway_link import GatewayLink
 from clockwork_serve.serve.gateway_tenants import Caps
+from clockwork_serve.serve.gateway_way import Way
 from clockwork_serve.units import NS_PER_S
 
 
@@ -34,12 +35,18 @@ class Announcements(Generic[Inquiry]):
     """``in_vain`` is called with a request that the controller would reject, and what it says of it."""
 
     def __init__(
-        self, name: str, prefix: str, in_vain: Callable[[Inquiry, Foretold], None], caps: Caps | None = None
+        self,
+        name: str,
+        prefix: str,
+        in_vain: Callable[[Inquiry, Foretold], None],
+        caps: Caps | None = None,
+        way: Way | None = None,
     ) -> None:
         self._name = name
         self._prefix = prefix
         self._in_vain = in_vain
         self._caps = caps or Caps()
+        self._way = way or Way()
         self._loop = asyncio.get_running_loop()
         # All and only requests that wait for what is foretold, with when they wait no longer.
         self._open: dict[str, tuple[Inquiry, asyncio.TimerHandle]] = {}
@@ -68,7 +75,7 @@ class Announcements(Generic[Inquiry]):
             Announced(
                 announced_id=announced_id, gateway=self._name, model=served.model.key,
                 arrival_ns=inquiry.arrival_ns, deadline_ns=inquiry.arrival_ns + slo_ns,
-                tenant=inquiry.identity,
+                tenant=inquiry.identity, way_ns=self._way.of(slo_ns, inquiry.arrival_ns),
             )
         )  # fmt: skip
         return announced_id
