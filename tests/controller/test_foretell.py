@@ -19,12 +19,12 @@ def world(**settings: object) -> World:
     return made
 
 
-def announce(made: World, slo_ms: float, name: str = "a") -> Foretold | None:
+def announce(made: World, slo_ms: float, name: str = "a", way_ms: float = 0) -> Foretold | None:
     """What is told of a request whose head comes now."""
     made.controller.observe(
         Announced(
             announced_id="x", gateway="g0", model=f"{name}/1", arrival_ns=made.now_ns,
-            deadline_ns=made.now_ns + ms(slo_ms),
+            deadline_ns=made.now_ns + ms(slo_ms), way_ns=ms(way_ms),
         ),
         made.now_ns,
     )  # fmt: skip
@@ -50,8 +50,32 @@ def test_who_could_never_be_in_time_gets_no_advice() -> None:
     assert (told.retry_after_ns, told.reason) == (0, Reason.WOULD_MISS_DEADLINE)
 
 
+def test_what_the_way_takes_is_not_there_to_run_in() -> None:
+    assert announce(world(), slo_ms=25, way_ms=9) is not None
+    assert announce(world(), slo_ms=25, way_ms=1) is None
+
+
 def test_who_may_be_in_time_is_told_nothing() -> None:
     assert announce(world(), slo_ms=25) is None
+
+
+def test_those_who_wait_for_the_same_model_and_are_due_before_go_first() -> None:
+    made = World(ControllerConfig(policy="default"))
+    made.serve(model("a"), times=profile(b1_ms=10, step_ms=1))
+    made.join(device())
+    made.request("a", slo_ms=500)
+    made.run(until_ms=100)
+    for _ in range(33):
+        made.request("a", slo_ms=100)
+    assert announce(made, slo_ms=95) is None, "they are due later"
+    told = announce(made, slo_ms=101)
+    assert told is None, "four batches of eight, 17 ms each, and 10 ms and 10 ms"
+    for _ in range(8):
+        made.request("a", slo_ms=100)
+    told = announce(made, slo_ms=101)
+    assert told is not None
+    assert "would be missed by" in told.message
+    assert 0 < told.retry_after_ns < ms(10)
 
 
 def test_what_was_announced_waits_nowhere() -> None:

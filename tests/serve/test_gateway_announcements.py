@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from clockwork_serve.messages import Announced, Foretold, Reason
 from clockwork_serve.serve import gateway_connection
 from clockwork_serve.serve.gateway_connection import DIRECT_BYTES
+from clockwork_serve.serve.gateway_http import SMALL_READ_BYTES
 from clockwork_serve.units import MIB, ms
 from tests.serve.http_requests import get
 from tests.serve.running_gateway import RunningGateway, running_gateway
@@ -156,6 +159,28 @@ def test_what_is_foretold_late_or_twice_changes_nothing(gateway: RunningGateway)
         assert read_response(client)[0].startswith(b"HTTP/1.1 200 "), "the first one counts"
     assert len(controller.requests) == 2
     assert gateway.do(gateway.servers.gateway.counters).outcomes == {}
+
+
+@pytest.mark.parametrize("word", [hopeful, hopeless])
+def test_after_a_refusal_no_body_is_read_before_there_is_a_word(
+    gateway: RunningGateway, word: Callable[[Announced], Foretold]
+) -> None:
+    controller, http = gateway.controller, gateway.servers.http
+    controller.on_announced = hopeless
+    whole = b"".join(message(VALUES, "x-slo-ms: 5000"))
+    with gateway.connect() as client, ThreadPoolExecutor(1) as another:
+        client.sendall(whole)
+        assert read_response(client)[0].startswith(b"HTTP/1.1 429 ")
+        controller.on_announced = lambda _: None
+        sending = another.submit(client.sendall, whole + LIVE)
+        gateway.until(lambda: len(controller.announced) == 2)
+        time.sleep(0.05)  # in which it could read
+        (connection,) = gateway.do(lambda: tuple(http._connections))
+        assert connection._content_bytes <= SMALL_READ_BYTES
+        gateway.do(lambda: controller.send(word(controller.announced[1])))
+        assert read_response(client)[0].startswith(b"HTTP/1.1 200 " if word is hopeful else b"HTTP/1.1 429 ")
+        sending.result(20)
+        assert read_response(client)[1] == {"live": True}
 
 
 def test_a_controller_that_goes_away_ends_what_waits(gateway: RunningGateway) -> None:

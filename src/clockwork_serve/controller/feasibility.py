@@ -8,6 +8,7 @@ given so much work, or so much time passes, that the promise is broken.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief
@@ -158,17 +159,23 @@ class Feasibility:
     def foretell(self, queue: Queue, due_ns: int, now_ns: int) -> Hope | None:
         """The best that a request which is about to join a queue can hope for, if that is too late.
 
-        None if it is not, or if no device can serve the model at all. Nothing is watched.
+        None if it is not, or if no device can serve the model at all. Nothing is watched. Those of its queue
+        who are due before it go first, as fast as they can in full batches.
         """
+        ahead_ns = _ahead_ns(queue, due_ns)
         for residency in queue.model.residencies.values():
             ready_ns = residency.ready_ns if residency.state != READY else now_ns
             infer_ns = residency.code.timings.infer(queue.least, queue.signature).estimate_ns
-            if max(ready_ns, residency.device.exec.available_ns(now_ns)) + infer_ns <= due_ns:
+            start_ns = max(ready_ns, residency.device.exec.available_ns(now_ns))
+            if start_ns + ahead_ns + infer_ns <= due_ns:
                 return None
         self._renew_loaders()
-        if self._hopeful_cold(queue, due_ns, now_ns, watch=False):
+        if self._hopeful_cold(queue, due_ns - ahead_ns, now_ns, watch=False):
             return None
-        return self._best(queue, now_ns)
+        hope = self._best(queue, now_ns)
+        if hope is not None:
+            hope.end_ns += ahead_ns
+        return hope
 
     def _hopeful_cold(self, queue: Queue, due_ns: int, now_ns: int, *, watch: bool = True) -> bool:
         """Whether a device that lacks the weights promises an end by ``due_ns``.
@@ -325,6 +332,14 @@ class Feasibility:
                 assert not queue.waiters or queue.doubted or watch is not None
                 assert watch is None or (queue.place_ns, queue.order, queue) in watch.heap
                 assert watch is None or watch.first_ns <= queue.place_ns
+
+
+def _ahead_ns(queue: Queue, due_ns: int) -> int:
+    """What those of a queue who are due before then take at least, of all devices that have the weights."""
+    if not queue.strategies:
+        return 0
+    cost_ns = least_cost_ns(queue.strategies[0].batches)
+    return bisect_right(queue.dues, due_ns) * cost_ns // len(queue.strategies)
 
 
 def _warm(device: DeviceBelief, samples: Samples, start_ns: int) -> Hope:

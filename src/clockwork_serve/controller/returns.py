@@ -13,7 +13,7 @@ from clockwork_serve.controller.codes import Batch
 from clockwork_serve.units import NS_PER_S
 
 RETURNS_MAX_NS: Final = 2 * NS_PER_S
-"""No turn is later than this. Many never come again, or come sooner than told, and the others would wait for them."""
+"""No turn is later than this: many never come again, or sooner than told, and others would wait for them."""
 
 
 class Returns:
@@ -25,7 +25,7 @@ class Returns:
         self._next_ns = 0
 
     def turn_ns(self, soonest_ns: int, cost_ns: int, now_ns: int) -> int:
-        """The next turn, as an instant not before ``soonest_ns``; one who takes it uses ``cost_ns`` of the device."""
+        """The next turn, not before ``soonest_ns``; who takes it will use ``cost_ns`` of the device."""
         turn_ns = max(soonest_ns, min(self._next_ns, now_ns + RETURNS_MAX_NS))
         self._next_ns = turn_ns + cost_ns
         return turn_ns

@@ -51,6 +51,8 @@ class Announcements(Generic[Inquiry]):
         # All and only requests that wait for what is foretold, with when they wait no longer.
         self._open: dict[str, tuple[Inquiry, asyncio.TimerHandle]] = {}
         self._count = 0
+        self.refusing = False
+        """Whether the last word was no: then bodies had better not be read before there is one."""
 
     def make(self, inquiry: Inquiry, link: GatewayLink) -> str:
         """Ask whether a request is worth its body; its id until it is told, or "" if nothing is asked.
@@ -87,6 +89,7 @@ class Announcements(Generic[Inquiry]):
 
     def on_foretold(self, told: Foretold) -> None:
         """The controller's answer."""
+        self.refusing = bool(told.reason)
         known = self._open.get(told.announced_id)
         if known is not None and told.reason:
             self._in_vain(known[0], told)

@@ -11,6 +11,7 @@ from typing import Final, cast
 
 import httptools
 
+from clockwork_serve.serve.gateway_discard import Unwanted
 from clockwork_serve.serve.gateway_exchange import UPGRADED, Exchange, byte_count
 from clockwork_serve.serve.gateway_guard import denial
 from clockwork_serve.serve.gateway_heads import Head, HeadParser, head_of
@@ -41,8 +42,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._outbox: Outbox
         self._intake: Intake
         self._queue: deque[Exchange] = deque()  # requests without a sent response, in order
-        self._local = False
-        self._phase = _IDLE
+        self._local, self._phase = False, _IDLE
         self._head: Head | None = None  # of the last request, if others like it need not be parsed
         self._complete: list[Exchange] = []  # requests that became so in this read
         self._head_bytes = 0  # read since the head or the last piece of a body; -1: in this very read
@@ -51,10 +51,11 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._content_bytes = 0
         self._length = 0  # of a body that comes next, if it is known
         self._direct: memoryview | None = None  # where a large body goes; _content_bytes of it have arrived
-        self._unwanted_bytes = 0  # of the body of a request that is answered already, so many are to come
+        self._unwanted: Unwanted | None = None  # of the body of a request that is answered already
         self._arriving = Arriving(server)
-        self._closing = False  # nothing that arrives matters any more
-        self._stopped = False  # nothing more is written
+        self._closing = self._stopped = (
+            False  # nothing that arrives matters any more; nothing more is written
+        )
         self.due_s = 0.0
 
     # What the loop calls
@@ -67,16 +68,15 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._outbox = Outbox(self._transport, self._limits, self._server)
         self._intake = Intake(self._transport, self._server.loop, self._feed)
         self.parse_afresh()
-        # Not as long as between requests: who only connects would take a place from others.
-        self.due_s = self._server.tick_s + self._limits.header_s
+        self.due_s = self._server.tick_s + self._limits.header_s  # not idle_s: it has asked for nothing yet
         self._server.opened(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go."""
         if self._direct is not None and not self._closing:
             return self._direct[self._content_bytes :]
-        if self._unwanted_bytes and not self._closing:
-            return self._server.buffer[: self._unwanted_bytes]
+        if self._unwanted is not None and not self._closing:
+            return self._unwanted.room()
         # Little at a time where it may be many requests or chunks: they are dealt with while all others wait.
         small, left = self._server.small_buffer, self._length - self._content_bytes
         return self._server.buffer[:left] if left > len(small) else small
@@ -85,9 +85,9 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         """Take in what arrived."""
         if self._closing:
             return
-        if self._unwanted_bytes:
-            self._unwanted_bytes -= nbytes
-            if not self._unwanted_bytes:
+        if self._unwanted is not None:
+            if self._unwanted.received(nbytes):
+                self._unwanted = None
                 self.parse_afresh()
                 self._await_next()
             return
@@ -270,12 +270,12 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
 
     def _stop_receiving(self, exchange: Exchange) -> None:
         """It is answered before its body is there: read the rest and throw it away, if it is not too much."""
-        assert self._direct is not None
-        self._unwanted_bytes = len(self._direct) - self._content_bytes
+        assert self._direct is not None and self._transport is not None
+        left = len(self._direct) - self._content_bytes
+        self._unwanted = Unwanted(self._transport, self._server.buffer, left)
         self._current = self._direct = None
-        if self._unwanted_bytes > UNWANTED_MAX:
-            exchange.keep_alive = False
-            self._closing = True
+        if left > UNWANTED_MAX:
+            exchange.keep_alive, self._closing = False, True
 
     def _feed(self, data: memoryview) -> None:
         content_bytes, whole = self._content_bytes, self._phase == _IDLE
@@ -339,6 +339,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         if length > DIRECT_BYTES:
             self._direct = self._server.room(exchange, length)
             self._server.announce(exchange)
+            self._set_reading()
         expected_bytes = length or limits.body_bytes
         self.due_s = self._server.tick_s + limits.body_s + expected_bytes / limits.bytes_per_s
         if exchange.wants_continue:
@@ -396,5 +397,6 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
                 self.turn_away("arriving_bytes")
 
     def _set_reading(self) -> None:
-        if self._intake.hold(pause=self._outbox.unread or len(self._queue) > PIPELINED_MAX):
+        held = self._current is not None and self._current.held
+        if self._intake.hold(pause=held or self._outbox.unread or len(self._queue) > PIPELINED_MAX):
             self.due_s = max(self.due_s, self._server.tick_s + self._limits.header_s)

@@ -57,6 +57,7 @@ class Exchange:
     body: Body | None = None
     request_id = ""
     announced_id = ""  # while it is asked whether it is worth its body
+    held = False  # until then, its body is not read
     on_complete: Callable[[Exchange], None] | None = None  # what waits for that, if the body is there
     response: Response | None = None
     abandoned = False
@@ -115,6 +116,9 @@ class Exchange:
     def foretold(self) -> None:
         """Go on, if it was not ended."""
         self.announced_id = ""
+        if self.held:
+            self.held = False
+            self.on_response()  # whose part it is to read on
         go_on, self.on_complete = self.on_complete, None
         if go_on is not None and self.response is None and not self.abandoned:
             go_on(self)

@@ -182,7 +182,9 @@ class HttpServer:
             and exchange.slo_header
         ):
             exchange.arrival_ns = self.gateway.clock()
-            exchange.announced_id = self.gateway.announcements.make(exchange, self.gateway.link)
+            announcements = self.gateway.announcements
+            exchange.announced_id = announcements.make(exchange, self.gateway.link)
+            exchange.held = announcements.refusing and bool(exchange.announced_id)
 
     def dispatch(self, exchange: Exchange) -> None:
         """Have a request that is complete answered."""

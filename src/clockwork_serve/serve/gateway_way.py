@@ -11,8 +11,9 @@ from typing import Final
 
 from clockwork_serve.controller.delays import LASTS_NS, Worst
 
-BOTH: Final = 2
-"""In and out."""
+BOTH: Final = 1.5
+"""In and out, of which seldom both are the longest. Measured at twice what a core can do: with 1, 0.6 % of
+answers were late, with 2 none, and 4 % fewer were in time than with 1."""
 SHARE: Final = 2
 """At most this part of the time that a request has is left for the way: a half."""
 NEVER_NS: Final = 1 << 62
@@ -30,8 +31,7 @@ class Way:
 
     def ended(self, ended_ns: int) -> None:
         """A lane ended at that instant, and its answer is about to leave."""
-        if ended_ns < self._ended_ns:
-            self._ended_ns = ended_ns
+        self._ended_ns = min(self._ended_ns, ended_ns)
 
     def left(self, now_ns: int) -> None:
         """All such answers left."""
@@ -46,4 +46,4 @@ class Way:
         """What to leave of the time that a request was given."""
         if now_ns > self._heard_ns + LASTS_NS:
             return 0
-        return min(BOTH * self._worst.value, given_ns // SHARE)
+        return min(int(BOTH * self._worst.value), given_ns // SHARE)
