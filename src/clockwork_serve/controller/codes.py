@@ -52,9 +52,12 @@ class CodeOnDevice:
 
 
 def useful_sizes(code: Code, profile: Profile, spec: DeviceSpec, config: ControllerConfig) -> frozenset[int]:
-    """Batch sizes that fit the device and the limits, and that save time per request."""
-    useful = {code.batch_sizes[0]}
-    best_ns = profile.infer_ns.get(code.batch_sizes[0], 0) / code.batch_sizes[0]
+    """Batch sizes that fit the device and the limits, and that save time per request.
+
+    Enough of it against sizes half as large or smaller; against those between, any.
+    """
+    least = code.batch_sizes[0]
+    row_ns = {least: profile.infer_ns.get(least, 0) / least}
     for size in code.batch_sizes[1:]:
         infer_ns = profile.infer_ns.get(size)
         if infer_ns is None or size > config.max_batch or infer_ns > config.max_exec_ns:
@@ -63,7 +66,8 @@ def useful_sizes(code: Code, profile: Profile, spec: DeviceSpec, config: Control
             continue
         if profile.io_bytes.get(size, 0) > spec.io_bytes:
             continue
-        if infer_ns / size <= best_ns * (1 - config.min_batch_gain):
-            best_ns = infer_ns / size
-            useful.add(size)
-    return frozenset(useful)
+        half_ns = min([ns for smaller, ns in row_ns.items() if 2 * smaller <= size])
+        each_ns = infer_ns / size
+        if each_ns <= half_ns * (1 - config.min_batch_gain) and each_ns <= min(row_ns.values()):
+            row_ns[size] = each_ns
+    return frozenset(row_ns)

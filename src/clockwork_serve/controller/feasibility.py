@@ -8,16 +8,15 @@ given so much work, or so much time passes, that the promise is broken.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from typing import Final
 
+from clockwork_serve.controller.ahead import ahead_ns, usual_cost_ns
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import DeviceBelief, LaneBelief
 from clockwork_serve.controller.estimator import Samples
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.loaders import Loaders
 from clockwork_serve.controller.queues import Queue, ServedModel
-from clockwork_serve.controller.returns import least_cost_ns
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.controller.watches import Watch
 from clockwork_serve.messages import Outcome, Reason
@@ -159,23 +158,29 @@ class Feasibility:
     def foretell(self, queue: Queue, due_ns: int, now_ns: int) -> Hope | None:
         """The best that a request which is about to join a queue can hope for, if that is too late.
 
-        None if it is not, or if no device can serve the model at all. Nothing is watched. Those of its queue
-        who are due before it go first, as fast as they can in full batches.
+        None if it is not, or if no device can serve the model at all. Nothing is watched. Those who wait and
+        are due before it go first.
         """
-        ahead_ns = _ahead_ns(queue, due_ns)
+        best: Hope | None = None
         for residency in queue.model.residencies.values():
-            ready_ns = residency.ready_ns if residency.state != READY else now_ns
-            infer_ns = residency.code.timings.infer(queue.least, queue.signature).estimate_ns
-            start_ns = max(ready_ns, residency.device.exec.available_ns(now_ns))
-            if start_ns + ahead_ns + infer_ns <= due_ns:
+            samples = residency.code.timings.infer(queue.least, queue.signature)
+            lane = residency.device.exec
+            start_ns = lane.available_ns(now_ns)
+            if residency.state == READY:
+                room_ns = due_ns - samples.estimate_ns - start_ns
+                if room_ns >= 0:
+                    start_ns += ahead_ns(residency.device.plan, due_ns, room_ns)
+            else:
+                start_ns = max(start_ns, residency.ready_ns)
+            hope = _warm(residency.device, samples, start_ns)
+            if hope.end_ns <= due_ns:
                 return None
+            if best is None or hope.end_ns < best.end_ns:
+                best = hope
         self._renew_loaders()
-        if self._hopeful_cold(queue, due_ns - ahead_ns, now_ns, watch=False):
+        if self._hopeful_cold(queue, due_ns, now_ns, watch=False):
             return None
-        hope = self._best(queue, now_ns)
-        if hope is not None:
-            hope.end_ns += ahead_ns
-        return hope
+        return best or self._best(queue, now_ns)
 
     def _hopeful_cold(self, queue: Queue, due_ns: int, now_ns: int, *, watch: bool = True) -> bool:
         """Whether a device that lacks the weights promises an end by ``due_ns``.
@@ -271,7 +276,7 @@ class Feasibility:
             return 0, _miss_message(shortage_ns, hope, impossible=True)
         device = hope.device
         code = device.codes.get(queue.model.code_id) if hope.lane is device.exec else None
-        cost_ns = hope.rest_ns if code is None else least_cost_ns(code.batches(queue))
+        cost_ns = hope.rest_ns if code is None else usual_cost_ns(code.batches(queue))
         turn_ns = device.returns.turn_ns(now_ns + shortage_ns, cost_ns, now_ns)
         return turn_ns - now_ns, _miss_message(shortage_ns, hope, impossible=False)
 
@@ -332,14 +337,6 @@ class Feasibility:
                 assert not queue.waiters or queue.doubted or watch is not None
                 assert watch is None or (queue.place_ns, queue.order, queue) in watch.heap
                 assert watch is None or watch.first_ns <= queue.place_ns
-
-
-def _ahead_ns(queue: Queue, due_ns: int) -> int:
-    """What those of a queue who are due before then take at least, of all devices that have the weights."""
-    if not queue.strategies:
-        return 0
-    cost_ns = least_cost_ns(queue.strategies[0].batches)
-    return bisect_right(queue.dues, due_ns) * cost_ns // len(queue.strategies)
 
 
 def _warm(device: DeviceBelief, samples: Samples, start_ns: int) -> Hope:

@@ -6,10 +6,8 @@ So each is told a turn of its own. Nothing is kept free for it: a turn is advice
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
-from clockwork_serve.controller.codes import Batch
 from clockwork_serve.units import NS_PER_S
 
 RETURNS_MAX_NS: Final = 2 * NS_PER_S
@@ -29,8 +27,3 @@ class Returns:
         turn_ns = max(soonest_ns, min(self._next_ns, now_ns + RETURNS_MAX_NS))
         self._next_ns = turn_ns + cost_ns
         return turn_ns
-
-
-def least_cost_ns(batches: Sequence[Batch]) -> int:
-    """What a request takes of a lane in the batch that uses it best."""
-    return min(batch.samples.estimate_ns // batch.count for batch in batches)
