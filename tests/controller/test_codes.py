@@ -62,8 +62,8 @@ def test_a_size_that_does_not_fit_says_nothing_of_a_larger_one(limit: str) -> No
 
 def test_of_fine_sizes_each_need_not_save_much_against_the_one_before() -> None:
     sizes = tuple(range(1, 9))
-    fine = msgspec.structs.replace(CODE, batch_sizes=sizes)
-    times = msgspec.structs.replace(profile(), infer_ns={size: ms(16 + 4 * size) for size in sizes})
+    fine = structs.replace(CODE, batch_sizes=sizes)
+    times = structs.replace(profile(), infer_ns={size: ms(16 + 4 * size) for size in sizes})
     assert useful_sizes(fine, times, device(), ControllerConfig()) == set(sizes)
-    flat = msgspec.structs.replace(profile(), infer_ns={size: ms(10 * size) for size in sizes})
+    flat = structs.replace(profile(), infer_ns={size: ms(10 * size) for size in sizes})
     assert useful_sizes(fine, flat, device(), ControllerConfig()) == {1}

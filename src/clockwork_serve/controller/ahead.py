@@ -17,7 +17,7 @@ LOOKED_AT_MAX: Final = 64
 
 
 def ahead_ns(plan: Plan, due_ns: int, enough_ns: int) -> int:
-    """What those who are due by then take of a lane at least, in full batches; it need not exceed ``enough_ns``."""
+    """What those who are due by then take of a lane at least; more than ``enough_ns`` is enough to know."""
     total_ns = 0
     cost_by_code: dict[int, int] = {}
     for key_ns, _, strategy in plan.heap[:LOOKED_AT_MAX]:
