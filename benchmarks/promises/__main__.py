@@ -4,7 +4,8 @@ python -m benchmarks.promises --out DIR                     all questions, three
 python -m benchmarks.promises --out DIR --only zipf,hot     some of them
 python -m benchmarks.promises --out DIR --page docs/compare.md
 
-What is in DIR is not measured again, so what was stopped goes on with the same command. It needs cores 0 and 1 alone.
+What is in DIR is not measured again, so what was stopped goes on with the same command.
+It needs cores 0 and 1, and nothing else running.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Clients that hang up: does the device still run what nobody waits for?"""
+"""Clients that hang up: whether the device still runs what nobody waits for."""
 
 from __future__ import annotations
 

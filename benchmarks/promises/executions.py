@@ -1,4 +1,4 @@
-"""What the emulated device wrote of its executions, and requests that say their numbers to it; it sends nothing."""
+"""What the emulated device wrote of its executions, and inputs that tell it their numbers."""
 
 from __future__ import annotations
 

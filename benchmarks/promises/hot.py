@@ -1,4 +1,4 @@
-"""Isolation: what does a hot model's p99 suffer while others are loaded and unloaded beside it?"""
+"""Isolation: what a hot model's p99 suffers while others are loaded and unloaded beside it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from benchmarks.peers.clockwork.adapter import Clockwork
 from benchmarks.peers.measure import CLIENT_CORE, SERVER_CORE
 from benchmarks.peers.peer import Setup
 from benchmarks.promises.loads import MOBILENET, SLO_MS, ages_ns, names, poisson, quantile_ms, scenario
-from benchmarks.promises.question import Figures, Question, Row, Runs, at_least, at_most, column, paired
+from benchmarks.promises.question import (
+    Figures,
+    Question,
+    Row,
+    Runs,
+    at_least,
+    at_most,
+    column,
+    paired,
+    percent,
+)
 from benchmarks.promises.rig import Rig
 
 OTHERS: Final = 100
@@ -55,7 +65,8 @@ def measure(rig: Rig, variant: str, repeat: int) -> Figures:
     hot = played.of("hot")
     answered = hot[played.is_end(hot, "ok")]
     found: Figures = {
-        **serving.slot, "p50_ms": quantile_ms(ages_ns(answered), 0.5), "p99_ms": quantile_ms(ages_ns(answered), 0.99),
+        **serving.slot,
+        "p50_ms": quantile_ms(ages_ns(answered), 0.5), "p99_ms": quantile_ms(ages_ns(answered), 0.99),
         "in_time_share": float(np.mean(played.in_time(hot))), "loads": loads,
         "loads_per_s": loads / (SECONDS + WARMUP_S), "generator": played.generator,
     }  # fmt: skip
@@ -70,15 +81,14 @@ def rows(runs: Runs) -> list[Row]:
     def worse(one: Figures, other: Figures) -> float:
         return float(100 * (one["p99_ms"] / other["p99_ms"] - 1))
 
-    comers = [None if one is None else 100 * one for one in column(runs, "loads", "comers_in_time_share")]
     return [
-        Row("a hot model's p99 while others come and go: so much more than with the same requests and no LOADs",
+        Row("p99 while others come and go: more than with the same requests and no LOADs",
             paired(runs, "loads", "resident", worse), "{:+.0f} %", at_most(10)),
-        Row("LOADs a second meanwhile", column(runs, "loads", "loads_per_s"), "{:.1f}", at_least(20)),
-        Row("its p99 with LOADs", column(runs, "loads", "p99_ms"), "{:.1f} ms"),
-        Row("its p99 with the same requests, all in memory", column(runs, "resident", "p99_ms"), "{:.1f} ms"),
-        Row("its p99 alone", column(runs, "alone", "p99_ms"), "{:.1f} ms"),
-        Row("in time of the requests for those that come", comers, "{:.1f} %"),
+        Row("LOADs meanwhile", column(runs, "loads", "loads_per_s"), "{:.1f}/s", at_least(20)),
+        Row("p99 while others come and go", column(runs, "loads", "p99_ms"), "{:.1f} ms"),
+        Row("p99 with the same requests, all in memory", column(runs, "resident", "p99_ms"), "{:.1f} ms"),
+        Row("p99 alone", column(runs, "alone", "p99_ms"), "{:.1f} ms"),
+        Row("in time of those that come", percent(runs, "loads", "comers_in_time_share"), "{:.1f} %"),
     ]  # fmt: skip
 
 

@@ -1,15 +1,15 @@
-"""Which requests no schedule could have answered: an oracle that looks at a run afterwards; it knows no server.
+"""Which requests no schedule could have answered: an oracle that looks at a run afterwards.
 
-One device runs one batch at a time; a batch of n requests of one model takes ``batch_ns(n)``, known beforehand.
+One device runs one batch at a time; a batch of n requests of one model takes ``batch_ns(n)``.
 Of a request that was sent at ``t`` it knows what had been admitted: all requests that were sent at least
-``ahead_ns`` before it, were answered in time in the end, and whose execution had not begun at ``t``. Requests that
-were refused in the end, or answered too late, count as if they had never been there.
+``ahead_ns`` before it, were answered in time in the end, and whose execution had not begun at ``t``. Requests
+that were refused in the end, or answered too late, count as if they had never been there.
 
-It is called infeasible if, from when the device is done with what it runs at ``t``, the least time in which the
-admitted ones and this one can be executed ends more than ``grace_ns`` after this one's deadline. That least time is
-by full batches: for each model, as few batches as hold its requests. All that was left out makes fewer infeasible:
-the deadlines of the admitted ones are not later than this one's where all have one SLO, but are not looked at one by
-one; what came meanwhile, handling, and the way there and back take no time.
+It is called infeasible if the device, from when it is done with what it runs at ``t``, cannot execute the
+admitted ones and this one within ``grace_ns`` after this one's deadline, even in full batches: for each model
+as few as hold its requests. Where all have one SLO, the admitted ones are due before this one, so all of that
+work has to be done by then. What is left out makes fewer infeasible: that each of the admitted has a deadline
+of its own, who else came meanwhile, handling, and the ways there and back.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +42,14 @@ class Rules:
 
 def infeasible(requests: Sequence[Asked], busy: Sequence[tuple[int, int]], rules: Rules) -> list[bool]:
     """Of each request, in their order. ``busy``: beginning and end of all executions."""
-    assert all(one.sent_ns <= other.sent_ns for one, other in zip(requests, requests[1:], strict=False))
+    assert all(one.sent_ns <= other.sent_ns for one, other in pairwise(requests))
     runs = sorted(busy)
     found, first, run = [], 0, 0
     for row, request in enumerate(requests):
         now_ns = request.sent_ns
         while run < len(runs) and runs[run][1] <= now_ns:
             run += 1
-        free_ns = runs[run][1] if run < len(runs) and runs[run][0] <= now_ns else now_ns
+        free_ns = runs[run][1] if run < len(runs) and runs[run][0] < now_ns else now_ns
         # Whoever is before `first` has begun, or never does.
         while first < row and not _waits(requests[first], now_ns):
             first += 1
@@ -63,7 +64,7 @@ def infeasible(requests: Sequence[Asked], busy: Sequence[tuple[int, int]], rules
 
 
 def _waits(request: Asked, now_ns: int) -> bool:
-    return request.began_ns is not None and request.began_ns > now_ns
+    return request.began_ns is not None and request.began_ns >= now_ns
 
 
 def work_ns(waiting: Counter[str], rules: Rules) -> int:

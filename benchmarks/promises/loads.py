@@ -34,7 +34,8 @@ class Played:
     @property
     def counted(self) -> Table:
         """Requests that were due after the warm-up."""
-        return self.table[self.table["scheduled_ns"] >= self.head["warmup_ns"]]
+        found: Table = self.table[self.table["scheduled_ns"] >= self.head["warmup_ns"]]
+        return found
 
     @property
     def seconds(self) -> float:
@@ -44,7 +45,8 @@ class Played:
     def of(self, load: str) -> Table:
         """Those of one load."""
         counted = self.counted
-        return counted[counted["load"] == self.head["loads"].index(load)]
+        found: Table = counted[counted["load"] == self.head["loads"].index(load)]
+        return found
 
     def is_end(self, rows: Table, end: str) -> Table:
         """Which of them ended so: ``ok``, ``rejected``, ``expired``, ``failed``, ``none``."""

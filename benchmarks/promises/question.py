@@ -93,9 +93,15 @@ class Question:
     rows: Callable[[Runs], list[Row]]
 
 
-def column(runs: Runs, variant: str, key: str) -> list[float | None]:
+def column(runs: Runs, variant: str, key: str, scale: float = 1.0) -> list[float | None]:
     """A figure of all repeats of a variant."""
-    return [one.get(key) for _, one in sorted(runs.get(variant, {}).items())]
+    found = [one.get(key) for _, one in sorted(runs.get(variant, {}).items())]
+    return [None if value is None else scale * value for value in found]
+
+
+def percent(runs: Runs, variant: str, key: str) -> list[float | None]:
+    """A share of all repeats of a variant."""
+    return column(runs, variant, key, 100.0)
 
 
 def paired(runs: Runs, one: str, other: str, told: Callable[[Figures, Figures], float]) -> list[float | None]:

@@ -1,4 +1,4 @@
-"""Starts this server for a question, checks its answers, plays loads on it, reads its metrics; it judges nothing."""
+"""Starts this server for a question, checks its answers, plays loads on it; it judges nothing."""
 
 from __future__ import annotations
 

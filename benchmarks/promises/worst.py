@@ -1,4 +1,4 @@
-"""Fairness: how does the worst of 15 models fare when the server is nine tenths full?"""
+"""Fairness: how the worst of 15 models fares when the server is nine tenths full."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.promises import capacity
 from benchmarks.promises.loads import EMULATED, MOBILENET, Played, names, steady
-from benchmarks.promises.question import Figures, Question, Row, Runs, at_least, column
+from benchmarks.promises.question import Figures, Question, Row, Runs, at_least, column, percent
 from benchmarks.promises.rig import Rig
 
 KINDS: Final = {"mobilenet": MOBILENET, "emulated": EMULATED}
@@ -49,12 +49,12 @@ def rows(runs: Runs) -> list[Row]:
     """Worst by mean, and what 100 % was."""
     found = []
     for variant, title in (("mobilenet", "MobileNet"), ("emulated", "emulated device")):
-        mean = [None if one is None else 100 * one for one in column(runs, variant, "mean_share")]
+        limit = column(runs, variant, "limit_per_s")
         found += [
-            Row(f"{title}: satisfaction of the worst of 15 models, of the mean", column(runs, variant, "ratio"),
+            Row(f"{title}: in time of the worst of 15 models, by the mean", column(runs, variant, "ratio"),
                 "{:.2f}", at_least(0.8)),
-            Row(f"{title}: mean satisfaction at 90 % load", mean, "{:.1f} %"),
-            Row(f"{title}: 100 % load, answers in time a second", column(runs, variant, "limit_per_s"), "{:.0f}"),
+            Row(f"{title}: in time, the mean of models", percent(runs, variant, "mean_share"), "{:.1f} %"),
+            Row(f"{title}: 100 % load, the most answers in time on a staircase", limit, "{:.0f}/s"),
         ]  # fmt: skip
     return found
 

@@ -1,13 +1,13 @@
-"""More models than memory: what does it cost in goodput that four fifths of the models are not there?"""
+"""More models than memory: what it costs in goodput that four fifths of the models are not there."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from benchmarks.promises.loads import MOBILENET, names, steady
-from benchmarks.promises.question import Figures, Question, Row, Runs, at_least, column, paired
+from benchmarks.promises.question import Figures, Question, Row, Runs, at_least, column, paired, percent
 from benchmarks.promises.rig import Rig
 
 MODELS: Final = 100
@@ -16,7 +16,7 @@ MEMORY_MIB: Final = 200
 NEAR: Final = 0.95
 """Of what the server could answer with all models in memory: less would not show what LOADs cost."""
 SECONDS: Final = 24
-ZIPF: Final = {"popularity": "zipf", "zipf_s": 0.9}
+ZIPF: Final[dict[str, Any]] = {"popularity": "zipf", "zipf_s": 0.9}
 
 
 def measure(rig: Rig, variant: str, repeat: int) -> Figures:
@@ -40,21 +40,21 @@ def measure(rig: Rig, variant: str, repeat: int) -> Figures:
 
 def rows(runs: Runs) -> list[Row]:
     """Goodput beside goodput of the same requests."""
-    ratio = paired(
-        runs, "paged", "resident", lambda one, other: 100 * one["good_per_s"] / other["good_per_s"]
-    )
-    share = [None if one is None else 100 * one for one in column(runs, "resident", "in_time_share")]
-    core = [None if one is None else 100 * one for one in column(runs, "resident", "server_core_share")]
-    cold = [None if one is None else 100 * one for one in column(runs, "paged", "cold_share")]
+    ratio = paired(runs, "paged", "resident", lambda one, all_: 100 * one["good_per_s"] / all_["good_per_s"])
     return [
-        Row("goodput with memory for 20 of 100 models, of that with all in memory", ratio, "{:.0f} %", at_least(85)),
-        Row("answers in time a second, all in memory", column(runs, "resident", "good_per_s"), "{:.0f}"),
-        Row("the rate, requests a second: 95 % of the best step with all in memory",
-            column(runs, "resident", "rate_rps"), "{:.0f}"),
-        Row("in time, all in memory", share, "{:.1f} %"),
-        Row("the server's core taken, all in memory", core, "{:.0f} %"),
-        Row("answers that waited for a LOAD, memory for 20", cold, "{:.0f} %"),
-        Row("LOADs a second, memory for 20", column(runs, "paged", "loads_per_s"), "{:.0f}"),
+        Row("goodput with memory for 20 of 100 models, of that with all in memory", ratio, "{:.0f} %",
+            at_least(85)),
+        Row("all in memory: the rate, 95 % of the best step", column(runs, "resident", "rate_rps"),
+            "{:.0f}/s"),
+        Row("all in memory: answers in time", column(runs, "resident", "good_per_s"), "{:.0f}/s"),
+        Row("all in memory: in time", percent(runs, "resident", "in_time_share"), "{:.1f} %"),
+        Row("all in memory: the server's core taken", percent(runs, "resident", "server_core_share"),
+            "{:.0f} %"),
+        Row("memory for 20: answers that waited for a LOAD", percent(runs, "paged", "cold_share"),
+            "{:.0f} %"),
+        Row("memory for 20: LOADs", column(runs, "paged", "loads_per_s"), "{:.0f}/s"),
+        Row("memory for 20: the server's core taken", percent(runs, "paged", "server_core_share"),
+            "{:.0f} %"),
     ]  # fmt: skip
 
 

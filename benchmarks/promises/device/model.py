@@ -1,4 +1,4 @@
-"""The emulated device once more, which also writes down what it ran: see :mod:`benchmarks.promises.executions`.
+"""The emulated device, which also writes down what it ran: see :mod:`benchmarks.promises.executions`.
 
 The first number of each row is the request's own. Its log is apart from that of the device itself.
 """
