@@ -14,7 +14,7 @@ SETTLE_S: Final = 1.0
 """Of each step, not counted: what the step before left in queues."""
 STEPS: Final[Mapping[str, Sequence[float]]] = {
     MOBILENET: (250, 300, 350, 400, 450, 500),
-    EMULATED: (50, 65, 80, 95, 110, 125),
+    EMULATED: (60, 80, 100, 130, 170, 220),
 }
 """Requests a second: from what is easy to what is too much."""
 

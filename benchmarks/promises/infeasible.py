@@ -1,15 +1,15 @@
 """Which requests no schedule could have answered: an oracle that looks at a run afterwards.
 
-One device runs one batch at a time; a batch of n requests of one model takes ``batch_ns(n)``.
-Of a request that was sent at ``t`` it knows what had been admitted: all requests that were sent at least
-``ahead_ns`` before it, were answered in time in the end, and whose execution had not begun at ``t``. Requests
-that were refused in the end, or answered too late, count as if they had never been there.
+One device runs one batch at a time; a batch of n requests of one model takes ``batch_ns(n)``. Of a request
+that was sent at ``t`` it knows what had been admitted: all requests that were sent at least ``ahead_ns``
+before it, were answered in time in the end, and whose execution had not begun at ``t``. Requests that were
+refused in the end, or answered too late, count as if they had never been there.
 
-It is called infeasible if the device, from when it is done with what it runs at ``t``, cannot execute the
-admitted ones and this one within ``grace_ns`` after this one's deadline, even in full batches: for each model
-as few as hold its requests. Where all have one SLO, the admitted ones are due before this one, so all of that
-work has to be done by then. What is left out makes fewer infeasible: that each of the admitted has a deadline
-of its own, who else came meanwhile, handling, and the ways there and back.
+It is called infeasible if the device, from when it is done with what it runs at ``t``, cannot execute this
+one and those of the admitted that are due no later within ``grace_ns`` after this one's deadline, even in
+full batches: for each model as few as hold its requests. What is left out makes fewer infeasible: that each
+of the admitted has a deadline of its own, those due later, who else came meanwhile, handling, and the ways
+there and back.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def infeasible(requests: Sequence[Asked], busy: Sequence[tuple[int, int]], rules
         waiting = Counter(
             one.model
             for one in requests[first:row]
-            if _waits(one, now_ns) and one.sent_ns + rules.ahead_ns <= now_ns
+            if _waits(one, now_ns)
+            and one.sent_ns + rules.ahead_ns <= now_ns
+            and one.deadline_ns <= request.deadline_ns
         )
         waiting[request.model] += 1
         found.append(free_ns + work_ns(waiting, rules) > request.deadline_ns + rules.grace_ns)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Figures = dict[str, Any]
 Runs = Mapping[str, Mapping[int, Figures]]
 """By variant and repeat."""
-MET, MISSED, TOLD, NONE = "met", "missed", "", "not measured"
+MET, MISSED, TOLD, NONE = "met", "missed", "", "nothing to judge"
 HEAD: Final = ("question", "goal", "found", "", "others %")
 
 

@@ -11,7 +11,7 @@ from benchmarks import report
 from benchmarks.machine import machine_line
 from benchmarks.peers.summary import spread
 from benchmarks.peers.table import between_marks
-from benchmarks.promises.question import HEAD, MISSED, NONE, Question, Row, Runs
+from benchmarks.promises.question import HEAD, MISSED, Question, Row, Runs
 
 MARKS: Final = ("<!-- promises: begin -->", "<!-- promises: end -->")
 
@@ -91,11 +91,11 @@ def machines(out: Path, questions: Iterable[Question]) -> dict[str, Any]:
 
 
 def missed(out: Path, questions: Iterable[Question]) -> list[str]:
-    """The goals that were not met, or could not be judged."""
+    """The goals that were not met."""
     found = []
     for question in questions:
         runs = read(out, question)
-        found += [row.text for row in question.rows(runs) if row.goal and row.verdict in {MISSED, NONE}]
+        found += [row.text for row in question.rows(runs) if row.verdict == MISSED]
     return found
 
 

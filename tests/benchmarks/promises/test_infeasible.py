@@ -39,8 +39,8 @@ def test_what_runs_later_is_no_obstacle_by_itself() -> None:
 
 
 def test_admitted_requests_of_other_models_take_their_time_and_of_its_own_only_a_place() -> None:
-    others = [asked("b", 0, 100, 50), asked("c", 1, 100, 70)]
-    same = [asked("a", 0, 100, 50), asked("a", 1, 100, 50)]
+    others = [asked("b", 0, 60, 50), asked("c", 1, 60, 70)]
+    same = [asked("a", 0, 30, 50), asked("a", 1, 30, 50)]
 
     assert infeasible([*others, asked("a", 10, 54)], [], RULES)[-1]  # 60 ms of work
     assert not infeasible([*others, asked("a", 10, 55)], [], RULES)[-1]
@@ -56,9 +56,16 @@ def test_who_was_refused_has_begun_or_came_at_the_same_time_does_not_count() -> 
     assert infeasible([refused, begun, beside, asked("a", 10, 15)], [], RULES)[-1] is False
 
 
+def test_who_is_due_later_can_wait() -> None:
+    later = asked("b", 0, 200, began_ms=100)
+
+    assert not infeasible([later, asked("a", 10, 20)], [], RULES)[-1]
+    assert infeasible([asked("b", 0, 30, began_ms=100), asked("a", 10, 20)], [], RULES)[-1]
+
+
 def test_one_that_waits_is_remembered_though_those_before_it_are_done() -> None:
     requests = [
-        asked("b", 0, 100, began_ms=1), asked("c", 1, 500, began_ms=90), asked("b", 2, 100, began_ms=5),
+        asked("b", 0, 20, began_ms=1), asked("c", 1, 75, began_ms=90), asked("b", 2, 20, began_ms=5),
         asked("a", 50, 30),
     ]  # fmt: skip
 

@@ -61,7 +61,7 @@ def test_all_questions_have_names_of_their_own_and_rows_before_anything_is_measu
     assert len({one.name for one in program.QUESTIONS}) == len(program.QUESTIONS) == 6
     for question in program.QUESTIONS:
         assert question.rows({})
-        assert all(row.verdict == "not measured" for row in question.rows({}))
+        assert all(row.verdict == "nothing to judge" for row in question.rows({}))
 
 
 def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
         (at_most(10), [9, 10, 30], "met"), (at_most(10), [9, 11, 30], "missed"),
         (at_least(10), [1, 10, 10], "met"), (at_least(10), [1, 9, 10], "missed"),
         (at_most(0, every=True), [0, 0, 1], "missed"), (at_most(0, every=True), [0, 0, 0], "met"),
-        (None, [1], ""), (at_most(1), [None, float("nan")], "not measured"),
+        (None, [1], ""), (at_most(1), [None, float("nan")], "nothing to judge"),
     ],
 )  # fmt: skip
 def test_the_median_is_judged_or_every_repeat(goal: Any, values: list[float], verdict: str) -> None:
