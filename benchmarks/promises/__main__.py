@@ -134,7 +134,7 @@ def measure_all(given: argparse.Namespace, out: Path) -> int:
             why = f": {str(result['why']).splitlines()[0]}" if "why" in result else ""
             print(f"{result['status']}{why}, {time.monotonic() - began_s:.0f} s", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
-        print("interrupted; what was measured is kept", file=sys.stderr)
+        print("\ninterrupted; what was measured is kept", file=sys.stderr)
         return INTERRUPTED
     finally:
         os.sched_setaffinity(0, before)

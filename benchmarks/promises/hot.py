@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import numpy as np
@@ -79,7 +80,8 @@ def rows(runs: Runs) -> list[Row]:
     """p99 beside p99 of the same repeat."""
 
     def worse(one: Figures, other: Figures) -> float:
-        return float(100 * (one["p99_ms"] / other["p99_ms"] - 1))
+        both = one["p99_ms"] and other["p99_ms"]
+        return float(100 * (one["p99_ms"] / other["p99_ms"] - 1)) if both else math.nan
 
     return [
         Row("p99 while others come and go: more than with the same requests and no LOADs",

@@ -68,7 +68,7 @@ class Played:
         return float(np.count_nonzero(self.in_time(self.counted))) / self.seconds
 
     @property
-    def sent_late_p99_ms(self) -> float:
+    def sent_late_p99_ms(self) -> float | None:
         """How long after they were due requests were sent."""
         sent = self.counted[self.counted["sent_ns"] > 0]
         return quantile_ms(sent["sent_ns"] - sent["scheduled_ns"], 0.99)
@@ -80,9 +80,10 @@ def ages_ns(rows: Table) -> Table:
     return found
 
 
-def quantile_ms(values_ns: Iterable[float], share: float) -> float:
-    """In milliseconds; nan of nothing."""
-    return float(quantile(list(values_ns), share)) / NS_PER_MS
+def quantile_ms(values_ns: Iterable[float], share: float) -> float | None:
+    """In milliseconds; None of nothing."""
+    values = list(values_ns)
+    return float(quantile(values, share)) / NS_PER_MS if values else None
 
 
 def scenario(

@@ -92,7 +92,8 @@ def told(samples: Sequence[Sample], ran: Sequence[Execution], batch_max: int) ->
     counted = [(one, bad) for one, bad in zip(ordered, hopeless, strict=True) if one.due_ns >= from_ns]
     refused = [(one, bad) for one, bad in counted if one.status == REJECTED]
     ages = [one.latency_ns for one, _ in refused]
-    at_once = [one.latency_ns for one, bad in refused if bad]
+    # From the oracle's instant: who was sent late was hopeless when it was sent.
+    at_once = [one.done_ns - one.sent_ns for one, bad in refused if bad]
     good = sum(one.status == 200 and one.latency_ns <= slo_ns(one) for one, _ in counted)
     return {
         "asked": len(counted), "good_per_s": good / SECONDS, "rejected": len(refused),
@@ -102,7 +103,7 @@ def told(samples: Sequence[Sample], ran: Sequence[Execution], batch_max: int) ->
             bad and one.status == 200 and one.done_ns <= one.sent_ns + slo_ns(one) for one, bad in counted
         ),
         "hopeless_p50_ms": quantile_ms(at_once, 0.5), "hopeless_p99_ms": quantile_ms(at_once, 0.99),
-        "hopeless_soon": sum(age <= 10 * NS_PER_MS for age in at_once) / max(1, len(at_once)),
+        "hopeless_soon": sum(age <= 10 * NS_PER_MS for age in at_once) / len(at_once) if at_once else None,
         "sent_late_p99_ms": quantile_ms([one.sent_ns - one.due_ns for one, _ in counted], 0.99),
         "rows_per_batch": sum(len(one.numbers) for one in ran) / max(1, len(ran)),
     }  # fmt: skip

@@ -40,7 +40,9 @@ def measure(rig: Rig, variant: str, repeat: int) -> Figures:
 
 def rows(runs: Runs) -> list[Row]:
     """Goodput beside goodput of the same requests."""
-    ratio = paired(runs, "paged", "resident", lambda one, all_: 100 * one["good_per_s"] / all_["good_per_s"])
+    ratio = paired(
+        runs, "paged", "resident", lambda one, all_: 100 * one["good_per_s"] / max(1e-9, all_["good_per_s"])
+    )
     return [
         Row("goodput with memory for 20 of 100 models, of that with all in memory", ratio, "{:.0f} %",
             at_least(85)),
