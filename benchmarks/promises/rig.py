@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.request import urlopen
 
@@ -108,8 +109,12 @@ class Rig:
         )
         x = self.kinds.input(kind)
         expected = self.kinds.expected(kind, setup.names, x)
-        command, environment = asked.command(setup), asked.environment(setup)
-        with running(asked, setup, command, environment, cores) as (server, _):
+        command = asked.command(setup)
+        with ExitStack() as stack:
+            # Names of sockets have at most 107 bytes, so they do not go into a folder of any length.
+            sockets = stack.enter_context(TemporaryDirectory(prefix="promises-"))
+            environment = {**asked.environment(setup), "TMPDIR": sockets}
+            server, _ = stack.enter_context(running(asked, setup, command, environment, cores))
             check(asked, setup, x, expected, rounds=2)
             yield Serving(asked, setup, server, x)
             check(asked, setup, x, expected)
