@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -26,6 +27,9 @@ MANY_RPS: Final = 2000
 """So many that nearly all are refused."""
 SECONDS: Final = 24
 RUNS: Final = 30
+MOST_ANSWERED: Final = 0.95
+MOST_REFUSED: Final = 0.7
+"""Of a load that is to be answered, or refused: with less, it was another load."""
 PARTS: Final = tuple(
     (role, phase) for role in ("gateway", "controller", "worker", "keeper") for phase in ("user", "system")
 )
@@ -73,10 +77,21 @@ def served_ms(one: Figures) -> float:
 
 
 def refused_ms(refused: Figures, served: Figures) -> float:
-    """CPU for each request that was not answered: what the answered ones cost by themselves is taken off."""
-    others = refused["asked"] - refused["ok"]
+    """CPU for each request that was told no: what the answered ones cost by themselves is taken off."""
+    if not (good(served, "ok_share", MOST_ANSWERED) and good(refused, "rejected_share", MOST_REFUSED)):
+        return math.nan
     spent = 1e3 * total_s(refused["used"])
-    return float((spent - refused["ok"] * served_ms(served)) / max(1, others))
+    return float((spent - refused["ok"] * served_ms(served)) / told_no(refused))
+
+
+def good(one: Figures, key: str, least: float) -> bool:
+    """Whether a load was what it should be."""
+    return bool(one[key] >= least)
+
+
+def told_no(one: Figures) -> int:
+    """So many heard a no: whoever heard nothing may have cost nothing."""
+    return max(1, int(one["rejected"] + one["expired"]))
 
 
 def part_ms(used: Mapping[str, Mapping[str, float]], role: str, phase: str, count: int) -> float:
@@ -87,16 +102,16 @@ def part_ms(used: Mapping[str, Mapping[str, float]], role: str, phase: str, coun
 def refused_part_ms(refused: Figures, served: Figures, role: str, phase: str) -> float:
     """The same of :func:`refused_ms`."""
     each = part_ms(served["used"], role, phase, served["ok"])
-    others = refused["asked"] - refused["ok"]
     spent = 1e3 * refused["used"].get(role, {}).get(f"{phase}_s", 0.0)
-    return float((spent - refused["ok"] * each) / max(1, others))
+    return float((spent - refused["ok"] * each) / told_no(refused))
 
 
 def rows(runs: Runs) -> list[Row]:
     """Both costs, and what they are made of."""
     served = [one for _, one in sorted(runs.get("served", {}).items())]
+    whole = [served_ms(one) if good(one, "ok_share", MOST_ANSWERED) else math.nan for one in served]
     found = [
-        Row("CPU of all processes for a request answered", [served_ms(one) for one in served], "{:.2f} ms",
+        Row("CPU of all processes for a request answered", whole, "{:.2f} ms",
             at_most(2.6)),
         Row("answered: of all that were asked", percent(runs, "served", "ok_share"), "{:.1f} %"),
         Row("answered: asked", column(runs, "served", "rate_rps"), "{:.0f}/s"),

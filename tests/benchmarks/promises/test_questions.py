@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -164,7 +165,8 @@ def test_a_refusal_costs_what_answers_did_not() -> None:
         used = {
             "gateway": {"user_s": gateway_s, "system_s": 0.5}, "worker": {"user_s": worker_s, "system_s": 0.0}
         }  # fmt: skip
-        return {"asked": asked, "ok": ok, "used": used, "rejected_share": 1 - ok / asked}
+        shares = {"ok_share": ok / asked, "rejected_share": 1 - ok / asked}
+        return {"asked": asked, "ok": ok, "rejected": asked - ok, "expired": 0, "used": used, **shares}
 
     served, refused = run(1000, 1000, 0.5, 1.0), run(5000, 1000, 1.3, 1.0)
 
@@ -172,6 +174,7 @@ def test_a_refusal_costs_what_answers_did_not() -> None:
     assert cost.refused_ms(refused, served) == pytest.approx(0.2)
     assert cost.refused_part_ms(refused, served, "gateway", "user") == pytest.approx(0.2)
     assert cost.refused_part_ms(refused, served, "worker", "user") == pytest.approx(0.0)
+    assert math.isnan(cost.refused_ms({**refused, "rejected_share": 0.5}, served))
     rows = cost.rows({"served": {1: served}, "refused": {1: refused}})
     assert found(rows, "CPU of all processes for a request of 602 kB refused").verdict == "missed"
     assert found(rows, "CPU of all processes for a request answered").verdict == "met"

@@ -98,7 +98,7 @@ def test_a_table_shows_medians_the_goal_and_the_share_of_others(tmp_path: Path) 
     told = table.machines(tmp_path, [SMALL])["questions"]["small"]["rows"][0]
     assert (told["values"], told["verdict"], told["found"]["median"]) == ([10, 20, 30], "missed", 20)
     assert table.missed(tmp_path, [SMALL]) == ["how much | of it"]
-    json.dumps(table.machines(tmp_path, [SMALL]))
+    json.dumps(table.machines(tmp_path, [SMALL]), allow_nan=False)
 
 
 def test_variants_are_paired_by_repeat() -> None:
