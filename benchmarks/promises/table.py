@@ -82,7 +82,8 @@ def machines(out: Path, questions: Iterable[Question]) -> dict[str, Any]:
         found["questions"][question.name] = {
             "title": question.title, "runs": runs,
             "rows": [
-                {"question": row.text, "goal": row.goal and row.goal.words(row.form), "values": [value if value in row.there else None for value in row.values],
+                {"question": row.text, "goal": row.goal and row.goal.words(row.form),
+                 "values": [value if value in row.there else None for value in row.values],
                  "found": spread(row.there), "verdict": row.verdict}
                 for row in question.rows(runs)
             ],
