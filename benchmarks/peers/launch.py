@@ -1,4 +1,4 @@
-"""``launch.py CORE COMMAND ...``: becomes the command, on that core, and parent of its orphans."""
+"""``launch.py CORE,... COMMAND ...``: becomes the command, on these cores, and parent of its orphans."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def adopt() -> None:
 
 def main() -> None:
     """Never returns."""
-    core, *command = sys.argv[1:]
-    os.sched_setaffinity(0, {int(core)})
+    cores, *command = sys.argv[1:]
+    os.sched_setaffinity(0, set(map(int, cores.split(","))))
     adopt()
     os.execvp(command[0], command)  # noqa: S606 (a list, no shell)
 

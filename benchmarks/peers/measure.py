@@ -119,11 +119,15 @@ def measure(point: Point, asked: Peer, kinds: Kinds, out: Path) -> dict[str, Any
 
 @contextmanager
 def running(
-    asked: Peer, setup: Setup, command: Sequence[str], environment: dict[str, str]
+    asked: Peer,
+    setup: Setup,
+    command: Sequence[str],
+    environment: dict[str, str],
+    cores: Sequence[int] = (SERVER_CORE,),
 ) -> Iterator[tuple[Server, float]]:
     """The server, once it says that it is ready, and how long that took. Nothing of it is left afterwards."""
     began_s = time.monotonic()
-    server = Server(command, environment, SERVER_CORE, setup.folder / "server.log")
+    server = Server(command, environment, setup.folder / "server.log", *cores)
     try:
         while True:
             if server.ended() is not None:

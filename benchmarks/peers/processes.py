@@ -71,12 +71,14 @@ def pss_bytes(pids: Mapping[int, int]) -> int:
 
 
 class Server:
-    """A running server, whose processes share one core."""
+    """A running server, whose processes share one core, or as many as are given."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], core: int, log: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], log: Path, *cores: int
+    ) -> None:
         """Start it. All that it says goes to ``log``."""
         self.log = log
-        launch = [sys.executable, str(_LAUNCH), str(core), *command]
+        launch = [sys.executable, str(_LAUNCH), ",".join(map(str, cores)), *command]
         with log.open("wb") as file:
             self._process = subprocess.Popen(
                 launch, env=dict(environment), cwd=log.parent, stdin=subprocess.DEVNULL, stdout=file,

@@ -130,12 +130,13 @@ def write(out: Path, page: Path | None) -> str:
     return text
 
 
-def between_marks(page: str, text: str) -> str:
+def between_marks(page: str, text: str, marks: tuple[str, str] = (BEGIN, END)) -> str:
     """The page with this text between its marks."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = page.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
     if not begin or not end:
         raise SystemExit(
-            f"error: the page: expected lines {BEGIN} and {END}, found none; put them where tables belong"
+            f"error: the page: expected lines {marks[0]} and {marks[1]}, found none; "
+            "put them where tables belong"
         )
-    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
+    return f"{before}{begin}\n\n{text}\n{end}{after}"

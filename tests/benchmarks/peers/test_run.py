@@ -148,7 +148,7 @@ def test_a_server_ends_with_all_that_it_started_even_orphans(tmp_path: Path) -> 
     told = tmp_path / "pid"
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     core = min(os.sched_getaffinity(0))
-    server = Server([sys.executable, "-c", ORPHANS, str(told)], dict(os.environ), core, tmp_path / "log")
+    server = Server([sys.executable, "-c", ORPHANS, str(told)], dict(os.environ), tmp_path / "log", core)
     try:
         end_s = time.monotonic() + 20
         while not (told.is_file() and told.read_text()) and time.monotonic() < end_s:
