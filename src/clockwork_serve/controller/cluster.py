@@ -203,16 +203,15 @@ class Sent:
 class Guard(Timer):
     """When a device is to be looked at next: does it answer? It fires after work was sent, never before."""
 
-    __slots__ = ("device", "quiet_ns", "sure")
+    __slots__ = ("device", "sure")
 
     def __init__(self, device: DeviceBelief, *, off: bool) -> None:
         super().__init__(device.index)
         self.device = device
         self.sure = False
         """It fired a moment ago, and the device was late then."""
-        self.quiet_ns = 0 if off else NEVER_NS
-        """Its ``at_ns`` while nobody wants to look; 0 is in no heap, and looks as if it were set."""
-        self.at_ns = self.quiet_ns
+        if off:
+            self.at_ns = 0  # it is in no heap, and looks as if it were set
 
 
 class DeviceBelief:

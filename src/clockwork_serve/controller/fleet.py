@@ -9,6 +9,7 @@ from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.readiness import Teller
 from clockwork_serve.controller.scheduler import Scheduler
 from clockwork_serve.controller.settle import Settler
+from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import Code, CodeReady, WorkerJoined
 
 
@@ -112,7 +113,8 @@ class Fleet:
         for residency in list(device.pages.holders()):
             belief.drop(residency)
         self._scheduler.device_lost(device)
-        belief.timers.set(device.guard, device.guard.quiet_ns)
+        if device.guard.entry_ns != NEVER_NS:
+            belief.timers.set(device.guard, NEVER_NS)
         if self._reject:
             self._feasibility.device_lost(device)
         belief.forget_bases()
