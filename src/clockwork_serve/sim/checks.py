@@ -83,7 +83,7 @@ class Checks:
         self._losses: Counter[str] = Counter()
         """How often each open request may have run on a worker that was lost."""
         self._deaths: Counter[str] = Counter()
-        """How many workers died while each model was at work there."""
+        """How many workers died while each model was at work there, or its code was prepared."""
         self._bounds: dict[tuple[str, int], tuple[int, int]] = {}
         noise = simulation.constants.noise
         self._infer_noise = _span(noise.infer_us)
@@ -182,7 +182,7 @@ class Checks:
             if one.device not in by_device or by_device[one.device].name == lost.worker
         ]
         ran = [one for one in out if lost.running is not None and one.action_id in lost.running]
-        self._deaths.update({one.model for one in ran})
+        self._deaths.update({one.model for one in ran} | set(lost.preparing))
         for action in out:
             self._lose(action, ran=action in ran or not (ran or lost.preparing))
 
@@ -192,7 +192,8 @@ class Checks:
             return
         self._asked.quarantined.add(effect.model)
         after = self._simulation.controller.config.quarantine_after
-        assert 0 < after <= self._deaths[effect.model], f"{effect} after {self._deaths[effect.model]} deaths"
+        deaths = max(self._deaths[effect.model], self._deaths[effect.code_id])
+        assert 0 < after <= deaths, f"{effect} after {deaths} deaths"
 
     def _lose(self, action: Action, *, ran: bool) -> None:
         del self._out[action.action_id]
@@ -292,7 +293,7 @@ class Checks:
         """Weights that the controller knows nothing of, or of models not served any more, do not stay."""
         moving = {one.version for one in self._out.values() if one.device == device}
         for version in host.truth[device].versions() - known - moving:
-            if host.stopped is not None:
+            if host.stopped is not None or host.stuck:
                 self._unknown[device, version] = now_ns
             since_ns = self._unknown.setdefault((device, version), now_ns)
             assert now_ns - since_ns < FORGET_NS, f"{device}: version {version} is unknown since {since_ns}"
@@ -330,6 +331,8 @@ class Checks:
         for name, device in simulation.controller._belief.devices.items():  # noqa: SLF001
             host = simulation.by_device[name]
             assert isinstance(host, CheckedHost) and not is_cut(host) and host.stopped is None, host.name
+            if host.stuck:
+                continue  # its link was cut since, and nobody asked anything of that lane that could tell
             truth, holders = host.truth[name], device.pages.holders()
             assert not truth.running, f"{name}: {truth.running} runs still"
             assert truth.versions() == {one.version for one in holders}, (

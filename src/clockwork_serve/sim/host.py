@@ -120,7 +120,7 @@ class Host:
 
     __slots__ = (
         "answered_ns", "died_at", "floor_ns", "gone", "heard_ns", "machine", "name", "skew_ns", "slowness",
-        "specs", "stopped", "stopped_ns", "trouble", "wake_ns", "world",
+        "specs", "stopped", "stopped_ns", "stuck", "trouble", "wake_ns", "world",
     )  # fmt: skip
 
     def __init__(self, name: str, specs: tuple[DeviceSpec, ...], world: World) -> None:
@@ -134,6 +134,8 @@ class Host:
         """What its lanes were at when it died."""
         self.stopped: list[WorkerEvent] | None = None
         """What happened to it while it was stopped, as by SIGSTOP; None: it runs."""
+        self.stuck = False
+        """One of its lanes is never done with what it does."""
         self.stopped_ns = 0
         """When it was stopped last."""
         self.skew_ns = 0
@@ -238,6 +240,7 @@ class Host:
         if world.killers and type(action) is Infer and action.model in world.killers:
             world.at(now_ns + lasts_ns, CALL, None, partial(world.killers[action.model], self))
         if world.endless and type(action) is Infer and action.model in world.endless:
+            self.stuck = True
             world.endless[action.model](self)
             return
         world.order = order = world.order + 1

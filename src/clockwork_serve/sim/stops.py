@@ -81,8 +81,15 @@ class Stops:
             self._faults.later(self._times.silent_ns, partial(self._missed, host, now_ns))
             if table.for_s is not None:
                 self._faults.after(table, partial(self._goes_on, host))
-            elif self._ends:
-                self._faults.later(self._times.kill_ns, partial(self._end, host))
+            else:
+                self._faults.later(self._times.kill_ns, partial(self._end_unasked, host))
+        return NOTHING
+
+    def _end_unasked(self, host: Host) -> Events:
+        """A worker is stopped for good: its keeper ends it where the controller cannot ask for that."""
+        if self._ends or not self._linked(host):
+            return self._end(host)
+        self._faults.later(self._times.kill_ns, partial(self._end_unasked, host))
         return NOTHING
 
     def _take_lanes(self, host: Host) -> list[Entry]:
