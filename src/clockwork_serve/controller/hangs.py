@@ -155,6 +155,8 @@ class Hangs:
         due_ns = min(self._exec_due_ns(device), self._load_due_ns(device))
         if due_ns > now_ns:
             timer.sure = False
+            if due_ns != NEVER_NS:  # what is sent in between may be late sooner
+                due_ns = min(due_ns, now_ns + self._floor_ns)
             self._belief.timers.set(timer, due_ns)
         elif not timer.sure:
             timer.sure = True
