@@ -342,7 +342,9 @@ class Checks:
                 f"{name}: weights not served"
             )
             assert not device.pending_codes, f"{name}: {device.pending_codes} are not prepared"
-            assert device.codes.keys() == {code.code.code_id for code in simulation.codes}
+            prepared = device.codes.keys() | device.failed_codes.keys()
+            assert prepared == {code.code.code_id for code in simulation.codes}, f"{name}: {prepared}"
+            assert not device.failed_codes or self._asked.quarantined, f"{name}: {device.failed_codes}"
 
 
 def _span(quantiles_us: tuple[tuple[float, float], ...]) -> tuple[int, int]:
