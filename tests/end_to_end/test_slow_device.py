@@ -1,4 +1,4 @@
-"""A device becomes slower while it serves: what it can still do in time is served, and nothing late is good."""
+"""A device becomes slower while it serves: what it still can do in time is served, nothing late is good."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Model:
     def unload(self):
         pass
 '''
-CLIENTS, SLO_MS = 6, 60
+CLIENTS, SLO_MS = 12, 60
 PHASE_S = 4.0
 
 

@@ -73,7 +73,7 @@ def test_a_controller_that_was_stopped_itself_finds_nobody_silent() -> None:
     async def main() -> None:
         one = Listening()
         await asyncio.sleep(1.5 * BEAT_S)
-        time.sleep(3 * MISSED * BEAT_S)
+        time.sleep(3 * MISSED * BEAT_S)  # noqa: ASYNC251 - that is what it is about
         await asyncio.sleep(1.5 * BEAT_S)
         one.heartbeat.heard(one.link)
         assert one.told == []

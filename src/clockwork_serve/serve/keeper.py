@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from clockwork_serve.serve.catalogue import Catalogue
 from clockwork_serve.serve.gateway_door import check_door
 from clockwork_serve.serve.health import healthy, listens
 from clockwork_serve.serve.keeper_link import ControllerLink
+from clockwork_serve.serve.keeper_missing import end_missing
 from clockwork_serve.serve.keeper_quotas import Quotas
 from clockwork_serve.serve.launches import launches
 from clockwork_serve.serve.ports import Ports
@@ -74,6 +76,7 @@ class Keeper:
         self._link: ControllerLink | None = None
         self._hung: set[str] = set()  # workers that hung by themselves and were told to end
         self._refreshing: asyncio.Task[None] | None = None
+        self._missing: asyncio.Task[None] | None = None
         self._preparing = asyncio.Lock()
         self._answers: set[asyncio.Task[None]] = set()  # tasks that answer questions now
 
@@ -89,6 +92,9 @@ class Keeper:
             self.run_dir / SOCKET_NAME, self._catalogue, self._on_ask, self._on_quarantined, self._on_hung
         )
         self._refreshing = asyncio.get_running_loop().create_task(self.quotas.keep_fresh(self._link.send))
+        self._missing = asyncio.get_running_loop().create_task(
+            end_missing(self.supervisor, partial(self._link.ask, Question.STATE))
+        )
         for launch in launches(self.config, self.run_dir, self.ports.number_by_name):
             self.supervisor.start(launch)
 
@@ -122,8 +128,9 @@ class Keeper:
         """End everything at once."""
         for task in self._answers:
             task.cancel()
-        if self._refreshing is not None:
-            self._refreshing.cancel()
+        for running in (self._refreshing, self._missing):
+            if running is not None:
+                running.cancel()
         if self._link is not None:
             self._link.close()
             self._link = None
