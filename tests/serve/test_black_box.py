@@ -60,7 +60,7 @@ def test_what_is_done_is_no_longer_named_while_something_runs(tmp_path: Path) ->
 
 def test_if_nothing_runs_it_is_what_was_done_last(tmp_path: Path) -> None:
     found = died(tmp_path, "notes[0].action(7); notes[0].clear(); notes[3].code('c'); notes[3].clear()")
-    assert found == WorkerLost(worker="w", running=(7,))
+    assert found == WorkerLost(worker="w", running=(7,), idle=True)
 
 
 def test_of_a_worker_that_lives_nothing_is_said(tmp_path: Path) -> None:

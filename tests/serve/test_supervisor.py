@@ -24,6 +24,7 @@ from clockwork_serve.serve.supervisor import (
     Supervisor,
     crashed,
     describe_exit,
+    stopped,
 )
 
 WAITER = """
@@ -145,6 +146,28 @@ def test_a_killed_child_is_restarted_until_it_is_stopped(launch: Callable[[str],
         assert supervisor.pid(waiter.name) is None
         assert supervisor.names == []
         assert not runs(second)
+
+    uvloop.run(main())
+
+
+def test_a_child_that_is_ended_is_started_again_and_whether_it_was_stopped_is_known(
+    launch: Callable[[str], Launch],
+) -> None:
+    async def main() -> None:
+        supervisor = Supervisor(lambda line: None)
+        assert supervisor.end("nobody") is None
+        supervisor.start(launch(WAITER))
+        (name,) = supervisor.names
+        for stop_it in (False, True):
+            pid = supervisor.pid(name)
+            assert pid is not None
+            if stop_it:
+                os.kill(pid, signal.SIGSTOP)
+                await until(lambda pid=pid: stopped(pid))
+            assert supervisor.end(name) is not stop_it
+            await until(lambda pid=pid: supervisor.pid(name) not in {None, pid})
+        await supervisor.kill()
+        assert not stopped(1 << 22)
 
     uvloop.run(main())
 

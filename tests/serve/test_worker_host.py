@@ -14,6 +14,7 @@ import uvloop
 
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import (
+    Beat,
     CodeAdded,
     CodeReady,
     DeviceNumbers,
@@ -181,6 +182,17 @@ def test_stop_refuses_what_waits(tmp_path: Path) -> None:
             await worker.end()
             result = await at.hear(Result)
             assert (result.action_id, result.status) == (1, Status.SHUTTING_DOWN)
+
+    run(test())
+
+
+def test_it_returns_beats_at_once(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with orders(tmp_path) as at:
+            worker = Running(tmp_path, Toy())
+            await joined(at)
+            assert await at.ask(Beat(), Beat) == Beat()
+            await worker.end()
 
     run(test())
 

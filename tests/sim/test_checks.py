@@ -371,7 +371,7 @@ def test_an_action_that_nobody_waits_for_does_not_start():
 def test_a_worker_that_is_gone_or_stopped_does_nothing():
     made, _ = simulation(scenario())
     host = made.hosts["w0"]
-    host.stop()
+    host.stop(0)
     with pytest.raises(AssertionError, match="is stopped, and decides"):
         host.decide(1)
     host.die()

@@ -81,7 +81,7 @@ def test_a_worker_that_hangs_says_nothing_and_then_all_at_once():
 
 
 def test_a_worker_that_hangs_for_good_is_killed():
-    _, steps = played(scenario(Fault(kind="hang", at_s=0.5)))
+    _, steps = played(scenario(Fault(kind="hang", at_s=0.5)), hang_ns=0)
 
     ((lost_ns, _),) = steps.seen(WorkerLost)
     assert lost_ns >= NS_PER_S // 2 + TIMES.kill_ns

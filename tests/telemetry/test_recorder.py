@@ -7,7 +7,16 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clockwork_serve.messages import GatewayLost, ModelRemoved, Outcome, Readiness, Reason, Status, WorkerLost
+from clockwork_serve.messages import (
+    GatewayLost,
+    ModelRemoved,
+    Outcome,
+    Readiness,
+    Reason,
+    Status,
+    WorkerHung,
+    WorkerLost,
+)
 from clockwork_serve.telemetry import Recorder, decode
 from clockwork_serve.units import MIB, ms
 from tests.telemetry import stories
@@ -224,3 +233,17 @@ def test_received_is_outcomes_plus_open_whatever_happens(steps: list[tuple[str, 
         assert counters.received == sum(counters.outcomes.values()) + counters.open
         assert counters.open == len(recorder._open)
         assert counters.queued == counters.open - in_infer + unseen == counters.models[stories.MODEL].queued
+
+
+def test_workers_that_hang_are_counted_and_their_devices_are_not_up_until_they_are_back() -> None:
+    recorder = serving()
+    for hung, up, counted in (
+        (WorkerHung(worker="w0", why="late"), False, (1, 0)),
+        (WorkerHung(worker="w0", why="late", end=True), False, (1, 1)),
+        (WorkerHung(worker="w0"), True, (1, 1)),
+        (WorkerHung(worker="other", why="late"), True, (2, 1)),
+    ):
+        recorder.on_step(ms(1), [], [hung])
+        counters = recorder.counters
+        assert (counters.workers_hung, counters.workers_ended) == counted
+        assert [device.up for device in counters.devices.values()] == [up]

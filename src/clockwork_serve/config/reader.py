@@ -67,6 +67,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     queue_limit: int
     retries: int
     quarantine_after: int
+    hang_s: float
+    hang_grace_s: float
     device: tuple[DeviceChoice, ...]
     device_memory: int | float
     """Bytes, or a share (a float)."""

@@ -90,6 +90,8 @@ def controller_config(settings: Settings) -> ControllerConfig:
         max_batch=settings.max_batch,
         retries=settings.retries,
         quarantine_after=settings.quarantine_after,
+        hang_ns=ms(1000 * settings.hang_s),
+        hang_grace_ns=ms(1000 * settings.hang_grace_s),
         expected_devices=len(settings.device),
     )
 

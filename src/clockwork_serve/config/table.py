@@ -111,6 +111,14 @@ SETTINGS = (
         "quarantine_after", integer(0, 1000), 3, "3",
         "workers that a model may take down before it is not served any more; 0: any number",
     ),
+    Setting(
+        "hang_s", number(0, 3600), 2.0, "2",
+        "seconds that an action may be late before its worker counts as hung; 0: for ever",
+    ),
+    Setting(
+        "hang_grace_s", number(0, 3600, above=True), 10.0, "10",
+        "seconds that a hung worker has to answer before it is ended and started again",
+    ),
     # Devices
     Setting(
         "device", read_devices, (DeviceChoice("cpu:0", "cpu"),), "cpu",

@@ -6,6 +6,8 @@ A move that sends an action or an answer also appends it to ``effects``, so beli
 from __future__ import annotations
 
 # ruff: noqa: FURB136, PLR1730 - max() and min() cost 100 ns more than a condition
+from msgspec.structs import replace
+
 from clockwork_serve.controller.cluster import (
     DeviceBelief,
     LaneBelief,
@@ -15,7 +17,7 @@ from clockwork_serve.controller.cluster import (
 )
 from clockwork_serve.controller.codes import Batch, CodeOnDevice, useful_sizes
 from clockwork_serve.controller.config import ControllerConfig
-from clockwork_serve.controller.estimator import Estimator
+from clockwork_serve.controller.hung import HungWorker
 from clockwork_serve.controller.life import (
     ANSWER,
     ANSWER_EARLY,
@@ -60,7 +62,7 @@ class Belief(Measured):
         self._network_ns = config.network_ns
         self._open_window = config.open_window
         self._reject = config.reject_infeasible
-        self.estimator = Estimator(config.estimate_window, config.estimate_quantile)
+        self._hang_ns = config.hang_ns
         self.codes: dict[str, Code] = {}
         self.models: dict[str, ServedModel] = {}
         """All and only models that are served."""
@@ -68,6 +70,8 @@ class Belief(Measured):
         """All and only requests that are not ANSWERED, by id."""
         self.sent: dict[int, Sent] = {}
         """All and only actions in flight, by id."""
+        self.hung: dict[str, HungWorker] = {}
+        """All and only workers that do not answer, by name; their devices are not in ``devices``."""
         self.tenants = Tenants()
         self._charges = self.tenants.charges
         self.effects: list[ControllerEffect] = []
@@ -178,15 +182,13 @@ class Belief(Measured):
         self, waiter: Waiter, outcome: Outcome, reason: Reason, *, message: str = "", retry_after_ns: int = 0
     ) -> None:
         """Answer a request that has no result; its tensors are released later if a worker still has them."""
-        release = waiter.state == WAITING
-        if release:
+        release = False
+        if waiter.state == WAITING:
             waiter.queue.remove(waiter)
             self._gone(waiter.queue, waiter.queue.model, 1, waiter.demand_ns)
-            waiter.step(ANSWER)
-            del self.waiters[waiter.request.request_id]
-            if self._charges:
-                self.tenants.ended(waiter.request.request_id)
+            release = self._end(waiter)
         else:
+            waiter.held += 1
             waiter.step(ANSWER_EARLY)
         self.effects.append(
             Answer(
@@ -198,14 +200,27 @@ class Belief(Measured):
 
     def finish(self, waiter: Waiter, answer: Answer) -> None:
         """Answer a request from the result of its INFER, which ends it."""
-        waiter.step(ANSWER)
-        del self.waiters[waiter.request.request_id]
-        if self._charges:
-            self.tenants.ended(waiter.request.request_id)
+        if not self._end(waiter):
+            answer = replace(answer, release=False)
         self.effects.append(answer)
 
+    def _end(self, waiter: Waiter) -> bool:
+        """A request is answered; whether its tensors are free."""
+        free = not waiter.held
+        if free:
+            waiter.step(ANSWER)
+            del self.waiters[waiter.request.request_id]
+        else:
+            waiter.step(ANSWER_EARLY)
+        if self._charges:
+            self.tenants.ended(waiter.request.request_id)
+        return free
+
     def release(self, waiter: Waiter) -> None:
-        """The result of a request that was answered before: its tensors are free."""
+        """The result of a request that was answered before: its tensors are free, unless others keep them."""
+        waiter.held -= 1
+        if waiter.held:
+            return
         waiter.step(RELEASE)
         del self.waiters[waiter.request.request_id]
         if self._charges:
@@ -256,26 +271,6 @@ class Belief(Measured):
             model.stirred = True
             self.stirred.append(model)
 
-    def cost_ns(self, model: ServedModel, rows: int) -> int:
-        """What a request of so many rows is expected to take of a device if it runs alone."""
-        base_ns = model.base_ns or self._base_ns(model)
-        if rows == 1:
-            return base_ns
-        for device in self.devices.values():
-            profile = self.estimator.profile(model.code_id, device.spec.kind)
-            if profile is not None:
-                return min([ns for size, ns in profile.infer_ns.items() if size >= rows], default=base_ns)
-        return base_ns
-
-    def _base_ns(self, model: ServedModel) -> int:
-        """Batch-1 time of a model, by the first profile known."""
-        for device in self.devices.values():
-            profile = self.estimator.profile(model.code_id, device.spec.kind)
-            if profile is not None:
-                model.base_ns = profile.infer_ns[1]
-                return model.base_ns
-        return NS_PER_MS
-
     # Actions
 
     def send_infer(self, strategy: Strategy, batch: Batch, first: int, start_ns: int, now_ns: int) -> None:
@@ -307,6 +302,8 @@ class Belief(Measured):
         self.sent[action_id] = sent = Sent(action, device, residency, batch.samples, waiters)
         if not device.exec:
             sent.idle_ns = now_ns
+            if device.guard.at_ns == NEVER_NS:
+                self.timers.set(device.guard, now_ns + self._hang_ns)
         residency.in_flight += 1
         device.used = residency.used = device.used + 1
         self._give(device.exec, action_id, expected_ns, now_ns)
@@ -337,6 +334,7 @@ class Belief(Measured):
             window=Window(now_ns, start_ns + patience_ns), send_by_ns=start_ns + patience_ns,
         )  # fmt: skip
         self.sent[action_id] = Sent(action, device, residency, samples, [])
+        self.guard(device, now_ns)
         self._give(device.load, action_id, expected_ns, now_ns)
         self.load_moves += 1
         self.effects.append(action)
@@ -353,9 +351,15 @@ class Belief(Measured):
             version=residency.version, window=Window(now_ns, NEVER_NS),
         )  # fmt: skip
         self.sent[action_id] = Sent(action, device, None, None, [])
+        self.guard(device, now_ns)
         device.load.send(action_id, 0, now_ns)
         self.load_moves += 1
         self.effects.append(action)
+
+    def guard(self, device: DeviceBelief, now_ns: int) -> None:
+        """A device gets something to do: look after a while whether it answers, unless that is to be done."""
+        if device.guard.at_ns == NEVER_NS:
+            self.timers.set(device.guard, now_ns + self._hang_ns)
 
     def _give(self, lane: LaneBelief, action_id: int, expected_ns: int, now_ns: int) -> None:
         """Give a lane work; if that may break a promise, the rejecting layer is to look."""

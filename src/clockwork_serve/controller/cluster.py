@@ -15,7 +15,7 @@ from clockwork_serve.controller.pages import Pages
 from clockwork_serve.controller.plan import Plan
 from clockwork_serve.controller.queues import Queue, ServedModel, Waiter
 from clockwork_serve.controller.returns import Returns
-from clockwork_serve.controller.timers import NEVER_NS
+from clockwork_serve.controller.timers import NEVER_NS, Timer
 from clockwork_serve.messages import Action, Code, DeviceSpec, Extent
 from clockwork_serve.units import NS_PER_MS
 
@@ -57,6 +57,11 @@ class LaneBelief:
 
     def __len__(self) -> int:
         return len(self._outstanding)
+
+    @property
+    def head_id(self) -> int:
+        """The first of them."""
+        return self._outstanding[0][0]
 
     def available_ns(self, now_ns: int) -> int:
         """When an action sent now could start; while the running one is late, it is counted to end now."""
@@ -196,12 +201,27 @@ class Sent:
         """When it was sent, if its lane was idle then."""
 
 
+class Guard(Timer):
+    """When a device is to be looked at next: does it answer? It fires after work was sent, never before."""
+
+    __slots__ = ("device", "sure")
+
+    def __init__(self, device: DeviceBelief, *, off: bool) -> None:
+        super().__init__(device.index)
+        self.device = device
+        self.sure = False
+        """It fired a moment ago, and the device was late then."""
+        if off:
+            self.at_ns = 0  # it is in no heap, and looks as if it were set
+
+
 class DeviceBelief:
     """One device."""
 
     __slots__ = (
-        "codes", "delays", "exec", "failed_codes", "idle", "index", "load", "load_key_ns", "load_ns", "name",
-        "pages", "pending_codes", "plan", "returns", "room_bytes", "spec", "up", "used", "warm", "worker",
+        "codes", "delays", "exec", "failed_codes", "guard", "idle", "index", "load", "load_key_ns", "load_ns",
+        "name", "pages", "pending_codes", "plan", "returns", "room_bytes", "since_ns", "spec", "up", "used",
+        "warm", "worker",
     )  # fmt: skip
 
     def __init__(self, spec: DeviceSpec, worker: str, index: int, config: ControllerConfig) -> None:
@@ -238,6 +258,9 @@ class DeviceBelief:
         """The policy's."""
         self.returns = Returns()
         """When those who were refused were told to come again."""
+        self.guard = Guard(self, off=not config.hang_ns)
+        self.since_ns = 0
+        """When it was last told of a code to prepare, or had prepared one."""
 
     def expect(self, code: Code) -> None:
         """The worker will prepare a code here, if the device can run it."""

@@ -24,6 +24,8 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     ones. ``capacity_ns``: the horizon over which a device's load is judged when LOADs are ranked.
     ``retries``: how often a request that was in flight on a lost worker is planned again.
     ``quarantine_after``: a model that took so many workers down is not served any more (0: never).
+    ``hang_ns``: an action that is late by more makes its worker hung (0: never; see ``hangs``), and one that
+    does not answer for another ``hang_grace_ns`` is ended.
     ``expected_devices``: the server is ready when so many are warm. ``floor_ns``: no request is planned to
     end sooner than this after it came. ``load_negative``: LOADs that the paper's priority calls needless are
     made too. ``open_window``: an INFER may start up to ``look_ahead_ns`` later than planned, whatever its
@@ -45,6 +47,8 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     capacity_ns: int = 100 * NS_PER_MS
     retries: int = 1
     quarantine_after: int = 3
+    hang_ns: int = 2 * NS_PER_S
+    hang_grace_ns: int = 10 * NS_PER_S
     expected_devices: int = 1
     floor_ns: int = 0
     load_negative: bool = False
@@ -62,7 +66,7 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
         return ControllerConfig(
             policy="paper", reject_infeasible=False, slack_ns=5 * NS_PER_MS, floor_ns=10 * NS_PER_MS,
             network_ns=NS_PER_MS, max_batch=max_batch, min_batch_gain=0.0, load_negative=True,
-            open_window=True, released=True, expected_devices=expected_devices,
+            open_window=True, released=True, expected_devices=expected_devices, hang_ns=0,
         )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -81,6 +85,8 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
             "estimate_window": (self.estimate_window, 1, 10_000), "retries": (self.retries, 0, 100),
             "capacity_ns": (self.capacity_ns, 1, 3600 * NS_PER_S),
             "quarantine_after": (self.quarantine_after, 0, 1000),
+            "hang_ns": (self.hang_ns, 0, 3600 * NS_PER_S),
+            "hang_grace_ns": (self.hang_grace_ns, 1, 3600 * NS_PER_S),
             "expected_devices": (self.expected_devices, 1, 1 << 20),
         }  # fmt: skip
         for name, (value, low, high) in limits.items():

@@ -9,11 +9,14 @@ from __future__ import annotations
 from typing import Final, assert_never
 
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.cluster import DeviceBelief
+from clockwork_serve.controller.cluster import Guard
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.deadlines import Deadlines, InternalDeadlines
 from clockwork_serve.controller.feasibility import Feasibility
+from clockwork_serve.controller.fleet import Fleet
 from clockwork_serve.controller.foretell import DRAINING, foretell, queue_full
+from clockwork_serve.controller.hangs import Hangs
+from clockwork_serve.controller.hung import HungWorker
 from clockwork_serve.controller.invariants import check_belief
 from clockwork_serve.controller.life import SENT, SPENT
 from clockwork_serve.controller.plan import LaneTimer
@@ -50,8 +53,10 @@ from clockwork_serve.messages import (
     Status,
     Unload,
     WorkerCrashed,
+    WorkerHeard,
     WorkerJoined,
     WorkerLost,
+    WorkerSilent,
 )
 
 GOOD: Final = Status.OK
@@ -80,6 +85,10 @@ class Controller:
         self._reject = config.reject_infeasible
         self._draining = False
         self._readiness = Teller(self._belief)
+        self._fleet = Fleet(
+            self._belief, self._scheduler, self._feasibility, self._quarantine, self._settler, self._readiness
+        )
+        self._hangs = Hangs(self._belief, self._fleet, self._scheduler, self._settler, self._quarantine)
 
     # Events
 
@@ -95,15 +104,15 @@ class Controller:
                 if gone is not None:
                     self._leave(gone, Outcome.CANCELLED, Reason.NONE, "the client went away")
             case CodeReady():
-                self._on_code_ready(event)
-            case WorkerJoined():
-                self._on_worker(event)
-            case WorkerLost():
-                self._on_worker_lost(event)
+                self._on_code_ready(event, now_ns)
+            case WorkerJoined() | WorkerLost():
+                self._on_worker(event, now_ns)
+            case WorkerSilent() | WorkerHeard():
+                self._hangs.told(event)
             case Pardon() | WorkerCrashed():
                 self._quarantine.told(event)
             case CodeAdded():
-                self._on_code(event)
+                self._on_code(event, now_ns)
             case CodeRemoved():
                 self._on_code_removed(event.code_id)
             case ModelAdded():
@@ -179,6 +188,7 @@ class Controller:
     def _on_result(self, result: Result, now_ns: int) -> None:
         sent = self._belief.sent.pop(result.action_id, None)
         if sent is None:
+            self._hangs.result(result)
             return
         device, samples = sent.device, sent.samples
         good = result.status is GOOD
@@ -207,62 +217,26 @@ class Controller:
 
     # Workers
 
-    def _on_worker(self, event: WorkerJoined) -> None:
-        self._on_worker_lost(WorkerLost(worker=event.worker))
-        for spec in event.devices:
-            assert spec.device not in self._belief.devices, f"device {spec.device} joined twice"
-            device = DeviceBelief(spec, event.worker, self._belief.fresh(), self.config)
-            for code in self._belief.codes.values():
-                device.expect(code)
-            self._quarantine.joined(device)
-            device.warm = not device.pending_codes
-            self._belief.devices[spec.device] = device
-            if self._reject:
-                self._feasibility.device_joined(device)
-            self._scheduler.device_changed(device)
-        for model in self._belief.models.values():
-            if model.waiting:
-                self._belief.doubt_model(model)
-        self._belief.forget_bases()
-        self._readiness.may_change = True
-
-    def _on_code_ready(self, event: CodeReady) -> None:
+    def _on_code_ready(self, event: CodeReady, now_ns: int) -> None:
         device = self._belief.devices.get(event.device)
-        if device is None or event.code_id not in self._belief.codes or self._quarantine.has(event):
-            return
-        device.pending_codes.discard(event.code_id)
-        if not event.ok:
-            device.failed_codes[event.code_id] = event.message
-        elif not self._belief.prepare(device, event.code_id):
-            device.failed_codes[event.code_id] = f"there is no profile for devices of kind {device.spec.kind}"
-        if not device.pending_codes:
-            device.warm = True
-            self._readiness.may_change = True
-        self._scheduler.device_changed(device)
-        for model in self._belief.models.values():
-            if model.waiting and model.code_id == event.code_id:
-                self._belief.doubt_model(model)
+        hung = None if device is not None else self._hangs.of_device(event.device)
+        if hung is not None:
+            device = hung[1]
+            self._hangs.progressed(hung[0])
+        if device is not None:
+            self._fleet.prepared(device, event, now_ns)
 
-    def _on_worker_lost(self, event: WorkerLost) -> None:
-        at_work = self._quarantine.lost(event)
-        for device in [one for one in self._belief.devices.values() if one.worker == event.worker]:
-            del self._belief.devices[device.name]
-            device.up = False
-            self._readiness.may_change = True
-            self._belief.estimator.forget_device(device.name)
-            for sent in [sent for sent in self._belief.sent.values() if sent.device is device]:
-                del self._belief.sent[sent.action.action_id]
-                self._settler.lost(sent, ran=not at_work or sent.action.action_id in at_work)
-            for residency in list(device.pages.holders()):
-                self._belief.drop(residency)
-            self._scheduler.device_lost(device)
-            if self._reject:
-                self._feasibility.device_lost(device)
-            self._belief.forget_bases()
+    def _on_worker(self, event: WorkerJoined | WorkerLost, now_ns: int) -> None:
+        lost = event if isinstance(event, WorkerLost) else WorkerLost(worker=event.worker)
+        at_work = self._quarantine.lost(lost)
+        self._hangs.lost(lost.worker, at_work)
+        self._fleet.lost(lost.worker, at_work)
+        if isinstance(event, WorkerJoined):
+            self._fleet.joined(event, now_ns)
 
     # Models
 
-    def _on_code(self, event: CodeAdded) -> None:
+    def _on_code(self, event: CodeAdded, now_ns: int) -> None:
         code_id = event.code.code_id
         for profile in event.profiles:
             self._belief.estimator.learn_profile(profile)
@@ -270,16 +244,12 @@ class Controller:
         if code_id in self._belief.codes:
             return
         self._belief.codes[code_id] = event.code
-        for device in self._belief.devices.values():
-            device.expect(event.code)
+        self._fleet.expect(event.code, now_ns)
 
     def _on_code_removed(self, code_id: str) -> None:
         self._belief.codes.pop(code_id, None)
         self._quarantine.forget(code_id)
-        for device in self._belief.devices.values():
-            device.codes.pop(code_id, None)
-            device.failed_codes.pop(code_id, None)
-            device.pending_codes.discard(code_id)
+        self._fleet.forget(code_id)
 
     def _on_model(self, event: ModelAdded) -> None:
         key = event.model.key
@@ -313,6 +283,8 @@ class Controller:
             belief.unsettled = False
             if self._turned_away or self._leaving:
                 self._answer_leavers()
+            if self._hangs.unsettled:
+                self._hangs.settle(now_ns)
             self._settler.settle(now_ns)
         timers = self._timers.heap
         while timers and timers[0][0] <= now_ns:
@@ -354,6 +326,9 @@ class Controller:
         if isinstance(timer, Watch):
             self._feasibility.look(timer, now_ns)
             return
+        if isinstance(timer, Guard | HungWorker):
+            self._hangs.fired(timer, now_ns)
+            return
         for waiter in self._deadlines.passed(now_ns):
             reason = Reason.LATE if waiter.state == SENT else Reason.NONE
             self._belief.answer(waiter, Outcome.EXPIRED, reason, message="no answer by the deadline")
@@ -388,6 +363,7 @@ class Controller:
         """Assert every invariant of the state."""
         check_belief(self._belief)
         self._quarantine.check()
+        self._hangs.check()
         self._scheduler.check()
         if self._reject:
             self._feasibility.check()

@@ -52,6 +52,11 @@ class Samples:
             self._update()
 
     @property
+    def unproven(self) -> bool:
+        """Whether it rests on its seed alone, or on one measurement in place of a guess."""
+        return len(self.samples) < 2
+
+    @property
     def median_ns(self) -> int:
         """The middle sample (of an even number, the lower one)."""
         return sorted(self.samples)[(len(self.samples) - 1) // 2]

@@ -316,7 +316,8 @@ class Feasibility:
         """Why no device can serve a model."""
         devices = self._belief.devices
         if not devices:
-            return "no worker is up"
+            hung = ", ".join(self._belief.hung)
+            return f"no worker answers: {hung} hung" if hung else "no worker is up"
         size = model.model.weights.size
         backend = model.code.backend
         able = [device for device in devices.values() if device.spec.runs(backend)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.life import ANSWERED, READY, WAITING
+from clockwork_serve.controller.life import ANSWERED, READY, SENT, SPENT, WAITING
 
 
 def check_belief(belief: Belief) -> None:
@@ -21,10 +23,17 @@ def check_belief(belief: Belief) -> None:
     states = [waiter.state for waiter in belief.waiters.values()]
     assert states.count(WAITING) == waiting
     assert ANSWERED not in states
-    flying = [waiter for sent in belief.sent.values() for waiter in sent.waiters]
-    assert {id(waiter) for waiter in flying} == {
-        id(waiter) for waiter in belief.waiters.values() if waiter.state != WAITING
-    }
+    flying = Counter([id(waiter) for sent in belief.sent.values() for waiter in sent.waiters])
+    owed = Counter(
+        [id(one) for hung in belief.hung.values() for sent in hung.sent.values() for one in sent.waiters]
+    )
+    for waiter in belief.waiters.values():
+        flies = flying.pop(id(waiter), 0)
+        assert flies == (waiter.state == SENT) or (flies <= 1 and waiter.state == SPENT)
+        held = owed.pop(id(waiter), 0) + (flies if waiter.state == SPENT else 0)
+        assert waiter.held == held, f"{waiter.request.request_id}: {waiter.held} is not {held}"
+        assert waiter.state != SPENT or waiter.held
+    assert not flying and not owed, "requests that are over are in flight"
     for device in belief.devices.values():
         device.check()
         shares_ns = sum(one.model.share_ns(one) for one in device.pages.holders())

@@ -8,6 +8,9 @@ tensors (deadline passed, client gone): then it is *spent* until the result rele
        |  <--return--  |
        +--answer-->    +--answer early--> SPENT --release--> ANSWERED
 
+It may also wait, or run on another worker, while one that hung still has its tensors: then it is answered
+early as well.
+
 *Weights* on a device are loading once the LOAD is sent, ready when its result is good, and gone when a LOAD
 failed or an UNLOAD is sent (the load lane keeps the order, so their pages may be given away at once).
 
@@ -40,7 +43,7 @@ RELEASE: Final = 4
 REQUEST_STEPS: Final = ("send", "return", "answer", "answer early", "release")
 
 REQUEST_LIFE: Final = {
-    WAITING: {SEND: SENT, ANSWER: ANSWERED},
+    WAITING: {SEND: SENT, ANSWER: ANSWERED, ANSWER_EARLY: SPENT},
     SENT: {RETURN: WAITING, ANSWER: ANSWERED, ANSWER_EARLY: SPENT},
     SPENT: {RELEASE: ANSWERED},
     ANSWERED: {},

@@ -1,18 +1,22 @@
-"""Devices, and how much time plans leave before deadlines, by the delays lately measured on them."""
+"""Devices, how long requests take on them, and how much time plans leave before deadlines, as measured."""
 
 from __future__ import annotations
 
 from clockwork_serve.controller.cluster import DeviceBelief, Sent
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.delays import LASTS_NS
+from clockwork_serve.controller.estimator import Estimator
+from clockwork_serve.controller.queues import ServedModel
+from clockwork_serve.units import NS_PER_MS
 
 
 class Measured:
-    """The part of belief that delays correct; see the module."""
+    """The part of belief that measured durations and delays correct; see the module."""
 
     def __init__(self, config: ControllerConfig) -> None:
         self.slack_ns = self._usual_slack_ns = config.slack_ns
         """Plans end so long before the deadline; a policy may correct it by what is measured."""
+        self.estimator = Estimator(config.estimate_window, config.estimate_quantile)
         self.measures = False
         """The policy plans with what delays are measured, and wants to know."""
         self._slack_until_ns = 0
@@ -28,6 +32,26 @@ class Measured:
             count = sum([device.spec.runs(backend) for device in self.devices.values()])
             self._able[backend] = count
         return count
+
+    def cost_ns(self, model: ServedModel, rows: int) -> int:
+        """What a request of so many rows is expected to take of a device if it runs alone."""
+        base_ns = model.base_ns or self._base_ns(model)
+        if rows == 1:
+            return base_ns
+        for device in self.devices.values():
+            profile = self.estimator.profile(model.code_id, device.spec.kind)
+            if profile is not None:
+                return min([ns for size, ns in profile.infer_ns.items() if size >= rows], default=base_ns)
+        return base_ns
+
+    def _base_ns(self, model: ServedModel) -> int:
+        """Batch-1 time of a model, by the first profile known."""
+        for device in self.devices.values():
+            profile = self.estimator.profile(model.code_id, device.spec.kind)
+            if profile is not None:
+                model.base_ns = profile.infer_ns[1]
+                return model.base_ns
+        return NS_PER_MS
 
     def measure(self, sent: Sent, started_ns: int, now_ns: int) -> None:
         """The result of an INFER is heard: correct the delays to plan with (before its lane hears of it)."""

@@ -63,18 +63,23 @@ class Quarantine:
 
     def lost(self, event: WorkerLost) -> set[int]:
         """A worker died, and is not forgotten yet; ids of what it was at, 0 for a code, none if unknown."""
-        sent = [self._belief.sent.get(action_id) for action_id in event.running or ()]
+        hung = self._belief.hung.get(event.worker)
+        known = self._belief.sent if hung is None else hung.sent
+        # What a worker did last is not why it hung.
+        running = () if hung is not None and event.idle else event.running or ()
+        how = "" if hung is None else ", where it hung"
+        sent = [known.get(action_id) for action_id in running]
         ran = [one for one in sent if one is not None and one.device.worker == event.worker]
         suspects: list[Suspect] = []
         doing: dict[str, str] = {}
         for one in sorted(ran, key=_likelihood):
             requests = tuple([waiter.request.request_id for waiter in one.waiters])
             suspects.append(Suspect(one.action.model, requests))
-            doing.setdefault(one.action.model, _doing(one))
+            doing.setdefault(one.action.model, _doing(one) + how)
         for code_id in event.preparing:
             if code_id in self._belief.codes:
                 suspects.append(Suspect(code_id))
-                doing[code_id] = "preparing its code"
+                doing[code_id] = "preparing its code" + how
         if suspects:
             self._lost.append((event.worker, suspects, doing))
             self._stir()
@@ -198,7 +203,8 @@ class Quarantine:
         belief = self._belief
         for model in [one for one in belief.models.values() if one.model.name == name]:
             if self._held.get(model.code_id) is not None:
-                for device in belief.devices.values():
+                hung = [device for one in belief.hung.values() for device in one.devices]
+                for device in (*belief.devices.values(), *hung):
                     device.failed_codes.pop(model.code_id, None)
                     device.expect(belief.codes[model.code_id])
                 self._changed += [one for one in belief.models.values() if one.code_id == model.code_id]

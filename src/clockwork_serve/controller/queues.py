@@ -33,7 +33,7 @@ def level(priority: int) -> int:
 class Waiter:
     """A request that is not over yet, and what we know of it."""
 
-    __slots__ = ("alone", "cold", "demand_ns", "due_ns", "queue", "request", "retries", "state")
+    __slots__ = ("alone", "cold", "demand_ns", "due_ns", "held", "queue", "request", "retries", "state")
 
     def __init__(self, request: Request, due_ns: int, demand_ns: int, queue: Queue, *, cold: bool) -> None:
         self.request = request
@@ -49,6 +49,9 @@ class Waiter:
         """It shared a batch that failed, and may not share one again."""
         self.retries = 0
         """How often it was in flight on a worker that was lost."""
+        self.held = 0
+        """How many actions keep its tensors beside the one that it waits for: those of workers that hung,
+        and, once it is SPENT, whichever it was in."""
 
     def step(self, step: int) -> None:
         """Move on by the table; a step that is not in it is a bug."""

@@ -29,9 +29,10 @@ class Teller:
         else:
             pending = sum(len(device.pending_codes) for device in devices)
             why = f"{warm} of {wanted} devices are warm"
-            readiness = Readiness(
-                ready=False, why=f"{why}; {pending} codes are being prepared" if pending else why
-            )
+            if pending:
+                why = f"{why}; {pending} codes are being prepared"
+            hung = [f"{one.name} hung: {one.why}" for one in self._belief.hung.values()]
+            readiness = Readiness(ready=False, why="; ".join([why, *hung]))
         if self._told is None or readiness.ready != self._told.ready:
             self._told = readiness
             self._belief.effects.append(readiness)

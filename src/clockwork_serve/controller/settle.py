@@ -207,13 +207,25 @@ class Settler:
                     self._belief.answer(waiter, Outcome.FAILED, reason, message=message)
         self._belief.doubt_model(model)
 
-    def _settle_lost(self, waiter: Waiter, now_ns: int, *, ran: bool) -> None:
+    def suspected(self, sent: Sent, now_ns: int, *, ran: bool) -> None:
+        """A worker hung with this action in flight, which keeps its requests' tensors until it is over."""
+        tenants = self._belief.tenants
+        if sent.waiters:
+            assert isinstance(sent.action, Infer)
+            tenants.measured(sent.waiters, sent.action.expected_ns if ran else 0, now_ns)
+        tenants.loaded(sent.action.action_id, now_ns, good=False)
+        for waiter in sent.waiters:
+            if waiter.state != SPENT:
+                waiter.held += 1
+                self._settle_lost(waiter, now_ns, ran=ran, how="hung")
+
+    def _settle_lost(self, waiter: Waiter, now_ns: int, *, ran: bool, how: str = "died") -> None:
         """A request was in flight on a lost worker: plan it again, unless it ran when others died, too."""
         if waiter.state == SPENT:
             self._belief.release(waiter)
             return
         request, model = waiter.request, waiter.queue.model
-        reason, message = Reason.WORKER_LOST, "the worker died while it ran this request"
+        reason, message = Reason.WORKER_LOST, f"the worker {how} while it ran this request"
         if model.quarantined:
             reason, message = Reason.QUARANTINED, self._quarantine.reason(model, now_ns)
         elif not model.removed:

@@ -14,6 +14,7 @@ def snapshot(belief: Belief, quarantined: dict[str, str]) -> dict[str, object]:
         "waiting": {key: model.waiting for key, model in belief.models.items() if model.waiting},
         "models": len(belief.models),
         "quarantined": quarantined,
+        "hung": {name: one.why for name, one in belief.hung.items()},
         "devices": [_device(device) for device in belief.devices.values()],
         "tenants": belief.tenants.snapshot(),
     }

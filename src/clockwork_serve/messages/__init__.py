@@ -20,6 +20,7 @@ from clockwork_serve.messages.actions import (
 )
 from clockwork_serve.messages.links import (
     Ask,
+    Beat,
     CodeAdded,
     CodeReady,
     CodeRemoved,
@@ -38,8 +39,11 @@ from clockwork_serve.messages.links import (
     Reply,
     Role,
     WorkerCrashed,
+    WorkerHeard,
+    WorkerHung,
     WorkerJoined,
     WorkerLost,
+    WorkerSilent,
 )
 from clockwork_serve.messages.records import (
     DATATYPES,
@@ -70,17 +74,20 @@ from clockwork_serve.messages.torch_index import TorchIndex, TorchTensor
 ControllerEvent = (
     Request | Cancel | Result | WorkerJoined | WorkerLost | CodeAdded | CodeReady | CodeRemoved
     | ModelAdded | ModelRemoved | Pardon | QuotasSet | GatewayLost | Drain | Announced | WorkerCrashed
+    | WorkerSilent | WorkerHeard
 )  # fmt: skip
 """What the controller observes."""
 
-ControllerEffect = Answer | Release | Load | Unload | Infer | Readiness | Foretold | Quarantined
+ControllerEffect = (
+    Answer | Release | Load | Unload | Infer | Readiness | Foretold | Quarantined | WorkerHung
+)  # fmt: skip
 """What the controller decides."""
 
 Frame = (
     Hello | Ping | Request | Cancel | Answer | Release | Load | Unload | Infer | Result
     | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved | QuotasSet
     | Drain | Readiness | Ask | Reply | Announced | Foretold | Quarantined | Pardon | WorkerCrashed
-    | DeviceNumbers
+    | DeviceNumbers | Beat | WorkerHung
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
@@ -92,6 +99,7 @@ __all__ = [
     "Announced",
     "Answer",
     "Ask",
+    "Beat",
     "Call",
     "Cancel",
     "Code",
@@ -139,6 +147,9 @@ __all__ = [
     "Weights",
     "Window",
     "WorkerCrashed",
+    "WorkerHeard",
+    "WorkerHung",
     "WorkerJoined",
     "WorkerLost",
+    "WorkerSilent",
 ]  # fmt: skip

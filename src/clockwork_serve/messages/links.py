@@ -51,18 +51,48 @@ class WorkerLost(Struct, frozen=True, kw_only=True, tag="worker_lost"):
     """A worker is gone, and all that was in flight on it.
 
     ``running`` are the actions, and ``preparing`` the codes, that its lanes were at when it died (the last
-    ones, if they were at nothing); None where that is not known, or the link alone is gone.
+    ones, if they were at nothing, and then it was ``idle``); None where that is not known, or the link alone
+    is gone.
     """
 
     worker: str
     running: tuple[int, ...] | None = None
     preparing: tuple[str, ...] = ()
+    idle: bool = False
 
 
 class WorkerCrashed(Struct, frozen=True, kw_only=True, tag="worker_crashed"):
     """A worker that is gone, or soon will be, ended by a fault of its own: nobody killed it."""
 
     worker: str
+
+
+class Beat(Struct, frozen=True, kw_only=True, tag="beat"):
+    """Sent to a worker now and then, and by it at once in return: its process runs."""
+
+
+class WorkerSilent(Struct, frozen=True, kw_only=True, tag="worker_silent"):
+    """A worker has returned no beat for so long; told again while that lasts."""
+
+    worker: str
+    for_ns: int
+
+
+class WorkerHeard(Struct, frozen=True, kw_only=True, tag="worker_heard"):
+    """A worker that was silent returned a beat."""
+
+    worker: str
+
+
+class WorkerHung(Struct, frozen=True, kw_only=True, tag="worker_hung"):
+    """A worker does not answer in time, and nothing is planned on it; without a ``why``, it did after all.
+
+    With ``end``, it is to be ended, for another one to be started.
+    """
+
+    worker: str
+    why: str = ""
+    end: bool = False
 
 
 class CodeAdded(Struct, frozen=True, kw_only=True, tag="code_added"):

@@ -104,7 +104,8 @@ def autopsy(run_dir: Path, worker: str, pid: int) -> WorkerLost:
             preparing.append(text.decode(errors="replace"))
     # A signal or a fault may take its time: then it is what was done last, if nobody heard of its result.
     ran = running if running or preparing else before
-    return WorkerLost(worker=worker, running=tuple(ran), preparing=tuple(preparing))
+    idle = not (running or preparing)
+    return WorkerLost(worker=worker, running=tuple(ran), preparing=tuple(preparing), idle=idle)
 
 
 def _lives(pid: int) -> bool:

@@ -14,6 +14,7 @@ from clockwork_serve.messages import (
     Announced,
     Answer,
     Ask,
+    Beat,
     Cancel,
     CodeAdded,
     CodeReady,
@@ -43,10 +44,12 @@ from clockwork_serve.messages import (
     Status,
     Unload,
     WorkerCrashed,
+    WorkerHung,
     WorkerJoined,
 )
 from clockwork_serve.serve.black_box import Autopsy, no_autopsy
 from clockwork_serve.serve.driver import Driver
+from clockwork_serve.serve.heartbeat import Heartbeat
 from clockwork_serve.serve.quarantines import Quarantines
 from clockwork_serve.serve.questions import Questions
 from clockwork_serve.serve.timer import Timer
@@ -98,6 +101,7 @@ class Exchange:
         self._early: dict[Link, WorkerJoined] | None = {}
         self._readiness = Readiness(ready=False, why="starting")
         self._questions = Questions(self._answer_to)
+        self._heartbeat = Heartbeat(self.driver.post)
         self._lost_level = logging.WARNING  # a lost link is news, unless we are stopping
         self._receivers: dict[Role, Callable[[Link, Frame], bool]] = {
             Role.GATEWAY: self._from_gateway,
@@ -115,6 +119,7 @@ class Exchange:
             case Role.WORKER:
                 self._replace(self._workers.get(name))
                 self._workers[name] = link
+                self._heartbeat.watch(link)
             case Role.GATEWAY:
                 self._replace(self._gateways.get(name))
                 self._gateways[name] = link
@@ -135,6 +140,7 @@ class Exchange:
         _log.log(self._lost_level, "link lost: %s", link.lost_because)
         if role is Role.WORKER and self._workers.get(name) is link:
             del self._workers[name]
+            self._heartbeat.forget(link)
             devices = [device for device, owner in self._worker_by_device.items() if owner is link]
             for device in devices:
                 del self._worker_by_device[device]
@@ -203,6 +209,8 @@ class Exchange:
                 counted = self._recorder.counters.devices.get(frame.device)
                 if counted is not None:
                     counted.numbers = frame.numbers
+            case Beat():
+                self._heartbeat.heard(link)
             case WorkerJoined():
                 return self._on_worker_joined(link, frame)
             case _:
@@ -336,6 +344,8 @@ class Exchange:
                 self._send_action(effect)
             case Quarantined():
                 self._on_quarantined(effect)
+            case WorkerHung():
+                self._heartbeat.told(effect, self._keeper)
             case Readiness():
                 self._readiness = effect
                 _log.info(

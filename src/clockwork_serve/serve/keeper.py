@@ -10,17 +10,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from clockwork_serve.errors import ClockworkError, ConfigError, RepositoryError, TransportError
-from clockwork_serve.messages import Ask, Drain, Frame, Pardon, Question, Reply, WorkerCrashed
+from clockwork_serve.messages import Ask, Drain, Frame, Pardon, Question, Reply, WorkerCrashed, WorkerHung
 from clockwork_serve.serve.catalogue import Catalogue
 from clockwork_serve.serve.gateway_door import check_door
 from clockwork_serve.serve.health import healthy, listens
 from clockwork_serve.serve.keeper_link import ControllerLink
+from clockwork_serve.serve.keeper_missing import end_missing
 from clockwork_serve.serve.keeper_quotas import Quotas
 from clockwork_serve.serve.launches import launches
 from clockwork_serve.serve.ports import Ports
@@ -72,7 +74,9 @@ class Keeper:
         self._on_line = on_line or _to_stderr
         self.supervisor = Supervisor(self._on_line, self._on_end)
         self._link: ControllerLink | None = None
+        self._hung: set[str] = set()  # workers that hung by themselves and were told to end
         self._refreshing: asyncio.Task[None] | None = None
+        self._missing: asyncio.Task[None] | None = None
         self._preparing = asyncio.Lock()
         self._answers: set[asyncio.Task[None]] = set()  # tasks that answer questions now
 
@@ -85,9 +89,12 @@ class Keeper:
             raise RepositoryError(_nothing_to_serve(self.config.repository, prepared))
         self.catalogue.put(prepared.names, prepared.served, prepared.profiles, prepared.problems)
         self._link = ControllerLink(
-            self.run_dir / SOCKET_NAME, self._catalogue, self._on_ask, self._on_quarantined
+            self.run_dir / SOCKET_NAME, self._catalogue, self._on_ask, self._on_quarantined, self._on_hung
         )
         self._refreshing = asyncio.get_running_loop().create_task(self.quotas.keep_fresh(self._link.send))
+        self._missing = asyncio.get_running_loop().create_task(
+            end_missing(self.supervisor, partial(self._link.ask, Question.STATE))
+        )
         for launch in launches(self.config, self.run_dir, self.ports.number_by_name):
             self.supervisor.start(launch)
 
@@ -121,8 +128,9 @@ class Keeper:
         """End everything at once."""
         for task in self._answers:
             task.cancel()
-        if self._refreshing is not None:
-            self._refreshing.cancel()
+        for running in (self._refreshing, self._missing):
+            if running is not None:
+                running.cancel()
         if self._link is not None:
             self._link.close()
             self._link = None
@@ -187,8 +195,20 @@ class Keeper:
         return [*self.quotas.frames(), *self.catalogue.frames()]
 
     def _on_end(self, name: str, status: int) -> None:
-        if name.startswith("worker") and crashed(status) and self._link is not None:
+        by_itself = name in self._hung
+        self._hung.discard(name)
+        if name.startswith("worker") and (crashed(status) or by_itself) and self._link is not None:
             self._link.send(WorkerCrashed(worker=name))
+
+    def _on_hung(self, hung: WorkerHung) -> None:
+        """End a worker that does not answer; unless somebody stopped it, it hung by itself."""
+        ran = self.supervisor.end(hung.worker)
+        if ran is None:
+            _log.error("%s hung, and is no process of this keeper", hung.worker)
+        elif ran:
+            self._hung.add(hung.worker)
+        else:
+            _log.warning("%s was stopped by a signal; no model is to blame for that", hung.worker)
 
     def _on_quarantined(self) -> None:
         """What kills workers as soon as they start is not served to them any more."""

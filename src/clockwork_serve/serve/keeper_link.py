@@ -11,7 +11,17 @@ from typing import Any, Final
 import msgspec
 
 from clockwork_serve.errors import TransportError
-from clockwork_serve.messages import Ask, Drain, Frame, Quarantined, Question, Readiness, Reply, Role
+from clockwork_serve.messages import (
+    Ask,
+    Drain,
+    Frame,
+    Quarantined,
+    Question,
+    Readiness,
+    Reply,
+    Role,
+    WorkerHung,
+)
 from clockwork_serve.serve.quarantines import Quarantines
 from clockwork_serve.serve.transport import Link, connect, hello
 
@@ -24,7 +34,7 @@ class ControllerLink:
     """A link that is connected again whenever it is lost.
 
     ``catalogue`` gives the frames that each new controller is told first; ``on_ask`` gets its questions,
-    ``on_quarantined`` word of each model that comes into quarantine.
+    ``on_quarantined`` word of each model that comes into quarantine, ``on_hung`` of workers to end.
     """
 
     def __init__(
@@ -33,6 +43,7 @@ class ControllerLink:
         catalogue: Callable[[], list[Frame]],
         on_ask: Callable[[Ask], None],
         on_quarantined: Callable[[], None] = lambda: None,
+        on_hung: Callable[[WorkerHung], None] = lambda hung: None,
     ) -> None:
         self.quarantines = Quarantines()
         self.readiness = Readiness(ready=False, why="starting")
@@ -41,6 +52,7 @@ class ControllerLink:
         self._catalogue = catalogue
         self._on_ask = on_ask
         self._on_quarantined = on_quarantined
+        self._on_hung = on_hung
         self._lost = asyncio.Event()
         self._link: Link | None = None
         self._replies: dict[int, asyncio.Future[Reply]] = {}  # all and only asks without a reply
@@ -118,6 +130,8 @@ class ControllerLink:
                         reply.set_result(frame)
                 case Ask():
                     self._on_ask(frame)
+                case WorkerHung():
+                    self._on_hung(frame)
                 case _:
                     _log.warning(
                         "the controller sent %s, which the keeper does not expect", type(frame).__name__

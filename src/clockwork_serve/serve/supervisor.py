@@ -15,6 +15,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
@@ -199,6 +200,18 @@ class Supervisor:
         child = self._children.get(name)
         return None if child is None else child.pid
 
+    def end(self, name: str) -> bool | None:
+        """Have the kernel end a child, which is started again; None if it does not run.
+
+        Whether it was running until then: false of one that somebody had stopped, as by SIGSTOP.
+        """
+        child = self._children.get(name)
+        if child is None:
+            return None
+        ran = not stopped(child.pid)
+        child.signal(signal.SIGKILL)
+        return ran
+
     @property
     def names(self) -> list[str]:
         """All children that are kept running, in order of their start."""
@@ -265,6 +278,15 @@ class Supervisor:
             if delay_s:
                 await asyncio.sleep(delay_s)
             child = self._run(launch)
+
+
+def stopped(pid: int) -> bool:
+    """Whether a process is stopped by a signal or a debugger."""
+    try:
+        # After the name, which is in parentheses and may be anything.
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in {b"T", b"t"}
+    except (OSError, IndexError):
+        return False
 
 
 def crashed(status: int) -> bool:

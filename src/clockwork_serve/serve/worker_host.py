@@ -11,6 +11,7 @@ from typing import Final
 from clockwork_serve.devices.base import Device
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import (
+    Beat,
     CodeAdded,
     CodeRemoved,
     DeviceNumbers,
@@ -134,9 +135,12 @@ class WorkerHost:
             match frame:
                 case Load() | Unload() | Infer() | CodeAdded() | CodeRemoved():
                     events.append(frame)
+                case Beat():
+                    link.send(frame)
                 case _:
                     _log.error("the controller sent a %s, which no worker takes", type(frame).__name__)
-        self.hands.post(*events)
+        if events:
+            self.hands.post(*events)
         self._deliver()
 
     def _on_lost(self, link: Link) -> None:

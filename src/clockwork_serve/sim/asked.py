@@ -37,6 +37,8 @@ class Asked:
         """Tenants that have a quota."""
         self._draining = False
         self._worker_lost = False
+        self.hung = False
+        """A worker was said to hang."""
         self.quarantined: set[str] = set()
         """Keys of models that the controller said are in quarantine."""
 
@@ -88,7 +90,7 @@ class Asked:
                 good = request.model in self.quarantined
             case Outcome.FAILED:
                 # No device fails here; what a worker holds may differ from belief after its link was cut.
-                good = self._worker_lost and answer.reason is not Reason.MODEL_RAISED
+                good = (self._worker_lost or self.hung) and answer.reason is not Reason.MODEL_RAISED
         assert good, f"{answer} at {now_ns} to {request}"
 
     def _expires_ns(self, request: Request) -> int:

@@ -13,7 +13,8 @@ what they did is held against it:
   reads;
 - weights that the controller believes ready are there, unless the link to that worker is cut, and none stay
   that it knows nothing of;
-- a request costs no more workers than it may;
+- a request costs no more workers than it may; it runs twice at once only if one of the two workers hung;
+- nothing is sent to a worker that hung, and none comes back that owes a result;
 - a model is in quarantine only if so many workers died while it ran, and nothing of it is sent then;
 - an estimate lies within what durations can be;
 - wake-ups are later than now.
@@ -42,87 +43,22 @@ from clockwork_serve.messages import (
     Result,
     Status,
     Unload,
+    WorkerHung,
     WorkerJoined,
     WorkerLost,
 )
 from clockwork_serve.sim.asked import Asked
-from clockwork_serve.sim.host import LEAST_NS, Host, World
+from clockwork_serve.sim.checked import STRIDE, CheckedHost
+from clockwork_serve.sim.host import LEAST_NS, Host
 from clockwork_serve.sim.trouble import is_cut
-from clockwork_serve.sim.truth import Truth
 from clockwork_serve.telemetry import Recorder
 from clockwork_serve.units import NS_PER_S, NS_PER_US
-from clockwork_serve.worker.events import LaneDone, Start, WorkerEffect, WorkerEvent
 
 if TYPE_CHECKING:
     from clockwork_serve.sim.simulation import Simulation
 
 FORGET_NS: Final = 2 * NS_PER_S
 """Weights loaded for a link that is gone are unloaded in this time: an INFER may read them until then."""
-
-STRIDE: Final = 64
-"""Steps from one full check to the next, of the controller and of each worker: a full one costs as much as
-fifty steps."""
-
-
-class CheckedHost(Host):
-    """A worker whose every step is checked."""
-
-    __slots__ = ("_checks", "_steps", "truth")
-
-    def __init__(self, name: str, specs: tuple[DeviceSpec, ...], world: World, checks: Checks) -> None:
-        super().__init__(name, specs, world)
-        self._checks = checks
-        self._steps = 0
-        self.truth = {spec.device: Truth(spec) for spec in specs}
-
-    def observe(self, event: WorkerEvent, now_ns: int) -> None:
-        """A lane that is done leaves its truth first."""
-        assert not self.gone, f"{self.name} is gone, and hears of {event}"
-        if isinstance(event, LaneDone):
-            self.truth[event.device].end(event.lane, event.action_id)
-        super().observe(event, now_ns)
-
-    def decide(self, now_ns: int) -> None:
-        """Every now and then, check all of it."""
-        assert self.stopped is None, f"{self.name} is stopped, and decides"
-        super().decide(now_ns)
-        axis_ns = self.axis_ns(now_ns)
-        wake_ns = self.machine.next_wakeup_ns()
-        assert wake_ns is None or wake_ns > axis_ns, f"{self.name} asks at {axis_ns} to wake at {wake_ns}"
-        self._steps += 1
-        if self._steps % STRIDE == 0:
-            self.check(axis_ns)
-
-    def _start(self, effect: Start, now_ns: int) -> None:
-        action, axis_ns = effect.action, self.axis_ns(now_ns)
-        window = action.window
-        assert window.earliest_ns <= axis_ns <= window.latest_ns, f"{action} starts at {axis_ns}"
-        truth = self.truth[effect.device]
-        truth.start(action, effect.lane)
-        truth.slowest = max(truth.slowest, self.slowness.get(effect.device, 1.0))
-        self._checks.started(self, action)
-        super()._start(effect, now_ns)
-
-    def _tell(self, message: WorkerEffect, now_ns: int) -> None:
-        if isinstance(message, Result):
-            running = self.truth[message.device].running.values()
-            assert message.status is not Status.OK or all(
-                action.action_id != message.action_id for action in running
-            ), f"{message}, and it runs"
-        super()._tell(message, now_ns)
-
-    def check(self, axis_ns: int) -> None:
-        """The machine against itself and against the truth; it has nothing left to do."""
-        machine = self.machine
-        machine.check()
-        assert not machine.decide(axis_ns), f"{self.name} decides twice at {axis_ns}"
-        for name, truth in self.truth.items():
-            held = {
-                one.extent.first: (one.extent, one.version, one.model, one.state == "ready")
-                for one in machine._devices[name].pages.all()  # noqa: SLF001 - a book to be checked
-            }
-            lying = {at: (one.extent, one.version, one.model, one.ready) for at, one in truth.lying.items()}
-            assert held == lying, f"{name}: its pages hold {lying}, and its worker believes {held}"
 
 
 class Checks:
@@ -135,8 +71,11 @@ class Checks:
         self._asked = Asked(simulation.controller.config)
         self._held: set[str] = set()
         """Requests that were answered while a worker had their tensors, until they are released."""
-        self._reading: dict[str, int] = {}
-        """The action that reads a request's tensors, as far as the controller was told."""
+        self._reading: dict[str, set[int]] = {}
+        """The actions that read a request's tensors, as far as the controller was told: one, and
+        those of workers that hung."""
+        self._hung: set[str] = set()
+        """Workers that the controller said hung."""
         self._out: dict[int, Action] = {}
         """All and only actions sent whose result or loss the controller has not heard of, by id."""
         self._unknown: dict[tuple[str, int], int] = {}
@@ -144,7 +83,7 @@ class Checks:
         self._losses: Counter[str] = Counter()
         """How often each open request may have run on a worker that was lost."""
         self._deaths: Counter[str] = Counter()
-        """How many workers died while each model was at work there."""
+        """How many workers died while each model was at work there, or its code was prepared."""
         self._bounds: dict[tuple[str, int], tuple[int, int]] = {}
         noise = simulation.constants.noise
         self._infer_noise = _span(noise.infer_us)
@@ -185,6 +124,8 @@ class Checks:
                 self._action(effect, now_ns)
             elif isinstance(effect, Quarantined):
                 self._quarantined(effect)
+            elif isinstance(effect, WorkerHung):
+                self._told_hung(effect)
         wake_ns = self._simulation.controller.next_wakeup_ns()
         assert wake_ns is None or wake_ns > now_ns, f"the controller asks at {now_ns} to wake at {wake_ns}"
         self._recorder.on_step(now_ns, events, effects)
@@ -198,24 +139,50 @@ class Checks:
         action = self._out.pop(result.action_id, None)
         assert action is not None, f"{result} of no action that is out"
         if isinstance(action, Infer):
-            for call in action.calls:
-                del self._reading[call.request_id]
+            self._read(action)
         elif isinstance(action, Load) and result.status is Status.OK:
             host = self._simulation.by_device.get(result.device)
             if isinstance(host, CheckedHost) and not is_cut(host) and not host.gone:
                 there = host.truth[result.device].has(action.extent, action.version)
                 assert there, f"{result}, and the weights are not there"
 
+    def _read(self, action: Infer) -> None:
+        """Nobody reads for it any more."""
+        for call in action.calls:
+            readers = self._reading[call.request_id]
+            readers.remove(action.action_id)
+            if not readers:
+                del self._reading[call.request_id]
+
+    def _told_hung(self, effect: WorkerHung) -> None:
+        """It hangs, is to be ended, or is back."""
+        if effect.end or not effect.why:
+            assert effect.worker in self._hung, f"{effect}, and it did not hang"
+        else:
+            assert effect.worker not in self._hung, f"{effect} again"
+        if effect.why:
+            self._hung.add(effect.worker)
+            self._asked.hung = True
+        else:
+            self._hung.remove(effect.worker)
+            owed = [one for one in self._out.values() if self._worker_of(one) == effect.worker]
+            assert not owed, f"{effect}, and it owes {owed}"
+
+    def _worker_of(self, action: Action) -> str:
+        host = self._simulation.by_device.get(action.device)
+        return "" if host is None else host.name
+
     def _lost(self, lost: WorkerLost) -> None:
         """What was out on its devices is lost; the devices it had are those that no host has now."""
         by_device = self._simulation.by_device
+        self._hung.discard(lost.worker)
         out = [
             one
             for one in self._out.values()
             if one.device not in by_device or by_device[one.device].name == lost.worker
         ]
         ran = [one for one in out if lost.running is not None and one.action_id in lost.running]
-        self._deaths.update({one.model for one in ran})
+        self._deaths.update({one.model for one in ran} | set(lost.preparing))
         for action in out:
             self._lose(action, ran=action in ran or not (ran or lost.preparing))
 
@@ -225,14 +192,15 @@ class Checks:
             return
         self._asked.quarantined.add(effect.model)
         after = self._simulation.controller.config.quarantine_after
-        assert 0 < after <= self._deaths[effect.model], f"{effect} after {self._deaths[effect.model]} deaths"
+        deaths = max(self._deaths[effect.model], self._deaths[effect.code_id])
+        assert 0 < after <= deaths, f"{effect} after {deaths} deaths"
 
     def _lose(self, action: Action, *, ran: bool) -> None:
         del self._out[action.action_id]
         if isinstance(action, Infer):
             most = self._simulation.controller.config.retries + 1
+            self._read(action)
             for call in action.calls:
-                del self._reading[call.request_id]
                 self._losses[call.request_id] += ran
                 assert self._losses[call.request_id] <= most, f"{call} cost {most + 1} workers"
 
@@ -246,6 +214,7 @@ class Checks:
     def _action(self, action: Action, now_ns: int) -> None:
         assert action.action_id not in self._out, f"{action} is out already"
         assert action.window.latest_ns >= now_ns, f"{action} at {now_ns} is too late already"
+        assert self._worker_of(action) not in self._hung, f"{action} on a worker that hung"
         self._out[action.action_id] = action
         if isinstance(action, Unload):
             return
@@ -254,8 +223,10 @@ class Checks:
         if isinstance(action, Infer):
             for call in action.calls:
                 asked = call.request_id in self._asked.open
-                assert asked and call.request_id not in self._reading, f"{action}: {call} is not waiting"
-                self._reading[call.request_id] = action.action_id
+                readers = self._reading.setdefault(call.request_id, set())
+                elsewhere = all(self._worker_of(self._out[one]) in self._hung for one in readers)
+                assert asked and elsewhere, f"{action}: {call} is not waiting"
+                readers.add(action.action_id)
             assert sum(call.rows for call in action.calls) <= action.batch, f"{action} is overfull"
         self._estimate(action)
 
@@ -267,7 +238,8 @@ class Checks:
         least_ns, most_ns = self._bounds[key]
         host = self._simulation.by_device[action.device]
         assert isinstance(host, CheckedHost)
-        most_ns = max(LEAST_NS, int(most_ns * host.truth[action.device].slowest))
+        truth = host.truth[action.device]
+        most_ns = max(LEAST_NS, int(most_ns * truth.slowest)) + truth.stalled_ns
         assert least_ns - 1 <= action.expected_ns <= most_ns + 1, (
             f"{action.expected_ns} ns are expected of what takes {least_ns} to {most_ns}: {action}"
         )
@@ -295,9 +267,12 @@ class Checks:
         again = controller.decide(now_ns)
         assert not again, f"a second decision at {now_ns}: {again}"
         belief = controller._belief  # noqa: SLF001 - what it believes is what is checked
-        assert belief.sent.keys() == self._out.keys(), "the controller waits for other actions than are out"
+        owed = {action_id for one in belief.hung.values() for action_id in one.sent}
+        assert belief.sent.keys() | owed == self._out.keys(), "the controller waits for others than are out"
+        assert belief.hung.keys() == self._hung, f"{self._hung} hung"
         assert self._asked.open.keys() == simulation.open.keys()
-        assert belief.devices.keys() == simulation.by_device.keys()
+        away = {device.name for one in belief.hung.values() for device in one.devices}
+        assert belief.devices.keys() | away == simulation.by_device.keys()
         readers = Counter((one.device, one.version) for one in self._out.values() if isinstance(one, Infer))
         for name, device in belief.devices.items():
             host = simulation.by_device[name]
@@ -318,7 +293,7 @@ class Checks:
         """Weights that the controller knows nothing of, or of models not served any more, do not stay."""
         moving = {one.version for one in self._out.values() if one.device == device}
         for version in host.truth[device].versions() - known - moving:
-            if host.stopped is not None:
+            if host.stopped is not None or host.stuck:
                 self._unknown[device, version] = now_ns
             since_ns = self._unknown.setdefault((device, version), now_ns)
             assert now_ns - since_ns < FORGET_NS, f"{device}: version {version} is unknown since {since_ns}"
@@ -356,6 +331,8 @@ class Checks:
         for name, device in simulation.controller._belief.devices.items():  # noqa: SLF001
             host = simulation.by_device[name]
             assert isinstance(host, CheckedHost) and not is_cut(host) and host.stopped is None, host.name
+            if host.stuck:
+                continue  # its link was cut since, and nobody asked anything of that lane that could tell
             truth, holders = host.truth[name], device.pages.holders()
             assert not truth.running, f"{name}: {truth.running} runs still"
             assert truth.versions() == {one.version for one in holders}, (
@@ -365,7 +342,9 @@ class Checks:
                 f"{name}: weights not served"
             )
             assert not device.pending_codes, f"{name}: {device.pending_codes} are not prepared"
-            assert device.codes.keys() == {code.code.code_id for code in simulation.codes}
+            prepared = device.codes.keys() | device.failed_codes.keys()
+            assert prepared == {code.code.code_id for code in simulation.codes}, f"{name}: {prepared}"
+            assert not device.failed_codes or self._asked.quarantined, f"{name}: {device.failed_codes}"
 
 
 def _span(quantiles_us: tuple[tuple[float, float], ...]) -> tuple[int, int]:

@@ -42,6 +42,8 @@ class FaultTimes(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     restart_ns: int
     kill_ns: int
+    end_ns: int
+    silent_ns: int
     notice_ns: int
     rejoin_ns: int
 

@@ -2,8 +2,8 @@
 
 crash         a worker dies; a new one of its name joins after a while, with empty memory
 kills         whenever a model has run on a worker, that dies of it, before it tells the result
-hang          a worker is stopped and goes on later (its devices' work went on); if it never would, it is
-              killed after a while, as a supervisor does
+hang, stop    a worker is stopped and goes on later, its devices' work going on or stopping, too; one that
+hangs         never would is ended, as one whose lane never ends: see ``stops``
 slow          what starts on a device takes longer for a while
 loss          a share of the messages on a link is lost: the first one lost cuts the link, for links keep
               the order; both sides notice after a while of their own, and the worker joins again
@@ -41,6 +41,7 @@ from clockwork_serve.messages import (
     WorkerJoined,
 )
 from clockwork_serve.sim.host import CALL, TO_CONTROLLER, TO_WORKER, Host
+from clockwork_serve.sim.stops import Stops
 from clockwork_serve.sim.trouble import Trouble, is_cut
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, ms
 from clockwork_serve.worker.events import ControllerLost
@@ -79,28 +80,30 @@ class Faults:
         self._codes = {code.code.code_id: code for code in simulation.codes}
         self._gateways = len(simulation.gateways)
         self.executed: Counter[str] = Counter()
+        self.stops = Stops(self, simulation)
         begin: dict[str, Callable[[FaultTable], Events]] = {
-            "crash": self._crashes, "kills": self._kills, "hang": self._hangs, "slow": self._slows,
+            "crash": self._crashes, "kills": self._kills,
+            "hang": self.stops.hang, "stop": self.stops.stop, "hangs": self._hangs, "slow": self._slows,
             "loss": self._loses, "delay": self._delays, "skew": self._skews,
             "remove_model": self._removes, "add_model": self._adds, "gateway": self._gateway_dies,
             "cancel": self._cancels, "drain": self._drains,
         }  # fmt: skip
         for table in tables:
             if table.kind == "add_model":
-                self._in(0, partial(self._remove, self._model(table)))
+                self.later(0, partial(self._remove, self._model(table)))
             at_ns = round(table.at_s * NS_PER_S)
-            self._in(at_ns, partial(begin[table.kind], table))
+            self.later(at_ns, partial(begin[table.kind], table))
 
-    def _in(self, after_ns: int, what: Callable[[], Events]) -> None:
+    def later(self, after_ns: int, what: Callable[[], Events]) -> None:
         """Have something happen so long from now; it returns what the controller observes at that."""
         self._world.at(self._simulation.now_ns + after_ns, CALL, None, what)
 
-    def _after(self, table: FaultTable, what: Callable[[], Events]) -> None:
+    def after(self, table: FaultTable, what: Callable[[], Events]) -> None:
         """Have a fault end, if it does."""
         if table.for_s is not None:
-            self._in(round(table.for_s * NS_PER_S), what)
+            self.later(round(table.for_s * NS_PER_S), what)
 
-    def _hit(self, table: FaultTable) -> list[Host]:
+    def hit(self, table: FaultTable) -> list[Host]:
         """The workers up that a fault means."""
         hosts = [host for host in self._simulation.hosts.values() if not host.gone]
         if table.device is not None:
@@ -110,12 +113,12 @@ class Faults:
     # Workers
 
     def _crashes(self, table: FaultTable) -> Events:
-        for host in self._hit(table):
+        for host in self.hit(table):
             self.executed["crash"] += 1
-            self._crash(host, table.for_s)
+            self.crash(host, table.for_s)
         return NOTHING
 
-    def _crash(self, host: Host, for_s: float | None) -> None:
+    def crash(self, host: Host, for_s: float | None) -> None:
         """It dies; what it said before still arrives, then the controller learns that its link ended."""
         host.die()
         now_ns = self._simulation.now_ns
@@ -123,13 +126,16 @@ class Faults:
             lost_ns = max(now_ns + self._world.delay_ns(), host.answered_ns)
             self._world.at(lost_ns, CALL, None, partial(self._lost, host))
         restart_ns = self._times.restart_ns if for_s is None else round(for_s * NS_PER_S)
-        self._in(restart_ns, partial(self._restart, host))
+        self.later(restart_ns, partial(self._restart, host))
 
     def _kills(self, table: FaultTable) -> Events:
         key = self._model(table).key
         self._world.killers[key] = self._killed
-        self._after(table, partial(self._kills_no_more, key))
+        self.after(table, partial(self._kills_no_more, key))
         return NOTHING
+
+    def _hangs(self, table: FaultTable) -> Events:
+        return self.stops.hangs(table, self._model(table).key)
 
     def _kills_no_more(self, key: str) -> Events:
         self._world.killers.pop(key, None)
@@ -138,8 +144,8 @@ class Faults:
     def _killed(self, host: Host) -> Events:
         if not host.gone:
             self.executed["kills"] += 1
-            self._crash(host, None)
-            self._in(NS_PER_MS, lambda: (WorkerCrashed(worker=host.name),))
+            self.crash(host, None)
+            self.later(NS_PER_MS, lambda: (WorkerCrashed(worker=host.name),))
         return NOTHING
 
     def _lost(self, host: Host) -> Events:
@@ -171,36 +177,14 @@ class Faults:
             host.send(code, now_ns)
         return (*lost, WorkerJoined(worker=host.name, devices=host.specs))
 
-    def _hangs(self, table: FaultTable) -> Events:
-        for host in self._hit(table):
-            if host.stopped is not None:
-                continue
-            self.executed["hang"] += 1
-            host.stop()
-            if table.for_s is None:
-                self._in(self._times.kill_ns, partial(self._kill, host))
-            else:
-                self._after(table, partial(self._goes_on, host))
-        return NOTHING
-
-    def _kill(self, host: Host) -> Events:
-        if not host.gone:
-            self._crash(host, None)
-        return NOTHING
-
-    def _goes_on(self, host: Host) -> Events:
-        if not host.gone:
-            host.go_on(self._simulation.now_ns)
-        return NOTHING
-
     def _slows(self, table: FaultTable) -> Events:
         assert table.factor is not None
-        for host in self._hit(table):
+        for host in self.hit(table):
             for spec in host.specs:
                 if table.device is None or spec.device == f"gpu{table.device}":
                     self.executed["slow"] += 1
                     host.slowness[spec.device] = table.factor
-                    self._after(table, partial(self._usual, host, spec.device))
+                    self.after(table, partial(self._usual, host, spec.device))
         return NOTHING
 
     def _usual(self, host: Host, device: str) -> Events:
@@ -209,10 +193,10 @@ class Faults:
 
     def _skews(self, table: FaultTable) -> Events:
         assert table.ms is not None
-        for host in self._hit(table):
+        for host in self.hit(table):
             self.executed["skew"] += 1
             host.set_skew(host.skew_ns + ms(table.ms), self._simulation.now_ns)
-            self._after(table, partial(self._skew_back, host, ms(table.ms)))
+            self.after(table, partial(self._skew_back, host, ms(table.ms)))
         return NOTHING
 
     def _skew_back(self, host: Host, by_ns: int) -> Events:
@@ -228,11 +212,11 @@ class Faults:
         return host.trouble
 
     def _delays(self, table: FaultTable) -> Events:
-        for host in self._hit(table):
+        for host in self.hit(table):
             self.executed["delay"] += 1
             trouble, by_ns = self._trouble(host), ms(table.ms or 0)
             trouble.delay_ns += by_ns
-            self._after(table, partial(self._in_time, trouble, by_ns))
+            self.after(table, partial(self._in_time, trouble, by_ns))
         return NOTHING
 
     def _in_time(self, trouble: Trouble, by_ns: int) -> Events:
@@ -240,10 +224,10 @@ class Faults:
         return NOTHING
 
     def _loses(self, table: FaultTable) -> Events:
-        for host in self._hit(table):
+        for host in self.hit(table):
             trouble = self._trouble(host)
             trouble.loss = table.factor or 1.0
-            self._after(table, partial(self._loses_no_more, trouble))
+            self.after(table, partial(self._loses_no_more, trouble))
         return NOTHING
 
     def _loses_no_more(self, trouble: Trouble) -> Events:
@@ -256,8 +240,8 @@ class Faults:
         link = host.trouble
         notice_ns = self._times.notice_ns
         low, high = notice_ns // 2, notice_ns * 3 // 2
-        self._in(int(self._dice.integers(low, high)), partial(self._unheard, host, link))
-        self._in(int(self._dice.integers(low, high)), partial(self._unlinked, host, link))
+        self.later(int(self._dice.integers(low, high)), partial(self._unheard, host, link))
+        self.later(int(self._dice.integers(low, high)), partial(self._unlinked, host, link))
 
     def _unheard(self, host: Host, link: object) -> Events:
         """The controller notices; it did already, if the worker is back."""
@@ -268,14 +252,14 @@ class Faults:
         if not host.gone and host.trouble is link:
             self._world.forget(host, (TO_WORKER,))
             host.tell_at_once(ControllerLost(), self._simulation.now_ns)
-            self._in(self._times.rejoin_ns, partial(self._rejoin, host))
+            self.later(self._times.rejoin_ns, partial(self._rejoin, host))
         return NOTHING
 
     def _rejoin(self, host: Host) -> Events:
         if host.gone:
             return NOTHING
         if host.stopped is not None:
-            self._in(self._times.rejoin_ns, partial(self._rejoin, host))
+            self.later(self._times.rejoin_ns, partial(self._rejoin, host))
             return NOTHING
         return self._join(host)
 
@@ -289,14 +273,14 @@ class Faults:
         events = self._remove(self._model(table))
         if events:
             self.executed["remove_model"] += 1
-            self._after(table, partial(self._add, self._model(table)))
+            self.after(table, partial(self._add, self._model(table)))
         return events
 
     def _adds(self, table: FaultTable) -> Events:
         events = self._add(self._model(table))
         if events:
             self.executed["add_model"] += 1
-            self._after(table, partial(self._remove, self._model(table)))
+            self.after(table, partial(self._remove, self._model(table)))
         return events
 
     def _remove(self, model: Model) -> Events:
@@ -332,7 +316,7 @@ class Faults:
 
     def _gateway_dies(self, table: FaultTable) -> Events:
         """What it sent before arrives first; requests that come later are of the gateway after it."""
-        self._in(self._simulation.constants.network.gateway_ns, self._gateway_lost)
+        self.later(self._simulation.constants.network.gateway_ns, self._gateway_lost)
         return NOTHING
 
     def _gateway_lost(self) -> Events:
@@ -345,7 +329,7 @@ class Faults:
     def _cancels(self, table: FaultTable) -> Events:
         leavers = _Leavers(self, table.factor or 1.0)
         self._simulation.watchers.append(leavers)
-        self._after(table, partial(self._cancel_no_more, leavers))
+        self.after(table, partial(self._cancel_no_more, leavers))
         return NOTHING
 
     def _cancel_no_more(self, leavers: _Leavers) -> Events:
@@ -355,7 +339,7 @@ class Faults:
     def leave(self, request: Request) -> None:
         """A client will go away, at some moment until its deadline; perhaps it is answered before."""
         patience_ns = min(request.deadline_ns - request.arrival_ns, PATIENCE_MAX_NS)
-        self._in(int(self._dice.integers(patience_ns + 1)), partial(self._left, request.request_id))
+        self.later(int(self._dice.integers(patience_ns + 1)), partial(self._left, request.request_id))
 
     def chance(self, share: float) -> bool:
         """True for that share of all calls."""

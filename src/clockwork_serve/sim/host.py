@@ -70,8 +70,8 @@ class World:
     """
 
     __slots__ = (
-        "heap", "infer_noise", "jitter", "killers", "load_noise", "order", "prepare_ns", "tally", "truth",
-        "worker_delay_ns",
+        "endless", "heap", "infer_noise", "jitter", "killers", "load_noise", "order", "prepare_ns", "tally",
+        "truth", "worker_delay_ns",
     )  # fmt: skip
 
     def __init__(
@@ -88,6 +88,9 @@ class World:
         self.load_noise: Draws | None = None
         self.killers: dict[str, Callable[[Host], Sequence[ControllerEvent]]] = {}
         """By a model's key: what happens to a host that has run it, before anybody hears of the result."""
+
+        self.endless: dict[str, Callable[[Host], None]] = {}
+        """By a model's key: told of a host that has begun to run it, and will never be done with it."""
 
     def at(self, when_ns: int, kind: int, whom: Any, what: Any) -> None:
         """Let something happen."""
@@ -117,7 +120,7 @@ class Host:
 
     __slots__ = (
         "answered_ns", "died_at", "floor_ns", "gone", "heard_ns", "machine", "name", "skew_ns", "slowness",
-        "specs", "stopped", "trouble", "wake_ns", "world",
+        "specs", "stopped", "stopped_ns", "stuck", "trouble", "wake_ns", "world",
     )  # fmt: skip
 
     def __init__(self, name: str, specs: tuple[DeviceSpec, ...], world: World) -> None:
@@ -131,6 +134,10 @@ class Host:
         """What its lanes were at when it died."""
         self.stopped: list[WorkerEvent] | None = None
         """What happened to it while it was stopped, as by SIGSTOP; None: it runs."""
+        self.stuck = False
+        """One of its lanes is never done with what it does."""
+        self.stopped_ns = 0
+        """When it was stopped last."""
         self.skew_ns = 0
         """By how much its clock, as converted by the transport, is ahead."""
         self.floor_ns = 0
@@ -232,6 +239,10 @@ class Host:
         )  # fmt: skip
         if world.killers and type(action) is Infer and action.model in world.killers:
             world.at(now_ns + lasts_ns, CALL, None, partial(world.killers[action.model], self))
+        if world.endless and type(action) is Infer and action.model in world.endless:
+            self.stuck = True
+            world.endless[action.model](self)
+            return
         world.order = order = world.order + 1
         heappush(world.heap, (now_ns + lasts_ns, order, LANE_DONE, self, done))
 
@@ -276,10 +287,14 @@ class Host:
             self.observe(event, now_ns)
             self.decide(now_ns)
 
-    def stop(self) -> None:
+    def stop(self, now_ns: int) -> None:
         """Stop the process, as by SIGSTOP: its devices go on."""
         assert self.stopped is None, f"{self.name} is stopped already"
         self.stopped = []
+        self.stopped_ns = now_ns
+
+    def stalled(self, by_ns: int) -> None:
+        """What runs on its devices was stopped for so long; for who checks it."""
 
     def go_on(self, now_ns: int) -> None:
         """As by SIGCONT: it hears of all that happened, in order."""

@@ -36,6 +36,7 @@ from clockwork_serve.messages import (
     QuotasSet,
     Request,
     Unload,
+    WorkerHung,
     WorkerJoined,
 )
 from clockwork_serve.sim.checks import Checks
@@ -285,6 +286,9 @@ class Simulation:
                 self._hear(effect, now_ns)  # type: ignore[arg-type]
             elif kind is Infer or kind is Load or kind is Unload:
                 self.by_device[effect.device].send(effect, now_ns)  # type: ignore[union-attr,arg-type]
+            elif kind is WorkerHung and effect.end:  # type: ignore[union-attr]
+                assert self.faults is not None, f"{effect}, and nothing went wrong"
+                self.faults.stops.end(effect.worker)  # type: ignore[union-attr]
         for watcher in self.watchers:
             watcher.on_step(now_ns, events, effects)
 

@@ -20,7 +20,7 @@ class Lying:
 class Truth:
     """One device: what lies in its pages and what runs on its lanes."""
 
-    __slots__ = ("lying", "running", "slowest", "spec")
+    __slots__ = ("lying", "running", "slowest", "spec", "stalled_ns")
 
     def __init__(self, spec: DeviceSpec) -> None:
         self.spec = spec
@@ -29,6 +29,8 @@ class Truth:
         self.running: dict[Lane, Action] = {}
         self.slowest = 1.0
         """The most that it was slowed down, ever."""
+        self.stalled_ns = 0
+        """For how long its lanes were stopped, ever."""
 
     def start(self, action: Action, lane: Lane) -> None:
         """An action starts: it is alone on its lane, and the pages are as it needs them."""

@@ -173,6 +173,8 @@ class Counters(Struct):
     queued: int = 0
     unmatched: int = 0
     workers_lost: int = 0
+    workers_hung: int = 0
+    workers_ended: int = 0
     quarantines: int = 0
     gateways_lost: int = 0
     ready: bool = False

@@ -48,6 +48,8 @@ def _requests(counters: Counters) -> Iterator[str]:
         ("requests_queued", "gauge", "Open requests in no INFER.", counters.queued),
         ("answers_unmatched_total", "counter", "Answers to no open request: 0.", counters.unmatched),
         ("workers_lost_total", "counter", "Workers that died or left.", counters.workers_lost),
+        ("workers_hung_total", "counter", "Workers that did not answer in time.", counters.workers_hung),
+        ("workers_ended_total", "counter", "Workers ended because they hung.", counters.workers_ended),
         ("quarantines_total", "counter", "Models that came into quarantine.", counters.quarantines),
         ("gateways_lost_total", "counter", "Gateways that died or left.", counters.gateways_lost),
         ("ready", "gauge", "Whether the server can serve.", int(counters.ready)),

@@ -31,6 +31,7 @@ from clockwork_serve.messages import (
     Result,
     Status,
     Unload,
+    WorkerHung,
     WorkerJoined,
     WorkerLost,
 )
@@ -87,7 +88,7 @@ class Recorder:
             ModelAdded: self._on_model_added, ModelRemoved: self._on_model_removed,
             WorkerJoined: self._on_worker_joined, WorkerLost: self._on_worker_lost,
             GatewayLost: self._on_gateway_lost, Readiness: self._on_readiness,
-            QuotasSet: self._on_quotas, Quarantined: self._on_quarantined,
+            QuotasSet: self._on_quotas, Quarantined: self._on_quarantined, WorkerHung: self._on_worker_hung,
         }  # fmt: skip
 
     def on_step(
@@ -325,6 +326,15 @@ class Recorder:
         self.counters.quarantines += bool(effect.why)
         if (model := self.counters.models.get(effect.model)) is not None:
             model.quarantined = bool(effect.why)
+
+    def _on_worker_hung(self, effect: WorkerHung, now_ns: int) -> None:
+        self.counters.workers_ended += effect.end
+        if effect.end:
+            return
+        self.counters.workers_hung += bool(effect.why)
+        for device in self.counters.devices.values():
+            if device.worker == effect.worker:
+                device.up = not effect.why
 
     def _on_readiness(self, effect: Readiness, now_ns: int) -> None:
         self.counters.ready, self.counters.not_ready_why = effect.ready, effect.why

@@ -29,6 +29,8 @@ Retry = Literal["fixed", "retry_after"]
 FaultKind = Literal[
     "crash",
     "hang",
+    "stop",
+    "hangs",
     "slow",
     "loss",
     "delay",
@@ -297,7 +299,7 @@ class FaultTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 _FAULT_NEEDS: Final = {
     "slow": "factor", "loss": "factor", "cancel": "factor", "delay": "ms", "skew": "ms",
-    "remove_model": "model", "add_model": "model", "kills": "model",
+    "remove_model": "model", "add_model": "model", "kills": "model", "hangs": "model",
 }  # fmt: skip
 
 _DEFAULTS: Final[dict[str, Any]] = dict(

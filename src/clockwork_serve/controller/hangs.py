@@ -1,0 +1,298 @@
+"""Workers that do not answer: told in ``observe``, judged in ``decide``. It ends none, but says which to end.
+
+An action is *late* when the instant at which its lane was expected to be done with it is past by more than
+its patience. Then its worker *hung*: nothing is planned on it, and what was in flight there is planned
+elsewhere. It comes back as it was once it has answered all that it owes. If it has not by the end of its
+grace, it is to be ended. A worker without work can hang, too: its process returns no beats.
+
+Windows count only as lanes do: an action's opens when it is sent, so it starts as soon as its lane is free.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.cluster import DeviceBelief, Guard, LaneBelief, Residency, Sent
+from clockwork_serve.controller.fleet import Fleet
+from clockwork_serve.controller.hung import HungWorker
+from clockwork_serve.controller.life import LOADED, LOADING, READY, SPENT
+from clockwork_serve.controller.quarantine import Quarantine
+from clockwork_serve.controller.queues import Waiter
+from clockwork_serve.controller.scheduler import Scheduler
+from clockwork_serve.controller.settle import BELIEF_WRONG, Settler
+from clockwork_serve.controller.timers import NEVER_NS
+from clockwork_serve.messages import (
+    Infer,
+    Load,
+    Result,
+    Status,
+    Unload,
+    WorkerHeard,
+    WorkerHung,
+    WorkerSilent,
+)
+from clockwork_serve.units import MIB, NS_PER_S
+
+SLOWER: Final = 4
+"""An action may be late by so many times what it was expected to take."""
+FIRST: Final = 5
+"""What was never measured on a device may take so many floors: first runs import, compile, allocate."""
+FIRST_GRACE: Final = 5
+"""So many times the grace, too, for who has ended no worker yet."""
+SLOW_LOAD_BYTES: Final = 20 * MIB
+"""A LOAD may be late by another floor for each of these: from a cold disk or a network it is slow."""
+PREPARE: Final = 150
+"""So many floors for a code to be prepared, and for the LOADs behind it."""
+SILENT: Final = 15
+"""A worker that has work and is silent for so many floors hung, however patient that work is."""
+SURE: Final = 8
+"""Who is late is judged again after this part of a floor: the controller itself may have slept till now."""
+
+
+class Hangs:
+    """See the module."""
+
+    def __init__(
+        self, belief: Belief, fleet: Fleet, scheduler: Scheduler, settler: Settler, quarantine: Quarantine
+    ) -> None:
+        self._belief = belief
+        self._fleet = fleet
+        self._scheduler = scheduler
+        self._settler = settler
+        self._quarantine = quarantine
+        self._floor_ns = belief.config.hang_ns
+        self._grace_ns = belief.config.hang_grace_ns
+        self.unsettled = False
+        """Something was told that ``settle`` has to judge."""
+        self._silent: list[WorkerSilent] = []
+        self._ended: list[Sent] = []
+        """Actions of hung workers that are over: nobody there touches their tensors any more."""
+
+    # Told
+
+    def told(self, event: WorkerSilent | WorkerHeard) -> None:
+        """A worker returns no beats, or returns them again."""
+        if isinstance(event, WorkerSilent):
+            self._silent.append(event)
+        elif event.worker in self._belief.hung:
+            self._belief.hung[event.worker].heard = True
+        self._stir()
+
+    def progressed(self, hung: HungWorker) -> None:
+        """A worker that hung prepared a code."""
+        hung.heard = True
+        self._stir()
+
+    def of_device(self, name: str) -> tuple[HungWorker, DeviceBelief] | None:
+        """The worker that hung which has that device."""
+        for hung in self._belief.hung.values():
+            device = hung.device(name)
+            if device is not None:
+                return hung, device
+        return None
+
+    def result(self, result: Result) -> None:
+        """A result of no action that is in flight: perhaps one that a worker owed which hung."""
+        found = self.of_device(result.device)
+        sent = None if found is None else found[0].sent.pop(result.action_id, None)
+        if found is None or sent is None:
+            return
+        hung, good, residency = found[0], result.status is Status.OK, sent.residency
+        if good and sent.samples is not None:
+            sent.samples.add(result.ended_ns - result.started_ns)
+        if residency is not None and residency in hung.kept:
+            if residency.state == LOADING and good:
+                residency.step(LOADED)
+            elif residency.state == LOADING or result.status in BELIEF_WRONG:
+                hung.kept.remove(residency)
+        hung.heard = True
+        self._ended.append(sent)
+        self._stir()
+
+    def lost(self, worker: str, at_work: set[int]) -> None:
+        """A worker is gone; ``at_work`` are the actions that it was at."""
+        hung = self._belief.hung.pop(worker, None)
+        if hung is None:
+            return
+        self._belief.timers.set(hung, NEVER_NS)
+        for device in hung.devices:
+            self._belief.estimator.forget_device(device.name)
+        for action_id, sent in hung.sent.items():
+            if action_id in at_work and action_id not in hung.heads:
+                for waiter in sent.waiters:
+                    waiter.retries += 1
+            self._ended.append(sent)
+        self._stir()
+
+    def _stir(self) -> None:
+        self.unsettled = self._belief.unsettled = True
+
+    # Decided
+
+    def settle(self, now_ns: int) -> None:
+        """Draw the consequences of all that was told."""
+        self.unsettled = False
+        for sent in self._ended:
+            for waiter in sent.waiters:
+                self._let_go(waiter)
+        self._ended.clear()
+        for hung in list(self._belief.hung.values()):
+            if hung.heard and not hung.sent and not hung.ended:
+                self._take_back(hung, now_ns)
+        silent, self._silent = self._silent, []
+        for event in silent:
+            self._judge_silent(event, now_ns)
+
+    def fired(self, timer: Guard | HungWorker, now_ns: int) -> None:
+        """It is time to look at a device, or a worker's grace is over."""
+        if isinstance(timer, HungWorker):
+            timer.ended = True
+            self._belief.effects.append(WorkerHung(worker=timer.name, why=timer.why, end=True))
+            self._belief.timers.set(timer, now_ns + self._grace_ns)
+            return
+        device = timer.device
+        due_ns = min(self._exec_due_ns(device), self._load_due_ns(device))
+        if due_ns > now_ns:
+            timer.sure = False
+            if due_ns != NEVER_NS:  # what is sent in between may be late sooner
+                due_ns = min(due_ns, now_ns + self._floor_ns)
+            self._belief.timers.set(timer, due_ns)
+        elif not timer.sure:
+            timer.sure = True
+            self._belief.timers.set(timer, now_ns + self._floor_ns // SURE + 1)
+        elif self._exec_due_ns(device) <= now_ns:
+            self._late(device, device.exec, now_ns)
+        elif device.load:
+            self._late(device, device.load, now_ns)
+        else:
+            codes = ", ".join(sorted(device.pending_codes))
+            why = f"{device.name} has not prepared {codes} in {_seconds(now_ns - device.since_ns)}"
+            self._suspect(device.worker, why, FIRST_GRACE * self._grace_ns, now_ns)
+
+    def _late(self, device: DeviceBelief, lane: LaneBelief, now_ns: int) -> None:
+        """The running action of a lane makes its worker hung."""
+        sent = self._head(lane)
+        kind = type(sent.action).__name__.upper()
+        late = _seconds(now_ns - lane.head_end_ns)
+        why = f"{device.name} has not answered an {kind} of {sent.action.model}, which is {late} late"
+        grace_ns = FIRST_GRACE * self._grace_ns if self._is_first(sent) else self._grace_ns
+        self._suspect(device.worker, why.replace("an LOAD", "a LOAD"), grace_ns, now_ns)
+
+    def _judge_silent(self, event: WorkerSilent, now_ns: int) -> None:
+        devices = [one for one in self._belief.devices.values() if one.worker == event.worker]
+        busy = any(one.exec or one.load or one.pending_codes for one in devices)
+        if self._floor_ns and devices and (not busy or event.for_ns >= SILENT * self._floor_ns):
+            why = f"it has returned no beat in {_seconds(event.for_ns)}"
+            self._suspect(event.worker, why, self._grace_ns, now_ns)
+
+    def _suspect(self, worker: str, why: str, grace_ns: int, now_ns: int) -> None:
+        """Plan nothing on a worker any more, and what is in flight there elsewhere."""
+        belief = self._belief
+        devices = [one for one in belief.devices.values() if one.worker == worker]
+        hung = belief.hung[worker] = HungWorker(worker, why, devices, belief.fresh())
+        belief.effects.append(WorkerHung(worker=worker, why=why))
+        belief.timers.set(hung, now_ns + grace_ns)
+        for device in devices:
+            if device.exec:
+                hung.heads.add(device.exec.head_id)
+            hung.kept += device.pages.holders()
+            hung.sent.update((sent.action.action_id, sent) for sent in self._fleet.leave(device))
+        for action_id, sent in hung.sent.items():
+            self._settler.suspected(sent, now_ns, ran=action_id in hung.heads)
+
+    def _take_back(self, hung: HungWorker, now_ns: int) -> None:
+        """A worker owes nothing any more: it is as it was."""
+        belief = self._belief
+        del belief.hung[hung.name]
+        belief.timers.set(hung, NEVER_NS)
+        belief.effects.append(WorkerHung(worker=hung.name))
+        for before in hung.devices:
+            device = DeviceBelief(before.spec, before.worker, belief.fresh(), belief.config)
+            device.codes, device.failed_codes = before.codes, before.failed_codes
+            device.pending_codes, device.warm = before.pending_codes, before.warm
+            self._fleet.enter(device, now_ns)
+            for residency in hung.kept:
+                if residency.device is before:
+                    self._restore(residency, device)
+        self._fleet.changed()
+
+    def _restore(self, kept: Residency, device: DeviceBelief) -> None:
+        """Weights are there still; those of models that are not served any more go."""
+        model = kept.model
+        residency = Residency(model, device, kept.code, kept.extent, kept.version)
+        device.hold(residency)
+        model.enter(residency)
+        self._belief.loaded(residency)
+        if model.removed or model.quarantined:
+            self._settler.retire(model)
+        else:
+            self._belief.stir(model)
+            self._scheduler.loaded(residency)
+
+    def _let_go(self, waiter: Waiter) -> None:
+        """One action less keeps the tensors of a request."""
+        if waiter.state == SPENT:
+            self._belief.release(waiter)
+        else:
+            waiter.held -= 1
+
+    # Patience
+
+    def _head(self, lane: LaneBelief) -> Sent:
+        return self._belief.sent[lane.head_id]
+
+    def _exec_due_ns(self, device: DeviceBelief) -> int:
+        """When its running INFER makes it hung; ``NEVER_NS`` if there is none."""
+        lane = device.exec
+        if not lane:
+            return NEVER_NS
+        patience_ns = self._patience_ns(self._head(lane))
+        if device.pending_codes:  # who prepares one may keep the interpreter to itself
+            patience_ns = max(patience_ns, FIRST * self._floor_ns)
+        return lane.head_end_ns + patience_ns
+
+    def _load_due_ns(self, device: DeviceBelief) -> int:
+        """When what its load lane is at makes it hung; ``NEVER_NS`` if it has nothing to do."""
+        lane = device.load
+        due_ns = lane.head_end_ns + self._patience_ns(self._head(lane)) if lane else 0
+        if device.pending_codes:
+            due_ns = max(due_ns, device.since_ns + PREPARE * self._floor_ns)
+        return due_ns or NEVER_NS
+
+    def _patience_ns(self, sent: Sent) -> int:
+        floor_ns, action = self._floor_ns, sent.action
+        if isinstance(action, Unload):
+            return FIRST * floor_ns
+        patience_ns = max(floor_ns, SLOWER * action.expected_ns)
+        if self._is_first(sent):
+            patience_ns = max(patience_ns, FIRST * floor_ns)
+        if isinstance(action, Load):
+            patience_ns += action.weights.size * floor_ns // SLOW_LOAD_BYTES
+        return patience_ns
+
+    def _is_first(self, sent: Sent) -> bool:
+        """Whether nobody knows how long this takes there; but who may have ended a worker has had its try."""
+        samples = sent.samples
+        return samples is not None and samples.unproven and sent.action.model not in self._quarantine.watched
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        belief = self._belief
+        for name, hung in belief.hung.items():
+            assert hung.name == name and hung.at_ns != NEVER_NS, f"{name}: its grace never ends"
+            assert not any(device.worker == name for device in belief.devices.values())
+            for sent in hung.sent.values():
+                assert sent.action.action_id not in belief.sent
+                assert isinstance(sent.action, Infer) == bool(sent.waiters)
+            for kept in hung.kept:
+                loading = kept.version in hung.sent and kept.state == LOADING
+                assert loading or kept.state == READY, f"{name}: {kept.model.key} neither comes nor is there"
+        if self._floor_ns:
+            for device in belief.devices.values():
+                busy = device.exec or device.load or device.pending_codes
+                assert not busy or device.guard.at_ns != NEVER_NS, f"{device.name} is not guarded"
+
+
+def _seconds(lasts_ns: int) -> str:
+    return f"{lasts_ns / NS_PER_S:.1f} s"
