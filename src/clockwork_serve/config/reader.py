@@ -181,7 +181,7 @@ def _read_file(file: Path) -> dict[str, object]:
         raise wrong(
             "config", str(file), "a readable file", error.strerror, "name a TOML file with --config"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise wrong("config", str(file), "valid TOML", str(error), "correct the line it names") from None
     known = {entry.name for entry in SETTINGS}
     for name in values:

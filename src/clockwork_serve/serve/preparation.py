@@ -139,7 +139,7 @@ async def _run(preparation: Preparation, on_progress: OnProgress, on_line: Calla
     def on_output(line: str) -> None:
         try:
             said: Progress | Failure | Begun = msgspec.json.decode(line, type=Progress | Failure | Begun)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, ValueError, RecursionError):
             on_line(line)  # something a model printed
             return
         match said:

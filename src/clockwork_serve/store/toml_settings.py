@@ -76,7 +76,7 @@ def read_toml(text: str) -> ModelSettings:
     """The settings in a ``clockwork.toml``. Raises ``ProblemError``."""
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise problem(
             FILE_NAME, expected="valid TOML", found=str(error), advice="correct the line it names"
         ) from None
