@@ -20,7 +20,6 @@ from clockwork_serve.bench.sender import Sender
 _DATA, _HEADERS, _PRIORITY, _RESET, _SETTINGS, _PUSH, _PING, _GO_AWAY, _WINDOW, _CONTINUATION = range(10)
 _END_STREAM, _END_HEADERS, _PADDED, _WITH_PRIORITY, _ACK = 1, 4, 8, 32, 1
 _TABLE_SIZE, _PUSHES, _STREAMS, _INITIAL_WINDOW, _FRAME_SIZE = 1, 2, 3, 4, 5
-_LENGTHS: Final = {_RESET: 4, _WINDOW: 4, _GO_AWAY: 8}
 _HEAD_BYTES: Final = 9
 _LARGEST_WINDOW: Final = 2**31 - 1
 _FIRST_WINDOW: Final = 65_535
@@ -351,7 +350,7 @@ def _check(kind: int, flags: int, length: int, content: bytes) -> None:
     """Raise :class:`NotHttp2` for a frame that is larger, or shorter, than one may be."""
     if length > _FIRST_FRAME:
         raise NotHttp2("a frame of HTTP/2 larger than this side takes")
-    if kind in _LENGTHS and length < _LENGTHS[kind]:
+    if (kind in (_RESET, _WINDOW) and length != 4) or (kind == _GO_AWAY and length < 8):
         raise NotHttp2("a frame of HTTP/2 that is cut")
     if kind == _HEADERS and flags & _PADDED and (not content or content[0] >= length):
         raise NotHttp2("a frame of HTTP/2 with more padding than content")

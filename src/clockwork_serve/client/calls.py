@@ -186,7 +186,7 @@ def error_of(response: Response) -> ServingError:
         whole = response.headers.get("retry-after", "")
         retry_after_s = float(whole) if whole.isdecimal() else None
     return error_class(response.status, said.outcome, said.reason)(
-        said.error,
+        said.error or f"HTTP status {response.status}",
         status=response.status,
         reason=said.reason,
         request_id=response.headers.get("clockwork-request-id", ""),

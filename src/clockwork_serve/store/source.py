@@ -146,13 +146,14 @@ def _read_piece(path: Path, where: dict[str, str], name: str, room: int) -> byte
         )  # fmt: skip
     # Not to wait for the other end of a pipe.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    facts = os.fstat(descriptor)
+    if not stat.S_ISREG(facts.st_mode):
+        os.close(descriptor)
+        raise problem(
+            f"external data of '{name}'", expected=f"a file {path.name}",
+            found=f"something else ({stat.filemode(facts.st_mode)})", advice="save the model again",
+        )  # fmt: skip
     with open(descriptor, "rb") as file:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            raise problem(
-                f"external data of '{name}'", expected=f"a file {path.name}",
-                found=f"something else ({stat.filemode(facts.st_mode)})", advice="save the model again",
-            )  # fmt: skip
         offset = int(given.get("offset", "0"))
         there = max(facts.st_size - offset, 0)
         length = int(given["length"]) if "length" in given else there
