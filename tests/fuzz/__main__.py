@@ -1,7 +1,7 @@
 """Fuzzes all parsers, or those named, several at a time; prints a row for each and ends with 1 if one failed.
 
-    python -m tests.fuzz --seconds 600 http_infer onnx
-    python -m tests.fuzz --show onnx build/fuzz/onnx/crash-1f3a
+python -m tests.fuzz --seconds 600 http_infer onnx
+python -m tests.fuzz --show onnx build/fuzz/onnx/crash-1f3a
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ class Row:
 
     def __str__(self) -> str:
         speed = f"{self.inputs / self.seconds:,.0f}"
-        return f"{self.name:<16} {self.inputs:>10,} {speed:>8} {self.edges or '-':>6} {self.kept or '-':>6}  " + (
-            "FAILED" if self.failure else "ok"
+        return (
+            f"{self.name:<16} {self.inputs:>10,} {speed:>8} {self.edges or '-':>6} {self.kept or '-':>6}  "
+            + ("FAILED" if self.failure else "ok")
         )
 
 
@@ -52,7 +53,12 @@ def fuzzed(name: str, seconds: float, folder: Path, seed: int) -> Row:
     with log.open("wb") as out:
         try:
             ended = subprocess.run(
-                command, stdout=out, stderr=out, timeout=seconds + _GRACE_S, check=False, cwd=Path(__file__).parents[2]
+                command,
+                stdout=out,
+                stderr=out,
+                timeout=seconds + _GRACE_S,
+                check=False,
+                cwd=Path(__file__).parents[2],
             )
             status = ended.returncode
         except subprocess.TimeoutExpired:
@@ -83,9 +89,13 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"parsers, all if none: {', '.join(NAMES)}")
     parser.add_argument("--seconds", type=float, default=600, help="for each parser (default: 600)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="parsers at a time (default: all cores)")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="parsers at a time (default: all cores)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the dice (default: 1)")
-    parser.add_argument("--folder", type=Path, default=Path("build/fuzz"), help="where inputs and logs are left")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("build/fuzz"), help="where inputs and logs are left"
+    )
     parser.add_argument("--show", action="store_true", help="NAME FILE...: give these inputs to one parser")
     given = parser.parse_args(argv)
     if given.show:

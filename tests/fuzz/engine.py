@@ -1,8 +1,8 @@
 """Runs inputs through one parser and says what is wrong with how it ended.
 
-Wrong is: an exception that the parser does not declare, over a second of CPU time, memory out of all proportion, an
-error whose words cannot be sent. With atheris (libFuzzer) inputs are found by the edges that they reach; without it,
-seeds are changed at random.
+Wrong is: an exception that the parser does not declare, over a second of CPU time, memory out of all
+proportion, an error whose words cannot be sent. With atheris (libFuzzer) inputs are found by the edges that
+they reach; without it, seeds are changed at random.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Wrong(AssertionError):
 class Target:
     """A parser: ``run`` gives it one input, and raises one of ``errors`` where it is refused.
 
-    ``growth_bytes``: so much more memory than ever before may one input take. ``refused``: whether no input is good.
+    ``growth_bytes``: so much more memory than ever before may one input take.
     """
 
     name: str
@@ -53,16 +53,18 @@ class Target:
 
 GROUPS: Final = {
     "tests.fuzz.targets.gateway": (
-        "http_connection", "http_infer", "http_routes", "grpc_infer", "grpc_rpcs", "compression", "api_keys",
-        "shared_memory",
+        "http_connection", "http_infer", "http_routes", "grpc_infer", "grpc_rpcs", "compression",
+        "api_keys", "shared_memory",
     ),
     "tests.fuzz.targets.links": ("frames", "tensor_calls", "region_names", "black_box"),
     "tests.fuzz.targets.files": (
-        "clockwork_toml", "config_pbtxt", "settings", "repository", "scenario", "azure_trace", "csv_trace", "zoo",
-        "profiles", "journal", "cache_records", "bench_records",
+        "clockwork_toml", "config_pbtxt", "settings", "repository", "scenario", "azure_trace", "csv_trace",
+        "zoo", "profiles", "journal", "cache_records", "bench_records",
     ),
     "tests.fuzz.targets.models": ("onnx", "onnx_external", "torch_pt2", "recipe"),
-    "tests.fuzz.targets.clients": ("client_http", "client_answers", "bench_http", "bench_http2", "hpack", "addresses"),
+    "tests.fuzz.targets.clients": (
+        "client_http", "client_answers", "bench_http", "bench_http2", "hpack", "addresses",
+    ),
 }  # fmt: skip
 NAMES: Final = tuple(name for names in GROUPS.values() for name in names)
 
@@ -189,8 +191,6 @@ def main(argv: list[str]) -> int:
         return plain(name, float(seconds), found, int(seed))
     guided(name, float(seconds), found, int(seed))
     return 0
-
-
 
 
 if __name__ == "__main__":

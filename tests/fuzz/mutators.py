@@ -1,7 +1,7 @@
 """Changes inputs so that they stay nearly right: bytes at random end at a parser's first check.
 
-Each mutator takes an input and dice, and gives another input. All know what they change: tokens of a text, a tree
-(JSON, msgpack), fields of protobuf, entries of a zip, frames with a length before them.
+Each mutator takes an input and dice, and gives another input. All know what they change: tokens of a text, a
+tree (JSON, msgpack), fields of protobuf, entries of a zip, frames with a length before them.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ ODD_NUMBERS: list[Any] = [
 ]  # fmt: skip
 ODD_TEXTS = [
     "", "\0", "a\0b", " ", "\n", "x" * 300, "9" * 5000, "-1", "1e999", "NaN", "..", "../x", "../../etc/passwd",
-    "/etc/passwd", "/dev/zero", "a/b", "\ud800", "\u00b2", "\u0661", "%s%n", "${HOME}", "\u202e", "\x1b[2J", "1" * 20,
-    "0x7f", "true", "FP32", "é" * 40, "(" * 300, "'", '"', "\\", "\\u0000", "1:2:3", "-" * 40,
+    "/etc/passwd", "/dev/zero", "a/b", "\ud800", "\u00b2", "\u0661", "%s%n", "${HOME}", "\u202e", "\x1b[2J",
+    "1" * 20, "0x7f", "true", "FP32", "\u00e9" * 40, "(" * 300, "'", '"', "\\", "\\u0000", "1:2:3", "-" * 40,
 ]  # fmt: skip
 ODD_BYTES = [
-    b"", b"\0", b"\xff", b"\x80", b"\r", b"\n", b"\r\n", b"\r\n\r\n", b"\xed\xa0\x80", b"\xc0\xaf", b"\xef\xbb\xbf",
-    b"9" * 5000, b"-", b"(" * 300, b"[" * 3000, b"{" * 3000, b"0" * 400, b"\xff" * 10, b"1e400", b"../", b"nan", b"0x",
-    b",", b":", b"=", b"'", b'"', b'"""', b"#", b"//", b"\\", b"\x1b", b"\xc2\xb2", b"\xd9\xa1", b"1e-400", b"_1", b"+1",
+    b"", b"\0", b"\xff", b"\x80", b"\r", b"\n", b"\r\n", b"\r\n\r\n", b"\xed\xa0\x80", b"\xc0\xaf",
+    b"\xef\xbb\xbf", b"9" * 5000, b"-", b"(" * 300, b"[" * 3000, b"{" * 3000, b"0" * 400, b"\xff" * 10,
+    b"1e400", b"../", b"nan", b"0x", b",", b":", b"=", b"'", b'"', b'"""', b"#", b"//", b"\\", b"\x1b",
+    b"\xc2\xb2", b"\xd9\xa1", b"1e-400", b"_1", b"+1",
 ]  # fmt: skip
 _TOKEN = re.compile(rb'"(?:[^"\\\n]|\\.)*"|[A-Za-z_][\w.-]*|[-+]?\d+(?:\.\d+)?|\s+|.', re.DOTALL)
 
@@ -320,7 +321,7 @@ def _message(fields: list[tuple[int, int, bytes]]) -> bytes:
 
 
 def zipped(inner: Mutator) -> Mutator:
-    """An archive with an entry changed (``inner`` for .json), renamed, lost, repeated, compressed; or bytes of it."""
+    """An archive with an entry changed (.json by ``inner``), renamed, lost, repeated, compressed; or bytes of it."""
 
     def mutate(data: bytes, dice: Random) -> bytes:
         try:
@@ -339,7 +340,9 @@ def zipped(inner: Mutator) -> Mutator:
             case 0:
                 del entries[at]
             case 1:
-                entries.append((dice.choice((name, "x/../../y", "/abs", f"{name}x", dice.choice(ODD_TEXTS))), content))
+                entries.append(
+                    (dice.choice((name, "x/../../y", "/abs", f"{name}x", dice.choice(ODD_TEXTS))), content)
+                )
             case 2:
                 entries[at] = (name, cut(content, dice))
             case _:
@@ -416,5 +419,8 @@ def http2(data: bytes, dice: Random) -> bytes:
             odd = dice.choice((0, 1, 2**14, 2**24, 2**31 - 1, 2**31, 2**32 - 1)).to_bytes(4, "big")
             frames[chosen] = (head, content[:2] + odd + content[6:])
         case _:
-            frames[chosen] = (head, raw(content, dice) if content else dice.randbytes(dice.choice((1, 4, 6, 8))))
+            frames[chosen] = (
+                head,
+                raw(content, dice) if content else dice.randbytes(dice.choice((1, 4, 6, 8))),
+            )
     return b"".join(len(what).to_bytes(3, "big") + bytes(about) + what for about, what in frames)

@@ -1,4 +1,4 @@
-"""Every input that is kept does what it always did: good ones are accepted, the others refused, none ends a parser."""
+"""Every input that is kept is read or refused: good ones are accepted, and none ends a parser."""
 
 from __future__ import annotations
 

@@ -81,6 +81,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     pin: bool
     realtime: bool
     cache: str
+    compile_memory: int | float
+    compile_s: float
     drain_s: float
     log_format: str
     log_level: str

@@ -168,6 +168,8 @@ class Keeper:
             result=str(self.run_dir / "prepared.msgpack"),
             names=names,
             nice=nice,
+            memory_bytes=config.compile_memory_bytes,
+            silence_s=config.compile_s,
             log_level=config.log_level,
             log_format=config.log_format,
         )

@@ -152,15 +152,15 @@ class Repository:
         )
 
 
-def inside(root: Path, path: Path) -> Path:
+def inside(root: Path, path: Path, field: str = "path") -> Path:
     """``path`` with all symbolic links resolved. Raises ``ProblemError`` if that leaves ``root``."""
     try:
         real = path.resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
-        raise problem("path", expected=f"a file at {path}", found=str(error), advice="put it there") from None
+        raise problem(field, expected=f"a file at {path}", found=str(error), advice="put it there") from None
     if not real.is_relative_to(root):
         raise problem(
-            "path", expected=f"files inside {root}", found=f"{path.name} leads to {real}",
+            field, expected=f"files inside {root}", found=f"{path.name} leads to {real}",
             advice="copy the file into the repository",
         )  # fmt: skip
     return real
@@ -227,7 +227,10 @@ def _text(folder: Path, name: str) -> str | None:
     real = inside(folder, path)
     if not real.is_file():
         raise problem(
-            name, expected="a file", found="a folder, a pipe, a socket or a device", advice="put the file there"
+            name,
+            expected="a file",
+            found="a folder, a pipe, a socket or a device",
+            advice="put the file there",
         )
     data = real.read_bytes() if real.stat().st_size <= _LARGEST_TEXT else b"\xff"
     try:

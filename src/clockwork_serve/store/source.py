@@ -8,17 +8,17 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 from msgspec import Struct
 
+from clockwork_serve.store.model_limits import every_tensor
 from clockwork_serve.store.optimiser import LARGEST_MODEL, parse_model
 from clockwork_serve.store.problems import problem
 from clockwork_serve.store.repository import inside
-from clockwork_serve.store.wire import Skeleton, WireError, skeleton
+from clockwork_serve.store.wire import Skeleton, TooMuch, WireError, skeleton
 
 _NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 _SETTLED_NS = 100_000_000
@@ -90,6 +90,10 @@ def read_source(path: Path, folder: Path) -> Source:
 def _frame(whole: bytes) -> Skeleton:
     try:
         return skeleton(memoryview(whole))
+    except TooMuch as error:
+        raise problem(
+            "model.onnx graph", expected=error.expected, found="more", advice="split the model"
+        ) from None
     except WireError as error:
         raise problem(
             "model.onnx", expected="an ONNX model", found=f"{len(whole)} bytes that are not one ({error})",
@@ -99,7 +103,8 @@ def _frame(whole: bytes) -> Skeleton:
 
 def _with_external_data(whole: bytes, folder: Path) -> tuple[bytes, tuple[FileFacts, ...]]:
     model = parse_model(whole)
-    outside = [tensor for tensor in _tensors(model) if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    # All of them: what is left to the runtime it looks for in the folder where the server was started.
+    outside = [tensor for tensor in every_tensor(model) if _is_outside(tensor)]
     if not outside:
         return whole, ()
     files: dict[str, FileFacts] = {}
@@ -112,7 +117,7 @@ def _with_external_data(whole: bytes, folder: Path) -> tuple[bytes, tuple[FileFa
                 f"external data of '{tensor.name}'", expected="a file beside the model", found=repr(location),
                 advice="save the model with relative locations",
             )  # fmt: skip
-        path = inside(folder, folder / location)
+        path = inside(folder, folder / location, f"external data of '{tensor.name}'")
         files[location] = FileFacts.of(path)
         data = _read_piece(path, where, tensor.name, LARGEST_MODEL - total)
         total += len(data)
@@ -122,18 +127,8 @@ def _with_external_data(whole: bytes, folder: Path) -> tuple[bytes, tuple[FileFa
     return model.SerializeToString(), tuple(files.values())
 
 
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    graphs = [model.graph]
-    while graphs:
-        graph = graphs.pop()
-        yield from graph.initializer
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                if attribute.HasField("g"):
-                    graphs.append(attribute.g)
-                graphs.extend(attribute.graphs)
+def _is_outside(tensor: onnx.TensorProto) -> bool:
+    return bool(tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data)
 
 
 def _read_piece(path: Path, where: dict[str, str], name: str, room: int) -> bytes:

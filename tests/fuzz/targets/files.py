@@ -1,4 +1,4 @@
-"""What lies on a disk: settings, repositories, scenarios, traces, profiles, journals, a cache that was torn."""
+"""What lies on a disk: settings, repositories, scenarios, traces, profiles, journals, a torn cache."""
 
 from __future__ import annotations
 
@@ -72,11 +72,11 @@ def _settings(data: bytes) -> None:
 
 
 def _repository(data: bytes) -> None:
-    """A line for each thing: ``d NAME``, ``f NAME TEXT``, ``l NAME TARGET``, ``p NAME`` (a pipe). Then it is read."""
+    """A line for each thing: ``d NAME``, ``f NAME TEXT``, ``l NAME TARGET``, ``p NAME`` (a pipe)."""
     shutil.rmtree(_REPOSITORY, ignore_errors=True)
     _REPOSITORY.mkdir()
     for line in data.split(b"\n")[:40]:
-        kind, name, what = (line.split(b" ", 2) + [b"", b""])[:3]
+        kind, name, what = [*line.split(b" ", 2), b"", b""][:3]
         path = _REPOSITORY / os.fsdecode(name).lstrip("/")
         if b".." in name or b"\0" in line or not name or len(name) > 200:
             continue
@@ -108,7 +108,10 @@ def _repository(data: bytes) -> None:
 def _scenario(data: bytes) -> None:
     scenario = read_scenario(_written("scenario.toml", data))
     check_kinds(scenario, ("a", "resnet50_v2"))
-    if all(load.trace is None for load in scenario.loads) and sum(each.copies for each in scenario.models) < 10_000:
+    if (
+        all(load.trace is None for load in scenario.loads)
+        and sum(each.copies for each in scenario.models) < 10_000
+    ):
         next(iter(build(scenario, 1, _FOLDER).open()), None)
 
 

@@ -157,7 +157,9 @@ def _grpc_rpcs(data: bytes) -> None:
     name = _RPCS[data[0] % len(_RPCS)] if data else _RPCS[0]
     request = rpcs(INFERENCE_SERVICE)[name].request.FromString(data[1:])
     if name in _ANSWERS and name != "ModelConfig":
-        _done(_ANSWERS[name](request, SimpleNamespace(peer=lambda: "ipv4:127.0.0.1:4000"))).SerializeToString()
+        _done(
+            _ANSWERS[name](request, SimpleNamespace(peer=lambda: "ipv4:127.0.0.1:4000"))
+        ).SerializeToString()
 
 
 def _grpc_infer(data: bytes) -> None:

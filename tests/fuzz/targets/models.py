@@ -15,7 +15,7 @@ import onnx
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.store.interface import batching_of, declared, interface_of
 from clockwork_serve.store.onnx_graph import Plan, prepared
-from clockwork_serve.store.optimiser import parse_model
+from clockwork_serve.store.optimiser import parse_model, readable_names
 from clockwork_serve.store.problems import ProblemError
 from clockwork_serve.store.recipe import Recipe
 from clockwork_serve.store.settings import ModelSettings
@@ -47,6 +47,11 @@ _fill_folder()
 
 
 def _onnx(data: bytes) -> None:
+    with readable_names():
+        _read_onnx(data)
+
+
+def _read_onnx(data: bytes) -> None:
     _MODEL.write_bytes(data)
     source = read_source(_MODEL, _MODEL.parent)
     flat = elements(source.data, source.frame.holes)
@@ -72,7 +77,9 @@ def _onnx_external(data: bytes) -> None:
         text = str(value) if not isinstance(value, str) else value
         if not (key + text).isprintable() and "\0" not in text:
             continue
-        weight.external_data.add(key=key.encode(errors="replace").decode(), value=text.encode(errors="replace").decode())
+        weight.external_data.add(
+            key=key.encode(errors="replace").decode(), value=text.encode(errors="replace").decode()
+        )
     node = onnx.helper.make_node("Add", ["x", "w"], ["y"])
     sides = [onnx.helper.make_tensor_value_info(name, 1, [64]) for name in "xy"]
     graph = onnx.helper.make_graph([node], "g", sides[:1], sides[1:], [weight])
