@@ -163,52 +163,59 @@ def children(pid: int) -> list[int]:
     return [int(each) for each in found]
 
 
-def test_no_secret_is_ever_told(tmp_path: Path, cache: Path) -> None:
+ENTRY = '[[keys]]\nname = "%s"\nsha256 = "%s"\nmay = %s\n'
+TENSORS = '[{name = "%s", dims = [4], datatype = "FP32"}]'
+
+
+def laid_out(root: Path) -> Path:
+    """A repository with one model, and the file of keys beside it."""
+    model = root / "models" / "moody"
+    (model / "1").mkdir(parents=True)
+    (model / "1" / "model.py").write_text(MOODY)
+    (model / "clockwork.toml").write_text(f"inputs = {TENSORS % 'x'}\noutputs = {TENSORS % 'y'}\n")
+    keys = root / "keys.toml"
+    rights = (("good", GOOD, '["infer", "admin", "metrics"]'), ("weak", WEAK, '["metrics"]'))
+    keys.write_text(
+        "".join(ENTRY % (name, sha256(key.encode()).hexdigest(), may) for name, key, may in rights)
+    )
+    keys.chmod(0o600)
+    return keys
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where a server makes its private folder; names of sockets are short there."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield Path(folder)
+
+
+def test_no_secret_is_ever_told(tmp_path: Path, cache: Path, run: Path) -> None:
     files = certificates(tmp_path)
     told = Told(files)
     told.add("the test itself", GOOD)
-    model = tmp_path / "models" / "moody"
-    (model / "1").mkdir(parents=True)
-    (model / "1" / "model.py").write_text(MOODY)
-    tensors = '[{name = "%s", dims = [4], datatype = "FP32"}]'
-    (model / "clockwork.toml").write_text(f"inputs = {tensors % 'x'}\noutputs = {tensors % 'y'}\n")
-    keys = tmp_path / "keys.toml"
-    entry = '[[keys]]\nname = "%s"\nsha256 = "%s"\nmay = %s\n'
-    rights = (("good", GOOD, '["infer", "admin", "metrics"]'), ("weak", WEAK, '["metrics"]'))
-    keys.write_text(
-        "".join(entry % (name, sha256(key.encode()).hexdigest(), may) for name, key, may in rights)
-    )
-    keys.chmod(0o600)
-    journal = tmp_path / "journal"
-    run = Path(tempfile.mkdtemp())  # where names of sockets are short
+    keys, journal = laid_out(tmp_path), tmp_path / "journal"
     options = [
         "--tls-certificate", files.certificate, "--tls-key", files.key, "--api-keys", str(keys),
         "--journal", str(journal), "--gateways", "2",
     ]  # fmt: skip
-    os.environ["XDG_RUNTIME_DIR"], before = str(run), os.environ.get("XDG_RUNTIME_DIR")
-    try:
-        with running(command(tmp_path / "models", cache, *options), told) as (process, ready):
-            statuses = set(provoke(told, ready, files))
-            everybody = [process.pid, *children(process.pid)]
-            for pid in everybody:
-                told.add(f"cmdline {pid}", Path(f"/proc/{pid}/cmdline").read_bytes())
-                told.add(f"environ {pid}", Path(f"/proc/{pid}/environ").read_bytes())
-            # An operator puts the key itself where its hash belongs, and swaps certificate and key.
-            shutil.copy(files.key, files.certificate)
-            keys.write_text(entry % ("new", GOOD, '["infer"]'))
-            commands(told, ready, files, tmp_path)
-            time.sleep(4)
-            os.kill(everybody[-1], signal.SIGABRT)
-            time.sleep(2)
-            provoke(told, ready, files)
-            for path in (*run.rglob("*"), *tmp_path.glob("journal*")):
-                if path.is_file():
-                    told.add(str(path), path.read_bytes())
-    finally:
-        shutil.rmtree(run, ignore_errors=True)
-        os.environ.pop("XDG_RUNTIME_DIR")
-        if before is not None:
-            os.environ["XDG_RUNTIME_DIR"] = before
+    with running(command(tmp_path / "models", cache, *options), told) as (process, ready):
+        statuses = set(provoke(told, ready, files))
+        everybody = [process.pid, *children(process.pid)]
+        for pid in everybody:
+            told.add(f"cmdline {pid}", Path(f"/proc/{pid}/cmdline").read_bytes())
+            told.add(f"environ {pid}", Path(f"/proc/{pid}/environ").read_bytes())
+        # An operator puts the key itself where its hash belongs, and the private key for the certificate.
+        shutil.copy(files.key, files.certificate)
+        keys.write_text(ENTRY % ("new", GOOD, '["infer"]'))
+        commands(told, ready, files, tmp_path)
+        time.sleep(4)
+        os.kill(everybody[-1], signal.SIGABRT)
+        time.sleep(2)
+        provoke(told, ready, files)
+        for path in run.rglob("*"):
+            if path.is_file():
+                told.add(str(path), path.read_bytes())
     told.add("journal", journal.read_bytes())
 
     assert [who for who, _ in told.leaks()] == ["the test itself"], told.leaks()

@@ -27,8 +27,9 @@ ODD_NUMBERS: list[Any] = [
     10**400, 0.5, -0.0, 1e308, 5e-324, float("inf"), float("nan"),
 ]  # fmt: skip
 ODD_TEXTS = [
-    "", "\0", "a\0b", " ", "\n", "x" * 300, "9" * 5000, "-1", "1e999", "NaN", "..", "../x", "../../etc/passwd",
-    "/etc/passwd", "/dev/zero", "a/b", "\ud800", "\u00b2", "\u0661", "%s%n", "${HOME}", "\u202e", "\x1b[2J",
+    "", "\0", "a\0b", " ", "\n", "x" * 300, "9" * 5000, "-1", "1e999", "NaN", "..", "../x",
+    "../../etc/passwd", "/etc/passwd", "/dev/zero", "a/b", "\ud800", "\u00b2", "\u0661", "%s%n", "${HOME}",
+    "\u202e", "\x1b[2J",
     "1" * 20, "0x7f", "true", "FP32", "\u00e9" * 40, "(" * 300, "'", '"', "\\", "\\u0000", "1:2:3", "-" * 40,
 ]  # fmt: skip
 ODD_BYTES = [
@@ -321,7 +322,7 @@ def _message(fields: list[tuple[int, int, bytes]]) -> bytes:
 
 
 def zipped(inner: Mutator) -> Mutator:
-    """An archive with an entry changed (.json by ``inner``), renamed, lost, repeated, compressed; or bytes of it."""
+    """An archive with an entry changed (.json by ``inner``), renamed, lost, repeated, compressed."""
 
     def mutate(data: bytes, dice: Random) -> bytes:
         try:
@@ -372,7 +373,7 @@ def packed(data: bytes, dice: Random) -> bytes:
 
 
 def headed(head: int, inner: Mutator) -> Mutator:
-    """The first ``head`` bytes are options of the target: they are turned at times, the rest is ``inner``'s."""
+    """The first ``head`` bytes are options of the target: turned at times; the rest is ``inner``'s."""
 
     def mutate(data: bytes, dice: Random) -> bytes:
         options, rest = bytearray(data[:head].ljust(head, b"\0")), data[head:]

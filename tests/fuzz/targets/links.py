@@ -60,8 +60,8 @@ _CALLS = Calls(_OneRegion())
 def _tensor_calls(data: bytes) -> None:
     action = Infer(
         action_id=1, device="d", model="m/1", code_id="c", extent=Extent(first=0, count=1), version=1,
-        batch=1, calls=(Call(request_id="r1", rows=1, tensors=data),), window=Window(earliest_ns=0, latest_ns=1),
-        expected_ns=1,
+        batch=1, calls=(Call(request_id="r1", rows=1, tensors=data),),
+        window=Window(earliest_ns=0, latest_ns=1), expected_ns=1,
     )  # fmt: skip
     for call in _CALLS.open(action):
         for array in call.buffers.inputs.values():
