@@ -26,6 +26,8 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	@$(BIN)/python $(PIP) install -c constraints.txt -e '.[dev]'
 	@$(BIN)/python $(PIP) install -c constraints.txt perf-analyzer 2>/dev/null \
 	  || echo "perf_analyzer is not for this machine (it needs x86-64 and glibc 2.38): its tests are skipped"
+	@$(BIN)/python $(PIP) install -c constraints.txt --only-binary atheris -e '.[fuzz]' 2>/dev/null \
+	  || echo "atheris is not for this machine (it needs x86-64 and Python up to 3.13): fuzzers go by chance alone"
 	@touch $@
 
 $(TRITON)/.set-up: constraints-triton.txt

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -49,20 +50,18 @@ def fuzzed(name: str, seconds: float, folder: Path, seed: int) -> Row:
     place = folder / name
     place.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "tests.fuzz.engine", name, str(seconds), str(place), str(seed)]
-    log = place / "log"
+    log, own = place / "log", place / "tmp"
+    own.mkdir(exist_ok=True)
     with log.open("wb") as out:
         try:
             ended = subprocess.run(
-                command,
-                stdout=out,
-                stderr=out,
-                timeout=seconds + _GRACE_S,
-                check=False,
-                cwd=Path(__file__).parents[2],
-            )
+                command, stdout=out, stderr=out, timeout=seconds + _GRACE_S, check=False,
+                cwd=Path(__file__).parents[2], env=os.environ | {"TMPDIR": str(own)},
+            )  # fmt: skip
             status = ended.returncode
         except subprocess.TimeoutExpired:
             status = -1
+    shutil.rmtree(own, ignore_errors=True)
     said = log.read_text(errors="replace")
     coverage = _COVERAGE.findall(said)
     count = _COUNT.findall(said)

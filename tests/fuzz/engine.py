@@ -7,10 +7,13 @@ they reach; without it, seeds are changed at random.
 
 from __future__ import annotations
 
-import importlib
+import atexit
+import importlib.util
 import resource
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -67,6 +70,13 @@ GROUPS: Final = {
     ),
 }  # fmt: skip
 NAMES: Final = tuple(name for names in GROUPS.values() for name in names)
+
+
+def scratch() -> Path:
+    """A folder for the time of this process."""
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def target(name: str) -> Target:
@@ -135,10 +145,11 @@ def plain(name: str, seconds: float, found: Path, seed: int) -> int:
             except BaseException:
                 running.rename(found / f"crash-{name}")
                 raise
+            finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
             count += 1
             if len(pool) < 500 and dice.random() < 0.01:
                 pool.append(data)
-    signal.setitimer(signal.ITIMER_PROF, 0)
     running.unlink()
     sys.stderr.write(f"stat::number_of_executed_units: {count}\n")
     return 0

@@ -11,7 +11,7 @@ import pytest
 
 from tests.fuzz import mutators
 from tests.fuzz.__main__ import fuzz
-from tests.fuzz.engine import NAMES, Target, Wrong, changed, check, everything
+from tests.fuzz.engine import NAMES, Target, Wrong, changed, check, everything, plain
 
 SECONDS = float(os.environ.get("CLOCKWORK_FUZZ_SECONDS", "20"))
 
@@ -32,6 +32,11 @@ def test_a_row_tells_what_was_done(tmp_path: Path) -> None:
     assert not row.failure, row.failure
     assert row.inputs > 0
     assert str(row).endswith("ok")
+
+
+def test_it_works_without_guidance_too(tmp_path: Path) -> None:
+    assert plain("hpack", 0.3, tmp_path, 1) == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_that_is_not_declared_is_let_through() -> None:

@@ -90,3 +90,33 @@ def test_a_model_that_takes_all_memory_takes_it_from_nobody(tmp_path: Path) -> N
     assert "good" in by_name
     told = [*map(str, found.problems), *(by_name["bad"].warnings if "bad" in by_name else ())]
     assert any("lloc" in words for words in told), told
+
+
+CHATTY = """
+import atexit
+
+atexit.register(print, "bye")
+
+
+class Model:
+    def load(self, path):
+        pass
+
+    def infer(self, inputs):
+        return {"y": inputs["x"]}
+
+    def unload(self):
+        pass
+"""
+
+
+def test_a_model_that_has_the_last_word_is_a_problem_of_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "repository" / "chatty"
+    (folder / "1").mkdir(parents=True)
+    (folder / "1" / "model.py").write_text(CHATTY)
+    tensors = '[{name = "%s", dims = [4], datatype = "FP32"}]'
+    (folder / "clockwork.toml").write_text(f"inputs = {tensors % 'x'}\noutputs = {tensors % 'y'}\n")
+    found = prepared(tmp_path, model([h.make_node("Relu", ["x"], ["y"])], {}))
+
+    assert [each.model.name for each in found.served] == ["bad", "good"]
+    assert "other words than its result" in str(found.problems[0])

@@ -174,7 +174,7 @@ async def _run(preparation: Preparation, on_progress: OnProgress, on_line: Calla
     )
     child = Child(launch, on_line, on_output)
     try:
-        stuck = not await _outlived(child, heard, preparation.silence_s)
+        stuck = not await _outlived(child, heard, begun, preparation.silence_s)
         status = await asyncio.shield(child.ended)
     except asyncio.CancelledError:
         await child.stop(grace_s=1.0)
@@ -182,10 +182,12 @@ async def _run(preparation: Preparation, on_progress: OnProgress, on_line: Calla
     return _Ended(status, begun[0], failures[0] if failures else None, tuple(child.tail), stuck)
 
 
-async def _outlived(child: Child, heard: list[float], silence_s: float) -> bool:
-    """Whether a child ends by itself; one that says nothing for too long is killed."""
+async def _outlived(child: Child, heard: list[float], begun: list[Begun], silence_s: float) -> bool:
+    """Whether a child ends by itself; one that says nothing for too long while it compiles is killed."""
     while True:
         left_s = heard[0] + silence_s - time.monotonic()
+        if not begun[0].model:
+            left_s = silence_s  # it measures, with limits of its own
         if left_s <= 0:
             await child.stop(grace_s=0.0)
             return False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -30,9 +29,9 @@ from clockwork_serve.workload.stream import build
 from clockwork_serve.workload.timestamps import rows_timestamps, survey
 from clockwork_serve.workload.zoo import Zoo
 from tests.fuzz import mutators
-from tests.fuzz.engine import Target
+from tests.fuzz.engine import Target, scratch
 
-_FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
+_FOLDER = scratch()
 _CONFIG = StoreConfig(cache_dir=str(_FOLDER / "cache"))
 _REPOSITORY = _FOLDER / "repository"
 _CACHE = Cache(_CONFIG.cache_dir)

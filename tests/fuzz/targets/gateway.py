@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Coroutine
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +34,7 @@ from clockwork_serve.serve.gateway_routes import find_route
 from clockwork_serve.serve.grpc_call import Aborted
 from clockwork_serve.units import MIB
 from tests.fuzz import mutators
-from tests.fuzz.engine import Target
+from tests.fuzz.engine import Target, scratch
 from tests.oip.models import served, spec
 from tests.serve.test_any_bytes import answers
 
@@ -46,7 +45,7 @@ _MODELS = [
     served((spec("X", "BOOL", 2), spec("Z", "FP16", 2, optional=True)), (spec("Y", "FP16", 2),)),
     served((spec("X", "INT64", -1),), (spec("Y", "UINT64", -1),)),
 ]
-_FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
+_FOLDER = scratch()
 _PREFIX = f"/clockwork-fuzz-{os.getpid()}"
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import msgspec
 
 from clockwork_serve.errors import TransportError
@@ -14,9 +11,9 @@ from clockwork_serve.serve.calls import Calls
 from clockwork_serve.serve.framing import FrameReader, FrameWriter
 from clockwork_serve.serve.region import RegionMap
 from tests.fuzz import mutators
-from tests.fuzz.engine import Target
+from tests.fuzz.engine import Target, scratch
 
-_FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
+_FOLDER = scratch()
 _NOBODY = 1 << 22
 """More than any process's number is."""
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import zipfile
 import zlib
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -24,9 +22,9 @@ from clockwork_serve.store.torch_archive import read_archive, write_archive
 from clockwork_serve.store.torch_program import read_program
 from clockwork_serve.store.wire import elements, filled
 from tests.fuzz import mutators
-from tests.fuzz.engine import Target
+from tests.fuzz.engine import Target, scratch
 
-_FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
+_FOLDER = scratch()
 _MODEL = _FOLDER / "m" / "1" / "model.onnx"
 _CONFIG = StoreConfig(cache_dir=str(_FOLDER / "cache"))
 
