@@ -367,7 +367,9 @@ def packed(data: bytes, dice: Random) -> bytes:
         content = zlib.decompressobj(wbits=47).decompress(data[1:], 1 << 16)
     except zlib.error:
         return raw(data, dice)
-    content = raw(content, dice) * dice.choice((1, 1, 1, 20, 300))
+    content = raw(content, dice)
+    if dice.random() < 0.2:
+        content = content[:2000] * dice.choice((20, 300))
     again = zlib.compress(content) if dice.random() < 0.5 else gzip.compress(content, mtime=0)
     return data[:1] + again * dice.choice((1, 1, 1, 2))
 

@@ -152,10 +152,10 @@ def _read_piece(path: Path, where: dict[str, str], name: str, room: int) -> byte
         offset = int(given.get("offset", "0"))
         there = max(facts.st_size - offset, 0)
         length = int(given["length"]) if "length" in given else there
-        if length > there:
+        if length > there or offset > facts.st_size:
             raise problem(
                 f"external data of '{name}'", expected=f"{length} bytes at {offset} of {path.name}",
-                found=f"{there} bytes", advice="the file is truncated: copy it again",
+                found=f"a file of {facts.st_size}", advice="the file is truncated: copy it again",
             )  # fmt: skip
         if length > room:
             raise _too_large(LARGEST_MODEL - room + length)

@@ -171,11 +171,11 @@ def _prefix(file: zipfile.ZipFile, path: Path) -> str:
         )
     if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
         refuse("a torch.export program", "a pickled object (torch.save), which would run code", EXPORT)
-    if sum(info.file_size for info in file.infolist()) > size:
-        refuse("entries that lie one after the other", "some that overlap", "copy the file again")
     for info in file.infolist():
         if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
             refuse("entries that are not compressed", f"{info.filename}, which is", EXPORT)
+    if sum(info.file_size for info in file.infolist()) > size:
+        refuse("entries that lie one after the other", "some that overlap", "copy the file again")
     found = [name for name in names if name.partition("/")[2] == _GRAPH]
     models = [name for name in last if name.startswith("models/")]
     if len(found) != 1 or len(models) != 1:
