@@ -12,7 +12,7 @@ TORCH := .venv/.torch
 PIP := -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check unit bench compiled hostile mutants peers stock triton constraints fix clean
+.PHONY: help setup demo test check unit bench compiled fuzz hostile mutants peers stock triton constraints fix clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,8 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	@$(BIN)/python $(PIP) install -c constraints.txt -e '.[dev]'
 	@$(BIN)/python $(PIP) install -c constraints.txt perf-analyzer 2>/dev/null \
 	  || echo "perf_analyzer is not for this machine (it needs x86-64 and glibc 2.38): its tests are skipped"
+	@$(BIN)/python $(PIP) install -c constraints.txt --only-binary atheris -e '.[fuzz]' 2>/dev/null \
+	  || echo "atheris is not for this machine (it needs x86-64 and Python up to 3.13): fuzzers go by chance alone"
 	@touch $@
 
 $(TRITON)/.set-up: constraints-triton.txt
@@ -71,6 +73,11 @@ compiled: $(STAMP) ## build the brains and the simulator's loop with mypyc in a 
 	@CLOCKWORK_MYPYC=1 $(COMPILED)/bin/python $(PIP) install -c constraints.txt --no-build-isolation --no-deps --force-reinstall .
 	@$(COMPILED)/bin/python -c 'import clockwork_serve.controller.queues as m, clockwork_serve.sim.host as n; assert (m.__file__ + n.__file__).count(".so") == 2; print("compiled:", m.__file__)'
 	@$(COMPILED)/bin/python -m pytest -q -p no:cacheprovider -m 'not slow' tests/controller tests/worker tests/sim
+
+FUZZ_SECONDS ?= 600
+
+fuzz: $(STAMP) ## every parser fed what is nearly right, FUZZ_SECONDS=600 each: does one trip, hang or grow?
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_WITH)
 
 hostile: $(STAMP) ## ten minutes of hostile traffic beside honest clients: does anything end, grow or slow down?
 	@$(BIN)/python -m benchmarks.hostile $(HOSTILE_WITH)

@@ -141,7 +141,7 @@ def test_no_line_holds(what: str, pattern: re.Pattern[str]) -> None:
 
 def test_every_package_of_tests_has_its_package() -> None:
     packages = {path.split("/")[2] for path in tracked() if re.match(r"src/clockwork_serve/\w+/", path)}
-    apart = {"benchmarks", "end_to_end", "docs", "golden", "examples"}
+    apart = {"benchmarks", "end_to_end", "docs", "fuzz", "golden", "examples"}
     tested = {path.split("/")[1] for path in tracked() if re.match(r"tests/\w+/", path)}
 
     assert tested - packages - apart == set()

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from clockwork_serve.config import read_settings
-from clockwork_serve.config.records import controller_config, device_configs, server_config, store_config
+from clockwork_serve.config.records import (
+    controller_config,
+    device_configs,
+    server_config,
+    share_of_memory,
+    store_config,
+)
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices import DeviceConfig, emulated_config, kinds
 from clockwork_serve.errors import ConfigError
@@ -21,8 +27,9 @@ def test_the_defaults_are_the_parts_own() -> None:
     assert store_config(settings) == StoreConfig(cache_dir=settings.cache)
     assert device_configs(settings) == (DeviceConfig(device="cpu:0", memory_bytes=10**9),)
     assert server_config(settings) == ServerConfig(
-        repository="", store=StoreConfig(cache_dir=settings.cache), devices=device_configs(settings)
-    )
+        repository="", store=StoreConfig(cache_dir=settings.cache), devices=device_configs(settings),
+        compile_memory_bytes=share_of_memory(0.75),
+    )  # fmt: skip
 
 
 def test_what_is_set_arrives_in_the_parts_units() -> None:

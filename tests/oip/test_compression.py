@@ -169,3 +169,14 @@ def test_what_may_be_a_bomb_is_counted_first_and_kept_if_it_is_none(more: int) -
             decompress(body, "gzip", 2_000_000)
     else:
         assert decompress(body, "gzip", 2_000_000) == content
+
+
+def test_what_follows_the_end_inside_one_read_is_counted_and_not_read_for_ever() -> None:
+    """A stream that ends while zlib still holds some of what it was given."""
+    packed = zlib.compress(bytes(400_000)) + b"more"
+    with pytest.raises(InvalidRequest, match="found 4 bytes after its end"):
+        decompress(packed, "deflate", 1 << 20)
+    whole = zlib.compress(bytes(64 * 1024))
+    assert decompress(whole, "deflate", 1 << 20) == bytes(64 * 1024)
+    with pytest.raises(InvalidRequest, match="after its end"):
+        decompress(whole + b"x", "deflate", 1 << 20)

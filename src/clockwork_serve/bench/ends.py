@@ -62,7 +62,7 @@ _BY_GRPC: Final = {
     "RESOURCE_EXHAUSTED": Kind.REJECTED, "UNAVAILABLE": Kind.REJECTED, "DEADLINE_EXCEEDED": Kind.EXPIRED,
 }  # fmt: skip
 _NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
-_RETRY_AFTER: Final = re.compile(rb"\r\nretry-after[ \t]*:[ \t]*(\d+)[ \t]*\r\n", re.IGNORECASE)
+_RETRY_AFTER: Final = re.compile(rb"\r\nretry-after[ \t]*:[ \t]*(\d{1,15})[ \t]*\r\n", re.IGNORECASE)
 
 
 class Ends:
@@ -99,7 +99,7 @@ class Ends:
     def grpc(self, trailers: Mapping[str, str]) -> tuple[int, int | None]:
         """The same of the trailing metadata of a call."""
         text = trailers.get("grpc-status", "")
-        number = int(text) if text.isdecimal() else -1
+        number = int(text) if text.isdecimal() and len(text) < 4 else -1
         if number == 0:
             return ANSWERED, None
         name = _GRPC_NAMES[number] if 0 < number < len(_GRPC_NAMES) else "no grpc-status"
@@ -115,7 +115,7 @@ class Ends:
 def _json(body: bytes) -> dict[str, Any]:
     try:
         said = msgspec.json.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         said = None
     if isinstance(said, dict):
         return said

@@ -85,6 +85,7 @@ def read_records(path: Path) -> tuple[Head, Records]:
     try:
         head = msgspec.json.decode(content[12 : 12 + length], type=Head)
         table = np.frombuffer(content, ROW, head.rows, 12 + length)
-    except (ValueError, msgspec.MsgspecError) as error:
+        ends = tuple(End(Kind[kind.upper()], reason) for kind, reason in head.ends)
+    except (ValueError, KeyError, RecursionError, msgspec.MsgspecError) as error:
         raise ConfigError(f"{path}: expected a whole record of clockwork bench, found: {error}") from None
-    return head, Records(table, tuple(End(Kind[kind.upper()], reason) for kind, reason in head.ends))
+    return head, Records(table, ends)

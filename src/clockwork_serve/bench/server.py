@@ -195,7 +195,7 @@ def inputs_of(server: Server, names: Mapping[str, str], address: Address) -> dic
 def _read(address: Address, model: str, content: bytes) -> list[TensorInfo]:
     try:
         return msgspec.json.decode(content, type=Metadata).inputs
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise Unreachable(
             f"url: expected metadata of model {model!r} in the Open Inference Protocol from {address}, found "
             f"other content ({error}); for a server with an API of its own, use --protocol raw"

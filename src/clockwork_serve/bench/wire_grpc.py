@@ -31,6 +31,7 @@ _ERRORS: Final = (
     "STREAM_CLOSED", "FRAME_SIZE_ERROR", "REFUSED_STREAM", "CANCEL", "COMPRESSION_ERROR", "CONNECT_ERROR",
     "ENHANCE_YOUR_CALM", "INADEQUATE_SECURITY", "HTTP_1_1_REQUIRED",
 )  # fmt: skip
+_BLOCK_BYTES_MAX: Final = 1 << 16
 FIRST_STREAMS: Final = 100
 """Calls on one connection before its peer has said how many it takes."""
 STREAMS_MAX: Final = 1000
@@ -39,6 +40,10 @@ ENDS_KNOWN_MAX: Final = 1000
 
 def _frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
     return len(content).to_bytes(3, "big") + struct.pack(">BBI", kind, flags, stream) + content
+
+
+class NotHttp2(ValueError):
+    """What the other side sent is not HTTP/2."""
 
 
 _HELLO: Final = (
@@ -182,11 +187,17 @@ class GrpcConnection(Connection):
         now_ns = monotonic_ns() - self.run.start_ns
         at, size = 0, len(received)
         while size - at >= _HEAD_BYTES and not self.dead:
-            end = at + _HEAD_BYTES + int.from_bytes(received[at : at + 3], "big")
-            if size < end:
+            length = int.from_bytes(received[at : at + 3], "big")
+            end = at + _HEAD_BYTES + length
+            if size < end and length <= _FIRST_FRAME:
                 break
             kind, flags, stream = struct.unpack_from(">BBI", received, at + 3)
-            self._frame(kind, flags, stream & _LARGEST_WINDOW, received[at + _HEAD_BYTES : end], now_ns)
+            try:
+                _check(kind, flags, length, received[at + _HEAD_BYTES : end])
+                self._frame(kind, flags, stream & _LARGEST_WINDOW, received[at + _HEAD_BYTES : end], now_ns)
+            except NotHttp2 as error:
+                self.lost(str(error))
+                return
             at = end
         self._received = received[at:] if at < size else b""
 
@@ -201,6 +212,8 @@ class GrpcConnection(Connection):
             self._took_block(flags, stream, content, ended=bool(flags & _END_STREAM), now_ns=now_ns)
         elif kind == _CONTINUATION:
             block, self._block = self._block + content, b""
+            if len(block) > _BLOCK_BYTES_MAX:
+                raise NotHttp2("headers of HTTP/2 without an end")
             self._took_block(flags, stream, block, ended=self._block_ends, now_ns=now_ns)
         elif kind == _RESET:
             self._took_reset(stream, int.from_bytes(content, "big"), now_ns)
@@ -266,10 +279,14 @@ class GrpcConnection(Connection):
             if name == _STREAMS:
                 self._at_most = min(value, STREAMS_MAX)
             elif name == _INITIAL_WINDOW:
+                if value > _LARGEST_WINDOW:
+                    raise NotHttp2("a window of HTTP/2 that cannot be")
                 for stream in self._windows:
                     self._windows[stream] += value - self._initial_window
                 self._initial_window = value
             elif name == _FRAME_SIZE:
+                if value < _FIRST_FRAME:
+                    raise NotHttp2("a frame size of HTTP/2 that cannot be")
                 self._frame_bytes = value
         self._say(_frame(_SETTINGS, _ACK, 0, b""))
         self._let_go()
@@ -327,6 +344,16 @@ class GrpcConnection(Connection):
         if stream is not None:
             self._say(_frame(_RESET, 0, stream, _CANCEL.to_bytes(4, "big")))
             self._over(stream, ABANDONED, monotonic_ns() - self.run.start_ns)
+
+
+def _check(kind: int, flags: int, length: int, content: bytes) -> None:
+    """Raise :class:`NotHttp2` for a frame that is larger, or shorter, than one may be."""
+    if length > _FIRST_FRAME:
+        raise NotHttp2("a frame of HTTP/2 larger than this side takes")
+    if (kind in (_RESET, _WINDOW) and length != 4) or (kind == _GO_AWAY and length < 8):
+        raise NotHttp2("a frame of HTTP/2 that is cut")
+    if kind == _HEADERS and flags & _PADDED and (not content or content[0] >= length):
+        raise NotHttp2("a frame of HTTP/2 with more padding than content")
 
 
 def _error(code: int) -> str:

@@ -177,7 +177,7 @@ def error_of(response: Response) -> ServingError:
     """What a response that is no success means, as an error to raise."""
     try:
         said = _refusals.decode(response.body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         text = bytes(response.body[:200]).decode(errors="replace").strip()
         said = _Refusal(f"HTTP status {response.status}{': ' + text if text else ''}")
     retry_after_s = None if said.retry_after_ms is None else said.retry_after_ms / 1000
@@ -186,7 +186,7 @@ def error_of(response: Response) -> ServingError:
         whole = response.headers.get("retry-after", "")
         retry_after_s = float(whole) if whole.isdecimal() else None
     return error_class(response.status, said.outcome, said.reason)(
-        said.error,
+        said.error or f"HTTP status {response.status}",
         status=response.status,
         reason=said.reason,
         request_id=response.headers.get("clockwork-request-id", ""),
@@ -231,7 +231,7 @@ def _read(response: Response, kind: type[T]) -> T:
         raise error_of(response)
     try:
         return msgspec.json.decode(response.body, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise Failed(f"the answer is not what the protocol says: {error}", status=response.status) from None
 
 
@@ -250,10 +250,10 @@ def _read_result(response: Response) -> Result:
     if response.status != 200:
         raise error_of(response)
     body, length = memoryview(response.body), response.headers.get("inference-header-content-length", "")
-    at = int(length) if length.isdecimal() else len(body)
+    at = int(length) if length.isdecimal() and len(length) < 19 else len(body)
     try:
         head = _answers.decode(body[:at])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise Failed(f"the answer is not what the protocol says: {error}", status=200) from None
     outputs: dict[str, npt.NDArray[Any]] = {}
     for each in head.outputs:

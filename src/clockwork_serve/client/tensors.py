@@ -28,6 +28,7 @@ _BY_DTYPE: Final = {
     "bfloat16": "BF16",
 }
 _STRINGS: Final = "OSUT"
+_AXES_MAX: Final = 32
 
 
 def encode(name: str, array: npt.NDArray[Any], wanted: str = "") -> tuple[str, Buffer]:
@@ -61,6 +62,8 @@ def encode(name: str, array: npt.NDArray[Any], wanted: str = "") -> tuple[str, B
 
 def decode(name: str, datatype: str, shape: tuple[int, ...], data: Buffer) -> npt.NDArray[Any]:
     """An array of its own, from wire form. Raises :class:`Failed` where the two do not fit."""
+    if len(shape) > _AXES_MAX or not all(0 <= size < 1 << 63 for size in shape):
+        raise Failed(f"output '{name}': shape: expected up to {_AXES_MAX} sizes, found {str(shape)[:80]}")
     count = math.prod(shape)
     if datatype == "BYTES":
         return _strings(name, shape, count, data)

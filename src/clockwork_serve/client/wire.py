@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import httptools
+import numpy as np
 
 from clockwork_serve.client.errors import Invalid
 from clockwork_serve.oip.records import Buffer
@@ -20,6 +22,7 @@ JOIN_BYTES: Final = 64 * KIB
 
 _PORTS: Final = {"http": 80, "https": 443}
 _DEFAULT_PORT: Final = 8000
+_LENGTH: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
 class Malformed(ConnectionError):
@@ -39,11 +42,11 @@ class Address:
     @classmethod
     def of(cls, url: str, api_key: str | None, agent: str) -> Address:
         """From ``http://HOST:PORT``, ``https://...`` or ``HOST:PORT``. Raises :class:`Invalid`."""
-        parts = urlsplit(url if "://" in url else f"http://{url}")
         try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
             host, port = parts.hostname, parts.port
         except ValueError:
-            host, port = None, None
+            parts, host, port = urlsplit(""), None, None
         if not host or parts.scheme not in _PORTS or parts.query or parts.fragment or parts.username:
             raise Invalid(f"parameter 'url': expected http://HOST:PORT or https://HOST:PORT, found {url!r}")
         if port is None:
@@ -137,8 +140,9 @@ class ResponseReader:
         self._status = self._parser.get_status_code()
         self._keep_alive = self._parser.should_keep_alive()
         length = self._headers.get("content-length", "")
-        if length.isdecimal() and int(length) > DIRECT_BYTES:
-            self._direct = memoryview(bytearray(int(length)))
+        if _LENGTH.fullmatch(length) and int(length) > DIRECT_BYTES:
+            # Unlike a bytearray, it takes no memory before something arrives: a server may say anything.
+            self._direct = np.empty(int(length), np.uint8).data
 
     def on_body(self, content: bytes) -> None:
         """A piece of it."""

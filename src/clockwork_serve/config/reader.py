@@ -83,6 +83,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     pin: bool
     realtime: bool
     cache: str
+    compile_memory: int | float
+    compile_s: float
     drain_s: float
     log_format: str
     log_level: str
@@ -183,7 +185,7 @@ def _read_file(file: Path) -> dict[str, object]:
         raise wrong(
             "config", str(file), "a readable file", error.strerror, "name a TOML file with --config"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise wrong("config", str(file), "valid TOML", str(error), "correct the line it names") from None
     known = {entry.name for entry in SETTINGS}
     for name in values:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -122,6 +124,18 @@ def door_config(settings: Settings) -> DoorConfig:
     )
 
 
+def share_of_memory(wanted: float) -> int:
+    """So many bytes, or that share of the machine's memory (of the container's, where it has less)."""
+    if isinstance(wanted, int):
+        return wanted
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text()
+    except OSError:
+        limit = ""
+    return round(wanted * (min(memory, int(limit)) if limit.strip().isdecimal() else memory))
+
+
 def server_config(settings: Settings) -> ServerConfig:
     """A whole server. Raises :class:`ConfigError` also where torch or a GPU is asked for and not there."""
     devices, store = device_configs(settings), store_config(settings)
@@ -143,6 +157,8 @@ def server_config(settings: Settings) -> ServerConfig:
         shared_memory=settings.shared_memory,
         triton_codes=settings.triton_codes,
         door=door_config(settings),
+        compile_memory_bytes=share_of_memory(settings.compile_memory),
+        compile_s=settings.compile_s,
         drain_s=settings.drain_s,
         journal=settings.journal,
         pin=settings.pin,

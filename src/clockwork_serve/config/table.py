@@ -143,6 +143,14 @@ SETTINGS = (
     Setting("realtime", switch, False, "false", "run lanes at real-time priority (needs CAP_SYS_NICE)"),
     # Running
     Setting("cache", path, None, "~/.cache/clockwork-serve", "folder of compiled models and profiles"),
+    Setting(
+        "compile_memory", size_or_share(512 * MIB), 0.75, "75%",
+        "most memory that compiling and profiling models may take, or a share of the machine's",
+    ),
+    Setting(
+        "compile_s", number(10, 86_400), 900.0, "900",
+        "seconds after which compiling that says nothing is stuck, and ended",
+    ),
     Setting("drain_s", number(0, 3600), 10.0, "10", "seconds given to waiting requests when it stops"),
     Setting("log_format", one_of("text", "json"), "text", "text", "text for people, json for collectors"),
     Setting("log_level", one_of("debug", "info", "warning", "error"), "info", "info", "least level logged"),

@@ -29,7 +29,6 @@ import ctypes
 import random
 import threading
 import time
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -233,7 +232,7 @@ def read_profile(name: str) -> ProfileFile:
         raise ConfigError(
             f"profile: expected a .toml file or one of: {known}; found {name!r} ({error.strerror})"
         ) from error
-    except (msgspec.DecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise ConfigError(f"profile {name}: {error}") from error
     _check_curve(f"profile {name}: infer_ms", file.infer_ms)
     for code_id, table in file.codes.items():
@@ -247,7 +246,7 @@ def _read_code_profile(code: Code) -> CodeProfile:
     path = Path(code.path) / "profile.json"
     try:
         profile = _code_profiles.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, ValueError, RecursionError, msgspec.DecodeError) as error:
         raise DeviceError(f"code {path}: cannot be read ({error})") from error
     _check_curve(f"code {path}: infer_ns", profile.infer_ns)
     return profile

@@ -68,6 +68,6 @@ def _fills(folder: Path) -> dict[str, Fill]:
     """What compilation found out, if it left a note."""
     try:
         fills = msgspec.json.decode((folder / "probe.json").read_bytes(), type=tuple[Fill, ...])
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError, RecursionError, msgspec.DecodeError):
         return {}
     return {fill.name: fill for fill in fills}

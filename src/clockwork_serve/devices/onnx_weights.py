@@ -44,7 +44,7 @@ def read_index(folder: Path) -> Index:
     path = folder / "index.json"
     try:
         index = msgspec.json.decode(path.read_bytes(), type=Index)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, ValueError, RecursionError, msgspec.DecodeError) as error:
         raise DeviceError(f"code {path}: cannot be read ({error}); compile the model again") from error
     for tensor in index.tensors:
         _, dtype = element_type(tensor.dtype)

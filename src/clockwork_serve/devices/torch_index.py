@@ -40,7 +40,7 @@ def read_index(folder: Path) -> TorchIndex:
     path = folder / INDEX_FILE
     try:
         index = _decoder.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, ValueError, RecursionError, msgspec.DecodeError) as error:
         raise DeviceError(f"code {path}: cannot be read ({error}); compile the model again") from error
     for tensor in index.tensors:
         fault = _fault(tensor, index.blob_bytes)

@@ -143,7 +143,8 @@ def _parts(stream: Any, body: Buffer, limit: int) -> Iterator[tuple[int, bytes]]
             if size > limit:
                 return
             piece = stream.unconsumed_tail
-            if not piece and len(given) < _PART_BYTES:
+            # At its end zlib keeps what it did not consume, and would be given the same for ever.
+            if stream.eof or (not piece and len(given) < _PART_BYTES):
                 break
 
 

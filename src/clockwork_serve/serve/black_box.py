@@ -92,7 +92,7 @@ def autopsy(run_dir: Path, worker: str, pid: int) -> WorkerLost:
     running: list[int] = []
     before: list[int] = []
     preparing: list[str] = []
-    for start in range(0, len(found), _WORDS * _WORD):
+    for start in range(0, len(found) - _WORDS * _WORD + 1, _WORDS * _WORD):
         lane = memoryview(found)[start : start + _WORDS * _WORD]
         action_id, before_id, length = lane.cast("q")[:_TEXT]
         if action_id:

@@ -96,7 +96,7 @@ class FrameReader:
 def _decode(payload: memoryview) -> Frame:
     try:
         return _decoder.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise TransportError(f"malformed frame of {len(payload)} bytes: {error}") from None
 
 

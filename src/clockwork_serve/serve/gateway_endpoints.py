@@ -170,6 +170,6 @@ def _body(reply: Reply) -> bytes:
         return reply.body
     try:
         message = str(msgspec.json.decode(reply.body)["error"])
-    except (msgspec.DecodeError, KeyError, TypeError):
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError, RecursionError):
         message = reply.body.decode(errors="replace")
     raise Refused(reply.code, message)

@@ -155,7 +155,7 @@ def read_keys(path: str) -> Keys:
     try:
         file_ = msgspec.toml.decode(content, type=_File)
         tenants = read_tenants(file_.tenants)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _wrong("keys as TOML", str(error), path) from None
     except Unfit as unfit:
         raise _wrong(unfit.expected, unfit.found, path, unfit.remedy) from None

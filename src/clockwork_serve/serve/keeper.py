@@ -176,6 +176,8 @@ class Keeper:
             result=str(self.run_dir / "prepared.msgpack"),
             names=names,
             nice=nice,
+            memory_bytes=config.compile_memory_bytes,
+            silence_s=config.compile_s,
             log_level=config.log_level,
             log_format=config.log_format,
         )
@@ -234,7 +236,7 @@ class Keeper:
                 case _:
                     raise RepositoryError(f"the keeper does not know about {ask.what!r}")
             reply = Reply(ask_id=ask.ask_id, ok=True, body=body)
-        except (ClockworkError, msgspec.MsgspecError, OSError) as error:
+        except (ClockworkError, msgspec.MsgspecError, ValueError, RecursionError, OSError) as error:
             body = msgspec.json.encode({"error": str(error)})
             code = 404 if isinstance(error, _UnknownModel) else 400
             reply = Reply(ask_id=ask.ask_id, ok=False, body=body, code=code)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +28,8 @@ class Preparation(Struct, frozen=True, kw_only=True):
     """What to prepare: all models of a repository, or only ``names``. ``result`` is the file to write.
 
     ``nice`` lowers the child's priority, for when others serve. ``crashed`` versions are left out.
-    ``threads`` compile (None: as many as there are cores).
+    ``threads`` compile (None: as many as there are cores). ``memory_bytes``: the most that the child and each
+    that it starts may take (0: any). ``silence_s``: so long after its last word it is stuck, and is killed.
     """
 
     repository: str
@@ -38,6 +40,8 @@ class Preparation(Struct, frozen=True, kw_only=True):
     nice: int = 0
     crashed: tuple[Problem, ...] = ()
     threads: int | None = None
+    memory_bytes: int = 0
+    silence_s: float = 900.0
     log_level: str = "info"
     log_format: str = "text"
 
@@ -93,11 +97,12 @@ async def prepare(
         if ended.status >= 0 or not ended.begun.model:
             return ended.prepared(preparation)
         if preparation.threads == 1:
-            problem = _crash(ended)
+            problem = _crash(ended, preparation)
             _log.error("%s", problem)
             preparation = replace(preparation, crashed=(*preparation.crashed, problem))
         else:
-            _log.error("compiling was %s: again, one by one", describe_exit(ended.status))
+            why = "stuck" if ended.stuck else describe_exit(ended.status)
+            _log.error("compiling was %s: again, one by one", why)
             preparation = replace(preparation, threads=1)
 
 
@@ -108,6 +113,7 @@ class _Ended(Struct, frozen=True):
     begun: Begun
     failure: Failure | None
     tail: tuple[str, ...]
+    stuck: bool = False
 
     def prepared(self, preparation: Preparation) -> Prepared:
         """What it prepared; raises what it failed of."""
@@ -121,7 +127,16 @@ class _Ended(Struct, frozen=True):
         return _taken(Path(preparation.result))
 
 
-def _crash(ended: _Ended) -> Problem:
+def _crash(ended: _Ended, preparation: Preparation) -> Problem:
+    if ended.stuck:
+        return Problem(
+            model=ended.begun.model,
+            version=ended.begun.version,
+            field="model",
+            expected=f"a model that is compiled within {preparation.silence_s:g} s",
+            found="one that takes longer, or for ever",
+            advice="raise compile_s, or serve a smaller model",
+        )
     return Problem(
         model=ended.begun.model,
         version=ended.begun.version,
@@ -135,13 +150,15 @@ def _crash(ended: _Ended) -> Problem:
 async def _run(preparation: Preparation, on_progress: OnProgress, on_line: Callable[[str], None]) -> _Ended:
     failures: list[Failure] = []
     begun = [Begun()]
+    heard = [time.monotonic()]
 
     def on_output(line: str) -> None:
         try:
             said: Progress | Failure | Begun = msgspec.json.decode(line, type=Progress | Failure | Begun)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, ValueError, RecursionError):
             on_line(line)  # something a model printed
             return
+        heard[0] = time.monotonic()
         match said:
             case Progress():
                 on_progress(said)
@@ -157,11 +174,28 @@ async def _run(preparation: Preparation, on_progress: OnProgress, on_line: Calla
     )
     child = Child(launch, on_line, on_output)
     try:
+        stuck = not await _outlived(child, heard, begun, preparation.silence_s)
         status = await asyncio.shield(child.ended)
     except asyncio.CancelledError:
         await child.stop(grace_s=1.0)
         raise
-    return _Ended(status, begun[0], failures[0] if failures else None, tuple(child.tail))
+    return _Ended(status, begun[0], failures[0] if failures else None, tuple(child.tail), stuck)
+
+
+async def _outlived(child: Child, heard: list[float], begun: list[Begun], silence_s: float) -> bool:
+    """Whether a child ends by itself; one that says nothing for too long while it compiles is killed."""
+    while True:
+        left_s = heard[0] + silence_s - time.monotonic()
+        if not begun[0].model:
+            left_s = silence_s  # it measures, with limits of its own
+        if left_s <= 0:
+            await child.stop(grace_s=0.0)
+            return False
+        try:
+            await asyncio.wait_for(asyncio.shield(child.ended), left_s)
+        except TimeoutError:
+            continue
+        return True
 
 
 def _taken(result: Path) -> Prepared:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ def main(argv: Sequence[str]) -> int:
     preparation = msgspec.json.decode(argv[1], type=Preparation)
     child.prepare("prepare", preparation.log_level, preparation.log_format)
     os.nice(preparation.nice)
+    if preparation.memory_bytes:
+        limit_memory(preparation.memory_bytes)
     try:
         prepared = _prepare(preparation)
     except ClockworkError as error:
@@ -56,6 +59,16 @@ def _prepare(preparation: Preparation) -> Prepared:
         problems=(*preparation.crashed, *problems, *unfit, *profiled.problems),
         warnings=profiled.warnings,
     )
+
+
+def limit_memory(nbytes: int) -> None:
+    """Let this process, and each that it starts, take no more memory of its own than that.
+
+    Not its address space: a GPU's driver reserves far more of it than it uses.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    least = nbytes if most == resource.RLIM_INFINITY else min(nbytes, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (least, most))
 
 
 def fitting(entries: Sequence[Entry], devices: Sequence[DeviceConfig]) -> tuple[list[Entry], list[Problem]]:

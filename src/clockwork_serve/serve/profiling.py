@@ -148,7 +148,10 @@ def measure_apart(code: Code, model: Model, config: DeviceConfig) -> Measured:
     if ended.returncode < 0 or not (ended.stderr if ended.returncode else ended.stdout).strip():
         raise Crashed(describe_exit(ended.returncode))
     if ended.returncode == 0:
-        return msgspec.json.decode(ended.stdout.splitlines()[-1], type=Measured)
+        try:
+            return msgspec.json.decode(ended.stdout.splitlines()[-1], type=Measured)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            raise Crashed("ended with other words than its result: does the model print?") from None
     why = ended.stderr.decode(errors="replace").strip().splitlines()[-1]
     return _guessed(code, config, f"model {model.key}: profiling failed ({why})")
 

@@ -46,7 +46,7 @@ class Questions:
             return
         try:
             link.send(Reply(ask_id=ask.ask_id, ok=True, body=self._answer(ask)))
-        except (msgspec.MsgspecError, ValueError, TransportError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError, TransportError) as error:
             asked.refuse(400, f"{ask.what}: {error}")
 
     def reply(self, reply: Reply) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import re
 import stat
 import struct
 from bisect import bisect_left, insort
@@ -31,6 +32,7 @@ with their neighbours before memory runs out."""
 _EPOCH: Final = struct.Struct("<Q")
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _LINK_PREFIX: Final = "/memfd:"
+_NAME: Final = re.compile(r"[0-9]{1,18}:[0-9]{1,18}:[0-9]{1,18}", re.ASCII)
 
 
 class RegionGone(TransportError):
@@ -247,9 +249,9 @@ class RegionMap:
 
 
 def _parse(name: str) -> tuple[str, int]:
+    if not _NAME.fullmatch(name):
+        raise RegionGone(f"region name {name[:80]!r}: expected PID:FD:BYTES in decimal digits")
     parts = name.split(":")
-    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
-        raise RegionGone(f"region name {name!r}: expected PID:FD:BYTES in decimal digits")
     return f"/proc/{parts[0]}/fd/{parts[1]}", int(parts[2])
 
 

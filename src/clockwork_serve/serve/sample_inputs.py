@@ -53,7 +53,7 @@ def _as_bytes(array: Array) -> Array:
 def _known_fills(code: Code) -> tuple[Fill, ...]:
     try:
         fills = msgspec.json.decode((Path(code.path) / "probe.json").read_bytes(), type=tuple[Fill, ...])
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
         return ()
     return fills if {spec.name for spec in code.inputs} >= {fill.name for fill in fills} else ()
 

@@ -18,9 +18,10 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     ``repository`` is a folder in Triton's layout. A port of 0 is chosen by the system; ``grpc_port`` and
     ``metrics_port`` may be None for off. ``default_slo_ns``: deadline of requests that name none (None: see
     the gateway). ``shared_memory``: the prefix of keys of shared memory that local clients may use (None:
-    off). ``triton_codes``: what is refused or expired gets Triton's status. ``drain_s``: how long a stop
-    waits for requests in flight. ``run_dir``: where the private folder of sockets is made (empty:
-    XDG_RUNTIME_DIR or the temporary folder). ``pin``: each device gets cores of its own.
+    off). ``triton_codes``: what is refused or expired gets Triton's status. ``compile_memory_bytes`` and
+    ``compile_s``: what a preparation may take, and its silence. ``drain_s``: how long a stop waits for
+    requests in flight. ``run_dir``: where the private folder of sockets is made (empty: XDG_RUNTIME_DIR or
+    the temporary folder). ``pin``: each device gets cores of its own.
     """
 
     repository: str
@@ -39,6 +40,8 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     shared_memory: str | None = None
     triton_codes: bool = False
     door: DoorConfig = DoorConfig()
+    compile_memory_bytes: int = 0
+    compile_s: float = 900.0
     drain_s: float = 10.0
     journal: str = ""
     run_dir: str = ""

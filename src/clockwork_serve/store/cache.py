@@ -95,7 +95,7 @@ class Cache:
         """A stored record, or None if there is none that can be read."""
         try:
             return msgspec.json.decode((self.root / kind / f"{key}.json").read_bytes(), type=type_)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
             return None
 
     def save_record(self, kind: str, key: str, value: object) -> None:
@@ -120,7 +120,7 @@ class Cache:
         folder = self.root / "codes" / code_id
         try:
             code = msgspec.json.decode((folder / "code.json").read_bytes(), type=Code)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
             return None
         return msgspec.structs.replace(code, path=str(folder))
 

@@ -15,7 +15,7 @@ from clockwork_serve.store.cache import Cache, digest_of
 from clockwork_serve.store.compiled import Compiled
 from clockwork_serve.store.model_config import PLATFORMS, model_config
 from clockwork_serve.store.onnx_compiler import OnnxCompiler
-from clockwork_serve.store.optimiser import Optimiser
+from clockwork_serve.store.optimiser import Optimiser, readable_names
 from clockwork_serve.store.plain_backends import compile_emulated, compile_python, weights_id_of
 from clockwork_serve.store.problems import Problem, ProblemError, placed, problem
 from clockwork_serve.store.repository import Entry, Repository, model_file
@@ -111,9 +111,10 @@ class Compiler:
                 files: tuple[FileFacts, ...] = (FileFacts.of(path),)
                 compiled = self.torch.compile(path, entry.settings, on_step)
             else:
-                source = read_source(path, path.parent)
-                files = source.files
-                compiled = self._onnx.compile(source, entry.settings)
+                with readable_names():
+                    source = read_source(path, path.parent)
+                    files = source.files
+                    compiled = self._onnx.compile(source, entry.settings)
         if all(facts.settled for facts in files) and current(files):
             self.cache.save_record("seen", place, Seen(files, compiled))
         return compiled
@@ -242,6 +243,15 @@ def _result(
         return compiler.compile(entry, version, on_step)
     except ProblemError as error:
         return error.problem
+    except MemoryError as error:
+        return Problem(
+            model=entry.name,
+            version=str(version),
+            field="memory",
+            expected="a model that is compiled in the memory that compile_memory gives",
+            found=f"one that takes more ({str(error)[:200] or 'MemoryError'})",
+            advice="raise compile_memory, or serve a smaller model",
+        )
     except Exception as error:  # noqa: BLE001 - whatever a strange file sets off here, the others are served
         return Problem(
             model=entry.name,

@@ -214,7 +214,7 @@ class OnnxCompiler:
         if recipe is None:
             try:
                 recipe = Recipe.from_bytes((self._cache.root / "architectures" / f"{key}.npz").read_bytes())
-            except (OSError, ValueError, KeyError, EOFError):
+            except (OSError, ValueError):
                 return None
             while self._recipes and recipe.blob_bytes + self._kept_bytes() > _RECIPES_KEPT_BYTES:
                 del self._recipes[next(iter(self._recipes))]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
+from clockwork_serve.store.model_limits import check_size
 from clockwork_serve.store.problems import problem
 from clockwork_serve.store.trial import RunError
 
@@ -105,6 +107,18 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+@contextlib.contextmanager
+def readable_names() -> Iterator[None]:
+    """What reads a model's names: protobuf reads some as text only where they are looked at."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise problem(
+            "model.onnx", expected="names in UTF-8", found=f"a name of other bytes ({error})",
+            advice="the file is corrupt: copy it again",
+        ) from None  # fmt: skip
+
+
 def parse_model(data: bytes | memoryview) -> onnx.ModelProto:
     """A model from its bytes. Raises ``ProblemError`` if they are something else."""
     model = onnx.ModelProto()
@@ -120,6 +134,7 @@ def parse_model(data: bytes | memoryview) -> onnx.ModelProto:
             "model.onnx", expected="an ONNX model", found=f"{len(data)} bytes without a graph",
             advice="the file is empty, truncated or of another kind: copy it again",
         )  # fmt: skip
+    check_size(model)
     return model
 
 

@@ -9,6 +9,8 @@ from msgspec import Struct
 
 from clockwork_serve.errors import RepositoryError
 
+_SHOWN = 300
+
 
 class Problem(Struct, frozen=True, kw_only=True):
     """Why one model (or one version of it) is not served, and what to do about it.
@@ -41,18 +43,24 @@ class ProblemError(RepositoryError):
 def problem(
     field: str, *, expected: str, found: object, advice: str, model: str = "", version: str = ""
 ) -> ProblemError:
-    """A :class:`ProblemError`; ``found`` is shown shortened."""
+    """A :class:`ProblemError`; all is shown shortened, and as text that can be printed and sent."""
     text = found if isinstance(found, str) else repr(found)
     return ProblemError(
         Problem(
-            model=model,
+            model=shown(model),
             version=version,
-            field=field,
-            expected=expected,
-            found=text if len(text) <= 300 else text[:297] + "...",
-            advice=advice,
+            field=shown(field),
+            expected=shown(expected),
+            found=shown(text),
+            advice=shown(advice),
         )
     )
+
+
+def shown(text: str) -> str:
+    """Text of a stranger's, at most 300 characters of it, without what moves a cursor or is no Unicode."""
+    text = text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def placed(error: ProblemError, *, model: str, version: str = "") -> ProblemError:

@@ -121,7 +121,11 @@ class _Reader:
         if token.kind == "string":
             return self._strings(token)
         if token.kind == "number":
-            return _number(token.text)
+            number = _number(token.text)
+            if number is None:
+                self._next -= 1
+                raise self._wrong("a number of at most 64 bits")
+            return number
         if token.kind == "word":
             return Word(token.text)
         self._next -= 1
@@ -155,11 +159,10 @@ class _Reader:
         )
 
 
-def _number(text: str) -> int | float:
-    if text.lower().lstrip("+-").startswith("0x"):
-        return int(text, 16)
-    body = text.rstrip("fF")
+def _number(text: str) -> int | float | None:
+    """A number; None for a whole one that no field of protobuf holds."""
     try:
-        return int(body, 10)
+        whole = int(text, 16) if text.lower().lstrip("+-").startswith("0x") else int(text.rstrip("fF"), 10)
     except ValueError:
-        return float(body)
+        return float(text.rstrip("fF"))
+    return whole if -(1 << 63) <= whole < 1 << 64 else None

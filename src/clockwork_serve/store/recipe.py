@@ -112,9 +112,12 @@ class Recipe:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Recipe:
-        """The reverse of ``to_bytes``. Raises ``ValueError``, ``KeyError``, ``EOFError`` or ``OSError``."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            return cls(np.cumsum(file["steps"].astype(np.int64)).astype(np.uint32), file["constants"])
+        """The reverse of ``to_bytes``. Raises ``ValueError``."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as file:
+                return cls(np.cumsum(file["steps"].astype(np.int64)).astype(np.uint32), file["constants"])
+        except Exception as error:  # numpy's reader of archives raises whatever it stumbles over
+            raise ValueError(f"expected a recipe, found {error}") from error
 
 
 def _runs(places: Bits) -> list[tuple[int, int, int | None]]:

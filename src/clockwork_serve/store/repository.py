@@ -13,10 +13,11 @@ from msgspec import Struct
 
 from clockwork_serve.errors import RepositoryError
 from clockwork_serve.store import pbtxt_settings, toml_settings
-from clockwork_serve.store.problems import Problem, ProblemError, placed, problem
+from clockwork_serve.store.problems import Problem, ProblemError, placed, problem, shown
 from clockwork_serve.store.settings import ModelSettings, StoreConfig, VersionPolicy, merged
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+_VERSION = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 _LARGEST_TEXT = 4 << 20
 """Bytes of the largest configuration or label file that is read."""
 FILE_OF_BACKEND = {"onnx": "model.onnx", "torch": "model.pt2", "python": "model.py"}
@@ -73,7 +74,7 @@ class Repository:
     def scan(self) -> list[Entry]:
         """Look at every model, ascending by name. A model that cannot be read has ``problems``."""
         with os.scandir(self.root) as found:
-            names = [item.name for item in found if not item.name.startswith(".") and item.is_dir()]
+            names = [item.name for item in found if not item.name.startswith(".") and _is_folder(item)]
         self.entries = tuple(self._entry(name) for name in sorted(names))
         return list(self.entries)
 
@@ -91,20 +92,20 @@ class Repository:
 
     def _entry(self, name: str) -> Entry:
         path = self.root / name
-        blank = Entry(name=name, path=str(path), root=str(self.root))
+        blank = Entry(name=shown(name), path=shown(str(path)), root=str(self.root))
         try:
             return self._read(blank)
         except ProblemError as error:
-            found = placed(error, model=name).problem
+            found = placed(error, model=blank.name).problem
         except OSError as error:
             found = Problem(
-                model=name,
+                model=blank.name,
                 field="files",
                 expected="a readable folder",
-                found=str(error),
+                found=shown(str(error)),
                 advice="check its permissions",
             )
-        return Entry(name=name, path=blank.path, root=blank.root, problems=(found,))
+        return Entry(name=blank.name, path=blank.path, root=blank.root, problems=(found,))
 
     def _read(self, blank: Entry) -> Entry:
         if not _NAME.fullmatch(blank.name):
@@ -112,6 +113,10 @@ class Repository:
                 "name", expected="letters, digits and _ . + -", found=blank.name, advice="rename the folder"
             )
         folder = inside(self.root, Path(blank.path))
+        if shown(str(folder)) != str(folder):
+            raise problem(
+                "path", expected="a folder whose name is text", found=str(folder), advice="rename it"
+            )
         settings, warnings = _settings(folder, blank.name)
         settings = _with_labels(folder, settings)
         present = _versions(folder)
@@ -147,15 +152,15 @@ class Repository:
         )
 
 
-def inside(root: Path, path: Path) -> Path:
+def inside(root: Path, path: Path, field: str = "path") -> Path:
     """``path`` with all symbolic links resolved. Raises ``ProblemError`` if that leaves ``root``."""
     try:
         real = path.resolve(strict=True)
-    except (OSError, RuntimeError) as error:
-        raise problem("path", expected=f"a file at {path}", found=str(error), advice="put it there") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise problem(field, expected=f"a file at {path}", found=str(error), advice="put it there") from None
     if not real.is_relative_to(root):
         raise problem(
-            "path", expected=f"files inside {root}", found=f"{path.name} leads to {real}",
+            field, expected=f"files inside {root}", found=f"{path.name} leads to {real}",
             advice="copy the file into the repository",
         )  # fmt: skip
     return real
@@ -183,14 +188,23 @@ def model_file(entry: Entry, version: int) -> Path:
         )  # fmt: skip
     real = inside(Path(entry.root), path)
     if not real.is_file():
-        raise problem("file", expected=f"a file {name}", found="a folder", advice="put the model file there")
+        what = "a folder" if real.is_dir() else "a pipe, a socket or a device"
+        raise problem("file", expected=f"a file {name}", found=what, advice="put the model file there")
     return real
+
+
+def _is_folder(item: os.DirEntry[str]) -> bool:
+    """Whether it may be a model: one that leads nowhere (a circle of links) is, and has a problem."""
+    try:
+        return item.is_dir()
+    except OSError:
+        return True
 
 
 def _versions(folder: Path) -> tuple[int, ...]:
     with os.scandir(folder) as found:
-        names = [item.name for item in found if item.name.isascii() and item.name.isdigit() and item.is_dir()]
-    return tuple(sorted(int(name) for name in names if str(int(name)) == name and int(name) > 0))
+        names = [item.name for item in found if _VERSION.fullmatch(item.name)]
+    return tuple(sorted(int(name) for name in names if (folder / name).is_dir()))
 
 
 def _settings(folder: Path, name: str) -> tuple[ModelSettings, tuple[str, ...]]:
@@ -211,6 +225,13 @@ def _text(folder: Path, name: str) -> str | None:
     if not os.path.lexists(path):
         return None
     real = inside(folder, path)
+    if not real.is_file():
+        raise problem(
+            name,
+            expected="a file",
+            found="a folder, a pipe, a socket or a device",
+            advice="put the file there",
+        )
     data = real.read_bytes() if real.stat().st_size <= _LARGEST_TEXT else b"\xff"
     try:
         return data.decode()

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
+import re
+import stat
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 from msgspec import Struct
 
+from clockwork_serve.store.model_limits import every_tensor
 from clockwork_serve.store.optimiser import LARGEST_MODEL, parse_model
 from clockwork_serve.store.problems import problem
 from clockwork_serve.store.repository import inside
-from clockwork_serve.store.wire import Skeleton, WireError, skeleton
+from clockwork_serve.store.wire import Skeleton, TooMuch, WireError, skeleton
 
+_NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 _SETTLED_NS = 100_000_000
 """A file changed less than this ago may change again within one tick of its time stamps."""
 
@@ -33,8 +37,8 @@ class FileFacts(Struct, frozen=True, array_like=True):
     @classmethod
     def of(cls, path: Path) -> FileFacts:
         """The facts of a file now."""
-        stat = path.stat()
-        return cls(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+        found = path.stat()
+        return cls(str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
     @property
     def settled(self) -> bool:
@@ -86,6 +90,10 @@ def read_source(path: Path, folder: Path) -> Source:
 def _frame(whole: bytes) -> Skeleton:
     try:
         return skeleton(memoryview(whole))
+    except TooMuch as error:
+        raise problem(
+            "model.onnx graph", expected=error.expected, found="more", advice="split the model"
+        ) from None
     except WireError as error:
         raise problem(
             "model.onnx", expected="an ONNX model", found=f"{len(whole)} bytes that are not one ({error})",
@@ -95,7 +103,8 @@ def _frame(whole: bytes) -> Skeleton:
 
 def _with_external_data(whole: bytes, folder: Path) -> tuple[bytes, tuple[FileFacts, ...]]:
     model = parse_model(whole)
-    outside = [tensor for tensor in _tensors(model) if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    # All of them: what is left to the runtime it looks for in the folder where the server was started.
+    outside = [tensor for tensor in every_tensor(model) if _is_outside(tensor)]
     if not outside:
         return whole, ()
     files: dict[str, FileFacts] = {}
@@ -108,48 +117,54 @@ def _with_external_data(whole: bytes, folder: Path) -> tuple[bytes, tuple[FileFa
                 f"external data of '{tensor.name}'", expected="a file beside the model", found=repr(location),
                 advice="save the model with relative locations",
             )  # fmt: skip
-        path = inside(folder, folder / location)
+        path = inside(folder, folder / location, f"external data of '{tensor.name}'")
         files[location] = FileFacts.of(path)
-        data = _read_piece(path, where, tensor.name)
+        data = _read_piece(path, where, tensor.name, LARGEST_MODEL - total)
         total += len(data)
-        if total > LARGEST_MODEL:
-            raise _too_large(total)
         tensor.raw_data = data
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
     return model.SerializeToString(), tuple(files.values())
 
 
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    graphs = [model.graph]
-    while graphs:
-        graph = graphs.pop()
-        yield from graph.initializer
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                if attribute.HasField("g"):
-                    graphs.append(attribute.g)
-                graphs.extend(attribute.graphs)
+def _is_outside(tensor: onnx.TensorProto) -> bool:
+    return bool(tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data)
 
 
-def _read_piece(path: Path, where: dict[str, str], name: str) -> bytes:
+def _read_piece(path: Path, where: dict[str, str], name: str, room: int) -> bytes:
+    """A tensor's bytes; never more than ``room``, and nothing that is not in a file."""
     given = {key: where[key] for key in ("offset", "length") if where.get(key)}
-    if not all(value.isascii() and value.isdigit() for value in given.values()):
+    if not all(_NUMBER.fullmatch(value) for value in given.values()):
         raise problem(
             f"external data of '{name}'", expected="whole numbers for offset and length", found=given,
             advice="export the model again",
         )  # fmt: skip
-    offset = int(given.get("offset", "0"))
-    length = int(given["length"]) if "length" in given else None
-    with open(path, "rb") as file:
+    # Not to wait for the other end of a pipe.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    facts = os.fstat(descriptor)
+    if not stat.S_ISREG(facts.st_mode):
+        os.close(descriptor)
+        raise problem(
+            f"external data of '{name}'", expected=f"a file {path.name}",
+            found=f"something else ({stat.filemode(facts.st_mode)})", advice="save the model again",
+        )  # fmt: skip
+    with open(descriptor, "rb") as file:
+        offset = int(given.get("offset", "0"))
+        there = max(facts.st_size - offset, 0)
+        length = int(given["length"]) if "length" in given else there
+        if length > there or offset > facts.st_size:
+            raise problem(
+                f"external data of '{name}'", expected=f"{length} bytes at {offset} of {path.name}",
+                found=f"a file of {facts.st_size}", advice="the file is truncated: copy it again",
+            )  # fmt: skip
+        if length > room:
+            raise _too_large(LARGEST_MODEL - room + length)
         file.seek(offset)
-        data = file.read() if length is None else file.read(length)
-    if length is not None and len(data) != length:
+        data = file.read(length)
+    if len(data) != length:
         raise problem(
             f"external data of '{name}'", expected=f"{length} bytes at {offset} of {path.name}",
-            found=f"{len(data)} bytes", advice="the file is truncated: copy it again",
+            found=f"{len(data)} bytes", advice="the file changed while it was read: load the model again",
         )  # fmt: skip
     return data
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tomllib
 from typing import Any
 
@@ -19,6 +18,8 @@ from clockwork_serve.store.settings import (
 from clockwork_serve.units import MIB, ms
 
 FILE_NAME = "clockwork.toml"
+_LARGEST = 1e12
+"""Of milliseconds and of megabytes: what comes of them fits into 64 bits."""
 
 
 class Table:
@@ -58,9 +59,9 @@ class Table:
         value = self._values.get(key)
         if value is None:
             return None
-        good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not good or value < 0 or (value == 0 and not zero):
-            wanted = "a number >= 0" if zero else "a number > 0"
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        if not good or not 0 <= value < _LARGEST or (value == 0 and not zero):
+            wanted = f"a number {'>=' if zero else '>'} 0 and less than {_LARGEST:g}"
             raise problem(self.path(key), expected=wanted, found=value, advice=f"correct {FILE_NAME}")
         return float(value)
 
@@ -76,7 +77,7 @@ def read_toml(text: str) -> ModelSettings:
     """The settings in a ``clockwork.toml``. Raises ``ProblemError``."""
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise problem(
             FILE_NAME, expected="valid TOML", found=str(error), advice="correct the line it names"
         ) from None

@@ -242,7 +242,7 @@ def _heard(stdout: object, tail: collections.deque[str], on_step: OnStep) -> Rep
     for line in stdout:  # type: ignore[attr-defined]
         try:
             said = msgspec.json.decode(line, type=Step | Report)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, ValueError, RecursionError):
             tail.append(line.decode(errors="replace"))  # something torch printed
             continue
         if isinstance(said, Report):

@@ -107,7 +107,11 @@ def _program(archive: Archive) -> Program:
 
 def _tensor_name(arg: Json, where: str) -> str:
     if "as_tensor" not in arg:
-        refuse(f"{where} to be a tensor", f"{next(iter(arg))}", "export the model with tensors as inputs")
+        refuse(
+            f"{where} to be a tensor",
+            f"{next(iter(arg), 'nothing')}",
+            "export the model with tensors as inputs",
+        )
     return str(arg["as_tensor"]["name"])
 
 

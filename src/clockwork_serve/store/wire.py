@@ -14,6 +14,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from clockwork_serve.store.liftable import FLOAT_BYTES, is_weight
+from clockwork_serve.store.model_limits import AXES_MAX, NAMES_MAX, NESTING_MAX, NODES_MAX
 
 _GRAPH, _NODE, _INITIALIZER = 7, 1, 5  # ModelProto.graph, GraphProto.node, GraphProto.initializer
 _OP_TYPE, _ATTRIBUTE = 4, 5  # of NodeProto
@@ -28,6 +29,14 @@ _FLOAT = 1  # TensorProto.DataType.FLOAT
 
 class WireError(ValueError):
     """The bytes are not a serialised protobuf message: truncated or something else altogether."""
+
+
+class TooMuch(WireError):
+    """More than a model may be; ``expected`` says how much that is."""
+
+    def __init__(self, expected: str) -> None:
+        super().__init__(f"expected {expected}")
+        self.expected = expected
 
 
 class Hole(Struct, frozen=True, array_like=True):
@@ -100,25 +109,47 @@ class _Found(Struct):
 
 
 def _holes(data: Buffer) -> Iterator[Hole]:
-    found: list[_Found] = []
-    readers: dict[bytes, list[str]] = {}
+    walk = _Walk()
     for number, kind, start, end in _fields(data, 0, len(data)):
         if number == _GRAPH and kind == _BYTES:
-            _graph(data, start, end, found, readers)
-    for tensor in found:
-        if is_weight(tensor.hole.count, tensor.rank, readers.get(tensor.name, ())):
+            _graph(data, start, end, walk, 1)
+    for tensor in walk.found:
+        if is_weight(tensor.hole.count, tensor.rank, walk.readers.get(tensor.name, ())):
             yield tensor.hole
 
 
-def _graph(data: Buffer, start: int, end: int, found: list[_Found], readers: dict[bytes, list[str]]) -> None:
+class _Walk:
+    """What was found so far, and how much there was."""
+
+    def __init__(self) -> None:
+        self.found: list[_Found] = []
+        self.readers: dict[bytes, list[str]] = {}
+        self.nodes = self.names = 0
+
+    def count(self, *, nodes: int = 0, names: int = 0) -> None:
+        """Raise :class:`TooMuch` where that is more than a model may have."""
+        self.nodes += nodes
+        self.names += names
+        if self.nodes > NODES_MAX:
+            raise TooMuch(f"at most {NODES_MAX} nodes")
+        if self.names > NAMES_MAX:
+            raise TooMuch(f"at most {NAMES_MAX} names of values")
+
+
+def _graph(data: Buffer, start: int, end: int, walk: _Walk, depth: int) -> None:
+    if depth > NESTING_MAX:
+        raise TooMuch(f"graphs inside of graphs {NESTING_MAX} deep")
     for number, kind, first, last in _fields(data, start, end):
+        if number == _NODE and kind == _BYTES:
+            walk.count(nodes=1)
+            _node(data, first, last, walk, depth)
+            continue
+        walk.count(names=1)
         if number == _INITIALIZER and kind == _BYTES:
-            found.extend(_tensor(data, first, last))
-        elif number == _NODE and kind == _BYTES:
-            _node(data, first, last, found, readers)
+            walk.found.extend(_tensor(data, first, last))
 
 
-def _node(data: Buffer, start: int, end: int, found: list[_Found], readers: dict[bytes, list[str]]) -> None:
+def _node(data: Buffer, start: int, end: int, walk: _Walk, depth: int) -> None:
     """Notes what a node reads; and what it holds: exporters write weights into Constant nodes too."""
     inputs, attributes = [], []
     operator = output = b""
@@ -133,18 +164,19 @@ def _node(data: Buffer, start: int, end: int, found: list[_Found], readers: dict
             operator = bytes(data[first:last])
         elif number == _ATTRIBUTE:
             attributes.append((first, last))
+    walk.count(names=len(inputs))
     for name in inputs:
-        readers.setdefault(name, []).append(operator.decode(errors="replace"))
+        walk.readers.setdefault(name, []).append(operator.decode(errors="replace"))
     if operator not in _HOLDERS:
         return
     for first, last in attributes:
         for number, kind, inner, outer in _fields(data, first, last):
             if kind == _BYTES and number in _ATTRIBUTE_GRAPHS:
-                _graph(data, inner, outer, found, readers)
+                _graph(data, inner, outer, walk, depth + 1)
             elif kind == _BYTES and number == _ATTRIBUTE_TENSOR:
                 for tensor in _tensor(data, inner, outer):
                     tensor.name = output
-                    found.append(tensor)
+                    walk.found.append(tensor)
 
 
 def _tensor(data: Buffer, start: int, end: int) -> Iterator[_Found]:
@@ -154,14 +186,12 @@ def _tensor(data: Buffer, start: int, end: int) -> Iterator[_Found]:
     pieces = []
     for number, kind, first, last in _fields(data, start, end):
         if number == _DIMS and kind == _VARINT:
-            count *= _varint(data, first)[0]
-            rank += 1
+            count, rank = _counted(count, _varint(data, first)[0], rank)
         elif number == _DIMS and kind == _BYTES:
             position = first
             while position < last:
                 dim, position = _varint(data, position)
-                count *= dim
-                rank += 1
+                count, rank = _counted(count, dim, rank)
         elif number == _DATA_TYPE and kind == _VARINT:
             data_type = _varint(data, first)[0]
         elif number == _NAME and kind == _BYTES:
@@ -170,6 +200,13 @@ def _tensor(data: Buffer, start: int, end: int) -> Iterator[_Found]:
             pieces.append((first, last))
     if data_type == _FLOAT and len(pieces) == 1 and pieces[0][1] - pieces[0][0] == count * FLOAT_BYTES:
         yield _Found(name, rank, Hole(pieces[0][0], count))
+
+
+def _counted(count: int, dim: int, rank: int) -> tuple[int, int]:
+    """Elements and axes with one more axis."""
+    if rank >= AXES_MAX:
+        raise TooMuch(f"tensors of at most {AXES_MAX} axes")
+    return count * dim, rank + 1
 
 
 def _fields(data: Buffer, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:

@@ -157,7 +157,10 @@ def read_journal(path: Path) -> Iterator[Step]:
                 body = file.read(length)
                 if len(body) < length:
                     break
-                yield decoder.decode(body)
+                try:
+                    yield decoder.decode(body)
+                except (ValueError, RecursionError) as error:
+                    raise ConfigError(f"{name}: expected a journal; found other bytes: {error}") from None
 
 
 def _older(path: Path, age: int) -> Path:

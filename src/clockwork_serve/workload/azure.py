@@ -117,7 +117,7 @@ def _minutes_of(path: Path) -> int:
     if not minutes:
         raise wrong(path, number, "column 5", "the number of a minute", "nothing", "is the file cut off?")
     for index, name in enumerate(minutes, start=len(COLUMNS_2019) + 1):
-        if not name.strip().isdigit():
+        if not name.strip().isdigit() or len(name) > 18:
             raise wrong(path, number, f"column {index}", "the number of a minute", name, "correct the header")
     for before, after in pairwise(minutes):
         if int(after) != int(before) + 1:
@@ -166,7 +166,7 @@ def _bad_row(path: Path, number: int, line: bytes, header: list[bytes]) -> Confi
             "is the row cut or joined?",
         )
     for name, field in zip(header[4:], fields[4:], strict=True):
-        if not field.isdigit() or int(field) > _MOST_CALLS:
+        if not field.isdigit() or len(field) > 18 or int(field) > _MOST_CALLS:
             expected = f"a whole number of calls in 0..{_MOST_CALLS}"
             return wrong(path, number, f"minute {name.decode()}", expected, field, "correct the count")
     raise AssertionError(f"{path}:{number}: nothing is wrong with this row")

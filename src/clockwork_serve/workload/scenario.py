@@ -154,7 +154,7 @@ def read_scenario(path: str | Path) -> Scenario:
     source = Source(file=str(path), lines=lines_of(text))
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         line = re.search(r"\(at line (\d+),", str(error))
         place = f"{path}:{line.group(1)}" if line else f"{path}:{text.count(chr(10)) + 1}"
         raise ConfigError(f"{place}: expected valid TOML, found: {error}; correct that line") from None

@@ -1,0 +1,208 @@
+"""Runs inputs through one parser and says what is wrong with how it ended.
+
+Wrong is: an exception that the parser does not declare, over a second of CPU time, memory out of all
+proportion, an error whose words cannot be sent. With atheris (libFuzzer) inputs are found by the edges that
+they reach; without it, seeds are changed at random.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Final
+
+from tests.fuzz.mutators import Mutator, mixed
+
+CORPUS: Final = Path(__file__).parent / "corpus"
+MIB: Final = 1 << 20
+HANG_S: Final = 1.0
+STUCK_S: Final = 30
+"""Seconds of CPU after which an input is not waited for."""
+TOLD_BYTES: Final = 64 * 1024
+
+
+class Wrong(AssertionError):
+    """What a parser may not do."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A parser: ``run`` gives it one input, and raises one of ``errors`` where it is refused.
+
+    ``growth_bytes``: so much more memory than ever before may one input take.
+    """
+
+    name: str
+    run: Callable[[bytes], object]
+    errors: tuple[type[Exception], ...]
+    mutate: Mutator
+    growth_bytes: int = 64 * MIB
+    input_bytes: int = 16_384
+
+    def seeds(self) -> list[Path]:
+        """The inputs that are kept with the tests; those called ``good`` are accepted."""
+        return sorted((CORPUS / self.name).glob("*.seed"))
+
+
+GROUPS: Final = {
+    "tests.fuzz.targets.gateway": (
+        "http_connection", "http_infer", "http_routes", "grpc_infer", "grpc_rpcs", "compression",
+        "api_keys", "shared_memory",
+    ),
+    "tests.fuzz.targets.links": ("frames", "tensor_calls", "region_names", "black_box"),
+    "tests.fuzz.targets.files": (
+        "clockwork_toml", "config_pbtxt", "settings", "repository", "scenario", "azure_trace", "csv_trace",
+        "zoo", "profiles", "journal", "cache_records", "bench_records",
+    ),
+    "tests.fuzz.targets.models": ("onnx", "onnx_external", "torch_pt2", "recipe"),
+    "tests.fuzz.targets.clients": (
+        "client_http", "client_answers", "bench_http", "bench_http2", "hpack", "addresses",
+    ),
+}  # fmt: skip
+NAMES: Final = tuple(name for names in GROUPS.values() for name in names)
+
+
+def scratch() -> Path:
+    """A folder for the time of this process."""
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def target(name: str) -> Target:
+    """The target of that name; only what it needs is imported."""
+    module = next(module for module, names in GROUPS.items() if name in names)
+    found: dict[str, Target] = {each.name: each for each in importlib.import_module(module).TARGETS}
+    return found[name]
+
+
+def check(parser: Target, data: bytes) -> bool:
+    """Whether the parser accepts ``data``. Raises :class:`Wrong`, or what the parser may not raise."""
+    peak = _peak_bytes()
+    accepted, took_s = _timed(parser, data)
+    if took_s > HANG_S:
+        # Instrumented code is slow, and so is a machine with other work: the best of three counts.
+        took_s = min(took_s, *(_timed(parser, data)[1] for _ in range(2)))
+        if took_s > HANG_S:
+            raise Wrong(f"{parser.name}: {took_s:.2f} s of CPU for {len(data)} bytes")
+    grown = _peak_bytes() - peak
+    if grown > parser.growth_bytes:
+        raise Wrong(f"{parser.name}: {grown / MIB:.0f} MiB more for {len(data)} bytes")
+    return accepted
+
+
+def _timed(parser: Target, data: bytes) -> tuple[bool, float]:
+    start = time.thread_time()
+    try:
+        parser.run(data)
+    except parser.errors as error:
+        told = str(error).encode()
+        if not 0 < len(told) <= TOLD_BYTES:
+            raise Wrong(f"{parser.name}: an error of {len(told)} bytes for {len(data)}") from error
+        return False, time.thread_time() - start
+    return True, time.thread_time() - start
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def changed(parser: Target, data: bytes, dice: Random) -> bytes:
+    """An input made of another one."""
+    for _ in range(dice.choice((1, 1, 2, 3))):
+        data = mixed(parser.mutate)(data, dice)
+    return data
+
+
+def plain(name: str, seconds: float, found: Path, seed: int) -> int:
+    """Change seeds at random for a while; the input of a failure is left in ``found``. The exit status."""
+    parser = target(name)
+    pool = [path.read_bytes() for path in parser.seeds()] or [b""]
+    dice = Random(seed)
+    end = time.monotonic() + seconds
+    count = 0
+    running = found / f"stuck-{name}"
+    with running.open("w+b") as current:
+        while time.monotonic() < end:
+            data = changed(parser, dice.choice(pool), dice)[: parser.input_bytes]
+            current.seek(0)
+            current.truncate()
+            current.write(data)
+            current.flush()
+            signal.setitimer(signal.ITIMER_PROF, STUCK_S)
+            try:
+                check(parser, data)
+            except BaseException:
+                running.rename(found / f"crash-{name}")
+                raise
+            finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
+            count += 1
+            if len(pool) < 500 and dice.random() < 0.01:
+                pool.append(data)
+    running.unlink()
+    sys.stderr.write(f"stat::number_of_executed_units: {count}\n")
+    return 0
+
+
+def guided(name: str, seconds: float, found: Path, seed: int) -> None:
+    """The same by libFuzzer, which keeps what reaches new edges in ``found``; it ends the process."""
+    import atheris
+
+    with atheris.instrument_imports(include=["clockwork_serve"]):
+        parser = target(name)
+    corpus = found / "corpus"
+    corpus.mkdir(exist_ok=True)
+
+    def mutate(data: bytes, most: int, number: int) -> bytes:
+        dice = Random(number)
+        if dice.random() < 0.2:
+            return bytes(atheris.Mutate(data, most))
+        return changed(parser, data, dice)[:most]
+
+    options = [
+        f"-max_total_time={round(seconds)}", f"-max_len={parser.input_bytes}", f"-timeout={STUCK_S}",
+        "-rss_limit_mb=2048", f"-artifact_prefix={found}/", "-print_final_stats=1", f"-seed={seed or 1}",
+        "-len_control=0", str(corpus), str(CORPUS / name),
+    ]  # fmt: skip
+    atheris.Setup([name, *options], lambda data: check(parser, bytes(data)) and None, custom_mutator=mutate)
+    atheris.Fuzz()
+
+
+def has_atheris() -> bool:
+    """Whether inputs can be guided by coverage here."""
+    try:
+        return importlib.util.find_spec("atheris") is not None
+    except ValueError:
+        return False
+
+
+def everything() -> Iterator[Target]:
+    """All targets."""
+    for name in NAMES:
+        yield target(name)
+
+
+def main(argv: list[str]) -> int:
+    """``NAME SECONDS FOLDER SEED [plain]``: what one process of :mod:`tests.fuzz.__main__` does."""
+    name, seconds, folder, seed, *how = argv
+    found = Path(folder)
+    found.mkdir(parents=True, exist_ok=True)
+    if how or not has_atheris():
+        return plain(name, float(seconds), found, int(seed))
+    guided(name, float(seconds), found, int(seed))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

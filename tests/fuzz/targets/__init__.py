@@ -1,0 +1,1 @@
+"""What is fuzzed: one module for each neighbourhood of parsers, each with its ``TARGETS``."""

@@ -1,0 +1,73 @@
+"""Every parser fed for a while what is nearly right: none may trip, hang or grow."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.fuzz import mutators
+from tests.fuzz.__main__ import fuzz
+from tests.fuzz.engine import NAMES, Target, Wrong, changed, check, everything, plain
+
+SECONDS = float(os.environ.get("CLOCKWORK_FUZZ_SECONDS", "20"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_no_parser_trips_over_what_is_nearly_right(tmp_path: Path) -> None:
+    """For 20 s each, two on each core: what is measured is CPU time."""
+    rows = fuzz(list(NAMES), SECONDS, tmp_path, 2 * (os.cpu_count() or 1), Random().randrange(1, 2**31))
+
+    assert [f"{row.name}: {row.failure}" for row in rows if row.failure] == []
+    assert all(row.inputs > 0 for row in rows)
+
+
+def test_a_row_tells_what_was_done(tmp_path: Path) -> None:
+    (row,) = fuzz(["hpack"], 1, tmp_path, 1, 1)
+
+    assert not row.failure, row.failure
+    assert row.inputs > 0
+    assert str(row).endswith("ok")
+
+
+def test_it_works_without_guidance_too(tmp_path: Path) -> None:
+    assert plain("hpack", 0.3, tmp_path, 1) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_that_is_not_declared_is_let_through() -> None:
+    with pytest.raises(KeyError):
+        check(Target("x", lambda data: {}[data], (ValueError,), mutators.raw), b"")
+
+
+def test_what_takes_long_or_much_is_wrong() -> None:
+    def slow(data: bytes) -> None:
+        end = time.thread_time() + 1.05
+        while time.thread_time() < end:
+            pass
+
+    with pytest.raises(Wrong, match="s of CPU for 3 bytes"):
+        check(Target("x", slow, (), mutators.raw), b"abc")
+    with pytest.raises(Wrong, match="MiB more for 3 bytes"):
+        check(Target("x", lambda data: b"x" * (1 << 30), (), mutators.raw), b"abc")
+
+
+def test_an_error_without_words_is_wrong() -> None:
+    def silent(data: bytes) -> None:
+        raise ValueError
+
+    with pytest.raises(Wrong, match="an error of 0 bytes"):
+        check(Target("x", silent, (ValueError,), mutators.raw), b"abc")
+
+
+def test_seeds_are_changed_and_mostly_stay_nearly_right() -> None:
+    """Of each target's inputs some are new, and some are still accepted or refused with words."""
+    dice = Random(1)
+    for target in everything():
+        seeds = [path.read_bytes() for path in target.seeds()]
+        made = {changed(target, dice.choice(seeds), dice) for _ in range(60)}
+        assert len(made - set(seeds)) > 20, target.name

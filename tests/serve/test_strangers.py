@@ -1,0 +1,133 @@
+"""Sockets between our processes are of one user: another one is refused by their modes, and by who it is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from clockwork_serve.errors import TransportError
+from clockwork_serve.messages import Frame, Role
+from clockwork_serve.serve.keeper import _make_run_dir
+from clockwork_serve.serve.transport import Link, connect, hello
+from tests.serve.test_transport import Side, until
+
+NOBODY = 65_534
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can try as another user")
+
+
+def as_nobody(path: Path) -> int:
+    """A process of another user that connects; it ends with an errno, or 100 and the bytes it was told."""
+    pid = os.fork()
+    if not pid:
+        try:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            with socket.socket(socket.AF_UNIX) as stranger:
+                stranger.settimeout(10)
+                stranger.connect(os.fspath(path))
+                stranger.send(b"\x05\0\0\0hello")
+                told = len(stranger.recv(4096))
+            os._exit(100 + told)
+        except OSError as error:
+            os._exit(100 if error.errno == errno.ECONNRESET else min(error.errno or 99, 99))
+        finally:
+            os._exit(98)
+    return pid
+
+
+def result(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def open_folder(tmp_path: Path) -> Path:
+    """A folder that every user may enter, on the way to it too."""
+    folder = Path("/tmp") / f"clockwork-{os.getpid()}-{tmp_path.name[-8:]}"
+    folder.mkdir(mode=0o755)
+    return folder
+
+
+def refused(tmp_path: Path, mode: int) -> tuple[int, list[list[Frame]]]:
+    """What a stranger gets from a socket of that mode in an open folder, and what our side took in of it."""
+    folder = open_folder(tmp_path)
+    path, side = folder / "c.sock", Side()
+    found: list[int] = []
+
+    async def main() -> None:
+        listener = await side.listen(path)
+        path.chmod(mode)
+        pid = as_nobody(path)
+
+        def ended() -> bool:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                found.append(os.waitstatus_to_exitcode(status))
+            return bool(done)
+
+        await until(ended)
+        listener.close()
+
+    try:
+        uvloop.run(main())
+    finally:
+        for each in folder.iterdir():
+            each.unlink()
+        folder.rmdir()
+    return found[0], side.reads
+
+
+def test_another_user_cannot_connect(tmp_path: Path) -> None:
+    assert refused(tmp_path, 0o600) == (13, [])
+
+
+def test_one_that_could_is_turned_away_unheard(tmp_path: Path) -> None:
+    """Its mode was changed by somebody: who connects is asked all the same, and told nothing."""
+    assert refused(tmp_path, 0o666) == (100, [])
+
+
+def test_nor_do_our_processes_talk_to_a_socket_of_another_user(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path)
+    folder.chmod(0o777)
+    path = folder / "c.sock"
+    ready, told = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        with socket.socket(socket.AF_UNIX) as stranger:
+            stranger.bind(os.fspath(path))
+            stranger.listen()
+            os.write(told, b"x")
+            with stranger.accept()[0] as accepted:
+                accepted.settimeout(10)
+                os._exit(len(accepted.recv(4096)))
+    os.read(ready, 1)
+
+    async def main() -> None:
+        def nothing(link: Link, *more: object) -> None:
+            raise AssertionError
+
+        with pytest.raises(TransportError, match="user"):
+            await connect(path, hello(Role.WORKER, "w"), nothing, nothing)
+
+    try:
+        uvloop.run(main())
+        assert result(pid) == 0
+    finally:
+        os.close(ready)
+        os.close(told)
+        path.unlink()
+        folder.rmdir()
+
+
+def test_the_folder_of_sockets_is_closed_to_others(tmp_path: Path) -> None:
+    folder = _make_run_dir(str(tmp_path))
+
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
