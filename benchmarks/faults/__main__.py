@@ -17,6 +17,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.faults import kills, table
 from benchmarks.faults.result import BROKEN, NOT_MEASURED, Result
@@ -89,13 +90,14 @@ def _rows(given: argparse.Namespace, record: table.Record, stopped: threading.Ev
 
 def _kills(given: argparse.Namespace, record: table.Record, stopped: threading.Event) -> int:
     with tempfile.TemporaryDirectory(prefix="faults-") as cache:
-        about = {"short": given.short, "seed": given.seed, "cache": Path(cache), "stopped": stopped}
-        for play in (
-            lambda: kills.workers("two", **about),
-            lambda: kills.workers("two70", **about),
-            lambda: kills.controllers(**about),
-        ):
-            found = play()
+        about: dict[str, Any] = {
+            "short": given.short,
+            "seed": given.seed,
+            "cache": Path(cache),
+            "stopped": stopped,
+        }
+        for setup in ("two", "two70", ""):
+            found = kills.workers(setup, **about) if setup else kills.controllers(**about)
             if stopped.is_set():
                 return INTERRUPTED
             record.kills.append(found)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks import repositories
 from benchmarks.faults.processes import alive, until
-from benchmarks.faults.setups import BAD, WIDE
+from benchmarks.faults.setups import WIDE
 from benchmarks.faults.stage import Act, Stage
 from clockwork_serve.units import MIB
 
@@ -26,7 +26,7 @@ CALL_S = 30.0
 
 def control(stage: Stage, verb: str, model: str) -> tuple[int, str]:
     """``load`` or ``unload`` over HTTP; status and the server's words."""
-    request = urllib.request.Request(
+    request = urllib.request.Request(  # noqa: S310 - a URL of ours
         f"{stage.server.http_url}/v2/repository/models/{model}/{verb}", data=b"{}", method="POST"
     )
     try:
@@ -48,13 +48,13 @@ def expect(stage: Stage, verb: str, model: str, good: bool) -> None:  # noqa: FB
         stage.wrong.append(f"{verb} {model}: {status} {said[:100]}")
 
 
-def asked(mood: int, times: int = 1, slo_ms: float = 1000.0, wait_s: float = 3.0) -> Act:
+def asked(mood: int, times: int = 1, *, wait_s: float = 3.0, pause_s: float = 0.0) -> Act:
     """The model ``bad`` is asked to do that, on connections of its own; each must hear something."""
 
     def ask(stage: Stage, ends: list[str]) -> None:
         with socket.create_connection(("127.0.0.1", stage.server.http_port), 5) as client:
             client.settimeout(wait_s)
-            client.sendall(stage.infer("bad", mood, slo_ms))
+            client.sendall(stage.infer("bad", mood))
             try:
                 ends.append(client.recv(4096)[9:12].decode() or "closed")
             except TimeoutError:
@@ -62,7 +62,8 @@ def asked(mood: int, times: int = 1, slo_ms: float = 1000.0, wait_s: float = 3.0
 
     def act(stage: Stage) -> None:
         ends: list[str] = []
-        for _ in range(times):
+        for number in range(times):
+            stage.sleep(pause_s if number else 0.0)
             stage.mark()
             ask(stage, ends)
         stage.notes.append(f"its own clients heard: {', '.join(ends)}")
@@ -98,12 +99,7 @@ def bad_models_loaded(stage: Stage) -> None:
 
 def profiler_killed(stage: Stage) -> None:
     """Who measures a new model is killed meanwhile; the call must end, and a second one must be good."""
-    repositories.python_model(
-        stage.root,
-        "slowly",
-        BAD
-        + "\nimport time\n_I = Model.infer\n\n\ndef _slow(self, i):\n    time.sleep(0.05)\n    return _I(self, i)\n\n\nModel.infer = _slow\n",
-    )
+    repositories.sleeper(stage.root, "slowly", 0.05)
     done = threading.Event()
 
     def load() -> None:

@@ -6,9 +6,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
-from benchmarks.faults.processes import EXEC_LANE, alive, until
+from benchmarks.faults.books import metrics
+from benchmarks.faults.processes import alive, until
 from benchmarks.faults.stage import Act, Stage
+from benchmarks.serving import total
 
 KILL, STOP, CONT, TERM = signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT, signal.SIGTERM
 
@@ -65,12 +68,9 @@ def newborn(name: str, after_s: float, times: int = 1) -> Act:
     def act(stage: Stage) -> None:
         before = stage.kill(name)
         for _ in range(times):
-            found = before
-            until(f"{name} is started again", lambda: stage.server.pids().get(name, before) != before)
-            found = stage.server.pid(name)
+            until(f"{name} is started again", partial(successor, stage, name, before))
             stage.sleep(after_s)
-            stage.kill(name)
-            before = found
+            before = stage.kill(name)
 
     return act
 
@@ -92,7 +92,7 @@ def during_start(worker: str, victim: str, after_s: float) -> Act:
 
     def act(stage: Stage) -> None:
         before = stage.kill(worker)
-        until(f"{worker} is started again", lambda: stage.server.pids().get(worker, before) != before)
+        until(f"{worker} is started again", lambda: successor(stage, worker, before))
         stage.sleep(after_s)
         stage.kill(victim)
 
@@ -119,19 +119,31 @@ def every(period_s: float, names: Callable[[Stage], list[str]], times: int, time
 
 
 def _back(stage: Stage, name: str, before: int) -> None:
-    """Note how long it takes until a successor runs, and for a worker, until it does its first INFER."""
+    """Note how long it takes until a successor runs; for a worker, until the controller counts its device."""
     start = time.monotonic()
-
-    def back() -> bool:
-        pid = stage.server.pids().get(name, before)
-        return pid != before and (name[:6] != "worker" or any(stage.server.lane(name, pid, EXEC_LANE)))
-
     try:
-        until(f"{name} is back", back, 15)
+        until(f"{name} is back", lambda: successor(stage, name, before), 15)
+        if name.startswith("worker"):
+            device = name.removeprefix("worker-")
+            until(f"{device} is up", lambda: device_is_up(stage, device), 15, 0.02)
     except TimeoutError as error:
         stage.wrong.append(str(error))
     else:
         stage.restarts_s.append(time.monotonic() - start)
+
+
+def successor(stage: Stage, name: str, before: int) -> bool:
+    """Whether another process of that name runs."""
+    return stage.server.pids().get(name, before) != before
+
+
+def device_is_up(stage: Stage, device: str) -> bool:
+    """Whether the controller says so; while nobody answers, it is not."""
+    try:
+        page = metrics(f"{stage.server.http_url}/metrics")
+    except OSError:
+        return False
+    return total(page, "clockwork_device_up", device=device) == 1
 
 
 def keeper_killed(stage: Stage) -> None:

@@ -23,7 +23,7 @@ def metrics(url: str) -> Metrics:
 
 
 def books(server: Server, gateways: int, same: bool) -> dict[str, int]:  # noqa: FBT001
-    """Differences that must be 0. ``same``: who counts was not replaced, so gateways and controller agree too."""
+    """Differences that must be 0. ``same``: who counts was not replaced, so all of them agree."""
     pages: dict[str, Metrics] = {}
     for _ in range(60):
         try:

@@ -10,7 +10,8 @@ from benchmarks.faults.rows import Row
 
 GROWTH_MIB: Final = 48.0
 """More than any process's memory differs by itself: the C library may keep 32 MiB of what one body took."""
-GROWTH_FILES: Final = 4
+GROWTH_FILES: Final = 8
+"""A worker keeps a file open for each model in its memory."""
 GROWTH_THREADS: Final = 4
 FIRST_MS: Final = 2000.0
 _KNOWN: Final = re.compile(r"failed: 500 (worker_lost|model_raised|device_fault|quarantined)")

@@ -1,7 +1,7 @@
-"""Two longer scenarios: workers killed again and again, and controllers; with arithmetic for what is possible.
+"""Two longer scenarios: workers killed again and again, and controllers; and what is possible.
 
-One of two workers is away for r seconds of each period p. The load is a share x of both devices, and one alone
-serves 1/2. So of the requests of r, min(1, 1 / 2x) can be served, and of all of them
+One of two workers is away for r seconds of each period p. The load is a share x of both devices, and one
+alone serves 1/2. So of the requests of r, min(1, 1 / 2x) can be served, and of all of them
 
     possible = 1 - r / p * (1 - min(1, 1 / 2x))
 """
@@ -53,7 +53,8 @@ def workers(setup: str, *, short: bool, seed: int, cache: Path, stopped: threadi
     could = possible(load, float(np.mean(away)) if away else PERIOD_S, PERIOD_S)
     rows = [
         ("requests lost", "0", f"{result.ends.lost} of {result.ends.sent}", result.ends.lost == 0),
-        ("in time of what is possible", f">= 99 % of {could:.2%}", f"{share:.2%}", share >= OF_POSSIBLE * could),
+        ("in time of what is possible", f">= 99 % of {could:.2%}", f"{share:.2%}",
+         share >= OF_POSSIBLE * could),
         ("answered twice", "0", str(result.twice), not result.twice),
         ("heard more than 50 ms after their deadline", "0", str(result.overdue), not result.overdue),
         ("kills", str(times), str(len(away)), len(away) == times),

@@ -53,9 +53,8 @@ class Seen:
     def share(self, start_ns: int, end_ns: int) -> float:
         """Good of what was due between two instants; 1 if nothing was."""
         here = (self.due >= start_ns) & (self.due < end_ns)
-        return (
-            float(np.count_nonzero(self.good & here) / max(1, np.count_nonzero(here))) if here.any() else 1.0
-        )
+        asked = int(np.count_nonzero(here))
+        return int(np.count_nonzero(self.good & here)) / asked if asked else 1.0
 
     def per_s(self, start_ns: int, end_ns: int) -> float:
         """Good answers to what was due between two instants, a second."""
@@ -105,7 +104,8 @@ class Seen:
         """Requests for which there was none."""
         codes = [at for at, words in enumerate(self._words) if words.startswith("no connection")]
         never = (self.kinds == Kind.OPEN) & (self.sent == 0)
-        return never | ((self.kinds == Kind.BROKEN) & np.isin(self._codes, codes))
+        none: Bools = never | ((self.kinds == Kind.BROKEN) & np.isin(self._codes, codes))
+        return none
 
 
 def fill(result: Result, seen: Seen, played: Played) -> None:

@@ -1,4 +1,4 @@
-"""A server as its host sees it: its processes by name, what they hold, how they are killed. It asks nothing."""
+"""A server as its host sees it: its processes, what they hold, how they are killed. It asks nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROOT: Final = Path(__file__).parents[2]
 START_S: Final = 120.0
 STOP_S: Final = 25.0
 _BOX_LANE_BYTES: Final = 256
-"""Of one lane in a worker's black box (``serve.black_box``); its first words are the action that it is at, and the last one."""
+"""Of a lane in a worker's black box (``serve.black_box``): first what it is at, then what it did last."""
 LOAD_LANE, EXEC_LANE = 0, 1
 _MODULE: Final = "clockwork_serve.serve."
 
@@ -80,9 +80,10 @@ class Server:
         self.facts: dict[str, str] = {}
         self._tree: dict[int, int] = {}
         with log.open("ab") as file:
+            settings = msgspec.json.encode(start).decode()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.faults.server_process", msgspec.json.encode(start).decode()],
-                cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file, start_new_session=True,
+                [sys.executable, "-m", "benchmarks.faults.server_process", settings], cwd=ROOT,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, start_new_session=True,
             )  # fmt: skip
 
     @property
@@ -204,8 +205,9 @@ class Server:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         self.process.wait(STOP_S)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                stream.close()
 
 
 def _children(pid: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""A link that can be cut: it passes bytes between clients and a server, until it is told to reset them all."""
+"""A link that can be cut: it passes bytes between clients and a server, or is told to reset them all."""
 
 from __future__ import annotations
 

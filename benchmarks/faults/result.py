@@ -43,7 +43,8 @@ class Result(Struct, kw_only=True):
     """One row's. Times in ms; None is "not within the run".
 
     ``back_ms``: of each thing done, until the first good answer to a request that came after it;
-    ``restarts_ms``: until a killed worker's successor did its first INFER.
+    ``restarts_ms``: until a killed process's successor
+    runs; a worker's, until the controller counts its device.
     """
 
     name: str

@@ -1,6 +1,7 @@
 """The server of one row: ``serve.server.run`` in a process of its own, which may be killed like any other.
 
-It says one line of JSON when it is ready. Small file systems are mounted where it alone sees them.
+It says one line of JSON when it is ready, and stops when its standard input ends: whoever started it is gone
+then. Small file systems are mounted where it alone sees them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Mapping
 from typing import Final
 
@@ -20,7 +22,6 @@ from clockwork_serve.errors import ClockworkError
 from clockwork_serve.serve import logs
 from clockwork_serve.serve.server import Server, ServerConfig, run
 
-_PR_SET_PDEATHSIG: Final = 1
 _CLONE_NEWNS: Final = 0x20000
 _MS_REC_PRIVATE: Final = 0x4000 | 0x40000
 
@@ -59,13 +60,19 @@ def may_mount() -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
+def _stop_at_end_of_input() -> None:
+    while os.read(0, 1 << 12):  # not sys.stdin, whose lock it would hold at the interpreter's end
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def main() -> int:
     """Run the server whose configuration is the JSON in ``argv[1]``; returns its exit status."""
     start = msgspec.json.decode(sys.argv[1], type=Start)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if start.small:
         mount_small(start.small)
     logs.configure("keeper", start.server.log_level)
+    threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
 
     def announce(server: Server) -> None:
         facts = {"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url}

@@ -1,4 +1,4 @@
-"""What rows are done to: repositories, devices and the load on them, as data and a function that writes files."""
+"""What rows are done to: repositories, devices and the load on them; functions only write files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB
 
 WIDE: Final = 64
-BAD: Final = '''"""Echoes, until it is told by its first number to do something else; that is in one function."""
+BAD: Final = '''"""Echoes, until it is told by its first number to do something else."""
 
 import ctypes
 import os
@@ -67,7 +67,7 @@ RAISES, EXITS, SEGFAULTS, EATS_MEMORY, LOOPS, SLEEPS, KEEPS_THE_GIL = range(1, 8
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """``models``: those that the load asks, ``rate_rps`` in all. ``device_ms``: of one request, on one device."""
+    """``models``: those that the load asks, ``rate_rps`` in all. ``device_ms``: what one request takes."""
 
     models: tuple[str, ...]
     rate_rps: float
@@ -108,10 +108,8 @@ def _real(count: int) -> Callable[[Path], None]:
 
 
 def _devices(kind: str, count: int, **more: Any) -> tuple[DeviceConfig, ...]:
-    apart = {"apart": True} if kind == "emulated" else {}
-    return tuple(
-        DeviceConfig(device=f"{kind}:{number}", kind=kind, **apart, **more) for number in range(count)
-    )
+    more |= {"kind": kind, "apart": kind == "emulated"}
+    return tuple(DeviceConfig(device=f"{kind}:{number}", **more) for number in range(count))
 
 
 def _names(count: int) -> tuple[str, ...]:
@@ -131,4 +129,4 @@ SETUPS: Final[dict[str, Setup]] = {
     "realswap": Setup(_names(8), 80, 200, _real(8), _devices("cpu", 1, memory_bytes=MIB)),
     "real2": Setup(_names(4), 80, 200, _real(4), _devices("cpu", 2, **_ROOM)),
 }
-"""``two``: 45 % of two devices, 90 % of one. ``swap``, ``realswap``: eight models of which half fit in memory."""
+"""``two``: 45 % of two devices, 90 % of one. ``swap``, ``realswap``: not all models fit in memory."""
