@@ -76,19 +76,21 @@ class Seen:
         return None if not later.size else float(later.min() - start) / NS_PER_MS
 
     def whole_ms(self) -> float | None:
-        """From the last thing done until goodput stays at 90 % of what it was; 0 if it never left that."""
+        """From the last thing done to the last request missed before goodput stayed at 90 % of what it was.
+
+        0 if it never left that, None if it did not come back.
+        """
         wanted = WHOLE * self.share(WARM_NS, self.before_ns)
         rate = self.due.size / max(1, self.end_ns)
         window = max(WINDOW_NS, round(WINDOW_REQUESTS / max(rate, 1e-12)))
-        whole_ns = self.last_mark_ns
-        start = self.last_mark_ns
-        while start + window <= self.end_ns:
-            if self.share(start, start + window) < wanted:
-                whole_ns = start + window
-            start += STEP_NS
-        if whole_ns + STEP_NS + window > self.end_ns and whole_ns > self.last_mark_ns:
+        starts = range(self.last_mark_ns, self.end_ns - window, STEP_NS)
+        below = [start for start in starts if self.share(start, start + window) < wanted]
+        if not below:
+            return 0.0
+        if below[-1] == starts[-1]:
             return None
-        return max(0.0, (whole_ns - self.last_mark_ns) / NS_PER_MS)
+        missed = self.due[~self.good & (self.due < below[-1] + window)]
+        return float(missed.max() - self.last_mark_ns) / NS_PER_MS
 
     def reasons(self) -> dict[str, int]:
         """What was said beside answers, by words."""

@@ -41,9 +41,10 @@ class Proxy:
     async def _cut(self) -> int:
         count = len(self._writers) // 2
         for writer in self._writers:
-            found = writer.get_extra_info("socket")
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            writer.transport.abort()
+            if not writer.is_closing():
+                found = writer.get_extra_info("socket")
+                found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                writer.transport.abort()
         return count
 
     async def _close(self) -> None:

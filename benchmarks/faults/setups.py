@@ -13,7 +13,7 @@ from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.serve.server_config import ServerConfig
 from clockwork_serve.store import StoreConfig
-from clockwork_serve.units import MIB
+from clockwork_serve.units import GIB, MIB
 
 WIDE: Final = 64
 BAD: Final = '''"""Echoes, until it is told by its first number to do something else."""
@@ -125,7 +125,7 @@ SETUPS: Final[dict[str, Setup]] = {
     ),
     "long": Setup(_names(2), 14, 600, _emulated(2, 100, 2), _devices("emulated", 2, **_ROOM), 100),
     "swap": Setup(_names(8), 60, 400, _emulated(8, 5, 15), _devices("emulated", 2, memory_bytes=3 * MIB), 20),
-    "real": Setup(_names(4), 80, 200, _real(4), _devices("cpu", 1, **_ROOM)),
+    "real": Setup(_names(4), 80, 200, _real(4), _devices("cpu", 1, memory_bytes=GIB)),
     "realswap": Setup(_names(8), 80, 200, _real(8), _devices("cpu", 1, memory_bytes=MIB)),
     "real2": Setup(_names(4), 80, 200, _real(4), _devices("cpu", 2, **_ROOM)),
 }

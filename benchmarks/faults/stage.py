@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from benchmarks.client import infer_message
 from benchmarks.faults.processes import EXEC_LANE, LOAD_LANE, Server, until
 from benchmarks.faults.setups import Setup
+
+DEATH_S: Final = 10.0
 
 
 class NotMeasured(Exception):
@@ -53,12 +57,17 @@ class Stage:
     def kill(self, name: str, number: int = signal.SIGKILL) -> int:
         """Send a signal to the process of that name, and mark it; its pid."""
         pid = self.server.pid(name)
-        now_ns = time.monotonic_ns()
-        self.mark()
-        self.server.signal(name, number)
-        if name.startswith("gateway") and number in (signal.SIGKILL, signal.SIGTERM):
-            self.server.gone(pid)
-            self.resets.append((now_ns, time.monotonic_ns()))
+        handle = os.pidfd_open(pid)
+        try:
+            now_ns = time.monotonic_ns()
+            self.mark()
+            signal.pidfd_send_signal(handle, number)
+            if name.startswith("gateway") and number in (signal.SIGKILL, signal.SIGTERM):
+                # All of it: sockets live longer than the memory.
+                select.select([handle], [], [], DEATH_S)
+                self.resets.append((now_ns, time.monotonic_ns()))
+        finally:
+            os.close(handle)
         return pid
 
     def busy(self, lane: str, patience_s: float = 3.0) -> str:
