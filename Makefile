@@ -12,10 +12,10 @@ TORCH := .venv/.torch
 PIP := -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check unit bench compiled hostile mutants peers stock triton constraints fix clean
+.PHONY: help setup demo test check unit bench compiled faults faults-all hostile mutants peers stock triton constraints fix clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP) ## make .venv with the server, its tests and its tools; leaves .venv/bin/clockwork
 
@@ -71,6 +71,14 @@ compiled: $(STAMP) ## build the brains and the simulator's loop with mypyc in a 
 	@CLOCKWORK_MYPYC=1 $(COMPILED)/bin/python $(PIP) install -c constraints.txt --no-build-isolation --no-deps --force-reinstall .
 	@$(COMPILED)/bin/python -c 'import clockwork_serve.controller.queues as m, clockwork_serve.sim.host as n; assert (m.__file__ + n.__file__).count(".so") == 2; print("compiled:", m.__file__)'
 	@$(COMPILED)/bin/python -m pytest -q -p no:cacheprovider -m 'not slow' tests/controller tests/worker tests/sim
+
+faults: $(STAMP) ## faults done to real processes under load: what is lost, how long does it take? Under five minutes
+	@$(BIN)/python -m benchmarks.faults --short $(FAULTS_WITH)
+
+faults-all: $(STAMP) ## every fault, and workers and controllers killed again and again: half an hour
+	@mkdir -p build/faults
+	@$(BIN)/python -m benchmarks.faults --json build/faults/rows.json $(FAULTS_WITH); rows=$$?; \
+	  $(BIN)/python -m benchmarks.faults kills --json build/faults/kills.json && exit $$rows
 
 hostile: $(STAMP) ## ten minutes of hostile traffic beside honest clients: does anything end, grow or slow down?
 	@$(BIN)/python -m benchmarks.hostile $(HOSTILE_WITH)
