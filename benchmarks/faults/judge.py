@@ -54,6 +54,8 @@ def grown(result: Result) -> list[str]:
     found = []
     for name, held in result.holdings.items():
         more = [after - before for before, after in (held.rss_mib, held.files, held.threads)]
+        if held.pid[0] != held.pid[1]:
+            more[0] = 0.0  # a new process takes its memory as it warms
         if more[0] > GROWTH_MIB or more[1] > GROWTH_FILES or more[2] > GROWTH_THREADS:
             found.append(f"{name} grew: {more[0]:+.0f} MiB, {more[1]:+.0f} files, {more[2]:+.0f} threads")
     before, after = result.segments

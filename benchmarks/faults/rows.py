@@ -50,7 +50,7 @@ WORKERS: Final = (
     Row("worker-kill-idle", "worker SIGKILL", "idle", processes.one(W0), idle=True),
     Row("worker-kill-load", "worker SIGKILL", "during LOAD", processes.at_work("load"), "swap", quick=True),
     Row("worker-kill-infer", "worker SIGKILL", "during INFER", processes.at_work("exec"), "long", quick=True),
-    Row("worker-kill-only", "worker SIGKILL", "the only one, ONNX", processes.one(CPU), "real", quick=True),
+    Row("worker-kill-only", "worker SIGKILL", "the only one, ONNX, 1 GiB", processes.one(CPU), "large", quick=True),
     Row("worker-kill-start", "worker SIGKILL, its successor too", "during start", processes.newborn(W0, 0.15),
         quick=True),
     Row("worker-kill-start-3", "worker SIGKILL, three successors too", "during start",

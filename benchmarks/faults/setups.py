@@ -125,8 +125,9 @@ SETUPS: Final[dict[str, Setup]] = {
     ),
     "long": Setup(_names(2), 14, 600, _emulated(2, 100, 2), _devices("emulated", 2, **_ROOM), 100),
     "swap": Setup(_names(8), 60, 400, _emulated(8, 5, 15), _devices("emulated", 2, memory_bytes=3 * MIB), 20),
-    "real": Setup(_names(4), 80, 200, _real(4), _devices("cpu", 1, memory_bytes=GIB)),
+    "real": Setup(_names(4), 80, 200, _real(4), _devices("cpu", 1, **_ROOM)),
+    "large": Setup(_names(4), 80, 200, _real(4), _devices("cpu", 1, memory_bytes=GIB)),
     "realswap": Setup(_names(8), 80, 200, _real(8), _devices("cpu", 1, memory_bytes=MIB)),
     "real2": Setup(_names(4), 80, 200, _real(4), _devices("cpu", 2, **_ROOM)),
 }
-"""``two``: 45 % of two devices, 90 % of one. ``swap``, ``realswap``: not all models fit in memory."""
+"""``two``: 45 % of two devices, 90 % of one. ``large``: memory that takes its time to be taken. ``swap``, ``realswap``: not all models fit in memory."""

@@ -104,7 +104,7 @@ def test_a_killed_gateway_may_reset_what_was_in_flight_and_nothing_else() -> Non
 
 
 def test_growth_and_unequal_books_are_told() -> None:
-    held = Holding(pid=(1, 2), rss_mib=(50, 50 + 2 * judge.GROWTH_MIB), files=(20, 21), threads=(3, 3))
+    held = Holding(pid=(1, 1), rss_mib=(50, 50 + 2 * judge.GROWTH_MIB), files=(20, 21), threads=(3, 3))
     one = Result(
         name="", what="", when="", setup="", first_good_ms=1, whole_ms=1, holdings={"gateway-0": held},
         segments=(1, 2), books={"open": 1}, tracebacks=1,
