@@ -130,4 +130,5 @@ SETUPS: Final[dict[str, Setup]] = {
     "realswap": Setup(_names(8), 80, 200, _real(8), _devices("cpu", 1, memory_bytes=MIB)),
     "real2": Setup(_names(4), 80, 200, _real(4), _devices("cpu", 2, **_ROOM)),
 }
-"""``two``: 45 % of two devices, 90 % of one. ``large``: memory that takes its time to be taken. ``swap``, ``realswap``: not all models fit in memory."""
+"""``two``: 45 % of two devices, 90 % of one. ``swap``, ``realswap``: not all models fit in memory. ``large``:
+memory that takes its time to be taken."""
