@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 import threading
@@ -58,19 +59,20 @@ class Proxy:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        try:
+        passing: list[asyncio.Task[None]] = []
+        with contextlib.suppress(OSError, asyncio.CancelledError):
             there, to = await asyncio.open_connection("127.0.0.1", self._to)
             self._writers |= {writer, to}
-            try:
-                await asyncio.gather(_pass_on(reader, to), _pass_on(there, writer))
-            finally:
-                self._writers -= {writer, to}
-                to.close()
-        except OSError:
-            pass
-        finally:
-            writer.close()
-            self._tasks.discard(task)
+            passing = [asyncio.ensure_future(_pass_on(*way)) for way in ((reader, to), (there, writer))]
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await asyncio.gather(*passing)
+            self._writers -= {writer, to}
+            to.close()
+        for each in passing:
+            each.cancel()
+        await asyncio.gather(*passing, return_exceptions=True)
+        writer.close()
+        self._tasks.discard(task)
 
 
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
