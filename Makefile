@@ -12,10 +12,10 @@ TORCH := .venv/.torch
 PIP := -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check unit bench compiled fuzz hostile mutants peers stock triton constraints fix clean
+.PHONY: help setup demo test check unit bench compiled faults faults-all fuzz hostile mutants peers stock triton constraints fix clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP) ## make .venv with the server, its tests and its tools; leaves .venv/bin/clockwork
 
@@ -78,6 +78,14 @@ FUZZ_SECONDS ?= 600
 
 fuzz: $(STAMP) ## every parser fed what is nearly right, FUZZ_SECONDS=600 each: does one trip, hang or grow?
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_WITH)
+
+faults: $(STAMP) ## faults done to real processes under load: what is lost, how long does it take? Under five minutes
+	@$(BIN)/python -m benchmarks.faults --short $(FAULTS_WITH)
+
+faults-all: $(STAMP) ## every fault, and workers and controllers killed again and again: half an hour
+	@mkdir -p build/faults
+	@$(BIN)/python -m benchmarks.faults --json build/faults/rows.json $(FAULTS_WITH); rows=$$?; \
+	  $(BIN)/python -m benchmarks.faults kills --json build/faults/kills.json && exit $$rows
 
 hostile: $(STAMP) ## ten minutes of hostile traffic beside honest clients: does anything end, grow or slow down?
 	@$(BIN)/python -m benchmarks.hostile $(HOSTILE_WITH)

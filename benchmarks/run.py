@@ -21,7 +21,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "generator_capacity": ("--rounds", "1", "--seconds", "2"),
     "overload": ("--seconds", "30"),
     "feasible_load": ("--seconds", "30"),
-    "worker_kill": ("--requests", "6000", "--connections", "200"),
+    "faults": ("--short",),
     "hostile": ("--seconds", "60"),
     "many_models": ("--models", "200", "--held", "20", "--idle-seconds", "10"),
     "device_lane_time": ("--seconds", "0.5"),
@@ -53,7 +53,7 @@ def main() -> int:
     """Run them; the worst exit status."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SHORT)}; default: all")
-    options.add_argument("--full", action="store_true", help="the long forms: about 12 minutes")
+    options.add_argument("--full", action="store_true", help="the long forms: about half an hour")
     options.add_argument("--json", type=Path, metavar="FOLDER", help="write NAME.json for each there")
     given = options.parse_args()
     unknown = set(given.names) - SHORT.keys()

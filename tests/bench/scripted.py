@@ -3,7 +3,9 @@
 A script gets the number of the inference, from 0, and its model, and says one of
 
     "ok", "never" (no answer), "reset", "garbage" (not HTTP), "chunked", "close" (answers, then closes),
-    "until_end" (a body that ends with the connection), "interim" (a 100 first), "bytewise"
+    "until_end" (a body that ends with the connection), "interim" (a 100 first), "bytewise",
+    "twice" (answers two times)
+    ("twice", seconds)   the second answer after a while
     ("ok", seconds)   the answer after a while
     (status, reason)  a refusal with that reason; (status, reason, retry_after_ms) says when to come back
 """
@@ -109,6 +111,10 @@ class _Server:
             case ("ok", seconds):
                 await asyncio.sleep(seconds)
                 writer.write(OK)
+            case ("twice", seconds):
+                writer.write(OK)
+                await asyncio.sleep(seconds)
+                writer.write(OK)
             case (status, reason, *more):
                 said = {"error": f"no, for {status} reasons", "reason": reason}
                 if more:
@@ -117,6 +123,8 @@ class _Server:
                 writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body))
             case "never":
                 return True
+            case "twice":
+                writer.write(OK + OK)
             case "reset":
                 writer.get_extra_info("socket").setsockopt(
                     socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)

@@ -56,6 +56,18 @@ def test_every_end_is_counted_as_the_server_did_it(tmp_path: Path, processes: in
     assert found.report.sending.processes == processes
 
 
+@pytest.mark.parametrize("action", ["twice", ("twice", 0.03)])
+def test_a_second_response_is_seen_at_once_and_later_and_at_the_very_end(
+    tmp_path: Path, action: object
+) -> None:
+    with scripted(lambda number, model: action if number % 33 == 0 else "ok") as played:
+        found = ran(tmp_path, played.url)
+
+    assert played.done[action] == 4, "the last one is the last request of all"
+    assert found.report.sending.unexpected == 4
+    assert found.report.total.good == found.report.total.offered == 100
+
+
 def test_a_pause_of_the_server_counts_for_all_who_would_have_come_in_it(tmp_path: Path) -> None:
     """A closed client would have sent one request in that second, and seen one slow answer."""
     with scripted(pause=(0.5, 1.5)) as played:

@@ -99,6 +99,23 @@ def test_two_gateways_may_share_ports(tmp_path: Path) -> None:
         assert (second["http_port"], second["grpc_port"]) == (first["http_port"], first["grpc_port"])
 
 
+def test_http_is_listened_on_when_all_that_takes_long_is_done(tmp_path: Path) -> None:
+    """A request that came before would wait unread, and be answered late as if it were in time."""
+
+    async def main() -> None:
+        config = GatewayConfig(run_dir=str(tmp_path), name="g", http_port=0, grpc_port=0, metrics_port=0)
+        servers = GatewayServers(config)
+        listening: list[list[str]] = []
+        try:
+            await servers.start(lambda: listening.append(list(servers.port_by_name)))
+        finally:
+            await servers.close()
+        assert listening == [[]]
+        assert list(servers.port_by_name)[-1] == "http_port"
+
+    uvloop.run(main())
+
+
 def test_a_region_must_hold_two_bodies(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="region_bytes: expected at least twice max_body_bytes"):
         GatewayConfig(run_dir=str(tmp_path), name="g", region_bytes=100, max_body_bytes=51)

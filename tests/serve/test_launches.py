@@ -43,6 +43,14 @@ def test_each_real_device_has_a_process_and_emulated_ones_share_one() -> None:
     assert (worker.name, worker.devices, worker.pin_cpus) == ("worker-cpu:0", DEVICES[:1], ())
 
 
+def test_emulated_devices_that_are_set_apart_have_a_process_each() -> None:
+    apart = [DeviceConfig(device=f"emulated:{number}", kind="emulated", apart=True) for number in (2, 3)]
+    assert [(name, len(devices)) for name, devices in workers_of((*DEVICES, *apart))] == [
+        ("worker-cpu:0", 1), ("worker-cpu:1", 1), ("worker-emulated:2", 1), ("worker-emulated:3", 1),
+        ("worker-emulated", 2),
+    ]  # fmt: skip
+
+
 def test_gateways_share_ports_but_not_metrics() -> None:
     ports = {"http_port": 1, "metrics_port": 3}
     made = [

@@ -97,6 +97,30 @@ def test_a_device_that_counts_tells_what(tmp_path: Path, monkeypatch: pytest.Mon
     run(test())
 
 
+def test_the_memory_of_a_gateway_that_died_is_let_go_of_without_a_request_from_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_host, "PRUNE_S", 0.02)
+
+    async def test() -> None:
+        region = Region.create(4096)
+        async with orders(tmp_path) as at:
+            worker = Running(tmp_path, Toy())
+            await joined(at)
+            await prepared(at)
+            assert (await at.ask(timely(load(1, "a", 0)), Result)).status is Status.OK
+            result = await at.ask(over(infer(2, "a", 0), slot(region, {"x": X})), Result)
+            assert result.status is Status.OK
+            await asyncio.sleep(0.1)
+            assert len(worker.host.hands.regions) == 1
+            region.close()
+            while len(worker.host.hands.regions):  # `run` ends in time if this does not
+                await asyncio.sleep(0.01)
+            await worker.end()
+
+    run(test())
+
+
 def test_it_waits_for_a_controller_that_is_not_up_yet(tmp_path: Path) -> None:
     async def test() -> None:
         worker = Running(tmp_path, Toy())

@@ -55,7 +55,8 @@ def main() -> None:
     _say(
         Said(
             over=True, cpu_s=time.process_time() - cpu_s, waited=sender.waited, full=sender.full,
-            connections=sender.most_connections, unexpected_bytes=sender.unexpected_bytes,
+            connections=sender.most_connections, unexpected=sender.unexpected,
+            unexpected_bytes=sender.unexpected_bytes,
         )
     )  # fmt: skip
 

@@ -64,6 +64,7 @@ class Said(Struct, frozen=True, kw_only=True, omit_defaults=True):
     cpu_s: float = 0.0
     waited: int = 0
     connections: int = 0
+    unexpected: int = 0
     unexpected_bytes: int = 0
     full: bool = False
     error: str = ""

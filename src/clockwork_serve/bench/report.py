@@ -109,12 +109,16 @@ class Curve(Struct, frozen=True, kw_only=True):
 
 
 class Sending(Struct, frozen=True, kw_only=True):
-    """The generator about itself. ``cpu_share``: of a core, for each process."""
+    """The generator about itself. ``cpu_share``: of a core, for each process.
+
+    ``unexpected``: how often bytes came on a connection that had its one response.
+    """
 
     processes: int
     connections: int
     waited_for_connection: int
     cpu_share: float
+    unexpected: int
     unexpected_bytes: int
 
 
@@ -307,7 +311,7 @@ def _sending(said: list[Said], end_ns: int) -> Sending:
     return Sending(
         processes=len(said), connections=total("connections"), waited_for_connection=total("waited"),
         cpu_share=sum(each.cpu_s for each in said) / max(1, len(said)) / (end_ns / NS_PER_S),
-        unexpected_bytes=total("unexpected_bytes"),
+        unexpected=total("unexpected"), unexpected_bytes=total("unexpected_bytes"),
     )  # fmt: skip
 
 

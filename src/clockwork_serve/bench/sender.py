@@ -28,6 +28,8 @@ SPIN_NS: Final = 20_000
 """Instants closer than this are not slept for: waking takes longer."""
 SLEEP_NS: Final = 200_000_000
 SENT_AGAIN_MAX: Final = 3
+LINGER_NS: Final = 50_000_000
+"""Once nothing is out: how long a second response may still come and be seen."""
 
 
 class Sender:
@@ -57,7 +59,8 @@ class Sender:
         self.idle: deque[Connection] = deque()
         self.dirty: list[Connection] = []
         self.trailers: dict[bytes, tuple[int, int | None]] = {}
-        self.total = self.opening = self.unexpected_bytes = 0
+        self.total = self.opening = 0
+        self.unexpected = self.unexpected_bytes = 0
         self.waited = self.most_connections = 0
         self.full = False
         self._wire, self._job, self._size = wire, job, rows.size
@@ -120,6 +123,14 @@ class Sender:
             ):
                 break
             self._listen(start_ns + min(wake_ns, now_ns + SLEEP_NS))
+        end_ns = monotonic_ns() + LINGER_NS
+        while monotonic_ns() < end_ns - SPIN_NS:
+            self._listen(end_ns)
+
+    def nobody_asked(self, nbytes: int) -> None:
+        """A response, or a part of one, came on a connection that had its answer."""
+        self.unexpected += 1
+        self.unexpected_bytes += nbytes
 
     # Sending
 

@@ -94,7 +94,7 @@ class HttpConnection(Connection):
         row = self.row
         run = self.run
         if row < 0:
-            run.unexpected_bytes += len(data)
+            run.nobody_asked(len(data))
             self.close()
             return
         now_ns = monotonic_ns() - run.start_ns
@@ -173,7 +173,7 @@ class HttpConnection(Connection):
         keep = self._keep and not beyond
         self._keep = True
         if beyond:
-            run.unexpected_bytes += beyond
+            run.nobody_asked(beyond)
         if self._status < 300:
             self._said = None
             run.ended(row, ANSWERED, now_ns, self._nbytes, None)

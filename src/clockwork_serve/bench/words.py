@@ -89,8 +89,11 @@ def closing_lines(report: Report) -> list[str]:
         lines.append(f"           {sending.waited_for_connection:,} requests waited for a connection")
     if total.unanswered:
         lines.append(f"           {total.unanswered:,} requests had no answer when the run was over")
-    if sending.unexpected_bytes:
-        lines.append(f"           {sending.unexpected_bytes:,} bytes came that nobody had asked for")
+    if sending.unexpected:
+        lines.append(
+            f"           {sending.unexpected:,} times came what nobody had asked for: "
+            f"{sending.unexpected_bytes:,} bytes"
+        )
     if report.cut:
         lines.append(f"CUT after {report.warmup_s + report.measured_s:.1f} s of {report.seconds:g} s")
     if not report.valid:

@@ -23,6 +23,7 @@ class DeviceConfig(Struct, frozen=True, kw_only=True):
     ``memory_bytes``. ``pool_bytes`` (torch only) is the host memory that keeps weights files ready to be
     copied (0: each LOAD reads the file). ``graphs`` (cuda only) bounds the CUDA graphs kept (0: none).
     ``warm_up_ns`` bounds the time that ``prepare`` spends on running batch sizes beyond the first.
+    ``apart`` (emulated only) gives it a worker process of its own, as every real device has.
     """
 
     device: str
@@ -39,6 +40,7 @@ class DeviceConfig(Struct, frozen=True, kw_only=True):
     memory_share: float = 0.0
     pool_bytes: int = 0
     graphs: int = 256
+    apart: bool = False
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -108,20 +108,26 @@ class GatewayServers:
         works = (self.gateway.link.run(), self.door.keep_fresh(), keep_small())
         self._tasks = [loop.create_task(work) for work in works]
 
-    async def start(self) -> None:
-        """Listen on all ports. Raises :class:`ConfigError` if one is not to be had."""
+    async def start(self, settle: Callable[[], None] = lambda: None) -> None:
+        """Listen on all ports, after ``settle()``. Raises :class:`ConfigError` if one is not to be had.
+
+        HTTP comes last, when everything that takes long is done: nobody knows how long a request has waited
+        that came before we could read it.
+        """
         config = self.config
-        share = None
-        if config.gateways > 1:
-            share = Share(Path(config.run_dir), "http", config.gateways, config.number)
-        await self._listen(self.http, "http_port", config.http_port, share)
-        if config.metrics_port is not None:
-            await self._listen(self.metrics, "metrics_port", config.metrics_port)
         if config.grpc_port is not None:
             from clockwork_serve.serve.gateway_grpc import GatewayGrpc
 
             self.grpc = GatewayGrpc(self.gateway, self.endpoints, self.door, reuse_port=config.reuse_port)
+        settle()
+        if self.grpc is not None and config.grpc_port is not None:
             self.port_by_name["grpc_port"] = await self.grpc.listen(config.host, config.grpc_port)
+        if config.metrics_port is not None:
+            await self._listen(self.metrics, "metrics_port", config.metrics_port)
+        share = None
+        if config.gateways > 1:
+            share = Share(Path(config.run_dir), "http", config.gateways, config.number)
+        await self._listen(self.http, "http_port", config.http_port, share)
 
     async def close(self, patience_s: float = DRAIN_S) -> None:
         """Accept no more, let requests in flight end for a while, then end everything."""
@@ -152,18 +158,21 @@ async def serve(config: GatewayConfig, stop: asyncio.Event) -> int:
     """Run a gateway until ``stop``; its exit status."""
     try:
         servers = GatewayServers(config)
-        await servers.start()
+        await servers.start(_settle_memory)
     except ConfigError as error:
         _log.critical("%s", error)
         return EXIT_CONFIG
     _log.info("listening", extra={"host": config.host, **servers.port_by_name})
-    # What was imported lives as long as the process; requests make few cycles.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
     await stop.wait()
     await servers.close()
     return 0
+
+
+def _settle_memory() -> None:
+    """What was imported lives as long as the process; requests make few cycles."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def main(argv: Sequence[str]) -> int:

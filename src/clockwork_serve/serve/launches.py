@@ -50,9 +50,9 @@ def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int
 
 
 def workers_of(devices: tuple[DeviceConfig, ...]) -> list[tuple[str, list[DeviceConfig]]]:
-    """Names of workers and their devices: a process each, but one for all emulated ones."""
-    workers = [(f"worker-{device.device}", [device]) for device in devices if device.kind != "emulated"]
-    emulated = [device for device in devices if device.kind == "emulated"]
+    """Names of workers and their devices: a process each, but one for all emulated ones not set apart."""
+    emulated = [device for device in devices if device.kind == "emulated" and not device.apart]
+    workers = [(f"worker-{device.device}", [device]) for device in devices if device not in emulated]
     return [*workers, ("worker-emulated", emulated)] if emulated else workers
 
 

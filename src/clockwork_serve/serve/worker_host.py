@@ -32,6 +32,8 @@ from clockwork_serve.worker import ControllerLost, Stop, Worker, WorkerEvent
 RETRY_S: Final = 0.05
 NUMBERS_S: Final = 5.0
 """How often devices that count tell what."""
+PRUNE_S: Final = 2.0
+"""How often the memory of gateways that died is let go of, for a worker that hears of no other."""
 _IDLE_POLL_S: Final = 0.005
 
 _log = logging.getLogger(__name__)
@@ -76,6 +78,7 @@ class WorkerHost:
         self.hands.start()
         stopped = self._loop.create_task(stop.wait())
         telling = self._loop.create_task(self._tell_numbers())
+        pruning = self._loop.create_task(self._prune())
         while not stop.is_set():
             joined = self._loop.create_task(self._join())
             await asyncio.wait((stopped, joined), return_when=asyncio.FIRST_COMPLETED)
@@ -88,6 +91,7 @@ class WorkerHost:
             lost.cancel()
         stopped.cancel()
         telling.cancel()
+        pruning.cancel()
         await self._finish()
 
     async def _tell_numbers(self) -> None:
@@ -103,6 +107,11 @@ class WorkerHost:
                 if self._link is not None:
                     self._link.send(DeviceNumbers(device=name, numbers=numbers))
             await asyncio.sleep(NUMBERS_S)
+
+    async def _prune(self) -> None:
+        while True:
+            await asyncio.sleep(PRUNE_S)
+            self.hands.regions.prune()
 
     async def _join(self) -> None:
         """Connect, however often it takes, and offer the devices with empty memory."""

@@ -1,0 +1,55 @@
+"""What must be equal in /metrics once nobody asks anything."""
+
+from __future__ import annotations
+
+import urllib.request
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.faults.processes import Server
+from benchmarks.serving import Metrics, total
+
+
+def metrics(url: str) -> Metrics:
+    """All samples of one page. OSError if nobody answers."""
+    with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 - a URL of ours
+        text = response.read().decode()
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def books(server: Server, gateways: int, same: bool) -> dict[str, int]:  # noqa: FBT001
+    """Differences that must be 0. ``same``: who counts was not replaced, so all of them agree."""
+    pages: dict[str, Metrics] = {}
+    for _ in range(60):
+        try:
+            page = metrics(f"{server.http_url}/metrics")  # of whichever gateway is reached
+        except OSError:
+            return {"metrics cannot be read": 1}
+        pages[_gateway(page)] = page
+        if len(pages) >= gateways:
+            break
+    last = list(pages.values())[-1]
+    received = total(last, "clockwork_requests_received_total")
+    found: dict[str, Any] = {
+        "received without an outcome": received - total(last, "clockwork_requests_total"),
+        "open": total(last, "clockwork_requests_open"),
+        "answers unmatched": total(last, "clockwork_answers_unmatched_total"),
+        "open at gateways": sum(total(page, "clockwork_gateway_open") for page in pages.values()),
+        "tensor memory taken": sum(
+            total(page, "clockwork_gateway_region_bytes", state="taken") for page in pages.values()
+        ),
+    }
+    if same and len(pages) == gateways:
+        came = sum(total(page, "clockwork_gateway_received_total") for page in pages.values())
+        own = sum(total(page, "clockwork_gateway_requests_total") for page in pages.values())
+        found["received at gateways and not passed on"] = came - own - received
+    return {what: int(count) for what, count in found.items()}
+
+
+def _gateway(page: Metrics) -> str:
+    return next((dict(labels)["gateway"] for name, labels in page if name == "clockwork_gateway_open"), "?")
