@@ -86,7 +86,9 @@ def measure(folder: Path, rounds: int, requests: int, connections: int) -> Outco
         "CPU of the controller for a request, medians", asked="-",
         found=f"{median(found['with']):.1f} us with, {median(found['without']):.1f} us without", good=True,
     )  # fmt: skip
-    outcome.judge("the difference", asked=f"<= {LIMIT_US:g} us", found=f"{more_us:.1f} us", good=more_us <= LIMIT_US)
+    outcome.judge(
+        "the difference", asked=f"<= {LIMIT_US:g} us", found=f"{more_us:.1f} us", good=more_us <= LIMIT_US
+    )
     outcome.judge("bytes of a request", asked="<= 2000", found=f"{size:.0f}", good=size <= 2000)
     outcome.judge(
         "decisions that replay", asked=f"{len(steps)}", found=f"{replayed.decisions} in {replay_s:.1f} s",

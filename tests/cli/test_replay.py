@@ -36,7 +36,9 @@ def spoil(path: Path, at: int) -> None:
     book.close()
 
 
-def test_a_journal_that_agrees_is_told_in_a_few_lines(journal: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_journal_that_agrees_is_told_in_a_few_lines(
+    journal: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     capsys.readouterr()
 
     assert run(["simulate", "--replay", str(journal)]) == 0
@@ -80,7 +82,10 @@ def test_the_same_for_machines(journal: Path, tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--replay", "nowhere"], "journal: expected a file that `--journal` wrote; found nothing at nowhere"),
+        (
+            ["--replay", "nowhere"],
+            "journal: expected a file that `--journal` wrote; found nothing at nowhere",
+        ),
         (["--replay", "J", "--policy", "paper"], "expected a journal alone"),
         (["--replay", "J", "--seed", "3"], "found --seed too; leave it out"),
         (["x.toml", "--replay", "J"], "found SCENARIO too"),

@@ -134,7 +134,11 @@ def under_load(serving: Serving) -> None:
         ]
         while not stop.is_set():
             load = closed_loop(
-                serving.http_url, lambda index: messages[index % MODELS], requests=500, connections=8, pause_s=0.02
+                serving.http_url,
+                lambda index: messages[index % MODELS],
+                requests=500,
+                connections=8,
+                pause_s=0.02,
             )
             run(load)
 

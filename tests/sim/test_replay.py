@@ -110,7 +110,9 @@ def test_an_effect_too_many_or_too_few_is_a_difference(tmp_path):
     path = written(tmp_path / "journal")
 
     def more(number: int, step: Step) -> Step:
-        return Step(step.now_ns, step.events, (*step.effects, stories.infer(1, "x")) if number == 50 else step.effects)
+        return Step(
+            step.now_ns, step.events, (*step.effects, stories.infer(1, "x")) if number == 50 else step.effects
+        )
 
     found = replay(rewritten(path, more)).difference
     assert found is not None
@@ -156,7 +158,7 @@ def test_runs_that_follow_one_another_are_each_replayed_even_after_a_torn_record
     replayed = replay(path)
 
     assert replayed.agrees
-    assert [run.decisions for run in replayed.runs][0] == whole - 1
+    assert replayed.runs[0].decisions == whole - 1
     assert len(replayed.runs) == 2
     assert replayed.runs[1].first_record == whole + 1
 

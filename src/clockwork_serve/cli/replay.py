@@ -1,4 +1,4 @@
-"""``clockwork simulate --replay``: what a journal's controller decided, decided again. ``sim.replay`` does it."""
+"""``clockwork simulate --replay``: decides again what a journal says; ``sim.replay`` does the work."""
 
 from __future__ import annotations
 
@@ -89,19 +89,23 @@ def lines(replayed: Replayed) -> list[str]:
 def _run_lines(run: Run, title: str) -> list[str]:
     head = run.head
     seconds = (run.ended_ns - run.began_ns) / 1e9
+    config = head.config
+    started = f", started {head.started}" if head.started else ""
+    limits = f"batches of at most {config.get('max_batch')}, {config.get('expected_devices')} devices"
+    done = f"{run.decisions:,} decisions on {run.events:,} events over {seconds:,.1f} s"
     shown = [
-        f"{title}clockwork {head.version}, {head.build} {head.python}, code {head.sources or 'unknown'}"
-        f"{f', started {head.started}' if head.started else ''}",
-        f"  policy {head.config.get('policy')}, batches of at most {head.config.get('max_batch')}, "
-        f"{head.config.get('expected_devices')} devices",
-        f"  {run.decisions:,} decisions on {run.events:,} events over {seconds:,.1f} s: {run.effects:,} effects",
+        f"{title}clockwork {head.version}, {head.build} {head.python}, code {head.sources or '?'}{started}",
+        f"  policy {config.get('policy')}, {limits}",
+        f"  {done}: {run.effects:,} effects",
     ]
     if run.other_build:
         shown.append(f"  note: {run.other_build}: what differs may be meant so")
     if run.torn_bytes:
         shown.append(f"  note: its last record is cut short by {run.torn_bytes:,} bytes: it was killed")
     if run.gap:
-        shown.append(f"  note: then {run.gap:,} steps are missing (the disk was too slow), and all after them")
+        shown.append(
+            f"  note: then {run.gap:,} steps are missing (the disk was too slow), and all after them"
+        )
     return shown
 
 
@@ -111,9 +115,9 @@ def _difference_lines(found: Difference, replayed: Replayed) -> list[str]:
     if len(found.events) > _EVENTS_SHOWN:
         events.append(f"    and {len(found.events) - _EVENTS_SHOWN:,} more")
     after_s = (found.now_ns - (run.began_ns or found.now_ns)) / 1e9
+    where = f"record {found.record:,}, {found.now_ns} ns ({after_s:.6f} s after its run began)"
     shown = [
-        f"DIFFERENT at record {found.record:,}, {found.now_ns} ns ({after_s:.6f} s after its run began); "
-        f"{replayed.decisions:,} decisions before it agree",
+        f"DIFFERENT at {where}; {replayed.decisions:,} decisions before it agree",
         f"  observed {'these events' if events else 'nothing: it was woken'}",
         *events,
     ]

@@ -50,6 +50,7 @@ _TRACES = "CLOCKWORK_TRACES"
 @click.pass_context
 def simulate(  # noqa: PLR0913 - one parameter for each option
     context: click.Context,
+    /,
     *,
     scenario: str | None,
     replay: str | None,

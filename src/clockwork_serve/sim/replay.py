@@ -1,4 +1,4 @@
-"""Replays a journal through a fresh controller: does it decide today what was decided then? It decides nothing.
+"""Replays a journal through a fresh controller: is today decided what was decided then? It decides nothing.
 
 A journal holds what was observed and the grouping into decisions; a controller knows nothing else, so each
 of its effects must come again. The first that does not is named, and the run ends there.
@@ -133,9 +133,7 @@ class _Player:
         """The next record, which is the ``number``-th."""
         if isinstance(record, Head):
             self._controller = Controller(record.controller_config())
-            self.replayed.runs.append(
-                Run(head=record, other_build=record.other_build(), first_record=number)
-            )
+            self.replayed.runs.append(Run(head=record, other_build=record.other_build(), first_record=number))
         elif not self.replayed.runs:
             raise ConfigError(_NO_HEAD)
         elif isinstance(record, Torn):
@@ -177,8 +175,8 @@ class _Player:
 
 
 _NO_HEAD: Final = (
-    "journal: expected the record that begins a run; found a step. Its first file was deleted because it grew "
-    "too large, or a version that wrote none made it: there is nothing to start a replay from"
+    "journal: expected the record that begins a run; found a step. Its first file was deleted because it "
+    "grew too large, or a version that wrote none made it: there is nothing to start a replay from"
 )
 
 

@@ -92,7 +92,7 @@ class Journal:
     def on_step(
         self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
     ) -> None:
-        """Append one step, an empty one too: that the machine looked at a clock may change what it believes."""
+        """Append one step, an empty one too: that time has passed may change what a machine believes."""
         if self._queued_bytes > BACKLOG_BYTES:
             self.dropped += 1
             self._unsaid += 1

@@ -19,7 +19,7 @@ from clockwork_serve.errors import ConfigError
 
 FORMAT: Final = 1
 PYTHON, COMPILED = "python", "compiled"
-_DECIDES: Final = ("controller", "messages", "machine.py", "errors.py", "units.py")
+DECIDES: Final = ("controller", "messages", "machine.py", "errors.py", "units.py")
 """What a decision follows from, beside the events and the configuration."""
 
 
@@ -79,17 +79,17 @@ def head_of(config: ControllerConfig, started: datetime | None = None) -> Head:
     )
 
 
-def sources_hash(package: Path) -> str:
-    """A short hash of the sources that decide; empty if they are not there."""
+def sources_hash(package: Path, parts: Iterable[str] = DECIDES) -> str:
+    """A short hash of some sources, by default those that decide; empty if they are not there."""
     found = hashlib.sha256()
     count = 0
-    for path in _sources(package):
+    for path in _sources(package, parts):
         found.update(f"{path.relative_to(package)}\n".encode() + path.read_bytes())
         count += 1
     return found.hexdigest()[:12] if count else ""
 
 
-def _sources(package: Path) -> Iterable[Path]:
-    for name in _DECIDES:
+def _sources(package: Path, parts: Iterable[str]) -> Iterable[Path]:
+    for name in parts:
         path = package / name
         yield from sorted(path.rglob("*.py")) if path.is_dir() else [path] if path.exists() else []
