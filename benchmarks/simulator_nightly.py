@@ -108,7 +108,9 @@ class Night:
         rate = self._new / max(1e-3, now - self._began)
         failed = sum(bool(one.failure) for one in self.done.values())
         left_s = (len(self.wanted) - done) / rate
-        line = f"{done} of {len(self.wanted)} seeds, {failed} failed, {rate:.1f}/s, {left_s / 60:.0f} min left"
+        line = (
+            f"{done} of {len(self.wanted)} seeds, {failed} failed, {rate:.1f}/s, {left_s / 60:.0f} min left"
+        )
         print(f"\r{line}  " if tty else line, end="" if tty else "\n", file=sys.stderr, flush=True)
 
 
@@ -139,7 +141,12 @@ def conclude(night: Night, requests: int) -> Outcome:
         "pairs of faults in one seed", asked=f"{possible}", found=str(len(pairs)), good=len(pairs) == possible
     )
     total = sum(one.requests for one in good)
-    print(table(("what", "count"), [("requests", f"{total:,}"), *((k, f"{v:,}") for k, v in sorted(actions.items()))]))
+    print(
+        table(
+            ("what", "count"),
+            [("requests", f"{total:,}"), *((k, f"{v:,}") for k, v in sorted(actions.items()))],
+        )
+    )
     if len(played) < len(night.wanted):
         left = len(night.wanted) - len(played)
         outcome.invalid = f"{left} seeds are not played yet: the same command goes on"
@@ -158,7 +165,9 @@ def main() -> int:
     options.add_argument("--count", type=int, default=SEEDS)
     options.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     options.add_argument("--requests", type=int, default=REQUESTS, help="of each seed, at least")
-    options.add_argument("--minutes", type=float, default=1e9, help="stop after so long; the next run goes on")
+    options.add_argument(
+        "--minutes", type=float, default=1e9, help="stop after so long; the next run goes on"
+    )
     options.add_argument("--done", type=Path, default=Path("build/nightly.jsonl"), metavar="FILE")
     options.add_argument("--again", action="store_true", help="begin anew")
     given = options.parse_args()

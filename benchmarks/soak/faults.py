@@ -12,12 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from benchmarks.soak.serving import ROOT, Processes
+from benchmarks.soak.serving import ROOT, Up, processes
 
 NONE, HOSTILE = "none", "hostile clients"
 TURNS: Final = (
-    NONE, "worker-cpu:0 killed", HOSTILE, "gateway killed", NONE, "worker-emulated killed", "worker stopped",
-    HOSTILE, NONE, "gateway stopped", "both workers killed", "controller stopped",
+    NONE, "cpu/worker killed", HOSTILE, "cpu/gateway killed", NONE, "emulated/worker killed",
+    "cpu/worker stopped", HOSTILE, "emulated/gateway killed", NONE, "cpu/gateway stopped",
+    "emulated/worker stopped", "cpu/controller stopped",
 )  # fmt: skip
 """In this order, again and again; the first is quiet, for what else is learned from it."""
 HELD: Final = 50
@@ -28,41 +29,42 @@ HELD: Final = 50
 class Done:
     """What a fault excuses: answers that a killed gateway owed, failures of a killed worker's requests."""
 
+    server: str = ""
     gateway_died: bool = False
     worker_died: bool = False
     hostile: bool = False
-    killed: tuple[int, ...] = ()
+    killed: int = 0
 
 
 class Faults:
     """Carries them out, from the thread of a leg."""
 
-    def __init__(self, server: Processes, seed: int, on_gateway: Callable[[], None]) -> None:
-        self._server, self._on_gateway = server, on_gateway
+    def __init__(self, ups: list[Up], seed: int, on_gateway: Callable[[], None]) -> None:
+        self._ups, self._on_gateway = ups, on_gateway
         self._dice = random.Random(seed)
         self._attacker: subprocess.Popen[bytes] | None = None
 
     def begin(self, fault: str, seconds: float) -> Done:
         """Have it happen now, in a leg that lasts so much longer."""
-        names = self._server.names
         if fault == NONE:
             return Done()
         if fault == HOSTILE:
-            self._attack(seconds)
-            return Done(hostile=True)
+            up = self._dice.choice(self._ups)
+            self._attack(up, seconds)
+            return Done(up.name, hostile=True)
         who, _, what = fault.rpartition(" ")
-        chosen = [name for name in names if name.startswith(who.removesuffix("s").removeprefix("both "))]
-        if who in {"gateway", "worker"}:
-            chosen = [self._dice.choice(chosen)]
-        pids = [pid for name in chosen if (pid := self._server.pid(name)) is not None]
-        if what == "stopped":
-            self._stop(pids, self._dice.uniform(0.05, min(0.7, seconds / 4)))
-            return Done(worker_died=who != "controller", gateway_died=who == "gateway")
-        if who == "gateway":
+        server = who.partition("/")[0]
+        name, pid = self._dice.choice(
+            [(name, pid) for name, pid in processes(self._ups).items() if name.startswith(who)]
+        )
+        gateway, worker = "gateway" in name, "worker" in name
+        if gateway and server == "cpu":
             self._on_gateway()
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-        return Done(gateway_died=who == "gateway", worker_died=who != "gateway", killed=tuple(pids))
+        if what == "stopped":
+            self._stop(pid, self._dice.uniform(0.05, min(0.7, seconds / 4)))
+            return Done(server, worker_died=not gateway, gateway_died=gateway)
+        os.kill(pid, signal.SIGKILL)
+        return Done(server, gateway_died=gateway, worker_died=worker, killed=pid)
 
     def end(self) -> dict[str, Any]:
         """Whatever goes on still ends; how many attacks there were."""
@@ -78,17 +80,15 @@ class Faults:
             self._attacker.kill()
             self._attacker.wait()
 
-    def _stop(self, pids: list[int], seconds: float) -> None:
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+    def _stop(self, pid: int, seconds: float) -> None:
+        os.kill(pid, signal.SIGSTOP)
         try:
             time.sleep(seconds)
         finally:
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
+            os.kill(pid, signal.SIGCONT)
 
-    def _attack(self, seconds: float) -> None:
-        server = self._server
+    def _attack(self, up: Up, seconds: float) -> None:
+        server = up.server
         options = {
             "http": server.http_port, "grpc": server.grpc_port, "metrics": server.metrics_port,
             "seconds": max(1.0, seconds - 2), "rate": 20, "held": HELD, "seed": self._dice.randrange(1 << 30),

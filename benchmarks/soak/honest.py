@@ -21,7 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 from benchmarks import repositories
 from benchmarks.serving import Serving
-from benchmarks.soak.load import LONG, MATRICES, REPLACED, UNLOADED, WIDE
+from benchmarks.soak.load import LONG, QUICK, REPLACED, UNLOADED, WIDE
 
 SLO_MS: Final = 1000
 SLACK_MS: Final = 1.0
@@ -40,7 +40,7 @@ class Truth:
         self._lock = threading.Lock()
         self._seeds: dict[str, list[tuple[int, float]]] = {}
         """The weights that may still answer, and until when."""
-        for index in range(MATRICES):
+        for index in range(QUICK):
             self._seeds[f"m{index}"] = [(index, float("inf"))]
         for name, count in (("r", REPLACED), ("x", UNLOADED)):
             for index in range(count):
@@ -117,7 +117,7 @@ class Honest:
             thread.join(TIMEOUT_S * 2)
 
     def _ask(self, ask: Any, dice: random.Random) -> None:
-        names = [f"m{index}" for index in range(MATRICES)]
+        names = [f"m{index}" for index in range(QUICK)]
         names += [
             f"{name}{index}" for name, count in (("r", REPLACED), ("x", UNLOADED)) for index in range(count)
         ] * 3

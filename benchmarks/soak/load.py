@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,7 @@ from clockwork_serve.bench.plan import Options, Plan, make_plan
 from clockwork_serve.bench.report import Report
 from clockwork_serve.bench.run import run
 
-EMULATED, MATRICES, DEEP = 16, 24, 4
+QUICK, SLOW = 24, 4
 WIDE, LONG = 64, 16
 REPLACED, UNLOADED = 2, 2
 """Models that change while it goes on: whose weights are replaced, and that come and go."""
@@ -26,17 +27,12 @@ name = "{name}"
 seconds = {seconds}
 
 [[models]]
-name = "emulated"
-kind = "resnet50_v2"
-copies = 16
-
-[[models]]
-name = "matrix"
+name = "quick"
 kind = "resnet50_v2"
 copies = 24
 
 [[models]]
-name = "deep"
+name = "slow"
 kind = "resnet50_v2"
 copies = 4
 """
@@ -48,42 +44,51 @@ models = {models}
 """
 SCENARIOS: Final[dict[str, list[tuple[str, list[str], str]]]] = {
     "steady": [
-        ("soon", ["matrix"], 'arrivals = "poisson"\nrate_rps = 220\nslo_ms = 50'),
-        ("later", ["emulated"], 'arrivals = "poisson"\nrate_rps = 120\nslo_ms = 200\npriority = 9'),
-        ("deep", ["deep"], 'arrivals = "fixed"\nrate_rps = 40\nslo_ms = 100'),
+        ("soon", ["quick"], 'arrivals = "poisson"\nrate_rps = 260\nslo_ms = 50'),
+        ("later", ["quick"], 'arrivals = "poisson"\nrate_rps = 80\nslo_ms = 200\npriority = 9'),
+        ("slow", ["slow"], 'arrivals = "fixed"\nrate_rps = 40\nslo_ms = 100'),
     ],
     "bursts": [
-        ("calm", ["matrix", "deep"], 'arrivals = "gamma"\ncv = 3\nrate_rps = 220\nslo_ms = 100'),
-        ("bursts", ["emulated"],
+        ("calm", ["quick", "slow"], 'arrivals = "gamma"\ncv = 3\nrate_rps = 200\nslo_ms = 100'),
+        ("bursts", ["quick"],
          'arrivals = "poisson"\nrate_rps = 900\non_s = 0.4\noff_s = 1.6\nslo_ms = 60'),
     ],
     "closed": [
-        ("clients", ["deep"], 'arrivals = "closed"\nconcurrency = 2\nslo_ms = 100\nretry_ms = 20'),
-        ("waiting", ["emulated"],
-         'arrivals = "closed"\nconcurrency = 1\nslo_ms = 500\nretry = "retry_after"\nretry_ms = 50'),
+        ("clients", ["slow"], 'arrivals = "closed"\nconcurrency = 1\nslo_ms = 100\nretry_ms = 20'),
+        ("open", ["quick"], 'arrivals = "poisson"\nrate_rps = 100\nslo_ms = 100'),
     ],
     "popular": [
-        ("zipf", ["matrix", "emulated"],
-         'arrivals = "poisson"\nrate_rps = 360\npopularity = "zipf"\nzipf_s = 1.1\nslo_ms = 40'),
-        ("cold", ["deep"], 'arrivals = "gamma"\ncv = 2\nrate_rps = 40\nslo_ms = 30\npriority = 2'),
+        ("zipf", ["quick", "slow"],
+         'arrivals = "poisson"\nrate_rps = 320\npopularity = "zipf"\nzipf_s = 1.1\nslo_ms = 40'),
+        ("cold", ["slow"], 'arrivals = "gamma"\ncv = 2\nrate_rps = 40\nslo_ms = 30\npriority = 2'),
     ],
     "too much": [
-        ("urgent", ["matrix"], 'arrivals = "poisson"\nrate_rps = 200\nslo_ms = 25\npriority = 1'),
-        ("flood", ["emulated"], 'arrivals = "poisson"\nrate_rps = 1200\nslo_ms = 25\npriority = 15'),
+        ("urgent", ["slow"], 'arrivals = "poisson"\nrate_rps = 60\nslo_ms = 25\npriority = 1'),
+        ("flood", ["quick"], 'arrivals = "poisson"\nrate_rps = 1100\nslo_ms = 25\npriority = 15'),
     ],
 }  # fmt: skip
-"""By name, each over one protocol: its loads' names, sets of models, and further fields."""
+"""By name, of one protocol and one server: its loads' names, sets of models, and further fields."""
+AT_SERVER: Final = {
+    "cpu": {"quick": "m{i}", "slow": "d{i}"}, "emulated": {"quick": "e{i}", "slow": "f{i}"},
+}  # fmt: skip
+"""What the sets of models are on each server."""
 
 
-def write_models(root: Path) -> None:
-    """All models that are served."""
-    for index in range(EMULATED):
+def write_emulated(root: Path) -> None:
+    """The models of the server with an emulated device."""
+    for index in range(QUICK):
         slower = 1 + index % 4 / 4
         infer_ms = {1: 1.0 * slower, 2: 1.4 * slower, 4: 2.0 * slower, 8: 3.2 * slower}
         repositories.emulated(root, f"e{index}", infer_ms, load_ms=2)
-    for index in range(MATRICES):
+    for index in range(SLOW):
+        repositories.emulated(root, f"f{index}", {1: 5, 2: 7, 4: 10}, load_ms=4)
+
+
+def write_onnx(root: Path) -> None:
+    """The models of the server that computes."""
+    for index in range(QUICK):
         repositories.one_matrix(root, f"m{index}", repositories.matrix_of(index, WIDE, LONG))
-    for index in range(DEEP):
+    for index in range(SLOW):
         repositories.layers(root, f"d{index}", width=128, depth=4, seed=index)
     for name, count in (("r", REPLACED), ("x", UNLOADED)):
         for index in range(count):
@@ -102,7 +107,7 @@ def scenario(folder: Path, name: str, seconds: float) -> Path:
 
 @dataclass(slots=True)
 class Ends:
-    """What became of the generator's requests, summed over protocols."""
+    """What became of the generator's requests, summed."""
 
     asked: int = 0
     answered: int = 0
@@ -115,8 +120,14 @@ class Ends:
     """Bytes that nobody asked for."""
     reasons: Counter[str] = field(default_factory=Counter)
 
-    def add(self, report: Report) -> None:
-        """One protocol's."""
+    def add(self, other: Ends) -> None:
+        """The same of others."""
+        for name in ("asked", "answered", "good", "late", "failed", "lost", "twice"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.reasons.update(other.reasons)
+
+    def take(self, report: Report) -> None:
+        """Of one run of the generator."""
         total = report.total
         self.asked += total.offered
         self.answered += total.good + total.late
@@ -128,59 +139,67 @@ class Ends:
         self.reasons.update({f"{one.kind}: {one.reason}": one.count for one in report.reasons})
 
 
-class Generator:
-    """One leg of load: a scenario over each protocol at once, each in a thread that watches its senders."""
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A scenario over a protocol to a server."""
 
-    def __init__(
-        self, folder: Path, serving: Serving, scenarios: tuple[str, str], seconds: float, seed: int
-    ) -> None:
-        self.reports: list[Report] = []
+    server: str
+    serving: Serving
+    protocol: Protocol
+    scenario: str
+
+
+class Generator:
+    """One leg of load: all its targets at once, each in a thread that watches its senders."""
+
+    def __init__(self, folder: Path, targets: Sequence[Target], seconds: float, seed: int) -> None:
         self.asked: dict[str, int] = {}
-        self.errors: list[str] = []
-        urls: dict[Protocol, str] = {"http": serving.http_url, "grpc": serving.grpc_url}
-        renamed = [_renamed(name) for name in scenarios]
-        self._plans = [
-            make_plan(
-                scenario(folder, name, seconds),
-                # Deadlines as a header or a parameter: libraries drop what comes at gRPC's own.
-                Options(
-                    url=urls[protocol], protocol=protocol, seed=seed + at, renamed=renamed[at],
-                    deadline="header",
-                ),
+        self._reports: list[tuple[str, Report]] = []
+        self._errors: list[str] = []
+        self._threads = [
+            threading.Thread(
+                target=self._run, args=(target.server, self._plan(folder, target, seconds, seed + at))
             )
-            for at, (protocol, name) in enumerate(zip(urls, scenarios, strict=True))
-        ]  # fmt: skip
-        self._threads = [threading.Thread(target=self._run, args=(plan,)) for plan in self._plans]
+            for at, target in enumerate(targets)
+        ]
 
     def start(self) -> None:
         """Let it begin."""
         for thread in self._threads:
             thread.start()
 
-    def join(self) -> Ends:
-        """Wait for its end; what became of its requests."""
+    @property
+    def begun(self) -> bool:
+        """Whether all of them send, or have failed."""
+        return bool(self._errors) or sum(count > 0 for count in self.asked.values()) == len(self._threads)
+
+    def join(self) -> dict[str, Ends]:
+        """Wait for its end; what became of its requests, by server."""
         for thread in self._threads:
             thread.join()
-        if self.errors:
-            raise RuntimeError(f"the load generator failed: {'; '.join(self.errors)}")
-        ends = Ends()
-        for report in self.reports:
-            ends.add(report)
-        return ends
+        if self._errors:
+            raise RuntimeError(f"the load generator failed: {'; '.join(self._errors)}")
+        found: dict[str, Ends] = {}
+        for server, report in self._reports:
+            found.setdefault(server, Ends()).take(report)
+        return found
 
-    def _run(self, plan: Plan) -> None:
-        protocol = plan.options.protocol
+    def _plan(self, folder: Path, target: Target, seconds: float, seed: int) -> Plan:
+        serving = target.serving
+        used = {one for _, models, _ in SCENARIOS[target.scenario] for one in models}
+        options = Options(
+            url=serving.grpc_url if target.protocol == "grpc" else serving.http_url,
+            protocol=target.protocol, seed=seed,
+            renamed={one: AT_SERVER[target.server][one] for one in used},
+            deadline="header",  # a parameter over gRPC: libraries drop what comes at gRPC's own deadline
+        )  # fmt: skip
+        return make_plan(scenario(folder, target.scenario, seconds), options)
 
+    def _run(self, server: str, plan: Plan) -> None:
         def show(moment: Moment) -> None:
-            self.asked[protocol] = moment.asked
+            self.asked[server] = moment.asked
 
         try:
-            self.reports.append(run(plan, show=show).report)
+            self._reports.append((server, run(plan, show=show).report))
         except Exception as error:  # noqa: BLE001 - told by who joins
-            self.errors.append(repr(error))
-
-
-def _renamed(name: str) -> dict[str, str]:
-    """The server's names of the models that a scenario asks."""
-    used = {one for _, models, _ in SCENARIOS[name] for one in models}
-    return {one: f"{one[0]}{{i}}" for one in used}
+            self._errors.append(repr(error))

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -95,12 +96,28 @@ class Log:
                 del self.lines[:-20_000]
 
 
-def config_of(folder: Path, gateways: int) -> ServerConfig:
-    """A CPU device and an emulated one, each with memory for some of its models."""
-    devices = (
-        DeviceConfig(device="cpu:0", kind="cpu", memory_bytes=4 * MIB),
-        DeviceConfig(device="emulated:0", kind="emulated", memory_bytes=8 * MIB),
-    )
+@dataclass(slots=True)
+class Up:
+    """One server that is up."""
+
+    name: str
+    serving: Serving
+    server: Processes
+    log: Log
+    offset: int = 0
+    """Requests that gateways received which were killed, below zero."""
+    ok: float = 0.0
+    """Good answers that it counted until the last quiet moment."""
+
+
+def processes(ups: list[Up]) -> dict[str, int]:
+    """All processes of all servers: ``cpu/gateway-0``."""
+    return {f"{up.name}/{name}": pid for up in ups for name, pid in up.server.all().items()}
+
+
+def config_of(folder: Path, kind: str, gateways: int) -> ServerConfig:
+    """A device that has memory for some of its models."""
+    devices = (DeviceConfig(device=f"{kind}:0", kind=kind, memory_bytes=(4 if kind == "cpu" else 12) * MIB),)
     return ServerConfig(
         repository=str(folder / "models"), store=StoreConfig(cache_dir=str(folder / "cache")),
         devices=devices, http_port=0, grpc_port=0, metrics_port=0, gateways=gateways, region_bytes=32 * MIB,
@@ -109,9 +126,9 @@ def config_of(folder: Path, gateways: int) -> ServerConfig:
 
 
 @contextmanager
-def served(folder: Path, gateways: int = 2) -> Iterator[tuple[Serving, Processes, Log]]:
+def served(folder: Path, kind: str, gateways: int) -> Iterator[Up]:
     """A server of its own processes that is ready; it is stopped at the end of the block."""
-    config = msgspec.json.encode(config_of(folder, gateways)).decode()
+    config = msgspec.json.encode(config_of(folder, kind, gateways)).decode()
     keeper = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.soak.serving", config], cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
@@ -125,7 +142,7 @@ def served(folder: Path, gateways: int = 2) -> Iterator[tuple[Serving, Processes
         if not told:
             raise RuntimeError("the server did not start: " + "; ".join(log.lines[-5:]))
         server = Processes(keeper, json.loads(told))
-        yield Serving(cast("RunningServer", server), "worker-cpu:0"), server, log
+        yield Up(kind, Serving(cast("RunningServer", server), "worker"), server, log)
     finally:
         keeper.terminate()
         try:

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import IO, Final
 
 from benchmarks.serving import Metrics
-from benchmarks.soak.serving import Processes
+from benchmarks.soak.serving import Up, processes
 
 SHARED: Final = ("/memfd:", "/dev/shm/")  # noqa: S108 - names of mappings, not files of ours
+
+KEPT: Final = "/weights/"
+"""Files that a worker keeps open on purpose, the last 256 that it read: they are not counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What one process holds. ``pss_kib``: its share of all that it maps; ``own_kib``: without shared memory."""
+    """What one process holds. ``pss_kib``: its share of what it maps; ``own_kib``: without shared memory."""
 
     pid: int
     pss_kib: int
@@ -33,11 +36,20 @@ class Held:
         try:
             lines = (at / "smaps_rollup").read_text().splitlines()[1:]
             found = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-            files, threads = (len(list((at / what).iterdir())) for what in ("fd", "task"))
+            files = sum(KEPT not in _link(file) for file in (at / "fd").iterdir())
+            threads = len(list((at / "task").iterdir()))
         except (OSError, IndexError):
             return None
         pss_kib = found.get("Pss", 0)
         return cls(pid, pss_kib, pss_kib - found.get("Pss_Shmem", 0), files, threads)
+
+
+def _link(file: Path) -> str:
+    """What a descriptor is; empty if it was closed meanwhile."""
+    try:
+        return str(file.readlink())
+    except OSError:
+        return ""
 
 
 def segments(pids: list[int]) -> int:
@@ -64,15 +76,15 @@ class Quiet:
     segments: int
     books: dict[str, int] = field(default_factory=dict)
     error_ms: dict[str, float] = field(default_factory=dict)
-    """Size of the error of predictions since the quiet moment before, by quantile."""
+    """Size of the error of predictions since the quiet moment before, by server and quantile."""
 
 
 class Watch:
     """Samples in a thread, and writes each sample as a line of JSON."""
 
-    def __init__(self, server: Processes, file: IO[str], every_s: float) -> None:
+    def __init__(self, ups: list[Up], file: IO[str], every_s: float) -> None:
         self.latest: dict[str, Held] = {}
-        self._server, self._file, self._every_s = server, file, every_s
+        self._ups, self._file, self._every_s = ups, file, every_s
         self._began = time.monotonic()
         self._over = threading.Event()
         self._lock = threading.Lock()
@@ -96,7 +108,7 @@ class Watch:
 
     def look(self) -> dict[str, Held]:
         """All processes now."""
-        found = {name: Held.of(pid) for name, pid in self._server.all().items()}
+        found = {name: Held.of(pid) for name, pid in processes(self._ups).items()}
         self.latest = {name: held for name, held in found.items() if held is not None}
         return self.latest
 
