@@ -151,6 +151,9 @@ def served(folder: Path, kind: str, gateways: int) -> Iterator[Up]:
             keeper.kill()
             keeper.wait()
         reader.join(5)
+        for stream in (keeper.stdout, keeper.stderr):
+            assert stream is not None
+            stream.close()
 
 
 def main() -> int:
