@@ -46,9 +46,7 @@ def test_a_soak_in_which_nothing_was_wrong_passes():
 def test_memory_that_grows_on_is_growth_and_the_warm_up_is_not():
     warm = [10_000 * at for at in range(WARM_LEGS)]
     assert missed(findings(quiets([*warm, *[50_000] * 9]))) == []
-    assert missed(findings(quiets([*warm, *[50_000 + 1_000 * at for at in range(9)]]))) == [
-        "cpu/worker"
-    ]
+    assert missed(findings(quiets([*warm, *[50_000 + 1_000 * at for at in range(9)]]))) == ["cpu/worker"]
 
 
 def test_each_life_of_a_process_is_judged_by_itself():

@@ -13,8 +13,8 @@ from clockwork_serve.errors import DeviceGone
 from clockwork_serve.messages import CodeAdded, CodeReady, Status
 from clockwork_serve.serve.child import EXIT_BROKEN
 from clockwork_serve.serve.lanes import Hands
-from clockwork_serve.worker import Worker
 from clockwork_serve.serve.region import Region
+from clockwork_serve.worker import Worker
 from tests.serve.slots import slot
 from tests.serve.test_lanes import Bench, Toy, X, bench, over, timely
 from tests.worker.actions import CODE, GPU, SPEC, infer, load

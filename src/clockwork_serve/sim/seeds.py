@@ -150,20 +150,12 @@ def play_seed(seed: int, requests: int = REQUESTS, watchers: Sequence[Watcher] =
     """Play one seed with all checks. Raises AssertionError with the command that repeats it."""
     chance = random_scenario(seed, requests)
     simulation = simulation_of(chance, watchers=watchers)
-    beats: list[int] = []
-
-    def pulse(now_ns: int) -> None:
-        beats.append(now_ns)
-        assert len(beats) < BEATS_MAX, "it does not come to an end"
-
     try:
-        tally = simulation.run(pulse=pulse)
-        simulation.run(_quiet_ns(chance, simulation.now_ns), pulse=pulse)
-        assert simulation.checks is not None
-        simulation.checks.check_quiet()
+        run_through(simulation, chance.scenario.faults)
     except Exception as error:
         again = f"{REPLAY} {seed}" + (f" --requests {requests}" if requests != REQUESTS else "")
         raise AssertionError(f"{again}: at {simulation.now_ns} ns: {error!r}") from error
+    tally = simulation.tally
     busy, faults = tally.busy, simulation.faults
     return Played(
         seed=seed,
@@ -175,9 +167,23 @@ def play_seed(seed: int, requests: int = REQUESTS, watchers: Sequence[Watcher] =
     )  # fmt: skip
 
 
-def _quiet_ns(chance: Chance, now_ns: int) -> int:
+def run_through(simulation: Simulation, faults: Sequence[FaultTable]) -> None:
+    """Play it to its end and some seconds more, with all checks; raises what they raise."""
+    beats: list[int] = []
+
+    def pulse(now_ns: int) -> None:
+        beats.append(now_ns)
+        assert len(beats) < BEATS_MAX, "it does not come to an end"
+
+    simulation.run(pulse=pulse)
+    simulation.run(_quiet_ns(faults, simulation.now_ns), pulse=pulse)
+    assert simulation.checks is not None
+    simulation.checks.check_quiet()
+
+
+def _quiet_ns(faults: Sequence[FaultTable], now_ns: int) -> int:
     """When all is over that may go wrong, and some seconds have passed in which nothing was asked."""
-    ends_s = [fault.at_s + (fault.for_s or 0.0) for fault in chance.scenario.faults]
+    ends_s = [fault.at_s + (fault.for_s or 0.0) for fault in faults]
     return max(now_ns, round(max(ends_s, default=0.0) * NS_PER_S)) + QUIET_NS
 
 
