@@ -99,7 +99,8 @@ def _files(module: str) -> list[str]:
 
 def _judge(module: str, planted: bool) -> tuple[str, str, str]:  # noqa: FBT001
     """In the mutant's process: what noticed, which one of these, and which seed."""
-    told = _judge_by_seeds(SEEDS_OF_PLANTED) if planted and module.split("/")[0] in BRAINS else ""
+    brain = module.startswith(BRAINS)
+    told = _judge_by_seeds(SEEDS_OF_PLANTED) if planted and brain else ""
     fate, by = _judge_by_tests(module)
     if fate == SURVIVED:
         told = told or ("" if planted else _judge_by_seeds(SEEDS))

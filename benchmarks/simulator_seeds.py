@@ -9,6 +9,7 @@ python -m benchmarks.simulator_seeds --case FILE        plays such a file
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections import Counter
@@ -71,8 +72,8 @@ def shares(played: list[Played]) -> dict[str, float]:
     return {kind: counts[kind] / max(1, len(played)) for kind in KINDS}
 
 
-def main() -> int:
-    """Run it; returns the exit status."""
+def options_of() -> argparse.Namespace:
+    """The command line."""
     options = parser(__doc__.splitlines()[0])
     options.add_argument("replay", nargs="?", type=int, metavar="SEED", help="play this one alone")
     options.add_argument("--from", dest="first", type=int, default=0, metavar="SEED", help="the first seed")
@@ -84,11 +85,17 @@ def main() -> int:
     options.add_argument("--out", type=Path, metavar="FILE", help="for that [default: seed-SEED.json]")
     options.add_argument("--case", type=Path, metavar="FILE", help="play a file that --shrink wrote")
     given = options.parse_args()
+    if given.shrink and given.replay is None:
+        options.error("--shrink: expected the SEED that fails before it; found none")
+    return given
+
+
+def main() -> int:
+    """Run it; returns the exit status."""
+    given = options_of()
     if given.case is not None:
         return replay_case(given.case)
     if given.shrink:
-        if given.replay is None:
-            options.error("--shrink: expected the SEED that fails before it; found none")
         out = given.out or Path(f"seed-{given.replay}.json")
         return make_small(given.replay, given.requests, given.seconds, out)
     if given.replay is not None:

@@ -124,14 +124,16 @@ def random_scenario(seed: int, requests: int = REQUESTS) -> Chance:
     tenants, loads = _with_tenants(seed, _loads(rng, sets, rate_rps), devices)
     scenario, workload = _long_enough(seed, sets, loads, tenants, requests / rate_rps, requests)
     table = ClusterTable(devices=devices, devices_per_worker=cluster.devices_per_worker)
+    faults = _faults(rng, workload, cluster)
+    config = replace(_config(rng), quarantine_after=_after(seed))
+    if config.open_window:
+        faults = [_delay_ends(fault, workload) for fault in faults]
     return Chance(
         seed=seed,
-        scenario=replace(
-            scenario, cluster=table, faults=(*_faults(rng, workload, cluster), *_killers(seed, workload))
-        ),
+        scenario=replace(scenario, cluster=table, faults=(*faults, *_killers(seed, workload))),
         workload=workload,
         cluster=cluster,
-        config=replace(_config(rng), quarantine_after=_after(seed)),
+        config=config,
         truth=_truth(rng, kinds),
         noise=rng.random() < 0.8,
     )
@@ -361,6 +363,13 @@ def _fault(
         factor=factors.get(kind),
         ms=delays_ms.get(kind),
     )
+
+
+def _delay_ends(fault: FaultTable, workload: Workload) -> FaultTable:
+    """A link that stays slower than windows are long has each action come too late: see ``SKEW_STAYS_MS``."""
+    if fault.kind != "delay" or fault.for_s is not None:
+        return fault
+    return replace(fault, for_s=workload.duration_ns / NS_PER_S * 0.1)
 
 
 def _after(seed: int) -> int:
