@@ -12,7 +12,7 @@ TORCH := .venv/.torch
 PIP := -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check unit bench compiled faults faults-all fuzz hostile mutants peers stock triton constraints fix clean
+.PHONY: help setup demo test check unit bench compiled faults faults-all fuzz hostile soak nightly mutants planted peers stock triton constraints fix clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -89,6 +89,15 @@ faults-all: $(STAMP) ## every fault, and workers and controllers killed again an
 
 hostile: $(STAMP) ## ten minutes of hostile traffic beside honest clients: does anything end, grow or slow down?
 	@$(BIN)/python -m benchmarks.hostile $(HOSTILE_WITH)
+
+soak: $(STAMP) ## an hour of mixed load with faults: does anything grow, leak, drift or go wrong? SOAK_WITH="--minutes 2"
+	@$(BIN)/python -m benchmarks.soak $(SOAK_WITH)
+
+nightly: $(STAMP) ## 10,000 scenarios by chance with faults and all checks: about an hour; an interrupted night goes on
+	@$(BIN)/python -m benchmarks.simulator_nightly $(NIGHTLY_WITH)
+
+planted: $(STAMP) ## bugs written by hand into the code that recovers: which test, and which seed, finds each?
+	@$(BIN)/python -m benchmarks.mutants --planted $(PLANTED_WITH)
 
 mutants: $(STAMP) ## break the brains in 400 ways, one at a time: do tests and seeds notice? About 20 minutes
 	@test -x $(MUTANTS)/bin/python || $(BIN)/python -m venv $(MUTANTS)

@@ -4,6 +4,7 @@ make mutants                                              a sample of 400, from 
 build/mutants/bin/python -m benchmarks.mutants --full     all of them: hours
 ... --seed 2 --only worker/lanes --json FILE              another sample, of some modules
 ... --again FILE                                          those that survived in an earlier run (no sample)
+python -m benchmarks.mutants --planted                    bugs written by hand into the code that recovers
 
 A mutant lives in a forked process alone: no file is written, so an interrupted run leaves nothing behind.
 """
@@ -35,13 +36,15 @@ import pytest
 import pytest_asyncio  # noqa: F401  -- as above
 from hypothesis import HealthCheck, Phase, settings
 
-from benchmarks.mutations import SOURCE, Module, Mutant
+from benchmarks.mutant import SOURCE, Mutant
+from benchmarks.planted import planted
 from benchmarks.report import Outcome, finish, parser, percent, table
 
 BRAINS = ("controller", "worker")
 SAMPLE = 400
 SCORE_MIN = 0.80
 SEEDS = range(20)
+SEEDS_OF_PLANTED = range(60)
 SEED_REQUESTS = 400
 SLOWER_MAX = 10
 """A mutant that takes so many times as long as the brains themselves runs in circles."""
@@ -86,32 +89,47 @@ class FirstFailure:
 def _files(module: str) -> list[str]:
     """The tests of the module itself, those of its brain, those of the other brain."""
     brain, *_, name = module.split("/")
+    if brain not in BRAINS:
+        return sorted(str(path) for path in Path("tests", brain).glob(f"test_{name}*.py"))
     found = [str(path) for folder in BRAINS for path in Path("tests", folder).rglob("test_*.py")]
     return sorted(
         found, key=lambda at: (f"test_{name}.py" not in at, f"/{brain}/" not in at, "state" in at, at)
     )
 
 
-def _judge(module: str) -> tuple[str, str]:
-    """In the mutant's process: what noticed, and which one of these."""
+def _judge(module: str, planted: bool) -> tuple[str, str, str]:  # noqa: FBT001
+    """In the mutant's process: what noticed, which one of these, and which seed."""
+    brain = module.startswith(BRAINS)
+    told = _judge_by_seeds(SEEDS_OF_PLANTED) if planted and brain else ""
+    fate, by = _judge_by_tests(module)
+    if fate == SURVIVED:
+        told = told or ("" if planted else _judge_by_seeds(SEEDS))
+        fate, by = (BY_SEEDS, told) if told else (SURVIVED, "")
+    return fate, by, told
+
+
+def _judge_by_tests(module: str) -> tuple[str, str]:
     first = FirstFailure()
     status = pytest.main(
         ["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "-p", "no:randomly", "--timeout=0",
          "--assert=plain", "--hypothesis-profile=mutants", *_files(module)], [first]
     )  # fmt: skip
     assert status not in {pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED}, status
-    if status:
-        return TESTS, first.name
+    return (TESTS, first.name) if status else (SURVIVED, "")
+
+
+def _judge_by_seeds(seeds: range) -> str:
+    """What the first seed that notices says."""
     try:
         from clockwork_serve.sim.seeds import play_seed
     except Exception as error:  # noqa: BLE001
-        return BY_SEEDS, repr(error)
-    for seed in SEEDS:
+        return repr(error)
+    for seed in seeds:
         try:
             play_seed(seed, SEED_REQUESTS)
         except Exception as error:  # noqa: BLE001
-            return BY_SEEDS, str(error)
-    return SURVIVED, ""
+            return str(error)
+    return ""
 
 
 def _live(mutant: Mutant | None, send: int, limit_s: float) -> None:
@@ -125,15 +143,15 @@ def _live(mutant: Mutant | None, send: int, limit_s: float) -> None:
         os.dup2(nothing, 2)
         if mutant is not None:
             sys.meta_path.insert(0, Broken(mutant))
-        os.write(
-            send, json.dumps(_judge(mutant.module if mutant else "controller/controller")).encode()[:4000]
-        )
+        module = mutant.module if mutant else "controller/controller"
+        fate, by, seed = _judge(module, mutant is not None and mutant.kind == "planted")
+        os.write(send, json.dumps((fate, by[:1500], seed[:1500])).encode())
     finally:
         os._exit(0)
 
 
-def attempt(mutant: Mutant | None, limit_s: float) -> tuple[str, str]:
-    """The fate of a mutant, and what decided it; of the brains as they are for None."""
+def attempt(mutant: Mutant | None, limit_s: float) -> tuple[str, str, str]:
+    """The fate of a mutant, what decided it, and what a seed said; of the brains as they are for None."""
     receive, send = os.pipe()
     child = os.fork()
     if child == 0:
@@ -146,13 +164,18 @@ def attempt(mutant: Mutant | None, limit_s: float) -> tuple[str, str]:
     os.waitpid(child, 0)
     os.close(receive)
     if not said:
-        return (TESTS, "the process died") if in_time else (TIMED_OUT, f"after {limit_s:.0f} s")
-    fate, by = json.loads(said)
-    return fate, by
+        return (TESTS, "the process died", "") if in_time else (TIMED_OUT, f"after {limit_s:.0f} s", "")
+    fate, by, seed = json.loads(said)
+    return fate, by, seed
 
 
 def chosen(given: Any) -> tuple[list[Mutant], int]:
     """The mutants to try, and how many there are."""
+    if given.planted:
+        made = planted(given.only)
+        return made, len(made)
+    from benchmarks.mutations import Module
+
     paths = sorted(path for brain in BRAINS for path in (SOURCE / brain).rglob("*.py"))
     modules = [Module.read(path) for path in paths if path.name != "__init__.py"]
     found = [(one, number) for one in modules for number in range(len(one.mutations))]
@@ -176,6 +199,13 @@ def _shares(title: str, tried: list[Mutant], of: Callable[[Mutant], str]) -> Non
     print(table([title, "tried", TESTS, BY_SEEDS, TIMED_OUT, SURVIVED, "noticed"], rows) + "\n")
 
 
+def planted_line(one: Mutant) -> str:
+    """Who found a bug that was written by hand."""
+    seed = one.seed.partition(" --requests")[0].split(" ")[-1] if one.seed else "no seed"
+    who = {TESTS: one.by.split("/")[-1]}.get(one.fate, one.fate)
+    return f"  {one.module}:{one.line}: {one.before}: {who}; {f'seed {seed}' if one.seed else seed}"
+
+
 def _record(one: Mutant) -> dict[str, object]:
     record = asdict(one)
     del record["source"]
@@ -189,9 +219,10 @@ def _tell(outcome: Outcome, tried: list[Mutant], there_are: int) -> None:
     _shares("of which kind", tried, lambda one: "coarse" if one.kind in COARSE else "subtle")
     alive = sum(one.fate == SURVIVED for one in tried)
     share = 1 - alive / max(1, len(tried))
+    least = 1.0 if tried and tried[0].kind == "planted" else SCORE_MIN
     outcome.judge(
-        f"noticed, of {len(tried)} of {there_are}", asked=f">= {percent(SCORE_MIN, 1)}",
-        found=f"{percent(share, 1)}, {alive} survive", good=share >= SCORE_MIN,
+        f"noticed, of {len(tried)} of {there_are}", asked=f">= {percent(least, 1)}",
+        found=f"{percent(share, 1)}, {alive} survive", good=share >= least,
     )  # fmt: skip
     order = sorted(tried, key=lambda one: (one.module, one.line))
     outcome.figures = {
@@ -210,6 +241,8 @@ def main() -> int:
         "--only", nargs="*", default=[], metavar="PART", help="modules whose path has this in it"
     )
     options.add_argument("--again", type=Path, metavar="FILE", help="try the survivors of a result once more")
+    options.add_argument("--planted", action="store_true", help="those of benchmarks/planted.py")
+    options.add_argument("--part", default="1/1", metavar="K/N", help="every N-th of them, from the K-th on")
     given = options.parse_args()
     outcome = Outcome("benchmarks.mutants")
     settings.register_profile(
@@ -217,15 +250,19 @@ def main() -> int:
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     tried, there_are = chosen(given)
+    part, parts = map(int, given.part.split("/"))
+    tried = tried[part - 1 :: parts]
     gc.freeze()
     began = time.monotonic()
-    whole, by = attempt(None, 600.0)
+    whole, by, _ = attempt(None, 600.0)
     limit_s = SLOWER_MAX * (time.monotonic() - began)
     if whole != SURVIVED:
         outcome.invalid = f"the brains themselves are noticed by {whole}: {by}"
         return finish(outcome, given.json)
     for count, one in enumerate(tried, start=1):
-        one.fate, one.by = attempt(one, limit_s)
+        one.fate, one.by, one.seed = attempt(one, limit_s)
+        if given.planted:
+            print(planted_line(one), flush=True)
         if one.fate == SURVIVED:
             where = f"\r{one.module}.py:{one.line} {one.kind}"
             print(f"{where}\n  - {one.before}\n  + {one.after}", flush=True)

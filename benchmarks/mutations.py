@@ -13,23 +13,9 @@ from mutmut.mutation.file_mutation import MutationVisitor, deep_replace
 from mutmut.mutation.mutators import mutation_operators
 from mutmut.mutation.pragma_handling import get_ignored_lines
 
-SOURCE = Path("src/clockwork_serve")
+from benchmarks.mutant import SOURCE, Mutant
+
 SILENT = frozenset({"__all__", "__slots__"})
-
-
-@dataclass(slots=True)
-class Mutant:
-    """One change to one module: the ``number``th there is. ``by`` is the test or the seed that noticed."""
-
-    module: str
-    number: int
-    kind: str
-    line: int
-    before: str
-    after: str
-    source: str
-    fate: str = ""
-    by: str = ""
 
 
 class Visitor(MutationVisitor):  # type: ignore[misc]

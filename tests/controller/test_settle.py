@@ -122,3 +122,21 @@ def test_requests_that_were_lost_together_are_tried_alone() -> None:
     world.kill("w0", "d0")
     world.run()
     assert [len(one.calls) for one in world.actions if isinstance(one, Infer)] == [2, 1, 1]
+
+
+def test_a_worker_that_comes_back_is_not_believed_as_slow_as_its_old_self() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    world.slower = 3.0
+    ids = []
+    for _ in range(2):
+        ids.append(world.request("a", slo_ms=500))
+        world.run()
+    world.kill("w0", "d0")
+    world.join(device())
+    ids.append(world.request("a", slo_ms=500))
+    world.run()
+    first, slow, again = (world.answers[one].expected_ns for one in ids)
+    assert slow > 2 * first
+    assert again == first

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
 
@@ -11,9 +13,11 @@ from clockwork_serve.errors import DeviceGone
 from clockwork_serve.messages import CodeAdded, CodeReady, Status
 from clockwork_serve.serve.child import EXIT_BROKEN
 from clockwork_serve.serve.lanes import Hands
+from clockwork_serve.serve.region import Region
 from clockwork_serve.worker import Worker
-from tests.serve.test_lanes import Bench, Toy, timely
-from tests.worker.actions import CODE, GPU, SPEC, load
+from tests.serve.slots import slot
+from tests.serve.test_lanes import Bench, Toy, X, bench, over, timely
+from tests.worker.actions import CODE, GPU, SPEC, infer, load
 
 
 @pytest.mark.parametrize("what", ["prepare", "load"])
@@ -56,3 +60,20 @@ def test_the_process_ends_with_a_line_that_says_why_and_what_comes() -> None:
 def test_unless_told_otherwise_it_ends_the_process() -> None:
     hands = Hands(Worker((SPEC,)), {GPU: Toy()}, lambda: None)
     assert hands.gone.__name__ == "leave_device"
+
+
+def test_the_memory_of_a_gateway_that_died_is_let_go_without_the_collector() -> None:
+    region = Region.create(65536)
+    with bench(Toy()) as at:
+        at.loaded()
+        made = slot(region, {"x": X})
+        view = weakref.ref(at.hands.regions.view(made.tensors.region))
+        gc.disable()
+        try:
+            assert at.ask(over(infer(2, "a", 0), made)).status is Status.OK
+            assert view() is not None
+            region.close()
+            assert at.ask(over(infer(3, "a", 0), made)).status is Status.INPUT_GONE
+            assert view() is None
+        finally:
+            gc.enable()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import GatewayLost, WorkerLost
-from clockwork_serve.telemetry import Journal, Step, read_journal
+from clockwork_serve.telemetry import Head, Journal, Step, Torn, head_of, read_journal, read_records
 from clockwork_serve.telemetry import journal as journal_module
 from tests.telemetry import stories
 
@@ -27,10 +29,59 @@ def test_steps_come_back_equal(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j")
     for step in told:
         journal.on_step(step.now_ns, step.events, step.effects)
-    journal.on_step(3, [], [])
     journal.close()
 
     assert list(read_journal(tmp_path / "j")) == told
+
+
+def test_a_step_without_events_and_effects_is_kept(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    journal.on_step(3, [], [])
+    journal.close()
+
+    assert list(read_journal(tmp_path / "j")) == [Step(3, (), ())]
+
+
+def test_a_run_begins_with_its_head_which_is_no_step(tmp_path: Path) -> None:
+    head = head_of(ControllerConfig(max_batch=5), datetime(2026, 1, 2, tzinfo=UTC))
+    for now_ns in (1, 2):
+        journal = Journal(tmp_path / "j", head)
+        journal.on_step(now_ns, [stories.request("a")], [])
+        journal.close()
+
+    records = [record for _, record in read_records(tmp_path / "j")]
+    assert [type(record) for record in records] == [Head, Step, Head, Step]
+    assert records[0] == head
+    assert head.started == "2026-01-02T00:00:00.000+00:00"
+    assert head.controller_config() == ControllerConfig(max_batch=5)
+    assert [step.now_ns for step in read_journal(tmp_path / "j")] == [1, 2]
+
+
+@pytest.mark.parametrize("cut", [1, 40])
+def test_a_torn_record_is_cut_off_before_more_is_written(tmp_path: Path, cut: int) -> None:
+    sizes = []
+    for now_ns in (1, 2):
+        journal = Journal(tmp_path / "j")
+        journal.on_step(now_ns, [stories.request("a")], [])
+        journal.close()
+        sizes.append((tmp_path / "j").stat().st_size)
+    whole = (tmp_path / "j").read_bytes()
+    (tmp_path / "j").write_bytes(whole[: sizes[1] - cut])
+    torn = [record for _, record in read_records(tmp_path / "j")][-1]
+    assert torn == Torn(tmp_path / "j", cut)
+
+    journal = Journal(tmp_path / "j")
+    journal.on_step(3, [stories.request("a")], [])
+    journal.close()
+
+    assert [step.now_ns for step in read_journal(tmp_path / "j")] == [1, 3]
+
+
+def test_nothing_is_appended_to_a_file_that_is_no_journal(tmp_path: Path) -> None:
+    (tmp_path / "j").write_bytes(b"this is some other file")
+    with pytest.raises(ConfigError, match="expected a journal"):
+        Journal(tmp_path / "j")
+    assert (tmp_path / "j").read_bytes() == b"this is some other file"
 
 
 def test_a_torn_record_ends_the_file(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import click
 
 from clockwork_serve.cli.interrupt import interruptible
 from clockwork_serve.cli.options import setting_options, settings_from
+from clockwork_serve.cli.replay import refuse_others, replay_journal
 from clockwork_serve.cli.screen import Progress, note, say, show_table
 from clockwork_serve.errors import ConfigError
 
@@ -23,7 +24,10 @@ _TRACES = "CLOCKWORK_TRACES"
 
 
 @click.command()
-@click.argument("scenario", metavar="SCENARIO")
+@click.argument("scenario", metavar="SCENARIO", required=False)
+@click.option(
+    "--replay", metavar="JOURNAL", help="Decide again what a server's or a simulation's --journal says."
+)
 @click.option(
     "--seed", type=click.IntRange(0, 1 << 31), default=1, metavar="N", help="Decides all chance. [default: 1]"
 )
@@ -43,9 +47,13 @@ _TRACES = "CLOCKWORK_TRACES"
 )
 @click.option("--journal", metavar="FILE", help="Write every event and decision to FILE.")
 @click.option("--checks", is_flag=True, help="Check the whole system after every step: several times slower.")
+@click.pass_context
 def simulate(  # noqa: PLR0913 - one parameter for each option
+    context: click.Context,
+    /,
     *,
-    scenario: str,
+    scenario: str | None,
+    replay: str | None,
     seed: int,
     devices: int | None,
     zoo: str | None,
@@ -60,7 +68,15 @@ def simulate(  # noqa: PLR0913 - one parameter for each option
 
     The controller and the workers are those that serve; devices take as long as a table says. A seed gives
     one run, whatever the machine. Ctrl-C ends it early and shows what was reached.
+
+    With --replay: does this version decide what the journal says? Exits with 1 at the first difference.
     """
+    if replay is not None:
+        refuse_others(context, {"replay", "json_file", "checks"})
+        _check_files(json_file, None, None)
+        return replay_journal(replay, json_file, checks=checks)
+    if scenario is None:
+        raise click.UsageError("SCENARIO: expected a file, found none; try examples/scenarios/mixed.toml.")
     from clockwork_serve.apps.simulate.question import ask
     from clockwork_serve.apps.simulate.report import report
     from clockwork_serve.config.records import controller_config
@@ -99,9 +115,9 @@ def _check_files(json_file: str | None, journal: str | None, traces: str | None)
 
 def _play(question: Question, journal: str | None, *, checks: bool, quiet: bool) -> Played:
     from clockwork_serve.apps.simulate.play import play
-    from clockwork_serve.telemetry import Journal
+    from clockwork_serve.telemetry import Journal, head_of
 
-    book = None if journal is None else Journal(Path(journal))
+    book = None if journal is None else Journal(Path(journal), head_of(question.config))
     simulation = question.simulation(watchers=[] if book is None else [book], checks=checks)
     total = max(2, round(question.scenario.seconds))
     try:

@@ -7,6 +7,7 @@ import gc
 import logging
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -22,7 +23,7 @@ from clockwork_serve.serve.exchange import Brain, Exchange
 from clockwork_serve.serve.slices import run_briefly
 from clockwork_serve.serve.transport import SOCKET_NAME, hello, listen
 from clockwork_serve.serve.urgency import UrgentTimer
-from clockwork_serve.telemetry import Journal, Recorder
+from clockwork_serve.telemetry import Journal, Recorder, head_of
 
 __all__ = ["SOCKET_NAME", "ControllerProcessConfig", "freeze", "main", "serve"]
 
@@ -45,7 +46,9 @@ class ControllerProcessConfig(Struct, frozen=True, kw_only=True):
 
 async def serve(config: ControllerProcessConfig, brain: Brain, stop: asyncio.Event) -> None:
     """Run ``brain`` on RUN_DIR/controller.sock until ``stop``."""
-    journal = Journal(Path(config.journal)) if config.journal else None
+    journal = None
+    if config.journal:
+        journal = Journal(Path(config.journal), head_of(_settings(config), datetime.now(UTC)))
     exchange = Exchange(
         brain, Recorder(), journal, autopsy=partial(autopsy, Path(config.run_dir)), timer=UrgentTimer
     )
@@ -93,8 +96,11 @@ def main(argv: Sequence[str]) -> int:
     child.prepare("controller", config.log_level, config.log_format)
     if not run_briefly():
         _log.debug("the kernel gives no short slices: on a busy host decisions will be later")
-    settings = structs.replace(config.controller, expected_devices=max(1, len(config.devices)))
-    return child.run_until_stopped(lambda stop: serve(config, Controller(settings), stop))
+    return child.run_until_stopped(lambda stop: serve(config, Controller(_settings(config)), stop))
+
+
+def _settings(config: ControllerProcessConfig) -> ControllerConfig:
+    return structs.replace(config.controller, expected_devices=max(1, len(config.devices)))
 
 
 if __name__ == "__main__":

@@ -173,14 +173,17 @@ class Hands:
         if found is None:
             found = self._open(action)
         if isinstance(found, ClockworkError):
-            raise found
+            try:
+                raise found
+            finally:
+                del found  # or this frame and the error's traceback would keep one another
         return found
 
     def _open(self, action: Infer) -> list[OpenCall] | ClockworkError:
         try:
             return self._calls.open(action)
         except (RegionGone, BadTensors) as error:
-            return error
+            return error.with_traceback(None)  # whose frames hold the memory of regions
 
     def _all(self) -> list[LaneThread]:
         return [lane for lanes in self._lanes.values() for lane in lanes.values()]

@@ -127,20 +127,20 @@ def random_scenario(seed: int, requests: int = REQUESTS) -> Chance:
     tenants, loads = _with_tenants(seed, _loads(rng, sets, rate_rps), devices)
     scenario, workload = _long_enough(seed, sets, loads, tenants, requests / rate_rps, requests)
     table = ClusterTable(devices=devices, devices_per_worker=cluster.devices_per_worker)
+    faults = _faults(rng, workload, cluster)
+    config = replace(_config(rng), quarantine_after=losses_allowed(seed), **patience(seed))
+    if config.open_window:
+        faults = [_delay_ends(fault, workload) for fault in faults]
     return Chance(
         seed=seed,
         scenario=replace(
             scenario,
             cluster=table,
-            faults=(
-                *_faults(rng, workload, cluster),
-                *killers(seed, workload),
-                *stops(seed, workload, cluster),
-            ),
+            faults=(*faults, *killers(seed, workload), *stops(seed, workload, cluster)),
         ),
         workload=workload,
         cluster=cluster,
-        config=replace(_config(rng), quarantine_after=losses_allowed(seed), **patience(seed)),
+        config=config,
         truth=_truth(rng, kinds),
         noise=rng.random() < 0.8,
     )
@@ -159,20 +159,12 @@ def play_seed(seed: int, requests: int = REQUESTS, watchers: Sequence[Watcher] =
     """Play one seed with all checks. Raises AssertionError with the command that repeats it."""
     chance = random_scenario(seed, requests)
     simulation = simulation_of(chance, watchers=watchers)
-    beats: list[int] = []
-
-    def pulse(now_ns: int) -> None:
-        beats.append(now_ns)
-        assert len(beats) < BEATS_MAX, "it does not come to an end"
-
     try:
-        tally = simulation.run(pulse=pulse)
-        simulation.run(_quiet_ns(chance, simulation.now_ns), pulse=pulse)
-        assert simulation.checks is not None
-        simulation.checks.check_quiet()
+        run_through(simulation, chance.scenario.faults)
     except Exception as error:
         again = f"{REPLAY} {seed}" + (f" --requests {requests}" if requests != REQUESTS else "")
         raise AssertionError(f"{again}: at {simulation.now_ns} ns: {error!r}") from error
+    tally = simulation.tally
     busy, faults = tally.busy, simulation.faults
     return Played(
         seed=seed,
@@ -184,10 +176,23 @@ def play_seed(seed: int, requests: int = REQUESTS, watchers: Sequence[Watcher] =
     )  # fmt: skip
 
 
-def _quiet_ns(chance: Chance, now_ns: int) -> int:
+def run_through(simulation: Simulation, faults: Sequence[FaultTable]) -> None:
+    """Play it to its end and some seconds more, with all checks; raises what they raise."""
+    beats: list[int] = []
+
+    def pulse(now_ns: int) -> None:
+        beats.append(now_ns)
+        assert len(beats) < BEATS_MAX, "it does not come to an end"
+
+    simulation.run(pulse=pulse)
+    simulation.run(_quiet_ns(faults, simulation.controller.config, simulation.now_ns), pulse=pulse)
+    assert simulation.checks is not None
+    simulation.checks.check_quiet()
+
+
+def _quiet_ns(faults: Sequence[FaultTable], config: ControllerConfig, now_ns: int) -> int:
     """When all is over that may go wrong, and some seconds have passed in which nothing was asked."""
-    ends_s = [fault.at_s + (fault.for_s or 0.0) for fault in chance.scenario.faults]
-    config = chance.config
+    ends_s = [fault.at_s + (fault.for_s or 0.0) for fault in faults]
     found_ns = PATIENCE_MAX * config.hang_ns + GRACES_MAX * config.hang_grace_ns
     return max(now_ns, round(max(ends_s, default=0.0) * NS_PER_S)) + QUIET_NS + found_ns
 
@@ -366,6 +371,13 @@ def _fault(
         factor=factors.get(kind),
         ms=delays_ms.get(kind),
     )
+
+
+def _delay_ends(fault: FaultTable, workload: Workload) -> FaultTable:
+    """A link that stays slower than windows are long has each action come too late: see ``SKEW_STAYS_MS``."""
+    if fault.kind != "delay" or fault.for_s is not None:
+        return fault
+    return replace(fault, for_s=workload.duration_ns / NS_PER_S * 0.1)
 
 
 def _of(rng: np.random.Generator, *choices: str) -> str:

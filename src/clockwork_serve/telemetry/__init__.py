@@ -10,12 +10,14 @@ from clockwork_serve.telemetry.counters import (
     encode,
     outcome_key,
 )
-from clockwork_serve.telemetry.journal import Journal, Step, read_journal
+from clockwork_serve.telemetry.journal import Journal, Step, Torn, read_journal, read_records
+from clockwork_serve.telemetry.journal_head import Head, head_of
 from clockwork_serve.telemetry.metrics import CONTENT_TYPE, render
 from clockwork_serve.telemetry.recorder import Listener, Recorder
 from clockwork_serve.telemetry.statistics import model_statistics
 
 __all__ = [
-    "CONTENT_TYPE", "Counters", "GatewayCounters", "Histogram", "Journal", "Listener", "Recorder", "Step",
-    "decode", "encode", "model_statistics", "outcome_key", "read_journal", "render",
+    "CONTENT_TYPE", "Counters", "GatewayCounters", "Head", "Histogram", "Journal", "Listener", "Recorder",
+    "Step", "Torn", "decode", "encode", "head_of", "model_statistics", "outcome_key", "read_journal",
+    "read_records", "render",
 ]  # fmt: skip

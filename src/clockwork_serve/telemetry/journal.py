@@ -1,15 +1,16 @@
 """A journal of every step on disk; it never makes the driver wait and never grows without bound.
 
-A file is a row of records, each a 4-byte little-endian length and that many bytes of msgpack: one
-:class:`Step`. A thread writes; when it falls behind by more than ``BACKLOG_BYTES``, steps are left out and
-the next record says how many. A full file is renamed to ``NAME.1`` (and that to ``NAME.2``, ...), the oldest
-is deleted.
+A file is a row of records, each a 4-byte little-endian length and that many bytes of msgpack: a
+:class:`Head` where a run begins, then one :class:`Step` each. A thread writes; when it falls behind by more
+than ``BACKLOG_BYTES``, steps are left out and the next record says how many. A full file is renamed to
+``NAME.1`` (and that to ``NAME.2``, ...), the oldest is deleted.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
+import os
 import queue
 import struct
 import threading
@@ -22,6 +23,7 @@ from msgspec import Struct
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import ControllerEffect, ControllerEvent
+from clockwork_serve.telemetry.journal_head import Head
 from clockwork_serve.units import KIB, MIB
 
 CHUNK_BYTES: Final = 256 * KIB
@@ -30,6 +32,8 @@ BACKLOG_BYTES: Final = 64 * MIB
 RECORD_BYTES_MAX: Final = 64 * MIB
 
 _LENGTH: Final = struct.Struct("<I")
+_ARRAY: Final = 0x9
+"""How the first byte of a step begins: a short array of msgpack."""
 _log = logging.getLogger(__name__)
 
 
@@ -45,15 +49,25 @@ class Step(Struct, frozen=True, array_like=True):
     dropped: int = 0
 
 
+class Torn(Struct, frozen=True):
+    """A file ends inside a record: who wrote it was killed. ``missing_bytes`` of the record are not there."""
+
+    file: Path
+    missing_bytes: int
+
+
 class Journal:
     """A :class:`~clockwork_serve.telemetry.recorder.Listener` that writes steps to ``path``.
 
-    ``file_bytes`` bounds one file, ``files`` how many are kept. Raises :class:`ConfigError` if the file
-    cannot be opened. Whatever goes wrong later (a full disk) ends the journal with one
-    logged line and nothing else.
+    What a journal that is there holds stays before them. ``head`` makes it fit for replay. ``file_bytes``
+    bounds one file, ``files`` how many are kept. Raises :class:`ConfigError` if the file is no journal or
+    cannot be opened. Whatever goes wrong later (a full disk) ends the journal with one logged line and
+    nothing else.
     """
 
-    def __init__(self, path: Path, *, file_bytes: int = 256 * MIB, files: int = 4) -> None:
+    def __init__(
+        self, path: Path, head: Head | None = None, *, file_bytes: int = 256 * MIB, files: int = 4
+    ) -> None:
         assert file_bytes > 0 and files > 0, (file_bytes, files)
         self.path = path
         self.dropped = 0
@@ -65,28 +79,33 @@ class Journal:
         self._lock = threading.Lock()
         self._chunks: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         try:
+            _mend(path)
             self._file: IO[bytes] = path.open("ab", buffering=0)
         except OSError as error:
             raise ConfigError(f"journal: cannot write {path}: {error.strerror}; name another file") from None
+        if head is not None:
+            self._append(self._encoder.encode(head))
+            self.flush()
         self._thread = threading.Thread(target=self._write_chunks, name="journal", daemon=True)
         self._thread.start()
 
     def on_step(
         self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
     ) -> None:
-        """Append one step; empty ones are left out."""
-        if not events and not effects:
-            return
+        """Append one step, an empty one too: that time has passed may change what a machine believes."""
         if self._queued_bytes > BACKLOG_BYTES:
             self.dropped += 1
             self._unsaid += 1
             return
         body = self._encoder.encode((now_ns, events, effects, self._unsaid))
         self._unsaid = 0
-        self._buffer += _LENGTH.pack(len(body))
-        self._buffer += body
+        self._append(body)
         if len(self._buffer) >= CHUNK_BYTES:
             self.flush()
+
+    def _append(self, body: bytes) -> None:
+        self._buffer += _LENGTH.pack(len(body))
+        self._buffer += body
 
     def flush(self) -> None:
         """Hand what is buffered to the writing thread; the driver calls it when it is idle."""
@@ -142,25 +161,57 @@ def journal_files(path: Path) -> list[Path]:
 
 
 def read_journal(path: Path) -> Iterator[Step]:
-    """The steps of a journal, oldest first, streamed.
+    """The steps of a journal, oldest first, streamed; what was torn is left out.
 
-    A record cut short at a file's end (the process was killed) ends that file. Raises
-    :class:`msgspec.ValidationError` or :class:`ConfigError` where a file is no journal.
+    Raises :class:`msgspec.ValidationError` or :class:`ConfigError` where a file is no journal.
     """
-    decoder = msgspec.msgpack.Decoder(Step)
+    return (record for _, record in read_records(path) if type(record) is Step)
+
+
+def read_records(path: Path) -> Iterator[tuple[int, Head | Step | Torn]]:
+    """All records of a journal, oldest first, streamed; with each, how many bytes were read so far."""
+    steps, heads = msgspec.msgpack.Decoder(Step), msgspec.msgpack.Decoder(Head)
+    done = 0
     for name in journal_files(path):
         with name.open("rb") as file:
-            while len(head := file.read(_LENGTH.size)) == _LENGTH.size:
-                (length,) = _LENGTH.unpack(head)
-                if length > RECORD_BYTES_MAX:
-                    raise ConfigError(f"{name}: expected a journal; found a record of {length} bytes")
+            while head := file.read(_LENGTH.size):
+                length = _length(head, name)
                 body = file.read(length)
-                if len(body) < length:
+                done += len(head) + len(body)
+                if len(head) < _LENGTH.size or len(body) < length:
+                    yield done, Torn(name, _LENGTH.size - len(head) + length - len(body))
                     break
                 try:
-                    yield decoder.decode(body)
+                    record = steps.decode(body) if body[0] >> 4 == _ARRAY else heads.decode(body)
                 except (ValueError, RecursionError) as error:
                     raise ConfigError(f"{name}: expected a journal; found other bytes: {error}") from None
+                yield done, record
+
+
+def _length(head: bytes, name: Path) -> int:
+    """How long the record is that begins so; 0 if not even that is whole."""
+    if len(head) < _LENGTH.size:
+        return 0
+    (length,) = _LENGTH.unpack(head)
+    if not 0 < length <= RECORD_BYTES_MAX:
+        raise ConfigError(f"{name}: expected a journal; found a record of {length} bytes")
+    return int(length)
+
+
+def _mend(path: Path) -> None:
+    """Cut off what a killed process left of its last record: what is appended could not be read after it."""
+    if not path.is_file():
+        return
+    whole, size = 0, path.stat().st_size
+    with path.open("rb") as file:
+        while whole + _LENGTH.size <= size:
+            after = whole + _LENGTH.size + _length(file.read(_LENGTH.size), path)
+            if after > size:
+                break
+            whole = after
+            file.seek(whole)
+    if whole < size:
+        os.truncate(path, whole)
 
 
 def _older(path: Path, age: int) -> Path:
