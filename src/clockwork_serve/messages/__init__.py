@@ -27,6 +27,7 @@ from clockwork_serve.messages.links import (
     Drain,
     GatewayLost,
     Hello,
+    Intake,
     ModelAdded,
     ModelRemoved,
     Pardon,
@@ -80,7 +81,7 @@ Frame = (
     Hello | Ping | Request | Cancel | Answer | Release | Load | Unload | Infer | Result
     | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved | QuotasSet
     | Drain | Readiness | Ask | Reply | Announced | Foretold | Quarantined | Pardon | WorkerCrashed
-    | DeviceNumbers
+    | DeviceNumbers | Intake
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
@@ -109,6 +110,7 @@ __all__ = [
     "GatewayLost",
     "Hello",
     "Infer",
+    "Intake",
     "Lane",
     "Load",
     "Model",

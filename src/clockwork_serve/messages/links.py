@@ -147,6 +147,19 @@ class Readiness(Struct, frozen=True, kw_only=True, tag="readiness"):
     why: str = ""
 
 
+class Intake(Struct, frozen=True, kw_only=True, tag="intake"):
+    """``heard`` more of a gateway's requests were taken in; ``most`` may be on their way from now on (0: all).
+
+    Those that are one too many wait at the gateway. One that has waited for the ``patience``-th part of its
+    SLO is refused there; so is the oldest where more than ``held`` wait.
+    """
+
+    heard: int
+    most: int
+    patience: int = 4
+    held: int = 4096
+
+
 class Ask(Struct, frozen=True, kw_only=True, tag="ask"):
     """A question to the controller process (``what`` is a :class:`Question`); answered by a Reply.
 
