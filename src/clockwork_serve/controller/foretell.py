@@ -5,23 +5,21 @@ A question, no promise: one that is not told so now may be rejected when it is t
 
 from __future__ import annotations
 
-from typing import Final
-
+from clockwork_serve.controller.admission import DRAINING, queue_full
+from clockwork_serve.controller.backlog import Backlog
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.feasibility import Feasibility
-from clockwork_serve.controller.queues import ServedModel
 from clockwork_serve.messages import Announced, Foretold, Reason
-
-DRAINING: Final = "the server is shutting down"
-
-
-def queue_full(model: ServedModel) -> str:
-    """Why no more requests may wait for it."""
-    return f"{model.waiting} requests wait for this model already"
 
 
 def foretell(
-    announced: Announced, belief: Belief, feasibility: Feasibility, now_ns: int, *, draining: bool
+    announced: Announced,
+    belief: Belief,
+    feasibility: Feasibility,
+    backlog: Backlog,
+    now_ns: int,
+    *,
+    draining: bool,
 ) -> Foretold:
     """What to tell the gateway."""
     model = belief.models.get(announced.model)
@@ -38,6 +36,10 @@ def foretell(
             return _foretold(announced, Reason.TENANT_QUOTA, shortage.message, shortage.retry_after_ns)
     if model.main is None or not belief.config.reject_infeasible:
         return _foretold(announced)
+    if model.waiting * model.pace_ns > (announced.deadline_ns - now_ns) >> 1:
+        shortage_ns, why = backlog.shortage(announced, model, model.priority, now_ns)
+        if shortage_ns > 0:
+            return _foretold(announced, Reason.WOULD_MISS_DEADLINE, why, shortage_ns)
     due_ns = announced.deadline_ns - belief.slack_ns
     hope = feasibility.foretell(model.main, due_ns, now_ns)
     if hope is None:

@@ -148,10 +148,10 @@ class Readiness(Struct, frozen=True, kw_only=True, tag="readiness"):
 
 
 class Intake(Struct, frozen=True, kw_only=True, tag="intake"):
-    """``heard`` more of a gateway's requests were taken in; ``most`` may be on their way from now on (0: all).
+    """``heard`` more of a gateway's requests were taken in; ``most`` may be on their way from now on.
 
-    Those that are one too many wait at the gateway. One that has waited for the ``patience``-th part of its
-    SLO is refused there; so is the oldest where more than ``held`` wait.
+    0 stands for any number. Those that are too many wait at the gateway. One that has waited there for the
+    ``patience``-th part of its SLO is refused; so is the oldest one where more than ``held`` wait.
     """
 
     heard: int

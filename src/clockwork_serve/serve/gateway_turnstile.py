@@ -1,7 +1,7 @@
-"""Lets as many requests of a gateway be on their way to the controller as that has announced; chooses nothing.
+"""Lets as many requests be on their way to the controller as that has announced; it chooses nothing.
 
-Whatever else waits on the way there would be heard late, and all that follows it too: past what the controller
-can hear it would hear of nothing but requests whose time is up. So the rest waits here, where refusing it costs
+Whatever else waits on the way would be heard late, and all that follows it too: past what the controller can
+hear, it would hear of nothing but requests whose time is up. So the rest waits here, where refusing it costs
 the controller nothing, and the newest goes first: where not all can be heard, those are that have time left.
 """
 
@@ -18,7 +18,7 @@ SWEEP_NS: Final = 2_000_000
 
 
 class Turnstile:
-    """Methods are for the loop's own thread. ``refuse`` gets a request that is not passed on, and its wait."""
+    """For one thread. ``refuse`` gets a request that is not passed on, and for how long it waited, in ns."""
 
     def __init__(
         self,

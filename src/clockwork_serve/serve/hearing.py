@@ -14,9 +14,9 @@ from clockwork_serve.messages import Frame, Intake, Request
 from clockwork_serve.serve.transport import Link
 from clockwork_serve.units import ms
 
-DELAY_NS: Final = ms(4)
+DELAY_NS: Final = ms(2)
 """Requests on their way are heard within about so long, even when more come than can be heard."""
-LEAST: Final = 64
+LEAST: Final = 32
 """So many may always be on their way, by all gateways together: a turn of a controller that is not busy."""
 LEAST_EACH: Final = 16
 MOST: Final = 4096
@@ -26,7 +26,7 @@ WEIGHT: Final = 8
 
 
 class _Pace:
-    """What is known of one gateway: requests heard and not announced yet, and the mean time from one to the next."""
+    """Of one gateway: requests heard and not announced yet, and the mean time from one to the next."""
 
     __slots__ = ("gap_ns", "heard", "last_ns", "most")
 
@@ -54,7 +54,7 @@ class Hearing:
         self._paces.pop(link, None)
 
     def heard(self, link: Link, frames: Collection[Frame]) -> None:
-        """Frames came; now and then the gateway is told. The telling leaves after the turn that they cause."""
+        """Frames came; now and then the gateway is told, after the turn that they cause."""
         pace = self._paces.get(link)
         if pace is None:
             return
