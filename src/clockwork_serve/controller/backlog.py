@@ -37,13 +37,13 @@ class Backlog:
 
     def learn(self, model: ServedModel, now_ns: int) -> None:
         """Find how long one of many requests takes a device, divided by the devices there are for it."""
-        best_ns = 0.0
+        best_ns, model.batch = 0.0, 1
         for residency in model.residencies.values():
             if residency.state == READY and model.main is not None:
                 for batch in residency.code.batches(model.main):
                     each_ns = batch.samples.estimate_ns / batch.count
                     if not best_ns or each_ns < best_ns:
-                        best_ns = each_ns
+                        best_ns, model.batch = each_ns, batch.count
         model.pace_at_ns = now_ns
         model.pace_ns = int(best_ns / max(1, self._belief.able(model.code.backend)))
 
@@ -59,7 +59,7 @@ class Backlog:
     ) -> tuple[int, str]:
         """By how much it would end too late at least, and why; 0 or less if nothing says that it would.
 
-        To be asked where ``model.waiting`` times ``model.pace_ns`` is more than half of the time that is left.
+        To be asked where ``model.waiting`` times ``model.pace_ns`` is more than half of the time left.
         """
         if now_ns - model.pace_at_ns > FRESH_NS:
             self.learn(model, now_ns)
@@ -79,6 +79,8 @@ class Backlog:
             if queue.level <= urgency:
                 dues = queue.dues
                 ahead += len(dues) if dues and dues[-1] <= due_ns else bisect_right(dues, due_ns)
-        shortage_ns = start_ns + (ahead + 1) * model.pace_ns - due_ns
+        # As many as a batch takes wait in any case: a policy chooses by who could fill one.
+        before = ahead + 1 if model.batch == 1 else ahead + 1 - model.batch
+        shortage_ns = start_ns + before * model.pace_ns - due_ns
         missed_by = f"{shortage_ns / NS_PER_MS:.1f} ms"
         return shortage_ns, f"the deadline would be missed by {missed_by}: {ahead} requests are due before it"

@@ -148,8 +148,8 @@ class ServedModel:
     """A model that is served: its queues, its demand and where its weights are."""
 
     __slots__ = (
-        "base_ns", "code", "code_id", "demand_ns", "heat", "key", "load_key", "main", "model", "order",
-        "pace_at_ns", "pace_ns", "priority", "quarantined", "queue_limit", "queues", "removed",
+        "base_ns", "batch", "code", "code_id", "demand_ns", "heat", "key", "load_key", "main", "model",
+        "order", "pace_at_ns", "pace_ns", "priority", "quarantined", "queue_limit", "queues", "removed",
         "residencies", "sole", "stirred", "waiting",
     )  # fmt: skip
 
@@ -181,6 +181,8 @@ class ServedModel:
         """Batch-1 time by the first profile known; 0 until asked for."""
         self.pace_ns = 0
         """How long one of many requests takes at least, if known; see ``backlog``."""
+        self.batch = 1
+        """How many run together then."""
         self.pace_at_ns = 0
         """When that was looked up."""
         self.stirred = False
