@@ -2,8 +2,8 @@
 
 Each case has a steady load that a cluster can serve (55 to 70 % of what it could), and something that passes:
 a crowd that comes again whatever it is told, deadlines that get tighter, models that push each other out of
-memory, a worker that starts again with empty memory. Once it has passed, the steady load must soon be served as
-before. How soon is physics: two seconds, and as long as it takes to load again what had to go.
+memory, a worker that starts again with empty memory. Once it has passed, the steady load must soon be served
+as before. How soon is physics: two seconds, and as long as it takes to load again what had to go.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import multiprocessing
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -88,15 +88,15 @@ class Dice:
         """What the steady load takes."""
         return float(self.rng.uniform(0.55, 0.7))
 
-    def steady(self, models: tuple[str, ...], rate_rps: float, **fields: object) -> Load:
+    def steady(self, models: tuple[str, ...], rate_rps: float, **fields: Any) -> Load:
         """A load that can be served."""
         return Load(
             name="steady", models=models, arrivals="poisson", rate_rps=rate_rps, slo_ms=self.slo_ms, **fields
-        )  # type: ignore[arg-type]
+        )
 
     def case(
-        self, name: str, models: tuple[ModelSet, ...], loads: tuple[Load, ...], pages: int, *faults: FaultTable,
-        allowed_s: float = SOON_S, end_s: float | None = None,
+        self, name: str, models: tuple[ModelSet, ...], loads: tuple[Load, ...], pages: int,
+        *faults: FaultTable, allowed_s: float = SOON_S, end_s: float | None = None,
     ) -> Case:  # fmt: skip
         """A case of these."""
         over_s = BEFORE_S + self.pulse_s if end_s is None else end_s
@@ -107,14 +107,14 @@ class Dice:
         config = ControllerConfig(max_batch=self.batch, expected_devices=self.devices)
         return Case(name, scenario, Cluster(devices=self.devices, pages=pages), config, over_s, allowed_s)
 
-    def crowd(self, models: tuple[str, ...], times: float = 10, **fields: object) -> Load:
+    def crowd(self, models: tuple[str, ...], times: float = 10, **fields: Any) -> Load:
         """Clients in a closed loop, so many times what can be served within the SLO, for the pulse."""
         clients = times * self.capacity_rps * self.slo_ms / 1000 / len(models)
-        plain: dict[str, object] = {"slo_ms": self.slo_ms, "retry_ms": 1.0, "start_jitter_s": 0.05}
+        plain: dict[str, Any] = {"slo_ms": self.slo_ms, "retry_ms": 1.0, "start_jitter_s": 0.05}
         return Load(
             name="trouble", models=models, arrivals="closed", concurrency=max(1, min(400, round(clients))),
             start_s=BEFORE_S, stop_s=BEFORE_S + self.pulse_s, **(plain | fields),
-        )  # type: ignore[arg-type]  # fmt: skip
+        )  # fmt: skip
 
     def pages(self, models: int) -> int:
         """Memory for so many models on each device."""

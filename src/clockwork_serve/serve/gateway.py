@@ -63,7 +63,7 @@ _log = logging.getLogger(__name__)
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     """What the core of a gateway needs to know. ``controller`` is the path of the controller's socket.
 
-    ``triton_codes``: what is refused or expired gets Triton's status.
+    ``triton_codes``: what is refused or expired gets Triton's status. No more than ``requests`` may be open.
     """
 
     name: str
@@ -71,6 +71,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     region_bytes: int = 256 * MIB
     default_slo_ns: int | None = None
     triton_codes: bool = False
+    requests: int = 20_000
 
 
 class Gateway:
@@ -88,6 +89,7 @@ class Gateway:
         self.clock = clock
         self.dice = Random()
         self._triton_codes = settings.triton_codes
+        self._requests_max = settings.requests
         self.connections = 0
         self.readiness_listeners: list[Callable[[], None]] = []
         self.batching = False
@@ -136,6 +138,10 @@ class Gateway:
                 self._refuse(
                     inquiry, Outcome.REJECTED, Reason.NOT_SERVING, f"not ready: {link.why_not_ready}"
                 )
+                return ""
+            if len(self._pending) >= self._requests_max:
+                message = f"{self._requests_max} requests wait for answers already; raise max_requests"
+                self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
                 return ""
             served = link.models.find(inquiry.model, inquiry.version)
             call = inquiry.call(served)
