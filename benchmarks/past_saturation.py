@@ -1,7 +1,7 @@
 """More requests than the controller can hear, by a gateway's link: what goodput is left at 1.5 and 3 times.
 
 Real processes of a controller and emulated devices; HTTP and gRPC are left out, so that the controller is
-what limits. The rate is raised until less than 97 % is answered well; the best goodput so far is the maximum. Then
+what limits. The rate is raised until less than 97 % is answered well; the best goodput is the maximum. Then
 that rate, 1.5 and 3 times it are offered in turns; medians count.
 """
 
