@@ -27,6 +27,7 @@ from clockwork_serve.messages import (
     Frame,
     GatewayLost,
     Infer,
+    Intake,
     Load,
     Model,
     ModelAdded,
@@ -218,8 +219,9 @@ def test_newcomers_are_told_the_catalogue(tmp_path: Path) -> None:
         await world.keeper(code(), model("m/1"), model("m/2"), ModelRemoved(model="m/2"))
         gateway = await world.peer(Role.GATEWAY, "g")
         worker = await world.worker("w", "d")
-        await until(lambda: gateway.of(Readiness) and worker.frames)
-        assert gateway.frames == [code(), model("m/1"), Readiness(ready=False, why="starting")]
+        await until(lambda: gateway.of(Intake) and worker.frames)
+        told = [code(), model("m/1"), Readiness(ready=False, why="starting")]
+        assert [frame for frame in gateway.frames if not isinstance(frame, Intake)] == told
         assert worker.frames == [code()]
         assert world.brain.seen == [
             code(), model("m/1"), model("m/2"), ModelRemoved(model="m/2"), joined("w", "d"),
@@ -236,8 +238,8 @@ def test_changes_reach_everyone_who_is_there(tmp_path: Path) -> None:
         await until(lambda: world.brain.seen)
         changes: list[Frame] = [code(), model(), ModelRemoved(model="m/1"), CodeRemoved(code_id="c1")]
         keeper.send(*changes)
-        await until(lambda: len(worker.frames) == 2 and len(gateway.frames) == 5)
-        assert gateway.frames[1:] == changes
+        await until(lambda: len(worker.frames) == 2 and len(gateway.frames) == 6)
+        assert gateway.frames[2:] == changes
         assert worker.frames == [code(), CodeRemoved(code_id="c1")]
         assert [*world.brain.seen] == [joined("w", "d"), *changes]
 

@@ -51,6 +51,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_head: int
     max_headers: int
     max_calls: int
+    max_requests: int
     max_unsent: int
     head_s: float
     body_s: float

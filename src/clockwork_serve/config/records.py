@@ -113,6 +113,7 @@ def door_config(settings: Settings) -> DoorConfig:
         unsent_bytes=settings.max_unsent,
         connections=settings.max_connections,
         calls=settings.max_calls,
+        requests=settings.max_requests,
         stream_s=settings.stream_s,
     )
     return DoorConfig(

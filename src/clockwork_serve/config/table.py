@@ -88,6 +88,7 @@ SETTINGS = (
     Setting("max_head", size(1024), 32 * KIB, "32KiB", "largest head of a request"),
     Setting("max_headers", integer(1, 10_000), 100, "100", "most headers of a request"),
     Setting("max_calls", integer(1, 1_000_000), 1000, "1000", "open calls of one gRPC connection"),
+    Setting("max_requests", integer(1, 10_000_000), 20_000, "20000", "open requests of one gateway"),
     Setting("max_unsent", size(64 * KIB), 256 * MIB, "256MiB", "most that a client may leave unread"),
     Setting("head_s", number(1, 3600), 10.0, "10", "seconds for a request's head, and for a TLS handshake"),
     Setting("body_s", number(1, 3600), 30.0, "30", "seconds for a request's body, and one per 128KiB of it"),

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from typing import Final, assert_never
 
+from clockwork_serve.controller.admission import Refusal, refusal
+from clockwork_serve.controller.backlog import Backlog
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import Guard
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.deadlines import Deadlines, InternalDeadlines
 from clockwork_serve.controller.feasibility import Feasibility
 from clockwork_serve.controller.fleet import Fleet
-from clockwork_serve.controller.foretell import DRAINING, foretell, queue_full
+from clockwork_serve.controller.foretell import foretell
 from clockwork_serve.controller.hangs import Hangs
 from clockwork_serve.controller.hung import HungWorker
 from clockwork_serve.controller.invariants import check_belief
@@ -70,9 +72,11 @@ class Controller:
         self._belief = Belief(config)
         self._scheduler = scheduler_for(self._belief)
         self._feasibility = Feasibility(self._belief)
+        self._backlog = Backlog(self._belief)
+        self._counts = config.reject_infeasible and self._belief.measures
         self._quarantine = Quarantine(self._belief)
         self._settler = Settler(self._belief, self._scheduler, self._quarantine)
-        self._turned_away: list[tuple[Request, Outcome, Reason, str, int]] = []
+        self._turned_away: list[Refusal] = []
         """Requests that were never admitted, to be answered."""
         self._announced: list[Announced] = []
         """Requests whose heads have come, to be told if they are hopeless."""
@@ -138,8 +142,14 @@ class Controller:
             model is None or self._draining or model.waiting >= model.queue_limit
             or (request.rows != 1 and not model.fits(request.rows))
         ):  # fmt: skip
-            self._turn_away(request, model, now_ns)
+            why = refusal(request, model, self._quarantine, now_ns, draining=self._draining)
+            self._turn_away(why)
             return
+        if model.waiting * model.pace_ns > (request.deadline_ns - now_ns) >> 1:
+            hopeless = self._backlog.refusal(request, model, now_ns)
+            if hopeless is not None:
+                self._turn_away(hopeless)
+                return
         if self._accounts:
             account = self._accounts.get(request.tenant)
             if account is not None and not self._charge(request, account, model, now_ns):
@@ -155,25 +165,13 @@ class Controller:
         if shortage is None:
             self._tenants.admit(request, account, model, cost_ns)
             return True
-        self._turned_away.append(
+        self._turn_away(
             (request, Outcome.REJECTED, Reason.TENANT_QUOTA, shortage.message, shortage.retry_after_ns)
         )
-        self._belief.unsettled = True
         return False
 
-    def _turn_away(self, request: Request, model: ServedModel | None, now_ns: int) -> None:
-        if model is None:
-            refusal = (Outcome.INVALID, Reason.UNKNOWN_MODEL, f"model {request.model!r} is not served")
-        elif self._draining:
-            refusal = (Outcome.REJECTED, Reason.DRAINING, DRAINING)
-        elif model.quarantined:
-            refusal = (Outcome.FAILED, Reason.QUARANTINED, self._quarantine.reason(model, now_ns))
-        elif not model.fits(request.rows):
-            rows = f"batch: expected 1 to {model.model.batch_sizes[-1]}; found {request.rows}"
-            refusal = (Outcome.INVALID, Reason.BAD_INPUT, rows)
-        else:
-            refusal = (Outcome.REJECTED, Reason.QUEUE_FULL, queue_full(model))
-        self._turned_away.append((request, *refusal, 0))
+    def _turn_away(self, refusal: Refusal) -> None:
+        self._turned_away.append(refusal)
         self._belief.unsettled = True
 
     def _leave(self, waiter: Waiter, outcome: Outcome, reason: Reason, message: str) -> None:
@@ -211,6 +209,8 @@ class Controller:
                 self._feasibility.load_ended(device, now_ns)
             if good and sent.residency is not None:
                 self._belief.loaded(sent.residency)
+                if self._counts:
+                    self._backlog.learn(sent.residency.model, now_ns)
                 self._scheduler.loaded(sent.residency)
             self._scheduler.load_changed(device)
         self._settler.took(sent, result)

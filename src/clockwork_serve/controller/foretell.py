@@ -5,19 +5,10 @@ A question, no promise: one that is not told so now may be rejected when it is t
 
 from __future__ import annotations
 
-from typing import Final
-
+from clockwork_serve.controller.admission import DRAINING, queue_full
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.feasibility import Feasibility
-from clockwork_serve.controller.queues import ServedModel
 from clockwork_serve.messages import Announced, Foretold, Reason
-
-DRAINING: Final = "the server is shutting down"
-
-
-def queue_full(model: ServedModel) -> str:
-    """Why no more requests may wait for it."""
-    return f"{model.waiting} requests wait for this model already"
 
 
 def foretell(

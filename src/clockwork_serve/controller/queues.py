@@ -151,9 +151,9 @@ class ServedModel:
     """A model that is served: its queues, its demand and where its weights are."""
 
     __slots__ = (
-        "base_ns", "code", "code_id", "demand_ns", "heat", "key", "load_key", "main", "model", "order",
-        "priority", "quarantined", "queue_limit", "queues", "removed", "residencies", "sole", "stirred",
-        "waiting",
+        "base_ns", "batch", "code", "code_id", "demand_ns", "heat", "key", "load_key", "main", "model",
+        "order", "pace_at_ns", "pace_ns", "priority", "quarantined", "queue_limit", "queues", "removed",
+        "residencies", "sole", "stirred", "waiting",
     )  # fmt: skip
 
     def __init__(self, model: Model, code: Code, order: int) -> None:
@@ -182,6 +182,12 @@ class ServedModel:
         """How much it is asked for, if the policy keeps account of that; see ``heat``."""
         self.base_ns = 0
         """Batch-1 time by the first profile known; 0 until asked for."""
+        self.pace_ns = 0
+        """How long one of many requests takes at least, if known; see ``backlog``."""
+        self.batch = 1
+        """How many run together then."""
+        self.pace_at_ns = 0
+        """When that was looked up."""
         self.stirred = False
         """Its demand or where it is changed since the policy last looked; see ``Belief.stirred``."""
         self.load_key: int | None = None

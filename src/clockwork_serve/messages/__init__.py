@@ -28,6 +28,7 @@ from clockwork_serve.messages.links import (
     Drain,
     GatewayLost,
     Hello,
+    Intake,
     ModelAdded,
     ModelRemoved,
     Pardon,
@@ -87,7 +88,7 @@ Frame = (
     Hello | Ping | Request | Cancel | Answer | Release | Load | Unload | Infer | Result
     | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved | QuotasSet
     | Drain | Readiness | Ask | Reply | Announced | Foretold | Quarantined | Pardon | WorkerCrashed
-    | DeviceNumbers | Beat | WorkerHung
+    | DeviceNumbers | Beat | WorkerHung | Intake
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
@@ -117,6 +118,7 @@ __all__ = [
     "GatewayLost",
     "Hello",
     "Infer",
+    "Intake",
     "Lane",
     "Load",
     "Model",

@@ -177,6 +177,19 @@ class Readiness(Struct, frozen=True, kw_only=True, tag="readiness"):
     why: str = ""
 
 
+class Intake(Struct, frozen=True, kw_only=True, tag="intake"):
+    """``heard`` more of a gateway's requests were taken in; ``most`` may be on their way from now on.
+
+    0 stands for any number. Those that are too many wait at the gateway. One that has waited there for the
+    ``patience``-th part of its SLO is refused; so is the oldest one where more than ``held`` wait.
+    """
+
+    heard: int
+    most: int
+    patience: int = 4
+    held: int = 4096
+
+
 class Ask(Struct, frozen=True, kw_only=True, tag="ask"):
     """A question to the controller process (``what`` is a :class:`Question`); answered by a Reply.
 

@@ -49,6 +49,7 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.serve.black_box import Autopsy, no_autopsy
 from clockwork_serve.serve.driver import Driver
+from clockwork_serve.serve.hearing import Hearing
 from clockwork_serve.serve.heartbeat import Heartbeat
 from clockwork_serve.serve.quarantines import Quarantines
 from clockwork_serve.serve.questions import Questions
@@ -101,6 +102,7 @@ class Exchange:
         self._early: dict[Link, WorkerJoined] | None = {}
         self._readiness = Readiness(ready=False, why="starting")
         self._questions = Questions(self._answer_to)
+        self._hearing = Hearing()
         self._heartbeat = Heartbeat(self.driver.post)
         self._lost_level = logging.WARNING  # a lost link is news, unless we are stopping
         self._receivers: dict[Role, Callable[[Link, Frame], bool]] = {
@@ -150,6 +152,7 @@ class Exchange:
                 self.driver.post(self._autopsy(name, link.peer.pid))
         elif role is Role.GATEWAY and self._gateways.get(name) is link:
             del self._gateways[name]
+            self._hearing.forget(link)
             self._questions.asker_lost(link)
             self.driver.post(GatewayLost(gateway=name))
         elif role is Role.KEEPER and self._keeper is link:
@@ -165,6 +168,8 @@ class Exchange:
                 self.on_lost(link)
                 link.close()
                 return
+        if link.peer.role is Role.GATEWAY:
+            self._hearing.heard(link, frames)
 
     def _replace(self, old: Link | None) -> None:
         if old is not None:
@@ -180,6 +185,7 @@ class Exchange:
         for quarantined in self._quarantines.frames():
             link.send(quarantined)
         link.send(self._readiness)
+        self._hearing.welcome(link)
 
     # Frames, by role: False for what that role may not send
 

@@ -64,7 +64,7 @@ _log = logging.getLogger(__name__)
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     """What the core of a gateway needs to know. ``controller`` is the path of the controller's socket.
 
-    ``triton_codes``: what is refused or expired gets Triton's status.
+    ``triton_codes``: what is refused or expired gets Triton's status. No more than ``requests`` may be open.
     """
 
     name: str
@@ -72,6 +72,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     region_bytes: int = 256 * MIB
     default_slo_ns: int | None = None
     triton_codes: bool = False
+    requests: int = 20_000
 
 
 class Gateway:
@@ -89,6 +90,7 @@ class Gateway:
         self.clock = clock
         self.dice = Random()
         self._triton_codes = settings.triton_codes
+        self._requests_max = settings.requests
         self.connections = 0
         self.readiness_listeners: list[Callable[[], None]] = []
         self.batching = False
@@ -103,7 +105,7 @@ class Gateway:
         )
         listener = LinkListener(
             self._on_answer, self._on_release, self._on_lost, self._on_readiness,
-            self.announcements.on_foretold, self._on_batch, self._on_batch_end,
+            self.announcements.on_foretold, self._on_batch, self._on_batch_end, self._on_refused,
         )  # fmt: skip
         self.link = GatewayLink(settings.name, Path(settings.controller), settings.default_slo_ns, listener)
         self._loop = asyncio.get_running_loop()
@@ -139,6 +141,10 @@ class Gateway:
                     inquiry, Outcome.REJECTED, Reason.NOT_SERVING, f"not ready: {link.why_not_ready}"
                 )
                 return ""
+            if len(self._pending) >= self._requests_max:
+                message = f"{self._requests_max} requests wait for answers already; raise max_requests"
+                self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
+                return ""
             served = link.models.find(inquiry.model, inquiry.version)
             call = inquiry.call(served)
             known = call.known or self._check(inquiry, call, served)
@@ -167,7 +173,7 @@ class Gateway:
         given_ns, priority = self._caps.of(inquiry.identity, asked_ns, known.priority)
         deadline_ns, told_ns = inquiry.arrival_ns + given_ns, 0 if given_ns == asked_ns else given_ns
         self._pending[request_id] = Pending(inquiry, served, call, slot, deadline_ns, told_ns)
-        self.link.send(
+        self.link.submit(
             Request(
                 request_id=request_id, gateway=self.name, model=served.model.key, rows=known.rows,
                 arrival_ns=inquiry.arrival_ns, deadline_ns=deadline_ns, signature=known.signature,
@@ -184,7 +190,10 @@ class Gateway:
         pending = self._pending.get(request_id)
         if pending is not None and pending.inquiry is not None:
             pending.inquiry = None
-            self.link.send(Cancel(request_id=request_id))
+            if self.link.withdraw(request_id):
+                self._drop(request_id, Outcome.CANCELLED, Reason.NONE)
+            else:
+                self.link.send(Cancel(request_id=request_id))
 
     def invalid(self, error: InvalidRequest, served: Served | None = None) -> Ending:
         """Count a request that is wrong, and say how it ends."""
@@ -267,6 +276,23 @@ class Gateway:
             _log.error("release of a request that is not held", extra={"request_id": release.request_id})
         else:
             self.slots.free(slot)
+
+    def _on_refused(self, request: Request, waited_ns: int) -> None:
+        pending = self._drop(request.request_id, Outcome.REJECTED, Reason.QUEUE_FULL)
+        if pending.inquiry is not None:
+            message = (
+                f"more requests come than the server can plan; this one waited {waited_ns / NS_PER_MS:.1f} ms"
+            )
+            ending = own_ending(Outcome.REJECTED, Reason.QUEUE_FULL, message, request.request_id, pending)
+            ending.retry_after_ns = ROOM_RETRY_NS
+            self._tell(pending.inquiry, ending)
+
+    def _drop(self, request_id: str, outcome: Outcome, reason: Reason) -> Pending:
+        """End a request that the controller never heard of."""
+        pending = self._pending.pop(request_id)
+        self.slots.free(pending.slot)
+        self._count_outcome(outcome, reason)
+        return pending
 
     def _on_announced_in_vain(self, inquiry: EarlyInquiry, told: Foretold) -> None:
         self._received += 1

@@ -21,6 +21,7 @@ SETTING: Final = {
     "idle_s": "idle_s",
     "stream_s": "stream_s",
     "calls": "max_calls",
+    "requests": "max_requests",
     "send_s": "send_s",
 }
 """The setting behind each limit, to be named where it is reached."""
@@ -43,8 +44,8 @@ class HttpLimits(Struct, frozen=True, kw_only=True):
     within ``header_s``. A body may take ``body_s`` and a second for each ``bytes_per_s`` of it; so may the
     responses that a client has not read. ``json_bytes`` of it may be JSON, which is read while all others
     wait. ``connections`` are counted per port, and so are ``arriving_bytes`` of large bodies that are not
-    whole yet. Over gRPC a connection may have ``calls`` open at once, and one whose client is to speak says
-    something within ``stream_s``.
+    whole yet; ``requests`` are all that have no answer, by whatever protocol. Over gRPC a connection may have
+    ``calls`` open at once, and one whose client is to speak says something within ``stream_s``.
     """
 
     header_bytes: int = 32 * KIB
@@ -60,6 +61,7 @@ class HttpLimits(Struct, frozen=True, kw_only=True):
     unsent_bytes: int = 256 * MIB
     connections: int = 10_000
     calls: int = 1000
+    requests: int = 20_000
     stream_s: float = 600.0
 
 

@@ -22,6 +22,7 @@ from clockwork_serve.messages import (
     CodeRemoved,
     Foretold,
     Frame,
+    Intake,
     ModelAdded,
     ModelRemoved,
     Quarantined,
@@ -29,10 +30,13 @@ from clockwork_serve.messages import (
     Readiness,
     Release,
     Reply,
+    Request,
     Role,
 )
 from clockwork_serve.serve.gateway_models import GatewayModels
+from clockwork_serve.serve.gateway_turnstile import SWEEP_NS, Turnstile
 from clockwork_serve.serve.transport import Link, connect, hello
+from clockwork_serve.units import NS_PER_S
 
 RECONNECT_S: Final = 0.05
 
@@ -43,6 +47,7 @@ _log = logging.getLogger(__name__)
 class LinkListener:
     """Whom to tell. ``on_lost`` gets a reason; ``on_readiness`` tells that readiness may have changed.
 
+    ``on_refused`` gets a request that waited for its turn in vain, and for how long it did, in ns.
     ``on_batch`` is called before what came in one piece is told, and ``on_batch_end`` after it.
     """
 
@@ -53,6 +58,7 @@ class LinkListener:
     on_foretold: Callable[[Foretold], None] = lambda _: None
     on_batch: Callable[[], None] = lambda: None
     on_batch_end: Callable[[], None] = lambda: None
+    on_refused: Callable[[Request, int], None] = lambda request, waited_ns: None
 
 
 class GatewayLink:
@@ -73,6 +79,8 @@ class GatewayLink:
         self._asks: dict[int, asyncio.Future[Reply]] = {}  # all and only questions without a reply
         self._ask_count = 0
         self._lost = asyncio.Event()
+        self._turnstile = Turnstile(self.send, listener.on_refused)
+        self._sweep: asyncio.TimerHandle | None = None  # set while requests wait for their turn
 
     @property
     def is_open(self) -> bool:
@@ -111,6 +119,16 @@ class GatewayLink:
         """Send one frame; dropped if there is no link."""
         if self._link is not None:
             self._link.send(frame)
+
+    def submit(self, request: Request) -> None:
+        """Send a request when the controller will hear it soon; ``on_refused`` is told if it will not."""
+        self._turnstile.enter(request)
+        if self._turnstile.holds and self._sweep is None:
+            self._sweep = self._loop.call_later(SWEEP_NS / NS_PER_S, self._look_for_overdue)
+
+    def withdraw(self, request_id: str) -> bool:
+        """Nobody waits for a request any more; whether the controller never heard of it, and will not."""
+        return self._turnstile.withdraw(request_id)
 
     def close(self) -> None:
         """Send what was queued and close; questions are answered 503."""
@@ -159,6 +177,8 @@ class GatewayLink:
                 waiter = self._asks.get(frame.ask_id)
                 if waiter is not None and not waiter.done():
                     waiter.set_result(frame)
+            case Intake():
+                self._turnstile.take(frame)
             case Readiness():
                 self._on_readiness(frame)
             case CodeAdded() | CodeRemoved() | ModelAdded() | ModelRemoved() | Quarantined():
@@ -190,11 +210,18 @@ class GatewayLink:
     def _on_lost(self, link: Link) -> None:
         _log.warning("link lost: %s", link.lost_because)
         self._link = None
+        self._turnstile.reset()
         self._incoming = GatewayModels(self._server_slo_ns)
         self._fail_asks("the controller went away")
         self._listener.on_lost("the controller went away")
         self._listener.on_readiness()
         self._lost.set()
+
+    def _look_for_overdue(self) -> None:
+        self._sweep = None
+        self._turnstile.sweep()
+        if self._turnstile.holds:
+            self._sweep = self._loop.call_later(SWEEP_NS / NS_PER_S, self._look_for_overdue)
 
     def _fail_asks(self, why: str) -> None:
         for waiter in self._asks.values():

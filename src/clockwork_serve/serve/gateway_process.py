@@ -94,6 +94,7 @@ class GatewayServers:
             region_bytes=config.region_bytes,
             default_slo_ns=config.default_slo_ns,
             triton_codes=config.triton_codes,
+            requests=config.door.limits.requests,
         )
         keys = self.door.keys
         self.gateway = Gateway(settings, caps=None if keys is None else Caps(keys.tenants))

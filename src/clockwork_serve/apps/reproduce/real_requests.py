@@ -57,7 +57,9 @@ class Requests:
     """A gateway without clients. All methods are for the running loop's own thread."""
 
     def __init__(self, socket: Path, models: Sequence[str], slo_ns: int) -> None:
-        listener = LinkListener(self._on_answer, self._on_release, self._on_lost, lambda: None)
+        listener = LinkListener(
+            self._on_answer, self._on_release, self._on_lost, lambda: None, on_refused=self._on_refused
+        )
         self.books = Books()
         self._link = GatewayLink(NAME, socket, None, listener)
         self._models = models
@@ -126,7 +128,7 @@ class Requests:
         deadline_ns = arrival_ns + self._slo_ns
         self._open[request_id] = (deadline_ns, slot)
         self.books.offered += 1
-        self._link.send(
+        self._link.submit(
             Request(
                 request_id=request_id, gateway=NAME, model=model, arrival_ns=arrival_ns,
                 deadline_ns=deadline_ns, tensors=slot,
@@ -155,12 +157,20 @@ class Requests:
                 books.rejected += 1
             case _:
                 books.failed += 1
-        if not self._open:
-            self._quiet.set()
+        self._ended()
         if answer.release:
             self._free.append(slot)
         else:
             self._held[answer.request_id] = slot
+
+    def _on_refused(self, request: Request, waited_ns: int) -> None:
+        self._free.append(self._open.pop(request.request_id)[1])
+        self.books.rejected += 1
+        self._ended()
+
+    def _ended(self) -> None:
+        if not self._open:
+            self._quiet.set()
 
     def _on_release(self, release: Release) -> None:
         slot = self._held.pop(release.request_id, None)

@@ -1,0 +1,125 @@
+"""More requests than the controller can hear, by a gateway's link: what goodput is left at 1.5 and 3 times.
+
+Real processes of a controller and emulated devices; HTTP and gRPC are left out, so that the controller is
+what limits. The rate is raised until less than 97 % is answered well; the best goodput is the maximum. Then
+that rate, 1.5 and 3 times it are offered in turns; medians count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import uvloop
+
+from benchmarks import machine
+from benchmarks.report import Outcome, finish, parser, percent, table
+from clockwork_serve.apps.reproduce.real_controller import Processes, processes
+from clockwork_serve.apps.reproduce.real_requests import Books, Requests
+from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.units import ms
+
+SLO_MS: Final = 100.0
+FIRST_RPS, STEP, RATE_MAX = 4000.0, 1.25, 200_000.0
+KEPT: Final = 0.97
+TIMES: Final = (1.0, 1.5, 3.0)
+LEAST: Final = 0.9
+REST_S: Final = 0.3
+
+
+@dataclass(slots=True)
+class Offered:
+    """One rate, offered for a while."""
+
+    rate_rps: float
+    good_rps: float
+    books: Books
+    cores: tuple[float, float, float]
+    """Used by the controller, the workers and the generator."""
+
+
+async def offer(
+    requests: Requests, real: Processes, rng: np.random.Generator, rate: float, seconds: float
+) -> Offered:
+    """Offer it, and wait for the answers."""
+    before, began = _cpu_s(real), time.monotonic()
+    books = await requests.offer(rng, rate, seconds)
+    took_s = time.monotonic() - began
+    used = [(after - earlier) / took_s for earlier, after in zip(before, _cpu_s(real), strict=True)]
+    await asyncio.sleep(REST_S)
+    return Offered(rate, books.good / seconds, books, (used[0], used[1], used[2]))
+
+
+def _cpu_s(real: Processes) -> tuple[float, float, float]:
+    return machine.cpu_s(real.controller), sum(map(machine.cpu_s, real.workers)), time.process_time()
+
+
+async def measure(devices: int, seconds: float, rounds: int, seed: int) -> list[Offered]:
+    """All that was offered; the climb first."""
+    rng = np.random.default_rng(seed)
+    found: list[Offered] = []
+    config = ControllerConfig(max_batch=8)
+    async with processes(config, devices=devices, models=4 * devices, workers=1) as real:
+        requests = Requests(real.socket, real.models, ms(SLO_MS))
+        try:
+            await requests.ready()
+            await offer(requests, real, rng, 1000, 1.0)
+            rate = FIRST_RPS
+            while rate < RATE_MAX:
+                found.append(await offer(requests, real, rng, rate, seconds))
+                if found[-1].books.good < KEPT * found[-1].books.offered:
+                    break
+                rate *= STEP
+            top = max(found, key=lambda one: one.good_rps).rate_rps
+            turns = TIMES * rounds
+            found += [await offer(requests, real, rng, times * top, seconds) for times in turns]
+        finally:
+            await requests.close()
+    return found
+
+
+def conclude(outcome: Outcome, found: list[Offered], rounds: int) -> None:
+    """The promise for each multiple."""
+    turns = found[len(found) - rounds * len(TIMES) :]
+    best = max(one.good_rps for one in found)
+    medians = {
+        times: statistics.median(one.good_rps for one in turns[at :: len(TIMES)])
+        for at, times in enumerate(TIMES)
+    }
+    for times, good_rps in medians.items():
+        outcome.judge(
+            f"goodput at {times:g} times the rate of the best", asked=f">= {LEAST:.0%} of {best:,.0f}/s",
+            found=f"{good_rps:,.0f}/s, {percent(good_rps, best)}", good=good_rps >= LEAST * best,
+        )  # fmt: skip
+    outcome.figures = {
+        "best_rps": best, "medians_rps": medians,
+        "offered": [(one.rate_rps, one.good_rps, one.cores) for one in found],
+    }  # fmt: skip
+
+
+def main() -> int:
+    """Run it; returns the exit status."""
+    options = parser(__doc__.splitlines()[0])
+    options.add_argument("--devices", type=int, default=32)
+    options.add_argument("--seconds", type=float, default=3.0, help="of each rate")
+    options.add_argument("--rounds", type=int, default=5)
+    given = options.parse_args()
+    found = uvloop.run(measure(given.devices, given.seconds, given.rounds, given.seed))
+    rows = [
+        (f"{one.rate_rps:,.0f}", f"{one.good_rps:,.0f}", one.books.late, one.books.rejected,
+         *(f"{share:.2f}" for share in one.cores))
+        for one in found
+    ]  # fmt: skip
+    print(table(("offered/s", "good/s", "late", "refused", "controller", "workers", "generator"), rows))
+    outcome = Outcome("benchmarks.past_saturation")
+    conclude(outcome, found, given.rounds)
+    return finish(outcome, given.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
