@@ -108,7 +108,7 @@ def test_a_head_that_comes_alone_is_told_the_same() -> None:
     (found,) = made.controller.decide(made.now_ns)
     assert isinstance(found, Foretold)
     assert found.reason is Reason.WOULD_MISS_DEADLINE
-    assert "due before it" in found.message
+    assert "would be missed by" in found.message
 
 
 def test_the_lane_has_no_pause_under_a_crowd() -> None:
