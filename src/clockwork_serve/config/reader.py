@@ -80,6 +80,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     seed: int
     pin: bool
     realtime: bool
+    listen_workers: str
+    controller: str
+    worker_name: str
+    cluster_certificate: str
+    cluster_key: str
+    cluster_ca: str
+    silence_s: float
     cache: str
     drain_s: float
     log_format: str

@@ -8,6 +8,7 @@ from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.gateway_door import DoorConfig
+from clockwork_serve.serve.machine_config import BridgeSettings
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB
 
@@ -20,7 +21,8 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     the gateway). ``shared_memory``: the prefix of keys of shared memory that local clients may use (None:
     off). ``triton_codes``: what is refused or expired gets Triton's status. ``drain_s``: how long a stop
     waits for requests in flight. ``run_dir``: where the private folder of sockets is made (empty:
-    XDG_RUNTIME_DIR or the temporary folder). ``pin``: each device gets cores of its own.
+    XDG_RUNTIME_DIR or the temporary folder). ``pin``: each device gets cores of its own. ``machines``: where
+    workers on other machines may join (None: nowhere).
     """
 
     repository: str
@@ -44,6 +46,7 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     run_dir: str = ""
     pin: bool = False
     realtime: bool = False
+    machines: BridgeSettings | None = None
     log_level: str = "info"
     log_format: str = "text"
 
