@@ -138,7 +138,7 @@ SETTINGS = (
     # Other machines
     Setting("listen_workers", address, "", "", "HOST:PORT where workers on other machines may join"),
     Setting("controller", address, "", "", "HOST:PORT of the server that `clockwork worker` joins"),
-    Setting("worker_name", machine_name, "", "host name", "what this machine's workers are called there"),
+    Setting("worker_name", machine_name, "", "", "what this machine is called there; none: its host name"),
     Setting("cluster_certificate", path, "", "", "PEM file of this machine's certificate, for the others"),
     Setting("cluster_key", path, "", "", "PEM file of that certificate's key, without a passphrase"),
     Setting("cluster_ca", path, "", "", "PEM file of the authority of all machines' certificates"),
