@@ -109,6 +109,7 @@ def far_worker(
         try:
             process.wait(15)
         except subprocess.TimeoutExpired:
+            worker.signal_children(signal.SIGKILL)
             process.kill()
             process.wait()
         listening.join(5)

@@ -210,7 +210,7 @@ def other_host() -> Iterator[str]:
 
 
 def test_a_pulled_cable_and_a_worker_in_a_network_of_its_own(
-    other_host: str, tmp_path: Path, start: Start
+    other_host: str, tmp_path: Path, start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The kernel's own silence: no proxy, no reset, no end."""
     authority = trustme.CA()
@@ -232,8 +232,11 @@ def test_a_pulled_cable_and_a_worker_in_a_network_of_its_own(
         until("the server has noticed", lambda: worker.device not in machines.devices(serving), 10)
         assert ask(serving, slo_ms=300).status in (429, 503, 504)
         ip("link", "set", near, "up")
+        healed_s = time.monotonic()
         joined(serving, worker)
         until("it serves again", lambda: ask(serving).status == 200, BACK_S)
+        with capsys.disabled():
+            print(f"\nserved again {time.monotonic() - healed_s:.2f} s after the cable was put back")
         books_balance(serving)
 
 

@@ -38,11 +38,10 @@ from clockwork_serve.serve.cluster_tls import ClusterContext
 from clockwork_serve.serve.machine_artefacts import MachineArtefacts
 from clockwork_serve.serve.machine_config import MachineConfig
 from clockwork_serve.serve.machine_link import MachineLink, connect_machine
-from clockwork_serve.serve.machine_tensors import MachineTensors
+from clockwork_serve.serve.machine_tensors import MachineTensors, waiting_s
 from clockwork_serve.serve.transport import Link
 from clockwork_serve.serve.worker_host import RETRY_S, WorkerHost
 from clockwork_serve.store import Cache, runtime_fingerprint
-from clockwork_serve.units import NS_PER_S
 from clockwork_serve.worker import WorkerEvent
 
 RETRY_S_MAX: Final = 1.0
@@ -168,7 +167,7 @@ class MachineHost(WorkerHost):
 
         if not self._artefacts.load(action, go):
             left_ns = action.window.latest_ns - time.monotonic_ns()
-            self._loop.call_later(max(0.0, left_ns / NS_PER_S) + 0.002, go, action)
+            self._loop.call_later(waiting_s(left_ns), go, action)
 
     def _on_code(self, added: CodeAdded, error: str) -> None:
         code = added.code

@@ -141,8 +141,7 @@ class MachineTensors:
         if left_ns < 0:
             self._pass_on(slot)
         else:
-            # A loop's timers may ring half a millisecond early.
-            slot.timer = self._loop.call_later(left_ns / NS_PER_S + 0.001, self._wait, slot, action)
+            slot.timer = self._loop.call_later(waiting_s(left_ns), self._wait, slot, action)
 
     def _pass_on(self, slot: _Slot) -> None:
         action, slot.action = slot.action, None
@@ -151,3 +150,8 @@ class MachineTensors:
             slot.timer = None
         if action is not None:
             self._post(action)
+
+
+def waiting_s(left_ns: int) -> float:
+    """How long to wait for the end of a window, in a loop whose timers may ring half a millisecond early."""
+    return min(3600.0, max(0.0, left_ns / NS_PER_S)) + 0.001
