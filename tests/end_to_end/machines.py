@@ -19,6 +19,7 @@ from benchmarks.serving import Serving, until
 
 from benchmarks import repositories
 from clockwork_serve.devices import DeviceConfig
+from clockwork_serve.errors import TransportError
 from clockwork_serve.serve.cluster_tls import ClusterFiles
 from clockwork_serve.serve.machine_config import BridgeSettings, MachineConfig
 from clockwork_serve.serve.worker_process import WorkerConfig
@@ -119,7 +120,10 @@ def far_worker(
 
 def devices(serving: Serving) -> dict[str, bool]:
     """Names of all devices that the controller knows, and whether each has prepared all."""
-    found = serving.server.state()["controller"]["devices"]
+    try:
+        found = serving.server.state()["controller"]["devices"]
+    except TransportError:
+        return {}
     return {device["device"]: not device["pending_codes"] for device in found}
 
 

@@ -154,6 +154,18 @@ def test_a_dead_bridge_is_replaced_and_workers_come_back(cluster: Cluster) -> No
         check_answer(cluster.serving, 0)
 
 
+def test_a_killed_controller_is_replaced_and_workers_join_the_new_one(cluster: Cluster) -> None:
+    with far_worker(cluster.port, cluster.certificates, cluster.cache) as worker:
+        joined(cluster.serving, worker)
+        victim = cluster.serving.server.pid("controller")
+        assert victim is not None
+        machines.os.kill(victim, signal.SIGKILL)
+        until("another controller", lambda: cluster.serving.server.pid("controller") not in (None, victim))
+        cluster.serving.server.wait_ready()
+        joined(cluster.serving, worker)
+        check_answer(cluster.serving, 0)
+
+
 def test_who_shows_no_certificate_of_the_authority_is_turned_away_and_told_so_once(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -203,10 +215,11 @@ def test_a_second_worker_of_the_same_name_waits_until_the_first_is_gone(cluster:
         joined(cluster.serving, first)
         with far_worker(cluster.port, cluster.certificates, cluster.cache) as second:
             until("it is told", lambda: second.heard("another worker of this server is called alpha.cpu:0"))
+            time.sleep(1.0)
+            assert sum("another worker" in line for line in second.said) < 12, "it asks less and less often"
             check_answer(cluster.serving, 0)
             first.process.send_signal(signal.SIGTERM)
             first.process.wait(15)
-            until("it joins", lambda: second.heard("joined with alpha.cpu:0"))
             joined(cluster.serving, second)
             check_answer(cluster.serving, 0)
 

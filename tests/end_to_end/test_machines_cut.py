@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -136,7 +137,7 @@ def test_a_cut_costs_no_request_its_one_answer_and_service_comes_back(
     )
 
     with capsys.disabled():
-        print(f"\nserved again {back_s:.2f} s after the network healed; {dict(report.ends())}")
+        sys.stdout.write(f"\nserved again {back_s:.2f} s after the network healed; {dict(report.ends())}")
     assert len(report.samples) == 1500
     assert report.unanswered == 0
     assert report.unexpected_bytes == 0
@@ -236,7 +237,9 @@ def test_a_pulled_cable_and_a_worker_in_a_network_of_its_own(
         joined(serving, worker)
         until("it serves again", lambda: ask(serving).status == 200, BACK_S)
         with capsys.disabled():
-            print(f"\nserved again {time.monotonic() - healed_s:.2f} s after the cable was put back")
+            sys.stdout.write(
+                f"\nserved again {time.monotonic() - healed_s:.2f} s after the cable was put back"
+            )
         books_balance(serving)
 
 

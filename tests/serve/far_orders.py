@@ -1,11 +1,10 @@
-"""A bridge's part in tests of far workers: accepts one over TCP, gives it its artefacts, orders what is said."""
+"""A bridge's part in tests of far workers: accepts one over TCP, gives it artefacts, orders what is said."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -44,6 +43,7 @@ from clockwork_serve.units import ms
 from tests.serve.certificates import certificates
 from tests.serve.proxy import Proxy, proxy
 from tests.serve.test_machine_link import ours, theirs
+from tests.serve.test_worker_process import spawn
 from tests.worker.actions import CODE, infer, load
 
 Wanted = TypeVar("Wanted", bound=Frame)
@@ -155,10 +155,7 @@ async def far_orders(folder: Path, silence_s: float, infer_ms: float = 1) -> Asy
             cache_dir=str(folder / "cache"), kinds=("emulated",), silence_s=silence_s,
         )  # fmt: skip
         config = WorkerConfig(run_dir=str(folder / "run"), name="gpu:0", devices=(DEVICE,), machine=machine)
-        made.process = subprocess.Popen(
-            [sys.executable, "-m", "clockwork_serve.serve.worker_process", msgspec.json.encode(config).decode()],
-            stderr=subprocess.PIPE,
-        )  # fmt: skip
+        made.process = spawn(config)
         try:
             await made.ready()
             yield made

@@ -82,6 +82,7 @@ class Arriving:
         """It comes no further."""
         if self._draft is not None:
             self._draft.close()
+            Path(self._draft.name).unlink(missing_ok=True)
 
     def take(self, part: Part) -> None:
         """One more. Raises :class:`RepositoryError`, and OSError where the disk is full."""

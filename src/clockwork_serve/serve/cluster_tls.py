@@ -5,6 +5,7 @@ It opens no socket. TLS 1.3, and no other.
 
 from __future__ import annotations
 
+import logging
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,9 @@ from clockwork_serve.serve.gateway_watch import Watched
 
 PROTOCOL_NAME: Final = "clockwork-1"
 """What both sides must want to speak: a TLS client that came by accident does not."""
+
+
+_log = logging.getLogger(__name__)
 
 
 class ClusterFiles(Struct, frozen=True, kw_only=True):
@@ -35,6 +39,8 @@ class ClusterFiles(Struct, frozen=True, kw_only=True):
                     "authority that signed those of all machines; found none; name all three"
                 )
         context_of(self, server=True)
+        if Path(self.key).stat().st_mode & 0o004:
+            _log.warning("cluster_key: every user of this host may read %s; chmod 600 it", self.key)
 
     def named(self) -> dict[str, str]:
         """The paths by setting."""

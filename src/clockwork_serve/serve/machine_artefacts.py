@@ -136,7 +136,7 @@ class MachineArtefacts:
         self._ask_next()
 
     def _ask_next(self) -> None:
-        for asked in self._waiting:
+        for asked in list(self._waiting):
             if len(self._arriving) >= AT_ONCE:
                 return
             if asked not in self._arriving:
@@ -146,6 +146,9 @@ class MachineArtefacts:
         try:
             self._arriving[asked] = Arriving(asked, self._cache)
         except OSError as error:
+            self._failed[asked.name] = f"it cannot be stored: {error}"
             _log.error("%s %s cannot be stored: %s", asked.what, asked.name, error)
+            for then in self._waiting.pop(asked, []):
+                then(str(error))
             return
         self._ask(asked)

@@ -33,6 +33,7 @@ from clockwork_serve.messages import (
     Refused,
     Result,
     Unload,
+    WorkerJoined,
 )
 from clockwork_serve.serve.cluster_tls import ClusterContext
 from clockwork_serve.serve.machine_artefacts import MachineArtefacts
@@ -66,6 +67,8 @@ class MachineHost(WorkerHost):
         self._tensors = MachineTensors(machine.region_bytes, self._post)
         self._removed: set[str] = set()  # codes that the controller no longer wants, though they may come
         self._refused: asyncio.Future[None] = self._loop.create_future()
+        self._linked_s = 0.0  # when the last link began
+        self._pause_s = 0.0  # before the next one
 
     async def run(self, stop: asyncio.Event) -> None:
         """As at home. Raises :class:`ConfigError` if the server will not have this worker."""
@@ -83,10 +86,13 @@ class MachineHost(WorkerHost):
 
     async def _connect(self, own: Hello) -> Link:
         machine = self._machine
-        return await connect_machine(
+        await asyncio.sleep(self._pause_s)
+        link = await connect_machine(
             (machine.host, machine.port), self._context.now(), own, self._on_frames, self._on_lost,
             machine.silence_s,
         )  # fmt: skip
+        self._linked_s = self._loop.time()
+        return link
 
     def _retry_s(self, tries: int) -> float:
         return float(min(RETRY_S_MAX, RETRY_S * 2 ** min(tries - 1, 10)) * self._dice.uniform(0.5, 1.0))
@@ -96,7 +102,8 @@ class MachineHost(WorkerHost):
             worker=self._name, version=__version__, runtime=runtime_fingerprint(), kinds=self._machine.kinds
         )
         link.send(machine)
-        super()._offer(link)
+        link.send(WorkerJoined(worker=self._name, devices=self._specs))
+        _log.info("offered %s to %s:%d", self._name, self._machine.host, self._machine.port)
 
     def _on_refused(self, link: Link, refused: Refused) -> None:
         if refused.final:
@@ -108,6 +115,9 @@ class MachineHost(WorkerHost):
         _log.warning("the server does not take this worker yet: %s", refused.why)
 
     def _on_lost(self, link: Link) -> None:
+        # A server that lets go at once is asked less and less often.
+        short = self._loop.time() - self._linked_s < RETRY_S_MAX
+        self._pause_s = min(RETRY_S_MAX, 2 * self._pause_s or RETRY_S) if short else 0.0
         super()._on_lost(link)
         self._artefacts.forget()
         self._tensors.renew()

@@ -120,7 +120,6 @@ class WorkerHost:
             self._link = link
             self._unlinked.clear()
             self._offer(link)
-            _log.info("joined with %s", ", ".join(spec.device for spec in self._specs))
             return
 
     async def _connect(self, own: Hello) -> Link:
@@ -131,6 +130,7 @@ class WorkerHost:
 
     def _offer(self, link: Link) -> None:
         link.send(WorkerJoined(worker=self._name, devices=self._specs))
+        _log.info("joined with %s", ", ".join(spec.device for spec in self._specs))
 
     def _check(self, peer: Hello) -> None:
         if peer.role is not Role.CONTROLLER:
