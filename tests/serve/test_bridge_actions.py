@@ -1,4 +1,4 @@
-"""INFERs as the bridge passes them on: tensors out of a gateway's memory and back into it, and nowhere else."""
+"""INFERs as the bridge passes them on: tensors out of a gateway's memory and back, and nowhere else."""
 
 from __future__ import annotations
 
