@@ -23,6 +23,7 @@ from clockwork_serve.cli.reproduce import reproduce
 from clockwork_serve.cli.serve import serve
 from clockwork_serve.cli.simulate import simulate
 from clockwork_serve.cli.validate import validate
+from clockwork_serve.cli.worker import worker
 from clockwork_serve.errors import ClockworkError, ConfigError
 
 FAILED = 1
@@ -39,7 +40,7 @@ def clockwork() -> None:
     """
 
 
-for _command in (serve, validate, compile_, profile, models, key, demo, simulate, bench, reproduce):
+for _command in (serve, worker, validate, compile_, profile, models, key, demo, simulate, bench, reproduce):
     clockwork.add_command(_command)
 
 

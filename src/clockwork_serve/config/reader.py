@@ -83,6 +83,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     seed: int
     pin: bool
     realtime: bool
+    listen_workers: str
+    controller: str
+    worker_name: str
+    cluster_certificate: str
+    cluster_key: str
+    cluster_ca: str
+    silence_s: float
     cache: str
     compile_memory: int | float
     compile_s: float

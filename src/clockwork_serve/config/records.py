@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import Final
 
@@ -11,10 +12,15 @@ import msgspec
 from clockwork_serve.config.devices import DeviceChoice
 from clockwork_serve.config.reader import Settings
 from clockwork_serve.config.table import setting
+from clockwork_serve.config.values import machine_name, split_address
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices import DeviceConfig, emulated_config, torch_target
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.serve.cluster_tls import ClusterFiles
+from clockwork_serve.serve.far_workers import FarWorkersConfig
 from clockwork_serve.serve.gateway_door import DoorConfig
 from clockwork_serve.serve.gateway_limits import HttpLimits
+from clockwork_serve.serve.machine_config import BridgeSettings, MachineConfig
 from clockwork_serve.serve.server_config import ServerConfig
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB, ms
@@ -137,6 +143,46 @@ def share_of_memory(wanted: float) -> int:
     return round(wanted * (min(memory, int(limit)) if limit.strip().isdecimal() else memory))
 
 
+def cluster_files(settings: Settings) -> ClusterFiles:
+    """What this machine shows to others, and wants of them."""
+    return ClusterFiles(
+        certificate=settings.cluster_certificate, key=settings.cluster_key, ca=settings.cluster_ca
+    )
+
+
+def bridge_settings(settings: Settings) -> BridgeSettings | None:
+    """Where workers on other machines may join, if anywhere."""
+    if not settings.listen_workers:
+        return None
+    host, port = split_address(settings.listen_workers)
+    return BridgeSettings(host=host, port=port, files=cluster_files(settings), silence_s=settings.silence_s)
+
+
+def far_workers_config(settings: Settings) -> FarWorkersConfig:
+    """Workers that join a server on another machine. Raises :class:`ConfigError` for what is missing."""
+    if not settings.controller:
+        raise ConfigError(
+            "controller: expected HOST:PORT of a server that was started with --listen-workers; found none; "
+            "give it with --controller"
+        )
+    files = cluster_files(settings)
+    files.check("a worker on another machine")
+    host, port = split_address(settings.controller)
+    name = settings.worker_name or (machine_name(socket.gethostname().partition(".")[0]))
+    devices = [
+        msgspec.structs.replace(device, device=f"{name}.{device.device}")
+        for device in device_configs(settings)
+    ]
+    machine = MachineConfig(
+        host=host, port=port, files=files, cache_dir=settings.cache, kinds=(),
+        region_bytes=2 * max(settings.io_memory, settings.gateway_memory), silence_s=settings.silence_s,
+    )  # fmt: skip
+    return FarWorkersConfig(
+        devices=tuple(devices), machine=machine, realtime=settings.realtime, pin=settings.pin,
+        drain_s=settings.drain_s, log_level=settings.log_level, log_format=settings.log_format,
+    )  # fmt: skip
+
+
 def server_config(settings: Settings) -> ServerConfig:
     """A whole server. Raises :class:`ConfigError` also where torch or a GPU is asked for and not there."""
     devices, store = device_configs(settings), store_config(settings)
@@ -164,6 +210,7 @@ def server_config(settings: Settings) -> ServerConfig:
         journal=settings.journal,
         pin=settings.pin,
         realtime=settings.realtime,
+        machines=bridge_settings(settings),
         log_level=settings.log_level,
         log_format=settings.log_format,
     )

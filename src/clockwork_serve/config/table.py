@@ -14,7 +14,9 @@ from msgspec import Struct
 
 from clockwork_serve.config.devices import DeviceChoice, read_devices
 from clockwork_serve.config.values import (
+    address,
     integer,
+    machine_name,
     number,
     one_of,
     path,
@@ -142,6 +144,16 @@ SETTINGS = (
     Setting("seed", integer(0, 1 << 31), 0, "0", "seed of that jitter"),
     Setting("pin", switch, False, "false", "give every device cores of its own"),
     Setting("realtime", switch, False, "false", "run lanes at real-time priority (needs CAP_SYS_NICE)"),
+    # Other machines
+    Setting("listen_workers", address, "", "", "HOST:PORT where workers on other machines may join"),
+    Setting("controller", address, "", "", "HOST:PORT of the server that `clockwork worker` joins"),
+    Setting("worker_name", machine_name, "", "", "what this machine is called there; none: its host name"),
+    Setting("cluster_certificate", path, "", "", "PEM file of this machine's certificate, for the others"),
+    Setting("cluster_key", path, "", "", "PEM file of that certificate's key, without a passphrase"),
+    Setting("cluster_ca", path, "", "", "PEM file of the authority of all machines' certificates"),
+    Setting(
+        "silence_s", number(0.2, 60), 2.0, "2", "seconds of silence after which the link to a machine is lost"
+    ),
     # Running
     Setting("cache", path, None, "~/.cache/clockwork-serve", "folder of compiled models and profiles"),
     Setting(

@@ -20,6 +20,7 @@ Read = Callable[[object], Value]
 
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 _UNITS = {
     "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
@@ -116,6 +117,28 @@ def port_or_off(value: object) -> int | None:
         return port(value)
     except Unfit as unfit:
         raise Unfit(f"{unfit.expected}, or off", unfit.remedy) from unfit
+
+
+def address(value: object) -> str:
+    """An address and a port: ``10.0.0.1:7000``, ``[::1]:7000``, ``server:7000``."""
+    found = value.strip() if isinstance(value, str) else ""
+    if (match := _ADDRESS.fullmatch(found)) and 1 <= int(match[2]) <= 65535:
+        return found
+    raise Unfit("an address and a port", "write it like 10.0.0.1:7000")
+
+
+def split_address(found: str) -> tuple[str, int]:
+    """The two parts of an :func:`address`."""
+    host, _, number = found.rpartition(":")
+    return host.strip("[]"), int(number)
+
+
+def machine_name(value: object) -> str:
+    """A short name of letters, digits, dashes, dots and underscores."""
+    found = value.strip() if isinstance(value, str) else ""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", found):
+        return found
+    raise Unfit("up to 64 letters, digits, dashes, dots and underscores", "choose a name of those")
 
 
 def prefix_or_off(value: object) -> str | None:

@@ -56,9 +56,7 @@ class Backlog:
         turn_ns = residency.device.returns.turn_ns(now_ns + shortage_ns, model.pace_ns, now_ns)
         return request, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, why, turn_ns - now_ns
 
-    def shortage(
-        self, request: Request, model: ServedModel, priority: int, now_ns: int
-    ) -> tuple[int, str]:
+    def shortage(self, request: Request, model: ServedModel, priority: int, now_ns: int) -> tuple[int, str]:
         """By how much it would end too late at least, and why; 0 or less if nothing says that it would.
 
         To be asked where ``model.waiting`` times ``model.pace_ns`` is more than half of the time left.

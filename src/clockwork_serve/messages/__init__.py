@@ -1,7 +1,8 @@
 """The vocabulary: frozen records, which are also the wire format. No logic lives here.
 
 ``records`` describe what is served, ``actions`` what the controller orders, ``requests`` what clients want,
-``links`` what our processes tell each other beside that, ``torch_index`` what lies beside a torch code.
+``links`` what our processes tell each other beside that, ``machines`` what they do across hosts,
+``torch_index`` what lies beside a torch code.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from clockwork_serve.messages.links import (
     WorkerLost,
     WorkerSilent,
 )
+from clockwork_serve.messages.machines import Fetch, Machine, Part, Piece, Refused
 from clockwork_serve.messages.records import (
     DATATYPES,
     Code,
@@ -88,7 +90,7 @@ Frame = (
     Hello | Ping | Request | Cancel | Answer | Release | Load | Unload | Infer | Result
     | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved | QuotasSet
     | Drain | Readiness | Ask | Reply | Announced | Foretold | Quarantined | Pardon | WorkerCrashed
-    | DeviceNumbers | Beat | WorkerHung | Intake
+    | DeviceNumbers | Beat | WorkerHung | Intake | Machine | Refused | Piece | Fetch | Part
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
@@ -113,6 +115,7 @@ __all__ = [
     "DeviceSpec",
     "Drain",
     "Extent",
+    "Fetch",
     "Foretold",
     "Frame",
     "GatewayLost",
@@ -121,11 +124,14 @@ __all__ = [
     "Intake",
     "Lane",
     "Load",
+    "Machine",
     "Model",
     "ModelAdded",
     "ModelRemoved",
     "Outcome",
     "Pardon",
+    "Part",
+    "Piece",
     "Ping",
     "Profile",
     "Quarantined",
@@ -134,6 +140,7 @@ __all__ = [
     "QuotasSet",
     "Readiness",
     "Reason",
+    "Refused",
     "Release",
     "Reply",
     "Request",

@@ -57,6 +57,8 @@ class Keeper:
         Raises :class:`ConfigError` for a port or a file that will not do.
         """
         check_door(config.door, config.host)
+        if config.machines is not None:
+            config.machines.check()
         self.config = config
         self.ports = Ports(
             config.host,
@@ -119,7 +121,7 @@ class Keeper:
         if self._link is not None:
             await self._drain(self._link)
         names = self.supervisor.names
-        for prefix in ("gateway", "worker", "controller"):
+        for prefix in ("gateway", "bridge", "worker", "controller"):
             group = [name for name in names if name.startswith(prefix)]
             await asyncio.gather(*(self.supervisor.stop(name, STOP_GRACE_S) for name in group))
         await self.close()
@@ -158,7 +160,8 @@ class Keeper:
             return False
         # They share a port, where only one of them answered.
         try:
-            if len((await link.ask(Question.STATE))["gateways"]) < self.config.gateways:
+            there = (await link.ask(Question.STATE))["gateways"]
+            if sum(name.startswith("gateway") for name in there) < self.config.gateways:
                 return False
         except TransportError:
             return False

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from clockwork_serve.devices import DeviceConfig
+from clockwork_serve.devices import DeviceConfig, profile_kind
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.controller_process import ControllerProcessConfig
 from clockwork_serve.serve.server_config import ServerConfig
@@ -17,7 +17,10 @@ from clockwork_serve.serve.supervisor import Launch
 
 
 def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int]) -> list[Launch]:
-    """All child processes that stay: the controller, workers, gateways. Raises :class:`ConfigError`."""
+    """All child processes that stay: the controller, workers, gateways, and a bridge to other machines.
+
+    Raises :class:`ConfigError`.
+    """
     logs = {"log_level": config.log_level, "log_format": config.log_format}
     controller = ControllerProcessConfig(
         run_dir=str(run_dir),
@@ -46,7 +49,12 @@ def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int
         _launch(f"gateway-{number}", "gateway", _gateway(config, run_dir, port_by_name, number) | logs)
         for number in range(config.gateways)
     ]
-    return [_launch("controller", "controller", controller), *workers, *gateways]
+    bridges = []
+    if config.machines is not None:
+        kinds = tuple(dict.fromkeys(profile_kind(device) for device in config.devices))
+        bridge = {"run_dir": str(run_dir), "settings": config.machines, "kinds": kinds, **logs}
+        bridges.append(_launch("bridge", "bridge", bridge))
+    return [_launch("controller", "controller", controller), *workers, *gateways, *bridges]
 
 
 def workers_of(devices: tuple[DeviceConfig, ...]) -> list[tuple[str, list[DeviceConfig]]]:

@@ -8,6 +8,7 @@ from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.gateway_door import DoorConfig
+from clockwork_serve.serve.machine_config import BridgeSettings
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB
 
@@ -21,7 +22,8 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     off). ``triton_codes``: what is refused or expired gets Triton's status. ``compile_memory_bytes`` and
     ``compile_s``: what a preparation may take, and its silence. ``drain_s``: how long a stop waits for
     requests in flight. ``run_dir``: where the private folder of sockets is made (empty: XDG_RUNTIME_DIR or
-    the temporary folder). ``pin``: each device gets cores of its own.
+    the temporary folder). ``pin``: each device gets cores of its own. ``machines``: where workers on other
+    machines may join (None: nowhere).
     """
 
     repository: str
@@ -47,6 +49,7 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     run_dir: str = ""
     pin: bool = False
     realtime: bool = False
+    machines: BridgeSettings | None = None
     log_level: str = "info"
     log_format: str = "text"
 

@@ -22,7 +22,7 @@ from typing import Any, Final, cast
 
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Frame, Hello, Ping, Role
-from clockwork_serve.serve.clock import ClockAlignment, to_controller, to_local
+from clockwork_serve.serve.clock import SAMPLES_MAX, ClockAlignment, to_controller, to_local
 from clockwork_serve.serve.framing import FrameReader, FrameWriter
 from clockwork_serve.units import MIB
 
@@ -53,7 +53,12 @@ def hello(role: Role, name: str) -> Hello:
 @lru_cache(maxsize=1)
 def boot_id() -> str:
     """Equal on two processes exactly if both read the same monotonic clock."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    try:
+        # A container may have a clock of its own.
+        return f"{boot} {os.readlink('/proc/self/ns/time')}"
+    except OSError:  # a kernel that knows no other clocks
+        return boot
 
 
 async def connect(path: Path, hello: Hello, on_frames: OnFrames, on_lost: OnLost) -> Link:
@@ -74,7 +79,7 @@ async def connect(path: Path, hello: Hello, on_frames: OnFrames, on_lost: OnLost
         if not opened.done():
             opened.set_result(link)
 
-    link = Link(hello, _Handlers(ready, on_frames, on_lost, refused))
+    link = Link(hello, Handlers(ready, on_frames, on_lost, refused))
     try:
         await loop.create_unix_connection(lambda: link, os.fspath(path))
     except OSError as error:
@@ -105,7 +110,7 @@ async def listen(path: Path, hello: Hello, on_link: OnLink, on_frames: OnFrames,
         _log.warning("turned a peer away: %s", error)
 
     def accept() -> Link:
-        link = Link(hello, _Handlers(on_link, on_frames, lost, refused, links.discard))
+        link = Link(hello, Handlers(on_link, on_frames, lost, refused, links.discard))
         links.add(link)
         return link
 
@@ -130,7 +135,9 @@ class Listener:
 
 
 @dataclass(slots=True, frozen=True)
-class _Handlers:
+class Handlers:
+    """Whom a link tells; ``on_refused`` hears of one that never was handed out."""
+
     on_ready: OnLink
     on_frames: OnFrames
     on_lost: OnLost
@@ -141,7 +148,10 @@ class _Handlers:
 class Link(asyncio.BufferedProtocol):
     """One side of a link. All methods are for the loop's own thread."""
 
-    def __init__(self, own: Hello, handlers: _Handlers) -> None:
+    samples = SAMPLES_MAX
+    """Of the other side's clock, that count."""
+
+    def __init__(self, own: Hello, handlers: Handlers) -> None:
         self.own = own
         self.lost_because = ""
         self._handlers = handlers
@@ -212,9 +222,8 @@ class Link(asyncio.BufferedProtocol):
         """Check who connected, and say Hello."""
         self._transport = cast("asyncio.Transport", transport)
         self._timer = self._loop.call_later(HANDSHAKE_S, self._break, f"no Hello within {HANDSHAKE_S:.0f} s")
-        uid = _peer_uid(transport)
-        if uid != os.geteuid():
-            self._break(f"it runs as user id {uid}, expected {os.geteuid()}")
+        if stranger := self._stranger(transport):
+            self._break(stranger)
             return
         self.send(self.own)
 
@@ -246,6 +255,11 @@ class Link(asyncio.BufferedProtocol):
 
     # Inside.
 
+    def _stranger(self, transport: asyncio.BaseTransport) -> str:
+        """Why whoever connected is none of ours; empty if it is."""
+        uid = _peer_uid(transport)
+        return "" if uid == os.geteuid() else f"it runs as user id {uid}, expected {os.geteuid()}"
+
     def _deliver(self, frames: list[Frame]) -> None:
         if self._peer is None:
             self._greet(frames.pop(0))
@@ -264,7 +278,8 @@ class Link(asyncio.BufferedProtocol):
             )
         else:
             self._peer = frame
-            self._alignment = ClockAlignment(same_clock=frame.boot_id == self.own.boot_id)
+            same_clock = frame.boot_id == self.own.boot_id
+            self._alignment = ClockAlignment(same_clock=same_clock, samples=self.samples)
             if self._alignment.same_clock:
                 self._opened()
             else:

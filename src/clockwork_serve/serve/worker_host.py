@@ -115,22 +115,32 @@ class WorkerHost:
 
     async def _join(self) -> None:
         """Connect, however often it takes, and offer the devices with empty memory."""
-        own, told = hello(Role.WORKER, self._name), ""
+        own, told, tries = hello(Role.WORKER, self._name), "", 0
         while True:
             try:
-                link = await connect(self._path, own, self._on_frames, self._on_lost)
+                link = await self._connect(own)
             except TransportError as error:
                 if str(error) != told:
                     told = str(error)
                     _log.info("no controller yet: %s", told)
-                await asyncio.sleep(RETRY_S)
+                tries += 1
+                await asyncio.sleep(self._retry_s(tries))
                 continue
             self._check(link.peer)
             self._link = link
             self._unlinked.clear()
-            link.send(WorkerJoined(worker=self._name, devices=self._specs))
-            _log.info("joined with %s", ", ".join(spec.device for spec in self._specs))
+            self._offer(link)
             return
+
+    async def _connect(self, own: Hello) -> Link:
+        return await connect(self._path, own, self._on_frames, self._on_lost)
+
+    def _retry_s(self, tries: int) -> float:
+        return RETRY_S
+
+    def _offer(self, link: Link) -> None:
+        link.send(WorkerJoined(worker=self._name, devices=self._specs))
+        _log.info("joined with %s", ", ".join(spec.device for spec in self._specs))
 
     def _check(self, peer: Hello) -> None:
         if peer.role is not Role.CONTROLLER:
@@ -175,7 +185,11 @@ class WorkerHost:
         while not self.hands.idle:
             await asyncio.sleep(_IDLE_POLL_S)
             self._deliver()
+        await self._last_words()
         if self._link is not None:
             self._link.close()
         if not self.hands.close():
             _log.error("a lane did not end")
+
+    async def _last_words(self) -> None:
+        """Wait for what the link's end must not cut off; here it cuts off nothing."""

@@ -25,6 +25,7 @@ from clockwork_serve.devices.base import Device
 from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.serve import child
 from clockwork_serve.serve.lanes import FIFO_PRIORITY, set_realtime
+from clockwork_serve.serve.machine_config import MachineConfig
 from clockwork_serve.serve.slices import run_patiently
 from clockwork_serve.serve.worker_host import WorkerHost
 
@@ -40,7 +41,8 @@ class WorkerConfig(Struct, frozen=True, kw_only=True):
     """``pin_cpus`` are the CPUs that all its threads are kept on (empty: any).
 
     ``realtime`` runs its threads under SCHED_FIFO, which needs CAP_SYS_NICE or an rtprio limit of 11 or more,
-    and two CPUs at least: a lane that computes leaves none to the others.
+    and two CPUs at least: a lane that computes leaves none to the others. ``machine``: the server is on
+    another machine.
     """
 
     run_dir: str
@@ -48,6 +50,7 @@ class WorkerConfig(Struct, frozen=True, kw_only=True):
     devices: tuple[DeviceConfig, ...]
     pin_cpus: tuple[int, ...] = ()
     realtime: bool = False
+    machine: MachineConfig | None = None
     log_level: str = "info"
     log_format: str = "text"
 
@@ -72,12 +75,19 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def _serve(config: WorkerConfig, devices: dict[str, Device], stop: asyncio.Event) -> None:
-    host = WorkerHost(
-        config.name, Path(config.run_dir), devices, realtime=config.realtime, tidy=settle_memory
-    )
+    host = _host(config, devices)
     # Once the lanes have their threads: they keep their times, and the link's thread can wait.
     asyncio.get_running_loop().call_soon(run_patiently)
     await host.run(stop)
+
+
+def _host(config: WorkerConfig, devices: dict[str, Device]) -> WorkerHost:
+    run_dir, realtime = Path(config.run_dir), config.realtime
+    if config.machine is None:
+        return WorkerHost(config.name, run_dir, devices, realtime=realtime, tidy=settle_memory)
+    from clockwork_serve.serve.machine_host import MachineHost
+
+    return MachineHost(config.name, run_dir, devices, config.machine, realtime=realtime, tidy=settle_memory)
 
 
 def _set_priorities(config: WorkerConfig) -> None:

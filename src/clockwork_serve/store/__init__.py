@@ -19,16 +19,18 @@ if TYPE_CHECKING:
     from clockwork_serve.store.cache import Cache
     from clockwork_serve.store.compiler import Compiler, Progress, compile_all, compile_model
     from clockwork_serve.store.lifting import Index, IndexedTensor
+    from clockwork_serve.store.optimiser import runtime_fingerprint
 
 _MODULE_OF = {
     "Cache": "cache", "Compiler": "compiler", "Progress": "compiler", "compile_all": "compiler",
     "compile_model": "compiler", "Index": "lifting", "IndexedTensor": "lifting",
+    "runtime_fingerprint": "optimiser",
 }  # fmt: skip
 
 __all__ = [
     "Cache", "Compiler", "Entry", "Fill", "Index", "IndexedTensor", "ModelSettings", "Problem",
     "ProblemError", "Progress", "Repository", "Served", "StoreConfig", "VersionPolicy", "codes_of",
-    "compile_all", "compile_model", "made_up",
+    "compile_all", "compile_model", "made_up", "runtime_fingerprint",
 ]  # fmt: skip
 
 

@@ -1,0 +1,34 @@
+"""``clockwork worker``: joins a server on another machine. It serves no client itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from clockwork_serve.cli.options import setting_options, settings_from
+
+_SHOWN = (
+    "controller", "device", "worker_name", "cluster_certificate", "cluster_key", "cluster_ca", "cache",
+    "device_memory", "page_size", "threads", "pin", "realtime", "silence_s", "log_format", "log_level",
+)  # fmt: skip
+_HIDDEN = (
+    "workspace", "io_memory", "gateway_memory", "host_memory", "cuda_graphs", "jitter", "seed", "drain_s",
+)  # fmt: skip
+
+
+@click.command(epilog="How to set up several machines: docs/machines.md")
+@setting_options(*_SHOWN, hidden=_HIDDEN)
+def worker(config: str | None, **flags: Any) -> int:
+    """Join the server at --controller with this machine's devices, and serve until told to stop.
+
+    The server was started with --listen-workers. Models are fetched from it into the cache here.
+    """
+    settings = settings_from(None, config, flags, needs_repository=False)
+
+    from clockwork_serve.config.records import far_workers_config
+    from clockwork_serve.serve import logs
+    from clockwork_serve.serve.far_workers import run
+
+    logs.configure("worker", settings.log_level, settings.log_format)
+    return run(far_workers_config(settings))

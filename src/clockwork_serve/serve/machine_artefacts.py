@@ -1,0 +1,154 @@
+"""Artefacts of a worker far from the server's cache: looked for in its own, fetched once if not there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from msgspec import structs
+
+from clockwork_serve.errors import RepositoryError
+from clockwork_serve.messages import CodeAdded, Fetch, Load, Model, Part
+from clockwork_serve.serve.artefact_parts import Arriving, is_blob
+from clockwork_serve.store import Cache
+
+AT_ONCE: Final = 2
+"""Artefacts asked for at a time: the next one is on its way when one ends."""
+
+_log = logging.getLogger(__name__)
+
+Then = Callable[[str], None]
+"""Told once an artefact is there, or why it is not."""
+
+
+class MachineArtefacts:
+    """For one thread. ``ask`` sends a question to the server."""
+
+    def __init__(self, cache: Cache, ask: Callable[[Fetch], None]) -> None:
+        self._cache = cache
+        self._ask = ask
+        self._models: dict[str, Model] = {}
+        self._waiting: dict[Fetch, list[Then]] = {}  # all and only artefacts that are to come, in order
+        self._arriving: dict[Fetch, Arriving] = {}  # those of them that were asked for
+        self._failed: dict[str, str] = {}  # ids of what the server will not give, and why
+
+    def close(self) -> None:
+        """Nobody waits any more."""
+        self.forget()
+        self._cache.close()
+
+    def forget(self) -> None:
+        """The server is gone: nothing comes, and the next one tells anew what it serves."""
+        for arriving in self._arriving.values():
+            arriving.close()
+        self._arriving.clear()
+        self._waiting.clear()
+        self._failed.clear()
+        self._models.clear()
+
+    def add_model(self, model: Model) -> None:
+        """The server serves it: its weights may be wanted."""
+        self._models[model.key] = model
+        if is_blob(model.weights):
+            self._need("weights", model.weights.weights_id, lambda error: None)
+
+    def remove_model(self, key: str) -> None:
+        """It serves it no more."""
+        self._models.pop(key, None)
+
+    def code(self, added: CodeAdded, then: Callable[[CodeAdded, str], None]) -> None:
+        """Call ``then`` once a code, and the weights of all its models, are here; or with a reason."""
+        code_id = added.code.code_id
+        if added.code.backend == "python":
+            then(added, "Python models run on the server's own machine only; they are not sent to others")
+            return
+        wanted = [("code", code_id)]
+        wanted += [
+            ("weights", model.weights.weights_id)
+            for model in self._models.values()
+            if model.code_id == code_id and is_blob(model.weights)
+        ]
+        left = len(wanted)
+
+        def arrived(error: str) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                self._coded(added, then)
+
+        for what, name in wanted:
+            self._need(what, name, arrived, first=what == "code")
+
+    def _coded(self, added: CodeAdded, then: Callable[[CodeAdded, str], None]) -> None:
+        code_id = added.code.code_id
+        code = self._cache.code(code_id)
+        if code is None:
+            then(added, f"its artefact could not be fetched: {self._failed.get(code_id, 'it is not there')}")
+        else:
+            then(structs.replace(added, code=code), "")
+
+    def load(self, action: Load, then: Callable[[Load], None]) -> bool:
+        """A LOAD with its weights from here; False, and ``then`` is called later, if they have to come."""
+        if not is_blob(action.weights):
+            then(action)
+            return True
+        weights_id = action.weights.weights_id
+        path = str(self._cache.weights_path(weights_id))
+        here = structs.replace(action, weights=structs.replace(action.weights, path=path))
+        if Path(path).exists():
+            then(here)
+            return True
+        self._need("weights", weights_id, lambda error: then(here), first=True)
+        return False
+
+    def take(self, part: Part) -> None:
+        """Part of an artefact came."""
+        asked = Fetch(what=part.what, name=part.name)
+        arriving = self._arriving.get(asked)
+        if arriving is None:
+            return
+        error = ""
+        try:
+            arriving.take(part)
+        except (RepositoryError, OSError) as failure:
+            error = str(failure)
+            self._failed[part.name] = error
+            _log.error("%s %s cannot be had: %s", part.what, part.name, error)
+        if part.last or error:
+            arriving.close()
+            del self._arriving[asked]
+            for then in self._waiting.pop(asked, []):
+                then(error)
+            self._ask_next()
+
+    def _need(self, what: str, name: str, then: Then, *, first: bool = False) -> None:
+        there = self._cache.code(name) if what == "code" else self._cache.weights_path(name).exists()
+        if there:
+            then("")
+            return
+        asked = Fetch(what=what, name=name)
+        waiting = self._waiting.setdefault(asked, [])
+        waiting.append(then)
+        if first and asked not in self._arriving:
+            self._arrive(asked)
+        self._ask_next()
+
+    def _ask_next(self) -> None:
+        for asked in list(self._waiting):
+            if len(self._arriving) >= AT_ONCE:
+                return
+            if asked not in self._arriving:
+                self._arrive(asked)
+
+    def _arrive(self, asked: Fetch) -> None:
+        try:
+            self._arriving[asked] = Arriving(asked, self._cache)
+        except OSError as error:
+            self._failed[asked.name] = f"it cannot be stored: {error}"
+            _log.error("%s %s cannot be stored: %s", asked.what, asked.name, error)
+            for then in self._waiting.pop(asked, []):
+                then(str(error))
+            return
+        self._ask(asked)

@@ -1,0 +1,58 @@
+"""How the tensors of a call travel between machines: as one run of bytes, cut into pieces. It does no I/O.
+
+References count from the start of that run on the way, and from the start of a region at either end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from clockwork_serve.messages import Piece, TensorRef, Tensors
+from clockwork_serve.serve.machine_link import PIECE_BYTES
+from clockwork_serve.units import align
+
+encode: Final = msgspec.msgpack.Encoder().encode
+decode: Final = msgspec.msgpack.Decoder(Tensors).decode
+
+
+def packed(refs: Sequence[TensorRef]) -> tuple[TensorRef, ...]:
+    """The same tensors, one after the other from 0, each aligned."""
+    at, found = 0, []
+    for ref in refs:
+        found.append(moved(ref, at))
+        at = align(at + ref.nbytes)
+    return tuple(found)
+
+
+def moved(ref: TensorRef, offset: int) -> TensorRef:
+    """The same tensor elsewhere."""
+    return TensorRef(name=ref.name, datatype=ref.datatype, shape=ref.shape, offset=offset, nbytes=ref.nbytes)
+
+
+def run_bytes(refs: Sequence[TensorRef]) -> int:
+    """How long a packed run is."""
+    return max([align(ref.offset + ref.nbytes) for ref in refs], default=0)
+
+
+def on_the_way(refs: tuple[TensorRef, ...], output_bytes: int = 0) -> bytes:
+    """A description that names no region."""
+    return encode(
+        Tensors(region="", epoch=0, header_offset=0, refs=refs, output_offset=0, output_bytes=output_bytes)
+    )
+
+
+def pieces(
+    action_id: int, call: int, refs: Sequence[TensorRef], targets: Sequence[TensorRef], memory: memoryview,
+    wanted: Callable[[], bool],
+) -> Iterator[Piece]:  # fmt: skip
+    """What ``refs`` name in ``memory``, for where ``targets`` say; ends early once nobody wants it."""
+    for ref, target in zip(refs, targets, strict=True):
+        for start in range(0, ref.nbytes, PIECE_BYTES):
+            if not wanted():
+                return
+            end = min(ref.nbytes, start + PIECE_BYTES)
+            data = bytes(memory[ref.offset + start : ref.offset + end])
+            yield Piece(action_id=action_id, call=call, at=target.offset + start, data=data)

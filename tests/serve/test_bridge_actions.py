@@ -1,0 +1,135 @@
+"""INFERs as the bridge passes them on: tensors out of a gateway's memory and back, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from msgspec import structs
+
+from clockwork_serve.errors import TransportError
+from clockwork_serve.messages import Infer, Piece, Result, Status, TensorRef
+from clockwork_serve.serve.bridge_actions import Actions
+from clockwork_serve.serve.machine_link import PIECE_BYTES
+from clockwork_serve.serve.piece_layout import decode, on_the_way
+from clockwork_serve.serve.region import Region
+from tests.serve.slots import Slot, answer, slot
+from tests.worker.actions import GPU, infer, load
+
+X = np.arange(4, dtype=np.float32).reshape(1, 4)
+LARGE = np.arange(PIECE_BYTES, dtype=np.float32)
+
+
+@pytest.fixture
+def region() -> Iterator[Region]:
+    made = Region.create(4 * 1024 * 1024)
+    yield made
+    made.close()
+
+
+def over(action: Infer, *slots: Slot) -> Infer:
+    calls = tuple(each.call(request_id=f"r{at}") for at, each in enumerate(slots))
+    return structs.replace(action, calls=calls, batch=max(1, len(calls)))
+
+
+def ended(action_id: int, *outputs: bytes, status: Status = Status.OK, device: str = GPU) -> Result:
+    return Result(
+        action_id=action_id, device=device, status=status, started_ns=50, ended_ns=60, outputs=outputs
+    )
+
+
+def y(nbytes: int = 16, offset: int = 0) -> bytes:
+    ref = TensorRef(name="y", datatype="FP32", shape=(1, nbytes // 4), offset=offset, nbytes=nbytes)
+    return on_the_way((ref,))
+
+
+def collected(actions: Actions, action_id: int) -> dict[tuple[int, int], bytes]:
+    return {(piece.call, piece.at): piece.data for piece in pieces(actions, action_id)}
+
+
+def pieces(actions: Actions, action_id: int) -> list[Any]:
+    return list(actions.inputs(action_id))
+
+
+def test_inputs_travel_in_pieces_and_outputs_come_back_to_their_slots(region: Region) -> None:
+    actions = Actions()
+    slots = slot(region, {"x": X, "big": LARGE}), slot(region, {"x": X + 1}, epoch=8)
+    sent = actions.send_infer(over(infer(1, "a", 0), *slots), 100)
+    assert isinstance(sent, Infer)
+    first = decode(sent.calls[0].tensors)
+    assert (first.region, [ref.offset for ref in first.refs], first.output_bytes) == ("", [0, 64], 256)
+    got = collected(actions, 1)
+    assert got[0, 0] == X.tobytes()
+    assert (
+        got[0, 64] + got[0, 64 + PIECE_BYTES] + got[0, 64 + 2 * PIECE_BYTES] + got[0, 64 + 3 * PIECE_BYTES]
+        == LARGE.tobytes()
+    )
+    assert got[1, 0] == (X + 1).tobytes()
+
+    for call in (0, 1):
+        actions.write(Piece(action_id=1, call=call, at=0, data=(X * call).tobytes()))
+    result = actions.end(ended(1, y(), y()), 1000)
+    assert (result.status, result.started_ns, result.ended_ns) == (Status.OK, 100, 1000)
+    for call in (0, 1):
+        found = answer(region, result.outputs[call])["y"]
+        np.testing.assert_array_equal(found, X * call)
+        assert decode(result.outputs[call]).epoch == slots[call].tensors.epoch
+    assert len(actions) == 0
+
+
+def test_a_slot_that_was_taken_back_is_not_read_and_not_answered_from(region: Region) -> None:
+    actions, taken = Actions(), slot(region, {"x": X})
+    taken.take_back()
+    refused = actions.send_infer(over(infer(1, "a", 0), taken), 100)
+    assert isinstance(refused, Result)
+    assert (refused.status, refused.started_ns) == (Status.INPUT_GONE, 100)
+
+    later = slot(region, {"x": X})
+    assert isinstance(actions.send_infer(over(infer(2, "a", 0), later), 100), Infer)
+    later.take_back()
+    assert actions.end(ended(2, y()), 1000).status is Status.INPUT_GONE
+
+
+def test_nothing_is_written_outside_of_an_action_s_room_or_after_its_end(region: Region) -> None:
+    actions = Actions()
+    assert isinstance(actions.send_infer(over(infer(1, "a", 0), slot(region, {"x": X})), 100), Infer)
+    for wrong in (
+        Piece(action_id=1, call=0, at=250, data=bytes(16)),
+        Piece(action_id=1, call=0, at=-8, data=bytes(16)),
+        Piece(action_id=1, call=1, at=0, data=bytes(16)),
+        Piece(action_id=2, call=0, at=0, data=bytes(16)),
+    ):
+        with pytest.raises(TransportError, match="it sent outputs"):
+            actions.write(wrong)
+    assert actions.end(ended(1, y(16, offset=250)), 1000).status is Status.DEVICE_FAULT
+    with pytest.raises(TransportError, match="which it was not given"):
+        actions.write(Piece(action_id=1, call=0, at=0, data=bytes(16)))
+    with pytest.raises(TransportError, match="which it was not given"):
+        actions.end(ended(1, y()), 1000)
+
+
+def test_outputs_that_cannot_be_read_or_are_too_few_are_a_fault_of_the_device(region: Region) -> None:
+    actions = Actions()
+    for action_id, outputs in ((1, (b"\xc1",)), (2, ())):
+        assert isinstance(
+            actions.send_infer(over(infer(action_id, "a", 0), slot(region, {"x": X})), 100), Infer
+        )
+        assert actions.end(ended(action_id, *outputs), 1000).status is Status.DEVICE_FAULT
+
+
+def test_a_result_of_another_device_is_not_believed(region: Region) -> None:
+    actions = Actions()
+    actions.send(load(1, "a", 0), 100)
+    with pytest.raises(TransportError, match="which it was not given"):
+        actions.end(ended(1, device="gpu:1"), 1000)
+
+
+def test_inputs_of_an_infer_that_has_ended_are_sent_no_further(region: Region) -> None:
+    actions = Actions()
+    actions.send_infer(over(infer(1, "a", 0), slot(region, {"x": LARGE})), 100)
+    sending = actions.inputs(1)
+    next(sending)
+    actions.end(ended(1, status=Status.TOO_LATE), 1000)
+    assert list(sending) == []
