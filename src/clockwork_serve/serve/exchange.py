@@ -354,9 +354,7 @@ class Exchange:
                 self._heartbeat.told(effect, self._keeper)
             case Readiness():
                 self._readiness = effect
-                _log.info(
-                    "ready" if effect.ready else "not ready: %s", *([] if effect.ready else [effect.why])
-                )
+                _log.info("ready" if effect.ready else f"not ready: {effect.why}")
                 self._tell(effect)
 
     def _tell(self, effect: Readiness | Quarantined) -> None:
@@ -396,10 +394,6 @@ class Exchange:
 
 def _too_late(action: Load | Infer, now_ns: int) -> Result:
     return Result(
-        action_id=action.action_id,
-        device=action.device,
-        status=Status.TOO_LATE,
-        started_ns=now_ns,
-        ended_ns=now_ns,
-        message="the controller was too late to send it",
-    )
+        action_id=action.action_id, device=action.device, status=Status.TOO_LATE,
+        started_ns=now_ns, ended_ns=now_ns, message="the controller was too late to send it",
+    )  # fmt: skip

@@ -48,8 +48,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._head_bytes = 0  # read since the head or the last piece of a body; -1: in this very read
         self._current: Exchange | None = None  # the request whose body is being received
         self._content: bytes | bytearray = b""
-        self._content_bytes = 0
-        self._length = 0  # of a body that comes next, if it is known
+        self._content_bytes = self._length = 0  # so many of the body; of one that comes next, if it is known
         self._direct: memoryview | None = None  # where a large body goes; _content_bytes of it have arrived
         self._unwanted: Unwanted | None = None  # of the body of a request that is answered already
         self._arriving = Arriving(server)
@@ -145,8 +144,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         headers, parser, keys = self.headers, self.parser, self._server.keys
         exchange = Exchange(self.pump, parser.get_method(), self._server.find_route(self.url))
         exchange.keep_alive = parser.should_keep_alive()
-        exchange.local = self._local
-        exchange.old = parser.get_http_version() == "1.0"
+        exchange.local, exchange.old = self._local, parser.get_http_version() == "1.0"
         self._current = exchange
         self._queue.append(exchange)
         if wrong := self.beyond(self._limits):
