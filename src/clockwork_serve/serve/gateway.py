@@ -135,17 +135,9 @@ class Gateway:
         self._received += 1
         served: Served | None = None
         try:
-            link = self.link
-            if not link.ready and not (link.is_open and link.models.versions(inquiry.model)):
-                self._refuse(
-                    inquiry, Outcome.REJECTED, Reason.NOT_SERVING, f"not ready: {link.why_not_ready}"
-                )
+            if not self._may_enter(inquiry):
                 return ""
-            if len(self._pending) >= self._requests_max:
-                message = f"{self._requests_max} requests wait for answers already; raise max_requests"
-                self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
-                return ""
-            served = link.models.find(inquiry.model, inquiry.version)
+            served = self.link.models.find(inquiry.model, inquiry.version)
             call = inquiry.call(served)
             known = call.known or self._check(inquiry, call, served)
             slo_ns = known.slo_ns
@@ -235,6 +227,18 @@ class Gateway:
     def invalid_requests(self, key: str) -> int:
         """How many requests of a model were wrong."""
         return self._invalid_by_model.get(key, 0)
+
+    def _may_enter(self, inquiry: Inquiry) -> bool:
+        """Whether a request may be read; if not, it is ended."""
+        link = self.link
+        if not link.ready and not (link.is_open and link.models.versions(inquiry.model)):
+            self._refuse(inquiry, Outcome.REJECTED, Reason.NOT_SERVING, f"not ready: {link.why_not_ready}")
+            return False
+        if len(self._pending) >= self._requests_max:
+            message = f"{self._requests_max} requests wait for answers already; raise max_requests"
+            self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
+            return False
+        return True
 
     def _check(self, inquiry: Inquiry, call: InferCall, served: Served) -> Known:
         """What a request asks for, if it fits its model."""
