@@ -16,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks.report import Outcome, finish, parser, percent, table
+from clockwork_serve.errors import ConfigError
 from clockwork_serve.sim.seeds import KINDS, REQUESTS, Digest, Played, play_seed, play_seeds, random_scenario
 from clockwork_serve.sim.shrink import Case, case_of, play_case, read_case, shrink, write_case
 
@@ -46,7 +47,11 @@ def make_small(seed: int, requests: int, seconds: float, path: Path) -> int:
             line = f"{told - began:.0f} of {seconds:.0f} s, {attempts} attempts: {case.size()}"
             print(line, file=sys.stderr, flush=True)
 
-    shrunk = shrink(case_of(random_scenario(seed, requests)), seconds=seconds, tell=tell)
+    try:
+        shrunk = shrink(case_of(random_scenario(seed, requests)), seconds=seconds, tell=tell)
+    except ConfigError as error:
+        print(f"error: seed {seed}: {error}", file=sys.stderr)
+        return 2
     write_case(path, shrunk.case)
     why = "nothing more can be taken away" if shrunk.over else "time is over: --seconds gives more"
     print(f"seed {seed}: {shrunk.case.size()}, after {shrunk.attempts} attempts ({why})")

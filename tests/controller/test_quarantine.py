@@ -276,6 +276,22 @@ def test_a_code_that_is_gone_is_forgotten() -> None:
     assert world.controller.snapshot()["quarantined"] == {}
 
 
+def test_what_runs_on_another_worker_is_blamed_for_nothing() -> None:
+    world = world_of("bad", quarantine_after=1)
+    world.join(device("d1"), worker="w1")
+    world.request("bad", slo_ms=500)
+    infers: list[int] = []
+    while not infers:
+        world.run(until_ms=0.5)
+        infers = [one.action.action_id for one in world.controller._belief.sent.values() if one.waiters]
+    here = world.actions[-1].device
+    mine, others = ("w0", "w1") if here == "d0" else ("w1", "w0")
+    world.tell(WorkerLost(worker=others, running=tuple(infers)))
+    assert not world.quarantined
+    world.tell(WorkerLost(worker=mine, running=tuple(infers)))
+    assert [one.model for one in world.quarantined] == ["bad/1"]
+
+
 def test_a_pardon_of_another_changes_nothing() -> None:
     world = dying_to_prepare()
     world.tell(Pardon(model="fine"))

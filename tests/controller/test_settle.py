@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.life import GONE
 from clockwork_serve.messages import Infer, Load, Outcome, Reason, Status
 from clockwork_serve.units import ms
@@ -140,3 +141,22 @@ def test_a_worker_that_comes_back_is_not_believed_as_slow_as_its_old_self() -> N
     first, slow, again = (world.answers[one].expected_ns for one in ids)
     assert slow > 2 * first
     assert again == first
+
+
+def test_weights_that_one_missed_stay_believed_while_another_reads_them() -> None:
+    world = World(ControllerConfig(policy="paper", look_ahead_ns=ms(50), max_batch=1))
+    world.serve(model("a"))
+    world.join(device())
+    honest, infers = world.reply, []
+
+    def reply(action, said, start_ns, end_ns):  # type: ignore[no-untyped-def]
+        missed = isinstance(action, Infer) and not infers
+        if isinstance(action, Infer):
+            infers.append(action)
+        honest(action, Status.WEIGHTS_MISSING if missed else said, start_ns, end_ns)
+
+    world.reply = reply  # type: ignore[method-assign]
+    ids = [world.request("a", slo_ms=500) for _ in range(2)]
+    world.run()
+    assert [world.answers[one].outcome for one in ids] == [Outcome.OK, Outcome.OK]
+    assert [type(one) for one in world.actions] == [Load, Infer, Infer, Infer]

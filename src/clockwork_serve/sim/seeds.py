@@ -176,13 +176,15 @@ def play_seed(seed: int, requests: int = REQUESTS, watchers: Sequence[Watcher] =
     )  # fmt: skip
 
 
-def run_through(simulation: Simulation, faults: Sequence[FaultTable]) -> None:
+def run_through(
+    simulation: Simulation, faults: Sequence[FaultTable], beats_max: int = BEATS_MAX
+) -> None:
     """Play it to its end and some seconds more, with all checks; raises what they raise."""
     beats: list[int] = []
 
     def pulse(now_ns: int) -> None:
         beats.append(now_ns)
-        assert len(beats) < BEATS_MAX, "it does not come to an end"
+        assert len(beats) < beats_max, "it does not come to an end"
 
     simulation.run(pulse=pulse)
     simulation.run(_quiet_ns(faults, simulation.controller.config, simulation.now_ns), pulse=pulse)
