@@ -8,13 +8,7 @@ from __future__ import annotations
 # ruff: noqa: FURB136, PLR1730 - max() and min() cost 100 ns more than a condition
 from msgspec.structs import replace
 
-from clockwork_serve.controller.cluster import (
-    DeviceBelief,
-    LaneBelief,
-    Residency,
-    Sent,
-    Strategy,
-)
+from clockwork_serve.controller.cluster import DeviceBelief, LaneBelief, Residency, Sent, Strategy
 from clockwork_serve.controller.codes import Batch, CodeOnDevice, useful_sizes
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.hung import HungWorker
@@ -200,8 +194,14 @@ class Belief(Measured):
 
     def finish(self, waiter: Waiter, answer: Answer) -> None:
         """Answer a request from the result of its INFER, which ends it."""
-        if not self._end(waiter):
-            answer = replace(answer, release=False)
+        if waiter.held:
+            self._end(waiter)
+            self.effects.append(replace(answer, release=False))
+            return
+        waiter.step(ANSWER)
+        del self.waiters[waiter.request.request_id]
+        if self._charges:
+            self.tenants.ended(waiter.request.request_id)
         self.effects.append(answer)
 
     def _end(self, waiter: Waiter) -> bool:
