@@ -20,7 +20,7 @@ from tests.fuzz.engine import NAMES, check, has_atheris, target
 
 _COVERAGE = re.compile(r"cov: (\d+) ft: (\d+) corp: (\d+)")
 _COUNT = re.compile(r"stat::number_of_executed_units: (\d+)")
-_GRACE_S = 60
+_GRACE_S = 120
 
 
 @dataclass(frozen=True)
