@@ -98,8 +98,6 @@ PLANTED: Final[tuple[tuple[str, str, str, str], ...]] = (
      "pages of weights that are gone stay taken"),
     (f"{C}/belief", "                    device.plan.remove(strategy)", "                    pass",
      "a plan keeps weights that are gone"),
-    (f"{C}/belief", "            if queue.waiters:\n                self.doubt(queue)\n        self.stir(model)",
-     "            pass\n        self.stir(model)", "nobody looks again at who waits for weights that are gone"),
     # The worker's side.
     (f"{W}/ledger", "        if job.owed:", "        if True:", "a job is answered twice"),
     (f"{W}/ledger", "        if not job.owed:\n            return", "        if False:\n            return",

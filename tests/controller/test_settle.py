@@ -6,7 +6,7 @@ import pytest
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.life import GONE
-from clockwork_serve.messages import Infer, Load, Outcome, Reason, Status
+from clockwork_serve.messages import Infer, Load, ModelRemoved, Outcome, Reason, Status
 from clockwork_serve.units import ms
 from tests.controller.honest import World, device, model
 
@@ -160,3 +160,16 @@ def test_weights_that_one_missed_stay_believed_while_another_reads_them() -> Non
     world.run()
     assert [world.answers[one].outcome for one in ids] == [Outcome.OK, Outcome.OK]
     assert [type(one) for one in world.actions] == [Load, Infer, Infer, Infer]
+
+
+def test_what_ran_on_a_lost_worker_is_not_tried_again_once_its_model_was_removed() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    request_id = world.request("a", slo_ms=5000)
+    while not any(isinstance(one, Infer) for one in world.actions):
+        world.run(until_ms=0.5)
+    world.tell(ModelRemoved(model="a/1"))
+    world.kill("w0", "d0")
+    answer = world.answers[request_id]
+    assert (answer.outcome, answer.reason) == (Outcome.FAILED, Reason.WORKER_LOST)
