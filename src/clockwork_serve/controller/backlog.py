@@ -41,7 +41,7 @@ class Backlog:
         for residency in model.residencies.values():
             if residency.state == READY and model.main is not None:
                 for batch in residency.code.batches(model.main):
-                    each_ns = batch.samples.estimate_ns / batch.count
+                    each_ns = batch.samples.median_ns / batch.count
                     if not best_ns or each_ns < best_ns:
                         best_ns, model.batch = each_ns, batch.count
         model.pace_at_ns = now_ns
