@@ -89,7 +89,7 @@ class Belief(Measured):
         """How often a load lane was given work or finished some."""
         self.unsettled = False
         """Something was observed that the next ``decide`` has to answer or settle first."""
-        self._counter = 0
+        self._counter = config.first_id
 
     def fresh(self) -> int:
         """A number never given before: ids, versions, orders."""
@@ -295,7 +295,7 @@ class Belief(Measured):
             action_id=action_id, device=device.name, model=model.key, code_id=model.code_id,
             extent=residency.extent, version=residency.version, batch=batch.size, expected_ns=expected_ns,
             calls=calls_of(waiters), window=Window(now_ns, latest_ns),
-            send_by_ns=by_ns if by_ns > latest_ns else latest_ns,
+            send_by_ns=by_ns if by_ns > latest_ns else latest_ns, signature=queue.signature,
         )  # fmt: skip
         demand_ns = 0
         for waiter in waiters:

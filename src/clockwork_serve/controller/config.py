@@ -28,7 +28,8 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     end sooner than this after it came. ``load_negative``: LOADs that the paper's priority calls needless are
     made too. ``open_window``: an INFER may start up to ``look_ahead_ns`` later than planned, whatever its
     deadline. ``released``: policy ``paper`` chooses INFERs with all habits of the authors' code, and a
-    request that waits hears when its plan fails, ``slack_ns`` before its deadline.
+    request that waits hears when its plan fails, ``slack_ns`` before its deadline. ``first_id``: ids of actions
+    and versions of weights are above; a controller that follows another must not use those that workers know.
     """
 
     policy: str = "default"
@@ -50,6 +51,7 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     load_negative: bool = False
     open_window: bool = False
     released: bool = False
+    first_id: int = 0
 
     @staticmethod
     def as_released(*, max_batch: int = 8, expected_devices: int = 1) -> ControllerConfig:

@@ -14,6 +14,7 @@ from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.deadlines import Deadlines, InternalDeadlines
 from clockwork_serve.controller.feasibility import Feasibility
 from clockwork_serve.controller.foretell import DRAINING, foretell, queue_full
+from clockwork_serve.controller.inheritance import Inheritance
 from clockwork_serve.controller.invariants import check_belief
 from clockwork_serve.controller.life import SENT, SPENT
 from clockwork_serve.controller.plan import LaneTimer
@@ -37,8 +38,6 @@ from clockwork_serve.messages import (
     ControllerEvent,
     Drain,
     GatewayLost,
-    Infer,
-    Load,
     ModelAdded,
     ModelRemoved,
     Outcome,
@@ -48,7 +47,6 @@ from clockwork_serve.messages import (
     Request,
     Result,
     Status,
-    Unload,
     WorkerCrashed,
     WorkerJoined,
     WorkerLost,
@@ -67,6 +65,7 @@ class Controller:
         self._feasibility = Feasibility(self._belief)
         self._quarantine = Quarantine(self._belief)
         self._settler = Settler(self._belief, self._scheduler, self._quarantine)
+        self._inheritance = Inheritance(self._belief, self._scheduler, self._feasibility)
         self._turned_away: list[tuple[Request, Outcome, Reason, str, int]] = []
         """Requests that were never admitted, to be answered."""
         self._announced: list[Announced] = []
@@ -97,7 +96,7 @@ class Controller:
             case CodeReady():
                 self._on_code_ready(event)
             case WorkerJoined():
-                self._on_worker(event)
+                self._on_worker(event, now_ns)
             case WorkerLost():
                 self._on_worker_lost(event)
             case Pardon() | WorkerCrashed():
@@ -179,6 +178,7 @@ class Controller:
     def _on_result(self, result: Result, now_ns: int) -> None:
         sent = self._belief.sent.pop(result.action_id, None)
         if sent is None:
+            self._inheritance.ended(result, now_ns)
             return
         device, samples = sent.device, sent.samples
         good = result.status is GOOD
@@ -207,7 +207,7 @@ class Controller:
 
     # Workers
 
-    def _on_worker(self, event: WorkerJoined) -> None:
+    def _on_worker(self, event: WorkerJoined, now_ns: int) -> None:
         self._on_worker_lost(WorkerLost(worker=event.worker))
         for spec in event.devices:
             assert spec.device not in self._belief.devices, f"device {spec.device} joined twice"
@@ -215,16 +215,19 @@ class Controller:
             for code in self._belief.codes.values():
                 device.expect(code)
             self._quarantine.joined(device)
-            device.warm = not device.pending_codes
             self._belief.devices[spec.device] = device
             if self._reject:
                 self._feasibility.device_joined(device)
             self._scheduler.device_changed(device)
+            device.warm = not device.pending_codes
         for model in self._belief.models.values():
             if model.waiting:
                 self._belief.doubt_model(model)
         self._belief.forget_bases()
         self._readiness.may_change = True
+        if event.states:
+            self._inheritance.joined(event.states, now_ns)
+            self._readiness.take_over()
 
     def _on_code_ready(self, event: CodeReady) -> None:
         device = self._belief.devices.get(event.device)
@@ -255,6 +258,7 @@ class Controller:
                 self._settler.lost(sent, ran=not at_work or sent.action.action_id in at_work)
             for residency in list(device.pages.holders()):
                 self._belief.drop(residency)
+            self._inheritance.lost(device)
             self._scheduler.device_lost(device)
             if self._reject:
                 self._feasibility.device_lost(device)
@@ -311,6 +315,7 @@ class Controller:
         belief, scheduler = self._belief, self._scheduler
         if belief.unsettled:
             belief.unsettled = False
+            belief.effects += self._inheritance.told()
             if self._turned_away or self._leaving:
                 self._answer_leavers()
             self._settler.settle(now_ns)
@@ -388,11 +393,8 @@ class Controller:
         """Assert every invariant of the state."""
         check_belief(self._belief)
         self._quarantine.check()
+        self._inheritance.check()
         self._scheduler.check()
         if self._reject:
             self._feasibility.check()
         self._deadlines.check([one for one in self._belief.waiters.values() if one.state != SPENT])
-        for sent in self._belief.sent.values():
-            assert self._belief.devices[sent.action.device] is sent.device
-            assert isinstance(sent.action, Infer) == bool(sent.waiters)
-            assert isinstance(sent.action, Load | Infer | Unload)

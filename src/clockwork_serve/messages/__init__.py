@@ -24,9 +24,12 @@ from clockwork_serve.messages.links import (
     CodeReady,
     CodeRemoved,
     DeviceNumbers,
+    DeviceState,
     Drain,
     GatewayLost,
     Hello,
+    Keep,
+    Measured,
     ModelAdded,
     ModelRemoved,
     Pardon,
@@ -36,7 +39,9 @@ from clockwork_serve.messages.links import (
     QuotasSet,
     Readiness,
     Reply,
+    Resident,
     Role,
+    Running,
     WorkerCrashed,
     WorkerJoined,
     WorkerLost,
@@ -73,14 +78,14 @@ ControllerEvent = (
 )  # fmt: skip
 """What the controller observes."""
 
-ControllerEffect = Answer | Release | Load | Unload | Infer | Readiness | Foretold | Quarantined
+ControllerEffect = Answer | Release | Load | Unload | Infer | Readiness | Foretold | Quarantined | Keep
 """What the controller decides."""
 
 Frame = (
     Hello | Ping | Request | Cancel | Answer | Release | Load | Unload | Infer | Result
     | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved | QuotasSet
     | Drain | Readiness | Ask | Reply | Announced | Foretold | Quarantined | Pardon | WorkerCrashed
-    | DeviceNumbers
+    | DeviceNumbers | Keep
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
@@ -102,6 +107,7 @@ __all__ = [
     "ControllerEvent",
     "DeviceNumbers",
     "DeviceSpec",
+    "DeviceState",
     "Drain",
     "Extent",
     "Foretold",
@@ -109,8 +115,10 @@ __all__ = [
     "GatewayLost",
     "Hello",
     "Infer",
+    "Keep",
     "Lane",
     "Load",
+    "Measured",
     "Model",
     "ModelAdded",
     "ModelRemoved",
@@ -127,8 +135,10 @@ __all__ = [
     "Release",
     "Reply",
     "Request",
+    "Resident",
     "Result",
     "Role",
+    "Running",
     "Status",
     "TensorRef",
     "TensorSpec",
@@ -141,4 +151,4 @@ __all__ = [
     "WorkerCrashed",
     "WorkerJoined",
     "WorkerLost",
-]  # fmt: skip
+]
