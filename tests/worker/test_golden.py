@@ -149,8 +149,16 @@ def words_of(effect: WorkerEffect) -> str:
         case CodeReady():
             return f"ready {effect.code_id}" if effect.ok else f"not ready {effect.code_id}: {effect.message}"
         case WorkerJoined():
-            held = [f"{one.model} v{one.version}{'' if one.ready else ' loading'}" for s in effect.states for one in s.weights]
-            runs = [f"{one.lane} {one.action_id} {to_ms(one.left_ns):g} ms" for s in effect.states for one in s.running]
+            held = [
+                f"{one.model} v{one.version}{'' if one.ready else ' loading'}"
+                for s in effect.states
+                for one in s.weights
+            ]
+            runs = [
+                f"{one.lane} {one.action_id} {to_ms(one.left_ns):g} ms"
+                for s in effect.states
+                for one in s.running
+            ]
             return f"joined, holds {', '.join(held) or 'nothing'}; runs {', '.join(runs) or 'nothing'}"
         case Result():
             took = f", took {to_ms(effect.lane_ns):g} ms" if effect.status is Status.OK else ""

@@ -28,8 +28,8 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     end sooner than this after it came. ``load_negative``: LOADs that the paper's priority calls needless are
     made too. ``open_window``: an INFER may start up to ``look_ahead_ns`` later than planned, whatever its
     deadline. ``released``: policy ``paper`` chooses INFERs with all habits of the authors' code, and a
-    request that waits hears when its plan fails, ``slack_ns`` before its deadline. ``first_id``: ids of actions
-    and versions of weights are above; a controller that follows another must not use those that workers know.
+    request that waits hears when its plan fails, ``slack_ns`` before its deadline. ``first_id``: ids of
+    actions and versions of weights are above; who follows another must not use those that workers know.
     """
 
     policy: str = "default"

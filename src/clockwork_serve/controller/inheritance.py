@@ -1,4 +1,4 @@
-"""What a controller takes over with a worker that had another one before: codes, weights, durations, what runs.
+"""What a controller takes over with a worker that had another before: codes, weights, durations, what runs.
 
 Nothing is loaded or prepared again that is there. Actions of the other controller that still run keep their
 lanes and weights busy until their results come, and answer no request: those that wanted them are asked anew.
@@ -21,7 +21,7 @@ GOOD: Final = Status.OK
 
 
 class Inherited:
-    """An action that another controller sent, and that runs; ``residency`` is what it moves or reads, if kept."""
+    """An action of another controller, that runs; ``residency``: the weights it moves or reads, if kept."""
 
     __slots__ = ("device", "lane", "residency")
 
@@ -74,7 +74,9 @@ class Inheritance:
             if code is None or one.code_id not in sizes:
                 continue
             timings = code.timings
-            samples = timings.infer(one.batch, one.signature) if one.batch else timings.load(sizes[one.code_id])
+            samples = (
+                timings.infer(one.batch, one.signature) if one.batch else timings.load(sizes[one.code_id])
+            )
             for lasted_ns in one.lasted_ns:
                 samples.add(lasted_ns)
 

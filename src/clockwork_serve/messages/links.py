@@ -65,7 +65,7 @@ class Running(Struct, frozen=True, kw_only=True):
 
 
 class Measured(Struct, frozen=True, kw_only=True):
-    """The last durations of a code on a device, oldest first, by ``batch`` and ``signature``; LOADs are batch 0."""
+    """The last durations of a code on a device, oldest first, at that batch size (0: LOADs) and signature."""
 
     code_id: str
     batch: int
@@ -85,7 +85,7 @@ class DeviceState(Struct, frozen=True, kw_only=True):
 
 
 class WorkerJoined(Struct, frozen=True, kw_only=True, tag="worker_joined"):
-    """A worker is up, with empty memory; or back, with what ``states`` tell, of which a :class:`Keep` chooses."""
+    """A worker is up, with empty memory; or back, with what ``states`` tell; a :class:`Keep` then chooses."""
 
     worker: str
     devices: tuple[DeviceSpec, ...]

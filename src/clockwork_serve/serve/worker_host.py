@@ -124,7 +124,7 @@ class WorkerHost:
             return
 
     def _offer(self, link: Link) -> None:
-        """Begin a link: what the lanes said before that belongs to an earlier one, and what follows to this."""
+        """Begin a link: what the lanes said before belongs to an earlier one, and what follows to this."""
         self.hands.post(ControllerFound(worker=self._name))
         answers = self.hands.take()
         while not isinstance(answers[0], WorkerJoined):

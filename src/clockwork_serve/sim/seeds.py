@@ -6,7 +6,6 @@ played = play_seed(17)          AssertionError, with the command that repeats it
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from msgspec.structs import replace
 from clockwork_serve.controller import POLICIES, ControllerConfig
 from clockwork_serve.messages import ControllerEffect, ControllerEvent, Profile
 from clockwork_serve.sim.cluster import Cluster
+from clockwork_serve.sim.seed_faults import STREAM, after, killers, log_uniform, with_restarts
 from clockwork_serve.sim.simulation import Simulation, Watcher
 from clockwork_serve.units import MIB, NS_PER_S, ms
 from clockwork_serve.workload.scenario import Load, ModelSet, Scenario
@@ -33,7 +33,7 @@ REQUESTS: Final = 2_000
 
 KINDS: Final[tuple[FaultKind, ...]] = (
     "crash", "hang", "slow", "loss", "delay", "skew", "remove_model", "add_model", "gateway", "cancel",
-    "drain", "kills",
+    "drain", "kills", "controller",
 )  # fmt: skip
 FAULTS_MAX: Final = 8
 PAGE_BYTES: Final = 16 * MIB
@@ -50,7 +50,6 @@ SKEW_STAYS_MS: Final = 1.0
 """Clocks that are further off are aligned at last: such a worker refuses all, and requests without a deadline
 would be sent to it for ever."""
 
-STREAM: Final = 1 << 17
 REPLAY: Final = "python -m benchmarks.simulator_seeds"
 
 
@@ -127,11 +126,15 @@ def random_scenario(seed: int, requests: int = REQUESTS) -> Chance:
     return Chance(
         seed=seed,
         scenario=replace(
-            scenario, cluster=table, faults=(*_faults(rng, workload, cluster), *_killers(seed, workload))
+            scenario,
+            cluster=table,
+            faults=with_restarts(
+                seed, workload, (*_faults(rng, workload, cluster), *killers(seed, workload))
+            ),
         ),
         workload=workload,
         cluster=cluster,
-        config=replace(_config(rng), quarantine_after=_after(seed)),
+        config=replace(_config(rng), quarantine_after=after(seed)),
         truth=_truth(rng, kinds),
         noise=rng.random() < 0.8,
     )
@@ -233,9 +236,9 @@ def _with_tenants(seed: int, loads: list[Load], devices: int) -> tuple[tuple[Ten
     rng = np.random.Generator(np.random.PCG64([seed, STREAM + 1]))
     tenants = tuple(
         TenantTable(
-            name=name, burst_s=_log_uniform(rng, 0.01, 2),
-            device_ms_per_s=_log_uniform(rng, 20, 1000 * devices) if rng.random() < 0.8 else None,
-            loaded_bytes_per_s=round(_log_uniform(rng, MIB, 4096 * MIB)) if rng.random() < 0.5 else None,
+            name=name, burst_s=log_uniform(rng, 0.01, 2),
+            device_ms_per_s=log_uniform(rng, 20, 1000 * devices) if rng.random() < 0.8 else None,
+            loaded_bytes_per_s=round(log_uniform(rng, MIB, 4096 * MIB)) if rng.random() < 0.5 else None,
         )
         for name in ("t", "u")
         if rng.random() < 0.4
@@ -263,7 +266,7 @@ def _open(rng: np.random.Generator, name: str, sets: list[ModelSet], rate_rps: f
 
 
 def _slo_ms(rng: np.random.Generator) -> float | None:
-    return None if rng.random() < 0.08 else _log_uniform(rng, 4, 600)
+    return None if rng.random() < 0.08 else log_uniform(rng, 4, 600)
 
 
 def _long_enough(
@@ -315,7 +318,7 @@ def _truth(rng: np.random.Generator, kinds: list[ZooModel]) -> dict[str, Profile
 
 def _faults(rng: np.random.Generator, workload: Workload, cluster: Cluster) -> list[FaultTable]:
     count = int(rng.integers(0, FAULTS_MAX + 1))
-    others = KINDS[:-1]  # models that kill have dice of their own
+    others = KINDS[:-2]  # models that kill, and controllers that die, have dice of their own
     kinds = [others[at] for at in rng.integers(len(others), size=count).tolist()]
     names = [name for name, _ in workload.models]
     seconds = workload.duration_ns / NS_PER_S
@@ -326,17 +329,17 @@ def _fault(
     rng: np.random.Generator, kind: FaultKind, names: list[str], seconds: float, cluster: Cluster
 ) -> FaultTable:
     start = 0.6 if kind == "drain" else 0.02
-    for_s: float | None = seconds * _log_uniform(rng, 0.02, 0.5)
+    for_s: float | None = seconds * log_uniform(rng, 0.02, 0.5)
     if kind in {"drain", "gateway"} or rng.random() < (0.4 if kind in {"hang", "crash"} else 0.15):
         for_s = None
     factors = {
-        "slow": _log_uniform(rng, 1.2, 8),
-        "loss": _log_uniform(rng, 1e-3, 0.2),
+        "slow": log_uniform(rng, 1.2, 8),
+        "loss": log_uniform(rng, 1e-3, 0.2),
         "cancel": float(rng.uniform(0.05, 0.8)),
     }
     delays_ms = {
-        "delay": _log_uniform(rng, 0.05, 30),
-        "skew": _log_uniform(rng, 0.02, 60) * float(rng.choice((-1, 1))),
+        "delay": log_uniform(rng, 0.05, 30),
+        "skew": log_uniform(rng, 0.02, 60) * float(rng.choice((-1, 1))),
     }
     if kind == "skew" and abs(delays_ms["skew"]) > SKEW_STAYS_MS:
         for_s = for_s or seconds * 0.1
@@ -355,26 +358,6 @@ def _fault(
         factor=factors.get(kind),
         ms=delays_ms.get(kind),
     )
-
-
-def _after(seed: int) -> int:
-    """How many workers a model may take down, by dice of its own."""
-    return int(np.random.Generator(np.random.PCG64([seed, STREAM + 2])).integers(0, 4))
-
-
-def _killers(seed: int, workload: Workload) -> list[FaultTable]:
-    """Now and then a model kills who runs it, by dice of its own."""
-    rng = np.random.Generator(np.random.PCG64([seed, STREAM + 3]))
-    if rng.random() > 0.3:
-        return []
-    seconds = workload.duration_ns / NS_PER_S
-    name = str(rng.choice([name for name, _ in workload.models]))
-    at_s, for_s = seconds * float(rng.uniform(0.02, 0.9)), seconds * _log_uniform(rng, 0.02, 0.5)
-    return [FaultTable(kind="kills", at_s=at_s, for_s=for_s, model=name)]
-
-
-def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 
 def _of(rng: np.random.Generator, *choices: str) -> str:

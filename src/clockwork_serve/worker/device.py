@@ -25,7 +25,7 @@ from clockwork_serve.messages import (
 from clockwork_serve.worker.admission import Refusal, acceptable, refuse
 from clockwork_serve.worker.codes import CodeState, CodeStep, HeldCode
 from clockwork_serve.worker.events import LaneDone, Prepare, Prepared, Retire, Retired, Start
-from clockwork_serve.worker.judgement import judge_load, judge_unload, missing, too_late
+from clockwork_serve.worker.judgement import judge_load, judge_unload, leaving, missing, too_late
 from clockwork_serve.worker.lanes import Job, LaneQueue, Work
 from clockwork_serve.worker.ledger import Ledger
 from clockwork_serve.worker.pages import (
@@ -314,8 +314,7 @@ class DeviceWorker:
         """Start or refuse it; False if it has to wait."""
         refusal = judge_load(action, self.pages, now_ns)
         if refusal is not None:
-            if refusal[0] is Status.IN_USE and all(one.stale for one in self.pages.overlapping(action.extent)):
-                # Nobody wants those any more: they go as soon as they are read no more, and are believed gone.
+            if refusal[0] is Status.IN_USE and leaving(action.extent, self.pages):
                 self.load_lane.wake_ns = action.window.latest_ns + 1
                 return False
             self.load_lane.drop(job)

@@ -54,8 +54,8 @@ WEIGHTS_EMPTY: Final = WeightsState.EMPTY
 class Held:
     """An extent that is not empty, and whose weights it holds.
 
-    ``stale`` weights were loaded for a controller that is gone, and its successor does not want them; they are
-    forgotten once nothing reads them.
+    ``stale`` weights were loaded for a controller that is gone, and its successor does not want them: they go
+    once nothing reads them.
     ``readers`` counts INFERs that read these weights or wait to: none but those whose job names them.
     """
 

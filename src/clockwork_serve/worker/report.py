@@ -1,4 +1,4 @@
-"""What a device tells a controller that is new to it: codes, weights, what runs, durations. It changes nothing."""
+"""What a device tells a controller that is new to it: codes, weights, what runs, durations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clockwork_serve.worker.pages import WEIGHTS_LOADING, WEIGHTS_READY
 
 
 def state_of(device: DeviceWorker, now_ns: int) -> DeviceState:
-    """All of it; weights that are on their way out are not told of, for a controller is to believe them gone."""
+    """All of it; but weights on their way out are not told of: a controller is to believe them gone."""
     return DeviceState(
         device=device.name,
         codes=tuple([code_id for code_id, code in device.codes.items() if code.state is CodeState.READY]),

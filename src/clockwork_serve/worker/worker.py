@@ -43,7 +43,9 @@ class Worker:
         self._all = [DeviceWorker(spec, self._ledger, index) for index, spec in enumerate(devices)]
         self._devices = {device.name: device for device in self._all}
         assert len(self._devices) == len(devices) > 0, "devices: at least one, each with its name"
-        self._inbox: list[Action | ControllerLost | ControllerFound | Keep | Stop] = []  # what must be decided in the order it came
+        self._inbox: list[
+            Action | ControllerLost | ControllerFound | Keep | Stop
+        ] = []  # what must be decided in the order it came
         self._dirty: list[DeviceWorker] = []  # devices whose lanes must be looked at, in order
         self._wakes: list[tuple[int, int]] = []
         """Heap of (time, device's index): every lane's ``wake_ns``, and outdated ones."""
