@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from clockwork_serve.errors import ClockworkError, ConfigError, RepositoryError, TransportError
+from clockwork_serve.errors import ClockworkError, RepositoryError, TransportError
 from clockwork_serve.messages import Ask, Drain, Frame, Pardon, Question, Reply, WorkerCrashed
 from clockwork_serve.serve.catalogue import Catalogue
 from clockwork_serve.serve.gateway_door import check_door
@@ -25,6 +22,7 @@ from clockwork_serve.serve.keeper_quotas import Quotas
 from clockwork_serve.serve.launches import launches
 from clockwork_serve.serve.ports import Ports
 from clockwork_serve.serve.preparation import OnProgress, Preparation, Prepared, Progress, prepare
+from clockwork_serve.serve.run_dir import RunDir
 from clockwork_serve.serve.server_config import ServerConfig
 from clockwork_serve.serve.supervisor import Supervisor, crashed
 from clockwork_serve.serve.transport import SOCKET_NAME
@@ -67,7 +65,8 @@ class Keeper:
         self.catalogue = Catalogue()
         self.quotas = Quotas(config.door.api_keys)
         self.warnings: tuple[str, ...] = ()
-        self.run_dir = _make_run_dir(config.run_dir)
+        self._run_dir = RunDir(config.run_dir)
+        self.run_dir = self._run_dir.path
         self._on_progress = on_progress
         self._on_line = on_line or _to_stderr
         self.supervisor = Supervisor(self._on_line, self._on_end)
@@ -128,7 +127,7 @@ class Keeper:
             self._link = None
         await self.supervisor.kill()
         self.ports.close()
-        shutil.rmtree(self.run_dir, ignore_errors=True)
+        self._run_dir.close()
 
     async def state(self) -> dict[str, Any]:
         """What the controller believes now. Raises :class:`TransportError` if it does not answer."""
@@ -291,18 +290,6 @@ class Keeper:
 
 class _UnknownModel(RepositoryError):
     """The repository has no model of that name."""
-
-
-def _make_run_dir(parent: str) -> Path:
-    base = parent or os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    try:
-        # mkdtemp makes it 0700.
-        return Path(tempfile.mkdtemp(prefix="clockwork-", dir=base))
-    except OSError as error:
-        raise ConfigError(
-            f"run_dir: expected a folder that can be written; found {base} ({error.strerror}); "
-            "set XDG_RUNTIME_DIR or TMPDIR to another one"
-        ) from None
 
 
 def _folders(repository: str) -> list[str]:
