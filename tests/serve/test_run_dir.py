@@ -64,3 +64,11 @@ def test_what_is_not_a_servers_folder_stays(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="run_dir: expected a folder that can be written"):
         RunDir(str(tmp_path / "nowhere"))
+
+
+def test_a_folder_whose_sockets_would_have_too_long_a_path_is_refused_at_once(tmp_path: Path) -> None:
+    base = tmp_path / ("x" * 100)
+    base.mkdir()
+    with pytest.raises(ConfigError, match=r"run_dir: socket path .* expected at most 107"):
+        RunDir(str(base))
+    assert list(base.iterdir()) == []

@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from clockwork_serve.errors import ConfigError
+from clockwork_serve.errors import ConfigError, TransportError
+from clockwork_serve.serve.transport import SOCKET_NAME, check_path
 
 PREFIX: Final = "clockwork-"
 LOCK: Final = "keeper.lock"
@@ -35,6 +36,11 @@ class RunDir:
                 f"run_dir: expected a folder that can be written; found {base} ({error.strerror}); "
                 "set XDG_RUNTIME_DIR or TMPDIR to another one"
             ) from None
+        try:
+            check_path(self.path / SOCKET_NAME)
+        except TransportError as error:
+            self.close()
+            raise ConfigError(f"run_dir: {error}") from None
 
     def close(self) -> None:
         """Remove it with all that is in it. May be called again."""
