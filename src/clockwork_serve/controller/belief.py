@@ -15,7 +15,6 @@ from clockwork_serve.controller.cluster import (
 )
 from clockwork_serve.controller.codes import Batch, CodeOnDevice, useful_sizes
 from clockwork_serve.controller.config import ControllerConfig
-from clockwork_serve.controller.estimator import Estimator
 from clockwork_serve.controller.life import (
     ANSWER,
     ANSWER_EARLY,
@@ -60,7 +59,6 @@ class Belief(Measured):
         self._network_ns = config.network_ns
         self._open_window = config.open_window
         self._reject = config.reject_infeasible
-        self.estimator = Estimator(config.estimate_window, config.estimate_quantile)
         self.codes: dict[str, Code] = {}
         self.models: dict[str, ServedModel] = {}
         """All and only models that are served."""
@@ -174,6 +172,15 @@ class Belief(Measured):
             self.tenants.returned(waiter, self.cost_ns(model, waiter.request.rows))
         self._wait(waiter, waiter.queue, model)
 
+    def move(self, waiter: Waiter, model: ServedModel) -> Queue:
+        """Have a request that waits wait for another version of its model, just as it is."""
+        queue = waiter.queue
+        queue.remove(waiter)
+        self._gone(queue, queue.model, 1, waiter.demand_ns)
+        waiter.queue = queue = self._queue(model, waiter.request, alone=waiter.alone)
+        self._wait(waiter, queue, model)
+        return queue
+
     def answer(
         self, waiter: Waiter, outcome: Outcome, reason: Reason, *, message: str = "", retry_after_ns: int = 0
     ) -> None:
@@ -255,26 +262,6 @@ class Belief(Measured):
         if not model.stirred:
             model.stirred = True
             self.stirred.append(model)
-
-    def cost_ns(self, model: ServedModel, rows: int) -> int:
-        """What a request of so many rows is expected to take of a device if it runs alone."""
-        base_ns = model.base_ns or self._base_ns(model)
-        if rows == 1:
-            return base_ns
-        for device in self.devices.values():
-            profile = self.estimator.profile(model.code_id, device.spec.kind)
-            if profile is not None:
-                return min([ns for size, ns in profile.infer_ns.items() if size >= rows], default=base_ns)
-        return base_ns
-
-    def _base_ns(self, model: ServedModel) -> int:
-        """Batch-1 time of a model, by the first profile known."""
-        for device in self.devices.values():
-            profile = self.estimator.profile(model.code_id, device.spec.kind)
-            if profile is not None:
-                model.base_ns = profile.infer_ns[1]
-                return model.base_ns
-        return NS_PER_MS
 
     # Actions
 

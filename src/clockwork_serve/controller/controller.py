@@ -287,14 +287,14 @@ class Controller:
 
     def _on_model(self, event: ModelAdded) -> None:
         key = event.model.key
-        if key in self._belief.models:
-            if self._belief.models[key].model == event.model:
-                return
-            self._on_model_removed(key)
+        if (known := self._belief.models.get(key)) is not None and known.model == event.model:
+            return
+        self._on_model_removed(key)
         code = self._belief.codes.get(event.model.code_id)
         assert code is not None, f"model {key} was added before its code {event.model.code_id}"
         model = self._belief.models[key] = ServedModel(event.model, code, self._belief.fresh())
         self._quarantine.added(model)
+        self._settler.replaced(model, self._leaving)
 
     def _on_model_removed(self, key: str) -> None:
         model = self._belief.models.pop(key, None)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from clockwork_serve.controller.cluster import DeviceBelief, Sent
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.delays import LASTS_NS
+from clockwork_serve.controller.estimator import Estimator
+from clockwork_serve.controller.queues import ServedModel
+from clockwork_serve.units import NS_PER_MS
 
 
 class Measured:
@@ -16,6 +19,7 @@ class Measured:
         self.measures = False
         """The policy plans with what delays are measured, and wants to know."""
         self._slack_until_ns = 0
+        self.estimator = Estimator(config.estimate_window, config.estimate_quantile)
         self.devices: dict[str, DeviceBelief] = {}
         """Devices of all workers that are up."""
         self._able: dict[str, int] = {}
@@ -54,3 +58,23 @@ class Measured:
             device.delays.forget()
             device.exec.network_ns = device.delays.reach_ns
         self._find_slack()
+
+    def cost_ns(self, model: ServedModel, rows: int) -> int:
+        """What a request of so many rows is expected to take of a device if it runs alone."""
+        base_ns = model.base_ns or self._base_ns(model)
+        if rows == 1:
+            return base_ns
+        for device in self.devices.values():
+            profile = self.estimator.profile(model.code_id, device.spec.kind)
+            if profile is not None:
+                return min([ns for size, ns in profile.infer_ns.items() if size >= rows], default=base_ns)
+        return base_ns
+
+    def _base_ns(self, model: ServedModel) -> int:
+        """Batch-1 time of a model, by the first profile known."""
+        for device in self.devices.values():
+            profile = self.estimator.profile(model.code_id, device.spec.kind)
+            if profile is not None:
+                model.base_ns = profile.infer_ns[1]
+                return model.base_ns
+        return NS_PER_MS

@@ -235,11 +235,19 @@ class Keeper:
             if name not in self.catalogue.names():
                 self.catalogue.note((name,), prepared.problems)
             raise RepositoryError("; ".join(str(problem) for problem in prepared.problems))
-        frames = self.catalogue.put(prepared.names, prepared.served, prepared.profiles, prepared.problems)
         assert self._link is not None
-        # Whoever loads a model wants it served, whatever it did before.
-        self._link.send(*frames, Pardon(model=name))
-        await self._until_prepared({each.model.key: each.code.code_id for each in prepared.served})
+        # Whoever loads a model wants it served, whatever it did before. Its code comes first: what is served
+        # now goes on until devices are ready for what comes in its place.
+        codes = self.catalogue.codes(prepared.served, prepared.profiles)
+        self._link.send(Pardon(model=name), *codes)
+        try:
+            await self._until_prepared({each.model.key: each.code.code_id for each in prepared.served})
+        except RepositoryError:
+            self._link.send(*self.catalogue.unused(codes))
+            raise
+        self._link.send(
+            *self.catalogue.put(prepared.names, prepared.served, prepared.profiles, prepared.problems)
+        )
         return msgspec.json.encode({"loaded": [each.model.key for each in prepared.served]})
 
     async def _until_prepared(self, codes: dict[str, str]) -> None:
@@ -247,7 +255,10 @@ class Keeper:
         deadline_s = time.monotonic() + PREPARE_S
         while time.monotonic() < deadline_s:
             await asyncio.sleep(POLL_S)
-            state = (await self.state())["controller"]
+            try:
+                state = (await self.state())["controller"]
+            except TransportError:
+                continue  # another controller will be there
             devices, quarantined = state["devices"], state["quarantined"]
             if found := [key for key in codes if key in quarantined]:
                 raise RepositoryError(f"model {found[0]} is in quarantine: {quarantined[found[0]]}")
