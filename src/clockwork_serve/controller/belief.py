@@ -8,13 +8,7 @@ from __future__ import annotations
 # ruff: noqa: FURB136, PLR1730 - max() and min() cost 100 ns more than a condition
 from msgspec.structs import replace
 
-from clockwork_serve.controller.cluster import (
-    DeviceBelief,
-    LaneBelief,
-    Residency,
-    Sent,
-    Strategy,
-)
+from clockwork_serve.controller.cluster import DeviceBelief, LaneBelief, Residency, Sent, Strategy
 from clockwork_serve.controller.codes import Batch, CodeOnDevice, useful_sizes
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.hung import HungWorker
@@ -93,7 +87,7 @@ class Belief(Measured):
         """How often a load lane was given work or finished some."""
         self.unsettled = False
         """Something was observed that the next ``decide`` has to answer or settle first."""
-        self._counter = 0
+        self._counter = config.first_id
 
     def fresh(self) -> int:
         """A number never given before: ids, versions, orders."""
@@ -177,6 +171,15 @@ class Belief(Measured):
         if self._charges:
             self.tenants.returned(waiter, self.cost_ns(model, waiter.request.rows))
         self._wait(waiter, waiter.queue, model)
+
+    def move(self, waiter: Waiter, model: ServedModel) -> Queue:
+        """Have a request that waits wait for another version of its model, just as it is."""
+        queue = waiter.queue
+        queue.remove(waiter)
+        self._gone(queue, queue.model, 1, waiter.demand_ns)
+        waiter.queue = queue = self._queue(model, waiter.request, alone=waiter.alone)
+        self._wait(waiter, queue, model)
+        return queue
 
     def answer(
         self, waiter: Waiter, outcome: Outcome, reason: Reason, *, message: str = "", retry_after_ns: int = 0
@@ -290,7 +293,7 @@ class Belief(Measured):
             action_id=action_id, device=device.name, model=model.key, code_id=model.code_id,
             extent=residency.extent, version=residency.version, batch=batch.size, expected_ns=expected_ns,
             calls=calls_of(waiters), window=Window(now_ns, latest_ns),
-            send_by_ns=by_ns if by_ns > latest_ns else latest_ns,
+            send_by_ns=by_ns if by_ns > latest_ns else latest_ns, signature=queue.signature,
         )  # fmt: skip
         demand_ns = 0
         for waiter in waiters:

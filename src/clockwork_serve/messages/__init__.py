@@ -25,9 +25,12 @@ from clockwork_serve.messages.links import (
     CodeReady,
     CodeRemoved,
     DeviceNumbers,
+    DeviceState,
     Drain,
     GatewayLost,
     Hello,
+    Keep,
+    Measured,
     ModelAdded,
     ModelRemoved,
     Pardon,
@@ -37,7 +40,9 @@ from clockwork_serve.messages.links import (
     QuotasSet,
     Readiness,
     Reply,
+    Resident,
     Role,
+    Running,
     WorkerCrashed,
     WorkerHeard,
     WorkerHung,
@@ -79,7 +84,7 @@ ControllerEvent = (
 """What the controller observes."""
 
 ControllerEffect = (
-    Answer | Release | Load | Unload | Infer | Readiness | Foretold | Quarantined | WorkerHung
+    Answer | Release | Load | Unload | Infer | Readiness | Foretold | Quarantined | WorkerHung | Keep
 )  # fmt: skip
 """What the controller decides."""
 
@@ -87,7 +92,7 @@ Frame = (
     Hello | Ping | Request | Cancel | Answer | Release | Load | Unload | Infer | Result
     | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved | QuotasSet
     | Drain | Readiness | Ask | Reply | Announced | Foretold | Quarantined | Pardon | WorkerCrashed
-    | DeviceNumbers | Beat | WorkerHung
+    | DeviceNumbers | Beat | WorkerHung | Keep
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
@@ -110,6 +115,7 @@ __all__ = [
     "ControllerEvent",
     "DeviceNumbers",
     "DeviceSpec",
+    "DeviceState",
     "Drain",
     "Extent",
     "Foretold",
@@ -117,8 +123,10 @@ __all__ = [
     "GatewayLost",
     "Hello",
     "Infer",
+    "Keep",
     "Lane",
     "Load",
+    "Measured",
     "Model",
     "ModelAdded",
     "ModelRemoved",
@@ -135,8 +143,10 @@ __all__ = [
     "Release",
     "Reply",
     "Request",
+    "Resident",
     "Result",
     "Role",
+    "Running",
     "Status",
     "TensorRef",
     "TensorSpec",
@@ -152,4 +162,4 @@ __all__ = [
     "WorkerJoined",
     "WorkerLost",
     "WorkerSilent",
-]  # fmt: skip
+]

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -93,7 +94,12 @@ def main(argv: Sequence[str]) -> int:
     child.prepare("controller", config.log_level, config.log_format)
     if not run_briefly():
         _log.debug("the kernel gives no short slices: on a busy host decisions will be later")
-    settings = structs.replace(config.controller, expected_devices=max(1, len(config.devices)))
+    settings = structs.replace(
+        config.controller,
+        expected_devices=max(1, len(config.devices)),
+        # Less than one id is used per ns, so those of an earlier life are all below.
+        first_id=time.time_ns(),
+    )
     return child.run_until_stopped(lambda stop: serve(config, Controller(settings), stop))
 
 

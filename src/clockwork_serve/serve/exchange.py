@@ -28,6 +28,7 @@ from clockwork_serve.messages import (
     Frame,
     GatewayLost,
     Infer,
+    Keep,
     Load,
     ModelAdded,
     ModelRemoved,
@@ -342,6 +343,9 @@ class Exchange:
                     gateway.send(effect)
             case Load() | Infer() | Unload():
                 self._send_action(effect)
+            case Keep():
+                if (worker := self._worker_by_device.get(effect.device)) is not None:
+                    worker.send(effect)
             case Quarantined():
                 self._on_quarantined(effect)
             case WorkerHung():

@@ -1,8 +1,9 @@
 """The core of a gateway: requests in, one end each out, over a link to the controller. It chooses nothing.
 
 Every request ends exactly once: by the controller's answer; at once, where it is wrong or has no room; by
-itself 50 ms after its deadline, if the controller is stuck; or when the link is lost. Its slot is given back
-only when the controller says that no worker touches it any more, or with the whole region.
+itself 50 ms after its deadline, if the controller is stuck; or when the link is lost, unless the next
+controller can still answer it. Its slot is given back only when the controller says that no worker touches it
+any more, or with the whole region.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from clockwork_serve.serve.gateway_link import GatewayLink, LinkListener
 from clockwork_serve.serve.gateway_models import GatewayModels
 from clockwork_serve.serve.gateway_regions import Regions, allowed
 from clockwork_serve.serve.gateway_slots import Slot, Slots
+from clockwork_serve.serve.gateway_stranded import Stranded
 from clockwork_serve.serve.gateway_tenants import Caps
 from clockwork_serve.serve.gateway_way import Way
 from clockwork_serve.telemetry import GatewayCounters, outcome_key
@@ -55,6 +57,8 @@ from clockwork_serve.units import MIB, NS_PER_MS
 GRACE_NS: Final = 50 * NS_PER_MS
 """How long after a deadline the controller's answer is waited for."""
 SWEEP_S: Final = 0.025
+BACK_NS: Final = 500 * NS_PER_MS
+"""When to come again if the server does not serve: a controller that died is back by then."""
 ROOM_RETRY_NS: Final = 50 * NS_PER_MS
 """When to come again if the region is full: about as long as most requests hold a slot."""
 
@@ -108,6 +112,7 @@ class Gateway:
         self.link = GatewayLink(settings.name, Path(settings.controller), settings.default_slo_ns, listener)
         self._loop = asyncio.get_running_loop()
         self._pending: dict[str, Pending] = {}  # all and only requests sent and not answered
+        self._stranded = Stranded(clock)
         self._held: dict[str, Slot] = {}  # slots of answered requests that a worker may still touch
         self._count = 0
         self._received = 0
@@ -123,6 +128,7 @@ class Gateway:
     def close(self) -> None:
         """End everything: waiting clients are told, memory is given up."""
         self.link.close()
+        self._pending |= self._stranded.release()
         self._end_all("the server is shutting down")
         if self._sweep is not None:
             self._sweep.cancel()
@@ -166,15 +172,14 @@ class Gateway:
         asked_ns = served.default_slo_ns if slo_ns is None else slo_ns
         given_ns, priority = self._caps.of(inquiry.identity, asked_ns, known.priority)
         deadline_ns, told_ns = inquiry.arrival_ns + given_ns, 0 if given_ns == asked_ns else given_ns
-        self._pending[request_id] = Pending(inquiry, served, call, slot, deadline_ns, told_ns)
-        self.link.send(
-            Request(
-                request_id=request_id, gateway=self.name, model=served.model.key, rows=known.rows,
-                arrival_ns=inquiry.arrival_ns, deadline_ns=deadline_ns, signature=known.signature,
-                priority=priority, tensors=slot.encoded, tenant=inquiry.identity,
-                way_ns=self._way.of(given_ns, inquiry.arrival_ns),
-            )
+        request = Request(
+            request_id=request_id, gateway=self.name, model=served.model.key, rows=known.rows,
+            arrival_ns=inquiry.arrival_ns, deadline_ns=deadline_ns, signature=known.signature,
+            priority=priority, tensors=slot.encoded, tenant=inquiry.identity,
+            way_ns=self._way.of(given_ns, inquiry.arrival_ns),
         )  # fmt: skip
+        self._pending[request_id] = Pending(inquiry, served, call, slot, request, told_ns)
+        self.link.send(request)
         if self._sweep is None:
             self._sweep = self._loop.call_later(SWEEP_S, self._end_overdue)
         return request_id
@@ -185,6 +190,9 @@ class Gateway:
         if pending is not None and pending.inquiry is not None:
             pending.inquiry = None
             self.link.send(Cancel(request_id=request_id))
+        elif (stranded := self._stranded.withdraw(request_id)) is not None:
+            self.slots.free(stranded.slot)
+            self._count_outcome(Outcome.CANCELLED, Reason.NONE)
 
     def invalid(self, error: InvalidRequest, served: Served | None = None) -> Ending:
         """Count a request that is wrong, and say how it ends."""
@@ -215,7 +223,7 @@ class Gateway:
             gateway=self.name,
             received=self._received,
             outcomes=dict(self._outcomes),
-            open=sum(pending.inquiry is not None for pending in self._pending.values()),
+            open=sum(one.inquiry is not None for one in self._pending.values()) + len(self._stranded),
             connections=self.connections,
             region_bytes=self.slots.region.size,
             region_used_bytes=self.slots.used_bytes,
@@ -273,10 +281,17 @@ class Gateway:
         self._refuse(inquiry, Outcome.REJECTED, told.reason, told.message, told.retry_after_ns)
 
     def _on_lost(self, why: str) -> None:
+        # Workers may still write for requests of this controller: to memory that is theirs alone from now on.
+        self._pending = self._stranded.take(self._pending, self.slots)
         self._end_all(why)
         self.announcements.on_lost()
-        # Workers may still write for requests that nobody waits for: to memory that is theirs alone now.
-        self.slots.renew()
+
+    def _ask_again(self) -> None:
+        """There is another controller: what waited for it is its to answer."""
+        for request_id, pending in self._stranded.release().items():
+            self._pending[request_id] = pending
+            pending.request = msgspec.structs.replace(pending.request, tensors=pending.slot.encoded)
+            self.link.send(pending.request)
 
     def _on_batch(self) -> None:
         self.batching = True
@@ -288,6 +303,8 @@ class Gateway:
         self._way.left(self.clock())
 
     def _on_readiness(self) -> None:
+        if self.link.ready and len(self._stranded):
+            self._ask_again()
         for listener in self.readiness_listeners:
             listener()
 
@@ -295,7 +312,9 @@ class Gateway:
 
     def _end_overdue(self) -> None:
         self._sweep = None
-        if not self._pending:
+        if len(self._stranded):
+            self._end_stranded(self._stranded.overdue())
+        if not self._pending and not len(self._stranded):
             return
         late_ns = self.clock() - GRACE_NS
         for request_id, pending in self._pending.items():
@@ -308,6 +327,15 @@ class Gateway:
                 )
                 self._tell(inquiry, ending)
         self._sweep = self._loop.call_later(SWEEP_S, self._end_overdue)
+
+    def _end_stranded(self, stranded: dict[str, Pending]) -> None:
+        why = "the controller went away, and none is back"
+        for request_id, pending in stranded.items():
+            self.slots.free(pending.slot)
+            if pending.inquiry is not None:
+                self._count_outcome(Outcome.REJECTED, Reason.NOT_SERVING)
+                ending = own_ending(Outcome.REJECTED, Reason.NOT_SERVING, why, request_id, pending)
+                self._tell(pending.inquiry, ending)
 
     def _end_all(self, why: str) -> None:
         pendings, self._pending = self._pending, {}
@@ -357,6 +385,8 @@ class Gateway:
 
     def _tell(self, inquiry: Inquiry, ending: Ending) -> None:
         if ending.outcome is not Outcome.OK:
+            if ending.reason is Reason.NOT_SERVING and not ending.retry_after_ns:
+                ending.retry_after_ns = BACK_NS
             ending.retry_after_s = spread_s(ending.retry_after_ns, self.dice)
             if self._triton_codes:
                 ending.status = status_of(ending.outcome, ending.reason, triton=True)

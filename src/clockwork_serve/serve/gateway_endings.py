@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.messages import Answer, Outcome, Reason
+from clockwork_serve.messages import Answer, Outcome, Reason, Request
 from clockwork_serve.oip import OK, InferCall, Served, reason_of_error, status_of, status_of_error
 from clockwork_serve.serve.gateway_inquiry import Ending, Inquiry
 from clockwork_serve.serve.gateway_slots import Slot
@@ -13,15 +13,24 @@ from clockwork_serve.units import NS_PER_MS
 
 
 class Pending(Struct):
-    """A request without the controller's answer; ``inquiry`` is None once its client needs nothing."""
+    """A request without the controller's answer; ``inquiry`` is None once its client needs nothing.
+
+    ``request`` is what the controller was sent.
+    """
 
     inquiry: Inquiry | None
     served: Served
     call: InferCall
     slot: Slot
-    deadline_ns: int
+    request: Request
     slo_ns: int = 0  # where it is not the one that was asked for
     expired: bool = False  # ended here, for the controller did not
+    asked_again: bool = False  # of a second controller, for the first one died
+
+    @property
+    def deadline_ns(self) -> int:
+        """When it is to be answered at the latest."""
+        return self.request.deadline_ns
 
 
 def ending_of(pending: Pending, answer: Answer) -> Ending:

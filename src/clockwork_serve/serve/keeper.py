@@ -5,18 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from clockwork_serve.errors import ClockworkError, ConfigError, RepositoryError, TransportError
+from clockwork_serve.errors import ClockworkError, RepositoryError, TransportError
 from clockwork_serve.messages import Ask, Drain, Frame, Pardon, Question, Reply, WorkerCrashed, WorkerHung
 from clockwork_serve.serve.catalogue import Catalogue
 from clockwork_serve.serve.gateway_door import check_door
@@ -27,6 +24,7 @@ from clockwork_serve.serve.keeper_quotas import Quotas
 from clockwork_serve.serve.launches import launches
 from clockwork_serve.serve.ports import Ports
 from clockwork_serve.serve.preparation import OnProgress, Preparation, Prepared, Progress, prepare
+from clockwork_serve.serve.run_dir import RunDir
 from clockwork_serve.serve.server_config import ServerConfig
 from clockwork_serve.serve.supervisor import Supervisor, crashed
 from clockwork_serve.serve.transport import SOCKET_NAME
@@ -69,7 +67,8 @@ class Keeper:
         self.catalogue = Catalogue()
         self.quotas = Quotas(config.door.api_keys)
         self.warnings: tuple[str, ...] = ()
-        self.run_dir = _make_run_dir(config.run_dir)
+        self._run_dir = RunDir(config.run_dir)
+        self.run_dir = self._run_dir.path
         self._on_progress = on_progress
         self._on_line = on_line or _to_stderr
         self.supervisor = Supervisor(self._on_line, self._on_end)
@@ -136,7 +135,7 @@ class Keeper:
             self._link = None
         await self.supervisor.kill()
         self.ports.close()
-        shutil.rmtree(self.run_dir, ignore_errors=True)
+        self._run_dir.close()
 
     async def state(self) -> dict[str, Any]:
         """What the controller believes now. Raises :class:`TransportError` if it does not answer."""
@@ -256,11 +255,19 @@ class Keeper:
             if name not in self.catalogue.names():
                 self.catalogue.note((name,), prepared.problems)
             raise RepositoryError("; ".join(str(problem) for problem in prepared.problems))
-        frames = self.catalogue.put(prepared.names, prepared.served, prepared.profiles, prepared.problems)
         assert self._link is not None
-        # Whoever loads a model wants it served, whatever it did before.
-        self._link.send(*frames, Pardon(model=name))
-        await self._until_prepared({each.model.key: each.code.code_id for each in prepared.served})
+        # Whoever loads a model wants it served, whatever it did before. Its code comes first: what is served
+        # now goes on until devices are ready for what comes in its place.
+        codes = self.catalogue.codes(prepared.served, prepared.profiles)
+        self._link.send(Pardon(model=name), *codes)
+        try:
+            await self._until_prepared({each.model.key: each.code.code_id for each in prepared.served})
+        except RepositoryError:
+            self._link.send(*self.catalogue.unused(codes))
+            raise
+        self._link.send(
+            *self.catalogue.put(prepared.names, prepared.served, prepared.profiles, prepared.problems)
+        )
         return msgspec.json.encode({"loaded": [each.model.key for each in prepared.served]})
 
     async def _until_prepared(self, codes: dict[str, str]) -> None:
@@ -268,7 +275,10 @@ class Keeper:
         deadline_s = time.monotonic() + PREPARE_S
         while time.monotonic() < deadline_s:
             await asyncio.sleep(POLL_S)
-            state = (await self.state())["controller"]
+            try:
+                state = (await self.state())["controller"]
+            except TransportError:
+                continue  # another controller will be there
             devices, quarantined = state["devices"], state["quarantined"]
             if found := [key for key in codes if key in quarantined]:
                 raise RepositoryError(f"model {found[0]} is in quarantine: {quarantined[found[0]]}")
@@ -311,18 +321,6 @@ class Keeper:
 
 class _UnknownModel(RepositoryError):
     """The repository has no model of that name."""
-
-
-def _make_run_dir(parent: str) -> Path:
-    base = parent or os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    try:
-        # mkdtemp makes it 0700.
-        return Path(tempfile.mkdtemp(prefix="clockwork-", dir=base))
-    except OSError as error:
-        raise ConfigError(
-            f"run_dir: expected a folder that can be written; found {base} ({error.strerror}); "
-            "set XDG_RUNTIME_DIR or TMPDIR to another one"
-        ) from None
 
 
 def _folders(repository: str) -> list[str]:

@@ -18,6 +18,7 @@ from clockwork_serve.messages import (
     Frame,
     Hello,
     Infer,
+    Keep,
     Lane,
     Load,
     Role,
@@ -27,7 +28,7 @@ from clockwork_serve.messages import (
 from clockwork_serve.serve.black_box import create
 from clockwork_serve.serve.lanes import Hands
 from clockwork_serve.serve.transport import SOCKET_NAME, Link, connect, hello
-from clockwork_serve.worker import ControllerLost, Stop, Worker, WorkerEvent
+from clockwork_serve.worker import ControllerFound, ControllerLost, Stop, Worker, WorkerEvent
 
 RETRY_S: Final = 0.05
 NUMBERS_S: Final = 5.0
@@ -105,7 +106,7 @@ class WorkerHost:
             await asyncio.sleep(NUMBERS_S)
 
     async def _join(self) -> None:
-        """Connect, however often it takes, and offer the devices with empty memory."""
+        """Connect, however often it takes, and offer the devices with what is on them."""
         own, told = hello(Role.WORKER, self._name), ""
         while True:
             try:
@@ -119,9 +120,19 @@ class WorkerHost:
             self._check(link.peer)
             self._link = link
             self._unlinked.clear()
-            link.send(WorkerJoined(worker=self._name, devices=self._specs))
+            self._offer(link)
             _log.info("joined with %s", ", ".join(spec.device for spec in self._specs))
             return
+
+    def _offer(self, link: Link) -> None:
+        """Begin a link: what the lanes said before belongs to an earlier one, and what follows to this."""
+        self.hands.post(ControllerFound(worker=self._name))
+        answers = self.hands.take()
+        while not isinstance(answers[0], WorkerJoined):
+            answers.pop(0)
+        for answer in answers:
+            link.send(answer)
+        link.flush()
 
     def _check(self, peer: Hello) -> None:
         if peer.role is not Role.CONTROLLER:
@@ -133,7 +144,7 @@ class WorkerHost:
         events: list[WorkerEvent] = []
         for frame in frames:
             match frame:
-                case Load() | Unload() | Infer() | CodeAdded() | CodeRemoved():
+                case Load() | Unload() | Infer() | CodeAdded() | CodeRemoved() | Keep():
                     events.append(frame)
                 case Beat():
                     link.send(frame)
@@ -148,7 +159,6 @@ class WorkerHost:
         self._link = None
         self._unlinked.set()
         self.hands.post(ControllerLost())
-        # Taken and dropped before a next link exists: it is owed none of these.
         self._deliver()
         self.hands.regions.prune()
 
