@@ -469,5 +469,5 @@ def test_a_snapshot_names_all_that_a_screen_shows() -> None:
             "page_bytes": 1 << 20, "pages_used": 8, "resident": ["a/1"], "codes": 1, "failed_codes": {},
             "pending_codes": 0, "exec_outstanding": 1, "load_outstanding": 1,
         }],
-        "tenants": {}, "quarantined": {},
+        "tenants": {}, "quarantined": {}, "hung": {},
     }  # fmt: skip

@@ -287,7 +287,8 @@ def test_the_released_policy_has_the_published_numbers() -> None:
     assert ControllerConfig.as_released(max_batch=4, expected_devices=3) == ControllerConfig(
         policy="paper", reject_infeasible=False, slack_ns=ms(5), floor_ns=ms(10), network_ns=ms(1),
         look_ahead_ns=ms(5), max_batch=4, min_batch_gain=0.0, load_negative=True, open_window=True,
-        released=True, expected_devices=3, estimate_window=10, estimate_quantile=0.99, capacity_ns=ms(100),
+        released=True, hang_ns=0, expected_devices=3, estimate_window=10, estimate_quantile=0.99,
+        capacity_ns=ms(100),
     )  # fmt: skip
 
 

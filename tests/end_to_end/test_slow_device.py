@@ -71,7 +71,16 @@ def test_durations_that_double_are_learned_within_a_window_and_the_other_device_
         assert total(serving.metrics(), "clockwork_workers_hung_total") == 0
         device = serving.worker.removeprefix("worker-")
 
-    steps = list(read_journal(tmp_path / "journal"))
+    _check_estimates(tmp_path / "journal", device, slowed_ns)
+    good = sum(status == 200 for asked_s, status, _ in answers if asked_s > slowed_ns / 1e9 + 1)
+    assert good / (PHASE_S - 1) >= 30, "what a device of 20 ms can do is at most 50 a second"
+    wrong = [took_s for _, status, took_s in answers if status == 200 and took_s > SLO_MS / 1000 + 0.2]
+    assert not wrong, "nothing late is good"
+
+
+def _check_estimates(journal: Path, device: str, slowed_ns: int) -> None:
+    """The slow device's are right after a window of ten, the other's stay."""
+    steps = list(read_journal(journal))
     sent = {one.action_id: one for step in steps for one in step.effects if isinstance(one, Infer)}
     results = [
         one
@@ -86,7 +95,3 @@ def test_durations_that_double_are_learned_within_a_window_and_the_other_device_
     assert min(expected) >= 18_000_000, "the step is adopted, and stays"
     others = [sent[one.action_id].expected_ns for one in results if one.device != device]
     assert sorted(others)[len(others) // 2] < 18_000_000, "the other device is as it was"
-    good = sum(status == 200 for asked_s, status, _ in answers if asked_s > slowed_ns / 1e9 + 1)
-    assert good / (PHASE_S - 1) >= 30, "what a device of 20 ms can do is at most 50 a second"
-    wrong = [took_s for _, status, took_s in answers if status == 200 and took_s > SLO_MS / 1000 + 0.2]
-    assert not wrong, "nothing late is good"

@@ -203,8 +203,14 @@ class Belief(Measured):
 
     def finish(self, waiter: Waiter, answer: Answer) -> None:
         """Answer a request from the result of its INFER, which ends it."""
-        if not self._end(waiter):
-            answer = replace(answer, release=False)
+        if waiter.held:
+            self._end(waiter)
+            self.effects.append(replace(answer, release=False))
+            return
+        waiter.step(ANSWER)
+        del self.waiters[waiter.request.request_id]
+        if self._charges:
+            self.tenants.ended(waiter.request.request_id)
         self.effects.append(answer)
 
     def _end(self, waiter: Waiter) -> bool:

@@ -29,8 +29,6 @@ Retry = Literal["fixed", "retry_after"]
 FaultKind = Literal[
     "crash",
     "hang",
-    "stop",
-    "hangs",
     "slow",
     "loss",
     "delay",
@@ -41,6 +39,8 @@ FaultKind = Literal[
     "cancel",
     "drain",
     "kills",
+    "stop",
+    "hangs",
     "controller",
 ]
 
