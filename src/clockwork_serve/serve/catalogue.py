@@ -89,6 +89,18 @@ class Catalogue:
             if added.code.code_id not in self._codes
         ]
 
+    def still(self, removed: Iterable[ModelRemoved | CodeRemoved]) -> list[Frame]:
+        """Of removals that were put off, those that are as wished still: others may have come back."""
+        return [
+            frame
+            for frame in removed
+            if (
+                frame.model not in self._models
+                if isinstance(frame, ModelRemoved)
+                else frame.code_id not in self._codes
+            )
+        ]
+
     def remove(self, name: str) -> list[Frame]:
         """Serve no version of ``name`` any more; what the controller must be told."""
         gone = [model for model in self.models if model.name == name]

@@ -14,7 +14,18 @@ from typing import Any, Final
 import msgspec
 
 from clockwork_serve.errors import ClockworkError, RepositoryError, TransportError
-from clockwork_serve.messages import Ask, Drain, Frame, Pardon, Question, Reply, WorkerCrashed, WorkerHung
+from clockwork_serve.messages import (
+    Ask,
+    CodeRemoved,
+    Drain,
+    Frame,
+    ModelRemoved,
+    Pardon,
+    Question,
+    Reply,
+    WorkerCrashed,
+    WorkerHung,
+)
 from clockwork_serve.serve.catalogue import Catalogue
 from clockwork_serve.serve.gateway_door import check_door
 from clockwork_serve.serve.health import healthy, listens
@@ -33,6 +44,8 @@ from clockwork_serve.telemetry import Counters
 POLL_S: Final = 0.02
 STOP_GRACE_S: Final = 5.0
 PREPARE_S: Final = 60.0
+LEAVE_S: Final = 5.0
+"""How long a version that is replaced stays for those who wait for it."""
 LOAD_NICE: Final = 10
 """Priority at which models are compiled while others serve."""
 
@@ -259,15 +272,21 @@ class Keeper:
         # Whoever loads a model wants it served, whatever it did before. Its code comes first: what is served
         # now goes on until devices are ready for what comes in its place.
         codes = self.catalogue.codes(prepared.served, prepared.profiles)
+        wanted = {each.model.key: each.code.code_id for each in prepared.served}
         self._link.send(Pardon(model=name), *codes)
         try:
-            await self._until_prepared({each.model.key: each.code.code_id for each in prepared.served})
+            await self._until_prepared(wanted)
         except RepositoryError:
             self._link.send(*self.catalogue.unused(codes))
             raise
-        self._link.send(
-            *self.catalogue.put(prepared.names, prepared.served, prepared.profiles, prepared.problems)
-        )
+        frames = self.catalogue.put(prepared.names, prepared.served, prepared.profiles, prepared.problems)
+        gone = [frame for frame in frames if isinstance(frame, ModelRemoved | CodeRemoved)]
+        self._link.send(*[frame for frame in frames if frame not in gone])
+        # By then all gateways have heard of it, and send nothing to versions that leave.
+        await self._until_prepared(wanted)
+        await self._until_unwanted([frame.model for frame in gone if isinstance(frame, ModelRemoved)])
+        if self._link is not None:
+            self._link.send(*self.catalogue.still(gone))
         return msgspec.json.encode({"loaded": [each.model.key for each in prepared.served]})
 
     async def _until_prepared(self, codes: dict[str, str]) -> None:
@@ -290,6 +309,17 @@ class Keeper:
                     raise RepositoryError(f"no device can run it: {refusals[0]}")
             return
         raise RepositoryError(f"no device was ready to run it within {PREPARE_S:.0f} s")
+
+    async def _until_unwanted(self, keys: list[str]) -> None:
+        """Return once nobody waits for these any more, or has waited too long."""
+        deadline_s = time.monotonic() + LEAVE_S
+        while keys and time.monotonic() < deadline_s:
+            try:
+                if not (await self.state())["controller"]["waiting"].keys() & set(keys):
+                    return
+            except TransportError:
+                return  # nobody waits for what is gone
+            await asyncio.sleep(POLL_S)
 
     async def _unload(self, name: str) -> bytes:
         frames = self.catalogue.remove(name)
