@@ -13,6 +13,7 @@ from clockwork_serve.messages import (
     Reason,
     Request,
     Result,
+    WorkerHung,
     WorkerJoined,
 )
 from clockwork_serve.sim import read_constants
@@ -74,11 +75,14 @@ def test_results_of_the_dead_controllers_actions_come_to_the_next_and_answer_nob
     assert len(answered) == len(set(answered))
 
 
-@pytest.mark.parametrize("other", ["crash", "hang", "gateway", "loss", "drain", "cancel", "kills"])
+@pytest.mark.parametrize(
+    "other", ["crash", "hang", "stop", "hangs", "gateway", "loss", "drain", "cancel", "kills"]
+)
 @pytest.mark.parametrize("apart_s", [-0.005, 0.0, 0.005, 0.1])
 def test_two_failures_at_once(other: str, apart_s: float):
     more = {
         "loss": {"factor": 1.0, "for_s": 0.01}, "cancel": {"factor": 0.5}, "hang": {"for_s": 0.2},
+        "stop": {"for_s": 0.2}, "hangs": {"model": "m-0000", "for_s": 0.05},
         "kills": {"model": "m-0000", "for_s": 0.2},
     }  # fmt: skip
     fault = Fault(kind=other, at_s=1.0 + apart_s, **more.get(other, {}))  # type: ignore[arg-type]
@@ -98,3 +102,16 @@ def test_a_controller_that_dies_again_and_again():
     assert simulation.faults is not None and simulation.faults.executed == {"controller": 20}
     ends = [answer.outcome for now_ns, answer in steps.done(Answer) if now_ns > 2 * NS_PER_S]
     assert ends.count(Outcome.OK) > 0.9 * len(ends) > 0
+
+
+def test_a_model_that_hangs_across_controllers_is_found_by_the_next_and_its_worker_ended():
+    hangs = Fault(kind="hangs", at_s=0.98, for_s=0.05, model="m-0000")
+    _, steps = played(
+        scenario(hangs, Fault(kind="controller", at_s=1.0), seconds=4.0, rate_rps=500, slo_ms=300),
+        hang_ns=NS_PER_S // 10, hang_grace_ns=NS_PER_S // 10,
+    )  # fmt: skip
+
+    hung = [(now_ns, word) for now_ns, word in steps.done(WorkerHung) if now_ns >= BACK_NS]
+    assert [word.end for _, word in hung] == [False, True]
+    assert "of before it joined" in hung[0][1].why
+    assert [now_ns for now_ns, _ in steps.done(Infer) if now_ns > hung[1][0]], "another worker serves"
