@@ -26,7 +26,7 @@ from clockwork_serve.serve.worker_process import EXIT_CONFIG, WorkerConfig
 from tests.serve.ordering import PATIENCE_S, Orders, orders
 from tests.serve.slots import answer, slot
 from tests.serve.test_lanes import over, timely
-from tests.worker.actions import CODE, infer, load
+from tests.worker.actions import CODE, GPU, infer, load
 
 X = np.ones((1, 4), np.float32)
 DEVICE = DeviceConfig(device="gpu:0", kind="emulated", memory_bytes=1000, page_bytes=100)
