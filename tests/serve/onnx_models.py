@@ -9,12 +9,16 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 
-def affine(seed: int, width: int = 64) -> bytes:
-    """``y = x @ W + b`` of shape [n, width], with weights of its own."""
+def affine(seed: int, width: int = 64, layers: int = 1) -> bytes:
+    """``y = x @ W + b`` of shape [n, width], with weights of its own; more ``layers`` make another graph."""
     random = np.random.default_rng(seed)
     graph = helper.make_graph(
         [
-            helper.make_node("MatMul", ["x", "w"], ["a"]),
+            *[
+                helper.make_node("MatMul", [f"h{at}" if at else "x", "w"], [f"h{at + 1}"])
+                for at in range(layers - 1)
+            ],
+            helper.make_node("MatMul", [f"h{layers - 1}" if layers > 1 else "x", "w"], ["a"]),
             helper.make_node("Add", ["a", "b"], ["y"]),
         ],
         "affine",

@@ -115,3 +115,25 @@ def test_a_model_loaded_again_has_no_old_problem() -> None:
     catalogue.remove("a")
     catalogue.put(["a"], [served("a/1")], [], [])
     assert [(each.state, each.reason) for each in catalogue.index([])] == [("READY", "")]
+
+
+def test_codes_are_told_before_anything_changes_and_taken_back_if_no_model_came() -> None:
+    catalogue = Catalogue()
+    old, new = served("a/1"), served("a/2", "c2")
+    catalogue.put(["a"], [old], [profile()], [])
+    before = catalogue.frames()
+    codes = catalogue.codes([new], [profile("c2")])
+    assert codes == [added(new, profile("c2"))]
+    assert catalogue.frames() == before
+    assert catalogue.unused([*codes, added(old, profile())]) == [CodeRemoved(code_id="c2")]
+
+
+def test_of_removals_that_were_put_off_those_of_what_came_back_are_none() -> None:
+    catalogue = Catalogue()
+    catalogue.put(["a", "b"], [served("a/1"), served("b/1", "c2")], [], [])
+    gone = [frame for frame in catalogue.remove("a") if isinstance(frame, ModelRemoved | CodeRemoved)]
+    assert catalogue.still(gone) == gone == [ModelRemoved(model="a/1"), CodeRemoved(code_id="c1")]
+    catalogue.put(["d"], [served("d/1")], [], [])
+    assert catalogue.still(gone) == [ModelRemoved(model="a/1")]
+    catalogue.put(["a"], [served("a/1")], [], [])
+    assert catalogue.still(gone) == []

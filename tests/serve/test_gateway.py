@@ -17,7 +17,9 @@ import uvloop
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import Answer, Outcome, Question, Readiness, Reason, Reply, Request
 from clockwork_serve.oip import InferCall, InputTensor, Parameter, Served
-from clockwork_serve.serve.gateway import Gateway, GatewaySettings
+from clockwork_serve.serve import gateway_stranded
+from clockwork_serve.serve.gateway import Gateway
+from clockwork_serve.serve.gateway_core_settings import GatewaySettings
 from clockwork_serve.serve.gateway_inquiry import Ending
 from clockwork_serve.serve.gateway_slots import Body
 from clockwork_serve.serve.gateway_tenants import Caps, Tenant
@@ -347,7 +349,11 @@ def test_a_stuck_controller_does_not_keep_clients_waiting(tmp_path: Path) -> Non
     in_world(tmp_path, story)
 
 
-def test_a_lost_controller_ends_all_requests_at_once_and_is_found_again(tmp_path: Path) -> None:
+def test_a_lost_controller_ends_what_cannot_wait_at_once_and_is_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_stranded, "LEAST_NS", ms(100_000))
+
     async def story(world: World) -> None:
         world.controller.on_request = world.keep
         waiting, left, late = Client(slo_ms=60_000), Client(slo_ms=60_000), Client(slo_ms=1)
@@ -361,6 +367,7 @@ def test_a_lost_controller_ends_all_requests_at_once_and_is_found_again(tmp_path
         await world.until(lambda: waiting.ends)
         assert waiting.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
         assert waiting.ends[0].status.http == 503
+        assert waiting.ends[0].retry_after_ns > 0
         assert left.ends == []
         assert world.gateway.counters().outcomes == {
             "rejected:not_serving": 1, "cancelled": 1, "expired": 1,
@@ -369,6 +376,8 @@ def test_a_lost_controller_ends_all_requests_at_once_and_is_found_again(tmp_path
         refused = Client()
         world.gateway.infer(refused)
         assert refused.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+        assert refused.ends[0].retry_after_ns > 0
+        assert refused.ends[0].retry_after_s >= 1
         assert world.gateway.slots.region.name != region
         assert world.gateway.slots.used_bytes == 0
 

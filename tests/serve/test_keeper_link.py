@@ -72,7 +72,7 @@ def test_each_controller_is_told_the_catalogue_then_asked(tmp_path: Path) -> Non
         second = FakeController()
         listener = await second.listen(path)
         await asyncio.wait_for(link.connected.wait(), 20)
-        assert second.told[:2] == [ModelRemoved(model="one"), ModelRemoved(model="two")]
+        assert second.told[:3] == [ModelRemoved(model="one"), ModelRemoved(model="two"), Drain()]
         link.close()
         listener.close()
 

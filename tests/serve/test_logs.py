@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.logs import configure
+from clockwork_serve.serve.logs import UnblockedHandler, configure
 
 
 @pytest.fixture(autouse=True)
@@ -66,3 +68,43 @@ def test_a_time_of_almost_a_second_has_three_digits(capsys: pytest.CaptureFixtur
 def test_wrong_settings_are_named(level: str, log_format: str, named: str) -> None:
     with pytest.raises(ConfigError, match=f"{named}: expected one of .*; found"):
         configure("controller", level, log_format)
+
+
+def test_nobody_waits_for_a_reader_that_has_stopped_and_what_was_left_out_is_counted() -> None:
+    reader, writer = os.pipe()
+    try:
+        configure("worker", "info", "text", UnblockedHandler(writer))
+        log = logging.getLogger("a")
+        began = time.monotonic()
+        for number in range(2000):
+            log.info("line %d %s", number, "x" * 100)
+        assert time.monotonic() - began < 1
+        os.set_blocking(reader, False)
+        read = b""
+        while True:
+            try:
+                read += os.read(reader, 1 << 20)
+            except BlockingIOError:
+                break
+        log.info("again")
+        lines = read.decode().splitlines()
+        whole = [line for line in lines if line.endswith("x" * 100)]
+        last = os.read(reader, 1 << 16).decode()
+        assert 100 < len(whole) < 2000
+        assert f"again (lines left out before: {2000 - len(whole)})" in last
+        log.info("and again")
+        assert "left out" not in os.read(reader, 1 << 16).decode()
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_line_longer_than_a_pipe_takes_at_once_comes_whole() -> None:
+    reader, writer = os.pipe()
+    try:
+        configure("worker", "info", "text", UnblockedHandler(writer))
+        logging.getLogger("a").info("y" * 20_000)
+        assert os.read(reader, 1 << 16).count(b"y") == 20_000
+    finally:
+        os.close(reader)
+        os.close(writer)

@@ -19,6 +19,7 @@ from clockwork_serve.messages import (
     CodeReady,
     DeviceNumbers,
     Drain,
+    Keep,
     Result,
     Role,
     Status,
@@ -141,7 +142,9 @@ def test_it_can_be_stopped_while_it_waits(tmp_path: Path) -> None:
     run(test())
 
 
-def test_the_next_controller_finds_empty_memory_and_prepared_codes(tmp_path: Path) -> None:
+def test_the_next_controller_finds_weights_and_prepared_codes_and_what_it_does_not_keep_goes(
+    tmp_path: Path,
+) -> None:
     async def test() -> None:
         toy = Toy()
         at = Orders(tmp_path)
@@ -149,22 +152,30 @@ def test_the_next_controller_finds_empty_memory_and_prepared_codes(tmp_path: Pat
         worker = Running(tmp_path, toy)
         await joined(at)
         await prepared(at)
-        await at.ask(timely(load(1, "a", 0)), Result)
+        await at.ask(timely(load(1, "a", 0, version=1)), Result)
+        await at.ask(timely(load(2, "b", 2, version=2)), Result)
         at.close()
         again = Orders(tmp_path)
         await again.open()
-        await joined(again)
+        await again.linked()
+        (state,) = (await again.hear(WorkerJoined)).states
+        assert state.codes == ("net",)
+        assert [(one.model, one.ready) for one in state.weights] == [("a", True), ("b", True)]
+        again.send(Keep(device=GPU, versions=(2,)))
         await prepared(again)
-        assert (await again.ask(timely(infer(1, "a", 0)), Result)).status is Status.WEIGHTS_MISSING
-        assert (await again.ask(timely(load(2, "b", 0)), Result)).status is Status.OK
-        assert toy.log == ["prepare net", "load a", "unload a", "load b"]
+        assert (await again.ask(timely(infer(11, "a", 0)), Result)).status is Status.WEIGHTS_MISSING
+        assert (await again.ask(timely(infer(12, "b", 2, version=2)), Result)).status is not (
+            Status.WEIGHTS_MISSING
+        )
+        assert (await again.ask(timely(load(13, "c", 0, version=13)), Result)).status is Status.OK
+        assert toy.log[:4] == ["prepare net", "load a", "load b", "unload a"]
         await worker.end()
         again.close()
 
     run(test())
 
 
-def test_results_for_a_controller_that_died_go_to_nobody(tmp_path: Path) -> None:
+def test_what_a_dead_controller_had_running_is_told_to_the_next_and_ends_there(tmp_path: Path) -> None:
     async def test() -> None:
         toy, running, release = Toy(), threading.Event(), threading.Event()
         at = Orders(tmp_path)
@@ -183,11 +194,16 @@ def test_results_for_a_controller_that_died_go_to_nobody(tmp_path: Path) -> None
         at.close()
         again = Orders(tmp_path)
         await again.open()
-        await joined(again)
+        await again.linked()
+        (state,) = (await again.hear(WorkerJoined)).states
+        assert [one.action_id for one in state.running] == [1]
+        assert [(one.model, one.ready) for one in state.weights] == [("a", False)]
         toy.act = lambda what: None
         release.set()
+        result = await again.hear(Result)
+        assert (result.action_id, result.status) == (1, Status.OK)
         await prepared(again)
-        assert (await again.ask(timely(load(1, "c", 0)), Result)).status is Status.OK
+        assert (await again.ask(timely(load(11, "c", 4)), Result)).status is Status.OK
         assert again.heard.empty()
         await worker.end()
         again.close()

@@ -20,13 +20,13 @@ import uvloop
 from msgspec import structs
 
 from clockwork_serve.devices import DeviceConfig
-from clockwork_serve.messages import CodeAdded, CodeReady, Result, Status, WorkerJoined
+from clockwork_serve.messages import CodeAdded, CodeReady, Keep, Result, Status, WorkerJoined
 from clockwork_serve.serve.region import Region
 from clockwork_serve.serve.worker_process import EXIT_CONFIG, WorkerConfig
 from tests.serve.ordering import PATIENCE_S, Orders, orders
 from tests.serve.slots import answer, slot
 from tests.serve.test_lanes import over, timely
-from tests.worker.actions import CODE, infer, load
+from tests.worker.actions import CODE, GPU, infer, load
 
 X = np.ones((1, 4), np.float32)
 DEVICE = DeviceConfig(device="gpu:0", kind="emulated", memory_bytes=1000, page_bytes=100)
@@ -87,6 +87,7 @@ def test_it_serves_survives_its_controller_and_ends_when_told(tmp_path: Path) ->
                 assert result.lane_ns >= 1_000_000
             async with orders(tmp_path) as again:
                 await ready(again, tmp_path)
+                again.send(Keep(device=GPU))
                 assert (await again.ask(timely(infer(1, "a", 0)), Result)).status is Status.WEIGHTS_MISSING
                 process.send_signal(signal.SIGINT)
                 process.send_signal(signal.SIGTERM)

@@ -214,7 +214,7 @@ def test_weights_of_a_model_that_is_not_served_do_not_stay():
     made, _ = simulation(scenario())
     made.run()
     assert made.checks is not None
-    made.checks._asked.served.clear()
+    made.checks.asked.served.clear()
     made.checks.check(made.now_ns)
 
     with pytest.raises(AssertionError, match="is unknown since"):
@@ -341,7 +341,7 @@ def test_when_all_is_over_every_book_says_the_same():
 
 def test_when_all_is_over_no_weights_of_removed_models_are_there():
     checks = _quiet()
-    checks._asked.served.discard("m-0000/1")
+    checks.asked.served.discard("m-0000/1")
 
     with pytest.raises(AssertionError, match="weights not served"):
         checks.check_quiet()

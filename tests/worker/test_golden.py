@@ -8,7 +8,7 @@
     0       unload 2 a 0-1 v1
     0       infer 3 a 0-1 v1 batch 4 rows 1,1,2 [0..5]
     2.5     done exec [why not]                            what runs on that lane of gpu:0 ends
-    3       lost | stop | tick
+    3       lost | found | keep 1 2 | stop | tick          versions of weights to keep
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ from clockwork_serve.messages import (
     CodeReady,
     CodeRemoved,
     Infer,
+    Keep,
     Lane,
     Load,
     Result,
     Status,
     Unload,
+    WorkerJoined,
 )
 from clockwork_serve.units import to_ms
 from clockwork_serve.worker import (
+    ControllerFound,
     ControllerLost,
     Prepare,
     Prepared,
@@ -45,7 +48,7 @@ from clockwork_serve.worker import (
     WorkerEffect,
     WorkerEvent,
 )
-from tests.worker.actions import CODE, PROFILE, SPEC, Told, done, infer, load, unload
+from tests.worker.actions import CODE, GPU, PROFILE, SPEC, Told, done, infer, load, unload
 
 FOLDER = Path(__file__).parent / "golden"
 LINE = "-" * 20
@@ -88,6 +91,10 @@ class Story:
                 return None
             case ["lost"]:
                 return ControllerLost()
+            case ["found"]:
+                return ControllerFound(worker="w")
+            case ["keep", *versions]:
+                return Keep(device=GPU, versions=tuple([int(version) for version in versions]))
             case ["stop"]:
                 return Stop()
             case ["code", name]:
@@ -141,6 +148,18 @@ def words_of(effect: WorkerEffect) -> str:
             return f"load: retire {effect.code_id}"
         case CodeReady():
             return f"ready {effect.code_id}" if effect.ok else f"not ready {effect.code_id}: {effect.message}"
+        case WorkerJoined():
+            held = [
+                f"{one.model} v{one.version}{'' if one.ready else ' loading'}"
+                for s in effect.states
+                for one in s.weights
+            ]
+            runs = [
+                f"{one.lane} {one.action_id} {to_ms(one.left_ns):g} ms"
+                for s in effect.states
+                for one in s.running
+            ]
+            return f"joined, holds {', '.join(held) or 'nothing'}; runs {', '.join(runs) or 'nothing'}"
         case Result():
             took = f", took {to_ms(effect.lane_ns):g} ms" if effect.status is Status.OK else ""
             message = f": {effect.message}" if effect.message else ""

@@ -18,17 +18,21 @@ from clockwork_serve.messages import (
     CodeAdded,
     CodeReady,
     CodeRemoved,
+    DeviceState,
     Extent,
     Infer,
+    Keep,
     Lane,
     Load,
     Result,
     Status,
     Unload,
     Window,
+    WorkerJoined,
 )
 from clockwork_serve.units import ms
 from clockwork_serve.worker import (
+    ControllerFound,
     ControllerLost,
     LaneDone,
     Prepare,
@@ -104,11 +108,11 @@ class Lives(RuleBasedStateMachine):
         self.next_id = 0
         self.arrivals = 0
         self.running: dict[Lane, Start | Prepare | Retire | None] = {Lane.LOAD: None, Lane.EXEC: None}
-        self.unheard: set[int] = set()  # ids that run, but whose controller is gone
         self.pages: list[Claim | None] = [None] * PAGES
         self.usable: set[str] = set()  # codes that are prepared and not being retired
         self.ready_due: set[str] = set()
         self.stopped = False
+        self.states: tuple[DeviceState, ...] = ()
 
     # What happens
 
@@ -203,7 +207,6 @@ class Lives(RuleBasedStateMachine):
                 ),
                 expected=(work.action.action_id, ok) if work.action.action_id in self.sent else None,
             )  # fmt: skip
-            self.unheard.discard(work.action.action_id)
 
     def page_ends(self, action: Action, ok: bool) -> None:
         span = range(action.extent.first, action.extent.first + action.extent.count)
@@ -226,19 +229,39 @@ class Lives(RuleBasedStateMachine):
         self.tell(CodeRemoved(code_id="more"))
 
     @precondition(lambda self: self.now_ns > ms(1005))
-    @rule(dice=st.integers(0, 3))
-    def the_controller_goes(self, dice: int) -> None:
-        if dice:
+    @rule(dice=st.integers(0, 3), kept=st.sets(versions))
+    def the_controller_goes_and_another_comes(self, dice: int, kept: set[int]) -> None:
+        if dice or self.stopped:
             return
-        for work in self.running.values():
-            if isinstance(work, Start):
-                self.unheard.add(work.action.action_id)
-        for claim in self.pages:
-            if claim is not None:
-                claim.forgotten_by_controller = True
         self.ready_due.clear()
+        self.tell(ControllerFound(worker="w"))
         self.tell(ControllerLost())
-        assert not self.sent, f"{self.sent} were not answered for the last time"
+        assert set(self.sent) <= self.running_ids(), "what waits is refused, what runs goes on"
+        self.states = ()
+        self.tell(ControllerFound(worker="w"))
+        (state,) = self.states
+        self.judge_state(state)
+        for claim in self.pages:
+            if claim is not None and claim.version not in kept:
+                claim.forgotten_by_controller = True
+        self.tell(Keep(device=GPU, versions=tuple(kept)))
+
+    def judge_state(self, state: DeviceState) -> None:
+        """What the next controller is told is what is there."""
+        run = self.running[Lane.LOAD]
+        leaving = run.action if isinstance(run, Start) and isinstance(run.action, Unload) else None
+        there = {
+            (claim.extent.first, claim.model, claim.version, claim.ready)
+            for claim in self.pages
+            if claim is not None and not claim.forgotten_by_controller
+            if leaving is None or claim.extent != leaving.extent
+        }
+        assert {(one.extent.first, one.model, one.version, one.ready) for one in state.weights} == there
+        assert set(state.codes) == self.usable
+        works = [work.action for work in self.running.values() if isinstance(work, Start)]
+        assert {one.action_id for one in state.running} == {
+            action.action_id for action in works if not isinstance(action, Unload)
+        }
 
     @precondition(lambda self: self.now_ns > ms(1015))
     @rule(dice=st.integers(0, 9))
@@ -283,6 +306,8 @@ class Lives(RuleBasedStateMachine):
                     assert effect.code_id not in used, "a code in use was retired"
             case CodeReady():
                 assert not effect.ok or effect.code_id in self.usable
+            case WorkerJoined():
+                self.states = effect.states
             case Result():
                 self.judge_result(effect, expected, lost=lost)
 
@@ -349,7 +374,8 @@ class Lives(RuleBasedStateMachine):
             case Status.NO_ROOM:
                 return isinstance(action, Load) and bool(claims)
             case Status.IN_USE:
-                return bool(claims) and (self.read(action.extent) or any(not claim.ready for claim in claims))
+                wanted = any(not claim.forgotten_by_controller for claim in claims)
+                return wanted and (self.read(action.extent) or any(not claim.ready for claim in claims))
             case _:
                 return False
 
@@ -380,7 +406,7 @@ class Lives(RuleBasedStateMachine):
         return {work.action.action_id for work in self.running.values() if isinstance(work, Start)}
 
     def waiting(self, lane: Lane) -> list[Sent]:
-        running = self.running_ids() - self.unheard
+        running = self.running_ids()
         return [sent for number, sent in self.sent.items() if sent.lane is lane and number not in running]
 
     # What must always be true
@@ -395,13 +421,21 @@ class Lives(RuleBasedStateMachine):
             due = [sent for sent in self.waiting(lane) if sent.key_ns <= self.now_ns]
             if work is None and due:
                 first = min(due, key=lambda sent: (sent.key_ns, sent.arrival)).action
-                assert lane is Lane.EXEC, f"{first} could start"
-                assert self.is_coming(first), f"{first} waits for nothing"
+                assert self.is_coming(first) if lane is Lane.EXEC else self.is_leaving(first), (
+                    f"{first} waits for nothing"
+                )
+
+    def is_leaving(self, action: Action) -> bool:
+        """Whether a LOAD's pages hold only what is forgotten as soon as it is read no more."""
+        claims = [claim for claim in self.under(action.extent) if claim is not None]
+        assert isinstance(action, Load)
+        forgotten = all(claim.forgotten_by_controller for claim in claims)
+        return forgotten and self.read(action.extent) and self.now_ns <= action.window.latest_ns
 
     def is_coming(self, action: Action) -> bool:
         """Whether a LOAD of these weights runs or waits."""
         run = self.running[Lane.LOAD]
-        loads = [run.action] if isinstance(run, Start) and run.action.action_id not in self.unheard else []
+        loads = [run.action] if isinstance(run, Start) else []
         loads += [sent.action for sent in self.waiting(Lane.LOAD)]
         return any(isinstance(load, Load) and same_weights(load, action) for load in loads)
 

@@ -7,14 +7,29 @@ from collections.abc import Callable
 import pytest
 from msgspec import structs
 
-from clockwork_serve.messages import CodeAdded, CodeReady, Infer, Lane, Load, Result, Status, Unload
+from clockwork_serve.messages import (
+    CodeAdded,
+    CodeReady,
+    DeviceState,
+    Extent,
+    Infer,
+    Keep,
+    Lane,
+    Load,
+    Result,
+    Running,
+    Status,
+    Unload,
+    WorkerJoined,
+)
 from clockwork_serve.units import NS_PER_MS, ms
-from clockwork_serve.worker import ControllerLost, Start, Stop, Worker
+from clockwork_serve.worker import ControllerFound, ControllerLost, Start, Stop, Worker
 from tests.worker.actions import (
     CODE,
     GPU,
     OTHER,
     SPEC,
+    Told,
     done,
     fresh,
     infer,
@@ -278,85 +293,147 @@ def test_stop_drops_codes_that_wait_to_be_prepared() -> None:
 # The controller went away
 
 
-def test_a_lost_controller_gets_its_last_answers_at_once() -> None:
+FOUND = ControllerFound(worker="w")
+
+
+def state_after(tell: Told, at_ms: float) -> DeviceState:
+    """What the next controller is told of the only device, the first one having been there."""
+    (joined,) = tell(at_ms, FOUND)
+    assert isinstance(joined, WorkerJoined)
+    (state,) = joined.states
+    return state
+
+
+def second() -> Told:
+    """A worker whose first controller was there."""
     tell = fresh()
+    assert tell(0, FOUND) == [WorkerJoined(worker="w", devices=(SPEC,))]
+    return tell
+
+
+def test_what_waits_is_refused_and_what_runs_goes_on_and_is_answered() -> None:
+    tell = second()
     resident(tell, "a", 0)
     runs, waits = infer(1, "a", 0), infer(2, "a", 0)
     tell(0, runs, waits)
-    assert statuses(tell(1, ControllerLost())) == {1: Status.SHUTTING_DOWN, 2: Status.SHUTTING_DOWN}
-    effects = tell(2, done(runs, 2))
-    assert statuses(effects) == {}
+    assert statuses(tell(1, ControllerLost())) == {2: Status.SHUTTING_DOWN}
+    assert statuses(tell(2, done(runs, 2))) == {1: Status.OK}
 
 
-def test_weights_of_a_lost_controller_are_unloaded_by_the_worker_itself() -> None:
-    tell = fresh()
+def test_the_next_controller_hears_of_codes_weights_and_what_runs() -> None:
+    tell = second()
+    resident(tell, "a", 0, version=3)
+    runs, copies = infer(1, "a", 0, version=3), load(2, "b", 2, version=4)
+    tell(1, runs, copies)
+    tell(1.5, ControllerLost())
+    state = state_after(tell, 2)
+    assert state.codes == ("net",)
+    assert [(one.model, one.version, one.extent, one.ready) for one in state.weights] == [
+        ("a", 3, Extent(0, 2), True),
+        ("b", 4, Extent(2, 2), False),
+    ]
+    assert set(state.running) == {
+        Running(action_id=1, lane=Lane.EXEC, version=3, left_ns=ms(1)),
+        Running(action_id=2, lane=Lane.LOAD, version=4, left_ns=0),
+    }
+
+
+def test_the_next_controller_hears_of_the_last_durations_by_batch_and_signature() -> None:
+    tell = second()
+    resident(tell, "a", 0)
+    for at in range(12):
+        action = structs.replace(infer(at, "a", 0, window=(0, 1000)), signature="s" if at == 3 else "")
+        tell(10 * at, action)
+        tell(10 * at + 1 + at / 10, done(action, 10 * at + 1 + at / 10, started_ms=10 * at))
+    tell(200, ControllerLost())
+    measured = {(one.batch, one.signature): one.lasted_ns for one in state_after(tell, 200).measured}
+    assert measured[1, "s"] == (ms(1.3),)
+    assert measured[1, ""] == tuple(ms(1 + at / 10) for at in (1, 2, 4, 5, 6, 7, 8, 9, 10, 11))
+    assert len(measured[0, ""]) == 1
+
+
+def test_weights_that_are_kept_serve_the_next_controller() -> None:
+    tell = second()
+    resident(tell, "a", 0)
+    tell(1, ControllerLost())
+    tell(1, FOUND, Keep(device=GPU, versions=(1,)))
+    action = infer(1, "a", 0)
+    assert tell(2, action) == [start(action)]
+
+
+def test_weights_that_nobody_keeps_are_unloaded_by_the_worker_itself() -> None:
+    tell = second()
     resident(tell, "a", 0)
     resident(tell, "b", 2)
-    (first,) = tell(1, ControllerLost())
+    assert tell(1, ControllerLost()) == []
+    _, first = tell(1, FOUND, Keep(device=GPU))
     assert isinstance(first, Start)
     assert (first.action.model, first.action.action_id) == ("a", -1)
     assert statuses(tell(1, load(1, "c", 0))) == {}
-    (second,) = tell(2, done(first.action, 2))
-    assert isinstance(second, Start)
-    assert second.action.model == "b"
-    assert tell(3, done(second.action, 3)) == [start(load(1, "c", 0))]
+    (second_,) = tell(2, done(first.action, 2))
+    assert isinstance(second_, Start)
+    assert second_.action.model == "b"
+    assert tell(3, done(second_.action, 3)) == [start(load(1, "c", 0))]
+
+
+def test_weights_that_nobody_keeps_and_wait_to_be_forgotten_are_still_forgotten_after_another_loss() -> None:
+    tell = second()
+    resident(tell, "a", 0)
+    resident(tell, "b", 2)
+    tell(1, ControllerLost())
+    _, first = tell(1, FOUND, Keep(device=GPU))
+    assert isinstance(first, Start)
+    tell(1, ControllerLost())
+    assert state_after(tell, 1).weights == ()
+    (second_,) = tell(2, done(first.action, 2))
+    assert isinstance(second_, Start)
+    assert second_.action.model == "b"
 
 
 def test_weights_that_are_read_or_copied_are_forgotten_afterwards() -> None:
-    tell = fresh()
+    tell = second()
     resident(tell, "a", 0)
     runs, copies = infer(1, "a", 0), load(2, "b", 2)
     tell(0, runs, copies)
-    assert statuses(tell(1, ControllerLost())) == {1: Status.SHUTTING_DOWN, 2: Status.SHUTTING_DOWN}
-    (forget_b,) = tell(2, done(copies, 2))
+    tell(1, ControllerLost())
+    tell(1, FOUND, Keep(device=GPU))
+    result, forget_b = tell(2, done(copies, 2))
+    assert isinstance(result, Result)
     assert isinstance(forget_b, Start)
     assert forget_b.action.model == "b"
     tell(3, done(forget_b.action, 3))
-    (forget_a,) = tell(4, done(runs, 4))
+    result, forget_a = tell(4, done(runs, 4))
+    assert isinstance(result, Result)
     assert isinstance(forget_a, Start)
     assert forget_a.action.model == "a"
     assert tell(5, done(forget_a.action, 5)) == []
     assert tell.worker.idle
 
 
-def test_weights_of_a_lost_controller_answer_no_infer_of_the_next() -> None:
-    tell = fresh()
-    resident(tell, "a", 0)
-    runs = infer(1, "a", 0)
-    tell(0, runs)
-    tell(1, ControllerLost())
-    tell(2, infer(1, "a", 0))
-    effects = tell(3, done(runs, 3))
-    assert statuses(effects) == {1: Status.WEIGHTS_MISSING}
-
-
-def test_stale_weights_that_still_wait_to_be_forgotten_are_not_used() -> None:
-    tell = fresh()
+def test_weights_that_nobody_keeps_answer_no_infer() -> None:
+    tell = second()
     resident(tell, "a", 0)
     tell(0, load(1, "b", 4))
     tell(1, ControllerLost())
-    assert tell.refusal(2, infer(1, "a", 0))[0] is Status.WEIGHTS_MISSING
+    tell(1, FOUND, Keep(device=GPU))
+    assert tell.refusal(2, infer(2, "a", 0))[0] is Status.WEIGHTS_MISSING
 
 
-def test_a_load_into_pages_that_the_lost_controllers_infer_reads_is_refused() -> None:
-    tell = fresh()
-    resident(tell, "a", 0)
-    runs = infer(1, "a", 0)
-    tell(0, runs)
-    tell(1, ControllerLost())
-    assert tell.refusal(2, load(1, "b", 1))[0] is Status.IN_USE
-
-
-def test_ids_of_a_lost_controller_may_come_again() -> None:
-    tell = fresh()
-    old = load(1, "a", 0)
-    tell(0, old)
-    tell(1, ControllerLost())
-    new = load(1, "a", 4)
-    tell(2, new)
-    (forget,) = tell(3, done(old, 3))
-    assert isinstance(forget, Start)
-    assert forget.action.action_id == -1, "what came first is forgotten first"
+def test_a_load_into_pages_that_an_old_infer_reads_waits_in_its_window() -> None:
+    for patience_ms in (2, 100):
+        tell = second()
+        resident(tell, "a", 0)
+        runs, wanted = infer(1, "a", 0), load(2, "b", 1, window=(0, patience_ms))
+        tell(0, runs)
+        tell(1, ControllerLost())
+        tell(1, FOUND, Keep(device=GPU))
+        assert tell(2, wanted) == []
+        if patience_ms == 2:
+            assert tell.refusal(3, *())[0] is Status.TOO_LATE
+            continue
+        _, forget = tell(5, done(runs, 5))
+        assert isinstance(forget, Start)
+        assert tell(6, done(forget.action, 6)) == [start(wanted)]
 
 
 def test_codes_of_a_lost_controller_stay_and_are_told_to_the_next() -> None:

@@ -50,12 +50,9 @@ class Belief(Measured):
     def __init__(self, config: ControllerConfig) -> None:
         super().__init__(config)
         self.config = config
-        self._floor_ns = config.floor_ns
-        self._capacity_ns = config.capacity_ns
-        self._look_ahead_ns = config.look_ahead_ns
-        self._network_ns = config.network_ns
-        self._open_window = config.open_window
-        self._reject = config.reject_infeasible
+        self._floor_ns, self._capacity_ns = config.floor_ns, config.capacity_ns
+        self._look_ahead_ns, self._network_ns = config.look_ahead_ns, config.network_ns
+        self._open_window, self._reject = config.open_window, config.reject_infeasible
         self._hang_ns = config.hang_ns
         self.codes: dict[str, Code] = {}
         self.models: dict[str, ServedModel] = {}
@@ -87,7 +84,7 @@ class Belief(Measured):
         """How often a load lane was given work or finished some."""
         self.unsettled = False
         """Something was observed that the next ``decide`` has to answer or settle first."""
-        self._counter = 0
+        self._counter = config.first_id
 
     def fresh(self) -> int:
         """A number never given before: ids, versions, orders."""
@@ -172,6 +169,15 @@ class Belief(Measured):
             self.tenants.returned(waiter, self.cost_ns(model, waiter.request.rows))
         self._wait(waiter, waiter.queue, model)
 
+    def move(self, waiter: Waiter, model: ServedModel) -> Queue:
+        """Have a request that waits wait for another version of its model, just as it is."""
+        queue = waiter.queue
+        queue.remove(waiter)
+        self._gone(queue, queue.model, 1, waiter.demand_ns)
+        waiter.queue = queue = self._queue(model, waiter.request, alone=waiter.alone)
+        self._wait(waiter, queue, model)
+        return queue
+
     def answer(
         self, waiter: Waiter, outcome: Outcome, reason: Reason, *, message: str = "", retry_after_ns: int = 0
     ) -> None:
@@ -250,9 +256,7 @@ class Belief(Measured):
             device.load_ns += waiter.demand_ns
             if device.load_ns <= self.stir_above_ns:
                 return
-        if not model.stirred:
-            model.stirred = True
-            self.stirred.append(model)
+        self._stir(model)
 
     def _gone(self, queue: Queue, model: ServedModel, count: int, demand_ns: int) -> None:
         """So many requests, of so much demand, were taken out of a queue."""
@@ -267,6 +271,9 @@ class Belief(Measured):
             device.load_ns -= demand_ns
             if model.load_key is None and not device.plan.starved:
                 return
+        self._stir(model)
+
+    def _stir(self, model: ServedModel) -> None:
         if not model.stirred:
             model.stirred = True
             self.stirred.append(model)
@@ -290,7 +297,7 @@ class Belief(Measured):
             action_id=action_id, device=device.name, model=model.key, code_id=model.code_id,
             extent=residency.extent, version=residency.version, batch=batch.size, expected_ns=expected_ns,
             calls=calls_of(waiters), window=Window(now_ns, latest_ns),
-            send_by_ns=by_ns if by_ns > latest_ns else latest_ns,
+            send_by_ns=by_ns if by_ns > latest_ns else latest_ns, signature=queue.signature,
         )  # fmt: skip
         demand_ns = 0
         for waiter in waiters:

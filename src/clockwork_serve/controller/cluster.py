@@ -16,7 +16,7 @@ from clockwork_serve.controller.plan import Plan
 from clockwork_serve.controller.queues import Queue, ServedModel, Waiter
 from clockwork_serve.controller.returns import Returns
 from clockwork_serve.controller.timers import NEVER_NS, Timer
-from clockwork_serve.messages import Action, Code, DeviceSpec, Extent
+from clockwork_serve.messages import Action, Code, DeviceSpec, Extent, Running
 from clockwork_serve.units import NS_PER_MS
 
 if TYPE_CHECKING:
@@ -199,6 +199,24 @@ class Sent:
         """The requests of an INFER, in the order of its calls."""
         self.idle_ns = -1
         """When it was sent, if its lane was idle then."""
+
+
+class Inherited:
+    """An action of another controller, that runs; ``residency``: the weights it moves or reads, if kept.
+
+    ``expected_ns`` is what that controller expected it to take, ``load_bytes`` what a LOAD moves.
+    """
+
+    __slots__ = ("device", "expected_ns", "lane", "load_bytes", "residency")
+
+    def __init__(
+        self, device: DeviceBelief, running: Running, residency: Residency | None, load_bytes: int
+    ) -> None:
+        self.device = device
+        self.lane = running.lane
+        self.expected_ns = running.expected_ns
+        self.load_bytes = load_bytes
+        self.residency = residency
 
 
 class Guard(Timer):

@@ -30,7 +30,8 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     end sooner than this after it came. ``load_negative``: LOADs that the paper's priority calls needless are
     made too. ``open_window``: an INFER may start up to ``look_ahead_ns`` later than planned, whatever its
     deadline. ``released``: policy ``paper`` chooses INFERs with all habits of the authors' code, and a
-    request that waits hears when its plan fails, ``slack_ns`` before its deadline.
+    request that waits hears when its plan fails, ``slack_ns`` before its deadline. ``first_id``: ids of
+    actions and versions of weights are above; who follows another must not use those that workers know.
     """
 
     policy: str = "default"
@@ -54,6 +55,7 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     load_negative: bool = False
     open_window: bool = False
     released: bool = False
+    first_id: int = 0
 
     @staticmethod
     def as_released(*, max_batch: int = 8, expected_devices: int = 1) -> ControllerConfig:

@@ -19,6 +19,7 @@ from clockwork_serve.controller.fleet import Fleet
 from clockwork_serve.controller.foretell import foretell
 from clockwork_serve.controller.hangs import Hangs
 from clockwork_serve.controller.hung import HungWorker
+from clockwork_serve.controller.inheritance import Inheritance
 from clockwork_serve.controller.invariants import check_belief
 from clockwork_serve.controller.life import SENT, SPENT
 from clockwork_serve.controller.plan import LaneTimer
@@ -42,8 +43,6 @@ from clockwork_serve.messages import (
     ControllerEvent,
     Drain,
     GatewayLost,
-    Infer,
-    Load,
     ModelAdded,
     ModelRemoved,
     Outcome,
@@ -53,7 +52,6 @@ from clockwork_serve.messages import (
     Request,
     Result,
     Status,
-    Unload,
     WorkerCrashed,
     WorkerHeard,
     WorkerJoined,
@@ -76,6 +74,7 @@ class Controller:
         self._counts = config.reject_infeasible and self._belief.measures
         self._quarantine = Quarantine(self._belief)
         self._settler = Settler(self._belief, self._scheduler, self._quarantine)
+        self._inheritance = Inheritance(self._belief, self._scheduler, self._feasibility)
         self._turned_away: list[Refusal] = []
         """Requests that were never admitted, to be answered."""
         self._announced: list[Announced] = []
@@ -90,9 +89,13 @@ class Controller:
         self._draining = False
         self._readiness = Teller(self._belief)
         self._fleet = Fleet(
-            self._belief, self._scheduler, self._feasibility, self._quarantine, self._settler, self._readiness
-        )
-        self._hangs = Hangs(self._belief, self._fleet, self._scheduler, self._settler, self._quarantine)
+            self._belief, self._scheduler, self._feasibility, self._quarantine, self._settler,
+            inheritance=self._inheritance, readiness=self._readiness,
+        )  # fmt: skip
+        self._hangs = Hangs(
+            self._belief, self._fleet, self._scheduler, self._settler, self._quarantine,
+            inheritance=self._inheritance,
+        )  # fmt: skip
 
     # Events
 
@@ -186,6 +189,7 @@ class Controller:
     def _on_result(self, result: Result, now_ns: int) -> None:
         sent = self._belief.sent.pop(result.action_id, None)
         if sent is None:
+            self._inheritance.ended(result, now_ns)
             self._hangs.result(result)
             return
         device, samples = sent.device, sent.samples
@@ -228,7 +232,7 @@ class Controller:
 
     def _on_worker(self, event: WorkerJoined | WorkerLost, now_ns: int) -> None:
         lost = event if isinstance(event, WorkerLost) else WorkerLost(worker=event.worker)
-        at_work = self._quarantine.lost(lost)
+        at_work = self._quarantine.lost(lost) | self._inheritance.at_work(lost)
         self._hangs.lost(lost.worker, at_work)
         self._fleet.lost(lost.worker, at_work)
         if isinstance(event, WorkerJoined):
@@ -253,14 +257,14 @@ class Controller:
 
     def _on_model(self, event: ModelAdded) -> None:
         key = event.model.key
-        if key in self._belief.models:
-            if self._belief.models[key].model == event.model:
-                return
-            self._on_model_removed(key)
+        if (known := self._belief.models.get(key)) is not None and known.model == event.model:
+            return
+        self._on_model_removed(key)
         code = self._belief.codes.get(event.model.code_id)
         assert code is not None, f"model {key} was added before its code {event.model.code_id}"
         model = self._belief.models[key] = ServedModel(event.model, code, self._belief.fresh())
         self._quarantine.added(model)
+        self._settler.replaced(model, self._leaving)
 
     def _on_model_removed(self, key: str) -> None:
         model = self._belief.models.pop(key, None)
@@ -281,6 +285,7 @@ class Controller:
         belief, scheduler = self._belief, self._scheduler
         if belief.unsettled:
             belief.unsettled = False
+            belief.effects += self._inheritance.told()
             if self._turned_away or self._leaving:
                 self._answer_leavers()
             if self._hangs.unsettled:
@@ -364,11 +369,8 @@ class Controller:
         check_belief(self._belief)
         self._quarantine.check()
         self._hangs.check()
+        self._inheritance.check()
         self._scheduler.check()
         if self._reject:
             self._feasibility.check()
         self._deadlines.check([one for one in self._belief.waiters.values() if one.state != SPENT])
-        for sent in self._belief.sent.values():
-            assert self._belief.devices[sent.action.device] is sent.device
-            assert isinstance(sent.action, Infer) == bool(sent.waiters)
-            assert isinstance(sent.action, Load | Infer | Unload)

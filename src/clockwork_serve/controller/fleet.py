@@ -5,6 +5,7 @@ from __future__ import annotations
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import DeviceBelief, Sent
 from clockwork_serve.controller.feasibility import Feasibility
+from clockwork_serve.controller.inheritance import Inheritance
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.readiness import Teller
 from clockwork_serve.controller.scheduler import Scheduler
@@ -23,6 +24,8 @@ class Fleet:
         feasibility: Feasibility,
         quarantine: Quarantine,
         settler: Settler,
+        *,
+        inheritance: Inheritance,
         readiness: Teller,
     ) -> None:
         self._belief = belief
@@ -30,11 +33,12 @@ class Fleet:
         self._feasibility = feasibility
         self._quarantine = quarantine
         self._settler = settler
+        self._inheritance = inheritance
         self._readiness = readiness
         self._reject = belief.config.reject_infeasible
 
     def joined(self, event: WorkerJoined, now_ns: int) -> None:
-        """A worker is up, with empty memory; one of its name is forgotten already."""
+        """A worker is up, with what its states tell; one of its name is forgotten already."""
         belief = self._belief
         for spec in event.devices:
             assert spec.device not in belief.devices, f"device {spec.device} joined twice"
@@ -44,6 +48,9 @@ class Fleet:
             self.enter(device, now_ns)
             device.warm = not device.pending_codes
         self.changed()
+        if event.states:
+            self._inheritance.joined(event.states, now_ns)
+            self._readiness.take_over()
 
     def enter(self, device: DeviceBelief, now_ns: int) -> None:
         """Believe a device there."""
@@ -112,6 +119,7 @@ class Fleet:
             del belief.sent[sent.action.action_id]
         for residency in list(device.pages.holders()):
             belief.drop(residency)
+        self._inheritance.leave(device)
         self._scheduler.device_lost(device)
         if device.guard.entry_ns != NEVER_NS:
             belief.timers.set(device.guard, NEVER_NS)

@@ -13,9 +13,10 @@ from __future__ import annotations
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.cluster import DeviceBelief, Guard, LaneBelief, Residency, Sent
+from clockwork_serve.controller.cluster import DeviceBelief, Guard, Inherited, LaneBelief, Residency, Sent
 from clockwork_serve.controller.fleet import Fleet
 from clockwork_serve.controller.hung import HungWorker
+from clockwork_serve.controller.inheritance import Inheritance
 from clockwork_serve.controller.life import LOADED, LOADING, READY, SPENT
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.queues import Waiter
@@ -24,6 +25,7 @@ from clockwork_serve.controller.settle import BELIEF_WRONG, Settler
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import (
     Infer,
+    Lane,
     Load,
     Result,
     Status,
@@ -54,13 +56,15 @@ class Hangs:
     """See the module."""
 
     def __init__(
-        self, belief: Belief, fleet: Fleet, scheduler: Scheduler, settler: Settler, quarantine: Quarantine
-    ) -> None:
+        self, belief: Belief, fleet: Fleet, scheduler: Scheduler, settler: Settler, quarantine: Quarantine,
+        *, inheritance: Inheritance,
+    ) -> None:  # fmt: skip
         self._belief = belief
         self._fleet = fleet
         self._scheduler = scheduler
         self._settler = settler
         self._quarantine = quarantine
+        self._inheritance = inheritance
         self._floor_ns = belief.config.hang_ns
         self._grace_ns = belief.config.hang_grace_ns
         self.unsettled = False
@@ -95,11 +99,15 @@ class Hangs:
     def result(self, result: Result) -> None:
         """A result of no action that is in flight: perhaps one that a worker owed which hung."""
         found = self.of_device(result.device)
-        sent = None if found is None else found[0].sent.pop(result.action_id, None)
-        if found is None or sent is None:
+        if found is None:
             return
-        hung, good, residency = found[0], result.status is Status.OK, sent.residency
-        if good and sent.samples is not None:
+        hung, good = found[0], result.status is Status.OK
+        sent = hung.sent.pop(result.action_id, None)
+        owed = sent or hung.inherited.pop((result.device, result.action_id), None)
+        if owed is None:
+            return
+        residency = owed.residency
+        if good and sent is not None and sent.samples is not None:
             sent.samples.add(result.ended_ns - result.started_ns)
         if residency is not None and residency in hung.kept:
             if residency.state == LOADING and good:
@@ -107,7 +115,8 @@ class Hangs:
             elif residency.state == LOADING or result.status in BELIEF_WRONG:
                 hung.kept.remove(residency)
         hung.heard = True
-        self._ended.append(sent)
+        if sent is not None:
+            self._ended.append(sent)
         self._stir()
 
     def lost(self, worker: str, at_work: set[int]) -> None:
@@ -138,7 +147,7 @@ class Hangs:
                 self._let_go(waiter)
         self._ended.clear()
         for hung in list(self._belief.hung.values()):
-            if hung.heard and not hung.sent and not hung.ended:
+            if hung.heard and not hung.sent and not hung.inherited and not hung.ended:
                 self._take_back(hung, now_ns)
         silent, self._silent = self._silent, []
         for event in silent:
@@ -172,12 +181,16 @@ class Hangs:
 
     def _late(self, device: DeviceBelief, lane: LaneBelief, now_ns: int) -> None:
         """The running action of a lane makes its worker hung."""
-        sent = self._head(lane)
-        kind = type(sent.action).__name__.upper()
+        head = self._head(device, lane)
+        if isinstance(head, Inherited):
+            what = f"{'a LOAD' if head.lane is Lane.LOAD else 'an INFER'} of before it joined"
+        else:
+            kind = type(head.action).__name__.upper()
+            what = f"{'a' if kind == 'LOAD' else 'an'} {kind} of {head.action.model}"
         late = _seconds(now_ns - lane.head_end_ns)
-        why = f"{device.name} has not answered an {kind} of {sent.action.model}, which is {late} late"
-        grace_ns = FIRST_GRACE * self._grace_ns if self._is_first(sent) else self._grace_ns
-        self._suspect(device.worker, why.replace("an LOAD", "a LOAD"), grace_ns, now_ns)
+        why = f"{device.name} has not answered {what}, which is {late} late"
+        grace_ns = FIRST_GRACE * self._grace_ns if self._is_first(head) else self._grace_ns
+        self._suspect(device.worker, why, grace_ns, now_ns)
 
     def _judge_silent(self, event: WorkerSilent, now_ns: int) -> None:
         devices = [one for one in self._belief.devices.values() if one.worker == event.worker]
@@ -197,6 +210,7 @@ class Hangs:
             if device.exec:
                 hung.heads.add(device.exec.head_id)
             hung.kept += device.pages.holders()
+            hung.inherited |= self._inheritance.leave(device)
             hung.sent.update((sent.action.action_id, sent) for sent in self._fleet.leave(device))
         for action_id, sent in hung.sent.items():
             self._settler.suspected(sent, now_ns, ran=action_id in hung.heads)
@@ -239,15 +253,16 @@ class Hangs:
 
     # Patience
 
-    def _head(self, lane: LaneBelief) -> Sent:
-        return self._belief.sent[lane.head_id]
+    def _head(self, device: DeviceBelief, lane: LaneBelief) -> Sent | Inherited:
+        head = self._belief.sent.get(lane.head_id)
+        return head if head is not None else self._inheritance.running[device.name, lane.head_id]
 
     def _exec_due_ns(self, device: DeviceBelief) -> int:
         """When its running INFER makes it hung; ``NEVER_NS`` if there is none."""
         lane = device.exec
         if not lane:
             return NEVER_NS
-        patience_ns = self._patience_ns(self._head(lane))
+        patience_ns = self._patience_ns(self._head(device, lane))
         if device.pending_codes:  # who prepares one may keep the interpreter to itself
             patience_ns = max(patience_ns, FIRST * self._floor_ns)
         return lane.head_end_ns + patience_ns
@@ -255,26 +270,31 @@ class Hangs:
     def _load_due_ns(self, device: DeviceBelief) -> int:
         """When what its load lane is at makes it hung; ``NEVER_NS`` if it has nothing to do."""
         lane = device.load
-        due_ns = lane.head_end_ns + self._patience_ns(self._head(lane)) if lane else 0
+        due_ns = lane.head_end_ns + self._patience_ns(self._head(device, lane)) if lane else 0
         if device.pending_codes:
             due_ns = max(due_ns, device.since_ns + PREPARE * self._floor_ns)
         return due_ns or NEVER_NS
 
-    def _patience_ns(self, sent: Sent) -> int:
-        floor_ns, action = self._floor_ns, sent.action
-        if isinstance(action, Unload):
+    def _patience_ns(self, head: Sent | Inherited) -> int:
+        floor_ns = self._floor_ns
+        if isinstance(head, Inherited):
+            expected_ns, load_bytes = head.expected_ns, head.load_bytes
+        elif isinstance(head.action, Unload):
             return FIRST * floor_ns
-        patience_ns = max(floor_ns, SLOWER * action.expected_ns)
-        if self._is_first(sent):
+        else:
+            expected_ns = head.action.expected_ns
+            load_bytes = head.action.weights.size if isinstance(head.action, Load) else 0
+        patience_ns = max(floor_ns, SLOWER * expected_ns)
+        if self._is_first(head):
             patience_ns = max(patience_ns, FIRST * floor_ns)
-        if isinstance(action, Load):
-            patience_ns += action.weights.size * floor_ns // SLOW_LOAD_BYTES
-        return patience_ns
+        return patience_ns + load_bytes * floor_ns // SLOW_LOAD_BYTES
 
-    def _is_first(self, sent: Sent) -> bool:
+    def _is_first(self, head: Sent | Inherited) -> bool:
         """Whether nobody knows how long this takes there; but who may have ended a worker has had its try."""
-        samples = sent.samples
-        return samples is not None and samples.unproven and sent.action.model not in self._quarantine.watched
+        if isinstance(head, Inherited):
+            return True
+        samples = head.samples
+        return samples is not None and samples.unproven and head.action.model not in self._quarantine.watched
 
     def check(self) -> None:
         """Assert the invariants."""
@@ -285,8 +305,10 @@ class Hangs:
             for sent in hung.sent.values():
                 assert sent.action.action_id not in belief.sent
                 assert isinstance(sent.action, Infer) == bool(sent.waiters)
+            inherited = hung.inherited.values()
             for kept in hung.kept:
-                loading = kept.version in hung.sent and kept.state == LOADING
+                loads = kept.version in hung.sent or any(one.residency is kept for one in inherited)
+                loading = loads and kept.state == LOADING
                 assert loading or kept.state == READY, f"{name}: {kept.model.key} neither comes nor is there"
         if self._floor_ns:
             for device in belief.devices.values():

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from clockwork_serve.controller.cluster import DeviceBelief, Residency, Sent
+from clockwork_serve.controller.cluster import DeviceBelief, Inherited, Residency, Sent
 from clockwork_serve.controller.timers import Timer
 
 
 class HungWorker(Timer):
     """See the module. It fires when its grace is over: then it is to be ended."""
 
-    __slots__ = ("devices", "ended", "heads", "heard", "kept", "name", "sent", "why")
+    __slots__ = ("devices", "ended", "heads", "heard", "inherited", "kept", "name", "sent", "why")
 
     def __init__(self, name: str, why: str, devices: list[DeviceBelief], order: int) -> None:
         super().__init__(order)
@@ -19,6 +19,8 @@ class HungWorker(Timer):
         """As they were believed; they come back as others."""
         self.sent: dict[int, Sent] = {}
         """All and only actions in flight there, by id; their requests may be answered or run elsewhere."""
+        self.inherited: dict[tuple[str, int], Inherited] = {}
+        """All and only actions of another controller that run there, by device and id."""
         self.heads: set[int] = set()
         """INFERs that were first on their lanes: they ran, by belief."""
         self.kept: list[Residency] = []

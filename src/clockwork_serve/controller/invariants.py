@@ -6,6 +6,7 @@ from collections import Counter
 
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.life import ANSWERED, READY, SENT, SPENT, WAITING
+from clockwork_serve.messages import Infer
 
 
 def check_belief(belief: Belief) -> None:
@@ -39,6 +40,8 @@ def check_belief(belief: Belief) -> None:
         shares_ns = sum(one.model.share_ns(one) for one in device.pages.holders())
         assert device.load_ns == shares_ns, f"{device.name}: {device.load_ns} is not {shares_ns}"
     for sent in belief.sent.values():
+        assert belief.devices[sent.action.device] is sent.device
+        assert isinstance(sent.action, Infer) == bool(sent.waiters)
         if sent.residency is not None and sent.waiters:
             assert sent.residency.state == READY
             assert sent.residency.in_flight > 0

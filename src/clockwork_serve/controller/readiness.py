@@ -16,6 +16,10 @@ class Teller:
         self._was_ready = False
         self._told: Readiness | None = None
 
+    def take_over(self) -> None:
+        """Another controller was there before: it, too, was ready once."""
+        self._was_ready = True
+
     def tell(self, *, draining: bool) -> None:
         """Look again; once it was ready, one warm device is enough."""
         self.may_change = False

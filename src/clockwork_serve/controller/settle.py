@@ -6,7 +6,7 @@ from typing import Final
 
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import Residency, Sent
-from clockwork_serve.controller.life import FAILED, READY, SPENT, UNLOAD
+from clockwork_serve.controller.life import FAILED, READY, SPENT, UNLOAD, WAITING
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.queues import ServedModel, Waiter
 from clockwork_serve.controller.scheduler import Scheduler
@@ -56,6 +56,14 @@ class Settler:
         """A model was removed: its weights go as soon as no INFER reads them."""
         self._retired[model] = None
         self._belief.unsettled = True
+
+    def replaced(self, model: ServedModel, leaving: list[tuple[Waiter, Outcome, Reason, str]]) -> None:
+        """A model came in place of one just removed: who waits for that waits on, if it is asked alike."""
+        for leaver in [one for one in leaving if one[2] is Reason.NOT_SERVING]:
+            waiter = leaver[0]
+            if waiter.state == WAITING and _asked_alike(waiter, model):
+                leaving.remove(leaver)
+                self._scheduler.queued(self._belief.move(waiter, model))
 
     def settle(self, now_ns: int) -> None:
         """Draw the consequences of all that was told."""
@@ -240,3 +248,15 @@ class Settler:
                 reason=reason, cold=waiter.cold, message=message,
             ),
         )  # fmt: skip
+
+
+def _asked_alike(waiter: Waiter, model: ServedModel) -> bool:
+    """Whether a request of a model that was replaced is one of its successor's, too."""
+    before = waiter.queue.model
+    old, new = before.code, model.code
+    return (
+        before.key == model.key
+        and (old.inputs, old.outputs, old.batched) == (new.inputs, new.outputs, new.batched)
+        and before.model.output_bytes >= model.model.output_bytes
+        and model.fits(waiter.request.rows)
+    )

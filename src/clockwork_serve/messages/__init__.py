@@ -26,10 +26,13 @@ from clockwork_serve.messages.links import (
     CodeReady,
     CodeRemoved,
     DeviceNumbers,
+    DeviceState,
     Drain,
     GatewayLost,
     Hello,
     Intake,
+    Keep,
+    Measured,
     ModelAdded,
     ModelRemoved,
     Pardon,
@@ -39,7 +42,9 @@ from clockwork_serve.messages.links import (
     QuotasSet,
     Readiness,
     Reply,
+    Resident,
     Role,
+    Running,
     WorkerCrashed,
     WorkerHeard,
     WorkerHung,
@@ -82,7 +87,7 @@ ControllerEvent = (
 """What the controller observes."""
 
 ControllerEffect = (
-    Answer | Release | Load | Unload | Infer | Readiness | Foretold | Quarantined | WorkerHung
+    Answer | Release | Load | Unload | Infer | Readiness | Foretold | Quarantined | WorkerHung | Keep
 )  # fmt: skip
 """What the controller decides."""
 
@@ -90,7 +95,7 @@ Frame = (
     Hello | Ping | Request | Cancel | Answer | Release | Load | Unload | Infer | Result
     | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved | QuotasSet
     | Drain | Readiness | Ask | Reply | Announced | Foretold | Quarantined | Pardon | WorkerCrashed
-    | DeviceNumbers | Beat | WorkerHung | Intake | Machine | Refused | Piece | Fetch | Part
+    | DeviceNumbers | Beat | WorkerHung | Intake | Keep | Machine | Refused | Piece | Fetch | Part
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
@@ -113,6 +118,7 @@ __all__ = [
     "ControllerEvent",
     "DeviceNumbers",
     "DeviceSpec",
+    "DeviceState",
     "Drain",
     "Extent",
     "Fetch",
@@ -122,9 +128,11 @@ __all__ = [
     "Hello",
     "Infer",
     "Intake",
+    "Keep",
     "Lane",
     "Load",
     "Machine",
+    "Measured",
     "Model",
     "ModelAdded",
     "ModelRemoved",
@@ -144,8 +152,10 @@ __all__ = [
     "Release",
     "Reply",
     "Request",
+    "Resident",
     "Result",
     "Role",
+    "Running",
     "Status",
     "TensorRef",
     "TensorSpec",
@@ -161,4 +171,4 @@ __all__ = [
     "WorkerJoined",
     "WorkerLost",
     "WorkerSilent",
-]  # fmt: skip
+]

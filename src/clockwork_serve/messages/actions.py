@@ -102,8 +102,11 @@ class Call(Struct, frozen=True, kw_only=True):
     tensors: bytes
 
 
-class Infer(Struct, frozen=True, kw_only=True, tag="infer"):
-    """Run ``calls`` as one batch of size ``batch`` (their rows, padded where they are fewer)."""
+class Infer(Struct, frozen=True, kw_only=True, tag="infer", omit_defaults=True):
+    """Run ``calls`` as one batch of size ``batch`` (their rows, padded where they are fewer).
+
+    ``signature`` is that of the requests: durations are measured apart by it.
+    """
 
     action_id: int
     device: str
@@ -116,6 +119,7 @@ class Infer(Struct, frozen=True, kw_only=True, tag="infer"):
     window: Window
     expected_ns: int
     send_by_ns: int = 0
+    signature: str = ""
 
 
 Action = Load | Unload | Infer

@@ -6,7 +6,8 @@ import enum
 
 from msgspec import Struct
 
-from clockwork_serve.messages.records import Code, DeviceSpec, Model, Profile, Quota
+from clockwork_serve.messages.actions import Extent, Lane
+from clockwork_serve.messages.records import Code, DeviceSpec, Model, Profile, Quota, Weights
 
 
 class Role(enum.StrEnum):
@@ -40,11 +41,64 @@ class Ping(Struct, frozen=True, kw_only=True, tag="ping"):
     least_delta_ns: int | None = None
 
 
+class Resident(Struct, frozen=True, kw_only=True):
+    """Weights that a device holds, loaded for an earlier controller; not ``ready``: their LOAD runs."""
+
+    model: str
+    code_id: str
+    weights: Weights
+    extent: Extent
+    version: int
+    ready: bool = True
+
+
+class Running(Struct, frozen=True, kw_only=True):
+    """An action of an earlier controller that a lane is at; its result still comes.
+
+    It moves or reads the weights of that ``version``, was expected to take ``expected_ns``, and to end in
+    ``left_ns``.
+    """
+
+    action_id: int
+    lane: Lane
+    version: int
+    left_ns: int
+    expected_ns: int = 0
+
+
+class Measured(Struct, frozen=True, kw_only=True):
+    """The last durations of a code on a device, oldest first, at that batch size (0: LOADs) and signature."""
+
+    code_id: str
+    batch: int
+    lasted_ns: tuple[int, ...]
+    signature: str = ""
+
+
+class DeviceState(Struct, frozen=True, kw_only=True):
+    """What is left on a device of the time before its worker lost a controller."""
+
+    device: str
+    codes: tuple[str, ...] = ()
+    """Those prepared."""
+    weights: tuple[Resident, ...] = ()
+    running: tuple[Running, ...] = ()
+    measured: tuple[Measured, ...] = ()
+
+
 class WorkerJoined(Struct, frozen=True, kw_only=True, tag="worker_joined"):
-    """A worker is up, with empty memory."""
+    """A worker is up, with empty memory; or back, with what ``states`` tell; a :class:`Keep` then chooses."""
 
     worker: str
     devices: tuple[DeviceSpec, ...]
+    states: tuple[DeviceState, ...] = ()
+
+
+class Keep(Struct, frozen=True, kw_only=True, tag="keep"):
+    """Of the weights on a device when its worker joined, these ``versions`` stay; all others are to go."""
+
+    device: str
+    versions: tuple[int, ...] = ()
 
 
 class WorkerLost(Struct, frozen=True, kw_only=True, tag="worker_lost"):

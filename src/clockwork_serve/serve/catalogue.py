@@ -57,14 +57,9 @@ class Catalogue:
         The new comes before the old goes, so that a model is served throughout.
         """
         names = set(names)
-        frames: list[Frame] = []
-        for code in {each.code.code_id: each.code for each in served}.values():
-            own = tuple(profile for profile in profiles if profile.code_id == code.code_id)
-            known = self._codes.get(code.code_id)
-            added = CodeAdded(code=code, profiles=own or (known.profiles if known else ()))
-            if known != added:
-                self._codes[code.code_id] = added
-                frames.append(added)
+        codes = self.codes(served, profiles)
+        self._codes.update((added.code.code_id, added) for added in codes)
+        frames: list[Frame] = [*codes]
         for each in served:
             assert each.model.name in names, (each.model.name, names)
             if self._models.get(each.model.key) != each.model:
@@ -74,6 +69,37 @@ class Catalogue:
         kept = {each.model.key for each in served}
         gone = [key for key, model in self._models.items() if model.name in names and key not in kept]
         return frames + self._drop(gone)
+
+    def codes(self, served: Sequence[Served], profiles: Sequence[Profile]) -> list[CodeAdded]:
+        """What is new about the codes of ``served``; nothing changes by asking."""
+        found = []
+        for code in {each.code.code_id: each.code for each in served}.values():
+            own = tuple(profile for profile in profiles if profile.code_id == code.code_id)
+            known = self._codes.get(code.code_id)
+            added = CodeAdded(code=code, profiles=own or (known.profiles if known else ()))
+            if known != added:
+                found.append(added)
+        return found
+
+    def unused(self, codes: Iterable[CodeAdded]) -> list[CodeRemoved]:
+        """Of codes that the controller was told, those that no model has."""
+        return [
+            CodeRemoved(code_id=added.code.code_id)
+            for added in codes
+            if added.code.code_id not in self._codes
+        ]
+
+    def still(self, removed: Iterable[ModelRemoved | CodeRemoved]) -> list[Frame]:
+        """Of removals that were put off, those that are as wished still: others may have come back."""
+        return [
+            frame
+            for frame in removed
+            if (
+                frame.model not in self._models
+                if isinstance(frame, ModelRemoved)
+                else frame.code_id not in self._codes
+            )
+        ]
 
     def remove(self, name: str) -> list[Frame]:
         """Serve no version of ``name`` any more; what the controller must be told."""

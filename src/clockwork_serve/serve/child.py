@@ -14,7 +14,7 @@ from typing import Any, Final
 import uvloop
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.logs import configure
+from clockwork_serve.serve.logs import UnblockedHandler, configure
 
 KEEPER_PID_VARIABLE: Final = "CLOCKWORK_KEEPER_PID"
 """Set by the keeper for its children: who must be their parent."""
@@ -29,7 +29,8 @@ _log = logging.getLogger(__name__)
 
 def prepare(process: str, log_level: str, log_format: str) -> None:
     """Log under this name, die with the keeper, and leave Ctrl-C to it."""
-    configure(process, log_level, log_format)
+    # The keeper reads what is logged; it may be stopped, and that is to stop nobody else.
+    configure(process, log_level, log_format, UnblockedHandler(sys.stderr.fileno()))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     keeper_pid = os.environ.get(KEEPER_PID_VARIABLE)

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -48,7 +49,7 @@ async def serve(config: ControllerProcessConfig, brain: Brain, stop: asyncio.Eve
     """Run ``brain`` on RUN_DIR/controller.sock until ``stop``."""
     journal = None
     if config.journal:
-        journal = Journal(Path(config.journal), head_of(_settings(config), datetime.now(UTC)))
+        journal = Journal(Path(config.journal), head_of(config.controller, datetime.now(UTC)))
     exchange = Exchange(
         brain, Recorder(), journal, autopsy=partial(autopsy, Path(config.run_dir)), timer=UrgentTimer
     )
@@ -96,11 +97,14 @@ def main(argv: Sequence[str]) -> int:
     child.prepare("controller", config.log_level, config.log_format)
     if not run_briefly():
         _log.debug("the kernel gives no short slices: on a busy host decisions will be later")
-    return child.run_until_stopped(lambda stop: serve(config, Controller(_settings(config)), stop))
-
-
-def _settings(config: ControllerProcessConfig) -> ControllerConfig:
-    return structs.replace(config.controller, expected_devices=max(1, len(config.devices)))
+    settings = structs.replace(
+        config.controller,
+        expected_devices=max(1, len(config.devices)),
+        # Less than one id is used per ns, so those of an earlier life are all below.
+        first_id=time.time_ns(),
+    )
+    config = structs.replace(config, controller=settings)
+    return child.run_until_stopped(lambda stop: serve(config, Controller(settings), stop))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from clockwork_serve.messages import (
     Frame,
     GatewayLost,
     Infer,
+    Keep,
     Load,
     ModelAdded,
     ModelRemoved,
@@ -346,7 +347,7 @@ class Exchange:
             case Answer() | Release() | Foretold():
                 if (gateway := self._gateways.get(effect.gateway)) is not None:
                     gateway.send(effect)
-            case Load() | Infer() | Unload():
+            case Load() | Infer() | Unload() | Keep():
                 self._send_action(effect)
             case Quarantined():
                 self._on_quarantined(effect)
@@ -375,13 +376,13 @@ class Exchange:
                     link.send(code)
         self._tell(effect)
 
-    def _send_action(self, action: Load | Infer | Unload) -> None:
+    def _send_action(self, action: Load | Infer | Unload | Keep) -> None:
         # A worker that is gone answers nothing: WorkerLost, posted when its link went, ends its actions.
         worker = self._worker_by_device.get(action.device)
         if worker is None:
             return
         now_ns = time.monotonic_ns()
-        if not isinstance(action, Unload) and 0 < action.send_by_ns < now_ns:
+        if isinstance(action, Load | Infer) and 0 < action.send_by_ns < now_ns:
             self.driver.post(_too_late(action, now_ns))
             return
         worker.send(action)

@@ -1,8 +1,9 @@
 """The core of a gateway: requests in, one end each out, over a link to the controller. It chooses nothing.
 
 Every request ends exactly once: by the controller's answer; at once, where it is wrong or has no room; by
-itself 50 ms after its deadline, if the controller is stuck; or when the link is lost. Its slot is given back
-only when the controller says that no worker touches it any more, or with the whole region.
+itself 50 ms after its deadline, if the controller is stuck; or when the link is lost, unless the next
+controller can still answer it. Its slot is given back only when the controller says that no worker touches it
+any more, or with the whole region.
 """
 
 from __future__ import annotations
@@ -30,49 +31,40 @@ from clockwork_serve.messages import (
     Request,
 )
 from clockwork_serve.oip import (
-    Checked,
-    InferCall,
-    Known,
     Served,
-    priority_of,
     reason_of_error,
-    requested_slo_ns,
     status_of,
     tightest,
 )
 from clockwork_serve.serve.gateway_announcements import Announcements
-from clockwork_serve.serve.gateway_endings import Pending, ending_of, own_ending, wrong
+from clockwork_serve.serve.gateway_check import check
+from clockwork_serve.serve.gateway_core_settings import GatewaySettings
+from clockwork_serve.serve.gateway_endings import (
+    ROOM_RETRY_NS,
+    Pending,
+    crowded,
+    ending_of,
+    own_ending,
+    wrong,
+)
 from clockwork_serve.serve.gateway_inquiry import EarlyInquiry, Ending, Inquiry, spread_s
 from clockwork_serve.serve.gateway_link import GatewayLink, LinkListener
 from clockwork_serve.serve.gateway_models import GatewayModels
-from clockwork_serve.serve.gateway_regions import Regions, allowed
+from clockwork_serve.serve.gateway_regions import Regions
 from clockwork_serve.serve.gateway_slots import Slot, Slots
+from clockwork_serve.serve.gateway_stranded import Stranded
 from clockwork_serve.serve.gateway_tenants import Caps
 from clockwork_serve.serve.gateway_way import Way
 from clockwork_serve.telemetry import GatewayCounters, outcome_key
-from clockwork_serve.units import MIB, NS_PER_MS
+from clockwork_serve.units import NS_PER_MS
 
 GRACE_NS: Final = 50 * NS_PER_MS
 """How long after a deadline the controller's answer is waited for."""
 SWEEP_S: Final = 0.025
-ROOM_RETRY_NS: Final = 50 * NS_PER_MS
-"""When to come again if the region is full: about as long as most requests hold a slot."""
+BACK_NS: Final = 500 * NS_PER_MS
+"""When to come again if the server does not serve: a controller that died is back by then."""
 
 _log = logging.getLogger(__name__)
-
-
-class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the core of a gateway needs to know. ``controller`` is the path of the controller's socket.
-
-    ``triton_codes``: what is refused or expired gets Triton's status. No more than ``requests`` may be open.
-    """
-
-    name: str
-    controller: str
-    region_bytes: int = 256 * MIB
-    default_slo_ns: int | None = None
-    triton_codes: bool = False
-    requests: int = 20_000
 
 
 class Gateway:
@@ -110,6 +102,7 @@ class Gateway:
         self.link = GatewayLink(settings.name, Path(settings.controller), settings.default_slo_ns, listener)
         self._loop = asyncio.get_running_loop()
         self._pending: dict[str, Pending] = {}  # all and only requests sent and not answered
+        self._stranded = Stranded(clock)
         self._held: dict[str, Slot] = {}  # slots of answered requests that a worker may still touch
         self._count = 0
         self._received = 0
@@ -125,6 +118,7 @@ class Gateway:
     def close(self) -> None:
         """End everything: waiting clients are told, memory is given up."""
         self.link.close()
+        self._pending |= self._stranded.release()
         self._end_all("the server is shutting down")
         if self._sweep is not None:
             self._sweep.cancel()
@@ -139,7 +133,7 @@ class Gateway:
                 return ""
             served = self.link.models.find(inquiry.model, inquiry.version)
             call = inquiry.call(served)
-            known = call.known or self._check(inquiry, call, served)
+            known = call.known or check(inquiry, call, served, self.regions, self.slots)
             slo_ns = known.slo_ns
             if inquiry.slo_header is not None or inquiry.remaining_s is not None:
                 slo_ns = tightest(slo_ns, inquiry.slo_header, inquiry.remaining_s)
@@ -164,15 +158,14 @@ class Gateway:
         asked_ns = served.default_slo_ns if slo_ns is None else slo_ns
         given_ns, priority = self._caps.of(inquiry.identity, asked_ns, known.priority)
         deadline_ns, told_ns = inquiry.arrival_ns + given_ns, 0 if given_ns == asked_ns else given_ns
-        self._pending[request_id] = Pending(inquiry, served, call, slot, deadline_ns, told_ns)
-        self.link.submit(
-            Request(
-                request_id=request_id, gateway=self.name, model=served.model.key, rows=known.rows,
-                arrival_ns=inquiry.arrival_ns, deadline_ns=deadline_ns, signature=known.signature,
-                priority=priority, tensors=slot.encoded, tenant=inquiry.identity,
-                way_ns=self._way.of(given_ns, inquiry.arrival_ns),
-            )
+        request = Request(
+            request_id=request_id, gateway=self.name, model=served.model.key, rows=known.rows,
+            arrival_ns=inquiry.arrival_ns, deadline_ns=deadline_ns, signature=known.signature,
+            priority=priority, tensors=slot.encoded, tenant=inquiry.identity,
+            way_ns=self._way.of(given_ns, inquiry.arrival_ns),
         )  # fmt: skip
+        self._pending[request_id] = Pending(inquiry, served, call, slot, request, told_ns)
+        self.link.submit(request)
         if self._sweep is None:
             self._sweep = self._loop.call_later(SWEEP_S, self._end_overdue)
         return request_id
@@ -186,6 +179,9 @@ class Gateway:
                 self._drop(request_id, Outcome.CANCELLED, Reason.NONE)
             else:
                 self.link.send(Cancel(request_id=request_id))
+        elif (stranded := self._stranded.withdraw(request_id)) is not None:
+            self.slots.free(stranded.slot)
+            self._count_outcome(Outcome.CANCELLED, Reason.NONE)
 
     def invalid(self, error: InvalidRequest, served: Served | None = None) -> Ending:
         """Count a request that is wrong, and say how it ends."""
@@ -216,7 +212,7 @@ class Gateway:
             gateway=self.name,
             received=self._received,
             outcomes=dict(self._outcomes),
-            open=sum(pending.inquiry is not None for pending in self._pending.values()),
+            open=sum(one.inquiry is not None for one in self._pending.values()) + len(self._stranded),
             connections=self.connections,
             region_bytes=self.slots.region.size,
             region_used_bytes=self.slots.used_bytes,
@@ -239,23 +235,6 @@ class Gateway:
             self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
             return False
         return True
-
-    def _check(self, inquiry: Inquiry, call: InferCall, served: Served) -> Known:
-        """What a request asks for, if it fits its model."""
-        if call.shared:
-            rows, signature = self._check_shared(inquiry, call, served)
-        else:
-            rows, signature = served.check(call, binary_only_allowed=inquiry.every_output_binary)
-        priority = priority_of(call.parameters, served.model.priority)
-        slo_ns = requested_slo_ns(call.parameters)
-        return served.headers.remember(call, served.wanted(call), rows, signature, slo_ns, priority)
-
-    def _check_shared(self, inquiry: Inquiry, call: InferCall, served: Served) -> Checked:
-        regions = allowed(self.regions, local=inquiry.local)
-        inquiry.body = regions.read_inputs(call, self.slots, inquiry.body)
-        checked = served.check(call, binary_only_allowed=inquiry.every_output_binary)
-        regions.check_outputs(call, served, checked.rows)
-        return checked
 
     # What the link tells
 
@@ -284,12 +263,7 @@ class Gateway:
     def _on_refused(self, request: Request, waited_ns: int) -> None:
         pending = self._drop(request.request_id, Outcome.REJECTED, Reason.QUEUE_FULL)
         if pending.inquiry is not None:
-            message = (
-                f"more requests come than the server can plan; this one waited {waited_ns / NS_PER_MS:.1f} ms"
-            )
-            ending = own_ending(Outcome.REJECTED, Reason.QUEUE_FULL, message, request.request_id, pending)
-            ending.retry_after_ns = ROOM_RETRY_NS
-            self._tell(pending.inquiry, ending)
+            self._tell(pending.inquiry, crowded(request.request_id, pending, waited_ns))
 
     def _drop(self, request_id: str, outcome: Outcome, reason: Reason) -> Pending:
         """End a request that the controller never heard of."""
@@ -303,10 +277,17 @@ class Gateway:
         self._refuse(inquiry, Outcome.REJECTED, told.reason, told.message, told.retry_after_ns)
 
     def _on_lost(self, why: str) -> None:
+        # Workers may still write for requests of this controller: to memory that is theirs alone from now on.
+        self._pending = self._stranded.take(self._pending, self.slots)
         self._end_all(why)
         self.announcements.on_lost()
-        # Workers may still write for requests that nobody waits for: to memory that is theirs alone now.
-        self.slots.renew()
+
+    def _ask_again(self) -> None:
+        """There is another controller: what waited for it is its to answer."""
+        for request_id, pending in self._stranded.release().items():
+            self._pending[request_id] = pending
+            pending.request = msgspec.structs.replace(pending.request, tensors=pending.slot.encoded)
+            self.link.submit(pending.request)
 
     def _on_batch(self) -> None:
         self.batching = True
@@ -318,6 +299,8 @@ class Gateway:
         self._way.left(self.clock())
 
     def _on_readiness(self) -> None:
+        if self.link.ready and len(self._stranded):
+            self._ask_again()
         for listener in self.readiness_listeners:
             listener()
 
@@ -325,7 +308,9 @@ class Gateway:
 
     def _end_overdue(self) -> None:
         self._sweep = None
-        if not self._pending:
+        if len(self._stranded):
+            self._end_stranded(self._stranded.overdue())
+        if not self._pending and not len(self._stranded):
             return
         late_ns = self.clock() - GRACE_NS
         for request_id, pending in self._pending.items():
@@ -333,20 +318,27 @@ class Gateway:
             if inquiry is not None and pending.deadline_ns < late_ns:
                 # The controller counts it when it wakes up; we do if it never does.
                 pending.inquiry, pending.expired = None, True
-                ending = own_ending(
-                    Outcome.EXPIRED, Reason.NONE, "no answer by the deadline", request_id, pending
-                )
-                self._tell(inquiry, ending)
+                why = "no answer by the deadline"
+                self._tell(inquiry, own_ending(Outcome.EXPIRED, Reason.NONE, why, request_id, pending))
         self._sweep = self._loop.call_later(SWEEP_S, self._end_overdue)
+
+    def _end_stranded(self, stranded: dict[str, Pending]) -> None:
+        why = "the controller went away, and none is back"
+        for request_id, pending in stranded.items():
+            self.slots.free(pending.slot)
+            if pending.inquiry is not None:
+                self._end_unserved(pending.inquiry, request_id, pending, why)
+
+    def _end_unserved(self, inquiry: Inquiry, request_id: str, pending: Pending, why: str) -> None:
+        self._count_outcome(Outcome.REJECTED, Reason.NOT_SERVING)
+        self._tell(inquiry, own_ending(Outcome.REJECTED, Reason.NOT_SERVING, why, request_id, pending))
 
     def _end_all(self, why: str) -> None:
         pendings, self._pending = self._pending, {}
         self._held.clear()
         for request_id, pending in pendings.items():
             if pending.inquiry is not None:
-                self._count_outcome(Outcome.REJECTED, Reason.NOT_SERVING)
-                ending = own_ending(Outcome.REJECTED, Reason.NOT_SERVING, why, request_id, pending)
-                self._tell(pending.inquiry, ending)
+                self._end_unserved(pending.inquiry, request_id, pending, why)
             else:
                 self._count_outcome(Outcome.EXPIRED if pending.expired else Outcome.CANCELLED, Reason.NONE)
 
@@ -382,11 +374,13 @@ class Gateway:
             inquiry.end(wrong(error, answer.request_id))
         except Exception:  # noqa: BLE001 - one answer that cannot be told must not end all others
             _log.exception("telling an answer failed", extra={"request_id": answer.request_id})
-            message = "the answer could not be told; see the gateway's log"
-            inquiry.end(own_ending(Outcome.FAILED, Reason.NONE, message, answer.request_id, pending))
+            why = "the answer could not be told; see the gateway's log"
+            inquiry.end(own_ending(Outcome.FAILED, Reason.NONE, why, answer.request_id, pending))
 
     def _tell(self, inquiry: Inquiry, ending: Ending) -> None:
         if ending.outcome is not Outcome.OK:
+            if ending.reason is Reason.NOT_SERVING and not ending.retry_after_ns:
+                ending.retry_after_ns = BACK_NS
             ending.retry_after_s = spread_s(ending.retry_after_ns, self.dice)
             if self._triton_codes:
                 ending.status = status_of(ending.outcome, ending.reason, triton=True)

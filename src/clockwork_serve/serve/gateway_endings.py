@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec import Struct
 
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.messages import Answer, Outcome, Reason
+from clockwork_serve.messages import Answer, Outcome, Reason, Request
 from clockwork_serve.oip import OK, InferCall, Served, reason_of_error, status_of, status_of_error
 from clockwork_serve.serve.gateway_inquiry import Ending, Inquiry
 from clockwork_serve.serve.gateway_slots import Slot
 from clockwork_serve.units import NS_PER_MS
 
+ROOM_RETRY_NS: Final = 50 * NS_PER_MS
+"""When to come again if there is no room: about as long as most requests hold a slot."""
+
 
 class Pending(Struct):
-    """A request without the controller's answer; ``inquiry`` is None once its client needs nothing."""
+    """A request without the controller's answer; ``inquiry`` is None once its client needs nothing.
+
+    ``request`` is what the controller was sent.
+    """
 
     inquiry: Inquiry | None
     served: Served
     call: InferCall
     slot: Slot
-    deadline_ns: int
+    request: Request
     slo_ns: int = 0  # where it is not the one that was asked for
     expired: bool = False  # ended here, for the controller did not
+    asked_again: bool = False  # of a second controller, for the first one died
+
+    @property
+    def deadline_ns(self) -> int:
+        """When it is to be answered at the latest."""
+        return self.request.deadline_ns
 
 
 def ending_of(pending: Pending, answer: Answer) -> Ending:
@@ -60,4 +74,13 @@ def own_ending(
     ending = Ending(outcome, reason, status_of(outcome, reason), message, request_id)
     if pending is not None:
         ending.served, ending.call = pending.served, pending.call
+    return ending
+
+
+def crowded(request_id: str, pending: Pending, waited_ns: int) -> Ending:
+    """How a request ends that could not even be told to the controller."""
+    waited = f"{waited_ns / NS_PER_MS:.1f} ms"
+    message = f"more requests come than the server can plan; this one waited {waited}"
+    ending = own_ending(Outcome.REJECTED, Reason.QUEUE_FULL, message, request_id, pending)
+    ending.retry_after_ns = ROOM_RETRY_NS
     return ending

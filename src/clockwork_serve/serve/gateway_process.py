@@ -20,7 +20,8 @@ from msgspec import Struct
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve import child
 from clockwork_serve.serve.controller_process import SOCKET_NAME
-from clockwork_serve.serve.gateway import Gateway, GatewaySettings
+from clockwork_serve.serve.gateway import Gateway
+from clockwork_serve.serve.gateway_core_settings import GatewaySettings
 from clockwork_serve.serve.gateway_door import Door, DoorConfig
 from clockwork_serve.serve.gateway_endpoints import Endpoints
 from clockwork_serve.serve.gateway_http import HttpServer

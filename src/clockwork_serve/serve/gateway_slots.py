@@ -126,11 +126,16 @@ class Slots:
         for piece in slot.pieces:
             slot.region.free(piece)
 
-    def renew(self) -> None:
-        """Leave the region, with all slots, to those who may still write to it, and take a new one."""
+    def renew(self, kept: Sequence[Slot] = ()) -> list[Slot | None]:
+        """Leave the region, with all slots, to those who may still write to it, and take a new one.
+
+        Returns slots there with the inputs of those ``kept``; None where there is no room.
+        """
         old, self.region = self.region, Region.create(self.region.size)
         self._received = 0
+        moved = [self._copy(_inputs(slot), slot.tensors.output_bytes) for slot in kept]
         old.close()
+        return moved
 
     def close(self) -> None:
         """Give the memory up."""
@@ -205,6 +210,14 @@ class Slots:
             output_bytes=output_bytes,
         )  # fmt: skip
         return Slot(region, pieces, tensors)
+
+
+def _inputs(slot: Slot) -> list[InputTensor]:
+    buffer = slot.region.buffer
+    return [
+        InputTensor(ref.name, ref.datatype, ref.shape, buffer[ref.offset : ref.offset + ref.nbytes])
+        for ref in slot.tensors.refs
+    ]
 
 
 def _ref(tensor: InputTensor, offset: int) -> TensorRef:

@@ -5,19 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from clockwork_serve.errors import ClockworkError, ConfigError, RepositoryError, TransportError
-from clockwork_serve.messages import Ask, Drain, Frame, Pardon, Question, Reply, WorkerCrashed, WorkerHung
+from clockwork_serve.errors import ClockworkError, RepositoryError, TransportError
+from clockwork_serve.messages import (
+    Ask,
+    CodeRemoved,
+    Drain,
+    Frame,
+    ModelRemoved,
+    Pardon,
+    Question,
+    Reply,
+    WorkerCrashed,
+    WorkerHung,
+)
 from clockwork_serve.serve.catalogue import Catalogue
 from clockwork_serve.serve.gateway_door import check_door
 from clockwork_serve.serve.health import healthy, listens
@@ -27,6 +35,7 @@ from clockwork_serve.serve.keeper_quotas import Quotas
 from clockwork_serve.serve.launches import launches
 from clockwork_serve.serve.ports import Ports
 from clockwork_serve.serve.preparation import OnProgress, Preparation, Prepared, Progress, prepare
+from clockwork_serve.serve.run_dir import RunDir
 from clockwork_serve.serve.server_config import ServerConfig
 from clockwork_serve.serve.supervisor import Supervisor, crashed
 from clockwork_serve.serve.transport import SOCKET_NAME
@@ -35,6 +44,8 @@ from clockwork_serve.telemetry import Counters
 POLL_S: Final = 0.02
 STOP_GRACE_S: Final = 5.0
 PREPARE_S: Final = 60.0
+LEAVE_S: Final = 5.0
+"""How long a version that is replaced stays for those who wait for it."""
 LOAD_NICE: Final = 10
 """Priority at which models are compiled while others serve."""
 
@@ -71,7 +82,8 @@ class Keeper:
         self.catalogue = Catalogue()
         self.quotas = Quotas(config.door.api_keys)
         self.warnings: tuple[str, ...] = ()
-        self.run_dir = _make_run_dir(config.run_dir)
+        self._run_dir = RunDir(config.run_dir)
+        self.run_dir = self._run_dir.path
         self._on_progress = on_progress
         self._on_line = on_line or _to_stderr
         self.supervisor = Supervisor(self._on_line, self._on_end)
@@ -138,7 +150,7 @@ class Keeper:
             self._link = None
         await self.supervisor.kill()
         self.ports.close()
-        shutil.rmtree(self.run_dir, ignore_errors=True)
+        self._run_dir.close()
 
     async def state(self) -> dict[str, Any]:
         """What the controller believes now. Raises :class:`TransportError` if it does not answer."""
@@ -261,11 +273,25 @@ class Keeper:
             if name not in self.catalogue.names():
                 self.catalogue.note((name,), prepared.problems)
             raise RepositoryError("; ".join(str(problem) for problem in prepared.problems))
-        frames = self.catalogue.put(prepared.names, prepared.served, prepared.profiles, prepared.problems)
         assert self._link is not None
-        # Whoever loads a model wants it served, whatever it did before.
-        self._link.send(*frames, Pardon(model=name))
-        await self._until_prepared({each.model.key: each.code.code_id for each in prepared.served})
+        # Whoever loads a model wants it served, whatever it did before. Its code comes first: what is served
+        # now goes on until devices are ready for what comes in its place.
+        codes = self.catalogue.codes(prepared.served, prepared.profiles)
+        wanted = {each.model.key: each.code.code_id for each in prepared.served}
+        self._link.send(Pardon(model=name), *codes)
+        try:
+            await self._until_prepared(wanted)
+        except RepositoryError:
+            self._link.send(*self.catalogue.unused(codes))
+            raise
+        frames = self.catalogue.put(prepared.names, prepared.served, prepared.profiles, prepared.problems)
+        gone = [frame for frame in frames if isinstance(frame, ModelRemoved | CodeRemoved)]
+        self._link.send(*[frame for frame in frames if frame not in gone])
+        # By then all gateways have heard of it, and send nothing to versions that leave.
+        await self._until_prepared(wanted)
+        await self._until_unwanted([frame.model for frame in gone if isinstance(frame, ModelRemoved)])
+        if self._link is not None:
+            self._link.send(*self.catalogue.still(gone))
         return msgspec.json.encode({"loaded": [each.model.key for each in prepared.served]})
 
     async def _until_prepared(self, codes: dict[str, str]) -> None:
@@ -273,7 +299,10 @@ class Keeper:
         deadline_s = time.monotonic() + PREPARE_S
         while time.monotonic() < deadline_s:
             await asyncio.sleep(POLL_S)
-            state = (await self.state())["controller"]
+            try:
+                state = (await self.state())["controller"]
+            except TransportError:
+                continue  # another controller will be there
             devices, quarantined = state["devices"], state["quarantined"]
             if found := [key for key in codes if key in quarantined]:
                 raise RepositoryError(f"model {found[0]} is in quarantine: {quarantined[found[0]]}")
@@ -285,6 +314,17 @@ class Keeper:
                     raise RepositoryError(f"no device can run it: {refusals[0]}")
             return
         raise RepositoryError(f"no device was ready to run it within {PREPARE_S:.0f} s")
+
+    async def _until_unwanted(self, keys: list[str]) -> None:
+        """Return once nobody waits for these any more, or has waited too long."""
+        deadline_s = time.monotonic() + LEAVE_S
+        while keys and time.monotonic() < deadline_s:
+            try:
+                if not (await self.state())["controller"]["waiting"].keys() & set(keys):
+                    return
+            except TransportError:
+                return  # nobody waits for what is gone
+            await asyncio.sleep(POLL_S)
 
     async def _unload(self, name: str) -> bytes:
         frames = self.catalogue.remove(name)
@@ -316,18 +356,6 @@ class Keeper:
 
 class _UnknownModel(RepositoryError):
     """The repository has no model of that name."""
-
-
-def _make_run_dir(parent: str) -> Path:
-    base = parent or os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    try:
-        # mkdtemp makes it 0700.
-        return Path(tempfile.mkdtemp(prefix="clockwork-", dir=base))
-    except OSError as error:
-        raise ConfigError(
-            f"run_dir: expected a folder that can be written; found {base} ({error.strerror}); "
-            "set XDG_RUNTIME_DIR or TMPDIR to another one"
-        ) from None
 
 
 def _folders(repository: str) -> list[str]:

@@ -57,16 +57,18 @@ class ControllerLink:
         self._link: Link | None = None
         self._replies: dict[int, asyncio.Future[Reply]] = {}  # all and only asks without a reply
         self._asks = 0
+        self._drain: Drain | None = None  # once it was sent: every controller from then on is to drain
         self._lost_level = logging.WARNING  # a lost link is news, unless we are stopping
         self._task = asyncio.get_running_loop().create_task(self._hold())
 
     def send(self, *frames: Frame) -> None:
         """Send, if there is a controller; one that comes later is told the catalogue instead."""
-        if self._link is not None:
-            for frame in frames:
+        for frame in frames:
+            if isinstance(frame, Drain):
+                self._drain = frame
+                self._lost_level = logging.INFO
+            if self._link is not None:
                 self._link.send(frame)
-                if isinstance(frame, Drain):
-                    self._lost_level = logging.INFO
 
     async def ask(self, what: Question, body: bytes = b"{}") -> dict[str, Any]:
         """The answer of the controller itself. Raises :class:`TransportError` if none comes."""
@@ -102,6 +104,8 @@ class ControllerLink:
                 continue
             self._link = link
             self.send(*self._catalogue())
+            if self._drain is not None:
+                self.send(self._drain)
             try:
                 # A question tells the controller that the catalogue is complete.
                 await self.ask(Question.STATE)

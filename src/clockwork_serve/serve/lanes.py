@@ -16,7 +16,7 @@ from typing import Final
 
 from clockwork_serve.devices.base import Device
 from clockwork_serve.errors import ClockworkError, DeviceGone, ModelError
-from clockwork_serve.messages import CodeReady, Infer, Lane, Load, Result, Status, Unload
+from clockwork_serve.messages import CodeReady, Infer, Lane, Load, Result, Status, Unload, WorkerJoined
 from clockwork_serve.serve.black_box import BlackBox, Note
 from clockwork_serve.serve.calls import BadTensors, Calls, OpenCall, check_epochs, encode_outputs
 from clockwork_serve.serve.child import EXIT_BROKEN
@@ -42,7 +42,7 @@ _MESSAGE_MAX: Final = 1000
 
 _log = logging.getLogger(__name__)
 
-Answer = Result | CodeReady
+Answer = Result | CodeReady | WorkerJoined
 Work = Start | Prepare | Retire
 
 
@@ -113,7 +113,7 @@ class Hands:
             self.step(*events)
 
     def take(self) -> list[Answer]:
-        """Results and readiness that nobody took yet, in order."""
+        """What nobody took yet, in order."""
         with self.lock:
             self._told = False
             answers, self._answers = self._answers, []

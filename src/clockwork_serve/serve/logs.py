@@ -6,6 +6,8 @@ Fields beside the message come from ``extra``: ``log.warning("slow", extra={"req
 from __future__ import annotations
 
 import logging
+import os
+import select
 import sys
 import time
 import traceback
@@ -17,19 +19,57 @@ from clockwork_serve.errors import ConfigError
 
 LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 FORMATS: Final = ("text", "json")
+PATIENCE_MS: Final = 10
+"""How long a line may wait for its reader, unless lines before it did so in vain."""
 
 _STANDARD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
-def configure(process: str, level: str = "info", log_format: str = "text") -> None:
-    """Send this process's logs to stderr, each with the name of the ``process``. Replaces what was set."""
+def configure(
+    process: str, level: str = "info", log_format: str = "text", handler: logging.Handler | None = None
+) -> None:
+    """Send this process's logs to stderr, each with the name of the ``process``. Replaces what was set.
+
+    ``handler`` writes them, if it is given.
+    """
     if level not in LEVELS:
         raise ConfigError(f"log_level: expected one of {', '.join(LEVELS)}; found {level!r}")
     if log_format not in FORMATS:
         raise ConfigError(f"log_format: expected one of {', '.join(FORMATS)}; found {log_format!r}")
-    handler = logging.StreamHandler(sys.stderr)
+    handler = handler or logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(process) if log_format == "json" else TextFormatter(process))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+class UnblockedHandler(logging.Handler):
+    """Writes to a pipe, and never waits for long: while nobody reads it, lines are left out, and counted.
+
+    Whoever reads may be stopped; that must not stop who writes.
+    """
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+        self._left_out = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line, or leave it out."""
+        try:
+            line = self.format(record)
+            if self._left_out:
+                line += f" (lines left out before: {self._left_out})"
+            data = memoryview(f"{line}\n".encode(errors="backslashreplace"))
+            while data:
+                # A pipe that is ready has room for so much at least.
+                if not self._poll.poll(0 if self._left_out else PATIENCE_MS):
+                    self._left_out += 1
+                    return
+                data = data[os.write(self._fd, data[: select.PIPE_BUF]) :]
+            self._left_out = 0
+        except Exception:  # noqa: BLE001 - logging goes on, as handlers do
+            self.handleError(record)
 
 
 class JsonFormatter(logging.Formatter):

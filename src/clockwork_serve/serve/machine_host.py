@@ -13,6 +13,8 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
+import msgspec
+
 from clockwork_serve import __version__
 from clockwork_serve.devices.base import Device
 from clockwork_serve.errors import ConfigError
@@ -24,6 +26,7 @@ from clockwork_serve.messages import (
     Frame,
     Hello,
     Infer,
+    Keep,
     Load,
     Machine,
     ModelAdded,
@@ -102,7 +105,11 @@ class MachineHost(WorkerHost):
             worker=self._name, version=__version__, runtime=runtime_fingerprint(), kinds=self._machine.kinds
         )
         link.send(machine)
-        link.send(WorkerJoined(worker=self._name, devices=self._specs))
+        # With empty memory, whatever is there: where a server is new, its weights have other versions.
+        for answer in self._found():
+            empty = isinstance(answer, WorkerJoined)
+            link.send(msgspec.structs.replace(answer, states=()) if empty else answer)
+        self.hands.post(*(Keep(device=spec.device) for spec in self._specs))
         _log.info("offered %s to %s:%d", self._name, self._machine.host, self._machine.port)
 
     def _on_refused(self, link: Link, refused: Refused) -> None:

@@ -67,7 +67,7 @@ async def connect(path: Path, hello: Hello, on_frames: OnFrames, on_lost: OnLost
     ``on_lost`` is called at most once, and never after :meth:`Link.close`. Raises :class:`TransportError` if
     nobody listens there, or the peer is not one of ours.
     """
-    _check_path(path)
+    check_path(path)
     loop = asyncio.get_running_loop()
     opened: asyncio.Future[Link] = loop.create_future()
 
@@ -98,7 +98,7 @@ async def listen(path: Path, hello: Hello, on_link: OnLink, on_frames: OnFrames,
 
     ``on_link`` is called once a peer's Hello was accepted, before any of its frames arrive.
     """
-    _check_path(path)
+    check_path(path)
     links: set[Link] = set()
 
     def lost(link: Link) -> None:
@@ -359,7 +359,8 @@ def _peer_uid(transport: asyncio.BaseTransport) -> int:
     return uid
 
 
-def _check_path(path: Path) -> None:
+def check_path(path: Path) -> None:
+    """Raises :class:`TransportError` for a path that no socket can have."""
     length = len(os.fsencode(path))
     if length > _PATH_BYTES_MAX:
         raise TransportError(

@@ -18,6 +18,7 @@ from clockwork_serve.messages import (
     Frame,
     Hello,
     Infer,
+    Keep,
     Lane,
     Load,
     Role,
@@ -25,9 +26,9 @@ from clockwork_serve.messages import (
     WorkerJoined,
 )
 from clockwork_serve.serve.black_box import create
-from clockwork_serve.serve.lanes import Hands
+from clockwork_serve.serve.lanes import Answer, Hands
 from clockwork_serve.serve.transport import SOCKET_NAME, Link, connect, hello
-from clockwork_serve.worker import ControllerLost, Stop, Worker, WorkerEvent
+from clockwork_serve.worker import ControllerFound, ControllerLost, Stop, Worker, WorkerEvent
 
 RETRY_S: Final = 0.05
 NUMBERS_S: Final = 5.0
@@ -114,7 +115,7 @@ class WorkerHost:
             self.hands.regions.prune()
 
     async def _join(self) -> None:
-        """Connect, however often it takes, and offer the devices with empty memory."""
+        """Connect, however often it takes, and offer the devices with what is on them."""
         own, told, tries = hello(Role.WORKER, self._name), "", 0
         while True:
             try:
@@ -130,6 +131,7 @@ class WorkerHost:
             self._link = link
             self._unlinked.clear()
             self._offer(link)
+            _log.info("joined with %s", ", ".join(spec.device for spec in self._specs))
             return
 
     async def _connect(self, own: Hello) -> Link:
@@ -139,8 +141,17 @@ class WorkerHost:
         return RETRY_S
 
     def _offer(self, link: Link) -> None:
-        link.send(WorkerJoined(worker=self._name, devices=self._specs))
-        _log.info("joined with %s", ", ".join(spec.device for spec in self._specs))
+        """Begin a link: what the lanes said before belongs to an earlier one, and what follows to this."""
+        for answer in self._found():
+            link.send(answer)
+        link.flush()
+
+    def _found(self) -> list[Answer]:
+        self.hands.post(ControllerFound(worker=self._name))
+        answers = self.hands.take()
+        while not isinstance(answers[0], WorkerJoined):
+            answers.pop(0)
+        return answers
 
     def _check(self, peer: Hello) -> None:
         if peer.role is not Role.CONTROLLER:
@@ -152,7 +163,7 @@ class WorkerHost:
         events: list[WorkerEvent] = []
         for frame in frames:
             match frame:
-                case Load() | Unload() | Infer() | CodeAdded() | CodeRemoved():
+                case Load() | Unload() | Infer() | CodeAdded() | CodeRemoved() | Keep():
                     events.append(frame)
                 case Beat():
                     link.send(frame)
@@ -167,7 +178,6 @@ class WorkerHost:
         self._link = None
         self._unlinked.set()
         self.hands.post(ControllerLost())
-        # Taken and dropped before a next link exists: it is owed none of these.
         self._deliver()
         self.hands.regions.prune()
 

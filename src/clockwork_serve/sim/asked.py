@@ -36,6 +36,9 @@ class Asked:
         self._limited: set[str] = set()
         """Tenants that have a quota."""
         self._draining = False
+        self.stranded: set[str] = set()
+        """Open requests that their gateways may ask again, for the controller died."""
+        self._controller_lost = False
         self._worker_lost = False
         self.hung = False
         """A worker was said to hang."""
@@ -46,7 +49,8 @@ class Asked:
         """The controller is told something."""
         match event:
             case Request():
-                assert event.request_id not in self.open, f"{event} came twice"
+                assert event.request_id not in self.open.keys() - self.stranded, f"{event} came twice"
+                self.stranded.discard(event.request_id)
                 self.open[event.request_id] = event
             case Cancel():
                 if event.request_id in self.open:
@@ -67,10 +71,17 @@ class Asked:
             case _:
                 pass
 
+    def controller_died(self) -> None:
+        """Another one will be told all again."""
+        self.stranded = set(self.open)
+        self.quarantined.clear()
+        self._controller_lost = self._worker_lost = True
+
     def answer(self, answer: Answer, now_ns: int) -> None:
         """The controller answers: for the first time, and as the story allows."""
         request = self.open.pop(answer.request_id, None)
         assert request is not None, f"{answer} of what nobody asks, or for the second time"
+        self.stranded.discard(answer.request_id)
         cancelled = answer.request_id in self._cancelled
         orphan = answer.request_id in self._orphans or request.model not in self.served
         self._cancelled.discard(answer.request_id)
@@ -107,5 +118,5 @@ class Asked:
         if reason is Reason.DRAINING:
             return self._draining
         if reason is Reason.NOT_SERVING:
-            return self._config.reject_infeasible or orphan
+            return self._config.reject_infeasible or orphan or self._controller_lost
         return reason is Reason.WOULD_MISS_DEADLINE and self._config.reject_infeasible

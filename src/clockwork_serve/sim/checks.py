@@ -50,6 +50,7 @@ from clockwork_serve.messages import (
 from clockwork_serve.sim.asked import Asked
 from clockwork_serve.sim.checked import STRIDE, CheckedHost
 from clockwork_serve.sim.host import LEAST_NS, Host
+from clockwork_serve.sim.restarts import taken_over
 from clockwork_serve.sim.trouble import is_cut
 from clockwork_serve.telemetry import Recorder
 from clockwork_serve.units import NS_PER_S, NS_PER_US
@@ -68,7 +69,7 @@ class Checks:
         self._simulation = simulation
         self._recorder = Recorder()
         self._steps = 0
-        self._asked = Asked(simulation.controller.config)
+        self.asked = Asked(simulation.controller.config)
         self._held: set[str] = set()
         """Requests that were answered while a worker had their tensors, until they are released."""
         self._reading: dict[str, set[int]] = {}
@@ -78,6 +79,10 @@ class Checks:
         """Workers that the controller said hung."""
         self._out: dict[int, Action] = {}
         """All and only actions sent whose result or loss the controller has not heard of, by id."""
+        self._old: set[int] = set()
+        """Ids of actions that no controller waits for as it sent them: of a dead one, or given up as lost."""
+        self._one_life = True
+        """The controller never died."""
         self._unknown: dict[tuple[str, int], int] = {}
         """Since when weights, by device and version, were seen that the controller knows nothing of."""
         self._losses: Counter[str] = Counter()
@@ -107,7 +112,7 @@ class Checks:
             if isinstance(event, Result):
                 self._result(event)
                 continue
-            self._asked.observe(event)
+            self.asked.observe(event)
             if isinstance(event, WorkerLost):
                 self._lost(event)
             elif isinstance(event, WorkerJoined):
@@ -133,11 +138,28 @@ class Checks:
         if self._steps % STRIDE == 0:
             self.check(now_ns)
 
+    # Controllers come and go
+
+    def controller_died(self) -> None:
+        """What it knew is gone; what it sent may still run."""
+        self._old.update(self._out)
+        self._out.clear()
+        self._reading.clear()
+        self._hung.clear()
+        self._held.clear()
+        self._losses.clear()
+        self._recorder = Recorder()
+        self._one_life = False
+        self.asked.controller_died()
+
     # One step
 
     def _result(self, result: Result) -> None:
         action = self._out.pop(result.action_id, None)
-        assert action is not None, f"{result} of no action that is out"
+        if action is None:
+            assert result.action_id in self._old, f"{result} of no action that is out"
+            self._old.remove(result.action_id)
+            return
         if isinstance(action, Infer):
             self._read(action)
         elif isinstance(action, Load) and result.status is Status.OK:
@@ -162,7 +184,7 @@ class Checks:
             assert effect.worker not in self._hung, f"{effect} again"
         if effect.why:
             self._hung.add(effect.worker)
-            self._asked.hung = True
+            self.asked.hung = True
         else:
             self._hung.remove(effect.worker)
             owed = [one for one in self._out.values() if self._worker_of(one) == effect.worker]
@@ -183,20 +205,22 @@ class Checks:
         ]
         ran = [one for one in out if lost.running is not None and one.action_id in lost.running]
         self._deaths.update({one.model for one in ran} | set(lost.preparing))
+        known = ran or lost.preparing or not self._old.isdisjoint(lost.running or ())
         for action in out:
-            self._lose(action, ran=action in ran or not (ran or lost.preparing))
+            self._lose(action, ran=action in ran or not known)
 
     def _quarantined(self, effect: Quarantined) -> None:
         if not effect.why:
-            self._asked.quarantined.remove(effect.model)
+            self.asked.quarantined.remove(effect.model)
             return
-        self._asked.quarantined.add(effect.model)
+        self.asked.quarantined.add(effect.model)
         after = self._simulation.controller.config.quarantine_after
         deaths = max(self._deaths[effect.model], self._deaths[effect.code_id])
         assert 0 < after <= deaths, f"{effect} after {deaths} deaths"
 
     def _lose(self, action: Action, *, ran: bool) -> None:
         del self._out[action.action_id]
+        self._old.add(action.action_id)
         if isinstance(action, Infer):
             most = self._simulation.controller.config.retries + 1
             self._read(action)
@@ -205,7 +229,7 @@ class Checks:
                 assert self._losses[call.request_id] <= most, f"{call} cost {most + 1} workers"
 
     def _answer(self, answer: Answer, now_ns: int) -> None:
-        self._asked.answer(answer, now_ns)
+        self.asked.answer(answer, now_ns)
         if not answer.release:
             self._held.add(answer.request_id)
         else:
@@ -218,11 +242,11 @@ class Checks:
         self._out[action.action_id] = action
         if isinstance(action, Unload):
             return
-        assert action.model in self._asked.served, f"{action} of a model that is not served"
-        assert action.model not in self._asked.quarantined, f"{action} of a model in quarantine"
+        assert action.model in self.asked.served, f"{action} of a model that is not served"
+        assert action.model not in self.asked.quarantined, f"{action} of a model in quarantine"
         if isinstance(action, Infer):
             for call in action.calls:
-                asked = call.request_id in self._asked.open
+                asked = call.request_id in self.asked.open
                 readers = self._reading.setdefault(call.request_id, set())
                 elsewhere = all(self._worker_of(self._out[one]) in self._hung for one in readers)
                 assert asked and elsewhere, f"{action}: {call} is not waiting"
@@ -260,8 +284,10 @@ class Checks:
     # Now and then
 
     def check(self, now_ns: int) -> None:
-        """Everything of the controller, and its belief against the truth."""
+        """Everything of the controller, if there is one, and its belief against the truth."""
         simulation = self._simulation
+        if simulation.down is not None:
+            return
         controller = simulation.controller
         controller.check()
         again = controller.decide(now_ns)
@@ -270,10 +296,11 @@ class Checks:
         owed = {action_id for one in belief.hung.values() for action_id in one.sent}
         assert belief.sent.keys() | owed == self._out.keys(), "the controller waits for others than are out"
         assert belief.hung.keys() == self._hung, f"{self._hung} hung"
-        assert self._asked.open.keys() == simulation.open.keys()
+        assert self.asked.open.keys() == simulation.open.keys()
         away = {device.name for one in belief.hung.values() for device in one.devices}
         assert belief.devices.keys() | away == simulation.by_device.keys()
         readers = Counter((one.device, one.version) for one in self._out.values() if isinstance(one, Infer))
+        readers += taken_over(controller, self._old)
         for name, device in belief.devices.items():
             host = simulation.by_device[name]
             assert isinstance(host, CheckedHost)
@@ -284,7 +311,7 @@ class Checks:
                 assert there or one.state != READY, f"{name}: {one.model.model.key} is believed ready"
                 out = readers[name, one.version]
                 assert one.in_flight == out, f"{name}: {one.in_flight} INFERs believed out, not {out}"
-            served, holders = self._asked.served, device.pages.holders()
+            served, holders = self.asked.served, device.pages.holders()
             known = {one.version for one in holders if one.in_flight or one.model.model.key in served}
             self._check_forgotten(host, name, known, now_ns)
         self._check_counters()
@@ -302,8 +329,8 @@ class Checks:
         counters, tally = self._recorder.counters, self._simulation.tally
         assert not counters.unmatched
         assert counters.received == sum(counters.outcomes.values()) + counters.open
-        assert counters.open == len(self._asked.open)
-        if tally.warmup_ns:
+        assert counters.open == len(self.asked.open) - len(self.asked.stranded)
+        if tally.warmup_ns or not self._one_life:
             return
         total = tally.total()
         assert counters.received == total.offered, f"{counters.received} received, {total.offered} offered"
@@ -318,7 +345,7 @@ class Checks:
         for host in simulation.hosts.values():
             if isinstance(host, CheckedHost) and host.stopped is None:
                 host.check(host.axis_ns(simulation.now_ns))
-        assert not self._asked.open, f"never answered: {sorted(self._asked.open)}"
+        assert not self.asked.open, f"never answered: {sorted(self.asked.open)}"
         total = simulation.tally.total()
         assert total.offered == total.ended or simulation.tally.warmup_ns
 
@@ -338,13 +365,13 @@ class Checks:
             assert truth.versions() == {one.version for one in holders}, (
                 f"{name}: other weights than believed"
             )
-            assert {one.model.model.key for one in holders} <= self._asked.served, (
+            assert {one.model.model.key for one in holders} <= self.asked.served, (
                 f"{name}: weights not served"
             )
             assert not device.pending_codes, f"{name}: {device.pending_codes} are not prepared"
             prepared = device.codes.keys() | device.failed_codes.keys()
             assert prepared == {code.code.code_id for code in simulation.codes}, f"{name}: {prepared}"
-            assert not device.failed_codes or self._asked.quarantined, f"{name}: {device.failed_codes}"
+            assert not device.failed_codes or self.asked.quarantined, f"{name}: {device.failed_codes}"
 
 
 def _span(quantiles_us: tuple[tuple[float, float], ...]) -> tuple[int, int]:

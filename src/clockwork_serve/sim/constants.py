@@ -41,6 +41,7 @@ class FaultTimes(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long it takes until faults are noticed and mended, in ns; only scenarios with faults have them."""
 
     restart_ns: int
+    controller_ns: int
     kill_ns: int
     end_ns: int
     silent_ns: int

@@ -14,6 +14,7 @@ add_model     a model is served only from then on (and, after a while, no more)
 gateway       one of the gateways dies, and with it its clients' requests; a new one takes its place
 cancel        a share of the clients goes away before they are answered
 drain         the server takes no new requests any more
+controller    the controller dies, and another one comes (see ``restarts``)
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ from clockwork_serve.messages import (
     ModelRemoved,
     Request,
     WorkerCrashed,
-    WorkerJoined,
 )
 from clockwork_serve.sim.host import CALL, TO_CONTROLLER, TO_WORKER, Host
+from clockwork_serve.sim.restarts import Restarts
 from clockwork_serve.sim.stops import Stops
 from clockwork_serve.sim.trouble import Trouble, is_cut
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, ms
@@ -81,13 +82,16 @@ class Faults:
         self._gateways = len(simulation.gateways)
         self.executed: Counter[str] = Counter()
         self.stops = Stops(self, simulation)
+        restarts = Restarts(simulation, self._dice, self.later, self._served, self._unlinked, self.executed)
         begin: dict[str, Callable[[FaultTable], Events]] = {
             "crash": self._crashes, "kills": self._kills,
             "hang": self.stops.hang, "stop": self.stops.stop, "hangs": self._hangs, "slow": self._slows,
             "loss": self._loses, "delay": self._delays, "skew": self._skews,
             "remove_model": self._removes, "add_model": self._adds, "gateway": self._gateway_dies,
-            "cancel": self._cancels, "drain": self._drains,
+            "cancel": self._cancels, "drain": self._drains, "controller": restarts.dies,
         }  # fmt: skip
+        if any(table.kind == "controller" for table in tables):
+            simulation.watchers.append(restarts)
         for table in tables:
             if table.kind == "add_model":
                 self.later(0, partial(self._remove, self._model(table)))
@@ -162,7 +166,7 @@ class Faults:
     def _restart(self, dead: Host) -> Events:
         host = self._simulation.host(dead.name, dead.specs)
         host.slowness = dead.slowness
-        return self._join(host)
+        return self._rejoin(host)
 
     def _join(self, host: Host) -> Events:
         """A worker connects. A link that it had before is over by that; codes are sent to it at once."""
@@ -175,7 +179,7 @@ class Faults:
         simulation.by_device.update((spec.device, host) for spec in host.specs)
         for code in simulation.codes:
             host.send(code, now_ns)
-        return (*lost, WorkerJoined(worker=host.name, devices=host.specs))
+        return (*lost, host.offer(now_ns))
 
     def _slows(self, table: FaultTable) -> Events:
         assert table.factor is not None
@@ -258,7 +262,7 @@ class Faults:
     def _rejoin(self, host: Host) -> Events:
         if host.gone:
             return NOTHING
-        if host.stopped is not None:
+        if host.stopped is not None or self._simulation.down is not None:
             self.later(self._times.rejoin_ns, partial(self._rejoin, host))
             return NOTHING
         return self._join(host)

@@ -20,16 +20,19 @@ from clockwork_serve.messages import (
     ControllerEvent,
     DeviceSpec,
     Infer,
+    Keep,
     Load,
     Profile,
     Result,
     Status,
+    WorkerJoined,
     WorkerLost,
 )
 from clockwork_serve.sim.dice import Draws
 from clockwork_serve.sim.tally import Busy, Tally
 from clockwork_serve.worker import Worker
 from clockwork_serve.worker.events import (
+    ControllerFound,
     LaneDone,
     Prepare,
     Prepared,
@@ -119,8 +122,8 @@ class Host:
     """One worker process and its devices."""
 
     __slots__ = (
-        "answered_ns", "died_at", "floor_ns", "gone", "heard_ns", "machine", "name", "skew_ns", "slowness",
-        "specs", "stopped", "stopped_ns", "stuck", "trouble", "wake_ns", "world",
+        "answered_ns", "died_at", "floor_ns", "gone", "heard_ns", "joined", "machine", "name", "skew_ns",
+        "slowness", "specs", "stopped", "stopped_ns", "stuck", "trouble", "wake_ns", "world",
     )  # fmt: skip
 
     def __init__(self, name: str, specs: tuple[DeviceSpec, ...], world: World) -> None:
@@ -150,13 +153,23 @@ class Host:
         self.answered_ns = 0
         """When the last message from it arrives."""
         self.wake_ns = FAR_NS
+        self.joined: WorkerJoined | None = None
+        """What it says of itself on a new link, until that is sent."""
 
     def axis_ns(self, now_ns: int) -> int:
         """What its clock shows."""
         axis_ns = now_ns + self.skew_ns
         return axis_ns if axis_ns > self.floor_ns else self.floor_ns
 
-    def send(self, message: Action | CodeAdded | CodeRemoved, now_ns: int) -> None:
+    def offer(self, now_ns: int) -> WorkerJoined:
+        """What it says to a controller that it has a new link to."""
+        self.observe(ControllerFound(worker=self.name), now_ns)
+        self.decide(now_ns)
+        joined, self.joined = self.joined, None
+        assert joined is not None
+        return joined
+
+    def send(self, message: Action | CodeAdded | CodeRemoved | Keep, now_ns: int) -> None:
         """The controller sends it something."""
         world = self.world
         jitter = world.jitter
@@ -255,6 +268,8 @@ class Host:
         elif isinstance(effect, Retire):
             gone = Retired(device=effect.device, code_id=effect.code_id)
             world.at(now_ns + LEAST_NS, LANE_DONE, self, gone)
+        elif isinstance(effect, WorkerJoined):
+            self.joined = effect
         else:
             self._tell(effect, now_ns)
 

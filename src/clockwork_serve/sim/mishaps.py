@@ -59,6 +59,22 @@ def stops(seed: int, workload: Workload, cluster: Cluster) -> list[FaultTable]:
     return found
 
 
+def with_restarts(seed: int, workload: Workload, faults: tuple[FaultTable, ...]) -> tuple[FaultTable, ...]:
+    """Now and then the controller dies, often together with something else, by dice of its own."""
+    rng = np.random.Generator(np.random.PCG64([seed, STREAM + 6]))
+    if rng.random() > 0.3:
+        return faults
+    seconds = workload.duration_ns / NS_PER_S
+    restarts = []
+    for _ in range(int(rng.integers(1, 4))):
+        at_s = seconds * float(rng.uniform(0.02, 0.9))
+        if faults and rng.random() < 0.5:
+            at_s = max(0.0, faults[int(rng.integers(len(faults)))].at_s + float(rng.uniform(-0.01, 0.01)))
+        for_s = None if rng.random() < 0.3 else log_uniform(rng, 0.01, 1)
+        restarts.append(FaultTable(kind="controller", at_s=at_s, for_s=for_s))
+    return (*faults, *restarts)
+
+
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     """A number between two, as likely to be twice as large as half as large."""
     return math.exp(rng.uniform(math.log(low), math.log(high)))

@@ -20,7 +20,15 @@ from msgspec.structs import replace
 from clockwork_serve.controller import POLICIES, ControllerConfig
 from clockwork_serve.messages import ControllerEffect, ControllerEvent, Profile
 from clockwork_serve.sim.cluster import Cluster
-from clockwork_serve.sim.mishaps import STREAM, killers, log_uniform, losses_allowed, patience, stops
+from clockwork_serve.sim.mishaps import (
+    STREAM,
+    killers,
+    log_uniform,
+    losses_allowed,
+    patience,
+    stops,
+    with_restarts,
+)
 from clockwork_serve.sim.simulation import Simulation, Watcher
 from clockwork_serve.units import MIB, NS_PER_S, ms
 from clockwork_serve.workload.scenario import Load, ModelSet, Scenario
@@ -33,7 +41,7 @@ REQUESTS: Final = 2_000
 
 KINDS: Final[tuple[FaultKind, ...]] = (
     "crash", "hang", "slow", "loss", "delay", "skew", "remove_model", "add_model", "gateway", "cancel",
-    "drain", "kills", "stop", "hangs",
+    "drain", "kills", "stop", "hangs", "controller",
 )  # fmt: skip
 FAULTS_MAX: Final = 8
 PAGE_BYTES: Final = 16 * MIB
@@ -136,7 +144,11 @@ def random_scenario(seed: int, requests: int = REQUESTS) -> Chance:
         scenario=replace(
             scenario,
             cluster=table,
-            faults=(*faults, *killers(seed, workload), *stops(seed, workload, cluster)),
+            faults=with_restarts(
+                seed,
+                workload,
+                (*faults, *killers(seed, workload), *stops(seed, workload, cluster)),
+            ),
         ),
         workload=workload,
         cluster=cluster,
@@ -176,9 +188,7 @@ def play_seed(seed: int, requests: int = REQUESTS, watchers: Sequence[Watcher] =
     )  # fmt: skip
 
 
-def run_through(
-    simulation: Simulation, faults: Sequence[FaultTable], beats_max: int = BEATS_MAX
-) -> None:
+def run_through(simulation: Simulation, faults: Sequence[FaultTable], beats_max: int = BEATS_MAX) -> None:
     """Play it to its end and some seconds more, with all checks; raises what they raise."""
     beats: list[int] = []
 
@@ -333,7 +343,7 @@ def _truth(rng: np.random.Generator, kinds: list[ZooModel]) -> dict[str, Profile
 
 def _faults(rng: np.random.Generator, workload: Workload, cluster: Cluster) -> list[FaultTable]:
     count = int(rng.integers(0, FAULTS_MAX + 1))
-    others = KINDS[:-3]  # the last ones have dice of their own
+    others = KINDS[:-4]  # the last ones have dice of their own
     kinds = [others[at] for at in rng.integers(len(others), size=count).tolist()]
     names = [name for name, _ in workload.models]
     seconds = workload.duration_ns / NS_PER_S

@@ -28,6 +28,7 @@ from clockwork_serve.messages import (
     ControllerEvent,
     DeviceSpec,
     Infer,
+    Keep,
     Load,
     Model,
     ModelAdded,
@@ -37,7 +38,6 @@ from clockwork_serve.messages import (
     Request,
     Unload,
     WorkerHung,
-    WorkerJoined,
 )
 from clockwork_serve.sim.checks import Checks
 from clockwork_serve.sim.cluster import Cluster
@@ -90,6 +90,9 @@ class Simulation:
     the noise of durations (not of the network). ``bucket_ns`` asks the tally for a time series. ``faults``
     go wrong as they say. ``checks`` has the whole system checked after every step (several times slower).
     """
+
+    down: Callable[[Sequence[ControllerEvent]], None] | None = None
+    """What is done with what the controller would be told, while there is none."""
 
     def __init__(  # noqa: PLR0913 - a simulation is made of many independent things
         self,
@@ -166,7 +169,7 @@ class Simulation:
         for host in hosts:
             self.hosts[host.name] = host
             self.by_device.update((spec.device, host) for spec in host.specs)
-            events.append(WorkerJoined(worker=host.name, devices=host.specs))
+            events.append(host.offer(0))
             events += self.prepare(host)
         self._step_controller(events, 0)
         self._start_clients()
@@ -274,6 +277,10 @@ class Simulation:
             dirty.clear()
 
     def _step_controller(self, events: list[ControllerEvent], now_ns: int) -> None:
+        if self.down is not None:
+            self.down(events)
+            self._wake_ns = FAR_NS
+            return
         controller = self.controller
         for event in events:
             controller.observe(event, now_ns)
@@ -283,8 +290,8 @@ class Simulation:
         for effect in effects:
             kind = type(effect)
             if kind is Answer:
-                self._hear(effect, now_ns)  # type: ignore[arg-type]
-            elif kind is Infer or kind is Load or kind is Unload:
+                self.hear(effect, now_ns)  # type: ignore[arg-type]
+            elif kind is Infer or kind is Load or kind is Unload or kind is Keep:
                 self.by_device[effect.device].send(effect, now_ns)  # type: ignore[union-attr,arg-type]
             elif kind is WorkerHung and effect.end:  # type: ignore[union-attr]
                 assert self.faults is not None, f"{effect}, and nothing went wrong"
@@ -347,7 +354,7 @@ class Simulation:
 
             self.world.at(now_ns + self._hop_ns, CALL, None, arrive)
 
-    def _hear(self, answer: Answer, now_ns: int) -> None:
+    def hear(self, answer: Answer, now_ns: int) -> None:
         """The client hears an answer, one hop from now."""
         sent = self.open.pop(answer.request_id, None)
         assert sent is not None, f"{answer.request_id} was answered twice, or never asked"

@@ -17,8 +17,11 @@ from clockwork_serve.messages import (
     Answer,
     ControllerEffect,
     ControllerEvent,
+    DeviceState,
     GatewayLost,
     Infer,
+    Keep,
+    Lane,
     Load,
     ModelAdded,
     ModelRemoved,
@@ -28,6 +31,7 @@ from clockwork_serve.messages import (
     Readiness,
     Reason,
     Request,
+    Resident,
     Result,
     Status,
     Unload,
@@ -78,6 +82,8 @@ class Recorder:
         self.counters = Counters()
         self._open: dict[str, _Open] = {}  # all and only requests received and not answered
         self._actions: dict[int, Load | Unload | Infer] = {}  # all and only actions without a result
+        self._found: dict[str, DeviceState] = {}  # by device, what a worker brought of an earlier controller
+        self._brought: dict[int, Resident] = {}  # by action id, weights whose LOAD ran then
         self._lost_gateways: list[str] = []  # those of this step
         self._keys = {
             (outcome, reason): outcome_key(outcome, reason) for outcome in Outcome for reason in Reason
@@ -89,6 +95,7 @@ class Recorder:
             WorkerJoined: self._on_worker_joined, WorkerLost: self._on_worker_lost,
             GatewayLost: self._on_gateway_lost, Readiness: self._on_readiness,
             QuotasSet: self._on_quotas, Quarantined: self._on_quarantined, WorkerHung: self._on_worker_hung,
+            Keep: self._on_keep,
         }  # fmt: skip
 
     def on_step(
@@ -224,6 +231,7 @@ class Recorder:
         action = self._actions.pop(result.action_id, None)
         device = self.counters.devices.get(result.device)
         if action is None or device is None:
+            self._on_late_result(result)
             return
         kind = "infer" if type(action) is Infer else "load" if type(action) is Load else "unload"
         key = f"{kind}:{result.status}"
@@ -295,6 +303,36 @@ class Recorder:
             known = self.counters.devices.setdefault(spec.device, DeviceCounters(worker=event.worker))
             known.worker, known.up = event.worker, True
             known.pages, known.page_bytes, known.pages_used = spec.pages, spec.page_bytes, 0
+        self._found.update((state.device, state) for state in event.states)
+
+    def _on_keep(self, effect: Keep, now_ns: int) -> None:
+        """Of what a worker brought, this stays."""
+        state = self._found.pop(effect.device, None)
+        device = self.counters.devices.get(effect.device)
+        if state is None or device is None:
+            return
+        loads = {one.version: one.action_id for one in state.running if one.lane is Lane.LOAD}
+        for weights in state.weights:
+            if weights.version in effect.versions:
+                device.pages_used += weights.extent.count
+                if weights.ready:
+                    self._is_resident(effect.device, weights)
+                else:
+                    self._brought[loads[weights.version]] = weights
+
+    def _is_resident(self, device: str, weights: Resident) -> None:
+        if (model := self.counters.models.get(weights.model)) is not None:
+            model.resident[device] = weights.weights.size
+
+    def _on_late_result(self, result: Result) -> None:
+        """Of what this controller did not send."""
+        weights = self._brought.pop(result.action_id, None)
+        if weights is None:
+            return
+        if result.status is Status.OK:
+            self._is_resident(result.device, weights)
+        elif (device := self.counters.devices.get(result.device)) is not None:
+            device.pages_used -= weights.extent.count
 
     def _on_worker_lost(self, event: WorkerLost, now_ns: int) -> None:
         self.counters.workers_lost += 1

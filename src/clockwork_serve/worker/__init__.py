@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from clockwork_serve.worker.events import (
+    ControllerFound,
     ControllerLost,
     LaneDone,
     Prepare,
@@ -17,6 +18,6 @@ from clockwork_serve.worker.events import (
 from clockwork_serve.worker.worker import Worker
 
 __all__ = [
-    "ControllerLost", "LaneDone", "Prepare", "Prepared", "Retire", "Retired", "Start", "Stop", "Worker",
-    "WorkerEffect", "WorkerEvent",
+    "ControllerFound", "ControllerLost", "LaneDone", "Prepare", "Prepared", "Retire", "Retired", "Start",
+    "Stop", "Worker", "WorkerEffect", "WorkerEvent",
 ]  # fmt: skip

@@ -11,9 +11,10 @@ prepared again when it is added again.
 from __future__ import annotations
 
 import enum
+from collections import deque
 from typing import Final
 
-from clockwork_serve.messages import Code, CodeAdded, DeviceSpec, Profile
+from clockwork_serve.messages import Code, CodeAdded, DeviceSpec, Infer, Load, Profile
 
 
 class CodeState(enum.StrEnum):
@@ -45,6 +46,13 @@ CODE_LIFE: dict[CodeState, dict[CodeStep, CodeState]] = {
 }
 
 
+LOADED: Final = 0
+"""Stands for a LOAD where batch sizes tell durations apart."""
+RECENT: Final = 10
+"""So many last durations are remembered of each kind, as estimates rest on."""
+SIGNATURES_MAX: Final = 64
+"""Of so many shapes that requests choose: clients could choose for ever."""
+
 CODE_READY: Final = CodeState.READY  # a name of the module's own: an Enum's attribute takes 40 ns
 
 
@@ -57,7 +65,9 @@ class HeldCode:
     not retired. ``fitting`` are the batch sizes that it has and that the device has room for.
     """
 
-    __slots__ = ("answer_due", "chore", "code", "fitting", "profile", "state", "users", "wanted")
+    __slots__ = (
+        "answer_due", "chore", "code", "fitting", "profile", "recent", "state", "users", "wanted",
+    )  # fmt: skip
 
     def __init__(self, code: Code) -> None:
         self.code = code
@@ -68,6 +78,23 @@ class HeldCode:
         self.chore = False
         self.users = 0
         self.fitting: frozenset[int] = frozenset()
+        self.recent: dict[tuple[int, str], deque[int]] = {}
+        """Durations in ns by batch size and signature."""
+
+    def took(self, work: object, lasted_ns: int) -> None:
+        """Remember how long a LOAD or an INFER took, for a controller that will not know."""
+        if type(work) is Infer:
+            key = work.batch, work.signature
+        elif type(work) is Load:
+            key = LOADED, ""
+        else:
+            return
+        recent = self.recent.get(key)
+        if recent is None:
+            if key[1] and len(self.recent) >= SIGNATURES_MAX:
+                del self.recent[next(iter(self.recent))]
+            recent = self.recent[key] = deque(maxlen=RECENT)
+        recent.append(lasted_ns)
 
     def add(self, event: CodeAdded, spec: DeviceSpec) -> None:
         """The controller wants it, and to know when it is ready."""

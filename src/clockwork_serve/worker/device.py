@@ -15,6 +15,7 @@ from clockwork_serve.messages import (
     CodeReady,
     DeviceSpec,
     Infer,
+    Keep,
     Lane,
     Load,
     Status,
@@ -24,7 +25,7 @@ from clockwork_serve.messages import (
 from clockwork_serve.worker.admission import Refusal, acceptable, refuse
 from clockwork_serve.worker.codes import CodeState, CodeStep, HeldCode
 from clockwork_serve.worker.events import LaneDone, Prepare, Prepared, Retire, Retired, Start
-from clockwork_serve.worker.judgement import judge_load, judge_unload, missing, too_late
+from clockwork_serve.worker.judgement import judge_load, judge_unload, leaving, missing, too_late
 from clockwork_serve.worker.lanes import Job, LaneQueue, Work
 from clockwork_serve.worker.ledger import Ledger
 from clockwork_serve.worker.pages import (
@@ -132,6 +133,8 @@ class DeviceWorker:
         assert held is not None and job.action_id == event.action_id, f"{event}; {work} ran"
         assert event.started_ns <= event.ended_ns, f"{event} ends before it starts"
         status, message = event.status, event.message
+        if status is _OK:
+            self.codes[held.code_id].took(work, event.ended_ns - event.started_ns)
         # Records have no subclasses, and asking for one that a record is not takes isinstance 50 ns.
         if type(work) is Infer:
             held.readers -= 1
@@ -213,17 +216,18 @@ class DeviceWorker:
         self._refuse_queued((Status.SHUTTING_DOWN, "the worker is shutting down"), now_ns)
 
     def lose_controller(self, now_ns: int) -> None:
-        """Answer everything for the last time, and have all weights forgotten."""
-        refusal = Status.SHUTTING_DOWN, "the controller went away"
-        self._refuse_queued(refusal, now_ns)
-        for lane in self.lanes.values():
-            if lane.running is not None:
-                self._ledger.refuse(lane.running, refusal, now_ns)
-        for held in self.pages.all():
-            held.stale = True
-        self._stale = self.pages.all()
+        """Refuse what waits; what runs ends as usual, and weights stay for the next controller."""
+        self._refuse_queued((Status.SHUTTING_DOWN, "the controller went away"), now_ns)
+        self._stale = [held for held in self.pages.all() if held.stale]  # their UNLOADs waited
         for code in self.codes.values():
             code.answer_due = False
+
+    def keep(self, event: Keep) -> None:
+        """Have all weights forgotten that the controller does not want."""
+        for held in self.pages.all():
+            if held.version not in event.versions and not held.stale:
+                held.stale = True
+                self._stale.append(held)
 
     def _refuse_queued(self, refusal: Refusal, now_ns: int) -> None:
         for lane in self.lanes.values():
@@ -266,7 +270,7 @@ class DeviceWorker:
                     action_id=-self._own_unloads, device=self.spec.device, model=held.model,
                     extent=held.extent, version=held.version, window=Window(now_ns, FAR_NS),
                 )  # fmt: skip
-                # Before all else: the next controller believes that the pages are empty already.
+                # Before all else: the controller believes that the pages are empty already.
                 self.load_lane.push(Job(action, None, action.action_id), 0)
             elif held.state in (WeightsState.LOADING, WeightsState.READY):
                 waiting.append(held)
@@ -298,20 +302,25 @@ class DeviceWorker:
         while lane.running is None and (job := lane.turn(now_ns)) is not None:
             work = job.work
             if type(work) is Load:
-                self._begin_load(job, work, now_ns)
+                if not self._begin_load(job, work, now_ns):
+                    return
             elif type(work) is Unload:
                 self._begin_unload(job, work, now_ns)
             else:
                 assert isinstance(work, (Prepare, Retire)), f"{work} on the load lane"
                 self._begin_chore(lane, job, work, now_ns)
 
-    def _begin_load(self, job: Job, action: Load, now_ns: int) -> None:
+    def _begin_load(self, job: Job, action: Load, now_ns: int) -> bool:
+        """Start or refuse it; False if it has to wait."""
         refusal = judge_load(action, self.pages, now_ns)
         if refusal is not None:
+            if refusal[0] is Status.IN_USE and leaving(action.extent, self.pages):
+                self.load_lane.wake_ns = action.window.latest_ns + 1
+                return False
             self.load_lane.drop(job)
             self._refuse(job, refusal, now_ns)
-            return
-        held = job.held = Held(action.extent, action.version, action.model, action.code_id)
+            return True
+        held = job.held = Held(action.extent, action.version, action.model, action.code_id, action.weights)
         self.pages.claim(held)
         self.codes[action.code_id].users += 1
         for waiting in self.exec_lane.actions:
@@ -321,6 +330,7 @@ class DeviceWorker:
                 waiting.held = held
                 held.readers += 1
         self._start_load(job, action, now_ns)
+        return True
 
     def _begin_unload(self, job: Job, action: Unload, now_ns: int) -> None:
         held = self.pages.at(action.extent, action.version)

@@ -15,11 +15,13 @@ from clockwork_serve.messages import (
     CodeReady,
     CodeRemoved,
     Infer,
+    Keep,
     Lane,
     Load,
     Result,
     Status,
     Unload,
+    WorkerJoined,
 )
 
 
@@ -59,11 +61,16 @@ class Retired(Struct, frozen=True, kw_only=True):
 
 
 class ControllerLost(Struct, frozen=True, kw_only=True):
-    """The link to the controller is gone; the next one believes that all memory is empty.
+    """The link to the controller is gone.
 
-    Its actions are all answered at once (nobody hears), what still runs ends unheard, and all weights are
-    forgotten. Prepared codes stay.
+    What waits is refused (nobody hears), what runs goes on; codes and weights stay.
     """
+
+
+class ControllerFound(Struct, frozen=True, kw_only=True):
+    """There is a controller, perhaps a new one: it is to be told what is here. ``worker`` is our name."""
+
+    worker: str
 
 
 class Stop(Struct, frozen=True, kw_only=True):
@@ -96,9 +103,10 @@ class Retire(Struct, frozen=True, kw_only=True):
 
 
 WorkerEvent = (
-    Load | Unload | Infer | CodeAdded | CodeRemoved | LaneDone | Prepared | Retired | ControllerLost | Stop
+    Load | Unload | Infer | CodeAdded | CodeRemoved | LaneDone | Prepared | Retired | ControllerLost
+    | ControllerFound | Keep | Stop
 )  # fmt: skip
 """What a worker observes."""
 
-WorkerEffect = Start | Prepare | Retire | Result | CodeReady
+WorkerEffect = Start | Prepare | Retire | Result | CodeReady | WorkerJoined
 """What a worker decides."""

@@ -21,6 +21,11 @@ def judge_load(action: Load, pages: Pages, now_ns: int) -> Refusal | None:
     return None
 
 
+def leaving(extent: Extent, pages: Pages) -> bool:
+    """Whether an extent holds only what no controller wants: it is believed gone, and goes when unread."""
+    return all(held.stale for held in pages.overlapping(extent))
+
+
 def judge_unload(action: Unload, held: Held | None, pages: Pages, now_ns: int) -> Refusal | None:
     """Weights go only while nothing reads them. ``held`` is what is in the action's extent."""
     late_ns = now_ns - action.window.latest_ns

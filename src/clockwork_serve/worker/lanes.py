@@ -90,7 +90,7 @@ class LaneQueue:
     """One lane: at most one running job, and those that wait."""
 
     __slots__ = (
-        "_chore_runs", "_chored_ns", "_ended_ns", "_started_ns", "actions", "asked_ns", "chores", "running",
+        "_chore_runs", "_chored_ns", "_ended_ns", "actions", "asked_ns", "chores", "running", "started_ns",
         "wake_ns",
     )  # fmt: skip
 
@@ -105,7 +105,8 @@ class LaneQueue:
         that order: cheaper than a heap."""
         self.chores: deque[tuple[int, Job]] = deque()
         """All and only queued chores, and since when each waits."""
-        self._started_ns = 0
+        self.started_ns = 0
+        """When the last job started."""
         self._ended_ns = 0
         self._chore_runs = False
         self._chored_ns = 0  # when the last chore ended
@@ -149,7 +150,7 @@ class LaneQueue:
     @property
     def rested_ns(self) -> int:
         """From when on the lane, if it is free, may begin a chore."""
-        return self._ended_ns + min(REST_MAX_NS, (self._ended_ns - self._started_ns) // REST_SHARE)
+        return self._ended_ns + min(REST_MAX_NS, (self._ended_ns - self.started_ns) // REST_SHARE)
 
     def start(self, job: Job, now_ns: int) -> None:
         """Run the job whose turn it is."""
@@ -162,7 +163,7 @@ class LaneQueue:
             self._chore_runs = True
         job.step(_START)
         self.running = job
-        self._started_ns = now_ns
+        self.started_ns = now_ns
 
     def drop(self, job: Job) -> None:
         """Take the job whose turn it is out; it will not run."""

@@ -13,7 +13,7 @@ import enum
 from bisect import bisect_left
 from typing import Final
 
-from clockwork_serve.messages import Extent, Infer
+from clockwork_serve.messages import Extent, Infer, Weights
 
 
 class WeightsState(enum.StrEnum):
@@ -54,19 +54,26 @@ WEIGHTS_EMPTY: Final = WeightsState.EMPTY
 class Held:
     """An extent that is not empty, and whose weights it holds.
 
-    ``stale`` weights were loaded for a controller that is gone; they are forgotten once nothing reads them.
+    ``stale`` weights were loaded for a controller that is gone, and its successor does not want them: they go
+    once nothing reads them.
     ``readers`` counts INFERs that read these weights or wait to: none but those whose job names them.
     """
 
-    __slots__ = ("code_id", "count", "extent", "first", "model", "readers", "stale", "state", "version")
+    __slots__ = (
+        "code_id", "count", "extent", "first", "model", "readers", "stale", "state", "version",
+        "weights",
+    )  # fmt: skip
 
-    def __init__(self, extent: Extent, version: int, model: str, code_id: str) -> None:
+    def __init__(
+        self, extent: Extent, version: int, model: str, code_id: str, weights: Weights | None = None
+    ) -> None:
         self.extent = extent
         self.first = extent.first
         self.count = extent.count
         self.version = version
         self.model = model
         self.code_id = code_id
+        self.weights = weights
         self.state = WEIGHTS_LOADING
         self.stale = False
         self.readers = 0

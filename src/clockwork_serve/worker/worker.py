@@ -11,13 +11,16 @@ from clockwork_serve.messages import (
     CodeRemoved,
     DeviceSpec,
     Infer,
+    Keep,
     Lane,
     Load,
     Status,
     Unload,
+    WorkerJoined,
 )
 from clockwork_serve.worker.device import DeviceWorker
 from clockwork_serve.worker.events import (
+    ControllerFound,
     ControllerLost,
     LaneDone,
     Prepared,
@@ -29,6 +32,7 @@ from clockwork_serve.worker.events import (
 from clockwork_serve.worker.invariants import check_device
 from clockwork_serve.worker.lanes import Work
 from clockwork_serve.worker.ledger import Ledger
+from clockwork_serve.worker.report import state_of
 
 
 class Worker:
@@ -39,11 +43,14 @@ class Worker:
         self._all = [DeviceWorker(spec, self._ledger, index) for index, spec in enumerate(devices)]
         self._devices = {device.name: device for device in self._all}
         assert len(self._devices) == len(devices) > 0, "devices: at least one, each with its name"
-        self._inbox: list[Action | ControllerLost | Stop] = []  # what must be decided in the order it came
+        self._inbox: list[
+            Action | ControllerLost | ControllerFound | Keep | Stop
+        ] = []  # what must be decided in the order it came
         self._dirty: list[DeviceWorker] = []  # devices whose lanes must be looked at, in order
         self._wakes: list[tuple[int, int]] = []
         """Heap of (time, device's index): every lane's ``wake_ns``, and outdated ones."""
         self._now_ns = 0
+        self._had_controller = False
 
     @property
     def idle(self) -> bool:
@@ -69,7 +76,7 @@ class Worker:
     def _observe_other(self, event: WorkerEvent, now_ns: int) -> None:
         assert not isinstance(event, LaneDone)
         match event:
-            case Infer() | Load() | Unload() | ControllerLost() | Stop():
+            case Infer() | Load() | Unload() | ControllerLost() | ControllerFound() | Keep() | Stop():
                 self._inbox.append(event)
             case Prepared():
                 device = self._devices[event.device]
@@ -160,12 +167,25 @@ class Worker:
                 else:
                     self._mark(device)
                     device.admit(item, now_ns)
+            elif isinstance(item, Keep):
+                if (kept := self._devices.get(item.device)) is not None:
+                    self._mark(kept)
+                    kept.keep(item)
+            elif isinstance(item, ControllerFound):
+                self._join(item, now_ns)
             else:
                 for device in self._mark_all():
                     if isinstance(item, Stop):
                         device.stop(now_ns)
                     else:
                         device.lose_controller(now_ns)
+
+    def _join(self, found: ControllerFound, now_ns: int) -> None:
+        """Offer the devices, with what is on them if there was a controller before."""
+        states = tuple([state_of(device, now_ns) for device in self._all]) if self._had_controller else ()
+        self._had_controller = True
+        specs = tuple([device.spec for device in self._all])
+        self._ledger.effects.append(WorkerJoined(worker=found.worker, devices=specs, states=states))
 
     def _turn_away(self, action: Action, now_ns: int) -> None:
         known = ", ".join(self._devices)

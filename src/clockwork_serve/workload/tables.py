@@ -41,6 +41,7 @@ FaultKind = Literal[
     "kills",
     "stop",
     "hangs",
+    "controller",
 ]
 
 
@@ -260,11 +261,11 @@ class ClusterTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class FaultTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Something that goes wrong in a simulation; other users of a scenario ignore it.
 
-    ``at_s`` and ``for_s``: when and how long (None: until the end; a worker that crashed comes back all the
-    same). ``device``, ``worker`` (indices from 0) and ``model`` (a name) say what it hits; None: everything
-    that it can. ``factor``: how many times slower (slow), or the share of messages lost (loss) or of clients
-    that go away (cancel). ``ms``: how much messages are delayed (delay) or a clock is off (skew). A model
-    that kills takes its worker down whenever it has run.
+    ``at_s`` and ``for_s``: when and how long (None: until the end; a worker or controller that died comes
+    back all the same). ``device``, ``worker`` (indices from 0) and ``model`` (a name) say what it hits; None:
+    everything that it can. ``factor``: how many times slower (slow), or the share of messages lost (loss) or
+    of clients that go away (cancel). ``ms``: how much messages are delayed (delay) or a clock is off (skew).
+    A model that kills takes its worker down whenever it has run.
     """
 
     kind: FaultKind
