@@ -256,7 +256,7 @@ class Belief(Measured):
             device.load_ns += waiter.demand_ns
             if device.load_ns <= self.stir_above_ns:
                 return
-        self._stir(model)
+        self.stir(model)
 
     def _gone(self, queue: Queue, model: ServedModel, count: int, demand_ns: int) -> None:
         """So many requests, of so much demand, were taken out of a queue."""
@@ -271,12 +271,7 @@ class Belief(Measured):
             device.load_ns -= demand_ns
             if model.load_key is None and not device.plan.starved:
                 return
-        self._stir(model)
-
-    def _stir(self, model: ServedModel) -> None:
-        if not model.stirred:
-            model.stirred = True
-            self.stirred.append(model)
+        self.stir(model)
 
     # Actions
 
