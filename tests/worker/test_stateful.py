@@ -433,11 +433,16 @@ class Lives(RuleBasedStateMachine):
         return forgotten and self.read(action.extent) and self.now_ns <= action.window.latest_ns
 
     def is_coming(self, action: Action) -> bool:
-        """Whether a LOAD of these weights runs or waits."""
+        """Whether a LOAD of these weights runs, for a controller that still wants them, or waits."""
         run = self.running[Lane.LOAD]
         loads = [run.action] if isinstance(run, Start) else []
+        loads = [one for one in loads if not self.is_forgotten(one)]
         loads += [sent.action for sent in self.waiting(Lane.LOAD)]
         return any(isinstance(load, Load) and same_weights(load, action) for load in loads)
+
+    def is_forgotten(self, action: Action) -> bool:
+        claims = [claim for claim in self.under(action.extent) if claim is not None]
+        return any(claim.version == action.version and claim.forgotten_by_controller for claim in claims)
 
     @invariant()
     def a_wakeup_is_asked_for_what_opens_later(self) -> None:

@@ -333,8 +333,8 @@ def test_the_next_controller_hears_of_codes_weights_and_what_runs() -> None:
         ("b", 4, Extent(2, 2), False),
     ]
     assert set(state.running) == {
-        Running(action_id=1, lane=Lane.EXEC, version=3, left_ns=ms(1)),
-        Running(action_id=2, lane=Lane.LOAD, version=4, left_ns=0),
+        Running(action_id=1, lane=Lane.EXEC, version=3, left_ns=ms(1), expected_ns=ms(2)),
+        Running(action_id=2, lane=Lane.LOAD, version=4, left_ns=0, expected_ns=ms(1)),
     }
 
 
