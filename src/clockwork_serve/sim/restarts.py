@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 import numpy as np
 from msgspec.structs import replace
 
-from clockwork_serve.controller import Controller
+from clockwork_serve.controller import Controller, ControllerConfig
 from clockwork_serve.messages import (
     Answer,
     Cancel,
@@ -45,6 +45,16 @@ PATIENCE_NS: Final = 3 * NS_PER_S
 """As in ``serve.gateway_stranded``."""
 
 Events = Sequence[ControllerEvent]
+
+
+@runtime_checkable
+class Follower(Protocol):
+    """A watcher that is to know when another controller decides."""
+
+    def on_controller(self, config: ControllerConfig) -> None:
+        """It is set like that."""
+
+
 Later = Callable[[int, Callable[[], Events]], None]
 
 
@@ -151,6 +161,9 @@ class Restarts:
         config = replace(simulation.controller.config, first_id=simulation.now_ns)
         simulation.controller = Controller(config)
         simulation.down = None
+        for watcher in simulation.watchers:
+            if isinstance(watcher, Follower):
+                watcher.on_controller(config)
         added = [ModelAdded(model=model) for model in self._served.values()]
         events: list[ControllerEvent] = [*simulation.codes, *added]
         if simulation.workload.quotas:

@@ -21,9 +21,10 @@ from typing import IO, Final
 import msgspec
 from msgspec import Struct
 
+from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import ControllerEffect, ControllerEvent
-from clockwork_serve.telemetry.journal_head import Head
+from clockwork_serve.telemetry.journal_head import Head, head_of
 from clockwork_serve.units import KIB, MIB
 
 CHUNK_BYTES: Final = 256 * KIB
@@ -83,6 +84,7 @@ class Journal:
             self._file: IO[bytes] = path.open("ab", buffering=0)
         except OSError as error:
             raise ConfigError(f"journal: cannot write {path}: {error.strerror}; name another file") from None
+        self._head = head
         if head is not None:
             self._append(self._encoder.encode(head))
             self.flush()
@@ -102,6 +104,11 @@ class Journal:
         self._append(body)
         if len(self._buffer) >= CHUNK_BYTES:
             self.flush()
+
+    def on_controller(self, config: ControllerConfig) -> None:
+        """Another controller decides what follows, set like that: a run of its own."""
+        if self._head is not None:
+            self._append(self._encoder.encode(head_of(config)))
 
     def _append(self, body: bytes) -> None:
         self._buffer += _LENGTH.pack(len(body))
