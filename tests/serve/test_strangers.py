@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import stat
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import uvloop
 
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Frame, Role
-from clockwork_serve.serve.keeper import _make_run_dir
+from clockwork_serve.serve.run_dir import RunDir
 from clockwork_serve.serve.transport import Link, connect, hello
 from tests.serve.test_transport import Side, until
 
@@ -128,6 +129,5 @@ def test_nor_do_our_processes_talk_to_a_socket_of_another_user(tmp_path: Path) -
 
 
 def test_the_folder_of_sockets_is_closed_to_others(tmp_path: Path) -> None:
-    folder = _make_run_dir(str(tmp_path))
-
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    with closing(RunDir(str(tmp_path))) as folder:
+        assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
