@@ -289,3 +289,24 @@ def test_a_model_that_hangs_once_costs_one_worker_and_is_served_again(models: Pa
         assert total(metrics, "clockwork_workers_ended_total") == 1
         assert total(metrics, "clockwork_quarantines_total") == 0
         balanced(serving)
+
+
+def test_a_model_that_hangs_while_the_controller_dies_is_found_by_the_next(
+    models: Path, start: Start, tmp_path: Path
+) -> None:
+    with start(models, controller=SOON) as serving:
+        url, victim = serving.http_url, serving.worker_pid()
+        controller = serving.server.pid("controller")
+        assert controller is not None
+        asking = threading.Thread(target=ask, args=(url, "hanging", 668.0))
+        asking.start()
+        until("it hangs", (tmp_path / "mark").exists, RECOVERY_S)
+        os.kill(controller, signal.SIGKILL)
+        until(
+            "another is there", lambda: serving.server.pid("controller") not in (None, controller), RECOVERY_S
+        )
+        until("it serves", lambda: ask(url, "hanging", 668.0, slo_ms=1000) == (200, ""), RECOVERY_S)
+        asking.join()
+        assert serving.worker_pid() != victim
+        assert total(serving.metrics(), "clockwork_workers_ended_total") == 1
+        balanced(serving)

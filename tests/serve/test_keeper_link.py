@@ -114,3 +114,22 @@ def test_a_question_is_refused_when_the_controller_goes_away(tmp_path: Path) -> 
         link.close()
 
     uvloop.run(main())
+
+
+def test_of_two_questions_at_once_both_are_answered_and_none_is_kept(tmp_path: Path) -> None:
+    async def main() -> None:
+        controller = FakeController()
+        listener = await controller.listen(tmp_path / "c.sock")
+        link = ControllerLink(tmp_path / "c.sock", list, lambda ask: None)
+        await asyncio.wait_for(link.connected.wait(), 20)
+        controller.silent = True
+        questions = [asyncio.ensure_future(link.ask(Question.STATE)) for _ in range(2)]
+        await until(lambda: len(controller.told) == 3)
+        for ask_id in (2, 3):
+            controller.links[0].send(Reply(ask_id=ask_id, ok=True, body=b"{}"))
+            assert await asyncio.wait_for(questions[ask_id - 2], 2) == {}
+        assert link._replies == {}
+        link.close()
+        listener.close()
+
+    uvloop.run(main())

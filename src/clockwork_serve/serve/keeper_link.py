@@ -74,16 +74,16 @@ class ControllerLink:
         """The answer of the controller itself. Raises :class:`TransportError` if none comes."""
         if self._link is None:
             raise TransportError("the controller is not connected")
-        self._asks += 1
+        self._asks = ask_id = self._asks + 1
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._replies[self._asks] = reply
-        self._link.send(Ask(ask_id=self._asks, what=what, body=body))
+        self._replies[ask_id] = reply
+        self._link.send(Ask(ask_id=ask_id, what=what, body=body))
         try:
             answer = await asyncio.wait_for(reply, REPLY_S)
         except TimeoutError:
             raise TransportError(f"the controller did not answer within {REPLY_S:.0f} s") from None
         finally:
-            self._replies.pop(self._asks, None)
+            self._replies.pop(ask_id, None)
         found: dict[str, Any] = msgspec.json.decode(answer.body)
         return found
 
