@@ -62,7 +62,7 @@ test: $(STAMP) ## set-up, every check, then every test
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 2 --dist loadgroup
 
 bench: $(STAMP) ## measure what the docs promise; prints one table per question
 	@$(BIN)/python benchmarks/run.py

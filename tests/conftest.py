@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 _SLOW_MACHINES = [HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -12,3 +14,10 @@ settings.register_profile("desk", deadline=None, suppress_health_check=_SLOW_MAC
 settings.register_profile("ci", settings.get_profile("desk"), derandomize=True)
 settings.register_profile("long", settings.get_profile("desk"), max_examples=10_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "desk"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On one core those that start server processes, on the other the rest, file by file."""
+    for item in items:
+        alone = item.get_closest_marker("system") is not None
+        item.add_marker(pytest.mark.xdist_group("system" if alone else Path(item.location[0]).as_posix()))

@@ -16,14 +16,14 @@ from tests.fuzz.__main__ import fuzz
 from tests.fuzz.engine import NAMES, Target, Wrong, changed, check, everything, plain
 
 ROOT = Path(__file__).parents[2]
-SECONDS = float(os.environ.get("CLOCKWORK_FUZZ_SECONDS", "20"))
+SECONDS = float(os.environ.get("CLOCKWORK_FUZZ_SECONDS", "10"))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_no_parser_trips_over_what_is_nearly_right(tmp_path: Path) -> None:
-    """For 20 s each, two on each core: what is measured is CPU time."""
-    rows = fuzz(list(NAMES), SECONDS, tmp_path, 2 * (os.cpu_count() or 1), Random().randrange(1, 2**31))
+    """For 10 s each, on one core, for the other one has other tests: what is measured is CPU time."""
+    rows = fuzz(list(NAMES), SECONDS, tmp_path, 1, Random().randrange(1, 2**31))
 
     assert [f"{row.name}: {row.failure}" for row in rows if row.failure] == []
     assert all(row.inputs > 0 for row in rows)

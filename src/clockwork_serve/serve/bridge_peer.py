@@ -15,6 +15,7 @@ from msgspec import structs
 
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import (
+    Beat,
     CodeAdded,
     CodeReady,
     CodeRemoved,
@@ -170,6 +171,8 @@ class Peer:
         now_ns = time.monotonic_ns()
         for frame in frames:
             match frame:
+                case Beat():
+                    link.send(frame)  # the silence of the other link is watched there
                 case Infer():
                     self._infer(frame, now_ns)
                 case Load() | Unload():

@@ -21,6 +21,9 @@ FILE_NAME = "clockwork.toml"
 _LARGEST = 1e12
 """Of milliseconds and of megabytes: what comes of them fits into 64 bits."""
 
+DIGITS_MAX = 9
+"""Of a batch size; Python turns no number of thousands of digits into an int."""
+
 
 class Table:
     """One TOML table while it is read: typed look-ups, and in the end nothing may be left over."""
@@ -214,7 +217,7 @@ def _emulated(value: object) -> EmulatedSettings:
     steps = Table(durations, where, tuple(durations))
     infer_ns = {}
     for key in durations:
-        if not key.isascii() or not key.isdigit() or int(key) < 1:
+        if not key.isascii() or not key.isdigit() or len(key) > DIGITS_MAX or int(key) < 1:
             raise problem(where, expected="batch sizes >= 1", found=key, advice=advice)
         infer_ns[int(key)] = ms(steps.number(key, zero=False) or 0.0)
     return EmulatedSettings(

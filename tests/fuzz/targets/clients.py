@@ -103,6 +103,9 @@ class _Run:
     def put_back(self, row: int) -> None:
         pass
 
+    def nobody_asked(self, nbytes: int) -> None:
+        assert nbytes > 0
+
     def ended(self, row: int, code: int, now_ns: int, nbytes: int, wait_ns: int | None) -> None:
         assert row not in self.over, "it ended twice"
         self.over[row] = code
