@@ -72,5 +72,6 @@ def test_a_crowd_costs_no_goodput_and_leaves_nothing_behind(tmp_path: Path, kind
     with serve(tmp_path / "models", device="emulated") as serving:
         found = measure(serving, kind, seconds=6.0, after_s=3.0, window_s=4.0)
     assert found.worst > 0.5, "far less than is promised, for machines are shared"
-    assert found.ends["answered"] < found.asked / 5, f"{CLIENTS} clients are ten times too many"
+    if kind == "at once":
+        assert found.ends["answered"] < found.asked / 5, f"{CLIENTS} clients are ten times too many"
     assert found.after[1] >= 0.9 * found.after[0] > 0

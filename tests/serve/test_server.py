@@ -252,7 +252,7 @@ sys.exit(run(msgspec.json.decode(sys.argv[1], type=ServerConfig), on_ready=ready
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_drains_and_stops_it(place: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_stops_it(place: Path, tmp_path: Path, number: signal.Signals) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     settings = msgspec.json.encode(config(place, run_dir=str(run_dir))).decode()

@@ -52,8 +52,10 @@ class Backlog:
         shortage_ns, why = self.shortage(request, model, request.priority, now_ns)
         if shortage_ns <= 0:
             return None
-        residency = model.sole or next(iter(model.residencies.values()))
-        turn_ns = residency.device.returns.turn_ns(now_ns + shortage_ns, model.pace_ns, now_ns)
+        turn_ns = now_ns + shortage_ns
+        for residency in model.residencies.values():
+            turn_ns = residency.device.returns.turn_ns(turn_ns, model.pace_ns, now_ns)
+            break
         return request, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, why, turn_ns - now_ns
 
     def shortage(self, request: Request, model: ServedModel, priority: int, now_ns: int) -> tuple[int, str]:

@@ -112,7 +112,7 @@ def _obstacle(interface: Interface) -> str:
             if first and role == "input":
                 names.add(first)
     if len(names) > 1:
-        return f"axis 0 of the inputs is not the same dimension ({', '.join(sorted(names))})"
+        return f"axis 0 of the inputs is not the same dimension ({', '.join(sorted(map(str, names)))})"
     return ""
 
 
