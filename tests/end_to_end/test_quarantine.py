@@ -23,6 +23,7 @@ KILLER = '''"""Echoes; one number ends the process at once, as a crash in native
 
 import ctypes
 import os
+import time
 
 
 class Model:
@@ -31,6 +32,8 @@ class Model:
 
     def infer(self, inputs):
         mood = float(inputs["x"].reshape(-1)[0])
+        if mood > 600.0:
+            time.sleep(0.05)  # in which the other model's LOAD ends, so that nothing else could be to blame
         if mood == 666.0:
             ctypes.string_at(0)
         if mood == 667.0:
@@ -86,20 +89,16 @@ def test_three_kills_quarantine_a_model_until_it_is_loaded_again(
     try:
         first = ask(serving, "killer", deadly)
         assert ask(serving, "killer", 1.0) == (200, ""), "it answers what does not kill"
-        # A loss counts against nobody where another model was being loaded just then.
-        later = [ask(serving, "killer", deadly)]
-        while later[-1] == (500, "worker_lost") and len(later) < 4:
-            later.append(ask(serving, "killer", deadly))
-        assert (first, later[-1]) == ((500, "worker_lost"), (500, "quarantined"))
-        lost = total(serving.metrics(), "clockwork_workers_lost_total")
-        assert 3 <= lost <= 2 * (1 + len(later))
+        second = ask(serving, "killer", deadly)
+        assert (first, second) == ((500, "worker_lost"), (500, "quarantined"))
+        assert total(serving.metrics(), "clockwork_workers_lost_total") == 3
 
         assert ask(serving, "killer", 1.0) == (500, "quarantined")
         body = x_json([1.0] * 4, parameters=SLO)
         said = call(serving.http_url, "/v2/models/killer/infer", body).json["error"]
         assert "took a device down 3 times" in said
         assert "clockwork models load killer" in said
-        assert total(serving.metrics(), "clockwork_workers_lost_total") == lost
+        assert total(serving.metrics(), "clockwork_workers_lost_total") == 3
         assert total(serving.metrics(), "clockwork_model_quarantined", model="killer") == 1
         assert total(serving.metrics(), "clockwork_quarantines_total") == 1
         name, reason = state(serving, "killer")
