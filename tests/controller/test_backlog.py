@@ -47,6 +47,13 @@ def test_all_who_were_not_refused_at_once_are_answered_well() -> None:
     assert [made.answers[each].outcome for each in waiting] == [Outcome.OK] * len(waiting)
 
 
+def test_whose_time_is_up_when_it_is_heard_is_told_that() -> None:
+    made = world()
+    late = made.request("a", slo_ms=-0.5)
+    made.run(until_ms=200)
+    assert made.answers[late].outcome is Outcome.EXPIRED
+
+
 def test_those_who_are_due_later_do_not_count() -> None:
     made = world()
     crowd(made, 40, slo_ms=1000)

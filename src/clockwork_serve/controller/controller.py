@@ -148,7 +148,8 @@ class Controller:
             why = refusal(request, model, self._quarantine, now_ns, draining=self._draining)
             self._turn_away(why)
             return
-        if model.waiting * model.pace_ns > (request.deadline_ns - now_ns) >> 1:
+        left_ns = request.deadline_ns - now_ns
+        if model.waiting * model.pace_ns > left_ns >> 1 >= 0:  # whose time is up expires
             hopeless = self._backlog.refusal(request, model, now_ns)
             if hopeless is not None:
                 self._turn_away(hopeless)
