@@ -78,6 +78,21 @@ def test_those_who_wait_for_the_same_model_and_are_due_before_go_first() -> None
     assert 0 < told.retry_after_ns < ms(10)
 
 
+def test_those_of_a_less_urgent_class_do_not_go_first() -> None:
+    made = World(ControllerConfig(policy="default"))
+    made.serve(model("a"), model("b"), times=profile(b1_ms=10, step_ms=1))
+    made.join(device())
+    for name in ("a", "b"):
+        made.request(name, slo_ms=500)
+    made.run(until_ms=100)
+    for _ in range(40):
+        made.request("b", slo_ms=100, priority=9)
+    assert announce(made, slo_ms=101, name="a") is None
+    for _ in range(40):
+        made.request("b", slo_ms=100)
+    assert announce(made, slo_ms=101, name="a") is not None
+
+
 def test_what_was_announced_waits_nowhere() -> None:
     made = world()
     announce(made, slo_ms=25)

@@ -16,14 +16,19 @@ LOOKED_AT_MAX: Final = 64
 """Of the queues that wait for a device, so many are looked at; what the others take is not counted."""
 
 
-def ahead_ns(plan: Plan, due_ns: int, enough_ns: int) -> int:
-    """What those who are due by then take of a lane at least; more than ``enough_ns`` is enough to know."""
+def ahead_ns(plan: Plan, urgency: int, due_ns: int, enough_ns: int) -> int:
+    """What those who are due by then, and in no less urgent class, take of a lane at least.
+
+    More than ``enough_ns`` is enough to know.
+    """
     total_ns = 0
     cost_by_code: dict[int, int] = {}
     for key_ns, _, strategy in plan.heap[:LOOKED_AT_MAX]:
         if strategy.key_ns != key_ns:
             continue
         queue, batches = strategy.queue, strategy.batches
+        if queue.level > urgency:
+            continue
         count = bisect_right(queue.dues, due_ns)
         if count:
             cost_ns = cost_by_code.get(id(batches))  # of one object for all models of a code

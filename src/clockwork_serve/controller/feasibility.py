@@ -169,7 +169,7 @@ class Feasibility:
             if residency.state == READY:
                 room_ns = due_ns - samples.estimate_ns - start_ns
                 if room_ns >= 0:
-                    start_ns += ahead_ns(residency.device.plan, due_ns, room_ns)
+                    start_ns += ahead_ns(residency.device.plan, queue.level, due_ns, room_ns)
             else:
                 start_ns = max(start_ns, residency.ready_ns)
             hope = _warm(residency.device, samples, start_ns)
