@@ -58,7 +58,7 @@ def page(report: Report) -> str:
     """The whole page."""
     total = report.total
     figures = (
-        (f"{words.share(total.satisfaction)}", "answered in time"),
+        (words.in_time(total), "answered in time"),
         (f"{words.rate(total.goodput_rps)} r/s", f"goodput, of {words.rate(total.offered_rps)} offered"),
         (f"{_ms(total.answers.p50_ms)} / {_ms(total.answers.p99_ms)}", "p50 and p99 of answers"),
         (f"{total.rejected + total.expired:,}", "refused"),
@@ -86,7 +86,8 @@ def page(report: Report) -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>Load test: {escape(report.scenario)}</title><style>{_STYLE}</style>"
         f"<h1>Load test: {escape(report.scenario)}</h1>"
-        f"<p>{escape(report.url)} over {escape(report.protocol)}; {round(report.measured_s, 1):,g} s measured</p>"
+        f"<p>{escape(report.url)} over {escape(report.protocol)}; {words.seconds(report.measured_s)} s "
+        "measured</p>"
         f'{warned}<div class="big">{big}</div><div class="plots">{"".join(_plots(report))}{_reading()}</div>'
         + "".join(f"<h2>{escape(title)}</h2>{content}" for title, content in tables)
         + f"<h2>The run</h2><pre>{escape(chr(10).join(_facts(report)))}</pre></html>\n"
@@ -103,9 +104,9 @@ def _facts(report: Report) -> list[str]:
 
 
 def _plots(report: Report) -> list[str]:
-    end_s = _end_s(report)
+    end_s = report.warmup_s + report.measured_s
     x = _time_axis(end_s)
-    warm_up = (min(report.warmup_s, end_s), "warm-up, not counted") if report.warmup_s else None
+    warm_up = (report.warmup_s, "warm-up, not counted") if report.warmup_s else None
     marks = _slo_marks(report)
     counts, rates = _counts(report, end_s)
     latencies = _latencies(report, end_s)
@@ -131,11 +132,6 @@ def _plots(report: Report) -> list[str]:
         y = _ms_axis(shares, marks)
         found.append(_figure("How long it took, by share of requests", shares, plot(shares, nines, y, marks)))
     return found
-
-
-def _end_s(report: Report) -> float:
-    """Where a run ended, that was perhaps cut."""
-    return report.warmup_s + report.measured_s if report.cut and report.measured_s else report.seconds
 
 
 def _counts(report: Report, end_s: float) -> tuple[list[Curve], Axis]:
