@@ -112,6 +112,15 @@ def test_what_was_cut_is_measured_until_then(tmp_path: Path) -> None:
     assert "CUT after 0.5 s of 1 s" in words.closing_lines(found)
 
 
+def test_what_was_cut_in_the_warm_up_says_when_and_claims_nothing(tmp_path: Path) -> None:
+    text = STEADY.replace("seconds = 1", "seconds = 1\nwarmup_s = 0.9")
+    found = report(tmp_path, ALL, cut_ms=500, text=text)
+    assert (found.warmup_s, found.measured_s) == (0.5, 0.0)
+    said = words.closing_lines(found)
+    assert "CUT after 0.5 s of 1 s" in said
+    assert "100 %" not in "".join(said)
+
+
 def test_a_run_without_a_request_is_still_a_report(tmp_path: Path) -> None:
     found = report(tmp_path, records())
     assert (found.total.offered, found.valid, found.answers_curve) == (0, True, None)

@@ -235,6 +235,10 @@ def test_over_tls_it_is_the_same(tmp_path: Path) -> None:
         assert report.total.rejected == played.done[MISS] + played.done[FULL]
         with pytest.raises(Unreachable, match="certificate"):
             ran(tmp_path, played.url)
+        with pytest.raises(Unreachable, match="if it speaks TLS, write https://"):
+            ran(tmp_path, played.url.replace("https", "http"))
+    with scripted(mixed) as plain, pytest.raises(Unreachable, match=r"TLS at https://.*is it spoken"):
+        ran(tmp_path, plain.url.replace("http", "https"))
 
 
 def test_models_go_by_name_or_as_mapped(tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ def test_interrupted_it_drains_and_shows_what_was_measured(tmp_path: Path, text:
         (("--url", "h:1", "--html", "nowhere/x"), 2, "html: expected a file in a folder that exists"),
         (("--url", "h:1", "--trace-dir", "nowhere"), 2, "trace_dir: expected a folder of trace files"),
         (("--url", "h:1", "--duration", "-1"), 2, "-1.0 is not in the range"),
+        (("--url", "grpcs://h:1", "--protocol", "grpc", "--ca", "nowhere"), 2, "ca: expected a file of"),
         (("--url", "127.0.0.1:1"), 1, "url: expected a server at http://127.0.0.1:1, found none"),
         (("--url", "nowhere.invalid:1"), 1, "url: expected a server at http://nowhere.invalid:1, found none"),
     ],
@@ -137,7 +138,7 @@ def test_what_is_wrong_is_one_line(
         (("--input-data", "none.npy"), "input_data: expected random, zeros, or a file"),
         (("--rate-scale", "1000000"), "rate_scale: 1e+06 makes loads[0].rate_rps"),
         (("--protocol", "raw", "--path", "/x", "--body", "none"), "body: expected random:BYTES or a file"),
-        (("--ca", "none.pem"), "ca: expected an https URL beside it"),
+        (("--ca", "none.pem"), "ca: expected an https or grpcs URL beside it"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_the_server_is_said_before_any_load(

@@ -11,7 +11,9 @@ from benchmarks.serving import Serving, total
 
 from benchmarks import repositories
 from clockwork_serve.bench.report import Report
-from tests.bench.loads import ran
+from clockwork_serve.cli.entry import run
+from tests.bench.loads import ran, written
+from tests.serve.certificates import Certificates, certificates
 
 Start = Callable[..., AbstractContextManager[Serving]]
 SCENARIO = """
@@ -48,6 +50,22 @@ def serving(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[
         repositories.emulated(root, f"net{number}", {1: 10.0, 8: 24.0})
     with start(root, device="emulated", gateways=2) as serving:
         yield serving
+
+
+@pytest.fixture(scope="module")
+def secure(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[tuple[Serving, Certificates]]:
+    """The same over TLS; ``wide`` takes a megabyte."""
+    folder = tmp_path_factory.mktemp("secure")
+    for number in range(3):
+        repositories.emulated(folder / "models", f"net{number}", {1: 10.0, 8: 24.0})
+    repositories.emulated(folder / "models", "wide", {1: 10.0, 8: 24.0}, width=1 << 18)
+    files = certificates(folder)
+    with start(folder / "models", device="emulated", door=files.door()) as serving:
+        yield serving, files
+
+
+def secure_url(serving: Serving, protocol: str) -> str:
+    return f"grpcs://{serving.grpc_url}" if protocol == "grpc" else serving.http_url
 
 
 def counted(serving: Serving, **labels: str) -> float:
@@ -98,3 +116,42 @@ def test_a_load_that_fits_is_answered(serving: Serving, tmp_path: Path) -> None:
     total_of_all = load(serving, tmp_path, "grpc", rate=20).total
     assert total_of_all.satisfaction > 0.8
     assert total_of_all.failed == total_of_all.reset == 0
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@pytest.mark.parametrize(("name", "rate"), [("net{i}", 300), ("wide", 20)])
+def test_over_tls_it_is_the_same(
+    secure: tuple[Serving, Certificates], tmp_path: Path, protocol: str, name: str, rate: int
+) -> None:
+    serving, files = secure
+    report = ran(
+        tmp_path, secure_url(serving, protocol), SCENARIO.format(rate=rate), renamed={"m": name},
+        protocol=protocol, ca=files.ca, deadline="header",
+    ).report  # fmt: skip
+    asked = report.total
+    assert asked.good > 20
+    assert asked.offered == asked.good + asked.late + asked.rejected + asked.expired
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_what_the_system_trusts_is_trusted(
+    secure: tuple[Serving, Certificates], tmp_path: Path, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving, files = secure
+    monkeypatch.setenv("SSL_CERT_FILE", files.ca)
+    scenario, url = SCENARIO.format(rate=20), secure_url(serving, protocol)
+    found = ran(tmp_path, url, scenario, renamed={"m": "net{i}"}, protocol=protocol, seconds=1.0).report
+    assert found.total.good
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc", "raw"])
+def test_a_certificate_that_is_not_trusted_is_one_clear_line(
+    secure: tuple[Serving, Certificates], tmp_path: Path, protocol: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--path", "/v2/models/net0/infer"] if protocol == "raw" else []
+    url = secure_url(secure[0], protocol)
+    code = run(["bench", written(tmp_path), "--url", url, "--protocol", protocol, *more])
+    said = capfd.readouterr().err
+    assert (code, said.count("\n")) == (1, 1)
+    assert said.startswith("error: url: expected a certificate to trust from https://127.0.0.1:")
+    assert said.endswith("name who signed it: --ca FILE\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -111,9 +112,10 @@ def make_plan(path: str | Path, options: Options) -> Plan:
     given = [workload.models[index][0] for index in indices]
     renamed = names_at_server(given, options.models, options.renamed)
     names = {index: renamed[name] for index, name in zip(indices, given, strict=True)}
-    ip = reached(address)
+    tls = tls_context(options.ca, http2=options.protocol == "grpc") if address.tls else None
+    ip = reached(address, tls)
     maker = Maker(address, options.headers, options.deadline_told)
-    make = _messages(maker, options, renamed, address)
+    make = _messages(maker, options, renamed, address, tls)
     messages: list[Message] = []
     known: dict[tuple[int, int, int], int] = {}
 
@@ -145,12 +147,18 @@ def make_plan(path: str | Path, options: Options) -> Plan:
 def _address(options: Options) -> Address:
     address = Address.of(options.url, options.protocol)
     if options.ca is not None and not address.tls:
-        raise ConfigError(f"ca: expected an https URL beside it, found {options.url}; correct one of the two")
+        raise ConfigError(
+            f"ca: expected an https or grpcs URL beside it, found {options.url}; correct one of the two"
+        )
     return address
 
 
 def _messages(
-    maker: Maker, options: Options, names: Mapping[str, str], address: Address
+    maker: Maker,
+    options: Options,
+    names: Mapping[str, str],
+    address: Address,
+    tls: ssl.SSLContext | None,
 ) -> Callable[[str, int, int], Message]:
     """What makes the message for a model of the server, an SLO and a priority."""
     if options.protocol == "raw":
@@ -158,9 +166,8 @@ def _messages(
         return lambda model, slo_ns, priority: maker.raw(options.path, model, body, slo_ns)
     server: Server
     if options.protocol == "grpc":
-        server = GrpcServer(address, options.headers, options.ca)
+        server = GrpcServer(address, options.headers, tls, options.ca)
     else:
-        tls = tls_context(options.ca, http2=False) if address.tls else None
         server = HttpServer(address, options.headers, tls)
     with closing(server):
         inputs = inputs_of(server, names, address)

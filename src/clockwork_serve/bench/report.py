@@ -176,7 +176,7 @@ def make_report(plan: Plan, records: Records, said: list[Said], *, cut_ns: int |
     stretch_s, stretches = _stretches(records, end_ns)
     return Report(
         version=__version__, scenario=plan.scenario.name, url=str(plan.address), protocol=options.protocol,
-        setup=_setup(plan), seconds=schedule.end_ns / NS_PER_S, warmup_s=schedule.warmup_ns / NS_PER_S,
+        setup=_setup(plan), seconds=schedule.end_ns / NS_PER_S, warmup_s=from_ns / NS_PER_S,
         measured_s=measured_s, cut=cut_ns is not None, valid=not invalid, invalid=invalid,
         lateness=_quantiles(lateness_ns), sending=sending,
         total=groups.of("all", np.ones(part.table.size, bool), measured_s),

@@ -7,6 +7,7 @@ import re
 import socket
 import ssl
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
@@ -22,6 +23,8 @@ from clockwork_serve.workload.problems import did_you_mean
 WAIT_S: Final = 10.0
 _SHOWN: Final = 8
 _NUMBERED: Final = re.compile(r"(?P<set>.*)-(?P<number>\d+)")
+_UNKNOWN_SIGNERS: Final = (18, 19, 20, 21)
+"""OpenSSL's numbers for certificates whose signer is itself, or not known."""
 _METADATA: Final = "/inference.GRPCInferenceService/ModelMetadata"
 
 
@@ -41,8 +44,11 @@ class Server(Protocol):
         """End the connection."""
 
 
-def reached(address: Address) -> str:
-    """The IP address of the server, which takes connections there. Raises :class:`Unreachable`."""
+def reached(address: Address, tls: ssl.SSLContext | None) -> str:
+    """The IP address of the server, which takes connections there. Raises :class:`Unreachable`.
+
+    With ``tls`` it shows a certificate that is trusted.
+    """
     try:
         places = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except OSError as error:
@@ -56,8 +62,33 @@ def reached(address: Address) -> str:
             except OSError as error:
                 said = error.strerror or str(error)
             else:
+                if tls is not None:
+                    _shake_hands(probe, address, tls)
                 return str(place[0])
     raise Unreachable(f"url: expected a server at {address}, found none: {said}; is it running?")
+
+
+def _shake_hands(probe: socket.socket, address: Address, tls: ssl.SSLContext) -> None:
+    try:
+        tls.wrap_socket(probe, server_hostname=address.host).close()
+    except ssl.SSLCertVerificationError as error:
+        hint = "; name who signed it: --ca FILE" if error.verify_code in _UNKNOWN_SIGNERS else ""
+        said = f"{error.verify_message}{hint}"
+        raise Unreachable(
+            f"url: expected a certificate to trust from {address}, found another: {said}"
+        ) from None
+    except OSError as error:
+        said = getattr(error, "reason", None) or error.strerror or str(error)
+        raise Unreachable(
+            f"url: expected TLS at {address}, found other bytes or none ({said}); is it spoken there?"
+        ) from None
+
+
+def _roots(tls: ssl.SSLContext, ca: str | None) -> bytes:
+    """Certificates that were trusted when hands were shaken, as gRPC wants them: it has others of its own."""
+    if ca is not None:
+        return Path(ca).read_bytes()
+    return "".join(map(ssl.DER_cert_to_PEM_cert, tls.get_ca_certs(binary_form=True))).encode()
 
 
 class HttpServer:
@@ -84,7 +115,8 @@ class HttpServer:
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             said = (str(error) if isinstance(error, OSError) else "") or "other bytes"
-            raise Unreachable(f"url: expected HTTP at {self._address}, found {said}") from None
+            hint = "" if self._address.tls else "; if it speaks TLS, write https://"
+            raise Unreachable(f"url: expected HTTP at {self._address}, found {said}{hint}") from None
         if status == 200:
             return _read(self._address, model, content)
         said = content[:200].decode(errors="replace").strip()
@@ -104,20 +136,23 @@ class HttpServer:
 class GrpcServer:
     """Over gRPC."""
 
-    def __init__(self, address: Address, headers: Sequence[tuple[str, str]], ca: str | None) -> None:
+    def __init__(
+        self,
+        address: Address,
+        headers: Sequence[tuple[str, str]],
+        tls: ssl.SSLContext | None,
+        ca: str | None = None,
+    ) -> None:
         import grpc
 
         self._grpc: Any = grpc
         self._address = address
         self._metadata = [(name.lower(), value) for name, value in headers]
-        if address.tls:
-            roots = None
-            if ca is not None:
-                with open(ca, "rb") as file:
-                    roots = file.read()
-            self._channel = grpc.secure_channel(address.name, grpc.ssl_channel_credentials(roots))
-        else:
+        if tls is None:
             self._channel = grpc.insecure_channel(address.name)
+        else:
+            credentials = grpc.ssl_channel_credentials(_roots(tls, ca))
+            self._channel = grpc.secure_channel(address.name, credentials)
         self._ask = self._channel.unary_unary(
             _METADATA,
             request_serializer=lambda request: request.SerializeToString(),
@@ -134,6 +169,8 @@ class GrpcServer:
             if error.code() in (code.NOT_FOUND, code.INVALID_ARGUMENT):
                 return None
             hint = "; give --api-key-file" if error.code() is code.UNAUTHENTICATED else ""
+            if error.code() is code.UNAVAILABLE and not self._address.tls:
+                hint = "; if it speaks TLS, write grpcs://"
             raise Unreachable(
                 f"url: expected metadata of model {model!r} from {self._address.name}, found "
                 f"{error.code().name}: {error.details()}{hint}"

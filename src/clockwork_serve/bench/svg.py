@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-WIDE, HIGH = 640, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 40
-_INK, _GRID = "#555", "#e6e6e6"
+WIDE, HIGH = 480, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 14, 42
+_INK, _GRID, _SHADE, _MARK = "#555", "#e6e6e6", "#f3f3f3", "#c0392b"
+_TEXT_HIGH, _LETTER_WIDE = 12, 6.5
+_HALO: Final = 'paint-order="stroke" stroke="#fff" stroke-width="6" stroke-opacity=".85"'
+"""Text on top of curves can be read."""
 
 Point = tuple[float, float]
 Scale = Callable[[float], float]
@@ -73,11 +76,33 @@ def logarithmic(title: str, values: Sequence[float]) -> Axis:
     return Axis(title, 10.0**first, 10.0**last, ticks, log=True)
 
 
-def plot(curves: Sequence[Curve], x: Axis, y: Axis, marks: Sequence[tuple[float, str]] = ()) -> str:
-    """The picture; ``marks`` are lines across it at some y."""
+def plot(
+    curves: Sequence[Curve],
+    x: Axis,
+    y: Axis,
+    marks: Sequence[tuple[float, str]] = (),
+    shaded: tuple[float, str] | None = None,
+) -> str:
+    """The picture; ``marks`` are lines across it at some y, ``shaded`` is grey from the left up to some x."""
     across = x.scale(_LEFT, WIDE - _RIGHT)
     down = y.scale(HIGH - _BOTTOM, _TOP)
-    parts = [f'<svg viewBox="0 0 {WIDE} {HIGH}" role="img" font-size="11" font-family="inherit">']
+    said = escape(f"{y.title} over {x.title}")
+    looks = f'font-size="{_TEXT_HIGH}" font-family="inherit"'
+    parts = [f'<svg viewBox="0 0 {WIDE} {HIGH}" role="img" aria-label="{said}" {looks}>']
+    if shaded is not None:
+        parts.append(
+            f'<rect x="{_LEFT}" y="{_TOP}" width="{across(shaded[0]) - _LEFT:.1f}" '
+            f'height="{HIGH - _BOTTOM - _TOP}" fill="{_SHADE}"><title>{escape(shaded[1])}</title></rect>'
+        )
+    parts += _grid(x, y, across, down)
+    parts += [_drawn(curve, across, down) for curve in curves]
+    parts += _marked(marks, down)
+    return "".join((*parts, "</svg>"))
+
+
+def _grid(x: Axis, y: Axis, across: Scale, down: Scale) -> list[str]:
+    parts = []
+    floor, middle = HIGH - _BOTTOM, (HIGH - _BOTTOM + _TOP) / 2
     for value, text in y.ticks:
         at = down(value)
         parts.append(
@@ -87,29 +112,39 @@ def plot(curves: Sequence[Curve], x: Axis, y: Axis, marks: Sequence[tuple[float,
     for value, text in x.ticks:
         at = across(value)
         parts.append(
-            f'<text x="{at:.1f}" y="{HIGH - _BOTTOM + 15}" text-anchor="middle" fill="{_INK}">{text}</text>'
+            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{floor}" y2="{floor + 4}" stroke="{_INK}"/>'
+            f'<text x="{at:.1f}" y="{floor + 17}" text-anchor="middle" fill="{_INK}">{text}</text>'
         )
     parts.append(
-        f'<text x="{(_LEFT + WIDE) / 2:.0f}" y="{HIGH - 6}" text-anchor="middle" fill="{_INK}">'
+        f'<text x="{(_LEFT + WIDE - _RIGHT) / 2:.0f}" y="{HIGH - 6}" text-anchor="middle" fill="{_INK}">'
         f"{escape(x.title)}</text>"
-        f'<text x="12" y="{(HIGH - _BOTTOM) / 2:.0f}" fill="{_INK}" text-anchor="middle" '
-        f'transform="rotate(-90 12 {(HIGH - _BOTTOM) / 2:.0f})">{escape(y.title)}</text>'
+        f'<text x="12" y="{middle:.0f}" fill="{_INK}" text-anchor="middle" '
+        f'transform="rotate(-90 12 {middle:.0f})">{escape(y.title)}</text>'
     )
-    parts += [_drawn(curve, across, down) for curve in curves]
-    for value, text in marks:
+    return parts
+
+
+def _marked(marks: Sequence[tuple[float, str]], down: Scale) -> list[str]:
+    """Lines across, each with its text above it; beside the one below where there is no room."""
+    parts: list[str] = []
+    left, below = 0.0, math.inf
+    for value, text in sorted(marks):
         at = down(value)
+        left = left if below - at < _TEXT_HIGH else _LEFT + 4.0
         parts.append(
-            f'<line x1="{_LEFT}" x2="{WIDE - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}" stroke="#c0392b" '
-            f'stroke-dasharray="3 3"/><text x="{_LEFT + 4}" y="{at - 3:.1f}" fill="#c0392b">'
+            f'<line x1="{_LEFT}" x2="{WIDE - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}" stroke="{_MARK}" '
+            f'stroke-dasharray="3 3"/><text x="{left:.0f}" y="{at - 3:.1f}" fill="{_MARK}" {_HALO}>'
             f"{escape(text)}</text>"
         )
-    return "".join((*parts, "</svg>"))
+        left, below = left + _LETTER_WIDE * (len(text) + 1), at
+    return parts
 
 
 def legend(curves: Sequence[Curve]) -> str:
-    """The names of curves beside their colours."""
+    """The names of curves beside what they look like."""
     return "".join(
-        f'<span class="key"><i style="background:{curve.colour}"></i>{escape(curve.name)}</span>'
+        f'<span class="key"><i style="border-top:{"3px dashed" if curve.dashed else "3px solid"} '
+        f'{curve.colour}"></i>{escape(curve.name)}</span>'
         for curve in curves
     )
 
@@ -118,6 +153,12 @@ def _drawn(curve: Curve, across: Scale, down: Scale) -> str:
     drawn = []
     floor: Final = down(0.0)
     for run in _runs(curve.points):
+        if len(run) == 1:
+            ((at, value),) = run
+            drawn.append(
+                f'<circle cx="{across(at):.1f}" cy="{down(value):.1f}" r="2.5" fill="{curve.colour}"/>'
+            )
+            continue
         line = " ".join(f"{across(at):.1f},{down(value):.1f}" for at, value in run)
         if curve.area:
             ends = f"{across(run[-1][0]):.1f},{floor:.1f} {across(run[0][0]):.1f},{floor:.1f}"

@@ -36,8 +36,9 @@ def setup_lines(report: Report) -> list[str]:
         "none": "nothing",
     }
     scale = setup["rate_scale"]
+    long = f"{seconds(report.seconds)} s, of which {seconds(report.warmup_s)} s of warm-up are not counted"
     return [
-        f"{report.scenario}: {report.seconds:g} s, of which {report.warmup_s:g} s of warm-up are not counted",
+        f"{report.scenario}: {long}",
         f"  server     {report.url} over {report.protocol}; deadlines told by {told[setup['deadline']]}",
         f"  requests   of {counted(setup['models_asked'], 'model')}; seed {setup['seed']}"
         + ("" if scale == 1 else f"; rates times {scale:g}"),
@@ -50,7 +51,7 @@ def group_rows(groups: Sequence[Group]) -> list[Row]:
     return [
         [
             group.name, f"{group.offered:,}", rate(group.offered_rps), rate(group.goodput_rps),
-            share(group.satisfaction), f"{group.late:,}", f"{group.rejected + group.expired:,}",
+            in_time(group), f"{group.late:,}", f"{group.rejected + group.expired:,}",
             f"{group.failed:,}", f"{lost(group):,}", *_latency(group.answers),
         ]
         for group in groups
@@ -81,7 +82,7 @@ def closing_lines(report: Report) -> list[str]:
     rates = f"{rate(total.goodput_rps)} r/s of {rate(total.offered_rps)} offered"
     who = f"{counted(sending.connections, 'connection')}, {counted(sending.processes, 'process')}"
     lines = [
-        f"goodput    {rates}: {share(total.satisfaction)} in time",
+        f"goodput    {rates}: {in_time(total)} in time",
         f"generator  sent p50 {_ms(late.p50_ms)}, p99 {_ms(late.p99_ms)}, max {_ms(late.max_ms)} ms late",
         f"           {who} with {sending.cpu_share:.0%} of a core",
     ]
@@ -121,6 +122,16 @@ def lost(group: Group) -> int:
 def rate(per_second: float) -> str:
     """Requests per second."""
     return f"{per_second:,.1f}" if per_second < 1000 else f"{per_second:,.0f}"
+
+
+def seconds(value: float) -> str:
+    """Seconds, down to the millisecond."""
+    return f"{round(value, 3):g}"
+
+
+def in_time(group: Group) -> str:
+    """The share that was good; of nothing there is none."""
+    return share(group.satisfaction) if group.offered else "-"
 
 
 def share(part: float) -> str:

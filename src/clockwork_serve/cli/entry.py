@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 it did not work, or models have problems; 2 the command li
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -46,6 +47,10 @@ for _command in (serve, worker, validate, compile_, profile, models, key, demo, 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit. The end of the process is here and nowhere else."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that lacks a letter gets another; that may not cost the figures of a long run.
+            stream.reconfigure(errors="replace")
     sys.exit(run(arguments))
 
 

@@ -12,11 +12,16 @@ import click
 import msgspec
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
 _PLAIN_EVERY_S = 1.0
 _PLAIN_WIDTH = 160
+_TEXT_LEAST = 20
+"""Text of a table is folded when it is longer; a number never is."""
+_GAP = 3
+_EDGES = 2
 
 
 class Progress:
@@ -29,8 +34,9 @@ class Progress:
         self._task: TaskID | None = None
         self._told = 0.0
 
-        if not quiet and sys.stderr.isatty():
-            self._bar = _rich_bar()
+        console = None if quiet else drawing()
+        if console is not None:
+            self._bar = _rich_bar(console)
             self._bar.start()
 
     def __enter__(self) -> Self:
@@ -60,8 +66,17 @@ class Progress:
             click.echo(f"{self._what} {done}/{total}: {text}", err=True)
 
 
-def _rich_bar() -> RichProgress:
+def drawing() -> Console | None:
+    """The terminal that standard error is, if one can draw on it and go back; a dumb one cannot."""
+    if not sys.stderr.isatty():
+        return None
     from rich.console import Console
+
+    console = Console(stderr=True)
+    return None if console.is_dumb_terminal or not console.encoding.startswith("utf") else console
+
+
+def _rich_bar(console: Console) -> RichProgress:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as RichProgress
 
@@ -71,26 +86,52 @@ def _rich_bar() -> RichProgress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.fields[text]}", style="dim"),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
     )
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """A table on standard output; a column whose name starts with ``>`` is set to the right."""
+    """A table on standard output; a column whose name starts with ``>`` is of numbers, set to the right.
+
+    On a terminal that is too narrow it comes in parts below each other, each with the first column.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
-    for column in columns:
-        table.add_column(
-            Text(column.removeprefix(">")), justify="right" if column[0] == ">" else "left", overflow="fold"
-        )
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH).print(table)
+    console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+    for part in _parts(columns, rows, console.width):
+        table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+        for at in part:
+            name, number = columns[at].removeprefix(">"), columns[at][0] == ">"
+            table.add_column(
+                Text(name), justify="right" if number else "left", overflow="fold", no_wrap=number
+            )
+        for row in rows:
+            table.add_row(*(Text(row[at]) for at in part))
+        console.print(table)
+
+
+def _parts(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
+    """The columns of each part of a table that fits."""
+    needs = [
+        max(len(cell) for cell in (name.removeprefix(">"), *(row[at] for row in rows)))
+        for at, name in enumerate(columns)
+    ]
+    needs = [
+        need if name[0] == ">" else min(need, _TEXT_LEAST) for name, need in zip(columns, needs, strict=True)
+    ]
+    first = used = needs[0] + _EDGES
+    parts = [[0]]
+    for at in range(1, len(columns)):
+        if used + _GAP + needs[at] > width and len(parts[-1]) > 1:
+            parts.append([0])
+            used = first
+        parts[-1].append(at)
+        used += _GAP + needs[at]
+    return parts
 
 
 def say(line: str) -> None:
