@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -83,6 +84,16 @@ def wait_for_peace(share: float, patience_s: float) -> None:
         time.sleep(0.5)
         if used_s() - used <= share * 0.5:
             return
+
+
+def children(pid: int | str) -> list[int]:
+    """Processes that one (``self``: this one) started, as long as they are there; none once it is gone."""
+    found: list[int] = []
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):
+                found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def rss_bytes(pid: int) -> int:

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -98,13 +99,10 @@ class Watching(threading.Thread):
 def senders() -> list[int]:
     """The load generator's processes: children of ours that run its module."""
     found = []
-    for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            try:
-                if child.__name__.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    found.append(int(pid))
-            except (FileNotFoundError, ProcessLookupError):
-                continue
+    for pid in machine.children("self"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if child.__name__.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
     return found
 
 

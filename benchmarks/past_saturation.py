@@ -17,7 +17,6 @@ from typing import Final
 import numpy as np
 import uvloop
 
-from benchmarks import machine
 from benchmarks.report import Outcome, finish, parser, percent, table
 from clockwork_serve.apps.reproduce.real_controller import Processes, processes
 from clockwork_serve.apps.reproduce.real_requests import Books, Requests
@@ -47,16 +46,12 @@ async def offer(
     requests: Requests, real: Processes, rng: np.random.Generator, rate: float, seconds: float
 ) -> Offered:
     """Offer it, and wait for the answers."""
-    before, began = _cpu_s(real), time.monotonic()
+    before, began = real.cpu_s(), time.monotonic()
     books = await requests.offer(rng, rate, seconds)
     took_s = time.monotonic() - began
-    used = [(after - earlier) / took_s for earlier, after in zip(before, _cpu_s(real), strict=True)]
+    used = [(after - earlier) / took_s for earlier, after in zip(before, real.cpu_s(), strict=True)]
     await asyncio.sleep(REST_S)
     return Offered(rate, books.good / seconds, books, (used[0], used[1], used[2]))
-
-
-def _cpu_s(real: Processes) -> tuple[float, float, float]:
-    return machine.cpu_s(real.controller), sum(map(machine.cpu_s, real.workers)), time.process_time()
 
 
 async def measure(devices: int, seconds: float, rounds: int, seed: int) -> list[Offered]:

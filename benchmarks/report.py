@@ -88,6 +88,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     )
 
 
+def page_row(cells: Sequence[str]) -> str:
+    """A line of a table for a page."""
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
 def quantile(values: Iterable[float], share: float) -> float:
     """The least value that ``share`` of all do not exceed (nan if there are none)."""
     ordered = sorted(values)

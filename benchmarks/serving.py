@@ -47,13 +47,7 @@ class Serving:
 
     def metrics(self, url: str = "") -> Metrics:
         """All samples by name and labels; ``url`` is for those of any gateway, not the first one's."""
-        with urllib.request.urlopen(url or self.server.metrics_url, timeout=30) as response:  # noqa: S310 (a URL of ours)
-            text = response.read().decode()
-        return {
-            (sample.name, frozenset(sample.labels.items())): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
+        return read_metrics(url or self.server.metrics_url)
 
     def pids(self) -> list[int]:
         """All processes of the server but the one that this program runs in."""
@@ -73,6 +67,17 @@ class Serving:
         others = [thread for thread in machine.threads(pid) if thread.tid != pid]
         named = [thread for thread in others if "exec" in thread.name]
         return max(named or others, key=lambda thread: thread.cpu_s).tid
+
+
+def read_metrics(url: str, timeout_s: float = 30.0) -> Metrics:
+    """All samples of one page by name and labels. OSError if nobody answers."""
+    with urllib.request.urlopen(url, timeout=timeout_s) as response:  # noqa: S310 (a URL of ours)
+        text = response.read().decode()
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
 
 
 def total(metrics: Metrics, name: str, **labels: str) -> float:

@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.faults.books import metrics
 from benchmarks.faults.processes import alive, until
 from benchmarks.faults.stage import Act, Stage
-from benchmarks.serving import total
+from benchmarks.serving import read_metrics, total
 
 KILL, STOP, CONT, TERM = signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT, signal.SIGTERM
 
@@ -140,7 +139,7 @@ def successor(stage: Stage, name: str, before: int) -> bool:
 def device_is_up(stage: Stage, device: str) -> bool:
     """Whether the controller says so; while nobody answers, it is not."""
     try:
-        page = metrics(f"{stage.server.http_url}/metrics")
+        page = read_metrics(f"{stage.server.http_url}/metrics", 5)
     except OSError:
         return False
     return total(page, "clockwork_device_up", device=device) == 1

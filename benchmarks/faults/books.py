@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-import urllib.request
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from benchmarks.faults.processes import Server
-from benchmarks.serving import Metrics, total
-
-
-def metrics(url: str) -> Metrics:
-    """All samples of one page. OSError if nobody answers."""
-    with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 - a URL of ours
-        text = response.read().decode()
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
+from benchmarks.serving import Metrics, read_metrics, total
 
 
 def books(server: Server, gateways: int, same: bool) -> dict[str, int]:  # noqa: FBT001
@@ -27,7 +13,7 @@ def books(server: Server, gateways: int, same: bool) -> dict[str, int]:  # noqa:
     pages: dict[str, Metrics] = {}
     for _ in range(60):
         try:
-            page = metrics(f"{server.http_url}/metrics")  # of whichever gateway is reached
+            page = read_metrics(f"{server.http_url}/metrics", 5)  # of whichever gateway is reached
         except OSError:
             return {"metrics cannot be read": 1}
         pages[_gateway(page)] = page

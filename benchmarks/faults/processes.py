@@ -11,7 +11,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -121,14 +121,9 @@ class Server:
         ``deep``: also what its children started (``profile``), which takes longer.
         """
         found = {"keeper": self.process.pid} if alive(self.process.pid) else {}
-        for pid in self._remember() if deep else _children(self.process.pid):
-            try:
-                parts = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            module = next((part.decode() for part in parts if part.startswith(_MODULE.encode())), "")
-            if module:
-                found[_name(module, parts)] = pid
+        for pid in self._remember() if deep else machine.children(self.process.pid):
+            if name := name_of(pid):
+                found[name] = pid
         return found
 
     def _remember(self) -> dict[int, int]:
@@ -210,18 +205,15 @@ class Server:
                 stream.close()
 
 
-def _children(pid: int) -> list[int]:
-    """Processes that it started itself."""
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for path in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(OSError):
-                found += map(int, (path / "children").read_text().split())
-    return found
-
-
-def _name(module: str, parts: Iterable[bytes]) -> str:
-    """A process's own name, or that of what it runs."""
+def name_of(pid: int) -> str:
+    """A process's own name, or that of what it runs; empty if it is gone or none of a server's."""
+    try:
+        parts = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return ""
+    module = next((part.decode() for part in parts if part.startswith(_MODULE.encode())), "")
+    if not module:
+        return ""
     plain = module.removeprefix(_MODULE).removesuffix("_process")
     for part in parts:
         if part.startswith(b"{"):

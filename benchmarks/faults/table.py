@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from benchmarks.faults.result import KEPT, NOT_MEASURED, Result
 from benchmarks.peers.table import between_marks
-from benchmarks.report import table
+from benchmarks.report import page_row, table
 
 HEAD: Final = (
     "fault", "what", "when", "sent", "good", "no", "lost", "reset", "no door", "twice", "late", "overdue",
@@ -92,26 +92,22 @@ def markdown(record: Record) -> str:
     form = "the short form" if record.short else "the whole"
     lines = [f"Machine: {record.machine}. `{record.command}`, {form}.", ""]
     if record.results:
-        lines += [_row(HEAD), _row(["---"] * (_WORDS + 1) + ["--:"] * (len(HEAD) - _WORDS - 2) + ["---"])]
-        lines += [_row(cells(one)) for one in record.results]
+        rule = ["---"] * (_WORDS + 1) + ["--:"] * (len(HEAD) - _WORDS - 2) + ["---"]
+        lines += [page_row(HEAD), page_row(rule)]
+        lines += [page_row(cells(one)) for one in record.results]
         broken = [one for one in record.results if one.wrong]
         lines += ["", *(f"- `{one.name}`: {'; '.join(map(_line, one.wrong))}" for one in broken)]
         skipped = [one for one in record.results if one.status == NOT_MEASURED]
         lines += [f"- `{one.name}` was not measured: {'; '.join(one.notes)}" for one in skipped]
     for kills in record.kills:
-        lines += ["", f"**{kills.name}**", "", _row(("", "asked", "found", "kept")), _row(["---"] * 4)]
-        lines += [
-            _row((what, asked, found, "yes" if good else "**no**")) for what, asked, found, good in kills.rows
-        ]
+        head = [("", "asked", "found", "kept"), ["---"] * 4]
+        rows = [(what, asked, found, "yes" if good else "**no**") for what, asked, found, good in kills.rows]
+        lines += ["", f"**{kills.name}**", "", *map(page_row, [*head, *rows])]
     return "\n".join(lines) + "\n"
 
 
 def _line(words: str) -> str:
     return " ".join(words.split())
-
-
-def _row(row: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in row)} |"
 
 
 def into_page(files: Sequence[Path], page: Path) -> None:

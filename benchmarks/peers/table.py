@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.peers.summary import main_figures, spread
+from benchmarks.report import page_row
 from clockwork_serve.workload.scenario import read_scenario
 
 BEGIN: Final = "<!-- measured: begin -->"
@@ -109,11 +110,7 @@ def _load_rows(servers: dict[str, Any]) -> list[list[str]]:
 
 
 def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return [_row(head), _row(["---"] * len(head)), *(_row(row) for row in rows), ""]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+    return [page_row(head), page_row(["---"] * len(head)), *(page_row(row) for row in rows), ""]
 
 
 def write(out: Path, page: Path | None) -> str:

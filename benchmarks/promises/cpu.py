@@ -29,11 +29,6 @@ class Used:
     def __sub__(self, other: Used) -> Used:
         return Used(self.user_s - other.user_s, self.system_s - other.system_s)
 
-    @property
-    def all_s(self) -> float:
-        """Both."""
-        return self.user_s + self.system_s
-
 
 def by_role(pids: Iterable[int]) -> dict[str, Used]:
     """What gateway, controller, worker and keeper have used so far."""

@@ -10,9 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.request import urlopen
-
-from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.peers import load
 from benchmarks.peers.ask import check
@@ -24,7 +21,7 @@ from benchmarks.peers.processes import Server
 from benchmarks.peers.run import write_result
 from benchmarks.promises import capacity
 from benchmarks.promises.loads import SLO_MS, Played, names
-from benchmarks.serving import Metrics, total
+from benchmarks.serving import Metrics, read_metrics, total
 
 
 @dataclass(slots=True)
@@ -50,13 +47,7 @@ class Serving:
 
     def metrics(self) -> Metrics:
         """All that it counts, by name and labels."""
-        with urlopen(f"http://{HOST}:{self.setup.port + 2}/metrics", timeout=30) as response:
-            text = response.read().decode()
-        return {
-            (sample.name, frozenset(sample.labels.items())): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
+        return read_metrics(f"http://{HOST}:{self.setup.port + 2}/metrics")
 
     def loads(self) -> float:
         """LOADs that went well so far."""

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import report
 from benchmarks.machine import machine_line
 from benchmarks.peers.summary import spread
 from benchmarks.peers.table import between_marks
 from benchmarks.promises.question import HEAD, MISSED, Question, Row, Runs
+from benchmarks.report import page_row, table
 
 MARKS: Final = ("<!-- promises: begin -->", "<!-- promises: end -->")
 
@@ -52,7 +52,7 @@ def lines(out: Path, questions: Iterable[Question]) -> list[tuple[Question, list
 def text(out: Path, questions: Sequence[Question]) -> str:
     """For a terminal."""
     rows = [line for _, found in lines(out, questions) for line in found]
-    return f"{machine_line()}\n\n{report.table(HEAD, rows)}"
+    return f"{machine_line()}\n\n{table(HEAD, rows)}"
 
 
 def markdown(out: Path, questions: Sequence[Question]) -> str:
@@ -62,14 +62,10 @@ def markdown(out: Path, questions: Sequence[Question]) -> str:
         parts += [
             f"### {question.title}",
             "",
-            *(_row(line) for line in (HEAD, ["---"] * len(HEAD), *found)),
+            *(page_row(line) for line in (HEAD, ["---"] * len(HEAD), *found)),
             "",
         ]
     return "\n".join(parts)
-
-
-def _row(line: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in line)} |"
 
 
 def machines(out: Path, questions: Iterable[Question]) -> dict[str, Any]:

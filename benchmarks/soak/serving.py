@@ -17,6 +17,8 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from benchmarks.faults.processes import name_of
+from benchmarks.machine import children
 from benchmarks.serving import Serving
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.serve.server import RunningServer, Server, ServerConfig, run
@@ -27,7 +29,7 @@ ROOT: Final = Path(__file__).parents[2]
 START_S: Final = 180.0
 STOP_S: Final = 60.0
 KEEPER: Final = "keeper"
-_MODULES: Final = ("controller", "worker", "gateway")
+_KINDS: Final = ("controller", "worker", "gateway")
 
 
 class Processes:
@@ -49,34 +51,13 @@ class Processes:
         return self.pids().get(name)
 
     def pids(self) -> dict[str, int]:
-        """All processes but the keeper, by name."""
-        found: dict[str, int] = {}
-        for task in Path(f"/proc/{self.keeper.pid}/task").iterdir():
-            try:
-                children = (task / "children").read_text().split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            for child in children:
-                if name := _name_of(int(child)):
-                    found[name] = int(child)
-        return found
+        """All processes but the keeper and those that only help for a while, by name."""
+        named = {name_of(pid): pid for pid in children(self.keeper.pid)}
+        return {name: pid for name, pid in named.items() if name.partition("-")[0] in _KINDS}
 
     def all(self) -> dict[str, int]:
         """The keeper too."""
         return {KEEPER: self.keeper.pid, **self.pids()}
-
-
-def _name_of(pid: int) -> str:
-    """What a child calls itself; empty for one that only helps for a while."""
-    try:
-        parts = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    for kind in _MODULES:
-        if f"clockwork_serve.serve.{kind}_process" in parts:
-            config = json.loads(parts[-2])
-            return str(config.get("name", kind))
-    return ""
 
 
 class Log:

@@ -18,6 +18,13 @@ from clockwork_serve.messages import Call, Code, Extent, Infer, Load, TensorSpec
 from clockwork_serve.units import align
 
 WINDOW = Window(0, 1 << 62)
+BAD_INPUTS = [
+    ({}, "input x: expected by code"),
+    ({"x": np.zeros((1, 64))}, "input x: expected FP32, found an array of float64"),
+    ({"x": np.zeros((1, 63), np.float32)}, r"input x: expected shape \(1, 64\), found \(1, 63\)"),
+    ({"x": np.zeros((2, 64), np.float32)}, r"input x: expected shape \(1, 64\), found \(2, 64\)"),
+]
+"""For a code of 64 inputs, and what is said of them."""
 
 
 def mlp(seed: int, width: int = 64, layers: int = 2) -> onnx.ModelProto:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from benchmarks.machine import children
 from benchmarks.serving import Serving, until
 
 from benchmarks import repositories
@@ -71,8 +72,7 @@ class FarWorker:
     @property
     def children(self) -> list[int]:
         """Its worker processes."""
-        text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [int(word) for word in text.split()]
+        return children(self.process.pid)
 
     def heard(self, word: str) -> bool:
         return any(word in line for line in self.said)

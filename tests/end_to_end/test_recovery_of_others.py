@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import machine
 from clockwork_serve.serve.server import RunningServer, running_server
 from tests.end_to_end.steady import how, steady
-from tests.end_to_end.test_start_and_stop import alive, children_of, command, first_line
+from tests.end_to_end.test_start_and_stop import alive, command, first_line
 from tests.serve.onnx_models import affine, put
 from tests.serve.test_server import call, config, infer, refusal, until
 
@@ -152,7 +153,7 @@ def test_after_a_killed_keeper_the_next_starts_on_the_same_ports_and_clears_what
                 line = first_line(keeper)
                 assert line, keeper.stderr.read() if keeper.stderr else ""
                 said = json.loads(line)
-                children = children_of(keeper.pid)
+                children = machine.children(keeper.pid)
             finally:
                 keeper.kill()
         http, grpc = said["http"].rpartition(":")[2], said["grpc"].rpartition(":")[2]

@@ -23,6 +23,7 @@ from typing import Any
 
 import grpc
 import pytest
+from benchmarks.machine import children
 
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, rpcs
 from tests.end_to_end.conftest import MOODY
@@ -156,11 +157,6 @@ def provoke(told: Told, ready: dict[str, Any], files: Certificates) -> list[int]
             raw(told, ready, context, data)
     over_grpc(told, ready, files)
     return found
-
-
-def children(pid: int) -> list[int]:
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(each) for each in found]
 
 
 ENTRY = '[[keys]]\nname = "%s"\nsha256 = "%s"\nmay = %s\n'

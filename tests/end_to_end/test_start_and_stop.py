@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from benchmarks.serving import until
 
-from benchmarks import repositories
+from benchmarks import machine, repositories
 from tests.end_to_end.conftest import ROOT, call, x_json
 
 START_S = 60.0
@@ -136,7 +136,7 @@ def test_no_process_outlives_a_killed_keeper(tmp_path: Path, cache: Path) -> Non
     root = tmp_path / "models"
     repositories.emulated(root, "slow", {1: 1})
     with started(command(root, cache, "--device", "emulated:v100")) as (process, _):
-        children = children_of(process.pid)
+        children = machine.children(process.pid)
         assert len(children) >= 3
         process.kill()
         process.wait(START_S)
@@ -145,13 +145,6 @@ def test_no_process_outlives_a_killed_keeper(tmp_path: Path, cache: Path) -> Non
                 return
             threading.Event().wait(0.05)
         raise AssertionError([child for child in children if alive(child)])
-
-
-def children_of(pid: int) -> list[int]:
-    found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        found.extend(int(child) for child in (task / "children").read_text().split())
-    return found
 
 
 def alive(pid: int) -> bool:

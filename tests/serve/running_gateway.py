@@ -33,6 +33,13 @@ CATALOGUE = (
 )
 
 
+def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.002)
+
+
 class RunningGateway:
     def __init__(self, run_dir: Path) -> None:
         self.controller = FakeController(run_dir / "controller.sock", *CATALOGUE)
@@ -61,10 +68,7 @@ class RunningGateway:
         return self.run(body())
 
     def until(self, condition: Callable[[], object], seconds: float = 20.0) -> None:
-        end = time.monotonic() + seconds
-        while not self.do(condition):
-            assert time.monotonic() < end, "it did not happen"
-            time.sleep(0.002)
+        until(lambda: self.do(condition), seconds)
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.http_port), timeout=20)

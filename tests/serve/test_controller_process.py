@@ -74,14 +74,7 @@ class Peer:
 @asynccontextmanager
 async def controller(run_dir: Path, **fields: Any) -> AsyncIterator[Child]:
     config = ControllerProcessConfig(run_dir=str(run_dir), devices=("d",), **fields)
-    child = Child(
-        Launch(
-            name="controller",
-            module="clockwork_serve.serve.controller_process",
-            config=msgspec.json.encode(config).decode(),
-        ),
-        lambda line: None,
-    )
+    child = Child(Launch.of("controller", "controller", config), lambda line: None)
     try:
         yield child
     finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ import uvloop
 
 from clockwork_serve.serve.driver import Driver
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
+from tests.serve.test_transport import until
 
 
 class Echo:
@@ -39,12 +39,6 @@ class Echo:
 
     def check(self) -> None:
         pass
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 def test_events_of_one_turn_share_one_now_and_one_decision() -> None:

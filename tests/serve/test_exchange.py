@@ -49,6 +49,7 @@ from clockwork_serve.messages import (
 from clockwork_serve.serve.exchange import Exchange
 from clockwork_serve.serve.transport import Link, connect, hello, listen
 from clockwork_serve.telemetry import Recorder, decode
+from tests.serve.test_transport import until
 
 
 class Brain:
@@ -129,12 +130,6 @@ class World:
     def decide(self, *effects: ControllerEffect) -> None:
         self.brain.effects += effects
         self.exchange.driver.wake()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 def play(

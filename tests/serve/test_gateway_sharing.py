@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -16,7 +15,7 @@ import uvloop
 from clockwork_serve.serve.gateway_sharing import Share, Sharing, Tally
 from tests.serve.certificates import certificates
 from tests.serve.http_requests import IDENT_JSON, INFER, Found, post
-from tests.serve.running_gateway import RunningGateway, running_gateway
+from tests.serve.running_gateway import RunningGateway, running_gateway, until
 
 
 class Pair:
@@ -150,13 +149,6 @@ def two_gateways(stack: ExitStack, folder: Path, **fields: object) -> tuple[Runn
         running_gateway(folder, name="g1", reuse_port=True, gateways=2, number=1, http_port=port, **fields)
     )
     return first, second
-
-
-def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.002)
 
 
 @pytest.mark.parametrize("encrypted", [False, True])

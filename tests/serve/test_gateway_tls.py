@@ -7,7 +7,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from clockwork_serve.serve.gateway_limits import HttpLimits
 from clockwork_serve.serve.gateway_tls import TlsFiles, server_context
 from tests.serve.certificates import Certificates, certificates, renewed_certificates
 from tests.serve.http_requests import INFER, X, get, post, tensor
-from tests.serve.running_gateway import RunningGateway, running_gateway
+from tests.serve.running_gateway import RunningGateway, running_gateway, until
 
 # What the stock client does to check a name, and its destructor, are no business of ours.
 pytestmark = [
@@ -170,13 +170,6 @@ def test_two_gateways_share_their_ports(gateway: RunningGateway, files: Certific
                     and second.servers.gateway._received
                 )
             )  # fmt: skip
-
-
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
 
 
 def test_who_does_not_shake_hands_is_let_go_and_others_come_in(

@@ -21,6 +21,7 @@ from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.grpc_call import Aborted, Call
 from clockwork_serve.serve.grpc_core import MESSAGE, check_grpcio
 from clockwork_serve.serve.grpc_server import GrpcServer, callback, coroutine, stream
+from tests.serve.running_gateway import until
 
 LARGEST = 100_000
 Code = grpc.StatusCode
@@ -154,13 +155,6 @@ def served() -> Iterator[Served]:
     yield found
     found.close()
     assert found.broken == []
-
-
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.002)
 
 
 def refused(asked: Callable[[], Any]) -> Any:

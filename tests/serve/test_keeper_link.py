@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -23,6 +22,7 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.serve.keeper_link import ControllerLink
 from clockwork_serve.serve.transport import Link, Listener, hello, listen
+from tests.serve.test_transport import until
 
 
 class FakeController:
@@ -43,12 +43,6 @@ class FakeController:
         for frame in frames:
             if isinstance(frame, Ask) and not self.silent:
                 link.send(Reply(ask_id=frame.ask_id, ok=True, body=msgspec.json.encode({"open": 3})))
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 def test_each_controller_is_told_the_catalogue_then_asked(tmp_path: Path) -> None:

@@ -19,6 +19,9 @@ from clockwork_serve.store.compiled import Compiled
 from clockwork_serve.store.trial import difference
 from tests.store import graphs
 
+CODE = Code(
+    code_id="c", backend="onnx", path="", inputs=(), outputs=(), batched=False, batch_sizes=(1,), lifted=True
+)  # fmt: skip
 PROFILE = Profile(
     code_id="c", device_kind="emulated:v100/x", infer_ns={1: 5, 2: 7}, load_base_ns=3, load_ns_per_mib=2
 )
@@ -67,37 +70,17 @@ def test_another_runtime_or_cpu_has_another_cache(tmp_path, cache):
 
 
 def test_the_first_of_two_equal_codes_stays(cache):
-    code = Code(
-        code_id="c",
-        backend="onnx",
-        path="",
-        inputs=(),
-        outputs=(),
-        batched=False,
-        batch_sizes=(1,),
-        lifted=True,
-    )
-    first = cache.save_code(code, {"model.onnx": b"first"})
-    assert cache.save_code(code, {"model.onnx": b"second"}) == first
+    first = cache.save_code(CODE, {"model.onnx": b"first"})
+    assert cache.save_code(CODE, {"model.onnx": b"second"}) == first
     assert (cache.root / "codes/c/model.onnx").read_bytes() == b"first"
-    assert cache.code("c") == msgspec.structs.replace(code, path=str(cache.root / "codes/c"))
+    assert cache.code("c") == msgspec.structs.replace(CODE, path=str(cache.root / "codes/c"))
 
 
 def test_a_code_folder_that_someone_emptied_is_written_again(cache):
-    code = Code(
-        code_id="c",
-        backend="onnx",
-        path="",
-        inputs=(),
-        outputs=(),
-        batched=False,
-        batch_sizes=(1,),
-        lifted=True,
-    )
-    cache.save_code(code, {"model.onnx": b"first"})
+    cache.save_code(CODE, {"model.onnx": b"first"})
     (cache.root / "codes/c/code.json").unlink()
     assert cache.code("c") is None
-    cache.save_code(code, {"model.onnx": b"second"})
+    cache.save_code(CODE, {"model.onnx": b"second"})
     assert (cache.root / "codes/c/model.onnx").read_bytes() == b"second"
 
 

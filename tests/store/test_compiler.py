@@ -13,7 +13,6 @@ from clockwork_serve.store import (
     ProblemError,
     Repository,
     compile_all,
-    compile_model,
 )
 from clockwork_serve.store.source import FileFacts
 from clockwork_serve.units import MIB, ms
@@ -184,10 +183,11 @@ def test_a_fault_of_the_compiler_costs_one_model(shop):
 def test_one_version_can_be_compiled_alone(shop):
     shop.add("m", graphs.mlp(1), version=1)
     shop.add("m", graphs.mlp(2), version=2)
-    entry = Repository(shop.root, shop.config).find("m")
-    assert compile_model(entry, 1, shop.cache, shop.config).model.key == "m/1"
+    repository, compiler = Repository(shop.root, shop.config), Compiler(shop.cache, shop.config)
+    entry = repository.find("m")
+    assert compiler.compile(entry, 1).model.key == "m/1"
     with pytest.raises(ProblemError, match="model 'm' version 3: path"):
-        compile_model(entry, 3, shop.cache, shop.config)
+        compiler.compile(entry, 3)
     shop.add("bad", b"", toml="nonsense")
     with pytest.raises(ProblemError, match=r"model 'bad' version 1: clockwork\.toml"):
-        compile_model(Repository(shop.root, shop.config).find("bad"), 1, shop.cache, shop.config)
+        compiler.compile(repository.find("bad"), 1)

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from clockwork_serve.messages import TensorSpec
-from clockwork_serve.store import Compiler, Index, codes_of
+from clockwork_serve.store import Compiler, Index
 from clockwork_serve.store.optimiser import Optimiser
 from clockwork_serve.store.trial import difference
 from clockwork_serve.units import MIB, TENSOR_ALIGN
@@ -133,7 +133,7 @@ def test_copies_are_gathered_without_optimising_and_answer_with_their_own_weight
     assert not problems
     # The first, then the second as proof beside two probes; the other ten are moved bytes.
     assert shop.compiler.optimiser.runs == 4
-    assert len(codes_of(list(served.values()))) == 1
+    assert len({each.code.code_id for each in served.values()}) == 1
     assert len({each.model.weights.weights_id for each in served.values()}) == 12
     x = rows(2, 3, 8, 8)
     for number in (0, 1, 2, 7, 11):
@@ -160,7 +160,7 @@ def test_copies_whose_weights_are_computed_with_are_optimised_each(shop, make):
     for number in range(5):
         shop.add(f"m{number}", make(number))
     served, _ = shop.compile()
-    assert len(codes_of(list(served.values()))) == 1
+    assert len({each.code.code_id for each in served.values()}) == 1
     assert shop.compiler.optimiser.runs >= 5 + 1
     shape = (2, 3, 8, 8) if make is graphs.normalised else (2, 8)
     x = rows(*shape)

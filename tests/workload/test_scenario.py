@@ -9,6 +9,7 @@ import re
 import pytest
 
 from clockwork_serve.errors import ConfigError
+from clockwork_serve.units import ms
 from clockwork_serve.workload.scenario import (
     ClusterTable,
     FaultTable,
@@ -19,6 +20,7 @@ from clockwork_serve.workload.scenario import (
     check_kinds,
     read_scenario,
 )
+from clockwork_serve.workload.schedule import steps_at
 from clockwork_serve.workload.stream import build
 from clockwork_serve.workload.zoo import Zoo
 from tests.workload.scenarios import ROOT
@@ -227,8 +229,8 @@ def test_a_scenario_made_in_code_is_named_by_its_name() -> None:
     ],
 )
 def test_a_ramp_steps_at_its_instants_and_stops_at_its_end(ramp, values) -> None:
-    assert [ramp.value_at(10, step * 0.1) for step in range(4)] == values
-    assert ramp.value_at(10, 0.0999999) == 10
+    assert [ramp.value(10, steps_at(ramp, ms(100 * step))) for step in range(4)] == values
+    assert steps_at(ramp, ms(100) - 1) == 0
 
 
 def test_a_ramp_of_many_steps_is_no_error() -> None:

@@ -20,7 +20,6 @@ from clockwork_serve.units import NS_PER_MS, NS_PER_US
 from clockwork_serve.workload.tables import NO_SLO_MS
 
 Deadline = Literal["header", "timeout", "grpc", "none"]
-DEADLINES: Final = ("header", "timeout", "grpc", "none")
 INFER_PATH: Final = "/inference.GRPCInferenceService/ModelInfer"
 NO_SLO_NS: Final = round(NO_SLO_MS * NS_PER_MS)
 _RAW_INPUT_CONTENTS: Final = 7

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from clockwork_serve.config.devices import DeviceChoice
 from clockwork_serve.config.reader import Settings, read_settings
 from clockwork_serve.config.table import SETTINGS, Setting, default_cache, setting
 
-__all__ = ["SETTINGS", "DeviceChoice", "Setting", "Settings", "default_cache", "read_settings", "setting"]
+__all__ = ["SETTINGS", "Setting", "Settings", "default_cache", "read_settings", "setting"]

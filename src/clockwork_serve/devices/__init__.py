@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from clockwork_serve.devices.base import CallBuffers, Device, DeviceConfig, Phases
+from clockwork_serve.devices.base import CallBuffers, Device, DeviceConfig
 from clockwork_serve.devices.emulated import emulated_config, emulated_profile
 from clockwork_serve.devices.kinds import BACKENDS, check_torch, profile_kind, runs, torch_target
 from clockwork_serve.devices.tensors import io_bytes
 from clockwork_serve.errors import ConfigError
 
 __all__ = [
-    "CallBuffers", "Device", "DeviceConfig", "Phases",
-    "build", "emulated_config", "emulated_profile", "io_bytes", "profile_kind", "runs", "torch_target",
+    "CallBuffers", "Device", "DeviceConfig", "build", "emulated_config", "emulated_profile", "io_bytes",
+    "profile_kind", "runs", "torch_target",
 ]  # fmt: skip
 
 

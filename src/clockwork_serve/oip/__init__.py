@@ -15,10 +15,10 @@ from clockwork_serve.oip.errors import (
     UnknownRegion,
     Unsupported,
 )
-from clockwork_serve.oip.headers import Headers, Known
-from clockwork_serve.oip.http_infer import InferBody, encode_infer, parse_infer
-from clockwork_serve.oip.metadata import SERVER_NAME, model_metadata, server_metadata
-from clockwork_serve.oip.records import Buffer, InferCall, InputTensor, OutputTensor, OutputWish, Parameter
+from clockwork_serve.oip.headers import Known
+from clockwork_serve.oip.http_infer import encode_infer, parse_infer
+from clockwork_serve.oip.metadata import model_metadata, server_metadata
+from clockwork_serve.oip.records import InferCall, InputTensor, OutputTensor, OutputWish, Parameter
 from clockwork_serve.oip.served import Checked, Served, missing
 from clockwork_serve.oip.shared_memory import (
     CUDA_SHARED_MEMORY,
@@ -32,12 +32,10 @@ from clockwork_serve.oip.slo import default_slo_ns, priority_of, requested_slo_n
 from clockwork_serve.oip.status import OK, Status, grpc_of_http, reason_of_error, status_of, status_of_error
 
 __all__ = [
-    "CUDA_SHARED_MEMORY", "OK", "SERVER_NAME", "SHARED_MEMORY_OFF", "Buffer", "Checked", "Coding",
-    "Forbidden", "Headers", "InferBody", "InferCall", "InputTensor", "Known", "OutputTensor", "OutputWish",
-    "Parameter", "RegionExists",
-    "Served", "SharedRef", "SharedRegion", "Status", "TooLarge", "UnknownModel", "UnknownRegion",
-    "Unsupported", "compress", "decompress", "default_slo_ns", "encode_infer", "grpc_of_http", "missing",
-    "model_metadata", "object_name", "parse_infer", "priority_of", "reason_of_error",
-    "requested_slo_ns", "server_metadata", "shared_region", "status_of", "status_of_error", "tightest",
-    "wanted_coding",
+    "CUDA_SHARED_MEMORY", "OK", "SHARED_MEMORY_OFF", "Checked", "Coding", "Forbidden", "InferCall",
+    "InputTensor", "Known", "OutputTensor", "OutputWish", "Parameter", "RegionExists", "Served", "SharedRef",
+    "SharedRegion", "Status", "TooLarge", "UnknownModel", "UnknownRegion", "Unsupported", "compress",
+    "decompress", "default_slo_ns", "encode_infer", "grpc_of_http", "missing", "model_metadata",
+    "object_name", "parse_infer", "priority_of", "reason_of_error", "requested_slo_ns", "server_metadata",
+    "shared_region", "status_of", "status_of_error", "tightest", "wanted_coding",
 ]  # fmt: skip

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
 
 from clockwork_serve.errors import ConfigError
+from clockwork_serve.serve import pem
 from clockwork_serve.serve.gateway_watch import Watched
 
 PROTOCOL_NAME: Final = "clockwork-1"
@@ -50,29 +50,13 @@ class ClusterFiles(Struct, frozen=True, kw_only=True):
 def context_of(files: ClusterFiles, *, server: bool) -> ssl.SSLContext:
     """What one side of a connection wants of the other. Raises :class:`ConfigError` naming the setting."""
     for setting, path in files.named().items():
-        try:
-            content = Path(path).read_bytes()
-        except OSError as error:
-            raise _wrong(setting, path, "a readable file", error.strerror or str(error)) from None
-        if setting == "cluster_key" and b"PRIVATE KEY-----" not in content:
-            raise _wrong(setting, path, "a private key in PEM form", "other content")
+        pem.read(setting, path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols([PROTOCOL_NAME])
-    try:
-        context.load_cert_chain(files.certificate, files.key, password=_ask_nobody(files.key))
-    except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
-            raise _wrong("cluster_key", files.key, f"the key of {files.certificate}", "another key") from None
-        expected = "a certificate in PEM form and its key"
-        raise _wrong("cluster_certificate", files.certificate, expected, words_of(error)) from None
-    try:
-        context.load_verify_locations(files.ca)
-    except ssl.SSLError as error:
-        expected = "certificates of authorities in PEM form"
-        raise _wrong("cluster_ca", files.ca, expected, words_of(error)) from None
+    pem.load_chain(context, "cluster", files.certificate, files.key)
     # A client's name is checked by default (check_hostname), and nobody without a certificate gets further.
-    context.verify_mode = ssl.CERT_REQUIRED
+    pem.load_authorities(context, "cluster_ca", files.ca)
     return context
 
 
@@ -87,24 +71,3 @@ class ClusterContext:
         """What holds now."""
         self._watched.refresh()
         return self._watched.content
-
-
-def words_of(error: Exception) -> str:
-    """What went wrong in a handshake, in a few words."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate was not accepted: {error.verify_message}"
-    if isinstance(error, ssl.SSLError):
-        return (error.reason or str(error)).replace("_", " ").lower()
-    return str(error) or type(error).__name__
-
-
-def _ask_nobody(path: str) -> Callable[[], str]:
-    def asked() -> str:
-        # Else OpenSSL asks at the terminal, and a server waits there for ever.
-        raise _wrong("cluster_key", path, "a key without a passphrase", "one that is encrypted")
-
-    return asked
-
-
-def _wrong(setting: str, path: str, expected: str, found: str) -> ConfigError:
-    return ConfigError(f"{setting}: expected {expected}; found {found} in {path}; name another file")

@@ -68,12 +68,7 @@ def launches(config: FarWorkersConfig, run_dir: Path) -> list[Launch]:
             realtime=config.realtime, log_level=config.log_level, log_format=config.log_format,
             machine=msgspec.structs.replace(config.machine, kinds=(profile_kind(device),)),
         )  # fmt: skip
-        found.append(
-            Launch(
-                name=f"worker-{device.device}", module="clockwork_serve.serve.worker_process",
-                config=msgspec.json.encode(worker).decode(),
-            )
-        )  # fmt: skip
+        found.append(Launch.of(f"worker-{device.device}", "worker", worker))
     return found
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from msgspec import Struct
 
-from clockwork_serve.errors import ConfigError
+from clockwork_serve.serve import pem
 from clockwork_serve.serve.gateway_watch import Watched
 
 _READ_BY_ALL: Final = 0o004
@@ -31,27 +30,13 @@ class TlsFiles(Struct, frozen=True, kw_only=True):
 def server_context(files: TlsFiles) -> ssl.SSLContext:
     """What HTTP wants: TLS 1.2 or later. Raises :class:`ConfigError` naming the setting."""
     for setting, path in _named(files):
-        _read(setting, path)
+        pem.read(setting, path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    if b"PRIVATE KEY-----" not in _read("tls_key", files.key):
-        raise _wrong("tls_key", files.key, "a private key in PEM form", "other content")
-    try:
-        context.load_cert_chain(files.certificate, files.key, password=_ask_nobody(files.key))
-    except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
-            raise _wrong("tls_key", files.key, f"the key of {files.certificate}", "another key") from None
-        raise _wrong(
-            "tls_certificate", files.certificate, "a certificate in PEM form and its key", _words(error)
-        ) from None
+    pem.load_chain(context, "tls", files.certificate, files.key)
     if files.client_ca:
-        try:
-            context.load_verify_locations(files.client_ca)
-        except ssl.SSLError as error:
-            expected = "certificates of authorities in PEM form"
-            raise _wrong("tls_client_ca", files.client_ca, expected, _words(error)) from None
-        context.verify_mode = ssl.CERT_REQUIRED
+        pem.load_authorities(context, "tls_client_ca", files.client_ca)
     return context
 
 
@@ -103,9 +88,9 @@ class _Content(Struct, frozen=True):
     def of(cls, files: TlsFiles) -> _Content:
         return cls(
             server_context(files),
-            _read("tls_certificate", files.certificate),
-            _read("tls_key", files.key),
-            _read("tls_client_ca", files.client_ca) if files.client_ca else None,
+            pem.read("tls_certificate", files.certificate),
+            pem.read("tls_key", files.key),
+            pem.read("tls_client_ca", files.client_ca) if files.client_ca else None,
         )
 
 
@@ -124,26 +109,3 @@ def warn_of_modes(files: TlsFiles) -> None:
 def _named(files: TlsFiles) -> list[tuple[str, str]]:
     pairs = [("tls_certificate", files.certificate), ("tls_key", files.key)]
     return [*pairs, ("tls_client_ca", files.client_ca)] if files.client_ca else pairs
-
-
-def _read(setting: str, path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise _wrong(setting, path, "a readable file", error.strerror or str(error)) from None
-
-
-def _ask_nobody(path: str) -> Callable[[], str]:
-    def asked() -> str:
-        # Else OpenSSL asks at the terminal, and a server waits there for ever.
-        raise _wrong("tls_key", path, "a key without a passphrase", "one that is encrypted")
-
-    return asked
-
-
-def _wrong(setting: str, path: str, expected: str, found: str) -> ConfigError:
-    return ConfigError(f"{setting}: expected {expected}; found {found} in {path}; name another file")
-
-
-def _words(error: ssl.SSLError) -> str:
-    return (error.reason or str(error)).replace("_", " ").lower()

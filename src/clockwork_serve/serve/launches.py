@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from clockwork_serve.devices import DeviceConfig, profile_kind
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.controller_process import ControllerProcessConfig
@@ -31,7 +29,7 @@ def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int
     )
     pins = pinned_cores(len(config.devices), os.sched_getaffinity(0)) if config.pin else {}
     workers = [
-        _launch(
+        Launch.of(
             name,
             "worker",
             {
@@ -46,15 +44,15 @@ def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int
         for number, (name, devices) in enumerate(workers_of(config.devices))
     ]
     gateways = [
-        _launch(f"gateway-{number}", "gateway", _gateway(config, run_dir, port_by_name, number) | logs)
+        Launch.of(f"gateway-{number}", "gateway", _gateway(config, run_dir, port_by_name, number) | logs)
         for number in range(config.gateways)
     ]
     bridges = []
     if config.machines is not None:
         kinds = tuple(dict.fromkeys(profile_kind(device) for device in config.devices))
         bridge = {"run_dir": str(run_dir), "settings": config.machines, "kinds": kinds, **logs}
-        bridges.append(_launch("bridge", "bridge", bridge))
-    return [_launch("controller", "controller", controller), *workers, *gateways, *bridges]
+        bridges.append(Launch.of("bridge", "bridge", bridge))
+    return [Launch.of("controller", "controller", controller), *workers, *gateways, *bridges]
 
 
 def workers_of(devices: tuple[DeviceConfig, ...]) -> list[tuple[str, list[DeviceConfig]]]:
@@ -96,11 +94,3 @@ def _gateway(
         "triton_codes": config.triton_codes,
         "door": config.door,
     }
-
-
-def _launch(name: str, module: str, config: object) -> Launch:
-    return Launch(
-        name=name,
-        module=f"clockwork_serve.serve.{module}_process",
-        config=msgspec.json.encode(config).decode(),
-    )

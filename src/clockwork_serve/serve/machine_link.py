@@ -18,7 +18,8 @@ from typing import Any, Final
 
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Frame, Hello, Ping
-from clockwork_serve.serve.cluster_tls import PROTOCOL_NAME, ClusterContext, words_of
+from clockwork_serve.serve.cluster_tls import PROTOCOL_NAME, ClusterContext
+from clockwork_serve.serve.pem import words_of
 from clockwork_serve.serve.transport import Handlers, Link, OnFrames, OnLink, OnLost
 from clockwork_serve.units import KIB
 

@@ -167,12 +167,7 @@ async def _run(preparation: Preparation, on_progress: OnProgress, on_line: Calla
             case Failure():
                 failures.append(said)
 
-    launch = Launch(
-        name="prepare",
-        module="clockwork_serve.serve.preparation_process",
-        config=msgspec.json.encode(preparation).decode(),
-    )
-    child = Child(launch, on_line, on_output)
+    child = Child(Launch.of("prepare", "preparation", preparation), on_line, on_output)
     try:
         stuck = not await _outlived(child, heard, begun, preparation.silence_s)
         status = await asyncio.shield(child.ended)

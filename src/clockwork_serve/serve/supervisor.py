@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from msgspec import Struct
 
 from clockwork_serve.serve.child import EXIT_BROKEN, EXIT_CONFIG, KEEPER_PID_VARIABLE
@@ -53,6 +54,15 @@ class Launch(Struct, frozen=True, kw_only=True):
     name: str
     module: str
     config: str
+
+    @classmethod
+    def of(cls, name: str, kind: str, config: object) -> Launch:
+        """One of ours: ``controller``, ``worker``, ``gateway``, ..., whose configuration is sent as JSON."""
+        return cls(
+            name=name,
+            module=f"clockwork_serve.serve.{kind}_process",
+            config=msgspec.json.encode(config).decode(),
+        )
 
 
 class Backoff:

@@ -11,26 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 from clockwork_serve.store.problems import Problem, ProblemError
 from clockwork_serve.store.repository import Entry, Repository
-from clockwork_serve.store.served import Served, codes_of
-from clockwork_serve.store.settings import ModelSettings, StoreConfig, VersionPolicy
+from clockwork_serve.store.served import Served
+from clockwork_serve.store.settings import ModelSettings, StoreConfig
 from clockwork_serve.store.trial import Fill, made_up
 
 if TYPE_CHECKING:
     from clockwork_serve.store.cache import Cache
-    from clockwork_serve.store.compiler import Compiler, Progress, compile_all, compile_model
-    from clockwork_serve.store.lifting import Index, IndexedTensor
+    from clockwork_serve.store.compiler import Compiler, compile_all
+    from clockwork_serve.store.lifting import Index
     from clockwork_serve.store.optimiser import runtime_fingerprint
 
 _MODULE_OF = {
-    "Cache": "cache", "Compiler": "compiler", "Progress": "compiler", "compile_all": "compiler",
-    "compile_model": "compiler", "Index": "lifting", "IndexedTensor": "lifting",
+    "Cache": "cache", "Compiler": "compiler", "compile_all": "compiler", "Index": "lifting",
     "runtime_fingerprint": "optimiser",
 }  # fmt: skip
 
 __all__ = [
-    "Cache", "Compiler", "Entry", "Fill", "Index", "IndexedTensor", "ModelSettings", "Problem",
-    "ProblemError", "Progress", "Repository", "Served", "StoreConfig", "VersionPolicy", "codes_of",
-    "compile_all", "compile_model", "made_up", "runtime_fingerprint",
+    "Cache", "Compiler", "Entry", "Fill", "Index", "ModelSettings", "Problem", "ProblemError", "Repository",
+    "Served", "StoreConfig", "compile_all", "made_up", "runtime_fingerprint",
 ]  # fmt: skip
 
 

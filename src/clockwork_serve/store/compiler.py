@@ -159,11 +159,6 @@ def _without_meaning(entry: Entry) -> list[str]:
     ]
 
 
-def compile_model(entry: Entry, version: int, cache: Cache, config: StoreConfig | None = None) -> Served:
-    """Compile one version of one model. Raises ``ProblemError``. For many, share a :class:`Compiler`."""
-    return Compiler(cache, config or StoreConfig(cache_dir=str(cache.root))).compile(entry, version)
-
-
 def compile_all(
     repository: Repository,
     cache: Cache,

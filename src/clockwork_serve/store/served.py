@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from msgspec import Struct
 
 from clockwork_serve.messages import Code, Model
@@ -14,8 +12,3 @@ class Served(Struct, frozen=True, kw_only=True):
 
     model: Model
     code: Code
-
-
-def codes_of(served: Sequence[Served]) -> dict[str, Code]:
-    """The distinct codes, by id."""
-    return {each.code.code_id: each.code for each in served}

@@ -13,11 +13,9 @@ from clockwork_serve.telemetry.counters import (
 from clockwork_serve.telemetry.journal import Journal, Step, Torn, read_journal, read_records
 from clockwork_serve.telemetry.journal_head import Head, head_of
 from clockwork_serve.telemetry.metrics import CONTENT_TYPE, render
-from clockwork_serve.telemetry.recorder import Listener, Recorder
-from clockwork_serve.telemetry.statistics import model_statistics
+from clockwork_serve.telemetry.recorder import Recorder
 
 __all__ = [
-    "CONTENT_TYPE", "Counters", "GatewayCounters", "Head", "Histogram", "Journal", "Listener", "Recorder",
-    "Step", "Torn", "decode", "encode", "head_of", "model_statistics", "outcome_key", "read_journal",
-    "read_records", "render",
+    "CONTENT_TYPE", "Counters", "GatewayCounters", "Head", "Histogram", "Journal", "Recorder", "Step", "Torn",
+    "decode", "encode", "head_of", "outcome_key", "read_journal", "read_records", "render",
 ]  # fmt: skip

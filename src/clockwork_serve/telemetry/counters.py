@@ -178,7 +178,6 @@ class Counters(Struct):
     quarantines: int = 0
     gateways_lost: int = 0
     ready: bool = False
-    not_ready_why: str = ""
     latency: dict[str, Histogram] = {}
     queue: Histogram = field(default_factory=Histogram)
     execution: Histogram = field(default_factory=Histogram)

@@ -375,4 +375,4 @@ class Recorder:
                 device.up = not effect.why
 
     def _on_readiness(self, effect: Readiness, now_ns: int) -> None:
-        self.counters.ready, self.counters.not_ready_why = effect.ready, effect.why
+        self.counters.ready = effect.ready

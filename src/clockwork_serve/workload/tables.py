@@ -87,10 +87,6 @@ class Ramp(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             return max(base, min(reached, self.until))
         return min(base, max(reached, self.until))
 
-    def value_at(self, base: float, elapsed_s: float) -> float:
-        """The value ``elapsed_s`` seconds after the load's start; it steps at multiples of ``every_s``."""
-        return self.value(base, round(elapsed_s * NS_PER_S) // self.every_ns)
-
 
 class ModelSet(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Copies of one kind of model.

@@ -40,7 +40,6 @@ class Instance(Struct, frozen=True, kw_only=True):
 
     name: str
     base: str
-    file_bytes: int
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
@@ -89,7 +88,7 @@ def _write_instances(files: Files, model: DemoModel, root: Path) -> Iterator[Ins
         folder.mkdir(parents=True)
         (folder / "model.onnx").write_bytes(mine)
         (folder.parent / "clockwork.toml").write_text(settings(model))
-        yield Instance(name=name, base=model.name, file_bytes=len(mine))
+        yield Instance(name=name, base=model.name)
 
 
 def settings(model: DemoModel) -> str:

@@ -138,7 +138,7 @@ def _tiny_repository(files: Files) -> tuple[Path, Manifest]:
     if not root.is_dir():
         root = files.root / "examples"
         tiny.write(root)
-    instances = tuple(Instance(name=m.name, base=m.name, file_bytes=0) for m in tiny.MODELS)
+    instances = tuple(Instance(name=m.name, base=m.name) for m in tiny.MODELS)
     return root, Manifest(instances=instances)
 
 

@@ -7,10 +7,8 @@ share what cores there are.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -183,18 +181,7 @@ async def _measure(run: Run, player: Player, devices: int) -> list[Step]:
 async def _step(
     requests: Requests, rng: np.random.Generator, real: Processes, devices: int, rps: float, seconds: float
 ) -> Step:
-    before = _cpu_s(real)
+    before = real.cpu_s()
     books = await requests.offer(rng, rps, seconds)
-    used = [after - earlier for earlier, after in zip(before, _cpu_s(real), strict=True)]
+    used = [after - earlier for earlier, after in zip(before, real.cpu_s(), strict=True)]
     return Step(devices, seconds, books, *used)
-
-
-def _cpu_s(real: Processes) -> tuple[float, float, float]:
-    """Seconds of CPU that the controller, all workers and this process have used."""
-    return _process_s(real.controller), sum(map(_process_s, real.workers)), time.process_time()
-
-
-def _process_s(pid: int) -> float:
-    # A name may hold blanks and brackets; what follows its last bracket is fields 3 and on (proc(5)).
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

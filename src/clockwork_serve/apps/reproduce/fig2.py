@@ -41,7 +41,6 @@ class Crowd(Struct, frozen=True):
     """So many threads at once: requests per second, and latencies in ms."""
 
     rate_rps: float
-    least_ms: float
     median_ms: float
     most_ms: float
 
@@ -182,9 +181,7 @@ def _crowd(work: Callable[[], object], threads: int, seconds: float) -> Crowd:
         worker.join()
     took_s = (time.perf_counter_ns() - started_ns) / NS_PER_S
     every = sorted(duration for mine in durations for duration in mine)
-    return Crowd(
-        len(every) / took_s, to_ms(every[0]), to_ms(round(statistics.median(every))), to_ms(every[-1])
-    )
+    return Crowd(len(every) / took_s, to_ms(round(statistics.median(every))), to_ms(every[-1]))
 
 
 def _real(pairs: Iterable[tuple[float, float]], name: str = "ours: CPU", variant: int = 0) -> Series:

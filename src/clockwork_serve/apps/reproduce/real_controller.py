@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -15,7 +16,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-import msgspec
 from msgspec import Struct
 
 from clockwork_serve.controller import ControllerConfig
@@ -44,6 +44,10 @@ class Processes(Struct, frozen=True):
     models: tuple[str, ...]
     controller: int
     workers: tuple[int, ...]
+
+    def cpu_s(self) -> tuple[float, float, float]:
+        """Seconds of CPU that the controller, all workers and this process have used."""
+        return _process_s(self.controller), sum(map(_process_s, self.workers)), time.process_time()
 
 
 @asynccontextmanager
@@ -97,20 +101,12 @@ def _launches(
         devices=tuple(each.device for each in devices),
         log_level="warning",
     )
-    launches = [_launch("controller", "controller", settings)]
+    launches = [Launch.of("controller", "controller", settings)]
     for number in range(min(workers, len(devices))):
         name, own = f"worker-{number}", tuple(devices[number::workers])
         worker = WorkerConfig(run_dir=str(folder), name=name, devices=own, log_level="warning")
-        launches.append(_launch(name, "worker", worker))
+        launches.append(Launch.of(name, "worker", worker))
     return launches
-
-
-def _launch(name: str, module: str, config: Struct) -> Launch:
-    return Launch(
-        name=name,
-        module=f"clockwork_serve.serve.{module}_process",
-        config=msgspec.json.encode(config).decode(),
-    )
 
 
 def _catalogue(device: DeviceConfig, max_batch: int, models: int) -> list[Frame]:
@@ -135,6 +131,12 @@ def _catalogue(device: DeviceConfig, max_batch: int, models: int) -> list[Frame]
             )
         )  # fmt: skip
     return frames
+
+
+def _process_s(pid: int) -> float:
+    # A name may hold blanks and brackets; what follows its last bracket is fields 3 and on (proc(5)).
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def _until_ready(link: ControllerLink, children: list[Child]) -> None:
