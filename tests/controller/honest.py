@@ -85,6 +85,8 @@ class World:
         self.lanes: dict[tuple[str, str], Lane] = {}
         self.durations: dict[str, Profile] = {}
         self.slower = 1.0
+        self.slow: dict[str, float] = {}
+        """How many times longer everything takes on a device."""
         self.sizes: dict[str, int] = {}
         self.answers: dict[str, Answer] = {}
         self.answered_ns: dict[str, int] = {}
@@ -194,6 +196,7 @@ class World:
             lasts_ns = int(self.durations[action.code_id].infer_ns[action.batch] * self.slower)
         elif isinstance(action, Load):
             lasts_ns = self.durations[action.code_id].load_ns(action.weights.size)
+        lasts_ns = int(lasts_ns * self.slow.get(action.device, 1.0))
         if status is Status.OK:
             lane.free_ns = start_ns + lasts_ns
             self.started.append((start_ns, start_ns + lasts_ns, action))

@@ -393,10 +393,10 @@ def test_one_outlier_does_not_lock_a_model_out() -> None:
     world.run()
     world.slower = 8.0
     world.request("a", slo_ms=500)
-    world.run()
+    world.run(until_ms=500)
     world.slower = 1.0
     first = world.request("a", slo_ms=50)
-    world.run()
+    world.run(until_ms=100)
     second = world.request("a", slo_ms=50)
     world.run()
     assert served(world, first, second) == [Outcome.REJECTED, Outcome.OK]

@@ -45,11 +45,11 @@ def test_of_the_shapes_that_clients_choose_the_last_ones_used_are_known() -> Non
     assert timings.infer(1, "") is plain
 
 
-def test_doubt_forgets_the_largest_but_never_the_last() -> None:
+def test_what_is_forgotten_leaves_the_rest() -> None:
     samples = Samples(100, size=10, quantile=0.99)
     samples.add(900)
-    samples.doubt()
-    samples.doubt()
+    samples.forget_above(899)
+    samples.forget_above(100)
     assert samples.estimate_ns == 100
 
 
@@ -73,8 +73,9 @@ def test_the_estimate_is_the_quantile_of_the_window_whatever_came(
         samples.add(value)
         window = [*window, value][-size:]
         if at in doubts and len(window) > 1:
-            samples.doubt()
-            window.remove(max(window))
+            most = sorted(window)[-2]
+            samples.forget_above(most)
+            window = [one for one in window if one <= most]
         rank = quantile * (len(window) - 1)
         lower, upper = sorted(window)[math.floor(rank)], sorted(window)[math.ceil(rank)]
         assert samples.estimate_ns == round(lower + (rank - int(rank)) * (upper - lower))

@@ -191,12 +191,12 @@ class Controller:
         sent = self._belief.sent.pop(result.action_id, None)
         if sent is None:
             self._inheritance.ended(result, now_ns)
-            self._hangs.result(result)
+            self._hangs.result(result, now_ns)
             return
         device, samples = sent.device, sent.samples
         good = result.status is GOOD
         if good and samples is not None:
-            samples.add(result.ended_ns - result.started_ns)
+            samples.learn(result.ended_ns - result.started_ns, now_ns)
         if sent.waiters:
             if self._charges:
                 self._tenants.measured(sent.waiters, result.ended_ns - result.started_ns, now_ns)

@@ -23,19 +23,36 @@ class Samples:
     it is a guess, which the first measurement replaces.
     """
 
-    __slots__ = ("_second_ns", "estimate_ns", "guessed", "quantile", "samples", "size")
+    __slots__ = (
+        "_hoped_ns", "_second_ns", "estimate_ns", "guessed", "in_vain", "measured_ns", "quantile", "samples",
+        "seed_ns", "size",
+    )  # fmt: skip
 
     def __init__(self, seed_ns: int, size: int, quantile: float, *, guessed: bool = False) -> None:
         self.guessed = guessed
         self.samples: list[int] = [seed_ns]
         self.size = size
         self.quantile = quantile
-        self.estimate_ns = seed_ns
+        self.seed_ns = self.estimate_ns = seed_ns
+        self.measured_ns = 0
+        """When one was measured last."""
+        self.in_vain = False
+        """When longer ones were forgotten last, the next measurement was longer again."""
+        self._hoped_ns = 0
+        """They were forgotten, and nothing was measured since: what it was hoped to take at most."""
         self._second_ns = 0
         """Where the estimate rests on the two largest samples of a full window: the smaller of the two."""
 
+    def learn(self, lasted_ns: int, now_ns: int) -> None:
+        """One duration was measured, and is heard now."""
+        self.measured_ns = now_ns
+        if self._hoped_ns:
+            self.in_vain = lasted_ns > self._hoped_ns
+            self._hoped_ns = 0
+        self.add(lasted_ns)
+
     def add(self, sample_ns: int) -> None:
-        """Learn one measured duration."""
+        """Take one more sample."""
         samples = self.samples
         oldest_ns = -1
         if self.guessed or len(samples) >= self.size:
@@ -45,11 +62,18 @@ class Samples:
         if sample_ns != oldest_ns and (sample_ns > self._second_ns or not -1 < oldest_ns < self._second_ns):
             self._update()
 
-    def doubt(self) -> None:
-        """Forget the largest sample, if there is another to rest on."""
-        if len(self.samples) > 1:
-            self.samples.remove(max(self.samples))
-            self._update()
+    def forget_above(self, most_ns: int) -> None:
+        """Forget all samples above ``most_ns``; one at least is not."""
+        self.samples = [sample_ns for sample_ns in self.samples if sample_ns <= most_ns]
+        self._hoped_ns = most_ns
+        self._update()
+
+    def restart(self, most_ns: int) -> None:
+        """Return to the seed, in the hope of ``most_ns``; the next measurement replaces it, as if a guess."""
+        self.guessed = True
+        self.samples = [self.seed_ns]
+        self._hoped_ns = most_ns
+        self._update()
 
     @property
     def unproven(self) -> bool:

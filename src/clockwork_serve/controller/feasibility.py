@@ -13,6 +13,7 @@ from typing import Final
 from clockwork_serve.controller.ahead import ahead_ns, usual_cost_ns
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import DeviceBelief, LaneBelief
+from clockwork_serve.controller.doubts import doubt, forget_strays
 from clockwork_serve.controller.estimator import Samples
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.loaders import Loaders
@@ -257,14 +258,26 @@ class Feasibility:
             self._belief.answer(head, Outcome.REJECTED, Reason.NOT_SERVING, message=self._why(queue.model))
             return
         start_ns = now_ns + hope.rest_ns - hope.samples.estimate_ns
-        if not hope.lane and start_ns + hope.samples.median_ns < head.due_ns:
-            hope.samples.doubt()
+        if not hope.lane:
+            forget_strays(hope.samples, head.due_ns - start_ns, now_ns, at_once=True)
         request = head.request
         time_ns = request.deadline_ns - request.way_ns - request.arrival_ns
+        self._doubt(queue, hope, time_ns, now_ns)
         retry_after_ns, message = self.advise(queue, hope, head.due_ns, time_ns, now_ns)
         self._belief.answer(
             head, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, message=message, retry_after_ns=retry_after_ns
         )
+
+    def _doubt(self, queue: Queue, hope: Hope, time_ns: int, now_ns: int) -> None:
+        """Doubt estimates that leave no hope for any request with ``time_ns`` to its deadline."""
+        time_ns -= self._belief.slack_ns
+        for strategy in queue.strategies:
+            allowed_ns = time_ns - strategy.lane.network_ns
+            for batch in strategy.batches:
+                if batch.samples.estimate_ns > allowed_ns:
+                    doubt(batch.samples, allowed_ns, now_ns)
+        allowed_ns = time_ns - hope.lane.network_ns - (hope.rest_ns - hope.samples.estimate_ns)
+        doubt(hope.samples, allowed_ns, now_ns)
 
     def advise(self, queue: Queue, hope: Hope, due_ns: int, time_ns: int, now_ns: int) -> tuple[int, str]:
         """For a hopeless request with ``time_ns`` to its deadline: how long to wait before another, and why.

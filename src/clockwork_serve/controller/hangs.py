@@ -96,7 +96,7 @@ class Hangs:
                 return hung, device
         return None
 
-    def result(self, result: Result) -> None:
+    def result(self, result: Result, now_ns: int) -> None:
         """A result of no action that is in flight: perhaps one that a worker owed which hung."""
         found = self.of_device(result.device)
         if found is None:
@@ -108,7 +108,7 @@ class Hangs:
             return
         residency = owed.residency
         if good and sent is not None and sent.samples is not None:
-            sent.samples.add(result.ended_ns - result.started_ns)
+            sent.samples.learn(result.ended_ns - result.started_ns, now_ns)
         if residency is not None and residency in hung.kept:
             if residency.state == LOADING and good:
                 residency.step(LOADED)

@@ -53,7 +53,7 @@ class Inheritance:
         for code_id in state.codes:
             if code_id in device.pending_codes and self._belief.prepare(device, code_id):
                 device.pending_codes.discard(code_id)
-        self._learn(device, state.measured)
+        self._learn(device, state.measured, now_ns)
         self._scheduler.device_changed(device)
         loading = {one.version: one for one in state.running if one.lane is Lane.LOAD}
         found = [self._take(device, one, loading) for one in state.weights]
@@ -69,7 +69,7 @@ class Inheritance:
             if residency.version not in loading:
                 self._ready(residency)
 
-    def _learn(self, device: DeviceBelief, measured: tuple[Measured, ...]) -> None:
+    def _learn(self, device: DeviceBelief, measured: tuple[Measured, ...], now_ns: int) -> None:
         sizes = {model.code_id: model.model.weights.size for model in self._belief.models.values()}
         for one in measured:
             code = device.codes.get(one.code_id)
@@ -80,7 +80,7 @@ class Inheritance:
                 timings.infer(one.batch, one.signature) if one.batch else timings.load(sizes[one.code_id])
             )
             for lasted_ns in one.lasted_ns:
-                samples.add(lasted_ns)
+                samples.learn(lasted_ns, now_ns)
 
     def _take(self, device: DeviceBelief, found: Resident, loading: dict[int, Running]) -> Residency | None:
         """Believe in weights that are there, if they are those of a model that is served."""

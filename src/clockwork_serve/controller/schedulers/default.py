@@ -157,6 +157,7 @@ class DefaultScheduler(PaperScheduler):
             top_ns, strategy.key_ns = strategy.key_ns, NEVER_NS
             choice = self._best(strategy, start_ns)
             if choice is None:
+                self._passed_over(strategy, start_ns, now_ns)
                 continue
             after = plan.top()
             if after is not None:

@@ -16,6 +16,8 @@ from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.candidates import Candidates
 from clockwork_serve.controller.cluster import DeviceBelief, Residency, Strategy
 from clockwork_serve.controller.codes import Batch
+from clockwork_serve.controller.delays import LASTS_NS
+from clockwork_serve.controller.doubts import doubt, forget_strays
 from clockwork_serve.controller.eviction import make_room
 from clockwork_serve.controller.plan import LaneTimer, Plan
 from clockwork_serve.controller.queues import Queue, ServedModel
@@ -177,6 +179,7 @@ class PaperScheduler(Scheduler):
             top_ns, strategy.key_ns = strategy.key_ns, NEVER_NS
             batch = self._choose(strategy, start_ns)
             if batch is None:
+                self._passed_over(strategy, start_ns, now_ns)
                 continue
             urgency_ns = self._urgency_ns + strategy.queue.band_ns
             if urgency_ns > top_ns and (after := plan.top()) is not None and urgency_ns > after.key_ns:
@@ -185,6 +188,14 @@ class PaperScheduler(Scheduler):
             self._belief.send_infer(strategy, batch, self._first, start_ns, now_ns)
             if strategy.queue.dues:
                 self._enter(strategy)
+
+    def _passed_over(self, strategy: Strategy, start_ns: int, now_ns: int) -> None:
+        """Nobody who waits would be in time; where the lane is free, old estimates may be wrong."""
+        dues = strategy.queue.dues
+        if dues and not strategy.lane and forget_strays(
+            strategy.batches[0].samples, dues[-1] - start_ns, now_ns
+        ):  # fmt: skip
+            self._enter(strategy)
 
     def _choose(self, strategy: Strategy, start_ns: int) -> Batch | None:
         """The largest batch, walking up sizes that can be filled, whose requests can all be in time."""
@@ -284,7 +295,9 @@ class PaperScheduler(Scheduler):
         if device.name in model.residencies or model.code_id not in device.codes:
             return False
         start_ns = device.load.available_ns(now_ns)
-        if not self._timely(plan, model, start_ns, now_ns):
+        if not self._timely(plan, model, start_ns, now_ns) and not (
+            self._doubted(device, model, start_ns, now_ns) and self._timely(plan, model, start_ns, now_ns)
+        ):
             return False
         wanted_ns = NEVER_NS if self._negative else self._candidates.priority(model)
         room = make_room(device, model, wanted_ns, by_heat=self._by_heat)
@@ -297,6 +310,18 @@ class PaperScheduler(Scheduler):
         self._rank_stirred()
         self._has_room(plan, now_ns)
         return True
+
+    def _doubted(self, device: DeviceBelief, model: ServedModel, start_ns: int, now_ns: int) -> bool:
+        """A LOAD would help nobody: whether that rested on an old estimate alone, which is forgotten."""
+        timings = device.codes[model.code_id].timings
+        samples = timings.load(model.model.weights.size)
+        before_ns = samples.estimate_ns
+        if before_ns > samples.seed_ns and now_ns >= samples.measured_ns + LASTS_NS:
+            for queue in model.queues.values():
+                if queue.dues:
+                    ready_ns = queue.dues[-1] - timings.infer(queue.least, queue.signature).estimate_ns
+                    doubt(samples, ready_ns - start_ns, now_ns)
+        return samples.estimate_ns < before_ns
 
     def _timely(self, plan: Plan, model: ServedModel, load_ns: int, now_ns: int) -> bool:
         """Whether a LOAD could still save a waiting request; the released code did not ask."""
