@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -21,3 +22,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         alone = item.get_closest_marker("system") is not None
         item.add_marker(pytest.mark.xdist_group("system" if alone else Path(item.location[0]).as_posix()))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: many tests wait for most of their time."""
+    return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_finish() -> None:
+    """Tests live to the end; who collects garbage need not look at them all each time."""
+    gc.collect()
+    gc.freeze()

@@ -85,6 +85,7 @@ def test_default_without_any_idea_is_the_papers_policy() -> None:
     assert all(cost > 0 for cost in ours.cpu_us)
 
 
+@pytest.mark.slow
 def test_every_variant_plays_a_second_and_leaves_the_policies_as_they_were() -> None:
     before = dict(SCHEDULERS)
     results = {variant.name: play(SECOND, variant, [1]) for variant in variants()}

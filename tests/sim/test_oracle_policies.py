@@ -20,6 +20,8 @@ from clockwork_serve.workload.stream import Arrivals, Workload, build
 from clockwork_serve.workload.tables import Load, ModelSet
 from clockwork_serve.workload.zoo import Zoo
 
+pytestmark = pytest.mark.slow  # all together
+
 NOISE = read_constants().noise
 ZOO = Zoo.read("v100")
 R50 = "resnet50_v2"

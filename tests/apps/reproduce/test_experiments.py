@@ -12,6 +12,8 @@ from clockwork_serve.apps.reproduce.figure import Figure, Role, Series
 from clockwork_serve.apps.reproduce.names import NAMES
 from clockwork_serve.apps.reproduce.run import Run
 
+pytestmark = pytest.mark.slow  # all together
+
 SIMULATED = ("fig5", "fig6", "fig7", "fig8", "fig9", "fig11")
 
 
