@@ -17,11 +17,22 @@ settings.register_profile("long", settings.get_profile("desk"), max_examples=10_
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "desk"))
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """On one core those that start server processes, on the other the rest, file by file."""
+    """In one process those that start server processes, in the others the rest, file by file."""
     for item in items:
-        alone = item.get_closest_marker("system") is not None
-        item.add_marker(pytest.mark.xdist_group("system" if alone else Path(item.location[0]).as_posix()))
+        group = "system" if starts_servers(item) else Path(item.location[0]).as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def starts_servers(item: pytest.Item) -> bool:
+    return item.get_closest_marker("system") is not None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Who starts servers goes first: there time counts. Their group is the largest, so it comes first too."""
+    if os.environ.get("PYTEST_XDIST_WORKER") and not starts_servers(item) and not os.nice(0):
+        os.nice(10)
 
 
 def pytest_xdist_auto_num_workers() -> int:
