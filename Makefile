@@ -62,7 +62,7 @@ test: $(STAMP) ## set-up, every check, then every test
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/pytest -n auto --dist loadgroup --basetemp "$$(mktemp -d -t cw-XXXXXX)"  # short: sockets' paths are limited
+	@$(BIN)/pytest -n auto --dist loadfile --basetemp "$$(mktemp -d -t cw-XXXXXX)"  # short: sockets' paths are limited
 
 bench: $(STAMP) ## measure what the docs promise; prints one table per question
 	@$(BIN)/python benchmarks/run.py

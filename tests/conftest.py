@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).parents[1]
 
 _SLOW_MACHINES = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
@@ -17,24 +21,34 @@ settings.register_profile("long", settings.get_profile("desk"), max_examples=10_
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "desk"))
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In one process those that start server processes, in the others the rest, file by file."""
-    for item in items:
-        group = "system" if starts_servers(item) else Path(item.location[0]).as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
+@cache
+def starts_servers(path: str) -> bool:
+    """Whether a test file has tests marked as ``system``."""
+    return path.startswith("tests/end_to_end/") or "mark.system" in (ROOT / path).read_text(encoding="utf-8")
 
 
-def starts_servers(item: pytest.Item) -> bool:
-    return item.get_closest_marker("system") is not None
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``--dist loadfile``: files that start server processes in one process, the rest in the others."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadScopeScheduling  # it is not everywhere
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return "system" if starts_servers(path) else path
+
+    return Files(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Who starts servers goes first: there time counts. Their group is the largest, so it comes first too."""
-    if os.environ.get("PYTEST_XDIST_WORKER") and not starts_servers(item) and not os.nice(0):
+    """Who starts servers has priority: there time counts. As the largest scope they come first, too."""
+    if os.environ.get("PYTEST_XDIST_WORKER") and not starts_servers(item.location[0]) and not os.nice(0):
         os.nice(10)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: many tests wait for most of their time."""
     return (os.cpu_count() or 1) + 1
