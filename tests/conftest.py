@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parents[1]
+FUZZERS = "tests/fuzz/test_fuzz.py"
 
 _SLOW_MACHINES = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
@@ -36,7 +37,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Files(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            path = nodeid.partition("::")[0]
+            path, _, name = nodeid.partition("::")
+            if path == FUZZERS:
+                return name  # 20 s each: they fill what the others leave
             return "system" if starts_servers(path) else path
 
     return Files(config, log)
