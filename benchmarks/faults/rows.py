@@ -24,9 +24,10 @@ class Row:
     ``cuts``: connections may be reset, by a killed gateway or a cut link, and refused while there is none.
     ``slow``: answers may come late and refusals after their deadline, for who would send them is stopped.
     ``whole_s``: within so long of the last thing done, goodput is at 90 % of what it was. ``idle``: nothing
-    is sent while it is done. ``after_s``: how much longer than others the load goes on. ``small``: file
-    systems of so many bytes (the name "" is the cache's). ``own_cache``: it spoils the cache. ``proxy``:
-    clients come through one. ``quick``: part of the short form.
+    is sent while it is done. ``after_s``: how much longer than others the load goes on. ``settle_s``: within
+    so long after the load nothing more is held than before. ``small``: file systems of so many bytes (the
+    name "" is the cache's). ``own_cache``: it spoils the cache. ``proxy``: clients come through one.
+    ``quick``: part of the short form.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Row:
     whole_s: float = 2.0
     idle: bool = False
     after_s: float = 0.0
+    settle_s: float = 5.0
     small: tuple[tuple[str, int], ...] = ()
     own_cache: bool = False
     proxy: bool = False
@@ -67,7 +69,7 @@ WORKERS: Final = (
     Row("worker-stop-50ms", "worker SIGSTOP for 50 ms", "under load", processes.stopped(W0, 0.05)),
     Row("worker-stop-1s", "worker SIGSTOP for 1 s", "under load", processes.stopped(W0, 1.0), quick=True),
     Row("worker-stop", "worker SIGSTOP for good", "under load", processes.stopped(W0, None), quick=True,
-        after_s=2),
+        after_s=2, whole_s=4, settle_s=15),  # it counts as hung after 2 s, and is ended after 10 s more
     Row("worker-term", "worker SIGTERM", "under load", processes.one(W0, processes.TERM)),
 )  # fmt: skip
 MODELS: Final = (

@@ -30,7 +30,6 @@ AFTER_S: Final = (2.6, 4.5)
 IDLE_S: Final = 0.5
 LONGEST_S: Final = 75.0
 """The load that is drawn; it is stopped when the act and its time after are over."""
-SETTLE_S: Final = 5.0
 """A gateway reads on from who was refused for 2 s; then it lets go."""
 
 
@@ -102,7 +101,7 @@ def _play(row: Row, stage: Stage, result: Result, folder: Path, seed: int, longe
         raise NotMeasured
     again_ns = 0 if quiet is None else round(quiet[1] * NS_PER_S)
     measure.fill(result, measure.Seen(played, stage.marks, stage.resets, again_ns), played)
-    _look_back(stage, result, before)
+    _look_back(row, stage, result, before)
     result.wrong += stage.wrong
     result.notes += stage.notes
     result.restarts_ms = [seconds * 1000 for seconds in stage.restarts_s]
@@ -137,7 +136,7 @@ def _restart(stage: Stage, folder: Path) -> None:
     stage.server.wait_ready()
 
 
-def _look_back(stage: Stage, result: Result, before: dict[str, Held]) -> None:
+def _look_back(row: Row, stage: Stage, result: Result, before: dict[str, Held]) -> None:
     """What is held after it, and whether the books are equal; then its end."""
     server = stage.server
     names = [name for name in before if name in ("keeper", "controller") or name[:3] in ("wor", "gat")]
@@ -154,7 +153,7 @@ def _look_back(stage: Stage, result: Result, before: dict[str, Held]) -> None:
         )
 
     with contextlib.suppress(TimeoutError):
-        until("it is as before", settled, SETTLE_S, 0.2)
+        until("it is as before", settled, row.settle_s, 0.2)
     result.wrong += [f"{name} does not run" for name in names if name not in after]
     result.wrong += server.stop()
     left = [path.name for path in Path(server.start.server.run_dir).glob("clockwork-*")]
