@@ -98,13 +98,7 @@ def make_plan(path: str | Path, options: Options) -> Plan:
     """
     address = _address(options)
     scenario = read_scenario(path)
-    schedule = make_schedule(
-        scenario,
-        seed=options.seed,
-        traces=None if options.traces is None else Path(options.traces),
-        rate_scale=options.rate_scale,
-        seconds=options.seconds,
-    )
+    schedule = _drawn(scenario, options)
     workload = schedule.workload
     indices = schedule.models_asked()
     if not indices:
@@ -142,6 +136,16 @@ def make_plan(path: str | Path, options: Options) -> Plan:
             )
         )  # fmt: skip
     return Plan(scenario, schedule, options, address, names, jobs, rows)
+
+
+def _drawn(scenario: Scenario, options: Options) -> Schedule:
+    return make_schedule(
+        scenario,
+        seed=options.seed,
+        traces=None if options.traces is None else Path(options.traces),
+        rate_scale=options.rate_scale,
+        seconds=options.seconds,
+    )
 
 
 def _address(options: Options) -> Address:
