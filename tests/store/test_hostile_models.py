@@ -97,6 +97,7 @@ def external(location: str, **more: str) -> onnx.TensorProto:
         ("nowhere", "No such file"),
         ("*/_ORT_MEM_ADDR_/*", "No such file"),
         ("a" * 5000, "File name too long"),
+        ("", "a file beside the model, found ''"),
     ],
 )
 def test_external_data_stays_in_the_models_folder(
@@ -127,6 +128,14 @@ def test_a_sparse_file_of_a_terabyte_is_not_read(shop: Shop, more: dict[str, str
         huge.truncate(1 << 40)
 
     assert words in str(shop.problem(mib=100))
+
+
+def test_a_tensor_in_another_file_says_in_which(shop: Shop) -> None:
+    weight = external("w", offset="0")
+    del weight.external_data[0]
+    shop.put("bad", model([h.make_node("Add", ["x", "w"], ["y"])], weights=[weight]).SerializeToString())
+
+    assert "external data of 'w': expected a file beside the model, found ''" in str(shop.problem())
 
 
 def test_a_hard_link_is_a_file_like_others(shop: Shop, tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ _HOLDERS = frozenset({b"Constant", b"If", b"Loop", b"Scan"})
 """Operators whose attributes hold weights or graphs that do."""
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FLOAT = 1  # TensorProto.DataType.FLOAT
+_EXTERNAL = (b"location", b"p\x01")
+"""What a tensor in another file has: the key of its place, or TensorProto.data_location = EXTERNAL."""
 
 
 class WireError(ValueError):
@@ -73,7 +75,7 @@ def skeleton(data: Buffer) -> Skeleton:
     external = False
     for hole in (*holes, Hole(len(data), 0)):
         between = bytes(data[position : hole.start])
-        external = external or b"location" in between  # a key that every tensor in another file has
+        external = external or any(mark in between for mark in _EXTERNAL)
         digest.update(between)
         digest.update(b"hole %d;" % hole.count)
         position = hole.start + hole.count * FLOAT_BYTES
