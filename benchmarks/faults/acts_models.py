@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks import repositories
 from benchmarks.faults.processes import alive, until
-from benchmarks.faults.setups import WIDE
+from benchmarks.faults.setups import WELL, WIDE
 from benchmarks.faults.stage import Act, Stage
 from clockwork_serve.units import MIB
 
@@ -184,9 +184,13 @@ def no_large_files(stage: Stage) -> None:
 
 
 def stuck_then(mood: int) -> Act:
-    """A model never comes back from its lane; what happens to its process is noted, nothing is helped."""
+    """A model never comes back from its lane; what happens to its process is noted, nothing is helped.
+
+    It ran well before: what never ran on a device has longer.
+    """
 
     def act(stage: Stage) -> None:
+        asked(WELL)(stage)
         before = {name: stage.server.pid(name) for name in stage.workers()}
         start = time.monotonic()
         asked(mood, wait_s=4.0)(stage)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
 import time
@@ -34,6 +36,25 @@ def stopped(name: str, seconds: float | None) -> Act:
             if alive(pid):
                 stage.server.signal(name, CONT)
             stage.mark()
+
+    return act
+
+
+def slowed(name: str, share: float, seconds: float, period_s: float = 0.01) -> Act:
+    """Stopped for so much of each 10 ms: what computes there runs at ``1 - share`` of its speed."""
+
+    def act(stage: Stage) -> None:
+        handle = os.pidfd_open(stage.kill(name, STOP))
+        end = time.monotonic() + seconds
+        with contextlib.suppress(ProcessLookupError):  # it is ended if it counts as hung
+            while time.monotonic() < end and not stage.stopped.is_set():
+                stage.sleep(share * period_s)
+                signal.pidfd_send_signal(handle, CONT)
+                stage.sleep((1 - share) * period_s)
+                signal.pidfd_send_signal(handle, STOP)
+            signal.pidfd_send_signal(handle, CONT)
+        os.close(handle)
+        stage.mark()
 
     return act
 

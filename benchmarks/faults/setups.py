@@ -62,7 +62,7 @@ class Model:
     def unload(self):
         pass
 '''
-RAISES, EXITS, SEGFAULTS, EATS_MEMORY, LOOPS, SLEEPS, KEEPS_THE_GIL = range(1, 8)
+WELL, RAISES, EXITS, SEGFAULTS, EATS_MEMORY, LOOPS, SLEEPS, KEEPS_THE_GIL = range(8)
 
 
 @dataclass(frozen=True, slots=True)

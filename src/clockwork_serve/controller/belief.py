@@ -8,7 +8,7 @@ from __future__ import annotations
 # ruff: noqa: FURB136, PLR1730 - max() and min() cost 100 ns more than a condition
 from msgspec.structs import replace
 
-from clockwork_serve.controller.cluster import DeviceBelief, LaneBelief, Residency, Sent, Strategy
+from clockwork_serve.controller.cluster import LOOK_NS, DeviceBelief, LaneBelief, Residency, Sent, Strategy
 from clockwork_serve.controller.codes import Batch, CodeOnDevice, useful_sizes
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.hung import HungWorker
@@ -52,8 +52,8 @@ class Belief(Measured):
         self.config = config
         self._floor_ns, self._capacity_ns = config.floor_ns, config.capacity_ns
         self._look_ahead_ns, self._network_ns = config.look_ahead_ns, config.network_ns
-        self._open_window, self._reject = config.open_window, config.reject_infeasible
-        self._hang_ns = config.hang_ns
+        self._open_window, self._hang_ns = config.open_window, config.hang_ns
+        self._reject = config.reject_infeasible
         self.codes: dict[str, Code] = {}
         self.models: dict[str, ServedModel] = {}
         """All and only models that are served."""
@@ -304,9 +304,8 @@ class Belief(Measured):
         self.sent[action_id] = sent = Sent(action, device, residency, batch.samples, waiters)
         if not device.exec:
             sent.idle_ns = now_ns
-            if device.guard.at_ns == NEVER_NS:
-                self.timers.set(device.guard, now_ns + self._hang_ns)
-        residency.in_flight += 1
+            self.guard(device, now_ns)
+        residency.in_flight, residency.slow = residency.in_flight + 1, False
         device.used = residency.used = device.used + 1
         self._give(device.exec, action_id, expected_ns, now_ns)
         self.effects.append(action)
@@ -362,6 +361,8 @@ class Belief(Measured):
         """A device gets something to do: look after a while whether it answers, unless that is to be done."""
         if device.guard.at_ns == NEVER_NS:
             self.timers.set(device.guard, now_ns + self._hang_ns)
+        if device.look.at_ns == NEVER_NS:
+            self.timers.set(device.look, now_ns + LOOK_NS)
 
     def _give(self, lane: LaneBelief, action_id: int, expected_ns: int, now_ns: int) -> None:
         """Give a lane work; if that may break a promise, the rejecting layer is to look."""

@@ -2,7 +2,7 @@
 
 Paper section 5.3: a model's demand d_m is shared among the devices that have its weights (a(m, g) inverse to
 the load of g, 0 where m is not, summing to d_m); its priority is what these devices, loaded as they are,
-cannot serve of it within the horizon.
+cannot serve of it within the horizon. One that stalled (``stalls``), or became too slow, serves nothing.
 """
 
 from __future__ import annotations
@@ -90,9 +90,13 @@ class Candidates:
         """Demand that devices which have the weights cannot serve within the horizon."""
         capacity_ns, served_ns = self._capacity_ns, 0
         if model.sole is not None:
+            if not model.sole.serves:
+                return model.demand_ns
             load_ns = model.sole.device.load_ns
             return model.demand_ns - model.demand_ns * capacity_ns // (load_ns if load_ns > 0 else 1)
         for residency in model.residencies.values():
+            if not residency.serves:
+                continue
             load_ns = residency.device.load_ns
             served_ns += residency.share_ns * capacity_ns // (load_ns if load_ns > 0 else 1)
         return model.demand_ns - served_ns

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 IDLE_MIN: Final = 64
 """A device's ``idle`` is made anew when it has so many more entries than twice its weights."""
 
+LOOK_NS: Final = 25 * NS_PER_MS
+"""A device that has work is looked at so often: do its lanes move?"""
+
 PAUSE_NS: Final = NS_PER_MS
 """A lane that had no work for less than this made no pause."""
 
@@ -34,7 +37,7 @@ class LaneBelief:
 
     __slots__ = (
         "_outstanding", "behind_ns", "busy_since_ns", "free_ns", "head_end_ns", "moved", "network_ns",
-        "watch",
+        "stalled", "watch",
     )  # fmt: skip
 
     def __init__(self, network_ns: int) -> None:
@@ -50,6 +53,8 @@ class LaneBelief:
         """When all are expected to have ended; if there is none, when the last one ended."""
         self.busy_since_ns = 0
         """When it was last given work after a pause."""
+        self.stalled = False
+        """The first of them is so late that nobody knows when it ends; see ``stalls``."""
         self.moved = False
         """It was given work since the rejecting layer last looked; see ``Belief.moved``."""
         self.watch: Watch | None = None
@@ -62,6 +67,11 @@ class LaneBelief:
     def head_id(self) -> int:
         """The first of them."""
         return self._outstanding[0][0]
+
+    @property
+    def head_lasts_ns(self) -> int:
+        """How long the first of them was expected to take."""
+        return self._outstanding[0][1]
 
     def available_ns(self, now_ns: int) -> int:
         """When an action sent now could start; while the running one is late, it is counted to end now."""
@@ -95,6 +105,7 @@ class LaneBelief:
         outstanding = self._outstanding
         if outstanding and outstanding[0][0] == action_id:
             ended = outstanding.pop(0)
+            self.stalled = False
             if outstanding:
                 head_ns = outstanding[0][1]
                 self.head_end_ns = ended_ns + head_ns
@@ -125,7 +136,8 @@ class Residency:
     """One model's weights on one device."""
 
     __slots__ = (
-        "code", "device", "extent", "in_flight", "model", "ready_ns", "share_ns", "state", "used", "version",
+        "code", "device", "extent", "in_flight", "model", "ready_ns", "share_ns", "slow", "state", "used",
+        "version",
     )  # fmt: skip
 
     def __init__(
@@ -145,6 +157,13 @@ class Residency:
         """Rises with each use on this device: least recently used is least."""
         self.share_ns = 0
         """How much of the model's demand its device is counted for, unless it is the only one."""
+        self.slow = False
+        """Here alone it took longer than a request had, which hoped for a LOAD elsewhere; no INFER since."""
+
+    @property
+    def serves(self) -> bool:
+        """Whether its device serves the model, as far as is known: it moves, and is quick enough."""
+        return not (self.slow or self.device.exec.stalled)
 
     def step(self, step: int) -> None:
         """Move on by the table; a step that is not in it is a bug."""
@@ -233,13 +252,27 @@ class Guard(Timer):
             self.at_ns = 0  # it is in no heap, and looks as if it were set
 
 
+class Look(Timer):
+    """When to look again whether a device's exec lane moves (``stalls``). It fires while that has work."""
+
+    __slots__ = ("device", "late_id")
+
+    def __init__(self, device: DeviceBelief, *, off: bool) -> None:
+        super().__init__(device.index)
+        self.device = device
+        self.late_id = 0
+        """The action that was too late when it was looked at last."""
+        if off:
+            self.at_ns = 0  # as a guard
+
+
 class DeviceBelief:
     """One device."""
 
     __slots__ = (
         "codes", "delays", "exec", "failed_codes", "guard", "idle", "index", "load", "load_key_ns", "load_ns",
-        "name", "pages", "pending_codes", "plan", "returns", "room_bytes", "since_ns", "spec", "up", "used",
-        "warm", "worker",
+        "look", "name", "pages", "pending_codes", "plan", "returns", "room_bytes", "since_ns", "spec", "up",
+        "used", "warm", "worker",
     )  # fmt: skip
 
     def __init__(self, spec: DeviceSpec, worker: str, index: int, config: ControllerConfig) -> None:
@@ -277,6 +310,7 @@ class DeviceBelief:
         self.returns = Returns()
         """When those who were refused were told to come again."""
         self.guard = Guard(self, off=not config.hang_ns)
+        self.look = Look(self, off=config.released)
         self.since_ns = 0
         """When it was last told of a code to prepare, or had prepared one."""
 

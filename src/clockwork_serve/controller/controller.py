@@ -11,7 +11,7 @@ from typing import Final, assert_never
 from clockwork_serve.controller.admission import Refusal, refusal
 from clockwork_serve.controller.backlog import Backlog
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.cluster import Guard
+from clockwork_serve.controller.cluster import Guard, Look
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.deadlines import Deadlines, InternalDeadlines
 from clockwork_serve.controller.feasibility import Feasibility
@@ -29,6 +29,7 @@ from clockwork_serve.controller.readiness import Teller
 from clockwork_serve.controller.schedulers import scheduler_for
 from clockwork_serve.controller.settle import Settler
 from clockwork_serve.controller.snapshot import snapshot
+from clockwork_serve.controller.stalls import Stalls
 from clockwork_serve.controller.tenants import Account
 from clockwork_serve.controller.timers import NEVER_NS, Timer
 from clockwork_serve.controller.watches import Watch
@@ -92,6 +93,7 @@ class Controller:
             self._belief, self._scheduler, self._feasibility, self._quarantine, self._settler,
             inheritance=self._inheritance, readiness=self._readiness,
         )  # fmt: skip
+        self._stalls = Stalls(self._belief)
         self._hangs = Hangs(
             self._belief, self._fleet, self._scheduler, self._settler, self._quarantine,
             inheritance=self._inheritance,
@@ -331,6 +333,9 @@ class Controller:
         """A promise may be broken, or deadlines have come."""
         if isinstance(timer, Watch):
             self._feasibility.look(timer, now_ns)
+            return
+        if isinstance(timer, Look):
+            self._stalls.fired(timer, now_ns)
             return
         if isinstance(timer, Guard | HungWorker):
             self._hangs.fired(timer, now_ns)

@@ -61,6 +61,8 @@ class Feasibility:
         """As of when ``_loaders`` knows load lanes."""
         self._rest_ns = 0
         """What ``_cold_end_ns`` found, beside the end."""
+        self._slow = False
+        """Weights were found too slow for who waits for them."""
         self._soonest: DeviceBelief | None = None
         """Which device that lacks the weights ``_hopeful`` found best, where none sufficed."""
 
@@ -86,7 +88,7 @@ class Feasibility:
         self._belief.load_moves += 1
 
     def reject(self, now_ns: int) -> bool:
-        """Refuse every hopeless request, given what moved and is doubted; whether there was one."""
+        """Refuse every hopeless request, given what moved and is doubted; whether the policy is to look."""
         belief = self._belief
         if belief.moved:
             for lane in belief.moved:
@@ -97,7 +99,7 @@ class Feasibility:
             if not belief.doubted:
                 return False
         self._renew_loaders()
-        refused = False
+        refused = self._slow = False
         doubted = belief.doubted
         while doubted:
             queue = doubted.pop()
@@ -106,7 +108,7 @@ class Feasibility:
             while dues and not self._hopeful(queue, dues[0], now_ns):
                 self._refuse(queue, now_ns)
                 refused = True
-        return refused
+        return refused or self._slow
 
     def _renew_loaders(self) -> None:
         if self._load_moves != self._belief.load_moves:
@@ -154,7 +156,20 @@ class Feasibility:
                 if residency.ready_ns <= latest_ns and lane.available_ns(now_ns) <= latest_ns:
                     self._watch(queue, lane, latest_ns, now_ns)
                     return True
-        return self._hopeful_cold(queue, due_ns, now_ns)
+        if not self._hopeful_cold(queue, due_ns, now_ns):
+            return False
+        self._pass_over(queue)
+        return True
+
+    def _pass_over(self, queue: Queue) -> None:
+        """Its head hopes for a LOAD: where the model alone takes longer than it had is no reason for none."""
+        request = queue.waiters[0].request
+        time_ns = request.deadline_ns - request.way_ns - request.arrival_ns - self._belief.slack_ns
+        for strategy in queue.strategies:
+            residency = strategy.residency
+            if not residency.slow and strategy.least.estimate_ns + strategy.lane.network_ns > time_ns:
+                residency.slow = self._slow = True
+                self._belief.stir(residency.model)
 
     def foretell(self, queue: Queue, due_ns: int, now_ns: int) -> Hope | None:
         """The best that a request which is about to join a queue can hope for, if that is too late.

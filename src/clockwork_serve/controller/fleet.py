@@ -123,6 +123,8 @@ class Fleet:
         self._scheduler.device_lost(device)
         if device.guard.entry_ns != NEVER_NS:
             belief.timers.set(device.guard, NEVER_NS)
+        if device.look.entry_ns != NEVER_NS:
+            belief.timers.set(device.look, NEVER_NS)
         if self._reject:
             self._feasibility.device_lost(device)
         belief.forget_bases()
