@@ -20,9 +20,10 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from clockwork_serve import messages
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.messages import Profile, Quota
+from clockwork_serve.messages import ControllerEffect, ControllerEvent, Profile, Quota
 from clockwork_serve.sim.cluster import Cluster
 from clockwork_serve.sim.seeds import BEATS_MAX, Chance, run_through
 from clockwork_serve.sim.simulation import Simulation
@@ -115,7 +116,27 @@ def case_of(chance: Chance) -> Case:
     )  # fmt: skip
 
 
-def play_case(case: Case, beats_max: int = BEATS_MAX) -> Violation | None:
+class Heard:
+    """A watcher that lists the requests which the controller hears."""
+
+    def __init__(self, case: Case) -> None:
+        self._place = {name: at for at, (name, _) in enumerate(case.models)}
+        self._closed = {model: load.load for load in case.closed for model in load.models}
+        self._loads = {(at_ns, model): load for at_ns, model, _, load in case.requests}
+        self.requests: list[Request] = []
+
+    def on_step(
+        self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
+    ) -> None:
+        """Add those of one step."""
+        for event in events:
+            if isinstance(event, messages.Request):
+                model, at_ns = self._place[event.model.partition("/")[0]], event.arrival_ns
+                load = self._loads.get((at_ns, model), self._closed.get(model, 0))
+                self.requests.append((at_ns, model, event.deadline_ns - at_ns, load))
+
+
+def play_case(case: Case, beats_max: int = BEATS_MAX, watcher: Heard | None = None) -> Violation | None:
     """Play it with all checks; what was violated."""
     workload = _Listed(
         models=case.models, loads=case.loads, priorities=case.priorities, tenants=case.tenants,
@@ -127,6 +148,7 @@ def play_case(case: Case, beats_max: int = BEATS_MAX) -> Violation | None:
         simulation = Simulation(
             workload=workload, zoo=Zoo.read("v100"), cluster=case.cluster, config=case.config, seed=case.seed,
             truth=case.truth or None, noise=case.noise, faults=case.faults, checks=True,
+            watchers=[] if watcher is None else [watcher],
         )  # fmt: skip
         run_through(simulation, case.faults, beats_max)
     except Exception as error:  # noqa: BLE001 - whatever a broken brain raises
@@ -178,8 +200,8 @@ class _Shrinker:
     def run(self) -> Shrunk:
         """Until nothing more can be taken away, or time is over."""
         steps = (
-            self._cut, self._plainer, self._fewer_faults, self._fewer_clients, self._fewer_requests,
-            self._fewer_models, self._fewer_devices, self._usual_settings, self._sooner,
+            self._cut, self._plainer, self._fewer_faults, self._fewer_clients, self._no_clients,
+            self._fewer_requests, self._fewer_models, self._fewer_devices, self._usual_settings, self._sooner,
         )  # fmt: skip
         before = None
         while before != self._best and not self._late:
@@ -239,6 +261,13 @@ class _Shrinker:
 
     def _fewer_clients(self) -> None:
         self._fewer(self._best.closed, lambda kept: self._try(closed=kept))
+
+    def _no_clients(self) -> None:
+        """The requests that closed clients sent, in their place."""
+        if self._best.closed:
+            heard = Heard(self._best)
+            play_case(self._best, BEATS_TRIED, heard)
+            self._try(requests=tuple(sorted(heard.requests)), closed=())
 
     def _fewer_requests(self) -> None:
         self._fewer(self._best.requests, lambda kept: self._try(requests=kept))
