@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import struct
 import threading
 import time
 from pathlib import Path
@@ -78,6 +81,63 @@ def test_no_more_calls_are_open_than_the_server_takes(tmp_path: Path) -> None:
         report = ran(tmp_path, played.url, protocol="grpc", connections=1, drain_s=10.0).report
     assert report.total.offered == report.total.answers.count == 100, report.reasons
     assert played.most_at_once <= 3
+
+
+def _frame(kind: int, flags: int, stream: int, content: bytes = b"") -> bytes:
+    return len(content).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + content
+
+
+def _passed_on(one: socket.socket, other: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := one.recv(65536):
+            other.sendall(data)
+
+
+def _one_at_a_time(listener: socket.socket, metadata_port: int) -> None:
+    """A server that promises two calls at once, and refuses the second; another one tells of models."""
+    with contextlib.ExitStack() as kept:
+        for _ in range(2):  # is it there, and what does the model take?
+            first, told = listener.accept()[0], socket.create_connection(("127.0.0.1", metadata_port))
+            for pair in ((first, told), (told, first)):
+                kept.enter_context(pair[0])
+                threading.Thread(target=_passed_on, args=pair, daemon=True).start()
+        _refuse_the_second(listener.accept()[0])
+
+
+def _refuse_the_second(client: socket.socket) -> None:
+    with client, client.makefile("rb") as received:
+        received.read(len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))
+        client.sendall(_frame(4, 0, 0, struct.pack(">HI", 3, 2)))
+        busy, lock = [0], threading.Lock()
+
+        def answer(stream: int) -> None:
+            time.sleep(0.02)
+            trailers = b"\x88" + b"\0\x0bgrpc-status\x010"  # :status 200, and a literal
+            with lock:
+                client.sendall(_frame(1, 5, stream, trailers))
+                busy[0] -= 1
+
+        while head := received.read(9):
+            kind, stream = head[3], int.from_bytes(head[5:], "big")
+            received.read(int.from_bytes(head[:3], "big"))
+            with lock:
+                if kind == 1 and busy[0]:
+                    client.sendall(_frame(3, 0, stream, (7).to_bytes(4, "big")))
+                elif kind == 1:
+                    busy[0] += 1
+                    threading.Thread(target=answer, args=(stream,), daemon=True).start()
+
+
+def test_a_call_that_the_server_refuses_unseen_waits_until_another_ends(tmp_path: Path) -> None:
+    with scripted_grpc() as played, socket.create_server(("127.0.0.1", 0)) as listener:
+        port = int(played.url.rpartition(":")[2])
+        server = threading.Thread(target=_one_at_a_time, args=(listener, port), daemon=True)
+        server.start()
+        url = f"127.0.0.1:{listener.getsockname()[1]}"
+        report = ran(tmp_path, url, protocol="grpc", connections=1, drain_s=10.0).report
+        server.join(10)
+
+    assert report.total.offered == report.total.answers.count == 100, report.reasons
 
 
 def test_abandoned_calls_are_cancelled(tmp_path: Path) -> None:

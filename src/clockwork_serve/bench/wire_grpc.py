@@ -264,11 +264,12 @@ class GrpcConnection(Connection):
         self._over(stream, known[0], now_ns, known[1])
 
     def _took_reset(self, stream: int, code: int, now_ns: int) -> None:
-        """A call is over; one for which there was no room yet, by the server's count, waits again."""
+        """A call is over; one that was too many, by the server's count, waits until another ends."""
         row = self._rows.get(stream)
         if code == _REFUSED and row is not None and self.run.may_go_again(row):
             del self._rows[stream], self._streams[row]
-            self._list_again()
+            if not self._rows:
+                self._list_again()
             self.run.put_back(row)
             return
         self._over(stream, self.run.ends.code(Kind.RESET, f"RST_STREAM {_error(code)}"), now_ns)
