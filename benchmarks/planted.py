@@ -51,6 +51,18 @@ PLANTED: Final[tuple[tuple[str, str, str, str], ...]] = (
      "        pass\n\n    def _answer", "weights of a model in quarantine stay"),
     (f"{C}/settle", "                if now_ns > request.deadline_ns:",
      "                if now_ns > request.deadline_ns + 10**9:", "a late answer is called good"),
+    # Stalls: lanes that do not move, and weights that are too slow.
+    (f"{C}/stalls", "        lane.stalled = True", "        pass", "a lane that does not move is believed to serve"),
+    (f"{C}/stalls", "        self._belief.timers.set(look, now_ns + LOOK_NS)", "        pass",
+     "a device is looked at once"),
+    (f"{C}/stalls", "        if look.late_id != lane.head_id:", "        if not look.late_id:",
+     "one look is enough, after the first time"),
+    (f"{C}/cluster", "            self.stalled = False\n            if outstanding:", "            if outstanding:",
+     "a lane that moves again is believed stuck"),
+    (f"{C}/feasibility", "                residency.slow = self._slow = True", "                pass",
+     "models stay where they are too slow"),
+    (f"{C}/belief", "residency.in_flight + 1, False", "residency.in_flight + 1, residency.slow",
+     "who was too slow once is never believed to serve"),
     # Suspects and quarantine.
     (f"{C}/suspects", "            if len(losses) >= self._after:", "            if len(losses) > self._after:",
      "a model takes one worker too many down"),
