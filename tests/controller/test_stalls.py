@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
-from clockwork_serve.controller.cluster import LOOK_NS
+from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.cluster import LOOK_NS, DeviceBelief
+from clockwork_serve.controller.stalls import Stalls
 from clockwork_serve.messages import Infer, Load, Outcome
 from clockwork_serve.units import NS_PER_MS, ms
 from tests.controller.honest import device
@@ -15,12 +18,17 @@ INFER_MS = 10
 EVERY_MS = 20
 
 
-def asks(world: Stubborn, times: int, *, slo_ms: float = 50) -> Counter[Outcome]:
-    """A request for ``b`` every 20 ms; how they ended."""
+def asks(
+    world: Stubborn, times: int, name: str = "b", *, slo_ms: float = 50, pairs: bool = False
+) -> Counter[Outcome]:
+    """A request every 20 ms, or ``pairs``: another one that waits for its lane; how they ended."""
     asked = []
     for _ in range(times):
-        asked.append(world.request("b", slo_ms=slo_ms))
-        world.run(until_ms=EVERY_MS)
+        asked.append(world.request(name, slo_ms=slo_ms))
+        world.run(until_ms=1)
+        if pairs:
+            asked.append(world.request(name, slo_ms=slo_ms))
+        world.run(until_ms=EVERY_MS - 1)
     world.run(until_ms=slo_ms)
     return Counter(world.answers[one].outcome for one in asked)
 
@@ -52,6 +60,14 @@ def test_other_models_are_served_elsewhere_long_before_anybody_hung() -> None:
     assert not world.hung()
 
 
+def test_who_is_asked_for_later_is_served_too() -> None:
+    world = stuck()
+    world.run(until_ms=200)
+
+    assert asks(world, 10) == {Outcome.OK: 10}
+    assert loads(world) == [("b", "d1")]
+
+
 def test_without_a_time_to_hang_too() -> None:
     assert asks(stuck(hang_ns=0), 50)[Outcome.OK] > 40
 
@@ -76,11 +92,10 @@ def test_a_lane_that_moves_again_is_used_as_before() -> None:
     world.run(until_ms=50)
     world.actions.clear()
 
-    asked = world.request("a", slo_ms=50)
-    world.run(until_ms=50)
+    ends = asks(world, 10, "a", pairs=True)
 
-    assert world.answers[asked].outcome is Outcome.OK
-    assert [(type(one), one.device) for one in world.actions] == [(Infer, "d0")]
+    assert ends == {Outcome.OK: 20}
+    assert {(type(one), one.device) for one in world.actions} == {(Infer, "d0")}
 
 
 def test_who_has_no_other_device_is_loaded_nowhere() -> None:
@@ -95,14 +110,60 @@ def test_who_has_no_other_device_is_loaded_nowhere() -> None:
     assert loads(world) == []
 
 
-def test_a_device_that_stays_slow_keeps_no_model_to_itself() -> None:
+def slow_at(factor: float) -> Stubborn:
+    """Models ``a`` and ``b`` are on ``d0``, where all takes so many times as long; ``d1`` is empty."""
     world = world_of("d0", settings={})
     world.join(device("d1"), worker="w1")
     world.run(until_ms=20)
     world.actions.clear()
-    world.slow["d0"] = 10.0
+    world.slow["d0"] = factor
+    return world
+
+
+def test_a_device_that_stays_slow_keeps_no_model_to_itself() -> None:
+    world = slow_at(10.0)
 
     ends = asks(world, 100)
 
     assert ends[Outcome.OK] >= 90
     assert loads(world) == [("b", "d1")]
+
+
+def test_a_device_that_is_too_slow_and_moves_keeps_no_model_to_itself() -> None:
+    world = slow_at(3.0)
+
+    ends = asks(world, 50, slo_ms=28)
+
+    assert ends[Outcome.OK] >= 45
+    assert loads(world) == [("b", "d1")]
+
+
+def test_one_that_is_quick_again_is_believed_to_serve() -> None:
+    world = slow_at(3.0)
+    asks(world, 50, slo_ms=28)
+    world.kill("w1", "d1")
+    world.slow.clear()
+    asks(world, 100, slo_ms=28)  # it is tried again after a second
+    world.join(device("d1"), worker="w1")
+    world.actions.clear()
+
+    ends = asks(world, 20, slo_ms=28, pairs=True)
+
+    assert ends == {Outcome.OK: 40}
+    assert loads(world) == []
+
+
+def test_an_action_is_late_at_two_looks_or_not_at_all() -> None:
+    belief = Belief(ControllerConfig())
+    one = DeviceBelief(device("d0"), "w0", 1, belief.config)
+    stalls, lane = Stalls(belief), one.exec
+    lane.send(1, ms(10), 0)
+    stalls.fired(one.look, ms(50))
+    lane.end(1, ms(60))
+    lane.send(2, ms(10), ms(60))
+    stalls.fired(one.look, ms(100))
+    assert not lane.stalled, "each was late at one look, for which the controller may be to blame"
+
+    stalls.fired(one.look, ms(125))
+
+    assert lane.stalled

@@ -254,7 +254,7 @@ class Belief(Measured):
         if model.sole is not None:
             device = model.sole.device
             device.load_ns += waiter.demand_ns
-            if device.load_ns <= self.stir_above_ns:
+            if device.load_ns <= self.stir_above_ns and not (model.sole.slow or device.exec.stalled):
                 return
         self.stir(model)
 

@@ -170,7 +170,7 @@ class PaperScheduler(Scheduler):
             if not heap:
                 return
             start_ns = lane.available_ns(now_ns)
-            if start_ns >= limit_ns or (late_ns > self._lag_ns and len(lane) > 1):
+            if start_ns >= limit_ns or (late_ns > self._lag_ns and (lane.stalled or len(lane) > 1)):
                 plan.exec_rests = True
                 if late_ns <= 0:  # else its next result tells when there is room again
                     self._timers.set(plan.exec_timer, start_ns - self._look_ahead_ns + 1)
