@@ -37,7 +37,8 @@ def as_nobody(path: Path) -> int:
                 told = len(stranger.recv(4096))
             os._exit(100 + told)
         except OSError as error:
-            os._exit(100 if error.errno == errno.ECONNRESET else min(error.errno or 99, 99))
+            turned_away = error.errno in (errno.ECONNRESET, errno.EPIPE)  # EPIPE: before it had spoken
+            os._exit(100 if turned_away else min(error.errno or 99, 99))
         finally:
             os._exit(98)
     return pid
