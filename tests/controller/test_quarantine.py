@@ -328,3 +328,33 @@ def test_what_is_refused_or_lost_when_its_model_is_in_quarantine_is_not_tried_ag
     die(world)
     assert {world.answers[one].reason for one in ids} == {Reason.QUARANTINED}
     assert len(world.quarantined) == 1
+
+
+@pytest.mark.parametrize("removed", [False, True])
+@pytest.mark.parametrize("known", [False, True])
+def test_what_still_runs_of_a_model_in_quarantine_is_answered_when_its_worker_dies(
+    removed: bool, known: bool
+) -> None:
+    world = world_of("bad", quarantine_after=1)
+    world.join(device("d1"), worker="w1")
+    ids = [world.request("bad", slo_ms=200) for _ in range(40)]
+    running: set[str] = set()
+    while running != {"d0", "d1"}:
+        world.run(until_ms=0.5)
+        running = {
+            one.device for _, end_ns, one in world.started if isinstance(one, Infer) and end_ns > world.now_ns
+        }
+    world.kill("w0", "d0", known=True)
+    if removed:
+        world.tell(ModelRemoved(model="bad/1"))
+    world.kill("w1", "d1", known=known)
+
+    reasons = {world.answers[one].reason for one in ids if world.answers[one].outcome is not Outcome.OK}
+    assert Reason.QUARANTINED in reasons
+    assert reasons <= {Reason.QUARANTINED, Reason.WORKER_LOST, Reason.NOT_SERVING}
+    if removed:
+        world.join(device("d2"), worker="w2")
+        world.serve(model("bad"))
+        again = world.request("bad", slo_ms=200)
+        world.run(until_ms=200)
+        assert world.answers[again].outcome is Outcome.OK, "it starts anew"

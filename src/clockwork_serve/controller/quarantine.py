@@ -111,6 +111,7 @@ class Quarantine:
         """A model left service: if it comes again, it starts anew."""
         self.forget(model.key)
         if model.quarantined:
+            model.quarantined = False
             self._gone.append(model.key)
             self._stir()
 
@@ -183,6 +184,9 @@ class Quarantine:
         if guilty is None:
             return
         name = guilty.name
+        if name not in self._belief.models and name not in self._belief.codes:
+            self.forget(name)  # what ran was sent before it left service
+            return
         span_s = -(-(now_ns - guilty.first_ns) // NS_PER_S)
         self._held[name] = Held(
             f"it took a device down {_times(guilty.count)} within {span_s} s, the last time {doing[name]}",
