@@ -113,6 +113,8 @@ def test_interrupted_it_drains_and_shows_what_was_measured(tmp_path: Path, text:
         (("--url", "h:1", "--trace-dir", "nowhere"), 2, "trace_dir: expected a folder of trace files"),
         (("--url", "h:1", "--duration", "-1"), 2, "-1.0 is not in the range"),
         (("--url", "grpcs://h:1", "--protocol", "grpc", "--ca", "nowhere"), 2, "ca: expected a file of"),
+        (("--url", "https://h:1", "--cert", "nowhere"), 2, "cert: expected a certificate and its key in PEM"),
+        (("--url", "https://h:1", "--key", "nowhere"), 2, "key: expected --cert beside it, found none"),
         (("--url", "127.0.0.1:1"), 1, "url: expected a server at http://127.0.0.1:1, found none"),
         (("--url", "nowhere.invalid:1"), 1, "url: expected a server at http://nowhere.invalid:1, found none"),
     ],
@@ -139,6 +141,7 @@ def test_what_is_wrong_is_one_line(
         (("--rate-scale", "1000000"), "rate_scale: 1e+06 makes loads[0].rate_rps"),
         (("--protocol", "raw", "--path", "/x", "--body", "none"), "body: expected random:BYTES or a file"),
         (("--ca", "none.pem"), "ca: expected an https or grpcs URL beside it"),
+        (("--cert", "none.pem"), "cert: expected an https or grpcs URL beside it"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_the_server_is_said_before_any_load(

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from benchmarks.serving import Serving, total
+from benchmarks.serving import Serving, total, until
 
 from benchmarks import repositories
 from clockwork_serve.bench.report import Report
@@ -64,13 +64,25 @@ def secure(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[t
         yield serving, files
 
 
+@pytest.fixture(scope="module")
+def mutual(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[tuple[Serving, Certificates]]:
+    """A server that asks its clients for certificates."""
+    folder = tmp_path_factory.mktemp("mutual")
+    repositories.emulated(folder / "models", "net0", {1: 10.0})
+    files = certificates(folder)
+    with start(folder / "models", device="emulated", door=files.door(mutual=True)) as serving:
+        yield serving, files
+
+
 def secure_url(serving: Serving, protocol: str) -> str:
     return f"grpcs://{serving.grpc_url}" if protocol == "grpc" else serving.http_url
 
 
 def counted(serving: Serving, **labels: str) -> float:
-    """Requests that all gateways counted."""
-    return total(serving.metrics(), "clockwork_requests_total", **labels)
+    """Requests that ended so, whoever told."""
+    metrics = serving.metrics()
+    by_themselves = total(metrics, "clockwork_gateway_requests_total", **labels)  # while all cores are busy
+    return by_themselves + total(metrics, "clockwork_requests_total", **labels)
 
 
 def load(serving: Serving, folder: Path, protocol: str, rate: int, **options: object) -> Report:
@@ -81,9 +93,11 @@ def load(serving: Serving, folder: Path, protocol: str, rate: int, **options: ob
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_what_is_reported_is_what_the_server_counted(serving: Serving, tmp_path: Path, protocol: str) -> None:
+    all_before = counted(serving)
     before = [counted(serving, outcome=name) for name in ("ok", "rejected", "expired")]
     # With a deadline of gRPC's own, its core drops what the server answers a moment before it.
     report = load(serving, tmp_path, protocol, rate=900, processes=2, deadline="header")
+    until("the gateways told", lambda: counted(serving) - all_before >= report.total.offered)
     after = [counted(serving, outcome=name) for name in ("ok", "rejected", "expired")]
 
     ok, rejected, expired = (int(now - then) for then, now in zip(before, after, strict=True))
@@ -155,3 +169,31 @@ def test_a_certificate_that_is_not_trusted_is_one_clear_line(
     assert (code, said.count("\n")) == (1, 1)
     assert said.startswith("error: url: expected a certificate to trust from https://127.0.0.1:")
     assert said.endswith("name who signed it: --ca FILE\n")
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_server_that_asks_for_a_certificate_is_shown_one(
+    mutual: tuple[Serving, Certificates], tmp_path: Path, protocol: str
+) -> None:
+    serving, files = mutual
+    scenario, url = SCENARIO.format(rate=20), secure_url(serving, protocol)
+    found = ran(
+        tmp_path, url, scenario, renamed={"m": "net0"}, protocol=protocol, seconds=1.0, ca=files.ca,
+        cert=files.client_certificate, key=files.client_key,
+    ).report  # fmt: skip
+    assert found.total.good
+    assert not found.total.reset
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc", "raw"])
+def test_without_one_it_is_asked_for_before_any_load(
+    mutual: tuple[Serving, Certificates], tmp_path: Path, protocol: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    serving, files = mutual
+    more = ["--path", "/v2/models/net0/infer"] if protocol == "raw" else []
+    url = secure_url(serving, protocol)
+    code = run(["bench", written(tmp_path), "--url", url, "--protocol", protocol, "--ca", files.ca, *more])
+    said = capfd.readouterr().err
+    assert (code, said.count("\n")) == (1, 1)
+    assert said.startswith("error: url: expected a connection over TLS to https://127.0.0.1:")
+    assert said.endswith("if it asks for a certificate, show one that it knows: --cert FILE --key FILE\n")

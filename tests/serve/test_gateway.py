@@ -350,6 +350,19 @@ def test_a_stuck_controller_does_not_keep_clients_waiting(tmp_path: Path) -> Non
     in_world(tmp_path, story)
 
 
+def test_a_gateway_that_slept_reads_before_it_ends_anything(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        def sleep(request: Request) -> Answer:
+            time.sleep(0.1)  # both of them, for they share a process here
+            return world.controller.echo(request)
+
+        world.controller.on_request = sleep
+        client = await world.infer(Client(slo_ms=5))
+        assert client.ended == (Outcome.OK, Reason.NONE)
+
+    in_world(tmp_path, story)
+
+
 def test_a_lost_controller_ends_what_cannot_wait_at_once_and_is_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

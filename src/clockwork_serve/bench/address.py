@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
+from msgspec import Struct
+
 from clockwork_serve.errors import ClockworkError, ConfigError
 
 Protocol = Literal["http", "grpc", "raw"]
@@ -58,11 +60,30 @@ class Address:
         return f"{'https' if self.tls else 'http'}://{self.name}{self.base}"
 
 
-def tls_context(ca_file: str | None, *, http2: bool) -> ssl.SSLContext:
+class TlsFiles(Struct, frozen=True):
+    """PEM files: whom to trust (None: whom the system does), and what to show a server that asks for it.
+
+    ``key`` may be in the file of ``cert``; it has no passphrase.
+    """
+
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+
+def tls_context(files: TlsFiles, *, http2: bool) -> ssl.SSLContext:
     """What TLS connections are made with. Raises :class:`ConfigError`."""
     try:
-        context = ssl.create_default_context(cafile=ca_file)
+        context = ssl.create_default_context(cafile=files.ca)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"ca: expected a file of certificates in PEM, found {ca_file} ({error})") from None
+        raise ConfigError(f"ca: expected a file of certificates in PEM, found {files.ca} ({error})") from None
+    if files.cert is not None:
+        try:
+            context.load_cert_chain(files.cert, files.key, password=lambda: "")
+        except (OSError, ssl.SSLError) as error:
+            found = f"{files.cert} and {files.key or 'no --key'} ({error})"
+            raise ConfigError(
+                f"cert: expected a certificate and its key in PEM, without a passphrase, found {found}"
+            ) from None
     context.set_alpn_protocols(["h2"] if http2 else ["http/1.1"])
     return context

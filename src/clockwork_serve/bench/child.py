@@ -69,7 +69,7 @@ def _sender(job: Job) -> Sender:
     wire: type[Connection] = GrpcConnection if grpc else HttpConnection
     prepared = PreparedCalls(job.messages, job.bodies) if grpc else Prepared(job.messages, job.bodies)
     rows = Rows(job.rows_fd, job.rows_size)
-    tls = tls_context(job.ca, http2=grpc) if job.tls else None
+    tls = tls_context(job.tls_files, http2=grpc) if job.tls else None
     return Sender(job, rows, Ends(tell), wire=wire, prepared=prepared, tls=tls, stop_fd=0)
 
 

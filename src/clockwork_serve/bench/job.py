@@ -7,6 +7,7 @@ from typing import IO
 import msgspec
 from msgspec import Struct
 
+from clockwork_serve.bench.address import TlsFiles
 from clockwork_serve.bench.messages import Message
 
 _LENGTH_BYTES = 8
@@ -36,7 +37,7 @@ class Job(Struct, frozen=True, kw_only=True):
     ip: str
     port: int
     tls: bool
-    ca: str | None
+    tls_files: TlsFiles
     messages: list[Message]
     bodies: list[bytes]
     rows_fd: int

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from msgspec import Struct, structs
 
-from clockwork_serve.bench.address import Address, Protocol, tls_context
+from clockwork_serve.bench.address import Address, Protocol, TlsFiles, tls_context
 from clockwork_serve.bench.inputs import Data, Tensor, read_shapes
 from clockwork_serve.bench.job import Clients, Job
 from clockwork_serve.bench.messages import Deadline, Maker, Message
@@ -62,12 +62,19 @@ class Options(Struct, frozen=True, kw_only=True):
     body: str = ""
     headers: tuple[tuple[str, str], ...] = ()
     ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
     deadline: Deadline | None = None
     abandon: bool = False
     drain_s: float = 10.0
     max_lateness_ms: float = 1.0
     cores: tuple[int, ...] = ()
     realtime: bool = False
+
+    @property
+    def tls_files(self) -> TlsFiles:
+        """What TLS needs."""
+        return TlsFiles(self.ca, self.cert, self.key)
 
     @property
     def deadline_told(self) -> Deadline:
@@ -106,7 +113,7 @@ def make_plan(path: str | Path, options: Options) -> Plan:
     given = [workload.models[index][0] for index in indices]
     renamed = names_at_server(given, options.models, options.renamed)
     names = {index: renamed[name] for index, name in zip(indices, given, strict=True)}
-    tls = tls_context(options.ca, http2=options.protocol == "grpc") if address.tls else None
+    tls = tls_context(options.tls_files, http2=options.protocol == "grpc") if address.tls else None
     ip = reached(address, tls)
     maker = Maker(address, options.headers, options.deadline_told)
     make = _messages(maker, options, renamed, address, tls)
@@ -150,10 +157,13 @@ def _drawn(scenario: Scenario, options: Options) -> Schedule:
 
 def _address(options: Options) -> Address:
     address = Address.of(options.url, options.protocol)
-    if options.ca is not None and not address.tls:
-        raise ConfigError(
-            f"ca: expected an https or grpcs URL beside it, found {options.url}; correct one of the two"
-        )
+    for name in ("ca", "cert", "key"):
+        if getattr(options, name) is not None and not address.tls:
+            raise ConfigError(
+                f"{name}: expected an https or grpcs URL beside it, found {options.url}; correct one of them"
+            )
+    if options.key is not None and options.cert is None:
+        raise ConfigError("key: expected --cert beside it, found none; give the key's certificate")
     return address
 
 
@@ -170,7 +180,7 @@ def _messages(
         return lambda model, slo_ns, priority: maker.raw(options.path, model, body, slo_ns)
     server: Server
     if options.protocol == "grpc":
-        server = GrpcServer(address, options.headers, tls, options.ca)
+        server = GrpcServer(address, options.headers, tls, options.tls_files)
     else:
         server = HttpServer(address, options.headers, tls)
     with closing(server):
@@ -264,8 +274,8 @@ def _job(options: Options, address: Address, ip: str, part: Schedule, groups: tu
     at_once = part.most_at_once(SOON_NS) + sum(len(group.starts_ns) for group in groups)
     return Job(
         protocol=options.protocol, host=address.host, ip=ip, port=address.port, tls=address.tls,
-        ca=options.ca, messages=[], bodies=[], rows_fd=-1, rows_size=0, open_rows=part.times_ns.size,
-        clients=groups, connections=most,
+        tls_files=options.tls_files, messages=[], bodies=[], rows_fd=-1, rows_size=0,
+        open_rows=part.times_ns.size, clients=groups, connections=most,
         first_connections=most if grpc else min(most, max(2 * RESERVE, at_once)),
         reserve=0 if grpc else RESERVE, abandon=options.abandon, end_ns=part.end_ns,
         drain_ns=round(options.drain_s * NS_PER_S), realtime=options.realtime,

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from clockwork_serve.bench.address import Address, Unreachable
+from clockwork_serve.bench.address import Address, TlsFiles, Unreachable
 from clockwork_serve.bench.inputs import TensorInfo
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.oip.protobuf import message
@@ -21,6 +21,8 @@ from clockwork_serve.workload.mapping import counted
 from clockwork_serve.workload.problems import did_you_mean
 
 WAIT_S: Final = 10.0
+OBJECTIONS_S: Final = 0.25
+NO_FILES: Final = TlsFiles()
 _SHOWN: Final = 8
 _NUMBERED: Final = re.compile(r"(?P<set>.*)-(?P<number>\d+)")
 _UNKNOWN_SIGNERS: Final = (18, 19, 20, 21)
@@ -70,7 +72,8 @@ def reached(address: Address, tls: ssl.SSLContext | None) -> str:
 
 def _shake_hands(probe: socket.socket, address: Address, tls: ssl.SSLContext) -> None:
     try:
-        tls.wrap_socket(probe, server_hostname=address.host).close()
+        with tls.wrap_socket(probe, server_hostname=address.host) as secure:
+            _hear_objections(secure, address)
     except ssl.SSLCertVerificationError as error:
         hint = "; name who signed it: --ca FILE" if error.verify_code in _UNKNOWN_SIGNERS else ""
         said = f"{error.verify_message}{hint}"
@@ -82,6 +85,29 @@ def _shake_hands(probe: socket.socket, address: Address, tls: ssl.SSLContext) ->
         raise Unreachable(
             f"url: expected TLS at {address}, found other bytes or none ({said}); is it spoken there?"
         ) from None
+
+
+def _hear_objections(secure: ssl.SSLSocket, address: Address) -> None:
+    """A server says after its part of the handshake what it thinks of ours."""
+    secure.settimeout(OBJECTIONS_S)
+    said = ""
+    try:
+        if secure.recv(1):
+            return  # HTTP/2 begins with the server's settings
+    except TimeoutError:
+        return
+    except ssl.SSLError as error:
+        said = f" ({error.reason})"
+    raise Unreachable(
+        f"url: expected a connection over TLS to {address}, found that it ends it at once{said}; "
+        "if it asks for a certificate, show one that it knows: --cert FILE --key FILE"
+    )
+
+
+def _credentials(grpc: Any, tls: ssl.SSLContext, files: TlsFiles) -> Any:
+    cert = None if files.cert is None else Path(files.cert).read_bytes()
+    key = cert if files.key is None else Path(files.key).read_bytes()
+    return grpc.ssl_channel_credentials(_roots(tls, files.ca), key, cert)
 
 
 def _roots(tls: ssl.SSLContext, ca: str | None) -> bytes:
@@ -141,7 +167,7 @@ class GrpcServer:
         address: Address,
         headers: Sequence[tuple[str, str]],
         tls: ssl.SSLContext | None,
-        ca: str | None = None,
+        files: TlsFiles = NO_FILES,
     ) -> None:
         import grpc
 
@@ -151,8 +177,7 @@ class GrpcServer:
         if tls is None:
             self._channel = grpc.insecure_channel(address.name)
         else:
-            credentials = grpc.ssl_channel_credentials(_roots(tls, ca))
-            self._channel = grpc.secure_channel(address.name, credentials)
+            self._channel = grpc.secure_channel(address.name, _credentials(grpc, tls, files))
         self._ask = self._channel.unary_unary(
             _METADATA,
             request_serializer=lambda request: request.SerializeToString(),

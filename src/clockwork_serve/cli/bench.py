@@ -54,6 +54,8 @@ _HEADER = re.compile(r"(?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(?P<value>[\x
 @click.option("--header", "headers", multiple=True, metavar="K:V", help="A header of every request.")
 @click.option("--api-key-file", metavar="FILE", help="File that holds the API key, sent as a bearer token.")
 @click.option("--ca", metavar="FILE", help="Certificates to trust for TLS. [default: the system's]")
+@click.option("--cert", metavar="FILE", help="Certificate to show to a server that asks for one.")
+@click.option("--key", metavar="FILE", help="Its key, if it is in another file.")
 @click.option(
     "--deadline", type=click.Choice(["header", "timeout", "grpc", "none"]),
     help="How deadlines are told: x-slo-ms, Triton's parameter, gRPC's. [default: header; grpc; raw: none]",

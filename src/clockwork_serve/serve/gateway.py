@@ -62,6 +62,9 @@ GRACE_NS: Final = 20 * NS_PER_MS
 """How long after a deadline the controller's answer is waited for."""
 SWEEP_S: Final = 0.02
 """How often that is looked at: a client hears 20 to 40 ms after its deadline, less than 50 with the way."""
+NO_ANSWER: Final = "no answer by the deadline"
+READ_S: Final = 0.001
+"""After so long all has been read that was in the link's socket."""
 BACK_NS: Final = 500 * NS_PER_MS
 """When to come again if the server does not serve: a controller that died is back by then."""
 
@@ -314,13 +317,18 @@ class Gateway:
         if not self._pending and not len(self._stranded):
             return
         late_ns = self.clock() - GRACE_NS
+        if any(one.inquiry is not None and one.deadline_ns < late_ns for one in self._pending.values()):
+            # Who slept till now finds answers in the socket: they are read first.
+            self._sweep = self._loop.call_later(READ_S, self._end_late, late_ns)
+        else:
+            self._sweep = self._loop.call_later(SWEEP_S, self._end_overdue)
+
+    def _end_late(self, late_ns: int) -> None:
         for request_id, pending in self._pending.items():
-            inquiry = pending.inquiry
-            if inquiry is not None and pending.deadline_ns < late_ns:
+            if (inquiry := pending.inquiry) is not None and pending.deadline_ns < late_ns:
                 # The controller counts it when it wakes up; we do if it never does.
                 pending.inquiry, pending.expired = None, True
-                why = "no answer by the deadline"
-                self._tell(inquiry, own_ending(Outcome.EXPIRED, Reason.NONE, why, request_id, pending))
+                self._tell(inquiry, own_ending(Outcome.EXPIRED, Reason.NONE, NO_ANSWER, request_id, pending))
         self._sweep = self._loop.call_later(SWEEP_S, self._end_overdue)
 
     def _end_stranded(self, stranded: dict[str, Pending]) -> None:
