@@ -1,14 +1,13 @@
 """The core of a gateway: requests in, one end each out, over a link to the controller. It chooses nothing.
 
 Every request ends exactly once: by the controller's answer; at once, where it is wrong or has no room; by
-itself 40 ms after its deadline at latest, if the controller is stuck; or when the link is lost, unless the
+itself soon after its deadline, if the controller is stuck; or when the link is lost, unless the
 next controller can still answer it. Its slot is given back only when the controller says that no worker
 touches it any more, or with the whole region.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -50,6 +49,7 @@ from clockwork_serve.serve.gateway_endings import (
 from clockwork_serve.serve.gateway_inquiry import EarlyInquiry, Ending, Inquiry, spread_s
 from clockwork_serve.serve.gateway_link import GatewayLink, LinkListener
 from clockwork_serve.serve.gateway_models import GatewayModels
+from clockwork_serve.serve.gateway_overdue import Overdue
 from clockwork_serve.serve.gateway_regions import Regions
 from clockwork_serve.serve.gateway_slots import Slot, Slots
 from clockwork_serve.serve.gateway_stranded import Stranded
@@ -58,13 +58,7 @@ from clockwork_serve.serve.gateway_way import Way
 from clockwork_serve.telemetry import GatewayCounters, outcome_key
 from clockwork_serve.units import NS_PER_MS
 
-GRACE_NS: Final = 20 * NS_PER_MS
-"""How long after a deadline the controller's answer is waited for."""
-SWEEP_S: Final = 0.02
-"""How often that is looked at: a client hears 20 to 40 ms after its deadline, less than 50 with the way."""
 NO_ANSWER: Final = "no answer by the deadline"
-READ_S: Final = 0.001
-"""After so long all has been read that was in the link's socket."""
 BACK_NS: Final = 500 * NS_PER_MS
 """When to come again if the server does not serve: a controller that died is back by then."""
 
@@ -104,7 +98,6 @@ class Gateway:
             self.announcements.on_foretold, self._on_batch, self._on_batch_end, self._on_refused,
         )  # fmt: skip
         self.link = GatewayLink(settings.name, Path(settings.controller), settings.default_slo_ns, listener)
-        self._loop = asyncio.get_running_loop()
         self._pending: dict[str, Pending] = {}  # all and only requests sent and not answered
         self._stranded = Stranded(clock)
         self._held: dict[str, Slot] = {}  # slots of answered requests that a worker may still touch
@@ -112,7 +105,7 @@ class Gateway:
         self._received = 0
         self._outcomes: dict[str, int] = {}
         self._invalid_by_model: dict[str, int] = {}
-        self._sweep: asyncio.TimerHandle | None = None
+        self._overdue = Overdue(clock, lambda: self._pending, self._end_overdue, self._look_after_stranded)
 
     @property
     def models(self) -> GatewayModels:
@@ -124,8 +117,7 @@ class Gateway:
         self.link.close()
         self._pending |= self._stranded.release()
         self._end_all("the server is shutting down")
-        if self._sweep is not None:
-            self._sweep.cancel()
+        self._overdue.close()
         self.slots.close()
 
     def infer(self, inquiry: Inquiry) -> str:
@@ -170,8 +162,7 @@ class Gateway:
         )  # fmt: skip
         self._pending[request_id] = Pending(inquiry, served, call, slot, request, told_ns)
         self.link.submit(request)
-        if self._sweep is None:
-            self._sweep = self._loop.call_later(SWEEP_S, self._end_overdue)
+        self._overdue.watch()
         return request_id
 
     def cancel(self, request_id: str) -> None:
@@ -310,26 +301,16 @@ class Gateway:
 
     # Ends that the controller does not decide
 
-    def _end_overdue(self) -> None:
-        self._sweep = None
+    def _end_overdue(self, request_id: str, pending: Pending) -> None:
+        """The controller counts it when it wakes up; we do if it never does."""
+        inquiry, pending.inquiry, pending.expired = pending.inquiry, None, True
+        if inquiry is not None:
+            self._tell(inquiry, own_ending(Outcome.EXPIRED, Reason.NONE, NO_ANSWER, request_id, pending))
+
+    def _look_after_stranded(self) -> bool:
         if len(self._stranded):
             self._end_stranded(self._stranded.overdue())
-        if not self._pending and not len(self._stranded):
-            return
-        late_ns = self.clock() - GRACE_NS
-        if any(one.inquiry is not None and one.deadline_ns < late_ns for one in self._pending.values()):
-            # Who slept till now finds answers in the socket: they are read first.
-            self._sweep = self._loop.call_later(READ_S, self._end_late, late_ns)
-        else:
-            self._sweep = self._loop.call_later(SWEEP_S, self._end_overdue)
-
-    def _end_late(self, late_ns: int) -> None:
-        for request_id, pending in self._pending.items():
-            if (inquiry := pending.inquiry) is not None and pending.deadline_ns < late_ns:
-                # The controller counts it when it wakes up; we do if it never does.
-                pending.inquiry, pending.expired = None, True
-                self._tell(inquiry, own_ending(Outcome.EXPIRED, Reason.NONE, NO_ANSWER, request_id, pending))
-        self._sweep = self._loop.call_later(SWEEP_S, self._end_overdue)
+        return len(self._stranded) > 0
 
     def _end_stranded(self, stranded: dict[str, Pending]) -> None:
         why = "the controller went away, and none is back"

@@ -1,0 +1,94 @@
+"""Who is left without an answer is ended once, after its grace and not before; others are left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
+from typing import Any
+
+from clockwork_serve.serve.gateway_overdue import GRACE_NS, Overdue
+from clockwork_serve.units import ms
+
+
+class World:
+    """Requests by id, as a gateway has them; how long after their deadlines they were ended, in ns."""
+
+    def __init__(self) -> None:
+        self.open: dict[str, Any] = {}
+        self.ended: dict[str, list[int]] = {}
+        self.stranded = False
+        self.looks = 0
+        self.overdue = Overdue(time.monotonic_ns, lambda: self.open, self._end, self._look_after_stranded)
+
+    def ask(self, name: str, slo_ms: float, *, told: bool = False) -> None:
+        due_ns = time.monotonic_ns() + ms(slo_ms)
+        self.open[name] = SimpleNamespace(inquiry=None if told else object(), deadline_ns=due_ns)
+        self.overdue.watch()
+
+    def _end(self, name: str, pending: Any) -> None:
+        pending.inquiry = None
+        self.ended.setdefault(name, []).append(time.monotonic_ns() - pending.deadline_ns)
+
+    def _look_after_stranded(self) -> bool:
+        self.looks += 1
+        return self.stranded
+
+
+def played(story: Callable[[World], Coroutine[Any, Any, None]]) -> World:
+    async def main() -> World:
+        world = World()
+        await story(world)
+        world.overdue.close()
+        return world
+
+    return asyncio.run(main())
+
+
+def test_each_is_ended_once_after_its_grace() -> None:
+    async def story(world: World) -> None:
+        world.ask("soon", 1)
+        world.ask("later", 30)
+        world.ask("told", 1, told=True)
+        world.ask("far", 60_000)
+        while len(world.ended) < 2:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.05)
+
+    ended = played(story).ended
+    assert {name: len(after) for name, after in ended.items()} == {"soon": 1, "later": 1}
+    assert all(after[0] >= GRACE_NS for after in ended.values())
+
+
+def test_who_is_answered_meanwhile_is_not_ended() -> None:
+    async def story(world: World) -> None:
+        world.ask("a", 1)
+        await asyncio.sleep(0.02)
+        del world.open["a"]
+        await asyncio.sleep(0.1)
+
+    assert played(story).ended == {}
+
+
+def test_nobody_is_looked_at_where_nobody_waits() -> None:
+    async def story(world: World) -> None:
+        world.ask("a", 60_000)
+        del world.open["a"]
+        await asyncio.sleep(0.1)
+
+    assert played(story).looks == 1
+
+
+def test_who_waits_for_the_next_controller_is_looked_after() -> None:
+    async def story(world: World) -> None:
+        world.stranded = True
+        world.overdue.watch()
+        while world.looks < 3:
+            await asyncio.sleep(0.005)
+        world.stranded = False
+        await asyncio.sleep(0.05)
+        world.looks = 0
+        await asyncio.sleep(0.1)
+
+    assert played(story).looks == 0
