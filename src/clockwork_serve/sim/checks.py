@@ -75,8 +75,8 @@ class Checks:
         self._reading: dict[str, set[int]] = {}
         """The actions that read a request's tensors, as far as the controller was told: one, and
         those of workers that hung."""
-        self._hung: set[str] = set()
-        """Workers that the controller said hung."""
+        self._hung: dict[str, set[int]] = {}
+        """Workers that the controller said hung, and INFERs that their lanes were believed to be at then."""
         self._out: dict[int, Action] = {}
         """All and only actions sent whose result or loss the controller has not heard of, by id."""
         self._old: set[int] = set()
@@ -183,12 +183,19 @@ class Checks:
         else:
             assert effect.worker not in self._hung, f"{effect} again"
         if effect.why:
-            self._hung.add(effect.worker)
+            self._hung.setdefault(effect.worker, self._heads(effect.worker))
             self.asked.hung = True
         else:
-            self._hung.remove(effect.worker)
+            del self._hung[effect.worker]
             owed = [one for one in self._out.values() if self._worker_of(one) == effect.worker]
             assert not owed, f"{effect}, and it owes {owed}"
+
+    def _heads(self, worker: str) -> set[int]:
+        first: dict[str, int] = {}
+        for action_id, action in sorted(self._out.items()):
+            if isinstance(action, Infer) and self._worker_of(action) == worker:
+                first.setdefault(action.device, action_id)
+        return set(first.values())
 
     def _worker_of(self, action: Action) -> str:
         host = self._simulation.by_device.get(action.device)
@@ -197,7 +204,7 @@ class Checks:
     def _lost(self, lost: WorkerLost) -> None:
         """What was out on its devices is lost; the devices it had are those that no host has now."""
         by_device = self._simulation.by_device
-        self._hung.discard(lost.worker)
+        heads = self._hung.pop(lost.worker, None)
         out = [
             one
             for one in self._out.values()
@@ -205,9 +212,9 @@ class Checks:
         ]
         ran = [one for one in out if lost.running is not None and one.action_id in lost.running]
         self._deaths.update({one.model for one in ran} | set(lost.preparing))
-        known = ran or lost.preparing or not self._old.isdisjoint(lost.running or ())
+        known = ran or lost.preparing or not self._old.isdisjoint(lost.running or ()) or heads is not None
         for action in out:
-            self._lose(action, ran=action in ran or not known)
+            self._lose(action, ran=action in ran or not known or action.action_id in (heads or ()))
 
     def _quarantined(self, effect: Quarantined) -> None:
         if not effect.why:
@@ -295,7 +302,7 @@ class Checks:
         belief = controller._belief  # noqa: SLF001 - what it believes is what is checked
         owed = {action_id for one in belief.hung.values() for action_id in one.sent}
         assert belief.sent.keys() | owed == self._out.keys(), "the controller waits for others than are out"
-        assert belief.hung.keys() == self._hung, f"{self._hung} hung"
+        assert belief.hung.keys() == self._hung.keys(), f"{self._hung} hung"
         assert self.asked.open.keys() == simulation.open.keys()
         away = {device.name for one in belief.hung.values() for device in one.devices}
         assert belief.devices.keys() | away == simulation.by_device.keys()
