@@ -12,7 +12,7 @@ from setuptools import setup
 
 SOURCE = Path("src/clockwork_serve")
 
-LOOP = ("asked", "checks", "faults", "host", "simulation", "tally", "trouble", "truth")
+LOOP = ("asked", "checked", "checks", "faults", "host", "simulation", "tally", "trouble", "truth")
 """Modules of the simulator that every simulated request passes through."""
 
 
