@@ -211,17 +211,25 @@ def window(serving: Serving, honest: Honest, load: Load, seed: int | None) -> Wi
     return Window(seed is not None, load.window_s, http_ns, grpc_ns, wrong, cpu_s, told, held)
 
 
-def books(serving: Serving) -> dict[str, int]:
-    """What must be equal, or nothing, once nobody asks anything."""
-    by_gateway: dict[str, Metrics] = {}
-    found: Metrics = {}
+def pages(serving: Serving) -> dict[str, Metrics]:
+    """The metrics of each gateway, by its name; the one read last stands last."""
+    found: dict[str, Metrics] = {}
     wanted = {name for name in serving.server.names if name.startswith("gateway")}
     for _ in range(200):
-        found = serving.metrics(f"{serving.http_url}/metrics")  # of whichever gateway is reached
-        (name,) = (dict(labels)["gateway"] for each, labels in found if each == "clockwork_gateway_open")
-        by_gateway[name] = found
-        if by_gateway.keys() == wanted:
+        page = serving.metrics(f"{serving.http_url}/metrics")  # of whichever gateway is reached
+        (name,) = (dict(labels)["gateway"] for each, labels in page if each == "clockwork_gateway_open")
+        found.pop(name, None)
+        found[name] = page
+        if found.keys() == wanted:
             break
+    return found
+
+
+def books(serving: Serving) -> dict[str, int]:
+    """What must be equal, or nothing, once nobody asks anything."""
+    by_gateway = pages(serving)
+    wanted = {name for name in serving.server.names if name.startswith("gateway")}
+    found = list(by_gateway.values())[-1]
 
     def at_gateways(name: str, **labels: str) -> float:
         return sum(total(each, name, **labels) for each in by_gateway.values())

@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Final
 
-from benchmarks.hostile import books, tracebacks
+from benchmarks.hostile import books, pages, tracebacks
 from benchmarks.report import finish, parser
 from benchmarks.serving import total
 from benchmarks.soak.faults import TURNS, Done, Faults
@@ -34,6 +34,7 @@ from benchmarks.soak.verdict import Findings, conclude
 from benchmarks.soak.watch import Errors, Watch, as_json
 from clockwork_serve.bench.address import Protocol
 
+UNHEARD: Final = "clockwork_gateway_unheard_answers_total"
 LEG_S: Final = (3.0, 45.0)
 LEGS_MIN: Final = 13
 SETTLE_S: Final = 2.5
@@ -163,11 +164,13 @@ class Soak:
             mine = done if done.server == up.name else Done()
             left.update({f"{up.name}: {what}": count for what, count in self._books(up, mine).items()})
             metrics = up.serving.metrics()
-            before, up.ok = up.ok, total(metrics, "clockwork_requests_total", outcome="ok")
+            good = int(total(metrics, "clockwork_requests_total", outcome="ok"))
+            over = int(sum(total(one, UNHEARD, why="over") for one in pages(up.serving).values()))
+            heard, more_over = good - over - up.heard, over - up.over
+            up.heard, up.over = good - over, over
             if not mine.gateway_died and not mine.hostile:
-                left[f"{up.name}: good answers that clients lack"] = (
-                    int(up.ok - before) - ends[up.name].answered
-                )
+                left[f"{up.name}: good answers that clients lack"] = heard - ends[up.name].answered
+                self.found.over += more_over
             for name, error_ms in self._errors[up.name].since(metrics).items():
                 errors_ms[f"{up.name} {name}"] = error_ms
         self.found.violations += [f"books: {what}: {count}" for what, count in left.items() if count]

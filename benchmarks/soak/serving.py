@@ -87,8 +87,10 @@ class Up:
     log: Log
     offset: int = 0
     """Requests that gateways received which were killed, below zero."""
-    ok: float = 0.0
-    """Good answers that it counted until the last quiet moment."""
+    heard: int = 0
+    """Good answers until the last quiet moment, less those that were over."""
+    over: int = 0
+    """Good answers that came after their clients had been told that their deadline was over."""
 
 
 def processes(ups: list[Up]) -> dict[str, int]:

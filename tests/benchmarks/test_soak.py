@@ -70,6 +70,8 @@ def test_points_are_compared_by_their_thirds():
 def test_each_violation_and_each_death_is_told():
     found = quiets([1] * LEGS)
     assert missed(findings(found, violations=["wrong answer of m1, 0.1 s after"])) == ["violations"]
+    assert missed(findings(found, over=9)) == []
+    assert missed(findings(found, over=10)) == ["good answers that came 40 ms after the deadline or later"]
     assert missed(findings(found, ended=["cpu/controller"])) == ["processes that ended by themselves"]
     assert missed(findings(found, tracebacks=["x"])) == ["tracebacks in logs"]
     assert missed(findings(found, seconds=3600.0)) == ["requests in 60.0 minutes, for each hour"]

@@ -84,7 +84,7 @@ def books_balance(serving: Serving) -> None:
     assert total(metrics, "clockwork_requests_received_total") == total(metrics, "clockwork_requests_total")
     assert total(metrics, "clockwork_answers_unmatched_total") == 0
     # A slot of each gateway is free again.
-    assert total(metrics, "clockwork_gateway_region_used_bytes") == 0
+    assert total(metrics, "clockwork_gateway_region_bytes", state="taken") == 0
 
 
 @contextmanager

@@ -347,6 +347,7 @@ def test_a_stuck_controller_does_not_keep_clients_waiting(tmp_path: Path) -> Non
         world.controller.send(world.controller.echo(world.controller.requests[0]))
         await world.until(lambda: world.gateway.slots.used_bytes == 0)
         assert len(client.ends) == 1
+        assert world.gateway.counters().unheard == {"left": 0, "over": 1}
 
     in_world(tmp_path, story)
 

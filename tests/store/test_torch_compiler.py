@@ -117,7 +117,7 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def zoo(works):
-    """Each of MODELS with what it compiled to, two at a time; saved before, which torch does in one thread."""
+    """Each of MODELS with what it compiled to, two at a time. Torch saves programs in one thread only."""
     models = {name: make() for name, (make, _, _) in MODELS.items()}
     for name, (_, inputs, _) in MODELS.items():
         put(works.folder / name, name, exported(models[name], *inputs(2)))

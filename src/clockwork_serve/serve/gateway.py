@@ -104,6 +104,7 @@ class Gateway:
         self._count = 0
         self._received = 0
         self._outcomes: dict[str, int] = {}
+        self._unheard = {"left": 0, "over": 0}
         self._invalid_by_model: dict[str, int] = {}
         self._overdue = Overdue(clock, lambda: self._pending, self._end_overdue, self._look_after_stranded)
 
@@ -213,6 +214,7 @@ class Gateway:
             region_used_bytes=self.slots.used_bytes,
             received_in_place_bytes=self.slots.in_place_bytes,
             copied_bytes=self.slots.copied_bytes,
+            unheard=dict(self._unheard),
         )
 
     def invalid_requests(self, key: str) -> int:
@@ -243,6 +245,8 @@ class Gateway:
             if answer.exec_ns:
                 self._way.ended(inquiry.arrival_ns + answer.queue_ns + answer.exec_ns)
             self._pass_on(inquiry, pending, answer)
+        elif answer.outcome is Outcome.OK:
+            self._unheard["over" if pending.expired else "left"] += 1
         if answer.release:
             self.slots.free(pending.slot)
         else:

@@ -197,6 +197,8 @@ class GatewayCounters(Struct):
 
     ``received`` counts every inference request that came in, passed on or not. ``received_in_place_bytes`` of
     input tensors went from the socket to where workers read them; ``copied_bytes`` were copied there.
+    ``unheard`` are good answers that came when nobody waited for them any more, by why: their clients had
+    ``left``, or the gateway had told them that the deadline was ``over``.
     """
 
     gateway: str
@@ -208,6 +210,7 @@ class GatewayCounters(Struct):
     region_used_bytes: int = 0
     received_in_place_bytes: int = 0
     copied_bytes: int = 0
+    unheard: dict[str, int] = {}
 
 
 def outcome_key(outcome: str, reason: str) -> str:

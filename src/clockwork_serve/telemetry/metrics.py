@@ -237,6 +237,10 @@ def _gateway(gateway: GatewayCounters) -> Iterator[str]:
             (f'{name},how="copied"', gateway.copied_bytes),
         ],
     )  # fmt: skip
+    yield from _family(
+        "clockwork_gateway_unheard_answers_total", "counter", "Good answers for whom nobody waited any more.",
+        ((f'{name},why="{why}"', count) for why, count in sorted(gateway.unheard.items())),
+    )  # fmt: skip
 
 
 def _ends(outcomes: Mapping[str, int]) -> Samples:
