@@ -330,6 +330,21 @@ def test_what_is_refused_or_lost_when_its_model_is_in_quarantine_is_not_tried_ag
     assert len(world.quarantined) == 1
 
 
+def test_a_loss_of_what_was_sent_before_it_came_into_quarantine_counts_against_nobody_else() -> None:
+    world = world_of("bad", "good", quarantine_after=1)
+    world.join(device("d1"), worker="w1")
+    for _ in range(20):
+        world.request("bad", slo_ms=200)
+        world.request("good", slo_ms=200)
+    world.run(until_ms=10)
+    assert [(type(one), one.device, one.model) for one in world.actions[2:]] == [
+        (Load, "d0", "good/1"), (Load, "d1", "bad/1"), (Infer, "d0", "bad/1"), (Infer, "d1", "good/1"),
+    ]  # fmt: skip
+    world.kill("w0", "d0", known=True)
+    world.kill("w1", "d1", known=True)
+    assert [one.model for one in world.quarantined] == ["bad/1"]
+
+
 @pytest.mark.parametrize("removed", [False, True])
 @pytest.mark.parametrize("known", [False, True])
 def test_what_still_runs_of_a_model_in_quarantine_is_answered_when_its_worker_dies(
