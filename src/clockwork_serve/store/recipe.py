@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -115,9 +116,17 @@ class Recipe:
         """The reverse of ``to_bytes``. Raises ``ValueError``."""
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                return cls(np.cumsum(file["steps"].astype(np.int64)).astype(np.uint32), file["constants"])
+                steps, constants = _row(file["steps"], np.int32), _row(file["constants"], np.uint32)
+            return cls(np.cumsum(steps.astype(np.int64)).astype(np.uint32), constants)
         except Exception as error:  # numpy's reader of archives raises whatever it stumbles over
             raise ValueError(f"expected a recipe, found {error}") from error
+
+
+def _row(found: npt.NDArray[Any], dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """One row of that type. Raises ``ValueError``."""
+    if found.dtype != dtype or found.ndim != 1:
+        raise ValueError(f"an array of {found.ndim} axes of {found.dtype}")
+    return found
 
 
 def _runs(places: Bits) -> list[tuple[int, int, int | None]]:
