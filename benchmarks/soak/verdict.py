@@ -121,14 +121,7 @@ def conclude(found: Findings) -> Outcome:
             )
     more = leaked([one.segments for one in warm]) if warm else 0
     outcome.judge("segments of shared memory leaked", asked="0", found=str(more), good=not more)
-    for server in ("cpu", "emulated"):
-        before, after = drift(warm, server)
-        outcome.judge(
-            f"{server}: usual error of predictions, first third and last",
-            asked=f"<= {DRIFT_MAX:g} times, or {DRIFT_FLOOR_MS:g} ms",
-            found=f"{before:.2f} ms, {after:.2f} ms",
-            good=after <= max(DRIFT_FLOOR_MS, DRIFT_MAX * before),
-        )  # fmt: skip
+    _judge_drift(outcome, warm)
     outcome.judge(
         "processes that ended by themselves", asked="none", found=", ".join(found.ended) or "none",
         good=not found.ended,
@@ -144,6 +137,17 @@ def conclude(found: Findings) -> Outcome:
         outcome.invalid = "it was stopped before its end"
     outcome.figures = figures(found)
     return outcome
+
+
+def _judge_drift(outcome: Outcome, warm: list[Quiet]) -> None:
+    for server in ("cpu", "emulated"):
+        before, after = drift(warm, server)
+        outcome.judge(
+            f"{server}: usual error of predictions, first third and last",
+            asked=f"<= {DRIFT_MAX:g} times, or {DRIFT_FLOOR_MS:g} ms",
+            found=f"{before:.2f} ms, {after:.2f} ms",
+            good=after <= max(DRIFT_FLOOR_MS, DRIFT_MAX * before),
+        )  # fmt: skip
 
 
 def figures(found: Findings) -> dict[str, Any]:
