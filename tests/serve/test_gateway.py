@@ -352,6 +352,18 @@ def test_a_stuck_controller_does_not_keep_clients_waiting(tmp_path: Path) -> Non
     in_world(tmp_path, story)
 
 
+def test_a_good_answer_for_a_client_that_left_is_counted(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.controller.on_request = world.keep
+        world.gateway.cancel(world.gateway.infer(Client(slo_ms=60_000)))
+        await world.until(lambda: len(world.controller.requests) == 1)
+        world.controller.send(world.controller.echo(world.controller.requests[0]))
+        await world.until(lambda: world.gateway.slots.used_bytes == 0)
+        assert world.gateway.counters().unheard == {"left": 1, "over": 0}
+
+    in_world(tmp_path, story)
+
+
 def test_a_gateway_that_slept_reads_before_it_ends_anything(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         def sleep(request: Request) -> Answer:
