@@ -419,6 +419,20 @@ def test_weights_that_nobody_keeps_answer_no_infer() -> None:
     assert tell.refusal(2, infer(2, "a", 0))[0] is Status.WEIGHTS_MISSING
 
 
+def test_weights_that_nobody_keeps_are_missing_for_an_unload_though_an_old_infer_reads_them() -> None:
+    tell = second()
+    resident(tell, "a", 0)
+    runs = infer(1, "a", 0)
+    tell(0, runs)
+    tell(1, ControllerLost())
+    tell(1, FOUND, Keep(device=GPU))
+    assert tell.refusal(2, unload(2, "a", 0))[0] is Status.WEIGHTS_MISSING
+    _, forget = tell(3, done(runs, 3))
+    assert isinstance(forget, Start)
+    assert tell(4, done(forget.action, 4)) == []
+    assert tell.worker.idle
+
+
 def test_a_load_into_pages_that_an_old_infer_reads_waits_in_its_window() -> None:
     for patience_ms in (2, 100):
         tell = second()

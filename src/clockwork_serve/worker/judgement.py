@@ -27,11 +27,16 @@ def leaving(extent: Extent, pages: Pages) -> bool:
 
 
 def judge_unload(action: Unload, held: Held | None, pages: Pages, now_ns: int) -> Refusal | None:
-    """Weights go only while nothing reads them. ``held`` is what is in the action's extent."""
+    """Weights go only while nothing reads them. ``held`` is what is in the action's extent.
+
+    Stale ones are gone for the controller, and the worker unloads them itself (with an id below zero).
+    """
     late_ns = now_ns - action.window.latest_ns
     if late_ns > 0:
         return too_late(late_ns)
     if held is None or held.model != action.model or held.state is not WEIGHTS_READY:
+        return missing(pages, action)
+    if held.stale and action.action_id > 0:
         return missing(pages, action)
     if held.readers:
         return Status.IN_USE, f"an INFER reads its weights in {_pages(held.extent)}"
@@ -41,7 +46,10 @@ def judge_unload(action: Unload, held: Held | None, pages: Pages, now_ns: int) -
 def missing(pages: Pages, action: Infer | Unload) -> Refusal:
     """Its extent does not hold its weights."""
     extent = action.extent
-    found = [f"{held.model} version {held.version}" for held in pages.overlapping(extent)]
+    found = [
+        f"{held.model} version {held.version}{' that is to go' if held.stale else ''}"
+        for held in pages.overlapping(extent)
+    ]
     expected = f"expected its weights, version {action.version}, in {_pages(extent)}"
     return Status.WEIGHTS_MISSING, f"{expected}; found {', '.join(found) or 'none'}"
 
