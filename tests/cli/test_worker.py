@@ -23,7 +23,7 @@ def clockwork(*words: str) -> tuple[int, str]:
 def test_without_a_server_to_join_it_says_how_to_name_one() -> None:
     code, said = clockwork("worker")
     assert code == 2
-    assert "controller: expected HOST:PORT of a server that was started with --listen-workers" in said
+    assert "controller: expected HOST:PORT of a server that was started with --listen-machines" in said
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1", "10.0.0.1:0", "10.0.0.1:70000", ":7000", "http://h:1"])
@@ -37,7 +37,7 @@ def test_without_certificates_nothing_is_opened_or_joined(repository: Path, tmp_
     made = certificates(tmp_path)
     two = ("--cluster-certificate", made.certificate, "--cluster-key", made.key)
     for command in (
-        ("serve", str(repository), "--listen-workers", "127.0.0.1:7000"),
+        ("serve", str(repository), "--listen-machines", "127.0.0.1:7000"),
         ("worker", "--controller", "127.0.0.1:7000"),
     ):
         for given, lacking in (((), "cluster_certificate"), (two, "cluster_ca")):
@@ -48,9 +48,9 @@ def test_without_certificates_nothing_is_opened_or_joined(repository: Path, tmp_
 
 
 def test_a_name_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
-    code, said = clockwork("worker", "--controller", "127.0.0.1:7000", "--worker-name", "a b")
+    code, said = clockwork("worker", "--controller", "127.0.0.1:7000", "--machine-name", "a b")
     assert code == 2
-    assert "worker_name (from --worker-name): expected up to 64 letters" in said
+    assert "machine_name (from --machine-name): expected up to 64 letters" in said
 
 
 def test_serve_takes_no_setting_that_is_for_workers_alone(repository: Path) -> None:

@@ -95,7 +95,7 @@ def far_worker(
     """One on ``host`` and ``port``; ``before`` its command come other words."""
     command = [
         *before, sys.executable, "-m", "clockwork_serve", "worker", "--controller", f"{host}:{port}",
-        "--worker-name", name, "--cache", str(cache), "--device-memory", "16MiB",
+        "--machine-name", name, "--cache", str(cache), "--device-memory", "16MiB",
         "--cluster-certificate", certificates.client_certificate, "--cluster-key", certificates.client_key,
         "--cluster-ca", certificates.ca, *options,
     ]  # fmt: skip

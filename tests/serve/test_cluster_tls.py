@@ -22,8 +22,8 @@ def files(folder: Path) -> ClusterFiles:
 @pytest.mark.parametrize("missing", ["certificate", "key", "ca"])
 def test_all_three_files_are_needed(tmp_path: Path, missing: str) -> None:
     given = structs.replace(files(tmp_path), **{missing: ""})
-    with pytest.raises(ConfigError, match=f"cluster_{missing}: expected a PEM file, as listen_workers needs"):
-        given.check("listen_workers")
+    with pytest.raises(ConfigError, match=f"cluster_{missing}: expected a PEM file, as listen_machines needs"):
+        given.check("listen_machines")
 
 
 def test_no_port_is_opened_without_them(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_a_file_that_will_not_do_is_named_with_what_it_holds(tmp_path: Path) -> 
     }
     for message, changed in cases.items():
         with pytest.raises(ConfigError, match=message):
-            structs.replace(good, **changed).check("listen_workers")
+            structs.replace(good, **changed).check("listen_machines")
 
 
 def test_both_sides_want_a_certificate_and_the_newest_protocol(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from clockwork_serve import __version__
 from clockwork_serve.cli.bench import bench
 from clockwork_serve.cli.compile import compile_
 from clockwork_serve.cli.demo import demo
+from clockwork_serve.cli.gateway import gateway
 from clockwork_serve.cli.key import key
 from clockwork_serve.cli.models import models
 from clockwork_serve.cli.profile import profile
@@ -41,7 +42,9 @@ def clockwork() -> None:
     """
 
 
-for _command in (serve, worker, validate, compile_, profile, models, key, demo, simulate, bench, reproduce):
+for _command in (
+    serve, worker, gateway, validate, compile_, profile, models, key, demo, simulate, bench, reproduce,
+):  # fmt: skip
     clockwork.add_command(_command)
 
 

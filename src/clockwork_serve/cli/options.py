@@ -16,7 +16,7 @@ _METAVARS = {
     "port": "PORT", "ms": "MS", "s": "SECONDS", "memory": "SIZE", "size": "SIZE", "body": "SIZE",
     "workspace": "SIZE", "device": "DEVICE", "cache": "FOLDER", "journal": "FILE", "host": "ADDRESS",
     "policy": "NAME", "format": "text|json", "level": "LEVEL", "certificate": "FILE", "key": "FILE",
-    "ca": "FILE", "keys": "FILE", "head": "SIZE", "unsent": "SIZE", "workers": "HOST:PORT",
+    "ca": "FILE", "keys": "FILE", "head": "SIZE", "unsent": "SIZE", "machines": "HOST:PORT",
     "controller": "HOST:PORT",
 }  # fmt: skip
 

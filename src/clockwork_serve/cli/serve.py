@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _SHOWN = (
     "device", "slo_ms", "host", "http_port", "grpc_port", "metrics_port", "gateways", "tls_certificate",
     "tls_key", "api_keys", "device_memory", "page_size", "policy", "reject", "drain_s", "cache",
-    "model_control", "pin", "realtime", "listen_workers", "cluster_certificate", "cluster_key", "cluster_ca",
+    "model_control", "pin", "realtime", "listen_machines", "cluster_certificate", "cluster_key", "cluster_ca",
     "log_format", "log_level",
 )  # fmt: skip
 _STAGES = {"compile": "compiling", "profile": "profiling", "start": "starting"}
@@ -34,7 +34,7 @@ _STAGES = {"compile": "compiling", "profile": "profiling", "start": "starting"}
     epilog="More settings, and their names in a file and in the environment: docs/configuration.md"
 )
 @repository_argument
-@setting_options(*_SHOWN, hidden=all_but(*_SHOWN, "controller", "worker_name"))
+@setting_options(*_SHOWN, hidden=all_but(*_SHOWN, "controller", "machine_name"))
 @json_flag
 def serve(repository: str | None, config: str | None, as_json: bool, **flags: Any) -> int:  # noqa: FBT001
     """Serve the models in REPO until told to stop.

@@ -9,7 +9,7 @@ import click
 from clockwork_serve.cli.options import setting_options, settings_from
 
 _SHOWN = (
-    "controller", "device", "worker_name", "cluster_certificate", "cluster_key", "cluster_ca", "cache",
+    "controller", "device", "machine_name", "cluster_certificate", "cluster_key", "cluster_ca", "cache",
     "device_memory", "page_size", "threads", "pin", "realtime", "silence_s", "log_format", "log_level",
 )  # fmt: skip
 _HIDDEN = (
@@ -22,7 +22,7 @@ _HIDDEN = (
 def worker(config: str | None, **flags: Any) -> int:
     """Join the server at --controller with this machine's devices, and serve until told to stop.
 
-    The server was started with --listen-workers. Models are fetched from it into the cache here.
+    The server was started with --listen-machines. Models are fetched from it into the cache here.
     """
     settings = settings_from(None, config, flags, needs_repository=False)
 

@@ -83,9 +83,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     seed: int
     pin: bool
     realtime: bool
-    listen_workers: str
+    listen_machines: str
     controller: str
-    worker_name: str
+    machine_name: str
     cluster_certificate: str
     cluster_key: str
     cluster_ca: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -17,10 +17,11 @@ from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices import DeviceConfig, emulated_config, torch_target
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.cluster_tls import ClusterFiles
+from clockwork_serve.serve.far_gateways import FarGatewaysConfig
 from clockwork_serve.serve.far_workers import FarWorkersConfig
 from clockwork_serve.serve.gateway_door import DoorConfig
 from clockwork_serve.serve.gateway_limits import HttpLimits
-from clockwork_serve.serve.machine_config import BridgeSettings, MachineConfig
+from clockwork_serve.serve.machine_config import BridgeSettings, FarServer, MachineConfig
 from clockwork_serve.serve.server_config import ServerConfig
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB, ms
@@ -151,36 +152,79 @@ def cluster_files(settings: Settings) -> ClusterFiles:
 
 
 def bridge_settings(settings: Settings) -> BridgeSettings | None:
-    """Where workers on other machines may join, if anywhere."""
-    if not settings.listen_workers:
+    """Where workers and gateways on other machines may join, if anywhere."""
+    if not settings.listen_machines:
         return None
-    host, port = split_address(settings.listen_workers)
-    return BridgeSettings(host=host, port=port, files=cluster_files(settings), silence_s=settings.silence_s)
+    host, port = split_address(settings.listen_machines)
+    return BridgeSettings(
+        host=host, port=port, files=cluster_files(settings), silence_s=settings.silence_s,
+        region_bytes=settings.gateway_memory,
+    )  # fmt: skip
+
+
+def far_server(settings: Settings, joining: str) -> FarServer:
+    """The server that ``joining``, such as a worker, wants to join. Raises :class:`ConfigError`."""
+    if not settings.controller:
+        raise ConfigError(
+            "controller: expected HOST:PORT of a server that was started with --listen-machines; found none; "
+            "give it with --controller"
+        )
+    files = cluster_files(settings)
+    files.check(f"{joining} on another machine")
+    host, port = split_address(settings.controller)
+    return FarServer(host=host, port=port, files=files, silence_s=settings.silence_s)
+
+
+def name_of_machine(settings: Settings) -> str:
+    """What this machine is called at a server elsewhere."""
+    return settings.machine_name or machine_name(socket.gethostname().partition(".")[0])
 
 
 def far_workers_config(settings: Settings) -> FarWorkersConfig:
     """Workers that join a server on another machine. Raises :class:`ConfigError` for what is missing."""
-    if not settings.controller:
-        raise ConfigError(
-            "controller: expected HOST:PORT of a server that was started with --listen-workers; found none; "
-            "give it with --controller"
-        )
-    files = cluster_files(settings)
-    files.check("a worker on another machine")
-    host, port = split_address(settings.controller)
-    name = settings.worker_name or (machine_name(socket.gethostname().partition(".")[0]))
+    server, name = far_server(settings, "a worker"), name_of_machine(settings)
     devices = [
         msgspec.structs.replace(device, device=f"{name}.{device.device}")
         for device in device_configs(settings)
     ]
     machine = MachineConfig(
-        host=host, port=port, files=files, cache_dir=settings.cache, kinds=(),
-        region_bytes=2 * max(settings.io_memory, settings.gateway_memory), silence_s=settings.silence_s,
+        host=server.host, port=server.port, files=server.files, silence_s=server.silence_s, kinds=(),
+        cache_dir=settings.cache, region_bytes=2 * max(settings.io_memory, settings.gateway_memory),
     )  # fmt: skip
     return FarWorkersConfig(
         devices=tuple(devices), machine=machine, realtime=settings.realtime, pin=settings.pin,
         drain_s=settings.drain_s, log_level=settings.log_level, log_format=settings.log_format,
     )  # fmt: skip
+
+
+def far_gateways_config(settings: Settings) -> FarGatewaysConfig:
+    """Gateways for a server on another machine. Raises :class:`ConfigError` for what is missing."""
+    return FarGatewaysConfig(
+        server=far_server(settings, "a gateway"),
+        machine=name_of_machine(settings),
+        **gateway_fields(settings),
+    )
+
+
+def gateway_fields(settings: Settings) -> dict[str, Any]:
+    """The fields of a :class:`GatewaysConfig`."""
+    return {
+        "host": settings.host,
+        "http_port": settings.http_port,
+        "grpc_port": settings.grpc_port,
+        "metrics_port": settings.metrics_port,
+        "default_slo_ns": None if settings.slo_ms is None else ms(settings.slo_ms),
+        "gateways": settings.gateways,
+        "region_bytes": settings.gateway_memory,
+        "max_body_bytes": settings.max_body,
+        "model_control": settings.model_control,
+        "shared_memory": settings.shared_memory,
+        "triton_codes": settings.triton_codes,
+        "door": door_config(settings),
+        "drain_s": settings.drain_s,
+        "log_level": settings.log_level,
+        "log_format": settings.log_format,
+    }
 
 
 def server_config(settings: Settings) -> ServerConfig:
@@ -192,25 +236,11 @@ def server_config(settings: Settings) -> ServerConfig:
         store=store if target is None else msgspec.structs.replace(store, torch_target=target),
         devices=devices,
         controller=controller_config(settings),
-        host=settings.host,
-        http_port=settings.http_port,
-        grpc_port=settings.grpc_port,
-        metrics_port=settings.metrics_port,
-        default_slo_ns=None if settings.slo_ms is None else ms(settings.slo_ms),
-        gateways=settings.gateways,
-        region_bytes=settings.gateway_memory,
-        max_body_bytes=settings.max_body,
-        model_control=settings.model_control,
-        shared_memory=settings.shared_memory,
-        triton_codes=settings.triton_codes,
-        door=door_config(settings),
         compile_memory_bytes=share_of_memory(settings.compile_memory),
         compile_s=settings.compile_s,
-        drain_s=settings.drain_s,
         journal=settings.journal,
         pin=settings.pin,
         realtime=settings.realtime,
         machines=bridge_settings(settings),
-        log_level=settings.log_level,
-        log_format=settings.log_format,
+        **gateway_fields(settings),
     )

@@ -145,9 +145,11 @@ SETTINGS = (
     Setting("pin", switch, False, "false", "give every device cores of its own"),
     Setting("realtime", switch, False, "false", "run lanes at real-time priority (needs CAP_SYS_NICE)"),
     # Other machines
-    Setting("listen_workers", address, "", "", "HOST:PORT where workers on other machines may join"),
-    Setting("controller", address, "", "", "HOST:PORT of the server that `clockwork worker` joins"),
-    Setting("worker_name", machine_name, "", "", "what this machine is called there; none: its host name"),
+    Setting(
+        "listen_machines", address, "", "", "HOST:PORT where workers and gateways on other machines may join"
+    ),
+    Setting("controller", address, "", "", "HOST:PORT of the server that `clockwork worker` or `gateway` joins"),
+    Setting("machine_name", machine_name, "", "", "what this machine is called there; none: its host name"),
     Setting("cluster_certificate", path, "", "", "PEM file of this machine's certificate, for the others"),
     Setting("cluster_key", path, "", "", "PEM file of that certificate's key, without a passphrase"),
     Setting("cluster_ca", path, "", "", "PEM file of the authority of all machines' certificates"),

@@ -138,7 +138,10 @@ def machine_name(value: object) -> str:
     found = value.strip() if isinstance(value, str) else ""
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", found):
         return found
-    raise Unfit("up to 64 letters, digits, dashes, dots and underscores", "choose a name of those")
+    raise Unfit(
+        "up to 64 letters, digits, dashes, dots and underscores, a letter or a digit first",
+        "choose a name of those",
+    )
 
 
 def prefix_or_off(value: object) -> str | None:

@@ -52,7 +52,16 @@ from clockwork_serve.messages.links import (
     WorkerLost,
     WorkerSilent,
 )
-from clockwork_serve.messages.machines import Fetch, Machine, Part, Piece, Refused
+from clockwork_serve.messages.machines import (
+    FarGateway,
+    Fetch,
+    Machine,
+    Part,
+    Piece,
+    Refused,
+    RequestPiece,
+    Unheard,
+)
 from clockwork_serve.messages.records import (
     DATATYPES,
     Code,
@@ -96,6 +105,7 @@ Frame = (
     | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved | QuotasSet
     | Drain | Readiness | Ask | Reply | Announced | Foretold | Quarantined | Pardon | WorkerCrashed
     | DeviceNumbers | Beat | WorkerHung | Intake | Keep | Machine | Refused | Piece | Fetch | Part
+    | FarGateway | RequestPiece | Unheard
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
@@ -121,6 +131,7 @@ __all__ = [
     "DeviceState",
     "Drain",
     "Extent",
+    "FarGateway",
     "Fetch",
     "Foretold",
     "Frame",
@@ -152,6 +163,7 @@ __all__ = [
     "Release",
     "Reply",
     "Request",
+    "RequestPiece",
     "Resident",
     "Result",
     "Role",
@@ -162,6 +174,7 @@ __all__ = [
     "Tensors",
     "TorchIndex",
     "TorchTensor",
+    "Unheard",
     "Unload",
     "Weights",
     "Window",

@@ -1,4 +1,4 @@
-"""What a worker on another machine and the bridge on the server's tell each other beside what workers say.
+"""What processes on another machine and the bridge on the server's tell each other beside what is said at home.
 
 Tensors and artefacts travel in pieces, so that nothing else waits long behind them.
 """
@@ -20,8 +20,15 @@ class Machine(Struct, frozen=True, kw_only=True, tag="machine"):
     kinds: tuple[str, ...]
 
 
+class FarGateway(Struct, frozen=True, kw_only=True, tag="far_gateway"):
+    """A gateway's first frame: what it runs."""
+
+    gateway: str
+    version: str
+
+
 class Refused(Struct, frozen=True, kw_only=True, tag="refused"):
-    """A worker may not join; ``final``: not later either, as it is."""
+    """A worker or gateway may not join; ``final``: not later either, as it is."""
 
     why: str
     final: bool = True
@@ -38,6 +45,24 @@ class Piece(Struct, frozen=True, kw_only=True, tag="piece"):
     call: int
     at: int
     data: bytes
+
+
+class RequestPiece(Struct, frozen=True, kw_only=True, tag="request_piece"):
+    """Bytes of a request's tensors, in order: inputs from its gateway, outputs back.
+
+    ``at`` counts from the start of its inputs, or of its room for outputs.
+    """
+
+    request_id: str
+    at: int
+    data: bytes
+
+
+class Unheard(Struct, frozen=True, kw_only=True, tag="unheard"):
+    """The controller never heard of a request: there was no room for it (``why``), or it was cancelled before."""
+
+    request_id: str
+    why: str = ""
 
 
 class Fetch(Struct, frozen=True, kw_only=True, tag="fetch"):

@@ -1,18 +1,20 @@
-"""Lets workers on other machines join: to the controller each is a worker here. It decides nothing.
+"""Lets workers and gateways on other machines join: to the controller each is one here. It decides nothing.
 
-The controller, gateways and local workers know nothing of it: what a network costs, costs this process.
+The controller, and the server's own gateways and workers, know nothing of it: what a network costs, costs
+this process.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import (
+    FarGateway,
     Frame,
     Hello,
     Machine,
@@ -23,24 +25,31 @@ from clockwork_serve.messages import (
     Refused,
     Role,
 )
-from clockwork_serve.serve.bridge_peer import Peer
-from clockwork_serve.serve.machine_config import FAR_NAME
+from clockwork_serve.serve.bridge_gateway import GatewayPeer
+from clockwork_serve.serve.bridge_peer import Judge, Peer
+from clockwork_serve.serve.bridge_worker import WorkerPeer
+from clockwork_serve.serve.machine_config import FAR_GATEWAY, FAR_NAME
 from clockwork_serve.serve.machine_link import MachineLink
 from clockwork_serve.serve.transport import Link, connect, hello
 
 RECONNECT_S: Final = 0.05
 NAME: Final = "bridge"
+_FORMS: Final = {Role.WORKER: FAR_NAME, Role.GATEWAY: FAR_GATEWAY}
 
 _log = logging.getLogger(__name__)
 
 
 class Bridge:
-    """All workers on other machines. ``judge`` tells why one may not join."""
+    """All processes on other machines. ``judge`` tells why one may not join.
 
-    def __init__(self, controller: Path, judge: Callable[[Machine], Refused | None]) -> None:
+    ``region_bytes`` hold the tensors of each gateway's requests in flight.
+    """
+
+    def __init__(self, controller: Path, judge: Judge, region_bytes: int) -> None:
         self.models: dict[str, Model] = {}
         self._controller = controller
         self._judge = judge
+        self._region_bytes = region_bytes
         self._peers: dict[Link, Peer] = {}
         self._complete = False  # the catalogue has been told
         self._lost = asyncio.Event()
@@ -84,29 +93,39 @@ class Bridge:
         self.models.clear()
         self._lost.set()
 
-    def _tell(self, frame: Frame) -> None:
+    def _tell(self, frame: ModelAdded | ModelRemoved) -> None:
         for peer in self._peers.values():
-            peer.link.send(frame)
+            peer.on_catalogue(frame)
 
     # Machines
 
     def on_link(self, link: Link) -> None:
         """A machine connected."""
         assert isinstance(link, MachineLink)
-        peer = Peer(link, self._controller, self.models, self._judge, self._on_gone)
-        if link.peer.role is not Role.WORKER or not FAR_NAME.fullmatch(peer.name):
-            found = f"{link.peer.role} {peer.name!r}"
-            peer.refuse(Refused(why=f"expected a worker that is called NAME.DEVICE:NUMBER, found {found}"))
+        peer = self._peer_of(link)
+        form = _FORMS.get(link.peer.role)
+        if form is None or not form.fullmatch(peer.name):
+            why = (
+                "expected a worker that is called NAME.DEVICE:NUMBER, or a gateway that is called "
+                f"NAME.gateway-NUMBER, found {link.peer.role} {peer.name!r:.80}"
+            )
+            peer.refuse(Refused(why=why))
             return
         if not self._complete:
             peer.refuse(Refused(why="the server has no controller now", final=False))
             return
         for other in list(self._peers.values()):
             if other.name == peer.name and not self._replaced(other, link.peer):
-                why = f"another worker of this server is called {peer.name}; give it --worker-name"
+                why = f"another {peer.role} of this server is called {peer.name}; give it --machine-name"
                 peer.refuse(Refused(why=why, final=False))
                 return
         self._peers[link] = peer
+
+    def _peer_of(self, link: MachineLink) -> Peer:
+        given = link, self._controller, self.models, self._judge, self._on_gone
+        if link.peer.role is Role.GATEWAY:
+            return GatewayPeer(*given, self._region_bytes)
+        return WorkerPeer(*given)
 
     def _replaced(self, other: Peer, new: Hello) -> bool:
         """Whether a link is one that its own process has given up already."""
@@ -129,17 +148,18 @@ class Bridge:
         self._peers.pop(peer.link, None)
 
 
-def judge_of(
-    version: str, runtime: Mapping[str, str], kinds: Sequence[str]
-) -> Callable[[Machine], Refused | None]:
+def judge_of(version: str, runtime: Mapping[str, str], kinds: Sequence[str]) -> Judge:
     """Who may join a server of this ``version``, whose artefacts are for this ``runtime``.
 
-    ``kinds`` are those of the server's devices, for which it knows how long models take.
+    ``kinds`` are those of the server's devices, for which it knows how long models take. A gateway runs no
+    model: it need not have them.
     """
 
-    def judge(machine: Machine) -> Refused | None:
+    def judge(machine: Machine | FarGateway) -> Refused | None:
         if machine.version != version:
             return Refused(why=f"clockwork-serve: expected {version}, found {machine.version}; install that")
+        if isinstance(machine, FarGateway):
+            return None
         differ = sorted(
             name for name in {**runtime, **machine.runtime} if runtime.get(name) != machine.runtime.get(name)
         )

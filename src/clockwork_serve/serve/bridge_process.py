@@ -1,4 +1,4 @@
-"""The process that workers on other machines connect to. It serves no client, and decides nothing."""
+"""The process that workers and gateways on other machines connect to. It serves no client, and decides nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ class BridgeConfig(Struct, frozen=True, kw_only=True):
 async def serve(config: BridgeConfig, stop: asyncio.Event) -> None:
     """Accept machines until ``stop``. Raises :class:`ConfigError` for files or a port that will not do."""
     bridge = Bridge(
-        Path(config.run_dir) / SOCKET_NAME, judge_of(__version__, runtime_fingerprint(), config.kinds)
+        Path(config.run_dir) / SOCKET_NAME,
+        judge_of(__version__, runtime_fingerprint(), config.kinds),
+        config.settings.region_bytes,
     )
     listener = MachineListener(
         ClusterContext(config.settings.files, server=True), hello(Role.CONTROLLER, NAME),
@@ -50,8 +52,8 @@ async def serve(config: BridgeConfig, stop: asyncio.Event) -> None:
     try:
         listener.listen(bound(settings.host, settings.port))
     except OSError as error:
-        raise ConfigError(f"listen_workers: {settings.host}:{settings.port}: {error.strerror}") from None
-    _log.info("workers may join at %s:%d", settings.host, settings.port)
+        raise ConfigError(f"listen_machines: {settings.host}:{settings.port}: {error.strerror}") from None
+    _log.info("workers and gateways may join at %s:%d", settings.host, settings.port)
     catalogue = asyncio.get_running_loop().create_task(bridge.run())
     gc.collect()
     gc.freeze()

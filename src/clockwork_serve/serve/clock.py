@@ -12,7 +12,17 @@ from typing import Final
 
 import msgspec
 
-from clockwork_serve.messages import Frame, Infer, Load, Request, Result, Unload, Window
+from clockwork_serve.messages import (
+    Announced,
+    Frame,
+    Infer,
+    Load,
+    Quarantined,
+    Request,
+    Result,
+    Unload,
+    Window,
+)
 
 SAMPLES_MAX: Final = 1024
 """How many one-way delays the minimum is taken over: long enough to catch a quiet moment, short enough to
@@ -87,10 +97,12 @@ class ClockAlignment:
 
 
 def to_local(frame: Frame, offset_ns: int, error_ns: int) -> Frame:
-    """An action from the controller with its window on our clock, narrowed by the error of the offset."""
+    """A frame from the controller with its times on our clock; windows are narrowed by the error of the offset."""
     match frame:
         case Load() | Unload() | Infer():
             return msgspec.structs.replace(frame, window=_local_window(frame.window, offset_ns, error_ns))
+        case Quarantined() if frame.why:
+            return msgspec.structs.replace(frame, since_ns=frame.since_ns + offset_ns)
         case _:
             return frame
 
@@ -102,7 +114,7 @@ def to_controller(frame: Frame, offset_ns: int) -> Frame:
             return msgspec.structs.replace(
                 frame, started_ns=frame.started_ns - offset_ns, ended_ns=frame.ended_ns - offset_ns
             )
-        case Request():
+        case Request() | Announced():
             return msgspec.structs.replace(
                 frame, arrival_ns=frame.arrival_ns - offset_ns, deadline_ns=frame.deadline_ns - offset_ns
             )

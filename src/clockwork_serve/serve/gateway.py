@@ -28,13 +28,9 @@ from clockwork_serve.messages import (
     Release,
     Reply,
     Request,
+    Unheard,
 )
-from clockwork_serve.oip import (
-    Served,
-    reason_of_error,
-    status_of,
-    tightest,
-)
+from clockwork_serve.oip import Served, reason_of_error, status_of, tightest
 from clockwork_serve.serve.gateway_announcements import Announcements
 from clockwork_serve.serve.gateway_check import check
 from clockwork_serve.serve.gateway_core_settings import GatewaySettings
@@ -43,11 +39,12 @@ from clockwork_serve.serve.gateway_endings import (
     Pending,
     crowded,
     ending_of,
+    no_room,
     own_ending,
     wrong,
 )
 from clockwork_serve.serve.gateway_inquiry import EarlyInquiry, Ending, Inquiry, spread_s
-from clockwork_serve.serve.gateway_link import GatewayLink, LinkListener
+from clockwork_serve.serve.gateway_link import GatewayLink, LinkListener, Reach, at_home
 from clockwork_serve.serve.gateway_models import GatewayModels
 from clockwork_serve.serve.gateway_overdue import Overdue
 from clockwork_serve.serve.gateway_regions import Regions
@@ -66,13 +63,17 @@ _log = logging.getLogger(__name__)
 
 
 class Gateway:
-    """All methods are for the running loop's own thread. ``dice`` spread those who come back."""
+    """All methods are for the running loop's own thread. ``dice`` spread those who come back.
+
+    ``reach``: the controller is elsewhere, and not where ``settings`` say.
+    """
 
     def __init__(
         self,
         settings: GatewaySettings,
         clock: Callable[[], int] = time.monotonic_ns,
         caps: Caps | None = None,
+        reach: Reach | None = None,
     ) -> None:
         self.name = settings.name
         self.regions: Regions | None = None  # set where clients may use shared memory
@@ -96,8 +97,10 @@ class Gateway:
         listener = LinkListener(
             self._on_answer, self._on_release, self._on_lost, self._on_readiness,
             self.announcements.on_foretold, self._on_batch, self._on_batch_end, self._on_refused,
+            self._on_unheard,
         )  # fmt: skip
-        self.link = GatewayLink(settings.name, Path(settings.controller), settings.default_slo_ns, listener)
+        reach = reach or at_home(Path(settings.controller), settings.name)
+        self.link = GatewayLink(reach, settings.default_slo_ns, listener)
         self._pending: dict[str, Pending] = {}  # all and only requests sent and not answered
         self._stranded = Stranded(clock)
         self._held: dict[str, Slot] = {}  # slots of answered requests that a worker may still touch
@@ -263,6 +266,17 @@ class Gateway:
         pending = self._drop(request.request_id, Outcome.REJECTED, Reason.QUEUE_FULL)
         if pending.inquiry is not None:
             self._tell(pending.inquiry, crowded(request.request_id, pending, waited_ns))
+
+    def _on_unheard(self, unheard: Unheard) -> None:
+        request_id = unheard.request_id
+        pending = self._pending.get(request_id)
+        if pending is None:
+            _log.error("unheard, and not open", extra={"request_id": request_id})
+        elif pending.inquiry is None:
+            self._drop(request_id, Outcome.EXPIRED if pending.expired else Outcome.CANCELLED, Reason.NONE)
+        else:
+            self._drop(request_id, Outcome.REJECTED, Reason.QUEUE_FULL)
+            self._tell(pending.inquiry, no_room(request_id, pending, unheard.why))
 
     def _drop(self, request_id: str, outcome: Outcome, reason: Reason) -> Pending:
         """End a request that the controller never heard of."""

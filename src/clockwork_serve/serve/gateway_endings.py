@@ -80,7 +80,13 @@ def own_ending(
 def crowded(request_id: str, pending: Pending, waited_ns: int) -> Ending:
     """How a request ends that could not even be told to the controller."""
     waited = f"{waited_ns / NS_PER_MS:.1f} ms"
-    message = f"more requests come than the server can plan; this one waited {waited}"
+    return no_room(
+        request_id, pending, f"more requests come than the server can plan; this one waited {waited}"
+    )
+
+
+def no_room(request_id: str, pending: Pending, message: str) -> Ending:
+    """How a request ends for which there is no room on the way to the controller."""
     ending = own_ending(Outcome.REJECTED, Reason.QUEUE_FULL, message, request_id, pending)
     ending.retry_after_ns = ROOM_RETRY_NS
     return ending

@@ -1,16 +1,16 @@
 """A gateway's link to the controller process: connects again and again, keeps the catalogue, asks questions.
 
-It knows nothing of requests: answers go to whoever owns it.
+It knows nothing of requests: answers go to whoever owns it. Nor does it know where the controller is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -32,10 +32,11 @@ from clockwork_serve.messages import (
     Reply,
     Request,
     Role,
+    Unheard,
 )
 from clockwork_serve.serve.gateway_models import GatewayModels
 from clockwork_serve.serve.gateway_turnstile import SWEEP_NS, Turnstile
-from clockwork_serve.serve.transport import Link, connect, hello
+from clockwork_serve.serve.transport import connect, hello
 from clockwork_serve.units import NS_PER_S
 
 RECONNECT_S: Final = 0.05
@@ -43,11 +44,45 @@ RECONNECT_S: Final = 0.05
 _log = logging.getLogger(__name__)
 
 
+class ControllerLink(Protocol):
+    """A link to the controller, or what stands for one."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether frames can still be sent."""
+
+    def send(self, frame: Frame) -> None:
+        """Send one; dropped if the link is gone."""
+
+    def close(self) -> None:
+        """Close after what was sent; nothing is told of it."""
+
+
+Reach = Callable[[Callable[[list[Frame]], None], Callable[[str], None]], Awaitable[ControllerLink]]
+"""How to reach the controller: given whom to tell of frames, and at most once why the link was lost.
+
+Raises :class:`TransportError` if it cannot be reached now.
+"""
+
+
+def at_home(controller: Path, name: str) -> Reach:
+    """A controller of this host, at that socket."""
+
+    async def reach(on_frames: Callable[[list[Frame]], None], on_lost: Callable[[str], None]) -> ControllerLink:
+        own = hello(Role.GATEWAY, name)
+        return await connect(
+            controller, own, lambda _, frames: on_frames(frames), lambda link: on_lost(link.lost_because)
+        )
+
+    return reach
+
+
 @dataclass(slots=True, frozen=True)
 class LinkListener:
     """Whom to tell. ``on_lost`` gets a reason; ``on_readiness`` tells that readiness may have changed.
 
-    ``on_refused`` gets a request that waited for its turn in vain, and for how long it did, in ns.
+    ``on_refused`` gets a request that waited for its turn in vain, and for how long it did, in ns;
+    ``on_unheard`` hears of one that was sent, and the controller never heard of it.
     ``on_batch`` is called before what came in one piece is told, and ``on_batch_end`` after it.
     """
 
@@ -59,21 +94,19 @@ class LinkListener:
     on_batch: Callable[[], None] = lambda: None
     on_batch_end: Callable[[], None] = lambda: None
     on_refused: Callable[[Request, int], None] = lambda request, waited_ns: None
+    on_unheard: Callable[[Unheard], None] = lambda _: None
 
 
 class GatewayLink:
     """All methods are for the running loop's own thread. ``models`` is the catalogue of the open link."""
 
-    def __init__(
-        self, name: str, controller: Path, server_slo_ns: int | None, listener: LinkListener
-    ) -> None:
+    def __init__(self, reach: Reach, server_slo_ns: int | None, listener: LinkListener) -> None:
         self.models = GatewayModels(server_slo_ns)
-        self._own = hello(Role.GATEWAY, name)
-        self._path = controller
+        self._reach = reach
         self._server_slo_ns = server_slo_ns
         self._listener = listener
         self._loop = asyncio.get_running_loop()
-        self._link: Link | None = None
+        self._link: ControllerLink | None = None
         self._readiness = Readiness(ready=False, why="connecting to the controller")
         self._incoming: GatewayModels | None = None  # the catalogue of a new link, until it is complete
         self._asks: dict[int, asyncio.Future[Reply]] = {}  # all and only questions without a reply
@@ -103,7 +136,7 @@ class GatewayLink:
             self._incoming = GatewayModels(self._server_slo_ns)
             self._lost.clear()
             try:
-                link = await connect(self._path, self._own, self._on_frames, self._on_lost)
+                link = await self._reach(self._on_frames, self._on_lost)
             except TransportError as error:
                 _log.debug("%s", error)
             else:
@@ -154,7 +187,7 @@ class GatewayLink:
         finally:
             self._asks.pop(ask_id, None)
 
-    def _on_frames(self, link: Link, frames: list[Frame]) -> None:
+    def _on_frames(self, frames: list[Frame]) -> None:
         on_answer = self._listener.on_answer
         self._listener.on_batch()
         try:
@@ -179,6 +212,9 @@ class GatewayLink:
                     waiter.set_result(frame)
             case Intake():
                 self._turnstile.take(frame)
+            case Unheard():
+                listener.on_unheard(frame)
+                self._turnstile.take_back()
             case Readiness():
                 self._on_readiness(frame)
             case CodeAdded() | CodeRemoved() | ModelAdded() | ModelRemoved() | Quarantined():
@@ -207,8 +243,8 @@ class GatewayLink:
         self._readiness = frame
         self._listener.on_readiness()
 
-    def _on_lost(self, link: Link) -> None:
-        _log.warning("link lost: %s", link.lost_because)
+    def _on_lost(self, why: str) -> None:
+        _log.warning("link lost: %s", why)
         self._link = None
         self._turnstile.reset()
         self._incoming = GatewayModels(self._server_slo_ns)

@@ -20,6 +20,7 @@ from msgspec import Struct
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve import child
 from clockwork_serve.serve.controller_process import SOCKET_NAME
+from clockwork_serve.serve.far_controller import FarReach
 from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_core_settings import GatewaySettings
 from clockwork_serve.serve.gateway_door import Door, DoorConfig
@@ -30,6 +31,7 @@ from clockwork_serve.serve.gateway_regions import Regions
 from clockwork_serve.serve.gateway_routes import find_metrics_route
 from clockwork_serve.serve.gateway_sharing import Share
 from clockwork_serve.serve.gateway_tenants import Caps
+from clockwork_serve.serve.machine_config import FarServer
 from clockwork_serve.serve.slices import run_patiently
 from clockwork_serve.units import MIB
 
@@ -51,7 +53,7 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
     ``region_bytes`` holds the tensors of all requests in flight. ``reuse_port``: other processes of ours
     listen there too. ``number`` is this gateway's among all ``gateways``, from 0. ``shared_memory``: the
     prefix of keys of shared memory that local clients may use. ``triton_codes``: what is refused or expired
-    gets Triton's status.
+    gets Triton's status. ``server``: that is on another machine.
     """
 
     run_dir: str
@@ -70,6 +72,7 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
     shared_memory: str | None = None
     triton_codes: bool = False
     door: DoorConfig = DoorConfig()
+    server: FarServer | None = None
     log_level: str = "info"
     log_format: str = "text"
 
@@ -98,7 +101,10 @@ class GatewayServers:
             requests=config.door.limits.requests,
         )
         keys = self.door.keys
-        self.gateway = Gateway(settings, caps=None if keys is None else Caps(keys.tenants))
+        self.far = None if config.server is None else FarReach(config.name, config.server)
+        self.gateway = Gateway(
+            settings, caps=None if keys is None else Caps(keys.tenants), reach=self.far
+        )
         if config.shared_memory is not None:
             self.gateway.regions = Regions(config.shared_memory, Path(config.run_dir) / "regions")
         self.endpoints = Endpoints(self.gateway, version("clockwork-serve"), config.model_control)
@@ -165,8 +171,23 @@ async def serve(config: GatewayConfig, stop: asyncio.Event) -> int:
         _log.critical("%s", error)
         return EXIT_CONFIG
     _log.info("listening", extra={"host": config.host, **servers.port_by_name})
-    await stop.wait()
+    status = 0
+    if servers.far is None:
+        await stop.wait()
+    else:
+        status = await _unless_refused(servers.far, stop)
     await servers.close()
+    return status
+
+
+async def _unless_refused(far: FarReach, stop: asyncio.Event) -> int:
+    """Return at ``stop``, or once the server will not have this gateway; the exit status."""
+    stopped = asyncio.ensure_future(stop.wait())
+    await asyncio.wait((stopped, far.refused), return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if far.refused.done() and (error := far.refused.exception()) is not None:
+        _log.critical("%s", error)
+        return EXIT_CONFIG
     return 0
 
 

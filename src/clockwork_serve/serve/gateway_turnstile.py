@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from msgspec import structs
+
 from clockwork_serve.messages import Frame, Intake, Request
 
 SWEEP_NS: Final = 2_000_000
@@ -65,6 +67,10 @@ class Turnstile:
         while held and (self._unheard < rule.most or not rule.most):
             self._unheard += bool(rule.most)
             self._send(held.popitem()[1][0])
+
+    def take_back(self) -> None:
+        """One of those that were sent will not be heard."""
+        self.take(structs.replace(self._rule, heard=1))
 
     def sweep(self) -> None:
         """Refuse who has waited for too long."""

@@ -71,14 +71,7 @@ class Keeper:
         if config.machines is not None:
             config.machines.check()
         self.config = config
-        self.ports = Ports(
-            config.host,
-            {
-                "http_port": config.http_port,
-                "grpc_port": config.grpc_port,
-                "metrics_port": config.metrics_port,
-            },
-        )
+        self.ports = Ports(config.host, config.ports)
         self.catalogue = Catalogue()
         self.quotas = Quotas(config.door.api_keys)
         self.warnings: tuple[str, ...] = ()

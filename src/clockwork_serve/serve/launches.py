@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from clockwork_serve.devices import DeviceConfig, profile_kind
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.controller_process import ControllerProcessConfig
-from clockwork_serve.serve.server_config import ServerConfig
+from clockwork_serve.serve.machine_config import FarServer
+from clockwork_serve.serve.server_config import GatewaysConfig, ServerConfig
 from clockwork_serve.serve.supervisor import Launch
 
 
@@ -43,15 +43,12 @@ def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int
         )
         for number, (name, devices) in enumerate(workers_of(config.devices))
     ]
-    gateways = [
-        Launch.of(f"gateway-{number}", "gateway", _gateway(config, run_dir, port_by_name, number) | logs)
-        for number in range(config.gateways)
-    ]
     bridges = []
     if config.machines is not None:
         kinds = tuple(dict.fromkeys(profile_kind(device) for device in config.devices))
         bridge = {"run_dir": str(run_dir), "settings": config.machines, "kinds": kinds, **logs}
         bridges.append(Launch.of("bridge", "bridge", bridge))
+    gateways = gateway_launches(config, run_dir, port_by_name)
     return [Launch.of("controller", "controller", controller), *workers, *gateways, *bridges]
 
 
@@ -72,25 +69,40 @@ def pinned_cores(workers: int, cores: set[int]) -> dict[int, tuple[int, ...]]:
     return {number: tuple(sorted(ordered[number * each : (number + 1) * each])) for number in range(workers)}
 
 
-def _gateway(
-    config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int], number: int
-) -> dict[str, Any]:
-    return {
-        "run_dir": str(run_dir),
-        "name": f"gateway-{number}",
-        "host": config.host,
-        "http_port": port_by_name["http_port"],
-        "grpc_port": port_by_name.get("grpc_port"),
-        # Gateways count apart, so they cannot share one page of metrics.
-        "metrics_port": port_by_name.get("metrics_port") if number == 0 else None,
-        "default_slo_ns": config.default_slo_ns,
-        "region_bytes": config.region_bytes,
-        "max_body_bytes": config.max_body_bytes,
-        "reuse_port": True,
-        "gateways": config.gateways,
-        "number": number,
-        "model_control": config.model_control,
-        "shared_memory": config.shared_memory,
-        "triton_codes": config.triton_codes,
-        "door": config.door,
-    }
+def gateway_launches(
+    config: GatewaysConfig, run_dir: Path, port_by_name: Mapping[str, int], server: FarServer | None = None,
+    prefix: str = "",
+) -> list[Launch]:  # fmt: skip
+    """The gateways of one machine, called ``gateway-0`` and so on after ``prefix``.
+
+    ``server``: they are not the server's own, which is elsewhere.
+    """
+    return [
+        Launch.of(
+            f"{prefix}gateway-{number}",
+            "gateway",
+            {
+                "run_dir": str(run_dir),
+                "name": f"{prefix}gateway-{number}",
+                "host": config.host,
+                "http_port": port_by_name["http_port"],
+                "grpc_port": port_by_name.get("grpc_port"),
+                # Gateways count apart, so they cannot share one page of metrics.
+                "metrics_port": port_by_name.get("metrics_port") if number == 0 else None,
+                "default_slo_ns": config.default_slo_ns,
+                "region_bytes": config.region_bytes,
+                "max_body_bytes": config.max_body_bytes,
+                "reuse_port": True,
+                "gateways": config.gateways,
+                "number": number,
+                "model_control": config.model_control,
+                "shared_memory": config.shared_memory,
+                "triton_codes": config.triton_codes,
+                "door": config.door,
+                "server": server,
+                "log_level": config.log_level,
+                "log_format": config.log_format,
+            },
+        )
+        for number in range(config.gateways)
+    ]

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from clockwork_serve.messages import Piece, TensorRef, Tensors
+from clockwork_serve.messages import Piece, RequestPiece, TensorRef, Tensors
 from clockwork_serve.serve.machine_link import PIECE_BYTES
 from clockwork_serve.units import align
 
@@ -49,10 +49,26 @@ def pieces(
     wanted: Callable[[], bool],
 ) -> Iterator[Piece]:  # fmt: skip
     """What ``refs`` name in ``memory``, for where ``targets`` say; ends early once nobody wants it."""
+    for at, data in cut(refs, targets, memory, wanted):
+        yield Piece(action_id=action_id, call=call, at=at, data=data)
+
+
+def request_pieces(
+    request_id: str, refs: Sequence[TensorRef], targets: Sequence[TensorRef], memory: memoryview,
+    wanted: Callable[[], bool],
+) -> Iterator[RequestPiece]:  # fmt: skip
+    """The same for the tensors of a request."""
+    for at, data in cut(refs, targets, memory, wanted):
+        yield RequestPiece(request_id=request_id, at=at, data=data)
+
+
+def cut(
+    refs: Sequence[TensorRef], targets: Sequence[TensorRef], memory: memoryview, wanted: Callable[[], bool]
+) -> Iterator[tuple[int, bytes]]:
+    """Where each piece goes, and its bytes, in order. All but the last of a tensor are whole."""
     for ref, target in zip(refs, targets, strict=True):
         for start in range(0, ref.nbytes, PIECE_BYTES):
             if not wanted():
                 return
             end = min(ref.nbytes, start + PIECE_BYTES)
-            data = bytes(memory[ref.offset + start : ref.offset + end])
-            yield Piece(action_id=action_id, call=call, at=target.offset + start, data=data)
+            yield target.offset + start, bytes(memory[ref.offset + start : ref.offset + end])

@@ -4,8 +4,27 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Mapping
 
 from clockwork_serve.errors import ConfigError
+from clockwork_serve.serve.health import reachable
+
+
+def addresses(host: str, number_by_name: Mapping[str, int], *, tls: bool) -> dict[str, str]:
+    """Where clients of this host find ``http``, ``grpc`` and ``metrics``; empty where one is off.
+
+    As ``host:port``, with a scheme where it is HTTP.
+    """
+    reached = reachable(host)
+    reached = f"[{reached}]" if ":" in reached else reached
+    at = {name: f"{reached}:{number}" for name, number in number_by_name.items()}
+    scheme = "https" if tls else "http"
+    metrics = at.get("metrics_port")
+    return {
+        "http": f"{scheme}://{at['http_port']}",
+        "grpc": at.get("grpc_port", ""),
+        "metrics": f"{scheme}://{metrics}/metrics" if metrics else "",
+    }
 
 
 class Ports:

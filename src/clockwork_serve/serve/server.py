@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from clockwork_serve.serve.health import reachable
 from clockwork_serve.serve.keeper import Keeper, StartError
+from clockwork_serve.serve.ports import addresses
 from clockwork_serve.serve.preparation import OnProgress, Progress
 from clockwork_serve.serve.server_config import ServerConfig
 from clockwork_serve.telemetry import Counters
@@ -31,28 +31,22 @@ class Server(Keeper):
     @property
     def http_url(self) -> str:
         """Where HTTP is served, as ``host:port`` with the scheme."""
-        return f"{self._scheme}://{self._address('http_port')}"
+        return self._addresses["http"]
 
     @property
     def grpc_url(self) -> str:
         """Where gRPC is served, as ``host:port``; empty if it is off."""
-        return self._address("grpc_port")
+        return self._addresses["grpc"]
 
     @property
     def metrics_url(self) -> str:
         """Where metrics are served; empty if that is off."""
-        address = self._address("metrics_port")
-        return f"{self._scheme}://{address}/metrics" if address else ""
+        return self._addresses["metrics"]
 
     @property
-    def _scheme(self) -> str:
-        return "http" if self.config.door.tls is None else "https"
-
-    def _address(self, name: str) -> str:
-        host = reachable(self.config.host)
-        host = f"[{host}]" if ":" in host else host
-        port = self.ports.number_by_name.get(name)
-        return "" if port is None else f"{host}:{port}"
+    def _addresses(self) -> dict[str, str]:
+        config = self.config
+        return addresses(config.host, self.ports.number_by_name, tls=config.door.tls is not None)
 
 
 class RunningServer:

@@ -13,23 +13,15 @@ from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB
 
 
-class ServerConfig(Struct, frozen=True, kw_only=True):
-    """Settings of ``clockwork serve``.
+class GatewaysConfig(Struct, frozen=True, kw_only=True):
+    """Settings of the gateways of one machine.
 
-    ``repository`` is a folder in Triton's layout. A port of 0 is chosen by the system; ``grpc_port`` and
-    ``metrics_port`` may be None for off. ``default_slo_ns``: deadline of requests that name none (None: see
-    the gateway). ``shared_memory``: the prefix of keys of shared memory that local clients may use (None:
-    off). ``triton_codes``: what is refused or expired gets Triton's status. ``compile_memory_bytes`` and
-    ``compile_s``: what a preparation may take, and its silence. ``drain_s``: how long a stop waits for
-    requests in flight. ``run_dir``: where the private folder of sockets is made (empty: XDG_RUNTIME_DIR or
-    the temporary folder). ``pin``: each device gets cores of its own. ``machines``: where workers on other
-    machines may join (None: nowhere).
+    A port of 0 is chosen by the system; ``grpc_port`` and ``metrics_port`` may be None for off.
+    ``default_slo_ns``: deadline of requests that name none (None: see the gateway). ``shared_memory``: the
+    prefix of keys of shared memory that local clients may use (None: off). ``triton_codes``: what is refused
+    or expired gets Triton's status. ``drain_s``: how long a stop waits for requests in flight.
     """
 
-    repository: str
-    store: StoreConfig
-    devices: tuple[DeviceConfig, ...] = (DeviceConfig(device="cpu:0"),)
-    controller: ControllerConfig = ControllerConfig()
     host: str = "127.0.0.1"
     http_port: int = 8000
     grpc_port: int | None = 8001
@@ -42,22 +34,12 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     shared_memory: str | None = None
     triton_codes: bool = False
     door: DoorConfig = DoorConfig()
-    compile_memory_bytes: int = 0
-    compile_s: float = 900.0
     drain_s: float = 10.0
-    journal: str = ""
-    run_dir: str = ""
-    pin: bool = False
-    realtime: bool = False
-    machines: BridgeSettings | None = None
     log_level: str = "info"
     log_format: str = "text"
 
     def __post_init__(self) -> None:
         """Check what no part checks for itself. Raises :class:`ConfigError`."""
-        names = [config.device for config in self.devices]
-        if not names or len(set(names)) < len(names):
-            raise ConfigError(f"devices: expected at least one, each once; found {names}; correct --device")
         if not 1 <= self.gateways <= 64:
             raise ConfigError(f"gateways: expected 1 to 64; found {self.gateways}")
         if self.region_bytes < 2 * self.max_body_bytes:
@@ -67,3 +49,41 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
             )
         if not 0 <= self.drain_s <= 3600:
             raise ConfigError(f"drain_s: expected 0 to 3600; found {self.drain_s}")
+
+    @property
+    def ports(self) -> dict[str, int | None]:
+        """The ports wanted, by setting."""
+        return {
+            "http_port": self.http_port,
+            "grpc_port": self.grpc_port,
+            "metrics_port": self.metrics_port,
+        }
+
+
+class ServerConfig(GatewaysConfig, frozen=True, kw_only=True):
+    """Settings of ``clockwork serve``.
+
+    ``repository`` is a folder in Triton's layout. ``compile_memory_bytes`` and ``compile_s``: what a
+    preparation may take, and its silence. ``run_dir``: where the private folder of sockets is made (empty:
+    XDG_RUNTIME_DIR or the temporary folder). ``pin``: each device gets cores of its own. ``machines``: where
+    workers and gateways on other machines may join (None: nowhere).
+    """
+
+    repository: str
+    store: StoreConfig
+    devices: tuple[DeviceConfig, ...] = (DeviceConfig(device="cpu:0"),)
+    controller: ControllerConfig = ControllerConfig()
+    compile_memory_bytes: int = 0
+    compile_s: float = 900.0
+    journal: str = ""
+    run_dir: str = ""
+    pin: bool = False
+    realtime: bool = False
+    machines: BridgeSettings | None = None
+
+    def __post_init__(self) -> None:
+        """Check what no part checks for itself. Raises :class:`ConfigError`."""
+        names = [config.device for config in self.devices]
+        if not names or len(set(names)) < len(names):
+            raise ConfigError(f"devices: expected at least one, each once; found {names}; correct --device")
+        GatewaysConfig.__post_init__(self)

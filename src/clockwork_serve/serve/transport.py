@@ -216,6 +216,10 @@ class Link(asyncio.BufferedProtocol):
             self._handlers.on_closed(self)
             transport.close()
 
+    def abort(self, why: str) -> None:
+        """Cut it off, as what came over it makes no sense; ``on_lost`` is called."""
+        self._break(why)
+
     # What the loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
