@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
 from benchmarks.machine import children
-from benchmarks.serving import Serving, until
+from benchmarks.serving import Metrics, Serving, read_metrics, until
 
 from benchmarks import repositories
 from clockwork_serve.devices import DeviceConfig
@@ -31,6 +34,8 @@ WIDE, LONG = 512, 256
 MODELS = 3
 PAGE = 256 * 1024
 PATIENCE_S = 60.0
+
+Far = TypeVar("Far", bound="FarProcess")
 
 
 def free_port() -> int:
@@ -58,20 +63,18 @@ def product(index: int, x: repositories.Floats) -> repositories.Floats:
 
 
 @dataclass
-class FarWorker:
-    """A ``clockwork worker`` and what it said."""
+class FarProcess:
+    """A ``clockwork worker`` or ``gateway`` and what it said."""
 
     process: subprocess.Popen[str]
     name: str
     said: list[str] = field(default_factory=list)
-
-    @property
-    def device(self) -> str:
-        return f"{self.name}.cpu:0"
+    at: dict[str, str] = field(default_factory=dict)
+    """Addresses of a gateway."""
 
     @property
     def children(self) -> list[int]:
-        """Its worker processes."""
+        """The processes that it keeps."""
         return children(self.process.pid)
 
     def heard(self, word: str) -> bool:
@@ -87,30 +90,94 @@ class FarWorker:
             os.kill(pid, number)
 
 
+class FarWorker(FarProcess):
+    """A ``clockwork worker``."""
+
+    @property
+    def device(self) -> str:
+        return f"{self.name}.cpu:0"
+
+
+class FarGateway(FarProcess):
+    """A ``clockwork gateway``."""
+
+    @property
+    def url(self) -> str:
+        return self.at["http"]
+
+    @property
+    def gateway(self) -> str:
+        """What the server calls its first process."""
+        return f"{self.name}.gateway-0"
+
+    def metrics(self) -> Metrics:
+        return read_metrics(self.at["metrics"])
+
+    @property
+    def ready(self) -> bool:
+        """Whether it would serve."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/v2/health/ready", timeout=10) as response:
+                return bool(response.status == 200)
+        except OSError:
+            return False
+
+
 @contextmanager
 def far_worker(
     port: int, certificates: Certificates, cache: Path, *options: str, name: str = "alpha",
     before: tuple[str, ...] = (), host: str = "127.0.0.1",
 ) -> Iterator[FarWorker]:  # fmt: skip
     """One on ``host`` and ``port``; ``before`` its command come other words."""
-    command = [
-        *before, sys.executable, "-m", "clockwork_serve", "worker", "--controller", f"{host}:{port}",
-        "--machine-name", name, "--cache", str(cache), "--device-memory", "16MiB",
+    command = joining("worker", f"{host}:{port}", certificates, name)
+    process = spoken([*before, *command, "--cache", str(cache), "--device-memory", "16MiB", *options])
+    with kept(FarWorker(process, name)) as worker:
+        yield worker
+
+
+@contextmanager
+def far_gateway(
+    port: int, certificates: Certificates, *options: str, name: str = "alpha",
+    before: tuple[str, ...] = (), host: str = "127.0.0.1",
+) -> Iterator[FarGateway]:  # fmt: skip
+    """One that listens, on ports that the system chose, unless it ended at once."""
+    command = [*joining("gateway", f"{host}:{port}", certificates, name), "--json"]
+    ports = [f"--{which}-port=0" for which in ("http", "grpc", "metrics")]
+    process = spoken([*before, *command, *ports, *options], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with kept(FarGateway(process, name)) as gateway, process.stdout as told:
+        gateway.at.update(json.loads(told.readline() or "{}"))
+        yield gateway
+
+
+def joining(command: str, server: str, certificates: Certificates, name: str) -> list[str]:
+    return [
+        sys.executable, "-m", "clockwork_serve", command, "--controller", server, "--machine-name", name,
         "--cluster-certificate", certificates.client_certificate, "--cluster-key", certificates.client_key,
-        "--cluster-ca", certificates.ca, *options,
+        "--cluster-ca", certificates.ca,
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    worker = FarWorker(process, name)
-    listening = threading.Thread(target=worker.listen, daemon=True)
+
+
+def spoken(command: list[str], stdout: int | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, text=True
+    )
+
+
+@contextmanager
+def kept(far: Far) -> Iterator[Far]:
+    """Listen to it until the end of the block, and end it then."""
+    process = far.process
+    listening = threading.Thread(target=far.listen, daemon=True)
     listening.start()
     try:
-        yield worker
+        yield far
     finally:
         process.terminate()
         try:
             process.wait(15)
         except subprocess.TimeoutExpired:
-            worker.signal_children(signal.SIGKILL)
+            far.signal_children(signal.SIGKILL)
             process.kill()
             process.wait()
         listening.join(5)
@@ -135,15 +202,19 @@ def joined(serving: Serving, *workers: FarWorker, timeout_s: float = PATIENCE_S)
         )
 
 
+def cluster_files(certificates: Certificates) -> ClusterFiles:
+    """What a machine that joins shows."""
+    return ClusterFiles(
+        certificate=certificates.client_certificate, key=certificates.client_key, ca=certificates.ca
+    )
+
+
 def worker_config(port: int, certificates: Certificates, folder: Path, name: str) -> str:
     """The configuration of a worker process by itself, as JSON."""
     run_dir = folder / "run"
     run_dir.mkdir()
-    files = ClusterFiles(
-        certificate=certificates.client_certificate, key=certificates.client_key, ca=certificates.ca
-    )
     machine = MachineConfig(
-        host="127.0.0.1", port=port, files=files, cache_dir=str(folder / "cache"), kinds=("cpu",)
+        host="127.0.0.1", port=port, files=cluster_files(certificates), cache_dir=str(folder / "cache"), kinds=("cpu",)
     )
     config = WorkerConfig(
         run_dir=str(run_dir), name=name, devices=(DeviceConfig(device=name, memory_bytes=16 * PAGE),),

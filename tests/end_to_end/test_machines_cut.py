@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import trustme
 from benchmarks.client import Report, closed_loop, infer_message, run
 from benchmarks.serving import Serving, total, until
+from msgspec import structs
 
-from clockwork_serve.serve.machine_config import BridgeSettings
-from tests.end_to_end import machines
+from tests.end_to_end import cables, machines
+from tests.end_to_end.cables import Cable, cable, certificates_of_cable
 from tests.end_to_end.conftest import call, x_json
 from tests.end_to_end.machines import MODELS, PAGE, WIDE, FarWorker, far_worker, joined
-from tests.serve.certificates import Certificates, certificates
+from tests.serve.certificates import certificates
 from tests.serve.proxy import Proxy, proxy
 
 Start = Callable[..., AbstractContextManager[Serving]]
@@ -185,54 +182,25 @@ def test_the_way_to_a_far_worker_is_part_of_the_estimate(network: Network) -> No
     books_balance(network.serving)
 
 
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
-
-
-@pytest.fixture
-def other_host() -> Iterator[str]:
-    """A network namespace that a cable leads to; its name."""
-    if shutil.which("ip") is None:
-        pytest.skip("no ip(8) here, which makes network namespaces")
-    name, near, far = f"cw{os.getpid()}", f"cwn{os.getpid()}", f"cwf{os.getpid()}"
-    try:
-        ip("netns", "add", name)
-        ip("link", "add", near, "type", "veth", "peer", "name", far, "netns", name)
-        ip("addr", "add", "10.177.0.1/30", "dev", near)
-        ip("link", "set", near, "up")
-        ip("-n", name, "addr", "add", "10.177.0.2/30", "dev", far)
-        ip("-n", name, "link", "set", far, "up")
-    except subprocess.CalledProcessError as error:
-        with suppress(subprocess.CalledProcessError):
-            ip("netns", "del", name)
-        pytest.skip(f"network namespaces are not permitted here: {error.stderr.decode().strip()}")
-    yield name
-    ip("netns", "del", name)
-
-
 def test_a_pulled_cable_and_a_worker_in_a_network_of_its_own(
-    other_host: str, tmp_path: Path, start: Start, capsys: pytest.CaptureFixture[str]
+    cable: Cable, tmp_path: Path, start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The kernel's own silence: no proxy, no reset, no end."""
-    authority = trustme.CA()
-    files = written(authority, tmp_path)
-    port = machines.free_port()
-    bridge = machines.settings(files, port, SILENCE_S)
-    bridge = BridgeSettings(host="10.177.0.1", port=port, files=bridge.files, silence_s=SILENCE_S)
-    near = f"cwn{os.getpid()}"
+    files, port = certificates_of_cable(tmp_path), machines.free_port()
+    bridge = structs.replace(machines.settings(files, port, SILENCE_S), host=cables.HERE)
     with (
         start(machines.matrices(tmp_path / "models"), memory_bytes=PAGE, machines=bridge) as serving,
         far_worker(
             port, files, tmp_path / "far", "--silence-s", str(SILENCE_S),
-            host="10.177.0.1", before=("ip", "netns", "exec", other_host),
+            host=cables.HERE, before=cable.there,
         ) as worker,
     ):  # fmt: skip
         joined(serving, worker)
         until("it serves", lambda: ask(serving).status == 200)
-        ip("link", "set", near, "down")
+        cable.pull()
         until("the server has noticed", lambda: worker.device not in machines.devices(serving), 10)
         assert ask(serving, slo_ms=300).status in (429, 503, 504)
-        ip("link", "set", near, "up")
+        cable.put_back()
         healed_s = time.monotonic()
         joined(serving, worker)
         until("it serves again", lambda: ask(serving).status == 200, BACK_S)
@@ -241,16 +209,3 @@ def test_a_pulled_cable_and_a_worker_in_a_network_of_its_own(
                 f"\nserved again {time.monotonic() - healed_s:.2f} s after the cable was put back"
             )
         books_balance(serving)
-
-
-def written(authority: trustme.CA, folder: Path) -> Certificates:
-    """Certificates for the cable's address."""
-    found = Certificates(*(str(folder / f"{name}.pem") for name in Certificates.__dataclass_fields__))
-    authority.cert_pem.write_to_path(found.ca)
-    for leaf, chain, key in (
-        (authority.issue_cert("10.177.0.1"), found.certificate, found.key),
-        (authority.issue_cert("client"), found.client_certificate, found.client_key),
-    ):
-        leaf.private_key_pem.write_to_path(key)
-        Path(chain).write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
-    return found

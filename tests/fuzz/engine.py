@@ -60,6 +60,7 @@ GROUPS: Final = {
         "api_keys", "shared_memory",
     ),
     "tests.fuzz.targets.links": ("frames", "tensor_calls", "region_names", "black_box"),
+    "tests.fuzz.targets.machines": ("far_requests", "far_answers"),
     "tests.fuzz.targets.files": (
         "clockwork_toml", "config_pbtxt", "settings", "repository", "scenario", "azure_trace", "csv_trace",
         "zoo", "profiles", "journal", "cache_records", "bench_records",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -38,6 +39,8 @@ class GatewayPeer(Peer):
     ) -> None:  # fmt: skip
         super().__init__(link, controller, models, judge, on_gone)
         self._region_bytes = region_bytes
+        # As its own ids are: with another gateway's it could cancel, or be answered, for that one.
+        self._own_id = re.compile(re.escape(self.name) + r"-[0-9a-f]+-a?\d+", re.ASCII).fullmatch
         self._requests: Requests | None = None  # from when it may join to the end
 
     def close(self, why: str) -> None:
@@ -62,20 +65,25 @@ class GatewayPeer(Peer):
         assert self._requests is not None, "it joined"
         match frame:
             case Request():
-                if frame.gateway != self.name:
-                    raise TransportError(f"it sent a request of gateway {frame.gateway!r:.80}")
+                self._check(frame.request_id, frame.gateway)
                 self._tell(self._requests.take(frame))
             case RequestPiece():
                 self._tell(self._requests.write(frame))
             case Cancel():
+                self._check(frame.request_id, self.name)
                 self._tell(self._requests.cancel(frame.request_id) or frame)
-            case Announced() if frame.gateway == self.name:
+            case Announced():
+                self._check(frame.announced_id, frame.gateway)
                 self.inward(frame)
             case Ask():
                 self.inward(frame)
             case _:
                 return False
         return True
+
+    def _check(self, request_id: str, gateway: str) -> None:
+        if gateway != self.name or not self._own_id(request_id):
+            raise TransportError(f"it sent request {request_id!r:.80} of gateway {gateway!r:.80}")
 
     def _tell(self, frame: Request | Cancel | Unheard | None) -> None:
         if isinstance(frame, Unheard):

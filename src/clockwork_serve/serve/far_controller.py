@@ -221,5 +221,7 @@ class FarController:
             found = decode(answer.outputs).refs
         except msgspec.DecodeError as error:
             raise TransportError(f"outputs of {answer.request_id} cannot be read: {error}") from None
+        if not all(0 <= ref.offset <= ref.offset + ref.nbytes <= tensors.output_bytes for ref in found):
+            raise TransportError(f"outputs of {answer.request_id} lie outside of the room for them")
         refs = tuple([moved(ref, tensors.output_offset + ref.offset) for ref in found])
         return structs.replace(answer, outputs=encode(structs.replace(tensors, refs=refs)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve import far_children
@@ -16,6 +17,10 @@ from clockwork_serve.serve.machine_config import FAR_GATEWAY, FarServer
 from clockwork_serve.serve.ports import Ports, addresses
 from clockwork_serve.serve.server_config import GatewaysConfig
 from clockwork_serve.serve.supervisor import Launch
+
+
+ENDING_S: Final = 1.0
+"""For a gateway to end in, once it has drained."""
 
 
 class FarGatewaysConfig(GatewaysConfig, frozen=True, kw_only=True):
@@ -48,6 +53,6 @@ def run(config: FarGatewaysConfig, on_listening: Callable[[dict[str, str]], None
             prefix = f"{config.machine}."
             return gateway_launches(config, run_dir, ports.number_by_name, config.server, prefix)
 
-        return far_children.run(launches, config.drain_s)
+        return far_children.run(launches, config.drain_s + ENDING_S)
     finally:
         ports.close()

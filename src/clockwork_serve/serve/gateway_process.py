@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 EXIT_CONFIG: Final = 78
 """Exit status where a setting or the host does not allow to start (sysexits' EX_CONFIG)."""
 DRAIN_S: Final = 2.0
-"""How long requests in flight may still end after SIGTERM; the keeper drains before it sends that."""
+"""Unless a setting says otherwise: the keeper drains before it sends SIGTERM."""
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,8 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
     ``region_bytes`` holds the tensors of all requests in flight. ``reuse_port``: other processes of ours
     listen there too. ``number`` is this gateway's among all ``gateways``, from 0. ``shared_memory``: the
     prefix of keys of shared memory that local clients may use. ``triton_codes``: what is refused or expired
-    gets Triton's status. ``server``: that is on another machine.
+    gets Triton's status. ``server``: that is on another machine. ``drain_s``: how long requests in flight may
+    still end after SIGTERM.
     """
 
     run_dir: str
@@ -73,6 +74,7 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
     triton_codes: bool = False
     door: DoorConfig = DoorConfig()
     server: FarServer | None = None
+    drain_s: float = DRAIN_S
     log_level: str = "info"
     log_format: str = "text"
 
@@ -137,8 +139,9 @@ class GatewayServers:
             share = Share(Path(config.run_dir), "http", config.gateways, config.number)
         await self._listen(self.http, "http_port", config.http_port, share)
 
-    async def close(self, patience_s: float = DRAIN_S) -> None:
+    async def close(self, patience_s: float | None = None) -> None:
         """Accept no more, let requests in flight end for a while, then end everything."""
+        patience_s = self.config.drain_s if patience_s is None else patience_s
         closing = [self.http.close(patience_s), self.metrics.close(patience_s)]
         if self.grpc is not None:
             closing.append(self.grpc.close(patience_s))

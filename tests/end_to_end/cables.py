@@ -1,0 +1,76 @@
+"""A network of its own for a process, and a cable to it that can be pulled."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.serve.certificates import Certificates
+
+HERE, THERE = "10.177.0.1", "10.177.0.2"
+
+
+@dataclass
+class Cable:
+    """From here to a network namespace."""
+
+    namespace: str
+    near: str
+
+    @property
+    def there(self) -> tuple[str, ...]:
+        """Before a command that is to run there."""
+        return ("ip", "netns", "exec", self.namespace)
+
+    def pull(self) -> None:
+        ip("link", "set", self.near, "down")
+
+    def put_back(self) -> None:
+        ip("link", "set", self.near, "up")
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@pytest.fixture
+def cable() -> Iterator[Cable]:
+    """One to a network namespace."""
+    if shutil.which("ip") is None:
+        pytest.skip("no ip(8) here, which makes network namespaces")
+    name, near, far = f"cw{os.getpid()}", f"cwn{os.getpid()}", f"cwf{os.getpid()}"
+    try:
+        ip("netns", "add", name)
+        ip("link", "add", near, "type", "veth", "peer", "name", far, "netns", name)
+        ip("addr", "add", f"{HERE}/30", "dev", near)
+        ip("link", "set", near, "up")
+        ip("-n", name, "addr", "add", f"{THERE}/30", "dev", far)
+        ip("-n", name, "link", "set", far, "up")
+    except subprocess.CalledProcessError as error:
+        with suppress(subprocess.CalledProcessError):
+            ip("netns", "del", name)
+        pytest.skip(f"network namespaces are not permitted here: {error.stderr.decode().strip()}")
+    yield Cable(name, near)
+    ip("netns", "del", name)
+
+
+def certificates_of_cable(folder: Path) -> Certificates:
+    """Those of a server at this end."""
+    authority = trustme.CA()
+    found = Certificates(*(str(folder / f"{name}.pem") for name in Certificates.__dataclass_fields__))
+    authority.cert_pem.write_to_path(found.ca)
+    for leaf, chain, key in (
+        (authority.issue_cert(HERE), found.certificate, found.key),
+        (authority.issue_cert("client"), found.client_certificate, found.client_key),
+    ):
+        leaf.private_key_pem.write_to_path(key)
+        Path(chain).write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
+    return found

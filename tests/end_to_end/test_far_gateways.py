@@ -1,0 +1,335 @@
+"""Gateways on other machines, as processes that join over TCP: answers, refusals, what dies, what is cut."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from benchmarks.client import Report, closed_loop, infer_message, run
+from benchmarks.serving import Serving, total, until
+from msgspec import structs
+
+from clockwork_serve.serve.gateway_process import GatewayConfig
+from clockwork_serve.serve.machine_config import FarServer
+from tests.end_to_end import cables, machines
+from tests.end_to_end.cables import Cable, cable, certificates_of_cable
+from tests.end_to_end.conftest import call, x_json
+from tests.end_to_end.machines import LONG, MODELS, WIDE, FarGateway, far_gateway, far_worker, joined, product
+from tests.end_to_end.test_machines import OTHER_CLOCK, other_clocks
+from tests.serve.certificates import Certificates, certificates
+from tests.serve.proxy import Proxy, proxy
+
+Start = Callable[..., AbstractContextManager[Serving]]
+SILENCE_S = 1.0
+BACK_S = 10.0
+"""Far above what is measured: these machines are shared."""
+ROOM = 64 * 1024
+"""Of the server for a far gateway's requests: for one of 16 rows, or several of one."""
+
+
+@dataclass
+class Place:
+    """A server that others may join, and what it said."""
+
+    serving: Serving
+    port: int
+    certificates: Certificates
+    said: list[str] = field(default_factory=list)
+
+    def gateway(self, *options: str, **more: Any) -> AbstractContextManager[FarGateway]:
+        port = more.pop("port", self.port)
+        silence = ("--silence-s", str(SILENCE_S))
+        return far_gateway(port, self.certificates, *silence, *options, **more)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[Place]:
+    root = tmp_path_factory.mktemp("place")
+    files, port = certificates(root), machines.free_port()
+    settings = structs.replace(machines.settings(files, port, SILENCE_S), region_bytes=ROOM)
+    said: list[str] = []
+    repository = machines.matrices(root / "models")
+    with start(repository, machines=settings, log_level="info", on_line=said.append) as serving:
+        yield Place(serving, port, files, said)
+
+
+@pytest.fixture(scope="module")
+def gateway(place: Place) -> Iterator[FarGateway]:
+    """One that most tests ask."""
+    with place.gateway("--log-level", "info") as found:
+        serves(found)
+        yield found
+
+
+def serves(gateway: FarGateway) -> None:
+    until(f"{gateway.name} serves", lambda: gateway.ready, machines.PATIENCE_S)
+
+
+def ask(gateway: FarGateway, index: int = 0, rows: int = 1, slo_ms: float = 5000) -> Any:
+    x = np.random.default_rng(index + rows).standard_normal((rows, WIDE), dtype=np.float32)
+    body = x_json(x.ravel().tolist(), [rows, WIDE], parameters={"slo_ms": slo_ms})
+    return call(gateway.url, f"/v2/models/m{index}/infer", body), x
+
+
+def check_answer(gateway: FarGateway, index: int = 0, rows: int = 1) -> Any:
+    response, x = ask(gateway, index, rows)
+    assert response.status == 200, response.json
+    (y,) = response.json["outputs"]
+    found = np.asarray(y["data"], np.float32).reshape(rows, LONG)
+    np.testing.assert_allclose(found, product(index, x), rtol=1e-3, atol=1e-3)
+    return response.json["parameters"]
+
+
+def settled(place: Place, gateway: FarGateway) -> None:
+    """Nothing is open, and no memory is taken, at either end."""
+    until("nothing is open", lambda: total(gateway.metrics(), "clockwork_requests_open") == 0)
+    until(
+        "its memory is free",
+        lambda: total(gateway.metrics(), "clockwork_gateway_region_bytes", state="taken") == 0,
+    )
+    # All of it at the server, too: a request that takes nearly all of it finds room.
+    check_answer(gateway, rows=16)
+    assert total(place.serving.metrics(), "clockwork_answers_unmatched_total") == 0
+
+
+def books(gateway: FarGateway) -> tuple[float, float]:
+    """What its clients asked, and how much of that ended; nobody asks another gateway."""
+    until("nothing is open", lambda: total(gateway.metrics(), "clockwork_requests_open") == 0)
+    metrics = gateway.metrics()
+    return total(metrics, "clockwork_requests_received_total"), total(metrics, "clockwork_requests_total")
+
+
+def test_clients_are_served_there_as_at_home(place: Place, gateway: FarGateway) -> None:
+    import tritonclient.grpc as triton
+
+    assert gateway.gateway in place.serving.server.state()["gateways"]
+    for index in range(MODELS):
+        for rows in (1, 3, 16):
+            check_answer(gateway, index, rows)
+    received, ended = books(gateway)
+    client = triton.InferenceServerClient(gateway.at["grpc"])
+    x = np.ones((2, WIDE), np.float32)
+    given = triton.InferInput("x", list(x.shape), "FP32")
+    given.set_data_from_numpy(x)
+    found = client.infer("m1", [given]).as_numpy("y")
+    client.close()
+    np.testing.assert_allclose(found, product(1, x), rtol=1e-3, atol=1e-3)
+    statistics = call(gateway.url, "/v2/models/m1/stats").json["model_stats"][0]
+    assert statistics["inference_count"] >= 20
+    assert books(gateway) == (received + 1, ended + 1)
+    settled(place, gateway)
+
+
+def test_refusals_are_those_of_home(place: Place, gateway: FarGateway) -> None:
+    received, ended = books(gateway)
+    unknown = call(gateway.url, "/v2/models/none/infer", x_json([1.0]))
+    assert unknown.status == 404
+    wrong = call(gateway.url, "/v2/models/m0/infer", x_json([1.0, 2.0]))
+    assert wrong.status == 400
+    hopeless, _ = ask(gateway, slo_ms=0.01)
+    assert (hopeless.status, hopeless.json["reason"]) == (429, "would_miss_deadline"), hopeless.json
+    headers = {"x-slo-ms": "0.01"}
+    early = call(gateway.url, "/v2/models/m0/infer", x_json([1.0] * 16 * WIDE, [16, WIDE]), headers)
+    assert (early.status, early.json["reason"]) == (429, "would_miss_deadline"), early.json
+    now_received, now_ended = books(gateway)
+    assert now_received - received == now_ended - ended
+    settled(place, gateway)
+
+
+def test_what_the_server_has_no_room_for_is_refused_at_once(place: Place, gateway: FarGateway) -> None:
+    received, ended = books(gateway)
+    first: list[Any] = []
+    waiting = threading.Thread(target=lambda: first.append(ask(gateway, rows=16)[0]))
+    worker = place.serving.worker_pid()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        waiting.start()
+        until("it is there", lambda: total(place.serving.metrics(), "clockwork_requests_open") == 1)
+        refused, _ = ask(gateway, rows=16)
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    waiting.join()
+    assert [end.status for end in first] == [200]
+    assert (refused.status, refused.json["reason"]) == (429, "queue_full"), refused.json
+    assert f"no room among {ROOM} bytes at the server" in refused.json["error"]
+    assert "retry-after" in refused.headers
+    assert books(gateway) == (received + 2, ended + 2)
+    settled(place, gateway)
+
+
+def test_clients_that_leave_take_their_requests_with_them(place: Place, gateway: FarGateway) -> None:
+    import http.client
+
+    received, ended = books(gateway)
+    body = x_json([1.0] * 16 * WIDE, [16, WIDE], parameters={"slo_ms": 3000})
+    for _ in range(30):
+        client = http.client.HTTPConnection(gateway.url.removeprefix("http://"))
+        client.request("POST", "/v2/models/m0/infer", body)
+        client.close()
+    until("all have come", lambda: books(gateway)[0] == received + 30)
+    assert books(gateway)[1] == ended + 30
+    settled(place, gateway)
+
+
+@pytest.mark.skipif(not other_clocks(), reason="this system lets no process have a clock of its own")
+def test_a_gateway_with_another_clock_keeps_deadlines(place: Place) -> None:
+    """Its monotonic clock is eleven days ahead, in a time namespace of its own."""
+    with place.gateway(name="later", before=OTHER_CLOCK) as found:
+        serves(found)
+        for index in range(MODELS):
+            told = check_answer(found, index)
+            assert 0 <= told["queue_ms"] < 5000
+        hopeless, _ = ask(found, slo_ms=0.01)
+        assert (hopeless.status, hopeless.json["reason"]) == (429, "would_miss_deadline"), hopeless.json
+
+
+def test_it_ends_when_told_and_the_server_forgets_it(place: Place) -> None:
+    with place.gateway("--gateways", "2", name="brief") as found:
+        serves(found)
+        names = {"brief.gateway-0", "brief.gateway-1"}
+        until("both joined", lambda: names <= set(place.serving.server.state()["gateways"]))
+        check_answer(found)
+        found.process.send_signal(signal.SIGTERM)
+        assert found.process.wait(15) == 0, found.said
+        until("both are gone", lambda: not names & set(place.serving.server.state()["gateways"]))
+
+
+def test_another_gateway_of_the_same_name_waits(place: Place) -> None:
+    with place.gateway(name="twin") as first:
+        serves(first)
+        with place.gateway(name="twin") as second:
+            until("it is told", lambda: second.heard("another gateway of this server is called twin"))
+            assert call(second.url, "/v2/models/m0/infer", x_json([1.0] * WIDE)).status == 503
+            time.sleep(1.0)
+            assert sum("another gateway" in line for line in second.said) < 3, "it says so once"
+            check_answer(first)
+            first.process.send_signal(signal.SIGTERM)
+            first.process.wait(15)
+            serves(second)
+            check_answer(second)
+
+
+def test_another_version_is_refused_and_ends(place: Place, tmp_path: Path) -> None:
+    program = tmp_path / "other.py"
+    program.write_text(
+        "import sys\n"
+        "from clockwork_serve.serve import far_controller, gateway_process\n"
+        "far_controller.__version__ = '0.0'\n"
+        "sys.exit(gateway_process.main(sys.argv))\n"
+    )
+    files = machines.cluster_files(place.certificates)
+    config = GatewayConfig(
+        run_dir=str(tmp_path), name="odd.gateway-0", http_port=0, grpc_port=None, metrics_port=None,
+        server=FarServer(host="127.0.0.1", port=place.port, files=files),
+    )  # fmt: skip
+    command = [sys.executable, str(program), msgspec.json.encode(config).decode()]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 78, ended
+    assert "the server does not take odd.gateway-0: clockwork-serve: expected" in ended.stderr
+    assert "found 0.0; install that" in ended.stderr
+    until("the server says so", lambda: any("odd.gateway-0" in line for line in place.said))
+
+
+@pytest.mark.parametrize("victim", ["bridge", "controller"])
+def test_after_a_death_at_the_server_it_serves_again(place: Place, gateway: FarGateway, victim: str) -> None:
+    dead = place.serving.server.pid(victim)
+    assert dead is not None
+    os.kill(dead, signal.SIGKILL)
+    until("another", lambda: place.serving.server.pid(victim) not in (None, dead))
+    until("it serves again", lambda: ask(gateway)[0].status == 200, BACK_S)
+    settled(place, gateway)
+
+
+def test_a_gateway_that_dies_is_started_again(place: Place) -> None:
+    with place.gateway(name="mortal") as found:
+        serves(found)
+        (victim,) = found.children
+        found.signal_children(signal.SIGKILL)
+        until("another process", lambda: found.children not in ([], [victim]))
+        serves(found)
+        settled(place, found)
+
+
+# Its network
+
+
+def load(gateway: FarGateway, cut: Callable[[], None], heal: Callable[[], None], for_s: float) -> Report:
+    """A load during which the network is cut and heals."""
+    timer = threading.Timer(for_s, heal)
+
+    def messages(index: int) -> bytes:
+        if index == 100:
+            cut()
+            timer.start()
+        x = np.ones((1, WIDE), np.float32).tobytes()
+        return infer_message(gateway.url, f"m{index % MODELS}", [("x", "FP32", (1, WIDE), x)], slo_ms=300)
+
+    report = run(closed_loop(gateway.url, messages, requests=1000, connections=8, pause_s=0.02))
+    timer.join()
+    return report
+
+
+@pytest.fixture(scope="module")
+def between(place: Place) -> Iterator[tuple[FarGateway, Proxy]]:
+    with proxy(place.port) as found, place.gateway(name="beyond", port=found.port) as gateway:
+        serves(gateway)
+        yield gateway, found
+
+
+@pytest.mark.parametrize(
+    ("there", "back"), [(True, True), (True, False), (False, True)], ids=["both", "from it", "to it"]
+)
+def test_a_cut_costs_no_request_its_one_answer(
+    place: Place, between: tuple[FarGateway, Proxy], capsys: pytest.CaptureFixture[str], there: bool, back: bool
+) -> None:
+    gateway, network = between
+    serves(gateway)
+    received, _ = books(gateway)
+    report = load(gateway, lambda: network.cut(there=there, back=back), network.heal, for_s=2.5)
+    healed_s = time.monotonic()
+    until("it serves again", lambda: ask(gateway)[0].status == 200, BACK_S)
+    with capsys.disabled():
+        sys.stdout.write(f"\nafter the load, {time.monotonic() - healed_s:.2f} s; {dict(report.ends())}")
+    assert (len(report.samples), report.unanswered, report.unexpected_bytes) == (1000, 0, 0)
+    ends = report.ends()
+    assert ends["200"] >= 90, ends
+    assert all(sample.latency_ns < 3e9 for sample in report.samples), "who cannot be served hears it in time"
+    assert books(gateway)[0] >= received + 1000
+    settled(place, gateway)
+
+
+def test_a_pulled_cable_and_a_gateway_in_a_network_of_its_own(
+    cable: Cable, tmp_path: Path, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The kernel's own silence: no proxy, no reset, no end. It is asked from there, and has a worker beside it."""
+    files, port = certificates_of_cable(tmp_path), machines.free_port()
+    bridge = structs.replace(machines.settings(files, port, SILENCE_S), host=cables.HERE)
+    silence = ("--silence-s", str(SILENCE_S))
+    far: dict[str, Any] = {"host": cables.HERE, "before": cable.there}
+    with (
+        start(machines.matrices(tmp_path / "models"), memory_bytes=machines.PAGE, machines=bridge) as serving,
+        far_worker(port, files, tmp_path / "far", *silence, **far) as worker,
+        far_gateway(port, files, *silence, "--host", cables.THERE, **far) as gateway,
+    ):
+        serves(gateway)
+        joined(serving, worker)
+        until("it serves", lambda: ask(gateway)[0].status == 200)
+        cable.pull()
+        until("the server forgot it", lambda: gateway.gateway not in serving.server.state()["gateways"], 10)
+        cable.put_back()
+        healed_s = time.monotonic()
+        until("it serves again", lambda: gateway.ready and ask(gateway)[0].status == 200, 2 * BACK_S)
+        with capsys.disabled():
+            sys.stdout.write(f"\nserved again {time.monotonic() - healed_s:.2f} s after the cable was put back")

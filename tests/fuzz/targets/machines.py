@@ -1,0 +1,110 @@
+"""What a machine that was let in tells the bridge, and what a server tells a gateway elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+from clockwork_serve.errors import TransportError
+from clockwork_serve.messages import Answer, Cancel, Frame, Release, Request, RequestPiece
+from clockwork_serve.oip import InputTensor
+from clockwork_serve.serve.bridge_requests import Requests
+from clockwork_serve.serve.far_controller import FarController
+from clockwork_serve.serve.framing import FrameReader
+from clockwork_serve.serve.gateway_slots import Slots
+from tests.fuzz import mutators
+from tests.fuzz.engine import Target
+
+_ROOM = 16384
+_SLOTS = Slots(_ROOM)
+
+
+def _frames(data: bytes) -> Iterator[Frame]:
+    """Frames one after the other, as far as they can be read."""
+    reader, frames = FrameReader(), list[Frame]()
+    reader.room()[: len(data)] = data
+    try:
+        reader.received(len(data), frames)
+    finally:
+        yield from frames
+
+
+def _far_requests(data: bytes) -> None:
+    """What a gateway elsewhere sends, and what the controller says to it."""
+    requests = Requests(_ROOM)
+    try:
+        for frame in _frames(data):
+            match frame:
+                case Request():
+                    requests.take(frame)
+                case RequestPiece():
+                    requests.write(frame)
+                case Cancel():
+                    requests.cancel(frame.request_id)
+                case Answer():
+                    list(requests.answer(frame))
+                case Release():
+                    requests.release(frame.request_id)
+                case _:
+                    pass
+            requests.region.check()
+    finally:
+        requests.close()
+
+
+class _Network:
+    """A link on which nothing leaves."""
+
+    is_open = True
+    lost_because = "cut off"
+
+    def __init__(self) -> None:
+        self.ended = False
+
+    def send(self, frame: Frame) -> None:
+        pass
+
+    def queue(self, frames: Iterator[Frame]) -> None:
+        list(frames)
+
+    def abort(self, why: str) -> None:
+        assert why
+        self.ended = True
+
+
+async def _hear(data: bytes) -> None:
+    told: list[Frame] = []
+    network = _Network()
+    controller = FarController(told.extend, lambda why: None)
+    controller._link = network  # type: ignore[assignment]
+    slot = _SLOTS.fill([InputTensor("x", "FP32", (1, 4), bytes(16))], 64)
+    assert slot is not None
+    others = bytes(_SLOTS.region.buffer[slot.tensors.output_offset + 64 :])
+    controller.send(
+        Request(
+            request_id="g-1", gateway="g", model="m/1", arrival_ns=0, deadline_ns=1, tensors=slot.encoded
+        )
+    )
+    try:
+        for frame in _frames(data):
+            if not network.ended:
+                controller.on_frames(network, [frame])  # type: ignore[arg-type]
+        for frame in told:
+            if isinstance(frame, Answer) and frame.request_id == "g-1" and frame.outputs:
+                slot.outputs(frame.outputs)
+            assert not isinstance(frame, RequestPiece)
+        assert bytes(_SLOTS.region.buffer[slot.tensors.output_offset + 64 :]) == others, "beyond its room"
+    finally:
+        _SLOTS.free(slot)
+
+
+def _far_answers(data: bytes) -> None:
+    """What a server sends a gateway elsewhere that waits for one answer."""
+    asyncio.run(_hear(data))
+
+
+_MUTATOR = mutators.framed(mutators.as_msgpack)
+TARGETS = (
+    Target("far_requests", _far_requests, (TransportError,), _MUTATOR),
+    Target("far_answers", _far_answers, (TransportError,), _MUTATOR),
+)
