@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,9 +41,9 @@ def ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
-@pytest.fixture
-def cable() -> Iterator[Cable]:
-    """One to a network namespace."""
+@contextmanager
+def laid() -> Iterator[Cable]:
+    """One to a network namespace, until the end of the block."""
     if shutil.which("ip") is None:
         pytest.skip("no ip(8) here, which makes network namespaces")
     name, near, far = f"cw{os.getpid()}", f"cwn{os.getpid()}", f"cwf{os.getpid()}"
@@ -58,8 +58,10 @@ def cable() -> Iterator[Cable]:
         with suppress(subprocess.CalledProcessError):
             ip("netns", "del", name)
         pytest.skip(f"network namespaces are not permitted here: {error.stderr.decode().strip()}")
-    yield Cable(name, near)
-    ip("netns", "del", name)
+    try:
+        yield Cable(name, near)
+    finally:
+        ip("netns", "del", name)
 
 
 def certificates_of_cable(folder: Path) -> Certificates:

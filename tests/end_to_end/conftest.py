@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -23,6 +23,9 @@ from benchmarks.serving import Serving, serve  # noqa: E402
 
 from benchmarks import repositories  # noqa: E402
 from clockwork_serve.units import MIB  # noqa: E402
+
+if TYPE_CHECKING:
+    from tests.end_to_end.cables import Cable
 
 Floats = repositories.Floats
 WIDE, LONG = 64, 16
@@ -85,6 +88,15 @@ def x_json(values: list[float], shape: list[int] | None = None, **more: Any) -> 
     """A JSON inference request with the one input ``x``."""
     tensor = {"name": "x", "shape": shape or [1, len(values)], "datatype": "FP32", "data": values}
     return json.dumps({"inputs": [tensor], **more}).encode()
+
+
+@pytest.fixture
+def cable() -> Iterator[Cable]:
+    """To a network of its own for a process."""
+    from tests.end_to_end.cables import laid
+
+    with laid() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -214,7 +214,11 @@ def worker_config(port: int, certificates: Certificates, folder: Path, name: str
     run_dir = folder / "run"
     run_dir.mkdir()
     machine = MachineConfig(
-        host="127.0.0.1", port=port, files=cluster_files(certificates), cache_dir=str(folder / "cache"), kinds=("cpu",)
+        host="127.0.0.1",
+        port=port,
+        files=cluster_files(certificates),
+        cache_dir=str(folder / "cache"),
+        kinds=("cpu",),
     )
     config = WorkerConfig(
         run_dir=str(run_dir), name=name, devices=(DeviceConfig(device=name, memory_bytes=16 * PAGE),),

@@ -18,7 +18,7 @@ from benchmarks.serving import Serving, total, until
 from msgspec import structs
 
 from tests.end_to_end import cables, machines
-from tests.end_to_end.cables import Cable, cable, certificates_of_cable
+from tests.end_to_end.cables import Cable, certificates_of_cable
 from tests.end_to_end.conftest import call, x_json
 from tests.end_to_end.machines import MODELS, PAGE, WIDE, FarWorker, far_worker, joined
 from tests.serve.certificates import certificates

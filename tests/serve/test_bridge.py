@@ -13,27 +13,45 @@ import pytest
 import uvloop
 
 from clockwork_serve.messages import (
+    Announced,
+    Answer,
+    Ask,
+    Cancel,
+    FarGateway,
     Fetch,
+    Foretold,
     Frame,
     Hello,
     Machine,
     Model,
     ModelAdded,
+    ModelRemoved,
+    Outcome,
     Part,
+    Piece,
+    Question,
     Readiness,
     Refused,
+    Release,
     Request,
+    RequestPiece,
     Result,
     Role,
     Status,
+    TensorRef,
+    Unheard,
     Weights,
     WorkerJoined,
 )
 from clockwork_serve.serve.bridge import Bridge, judge_of
+from clockwork_serve.serve.bridge_gateway import GatewayPeer
 from clockwork_serve.serve.cluster_tls import ClusterContext
 from clockwork_serve.serve.machine_config import FAR_NAME, bound
 from clockwork_serve.serve.machine_link import MachineLink, MachineListener
+from clockwork_serve.serve.piece_layout import decode, encode, moved, on_the_way
+from clockwork_serve.serve.region import RegionMap
 from clockwork_serve.serve.transport import hello
+from clockwork_serve.units import MIB
 from tests.serve.certificates import certificates
 from tests.serve.ordering import Orders
 from tests.serve.test_machine_link import connect, ours, theirs
@@ -42,6 +60,11 @@ from tests.worker.actions import SPEC
 
 NAME = "alpha.cpu:0"
 MACHINE = Machine(worker=NAME, version="1", runtime={"cpu": "good"}, kinds=("toy",))
+GATEWAY = "alpha.gateway-0"
+OWN_ID, OWN_HEAD, FOREIGN_ID = f"{GATEWAY}-1a-7", f"{GATEWAY}-1a-a3", "beta.gateway-0-1a-7"
+GUEST = FarGateway(gateway=GATEWAY, version="1")
+READY = Readiness(ready=True)
+X = TensorRef(name="x", datatype="UINT8", shape=(1, 3), offset=0, nbytes=3)
 MODEL = Model(
     key="a/1", name="a", version="1", code_id="net", weights=Weights(weights_id="w", path="/x/w.bin", size=8),
     platform="toy", max_batch_size=1, batch_sizes=(1,), output_bytes=8,
@@ -55,10 +78,11 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 class Middle:
     """A bridge with a controller of ours on one side, and machines of ours on the other."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, version: str) -> None:
         self.folder = folder
         self.controller = Orders(folder)
-        self.bridge = Bridge(self.controller.path, judge_of("1", {"cpu": "good"}, ("toy",)))
+        judge = judge_of(version, {"cpu": "good"}, ("toy",))
+        self.bridge = Bridge(self.controller.path, judge, 1 * MIB)
         self.port = 0
 
     async def machine(self, *frames: Frame, name: str = NAME, role: Role = Role.WORKER) -> Far:
@@ -79,6 +103,21 @@ class Middle:
         await self.controller.hear(WorkerJoined)
         return far
 
+    async def guest(self) -> Far:
+        """A gateway that the controller has taken in."""
+        far = await self.machine(GUEST, name=GATEWAY, role=Role.GATEWAY)
+        await self.controller.linked()
+        return far
+
+    @property
+    def memory_used(self) -> int:
+        """For requests of the one gateway."""
+        (peer,) = self.bridge._peers.values()
+        assert isinstance(peer, GatewayPeer)
+        assert peer._requests is not None
+        region = peer._requests.region
+        return region.size - region.free_bytes
+
 
 class Far:
     """A machine."""
@@ -86,6 +125,15 @@ class Far:
     def __init__(self, side: Side, link: MachineLink) -> None:
         self.side = side
         self.link = link
+
+    def send(self, *frames: Frame) -> None:
+        for frame in frames:
+            self.link.send(frame)
+
+    async def hears(self, *frames: Frame) -> None:
+        """These and no other, so far."""
+        await until(lambda: len(self.side.frames) >= len(frames))
+        assert self.side.frames == list(frames)
 
     async def refusal(self) -> Refused:
         await until(lambda: any(isinstance(frame, Refused) for frame in self.side.frames))
@@ -99,8 +147,8 @@ def joining(device: str) -> WorkerJoined:
 
 
 @asynccontextmanager
-async def middle(folder: Path, *, ready: bool = True) -> AsyncIterator[Middle]:
-    made = Middle(folder)
+async def middle(folder: Path, *, ready: bool = True, version: str = "1") -> AsyncIterator[Middle]:
+    made = Middle(folder, version)
     await made.controller.open()
     bridge = made.bridge
     listener = MachineListener(
@@ -113,7 +161,7 @@ async def middle(folder: Path, *, ready: bool = True) -> AsyncIterator[Middle]:
     catalogue = asyncio.get_running_loop().create_task(bridge.run())
     await made.controller.linked()
     if ready:
-        made.controller.send(ModelAdded(model=MODEL), Readiness(ready=True))
+        made.controller.send(ModelAdded(model=MODEL), READY)
         await until(lambda: bridge._complete)
     yield made
     catalogue.cancel()
@@ -162,15 +210,21 @@ def test_who_does_not_fit_is_told_why_for_good(tmp_path: Path, changed: dict[str
 
 @pytest.mark.parametrize(
     ("name", "role"),
-    [("cpu:0", Role.WORKER), ("gateway-0", Role.WORKER), (NAME, Role.GATEWAY), (NAME, Role.KEEPER)],
-)
+    [
+        ("cpu:0", Role.WORKER), ("gateway-0", Role.WORKER), (GATEWAY, Role.WORKER), (NAME, Role.GATEWAY),
+        ("gateway-0", Role.GATEWAY), ("bridge", Role.GATEWAY), ("alpha.gateway-100", Role.GATEWAY),
+        (NAME, Role.KEEPER), (GATEWAY, Role.CONTROLLER),
+    ],
+)  # fmt: skip
 def test_nobody_from_elsewhere_passes_for_a_process_of_the_server(
     tmp_path: Path, name: str, role: Role
 ) -> None:
     async def test() -> None:
         async with middle(tmp_path) as at:
             far = await at.machine(name=name, role=role)
-            assert "expected a worker that is called NAME.DEVICE:NUMBER" in (await far.refusal()).why
+            refused = await far.refusal()
+            assert "expected a worker that is called NAME.DEVICE:NUMBER" in refused.why
+            assert refused.final
 
     run(test())
 
@@ -212,7 +266,7 @@ def test_a_name_that_is_taken_is_to_be_tried_again_but_its_own_process_takes_ove
     [
         joining("cpu:0"),
         Result(action_id=7, device=NAME, status=Status.OK, started_ns=1, ended_ns=2),
-        Request(request_id="r", gateway="gateway-0", model="a/1", arrival_ns=1, deadline_ns=2),
+        Request(request_id=OWN_ID, gateway="gateway-0", model="a/1", arrival_ns=1, deadline_ns=2),
         Readiness(ready=False),
         MACHINE,
     ],
@@ -248,8 +302,193 @@ def test_what_is_not_served_is_not_given(tmp_path: Path) -> None:
 def test_with_the_controller_all_machines_are_let_go(tmp_path: Path) -> None:
     async def test() -> None:
         async with middle(tmp_path) as at:
-            far = await at.joined()
+            worker, gateway = await at.joined(), await at.guest()
+            gateway.send(request())
             at.controller.close()
+            await until(lambda: worker.side.lost and gateway.side.lost)
+            await until(lambda: not at.bridge._peers)
+
+    run(test())
+
+
+# Gateways
+
+
+def request(nbytes: int = 3, name: str = OWN_ID, room: int = 64, **fields: Any) -> Request:
+    ref = msgspec.structs.replace(X, shape=(1, nbytes), nbytes=nbytes)
+    made = Request(request_id=name, gateway=GATEWAY, model="a/1", arrival_ns=1, deadline_ns=2)
+    return msgspec.structs.replace(made, **({"tensors": on_the_way((ref,), room)} | fields))
+
+
+def inputs(data: bytes = b"abc", at: int = 0) -> RequestPiece:
+    return RequestPiece(request_id=OWN_ID, at=at, data=data)
+
+
+def answered(passed: Request, data: bytes, *, release: bool) -> Answer:
+    """What a worker here wrote, and the controller says of it."""
+    tensors = decode(passed.tensors)
+    at = tensors.output_offset
+    RegionMap().view(tensors.region)[at : at + len(data)] = data
+    y = moved(msgspec.structs.replace(X, name="y"), at)
+    outputs = encode(msgspec.structs.replace(tensors, refs=(y,)))
+    return Answer(
+        request_id=passed.request_id, gateway=GATEWAY, outcome=Outcome.OK, outputs=outputs, release=release
+    )
+
+
+ASK = Ask(ask_id=1, what=Question.INDEX, body=b"{}")
+ANNOUNCED = Announced(announced_id=OWN_HEAD, gateway=GATEWAY, model="a/1", arrival_ns=1, deadline_ns=2)
+
+
+def test_a_far_gateway_is_to_the_controller_a_gateway_of_its_name(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with middle(tmp_path) as at:
+            catalogue = at.controller._link
+            assert catalogue is not None
+            far = await at.machine(GUEST, ASK, name=GATEWAY, role=Role.GATEWAY)
+            inside = await at.controller.linked()
+            assert (inside.peer.role, inside.peer.name) == (Role.GATEWAY, GATEWAY)
+            assert await at.controller.hear(Ask) == ASK
+            far.send(ANNOUNCED)
+            assert await at.controller.hear(Announced) == ANNOUNCED
+            catalogue.send(ModelRemoved(model="a/1"))
+            await until(lambda: not at.bridge.models)
+            told = ModelAdded(model=MODEL), READY, Foretold(announced_id=OWN_HEAD, gateway=GATEWAY)
+            at.controller.send(*told)
+            await far.hears(*told)  # from the controller, and nothing from the bridge
+            far.link.close()
+            await until(at.controller.lost.is_set)
+            assert not at.bridge._peers
+
+    run(test())
+
+
+def test_a_request_comes_with_its_inputs_and_goes_with_its_outputs(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with middle(tmp_path) as at:
+            far = await at.guest()
+            far.send(request(), inputs())
+            passed = await at.controller.hear(Request)
+            tensors = decode(passed.tensors)
+            (x,) = tensors.refs
+            assert bytes(RegionMap().view(tensors.region)[x.offset : x.offset + 3]) == b"abc"
+            assert msgspec.structs.replace(passed, tensors=request().tensors) == request()
+
+            at.controller.send(answered(passed, b"xyz", release=False), READY)
+            await until(lambda: READY in far.side.frames)
+            sent, told, _ = far.side.frames
+            assert sent == RequestPiece(request_id=OWN_ID, at=0, data=b"xyz")
+            assert isinstance(told, Answer)
+            assert (told.release, decode(told.outputs).refs[0].offset) == (True, 0)
+            assert at.memory_used > 0, "a worker still touches it"
+            at.controller.send(Release(request_id=OWN_ID, gateway=GATEWAY), READY)
+            await far.hears(sent, told, READY, READY)
+            assert at.memory_used == 0
+
+    run(test())
+
+
+def test_the_controller_never_hears_of_who_left_before_his_inputs_came(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with middle(tmp_path) as at:
+            far = await at.guest()
+            far.send(request(), Cancel(request_id=OWN_ID), inputs(), ASK)
+            await at.controller.hear(Ask)
+            await far.hears(Unheard(request_id=OWN_ID))
+            assert at.memory_used == 0
+            far.send(request(), inputs(), Cancel(request_id=OWN_ID))
+            await at.controller.hear(Request)
+            await at.controller.hear(Cancel)
+            assert at.memory_used > 0
+
+    run(test())
+
+
+def test_the_controller_never_hears_of_who_has_no_room(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with middle(tmp_path) as at:
+            far = await at.guest()
+            far.send(request(room=2 * MIB), inputs(), ASK)
+            await at.controller.hear(Ask)
+            await until(lambda: far.side.frames)
+            (told,) = far.side.frames
+            assert isinstance(told, Unheard)
+            assert "no room among 1048576 bytes at the server" in told.why
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [request(gateway="beta.gateway-0")],
+        [request(gateway="gateway-0")],
+        [request(name=FOREIGN_ID)],
+        [Cancel(request_id=FOREIGN_ID)],
+        [msgspec.structs.replace(ANNOUNCED, announced_id=FOREIGN_ID)],
+        [request(tensors=b"\xc1")],
+        [request(), request()],
+        [request(), inputs(at=64)],
+        [request(), inputs(b"four")],
+        [msgspec.structs.replace(ANNOUNCED, gateway="gateway-0")],
+        [joining(NAME)],
+        [Result(action_id=7, device=NAME, status=Status.OK, started_ns=1, ended_ns=2)],
+        [Piece(action_id=1, call=0, at=0, data=b"x")],
+        [Fetch(what="weights", name="w")],
+        [Answer(request_id=OWN_ID, gateway=GATEWAY, outcome=Outcome.OK)],
+        [READY],
+        [GUEST],
+    ],
+    ids=lambda frames: " ".join(type(frame).__name__ for frame in frames),
+)
+def test_a_gateway_that_sends_what_is_not_its_to_send_is_cut_off(tmp_path: Path, frames: list[Frame]) -> None:
+    async def test() -> None:
+        async with middle(tmp_path) as at:
+            far = await at.guest()
+            far.send(*frames, ASK)
             await until(lambda: far.side.lost)
+            await until(at.controller.lost.is_set)
+            assert at.controller.heard.empty()
+            assert not at.bridge._peers
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "first", [FarGateway(gateway="beta.gateway-0", version="1"), MACHINE, request(), ASK]
+)
+def test_who_does_not_say_first_what_he_is_does_not_get_in(tmp_path: Path, first: Frame) -> None:
+    async def test() -> None:
+        async with middle(tmp_path) as at:
+            far = await at.machine(first, GUEST, name=GATEWAY, role=Role.GATEWAY)
+            await until(lambda: far.side.lost)
+            assert far.side.frames == []
+            assert at.controller._linked.empty()
+
+    run(test())
+
+
+def test_a_gateway_needs_the_server_s_version_and_nothing_else() -> None:
+    judge = judge_of("1", {"cpu": "good"}, ("toy",))
+    assert (judge(GUEST), judge(MACHINE)) == (None, None)
+    other = judge(msgspec.structs.replace(GUEST, version="2"))
+    assert other == Refused(why="clockwork-serve: expected 1, found 2; install that", final=True)
+    for lacking in ({"runtime": {}}, {"kinds": ("strange",)}):
+        assert judge(msgspec.structs.replace(MACHINE, **lacking)) is not None, "a worker needs more"
+
+
+def test_a_gateway_s_name_is_given_once_and_its_own_process_takes_over(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with middle(tmp_path) as at:
+            first = await at.guest()
+            refused = await (await at.machine(GUEST, name=GATEWAY, role=Role.GATEWAY)).refusal()
+            assert "another gateway of this server is called alpha.gateway-0" in refused.why
+            assert not refused.final
+            files, pid = theirs(certificates(tmp_path)), first.link.own.pid
+            again = await connect(Side(), at.port, files, name=GATEWAY, role=Role.GATEWAY, pid=pid)
+            again.send(GUEST)
+            await until(lambda: first.side.lost)
+            await at.controller.linked()
+            assert again.is_open
 
     run(test())

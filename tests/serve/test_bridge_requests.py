@@ -1,4 +1,4 @@
-"""Requests of a gateway elsewhere: passed on once all of their inputs are here, in memory that is theirs alone."""
+"""Requests of a gateway elsewhere: passed on once all of their inputs are here, in memory that is theirs."""
 
 from __future__ import annotations
 
@@ -16,20 +16,12 @@ from msgspec import structs
 
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import (
-    Answer,
-    Call,
-    Frame,
-    Outcome,
-    Request,
-    RequestPiece,
-    TensorRef,
-    Tensors,
-    Unheard,
-)
+    Answer, Call, Frame, Outcome, Request, RequestPiece, TensorRef, Tensors, Unheard,
+)  # fmt: skip
 from clockwork_serve.serve.bridge_requests import NO_EPOCH, Requests
 from clockwork_serve.serve.calls import Calls
 from clockwork_serve.serve.machine_link import PIECE_BYTES
-from clockwork_serve.serve.piece_layout import decode, encode, moved, on_the_way, packed
+from clockwork_serve.serve.piece_layout import decode, encode, on_the_way, packed
 from clockwork_serve.serve.region import RegionMap, read_epoch
 from clockwork_serve.units import KIB, MIB, align
 from tests.worker.actions import infer
@@ -151,7 +143,9 @@ def test_nobody_waits_for_an_input_that_is_empty(requests: Requests, sizes: tupl
         "from before", "twice at the end", "after the end",
     ],
 )  # fmt: skip
-def test_inputs_that_are_not_the_next_are_not_taken(requests: Requests, pieces: list[tuple[int, int]]) -> None:
+def test_inputs_that_are_not_the_next_are_not_taken(
+    requests: Requests, pieces: list[tuple[int, int]]
+) -> None:
     requests.take(request(100, 50))
     neighbour = come(requests, b"n" * 64, name="neighbour")
     *good, (at, nbytes) = pieces
@@ -183,7 +177,7 @@ def test_a_request_comes_once(requests: Requests, sizes: tuple[int, ...]) -> Non
         b"",
         b"\xc1",
         encode([1, 2]),
-        on_the_way((tensor(1, name="name"),)).replace(b"name", b"\xff\xff\xff\xff"),
+        on_the_way((tensor(1, name="nnnn"),)).replace(b"nnnn", b"\xff" * 4),
         on_the_way((tensor(-1),)),
         on_the_way((tensor(5000), tensor(-4000))),
         on_the_way((), -1),
@@ -191,7 +185,7 @@ def test_a_request_comes_once(requests: Requests, sizes: tuple[int, ...]) -> Non
     ids=["empty", "no message", "another message", "no text", "less than none", "less in all", "less room"],
 )
 def test_tensors_that_no_gateway_describes_are_not_taken(requests: Requests, tensors: bytes) -> None:
-    with pytest.raises(TransportError, match="tensors of r"):
+    with pytest.raises(TransportError, match="tensors "):
         requests.take(request(tensors=tensors))
     assert (len(requests), used(requests)) == (0, 0)
 
@@ -200,14 +194,13 @@ def test_without_room_nothing_is_taken_and_it_says_why() -> None:
     requests = Requests(4 * KIB)
     held = requests.take(request(name="held", room=4 * KIB - 256))
     assert isinstance(held, Request)
-    refused = requests.take(request(128))
+    refused = requests.take(request(128, room=1))
     assert isinstance(refused, Unheard)
-    assert refused.request_id == "r"
-    assert "no room among 4096 bytes" in refused.why
+    assert (refused.request_id, "no room among 4096 bytes" in refused.why) == ("r", True)
     assert (len(requests), used(requests)) == (1, 4 * KIB - 192)
     assert requests.write(piece(0, bytes(128))) is None
     assert isinstance(requests.take(request(128, room=2**63)), Unheard)
-    assert requests.take(request(128)) is None, "what was freed for it"
+    assert requests.take(request(128)) is None, "a smaller one has room"
     requests.close()
 
 
@@ -312,7 +305,7 @@ def first(room: Tensors) -> int:
         lambda room: encode(structs.replace(room, refs=(tensor(-1, first(room) + 1),))),
         lambda room: encode(structs.replace(room, refs=(tensor(-200, first(room) + 200),))),
         lambda room: b"\xc1",
-        lambda room: on_the_way((tensor(1, first(room), "name"),)).replace(b"name", b"\xff\xff\xff\xff"),
+        lambda room: on_the_way((tensor(1, first(room), "nnnn"),)).replace(b"nnnn", b"\xff" * 4),
     ],
     ids=["before", "beyond", "one of two", "less than none", "backwards", "no message", "no text"],
 )
@@ -420,7 +413,7 @@ class Lives(RuleBasedStateMachine):
             return
         assert life.passed is not None
         assert seen(life.passed) == life.blobs, "no other request wrote there"
-        each = life.room // parts // 64 * 64 if parts else 0
+        each = max(0, life.room // parts // 64 * 64 - 1) if parts else 0
         life.outputs = [self.dice.randbytes(each) for _ in range(parts)]
         life.told = bytearray(life.room)
         life.answered, life.released = True, release

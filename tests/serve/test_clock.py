@@ -5,7 +5,17 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clockwork_serve.messages import Cancel, Extent, Request, Result, Status, Unload, Window
+from clockwork_serve.messages import (
+    Announced,
+    Cancel,
+    Extent,
+    Quarantined,
+    Request,
+    Result,
+    Status,
+    Unload,
+    Window,
+)
 from clockwork_serve.serve.clock import ClockAlignment, SlidingMinimum, to_controller, to_local
 
 
@@ -77,6 +87,20 @@ def test_times_for_the_controller_are_shifted_back() -> None:
     assert to_controller(request, 500) == Request(
         request_id="r", gateway="g", model="m/1", arrival_ns=1_000, deadline_ns=2_000
     )
+    announced = Announced(announced_id="a", gateway="g", model="m/1", arrival_ns=1_500, deadline_ns=2_500)
+    assert to_controller(announced, 500) == Announced(
+        announced_id="a", gateway="g", model="m/1", arrival_ns=1_000, deadline_ns=2_000
+    )
+
+
+def test_since_when_a_model_is_quarantined_is_shifted_and_not_narrowed() -> None:
+    quarantined = Quarantined(model="m/1", why="w", since_ns=1_000)
+    assert to_local(quarantined, 500, 100) == Quarantined(model="m/1", why="w", since_ns=1_500)
+
+
+def test_the_end_of_a_quarantine_has_no_time() -> None:
+    ended = Quarantined(model="m/1")
+    assert to_local(ended, 500, 100) is ended
 
 
 def test_other_frames_pass_unchanged() -> None:

@@ -22,7 +22,9 @@ def files(folder: Path) -> ClusterFiles:
 @pytest.mark.parametrize("missing", ["certificate", "key", "ca"])
 def test_all_three_files_are_needed(tmp_path: Path, missing: str) -> None:
     given = structs.replace(files(tmp_path), **{missing: ""})
-    with pytest.raises(ConfigError, match=f"cluster_{missing}: expected a PEM file, as listen_machines needs"):
+    with pytest.raises(
+        ConfigError, match=f"cluster_{missing}: expected a PEM file, as listen_machines needs"
+    ):
         given.check("listen_machines")
 
 

@@ -15,7 +15,7 @@ import pytest
 import uvloop
 
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.messages import Answer, Outcome, Question, Readiness, Reason, Reply, Request
+from clockwork_serve.messages import Answer, Outcome, Question, Readiness, Reason, Reply, Request, Unheard
 from clockwork_serve.oip import InferCall, InputTensor, Parameter, Served
 from clockwork_serve.serve import gateway_stranded
 from clockwork_serve.serve.gateway import Gateway
@@ -373,6 +373,26 @@ def test_a_gateway_that_slept_reads_before_it_ends_anything(tmp_path: Path) -> N
         world.controller.on_request = sleep
         client = await world.infer(Client(slo_ms=5))
         assert client.ended == (Outcome.OK, Reason.NONE)
+
+    in_world(tmp_path, story)
+
+
+def test_what_the_controller_never_heard_of_ends_here(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.controller.on_request = world.keep
+        waiting, left, late = Client(slo_ms=60_000), Client(slo_ms=60_000), Client(slo_ms=1)
+        ids = [world.gateway.infer(client) for client in (waiting, left, late)]
+        world.gateway.cancel(ids[1])
+        await world.until(lambda: late.ends and world.controller.cancels)
+        world.controller.send(*[Unheard(request_id=each, why="no room") for each in (*ids, "nobody")])
+        await world.until(lambda: world.gateway.slots.used_bytes == 0)
+        assert waiting.ended == (Outcome.REJECTED, Reason.QUEUE_FULL)
+        ending = waiting.ends[0]
+        assert (ending.message, ending.request_id, ending.retry_after_ns > 0) == ("no room", ids[0], True)
+        assert (len(left.ends), len(late.ends)) == (0, 1)
+        counters = world.gateway.counters()
+        assert counters.outcomes == {"rejected:queue_full": 1, "cancelled": 1, "expired": 1}
+        assert counters.open == 0
 
     in_world(tmp_path, story)
 

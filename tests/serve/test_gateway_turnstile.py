@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from clockwork_serve.messages import Frame, Intake, Request
+import asyncio
+import time
+from collections.abc import Callable
+
+from clockwork_serve.messages import Frame, Intake, Request, Unheard
+from clockwork_serve.serve.gateway_link import ControllerLink, GatewayLink, LinkListener
 from clockwork_serve.serve.gateway_turnstile import Turnstile
 from clockwork_serve.units import ms
+
+
+def request(name: str, arrival_ns: int, slo_ms: float) -> Request:
+    return Request(
+        request_id=name, gateway="g", model="m/1", arrival_ns=arrival_ns,
+        deadline_ns=arrival_ns + ms(slo_ms),
+    )  # fmt: skip
 
 
 class Gate:
@@ -26,12 +38,7 @@ class Gate:
 
     def enter(self, *names: str, slo_ms: float = 100) -> None:
         for name in names:
-            self.turnstile.enter(
-                Request(
-                    request_id=name, gateway="g", model="m/1", arrival_ns=self.now_ns,
-                    deadline_ns=self.now_ns + ms(slo_ms),
-                )
-            )  # fmt: skip
+            self.turnstile.enter(request(name, self.now_ns, slo_ms))
 
     def heard(self, heard: int, most: int = 2) -> None:
         self.turnstile.take(Intake(heard=heard, most=most))
@@ -96,3 +103,77 @@ def test_a_lost_link_takes_all_along_and_the_rule() -> None:
     gate.enter(*"def")
     assert gate.sent == ["a", "b", "d", "e", "f"]
     assert not gate.refused
+
+
+def test_who_was_sent_and_will_not_be_heard_makes_room() -> None:
+    gate = Gate(most=1)
+    gate.enter(*"ab")
+    assert gate.sent == ["a"]
+    gate.turnstile.take_back()
+    assert gate.sent == ["a", "b"]
+    gate.enter("c")
+    assert gate.sent == ["a", "b"], "as many are on their way as may be"
+    gate.heard(1, most=1)
+    assert gate.sent == ["a", "b", "c"]
+
+
+def test_taking_back_leaves_no_more_room_than_there_is() -> None:
+    gate = Gate(most=1)
+    gate.turnstile.take_back()
+    gate.turnstile.take_back()
+    gate.enter(*"abc")
+    assert gate.sent == ["a"]
+
+
+def test_without_a_rule_nothing_is_to_be_taken_back() -> None:
+    gate = Gate(most=0)
+    gate.enter(*"ab")
+    gate.turnstile.take_back()
+    gate.enter("c")
+    assert gate.sent == ["a", "b", "c"]
+
+
+class Controller:
+    """Stands for a link to one, and for how it is reached."""
+
+    def __init__(self) -> None:
+        self.is_open = True
+        self.sent: list[str] = []
+        self.say: Callable[[list[Frame]], None] | None = None
+
+    async def reach(
+        self, on_frames: Callable[[list[Frame]], None], on_lost: Callable[[str], None]
+    ) -> ControllerLink:
+        self.say = on_frames
+        return self
+
+    def send(self, frame: Frame) -> None:
+        assert isinstance(frame, Request)
+        self.sent.append(frame.request_id)
+
+    def close(self) -> None:
+        self.is_open = False
+
+
+def test_a_link_is_told_who_was_unheard_and_sends_the_next() -> None:
+    async def test() -> None:
+        controller = Controller()
+        gone: list[Unheard] = []
+        listener = LinkListener(
+            lambda _: None, lambda _: None, lambda _: None, lambda: None, on_unheard=gone.append
+        )
+        link = GatewayLink(controller.reach, None, listener)
+        running = asyncio.ensure_future(link.run())
+        while controller.say is None:
+            await asyncio.sleep(0)
+        controller.say([Intake(heard=0, most=1)])
+        for name in "ab":
+            link.submit(request(name, time.monotonic_ns(), 60_000))
+        assert controller.sent == ["a"]
+        controller.say([Unheard(request_id="a", why="no room")])
+        assert controller.sent == ["a", "b"]
+        assert gone == [Unheard(request_id="a", why="no room")]
+        running.cancel()
+        link.close()
+
+    asyncio.run(test())

@@ -11,8 +11,11 @@ import pytest
 
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import ConfigError
+from clockwork_serve.serve.bridge_process import BridgeConfig
+from clockwork_serve.serve.cluster_tls import ClusterFiles
 from clockwork_serve.serve.controller_process import ControllerProcessConfig
 from clockwork_serve.serve.launches import launches, pinned_cores, workers_of
+from clockwork_serve.serve.machine_config import BridgeSettings
 from clockwork_serve.serve.server_config import ServerConfig
 from clockwork_serve.serve.worker_process import WorkerConfig
 from clockwork_serve.store import StoreConfig
@@ -23,6 +26,7 @@ DEVICES = (
     DeviceConfig(device="cpu:1"),
     DeviceConfig(device="emulated:1", kind="emulated", profile="v100"),
 )
+MACHINES = BridgeSettings(host="::1", port=7, files=ClusterFiles(certificate="/c"), region_bytes=5)
 
 
 def config(**fields: Any) -> ServerConfig:
@@ -62,10 +66,24 @@ def test_gateways_share_ports_but_not_metrics() -> None:
     assert [each["grpc_port"] for each in made] == [None, None]
     assert [each["metrics_port"] for each in made] == [3, None]
     assert all(each["reuse_port"] for each in made)
+    assert [each["server"] for each in made] == [None, None], "which is here"
+
+
+def test_other_machines_may_join_only_where_a_server_says_so() -> None:
+    ports = {"http_port": 1}
+    assert "bridge" not in {launch.name for launch in launches(config(), Path("/run"), ports)}
+    (made,) = (
+        launch
+        for launch in launches(config(machines=MACHINES), Path("/run"), ports)
+        if launch.name == "bridge"
+    )
+    found = msgspec.json.decode(made.config, type=BridgeConfig)
+    assert (found.run_dir, found.settings, found.kinds) == ("/run", MACHINES, ("cpu",))
 
 
 def test_every_module_takes_exactly_the_configuration_that_it_is_given() -> None:
-    for launch in launches(config(), Path("/run"), {"http_port": 1, "grpc_port": 2, "metrics_port": 3}):
+    ports = {"http_port": 1, "grpc_port": 2, "metrics_port": 3}
+    for launch in launches(config(machines=MACHINES), Path("/run"), ports):
         module = importlib.import_module(launch.module)
         record = next(
             value

@@ -148,7 +148,9 @@ SETTINGS = (
     Setting(
         "listen_machines", address, "", "", "HOST:PORT where workers and gateways on other machines may join"
     ),
-    Setting("controller", address, "", "", "HOST:PORT of the server that `clockwork worker` or `gateway` joins"),
+    Setting(
+        "controller", address, "", "", "HOST:PORT of the server that `clockwork worker` or `gateway` joins"
+    ),
     Setting("machine_name", machine_name, "", "", "what this machine is called there; none: its host name"),
     Setting("cluster_certificate", path, "", "", "PEM file of this machine's certificate, for the others"),
     Setting("cluster_key", path, "", "", "PEM file of that certificate's key, without a passphrase"),

@@ -1,4 +1,4 @@
-"""What processes on another machine and the bridge on the server's tell each other beside what is said at home.
+"""What processes elsewhere and the bridge at the server tell each other beside what is said at home.
 
 Tensors and artefacts travel in pieces, so that nothing else waits long behind them.
 """
@@ -59,7 +59,7 @@ class RequestPiece(Struct, frozen=True, kw_only=True, tag="request_piece"):
 
 
 class Unheard(Struct, frozen=True, kw_only=True, tag="unheard"):
-    """The controller never heard of a request: there was no room for it (``why``), or it was cancelled before."""
+    """The controller never heard of a request: there was no room (``why``), or it was cancelled before."""
 
     request_id: str
     why: str = ""

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import msgspec
 from msgspec import structs
 
 from clockwork_serve.errors import DeviceError, TransportError
@@ -112,8 +111,8 @@ def _outputs(sent: _Sent, result: Result) -> tuple[bytes, ...]:
     for call, encoded in zip(sent.calls, result.outputs, strict=True):
         try:
             call.buffers.outputs.extend(decode(encoded).refs)
-        except msgspec.DecodeError as error:
-            raise DeviceError(f"outputs: they cannot be read: {error}") from None
+        except TransportError as error:
+            raise DeviceError(f"outputs: {error}") from None
     check_epochs(sent.calls)
     return encode_outputs(sent.calls)
 

@@ -1,4 +1,4 @@
-"""The process that workers and gateways on other machines connect to. It serves no client, and decides nothing."""
+"""The process that workers and gateways elsewhere connect to. It serves no client, and decides nothing."""
 
 from __future__ import annotations
 

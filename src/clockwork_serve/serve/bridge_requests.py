@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-import msgspec
 from msgspec import structs
 
 from clockwork_serve.errors import TransportError
@@ -44,8 +43,8 @@ _HEADER: Final = align(HEADER_BYTES)
 class _Open:
     """One request. Inputs have come as far as ``here`` of ``inputs_end``, from where they start.
 
-    ``request`` waits for its inputs; it is None once it was passed on. Its memory is given back once its answer
-    was ``sent`` with all outputs, and workers have ``released`` it.
+    ``request`` waits for its inputs; it is None once it was passed on. Its memory is given back once its
+    answer was ``sent`` with all outputs, and workers have ``released`` it.
     """
 
     place: int
@@ -92,7 +91,7 @@ class Requests:
             region=self.region.name, epoch=self._epoch, header_offset=place, output_offset=start + nbytes,
             refs=tuple([moved(ref, start + ref.offset) for ref in refs]), output_bytes=tensors.output_bytes,
         )  # fmt: skip
-        inputs_end = max([ref.offset + ref.nbytes for ref in refs], default=0)
+        inputs_end = max([ref.offset + ref.nbytes for ref in refs if ref.nbytes], default=0)
         found = structs.replace(request, tensors=encode(here))
         opened = self._open[request_id] = _Open(place, start, inputs_end, here, found)
         return self._complete(opened)
@@ -175,10 +174,7 @@ class Requests:
 
 def _described(request: Request) -> Tensors:
     """What a request says of its tensors. Raises :class:`TransportError` if it cannot be."""
-    try:
-        tensors = decode(request.tensors)
-    except msgspec.DecodeError as error:
-        raise TransportError(f"tensors of {request.request_id} cannot be read: {error}") from None
+    tensors = decode(request.tensors)
     if tensors.output_bytes < 0 or any(ref.nbytes < 0 for ref in tensors.refs):
         raise TransportError(f"tensors of {request.request_id} take less than no bytes")
     return tensors
@@ -189,7 +185,7 @@ def _outputs(room: Tensors, answer: Answer) -> tuple[TensorRef, ...] | None:
     first, end = room.output_offset, room.output_offset + room.output_bytes
     try:
         refs = decode(answer.outputs).refs
-    except msgspec.DecodeError:
+    except TransportError:
         return None
     inside = all(first <= ref.offset <= ref.offset + ref.nbytes <= end for ref in refs)
     return refs if inside else None

@@ -97,7 +97,7 @@ class ClockAlignment:
 
 
 def to_local(frame: Frame, offset_ns: int, error_ns: int) -> Frame:
-    """A frame from the controller with its times on our clock; windows are narrowed by the error of the offset."""
+    """A frame from the controller with its times on our clock; windows lose the error of the offset."""
     match frame:
         case Load() | Unload() | Infer():
             return msgspec.structs.replace(frame, window=_local_window(frame.window, offset_ns, error_ns))

@@ -1,4 +1,4 @@
-"""Keeps the processes of this machine running that join a server elsewhere. It does not know what they are for."""
+"""Keeps processes running that join a server elsewhere; what they are for it does not know."""
 
 from __future__ import annotations
 

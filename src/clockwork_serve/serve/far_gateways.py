@@ -18,7 +18,6 @@ from clockwork_serve.serve.ports import Ports, addresses
 from clockwork_serve.serve.server_config import GatewaysConfig
 from clockwork_serve.serve.supervisor import Launch
 
-
 ENDING_S: Final = 1.0
 """For a gateway to end in, once it has drained."""
 

@@ -68,7 +68,9 @@ Raises :class:`TransportError` if it cannot be reached now.
 def at_home(controller: Path, name: str) -> Reach:
     """A controller of this host, at that socket."""
 
-    async def reach(on_frames: Callable[[list[Frame]], None], on_lost: Callable[[str], None]) -> ControllerLink:
+    async def reach(
+        on_frames: Callable[[list[Frame]], None], on_lost: Callable[[str], None]
+    ) -> ControllerLink:
         own = hello(Role.GATEWAY, name)
         return await connect(
             controller, own, lambda _, frames: on_frames(frames), lambda link: on_lost(link.lost_because)

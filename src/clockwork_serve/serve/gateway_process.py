@@ -104,9 +104,7 @@ class GatewayServers:
         )
         keys = self.door.keys
         self.far = None if config.server is None else FarReach(config.name, config.server)
-        self.gateway = Gateway(
-            settings, caps=None if keys is None else Caps(keys.tenants), reach=self.far
-        )
+        self.gateway = Gateway(settings, caps=None if keys is None else Caps(keys.tenants), reach=self.far)
         if config.shared_memory is not None:
             self.gateway.regions = Regions(config.shared_memory, Path(config.run_dir) / "regions")
         self.endpoints = Endpoints(self.gateway, version("clockwork-serve"), config.model_control)

@@ -10,12 +10,21 @@ from typing import Final
 
 import msgspec
 
+from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Piece, RequestPiece, TensorRef, Tensors
 from clockwork_serve.serve.machine_link import PIECE_BYTES
 from clockwork_serve.units import align
 
 encode: Final = msgspec.msgpack.Encoder().encode
-decode: Final = msgspec.msgpack.Decoder(Tensors).decode
+_decode: Final = msgspec.msgpack.Decoder(Tensors).decode
+
+
+def decode(encoded: bytes) -> Tensors:
+    """What :data:`encode` made. Raises :class:`TransportError` for anything else."""
+    try:
+        return _decode(encoded)
+    except (msgspec.DecodeError, ValueError) as error:  # ValueError: a text that is not UTF-8
+        raise TransportError(f"tensors cannot be read: {error}") from None
 
 
 def packed(refs: Sequence[TensorRef]) -> tuple[TensorRef, ...]:

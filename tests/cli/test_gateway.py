@@ -1,0 +1,104 @@
+"""``clockwork gateway``: what it says when something lacks."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.serve.certificates import certificates
+
+pytestmark = pytest.mark.system
+
+SERVER = ("--controller", "127.0.0.1:7000")
+
+
+def clockwork(*words: str) -> tuple[int, str, str]:
+    """Exit code, and what it said: what was asked for, and errors."""
+    command = [sys.executable, "-m", "clockwork_serve", *words]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert "Traceback" not in ended.stderr
+    return ended.returncode, ended.stdout, ended.stderr
+
+
+def files(folder: Path) -> dict[str, str]:
+    made = certificates(folder)
+    return {
+        "--cluster-certificate": made.client_certificate,
+        "--cluster-key": made.client_key,
+        "--cluster-ca": made.ca,
+    }
+
+
+def words(options: dict[str, str]) -> list[str]:
+    return [word for option in options.items() for word in option]
+
+
+@pytest.fixture(autouse=True)
+def nobody_s_settings(repository: Path) -> None:
+    """As in the other tests of commands."""
+
+
+@pytest.fixture
+def taken() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        yield str(held.getsockname()[1])
+
+
+def test_it_is_among_the_commands_and_explains_itself() -> None:
+    code, said, _ = clockwork("--help")
+    assert code == 0
+    assert "  gateway    Serve clients on this machine" in said
+    code, said, _ = clockwork("gateway", "--help")
+    assert code == 0
+    for option in ("--controller HOST:PORT", "--machine-name", "--cluster-ca", "--http-port", "--json"):
+        assert option in said
+    assert "--device" not in said
+
+
+def test_without_a_server_to_serve_for_it_says_how_to_name_one() -> None:
+    code, _, said = clockwork("gateway")
+    assert code == 2
+    assert "controller: expected HOST:PORT of a server that was started with --listen-machines" in said
+
+
+@pytest.mark.parametrize("lacking", ["certificate", "key", "ca"])
+def test_without_one_of_its_certificates_it_joins_nothing(tmp_path: Path, lacking: str) -> None:
+    given = files(tmp_path)
+    del given[f"--cluster-{lacking}"]
+    code, _, said = clockwork("gateway", *SERVER, *words(given))
+    assert code == 2
+    assert f"cluster_{lacking}: expected a PEM file, as a gateway on another machine needs" in said
+    assert "name all three" in said
+
+
+@pytest.mark.parametrize("name", ["a b", "-a", "x" * 65, "a/b"])
+def test_a_name_that_cannot_be_one_is_refused(tmp_path: Path, name: str) -> None:
+    code, _, said = clockwork("gateway", *SERVER, *words(files(tmp_path)), f"--machine-name={name}")
+    assert code == 2
+    assert "machine_name (from --machine-name): expected up to 64 letters" in said
+
+
+@pytest.mark.parametrize("port", ["http", "grpc", "metrics"])
+def test_a_port_that_is_taken_is_named_and_nothing_is_started(tmp_path: Path, taken: str, port: str) -> None:
+    ports = {"--http-port": "0", "--grpc-port": "0", "--metrics-port": "0"} | {f"--{port}-port": taken}
+    code, out, said = clockwork("gateway", *SERVER, *words(files(tmp_path)), *words(ports), "--json")
+    assert (code, out) == (2, "")
+    assert f"{port}_port: expected a free port; found {taken} on 127.0.0.1 taken by another program" in said
+    assert said.count("\n") == 1
+
+
+def test_settings_are_taken_where_they_mean_something_and_nowhere_else(repository: Path) -> None:
+    for command, option in (
+        (("serve", str(repository)), "--machine-name"),
+        (("serve", str(repository)), "--controller"),
+        (("gateway", *SERVER), "--device"),
+        (("gateway", *SERVER), "--listen-machines"),
+        (("gateway", *SERVER), "--journal"),
+    ):
+        code, _, said = clockwork(*command, option, "x")
+        assert code == 2
+        assert f"No such option: {option}" in said or f"No such option '{option}'" in said
