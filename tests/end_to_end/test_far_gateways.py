@@ -21,6 +21,7 @@ from benchmarks.client import Report, closed_loop, infer_message, run
 from benchmarks.serving import Serving, total, until
 from msgspec import structs
 
+from benchmarks import repositories
 from clockwork_serve.serve.gateway_process import GatewayConfig
 from clockwork_serve.serve.machine_config import FarServer
 from tests.end_to_end import cables, machines
@@ -40,6 +41,24 @@ ROOM = 64 * 1024
 
 HOPELESS = {(429, "would_miss_deadline"), (504, "")}
 """How a request ends that is due sooner than it can be told to the server: refused, or expired by then."""
+
+SLEEPY = '''"""Echoes, and sleeps first if the first number says so."""
+
+import time
+
+
+class Model:
+    def load(self, path):
+        pass
+
+    def infer(self, inputs):
+        if float(inputs["x"].reshape(-1)[0]) == 7.0:
+            time.sleep(0.7)
+        return {"y": inputs["x"]}
+
+    def unload(self):
+        pass
+'''
 
 
 @dataclass
@@ -64,6 +83,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[Pl
     settings = structs.replace(machines.settings(files, port, SILENCE_S), region_bytes=ROOM)
     said: list[str] = []
     repository = machines.matrices(root / "models")
+    repositories.python_model(repository, "sleepy", SLEEPY)
     with start(repository, machines=settings, log_level="info", on_line=said.append) as serving:
         yield Place(serving, port, files, said)
 
@@ -290,6 +310,35 @@ def between(place: Place) -> Iterator[tuple[FarGateway, Proxy]]:
     with proxy(place.port) as found, place.gateway(name="beyond", port=found.port) as gateway:
         serves(gateway)
         yield gateway, found
+
+
+def test_what_still_runs_when_the_link_is_lost_is_asked_again_and_answered_once(
+    place: Place, between: tuple[FarGateway, Proxy]
+) -> None:
+    """Of the same controller, which still knows the first one: its worker reads its inputs."""
+    gateway, network = between
+    serves(gateway)
+    controller, connections = place.serving.server.pid("controller"), network.connections
+    answers: list[Any] = []
+    body = x_json([7.0, 1.0, 2.0, 3.0], parameters={"slo_ms": 9000})
+    client = threading.Thread(
+        target=lambda: answers.append(call(gateway.url, "/v2/models/sleepy/infer", body))
+    )
+    client.start()
+    until("it runs", lambda: open_and_waiting(place) == (1, 0))
+    network.reset()
+    until("a new link", lambda: network.connections > connections)
+    client.join()
+    assert answers[0].status == 200, answers[0].json
+    assert answers[0].json["outputs"][0]["data"] == [7.0, 1.0, 2.0, 3.0]
+    assert place.serving.server.pid("controller") == controller, "it lives"
+    settled(place, gateway)
+
+
+def open_and_waiting(place: Place) -> tuple[float, float]:
+    """Requests without an answer, and those of them that are in no INFER."""
+    metrics = place.serving.metrics()
+    return total(metrics, "clockwork_requests_open"), total(metrics, "clockwork_requests_queued")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from clockwork_serve.messages import Outcome, Readiness, Reason, Request
 from clockwork_serve.oip import InputTensor
 from clockwork_serve.serve import gateway_stranded
 from clockwork_serve.serve.gateway_slots import Slots
+from clockwork_serve.serve.gateway_stranded import AGAIN
 from clockwork_serve.units import MIB, ms
 from tests.serve.test_gateway import Client, World, in_world
 
@@ -51,7 +52,7 @@ def test_the_next_controller_is_asked_once_and_its_answer_given(tmp_path: Path) 
         (again,) = world.controller.requests
         assert client.ended == (Outcome.OK, Reason.NONE)
         assert client.outputs == [X]
-        assert again.request_id == first.request_id
+        assert again.request_id == first.request_id + AGAIN, "who lost the link alone may know the first"
         assert (again.arrival_ns, again.deadline_ns) == (first.arrival_ns, first.deadline_ns)
         assert world.controller.tensors(again).region != tensors.region
         world.controller.send(world.controller.answer(again, outcome=Outcome.OK))  # a second answer
@@ -156,6 +157,20 @@ def test_a_client_that_leaves_meanwhile_is_asked_for_no_more(tmp_path: Path) -> 
         assert world.controller.requests == []
         assert client.ends == []
         assert world.gateway.counters().outcomes == {"cancelled": 1}
+
+    in_world(tmp_path, story)
+
+
+def test_a_client_that_leaves_after_it_was_asked_again_is_cancelled_by_the_second_id(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        (request,) = await sent(world, Client(slo_ms=60_000))
+        world.controller.stop()
+        await world.until(lambda: not world.gateway.link.is_open)
+        await next_controller(world)
+        await world.until(lambda: world.controller.requests)
+        world.gateway.cancel(request.request_id)
+        await world.until(lambda: world.controller.cancels)
+        assert [one.request_id for one in world.controller.cancels] == [request.request_id + AGAIN]
 
     in_world(tmp_path, story)
 

@@ -40,7 +40,7 @@ class GatewayPeer(Peer):
         super().__init__(link, controller, models, judge, on_gone)
         self._region_bytes = region_bytes
         # As its own ids are: with another gateway's it could cancel, or be answered, for that one.
-        self._own_id = re.compile(re.escape(self.name) + r"-[0-9a-f]+-a?\d+", re.ASCII).fullmatch
+        self._own_id = re.compile(re.escape(self.name) + r"-[0-9a-f]+-a?\d+(?:-2)?", re.ASCII).fullmatch
         self._requests: Requests | None = None  # from when it may join to the end
 
     def close(self, why: str) -> None:

@@ -49,7 +49,7 @@ from clockwork_serve.serve.gateway_models import GatewayModels
 from clockwork_serve.serve.gateway_overdue import Overdue
 from clockwork_serve.serve.gateway_regions import Regions
 from clockwork_serve.serve.gateway_slots import Slot, Slots
-from clockwork_serve.serve.gateway_stranded import Stranded
+from clockwork_serve.serve.gateway_stranded import AGAIN, Stranded
 from clockwork_serve.serve.gateway_tenants import Caps
 from clockwork_serve.serve.gateway_way import Way
 from clockwork_serve.telemetry import GatewayCounters, outcome_key
@@ -171,13 +171,14 @@ class Gateway:
 
     def cancel(self, request_id: str) -> None:
         """The client of an open request went away; it is not told of the end."""
-        pending = self._pending.get(request_id)
+        sent_id = request_id if request_id in self._pending else request_id + AGAIN
+        pending = self._pending.get(sent_id)
         if pending is not None and pending.inquiry is not None:
             pending.inquiry = None
-            if self.link.withdraw(request_id):
-                self._drop(request_id, Outcome.CANCELLED, Reason.NONE)
+            if self.link.withdraw(sent_id):
+                self._drop(sent_id, Outcome.CANCELLED, Reason.NONE)
             else:
-                self.link.send(Cancel(request_id=request_id))
+                self.link.send(Cancel(request_id=sent_id))
         elif (stranded := self._stranded.withdraw(request_id)) is not None:
             self.slots.free(stranded.slot)
             self._count_outcome(Outcome.CANCELLED, Reason.NONE)

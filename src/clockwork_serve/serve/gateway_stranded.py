@@ -1,13 +1,16 @@
 """Requests whose controller died: those that the next one can still answer wait here for it; others do not.
 
-Each is asked of two controllers at most, so that one that kills controllers does not go on to do so. Its
-tensors are copied to memory that no worker knows of, for what the dead one sent may still write to the old.
+Each is asked twice at most, so that one that kills controllers does not go on to do so. Its tensors are
+copied to memory that no worker knows of, for what the dead one sent may still write to the old. The second
+time it has another id: where the link alone was lost, the controller may still know the first one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Final
+
+from msgspec import structs
 
 from clockwork_serve.serve.gateway_endings import Pending
 from clockwork_serve.serve.gateway_slots import Slots
@@ -17,6 +20,9 @@ LEAST_NS: Final = 100 * NS_PER_MS
 """No controller is back sooner: what is due before that hears at once that it cannot be answered."""
 PATIENCE_NS: Final = 3 * NS_PER_S
 """If none is back then, it will take long, and a client may rather ask another server."""
+
+AGAIN: Final = "-2"
+"""Added to the id of a request that is asked again."""
 
 Pendings = dict[str, Pending]
 
@@ -53,11 +59,12 @@ class Stranded:
         return {one: pending for one, pending in together.items() if one not in self._waiting}
 
     def release(self) -> Pendings:
-        """There is a controller that can be asked: all, to be sent to it."""
+        """There is a controller that can be asked: all, to be sent to it, by the ids that they have there."""
         released, self._waiting = self._waiting, {}
-        for pending in released.values():
+        for request_id, pending in released.items():
             pending.asked_again = True
-        return released
+            pending.request = structs.replace(pending.request, request_id=request_id + AGAIN)
+        return {request_id + AGAIN: pending for request_id, pending in released.items()}
 
     def overdue(self) -> Pendings:
         """Those that have waited for as long as they can, which do so no more."""
