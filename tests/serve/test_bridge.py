@@ -45,15 +45,17 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.serve.bridge import Bridge, judge_of
 from clockwork_serve.serve.bridge_gateway import GatewayPeer
+from clockwork_serve.serve.bridge_requests import Requests
 from clockwork_serve.serve.cluster_tls import ClusterContext
 from clockwork_serve.serve.machine_config import FAR_NAME, bound
 from clockwork_serve.serve.machine_link import MachineLink, MachineListener
 from clockwork_serve.serve.piece_layout import decode, encode, moved, on_the_way
-from clockwork_serve.serve.region import RegionMap
+from clockwork_serve.serve.region import RegionGone, RegionMap
 from clockwork_serve.serve.transport import hello
 from clockwork_serve.units import MIB
 from tests.serve.certificates import certificates
 from tests.serve.ordering import Orders
+from tests.serve.test_bridge_requests import used
 from tests.serve.test_machine_link import connect, ours, theirs
 from tests.serve.test_transport import Side, until
 from tests.worker.actions import SPEC
@@ -110,13 +112,12 @@ class Middle:
         return far
 
     @property
-    def memory_used(self) -> int:
-        """For requests of the one gateway."""
+    def requests(self) -> Requests:
+        """Those of the one gateway."""
         (peer,) = self.bridge._peers.values()
         assert isinstance(peer, GatewayPeer)
         assert peer._requests is not None
-        region = peer._requests.region
-        return region.size - region.free_bytes
+        return peer._requests
 
 
 class Far:
@@ -163,12 +164,14 @@ async def middle(folder: Path, *, ready: bool = True, version: str = "1") -> Asy
     if ready:
         made.controller.send(ModelAdded(model=MODEL), READY)
         await until(lambda: bridge._complete)
-    yield made
-    catalogue.cancel()
-    listener.close()
-    bridge.close()
-    made.controller.close()
-    await asyncio.sleep(0.05)
+    try:
+        yield made
+    finally:
+        catalogue.cancel()
+        listener.close()
+        bridge.close()
+        made.controller.close()
+        await asyncio.sleep(0.05)
 
 
 def test_a_far_worker_is_to_the_controller_a_worker_here(tmp_path: Path) -> None:
@@ -356,9 +359,12 @@ def test_a_far_gateway_is_to_the_controller_a_gateway_of_its_name(tmp_path: Path
             told = ModelAdded(model=MODEL), READY, Foretold(announced_id=OWN_HEAD, gateway=GATEWAY)
             at.controller.send(*told)
             await far.hears(*told)  # from the controller, and nothing from the bridge
+            region = at.requests.region.name
             far.link.close()
             await until(at.controller.lost.is_set)
             assert not at.bridge._peers
+            with pytest.raises(RegionGone):
+                RegionMap().view(region)
 
     run(test())
 
@@ -380,10 +386,10 @@ def test_a_request_comes_with_its_inputs_and_goes_with_its_outputs(tmp_path: Pat
             assert sent == RequestPiece(request_id=OWN_ID, at=0, data=b"xyz")
             assert isinstance(told, Answer)
             assert (told.release, decode(told.outputs).refs[0].offset) == (True, 0)
-            assert at.memory_used > 0, "a worker still touches it"
+            assert used(at.requests) > 0, "a worker still touches it"
             at.controller.send(Release(request_id=OWN_ID, gateway=GATEWAY), READY)
             await far.hears(sent, told, READY, READY)
-            assert at.memory_used == 0
+            assert used(at.requests) == 0
 
     run(test())
 
@@ -395,11 +401,11 @@ def test_the_controller_never_hears_of_who_left_before_his_inputs_came(tmp_path:
             far.send(request(), Cancel(request_id=OWN_ID), inputs(), ASK)
             await at.controller.hear(Ask)
             await far.hears(Unheard(request_id=OWN_ID))
-            assert at.memory_used == 0
+            assert used(at.requests) == 0
             far.send(request(), inputs(), Cancel(request_id=OWN_ID))
             await at.controller.hear(Request)
             await at.controller.hear(Cancel)
-            assert at.memory_used > 0
+            assert used(at.requests) > 0
 
     run(test())
 
@@ -460,7 +466,7 @@ def test_a_gateway_that_sends_what_is_not_its_to_send_is_cut_off(tmp_path: Path,
 def test_who_does_not_say_first_what_he_is_does_not_get_in(tmp_path: Path, first: Frame) -> None:
     async def test() -> None:
         async with middle(tmp_path) as at:
-            far = await at.machine(first, GUEST, name=GATEWAY, role=Role.GATEWAY)
+            far = await at.machine(first, name=GATEWAY, role=Role.GATEWAY)
             await until(lambda: far.side.lost)
             assert far.side.frames == []
             assert at.controller._linked.empty()
