@@ -51,7 +51,6 @@ def tensor(nbytes: int, offset: int = 0, name: str = "x") -> TensorRef:
 
 
 def request(*sizes: int, name: str = "r", room: int = 0, **fields: Any) -> Request:
-    """One as it travels, with inputs of these sizes."""
     refs = packed([tensor(size, name=f"x{at}") for at, size in enumerate(sizes)])
     made = Request(request_id=name, gateway="g", model="m/1", arrival_ns=1, deadline_ns=2, rows=3, tenant="t")
     return structs.replace(made, **({"tensors": on_the_way(refs, room)} | fields))
@@ -62,7 +61,6 @@ def piece(at: int, data: bytes, name: str = "r") -> RequestPiece:
 
 
 def cut(blobs: list[bytes], name: str = "r") -> list[RequestPiece]:
-    """Inputs as a gateway sends them."""
     found, start = [], 0
     for blob in blobs:
         ends = range(0, len(blob), PIECE_BYTES)
@@ -72,14 +70,12 @@ def cut(blobs: list[bytes], name: str = "r") -> list[RequestPiece]:
 
 
 def seen(passed: Request) -> list[bytes]:
-    """Inputs as a worker finds them."""
     call = Call(request_id=passed.request_id, rows=passed.rows, tensors=passed.tensors)
     (opened,) = Calls(RegionMap()).open(structs.replace(infer(1, "m", 0), calls=(call,)))
     return [np.asarray(array).tobytes() for array in opened.buffers.inputs.values()]
 
 
 def written(requests: Requests, passed: Request, *blobs: bytes) -> bytes:
-    """What a worker says once it wrote these outputs."""
     room = decode(passed.tensors)
     at, refs = room.output_offset, []
     for number, blob in enumerate(blobs):
@@ -95,7 +91,6 @@ def answer(outputs: bytes = b"", name: str = "r", *, release: bool = True, **fie
 
 
 def come(requests: Requests, *blobs: bytes, name: str = "r", room: int = 0) -> Request:
-    """A request that is passed on."""
     passed = requests.take(request(*map(len, blobs), name=name, room=room))
     for each in cut(list(blobs), name):
         assert passed is None
@@ -293,6 +288,11 @@ def test_memory_that_is_released_first_is_kept_until_the_answer_is_sent(
     assert b"".join(each.data for each in frames if isinstance(each, RequestPiece)) == b"z" * 300_000
     assert header(requests, passed) == NO_EPOCH
     assert used(requests) == 0
+
+
+def test_an_answer_without_tensors_says_so(requests: Requests) -> None:
+    (told,) = requests.answer(answer(written(requests, come(requests))))
+    assert decode(told.outputs).refs == ()
 
 
 def test_an_answer_to_nobody_here_is_passed_on_as_it_is(requests: Requests) -> None:

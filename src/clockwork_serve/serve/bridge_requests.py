@@ -129,7 +129,7 @@ class Requests:
             yield answer
             return
         opened.released |= answer.release
-        targets: tuple[TensorRef, ...] = ()
+        outputs = b""
         if answer.outputs:
             refs = _outputs(opened.tensors, answer)
             if refs is None:
@@ -137,12 +137,12 @@ class Requests:
                 answer = structs.replace(answer, outcome=Outcome.FAILED, message=message)
             else:
                 targets = tuple([moved(ref, ref.offset - opened.tensors.output_offset) for ref in refs])
-                memory = self.region.buffer
+                memory, outputs = self.region.buffer, on_the_way(targets)
                 yield from request_pieces(answer.request_id, refs, targets, memory, lambda: True)
         opened.sent = True
         self._settle(answer.request_id, opened)
         # Whatever workers still touch is here: the gateway's own memory is free.
-        yield structs.replace(answer, release=True, outputs=on_the_way(targets) if targets else b"")
+        yield structs.replace(answer, release=True, outputs=outputs)
 
     def release(self, request_id: str) -> None:
         """No worker touches its tensors any more."""

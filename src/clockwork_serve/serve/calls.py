@@ -54,7 +54,7 @@ class Calls:
     def _open(self, call: Call, memories: dict[str, memoryview]) -> OpenCall:
         try:
             tensors = self._decoder.decode(call.tensors)
-        except (msgspec.DecodeError, ValueError) as error:
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise BadTensors(f"request {call.request_id}: tensors can not be decoded: {error}") from None
         memory = memories.get(tensors.region)
         if memory is None:

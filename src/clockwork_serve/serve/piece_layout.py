@@ -23,7 +23,7 @@ def decode(encoded: bytes) -> Tensors:
     """What :data:`encode` made. Raises :class:`TransportError` for anything else."""
     try:
         return _decode(encoded)
-    except (msgspec.DecodeError, ValueError) as error:  # ValueError: a text that is not UTF-8
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:  # ValueError: a text that is no UTF-8
         raise TransportError(f"tensors cannot be read: {error}") from None
 
 
