@@ -171,7 +171,7 @@ def test_over_grpc_it_hears_the_same(two: Two) -> None:
 
 def test_a_tenant_is_named_by_its_key_alone(two: Two) -> None:
     for _ in range(20):
-        found = asked(two.serving, "modest", tenant="greedy", **{"x-tenant": "greedy"})
+        found = asked(two.serving, "modest", tenant="greedy", **{"x-tenant": "greedy", "x-slo-ms": "5000"})
         assert found.status == 200
     said = metrics(two.serving, "clockwork_tenant_requests_total")
     assert said == {}

@@ -17,7 +17,7 @@ _METAVARS = {
     "workspace": "SIZE", "device": "DEVICE", "cache": "FOLDER", "journal": "FILE", "host": "ADDRESS",
     "policy": "NAME", "format": "text|json", "level": "LEVEL", "certificate": "FILE", "key": "FILE",
     "ca": "FILE", "keys": "FILE", "head": "SIZE", "unsent": "SIZE", "machines": "HOST:PORT",
-    "controller": "HOST:PORT",
+    "controller": "HOST:PORT", "name": "NAME",
 }  # fmt: skip
 
 
