@@ -58,7 +58,10 @@ def options(folder: Path, url: str, text: str) -> list[str]:
 def test_ctrl_c_leaves_the_figures_and_a_clean_screen(tmp_path: Path, columns: int) -> None:
     with scripted() as played:
         code, said = on_terminal(
-            options(tmp_path, played.url, LONG), columns=columns, interrupt_at=" good", TERM="xterm-256color"
+            options(tmp_path, played.url, LONG),
+            columns=columns,
+            interrupt_at="warm-up, not counted",
+            TERM="xterm-256color",
         )
     assert code == 130, said
     drawn, _, rest = said.partition("^C")
