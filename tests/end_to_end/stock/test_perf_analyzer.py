@@ -60,7 +60,7 @@ def measured(server: Serving, protocol: str, path: Path, *options: str) -> tuple
         ("grpc", "-m mlp"),
         ("http", "-m mlp -x 1 -b 4 --async --concurrency-range 4"),
         ("grpc", "-m mlp -b 4 --async --concurrency-range 4"),
-        # It does not always end when a stream is told no, which a busy machine may have to.
+        # One refusal ends its measurement, and of four streams at once a busy machine may refuse one.
         ("grpc", "-m mlp --streaming --async --concurrency-range 4 --request-parameter slo_ms:5000:int"),
         ("http", "-m mlp --request-rate-range 40 --request-distribution poisson"),
         ("grpc", "-m mlp --request-rate-range 40"),
