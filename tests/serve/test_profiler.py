@@ -109,6 +109,22 @@ def test_durations_are_those_of_the_device() -> None:
     assert not device.loaded, "the device is left as it was"
 
 
+def test_each_run_finds_the_caches_cold() -> None:
+    """Else a batch, whose requests share what they fetch, seems to save nothing."""
+    device, cold = TimedDevice(lambda batch: 0), [False]
+
+    def infer_ns(batch: int) -> int:
+        was_cold, cold[0] = cold[0], False
+        return (batch + 1 if was_cold else batch) * NS_PER_MS
+
+    def others_turn() -> None:
+        cold[0] = True
+
+    device._infer_ns = infer_ns
+    found = profile(device, code(1, 2), model(), device.clock, others_turn).profile
+    assert found.infer_ns == {1: 2 * NS_PER_MS, 2: 3 * NS_PER_MS}
+
+
 def test_sizes_between_powers_of_two_of_a_python_model_are_not_run_but_on_the_line() -> None:
     device = TimedDevice(lambda batch: (16 + 4 * batch) * NS_PER_MS)
     made = msgspec.structs.replace(code(1, 2, 3, 4, 5, 6, 7, 8), backend="python")

@@ -41,7 +41,7 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     network_ns: int = 200 * NS_PER_US
     max_batch: int = 16
     max_exec_ns: int = 250 * NS_PER_MS
-    min_batch_gain: float = 0.05
+    min_batch_gain: float = 0.03
     estimate_window: int = 10
     estimate_quantile: float = 0.99
     lag_ns: int = 10 * NS_PER_MS

@@ -1,7 +1,7 @@
 """Measures how long a code takes on a device, before it serves; it never measures while requests run on it.
 
 A profile only seeds the controller's estimates, which follow what is measured while serving; so it is made
-quickly, and a median is enough.
+quickly, and a median is enough. Runs begin with cold caches, as they do among other models.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from msgspec import Struct
 from clockwork_serve.devices import CallBuffers, Device, io_bytes
 from clockwork_serve.errors import DeviceError
 from clockwork_serve.messages import Call, Code, Extent, Infer, Load, Model, Profile, Unload, Window
+from clockwork_serve.serve.cold_caches import others_turn
 from clockwork_serve.serve.sample_inputs import fills_to_try, inputs_of
 from clockwork_serve.store import Fill
 from clockwork_serve.store.compiled import batch_sizes
@@ -50,17 +51,33 @@ class Measured(Struct, frozen=True, kw_only=True):
 
 
 def profile(
-    device: Device, code: Code, model: Model, clock: Callable[[], int] = time.monotonic_ns
+    device: Device,
+    code: Code,
+    model: Model,
+    clock: Callable[[], int] = time.monotonic_ns,
+    between: Callable[[], object] | None = None,
 ) -> Measured:
     """Measure ``code`` on ``device`` with the weights of ``model``. Takes seconds; the device must be idle.
 
+    ``between`` is called before each run, to leave it no warm caches (default: :func:`others_turn`).
+
     Raises :class:`DeviceError` if the code cannot be prepared or the weights cannot be loaded there.
     """
-    return _Measurement(device, code, model, clock).run()
+    if between is None:
+        between = others_turn(device.spec.kind, model.weights.size)
+    return _Measurement(device, code, model, clock, between).run()
 
 
 class _Measurement:
-    def __init__(self, device: Device, code: Code, model: Model, clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        device: Device,
+        code: Code,
+        model: Model,
+        clock: Callable[[], int],
+        between: Callable[[], object],
+    ) -> None:
+        self._between = between
         self._device = device
         self._code = code
         self._model = model
@@ -149,6 +166,7 @@ class _Measurement:
             calls=tuple(Call(request_id=str(row), rows=1, tensors=b"") for row in range(count)),
             window=_WHENEVER, expected_ns=0,
         )  # fmt: skip
+        self._between()
         started_ns = self._clock()
         self._device.infer(action, calls)
         return self._clock() - started_ns

@@ -1,0 +1,37 @@
+"""What is read between two runs of a profile, and of which models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from clockwork_serve.serve.cold_caches import LEAST_WEIGHTS, USUAL_BYTES, cache_bytes, others_turn
+from clockwork_serve.units import KIB, MIB
+
+
+def write(folder: Path, *sizes: str) -> None:
+    for index, size in enumerate(sizes):
+        (folder / f"index{index}").mkdir()
+        (folder / f"index{index}" / "size").write_text(f"{size}\n")
+
+
+def test_the_largest_cache_counts(tmp_path: Path) -> None:
+    write(tmp_path, "32K", "32768K", "1024K")
+    assert cache_bytes(tmp_path) == 32 * MIB
+
+
+@pytest.mark.parametrize("said", [(), ("",), ("big",), ("-1K",)])
+def test_one_of_usual_size_is_assumed_where_nothing_is_said(tmp_path: Path, said: tuple[str, ...]) -> None:
+    write(tmp_path, *said)
+    assert cache_bytes(tmp_path) == USUAL_BYTES
+
+
+def test_large_weights_find_the_caches_full_of_other_things() -> None:
+    read = others_turn("cpu", LEAST_WEIGHTS, most_bytes=64 * KIB)
+    assert read() == 64 * KIB // 8, "a sum of ones"
+
+
+@pytest.mark.parametrize(("kind", "weights"), [("cpu", LEAST_WEIGHTS - 1), ("cuda:sm_90", 100 * MIB)])
+def test_nothing_is_read_for_small_weights_and_gpus(kind: str, weights: int) -> None:
+    assert others_turn(kind, weights)() is None
