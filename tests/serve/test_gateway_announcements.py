@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -12,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clockwork_serve.messages import Announced, Foretold, Reason
-from clockwork_serve.serve import gateway_connection
+from clockwork_serve.messages import Announced, Foretold, Outcome, Reason
+from clockwork_serve.serve import gateway_announcements, gateway_connection
 from clockwork_serve.serve.gateway_connection import DIRECT_BYTES
 from clockwork_serve.serve.gateway_http import SMALL_READ_BYTES
 from clockwork_serve.units import MIB, ms
@@ -27,8 +28,14 @@ LIVE = get("/v2/health/live").replace(b"Connection: close\r\n", b"")
 
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[RunningGateway]:
+    """It has just refused something, and goes on to expect the worst."""
     with running_gateway(tmp_path) as running:
+        running.do(lambda: expect(running, refusals=True))
         yield running
+
+
+def expect(gateway: RunningGateway, *, refusals: bool) -> None:
+    gateway.servers.gateway.announcements._wary_until_s = math.inf if refusals else 0.0
 
 
 def message(values: np.ndarray = VALUES, *headers: str, length: int | None = None) -> tuple[bytes, bytes]:
@@ -225,6 +232,64 @@ def test_a_body_that_is_too_much_to_throw_away_ends_the_connection(
         assert answer["reason"] == "would_miss_deadline"
         client.sendall(body)
         assert client.recv(1) == b""
+
+
+def test_nothing_is_asked_while_nothing_is_refused_and_bodies_come_quickly(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_announcements, "BODY_S", 5.0)
+    gateway.do(lambda: expect(gateway, refusals=False))
+    with gateway.connect() as client:
+        client.sendall(b"".join(message(VALUES, "x-slo-ms: 30000")) + LIVE)
+        assert read_response(client)[0].startswith(b"HTTP/1.1 200 ")
+        assert read_response(client)[1] == {"live": True}
+    time.sleep(0.05)
+    assert gateway.controller.announced == []
+    assert gateway.do(lambda: gateway.servers.gateway.announcements._open) == {}
+
+
+def test_a_body_that_is_slow_to_come_is_asked_about_all_the_same(gateway: RunningGateway) -> None:
+    gateway.do(lambda: expect(gateway, refusals=False))
+    gateway.controller.on_announced = hopeless
+    head, body = message(VALUES, "x-slo-ms: 5000")
+    with gateway.connect() as client:
+        client.sendall(head + body[:1000])
+        assert read_response(client)[0].startswith(b"HTTP/1.1 429 ")
+        client.sendall(body[1000:])
+    assert gateway.controller.requests == []
+
+
+@pytest.mark.parametrize("how", ["told", "answered"])
+def test_after_a_refusal_all_are_asked_about_at_once(
+    gateway: RunningGateway, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_announcements, "BODY_S", 5.0)
+    monkeypatch.setattr(gateway_announcements, "WARY_S", 3600.0)
+    controller = gateway.controller
+    gateway.do(lambda: expect(gateway, refusals=how == "told"))
+    controller.on_request = lambda request: controller.answer(
+        request, outcome=Outcome.REJECTED, reason=Reason.WOULD_MISS_DEADLINE, release=True
+    )
+    controller.on_announced = hopeless if how == "told" else hopeful
+    with gateway.connect() as client:
+        for _ in range(2):
+            client.sendall(b"".join(message(VALUES, "x-slo-ms: 30000")))
+            assert read_response(client)[0].startswith(b"HTTP/1.1 429 ")
+    assert len(controller.announced) == (2 if how == "told" else 1)
+
+
+def test_a_client_that_leaves_before_anything_is_asked_leaves_nothing_behind(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_announcements, "BODY_S", 0.05)
+    gateway.do(lambda: expect(gateway, refusals=False))
+    head, body = message(VALUES, "x-slo-ms: 30000")
+    with gateway.connect() as client:
+        client.sendall(head + body[:1000])
+        gateway.until(lambda: gateway.servers.gateway.announcements._open)
+    gateway.until(lambda: gateway.servers.gateway.counters().connections == 0)
+    time.sleep(0.1)
+    assert gateway.controller.announced == []
 
 
 def test_a_client_that_leaves_while_it_sends_leaves_nothing_behind(gateway: RunningGateway) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -87,8 +88,7 @@ class Gateway:
         self.batching = False
         """Whether more answers follow at once: responses may wait for them, to be sent together."""
         self.batch_listeners: list[Callable[[], None]] = []
-        # Unlike any of an earlier process of that name.
-        self._prefix = f"{settings.name}-{time.time_ns() // NS_PER_MS:x}-"
+        self._prefix = f"{settings.name}-{time.time_ns() // NS_PER_MS:x}-"  # unlike any earlier process's
         self._caps = caps or Caps()
         self._way = Way()
         self.announcements: Announcements[EarlyInquiry] = Announcements(
@@ -106,9 +106,9 @@ class Gateway:
         self._held: dict[str, Slot] = {}  # slots of answered requests that a worker may still touch
         self._count = 0
         self._received = 0
-        self._outcomes: dict[str, int] = {}
+        self._outcomes: Counter[str] = Counter()
         self._unheard = {"left": 0, "over": 0}
-        self._invalid_by_model: dict[str, int] = {}
+        self._invalid_by_model: Counter[str] = Counter()
         self._overdue = Overdue(clock, lambda: self._pending, self._end_overdue, self._look_after_stranded)
 
     @property
@@ -187,8 +187,7 @@ class Gateway:
         """Count a request that is wrong, and say how it ends."""
         self._count_outcome(Outcome.INVALID, reason_of_error(error))
         if served is not None:
-            key = served.model.key
-            self._invalid_by_model[key] = self._invalid_by_model.get(key, 0) + 1
+            self._invalid_by_model[served.model.key] += 1
         return wrong(error, served=served)
 
     def unreadable(self, error: InvalidRequest) -> Ending:
@@ -388,6 +387,8 @@ class Gateway:
 
     def _tell(self, inquiry: Inquiry, ending: Ending) -> None:
         if ending.outcome is not Outcome.OK:
+            if ending.outcome is Outcome.REJECTED:
+                self.announcements.refused()
             if ending.reason is Reason.NOT_SERVING and not ending.retry_after_ns:
                 ending.retry_after_ns = BACK_NS
             ending.retry_after_s = spread_s(ending.retry_after_ns, self.dice)
@@ -396,5 +397,4 @@ class Gateway:
         inquiry.end(ending)
 
     def _count_outcome(self, outcome: Outcome, reason: Reason) -> None:
-        key = outcome_key(outcome, reason)
-        self._outcomes[key] = self._outcomes.get(key, 0) + 1
+        self._outcomes[outcome_key(outcome, reason)] += 1

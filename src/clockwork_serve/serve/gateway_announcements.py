@@ -1,10 +1,14 @@
-"""Asks about requests whose heads alone have come: hopeless ones need not be read. It decides nothing."""
+"""Asks about requests whose heads alone have come: hopeless ones need not be read. It decides nothing.
+
+While nothing is refused, the question waits a little, and is not asked at all where the body is there by then:
+it costs all processes together a quarter of a millisecond.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import Announced, Foretold
@@ -13,6 +17,11 @@ from clockwork_serve.serve.gateway_link import GatewayLink
 from clockwork_serve.serve.gateway_tenants import Caps
 from clockwork_serve.serve.gateway_way import Way
 from clockwork_serve.units import NS_PER_S
+
+WARY_S: Final = 1.0
+"""For so long after a refusal, others are to be expected: all are asked about at once."""
+BODY_S: Final = 0.002
+"""A large body that comes quickly is there within so long."""
 
 
 class Head(Protocol):
@@ -29,6 +38,18 @@ class Head(Protocol):
 
 
 Inquiry = TypeVar("Inquiry", bound=Head)
+
+
+class _Open(Generic[Inquiry]):
+    """One request that was announced, or is about to be. ``wait``: until it is asked, or told."""
+
+    __slots__ = ("asked", "frame", "inquiry", "wait")
+
+    def __init__(self, inquiry: Inquiry, frame: Announced) -> None:
+        self.inquiry = inquiry
+        self.frame = frame
+        self.asked = False
+        self.wait: asyncio.TimerHandle | None = None
 
 
 class Announcements(Generic[Inquiry]):
@@ -48,14 +69,14 @@ class Announcements(Generic[Inquiry]):
         self._caps = caps or Caps()
         self._way = way or Way()
         self._loop = asyncio.get_running_loop()
-        # All and only requests that wait for what is foretold, with when they wait no longer.
-        self._open: dict[str, tuple[Inquiry, asyncio.TimerHandle]] = {}
+        self._open: dict[str, _Open[Inquiry]] = {}
         self._count = 0
+        self._wary_until_s = 0.0
         self.refusing = False
         """Whether the last word was no: then bodies had better not be read before there is one."""
 
     def make(self, inquiry: Inquiry, link: GatewayLink) -> str:
-        """Ask whether a request is worth its body; its id until it is told, or "" if nothing is asked.
+        """Ask whether a request is worth its body, now or soon; its id until it is told, "" if it never is.
 
         Nothing is asked where the head does not say how long the request may take: the body may.
         """
@@ -71,28 +92,42 @@ class Announcements(Generic[Inquiry]):
         slo_ns, _ = self._caps.of(inquiry.identity, slo_ns)
         self._count += 1
         announced_id = f"{self._prefix}a{self._count}"
-        wait = self._loop.call_later(slo_ns / NS_PER_S, self._told, announced_id)
-        self._open[announced_id] = inquiry, wait
-        link.send(
-            Announced(
-                announced_id=announced_id, gateway=self._name, model=served.model.key,
-                arrival_ns=inquiry.arrival_ns, deadline_ns=inquiry.arrival_ns + slo_ns,
-                tenant=inquiry.identity, way_ns=self._way.of(slo_ns, inquiry.arrival_ns),
-            )
+        frame = Announced(
+            announced_id=announced_id, gateway=self._name, model=served.model.key,
+            arrival_ns=inquiry.arrival_ns, deadline_ns=inquiry.arrival_ns + slo_ns,
+            tenant=inquiry.identity, way_ns=self._way.of(slo_ns, inquiry.arrival_ns),
         )  # fmt: skip
+        one = self._open[announced_id] = _Open(inquiry, frame)
+        if self._loop.time() < self._wary_until_s:
+            self._ask(one, link)
+        else:
+            self.refusing = False
+            one.wait = self._loop.call_later(BODY_S, self._ask, one, link)
         return announced_id
 
+    def refused(self) -> None:
+        """A request was: more may be."""
+        self._wary_until_s = self._loop.time() + WARY_S
+
+    def awaited(self, announced_id: str) -> bool:
+        """The body is there: whether it waits for what is foretold. Else it is not asked about any more."""
+        one = self._open.get(announced_id)
+        if one is not None and not one.asked:
+            self.withdraw(announced_id)
+        return one is not None and one.asked
+
     def withdraw(self, announced_id: str) -> None:
-        """The body never comes."""
-        if (known := self._open.pop(announced_id, None)) is not None:
-            known[1].cancel()
+        """The body never comes, or nothing is to be asked about it."""
+        one = self._open.pop(announced_id, None)
+        if one is not None and one.wait is not None:
+            one.wait.cancel()
 
     def on_foretold(self, told: Foretold) -> None:
         """The controller's answer."""
         self.refusing = bool(told.reason)
-        known = self._open.get(told.announced_id)
-        if known is not None and told.reason:
-            self._in_vain(known[0], told)
+        one = self._open.get(told.announced_id)
+        if one is not None and told.reason:
+            self._in_vain(one.inquiry, told)
         self._told(told.announced_id)
 
     def on_lost(self) -> None:
@@ -100,8 +135,17 @@ class Announcements(Generic[Inquiry]):
         for announced_id in tuple(self._open):
             self._told(announced_id)
 
+    def _ask(self, one: _Open[Inquiry], link: GatewayLink) -> None:
+        if not link.ready:
+            self._told(one.frame.announced_id)
+            return
+        one.asked = True
+        slo_ns = one.frame.deadline_ns - one.frame.arrival_ns
+        one.wait = self._loop.call_later(slo_ns / NS_PER_S, self._told, one.frame.announced_id)
+        link.send(one.frame)
+
     def _told(self, announced_id: str) -> None:
-        known = self._open.pop(announced_id, None)
-        if known is not None:
-            known[1].cancel()
-            known[0].foretold()
+        one = self._open.get(announced_id)
+        if one is not None:
+            self.withdraw(announced_id)
+            one.inquiry.foretold()

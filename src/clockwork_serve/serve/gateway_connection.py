@@ -189,7 +189,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
                 exchange.content = memoryview(self._content)
                 self._content = b""
         self._await_next()
-        if exchange.announced_id:
+        if self._gateway.announcements.awaited(exchange.announced_id):
             exchange.on_complete = self._server.dispatch
         else:
             self._server.dispatch(exchange)
