@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import signal
 import sys
 import tempfile
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Final
 import uvloop
 
 from clockwork_serve.errors import ClockworkError
+from clockwork_serve.serve.stopping import Stopping, unless
 from clockwork_serve.serve.supervisor import Launch, Supervisor
 
 LOOK_S: Final = 0.1
@@ -39,35 +38,24 @@ def run(launches: Callable[[Path], Sequence[Launch]], drain_s: float) -> int:
 
 
 async def _run(launches: Sequence[Launch], drain_s: float) -> int:
-    loop = asyncio.get_running_loop()
-    signals: deque[int] = deque()
-    first, second = asyncio.Event(), asyncio.Event()
-
-    def on_signal(number: int) -> None:
-        signals.append(number)
-        (second if first.is_set() else first).set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
+    stopping = Stopping()
     supervisor = Supervisor(_to_stderr)
     try:
         for launch in launches:
             supervisor.start(launch)
-        while not first.is_set():
+        while not stopping.asked.is_set():
             if (why := supervisor.hopeless()) is not None:
                 raise ChildrenEnded(why)
             with suppress(TimeoutError):
-                await asyncio.wait_for(first.wait(), LOOK_S)
-        insisted = asyncio.ensure_future(second.wait())
-        together = asyncio.gather(*[supervisor.stop(name, drain_s) for name in supervisor.names])
-        await asyncio.wait((insisted, together), return_when=asyncio.FIRST_COMPLETED)
-        insisted.cancel()
-        if together.done():
-            return 0
-        together.cancel()
-        return 128 + signals[-1]
+                await asyncio.wait_for(stopping.asked.wait(), LOOK_S)
+        stopped = await unless(stopping.insisted, _stop(supervisor, drain_s))
+        return 0 if stopped else stopping.status
     finally:
         await supervisor.kill()
+
+
+async def _stop(supervisor: Supervisor, drain_s: float) -> None:
+    await asyncio.gather(*[supervisor.stop(name, drain_s) for name in supervisor.names])
 
 
 def _to_stderr(line: str) -> None:

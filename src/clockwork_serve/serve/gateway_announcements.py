@@ -1,7 +1,7 @@
 """Asks about requests whose heads alone have come: hopeless ones need not be read. It decides nothing.
 
-While nothing is refused, the question waits a little, and is not asked at all where the body is there by then:
-it costs all processes together a quarter of a millisecond.
+While nothing is refused, the question waits a little, and is never asked where the body is there by then: it
+wakes two processes for each request.
 """
 
 from __future__ import annotations

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -17,6 +15,7 @@ from clockwork_serve.serve.keeper import Keeper, StartError
 from clockwork_serve.serve.ports import addresses
 from clockwork_serve.serve.preparation import OnProgress, Progress
 from clockwork_serve.serve.server_config import ServerConfig
+from clockwork_serve.serve.stopping import Stopping, unless
 from clockwork_serve.telemetry import Counters
 
 __all__ = ["Progress", "RunningServer", "Server", "ServerConfig", "StartError", "run", "running_server"]
@@ -154,24 +153,15 @@ async def _run(
     on_line: Callable[[str], None] | None,
     timeout_s: float,
 ) -> int:
-    loop = asyncio.get_running_loop()
-    signals: deque[int] = deque()
-    first, second = asyncio.Event(), asyncio.Event()
-
-    def on_signal(number: int) -> None:
-        signals.append(number)
-        (second if first.is_set() else first).set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
+    stopping = Stopping()
     server = Server(config, on_progress, on_line)
     try:
-        if not await _unless(first, _up(server, timeout_s)):
-            return 128 + signals[0]
+        if not await unless(stopping.asked, _up(server, timeout_s)):
+            return stopping.status
         on_ready(server)
-        await first.wait()
-        _log.info("%s: draining", signal.Signals(signals[0]).name)
-        return 0 if await _unless(second, server.stop()) else 128 + signals[-1]
+        await stopping.asked.wait()
+        _log.info("%s: draining", stopping.signal.name)
+        return 0 if await unless(stopping.insisted, server.stop()) else stopping.status
     finally:
         await server.close()
 
@@ -179,22 +169,6 @@ async def _run(
 async def _up(server: Server, timeout_s: float) -> None:
     await server.start()
     await server.wait_ready(timeout_s)
-
-
-async def _unless(event: asyncio.Event, coroutine: Coroutine[Any, Any, None]) -> bool:
-    """Run ``coroutine`` to its end, unless ``event`` comes first: then it is cancelled, and False."""
-    work = asyncio.ensure_future(coroutine)
-    waiting = asyncio.ensure_future(event.wait())
-    try:
-        await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            work.result()
-            return True
-        work.cancel()
-        await asyncio.wait({work})
-        return False
-    finally:
-        waiting.cancel()
 
 
 async def _make(
