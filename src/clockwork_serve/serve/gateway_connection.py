@@ -11,7 +11,7 @@ from typing import Final, cast
 
 import httptools
 
-from clockwork_serve.serve.gateway_discard import Unwanted
+from clockwork_serve.serve.gateway_bodies import Unwanted
 from clockwork_serve.serve.gateway_exchange import UPGRADED, Exchange, byte_count
 from clockwork_serve.serve.gateway_guard import denial
 from clockwork_serve.serve.gateway_heads import Head, HeadParser, head_of
@@ -52,9 +52,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._direct: memoryview | None = None  # where a large body goes; _content_bytes of it have arrived
         self._unwanted: Unwanted | None = None  # of the body of a request that is answered already
         self._arriving = Arriving(server)
-        self._closing = self._stopped = (
-            False  # nothing that arrives matters any more; nothing more is written
-        )
+        self._closing = self._stopped = False  # what arrives matters no more; nothing more is written
         self.due_s = 0.0
 
     # What the loop calls
@@ -99,6 +97,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             if nbytes == len(self._server.small_buffer) and not self._length:
                 self._intake.let_others_go_first()
             return
+        nbytes += self._intake.source.read(self._direct[self._content_bytes + nbytes :])
         self._content_bytes += nbytes
         self._count(nbytes)
         if self._direct is not None and self._content_bytes == len(self._direct):
@@ -270,7 +269,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         """It is answered before its body is there: read the rest and throw it away, if it is not too much."""
         assert self._direct is not None and self._transport is not None
         left = len(self._direct) - self._content_bytes
-        self._unwanted = Unwanted(self._transport, self._server.buffer, left)
+        self._unwanted = Unwanted(self._intake.source, self._server.buffer, left)
         self._current = self._direct = None
         if left > UNWANTED_MAX:
             exchange.keep_alive, self._closing = False, True

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+from clockwork_serve.serve.gateway_bodies import Source
+
 
 class Counting(Protocol):
     """``arriving_bytes`` of large bodies are here, outside the region, and not whole yet."""
@@ -34,9 +36,12 @@ class Arriving:
 
 
 class Intake:
-    """``paused``: it is not to read until told so. ``feed`` takes what was read, and may keep some of it."""
+    """``paused``: it is not to read until told so. ``feed`` takes what was read, and may keep some of it.
 
-    __slots__ = ("_feed", "_kept", "_loop", "_transport", "paused")
+    From ``source`` large bodies are read past the loop.
+    """
+
+    __slots__ = ("_feed", "_kept", "_loop", "_transport", "paused", "source")
 
     def __init__(
         self,
@@ -45,6 +50,7 @@ class Intake:
         feed: Callable[[memoryview], None],
     ) -> None:
         self._transport = transport
+        self.source = Source(transport)
         self._loop = loop
         self._feed = feed
         self._kept = b""  # read, and to be fed before anything more is read

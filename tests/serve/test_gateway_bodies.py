@@ -1,0 +1,122 @@
+"""What is there of a body is read at once, or dropped where it lies; and nothing behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+
+from clockwork_serve.serve.gateway_bodies import AT_ONCE, SIP_BYTES, Source, Unwanted
+from clockwork_serve.units import MIB
+
+
+class Stub:
+    """A transport as far as is asked of it."""
+
+    def __init__(self, sock: socket.socket, *, encrypted: bool = False) -> None:
+        self._extra: dict[str, Any] = {"socket": sock, "sslcontext": object() if encrypted else None}
+
+    def get_extra_info(self, name: str) -> Any:
+        return self._extra[name]
+
+
+class Endless(Source):
+    """There is always more."""
+
+    def __init__(self) -> None:
+        pass
+
+    def _take(self, room: memoryview, how: int = 0) -> int:
+        return max(1, len(room) - 7)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def unwanted(sock: socket.socket, left: int, *, encrypted: bool = False) -> Unwanted:
+    return Unwanted(source(sock, encrypted=encrypted), memoryview(bytearray(MIB)), left)
+
+
+def source(sock: socket.socket, *, encrypted: bool = False) -> Source:
+    return Source(cast("asyncio.Transport", Stub(sock, encrypted=encrypted)))
+
+
+def test_all_that_is_there_goes_and_what_follows_stays(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    rest = unwanted(ours, 100_000)
+    theirs.sendall(bytes(60_000))
+    assert ours.recv_into(rest.room()) == SIP_BYTES
+    assert not rest.received(SIP_BYTES)
+    assert rest.left == 40_000
+    theirs.sendall(bytes(40_000) + b"next")
+    assert rest.received(ours.recv_into(rest.room()))
+    assert ours.recv(100) == b"next"
+
+
+def test_the_socket_stays_open(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    rest = unwanted(ours, 10_000)
+    theirs.sendall(bytes(10_000))
+    assert rest.received(ours.recv_into(rest.room()))
+    theirs.sendall(b"more")
+    assert ours.recv(100) == b"more"
+
+
+def test_what_is_encrypted_is_read_as_ever(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    rest = unwanted(ours, 100_000, encrypted=True)
+    theirs.sendall(bytes(50_000))
+    assert len(rest.room()) == 100_000
+    assert not rest.received(20_000)
+    assert rest.left == 80_000
+
+
+def test_a_body_is_read_as_far_as_it_is_there(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    room = bytearray(50_000)
+    assert source(ours).read(memoryview(room)) == 0
+    theirs.sendall(b"x" * 30_000)
+    assert source(ours).read(memoryview(room)) == 30_000
+    theirs.sendall(b"y" * 20_000 + b"next")
+    assert source(ours).read(memoryview(room)[30_000:]) == 20_000
+    assert room == b"x" * 30_000 + b"y" * 20_000
+    assert ours.recv(100) == b"next"
+
+
+def test_what_waits_at_the_other_end_comes_too(pair: tuple[socket.socket, socket.socket]) -> None:
+    """The sender has given it all to its system, which sends on while this end reads."""
+    ours, theirs = pair
+    body = bytes(range(256)) * 4096
+    theirs.setblocking(False)
+    sent = theirs.send(body)
+    room = bytearray(sent)
+    assert source(ours).read(memoryview(room)) == sent > 500_000
+    assert room == body[:sent]
+
+
+def test_a_client_that_sends_and_sends_lets_others_have_their_turn() -> None:
+    ends = Endless()
+    assert ends.read(memoryview(bytearray(3 * AT_ONCE))) == AT_ONCE
+
+
+def test_nothing_of_what_is_encrypted_is_read_here(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    theirs.sendall(b"secret")
+    assert source(ours, encrypted=True).read(memoryview(bytearray(10))) == 0
+    assert ours.recv(100) == b"secret"
+
+
+def test_a_client_that_is_gone_is_left_to_the_loop_to_find(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset
+    theirs.close()
+    assert source(ours).read(memoryview(bytearray(10))) == 0
