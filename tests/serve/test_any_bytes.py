@@ -93,9 +93,9 @@ class Host:
         self.received = bytearray(256 * KIB)
         self.buffer = memoryview(self.received)
         self.small_buffer = self.buffer[:SMALL_READ_BYTES]
-        withdraw = SimpleNamespace(withdraw=lambda name: None)
+        none = SimpleNamespace(withdraw=lambda name: None, awaited=lambda name: False)
         self.gateway: Any = SimpleNamespace(
-            drop_body=lambda exchange: None, announcements=withdraw, batching=False, dice=Random(1)
+            drop_body=lambda exchange: None, announcements=none, batching=False, dice=Random(1)
         )
         self.held: list[Any] = []
 

@@ -311,7 +311,7 @@ class Transport:
         self.peername = (host, 40000)
 
     def get_extra_info(self, name: str) -> Any:
-        return getattr(self, name)
+        return getattr(self, name, None)
 
 
 @pytest.mark.parametrize(("host", "local"), [("127.0.0.1", True), ("10.1.2.3", False), ("::1", True)])

@@ -28,8 +28,10 @@ class Source:
     __slots__ = ("_fd",)
 
     def __init__(self, transport: asyncio.Transport) -> None:
-        plain = sys.platform == "linux" and transport.get_extra_info("sslcontext") is None
-        self._fd: int = transport.get_extra_info("socket").fileno() if plain else -1
+        self._fd = -1
+        if sys.platform == "linux" and transport.get_extra_info("sslcontext") is None:
+            found = transport.get_extra_info("socket")
+            self._fd = -1 if found is None else found.fileno()
 
     @property
     def plain(self) -> bool:
