@@ -238,7 +238,7 @@ class _Batches:
 
 
 def measured_sizes(code: Code) -> tuple[int, ...]:
-    """Those that are run; what lies between them is on the line between their times, where it is not padded."""
+    """Those that are run; what lies between is on the line between their times, where it is not padded."""
     return batch_sizes(code.batch_sizes[-1]) if code.backend != "torch" else code.batch_sizes
 
 
