@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from clockwork_serve.cli.entry import run
+from clockwork_serve.cli.profile import _durations
+from clockwork_serve.messages import Profile
 
 COMMANDS = ("validate", "compile", "profile")
 
@@ -95,6 +97,14 @@ def test_profile_for_machines(repository: Path, capsys: pytest.CaptureFixture[st
     assert profile["device_kind"] == "emulated:v100"
     assert profile["infer_ns"] == {"1": 5_000_000, "8": 20_000_000}
     assert found["models"] == {profile["code_id"]: ["slow/1"]}
+
+
+def test_profile_shows_powers_of_two_and_the_largest() -> None:
+    profile = Profile(
+        code_id="c", device_kind="cpu", infer_ns={size: size * 1_500_000 for size in range(1, 7)},
+        load_base_ns=0, load_ns_per_mib=0,
+    )  # fmt: skip
+    assert _durations(profile) == "1: 1.50  2: 3.00  4: 6.00  6: 9.00"
 
 
 def test_a_setting_reaches_the_work(repository: Path, tmp_path: Path) -> None:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from clockwork_serve.messages import Profile
     from clockwork_serve.store import Served
 
-_SHOWN_BATCHES = 6
-
 
 @click.command()
 @repository_argument
@@ -92,5 +90,8 @@ def shared_by(keys: Sequence[str]) -> str:
 
 
 def _durations(profile: Profile) -> str:
-    sizes = sorted(profile.infer_ns)[:_SHOWN_BATCHES]
+    """Of the powers of two and the largest: what lies between them is on the line, and takes no room here."""
+    from clockwork_serve.store.compiled import batch_sizes
+
+    sizes = [size for size in batch_sizes(max(profile.infer_ns)) if size in profile.infer_ns]
     return "  ".join(f"{size}: {to_ms(profile.infer_ns[size]):.2f}" for size in sizes)
