@@ -33,7 +33,7 @@ class Model:
     def infer(self, inputs):
         mood = float(inputs["x"].reshape(-1)[0])
         if mood > 600.0:
-            time.sleep(0.05)  # in which the other model's LOAD ends, so that nothing else could be to blame
+            time.sleep(0.3)  # in which the other model's LOAD ends, so that nothing else could be to blame
         if mood == 666.0:
             ctypes.string_at(0)
         if mood == 667.0:

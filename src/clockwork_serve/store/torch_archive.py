@@ -115,7 +115,7 @@ def known_layout() -> Iterator[None]:
     """What reads a record; a record that is made otherwise is refused, and no stumble."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         refuse(
             "a torch.export program of a known layout", f"another one ({type(error).__name__}: {error})",
             "export it again with the version of torch that is installed here",
