@@ -238,8 +238,8 @@ class _Batches:
 
 
 def measured_sizes(code: Code) -> tuple[int, ...]:
-    """Those that are run; what lies between is on the line between their times, where it is not padded."""
-    return batch_sizes(code.batch_sizes[-1]) if code.backend != "torch" else code.batch_sizes
+    """Those that are run; what lies between them is on the line between their times (a Python model's)."""
+    return batch_sizes(code.batch_sizes[-1]) if code.backend == "python" else code.batch_sizes
 
 
 def enough(durations: list[int]) -> bool:

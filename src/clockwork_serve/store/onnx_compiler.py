@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from clockwork_serve.messages import Code
 from clockwork_serve.store.cache import Cache, digest_of
-from clockwork_serve.store.compiled import Compiled, fine_batch_sizes
+from clockwork_serve.store.compiled import Compiled, batch_sizes
 from clockwork_serve.store.graph_tensors import Interface
 from clockwork_serve.store.interface import Batching, batching_of, declared, interface_of, specs
 from clockwork_serve.store.lifting import Index, Lifted
@@ -138,7 +138,7 @@ class OnnxCompiler:
             inputs=specs(plan.interface.inputs, batched=batched),
             outputs=specs(outputs, batched=batched),
             batched=batched,
-            batch_sizes=fine_batch_sizes(plan.max_batch_size),
+            batch_sizes=batch_sizes(plan.max_batch_size),
             lifted=not obstacle,
         )
         code_id = digest_of(self._cache.runtime, lifted.digest, msgspec.json.encode(code))[:32]
