@@ -27,6 +27,11 @@ def test_one_of_usual_size_is_assumed_where_nothing_is_said(tmp_path: Path, said
     assert cache_bytes(tmp_path) == USUAL_BYTES
 
 
+def test_a_system_that_hides_its_caches_has_usual_ones(tmp_path: Path) -> None:
+    (tmp_path / "index0" / "size").mkdir(parents=True)
+    assert cache_bytes(tmp_path) == USUAL_BYTES
+
+
 def test_large_weights_find_the_caches_full_of_other_things() -> None:
     read = others_turn("cpu", LEAST_WEIGHTS, most_bytes=64 * KIB)
     assert read() == 64 * KIB // 8, "a sum of ones"

@@ -305,3 +305,16 @@ def test_a_client_that_leaves_while_it_sends_leaves_nothing_behind(gateway: Runn
         assert read_response(client)[1] == {"live": True}
     counters = gateway.do(gateway.servers.gateway.counters)
     assert (counters.received, counters.region_used_bytes) == (0, 0)
+
+
+def test_a_client_that_resets_while_it_sends_leaves_nothing_behind(gateway: RunningGateway) -> None:
+    """What is read past the loop must not hide from it that the client is gone."""
+    gateway.do(lambda: expect(gateway, refusals=False))
+    head, body = message(VALUES, "x-slo-ms: 30000")
+    for size in (1000, 300_000, len(body) - 1):
+        with gateway.connect() as client:
+            client.sendall(head + body[:size])
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    gateway.until(lambda: gateway.servers.gateway.counters().connections == 0)
+    counters = gateway.do(gateway.servers.gateway.counters)
+    assert (counters.received, counters.region_used_bytes) == (0, 0)

@@ -8,6 +8,7 @@ nothing: 3.7 ms. With this between two runs it takes 4.0 ms, and a request alone
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +28,9 @@ def cache_bytes(folder: Path = _CACHES) -> int:
     """The largest cache of a core, whoever shares it."""
     found = []
     for file in folder.glob("index*/size"):
-        text = file.read_text(encoding="ascii").strip()
+        text = ""
+        with suppress(OSError):  # a system that hides it
+            text = file.read_text(encoding="ascii").strip()
         if text.endswith("K") and text[:-1].isdigit():
             found.append(int(text[:-1]) * KIB)
     return max(found, default=USUAL_BYTES)

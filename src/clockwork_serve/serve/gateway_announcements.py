@@ -69,6 +69,7 @@ class Announcements(Generic[Inquiry]):
         self._caps = caps or Caps()
         self._way = way or Way()
         self._loop = asyncio.get_running_loop()
+        # All and only requests that wait for what is foretold, or to be asked about.
         self._open: dict[str, _Open[Inquiry]] = {}
         self._count = 0
         self._wary_until_s = 0.0
