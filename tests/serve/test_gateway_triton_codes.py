@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from clockwork_serve.client import Client, Expired, Failed, NotServing, Rejected
 from clockwork_serve.messages import Announced, Answer, Foretold, Outcome, Reason, Request
 from clockwork_serve.units import KIB, ms
-from tests.serve.http_requests import IDENT_JSON, INFER, X, ask, get, post
+from tests.serve.http_requests import IDENT_JSON, INFER, Found, X, ask, get, post
 from tests.serve.running_gateway import RunningGateway, running_gateway
 
 ENDS = [
@@ -101,7 +101,9 @@ def test_a_large_body_that_is_hopeless_hears_503_before_it_is_there(gateway: Run
 
     gateway.controller.on_announced = hopeless
     sent = post("/v2/models/any/infer", np.zeros(100 * KIB, np.uint8).tobytes(), "x-slo-ms: 5")
-    found = ask(gateway, sent)
+    with gateway.connect() as client:
+        client.sendall(sent[:-1])
+        found = Found(client.recv(65536))
     assert (found.status, found.json["reason"]) == (503, "would_miss_deadline")
 
 
