@@ -108,3 +108,17 @@ def test_a_model_whose_first_request_is_gone_has_its_place_corrected() -> None:
         candidates.rank(served)
     del queue.dues[0], queue.waiters[0]
     assert candidates.pop() is other
+
+
+def test_the_first_is_told_without_taking_it_out_though_entries_before_it_are_stale() -> None:
+    made = belief("d0")
+    candidates = Candidates(made)
+    first, second = serve(made, "a"), serve(made, "b")
+    assert candidates.top() is None
+    for served, count in ((first, 2), (second, 1)):
+        ask(made, served, count=count)
+        candidates.rank(served)
+    assert [candidates.top(), candidates.top()] == [first, first]
+    first.removed = True
+    candidates.rank(first)
+    assert [candidates.top(), candidates.pop()] == [second, second]

@@ -63,6 +63,13 @@ class Candidates:
                 self._full = 2 * len(self._heap) + STALE_MIN
         return True
 
+    def top(self) -> ServedModel | None:
+        """The model that wanted a LOAD most, when they were entered."""
+        heap = self._heap
+        while heap and heap[0][3].load_key != heap[0][0]:
+            heappop(heap)
+        return heap[0][3] if heap else None
+
     def pop(self) -> ServedModel | None:
         """Take out the model that wants a LOAD most."""
         while self._heap:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -41,6 +42,11 @@ class DeviceConfig(Struct, frozen=True, kw_only=True):
     pool_bytes: int = 0
     graphs: int = 256
     apart: bool = False
+
+    @property
+    def lanes_share(self) -> bool:
+        """Whether LOADs must take their time from INFERs, where the CPU does both: it has no more cores."""
+        return len(os.sched_getaffinity(0)) <= self.threads
 
 
 @dataclass(slots=True)

@@ -32,6 +32,7 @@ class CpuDevice:
             workspace_bytes=config.workspace_bytes,
             io_bytes=config.io_bytes,
             backends=tuple(self._backends),
+            lanes_share=config.lanes_share,
         )
 
     def prepare(self, code: Code) -> None:

@@ -97,6 +97,7 @@ class TorchDevice:
         self.spec = DeviceSpec(
             device=config.device, kind=self._accelerator.kind, pages=pages, page_bytes=page_bytes,
             workspace_bytes=config.workspace_bytes, io_bytes=config.io_bytes, backends=BACKENDS[config.kind],
+            lanes_share=self._accelerator.shares_memory and config.lanes_share,
         )  # fmt: skip
 
     # The load lane

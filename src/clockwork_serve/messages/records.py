@@ -126,7 +126,8 @@ class DeviceSpec(Struct, frozen=True, kw_only=True):
 
     ``workspace_bytes`` and ``io_bytes`` are the most that one INFER may need of each.
     ``kind`` selects profiles: ``cpu``, ``torch-cpu``, ``cuda:sm_90``, ``emulated:NAME``. ``backends`` are
-    those of the codes that it can run (empty: any).
+    those of the codes that it can run (empty: any). ``lanes_share``: LOADs and INFERs compute on the same
+    cores, and take each other's time.
     """
 
     device: str
@@ -136,6 +137,7 @@ class DeviceSpec(Struct, frozen=True, kw_only=True):
     workspace_bytes: int
     io_bytes: int
     backends: tuple[str, ...] = ()
+    lanes_share: bool = False
 
     def runs(self, backend: str) -> bool:
         """Whether it can run codes of that backend."""

@@ -9,19 +9,23 @@ from clockwork_serve.units import GIB, MIB
 
 
 class Cluster(Struct, frozen=True, kw_only=True):
-    """Devices to simulate, all alike: those of the paper, with 1376 pages of 16 MiB for weights."""
+    """Devices to simulate, all alike: those of the paper, with 1376 pages of 16 MiB for weights.
+
+    ``lanes_share`` is what the controller is told of them: no LOAD takes time from an INFER here.
+    """
 
     devices: int = 1
     devices_per_worker: int = 1
     pages: int = 1376
     page_bytes: int = 16 * MIB
+    lanes_share: bool = False
 
     def specs(self, kind: str) -> list[tuple[DeviceSpec, ...]]:
         """The devices of each worker."""
         specs = [
             DeviceSpec(
                 device=f"gpu{at}", kind=kind, pages=self.pages, page_bytes=self.page_bytes,
-                workspace_bytes=GIB, io_bytes=GIB,
+                workspace_bytes=GIB, io_bytes=GIB, lanes_share=self.lanes_share,
             )
             for at in range(self.devices)
         ]  # fmt: skip

@@ -20,6 +20,11 @@ def losses_allowed(seed: int) -> int:
     return int(np.random.Generator(np.random.PCG64([seed, STREAM + 2])).integers(0, 4))
 
 
+def shared_lanes(seed: int) -> bool:
+    """Whether LOADs are said to take the time of INFERs, by dice of its own."""
+    return bool(np.random.Generator(np.random.PCG64([seed, STREAM + 7])).random() < 0.3)
+
+
 def killers(seed: int, workload: Workload) -> list[FaultTable]:
     """Now and then a model kills who runs it, by dice of its own."""
     rng = np.random.Generator(np.random.PCG64([seed, STREAM + 3]))

@@ -26,6 +26,7 @@ from clockwork_serve.sim.mishaps import (
     log_uniform,
     losses_allowed,
     patience,
+    shared_lanes,
     stops,
     with_restarts,
 )
@@ -129,6 +130,7 @@ def random_scenario(seed: int, requests: int = REQUESTS) -> Chance:
         devices_per_worker=2 if devices % 2 == 0 and rng.random() < 0.5 else 1,
         pages=_pages(rng, kinds, sets, devices),
         page_bytes=PAGE_BYTES,
+        lanes_share=shared_lanes(seed),
     )
     mean_s = float(np.mean([model.infer_ns[1] for model in kinds])) / NS_PER_S
     rate_rps = devices / mean_s * rng.uniform(0.4, 1.6)

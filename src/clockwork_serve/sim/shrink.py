@@ -289,10 +289,10 @@ class _Shrinker:
 
     def _fewer_devices(self) -> None:
         for devices in range(1, self._best.cluster.devices):
-            if self._try(cluster=Cluster(devices=devices, pages=self._best.cluster.pages,
-                                         page_bytes=self._best.cluster.page_bytes)):  # fmt: skip
+            if self._try(cluster=replace(self._best.cluster, devices=devices, devices_per_worker=1)):
                 return
         self._try(cluster=replace(self._best.cluster, devices_per_worker=1))
+        self._try(cluster=replace(self._best.cluster, lanes_share=False))
 
     def _usual_settings(self) -> None:
         usual = ControllerConfig()

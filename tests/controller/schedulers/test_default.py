@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.messages import CodeReady, Infer, Load, Outcome, Profile, Reason, Unload
+from clockwork_serve.messages import Cancel, CodeReady, Infer, Load, Outcome, Profile, Reason, Unload
 from clockwork_serve.units import ms
 from tests.controller.clusters import ask, belief, place, serve
 from tests.controller.honest import CODE, World, device, model, profile
@@ -271,6 +271,70 @@ def test_where_loads_are_short_the_model_that_can_still_wait_for_another_is_load
 
 def test_the_first_due_is_loaded_first_where_the_load_lane_was_not_busy_for_long() -> None:
     assert loads(short_of_loads(busy=4)) == ["b/1", "a/1"]
+
+
+def pressed(*, lanes_share: bool = True) -> World:
+    """One device whose exec lane is busy with 12 requests of 10 ms, the last of them due soon; and b came."""
+    made = World(ControllerConfig(policy="default"))
+    made.serve(*[model(name, mib=1) for name in "abc"], times=profile(b1_ms=10, step_ms=10, load_ms=2))
+    made.join(replace(device(), lanes_share=lanes_share))
+    made.request("a", slo_ms=500)
+    made.run(until_ms=500)
+    for _ in range(12):
+        made.request("a", slo_ms=130)
+    made.run(until_ms=85)
+    made.actions.clear()
+    made.request("b", slo_ms=130)
+    made.run(until_ms=5)
+    return made
+
+
+def test_where_loads_take_the_time_of_infers_they_wait_while_others_are_short_of_it() -> None:
+    made = pressed()
+    made.request("c", slo_ms=130)
+    made.run(until_ms=20)
+    assert loads(made) == ["b/1"], "one an SLO"
+    made.run()
+    assert loads(made) == ["b/1", "c/1"]
+    assert {answer.outcome for answer in made.answers.values()} == {Outcome.OK}
+
+
+def test_where_loads_take_nobodys_time_they_wait_for_nobody() -> None:
+    made = pressed(lanes_share=False)
+    made.request("c", slo_ms=130)
+    assert loads(made) == ["b/1", "c/1"]
+
+
+def test_the_load_of_a_more_urgent_request_waits_for_no_infer_but_the_one_that_runs() -> None:
+    made = pressed()
+    made.request("c", slo_ms=130, priority=1)
+    made.run(until_ms=10)
+    assert loads(made) == ["b/1", "c/1"]
+
+
+def test_models_that_nobody_loaded_are_served_beside_one_that_is_asked_for_twice_as_much_as_can_be() -> None:
+    made = pressed()
+    others = [f"o{at}" for at in range(5)]
+    made.serve(*[model(name, mib=1) for name in others], times=profile(b1_ms=10, step_ms=10, load_ms=2))
+    found = []
+    for at in range(100):
+        for _ in range(2):
+            made.request("a", slo_ms=130)
+        if at % 20 == 10:
+            found.append(made.request(others[at // 20], slo_ms=130))
+        made.run(until_ms=10)
+    made.run()
+    assert [made.answers[one].outcome for one in found].count(Outcome.OK) >= 4
+
+
+def test_a_load_waits_for_no_infers_whose_requests_are_gone() -> None:
+    made = pressed()
+    for at in range(2, 14):
+        made.tell(Cancel(request_id=f"r{at}"))
+    made.request("b", slo_ms=130)
+    made.request("c", slo_ms=130)
+    made.run(until_ms=10)
+    assert loads(made) == ["b/1", "c/1"]
 
 
 def test_weights_least_asked_for_make_room_not_those_used_longest_ago() -> None:

@@ -15,6 +15,7 @@ What it does otherwise than ``paper``; each idea's gain is in docs/policies.md:
 - *Relaxed work stays short* while requests of a tighter SLO come to the same devices.
 - *Loads by need*: of models wanted equally, the one whose request is due first is loaded; where the load
   lane has been busy for long, the first that could still wait for another LOAD.
+- *INFERs first*: where LOADs take the time of INFERs, few are sent while those are short of it.
 - *Loads ahead*: where no LOAD is quick enough for the SLO, weights are loaded for who comes next.
 - *Least missed first*: weights of the models least asked for make room, not the longest unused (``heat``).
 """
@@ -51,6 +52,9 @@ SHORT: Final = 2
 
 SCANNED_MAX: Final = 24
 """So many strategies are looked through for a batch that uses a lane better where time is short."""
+
+PRESSED: Final = 4
+"""A lane is pressed if its most urgent batch has less than this part of its SLO to spare."""
 
 BETTER: Final = 1.02
 """Serving so many times as much for its time, a batch uses a lane better."""
@@ -305,6 +309,31 @@ class DefaultScheduler(PaperScheduler):
         """As late as for an exec lane."""
         device = plan.device
         return max(device.exec.network_ns, device.load.network_ns) + MARGIN_NS
+
+    def _has_room(self, plan: Plan, now_ns: int) -> bool:
+        """Not where that would make INFERs late: when the exec lane has changed, it is looked at again."""
+        if plan.device.spec.lanes_share and self._infers_first(plan, now_ns):
+            self._free.pop(plan, None)
+            plan.starved = True
+            return False
+        return super()._has_room(plan, now_ns)
+
+    def _infers_first(self, plan: Plan, now_ns: int) -> bool:
+        """Whether the exec lane is pressed, and nobody more urgent waits for a LOAD.
+
+        One LOAD an SLO is sent all the same: models that nobody loaded yet are to be served, too.
+        """
+        top, device = plan.top(), plan.device
+        if top is None or not top.queue.waiters:
+            return False
+        queue = top.queue
+        slo_ns = _slo_ns(queue)
+        if top.key_ns - queue.band_ns - device.exec.available_ns(now_ns) >= slo_ns // PRESSED:
+            return False
+        first = self._candidates.top()
+        if first is not None and first.band_ns() < queue.band_ns:
+            return False
+        return now_ns - device.load.free_ns < slo_ns
 
     def _load_one(self, plan: Plan, now_ns: int) -> bool:
         """Where time is short, first for models that could wait for another LOAD.
