@@ -27,9 +27,11 @@ def test_it_tells_what_it_offers(device):
     assert (spec.io_bytes, spec.workspace_bytes) == (100, 9)
 
 
-@pytest.mark.parametrize(("cores", "threads", "share"), [(1, 1, True), (2, 1, False), (2, 2, True)])
+@pytest.mark.parametrize(
+    ("cores", "threads", "share"), [(1, 1, True), (1.5, 1, True), (2, 1, False), (2, 2, True)]
+)
 def test_lanes_share_where_all_cores_are_an_infers(monkeypatch, cores, threads, share):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr("clockwork_serve.devices.base.cores", lambda: cores)
     made = build(DeviceConfig(device="cpu:0", memory_bytes=1 << 20, page_bytes=65536, threads=threads))
     assert made.spec.lanes_share is share
     made.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from clockwork_serve.devices.cores import cores
 from clockwork_serve.messages import Code, DeviceSpec, Infer, Load, TensorRef, Unload
 from clockwork_serve.units import KIB, MIB, NS_PER_MS
 
@@ -45,8 +45,8 @@ class DeviceConfig(Struct, frozen=True, kw_only=True):
 
     @property
     def lanes_share(self) -> bool:
-        """Whether LOADs must take their time from INFERs, where the CPU does both: it has no more cores."""
-        return len(os.sched_getaffinity(0)) <= self.threads
+        """Whether LOADs take their time from INFERs, where the CPU does both: no core is left for them."""
+        return cores() < self.threads + 1
 
 
 @dataclass(slots=True)
