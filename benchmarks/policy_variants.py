@@ -111,6 +111,13 @@ class Long(DefaultScheduler):
         return choice
 
 
+class AtOnce(DefaultScheduler):
+    """LOADs wait for no INFERs, whosever time they take."""
+
+    def _has_room(self, plan: Plan, now_ns: int) -> bool:
+        return super(DefaultScheduler, self)._has_room(plan, now_ns)
+
+
 class ForWaiters(DefaultScheduler):
     """LOADs only for requests that wait and can be saved."""
 
@@ -207,6 +214,7 @@ IDEAS = (
     Idea("full batches while time is short", Partial),
     Idea("relaxed work stays short", Long),
     Idea("loads by need", InOrder),
+    Idea("INFERs first", AtOnce),
     Idea("loads ahead", ForWaiters),
     Idea("least missed first", ByUse),
 )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from benchmarks.policy_ideas import CASES, LONGER, Case, Found, gain, in_time, judge, play, summary
 from benchmarks.policy_variants import IDEAS, NAMES, REJECT, Variant, alone, base, having, variants, without
 from benchmarks.report import Outcome
+from msgspec import structs
 
 from clockwork_serve.apps.reproduce.run import Run
 from clockwork_serve.controller.belief import Belief
@@ -23,6 +26,7 @@ PLACES = {
     "full batches while time is short": {"_better"},
     "relaxed work stays short": {"_relaxed"},
     "loads by need": {"__init__", "_load_one"},
+    "INFERs first": {"_has_room"},
     "loads ahead": {"_for_others"},
     "least missed first": {"__init__"},
 }
@@ -83,6 +87,14 @@ def test_default_without_any_idea_is_the_papers_policy() -> None:
     assert nothing.goods == paper.goods
     assert ours.goods["% in time"] > paper.goods["% in time"]
     assert all(cost > 0 for cost in ours.cpu_us)
+
+
+def test_on_a_core_that_does_loads_too_infers_first_answers_more() -> None:
+    core = next(case for case in LONGER if case.name == "core")
+    short = replace(core, scenario=lambda run: structs.replace(core.scenario(run), seconds=8.0))
+    ours = play(short, Variant("default", DefaultScheduler), [1]).goods["% in time"]
+    other = play(short, without("INFERs first"), [1]).goods["% in time"]
+    assert ours[0] > other[0] + 4
 
 
 @pytest.mark.slow

@@ -64,6 +64,13 @@ class CheckedHost(Host):
             ), f"{message}, and it runs"
         super()._tell(message, now_ns)
 
+    def wait_ns(self, device: str, now_ns: int) -> int:
+        """Known to the truth."""
+        wait_ns = super().wait_ns(device, now_ns)
+        truth = self.truth[device]
+        truth.waited_ns = max(truth.waited_ns, wait_ns)
+        return wait_ns
+
     def stalled(self, by_ns: int) -> None:
         """What ran took so much longer."""
         for truth in self.truth.values():

@@ -270,7 +270,7 @@ class Checks:
         host = self._simulation.by_device[action.device]
         assert isinstance(host, CheckedHost)
         truth = host.truth[action.device]
-        most_ns = max(LEAST_NS, int(most_ns * truth.slowest)) + truth.stalled_ns
+        most_ns = max(LEAST_NS, int(most_ns * truth.slowest)) + truth.stalled_ns + truth.waited_ns
         assert least_ns - 1 <= action.expected_ns <= most_ns + 1, (
             f"{action.expected_ns} ns are expected of what takes {least_ns} to {most_ns}: {action}"
         )

@@ -11,7 +11,7 @@ from clockwork_serve.units import GIB, MIB
 class Cluster(Struct, frozen=True, kw_only=True):
     """Devices to simulate, all alike: those of the paper, with 1376 pages of 16 MiB for weights.
 
-    ``lanes_share`` is what the controller is told of them: no LOAD takes time from an INFER here.
+    Where ``lanes_share``, they are like a CPU of one core: a LOAD and an INFER are not done at once.
     """
 
     devices: int = 1

@@ -25,6 +25,7 @@ from clockwork_serve.messages import (
     Profile,
     Result,
     Status,
+    Unload,
     WorkerJoined,
     WorkerLost,
 )
@@ -123,7 +124,7 @@ class Host:
 
     __slots__ = (
         "answered_ns", "died_at", "floor_ns", "gone", "heard_ns", "joined", "machine", "name", "skew_ns",
-        "slowness", "specs", "stopped", "stopped_ns", "stuck", "trouble", "wake_ns", "world",
+        "slowness", "specs", "stopped", "stopped_ns", "stuck", "taken_ns", "trouble", "wake_ns", "world",
     )  # fmt: skip
 
     def __init__(self, name: str, specs: tuple[DeviceSpec, ...], world: World) -> None:
@@ -147,6 +148,8 @@ class Host:
         """Its clock never shows less than this, for time on a machine does not go back."""
         self.slowness: dict[str, float] = {}
         """By device: durations are so many times the usual."""
+        self.taken_ns = {spec.device: 0 for spec in specs if spec.lanes_share}
+        """By device whose lanes share cores: until when these are taken. Who comes first goes first."""
         self.trouble: Trouble | None = None
         self.heard_ns = 0
         """When the last message to it arrives: links keep the order."""
@@ -243,6 +246,9 @@ class Host:
             _add(tally.busy, action, lasts_ns)
         if tally.bucket_ns:
             _add(tally.busy_row(now_ns), action, lasts_ns)
+        if device in self.taken_ns and type(action) is not Unload:
+            lasts_ns += self.wait_ns(device, now_ns)
+            self.taken_ns[device] = now_ns + lasts_ns
         started_ns = now_ns + self.skew_ns
         if started_ns < self.floor_ns:
             started_ns = self.floor_ns
@@ -258,6 +264,11 @@ class Host:
             return
         world.order = order = world.order + 1
         heappush(world.heap, (now_ns + lasts_ns, order, LANE_DONE, self, done))
+
+    def wait_ns(self, device: str, now_ns: int) -> int:
+        """How long what starts now waits for what the other lane does with the same cores."""
+        wait_ns = self.taken_ns[device] - now_ns
+        return wait_ns if wait_ns > 0 else 0
 
     def _chore(self, effect: WorkerEffect, now_ns: int) -> None:
         """Something about a code: to prepare or retire it, or to tell the controller of it."""

@@ -20,7 +20,7 @@ class Lying:
 class Truth:
     """One device: what lies in its pages and what runs on its lanes."""
 
-    __slots__ = ("lying", "running", "slowest", "spec", "stalled_ns")
+    __slots__ = ("lying", "running", "slowest", "spec", "stalled_ns", "waited_ns")
 
     def __init__(self, spec: DeviceSpec) -> None:
         self.spec = spec
@@ -31,6 +31,8 @@ class Truth:
         """The most that it was slowed down, ever."""
         self.stalled_ns = 0
         """For how long its lanes were stopped, ever."""
+        self.waited_ns = 0
+        """The most that one lane waited for the other, where they share cores."""
 
     def start(self, action: Action, lane: Lane) -> None:
         """An action starts: it is alone on its lane, and the pages are as it needs them."""

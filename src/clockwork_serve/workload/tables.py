@@ -239,6 +239,7 @@ class ClusterTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     devices_per_worker: int = 1
     memory_mib: int | None = None
     page_mib: int = 16
+    lanes_share: bool = False
 
     def __post_init__(self) -> None:
         """Check the fields. Raises :class:`FieldError`."""

@@ -77,17 +77,21 @@ class Run:
         *,
         devices: int,
         bucket_s: float = 0.0,
+        cluster: Cluster | None = None,
         zoo: Zoo | None = None,
         base: Path | None = None,
     ) -> Tally:
-        """The scenario under one policy on so many of the paper's GPUs, cold; traces are in ``base``."""
+        """The scenario under one policy on so many of the paper's GPUs, cold; traces are in ``base``.
+
+        ``cluster`` is other devices instead.
+        """
         workload = build(scenario, self.seed, base)
         self._notes.update(dict.fromkeys(workload.notes))
         text = f"{scenario.name}, {player.name}"
         simulation = Simulation(
             workload=workload,
             zoo=zoo or self.zoo,
-            cluster=Cluster(devices=devices),
+            cluster=cluster or Cluster(devices=devices),
             config=player.config,
             seed=self.seed,
             constants=self.constants,

@@ -114,6 +114,7 @@ def cluster_of(table: ClusterTable) -> Cluster:
         devices_per_worker=table.devices_per_worker,
         pages=memory_bytes // page_bytes,
         page_bytes=page_bytes,
+        lanes_share=table.lanes_share,
     )
 
 

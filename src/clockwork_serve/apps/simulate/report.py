@@ -157,6 +157,7 @@ def _setup(question: Question) -> dict[str, Any]:
         "devices_per_worker": cluster.devices_per_worker,
         "memory_mib": cluster.pages * cluster.page_bytes / MIB,
         "page_mib": cluster.page_bytes / MIB,
+        "lanes_share": cluster.lanes_share,
         "models": len(kinds),
         "kinds": len({row.kind for row in kinds}),
         "weights_mib": sum(row.weights_bytes for row in kinds) / MIB,

@@ -22,10 +22,12 @@ def setup_lines(report: Report) -> list[str]:
     setup: dict[str, Any] = report.setup
     workers = counted(setup["devices"] // setup["devices_per_worker"], "worker")
     devices = f"{counted(setup['devices'], 'device')} of {setup['zoo']} on {workers}"
+    memory = f"{setup['memory_mib']:g} MiB each in pages of {setup['page_mib']:g} MiB"
+    share = "; no LOAD beside an INFER" if setup["lanes_share"] else ""
     models = f"{setup['models']:,} of {counted(setup['kinds'], 'kind')}"
     return [
         f"{report.scenario}: {report.seconds:g} s, of which {report.warmup_s:g} s of warm-up are not counted",
-        f"  cluster    {devices}, {setup['memory_mib']:g} MiB each in pages of {setup['page_mib']:g} MiB",
+        f"  cluster    {devices}, {memory}{share}",
         f"  models     {models}, {setup['weights_mib']:,.0f} MiB of weights",
         f"  loads      {'; '.join(_asked(load) for load in report.loads)}",
         f"  policy     {setup['policy']}, batches of at most {setup['max_batch']}; seed {setup['seed']}",
