@@ -58,6 +58,8 @@ class Load:
     attack_rate: float = 20
     attack_grpc_share: float = 0.3
     held: int = 200
+    insists: bool = False
+    """The attacker takes its share of its core from others; else it waits until they leave it some."""
     seed: int = 1
 
 
@@ -187,7 +189,7 @@ def attacker(serving: Serving, load: Load, seed: int) -> subprocess.Popen[bytes]
         "grpc-share": load.attack_grpc_share, "core": max(os.sched_getaffinity(0)),
     }  # fmt: skip
     more = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "benchmarks.hostile_traffic", *more]
+    command = [sys.executable, "-m", "benchmarks.hostile_traffic", *more, *["--insist"] * load.insists]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
 
 

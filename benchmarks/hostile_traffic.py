@@ -160,13 +160,11 @@ def chosen(dice: random.Random, given: argparse.Namespace) -> tuple[str, int, Pl
     return make.__name__, given.metrics if dice.random() < 0.05 else given.http, make(dice)
 
 
-def step_aside(core: int | None) -> None:
+def step_aside() -> None:
     """Run only where nothing else wants the core."""
     os.nice(19)
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    if core is not None:
-        os.sched_setaffinity(0, {core})
 
 
 def run(given: argparse.Namespace) -> Count:
@@ -205,9 +203,13 @@ def main() -> int:
     options.add_argument("--grpc-share", type=float, default=0.3, help="of attacks that are over gRPC")
     options.add_argument("--all", action="store_true", help="also those that leave memory behind in grpcio")
     options.add_argument("--core", type=int, help="the one core to run on")
+    options.add_argument("--insist", action="store_true", help="take a share of it, whoever wants it too")
     options.add_argument("--seed", type=int, default=1)
     given = options.parse_args()
-    step_aside(given.core)
+    if not given.insist:
+        step_aside()
+    if given.core is not None:
+        os.sched_setaffinity(0, {given.core})
     count = run(given)
     used = resource.getrusage(resource.RUSAGE_SELF)
     found = {

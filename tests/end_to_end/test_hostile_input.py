@@ -33,7 +33,7 @@ def attacked(log: list[str]) -> Iterator[Serving]:
 @pytest.fixture(scope="module")
 def found(attacked: Serving, log: list[str]) -> Findings:
     return hostile.measure(
-        attacked, Load(seconds=SECONDS, window_s=WINDOW_S, http_rate=40, grpc_rate=10), log
+        attacked, Load(seconds=SECONDS, window_s=WINDOW_S, http_rate=40, grpc_rate=10, insists=True), log
     )
 
 
