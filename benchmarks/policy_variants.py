@@ -114,8 +114,8 @@ class Long(DefaultScheduler):
 class AtOnce(DefaultScheduler):
     """LOADs wait for no INFERs, whosever time they take."""
 
-    def _has_room(self, plan: Plan, now_ns: int) -> bool:
-        return super(DefaultScheduler, self)._has_room(plan, now_ns)
+    def _infers_first(self, plan: Plan, now_ns: int) -> bool:
+        return False
 
 
 class ForWaiters(DefaultScheduler):

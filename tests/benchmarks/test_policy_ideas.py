@@ -26,7 +26,7 @@ PLACES = {
     "full batches while time is short": {"_better"},
     "relaxed work stays short": {"_relaxed"},
     "loads by need": {"__init__", "_load_one"},
-    "INFERs first": {"_has_room"},
+    "INFERs first": {"_infers_first"},
     "loads ahead": {"_for_others"},
     "least missed first": {"__init__"},
 }

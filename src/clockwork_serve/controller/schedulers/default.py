@@ -311,29 +311,36 @@ class DefaultScheduler(PaperScheduler):
         return max(device.exec.network_ns, device.load.network_ns) + MARGIN_NS
 
     def _has_room(self, plan: Plan, now_ns: int) -> bool:
-        """Not where that would make INFERs late: when the exec lane has changed, it is looked at again."""
-        if plan.device.spec.lanes_share and self._infers_first(plan, now_ns):
-            self._free.pop(plan, None)
-            plan.starved = True
-            return False
-        return super()._has_room(plan, now_ns)
+        """Not where that would make INFERs late."""
+        return not self._infers_first(plan, now_ns) and super()._has_room(plan, now_ns)
+
+    def _offer(self, model: ServedModel, now_ns: int) -> None:
+        for plan in tuple(self._free):
+            self._infers_first(plan, now_ns)
+        super()._offer(model, now_ns)
 
     def _infers_first(self, plan: Plan, now_ns: int) -> bool:
-        """Whether the exec lane is pressed, and nobody more urgent waits for a LOAD.
+        """Whether a LOAD has to wait for INFERs; if so, it is looked at again when the exec lane has changed.
 
-        One LOAD an SLO is sent all the same: models that nobody loaded yet are to be served, too.
+        It has where it takes their time, the exec lane is pressed, and nobody more urgent waits for a LOAD.
+        One an SLO is sent all the same: models that nobody loaded yet are to be served, too.
         """
-        top, device = plan.top(), plan.device
-        if top is None or not top.queue.waiters:
+        device = plan.device
+        first = self._candidates.top() if device.spec.lanes_share else None
+        top = plan.top() if first is not None else None
+        if first is None or top is None or not top.queue.waiters:
             return False
         queue = top.queue
-        slo_ns = _slo_ns(queue)
-        if top.key_ns - queue.band_ns - device.exec.available_ns(now_ns) >= slo_ns // PRESSED:
+        slo_ns, band_ns = _slo_ns(queue), queue.band_ns
+        if (
+            top.key_ns - band_ns - device.exec.available_ns(now_ns) >= slo_ns // PRESSED
+            or first.band_ns() < band_ns
+            or now_ns - device.load.free_ns >= slo_ns
+        ):
             return False
-        first = self._candidates.top()
-        if first is not None and first.band_ns() < queue.band_ns:
-            return False
-        return now_ns - device.load.free_ns < slo_ns
+        self._free.pop(plan, None)
+        plan.starved = True
+        return True
 
     def _load_one(self, plan: Plan, now_ns: int) -> bool:
         """Where time is short, first for models that could wait for another LOAD.
