@@ -77,6 +77,14 @@ def test_it_tells_what_it_offers():
     device.close()
 
 
+@pytest.mark.parametrize(("cores", "share"), [(1, True), (2, False)])
+def test_lanes_share_where_all_cores_are_an_infers(monkeypatch, cores, share):
+    monkeypatch.setattr("clockwork_serve.devices.base.cores", lambda: cores)
+    device = make()
+    assert device.spec.lanes_share is share
+    device.close()
+
+
 MIXES = [([1], 1), ([2], 2), ([4], 4), ([1, 1], 2), ([1, 2], 4), ([1, 1, 1, 1], 4), ([3], 4), ([2, 1, 1], 4)]
 
 

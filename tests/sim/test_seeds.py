@@ -61,6 +61,7 @@ def test_seeds_differ_in_all_that_matters():
     assert {one.config.reject_infeasible for one in chances} == {True, False}
     assert {one.config.max_batch for one in chances} == {1, 4, 8, 16}
     assert {one.cluster.devices for one in chances} == {1, 2, 3, 4}
+    assert {one.cluster.lanes_share for one in chances} == {True, False}
     assert {load.arrivals for one in chances for load in one.scenario.loads} == {
         "poisson", "gamma", "fixed", "closed"
     }  # fmt: skip

@@ -37,6 +37,7 @@ def test_the_caller_overrules_it(tmp_path: Path) -> None:
 def test_without_a_size_devices_are_those_of_the_paper() -> None:
     assert cluster_of(ClusterTable()).pages == 1376
     assert cluster_of(ClusterTable(page_mib=32)).pages == 688
+    assert [cluster_of(ClusterTable(lanes_share=one)).lanes_share for one in (True, False)] == [True, False]
 
 
 def test_long_scenarios_are_looked_at_by_the_minute(tmp_path: Path) -> None:
