@@ -16,6 +16,7 @@ from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.serve.server import ServerConfig, running_server
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB
+from tests.end_to_end.conftest import PATIENT_SLO_NS
 
 WORKERS = ("worker-cpu:0", "worker-cpu:1")
 
@@ -27,7 +28,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Serv
     repositories.sleeper(root, "hot", 0.03)
     config = ServerConfig(
         repository=str(root), store=StoreConfig(cache_dir=str(cache)), http_port=0, grpc_port=0,
-        metrics_port=0,
+        metrics_port=0, default_slo_ns=PATIENT_SLO_NS,
         devices=tuple(DeviceConfig(device=f"cpu:{n}", memory_bytes=8 * MIB) for n in range(2)),
     )  # fmt: skip
     with running_server(config) as server:
