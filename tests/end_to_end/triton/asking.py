@@ -34,7 +34,8 @@ class Case:
     """``first``: requests sent before, one after another; ``beside``: sent a moment earlier, not waited for.
 
     ``mask``: names of fields, and of models in an index, that depend on what else was asked. ``settles``: a
-    server may answer what came before a moment before it has counted it.
+    server may answer what came before a moment before it has counted it. ``timed``: the answer depends on
+    what came first and how long it took.
     """
 
     name: str
@@ -42,11 +43,7 @@ class Case:
     beside: tuple[Case, ...] = ()
     mask: frozenset[str] = frozenset()
     settles: bool = False
-
-    @property
-    def about_time(self) -> bool:
-        """Whether the answer depends on what came first, or how long it took."""
-        return bool(self.beside)
+    timed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
