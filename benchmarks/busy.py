@@ -1,6 +1,6 @@
 """Whether tests pass on a busy machine: they run beside programs that want every core all the time.
 
-    python -m benchmarks.busy                          tests that failed there once, 20 times each: half an hour
+    python -m benchmarks.busy                          those that failed there once, 20 times each
     python -m benchmarks.busy --times 1 tests/serve    any tests
     python -m benchmarks.busy --whole                  all of ``make test``, once
 
@@ -28,6 +28,7 @@ from benchmarks.report import Outcome, finish, parser
 
 ROOT: Final = Path(__file__).parents[1]
 END_TO_END: Final = "tests/end_to_end/"
+STATISTICS: Final = "stats: three good requests and two wrong ones"
 FAILED_ONCE: Final = tuple(
     f"{END_TO_END}{path}::{test}"
     for path, test in (
@@ -38,8 +39,7 @@ FAILED_ONCE: Final = tuple(
         ("test_overload.py", "test_hopeless_requests_hear_at_once_and_the_rest_is_served"),
         (
             "triton/test_differences.py",
-            "test_both_say_the_same_or_the_difference_is_listed"
-            "[stats: three good requests and two wrong ones]",
+            f"test_both_say_the_same_or_the_difference_is_listed[{STATISTICS}]",
         ),
         ("test_door.py", "test_stock_clients_infer_over_tls_with_their_keys"),
         (
