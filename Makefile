@@ -12,7 +12,7 @@ TORCH := .venv/.torch
 PIP := -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench compiled faults faults-all fuzz hostile soak nightly mutants planted peers stock triton constraints fix clean
+.PHONY: help setup demo test check bench compiled busy faults faults-all fuzz hostile soak nightly mutants planted peers stock triton constraints fix clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -78,6 +78,9 @@ FUZZ_SECONDS ?= 600
 
 fuzz: $(STAMP) ## every parser fed what is nearly right, FUZZ_SECONDS=600 each: does one trip, hang or grow?
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_WITH)
+
+busy: $(STAMP) ## tests beside programs that want every core; BUSY_WITH="--whole" for make test, else half an hour
+	@$(BIN)/python -m benchmarks.busy $(BUSY_WITH)
 
 faults: $(STAMP) ## faults done to real processes under load: what is lost, how long does it take? Under five minutes
 	@$(BIN)/python -m benchmarks.faults --short $(FAULTS_WITH)

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+import tests.timing
+
 ROOT = Path(__file__).parents[1]
 FUZZERS = "tests/fuzz/test_fuzz.py"
 
@@ -49,6 +51,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Who starts servers has priority: there time counts. As the largest scope they come first, too."""
     if os.environ.get("PYTEST_XDIST_WORKER") and not starts_servers(item.location[0]) and not os.nice(0):
         os.nice(10)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests about time that could not be judged are run again."""
+    config.pluginmanager.register(tests.timing)
 
 
 @pytest.hookimpl(optionalhook=True)

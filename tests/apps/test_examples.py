@@ -13,6 +13,7 @@ import pytest
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.serve.server import ServerConfig, running_server
 from clockwork_serve.store import StoreConfig
+from clockwork_serve.units import ms
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # Where there are several: so little time may be over before anybody can say that it will not do.
@@ -59,7 +60,7 @@ def server(tmp_path_factory):
         repository=str(EXAMPLES / "models"),
         store=StoreConfig(cache_dir=str(tmp_path_factory.mktemp("cache"))),
         devices=(DeviceConfig(device="cpu:0", memory_bytes=4 << 20),),
-        http_port=0, grpc_port=0, metrics_port=None, log_level="warning",
+        http_port=0, grpc_port=0, metrics_port=None, log_level="warning", default_slo_ns=ms(20_000),
     )  # fmt: skip
     with running_server(config) as server:
         yield server

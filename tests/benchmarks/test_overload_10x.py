@@ -25,6 +25,7 @@ from benchmarks import repositories
 from clockwork_serve.bench.ends import ANSWERED, FIRST_ENDS
 from clockwork_serve.bench.records import ROW, Records
 from clockwork_serve.units import MIB, ms
+from tests.timing import Timing
 
 
 def records(*requests: tuple[int, float, float, int]) -> Records:
@@ -67,11 +68,14 @@ def test_each_promise_can_be_missed(found: Findings, verdict: str) -> None:
 @pytest.mark.system
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["told", "at once"])
-def test_a_crowd_costs_no_goodput_and_leaves_nothing_behind(tmp_path: Path, kind: str) -> None:
+def test_a_crowd_costs_no_goodput_and_leaves_nothing_behind(
+    tmp_path: Path, kind: str, timing: Timing
+) -> None:
     repositories.emulated(tmp_path / "models", MODEL, {1: SERVICE_MS}, width=WIDTH)
     with serve(tmp_path / "models", device="emulated") as serving:
         found = measure(serving, kind, seconds=6.0, after_s=3.0, window_s=4.0)
-    assert found.worst > 0.5, "far less than is promised, for machines are shared"
     if kind == "at once":
         assert found.ends["answered"] < found.asked / 5, f"{CLIENTS} clients are ten times too many"
-    assert found.after[1] >= 0.9 * found.after[0] > 0
+    with timing.judged():
+        assert found.worst > 0.5, "far less than is promised, for machines are shared"
+        assert found.after[1] >= 0.9 * found.after[0] > 0

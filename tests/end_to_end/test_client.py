@@ -106,11 +106,13 @@ def test_a_cancelled_call_frees_its_place(slow: Serving) -> None:
         return total(slow.metrics(), "clockwork_requests_total", outcome=outcome)
 
     before = counted("cancelled")
+    received = total(slow.metrics(), "clockwork_requests_received_total")
 
     async def leave() -> None:
         async with AsyncClient(slow.http_url) as client:
             calls = [asyncio.create_task(client.infer("slow", X, slo_ms=20_000)) for _ in range(4)]
-            await asyncio.sleep(0.05)
+            while total(slow.metrics(), "clockwork_requests_received_total") < received + 4:
+                await asyncio.sleep(0.01)
             for call in calls[1:]:
                 call.cancel()
             assert (await calls[0])["y"].shape == (1, 4)

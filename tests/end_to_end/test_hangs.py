@@ -25,7 +25,7 @@ from clockwork_serve.serve.server import RunningServer, ServerConfig, running_se
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.telemetry import read_journal
 from clockwork_serve.units import MIB, ms
-from tests.end_to_end.conftest import WIDE, call, x_json
+from tests.end_to_end.conftest import PATIENT_SLO_NS, WIDE, call, x_json
 
 Start = Callable[..., AbstractContextManager[Serving]]
 
@@ -86,7 +86,8 @@ def two_workers(root: Path, cache: Path, lines: list[str], **settings: object) -
         devices=tuple(
             DeviceConfig(device=f"cpu:{number}", kind="cpu", memory_bytes=64 * MIB) for number in (0, 1)
         ),
-        controller=SOON, http_port=0, grpc_port=0, metrics_port=0, log_level="warning", **settings,
+        controller=SOON, http_port=0, grpc_port=0, metrics_port=0, log_level="warning",
+        **{"default_slo_ns": PATIENT_SLO_NS, **settings},
     )  # type: ignore[arg-type]  # fmt: skip
     with running_server(config, on_line=lines.append) as server:
         yield Serving(server, next(name for name in server.names if name.startswith("worker")))

@@ -16,6 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from benchmarks import overload, repositories
 from tests.end_to_end.conftest import call, x_json
+from tests.timing import Timing
 
 Start = Callable[..., AbstractContextManager[Serving]]
 
@@ -23,21 +24,24 @@ TOLD_BY_NS = 100_000_000
 """Far above what is promised (10 ms), for machines are shared; far below a timeout."""
 
 
-def test_hopeless_requests_hear_at_once_and_the_rest_is_served(tmp_path: Path, start: Start) -> None:
+def test_hopeless_requests_hear_at_once_and_the_rest_is_served(
+    tmp_path: Path, start: Start, timing: Timing
+) -> None:
     root, journal = tmp_path / "models", tmp_path / "journal"
-    repositories.emulated(root, overload.MODEL, {1: 200})
+    repositories.emulated(root, overload.MODEL, {1: 400})
     with start(root, device="emulated", journal=journal) as serving:
-        shots = overload.shots(serving.http_url, rate=15, seconds=4, slos_ms=(40, 260, 520), seed=3)
+        shots = overload.shots(serving.http_url, rate=7.5, seconds=8, slos_ms=(80, 520, 1040), seed=3)
         samples = overload.load(serving, shots)
         metrics = serving.metrics()
     found = overload.judge(samples, overload.runs_of(journal, samples))
 
-    assert not found.other_ends
-    assert len(found.late_ns) <= 1
-    assert sorted(found.lags_ns)[int(0.9 * len(found.lags_ns))] < TOLD_BY_NS
-    assert found.good >= 0.7 * found.best
     assert total(metrics, "clockwork_requests_total", reason="would_miss_deadline") == len(found.lags_ns)
     assert total(metrics, "clockwork_requests_received_total") == len(samples) + 1
+    with timing.judged():
+        assert not found.other_ends
+        assert len(found.late_ns) <= 1
+        assert sorted(found.lags_ns)[int(0.9 * len(found.lags_ns))] < TOLD_BY_NS
+        assert found.good >= 0.7 * found.best
 
 
 @pytest.fixture(scope="module")

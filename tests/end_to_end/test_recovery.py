@@ -18,6 +18,7 @@ from clockwork_serve.serve.server import RunningServer, running_server
 from tests.end_to_end.steady import how, steady
 from tests.serve.onnx_models import affine, put
 from tests.serve.test_server import config, infer, until
+from tests.timing import Timing
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -82,7 +83,7 @@ def open_requests(server: RunningServer) -> int:
 
 
 def test_no_request_that_can_wait_fails_when_the_controller_dies_again_and_again(
-    server: RunningServer,
+    server: RunningServer, timing: Timing
 ) -> None:
     workers = server.pid("worker-cpu:0")
     with steady(server.http_port, server.grpc_port, MODELS) as load:
@@ -98,8 +99,9 @@ def test_no_request_that_can_wait_fails_when_the_controller_dies_again_and_again
     whys = ("not_serving: not ready: ", "not_serving: no worker is up")
     assert all(end.why.startswith(whys) for end in waited), how(ends)
     assert all(end.retry_after for end in waited), how(ends)
-    assert max(end.took_ms for end in waited) < SLACK_MS
-    assert len([end for end in ends if end.good]) > 200
+    with timing.judged():
+        assert max(end.took_ms for end in waited) < SLACK_MS
+        assert len([end for end in ends if end.good]) > 200
     assert server.pid("worker-cpu:0") == workers
     counters = server.counters()
     assert sum(model.loads for model in counters.models.values()) == 0, "loaded again"
@@ -108,7 +110,7 @@ def test_no_request_that_can_wait_fails_when_the_controller_dies_again_and_again
     until(lambda: open_requests(server) == 0)
 
 
-def test_requests_end_by_their_deadlines_whoever_dies(server: RunningServer) -> None:
+def test_requests_end_by_their_deadlines_whoever_dies(server: RunningServer, timing: Timing) -> None:
     with steady(server.http_port, server.grpc_port, MODELS, slo_ms=150) as load:
         for names in (["controller"], ["worker-cpu:0"], ["worker-cpu:0", "controller"]):
             time.sleep(0.5)
@@ -117,7 +119,8 @@ def test_requests_end_by_their_deadlines_whoever_dies(server: RunningServer) -> 
     assert {end.how for end in ends} <= {
         "200", "429", "503", "504", "OK", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"
     }, how(ends)  # fmt: skip
-    assert max(end.took_ms for end in ends) < 150 + 50 + SLACK_MS
+    with timing.judged():
+        assert max(end.took_ms for end in ends) < 150 + 50 + SLACK_MS
     until(lambda: open_requests(server) == 0)
 
 

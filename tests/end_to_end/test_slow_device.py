@@ -10,10 +10,11 @@ import pytest
 from benchmarks.serving import total
 
 from benchmarks import repositories
-from clockwork_serve.messages import Infer, Result
-from clockwork_serve.telemetry import read_journal
+from clockwork_serve.messages import Answer, Infer, Outcome, Request, Result
+from clockwork_serve.telemetry import Step, read_journal
 from tests.end_to_end.conftest import call, x_json
 from tests.end_to_end.test_hangs import busiest, two_workers
+from tests.timing import Timing
 
 SLEEPER = '''"""Echoes after a while, which a file for this process may make longer."""
 
@@ -22,29 +23,35 @@ import pathlib
 import time
 
 
+USUAL_S, SLOW_S = 0.04, 0.08  # NUMBER
+
+
 class Model:
     def load(self, path):
         pass
 
     def infer(self, inputs):
         slow = pathlib.Path("FOLDER", f"slow.{os.getpid()}").exists()
-        time.sleep(0.02 if slow else 0.01)
+        time.sleep(SLOW_S if slow else USUAL_S)
         return {"y": inputs["x"]}
 
     def unload(self):
         pass
 '''
-CLIENTS, SLO_MS = 12, 60
-PHASE_S = 4.0
+CLIENTS, SLO_MS = 12, 240
+SLOW_S = 0.08
+BETWEEN_NS = 72_000_000
+"""Of both durations, and far from either: a busy machine makes every sleep longer."""
+BEFORE_S, AFTER_S = 4.0, 7.0
 
 
 @pytest.mark.slow
 def test_durations_that_double_are_learned_within_a_window_and_the_other_device_is_left_alone(
-    tmp_path: Path, cache: Path
+    tmp_path: Path, cache: Path, timing: Timing
 ) -> None:
     root, stop = tmp_path / "models", threading.Event()
     for number in range(2):
-        source = SLEEPER.replace("FOLDER", str(tmp_path)) + f"# {number}\n"
+        source = SLEEPER.replace("FOLDER", str(tmp_path)).replace("NUMBER", str(number))
         repositories.python_model(root, f"sleeper{number}", source)
     answers: list[tuple[float, int, float]] = []
     with two_workers(root, cache, [], journal=str(tmp_path / "journal")) as serving:
@@ -55,32 +62,48 @@ def test_durations_that_double_are_learned_within_a_window_and_the_other_device_
                 asked_s = time.monotonic()
                 status = call(serving.http_url, f"/v2/models/{model}/infer", body).status
                 answers.append((asked_s, status, time.monotonic() - asked_s))
-                time.sleep(0.002)
+                time.sleep(0.01)
 
         clients = [threading.Thread(target=client, args=(f"sleeper{at % 2}",)) for at in range(CLIENTS)]
         for thread in clients:
             thread.start()
-        time.sleep(PHASE_S)
+        time.sleep(BEFORE_S)
         serving.worker = busiest(serving)
         (tmp_path / f"slow.{serving.worker_pid()}").touch()
         slowed_ns = time.monotonic_ns()
-        time.sleep(PHASE_S)
+        time.sleep(AFTER_S)
         stop.set()
         for thread in clients:
             thread.join()
         assert total(serving.metrics(), "clockwork_workers_hung_total") == 0
         device = serving.worker.removeprefix("worker-")
 
-    _check_estimates(tmp_path / "journal", device, slowed_ns)
-    good = sum(status == 200 for asked_s, status, _ in answers if asked_s > slowed_ns / 1e9 + 1)
-    assert good / (PHASE_S - 1) >= 30, "what a device of 20 ms can do is at most 50 a second"
-    wrong = [took_s for _, status, took_s in answers if status == 200 and took_s > SLO_MS / 1000 + 0.2]
-    assert not wrong, "nothing late is good"
+    steps = list(read_journal(tmp_path / "journal"))
+    _check_answers(steps)
+    with timing.judged():
+        _check_estimates(steps, device, slowed_ns)
+        good = sum(status == 200 for asked_s, status, _ in answers if asked_s > slowed_ns / 1e9 + 1)
+        assert good / (AFTER_S - 1) >= 0.6 / SLOW_S, "of what a device can do that is slow"
+        wrong = [took_s for _, status, took_s in answers if status == 200 and took_s > SLO_MS / 1000 + 0.2]
+        assert not wrong, "nothing late is good, by the clients' clock"
 
 
-def _check_estimates(journal: Path, device: str, slowed_ns: int) -> None:
+def _check_answers(steps: list[Step]) -> None:
+    """Nothing late is good, by the server's own clock."""
+    deadlines = {
+        one.request_id: one.deadline_ns for step in steps for one in step.events if isinstance(one, Request)
+    }
+    late = [
+        step.now_ns - deadlines[one.request_id]
+        for step in steps
+        for one in step.effects
+        if isinstance(one, Answer) and one.outcome is Outcome.OK and step.now_ns > deadlines[one.request_id]
+    ]
+    assert not late
+
+
+def _check_estimates(steps: list[Step], device: str, slowed_ns: int) -> None:
     """The slow device's are right after a window of ten, the other's stay."""
-    steps = list(read_journal(journal))
     sent = {one.action_id: one for step in steps for one in step.effects if isinstance(one, Infer)}
     results = [
         one
@@ -92,6 +115,6 @@ def _check_estimates(journal: Path, device: str, slowed_ns: int) -> None:
     assert len(slowed) > 30, "it is not given up"
     later = slowed[12:]  # a window of ten, and what was sent before its end
     expected = [sent[one.action_id].expected_ns for one in later]
-    assert min(expected) >= 18_000_000, "the step is adopted, and stays"
+    assert min(expected) >= BETWEEN_NS, "the step is adopted, and stays"
     others = [sent[one.action_id].expected_ns for one in results if one.device != device]
-    assert sorted(others)[len(others) // 2] < 18_000_000, "the other device is as it was"
+    assert sorted(others)[len(others) // 2] < BETWEEN_NS, "the other device is as it was"

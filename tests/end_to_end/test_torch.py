@@ -21,7 +21,7 @@ from clockwork_serve.errors import RepositoryError
 from clockwork_serve.serve.server import ServerConfig, running_server
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB
-from tests.end_to_end.conftest import LONG, WIDE, call, product, x_json
+from tests.end_to_end.conftest import LONG, PATIENT_SLO_NS, WIDE, call, product, x_json
 from tests.end_to_end.test_answers import ask
 
 torch = pytest.importorskip("torch", reason="torch is not installed (make test installs it where it can)")
@@ -81,7 +81,7 @@ def serving(cache: Path) -> Callable[..., Iterator[Serving]]:
     def start(root: Path, *devices: DeviceConfig) -> Iterator[Serving]:
         config = ServerConfig(
             repository=str(root), store=StoreConfig(cache_dir=str(cache), max_batch_size=2), devices=devices,
-            http_port=0, grpc_port=0, metrics_port=0, log_level="warning",
+            http_port=0, grpc_port=0, metrics_port=0, log_level="warning", default_slo_ns=PATIENT_SLO_NS,
         )  # fmt: skip
         with running_server(config, timeout_s=300) as server:
             yield Serving(server, WORKER)

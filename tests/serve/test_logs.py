@@ -78,7 +78,7 @@ def test_nobody_waits_for_a_reader_that_has_stopped_and_what_was_left_out_is_cou
         began = time.monotonic()
         for number in range(2000):
             log.info("line %d %s", number, "x" * 100)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 20, "it would wait for ever"
         os.set_blocking(reader, False)
         read = b""
         while True:

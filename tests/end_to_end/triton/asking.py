@@ -33,13 +33,17 @@ CLOCKS = {"last_inference", "ns"}
 class Case:
     """``first``: requests sent before, one after another; ``beside``: sent a moment earlier, not waited for.
 
-    ``mask``: names of fields, and of models in an index, that depend on what else was asked.
+    ``mask``: names of fields, and of models in an index, that depend on what else was asked. ``settles``: a
+    server may answer what came before a moment before it has counted it. ``timed``: the answer depends on
+    what came first and how long it took.
     """
 
     name: str
     first: tuple[Case, ...] = ()
     beside: tuple[Case, ...] = ()
     mask: frozenset[str] = frozenset()
+    settles: bool = False
+    timed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -220,16 +220,19 @@ def _channels() -> Iterator[Rpc]:
     yield Rpc(name="unknown service", rpc="ServerLive", request=b"", service="inference.Nope")
     one = request(tensor(shape=[1, 1]), model="slow", raw=[FLOATS[:4]])
     yield Rpc(
-        name="ModelInfer: deadline of 50 ms, model of 300 ms", rpc="ModelInfer", request=one, timeout_s=0.05
-    )
+        name="ModelInfer: deadline of 50 ms, model of 300 ms", rpc="ModelInfer", request=one, timeout_s=0.05,
+        timed=True,
+    )  # fmt: skip
     slow = Rpc(name="", rpc="ModelInfer", request=one)
     calm = {**one, "model_name": "patient"}
     timeout = {"parameters": {"timeout": {"int64_param": 50_000}}}
     yield Rpc(
         name="ModelInfer: timeout of 50 ms, others before it", rpc="ModelInfer", request={**calm, **timeout},
-        beside=(Rpc(name="", rpc="ModelInfer", request=calm),),
+        beside=(Rpc(name="", rpc="ModelInfer", request=calm),), timed=True,
     )  # fmt: skip
-    yield Rpc(name="ModelInfer: queue full", rpc="ModelInfer", request=one, beside=(slow, slow, slow))
+    yield Rpc(
+        name="ModelInfer: queue full", rpc="ModelInfer", request=one, beside=(slow, slow, slow), timed=True
+    )
 
 
 def _streams() -> Iterator[Rpc]:

@@ -120,5 +120,6 @@ def control() -> Iterator[Http]:
         name="stats: three good requests and two wrong ones",
         path="/v2/models/counted/stats",
         first=(*(_infer("counted", COUNTED),) * 3, *(_infer("counted", WRONG),) * 2),
+        settles=True,
     )
     yield Http(name="stats: of all models", path="/v2/models/stats", mask=frozenset({"count", "model_stats"}))

@@ -398,14 +398,16 @@ def _deadlines() -> Iterator[Http]:
     slow, patient = (ask("", one, model=model) for model in ("slow", "patient"))
     for name, limit in {"1 us": 1, "50 ms": 50_000, "10 s": 10_000_000}.items():
         call = body_of(one, parameters={"timeout": limit})
-        yield post(f"timeout of {name}, nothing before it, model of 300 ms", call, model="patient")
+        named = f"timeout of {name}, nothing before it, model of 300 ms"
+        yield post(named, call, model="patient", timed=True)
     call = body_of(one, parameters={"timeout": 50_000})
-    yield post("timeout of 50 ms, others before it", call, model="patient", beside=(patient,))
+    yield post("timeout of 50 ms, others before it", call, model="patient", beside=(patient,), timed=True)
     yield post(
-        "timeout of 50 ms, others before it, no default in the model", call, model="slow", beside=(slow,)
-    )
+        "timeout of 50 ms, others before it, no default in the model", call, model="slow", beside=(slow,),
+        timed=True,
+    )  # fmt: skip
     yield post("queue full: two wait, a third comes", body_of(one), model="slow",
-               beside=(slow, slow, slow))  # fmt: skip
+               beside=(slow, slow, slow), timed=True)  # fmt: skip
 
 
 def deadly() -> Iterator[Http]:

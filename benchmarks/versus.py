@@ -1,0 +1,482 @@
+"""Whether anything became slower: one of our benchmarks on two revisions in turns, and on one of them twice.
+
+    python -m benchmarks.versus [--rounds 5] [--figure PATTERN]... REVISION BENCHMARK [its arguments]
+
+A is the revision, B the working tree as it is now, uncommitted changes included, A2 the revision once more.
+Each round runs all three, beginning with another one each time; each runs the benchmark of its own tree. What
+changes on the machine from round to round falls on all three, so only ratios within a round are looked at:
+
+- The ratio B/A of a figure is the median over rounds of B's cost to the geometric mean of the two runs of A.
+  Costs are times, or one over a rate: above 1 is slower.
+- The spread of A/A is how far such a median strays though nothing differs. Which of A and A2 is above the
+  other is chance, so each round's ratio A2/A is taken with either sign (of its logarithm), and as many as
+  there are rounds are drawn from them, again and again: 98 % of the medians of these draws are below the
+  spread. With many figures the 2 % are shared out (Bonferroni), for something of all of them seems slower
+  sooner than one of them. Tried with made-up noise: of comparisons with 4 figures, where nothing differs, 4 %
+  find something slower with 5 or 9 rounds; where one costs 10 % more and a run strays by 3 %, 81 % and 99 %.
+- A figure is slower if its ratio is above 1.02 and above that spread, whichever is larger.
+
+``demo`` as BENCHMARK is ``clockwork demo`` of either tree. One environment serves both: it must never compare
+what two environments installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import io
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import geometric_mean, median
+from typing import Any, Final
+
+from benchmarks.report import Outcome, finish, parser, table
+
+ROOT: Final = Path(__file__).parents[1]
+SIDES: Final = ("A", "B", "A2")
+LIMIT: Final = 1.02
+WIDEST: Final = 1.25
+"""Two runs of one revision that differ by more than this prove nothing."""
+CHANCE: Final = 0.02
+DRAWS: Final = 4000
+LOWER_SUFFIXES: Final = ("_ns", "_us", "_ms", "_s", "_s_per_mib", "_bytes")
+LOWER_NAMES: Final = frozenset({"ns", "us", "ms", "s", "cpu", "latency", "late", "ratio", "cost"})
+HIGHER_SUFFIXES: Final = ("_per_s", "_rps", "_per_second")
+HIGHER_NAMES: Final = frozenset({"rps", "per_s", "goodput", "requests", "ok", "throughput"})
+CHOSEN: Final[Mapping[str, tuple[str, ...]]] = {
+    "http_front_end": ("*/median/ours/per_s", "*/median/ours/us"),
+    "grpc_front_end": ("median/ours/per_s", "median/ours/us"),
+    "device_lane_time": ("infer/*/ours_ms", "load/*/ours_ms"),
+    "scheduler_cost": ("*/better_half_us",),
+    "simulator_speed": ("run/rps", "us_per_request_by_part/*"),
+    "journal_cost": ("controller_us/*", "alone_us"),
+    "http_overhead": ("raw HTTP ms/0.5", "tritonclient ms/0.5", "Client ms/0.5"),
+    "demo": ("ok", "models/*/p50_ms"),
+}
+"""What is looked at unless ``--figure`` says it: what is ours, no yardstick's, and no tail of few values."""
+
+
+class VersusError(Exception):
+    """Why two revisions cannot be compared, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """The files of one revision, and the Python that runs them."""
+
+    name: str
+    path: Path
+    python: str
+    cache: Path
+
+    def environment(self) -> dict[str, str]:
+        """Such that children, too, import this tree's source before any that is installed."""
+        return {**os.environ, "PYTHONPATH": f"{self.path / 'src'}{os.pathsep}{self.path}"}
+
+    def check(self) -> None:
+        """That its source is what runs. Compiles it, lest the first round be slower. VersusError."""
+        code = "import clockwork_serve; print(clockwork_serve.__file__)"
+        done = self._run("-c", code)
+        found = done.stdout.strip()
+        if done.returncode or not Path(found).is_relative_to(self.path):
+            raise VersusError(
+                f"{self.name}: expected {self.python} to import clockwork_serve from {self.path}, found "
+                f"{found or done.stderr.strip()[-500:]}; run this with the Python of the project's .venv"
+            )
+        self._run("-m", "compileall", "-q", "src", "benchmarks")
+
+    def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [self.python, *arguments], cwd=self.path, env=self.environment(), capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What to run, and how often. ``limit_s`` is for one run."""
+
+    benchmark: str
+    arguments: tuple[str, ...] = ()
+    rounds: int = 5
+    limit_s: float = 1800.0
+    accept_invalid: bool = False
+    figures: tuple[str, ...] = ()
+    lower: tuple[str, ...] = ()
+    higher: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Compared:
+    """One figure: its values by side, a round each. ``higher`` is whether more of it is better."""
+
+    name: str
+    higher: bool
+    values: dict[str, list[float]]
+    bound: float = LIMIT
+    ratios: list[float] = field(init=False)
+    same: list[float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        costs = {side: [1 / one if self.higher else one for one in self.values[side]] for side in SIDES}
+        rows = list(zip(*(costs[side] for side in SIDES), strict=True))
+        self.ratios = [b / geometric_mean((a, a2)) for a, b, a2 in rows]
+        self.same = [a2 / a for a, _, a2 in rows]
+
+    @property
+    def ratio(self) -> float:
+        """B's cost to A's."""
+        return median(self.ratios)
+
+    @property
+    def slower(self) -> bool:
+        """Whether B costs more than chance explains."""
+        return self.ratio > self.bound
+
+
+# ---------------------------------------------------------------- trees
+
+
+def git(root: Path, *arguments: str) -> bytes:
+    """What git prints. VersusError."""
+    program = shutil.which("git")
+    if program is None:
+        raise VersusError("git: expected in PATH, found nothing; install it")
+    done = subprocess.run([program, *arguments], cwd=root, capture_output=True, check=False)
+    if done.returncode:
+        raise VersusError(f"git {arguments[0]}: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout
+
+
+def revision_tree(root: Path, sha: str) -> Path:
+    """The files of a commit, written once and kept under ``build/versus``."""
+    found = root / "build" / "versus" / sha[:12]
+    if not found.exists():
+        found.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=found.parent) as name:
+            with tarfile.open(fileobj=io.BytesIO(git(root, "archive", sha))) as archive:
+                archive.extractall(f"{name}/tree", filter="data")
+            Path(name, "tree").rename(found)
+    return found
+
+
+@contextmanager
+def working_tree(root: Path) -> Iterator[Path]:
+    """A copy of the working tree as it is now, so that it may be edited meanwhile."""
+    folder = root / "build" / "versus"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="working-", dir=folder) as name:
+        listed = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard").decode()
+        for path in filter(None, listed.split("\0")):
+            if (root / path).is_file():
+                target = Path(name, path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(root / path, target)
+        yield Path(name)
+
+
+def dependencies(tree: Path) -> tuple[list[str], list[str]]:
+    """What a tree needs, and the versions that it is set up with."""
+    project = tomllib.loads((tree / "pyproject.toml").read_text()).get("project", {})
+    constraints = tree / "constraints.txt"
+    lines = constraints.read_text().splitlines() if constraints.exists() else []
+    return sorted(project.get("dependencies", [])), sorted(
+        line for line in map(str.strip, lines) if line and not line.startswith("#")
+    )
+
+
+def check_dependencies(revision: Path, working: Path) -> None:
+    """That one environment is right for both trees. VersusError."""
+    for what, ours, theirs in zip(
+        ("dependencies in pyproject.toml", "constraints.txt"), dependencies(working), dependencies(revision),
+        strict=True,
+    ):  # fmt: skip
+        if ours != theirs:
+            differing = ", ".join(sorted(set(ours) ^ set(theirs))[:6])
+            raise VersusError(
+                f"{what}: expected the same in both trees, found {differing}; install the revision into an "
+                f"environment of its own (make setup in a checkout) and name it: --python PATH"
+            )
+
+
+# ---------------------------------------------------------------- runs
+
+
+def command(asked: Asked, tree: Tree, result: Path) -> list[str]:
+    """The benchmark as a tree runs it."""
+    if asked.benchmark == "demo":
+        words = ["-m", "clockwork_serve", "demo", "--cache", str(tree.cache)]
+    else:
+        words = ["-m", f"benchmarks.{asked.benchmark}"]
+    return [tree.python, *words, *asked.arguments, "--json", str(result)]
+
+
+def once(asked: Asked, tree: Tree, folder: Path) -> tuple[dict[str, float], str]:
+    """The figures of one run, and why it proves nothing, if it says so. VersusError."""
+    result, log = folder / "result.json", folder / "log"
+    result.unlink(missing_ok=True)
+    words = command(asked, tree, result)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            words, cwd=tree.path, env=tree.environment(), stdout=output, stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            status = process.wait(asked.limit_s)
+        except subprocess.TimeoutExpired:
+            raise VersusError(
+                f"{tree.name}: no end after {asked.limit_s:g} s; give it more: --limit"
+            ) from None
+        finally:
+            _end(process)
+    if status not in (0, 1, 2) or not result.exists():
+        tail = log.read_text(errors="replace")[-2000:]
+        raise VersusError(f"{tree.name}: exit status {status} of {' '.join(words)}\n{tail}")
+    found = json.loads(result.read_text())
+    if asked.benchmark == "demo":
+        found = {"figures": demo_figures(found), "invalid": ""}
+    return numbers(found.get("figures", {})), str(found.get("invalid") or ("invalid" if status == 2 else ""))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Let it clean up after Ctrl-C, which it got as well; longer than that nobody waits."""
+    for number in (None, signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None and number is not None:
+            process.send_signal(number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+            return
+
+
+def demo_figures(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The demo's report, with what came in time of all models."""
+    return {**report, "ok": sum(row["ok"] for row in report["models"])}
+
+
+def all_rounds(asked: Asked, trees: Mapping[str, Tree], say: Any = print) -> tuple[list[dict[str, Any]], str]:
+    """Each round's figures by side; and why there are none, if the machine gives no peace."""
+    found: list[dict[str, Any]] = []
+    repeats, turn = asked.rounds, 0
+    with tempfile.TemporaryDirectory() as name:
+        while len(found) < asked.rounds:
+            order = [SIDES[(turn + at) % len(SIDES)] for at in range(len(SIDES))]
+            turn += 1
+            one: dict[str, Any] = {}
+            invalid = ""
+            for side in order:
+                began_s = time.monotonic()
+                one[side], why = once(asked, trees[side], Path(name))
+                say(
+                    f"  round {len(found) + 1} of {asked.rounds}, {side}: {time.monotonic() - began_s:.0f} s"
+                    f"{f', proves nothing: {why}' if why else ''}",
+                    flush=True,
+                )
+                if why and not asked.accept_invalid:
+                    invalid = f"{side}: {why}"
+                    break
+            if not invalid:
+                found.append(one)
+            elif not (repeats := repeats - 1):
+                return found, f"{asked.rounds} rounds proved nothing; the last one: {invalid}"
+            else:
+                say("  the round is repeated", flush=True)
+    return found, ""
+
+
+# ---------------------------------------------------------------- figures
+
+
+def numbers(figures: object, path: str = "") -> dict[str, float]:
+    """All numbers by where they stand, ``a/b/c``: of a list of numbers the median; records by their names."""
+    if isinstance(figures, bool) or figures is None:
+        return {}
+    if isinstance(figures, int | float):
+        return {path: float(figures)} if math.isfinite(figures) else {}
+    found: dict[str, float] = {}
+    if isinstance(figures, Mapping):
+        for name, value in figures.items():
+            found |= numbers(value, f"{path}/{name}" if path else str(name))
+    elif isinstance(figures, list) and figures:
+        if all(isinstance(one, Mapping) and "name" in one for one in figures):
+            for one in figures:
+                label = " ".join(str(one[key]) for key in ("name", "batch") if key in one)
+                found |= numbers(
+                    {key: value for key, value in one.items() if key != "batch"}, f"{path}/{label}"
+                )
+        else:
+            each = [numbers(one, path) for one in figures]
+            for name in set.intersection(*(set(one) for one in each)):
+                found[name] = median(one[name] for one in each)
+    return found
+
+
+def direction(name: str, asked: Asked) -> bool | None:
+    """Whether more of a figure is better; None if its name does not say.
+
+    The last part of a path that says it decides: ``Client ms/0.5`` is milliseconds.
+    """
+    for higher, patterns in ((False, asked.lower), (True, asked.higher)):
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            return higher
+    for part in reversed(name.split("/")):
+        last = part.lower().rsplit(" ", 1)[-1]
+        if last in HIGHER_NAMES or last.endswith(HIGHER_SUFFIXES):
+            return True
+        if last in LOWER_NAMES or last.endswith(LOWER_SUFFIXES) or last.startswith(("us_", "ms_", "cpu_")):
+            return False
+    return None
+
+
+def compare(asked: Asked, rounds: Sequence[Mapping[str, Mapping[str, float]]]) -> list[Compared]:
+    """The figures that every run has, that are chosen, and of which a ratio can be taken. VersusError."""
+    chosen = asked.figures or CHOSEN.get(asked.benchmark, ("*",))
+    names = [
+        name
+        for name in rounds[0]["A"]
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in chosen)
+        and all(one[side].get(name, 0.0) > 0 for one in rounds for side in SIDES)
+    ]
+    found = []
+    for name in names:
+        higher = direction(name, asked)
+        if higher is None and asked.figures:
+            raise VersusError(f"{name}: does more or less of it mean better? Say --higher or --lower PATTERN")
+        if higher is not None:
+            values = {side: [one[side][name] for one in rounds] for side in SIDES}
+            found.append(Compared(name, higher, values))
+    if not found:
+        every = ", ".join(sorted(rounds[0]["A"])[:40])
+        raise VersusError(
+            f"--figure {' '.join(chosen)}: expected some figure above 0 in every run; found {every}"
+        )
+    for one in found:
+        one.bound = max(LIMIT, spread(one.same, CHANCE / len(found)))
+    return found
+
+
+def spread(same: Sequence[float], chance: float) -> float:
+    """What the median of as many ratios of one revision to itself exceeds with this chance only."""
+    logs = [math.log(one) for one in same]
+    logs += [-one for one in logs]
+    dice = random.Random(1)
+    medians = sorted(median(dice.choices(logs, k=len(same))) for _ in range(DRAWS))
+    return math.exp(medians[min(DRAWS - 1, math.ceil((1 - chance) * DRAWS))])
+
+
+# ---------------------------------------------------------------- the result
+
+
+def conclude(asked: Asked, compared: Sequence[Compared]) -> Outcome:
+    """One row a figure."""
+    outcome = Outcome("benchmarks.versus")
+    rows = []
+    for one in compared:
+        middle = {side: median(one.values[side]) for side in SIDES}
+        rows.append(
+            (
+                one.name, "more" if one.higher else "less", *(f"{middle[side]:.5g}" for side in SIDES),
+                f"{one.ratio:.3f}", f"{min(one.same):.3f} to {max(one.same):.3f}", f"{one.bound:.3f}",
+                "SLOWER" if one.slower else "not slower",
+            )
+        )  # fmt: skip
+        outcome.judge(one.name, asked=f"<= {one.bound:.3f}x", found=f"{one.ratio:.3f}x", good=not one.slower)
+        outcome.figures[one.name] = {
+            "median": middle, "ratio": one.ratio, "ratios": one.ratios, "same": one.same, "bound": one.bound,
+            "higher_is_better": one.higher, "values": one.values,
+        }  # fmt: skip
+    head = ("figure", "better", *SIDES, "B/A", "A2/A of rounds", "at most", "")
+    print("\n" + table(head, rows))
+    wide = max(compared, key=lambda one: one.bound)
+    if wide.bound > WIDEST:
+        outcome.invalid = (
+            f"{wide.name}: two runs of one revision differ by {wide.bound:.2f} times, at most {WIDEST} is "
+            f"allowed; take more --rounds, a quieter machine, or others alone with --figure"
+        )
+    return outcome
+
+
+def judge(root: Path, revision: str, asked: Asked, python: str = "") -> Outcome:
+    """Run and compare. VersusError."""
+    sha = git(root, "rev-parse", "--verify", f"{revision}^{{commit}}").decode().strip()
+    with ExitStack() as stack:
+        paths = {"A": revision_tree(root, sha), "B": stack.enter_context(working_tree(root))}
+        if not python:
+            check_dependencies(paths["A"], paths["B"])
+        caches = root / "build" / "versus" / "cache"
+        trees = {
+            "A": Tree(f"A ({revision})", paths["A"], python or sys.executable, caches / sha[:12]),
+            "B": Tree("B (working tree)", paths["B"], sys.executable, caches / "working"),
+        }
+        trees["A2"] = trees["A"]
+        for side in ("A", "B"):
+            trees[side].check()
+            if asked.benchmark != "demo" and not _there(trees[side].path, asked.benchmark):
+                raise VersusError(f"{trees[side].name}: it has no benchmarks.{asked.benchmark}")
+        print(f"A and A2: {revision} ({sha[:12]}); B: the working tree; {asked.rounds} rounds", flush=True)
+        rounds, invalid = all_rounds(asked, trees)
+        if invalid:
+            return Outcome("benchmarks.versus", invalid=invalid)
+        return conclude(asked, compare(asked, rounds))
+
+
+def _there(tree: Path, benchmark: str) -> bool:
+    path = tree / "benchmarks" / benchmark.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def options() -> argparse.ArgumentParser:
+    """Of the command line; what follows the benchmark's name is the benchmark's."""
+    made = parser((__doc__ or "").splitlines()[0])
+    made.add_argument("--rounds", type=int, default=5)
+    made.add_argument("--figure", action="append", default=[], metavar="PATTERN", help="look at these alone")
+    made.add_argument("--lower", action="append", default=[], metavar="PATTERN", help="less is better")
+    made.add_argument("--higher", action="append", default=[], metavar="PATTERN", help="more is better")
+    made.add_argument("--python", default="", metavar="PATH", help="for A, if it needs other packages")
+    made.add_argument("--limit", type=float, default=1800.0, metavar="SECONDS", help="for one run")
+    made.add_argument(
+        "--accept-invalid", action="store_true", help="take rounds, too, that prove nothing by their own word"
+    )
+    made.add_argument("revision", help="what the working tree is compared with")
+    made.add_argument("benchmark", help="its name, or demo")
+    made.add_argument("arguments", nargs=argparse.REMAINDER, help="for the benchmark")
+    return made
+
+
+def main() -> int:
+    """Run it; returns the exit status."""
+    made = options()
+    given = made.parse_args()
+    if "--json" in given.arguments:
+        made.error("--json: expected before REVISION, found among the benchmark's own arguments")
+    if given.rounds < 3:
+        made.error(f"--rounds: expected at least 3, found {given.rounds}")
+    asked = Asked(
+        given.benchmark, tuple(given.arguments), given.rounds, given.limit, given.accept_invalid,
+        tuple(given.figure), tuple(given.lower), tuple(given.higher),
+    )  # fmt: skip
+    try:
+        outcome = judge(ROOT, given.revision, asked, given.python)
+    except VersusError as error:
+        outcome = Outcome("benchmarks.versus", invalid=str(error))
+    except KeyboardInterrupt:
+        print("\nstopped; nothing was judged", file=sys.stderr)
+        return 130
+    return finish(outcome, given.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
