@@ -55,7 +55,7 @@ def described(error: BaseException, most: int = TEXT_MAX) -> str:
         text = str.__getitem__(str(error), slice(most + 1))
     except BaseException:  # noqa: BLE001 - foreign code raises what it likes, SystemExit too
         text = "(its text cannot be had)"
-    name = str(_NAME_OF(type(error)))
+    name: str = _NAME_OF(type(error))
     text = " ".join(text.split())
     return printable(f"{name}: {text}" if text else name, most)
 
@@ -89,7 +89,10 @@ class DeviceGone(DeviceError):
 
 
 class InvalidRequest(ClockworkError):
-    """A client's request does not fit the model; the message is shown to the client."""
+    """A client's request does not fit the model; the message, which quotes it, is shown to the client."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class TransportError(ClockworkError):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import click
+import msgspec
 
 from clockwork_serve.cli.options import json_flag
 from clockwork_serve.cli.screen import say, show_json, show_table
@@ -129,8 +130,8 @@ def ask(target: Target, path: str, body: dict[str, object]) -> Any:
     finally:
         connection.close()
     try:
-        answer = json.loads(data) if data else None
-    except ValueError:
+        answer = msgspec.json.decode(data) if data else None
+    except (msgspec.DecodeError, ValueError, RecursionError):
         answer = None
     if response.status != 200:
         said = answer.get("error") if isinstance(answer, dict) else None

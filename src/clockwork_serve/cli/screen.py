@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Self
 import click
 import msgspec
 
+from clockwork_serve.errors import printable
+from clockwork_serve.units import KIB
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
@@ -20,6 +23,7 @@ _PLAIN_EVERY_S = 1.0
 _PLAIN_WIDTH = 160
 _TEXT_LEAST = 20
 """Text of a table is folded when it is longer; a number never is."""
+_LINE_MAX = 64 * KIB
 _GAP = 3
 _EDGES = 2
 
@@ -85,7 +89,7 @@ def _rich_bar(console: Console) -> RichProgress:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[text]}", style="dim"),
+        TextColumn("{task.fields[text]}", style="dim", markup=False),
         console=console,
         transient=True,
     )
@@ -110,7 +114,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str
                 Text(name), justify="right" if number else "left", overflow="fold", no_wrap=number
             )
         for row in rows:
-            table.add_row(*(Text(row[at]) for at in part))
+            table.add_row(*(Text(_shown(row[at])) for at in part))
         console.print(table)
 
 
@@ -136,12 +140,17 @@ def _parts(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) ->
 
 def say(line: str) -> None:
     """One line on standard output."""
-    click.echo(line)
+    click.echo(_shown(line))
 
 
 def note(line: str) -> None:
     """One line on standard error: what a person should know and a machine should not read."""
-    click.echo(line, err=True)
+    click.echo(_shown(line), err=True)
+
+
+def _shown(text: str) -> str:
+    """What a terminal may be sent: names, and words of servers and models, may be meant to harm one."""
+    return "\n".join([printable(line, _LINE_MAX) for line in text.split("\n")])
 
 
 def show_json(value: object) -> None:

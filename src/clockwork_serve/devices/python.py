@@ -61,13 +61,11 @@ class PythonBackend:
             return
         path = Path(code.path) / "model.py"
         module = _import(path, _module_name(code.code_id))
-        names = ("load", "infer", "unload")
-        missing = _asked(str(path), lambda: [name for name in names if not callable(_member(module, name))])
-        if missing:
-            sys.modules.pop(module.__name__, None)
-            raise DeviceError(
-                f"{path}: expected a class Model with load, infer and unload, found no {missing[0]}"
-            )
+        try:
+            _asked(str(path), lambda: _check_class(module))
+        except ModelError:
+            sys.modules.pop(_module_name(code.code_id), None)
+            raise
         self._prepared_by_code[code.code_id] = Prepared(code, module)
 
     def retire(self, code_id: str) -> None:
@@ -219,20 +217,23 @@ def _module_name(code_id: str) -> str:
     return f"_clockwork_model_{code_id}"
 
 
-def _member(module: ModuleType, name: str) -> object:
-    return getattr(getattr(module, "Model", None), name, None)
+def _check_class(module: ModuleType) -> None:
+    model = getattr(module, "Model", None)
+    for name in ("load", "infer", "unload"):
+        if not callable(getattr(model, name, None)):
+            raise TypeError(f"expected a class Model with load, infer and unload, found no {name}")
 
 
 def _unload(model: Any) -> None:
     """Let a model clean up. What it raises changes nothing: it is gone either way."""
     try:
-        _asked("unload raised", lambda: model.unload())
+        _asked("unload raised", lambda: model.unload())  # noqa: PLW0108 - to look it up is foreign code, too
     except ModelError as error:
         logging.getLogger(__name__).warning("%s", error)
 
 
 def _asked(who: str, call: Callable[[], _Found]) -> _Found:
-    """What a user's code gives. Raises :class:`ModelError` alone, and that holds nothing of what was raised."""
+    """What a user's code gives. Raises :class:`ModelError` alone, with nothing in it of what was raised."""
     try:
         return call()
     except BaseException as error:  # noqa: BLE001 - sys.exit() in a model is no reason to end a lane

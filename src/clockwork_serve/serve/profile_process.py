@@ -21,7 +21,6 @@ from clockwork_serve.serve import child
 from clockwork_serve.serve.profiler import Measured, profile
 from clockwork_serve.units import align
 
-
 PREPARED: Final = b"prepared"
 """The first line of a child whose device has prepared the code."""
 

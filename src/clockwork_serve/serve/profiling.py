@@ -64,7 +64,7 @@ class Crashed(Exception):
 
 
 class Unprepared(Exception):
-    """The model's own code raised where it was imported, or did not come to an end; the message says which."""
+    """The model's own code raised where it was imported, or never ended; the message says which."""
 
 
 def profile_all(
