@@ -127,8 +127,8 @@ WRONG = [
     ),
     ("class E(Exception):\n            def __str__(self): return 1\n        raise E", "E: .its text"),
     (
-        "from clockwork_serve.errors import DeviceGone\n        class E(Exception):\n"
-        "            __class__ = DeviceGone\n        raise E('lies')",
+        "from clockwork_serve.errors import DeviceGone as G\n"
+        + "        raise type('E', (Exception,), {'__class__': G})('lies')",
         "E: lies",
     ),
     ("from clockwork_serve.errors import DeviceGone; raise DeviceGone('x')", "DeviceGone: x"),

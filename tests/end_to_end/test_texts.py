@@ -94,7 +94,8 @@ class Model:
 LOADS = ECHO.replace("        pass\n", '        raise KeyboardInterrupt("\\ud800")\n', 1)
 NASTY = {
     "surrogate": "\ud800", "low surrogate": "\udfff", "nul": "a\x00b", "lines": "a\r\nX-Other: b\n\n",
-    "escapes": "\x1b]0;title\x07\x1b[2J\x9b2J", "other way": "\u202eabc\u2066", "long": "ab" * 5000, "none": "",
+    "escapes": "\x1b]0;title\x07\x1b[2J\x9b2J", "other way": "\u202eabc\u2066", "long": "ab" * 5000,
+    "none": "",
     "percent": "%s%n%(name)s{0}{error}", "emoji": "😀" * 700, "markup": "[red]</a>'\"\\",
 }  # fmt: skip
 
@@ -150,19 +151,19 @@ def serving(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[
     python(root, "source", "\ud800".encode(errors="surrogatepass").decode(errors="replace") + "(((" * 2000)
     python(root, "settings", ECHO, settings='backend = "\x1b[2J"\n')
     python(root, "neighbour", ECHO)
-    os.close(os.open(os.fsencode(root / "neighbour" / "1") + b"/\xff\n", os.O_CREAT | os.O_WRONLY))
+    (root / "neighbour" / "1" / "\udcff\n").touch()
     python(root, "pbtxt", ECHO, settings="")
     (root / "pbtxt" / "config.pbtxt").write_text(
         'backend: "python" input { name: "\\ud800" data_type: TYPE_FP32 dims: 1 }'
     )
-    os.mkdir(os.fsencode(root) + b"/no\xfftext\n")
-    os.symlink("circle", root / "circle")
+    (root / "no\udcfftext\n").mkdir()
+    (root / "circle").symlink_to("circle")
     for name in ("pipe", "folder", "empty", "nothing"):
         (root / name / "1").mkdir(parents=True)
     os.mkfifo(root / "pipe" / "1" / "model.onnx")
     (root / "folder" / "1" / "model.onnx").mkdir()
     (root / "empty" / "1" / "model.onnx").write_bytes(b"")
-    os.symlink("/dev/zero", root / "nothing" / "1" / "model.onnx")
+    (root / "nothing" / "1" / "model.onnx").symlink_to("/dev/zero")
     repositories.one_matrix(root, "bytes", repositories.matrix_of(1, 64, 16))
     (root / "bytes" / "clockwork.toml").write_bytes(b"\xff\xfe")
     with start(root) as found:

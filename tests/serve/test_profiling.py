@@ -182,7 +182,9 @@ def test_an_import_without_an_end_is_a_problem_however_much_it_writes(tmp_path: 
 
 
 def test_what_a_class_prints_is_not_taken_for_its_profile(tmp_path: Path) -> None:
-    noisy = "import atexit, sys\nprint('\\n{}')\natexit.register(print, 'bye')\nsys.stdout = None\n"
+    noisy = (
+        "import atexit, sys\nprint('\\n{}')\natexit.register(sys.exit, 3)\nsys.stderr = 1\nsys.stdout = 2\n"
+    )
     profiled = profile_all(python_model(tmp_path, "noisy", noisy + ECHO), [CPU], Shelf())
     assert (profiled.problems, profiled.warnings) == ((), ())
     assert len(profiled.profiles) == 1

@@ -78,4 +78,6 @@ def _say(stdout: int, line: bytes) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    _status = main(sys.argv)
+    # Not sys.exit: all is said, and threads of the model, or a stderr that it made, may not take that back.
+    os._exit(_status)
