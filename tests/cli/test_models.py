@@ -118,10 +118,30 @@ def test_tables_do_not_move_the_cursor_either(capsys: pytest.CaptureFixture[str]
     assert "\\x1b[2J\\ud800" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://x:port", "http://x:99999"])
+@pytest.mark.parametrize(
+    "url", ["ftp://x", "http://", "http://x:port", "http://x:99999", "http://[x", "http://a\x01b"]
+)
 def test_an_address_that_is_none(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["models", "--url", url, "list"]) == 2
     assert "url: expected http://HOST:PORT" in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_text_is_sent_as_it_is(
+    server: tuple[str, list[tuple[str, object]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["models", "--url", server[0], "load", "\udcff"]) == 1
+    assert capsys.readouterr().err == "error: the server answered 404: unknown model\n"
+    assert server[1] == [("/v2/repository/models/%FF/load", {})]
+
+
+def test_a_key_that_would_be_two_headers_is_refused_and_not_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOCKWORK_API_KEY", "secret\nX-Other: b")
+    assert run(["models", "list"]) == 2
+    said = capsys.readouterr().err
+    assert "CLOCKWORK_API_KEY: expected visible ASCII" in said
+    assert "secret" not in said
 
 
 def test_no_server_there(capsys: pytest.CaptureFixture[str]) -> None:

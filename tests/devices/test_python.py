@@ -103,6 +103,7 @@ def test_inputs_cannot_be_written_to(device, tmp_path):
         run(device, served)
 
 
+GONE = "from clockwork_serve.errors import DeviceGone"
 WRONG = [
     ("return None", r"expected a dict with outputs \['y'\], found NoneType"),
     ('return {"z": 1}', r"expected a dict with outputs \['y'\], found \['z'\]"),
@@ -126,12 +127,8 @@ WRONG = [
         "E: .its text",
     ),
     ("class E(Exception):\n            def __str__(self): return 1\n        raise E", "E: .its text"),
-    (
-        "from clockwork_serve.errors import DeviceGone as G\n"
-        + "        raise type('E', (Exception,), {'__class__': G})('lies')",
-        "E: lies",
-    ),
-    ("from clockwork_serve.errors import DeviceGone; raise DeviceGone('x')", "DeviceGone: x"),
+    (f"{GONE} as G; raise type('E', (Exception,), {{'__class__': G}})('lies')", "E: lies"),
+    (f"{GONE} as G; raise G('x')", "DeviceGone: x"),
     ("class K:\n            def __str__(self): raise SystemExit\n        return {K(): 1}", "SystemExit"),
     (
         "class A:\n            def __array__(self, *_): raise KeyboardInterrupt\n        return {'y': A()}",
