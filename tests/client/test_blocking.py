@@ -235,6 +235,22 @@ def test_a_wrong_argument_is_found_before_anything_is_sent(gateway, client, wron
     assert gateway.controller.requests == []
 
 
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"model": "\ud800"}, "parameter 'model'"), ({"request_id": "\ud800"}, ""),
+        ({"parameters": {"\udfff": 1}}, ""), ({"outputs": ["\ud800"]}, ""),
+        ({"inputs": {"\ud800": X}}, ""), ({"inputs": {"X": np.array(["\ud800"])}}, "input 'X'"),
+    ],
+)  # fmt: skip
+def test_text_that_is_no_unicode_is_found_before_anything_is_sent(gateway, client, wrong, field):
+    with pytest.raises(Invalid) as caught:
+        client.infer(**({"model": "ident", "inputs": {"X": X}} | wrong))
+
+    assert caught.value.field == field
+    assert gateway.controller.requests == []
+
+
 # Retries
 
 
