@@ -108,7 +108,10 @@ class Repository:
     def _read(self, blank: Entry) -> Entry:
         if not _NAME.fullmatch(blank.name):
             raise problem(
-                "name", expected="letters, digits and _ . + -", found=blank.name, advice="rename the folder"
+                "name",
+                expected="letters, digits and _ . + -, the first one a letter, a digit or _",
+                found=blank.name,
+                advice="rename the folder",
             )
         folder = inside(self.root, Path(blank.path))
         if shown(str(folder)) != str(folder):
