@@ -181,6 +181,12 @@ def test_an_import_without_an_end_is_a_problem_however_much_it_writes(tmp_path: 
     assert "found an import that takes longer than 5 s, or for ever" in str(problem)
 
 
+def test_a_class_that_ends_its_process_with_nothing_to_read_is_named(tmp_path: Path) -> None:
+    source = ECHO.replace("        pass", "        import os; os.write(2, b'\\x1c'); os._exit(1)", 1)
+    profiled = profile_all(python_model(tmp_path, "bad", source), [CPU], Shelf())
+    assert "bad/1: profiling failed (exit status 1)" in profiled.warnings[0]
+
+
 def test_what_a_class_prints_is_not_taken_for_its_profile(tmp_path: Path) -> None:
     noisy = (
         "import atexit, sys\nprint('\\n{}')\natexit.register(sys.exit, 3)\nsys.stderr = 1\nsys.stdout = 2\n"

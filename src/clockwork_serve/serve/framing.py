@@ -38,7 +38,7 @@ class FrameWriter:
             _encoder.encode_into(frame, pending, -1)
         except UnicodeEncodeError:
             del pending[start + _LENGTH.size :]
-            _encoder.encode_into(_escaped(msgspec.to_builtins(frame, builtin_types=(bytes,))), pending, -1)
+            pending += escaped(frame)
         length = len(pending) - start - _LENGTH.size
         if length > FRAME_BYTES_MAX:
             del pending[start:]
@@ -98,6 +98,11 @@ class FrameReader:
             self._view = memoryview(bytearray(needed))
         self._view[: len(rest)] = rest
         self._start, self._end = 0, len(rest)
+
+
+def escaped(record: object) -> bytes:
+    """A record as msgpack, escapes in its text where it is no Unicode."""
+    return _encoder.encode(_escaped(msgspec.to_builtins(record, builtin_types=(bytes,))))
 
 
 def _escaped(found: Any) -> Any:

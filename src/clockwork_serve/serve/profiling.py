@@ -176,7 +176,8 @@ def measure_apart(code: Code, model: Model, config: DeviceConfig, limit_s: float
         if isinstance(found, Refused):
             raise Unprepared(found.why)
         return found
-    why = printable(ended.stderr.decode(errors="replace").strip().splitlines()[-1])
+    said = [line for line in ended.stderr.decode(errors="replace").splitlines() if line.strip()]
+    why = printable(said[-1]) if said else describe_exit(ended.returncode)
     return _guessed(code, config, f"model {model.key}: profiling failed ({why})")
 
 
