@@ -170,7 +170,7 @@ def measure_apart(code: Code, model: Model, config: DeviceConfig, limit_s: float
         raise Crashed(describe_exit(ended.returncode))
     if ended.returncode == 0:
         try:
-            found = msgspec.json.decode(ended.stdout.splitlines()[-1], type=_Found)
+            found: Measured | Refused = msgspec.json.decode(ended.stdout.splitlines()[-1], type=_Found)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             raise Crashed("ended without a result: does the model end its process?") from None
         if isinstance(found, Refused):
