@@ -225,6 +225,7 @@ def test_a_model_that_changed_is_asked_the_second_time(gateway, client):
     [
         {"inputs": {}}, {"inputs": X}, {"parameters": {"slo_ms": 5}}, {"parameters": {"a": [1]}},
         {"version": "one"}, {"version": 1}, {"model": ""}, {"outputs": "Y"}, {"slo_ms": 0}, {"retries": -1},
+        {"slo_ms": "5"}, {"retries": "x"}, {"timeout_s": "1"}, {"parameters": {None: 1}},
     ],
 )  # fmt: skip
 def test_a_wrong_argument_is_found_before_anything_is_sent(gateway, client, wrong):

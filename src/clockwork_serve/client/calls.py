@@ -230,6 +230,8 @@ def _wish(name: str) -> dict[str, Any]:
 
 def _checked(parameters: Mapping[str, Parameter]) -> dict[str, Any]:
     for name, value in parameters.items():
+        if not isinstance(name, str):
+            raise Invalid(f"parameter '{name}': expected a name, found {type(name).__name__}")
         if name in _RESERVED:
             raise Invalid(f"parameter '{name}': expected none of that name; {_RESERVED[name]}")
         if not isinstance(value, bool | int | float | str):
