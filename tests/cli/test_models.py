@@ -114,8 +114,8 @@ def test_what_a_server_says_does_not_move_the_cursor(
 
 
 def test_tables_do_not_move_the_cursor_either(capsys: pytest.CaptureFixture[str]) -> None:
-    show_table(["model"], [["\x1b[2J\ud800"]])
-    assert "\\x1b[2J\\ud800" in capsys.readouterr().out
+    show_table(["model"], [["\x1b[2J\ud800 5\u00a0%"]])
+    assert "\\x1b[2J\\ud800 5\u00a0%" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ _PLAIN_WIDTH = 160
 _TEXT_LEAST = 20
 """Text of a table is folded when it is longer; a number never is."""
 _LINE_MAX = 64 * KIB
+_OURS = re.compile("[^\n\u00a0]+")
+"""What lies between line ends and spaces that keep numbers and units together."""
 _GAP = 3
 _EDGES = 2
 
@@ -150,7 +153,7 @@ def note(line: str) -> None:
 
 def _shown(text: str) -> str:
     """What a terminal may be sent: names, and words of servers and models, may be meant to harm one."""
-    return "\n".join([printable(line, _LINE_MAX) for line in text.split("\n")])
+    return _OURS.sub(lambda line: printable(line[0], _LINE_MAX), text)
 
 
 def show_json(value: object) -> None:
