@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from msgspec import Struct
 
-from clockwork_serve.errors import described
+from clockwork_serve.errors import described, printable
 from clockwork_serve.messages import Code, Model, Weights
 from clockwork_serve.store.cache import Cache, digest_of
 from clockwork_serve.store.compiled import Compiled
@@ -140,7 +140,7 @@ class Compiler:
             priority=settings.priority or 0,
             labels=settings.labels,
             config=model_config(entry.name, settings, code, compiled.max_batch_size),
-            warnings=(*entry.warnings, *compiled.warnings, *extra),
+            warnings=tuple([printable(each) for each in (*entry.warnings, *compiled.warnings, *extra)]),
         )
         return Served(model=model, code=code)
 
