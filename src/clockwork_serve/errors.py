@@ -12,13 +12,60 @@
 Every message names the field, what was expected, what was found and what to do. Expected ends of a
 request are values (:class:`~clockwork_serve.messages.Outcome`), never exceptions. A broken invariant is
 an ``AssertionError``: a bug of ours.
+
+Text that somebody else chose (what a model raises, names in files, words of a client) becomes ours by
+:func:`printable` and :func:`described`, where it comes in: from there on it may be logged and sent anywhere.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
+TEXT_MAX: Final = 1000
+"""Characters of foreign text in a message: it goes through logs, answers and headers."""
+_NAME_OF: Final = type.__dict__["__name__"].__get__
+
+
+def printable(text: str, most: int = TEXT_MAX) -> str:
+    """Foreign text, at most ``most`` characters, that can be encoded, is one line and moves no cursor.
+
+    What else it holds (lone surrogates, control characters, changes of direction) stands as escapes. Done
+    twice, it changes nothing more.
+    """
+    whole = len(text) <= most
+    text = text if whole else text[:most]
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        whole = whole and len(text) <= most
+    return text if whole else text[: most - 3] + "..."
+
+
+def encodable(text: str) -> str:
+    """The same text, lone surrogates as escapes: it can be written as UTF-8, whatever it was made of."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def described(error: BaseException, most: int = TEXT_MAX) -> str:
+    """A foreign exception in one printable line, as a traceback ends.
+
+    It raises nothing, whatever the exception's own methods do, and keeps nothing of it.
+    """
+    try:
+        # An exact str, for the methods of a subclass are foreign code too; a piece, for it may be a gigabyte.
+        text = str.__getitem__(str(error), slice(most + 1))
+    except BaseException:  # noqa: BLE001 - foreign code raises what it likes, SystemExit too
+        text = "(its text cannot be had)"
+    name: str = _NAME_OF(type(error))
+    text = " ".join(text.split())
+    return printable(f"{name}: {text}" if text else name, most)
+
 
 class ClockworkError(Exception):
-    """The base of all errors raised on purpose."""
+    """The base of all errors raised on purpose. Its text can always be encoded."""
+
+    def __str__(self) -> str:
+        """The message."""
+        return encodable(super().__str__())
 
 
 class ConfigError(ClockworkError):
@@ -42,7 +89,10 @@ class DeviceGone(DeviceError):
 
 
 class InvalidRequest(ClockworkError):
-    """A client's request does not fit the model; the message is shown to the client."""
+    """A client's request does not fit the model; the message, which quotes it, is shown to the client."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class TransportError(ClockworkError):

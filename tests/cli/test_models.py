@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from clockwork_serve.cli.entry import run
+from clockwork_serve.cli.screen import show_table
 
 INDEX = [
     {"name": "cat", "version": "1", "state": "READY", "reason": ""},
@@ -30,6 +31,10 @@ class Repository(BaseHTTPRequestHandler):
             self._answer(200, json.dumps(INDEX).encode())
         elif "/a%2Fcat/" in self.path:
             self._answer(200, b"")
+        elif "/evil/" in self.path:
+            self._answer(500, rb'{"error": "\u001b[2J\u202enever\nmind"}')
+        elif "/half/" in self.path:
+            self._answer(500, rb'{"error": "\ud800"}')
         elif "/html/" in self.path:
             self._answer(502, b"<html>")
         else:
@@ -99,10 +104,44 @@ def test_a_refusal_is_told_in_the_server_s_words(
     assert capsys.readouterr().err == "error: the server answered 502: Bad Gateway\n"
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://x:port", "http://x:99999"])
+def test_what_a_server_says_does_not_move_the_cursor(
+    server: tuple[str, list[tuple[str, object]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["models", "--url", server[0], "load", "evil"]) == 1
+    assert capsys.readouterr().err == "error: the server answered 500: \\x1b[2J\\u202enever mind\n"
+    assert run(["models", "--url", server[0], "load", "half"]) == 1
+    assert capsys.readouterr().err == "error: the server answered 500: Internal Server Error\n"
+
+
+def test_tables_do_not_move_the_cursor_either(capsys: pytest.CaptureFixture[str]) -> None:
+    show_table(["model"], [["\x1b[2J\ud800 5\u00a0%"]])
+    assert "\\x1b[2J\\ud800 5\u00a0%" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://x", "http://", "http://x:port", "http://x:99999", "http://[x", "http://a\x01b"]
+)
 def test_an_address_that_is_none(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["models", "--url", url, "list"]) == 2
     assert "url: expected http://HOST:PORT" in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_text_is_sent_as_it_is(
+    server: tuple[str, list[tuple[str, object]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["models", "--url", server[0], "load", "\udcff"]) == 1
+    assert capsys.readouterr().err == "error: the server answered 404: unknown model\n"
+    assert server[1] == [("/v2/repository/models/%FF/load", {})]
+
+
+def test_a_key_that_would_be_two_headers_is_refused_and_not_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOCKWORK_API_KEY", "secret\nX-Other: b")
+    assert run(["models", "list"]) == 2
+    said = capsys.readouterr().err
+    assert "CLOCKWORK_API_KEY: expected visible ASCII" in said
+    assert "secret" not in said
 
 
 def test_no_server_there(capsys: pytest.CaptureFixture[str]) -> None:

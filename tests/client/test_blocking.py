@@ -225,6 +225,7 @@ def test_a_model_that_changed_is_asked_the_second_time(gateway, client):
     [
         {"inputs": {}}, {"inputs": X}, {"parameters": {"slo_ms": 5}}, {"parameters": {"a": [1]}},
         {"version": "one"}, {"version": 1}, {"model": ""}, {"outputs": "Y"}, {"slo_ms": 0}, {"retries": -1},
+        {"slo_ms": "5"}, {"retries": "x"}, {"timeout_s": "1"}, {"parameters": {None: 1}},
     ],
 )  # fmt: skip
 def test_a_wrong_argument_is_found_before_anything_is_sent(gateway, client, wrong):
@@ -232,6 +233,22 @@ def test_a_wrong_argument_is_found_before_anything_is_sent(gateway, client, wron
         client.infer(**({"model": "ident", "inputs": {"X": X}} | wrong))
 
     assert caught.value.field == f"parameter '{next(iter(wrong.get('parameters', wrong)))}'"
+    assert gateway.controller.requests == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"model": "\ud800"}, "parameter 'model'"), ({"request_id": "\ud800"}, ""),
+        ({"parameters": {"\udfff": 1}}, ""), ({"outputs": ["\ud800"]}, ""),
+        ({"inputs": {"\ud800": X}}, ""), ({"inputs": {"X": np.array(["\ud800"])}}, "input 'X'"),
+    ],
+)  # fmt: skip
+def test_text_that_is_no_unicode_is_found_before_anything_is_sent(gateway, client, wrong, field):
+    with pytest.raises(Invalid) as caught:
+        client.infer(**({"model": "ident", "inputs": {"X": X}} | wrong))
+
+    assert caught.value.field == field
     assert gateway.controller.requests == []
 
 

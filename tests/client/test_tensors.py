@@ -98,6 +98,7 @@ def test_sixteen_bits_are_bf16_only_where_the_caller_says_so():
         (np.array([1j]), "", "found complex128; convert it with astype"),
         (np.array(["2020-01-01"], "M8[D]"), "", "found datetime64"),
         (np.array([b"a", 3], object), "", "input 'x': element 1: expected bytes or str, found int"),
+        (np.array(["a", "\ud800"], object), "", "input 'x': element 1: expected Unicode: 'utf-8' codec"),
         (np.array([1.0]), "FP32", "input 'x': expected FP32, found float64, which is FP64"),
         (np.array([b"a"]), "FP32", "expected FP32, found |S1, which is BYTES"),
         (np.array([1], np.int16), "BF16", "expected BF16, found int16, which is INT16"),

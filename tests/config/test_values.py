@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clockwork_serve.config import values
-from clockwork_serve.config.values import Unfit, size_or_share
+from clockwork_serve.config.values import Unfit, path, size_or_share
 
 
 @pytest.mark.parametrize(
@@ -126,3 +126,9 @@ def test_what_is_neither_size_nor_share_hears_of_both() -> None:
         size_or_share(1024)("12")
     assert "or a share" in caught.value.expected
     assert "80%" in caught.value.remedy
+
+
+@pytest.mark.parametrize("written", ["models\udcff", "a\0b", "", " ", 3])
+def test_what_is_no_text_is_no_path(written: object) -> None:
+    with pytest.raises(Unfit):
+        path(written)

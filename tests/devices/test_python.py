@@ -103,6 +103,7 @@ def test_inputs_cannot_be_written_to(device, tmp_path):
         run(device, served)
 
 
+GONE = "from clockwork_serve.errors import DeviceGone"
 WRONG = [
     ("return None", r"expected a dict with outputs \['y'\], found NoneType"),
     ('return {"z": 1}', r"expected a dict with outputs \['y'\], found \['z'\]"),
@@ -112,6 +113,27 @@ WRONG = [
     ('raise RuntimeError("no\\nluck")', "RuntimeError: no luck"),
     ("import sys; sys.exit(3)", "SystemExit: 3"),
     ("return {}[0]", "KeyError: 0"),
+    ("raise ValueError('unknown op \\ud800')", r"ValueError: unknown op \\ud800"),
+    ("raise ValueError('\\x1b[2J\\0')", r"ValueError: \\x1b\[2J\\x00"),
+    ("raise ValueError('x' * 10**7)", "ValueError: x{900}"),
+    ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+    ("raise GeneratorExit", "GeneratorExit"),
+    ("raise MemoryError", "MemoryError"),
+    ("raise StopIteration(3)", "StopIteration: 3"),
+    ("f = lambda: f(); f()", "RecursionError: maximum recursion depth"),
+    ("raise BaseExceptionGroup('g', [SystemExit()])", "BaseExceptionGroup: g"),
+    (
+        "class E(BaseException):\n            def __str__(self): raise SystemExit\n        raise E",
+        "E: .its text",
+    ),
+    ("class E(Exception):\n            def __str__(self): return 1\n        raise E", "E: .its text"),
+    (f"{GONE} as G; raise type('E', (Exception,), {{'__class__': G}})('lies')", "E: lies"),
+    (f"{GONE} as G; raise G('x')", "DeviceGone: x"),
+    ("class K:\n            def __str__(self): raise SystemExit\n        return {K(): 1}", "SystemExit"),
+    (
+        "class A:\n            def __array__(self, *_): raise KeyboardInterrupt\n        return {'y': A()}",
+        "KeyboardI",
+    ),
 ]
 
 
@@ -147,12 +169,33 @@ def test_strings(device, tmp_path):
     assert bytes(call.output[:10]) == b"\x01\0\0\0A\x01\0\0\0B"
 
 
+WRONG_STRINGS = [
+    ("['\\ud800', 'b']", r"UnicodeEncodeError: 'utf-8' codec can't encode character '\\ud800'"),
+    ("[b'a', 10**12]", "TypeError: expected bytes or str as elements, found int"),
+    ("[b'a', None]", "TypeError: expected bytes or str as elements, found NoneType"),
+]
+
+
+@pytest.mark.parametrize(("strings", "message"), WRONG_STRINGS)
+def test_strings_that_cannot_be_sent_are_the_models_fault(device, tmp_path, strings, message):
+    served = Served(
+        tmp_path, f'return {{"y": np.array([{strings}], object)}}', outputs=[spec("y", 2, datatype="BYTES")]
+    )
+    device.prepare(served.code)
+    device.load(lifted.load(served.code, served.weights(2)))
+    with pytest.raises(ModelError, match=f"^model m: {message}"):
+        run(device, served)
+
+
 SOURCES = [
-    ("", "expected a class Model with load, infer and unload, found no load"),
-    ("class Model:\n    def load(self, path): pass\n", "expected a class Model .* found no infer"),
+    ("", "TypeError: expected a class Model with load, infer and unload, found no load"),
+    ("class Model:\n    def load(self, path): pass\n", "TypeError: expected a class Model .* found no infer"),
     ("import nothing_of_that_name", "ModuleNotFoundError: No module named 'nothing_of_that_name'"),
     ("def", "SyntaxError: invalid syntax"),
     ("raise SystemExit", "SystemExit"),
+    ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+    ("raise ValueError('\\ud800')", r"ValueError: \\ud800"),
+    ("def __getattr__(name): raise SystemExit(name)", "SystemExit: Model"),
 ]
 
 

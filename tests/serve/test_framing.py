@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clockwork_serve.errors import TransportError
-from clockwork_serve.messages import Ask, Cancel, Frame, Ping, Result, Status
+from clockwork_serve.messages import Ask, Cancel, DeviceNumbers, Frame, Ping, Result, Status
 from clockwork_serve.serve.framing import FRAME_BYTES_MAX, FrameReader, FrameWriter
 
 
@@ -113,3 +113,21 @@ def test_decoded_frames_do_not_alias_the_buffer() -> None:
     first = Result(action_id=1, device="d", status=Status.OK, started_ns=0, ended_ns=1, outputs=(b"one",))
     second = Result(action_id=2, device="d", status=Status.OK, started_ns=0, ended_ns=1, outputs=(b"two",))
     assert feed(reader, bytes_of([first]), 10**6) + feed(reader, bytes_of([second]), 10**6) == [first, second]
+
+
+def test_text_that_is_no_unicode_is_sent_with_escapes_and_its_neighbours_as_they_are() -> None:
+    result = Result(
+        action_id=1, device="cpu:0", status=Status.MODEL_RAISED, started_ns=1, ended_ns=2,
+        message="unknown op \ud800", outputs=(b"\xff",),
+    )  # fmt: skip
+    numbers = DeviceNumbers(device="cpu:0", numbers={"\udcff": 3})
+    frames: list[Frame] = [Cancel(request_id="r1"), result, numbers, Cancel(request_id="r2")]
+
+    found = feed(FrameReader(), bytes_of(frames), 100)
+
+    assert found == [
+        Cancel(request_id="r1"),
+        msgspec.structs.replace(result, message=r"unknown op \ud800"),
+        DeviceNumbers(device="cpu:0", numbers={r"\udcff": 3}),
+        Cancel(request_id="r2"),
+    ]

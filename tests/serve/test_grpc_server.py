@@ -24,6 +24,7 @@ from clockwork_serve.serve.grpc_server import GrpcServer, callback, coroutine, s
 from tests.serve.running_gateway import until
 
 LARGEST = 100_000
+LONG = "a\r\n\ud800" + "€😀" * 10_000
 Code = grpc.StatusCode
 
 
@@ -69,6 +70,8 @@ class Served:
         given = dict(metadata)
         if "stumble" in given:
             raise KeyError(path)
+        if given.get("name") == "long":
+            raise Aborted(Code.UNAUTHENTICATED, LONG)
         if given.get("name") == "nobody":
             raise Aborted(Code.UNAUTHENTICATED, "go away", (("why", "nobody"),))
         return str(given.get("name", ""))
@@ -96,6 +99,8 @@ class Served:
             raise KeyError("a secret")
         if request == b"abort":
             raise Aborted(Code.ABORTED, "as you wish", (("why", "you"),))
+        if request == b"long":
+            raise Aborted(Code.ABORTED, LONG)
         return request * 2
 
     async def _sleep(self, request: bytes, call: Call) -> bytes:
@@ -262,6 +267,16 @@ def test_a_method_may_choose_its_error(served: Served) -> None:
     error = refused(lambda: served.ask("double", b"abort"))
     assert (error.code(), error.details()) == (Code.ABORTED, "as you wish")
     assert error.trailing_metadata() == (("why", "you"),)
+
+
+def test_the_text_of_an_error_may_be_anything(served: Served) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        served.ask("double", b"long")
+    assert (caught.value.code(), caught.value.details()[:14]) == (Code.ABORTED, "a\r\n\\ud800€😀€😀€")
+    with pytest.raises(grpc.RpcError) as caught:
+        served.ask("double", b"x", metadata=(("name", "long"),))
+    assert caught.value.code() is Code.UNAUTHENTICATED
+    assert 500 < len(caught.value.details()) < 2000
 
 
 def test_an_unknown_method_is_unimplemented(served: Served) -> None:

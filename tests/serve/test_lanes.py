@@ -284,10 +284,20 @@ def test_a_window_that_closes_while_the_thread_wakes_is_too_late(toy: Toy) -> No
         (ModelError("row 3 is not finite"), Status.MODEL_RAISED, "row 3 is not finite"),
         (DeviceError("bus error"), Status.DEVICE_FAULT, "bus error"),
         (ZeroDivisionError("by zero"), Status.DEVICE_FAULT, "ZeroDivisionError: by zero"),
+        (ValueError("no \ud800\nluck"), Status.DEVICE_FAULT, r"ValueError: no \ud800 luck"),
+        (ModelError("op \ud800"), Status.MODEL_RAISED, r"op \ud800"),
+        (ModelError("x" * 5000), Status.MODEL_RAISED, "x" * 997 + "..."),
+        (KeyboardInterrupt(), Status.DEVICE_FAULT, "KeyboardInterrupt"),
+        (SystemExit(3), Status.DEVICE_FAULT, "SystemExit: 3"),
     ],
 )
 def test_an_error_ends_its_action_and_nothing_else(
-    toy: Toy, region: Region, caplog: pytest.LogCaptureFixture, error: Exception, status: Status, message: str
+    toy: Toy,
+    region: Region,
+    caplog: pytest.LogCaptureFixture,
+    error: BaseException,
+    status: Status,
+    message: str,
 ) -> None:
     with bench(toy) as at, caplog.at_level(logging.ERROR):
         at.loaded()
@@ -317,6 +327,16 @@ def test_a_code_that_can_not_be_prepared_says_why_and_the_others_go_on(toy: Toy)
         toy.act = _raiser(DeviceError("no such file"))
         at.post(CodeAdded(code=structs.replace(CODE, code_id="bad")))
         assert at.next() == CodeReady(device=GPU, code_id="bad", ok=False, message="no such file")
+        toy.act = lambda what: None
+        at.loaded()
+
+
+def test_a_code_that_raises_what_ends_programs_ends_no_lane(toy: Toy) -> None:
+    with bench(toy) as at:
+        toy.act = _raiser(KeyboardInterrupt("\ud800"))
+        at.post(CodeAdded(code=structs.replace(CODE, code_id="bad")))
+        expected = CodeReady(device=GPU, code_id="bad", ok=False, message=r"KeyboardInterrupt: \ud800")
+        assert at.next() == expected
         toy.act = lambda what: None
         at.loaded()
 
@@ -462,7 +482,7 @@ def test_a_brain_that_breaks_is_heard_of(toy: Toy) -> None:
     made.hands.close(0.1)
 
 
-def _raiser(error: Exception) -> Callable[[str], None]:
+def _raiser(error: BaseException) -> Callable[[str], None]:
     def act(what: str) -> None:
         raise error
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.logs import UnblockedHandler, configure
+from clockwork_serve.errors import ConfigError, encodable
+from clockwork_serve.serve.logs import LINE_MAX, UnblockedHandler, configure
 
 
 @pytest.fixture(autouse=True)
@@ -108,3 +108,55 @@ def test_a_line_longer_than_a_pipe_takes_at_once_comes_whole() -> None:
     finally:
         os.close(reader)
         os.close(writer)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("op \ud800", r"op \ud800"),
+        ("\x1b[2J\r\x00", r"\x1b[2J\r\x00"),
+        ("x\n12:00:00.000 critical controller: broken", "x\n  12:00:00.000 critical controller: broken"),
+    ],
+)
+def test_what_others_wrote_looks_like_no_record_and_moves_no_cursor(
+    capsys: pytest.CaptureFixture[str], text: str, shown: str
+) -> None:
+    configure("worker", "info", "text")
+    logging.getLogger("a").info("it said: %s", text, extra={"model": text})
+    assert capsys.readouterr().err.endswith(f"worker: it said: {shown} model={shown}\n")
+    configure("worker", "info", "json")
+    logging.getLogger("a").info("it said: %s", text, extra={"model": text})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["model"] == encodable(text)
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_a_record_is_cut(capsys: pytest.CaptureFixture[str], log_format: str) -> None:
+    configure("worker", "info", log_format)
+    long = "y" * 10**6
+    try:
+        int(long)
+    except ValueError as error:
+        error.args = (long,)
+        logging.getLogger("a").exception("x" * 10**6)
+    assert len(capsys.readouterr().err) < 3 * LINE_MAX
+
+
+class Mute:
+    """Does not say what it is."""
+
+    def __str__(self) -> str:
+        raise SystemExit
+
+
+def test_who_logs_goes_on_whatever_it_logs_and_wherever_to() -> None:
+    reader, writer = os.pipe()
+    configure("worker", "info", "text", UnblockedHandler(writer))
+    log = logging.getLogger("a")
+    log.info("%s", Mute())
+    log.info("next")
+    assert os.read(reader, 1000).endswith(b"next (lines left out before: 1)\n")
+    os.close(reader)
+    log.info("nobody reads")
+    os.close(writer)
+    log.info("nowhere to write")

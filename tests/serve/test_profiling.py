@@ -120,16 +120,20 @@ dims = [4]
 """
 
 
-def test_a_model_that_crashes_who_measures_it_is_a_problem_of_its_own(tmp_path: Path) -> None:
-    folder = tmp_path / "models" / "crash" / "1"
+def python_model(tmp_path: Path, name: str, source: str) -> list[Served]:
+    folder = tmp_path / "models" / name / "1"
     folder.mkdir(parents=True)
-    (folder / "model.py").write_text(CRASHES)
+    (folder / "model.py").write_text(source)
     (folder.parent / "clockwork.toml").write_text(SETTINGS)
-    config, shelf = StoreConfig(cache_dir=str(tmp_path / "cache")), Shelf()
-    cache = Cache(config.cache_dir)
-    models, problems = compile_all(Repository(tmp_path / "models", config), cache)
-    cache.close()
+    config = StoreConfig(cache_dir=str(tmp_path / "cache"))
+    with Cache(config.cache_dir) as cache:
+        models, problems = compile_all(Repository(tmp_path / "models", config), cache)
     assert problems == []
+    return models
+
+
+def test_a_model_that_crashes_who_measures_it_is_a_problem_of_its_own(tmp_path: Path) -> None:
+    models, shelf = python_model(tmp_path, "crash", CRASHES), Shelf()
     found = profile_all(models, [CPU], shelf)
     (problem,) = found.problems
     assert str(problem) == (
@@ -137,6 +141,59 @@ def test_a_model_that_crashes_who_measures_it_is_a_problem_of_its_own(tmp_path: 
         "SIGSEGV); it would take the device down for all others; run it by itself to see why"
     )
     assert (found.profiles, found.without_problems(models), shelf.profiles) == ((), (), {})
+
+
+ECHO = """
+class Model:
+    def load(self, path):
+        pass
+
+    def infer(self, inputs):
+        return {"y": inputs["x"]}
+
+    def unload(self):
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "found"),
+    [
+        ("raise ValueError('unknown \\ud800')", r"ValueError: unknown \ud800"),
+        ("import sys; sys.exit(0)", "SystemExit: 0"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("import nothing_of_that_name", "ModuleNotFoundError"),
+    ],
+)
+def test_a_class_that_cannot_be_imported_is_a_problem(tmp_path: Path, first: str, found: str) -> None:
+    models, shelf = python_model(tmp_path, "bad", f"{first}\n{ECHO}"), Shelf()
+    profiled = profile_all(models, [CPU], shelf)
+    (problem,) = profiled.problems
+    assert found in str(problem)
+    assert str(problem).startswith("model 'bad' version 1: model: expected a class that can be imported")
+    assert (profiled.profiles, profiled.without_problems(models), shelf.profiles) == ((), (), {})
+
+
+def test_an_import_without_an_end_is_a_problem_however_much_it_writes(tmp_path: Path) -> None:
+    endless = "import os\nwhile True: os.write(2, b'x' * 65536)\n"
+    profiled = profile_all(python_model(tmp_path, "bad", endless + ECHO), [CPU], Shelf(), limit_s=5.0)
+    (problem,) = profiled.problems
+    assert "found an import that takes longer than 5 s, or for ever" in str(problem)
+
+
+def test_a_class_that_ends_its_process_with_nothing_to_read_is_named(tmp_path: Path) -> None:
+    source = ECHO.replace("        pass", "        import os; os.write(2, b'\\x1c'); os._exit(1)", 1)
+    profiled = profile_all(python_model(tmp_path, "bad", source), [CPU], Shelf())
+    assert "bad/1: profiling failed (exit status 1)" in profiled.warnings[0]
+
+
+def test_what_a_class_prints_is_not_taken_for_its_profile(tmp_path: Path) -> None:
+    noisy = (
+        "import atexit, sys\nprint('\\n{}')\natexit.register(sys.exit, 3)\nsys.stderr = 1\nsys.stdout = 2\n"
+    )
+    profiled = profile_all(python_model(tmp_path, "noisy", noisy + ECHO), [CPU], Shelf())
+    assert (profiled.problems, profiled.warnings) == ((), ())
+    assert len(profiled.profiles) == 1
 
 
 def test_if_two_models_of_one_code_crash_so_would_the_others(served: list[Served]) -> None:

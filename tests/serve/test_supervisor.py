@@ -17,6 +17,7 @@ from clockwork_serve.serve.child import EXIT_BROKEN, EXIT_CONFIG
 from clockwork_serve.serve.supervisor import (
     FAST_DEATHS,
     FAST_S,
+    LINE_MAX,
     RETRY_S_MAX,
     Backoff,
     Child,
@@ -110,6 +111,17 @@ def test_last_words_are_kept_even_without_a_newline(launch: Callable[[str], Laun
         child = Child(launch(DIES), lines.append)
         assert await child.ended == 3
         assert lines == list(child.tail) == ["no luck", "today"]
+
+    uvloop.run(main())
+
+
+def test_a_line_without_an_end_comes_in_pieces(launch: Callable[[str], Launch]) -> None:
+    async def main() -> None:
+        lines: list[str] = []
+        child = Child(launch("import sys; sys.stderr.write('x' * 10**6)"), lines.append)
+        assert await child.ended == 0
+        assert "".join(lines) == "x" * 10**6
+        assert max(map(len, lines)) <= 3 * LINE_MAX
 
     uvloop.run(main())
 

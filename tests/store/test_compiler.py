@@ -111,6 +111,14 @@ def test_labels_of_what_is_no_output_are_said_to_be_ignored(shop):
     assert "labels for ['z']" in served.model.warnings[0]
 
 
+def test_a_warning_that_quotes_a_file_is_short_and_moves_no_cursor(shop):
+    labels = ", ".join(f'"\\u001b[2J{number}" = ["a"]' for number in range(1000))
+    served = shop.served("m", graphs.mlp(), toml=f"labels = {{{labels}}}")
+    (warning,) = served.model.warnings
+    assert warning.isprintable()
+    assert len(warning) == 1000
+
+
 def test_settings_that_the_backend_has_no_use_for_are_said_to_be_ignored(shop):
     toml = 'memory_bytes = 9\ninputs = [{name = "x", optional = true}]'
     warnings = shop.served("m", graphs.mlp(), toml=toml).model.warnings

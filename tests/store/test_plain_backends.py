@@ -136,3 +136,34 @@ def test_the_backend_is_known_by_the_file(shop):
     python_model(shop)
     (entry,) = Repository(shop.root, shop.config).scan()
     assert entry.backend == "python"
+
+
+def test_a_class_may_lie_beside_files_whose_names_are_no_text(shop):
+    shop.add("m", None, toml=f'backend = "python"\n{TENSORS}')
+    folder = shop.root / "m" / "1"
+    folder.mkdir(exist_ok=True)
+    (folder / "model.py").write_text(CLASS)
+    first, _ = shop.compile()
+    for name in ("\udcff", "\udcfe\n"):
+        (folder / name).touch()
+    second, problems = shop.compile()
+    assert not problems
+    assert first["m/1"].code.code_id != second["m/1"].code.code_id
+
+
+@pytest.mark.parametrize(
+    ("source", "field", "found"),
+    [
+        ("x = " + "(" * 5000, "model.py", "SyntaxError: too many nested parentheses"),
+        ("x = " + "-" * 100_000 + "1", "model.py", "Error"),
+        ("#" * (16 * MIB + 1), "model.py", "16777217 bytes"),
+    ],
+    ids=["nested", "deep", "large"],
+)
+def test_a_source_that_no_parser_takes_is_a_problem(shop, source, field, found):
+    shop.add("m", None, toml=f'backend = "python"\n{TENSORS}')
+    (shop.root / "m" / "1").mkdir(exist_ok=True)
+    (shop.root / "m" / "1" / "model.py").write_text(source)
+    _, (problem,) = shop.compile()
+    assert problem.field == field
+    assert found in problem.found

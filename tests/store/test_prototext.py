@@ -51,6 +51,7 @@ def test_escapes_are_those_of_c():
         ("a: [1 2]", 1, "',' or ']'"),
         ("1: 2", 1, "a field name"),
         ('a: "x', 1, "protobuf text"),
+        ('a: "x"\nb: "\\ud800"', 2, "a string of Unicode with known escapes"),
         ("a {" * 100, 1, "at most 64 nested blocks"),
     ],
 )

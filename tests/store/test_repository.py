@@ -6,6 +6,7 @@ import pytest
 
 from clockwork_serve.errors import RepositoryError
 from clockwork_serve.store import ProblemError, Repository
+from clockwork_serve.store.repository import folder_names
 from tests.store import graphs
 
 
@@ -142,3 +143,14 @@ def test_one_model_can_be_looked_at_again(shop):
     for name in ("absent", "..", "", "a/b"):
         with pytest.raises(ProblemError, match="expected a folder in"):
             repository.find(name)
+
+
+def test_folders_whose_names_are_no_text_and_links_without_an_end_are_listed(shop):
+    (shop.root / "no\udcfftext").mkdir()
+    (shop.root / "circle").symlink_to("circle")
+    shop.add("m", graphs.mlp())
+    (shop.root / "README").write_text("not a model")
+    assert sorted(folder_names(shop.root)) == ["circle", "m", "no\udcfftext"]
+    entries, problems = scan(shop)
+    assert list(entries) == ["circle", "m", r"no\udcfftext"]
+    assert [problem.model for problem in problems] == ["circle", r"no\udcfftext"]

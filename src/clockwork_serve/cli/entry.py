@@ -22,6 +22,7 @@ from clockwork_serve.cli.key import key
 from clockwork_serve.cli.models import models
 from clockwork_serve.cli.profile import profile
 from clockwork_serve.cli.reproduce import reproduce
+from clockwork_serve.cli.screen import note
 from clockwork_serve.cli.serve import serve
 from clockwork_serve.cli.simulate import simulate
 from clockwork_serve.cli.validate import validate
@@ -86,5 +87,5 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _failed(message: str, code: int) -> int:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    note(f"error: {' '.join(message.split())}")
     return code

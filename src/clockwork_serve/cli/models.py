@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import click
+import msgspec
 
 from clockwork_serve.cli.options import json_flag
 from clockwork_serve.cli.screen import say, show_json, show_table
@@ -72,7 +73,7 @@ def list_(target: Target, ready: bool, as_json: bool) -> None:  # noqa: FBT001
 @click.pass_obj
 def load(target: Target, name: str, as_json: bool) -> None:  # noqa: FBT001
     """Serve MODEL from the repository, reading its folder again; a model in quarantine is released."""
-    ask(target, f"/v2/repository/models/{quote(name, safe='')}/load", {})
+    ask(target, f"/v2/repository/models/{quote(name, safe='', errors='surrogateescape')}/load", {})
     _done(name, "loaded", as_json=as_json)
 
 
@@ -82,7 +83,7 @@ def load(target: Target, name: str, as_json: bool) -> None:  # noqa: FBT001
 @click.pass_obj
 def unload(target: Target, name: str, as_json: bool) -> None:  # noqa: FBT001
     """Stop serving MODEL; its files stay where they are."""
-    ask(target, f"/v2/repository/models/{quote(name, safe='')}/unload", {})
+    ask(target, f"/v2/repository/models/{quote(name, safe='', errors='surrogateescape')}/unload", {})
     _done(name, "unloaded", as_json=as_json)
 
 
@@ -99,16 +100,18 @@ def ask(target: Target, path: str, body: dict[str, object]) -> Any:
     import json
 
     url = target.url
-    parts = urlsplit(url if "://" in url else f"http://{url}")
     try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
         host, port = parts.hostname, parts.port or 8000
     except ValueError:
-        host, port = None, 0
-    if parts.scheme not in ("http", "https") or not host:
+        parts, host, port = urlsplit(""), None, 0
+    if parts.scheme not in ("http", "https") or not host or not host.isprintable():
         raise ConfigError(
             f"url: expected http://HOST:PORT or https://HOST:PORT, found {url!r}; "
             "name a running server with --url"
         )
+    if target.key and not (target.key.isascii() and target.key.isprintable()):
+        raise ConfigError("CLOCKWORK_API_KEY: expected visible ASCII characters, found others; correct it")
     headers = {"Content-Type": "application/json"}
     if target.key:
         headers["Authorization"] = f"Bearer {target.key}"
@@ -121,7 +124,7 @@ def ask(target: Target, path: str, body: dict[str, object]) -> Any:
         connection.request("POST", path, json.dumps(body), headers)
         response = connection.getresponse()
         data = response.read()
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, UnicodeError) as error:
         raise ClockworkError(
             f"url: expected a running server at {url}, found {str(error) or type(error).__name__}; "
             "start one with clockwork serve REPO, or name another with --url"
@@ -129,8 +132,8 @@ def ask(target: Target, path: str, body: dict[str, object]) -> Any:
     finally:
         connection.close()
     try:
-        answer = json.loads(data) if data else None
-    except ValueError:
+        answer = msgspec.json.decode(data) if data else None
+    except (msgspec.DecodeError, ValueError, RecursionError):
         answer = None
     if response.status != 200:
         said = answer.get("error") if isinstance(answer, dict) else None

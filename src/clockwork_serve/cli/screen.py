@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -10,6 +11,9 @@ from typing import TYPE_CHECKING, Self
 
 import click
 import msgspec
+
+from clockwork_serve.errors import printable
+from clockwork_serve.units import KIB
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +24,9 @@ _PLAIN_EVERY_S = 1.0
 _PLAIN_WIDTH = 160
 _TEXT_LEAST = 20
 """Text of a table is folded when it is longer; a number never is."""
+_LINE_MAX = 64 * KIB
+_OURS = re.compile("[^\n\u00a0]+")
+"""What lies between line ends and spaces that keep numbers and units together."""
 _GAP = 3
 _EDGES = 2
 
@@ -85,7 +92,7 @@ def _rich_bar(console: Console) -> RichProgress:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[text]}", style="dim"),
+        TextColumn("{task.fields[text]}", style="dim", markup=False),
         console=console,
         transient=True,
     )
@@ -110,7 +117,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str
                 Text(name), justify="right" if number else "left", overflow="fold", no_wrap=number
             )
         for row in rows:
-            table.add_row(*(Text(row[at]) for at in part))
+            table.add_row(*(Text(_shown(row[at])) for at in part))
         console.print(table)
 
 
@@ -136,12 +143,17 @@ def _parts(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) ->
 
 def say(line: str) -> None:
     """One line on standard output."""
-    click.echo(line)
+    click.echo(_shown(line))
 
 
 def note(line: str) -> None:
     """One line on standard error: what a person should know and a machine should not read."""
-    click.echo(line, err=True)
+    click.echo(_shown(line), err=True)
+
+
+def _shown(text: str) -> str:
+    """What a terminal may be sent: names, and words of servers and models, may be meant to harm one."""
+    return _OURS.sub(lambda line: printable(line[0], _LINE_MAX), text)
 
 
 def show_json(value: object) -> None:

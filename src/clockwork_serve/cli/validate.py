@@ -1,4 +1,4 @@
-"""``clockwork validate``: does everything that serving does before it starts, and starts nothing."""
+"""``clockwork validate``: compiles as serving does before it starts; it measures, imports, starts nothing."""
 
 from __future__ import annotations
 

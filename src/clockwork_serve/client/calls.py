@@ -25,7 +25,7 @@ _RESERVED: Final = {
     "slo_ms": "give it as the argument slo_ms",
     "binary_data_output": "outputs always come in binary",
 }
-_encode = msgspec.json.Encoder().encode
+_encoder = msgspec.json.Encoder()
 
 
 @dataclass(slots=True, frozen=True)
@@ -107,7 +107,7 @@ def infer(
         request["outputs"] = [_wish(name) for name in outputs]
     if given:
         request["parameters"] = given
-    parts[0] = _encode(request)
+    parts[0] = _json(request)
     headers = b"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: %d\r\n" % (
         len(parts[0])
     )
@@ -169,7 +169,7 @@ def statistics(model: str, version: str) -> Call[list[ModelStatistics]]:
 
 def control(model: str, verb: str) -> Call[None]:
     """``load`` or ``unload``."""
-    path = f"/v2/repository/models/{quote(_name(model), safe='')}/{verb}"
+    path = f"/v2/repository/models/{_quoted(model)}/{verb}"
     return Call("POST", path, _read_nothing, (b"{}",))
 
 
@@ -196,12 +196,26 @@ def error_of(response: Response) -> ServingError:
 
 
 def _model(name: str, version: str) -> str:
-    path = f"/v2/models/{quote(_name(name), safe='')}"
+    path = f"/v2/models/{_quoted(name)}"
     if not version:
         return path
     if not isinstance(version, str) or not version.isdecimal():
         raise Invalid(f"parameter 'version': expected digits as text, or '', found {version!r}")
     return f"{path}/versions/{version}"
+
+
+def _json(request: dict[str, Any]) -> bytes:
+    try:
+        return _encoder.encode(request)
+    except UnicodeEncodeError as error:
+        raise Invalid(f"request: expected names and texts of Unicode, found others: {error}") from None
+
+
+def _quoted(name: str) -> str:
+    try:
+        return quote(_name(name), safe="")
+    except UnicodeEncodeError as error:
+        raise Invalid(f"parameter 'model': expected a name of Unicode, found another: {error}") from None
 
 
 def _name(model: str) -> str:
@@ -216,6 +230,8 @@ def _wish(name: str) -> dict[str, Any]:
 
 def _checked(parameters: Mapping[str, Parameter]) -> dict[str, Any]:
     for name, value in parameters.items():
+        if not isinstance(name, str):
+            raise Invalid(f"parameter '{name}': expected a name, found {type(name).__name__}")
         if name in _RESERVED:
             raise Invalid(f"parameter '{name}': expected none of that name; {_RESERVED[name]}")
         if not isinstance(value, bool | int | float | str):

@@ -23,12 +23,12 @@ class Patience:
         self, now: float, timeout_s: float, slo_ms: float | None, grace_s: float, retries: int
     ) -> None:
         check_seconds("timeout_s", timeout_s)
-        if slo_ms is not None and not 0 < slo_ms <= SLO_MAX_MS:
+        if slo_ms is not None and not (isinstance(slo_ms, int | float) and 0 < slo_ms <= SLO_MAX_MS):
             raise Invalid(
                 f"parameter 'slo_ms': expected milliseconds above 0 and up to {SLO_MAX_MS:.0f} (24 h), "
                 f"found {slo_ms!r}"
             )
-        if retries < 0:
+        if not isinstance(retries, int) or retries < 0:
             raise Invalid(f"parameter 'retries': expected 0 or more, found {retries!r}")
         self._end = now + timeout_s
         self._slo_ms = slo_ms
@@ -68,5 +68,5 @@ class Patience:
 
 def check_seconds(field: str, value: float) -> None:
     """Raise :class:`Invalid` unless it is a time to wait."""
-    if not 0 < value < math.inf:
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
         raise Invalid(f"parameter '{field}': expected seconds above 0, found {value!r}")

@@ -90,7 +90,10 @@ def _elements(name: str, array: npt.NDArray[Any]) -> list[bytes]:
     found = []
     for index, element in enumerate(array.reshape(-1).tolist()):
         if isinstance(element, str):
-            found.append(element.encode())
+            try:
+                found.append(element.encode())
+            except UnicodeEncodeError as error:
+                raise Invalid(f"input '{name}': element {index}: expected Unicode: {error}") from None
         elif isinstance(element, bytes):
             found.append(element)
         else:

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
 
+from clockwork_serve.errors import encodable
 from clockwork_serve.units import GIB, KIB, MIB
 
 Value = TypeVar("Value")
@@ -38,10 +39,12 @@ class Unfit(Exception):
 
 
 def text(value: object) -> str:
-    """A string that is not empty."""
-    if isinstance(value, str) and value.strip():
-        return value.strip()
-    raise Unfit("text that is not empty", "write it in quotes")
+    """A string that is not empty. Other bytes than UTF-8 can be a file's name, but not be told."""
+    if not isinstance(value, str) or not value.strip():
+        raise Unfit("text that is not empty", "write it in quotes")
+    if "\0" in value or encodable(value) != value:
+        raise Unfit("text in UTF-8 without NUL", "rename the file, or link to it under another name")
+    return value.strip()
 
 
 def path(value: object) -> str:

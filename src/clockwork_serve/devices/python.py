@@ -7,6 +7,8 @@
 
 Arrays have the batch on axis 0 where the code is batched (the rows of the calls, not padded). Inputs may not
 be written to. Code of this kind holds the GIL while it runs Python, so durations vary with other threads.
+
+A user's code is called by :func:`_asked` alone: whatever it raises becomes text, and is its own failure.
 """
 
 from __future__ import annotations
@@ -17,20 +19,20 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, TypeVar
 
 import numpy as np
 
 from clockwork_serve.devices.arena import Arena
 from clockwork_serve.devices.base import NUMPY_DTYPES, Array, CallBuffers, DeviceConfig, Phases
 from clockwork_serve.devices.tensors import Room, fits, full_shape, gather, rows_of, split
-from clockwork_serve.errors import DeviceError, ModelError
+from clockwork_serve.errors import DeviceError, ModelError, described
 from clockwork_serve.messages import Code, Infer, Load, TensorSpec, Unload
 
-ANYTHING: Final = (Exception, SystemExit)
-"""What a user's code may raise; it must not end the lane's thread."""
+_Found = TypeVar("_Found")
 
 
 @dataclass(slots=True)
@@ -59,12 +61,11 @@ class PythonBackend:
             return
         path = Path(code.path) / "model.py"
         module = _import(path, _module_name(code.code_id))
-        missing = [name for name in ("load", "infer", "unload") if not callable(_member(module, name))]
-        if missing:
-            sys.modules.pop(module.__name__, None)
-            raise DeviceError(
-                f"{path}: expected a class Model with load, infer and unload, found no {missing[0]}"
-            )
+        try:
+            _asked(str(path), lambda: _check_class(module))
+        except ModelError:
+            sys.modules.pop(_module_name(code.code_id), None)
+            raise
         self._prepared_by_code[code.code_id] = Prepared(code, module)
 
     def retire(self, code_id: str) -> None:
@@ -82,11 +83,13 @@ class PythonBackend:
         _, before = self._model_by_page.pop(action.extent.first, ("", None))
         if before is not None:
             _unload(before)
-        try:
+
+        def made() -> Any:
             model = prepared.module.Model()
             model.load(action.weights.path)
-        except ANYTHING as error:
-            raise ModelError(f"model {action.model}: load: {_said(error)}") from error
+            return model
+
+        model = _asked(f"model {action.model}: load", made)
         self._model_by_page[action.extent.first] = (action.code_id, model)
 
     def unload(self, action: Unload) -> None:
@@ -107,10 +110,7 @@ class PythonBackend:
             )
         inputs = _inputs(code, calls, rows)
         gathered = self._clock()
-        try:
-            found = model.infer(inputs)
-        except ANYTHING as error:
-            raise ModelError(f"model {action.model}: {_said(error)}") from error
+        found = _asked(f"model {action.model}", lambda: model.infer(inputs))
         ran = self._clock()
         _write(action.model, code, found, calls, rows)
         return Phases(gathered - started, ran - gathered, self._clock() - ran)
@@ -142,11 +142,11 @@ def _inputs(code: Code, calls: Sequence[CallBuffers], rows: Sequence[int]) -> di
 def _write(model: str, code: Code, found: object, calls: Sequence[CallBuffers], rows: Sequence[int]) -> None:
     """Check what the model returned and copy it into the calls' rooms."""
     names = [spec.name for spec in code.outputs]
-    if not isinstance(found, dict) or not set(names) <= found.keys():
-        what = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
+    returned, what = _asked(f"model {model}", lambda: _returned(found, names))
+    if returned is None:
         raise ModelError(f"model {model}: expected a dict with outputs {names}, found {what}")
     total = sum(rows)
-    arrays = [_checked(model, code, spec, found[spec.name], total) for spec in code.outputs]
+    arrays = [_checked(model, code, spec, returned[spec.name], total) for spec in code.outputs]
     rooms = [Room(call) for call in calls]
     try:
         for spec, array in zip(code.outputs, arrays, strict=True):
@@ -157,10 +157,37 @@ def _write(model: str, code: Code, found: object, calls: Sequence[CallBuffers], 
         raise
 
 
-def _checked(model: str, code: Code, spec: TensorSpec, found: object, rows: int) -> Array:
+def _returned(found: object, names: Sequence[str]) -> tuple[dict[str, Array] | None, str]:
+    """What a model returned as plain arrays, of strings in bytes; None, and what it is, if it is no answer.
+
+    To make an array of something is to call its methods.
+    """
+    if not isinstance(found, dict):
+        return None, type(found).__name__
+    if not set(names) <= found.keys():
+        return None, str(sorted(map(str, found)))
+    return {name: _plain(np.asarray(found[name])) for name in names}, ""
+
+
+def _plain(array: Array) -> Array:
+    if array.dtype.kind not in "OSU":
+        return array
+    strings = np.empty(array.size, dtype=object)
+    strings[:] = [_bytes(element) for element in array.ravel().tolist()]
+    return strings.reshape(array.shape)
+
+
+def _bytes(element: object) -> bytes:
+    if isinstance(element, str):
+        return element.encode()
+    if isinstance(element, bytes | bytearray | memoryview):
+        return bytes(element)
+    raise TypeError(f"expected bytes or str as elements, found {type(element).__name__}")
+
+
+def _checked(model: str, code: Code, spec: TensorSpec, array: Array, rows: int) -> Array:
     expected = full_shape(code, spec, rows)
-    array = np.asarray(found)
-    strings = spec.datatype == "BYTES" and array.dtype.kind in "OSU"
+    strings = spec.datatype == "BYTES" and array.dtype.kind == "O"
     if not strings and array.dtype != NUMPY_DTYPES[spec.datatype]:
         raise ModelError(
             f"model {model}: output {spec.name}: expected {NUMPY_DTYPES[spec.datatype]} ({spec.datatype}),"
@@ -179,10 +206,10 @@ def _import(path: Path, name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
-    except ANYTHING as error:
+        _asked(str(path), partial(spec.loader.exec_module, module))
+    except ModelError:
         sys.modules.pop(name, None)
-        raise ModelError(f"{path}: {_said(error)}") from error
+        raise
     return module
 
 
@@ -190,19 +217,25 @@ def _module_name(code_id: str) -> str:
     return f"_clockwork_model_{code_id}"
 
 
-def _member(module: ModuleType, name: str) -> object:
-    return getattr(getattr(module, "Model", None), name, None)
+def _check_class(module: ModuleType) -> None:
+    model = getattr(module, "Model", None)
+    for name in ("load", "infer", "unload"):
+        if not callable(getattr(model, name, None)):
+            raise TypeError(f"expected a class Model with load, infer and unload, found no {name}")
 
 
 def _unload(model: Any) -> None:
     """Let a model clean up. What it raises changes nothing: it is gone either way."""
     try:
-        model.unload()
-    except ANYTHING as error:
-        logging.getLogger(__name__).warning("unload raised: %s", _said(error))
+        _asked("unload raised", lambda: model.unload())  # noqa: PLW0108 - to look it up is foreign code, too
+    except ModelError as error:
+        logging.getLogger(__name__).warning("%s", error)
 
 
-def _said(error: BaseException) -> str:
-    """An exception in one line, as a traceback ends."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+def _asked(who: str, call: Callable[[], _Found]) -> _Found:
+    """What a user's code gives. Raises :class:`ModelError` alone, with nothing in it of what was raised."""
+    try:
+        return call()
+    except BaseException as error:  # noqa: BLE001 - sys.exit() in a model is no reason to end a lane
+        said = described(error)
+    raise ModelError(f"{who}: {said}")

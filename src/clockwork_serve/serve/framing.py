@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-from clockwork_serve.errors import TransportError
+from clockwork_serve.errors import TransportError, encodable
 from clockwork_serve.messages import Frame
 from clockwork_serve.units import KIB, MIB
 
@@ -27,11 +27,18 @@ class FrameWriter:
         self._pending = bytearray()
 
     def add(self, frame: Frame) -> None:
-        """Append one frame; raises :class:`TransportError`, and appends nothing, if it is too large."""
+        """Append one frame; raises :class:`TransportError`, and appends nothing, if it is too large.
+
+        Text that is no Unicode is sent with escapes: no string may end the process that passes it on.
+        """
         pending = self._pending
         start = len(pending)
         pending += b"\0\0\0\0"
-        _encoder.encode_into(frame, pending, -1)
+        try:
+            _encoder.encode_into(frame, pending, -1)
+        except UnicodeEncodeError:
+            del pending[start + _LENGTH.size :]
+            pending += escaped(frame)
         length = len(pending) - start - _LENGTH.size
         if length > FRAME_BYTES_MAX:
             del pending[start:]
@@ -91,6 +98,24 @@ class FrameReader:
             self._view = memoryview(bytearray(needed))
         self._view[: len(rest)] = rest
         self._start, self._end = 0, len(rest)
+
+
+def escaped(record: object) -> bytes:
+    """A record as msgpack, escapes in its text where it is no Unicode."""
+    return _encoder.encode(_escaped(msgspec.to_builtins(record, builtin_types=(bytes,))))
+
+
+def _escaped(found: Any) -> Any:
+    """Plain data with all its text encodable."""
+    match found:
+        case str():
+            return encodable(found)
+        case dict():
+            return {_escaped(key): _escaped(value) for key, value in found.items()}
+        case list() | tuple():
+            return [_escaped(each) for each in found]
+        case _:
+            return found
 
 
 def _decode(payload: memoryview) -> Frame:

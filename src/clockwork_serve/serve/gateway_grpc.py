@@ -45,7 +45,6 @@ from clockwork_serve.serve.grpc_call import Aborted, Call, Metadata
 from clockwork_serve.serve.grpc_server import GrpcServer, callback, stream
 from clockwork_serve.units import NS_PER_MS
 
-_DETAILS_MAX: Final = 2000
 _STREAMED_MAX: Final = 128
 """Requests of one stream without a response, before no more is read from it."""
 _ModelConfig: Final = message("inference.ModelConfig")
@@ -205,7 +204,7 @@ class GatewayGrpc:
                     raise Aborted(*_failure(found))
                 else:
                     yield ModelStreamInferResponse(
-                        error_message=_text(found), infer_response={"id": asked.request.id}
+                        error_message=found.text, infer_response={"id": asked.request.id}
                     ).SerializeToString()
             await reader
         finally:
@@ -378,12 +377,7 @@ def _encoded(ending: Ending) -> bytes:
 
 
 def _failure(ending: Ending) -> tuple[grpc.StatusCode, str, Metadata]:
-    return grpc.StatusCode[ending.status.grpc], _text(ending), _trailers(ending)
-
-
-def _text(ending: Ending) -> str:
-    # It travels as a header, whose size clients limit.
-    return ending.text[:_DETAILS_MAX]
+    return grpc.StatusCode[ending.status.grpc], ending.text, _trailers(ending)
 
 
 def _trailers(ending: Ending) -> Metadata:

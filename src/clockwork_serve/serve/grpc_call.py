@@ -17,6 +17,7 @@ from clockwork_serve.serve.grpc_silence import Silence
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 _NO_DEADLINE_S: Final = 1e12
+_DETAILS_MAX: Final = 2000
 _NO_FLAGS: Final = 0
 _OK: Final = 0
 _log = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ class Call:
 
     def fail(self, code: grpc.StatusCode, text: str, trailers: Metadata | None = None) -> None:
         """End with an error."""
-        self._end(code.value[0], text.encode(), trailers)
+        self._end(code.value[0], details(text), trailers)
 
     def cut(self, code: grpc.StatusCode, text: str) -> None:
         """End it whatever it does, and whoever answers it."""
@@ -228,6 +229,11 @@ class Call:
 
     def _start(self, operations: tuple[Any, ...], kind: str) -> None:
         self._core.ask(self._call, operations, (kind, self))
+
+
+def details(text: str) -> bytes:
+    """A status' text, cut: it travels as a header, where a byte may take three, and clients limit those."""
+    return text.encode(errors="backslashreplace")[:_DETAILS_MAX].decode(errors="ignore").encode()
 
 
 def _settle(waiter: asyncio.Future[Any] | None, found: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import grpc
 from grpc._cython import cygrpc
 
-from clockwork_serve.serve.grpc_call import Aborted, Call, Metadata, Method
+from clockwork_serve.serve.grpc_call import Aborted, Call, Metadata, Method, details
 from clockwork_serve.serve.grpc_core import ENDED, Core
 from clockwork_serve.serve.grpc_silence import Silence
 
@@ -132,7 +132,7 @@ def _turn_away(call: Any, aborted: Aborted) -> None:
         cygrpc.SendInitialMetadataOperation(None, 0),
         cygrpc.ReceiveCloseOnServerOperation(0),
         cygrpc.SendStatusFromServerOperation(
-            aborted.trailers, aborted.code.value[0], aborted.text.encode(), 0
+            aborted.trailers, aborted.code.value[0], details(aborted.text), 0
         ),
     )
     call.start_server_batch(operations, (ENDED, None))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from clockwork_serve.errors import ClockworkError, RepositoryError, TransportError
+from clockwork_serve.errors import ClockworkError, RepositoryError, TransportError, printable
 from clockwork_serve.messages import (
     Ask,
     CodeRemoved,
@@ -37,8 +36,10 @@ from clockwork_serve.serve.ports import Ports
 from clockwork_serve.serve.preparation import OnProgress, Preparation, Prepared, Progress, prepare
 from clockwork_serve.serve.run_dir import RunDir
 from clockwork_serve.serve.server_config import ServerConfig
-from clockwork_serve.serve.supervisor import Supervisor, crashed
+from clockwork_serve.serve.supervisor import LINE_MAX, Supervisor, crashed
 from clockwork_serve.serve.transport import SOCKET_NAME
+from clockwork_serve.store.problems import shown
+from clockwork_serve.store.repository import folder_names
 from clockwork_serve.telemetry import Counters
 
 POLL_S: Final = 0.02
@@ -352,9 +353,7 @@ class _UnknownModel(RepositoryError):
 
 
 def _folders(repository: str) -> list[str]:
-    return [
-        entry.name for entry in os.scandir(repository) if entry.is_dir() and not entry.name.startswith(".")
-    ]
+    return [shown(name) for name in folder_names(repository)]
 
 
 def _nothing_to_serve(repository: str, prepared: Prepared) -> str:
@@ -366,4 +365,5 @@ def _nothing_to_serve(repository: str, prepared: Prepared) -> str:
 
 
 def _to_stderr(line: str) -> None:
-    sys.stderr.write(line + "\n")
+    """A line that another process wrote; a model in it may have written anything."""
+    sys.stderr.write("\t".join(printable(part, LINE_MAX) for part in line.split("\t")) + "\n")

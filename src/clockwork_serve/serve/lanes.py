@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from clockwork_serve.devices.base import Device
-from clockwork_serve.errors import ClockworkError, DeviceGone, ModelError
+from clockwork_serve.errors import ClockworkError, DeviceGone, ModelError, described, printable
 from clockwork_serve.messages import CodeReady, Infer, Lane, Load, Result, Status, Unload, WorkerJoined
 from clockwork_serve.serve.black_box import BlackBox, Note
 from clockwork_serve.serve.calls import BadTensors, Calls, OpenCall, check_epochs, encode_outputs
@@ -38,7 +38,6 @@ SPIN_NS: Final = us(150)
 FIFO_PRIORITY: Final = 10
 """Of lanes that run in real time."""
 _PR_SET_TIMERSLACK: Final = 29
-_MESSAGE_MAX: Final = 1000
 
 _log = logging.getLogger(__name__)
 
@@ -304,10 +303,11 @@ class LaneThread:
         except DeviceGone as error:
             self._hands.gone(error)
             return _message(error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other codes go on
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the other codes go on
+            message = _message(error)
             foreseen = isinstance(error, ClockworkError)
-            _log.error("%s can not %s: %s", self._name, what, error, exc_info=None if foreseen else error)
-            return _message(error)
+            _log.error("%s can not %s: %s", self._name, what, message, exc_info=None if foreseen else error)
+            return message
         return ""
 
     def _start(self, work: Start) -> LaneDone:
@@ -328,7 +328,7 @@ class LaneThread:
         except DeviceGone as error:
             self._hands.gone(error)
             return self._failed(work, error, began_ns)
-        except Exception as error:  # noqa: BLE001 - a result is owed whatever happens
+        except BaseException as error:  # noqa: BLE001 - a result is owed whatever happens
             return self._failed(work, error, began_ns)
 
     def _infer(self, work: Start, action: Infer) -> LaneDone:
@@ -344,7 +344,7 @@ class LaneThread:
             output_ns=phases.output_ns, outputs=encode_outputs(calls),
         )  # fmt: skip
 
-    def _failed(self, work: Start, error: Exception, began_ns: int) -> LaneDone:
+    def _failed(self, work: Start, error: BaseException, began_ns: int) -> LaneDone:
         action = work.action
         status = _status_of(error)
         known = isinstance(error, ClockworkError)
@@ -352,8 +352,9 @@ class LaneThread:
         fields = {"device": self._name, "model": action.model, "action_id": action.action_id}
         if isinstance(action, Infer):
             fields["request_ids"] = ",".join(call.request_id for call in action.calls)
-        _log.log(level, "%s: %s", status, error, exc_info=None if known else error, extra=fields)
-        return self._done(work, status, began_ns, time.monotonic_ns(), message=_message(error))
+        message = _message(error)
+        _log.log(level, "%s: %s", status, message, exc_info=None if known else error, extra=fields)
+        return self._done(work, status, began_ns, time.monotonic_ns(), message=message)
 
     def _done(
         self, work: Start, status: Status, started_ns: int, ended_ns: int, *, message: str = ""
@@ -364,7 +365,7 @@ class LaneThread:
         )  # fmt: skip
 
 
-def _status_of(error: Exception) -> Status:
+def _status_of(error: BaseException) -> Status:
     if isinstance(error, ModelError):
         return Status.MODEL_RAISED
     if isinstance(error, RegionGone):
@@ -374,9 +375,9 @@ def _status_of(error: Exception) -> Status:
     return Status.DEVICE_FAULT
 
 
-def _message(error: Exception) -> str:
-    text = str(error) if isinstance(error, ClockworkError) else f"{type(error).__name__}: {error}"
-    return text[:_MESSAGE_MAX] or type(error).__name__
+def _message(error: BaseException) -> str:
+    text = str(error) if isinstance(error, ClockworkError) else ""
+    return printable(text) or described(error)
 
 
 def set_realtime(priority: int) -> None:

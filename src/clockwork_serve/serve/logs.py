@@ -15,12 +15,16 @@ from typing import Any, Final
 
 import msgspec
 
-from clockwork_serve.errors import ConfigError
+from clockwork_serve.errors import ConfigError, encodable, printable
+from clockwork_serve.units import KIB
 
 LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 FORMATS: Final = ("text", "json")
 PATIENCE_MS: Final = 10
 """How long a line may wait for its reader, unless lines before it did so in vain."""
+
+LINE_MAX: Final = 64 * KIB
+"""Characters of one record, its traceback included: a message of a gigabyte may not stop who logs it."""
 
 _STANDARD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
@@ -68,8 +72,8 @@ class UnblockedHandler(logging.Handler):
                     return
                 data = data[os.write(self._fd, data[: select.PIPE_BUF]) :]
             self._left_out = 0
-        except Exception:  # noqa: BLE001 - logging goes on, as handlers do
-            self.handleError(record)
+        except BaseException:  # noqa: BLE001 - to log may end nobody, whatever is logged and wherever to
+            self._left_out += 1
 
 
 class JsonFormatter(logging.Formatter):
@@ -87,12 +91,16 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "process": self._process,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _cut(record.getMessage()),
             **fields_of(record),
         }
         if record.exc_info:
             line["traceback"] = _traceback(record)
-        return msgspec.json.encode(line, enc_hook=str).decode()
+        try:
+            return msgspec.json.encode(line, enc_hook=str).decode()
+        except UnicodeEncodeError:
+            texts = {name: encodable(str(value)) for name, value in line.items()}
+            return msgspec.json.encode(texts).decode()
 
 
 class TextFormatter(logging.Formatter):
@@ -103,12 +111,17 @@ class TextFormatter(logging.Formatter):
         self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, and the traceback below it where there is one."""
+        """One line, and below it, indented, the rest of its message and the traceback, where there are any.
+
+        So who chose a part of a message cannot make it look like another record, or move a cursor.
+        """
         clock = f"{time.strftime('%H:%M:%S', time.localtime(record.created))}.{int(record.msecs):03d}"
-        line = f"{clock} {record.levelname.lower():7} {self._process}: {record.getMessage()}"
+        line = f"{clock} {record.levelname.lower():7} {self._process}: {_cut(record.getMessage())}"
         for name, value in fields_of(record).items():
             line += f" {name}={value}"
-        return f"{line}\n{_traceback(record)}" if record.exc_info else line
+        if record.exc_info:
+            line += f"\n{_traceback(record)}"
+        return "\n  ".join(printable(part, LINE_MAX) for part in _cut(line).split("\n"))
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
@@ -118,4 +131,8 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
 
 def _traceback(record: logging.LogRecord) -> str:
     assert record.exc_info
-    return "".join(traceback.format_exception(*record.exc_info)).rstrip()
+    return _cut("".join(traceback.format_exception(*record.exc_info)).rstrip())
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LINE_MAX else text[: LINE_MAX - 3] + "..."

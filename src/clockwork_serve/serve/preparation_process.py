@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from clockwork_serve.devices import DeviceConfig, runs
 from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.serve import child
+from clockwork_serve.serve.framing import escaped
 from clockwork_serve.serve.preparation import Begun, Failure, Preparation, Prepared, Progress
 from clockwork_serve.serve.profiling import profile_all
 from clockwork_serve.store import Cache, Entry, Problem, Repository, compile_all
@@ -31,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     except ClockworkError as error:
         _say(Failure(text=str(error), setting=isinstance(error, ConfigError)))
         return 1
-    Path(preparation.result).write_bytes(msgspec.msgpack.encode(prepared))
+    Path(preparation.result).write_bytes(escaped(prepared))
     return 0
 
 

@@ -1,21 +1,34 @@
 """A child that measures one code on a device of its own and prints what it found; then it is gone.
 
-One process per code, because only so is its memory known, and because a model may crash whoever runs it.
+One process per code, because only so is its memory known, and because a model may crash whoever runs it. Its
+stdout is for what it found alone: what a model prints goes to stderr.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 from msgspec import Struct
 
 from clockwork_serve.devices import DeviceConfig, build
+from clockwork_serve.errors import ModelError
 from clockwork_serve.messages import Code, Model
 from clockwork_serve.serve import child
-from clockwork_serve.serve.profiler import profile
+from clockwork_serve.serve.profiler import Measured, profile
 from clockwork_serve.units import align
+
+PREPARED: Final = b"prepared"
+"""The first line of a child whose device has prepared the code."""
+
+
+class Refused(Struct, frozen=True, tag=True):
+    """Said instead of a ``Measured``: the code's own Python raised where it was imported."""
+
+    why: str
 
 
 class ProfileConfig(Struct, frozen=True, kw_only=True):
@@ -29,7 +42,9 @@ class ProfileConfig(Struct, frozen=True, kw_only=True):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure what the JSON in ``argv[1]`` says; the last line of stdout is a ``Measured``."""
+    """Measure what the JSON in ``argv[1]`` says; the last line of stdout is a ``Measured`` or ``Refused``."""
+    stdout = os.dup(1)
+    os.dup2(2, 1)
     config = msgspec.json.decode(argv[1], type=ProfileConfig)
     child.prepare("profile", config.log_level, config.log_format)
     page_bytes = config.device.page_bytes
@@ -39,13 +54,30 @@ def main(argv: Sequence[str]) -> int:
             memory_share=0.0, pool_bytes=0,
         )
     )  # fmt: skip
+    prepared: list[bool] = []
+
+    def on_prepared() -> None:
+        prepared.append(True)
+        _say(stdout, PREPARED)
+
     try:
-        measured = profile(device, config.code, config.model)
+        found: Measured | Refused = profile(device, config.code, config.model, on_prepared=on_prepared)
+    except ModelError as error:
+        if prepared:
+            raise
+        found = Refused(str(error))
     finally:
         device.close()
-    sys.stdout.write(msgspec.json.encode(measured).decode() + "\n")
+    _say(stdout, msgspec.json.encode(found))
     return 0
 
 
+def _say(stdout: int, line: bytes) -> None:
+    with open(stdout, "wb", closefd=False) as file:
+        file.write(line + b"\n")
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    _status = main(sys.argv)
+    # Not sys.exit: all is said, and threads of the model, or a stderr that it made, may not take that back.
+    os._exit(_status)

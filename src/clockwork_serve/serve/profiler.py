@@ -43,7 +43,7 @@ _WHENEVER: Final = Window(0, 1 << 62)
 _log = logging.getLogger(__name__)
 
 
-class Measured(Struct, frozen=True, kw_only=True):
+class Measured(Struct, frozen=True, kw_only=True, tag=True):
     """A profile, and what is doubtful about it."""
 
     profile: Profile
@@ -56,16 +56,18 @@ def profile(
     model: Model,
     clock: Callable[[], int] = time.monotonic_ns,
     between: Callable[[], object] | None = None,
+    on_prepared: Callable[[], object] = lambda: None,
 ) -> Measured:
     """Measure ``code`` on ``device`` with the weights of ``model``. Takes seconds; the device must be idle.
 
-    ``between`` is called before each run, to leave it no warm caches (default: :func:`others_turn`).
+    ``between`` is called before each run, to leave it no warm caches (default: :func:`others_turn`), and
+    ``on_prepared`` once the device has prepared the code.
 
     Raises :class:`DeviceError` if the code cannot be prepared or the weights cannot be loaded there.
     """
     if between is None:
         between = others_turn(device.spec.kind, model.weights.size)
-    return _Measurement(device, code, model, clock, between).run()
+    return _Measurement(device, code, model, clock, between).run(on_prepared)
 
 
 class _Measurement:
@@ -88,11 +90,12 @@ class _Measurement:
         self._resident = self._used()
         self._extent = Extent(0, device.spec.pages_of(model.weights.size))
 
-    def run(self) -> Measured:
+    def run(self, on_prepared: Callable[[], object]) -> Measured:
         """Prepare, load, run each batch size, and leave the device as it was."""
         # Weights that are not lifted live outside the device's arena, and are accounted for as weights.
         held = 0 if self._code.lifted else self._model.weights.size
         self._device.prepare(self._code)
+        on_prepared()
         try:
             load_ns = self._loads()
             batches = _Batches(self._code, self._used, self._resident + held)

@@ -5,27 +5,30 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import IO, Final, NamedTuple, Protocol
 
 import msgspec
 from msgspec import Struct
 
 from clockwork_serve.devices import DeviceConfig, emulated_profile, profile_kind, runs
-from clockwork_serve.errors import DeviceError
+from clockwork_serve.errors import DeviceError, printable
 from clockwork_serve.messages import Code, Model, Profile
-from clockwork_serve.serve.profile_process import ProfileConfig
+from clockwork_serve.serve.profile_process import PREPARED, ProfileConfig, Refused
 from clockwork_serve.serve.profiler import LOAD_BASE_NS, REFUSED_NS, WORKSPACE_MIN, Measured
 from clockwork_serve.serve.supervisor import describe_exit
 from clockwork_serve.store import Problem, Served
-from clockwork_serve.units import NS_PER_MS
+from clockwork_serve.store.problems import shown
+from clockwork_serve.units import KIB, MIB, NS_PER_MS
 
 TIME_LIMIT_S: Final = 120.0
-"""For one code; one that takes longer is served with guessed durations."""
+"""For one code; one that takes longer is served with guessed durations, if it was prepared by then."""
 
 TRIES: Final = 2
 """If so many models of one code crash who measures them, so will the others."""
 
+_Found = Measured | Refused
 Progress = Callable[[int, int, str], None]
 """Told (done, total, text) after each code."""
 
@@ -43,7 +46,7 @@ class ProfileCache(Protocol):
 class Profiled(Struct, frozen=True, kw_only=True):
     """Profiles of every (code, kind of device) that can run, and what is doubtful about them.
 
-    ``problems`` are models that crash who runs them.
+    ``problems`` are models that crash who runs them, or cannot be prepared.
     """
 
     profiles: tuple[Profile, ...] = ()
@@ -60,6 +63,10 @@ class Crashed(Exception):
     """The process that measured a model crashed: one that runs it would, too."""
 
 
+class Unprepared(Exception):
+    """The model's own code raised where it was imported, or never ended; the message says which."""
+
+
 def profile_all(
     served: Sequence[Served],
     devices: Sequence[DeviceConfig],
@@ -67,8 +74,11 @@ def profile_all(
     progress: Progress | None = None,
     *,
     again: bool = False,
+    limit_s: float = TIME_LIMIT_S,
 ) -> Profiled:
     """Profile each distinct code on each kind of device; ``again`` measures what is in the cache, too.
+
+    ``limit_s`` is for one code.
 
     Raises :class:`ConfigError` if a device is described wrongly.
     """
@@ -88,11 +98,13 @@ def profile_all(
     for done, (config, models) in enumerate(work, start=1):
         for tried, each in enumerate(models, start=1):
             try:
-                measured = _profile_one(each.code, each.model, config, cache, again=again)
+                measured = _profile_one(each.code, each.model, config, cache, again=again, limit_s=limit_s)
                 profiles.append(measured.profile)
                 warnings.extend(measured.warnings)
             except DeviceError as error:
                 warnings.append(f"model {each.model.key} does not run on {config.device}: {error}")
+            except Unprepared as error:
+                problems.extend([_unprepared(one.model, error) for one in models])
             except Crashed as crash:
                 alike = models[tried - 1 :] if tried == TRIES else [each]
                 problems.extend([_crash(one.model, config, crash) for one in alike])
@@ -115,45 +127,104 @@ def _crash(model: Model, config: DeviceConfig, crash: Crashed) -> Problem:
     )
 
 
+def _unprepared(model: Model, error: Unprepared) -> Problem:
+    return Problem(
+        model=model.name,
+        version=model.version,
+        field="model",
+        expected="a class that can be imported",
+        found=shown(str(error)),
+        advice="correct it, and load the model again",
+    )
+
+
 def _profile_one(
-    code: Code, model: Model, config: DeviceConfig, cache: ProfileCache, *, again: bool
+    code: Code, model: Model, config: DeviceConfig, cache: ProfileCache, *, again: bool, limit_s: float
 ) -> Measured:
     if config.kind == "emulated":
         return Measured(profile=emulated_profile(config, code))
     known = None if again else cache.profile(code.code_id, profile_kind(config))
     if known is not None:
         return Measured(profile=known)
-    measured = measure_apart(code, model, config)
+    measured = measure_apart(code, model, config, limit_s)
     if not measured.warnings:
         cache.save_profile(measured.profile)
     return measured
 
 
-def measure_apart(code: Code, model: Model, config: DeviceConfig) -> Measured:
+def measure_apart(code: Code, model: Model, config: DeviceConfig, limit_s: float = TIME_LIMIT_S) -> Measured:
     """Measure in a process of its own; if that fails, a guess and a warning that says why.
 
-    Raises :class:`Crashed` if the process ends by a signal, or without a word.
+    Raises :class:`Crashed` if the process ends by a signal, or without a word, and :class:`Unprepared`.
     """
     # Only what is needed: the system limits the length of an argument.
     bare = msgspec.structs.replace(model, labels={}, config=b"{}", warnings=())
     argument = msgspec.json.encode(ProfileConfig(device=config, code=code, model=bare)).decode()
     command = [sys.executable, "-m", "clockwork_serve.serve.profile_process", argument]
-    try:
-        ended = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIME_LIMIT_S, check=False,
-            env={**os.environ, "CLOCKWORK_KEEPER_PID": str(os.getpid())},
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return _guessed(code, config, f"model {model.key}: not profiled within {TIME_LIMIT_S:.0f} s")
+    ended = _run(command, limit_s)
+    if ended.returncode is None:
+        if code.backend == "python" and PREPARED not in ended.stdout:
+            raise Unprepared(f"an import that takes longer than {limit_s:.0f} s, or for ever")
+        return _guessed(code, config, f"model {model.key}: not profiled within {limit_s:.0f} s")
     if ended.returncode < 0 or not (ended.stderr if ended.returncode else ended.stdout).strip():
         raise Crashed(describe_exit(ended.returncode))
     if ended.returncode == 0:
         try:
-            return msgspec.json.decode(ended.stdout.splitlines()[-1], type=Measured)
+            found: Measured | Refused = msgspec.json.decode(ended.stdout.splitlines()[-1], type=_Found)
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            raise Crashed("ended with other words than its result: does the model print?") from None
-    why = ended.stderr.decode(errors="replace").strip().splitlines()[-1]
+            raise Crashed("ended without a result: does the model end its process?") from None
+        if isinstance(found, Refused):
+            raise Unprepared(found.why)
+        return found
+    said = [line for line in ended.stderr.decode(errors="replace").splitlines() if line.strip()]
+    why = printable(said[-1]) if said else describe_exit(ended.returncode)
     return _guessed(code, config, f"model {model.key}: profiling failed ({why})")
+
+
+class _Ended(NamedTuple):
+    """How a child ended; None: it did not in time. And the last of what it wrote."""
+
+    returncode: int | None
+    stdout: bytes
+    stderr: bytes
+
+
+def _run(command: Sequence[str], limit_s: float) -> _Ended:
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "CLOCKWORK_KEEPER_PID": str(os.getpid())},
+    )  # fmt: skip
+    assert process.stdout is not None and process.stderr is not None
+    stdout, stderr = _Tail(process.stdout), _Tail(process.stderr)
+    try:
+        returncode: int | None = process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        returncode = None
+    finally:
+        process.kill()
+        process.wait()
+    return _Ended(returncode, stdout.end(), stderr.end())
+
+
+class _Tail(threading.Thread):
+    """Reads a pipe, and keeps its last bytes alone: a model may write without an end."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        super().__init__(daemon=True)
+        self._pipe = pipe
+        self._bytes = bytearray()
+        self.start()
+
+    def run(self) -> None:
+        with self._pipe as pipe:
+            while data := os.read(pipe.fileno(), 64 * KIB):
+                self._bytes += data
+                del self._bytes[:-MIB]
+
+    def end(self) -> bytes:
+        """What is there, once the pipe's writers are gone. A child of the child may live on: not for ever."""
+        self.join(1.0)
+        return bytes(self._bytes)
 
 
 def _guessed(code: Code, config: DeviceConfig, warning: str) -> Measured:

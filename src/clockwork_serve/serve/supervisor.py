@@ -22,6 +22,7 @@ import msgspec
 from msgspec import Struct
 
 from clockwork_serve.serve.child import EXIT_BROKEN, EXIT_CONFIG, KEEPER_PID_VARIABLE
+from clockwork_serve.units import KIB
 
 FAST_S: Final = 5.0
 """A child that lived for less was never well."""
@@ -30,6 +31,8 @@ FAST_DEATHS: Final = 5
 RETRY_S: Final = 0.1
 RETRY_S_MAX: Final = 30.0
 TAIL_LINES: Final = 40
+LINE_MAX: Final = 64 * KIB
+"""A longer line of a child comes in pieces: a model may write without an end."""
 FAULTS: Final = frozenset(
     {
         signal.SIGSEGV,
@@ -181,6 +184,9 @@ class _LineReader:
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             self._on_line(line.decode(errors="backslashreplace"))
+        if len(self._rest) > LINE_MAX:
+            self._on_line(self._rest.decode(errors="backslashreplace"))
+            self._rest = b""
         return True
 
 

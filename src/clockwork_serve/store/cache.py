@@ -45,10 +45,10 @@ _Record = TypeVar("_Record")
 
 
 def digest_of(*parts: bytes | str) -> str:
-    """One hash of several parts, each delimited by its length."""
+    """One hash of several parts, each delimited by its length. Names of files need not be text."""
     digest = hashlib.sha256()
     for part in parts:
-        data = part.encode() if isinstance(part, str) else part
+        data = part.encode(errors="surrogatepass") if isinstance(part, str) else part
         digest.update(b"%d:" % len(data))
         digest.update(data)
     return digest.hexdigest()

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from msgspec import Struct
 
+from clockwork_serve.errors import described, printable
 from clockwork_serve.messages import Code, Model, Weights
 from clockwork_serve.store.cache import Cache, digest_of
 from clockwork_serve.store.compiled import Compiled
@@ -17,7 +18,7 @@ from clockwork_serve.store.model_config import PLATFORMS, model_config
 from clockwork_serve.store.onnx_compiler import OnnxCompiler
 from clockwork_serve.store.optimiser import Optimiser, readable_names
 from clockwork_serve.store.plain_backends import compile_emulated, compile_python, weights_id_of
-from clockwork_serve.store.problems import Problem, ProblemError, placed, problem
+from clockwork_serve.store.problems import Problem, ProblemError, placed, problem, shown
 from clockwork_serve.store.repository import Entry, Repository, model_file
 from clockwork_serve.store.served import Served
 from clockwork_serve.store.settings import StoreConfig
@@ -139,7 +140,7 @@ class Compiler:
             priority=settings.priority or 0,
             labels=settings.labels,
             config=model_config(entry.name, settings, code, compiled.max_batch_size),
-            warnings=(*entry.warnings, *compiled.warnings, *extra),
+            warnings=tuple([printable(each) for each in (*entry.warnings, *compiled.warnings, *extra)]),
         )
         return Served(model=model, code=code)
 
@@ -244,7 +245,7 @@ def _result(
             version=str(version),
             field="memory",
             expected="a model that is compiled in the memory that compile_memory gives",
-            found=f"one that takes more ({str(error)[:200] or 'MemoryError'})",
+            found=shown(f"one that takes more ({described(error)})"),
             advice="raise compile_memory, or serve a smaller model",
         )
     except Exception as error:  # noqa: BLE001 - whatever a strange file sets off here, the others are served
@@ -253,6 +254,6 @@ def _result(
             version=str(version),
             field="model",
             expected="a model that can be compiled",
-            found=f"{type(error).__name__}: {error}",
+            found=shown(described(error)),
             advice="this is a fault of the compiler, please report it with the model",
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from clockwork_serve.errors import described
 from clockwork_serve.messages import Code, TensorSpec
 from clockwork_serve.store.cache import Cache, digest_of
 from clockwork_serve.store.compiled import Compiled, fine_batch_sizes
@@ -20,6 +21,7 @@ from clockwork_serve.units import MIB
 
 _PYTHON_MEMORY_BYTES = 16 * MIB
 """What a Python model is taken to occupy if its configuration does not say."""
+_LARGEST_SOURCE = 16 * MIB
 _METHODS = ("load", "infer", "unload")
 
 
@@ -50,6 +52,11 @@ def compile_emulated(entry: Entry, cache: Cache, config: StoreConfig) -> tuple[C
 def compile_python(entry: Entry, version: int, cache: Cache, config: StoreConfig) -> tuple[Compiled, Code]:
     """The code of a user's class ``Model``: its version folder, left where it is."""
     path = model_file(entry, version)
+    if (size := path.stat().st_size) > _LARGEST_SOURCE:
+        raise problem(
+            path.name, expected=f"at most {_LARGEST_SOURCE >> 20} MiB of Python", found=f"{size} bytes",
+            advice="keep data in files of their own",
+        )  # fmt: skip
     source = path.read_bytes()
     _check_class(source, path.name)
     batching = bounded(entry.settings.max_batch_size or 0, config)
@@ -119,8 +126,8 @@ def _check_class(source: bytes, name: str) -> None:
     """That there is a class ``Model`` with its methods, without running anything."""
     try:
         tree = ast.parse(source, name)
-    except (SyntaxError, ValueError) as error:
-        raise problem(name, expected="Python", found=str(error), advice="correct the file") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise problem(name, expected="Python", found=described(error), advice="correct the file") from None
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Model"]
     if not classes:
         raise problem(

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from clockwork_serve.errors import RepositoryError
+from clockwork_serve.errors import RepositoryError, printable
 
 _SHOWN = 300
 
@@ -58,9 +58,8 @@ def problem(
 
 
 def shown(text: str) -> str:
-    """Text of a stranger's, at most 300 characters of it, without what moves a cursor or is no Unicode."""
-    text = text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    """Text of a stranger's, as short as a problem wants it."""
+    return printable(text, _SHOWN)
 
 
 def placed(error: ProblemError, *, model: str, version: str = "") -> ProblemError:

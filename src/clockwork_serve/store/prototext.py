@@ -137,10 +137,12 @@ class _Reader:
         while self._peek().kind == "string":
             parts.append(self._take("string", "a string"))
         try:
-            return "".join(str(ast.literal_eval(part.text)) for part in parts)
+            text = "".join(str(ast.literal_eval(part.text)) for part in parts)
+            text.encode()
         except (ValueError, SyntaxError):
             self._next -= 1
-            raise self._wrong("a string with known escapes") from None
+            raise self._wrong("a string of Unicode with known escapes") from None
+        return text
 
     def _peek(self) -> _Token:
         return self._tokens[self._next]

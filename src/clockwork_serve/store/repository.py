@@ -73,9 +73,7 @@ class Repository:
 
     def scan(self) -> list[Entry]:
         """Look at every model, ascending by name. A model that cannot be read has ``problems``."""
-        with os.scandir(self.root) as found:
-            names = [item.name for item in found if not item.name.startswith(".") and _is_folder(item)]
-        self.entries = tuple(self._entry(name) for name in sorted(names))
+        self.entries = tuple(self._entry(name) for name in sorted(folder_names(self.root)))
         return list(self.entries)
 
     def find(self, name: str) -> Entry:
@@ -110,7 +108,10 @@ class Repository:
     def _read(self, blank: Entry) -> Entry:
         if not _NAME.fullmatch(blank.name):
             raise problem(
-                "name", expected="letters, digits and _ . + -", found=blank.name, advice="rename the folder"
+                "name",
+                expected="letters, digits and _ . + -, the first one a letter, a digit or _",
+                found=blank.name,
+                advice="rename the folder",
             )
         folder = inside(self.root, Path(blank.path))
         if shown(str(folder)) != str(folder):
@@ -191,6 +192,12 @@ def model_file(entry: Entry, version: int) -> Path:
         what = "a folder" if real.is_dir() else "a pipe, a socket or a device"
         raise problem("file", expected=f"a file {name}", found=what, advice="put the model file there")
     return real
+
+
+def folder_names(root: str | os.PathLike[str]) -> list[str]:
+    """The folders below ``root`` that may be models, as the system names them: that need not be text."""
+    with os.scandir(root) as found:
+        return [item.name for item in found if not item.name.startswith(".") and _is_folder(item)]
 
 
 def _is_folder(item: os.DirEntry[str]) -> bool:

@@ -197,7 +197,10 @@ def _json(file: zipfile.ZipFile, name: str) -> Json:
     if file.getinfo(name).file_size > _LARGEST_JSON:
         refuse(f"{name} of at most {_LARGEST_JSON >> 20} MiB", "more", EXPORT)
     try:
-        found = json.loads(_entry(file, name))
+        data = _entry(file, name)
+        found = json.loads(data)
+        if b"\\ud" in data.lower():  # halves of letters, which cannot be encoded, where they are not in pairs
+            json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         return refuse(f"JSON in {name}", str(error), "the file is corrupt: copy it again")
     if not isinstance(found, dict):

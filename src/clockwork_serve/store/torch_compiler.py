@@ -31,10 +31,12 @@ from clockwork_serve.store.torch_plan import TorchPlan, planned
 from clockwork_serve.store.torch_program import Program, read_program
 from clockwork_serve.store.torch_recipe import Bytes, Recipe
 from clockwork_serve.store.torch_target import resolved, torch_version
+from clockwork_serve.units import KIB
 
 OnStep = Callable[[str], None]
 """Told what is being done, while a model takes its time."""
 
+_LINE_MAX = 64 * KIB
 _LINES_KEPT = 20
 _MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
@@ -252,5 +254,5 @@ def _heard(stdout: object, tail: collections.deque[str], on_step: OnStep) -> Rep
 
 
 def _drain(stream: object, tail: collections.deque[str]) -> None:
-    for line in stream:  # type: ignore[attr-defined]
+    for line in iter(lambda: stream.readline(_LINE_MAX), b""):  # type: ignore[attr-defined]
         tail.append(line.decode(errors="replace").rstrip())
