@@ -13,6 +13,7 @@ from clockwork_serve.messages import (
     Announced,
     Answer,
     Ask,
+    Beat,
     Cancel,
     Code,
     CodeAdded,
@@ -100,6 +101,7 @@ class FakeController:
         self.asks: list[Ask] = []
         self.links: list[Link] = []
         self.released: list[str] = []
+        self.beats = True  # whether it returns them
         self.on_request: Callable[[Request], Answer | None] = self.echo
         self.on_announced: Callable[[Announced], Foretold | None] = lambda announced: Foretold(
             announced_id=announced.announced_id, gateway=announced.gateway
@@ -197,6 +199,9 @@ class FakeController:
                 case Ask():
                     self.asks.append(frame)
                     link.send(self.on_ask(frame))
+                case Beat():
+                    if self.beats:
+                        link.send(frame)
                 case _:
                     raise AssertionError(f"a gateway sent {frame}")
 

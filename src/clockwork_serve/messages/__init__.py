@@ -36,6 +36,7 @@ from clockwork_serve.messages.links import (
     ModelAdded,
     ModelRemoved,
     Pardon,
+    ProcessesEnded,
     Ping,
     Quarantined,
     Question,
@@ -105,7 +106,7 @@ Frame = (
     | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved | QuotasSet
     | Drain | Readiness | Ask | Reply | Announced | Foretold | Quarantined | Pardon | WorkerCrashed
     | DeviceNumbers | Beat | WorkerHung | Intake | Keep | Machine | Refused | Piece | Fetch | Part
-    | FarGateway | RequestPiece | Unheard
+    | FarGateway | RequestPiece | Unheard | ProcessesEnded
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
@@ -149,6 +150,7 @@ __all__ = [
     "ModelRemoved",
     "Outcome",
     "Pardon",
+    "ProcessesEnded",
     "Part",
     "Piece",
     "Ping",

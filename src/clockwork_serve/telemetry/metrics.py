@@ -55,6 +55,10 @@ def _requests(counters: Counters) -> Iterator[str]:
         ("ready", "gauge", "Whether the server can serve.", int(counters.ready)),
     ):
         yield from _family(f"clockwork_{name}", kind, text, [("", value)])
+    yield from _family(
+        "clockwork_processes_ended_total", "counter", "Processes ended because they did not answer.",
+        [(f'process="{name}"', count) for name, count in sorted(counters.processes_ended.items())],
+    )  # fmt: skip
 
 
 def _histograms(counters: Counters) -> Iterator[str]:
