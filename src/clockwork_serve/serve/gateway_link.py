@@ -131,7 +131,8 @@ class GatewayLink:
     @property
     def ready(self) -> bool:
         """Whether the server can serve."""
-        return self.is_open and self._readiness.ready and not self._pulse.silent
+        serves = self.is_open and self._readiness.ready and not self._pulse.silent
+        return serves and not self.models.all_quarantined
 
     @property
     def stuck(self) -> bool:
@@ -145,6 +146,8 @@ class GatewayLink:
             return "no link to the controller"
         if self._pulse.silent:
             return f"the controller has not answered for {self._pulse.silent_s:.1f} s"
+        if self._readiness.ready and self.models.all_quarantined:
+            return "all models are in quarantine"
         return self._readiness.why
 
     async def run(self) -> None:
@@ -256,6 +259,7 @@ class GatewayLink:
                 models.remove(frame.model)
             case Quarantined():
                 models.quarantines.take(frame)
+                self._listener.on_readiness()
 
     def _on_readiness(self, frame: Readiness) -> None:
         # It ends the catalogue that a new link begins with.
