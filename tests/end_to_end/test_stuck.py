@@ -1,4 +1,4 @@
-"""Processes that are stopped: the server says so, ends them, and serves again; one that was paused whole goes on."""
+"""Processes that are stopped: the server says so, ends them, and serves again; one paused whole goes on."""
 
 from __future__ import annotations
 

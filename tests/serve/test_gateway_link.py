@@ -1,4 +1,4 @@
-"""Whether a gateway is ready is whether its requests would be served: whatever keeps them from it, it says so."""
+"""Whether a gateway is ready is whether its requests would be served: it says so whatever the reason."""
 
 from __future__ import annotations
 

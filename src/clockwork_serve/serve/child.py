@@ -76,7 +76,7 @@ def answer_beats() -> None:
     if number is None:
         return
     beats = socket.socket(fileno=int(number))
-    beats.set_inheritable(False)  # noqa: FBT003 - the socket's own word
+    beats.set_inheritable(False)
     beats.setblocking(False)  # noqa: FBT003 - the socket's own word
     loop = asyncio.get_running_loop()
 

@@ -20,10 +20,9 @@ from clockwork_serve.serve.machine_config import FAR_NAME, MachineConfig
 from clockwork_serve.serve.supervisor import Launch
 from clockwork_serve.serve.worker_process import WorkerConfig
 
-
 SILENCE_S: Final = 40.0
-"""Who does not answer for so long is ended. The server, which knows what it is at, cannot reach a process here;
-at home it gives one that has work 30 s and a grace of 10, unless told otherwise."""
+"""Who does not answer for so long is ended. The server, which knows what it is at, cannot reach a process
+here; at home it gives one that has work 30 s and a grace of 10, unless told otherwise."""
 
 
 class FarWorkersConfig(Struct, frozen=True, kw_only=True):

@@ -32,9 +32,10 @@ _FD: Final = struct.Struct("i")
 class Tally:
     """How many connections each gateway has, in a file that all of them map.
 
-    Row ``i`` counts the connections that gateway ``i`` gave to each (itself included), the last rows those
-    that have ended, and beats. Every cell has one writer: ``i`` writes row ``i`` and its own cells of the last.
-    Nothing is locked: who reads in the middle is wrong by one, and the next connection sets it right.
+    Row ``i`` counts the connections that gateway ``i`` gave to each (itself included), the last two rows
+    those that have ended, and beats. Every cell has one writer: ``i`` writes row ``i`` and its own cells of
+    the last two. Nothing is locked: who reads in the middle is wrong by one, and the next connection sets it
+    right.
     """
 
     def __init__(self, path: Path, gateways: int, number: int) -> None:

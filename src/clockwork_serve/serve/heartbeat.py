@@ -1,8 +1,8 @@
 """Beats that the process at the other end of a link returns at once while its loop runs.
 
-Silence is counted in ticks, not by a clock: who itself was stopped has heard nobody. What silence means is for
-others to decide. A worker without work would otherwise be found hung by a request that misses its deadline, and
-the server be ready until then.
+Silence is counted in ticks, not by a clock: who itself was stopped has heard nobody. What silence means is
+for others to decide. A worker without work would otherwise be found hung by a request that misses its
+deadline, and the server be ready until then.
 """
 
 from __future__ import annotations

@@ -206,7 +206,7 @@ class Keeper:
         return [*self.quotas.frames(), *self.catalogue.frames(), *self._unanswering()]
 
     def _unanswering(self) -> list[Frame]:
-        """Who was ended because it did not answer: the controller, which may be one of them, counts the rest."""
+        """Who was ended because it did not answer: the controller may be one, and cannot count that."""
         counts = self.supervisor.unanswering
         return [ProcessesEnded(unanswering=dict(counts))] if counts else []
 

@@ -1,8 +1,8 @@
 """Whether a child process still answers: judged by beats that its loop returns. It ends nobody.
 
-Silence is counted in the watcher's own ticks, never by a clock alone: who was paused with all others has missed
-nobody. A tick counts only as far as the child could have answered in it: one that wants a core and gets none, or
-waits for a disk, is not stuck.
+Silence is counted in the watcher's own ticks, never by a clock alone: who was paused with all others has
+missed nobody. A tick counts only as far as the child could have answered in it: one that wants a core and
+gets none, or waits for a disk, is not stuck.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from msgspec import Struct
 
 TICK_S: Final = 0.25
 GAP_S: Final = 1.0
-"""A tick that comes so much later than it should: the watcher was paused itself, and others perhaps longer."""
+"""A tick that comes so much later than it should: the watcher was paused itself, others perhaps longer."""
 STOPPED_SHARE: Final = 0.5
-"""A child that is stopped by a signal will not answer sooner for being waited for: half the limit is enough."""
+"""A child that is stopped by a signal does not answer sooner for being waited for: half the limit will do."""
 START_TIMES: Final = 40
 """So many limits for the first beat: a start imports, and collects garbage."""
 

@@ -163,8 +163,8 @@ class Counters(Struct):
     ``received`` equals the sum of ``outcomes`` plus ``open``. ``unmatched`` counts answers to requests that
     were not open: it stays 0 unless a request was answered twice. ``latency`` is by outcome, arrival to
     answer. ``queue`` is arrival to start, ``execution`` the lane time, of requests that were answered well.
-    ``wakeup`` is how much later than it had asked the controller came to decide. ``processes_ended``: by name,
-    because they did not answer, since the server's start.
+    ``wakeup`` is how much later than it had asked the controller came to decide. ``processes_ended`` are
+    those that did not answer, by name, since the server's start.
     """
 
     received: int = 0
