@@ -1,8 +1,8 @@
-"""Processes of a server that are stopped (SIGSTOP) under load: whether it is said and ended, and what is lost.
+"""Processes of a server that are stopped (SIGSTOP) under load: whether it is said, and what is lost.
 
 Clients with a clock of their own ask all the time, some over connections that stay and some over new ones,
-and somebody asks every 50 ms whether the server is ready. What is stopped is never told to go on, but where the
-whole server is: then nobody may be ended.
+and somebody asks every 50 ms whether the server is ready. What is stopped is never told to go on, but where
+the whole server is: then nobody may be ended.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ async def stopped_once(server: Server, name: str, gateways: int) -> Stop:
     ]
     after = [ask for ask in load.asks if ask.ended_s > stop_s]
     lost, refused = ([ask for ask in after if ask.how == how] for how in ("lost", "refused"))
-    # Of a connection that never answered only the kernel knows whose it was: the stopped one's, since it was lost.
+    # Whose a connection was that never answered the kernel alone knows: as it was lost, the stopped one's.
     inside = [ask for ask in lost if name.startswith("gateway") and ask.gateway in {"", name}]
     alone = name.startswith("gateway") and gateways == 1
     return Stop(

@@ -158,8 +158,10 @@ class Child:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         status = self._process.wait()
-        for reader in (*self._readers, *([self.pulse] if self.pulse else [])):
+        for reader in self._readers:
             reader.close()
+        if self.pulse is not None:
+            self.pulse.close()
         for stream in (self._process.stderr, self._process.stdout):
             if stream is not None:
                 stream.close()
