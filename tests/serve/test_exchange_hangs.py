@@ -71,11 +71,13 @@ def test_who_asks_a_keeper_that_does_not_answer_hears_which_process_it_is(tmp_pa
             assert f"the keeper (process {keeper.link.own.pid}) has not answered for" in said
             assert "kill -CONT" in said
         assert [ask.what for ask in keeper.of(Ask)] == [Question.LOAD]
+        assert b"clockwork_keeper_up 0" in world.recorder.metrics()
         keeper.beats = True
         keeper.send(Beat())
         await until(lambda: not world.exchange._keeper_stuck())
         gateway.send(Ask(ask_id=3, what=Question.INDEX))
         await until(lambda: len(keeper.of(Ask)) == 2)
+        assert b"clockwork_keeper_up 1" in world.recorder.metrics()
 
     play(tmp_path, story)
 

@@ -133,6 +133,7 @@ class Exchange:
                 self._replace(self._keeper)
                 self._keeper = link
                 self._keeper_pulse.begin()
+                self._recorder.counters.keeper_up = True
                 link.send(self._readiness)
                 for frame in self._quarantines.frames():
                     link.send(frame)
@@ -162,6 +163,7 @@ class Exchange:
         elif role is Role.KEEPER and self._keeper is link:
             self._keeper = None
             self._keeper_pulse.end()
+            self._recorder.counters.keeper_up = False
             self._questions.keeper_lost()
 
     def on_frames(self, link: Link, frames: list[Frame]) -> None:
@@ -329,6 +331,7 @@ class Exchange:
             self._keeper.send(frame)
 
     def _on_keeper_pulse(self) -> None:
+        self._recorder.counters.keeper_up = not self._keeper_pulse.silent
         if why := self._keeper_stuck():
             _log.error("%s", why)
             self._questions.keeper_silent(why)

@@ -180,6 +180,7 @@ class Counters(Struct):
     quarantines: int = 0
     gateways_lost: int = 0
     ready: bool = False
+    keeper_up: bool = False
     latency: dict[str, Histogram] = {}
     queue: Histogram = field(default_factory=Histogram)
     execution: Histogram = field(default_factory=Histogram)
