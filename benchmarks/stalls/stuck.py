@@ -215,6 +215,11 @@ async def stopped_once(server: Server, name: str, gateways: int) -> Stop:
         await _until(again)
         served_s = min(ask.ended_s for ask in again())
         await asyncio.sleep(AFTER_S)
+    return judged(load, name, gateways, stop_s, replaced_s, served_s)
+
+
+def judged(load: Load, name: str, gateways: int, stop_s: float, replaced_s: float, served_s: float) -> Stop:
+    """What clients saw of it."""
     wrong = [
         ask.ended_s
         for ask in load.probes
@@ -273,6 +278,36 @@ def one_stopped(outcome: Outcome, folder: Path, name: str, gateways: int, times:
         f"{what}: counted as ended", asked=f"{times}", found=f"{ended:.0f}", good=ended == times
     )  # fmt: skip
     outcome.figures[what] = [asdict(stop) for stop in stops]
+
+
+def workers_stopped(outcome: Outcome, folder: Path) -> None:
+    """All workers are stopped under load; they go on long before they would be ended."""
+    with served(folder, 1) as server:
+        workers = [pid for name, pid in server.pids().items() if name.startswith("worker")]
+        load = Load(server.http_port)
+
+        async def stop() -> float:
+            async with load.running():
+                await asyncio.sleep(1.0)
+                stop_s = time.monotonic()
+                for number in (signal.SIGSTOP, signal.SIGCONT):
+                    for pid in workers:
+                        os.kill(pid, number)
+                    await asyncio.sleep(4.0)
+            return stop_s
+
+        stop_s = asyncio.run(stop())
+    said = [ask.ended_s - stop_s for ask in load.probes if ask.how == "503" and ask.sent_s > stop_s]
+    found_s = min(said, default=float("inf"))
+    outcome.judge(
+        "all workers stopped: ready is 503 after",
+        asked=f"<= {SAID_S:g} s", found=f"{found_s:.2f} s", good=found_s <= SAID_S,
+    )  # fmt: skip
+    last = [ask.how for ask in load.asks[-20:]]
+    outcome.judge(
+        "all workers stopped for 4 s: the last 20 requests, 4 s after they went on",
+        asked="all 200", found=f"{last.count('200')} of {len(last)}", good=set(last) == {"200"},
+    )  # fmt: skip
 
 
 def all_paused(outcome: Outcome, folder: Path, seconds: float) -> None:
@@ -360,6 +395,7 @@ def rows(outcome: Outcome, *, short: bool) -> None:
         one_stopped(outcome, folder, "controller", 1, times)
         one_stopped(outcome, folder, "gateway-0", 1, times)
         one_stopped(outcome, folder, "gateway-1", 2, times)
+        workers_stopped(outcome, folder)
         all_paused(outcome, folder, 5.0)
         if not short:
             all_paused(outcome, folder, 20.0)
