@@ -1,4 +1,4 @@
-"""What is judged of a stopped process: which lost requests went with it, and how long it was said to be ready."""
+"""What is judged of a stopped process: which lost requests went with it, how long ready was said."""
 
 from __future__ import annotations
 

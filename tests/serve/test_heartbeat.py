@@ -11,6 +11,7 @@ import uvloop
 from clockwork_serve.messages import Beat, Hello, Role, WorkerHeard, WorkerHung, WorkerSilent
 from clockwork_serve.serve.heartbeat import MISSED, PULSES_MISSED, Heartbeat, Pulse
 from clockwork_serve.serve.transport import Link
+from tests.serve.test_transport import until
 
 BEAT_S = 0.02
 
@@ -54,10 +55,10 @@ def test_who_returns_beats_is_not_silent() -> None:
 def test_who_returns_none_is_silent_again_and_again_until_heard() -> None:
     async def main() -> None:
         one = Listening()
-        await asyncio.sleep((MISSED + 6) * BEAT_S)
+        await until(lambda: len(one.told) > 1)
         assert one.fake.sent == [Beat()], "a stopped process is not sent more and more"
         silent = [each for each in one.told if isinstance(each, WorkerSilent)]
-        assert len(silent) > 1
+        assert silent == one.told
         assert silent[0].for_ns < silent[-1].for_ns
         one.heartbeat.heard(one.link)
         assert one.told[-1] == WorkerHeard(worker="w0")
@@ -112,6 +113,7 @@ def test_who_returns_pulses_is_not_silent_and_who_does_not_is_until_it_does() ->
         assert len(one.sent) > 1
         assert one.changes == []
         sent = len(one.sent)
+        await until(lambda: one.changes)
         await asyncio.sleep((PULSES_MISSED + 6) * BEAT_S)
         assert len(one.sent) <= sent + 1
         assert one.changes == [True]
@@ -126,7 +128,7 @@ def test_who_returns_pulses_is_not_silent_and_who_does_not_is_until_it_does() ->
 def test_nobody_who_is_gone_is_silent() -> None:
     async def main() -> None:
         one = Pulsing()
-        await asyncio.sleep((PULSES_MISSED + 6) * BEAT_S)
+        await until(lambda: one.changes)
         one.pulse.end()
         assert not one.pulse.silent
         sent = len(one.sent)
