@@ -40,6 +40,15 @@ def stopped(name: str, seconds: float | None) -> Act:
     return act
 
 
+def stuck(name: str) -> Act:
+    """Stopped, until it is ended for not answering."""
+
+    def act(stage: Stage) -> None:
+        stage.stick(name)
+
+    return act
+
+
 def slowed(name: str, share: float, seconds: float, period_s: float = 0.01) -> Act:
     """Stopped for so much of each 10 ms: what computes there runs at ``1 - share`` of its speed."""
 

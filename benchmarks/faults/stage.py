@@ -17,6 +17,7 @@ from benchmarks.faults.processes import EXEC_LANE, LOAD_LANE, Server, until
 from benchmarks.faults.setups import Setup
 
 DEATH_S: Final = 10.0
+STUCK_S: Final = 10.0
 
 
 class NotMeasured(Exception):
@@ -69,6 +70,22 @@ class Stage:
         finally:
             os.close(handle)
         return pid
+
+    def stick(self, name: str) -> None:
+        """Stop the process of that name, until it is ended for not answering; that is marked, too."""
+        pid = self.server.pid(name)
+        handle = os.pidfd_open(pid)
+        try:
+            now_ns = time.monotonic_ns()
+            self.mark()
+            signal.pidfd_send_signal(handle, signal.SIGSTOP)
+            if not select.select([handle], [], [], STUCK_S)[0]:
+                self.wrong.append(f"{name} was stopped for {STUCK_S:g} s and not ended")
+            self.mark()
+            if name.startswith("gateway"):  # what it held went with it
+                self.resets.append((now_ns, time.monotonic_ns()))
+        finally:
+            os.close(handle)
 
     def busy(self, lane: str, patience_s: float = 3.0) -> str:
         """A worker whose lane is at work at this instant; looked for again and again."""

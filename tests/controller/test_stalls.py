@@ -7,8 +7,9 @@ from collections import Counter
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import LOOK_NS, DeviceBelief
-from clockwork_serve.controller.stalls import Stalls
-from clockwork_serve.messages import Infer, Load, Outcome
+from clockwork_serve.controller.readiness import Teller
+from clockwork_serve.controller.stalls import STILL_NS, Stalls
+from clockwork_serve.messages import Infer, Load, Outcome, Readiness
 from clockwork_serve.units import NS_PER_MS, ms
 from tests.controller.honest import device
 from tests.controller.test_hangs import Stubborn, world_of
@@ -110,6 +111,35 @@ def test_who_has_no_other_device_is_loaded_nowhere() -> None:
     assert loads(world) == []
 
 
+def told(world: Stubborn) -> list[bool]:
+    """What was said of readiness."""
+    return [one.ready for _, one in world.said if isinstance(one, Readiness)]
+
+
+def test_where_no_lane_moves_the_server_is_not_ready_until_one_does() -> None:
+    world = world_of("d0", settings={"hang_ns": 0})
+    world.stuck_infers.add("d0")
+    world.said.clear()
+    world.request("a", slo_ms=50)
+    world.run(until_ms=INFER_MS + STILL_NS / NS_PER_MS - LOOK_MS)
+    assert told(world) == []
+    world.run(until_ms=3 * LOOK_MS)
+    assert told(world) == [False]
+    assert "d0 does not end what it runs" in next(o.why for _, o in world.said if isinstance(o, Readiness))
+    world.stuck_infers.clear()
+    world.release("d0")
+    world.run(until_ms=2 * LOOK_MS)
+    assert told(world) == [False, True]
+    assert asks(world, 5) == {Outcome.OK: 5}
+
+
+def test_where_another_lane_moves_the_server_is_ready() -> None:
+    world = stuck(hang_ns=0)
+    world.said.clear()
+    world.run(until_ms=2 * STILL_NS / NS_PER_MS)
+    assert told(world) == []
+
+
 def slow_at(factor: float) -> Stubborn:
     """Models ``a`` and ``b`` are on ``d0``, where all takes so many times as long; ``d1`` is empty."""
     world = world_of("d0", settings={})
@@ -156,7 +186,7 @@ def test_one_that_is_quick_again_is_believed_to_serve() -> None:
 def test_an_action_is_late_at_two_looks_or_not_at_all() -> None:
     belief = Belief(ControllerConfig())
     one = DeviceBelief(device("d0"), "w0", 1, belief.config)
-    stalls, lane = Stalls(belief), one.exec
+    stalls, lane = Stalls(belief, Teller(belief)), one.exec
     lane.send(1, ms(10), 0)
     stalls.fired(one.look, ms(50))
     lane.end(1, ms(60))

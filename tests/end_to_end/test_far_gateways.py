@@ -266,21 +266,35 @@ def test_another_version_is_refused_and_ends(place: Place, tmp_path: Path) -> No
     until("the server says so", lambda: any("odd.gateway-0" in line for line in place.said))
 
 
-@pytest.mark.parametrize("victim", ["bridge", "controller"])
-def test_after_a_death_at_the_server_it_serves_again(place: Place, gateway: FarGateway, victim: str) -> None:
+@pytest.mark.parametrize(
+    ("victim", "number"),
+    [
+        ("bridge", signal.SIGKILL),
+        ("controller", signal.SIGKILL),
+        ("bridge", signal.SIGSTOP),
+        pytest.param("controller", signal.SIGSTOP, marks=pytest.mark.slow),
+    ],
+)
+def test_after_a_death_at_the_server_it_serves_again(
+    place: Place, gateway: FarGateway, victim: str, number: signal.Signals
+) -> None:
+    serves(gateway)
     dead = place.serving.server.pid(victim)
     assert dead is not None
-    os.kill(dead, signal.SIGKILL)
+    os.kill(dead, number)
+    if number == signal.SIGSTOP:
+        until("it says so", lambda: not gateway.ready, BACK_S)
     until("another", lambda: place.serving.server.pid(victim) not in (None, dead))
     until("it serves again", lambda: ask(gateway)[0].status == 200, BACK_S)
     settled(place, gateway)
 
 
-def test_a_gateway_that_dies_is_started_again(place: Place) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_gateway_that_dies_is_started_again(place: Place, number: signal.Signals) -> None:
     with place.gateway(name="mortal") as found:
         serves(found)
         (victim,) = found.children
-        found.signal_children(signal.SIGKILL)
+        found.signal_children(number)
         until("another process", lambda: found.children not in ([], [victim]))
         serves(found)
         settled(place, found)

@@ -13,6 +13,7 @@ from clockwork_serve.messages import (
     Announced,
     Answer,
     Ask,
+    Beat,
     Cancel,
     Code,
     CodeAdded,
@@ -100,11 +101,13 @@ class FakeController:
         self.asks: list[Ask] = []
         self.links: list[Link] = []
         self.released: list[str] = []
+        self.beats = True  # whether it returns them
+        self.kept_beats: list[Beat] = []  # those that it did not return
         self.on_request: Callable[[Request], Answer | None] = self.echo
         self.on_announced: Callable[[Announced], Foretold | None] = lambda announced: Foretold(
             announced_id=announced.announced_id, gateway=announced.gateway
         )
-        self.on_ask: Callable[[Ask], Reply] = _replied
+        self.on_ask: Callable[[Ask], Reply | None] = _replied
         self._regions = RegionMap()
         self._listener: Listener | None = None
 
@@ -196,7 +199,14 @@ class FakeController:
                         link.send(foretold)
                 case Ask():
                     self.asks.append(frame)
-                    link.send(self.on_ask(frame))
+                    reply = self.on_ask(frame)
+                    if reply is not None:
+                        link.send(reply)
+                case Beat():
+                    if self.beats:
+                        link.send(frame)
+                    else:
+                        self.kept_beats.append(frame)
                 case _:
                     raise AssertionError(f"a gateway sent {frame}")
 

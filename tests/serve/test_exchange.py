@@ -14,6 +14,7 @@ import uvloop
 from clockwork_serve.messages import (
     Answer,
     Ask,
+    Beat,
     Cancel,
     Code,
     CodeAdded,
@@ -85,6 +86,7 @@ class Peer:
     def __init__(self) -> None:
         self.frames: list[Frame] = []
         self.is_lost = False
+        self.beats = True  # whether it returns them, where it is the keeper
         self.link: Link
 
     def of(self, kind: type) -> list[Any]:
@@ -110,9 +112,14 @@ class World:
         def lost(link: Link) -> None:
             peer.is_lost = True
 
-        peer.link = await connect(
-            self.path, hello(role, name), lambda link, frames: peer.frames.extend(frames), lost
-        )
+        def take(link: Link, frames: list[Frame]) -> None:
+            for frame in frames:
+                if role is not Role.KEEPER or not isinstance(frame, Beat):
+                    peer.frames.append(frame)
+                elif peer.beats:
+                    link.send(frame)
+
+        peer.link = await connect(self.path, hello(role, name), take, lost)
         return peer
 
     async def keeper(self, *frames: Frame) -> Peer:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from clockwork_serve.serve.gateway_sharing import Share, Sharing, Tally
+from clockwork_serve.serve.gateway_sharing import STILL, Share, Sharing, Tally
 from tests.serve.certificates import certificates
 from tests.serve.http_requests import IDENT_JSON, INFER, Found, post
 from tests.serve.running_gateway import RunningGateway, running_gateway, until
@@ -99,6 +99,26 @@ def test_a_gateway_that_takes_nothing_in_holds_nothing_up(tmp_path: Path) -> Non
         passed = [pair.accept(0) for _ in range(3000)]
         assert any(passed)
         assert not passed[-1]
+
+    run(tmp_path, work)
+
+
+def test_nothing_is_passed_to_a_gateway_that_is_stopped(tmp_path: Path) -> None:
+    async def work(pair: Pair) -> None:
+        assert not pair.accept(0)
+        assert pair.accept(0)
+        timer = pair.parts[1]._timer
+        assert timer is not None
+        timer.cancel()  # its loop turns no more, and its sockets stay
+        async with asyncio.timeout(20):
+            while pair.parts[0]._still[1] < STILL:
+                await asyncio.sleep(0.01)
+        assert [pair.accept(0) for _ in range(4)] == [False] * 4
+        pair.parts[1]._beat()
+        async with asyncio.timeout(20):
+            while pair.parts[0]._still[1] >= STILL:
+                await asyncio.sleep(0.01)
+        assert pair.accept(0)
 
     run(tmp_path, work)
 

@@ -47,6 +47,16 @@ def test_each_real_device_has_a_process_and_emulated_ones_share_one() -> None:
     assert (worker.name, worker.devices, worker.pin_cpus) == ("worker-cpu:0", DEVICES[:1], ())
 
 
+def test_all_but_workers_are_watched_unless_that_is_off() -> None:
+    for stuck_s in (3.0, 7.0, 0.0):
+        made = launches(config(machines=MACHINES, stuck_s=stuck_s), Path("/run"), {"http_port": 1})
+        assert {launch.name: launch.silence_s for launch in made} == {
+            "controller": stuck_s, "worker-cpu:0": 0.0, "gateway-0": stuck_s, "bridge": stuck_s,
+        }  # fmt: skip
+    with pytest.raises(ConfigError, match="stuck_s: expected 1 to 3600, or 0 for ever"):
+        config(stuck_s=0.5)
+
+
 def test_emulated_devices_that_are_set_apart_have_a_process_each() -> None:
     apart = [DeviceConfig(device=f"emulated:{number}", kind="emulated", apart=True) for number in (2, 3)]
     assert [(name, len(devices)) for name, devices in workers_of((*DEVICES, *apart))] == [

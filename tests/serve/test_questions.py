@@ -68,3 +68,20 @@ def test_who_went_away_is_sent_nothing() -> None:
     for passed in keeper.sent:
         questions.reply(Reply(ask_id=passed.ask_id, ok=True, body=b""))
     assert (gone.sent, len(stays.sent)) == ([], 1)
+
+
+def test_a_keeper_that_does_not_answer_is_said_at_once_and_its_late_reply_is_dropped() -> None:
+    stuck = ""
+    asker, keeper = link(), link()
+    questions = Questions(answer, lambda: stuck)
+    questions.ask(asker, index(1), keeper)
+    stuck = "the keeper has not answered for 1.2 s"
+    questions.keeper_silent(stuck)
+    questions.ask(asker, index(2), keeper)
+    questions.reply(Reply(ask_id=keeper.sent[0].ask_id, ok=True, body=b"late"))
+    assert len(keeper.sent) == 1
+    assert [(reply.ask_id, reply.code) for reply in asker.sent] == [(1, 503), (2, 503)]
+    assert all(stuck in msgspec.json.decode(reply.body)["error"] for reply in asker.sent)
+    stuck = ""
+    questions.ask(asker, index(3), keeper)
+    assert len(keeper.sent) == 2

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import uvloop
+from msgspec import structs
 
 from clockwork_serve.serve.child import EXIT_BROKEN, EXIT_CONFIG
 from clockwork_serve.serve.supervisor import (
@@ -25,8 +27,8 @@ from clockwork_serve.serve.supervisor import (
     Supervisor,
     crashed,
     describe_exit,
-    stopped,
 )
+from clockwork_serve.serve.watchdog import look_at
 
 WAITER = """
 import sys, time
@@ -46,6 +48,19 @@ from clockwork_serve.serve import child
 child.prepare("broken", "info", "text")
 async def serve(stop):
     asyncio.get_running_loop().call_soon(lambda: 1 / 0)
+    await stop.wait()
+sys.exit(child.run_until_stopped(serve))
+"""
+ANSWERS = """
+import asyncio, sys, time
+from clockwork_serve.serve import child
+child.prepare("answers", "info", "text")
+async def serve(stop):
+    child.answer_beats()
+    print("up", file=sys.stderr, flush=True)
+    if sys.argv[1] == "sticks":
+        await asyncio.sleep(0.5)
+        time.sleep(60)
     await stop.wait()
 sys.exit(child.run_until_stopped(serve))
 """
@@ -78,6 +93,11 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+def stopped(pid: int) -> bool:
+    seen = look_at(pid)
+    return seen is not None and seen.stopped
 
 
 def runs(pid: int | None) -> bool:
@@ -208,6 +228,58 @@ def test_kill_ends_all_at_once(launch: Callable[[str], Launch]) -> None:
         pids = [supervisor.pid(each.name) for each in launches]
         await supervisor.kill()
         assert [runs(pid) for pid in pids] == [False, False]
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize(
+    ("does", "ended"), [("serves", 0), ("sticks", 1), ("is stopped", 1), ("unwatched", 0)]
+)
+def test_a_child_that_does_not_answer_is_ended_and_started_again(
+    launch: Callable[[str], Launch], does: str, ended: int
+) -> None:
+    async def main() -> None:
+        lines: list[str] = []
+        supervisor = Supervisor(lines.append)
+        silence_s = 0.0 if does == "unwatched" else 1.0
+        watched = structs.replace(launch(ANSWERS), config=does, silence_s=silence_s)
+        supervisor.start(watched)
+        await until(lambda: lines)
+        first = supervisor.pid(watched.name)
+        assert first is not None
+        if does in {"is stopped", "unwatched"}:
+            os.kill(first, signal.SIGSTOP)
+        if ended:
+            await until(lambda: supervisor.pid(watched.name) not in {None, first})
+            await until(lambda: len(lines) == 2)
+            assert supervisor.unanswering[watched.name] >= 1
+        else:
+            await asyncio.sleep(3)
+            assert supervisor.pid(watched.name) == first
+            assert not supervisor.unanswering
+        await supervisor.kill()
+
+    uvloop.run(main())
+
+
+def test_a_pause_of_all_ends_nobody(launch: Callable[[str], Launch]) -> None:
+    async def main() -> None:
+        lines: list[str] = []
+        supervisor = Supervisor(lines.append)
+        watched = structs.replace(launch(ANSWERS), config="serves", silence_s=1.0)
+        supervisor.start(watched)
+        await until(lambda: lines)
+        first = supervisor.pid(watched.name)
+        assert first is not None
+        for _ in range(3):
+            os.kill(first, signal.SIGSTOP)
+            time.sleep(2)  # noqa: ASYNC251 - the keeper is stopped, too
+            await asyncio.sleep(0)
+            os.kill(first, signal.SIGCONT)
+            await asyncio.sleep(0.3)
+        assert supervisor.pid(watched.name) == first
+        assert not supervisor.unanswering
+        await supervisor.kill()
 
     uvloop.run(main())
 

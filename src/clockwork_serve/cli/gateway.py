@@ -17,7 +17,7 @@ _SHOWN = (
 _HIDDEN = (
     "gateway_memory", "max_body", "max_json", "shared_memory", "triton_codes", "tls_client_ca",
     "max_connections", "max_head", "max_headers", "max_calls", "max_requests", "max_unsent", "head_s",
-    "body_s", "send_s", "idle_s", "stream_s",
+    "body_s", "send_s", "idle_s", "stream_s", "stuck_s",
 )  # fmt: skip
 
 

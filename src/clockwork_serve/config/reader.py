@@ -70,6 +70,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     quarantine_after: int
     hang_s: float
     hang_grace_s: float
+    stuck_s: float
     device: tuple[DeviceChoice, ...]
     device_memory: int | float
     """Bytes, or a share (a float)."""

@@ -222,6 +222,7 @@ def gateway_fields(settings: Settings) -> dict[str, Any]:
         "triton_codes": settings.triton_codes,
         "door": door_config(settings),
         "drain_s": settings.drain_s,
+        "stuck_s": settings.stuck_s,
         "log_level": settings.log_level,
         "log_format": settings.log_format,
     }

@@ -122,6 +122,10 @@ SETTINGS = (
         "hang_grace_s", number(0, 3600, above=True), 10.0, "10",
         "seconds that a hung worker has to answer before it is ended and started again",
     ),
+    Setting(
+        "stuck_s", number(0, 3600), 3.0, "3",
+        "seconds that any other process may not answer before it is ended and started again; 0: for ever",
+    ),
     # Devices
     Setting(
         "device", read_devices, (DeviceChoice("cpu:0", "cpu"),), "cpu",

@@ -255,13 +255,15 @@ class Guard(Timer):
 class Look(Timer):
     """When to look again whether a device's exec lane moves (``stalls``). It fires while that has work."""
 
-    __slots__ = ("device", "late_id")
+    __slots__ = ("device", "late_id", "still")
 
     def __init__(self, device: DeviceBelief, *, off: bool) -> None:
         super().__init__(device.index)
         self.device = device
         self.late_id = 0
         """The action that was too late when it was looked at last."""
+        self.still = False
+        """It has not moved for so long that the device serves nobody."""
         if off:
             self.at_ns = 0  # as a guard
 

@@ -93,7 +93,7 @@ class Controller:
             self._belief, self._scheduler, self._feasibility, self._quarantine, self._settler,
             inheritance=self._inheritance, readiness=self._readiness,
         )  # fmt: skip
-        self._stalls = Stalls(self._belief)
+        self._stalls = Stalls(self._belief, self._readiness)
         self._hangs = Hangs(
             self._belief, self._fleet, self._scheduler, self._settler, self._quarantine,
             inheritance=self._inheritance,

@@ -24,7 +24,9 @@ class Teller:
         """Look again; once it was ready, one warm device is enough."""
         self.may_change = False
         devices = self._belief.devices.values()
-        warm = sum(device.warm for device in devices)
+        # One whose lane stands still serves nobody, long before anybody knows whether its worker hung.
+        still = [device.name for device in devices if device.warm and device.look.still]
+        warm = sum(device.warm for device in devices) - len(still)
         wanted = 1 if self._was_ready else self._belief.config.expected_devices
         if draining:
             readiness = Readiness(ready=False, why="draining")
@@ -35,8 +37,9 @@ class Teller:
             why = f"{warm} of {wanted} devices are warm"
             if pending:
                 why = f"{why}; {pending} codes are being prepared"
+            late = [f"{name} does not end what it runs" for name in still]
             hung = [f"{one.name} hung: {one.why}" for one in self._belief.hung.values()]
-            readiness = Readiness(ready=False, why="; ".join([why, *hung]))
+            readiness = Readiness(ready=False, why="; ".join([why, *late, *hung]))
         if self._told is None or readiness.ready != self._told.ready:
             self._told = readiness
             self._belief.effects.append(readiness)

@@ -37,6 +37,7 @@ from clockwork_serve.messages.links import (
     ModelRemoved,
     Pardon,
     Ping,
+    ProcessesEnded,
     Quarantined,
     Question,
     QuotasSet,
@@ -105,7 +106,7 @@ Frame = (
     | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved | QuotasSet
     | Drain | Readiness | Ask | Reply | Announced | Foretold | Quarantined | Pardon | WorkerCrashed
     | DeviceNumbers | Beat | WorkerHung | Intake | Keep | Machine | Refused | Piece | Fetch | Part
-    | FarGateway | RequestPiece | Unheard
+    | FarGateway | RequestPiece | Unheard | ProcessesEnded
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
@@ -152,6 +153,7 @@ __all__ = [
     "Part",
     "Piece",
     "Ping",
+    "ProcessesEnded",
     "Profile",
     "Quarantined",
     "Question",

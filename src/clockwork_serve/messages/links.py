@@ -122,7 +122,10 @@ class WorkerCrashed(Struct, frozen=True, kw_only=True, tag="worker_crashed"):
 
 
 class Beat(Struct, frozen=True, kw_only=True, tag="beat"):
-    """Sent to a worker now and then, and by it at once in return: its process runs."""
+    """Sent now and then, and by the other side at once in return: its loop runs.
+
+    The controller sends it to workers and the keeper, and gateways send it to the controller.
+    """
 
 
 class WorkerSilent(Struct, frozen=True, kw_only=True, tag="worker_silent"):
@@ -147,6 +150,12 @@ class WorkerHung(Struct, frozen=True, kw_only=True, tag="worker_hung"):
     worker: str
     why: str = ""
     end: bool = False
+
+
+class ProcessesEnded(Struct, frozen=True, kw_only=True, tag="processes_ended"):
+    """How often the keeper has ended each process because it did not answer, since the server's start."""
+
+    unanswering: dict[str, int]
 
 
 class CodeAdded(Struct, frozen=True, kw_only=True, tag="code_added"):

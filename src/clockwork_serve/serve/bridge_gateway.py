@@ -12,6 +12,7 @@ from clockwork_serve.messages import (
     Announced,
     Answer,
     Ask,
+    Beat,
     Cancel,
     FarGateway,
     Frame,
@@ -75,7 +76,7 @@ class GatewayPeer(Peer):
             case Announced():
                 self._check(frame.announced_id, frame.gateway)
                 self.inward(frame)
-            case Ask():
+            case Ask() | Beat():  # the controller's to answer: we may well be there, and it not
                 self.inward(frame)
             case _:
                 return False

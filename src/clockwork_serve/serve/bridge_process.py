@@ -57,6 +57,7 @@ async def serve(config: BridgeConfig, stop: asyncio.Event) -> None:
     catalogue = asyncio.get_running_loop().create_task(bridge.run())
     gc.collect()
     gc.freeze()
+    child.answer_beats()
     try:
         await stop.wait()
     finally:

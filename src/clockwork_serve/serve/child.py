@@ -7,6 +7,7 @@ import ctypes
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -18,6 +19,9 @@ from clockwork_serve.serve.logs import UnblockedHandler, configure
 
 KEEPER_PID_VARIABLE: Final = "CLOCKWORK_KEEPER_PID"
 """Set by the keeper for its children: who must be their parent."""
+BEATS_FD_VARIABLE: Final = "CLOCKWORK_BEATS_FD"
+"""Set by the keeper for a child that it watches: the socket on which beats come, to be returned."""
+BEAT: Final = b"."
 EXIT_BROKEN: Final = 70
 """Exit status of a process whose invariant broke (sysexits' EX_SOFTWARE)."""
 EXIT_CONFIG: Final = 78
@@ -61,6 +65,35 @@ def run_until_stopped(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
         _log.critical("ended by an error", exc_info=True)
         return EXIT_BROKEN
     return 0
+
+
+def answer_beats() -> None:
+    """From now on the running loop returns the keeper's beats, if there are any: start-up is over.
+
+    Who does not return them for long is ended: nothing else may answer for the loop.
+    """
+    number = os.environ.pop(BEATS_FD_VARIABLE, None)
+    if number is None:
+        return
+    beats = socket.socket(fileno=int(number))
+    beats.set_inheritable(False)
+    beats.setblocking(False)  # noqa: FBT003 - the socket's own word
+    loop = asyncio.get_running_loop()
+
+    def answer() -> None:
+        try:
+            data = beats.recv(64)
+            if data:
+                beats.send(data)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:  # the keeper is gone, and this process soon
+            loop.remove_reader(beats.fileno())
+            beats.close()
+
+    loop.add_reader(beats.fileno(), answer)
 
 
 def _end_if_broken(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

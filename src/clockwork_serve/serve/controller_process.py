@@ -63,6 +63,7 @@ async def serve(config: ControllerProcessConfig, brain: Brain, stop: asyncio.Eve
     exchange.driver.wake()
     asyncio.get_running_loop().call_later(_FREEZE_AFTER_S, freeze)
     freeze()
+    child.answer_beats()
     try:
         await _flush_until(stop, journal)
     finally:

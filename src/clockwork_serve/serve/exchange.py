@@ -33,6 +33,7 @@ from clockwork_serve.messages import (
     ModelAdded,
     ModelRemoved,
     Pardon,
+    ProcessesEnded,
     Quarantined,
     Question,
     QuotasSet,
@@ -51,7 +52,7 @@ from clockwork_serve.messages import (
 from clockwork_serve.serve.black_box import Autopsy, no_autopsy
 from clockwork_serve.serve.driver import Driver
 from clockwork_serve.serve.hearing import Hearing
-from clockwork_serve.serve.heartbeat import Heartbeat
+from clockwork_serve.serve.heartbeat import Heartbeat, Pulse
 from clockwork_serve.serve.quarantines import Quarantines
 from clockwork_serve.serve.questions import Questions
 from clockwork_serve.serve.timer import Timer
@@ -102,7 +103,8 @@ class Exchange:
         # nothing to prepare would count as warm, and the server as ready while it knows no model.
         self._early: dict[Link, WorkerJoined] | None = {}
         self._readiness = Readiness(ready=False, why="starting")
-        self._questions = Questions(self._answer_to)
+        self._questions = Questions(self._answer_to, self._keeper_stuck)
+        self._keeper_pulse = Pulse(self._to_keeper, self._on_keeper_pulse)
         self._hearing = Hearing()
         self._heartbeat = Heartbeat(self.driver.post)
         self._lost_level = logging.WARNING  # a lost link is news, unless we are stopping
@@ -130,6 +132,8 @@ class Exchange:
             case Role.KEEPER:
                 self._replace(self._keeper)
                 self._keeper = link
+                self._keeper_pulse.begin()
+                self._recorder.counters.keeper_up = True
                 link.send(self._readiness)
                 for frame in self._quarantines.frames():
                     link.send(frame)
@@ -158,6 +162,8 @@ class Exchange:
             self.driver.post(GatewayLost(gateway=name))
         elif role is Role.KEEPER and self._keeper is link:
             self._keeper = None
+            self._keeper_pulse.end()
+            self._recorder.counters.keeper_up = False
             self._questions.keeper_lost()
 
     def on_frames(self, link: Link, frames: list[Frame]) -> None:
@@ -200,6 +206,8 @@ class Exchange:
                 self.driver.post(frame)
             case Ask():
                 self._questions.ask(link, frame, self._keeper)
+            case Beat():
+                link.send(frame)
             case _:
                 return False
         return True
@@ -271,6 +279,10 @@ class Exchange:
                 self._questions.ask(link, frame, self._keeper)
             case Reply():
                 self._questions.reply(frame)
+            case Beat():
+                self._keeper_pulse.heard()
+            case ProcessesEnded():
+                self._recorder.counters.processes_ended = frame.unanswering
             case _:
                 return False
         return True
@@ -313,6 +325,27 @@ class Exchange:
                 link.send(frame)
 
     # Questions
+
+    def _to_keeper(self, frame: Beat) -> None:
+        if self._keeper is not None:
+            self._keeper.send(frame)
+
+    def _on_keeper_pulse(self) -> None:
+        self._recorder.counters.keeper_up = not self._keeper_pulse.silent
+        if why := self._keeper_stuck():
+            _log.error("%s", why)
+            self._questions.keeper_silent(why)
+        else:
+            _log.warning("the keeper answers again")
+
+    def _keeper_stuck(self) -> str:
+        if self._keeper is None or not self._keeper_pulse.silent:
+            return ""
+        return (
+            f"the keeper (process {self._keeper.peer.pid}) has not answered for "
+            f"{self._keeper_pulse.silent_s:.1f} s, so nothing is loaded, unloaded or restarted: let it go on "
+            "if it was stopped (kill -CONT), else restart the server"
+        )
 
     def _answer_to(self, ask: Ask) -> bytes:
         match ask.what:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -18,6 +19,10 @@ from clockwork_serve.serve.launches import pinned_cores
 from clockwork_serve.serve.machine_config import FAR_NAME, MachineConfig
 from clockwork_serve.serve.supervisor import Launch
 from clockwork_serve.serve.worker_process import WorkerConfig
+
+SILENCE_S: Final = 40.0
+"""Who does not answer for so long is ended. The server, which knows what it is at, cannot reach a process
+here; at home it gives one that has work 30 s and a grace of 10, unless told otherwise."""
 
 
 class FarWorkersConfig(Struct, frozen=True, kw_only=True):
@@ -51,7 +56,7 @@ def launches(config: FarWorkersConfig, run_dir: Path) -> list[Launch]:
             realtime=config.realtime, log_level=config.log_level, log_format=config.log_format,
             machine=msgspec.structs.replace(config.machine, kinds=(profile_kind(device),)),
         )  # fmt: skip
-        found.append(Launch.of(f"worker-{device.device}", "worker", worker))
+        found.append(Launch.of(f"worker-{device.device}", "worker", worker, SILENCE_S))
     return found
 
 

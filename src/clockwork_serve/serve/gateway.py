@@ -97,7 +97,7 @@ class Gateway:
         listener = LinkListener(
             self._on_answer, self._on_release, self._on_lost, self._on_readiness,
             self.announcements.on_foretold, self._on_batch, self._on_batch_end, self._on_refused,
-            self._on_unheard,
+            self._on_unheard, self.announcements.on_lost,
         )  # fmt: skip
         reach = reach or at_home(Path(settings.controller), settings.name)
         self.link = GatewayLink(reach, settings.default_slo_ns, listener)
@@ -227,7 +227,9 @@ class Gateway:
     def _may_enter(self, inquiry: Inquiry) -> bool:
         """Whether a request may be read; if not, it is ended."""
         link = self.link
-        if not link.ready and not (link.is_open and link.models.versions(inquiry.model)):
+        # Of a model that it has, the controller itself says best why it is not served.
+        asks = link.is_open and not link.stuck and link.models.versions(inquiry.model)
+        if not link.ready and not asks:
             self._refuse(inquiry, Outcome.REJECTED, Reason.NOT_SERVING, f"not ready: {link.why_not_ready}")
             return False
         if len(self._pending) >= self._requests_max:

@@ -18,6 +18,7 @@ from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import (
     Answer,
     Ask,
+    Beat,
     CodeAdded,
     CodeRemoved,
     Foretold,
@@ -36,6 +37,7 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.serve.gateway_models import GatewayModels
 from clockwork_serve.serve.gateway_turnstile import SWEEP_NS, Turnstile
+from clockwork_serve.serve.heartbeat import Pulse
 from clockwork_serve.serve.transport import connect, hello
 from clockwork_serve.units import NS_PER_S
 
@@ -83,6 +85,8 @@ def at_home(controller: Path, name: str) -> Reach:
 class LinkListener:
     """Whom to tell. ``on_lost`` gets a reason; ``on_readiness`` tells that readiness may have changed.
 
+    ``on_stuck``: the controller is there and does not answer.
+
     ``on_refused`` gets a request that waited for its turn in vain, and for how long it did, in ns;
     ``on_unheard`` hears of one that was sent, and the controller never heard of it.
     ``on_batch`` is called before what came in one piece is told, and ``on_batch_end`` after it.
@@ -97,6 +101,7 @@ class LinkListener:
     on_batch_end: Callable[[], None] = lambda: None
     on_refused: Callable[[Request, int], None] = lambda request, waited_ns: None
     on_unheard: Callable[[Unheard], None] = lambda _: None
+    on_stuck: Callable[[], None] = lambda: None
 
 
 class GatewayLink:
@@ -116,6 +121,7 @@ class GatewayLink:
         self._lost = asyncio.Event()
         self._turnstile = Turnstile(self.send, listener.on_refused)
         self._sweep: asyncio.TimerHandle | None = None  # set while requests wait for their turn
+        self._pulse = Pulse(self.send, self._on_pulse)
 
     @property
     def is_open(self) -> bool:
@@ -125,12 +131,24 @@ class GatewayLink:
     @property
     def ready(self) -> bool:
         """Whether the server can serve."""
-        return self.is_open and self._readiness.ready
+        serves = self.is_open and self._readiness.ready and not self._pulse.silent
+        return serves and not self.models.all_quarantined
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the controller is there and does not answer: it would answer no request either."""
+        return self._pulse.silent
 
     @property
     def why_not_ready(self) -> str:
         """What is missing."""
-        return self._readiness.why if self.is_open else "no link to the controller"
+        if not self.is_open:
+            return "no link to the controller"
+        if self._pulse.silent:
+            return f"the controller has not answered for {self._pulse.silent_s:.1f} s"
+        if self._readiness.ready and self.models.all_quarantined:
+            return "all models are in quarantine"
+        return self._readiness.why
 
     async def run(self) -> None:
         """Keep a link until cancelled."""
@@ -145,6 +163,7 @@ class GatewayLink:
                 # It may be gone again already.
                 if link.is_open:
                     self._link = link
+                    self._pulse.begin()
                     _log.info("connected to the controller")
                     self._listener.on_readiness()
                     await self._lost.wait()
@@ -168,13 +187,14 @@ class GatewayLink:
     def close(self) -> None:
         """Send what was queued and close; questions are answered 503."""
         link, self._link = self._link, None
+        self._pulse.end()
         if link is not None:
             link.close()
         self._fail_asks("the server is shutting down")
 
     async def ask(self, what: Question, body: bytes, patience_s: float) -> Reply:
         """The reply; one that says 503 if there can be none, 504 if none comes."""
-        if self._link is None:
+        if self._link is None or self.stuck:
             return _refusal(503, self.why_not_ready)
         self._ask_count += 1
         ask_id = self._ask_count
@@ -214,6 +234,8 @@ class GatewayLink:
                     waiter.set_result(frame)
             case Intake():
                 self._turnstile.take(frame)
+            case Beat():
+                self._pulse.heard()
             case Unheard():
                 listener.on_unheard(frame)
                 self._turnstile.take_back()
@@ -237,6 +259,7 @@ class GatewayLink:
                 models.remove(frame.model)
             case Quarantined():
                 models.quarantines.take(frame)
+                self._listener.on_readiness()
 
     def _on_readiness(self, frame: Readiness) -> None:
         # It ends the catalogue that a new link begins with.
@@ -248,12 +271,23 @@ class GatewayLink:
     def _on_lost(self, why: str) -> None:
         _log.warning("link lost: %s", why)
         self._link = None
+        self._pulse.end()
         self._turnstile.reset()
         self._incoming = GatewayModels(self._server_slo_ns)
         self._fail_asks("the controller went away")
         self._listener.on_lost("the controller went away")
         self._listener.on_readiness()
         self._lost.set()
+
+    def _on_pulse(self) -> None:
+        if self._pulse.silent:
+            why = self.why_not_ready
+            _log.error("%s: requests are refused", why)
+            self._fail_asks(why)
+            self._listener.on_stuck()
+        else:
+            _log.warning("the controller answers again")
+        self._listener.on_readiness()
 
     def _look_for_overdue(self) -> None:
         self._sweep = None

@@ -20,6 +20,16 @@ class GatewayModels:
     def __len__(self) -> int:
         return len(self._by_version)
 
+    @property
+    def all_quarantined(self) -> bool:
+        """Whether there are models, and every request for one fails."""
+        held = self.quarantines
+        return (
+            bool(held)
+            and bool(self._by_version)
+            and all(served.model.key in held for served in self._by_version.values())
+        )
+
     def add_code(self, added: CodeAdded) -> None:
         """A code that models may name from now on."""
         self._codes[added.code.code_id] = added

@@ -2,7 +2,8 @@
 
 The kernel spreads them by a hash, which knows no numbers: of 16 connections, one of two gateways gets 10 or
 more almost every second time. Passing takes a message between two gateways, once in a connection's life. It
-never holds a connection up: one that nobody else takes is kept.
+never holds a connection up: one that nobody else takes is kept. A gateway whose loop does not turn, as one
+that is stopped, is passed none: it would neither read it nor refuse it.
 """
 
 from __future__ import annotations
@@ -22,29 +23,34 @@ from msgspec import Struct
 
 BURST: Final = 64
 """Most connections that are taken over before the loop may do other things."""
+BEAT_S: Final = 0.25
+STILL: Final = 3
+"""A gateway that has not beaten by so many of our own beats gets none: nobody is slow because we were."""
 _FD: Final = struct.Struct("i")
 
 
 class Tally:
     """How many connections each gateway has, in a file that all of them map.
 
-    Row ``i`` counts the connections that gateway ``i`` gave to each (itself included), the last row those
-    that have ended. Every cell has one writer: ``i`` writes row ``i`` and its own cell of the last row.
-    Nothing is locked: who reads in the middle is wrong by one, and the next connection sets it right.
+    Row ``i`` counts the connections that gateway ``i`` gave to each (itself included), the last two rows
+    those that have ended, and beats. Every cell has one writer: ``i`` writes row ``i`` and its own cells of
+    the last two. Nothing is locked: who reads in the middle is wrong by one, and the next connection sets it
+    right.
     """
 
     def __init__(self, path: Path, gateways: int, number: int) -> None:
         """What an earlier process of that number had has ended with it."""
-        size = (gateways + 1) * gateways * 8
+        size = (gateways + 2) * gateways * 8
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(fd, size)
             self._memory = mmap.mmap(fd, size)
         finally:
             os.close(fd)
-        cells = np.frombuffer(self._memory, np.int64).reshape(gateways + 1, gateways)
+        cells = np.frombuffer(self._memory, np.int64).reshape(gateways + 2, gateways)
         self._given: npt.NDArray[np.int64] = cells[:gateways]
         self._ended: npt.NDArray[np.int64] = cells[gateways]
+        self._beats: npt.NDArray[np.int64] = cells[gateways + 1]
         self._number = number
         self._ended[number] = self._given[:, number].sum()
 
@@ -60,6 +66,11 @@ class Tally:
     def ended(self) -> None:
         """One of ours is gone."""
         self._ended[self._number] += 1
+
+    def beat(self) -> npt.NDArray[np.int64]:
+        """Our loop turned once more; how often each one's did."""
+        self._beats[self._number] += 1
+        return self._beats.copy()
 
 
 class Share(Struct, frozen=True):
@@ -86,11 +97,15 @@ class Sharing:
         self._socket.bind(str(own))
         own.chmod(0o600)
         self._loop = asyncio.get_running_loop()
+        self._beats = self._tally.beat()
+        self._still = np.zeros(share.gateways, np.int64)  # by gateway, our beats since its last one
+        self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, take: Callable[[socket.socket], None]) -> None:
         """Have ``take`` called with connections that other gateways accepted."""
         self._take = take
         self._loop.add_reader(self._socket.fileno(), self._receive)
+        self._beat()
 
     def passed_on(self, fd: int) -> bool:
         """Whether another gateway has that connection now, and ours can be closed.
@@ -105,6 +120,8 @@ class Sharing:
             for other in map(int, np.argsort(connections, kind="stable")):
                 if connections[other] >= own:
                     break
+                if self._still[other] >= STILL:
+                    continue
                 try:
                     self._socket.sendmsg([b"\0"], rights, 0, self._paths[other])
                 except OSError:
@@ -120,9 +137,17 @@ class Sharing:
 
     def close(self) -> None:
         """Take no more; what was given and not taken is closed."""
+        if self._timer is not None:
+            self._timer.cancel()
         self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
         Path(self._paths[self._number]).unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        self._timer = self._loop.call_later(BEAT_S, self._beat)
+        beats = self._tally.beat()
+        self._still = np.where(beats == self._beats, self._still + 1, 0)
+        self._beats = beats
 
     def _receive(self) -> None:
         for _ in range(BURST):

@@ -1,8 +1,8 @@
-"""Beats that workers' processes return at once while they run; what silence means is the brain's to decide.
+"""Beats that the process at the other end of a link returns at once while its loop runs.
 
-A worker without work would otherwise be found hung by a request that misses its deadline, and the server be
-ready until then. Silence is counted in ticks, not by a clock: a controller that itself was stopped has heard
-nobody.
+Silence is counted in ticks, not by a clock: who itself was stopped has heard nobody. What silence means is
+for others to decide. A worker without work would otherwise be found hung by a request that misses its
+deadline, and the server be ready until then.
 """
 
 from __future__ import annotations
@@ -16,11 +16,63 @@ from clockwork_serve.messages import Beat, WorkerHeard, WorkerHung, WorkerSilent
 from clockwork_serve.serve.transport import Link
 from clockwork_serve.units import NS_PER_S
 
-BEAT_S: Final = 0.5
+BEAT_S: Final = 0.4
 MISSED: Final = 4
-"""Who has not returned a beat by so many ticks is silent: two seconds, as long as an action may be late."""
+"""Who has not returned a beat by so many ticks is silent: 1.6 to 2 s after it stopped."""
+
+PULSE_S: Final = 0.25
+PULSES_MISSED: Final = 5
+"""A process that serves others is missed sooner: 1.25 to 1.5 s after it stopped."""
 
 _log = logging.getLogger(__name__)
+
+
+class Pulse:
+    """Whether one process answers. ``send`` sends it a beat; ``changed`` is called when that changed."""
+
+    def __init__(
+        self, send: Callable[[Beat], None], changed: Callable[[], None], beat_s: float = PULSE_S
+    ) -> None:
+        self.silent = False
+        self._send = send
+        self._changed = changed
+        self._beat_s = beat_s
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None  # None while nobody is there
+        self._missed = -1  # ticks since a beat was sent and not returned; -1 if it was
+
+    @property
+    def silent_s(self) -> float:
+        """For so long it has not answered, in ticks of ours."""
+        return max(0, self._missed) * self._beat_s
+
+    def begin(self) -> None:
+        """It is there."""
+        self.end()
+        self._timer = self._loop.call_later(self._beat_s, self._tick)
+
+    def end(self) -> None:
+        """It is gone; nobody is silent then."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._missed, self.silent = -1, False
+
+    def heard(self) -> None:
+        """It returned a beat."""
+        self._missed = -1
+        if self.silent:
+            self.silent = False
+            self._changed()
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(self._beat_s, self._tick)
+        if self._missed < 0:
+            self._send(Beat())
+        self._missed += 1
+        if self._missed >= PULSES_MISSED and not self.silent:
+            self.silent = True
+            self._changed()
 
 
 class Heartbeat:

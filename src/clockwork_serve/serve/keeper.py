@@ -20,6 +20,7 @@ from clockwork_serve.messages import (
     Frame,
     ModelRemoved,
     Pardon,
+    ProcessesEnded,
     Question,
     Reply,
     WorkerCrashed,
@@ -203,9 +204,16 @@ class Keeper:
                 _log.warning("model %s: %s", each.model.key, warning)
 
     def _catalogue(self) -> list[Frame]:
-        return [*self.quotas.frames(), *self.catalogue.frames()]
+        return [*self.quotas.frames(), *self.catalogue.frames(), *self._unanswering()]
+
+    def _unanswering(self) -> list[Frame]:
+        """Who was ended because it did not answer: the controller may be one, and cannot count that."""
+        counts = self.supervisor.unanswering
+        return [ProcessesEnded(unanswering=dict(counts))] if counts else []
 
     def _on_end(self, name: str, status: int) -> None:
+        if self._link is not None:
+            self._link.send(*self._unanswering())
         by_itself = name in self._hung
         self._hung.discard(name)
         if name.startswith("worker") and (crashed(status) or by_itself) and self._link is not None:

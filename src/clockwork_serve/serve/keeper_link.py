@@ -13,6 +13,7 @@ import msgspec
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import (
     Ask,
+    Beat,
     Drain,
     Frame,
     Quarantined,
@@ -136,6 +137,8 @@ class ControllerLink:
                     self._on_ask(frame)
                 case WorkerHung():
                     self._on_hung(frame)
+                case Beat():
+                    link.send(frame)
                 case _:
                     _log.warning(
                         "the controller sent %s, which the keeper does not expect", type(frame).__name__

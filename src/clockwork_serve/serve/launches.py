@@ -17,6 +17,7 @@ from clockwork_serve.serve.supervisor import Launch
 def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int]) -> list[Launch]:
     """All child processes that stay: the controller, workers, gateways, and a bridge to other machines.
 
+    Workers are the controller's to watch, which knows what they are at.
     Raises :class:`ConfigError`.
     """
     logs = {"log_level": config.log_level, "log_format": config.log_format}
@@ -47,9 +48,10 @@ def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int
     if config.machines is not None:
         kinds = tuple(dict.fromkeys(profile_kind(device) for device in config.devices))
         bridge = {"run_dir": str(run_dir), "settings": config.machines, "kinds": kinds, **logs}
-        bridges.append(Launch.of("bridge", "bridge", bridge))
+        bridges.append(Launch.of("bridge", "bridge", bridge, config.stuck_s))
     gateways = gateway_launches(config, run_dir, port_by_name)
-    return [Launch.of("controller", "controller", controller), *workers, *gateways, *bridges]
+    watched = Launch.of("controller", "controller", controller, config.stuck_s)
+    return [watched, *workers, *gateways, *bridges]
 
 
 def workers_of(devices: tuple[DeviceConfig, ...]) -> list[tuple[str, list[DeviceConfig]]]:
@@ -105,6 +107,7 @@ def gateway_launches(
                 "log_level": config.log_level,
                 "log_format": config.log_format,
             },
+            config.stuck_s,
         )
         for number in range(config.gateways)
     ]

@@ -16,6 +16,14 @@ class Quarantines:
         self._clock = clock
         self._by_key: dict[str, Quarantined] = {}
 
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self._by_key)
+
+    def __contains__(self, key: str) -> bool:
+        """Whether that model is one."""
+        return key in self._by_key
+
     def take(self, frame: Quarantined) -> None:
         """A model comes into quarantine, or out of it."""
         if frame.why:

@@ -26,10 +26,14 @@ class _Asked:
 
 
 class Questions:
-    """Each gets one reply; ``answer`` answers those that are not the keeper's, or raises."""
+    """Each gets one reply; ``answer`` answers those that are not the keeper's, or raises.
 
-    def __init__(self, answer: Callable[[Ask], bytes]) -> None:
+    ``keeper_stuck`` tells why the keeper will not answer; "" if it may.
+    """
+
+    def __init__(self, answer: Callable[[Ask], bytes], keeper_stuck: Callable[[], str] = lambda: "") -> None:
         self._answer = answer
+        self._keeper_stuck = keeper_stuck
         self._waiting: dict[int, _Asked] = {}  # for the keeper, by our id
         self._count = 0
 
@@ -39,6 +43,9 @@ class Questions:
         if ask.what in _KEEPER_QUESTIONS:
             if keeper is None:
                 asked.refuse(503, "the keeper is not connected; try again")
+                return
+            if why := self._keeper_stuck():
+                asked.refuse(503, why)
                 return
             self._count += 1
             self._waiting[self._count] = asked
@@ -61,6 +68,13 @@ class Questions:
 
     def keeper_lost(self) -> None:
         """What was passed on gets no other reply."""
+        self._refuse_waiting("the keeper went away; try again")
+
+    def keeper_silent(self, why: str) -> None:
+        """What was passed on gets no reply soon; one that comes later is dropped."""
+        self._refuse_waiting(f"{why}; what was asked of it may still be done then")
+
+    def _refuse_waiting(self, why: str) -> None:
         waiting, self._waiting = self._waiting, {}
         for asked in waiting.values():
-            asked.refuse(503, "the keeper went away; try again")
+            asked.refuse(503, why)

@@ -35,6 +35,7 @@ class GatewaysConfig(Struct, frozen=True, kw_only=True):
     triton_codes: bool = False
     door: DoorConfig = DoorConfig()
     drain_s: float = 10.0
+    stuck_s: float = 3.0
     log_level: str = "info"
     log_format: str = "text"
 
@@ -49,6 +50,8 @@ class GatewaysConfig(Struct, frozen=True, kw_only=True):
             )
         if not 0 <= self.drain_s <= 3600:
             raise ConfigError(f"drain_s: expected 0 to 3600; found {self.drain_s}")
+        if self.stuck_s and not 1 <= self.stuck_s <= 3600:
+            raise ConfigError(f"stuck_s: expected 1 to 3600, or 0 for ever; found {self.stuck_s}")
 
     @property
     def ports(self) -> dict[str, int | None]:

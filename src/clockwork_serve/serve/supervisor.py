@@ -10,18 +10,20 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import suppress
 from typing import Final
 
 import msgspec
 from msgspec import Struct
 
-from clockwork_serve.serve.child import EXIT_BROKEN, EXIT_CONFIG, KEEPER_PID_VARIABLE
+from clockwork_serve.serve.child import BEAT, BEATS_FD_VARIABLE, EXIT_BROKEN, EXIT_CONFIG, KEEPER_PID_VARIABLE
+from clockwork_serve.serve.watchdog import GAP_S, TICK_S, Watch, look_at
 from clockwork_serve.units import KIB
 
 FAST_S: Final = 5.0
@@ -52,19 +54,24 @@ OnLine = Callable[[str], None]
 
 
 class Launch(Struct, frozen=True, kw_only=True):
-    """What to run: ``python -m module config``, under a ``name`` for logs."""
+    """What to run: ``python -m module config``, under a ``name`` for logs.
+
+    One that does not answer for ``silence_s`` is ended, to be started again; 0: it is not watched.
+    """
 
     name: str
     module: str
     config: str
+    silence_s: float = 0.0
 
     @classmethod
-    def of(cls, name: str, kind: str, config: object) -> Launch:
+    def of(cls, name: str, kind: str, config: object, silence_s: float = 0.0) -> Launch:
         """One of ours: ``controller``, ``worker``, ``gateway``, ..., whose configuration is sent as JSON."""
         return cls(
             name=name,
             module=f"clockwork_serve.serve.{kind}_process",
             config=msgspec.json.encode(config).decode(),
+            silence_s=silence_s,
         )
 
 
@@ -100,6 +107,10 @@ class Child:
         self.started_s = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[int] = self._loop.create_future()
+        beats, theirs = socket.socketpair() if launch.silence_s else (None, None)
+        environment = {**os.environ, KEEPER_PID_VARIABLE: str(os.getpid())}
+        if theirs is not None:
+            environment[BEATS_FD_VARIABLE] = str(theirs.fileno())
         self._process = subprocess.Popen(
             [sys.executable, "-m", launch.module, launch.config],
             stdin=subprocess.DEVNULL,
@@ -107,8 +118,12 @@ class Child:
             stderr=subprocess.PIPE,
             # Its own session: Ctrl-C in the terminal is the keeper's to handle.
             start_new_session=True,
-            env={**os.environ, KEEPER_PID_VARIABLE: str(os.getpid())},
+            env=environment,
+            pass_fds=() if theirs is None else (theirs.fileno(),),
         )
+        if theirs is not None:
+            theirs.close()
+        self.pulse = None if beats is None else _Pulse(beats, self._process.pid, launch.silence_s)
         self._on_line = on_line
         self._pidfd = os.pidfd_open(self._process.pid)
         self._loop.add_reader(self._pidfd, self._exited)
@@ -148,10 +163,44 @@ class Child:
         status = self._process.wait()
         for reader in self._readers:
             reader.close()
+        if self.pulse is not None:
+            self.pulse.close()
         for stream in (self._process.stderr, self._process.stdout):
             if stream is not None:
                 stream.close()
         self.ended.set_result(status)
+
+
+class _Pulse:
+    """Beats to a child, and those that it returns."""
+
+    def __init__(self, beats: socket.socket, pid: int, limit_s: float) -> None:
+        self._beats = beats
+        self._loop = asyncio.get_running_loop()
+        self.watch = Watch(pid, limit_s, self._send)
+        beats.setblocking(False)  # noqa: FBT003 - the socket's own word
+        self._loop.add_reader(beats.fileno(), self._read)
+
+    def close(self) -> None:
+        """The child is gone."""
+        self._loop.remove_reader(self._beats.fileno())
+        self._beats.close()
+
+    def _send(self) -> None:
+        with suppress(OSError):  # it ends, which is noticed elsewhere
+            self._beats.send(BEAT)
+
+    def _read(self) -> None:
+        try:
+            data = self._beats.recv(64)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self.watch.heard()
+        else:
+            self._loop.remove_reader(self._beats.fileno())
 
 
 class _LineReader:
@@ -191,14 +240,20 @@ class _LineReader:
 
 
 class Supervisor:
-    """Keeps children running until they are stopped."""
+    """Keeps children running until they are stopped, and answering if they are watched.
+
+    ``unanswering`` counts, by name, how often one was ended because it did not answer.
+    """
 
     def __init__(
         self, on_line: OnLine, on_end: Callable[[str, int], None] = lambda name, status: None
     ) -> None:
         """``on_end`` gets the name and exit status of each child that ended by itself."""
+        self.unanswering: Counter[str] = Counter()
         self._on_line = on_line
         self._on_end = on_end
+        self._ticks: asyncio.TimerHandle | None = None  # while any child is watched
+        self._ticked_s = 0.0
         self._children: dict[str, Child] = {}  # all and only those that run, by name
         self._backoffs: dict[str, Backoff] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
@@ -224,7 +279,8 @@ class Supervisor:
         child = self._children.get(name)
         if child is None:
             return None
-        ran = not stopped(child.pid)
+        seen = look_at(child.pid)
+        ran = seen is None or not seen.stopped
         child.signal(signal.SIGKILL)
         return ran
 
@@ -258,6 +314,9 @@ class Supervisor:
 
     async def kill(self) -> None:
         """End all at once, and return when they are gone."""
+        if self._ticks is not None:
+            self._ticks.cancel()
+            self._ticks = None
         for watch in self._watches.values():
             watch.cancel()
         self._watches.clear()
@@ -270,8 +329,24 @@ class Supervisor:
     def _run(self, launch: Launch) -> Child:
         child = Child(launch, self._on_line)
         self._children[launch.name] = child
+        if child.pulse is not None and self._ticks is None:
+            self._ticked_s = time.monotonic()
+            self._ticks = asyncio.get_running_loop().call_later(TICK_S, self._tick)
         _log.debug("%s started", launch.name, extra={"pid": child.pid})
         return child
+
+    def _tick(self) -> None:
+        self._ticks = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        now_s = time.monotonic()
+        paused = now_s - self._ticked_s > TICK_S + GAP_S
+        self._ticked_s = now_s
+        for name, child in self._children.items():
+            if child.pulse is None or not (why := child.pulse.watch.tick(paused=paused)):
+                continue
+            self.unanswering[name] += 1
+            _log.error("%s does not answer: %s; it is ended", name, why, extra={"pid": child.pid})
+            child.signal(signal.SIGKILL)
+            child.pulse.watch.heard()  # it ends once
 
     async def _keep(self, launch: Launch) -> None:
         backoff = self._backoffs[launch.name]
@@ -294,15 +369,6 @@ class Supervisor:
             if delay_s:
                 await asyncio.sleep(delay_s)
             child = self._run(launch)
-
-
-def stopped(pid: int) -> bool:
-    """Whether a process is stopped by a signal or a debugger."""
-    try:
-        # After the name, which is in parentheses and may be anything.
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in {b"T", b"t"}
-    except (OSError, IndexError):
-        return False
 
 
 def crashed(status: int) -> bool:

@@ -78,6 +78,7 @@ async def _serve(config: WorkerConfig, devices: dict[str, Device], stop: asyncio
     host = _host(config, devices)
     # Once the lanes have their threads: they keep their times, and the link's thread can wait.
     asyncio.get_running_loop().call_soon(run_patiently)
+    child.answer_beats()
     await host.run(stop)
 
 

@@ -163,7 +163,8 @@ class Counters(Struct):
     ``received`` equals the sum of ``outcomes`` plus ``open``. ``unmatched`` counts answers to requests that
     were not open: it stays 0 unless a request was answered twice. ``latency`` is by outcome, arrival to
     answer. ``queue`` is arrival to start, ``execution`` the lane time, of requests that were answered well.
-    ``wakeup`` is how much later than it had asked the controller came to decide.
+    ``wakeup`` is how much later than it had asked the controller came to decide. ``processes_ended`` are
+    those that did not answer, by name, since the server's start.
     """
 
     received: int = 0
@@ -175,9 +176,11 @@ class Counters(Struct):
     workers_lost: int = 0
     workers_hung: int = 0
     workers_ended: int = 0
+    processes_ended: dict[str, int] = {}
     quarantines: int = 0
     gateways_lost: int = 0
     ready: bool = False
+    keeper_up: bool = False
     latency: dict[str, Histogram] = {}
     queue: Histogram = field(default_factory=Histogram)
     execution: Histogram = field(default_factory=Histogram)

@@ -53,8 +53,13 @@ def _requests(counters: Counters) -> Iterator[str]:
         ("quarantines_total", "counter", "Models that came into quarantine.", counters.quarantines),
         ("gateways_lost_total", "counter", "Gateways that died or left.", counters.gateways_lost),
         ("ready", "gauge", "Whether the server can serve.", int(counters.ready)),
+        ("keeper_up", "gauge", "Whether the keeper answers.", int(counters.keeper_up)),
     ):
         yield from _family(f"clockwork_{name}", kind, text, [("", value)])
+    yield from _family(
+        "clockwork_processes_ended_total", "counter", "Processes ended because they did not answer.",
+        [(f'process="{name}"', count) for name, count in sorted(counters.processes_ended.items())],
+    )  # fmt: skip
 
 
 def _histograms(counters: Counters) -> Iterator[str]:
