@@ -253,8 +253,8 @@ def once(asked: Asked, tree: Tree, folder: Path) -> tuple[dict[str, float], str]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Let it clean up after Ctrl-C, which it got as well; longer than that nobody waits."""
-    for number in (None, signal.SIGTERM, signal.SIGKILL):
+    """Wait for it; after Ctrl-C, which it got as well, it cleans up, and longer than that nobody waits."""
+    for number in (None, signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         if process.poll() is None and number is not None:
             process.send_signal(number)
         with suppress(subprocess.TimeoutExpired):
@@ -313,7 +313,7 @@ def numbers(figures: object, path: str = "") -> dict[str, float]:
     elif isinstance(figures, list) and figures:
         if all(isinstance(one, Mapping) and "name" in one for one in figures):
             for one in figures:
-                label = " ".join(str(one[key]) for key in ("name", "batch") if key in one)
+                label = " ".join(str(one[key]) for key in ("name", "batch") if one.get(key))
                 found |= numbers(
                     {key: value for key, value in one.items() if key != "batch"}, f"{path}/{label}"
                 )
@@ -468,6 +468,7 @@ def main() -> int:
         given.benchmark, tuple(given.arguments), given.rounds, given.limit, given.accept_invalid,
         tuple(given.figure), tuple(given.lower), tuple(given.higher),
     )  # fmt: skip
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up as Ctrl-C does
     try:
         outcome = judge(ROOT, given.revision, asked, given.python)
     except VersusError as error:
