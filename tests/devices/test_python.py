@@ -108,6 +108,7 @@ WRONG = [
     ("return None", r"expected a dict with outputs \['y'\], found NoneType"),
     ('return {"z": 1}', r"expected a dict with outputs \['y'\], found \['z'\]"),
     ('return {"y": inputs["x"].astype("f8")}', r"output y: expected float32 \(FP32\), found float64"),
+    ('return {"y": inputs["x"].astype(object)}', r"output y: expected float32 \(FP32\), found object"),
     ('return {"y": inputs["x"][:, :1]}', r"output y: expected shape \(2, 2\), found \(2, 1\)"),
     ('return {"y": inputs["x"][:1]}', r"output y: expected shape \(2, 2\), found \(1, 2\)"),
     ('raise RuntimeError("no\\nluck")', "RuntimeError: no luck"),

@@ -142,7 +142,7 @@ def _inputs(code: Code, calls: Sequence[CallBuffers], rows: Sequence[int]) -> di
 def _write(model: str, code: Code, found: object, calls: Sequence[CallBuffers], rows: Sequence[int]) -> None:
     """Check what the model returned and copy it into the calls' rooms."""
     names = [spec.name for spec in code.outputs]
-    returned, what = _asked(f"model {model}", lambda: _returned(found, names))
+    returned, what = _asked(f"model {model}", lambda: _returned(found, code.outputs))
     if returned is None:
         raise ModelError(f"model {model}: expected a dict with outputs {names}, found {what}")
     total = sum(rows)
@@ -157,23 +157,28 @@ def _write(model: str, code: Code, found: object, calls: Sequence[CallBuffers], 
         raise
 
 
-def _returned(found: object, names: Sequence[str]) -> tuple[dict[str, Array] | None, str]:
+def _returned(found: object, specs: Sequence[TensorSpec]) -> tuple[dict[str, Array] | None, str]:
     """What a model returned as plain arrays, of strings in bytes; None, and what it is, if it is no answer.
 
     To make an array of something is to call its methods.
     """
     if not isinstance(found, dict):
         return None, type(found).__name__
-    if not set(names) <= found.keys():
+    if not {spec.name for spec in specs} <= found.keys():
         return None, str(sorted(map(str, found)))
-    return {name: _plain(np.asarray(found[name])) for name in names}, ""
+    arrays = {spec.name: np.asarray(found[spec.name]) for spec in specs}
+    return arrays | {spec.name: _plain(arrays[spec.name]) for spec in specs if spec.datatype == "BYTES"}, ""
 
 
 def _plain(array: Array) -> Array:
-    if array.dtype.kind not in "OSU":
+    """Strings as bytes."""
+    if array.dtype.kind not in "OU":
+        return array
+    elements = array.ravel().tolist()
+    if set(map(type, elements)) <= {bytes}:
         return array
     strings = np.empty(array.size, dtype=object)
-    strings[:] = [_bytes(element) for element in array.ravel().tolist()]
+    strings[:] = [_bytes(element) for element in elements]
     return strings.reshape(array.shape)
 
 
@@ -187,7 +192,7 @@ def _bytes(element: object) -> bytes:
 
 def _checked(model: str, code: Code, spec: TensorSpec, array: Array, rows: int) -> Array:
     expected = full_shape(code, spec, rows)
-    strings = spec.datatype == "BYTES" and array.dtype.kind == "O"
+    strings = spec.datatype == "BYTES" and array.dtype.kind in "OS"
     if not strings and array.dtype != NUMPY_DTYPES[spec.datatype]:
         raise ModelError(
             f"model {model}: output {spec.name}: expected {NUMPY_DTYPES[spec.datatype]} ({spec.datatype}),"
