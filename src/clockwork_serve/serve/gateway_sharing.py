@@ -30,7 +30,7 @@ _FD: Final = struct.Struct("i")
 
 
 class Tally:
-    """How many connections each gateway has, in a file that all of them map; ``beats`` count its loop's turns.
+    """How many connections each gateway has, in a file that all map; ``beats``: how its loop turns.
 
     Row ``i`` counts the connections that gateway ``i`` gave to each (itself included), the last two rows
     those that have ended, and beats. Every cell has one writer: ``i`` writes row ``i`` and its own cells of
