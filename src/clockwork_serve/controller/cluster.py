@@ -255,7 +255,7 @@ class Guard(Timer):
 class Look(Timer):
     """When to look again whether a device's exec lane moves (``stalls``). It fires while that has work."""
 
-    __slots__ = ("device", "late_id", "still")
+    __slots__ = ("device", "late_id", "silent", "still")
 
     def __init__(self, device: DeviceBelief, *, off: bool) -> None:
         super().__init__(device.index)
@@ -264,8 +264,15 @@ class Look(Timer):
         """The action that was too late when it was looked at last."""
         self.still = False
         """It has not moved for so long that the device serves nobody."""
+        self.silent = False
+        """Its worker returned no beats, and was at nothing that explains it."""
         if off:
             self.at_ns = 0  # as a guard
+
+    @property
+    def serves(self) -> bool:
+        """Whether the device does what it is asked, as far as is known."""
+        return not (self.still or self.silent)
 
 
 class DeviceBelief:

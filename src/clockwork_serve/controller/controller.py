@@ -96,7 +96,7 @@ class Controller:
         self._stalls = Stalls(self._belief, self._readiness)
         self._hangs = Hangs(
             self._belief, self._fleet, self._scheduler, self._settler, self._quarantine,
-            inheritance=self._inheritance,
+            inheritance=self._inheritance, readiness=self._readiness,
         )  # fmt: skip
 
     # Events

@@ -20,6 +20,7 @@ from clockwork_serve.controller.inheritance import Inheritance
 from clockwork_serve.controller.life import LOADED, LOADING, READY, SPENT
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.queues import Waiter
+from clockwork_serve.controller.readiness import Teller
 from clockwork_serve.controller.scheduler import Scheduler
 from clockwork_serve.controller.settle import BELIEF_WRONG, Settler
 from clockwork_serve.controller.timers import NEVER_NS
@@ -57,7 +58,7 @@ class Hangs:
 
     def __init__(
         self, belief: Belief, fleet: Fleet, scheduler: Scheduler, settler: Settler, quarantine: Quarantine,
-        *, inheritance: Inheritance,
+        *, inheritance: Inheritance, readiness: Teller,
     ) -> None:  # fmt: skip
         self._belief = belief
         self._fleet = fleet
@@ -65,6 +66,7 @@ class Hangs:
         self._settler = settler
         self._quarantine = quarantine
         self._inheritance = inheritance
+        self._readiness = readiness
         self._floor_ns = belief.config.hang_ns
         self._grace_ns = belief.config.hang_grace_ns
         self.unsettled = False
@@ -77,6 +79,15 @@ class Hangs:
 
     def told(self, event: WorkerSilent | WorkerHeard) -> None:
         """A worker returns no beats, or returns them again."""
+        for device in self._belief.devices.values():
+            if device.worker != event.worker:
+                continue
+            if isinstance(event, WorkerHeard):
+                device.look.silent = False
+            elif not device.exec or device.exec.stalled:
+                # Else it may be in native code of a model, which takes no longer than it should.
+                device.look.silent = True
+            self._readiness.may_change = True
         if isinstance(event, WorkerSilent):
             self._silent.append(event)
         elif event.worker in self._belief.hung:

@@ -24,8 +24,8 @@ class Teller:
         """Look again; once it was ready, one warm device is enough."""
         self.may_change = False
         devices = self._belief.devices.values()
-        # One whose lane stands still serves nobody, long before anybody knows whether its worker hung.
-        still = [device.name for device in devices if device.warm and device.look.still]
+        # Long before anybody knows whether its worker hung.
+        still = [device.name for device in devices if device.warm and not device.look.serves]
         warm = sum(device.warm for device in devices) - len(still)
         wanted = 1 if self._was_ready else self._belief.config.expected_devices
         if draining:
@@ -37,7 +37,7 @@ class Teller:
             why = f"{warm} of {wanted} devices are warm"
             if pending:
                 why = f"{why}; {pending} codes are being prepared"
-            late = [f"{name} does not end what it runs" for name in still]
+            late = [f"{name} does not answer" for name in still]
             hung = [f"{one.name} hung: {one.why}" for one in self._belief.hung.values()]
             readiness = Readiness(ready=False, why="; ".join([why, *late, *hung]))
         if self._told is None or readiness.ready != self._told.ready:

@@ -30,7 +30,7 @@ _FD: Final = struct.Struct("i")
 
 
 class Tally:
-    """How many connections each gateway has, in a file that all of them map.
+    """How many connections each gateway has, in a file that all map; ``beats``: how its loop turns.
 
     Row ``i`` counts the connections that gateway ``i`` gave to each (itself included), the last two rows
     those that have ended, and beats. Every cell has one writer: ``i`` writes row ``i`` and its own cells of
@@ -50,7 +50,7 @@ class Tally:
         cells = np.frombuffer(self._memory, np.int64).reshape(gateways + 2, gateways)
         self._given: npt.NDArray[np.int64] = cells[:gateways]
         self._ended: npt.NDArray[np.int64] = cells[gateways]
-        self._beats: npt.NDArray[np.int64] = cells[gateways + 1]
+        self.beats: npt.NDArray[np.int64] = cells[gateways + 1]
         self._number = number
         self._ended[number] = self._given[:, number].sum()
 
@@ -67,10 +67,9 @@ class Tally:
         """One of ours is gone."""
         self._ended[self._number] += 1
 
-    def beat(self) -> npt.NDArray[np.int64]:
-        """Our loop turned once more; how often each one's did."""
-        self._beats[self._number] += 1
-        return self._beats.copy()
+    def beat(self) -> None:
+        """Our loop turned once more."""
+        self.beats[self._number] += 1
 
 
 class Share(Struct, frozen=True):
@@ -97,7 +96,8 @@ class Sharing:
         self._socket.bind(str(own))
         own.chmod(0o600)
         self._loop = asyncio.get_running_loop()
-        self._beats = self._tally.beat()
+        self._tally.beat()
+        self._beats = self._tally.beats.copy()  # as we saw them when we beat last
         self._still = np.zeros(share.gateways, np.int64)  # by gateway, our beats since its last one
         self._timer: asyncio.TimerHandle | None = None
 
@@ -120,7 +120,7 @@ class Sharing:
             for other in map(int, np.argsort(connections, kind="stable")):
                 if connections[other] >= own:
                     break
-                if self._still[other] >= STILL:
+                if self._stands_still(other):
                     continue
                 try:
                     self._socket.sendmsg([b"\0"], rights, 0, self._paths[other])
@@ -143,9 +143,14 @@ class Sharing:
         self._socket.close()
         Path(self._paths[self._number]).unlink(missing_ok=True)
 
+    def _stands_still(self, other: int) -> bool:
+        """Whether a gateway's loop does not turn. One that was started again since our last beat does."""
+        return bool(self._still[other] >= STILL and self._tally.beats[other] == self._beats[other])
+
     def _beat(self) -> None:
         self._timer = self._loop.call_later(BEAT_S, self._beat)
-        beats = self._tally.beat()
+        self._tally.beat()
+        beats = self._tally.beats.copy()
         self._still = np.where(beats == self._beats, self._still + 1, 0)
         self._beats = beats
 

@@ -16,9 +16,9 @@ from clockwork_serve.messages import Beat, WorkerHeard, WorkerHung, WorkerSilent
 from clockwork_serve.serve.transport import Link
 from clockwork_serve.units import NS_PER_S
 
-BEAT_S: Final = 0.4
+BEAT_S: Final = 0.35
 MISSED: Final = 4
-"""Who has not returned a beat by so many ticks is silent: 1.6 to 2 s after it stopped."""
+"""Who has not returned a beat by so many ticks is silent: 1.4 to 1.75 s after it stopped."""
 
 PULSE_S: Final = 0.25
 PULSES_MISSED: Final = 5
