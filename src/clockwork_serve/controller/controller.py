@@ -198,7 +198,7 @@ class Controller:
         device, samples = sent.device, sent.samples
         good = result.status is GOOD
         if good and samples is not None:
-            samples.learn(result.ended_ns - result.started_ns, now_ns)
+            samples.learn(result.ended_ns - result.started_ns - result.once_ns, now_ns)
         if sent.waiters:
             if self._charges:
                 self._tenants.measured(sent.waiters, result.ended_ns - result.started_ns, now_ns)

@@ -20,11 +20,14 @@ from clockwork_serve.messages.actions import (
     Window,
 )
 from clockwork_serve.messages.links import (
+    ArtefactDamaged,
     Ask,
     Beat,
     CodeAdded,
     CodeReady,
+    CodeRemade,
     CodeRemoved,
+    DamageCounted,
     DeviceNumbers,
     DeviceState,
     Drain,
@@ -65,6 +68,7 @@ from clockwork_serve.messages.machines import (
 from clockwork_serve.messages.records import (
     DATATYPES,
     Code,
+    CodeFile,
     DeviceSpec,
     Model,
     Profile,
@@ -105,7 +109,7 @@ Frame = (
     | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved | QuotasSet
     | Drain | Readiness | Ask | Reply | Announced | Foretold | Quarantined | Pardon | WorkerCrashed
     | DeviceNumbers | Beat | WorkerHung | Intake | Keep | Machine | Refused | Piece | Fetch | Part
-    | FarGateway | RequestPiece | Unheard
+    | FarGateway | RequestPiece | Unheard | ArtefactDamaged | CodeRemade | DamageCounted
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
@@ -116,16 +120,20 @@ __all__ = [
     "Action",
     "Announced",
     "Answer",
+    "ArtefactDamaged",
     "Ask",
     "Beat",
     "Call",
     "Cancel",
     "Code",
     "CodeAdded",
+    "CodeFile",
     "CodeReady",
+    "CodeRemade",
     "CodeRemoved",
     "ControllerEffect",
     "ControllerEvent",
+    "DamageCounted",
     "DeviceNumbers",
     "DeviceSpec",
     "DeviceState",

@@ -15,8 +15,18 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from clockwork_serve.devices.base import Device
-from clockwork_serve.errors import ClockworkError, DeviceGone, ModelError
-from clockwork_serve.messages import CodeReady, Infer, Lane, Load, Result, Status, Unload, WorkerJoined
+from clockwork_serve.errors import ClockworkError, DamageError, DeviceGone, ModelError
+from clockwork_serve.messages import (
+    ArtefactDamaged,
+    CodeReady,
+    Infer,
+    Lane,
+    Load,
+    Result,
+    Status,
+    Unload,
+    WorkerJoined,
+)
 from clockwork_serve.serve.black_box import BlackBox, Note
 from clockwork_serve.serve.calls import BadTensors, Calls, OpenCall, check_epochs, encode_outputs
 from clockwork_serve.serve.child import EXIT_BROKEN
@@ -42,7 +52,7 @@ _MESSAGE_MAX: Final = 1000
 
 _log = logging.getLogger(__name__)
 
-Answer = Result | CodeReady | WorkerJoined
+Answer = Result | CodeReady | WorkerJoined | ArtefactDamaged
 Work = Start | Prepare | Retire
 
 
@@ -118,6 +128,14 @@ class Hands:
             self._told = False
             answers, self._answers = self._answers, []
         return answers
+
+    def damaged(self, error: DamageError) -> None:
+        """Report an artefact that is not what its name says, so that it is made again; for any thread."""
+        report = ArtefactDamaged(what=error.what, name=error.name, message=_message(error))
+        _log.error("%s", error)
+        with self.lock:
+            self._answers.append(report)
+        self.tell()
 
     @property
     def idle(self) -> bool:
@@ -304,6 +322,9 @@ class LaneThread:
         except DeviceGone as error:
             self._hands.gone(error)
             return _message(error)
+        except DamageError as error:
+            self._hands.damaged(error)
+            return _message(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the other codes go on
             foreseen = isinstance(error, ClockworkError)
             _log.error("%s can not %s: %s", self._name, what, error, exc_info=None if foreseen else error)
@@ -320,13 +341,17 @@ class LaneThread:
         try:
             if isinstance(action, Infer):
                 return self._infer(work, action)
+            once_ns = 0
             if isinstance(action, Load):
-                self._device.load(action)
+                once_ns = self._device.load(action)
             else:
                 self._device.unload(action)
-            return self._done(work, Status.OK, began_ns, time.monotonic_ns())
+            return self._done(work, Status.OK, began_ns, time.monotonic_ns(), once_ns=once_ns)
         except DeviceGone as error:
             self._hands.gone(error)
+            return self._failed(work, error, began_ns)
+        except DamageError as error:
+            self._hands.damaged(error)
             return self._failed(work, error, began_ns)
         except Exception as error:  # noqa: BLE001 - a result is owed whatever happens
             return self._failed(work, error, began_ns)
@@ -356,11 +381,12 @@ class LaneThread:
         return self._done(work, status, began_ns, time.monotonic_ns(), message=_message(error))
 
     def _done(
-        self, work: Start, status: Status, started_ns: int, ended_ns: int, *, message: str = ""
+        self, work: Start, status: Status, started_ns: int, ended_ns: int, *, message: str = "",
+        once_ns: int = 0,
     ) -> LaneDone:
         return LaneDone(
             action_id=work.action.action_id, device=self._name, lane=self._lane, status=status,
-            started_ns=started_ns, ended_ns=ended_ns, message=message,
+            started_ns=started_ns, ended_ns=ended_ns, message=message, once_ns=once_ns,
         )  # fmt: skip
 
 
@@ -371,6 +397,8 @@ def _status_of(error: Exception) -> Status:
         return Status.INPUT_GONE
     if isinstance(error, BadTensors):
         return Status.BAD_ACTION
+    if isinstance(error, DamageError):
+        return Status.DAMAGED
     return Status.DEVICE_FAULT
 
 
