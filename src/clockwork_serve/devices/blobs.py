@@ -57,8 +57,9 @@ class Reading:
 
 
 class Blobs:
-    """Open weights files, least recently used first. ``verify`` may be called by any thread, beside the
-    load lane's, which alone calls the others.
+    """Open weights files, least recently used first.
+
+    ``verify`` may be called by any thread, beside the load lane's, which alone calls the others.
     """
 
     def __init__(self, open_max: int = OPEN_MAX) -> None:
@@ -67,7 +68,7 @@ class Blobs:
         self._verified = Verified()
 
     def read_into(self, weights: Weights, target: Bytes) -> int:
-        """Fill ``target`` with the file; DeviceError unless it is exactly that. How long verifying took (ns)."""
+        """Fill ``target`` with the file; DeviceError unless it is just that. How long verifying took (ns)."""
         with self.reading(weights, len(target)) as reading:
             reading.part(target, 0)
         return reading.once_ns
@@ -75,25 +76,15 @@ class Blobs:
     @contextlib.contextmanager
     def reading(self, weights: Weights, size: int) -> Iterator[Reading]:
         """Read a file of that size; at the end, DamageError unless what was read is what its name says."""
-        path = weights.path
         fd = self._open(weights)
         try:
             facts = Facts.of(fd)
-            known = self._verified.digest(path, facts)
-            if facts.size != size:
-                raise damage("weights", weights.weights_id, path, f"{facts.size} bytes, not {size}")
-            if known not in (None, weights.weights_id):
-                raise damage("weights", weights.weights_id, path, "other content")
-            reading = Reading(weights, fd, size, known=known is not None)
+            known = self._fitting(weights, facts, size)
+            reading = Reading(weights, fd, size, known=known)
             yield reading
-            if Facts.of(fd) != facts:
-                raise damage("weights", weights.weights_id, path, "a file that changed while it was read")
-            if reading.digest is not None:
-                self._verified.remember(path, facts, reading.digest)
-                if reading.digest != weights.weights_id:
-                    raise damage("weights", weights.weights_id, path, "other content")
+            self._settle(weights, fd, facts, reading.digest)
         except BaseException:
-            self._drop(path)  # another file may have its name by now
+            self._drop(weights.path)  # another file may have its name by now
             raise
 
     def verify(self, weights: Weights) -> None:
@@ -109,6 +100,25 @@ class Blobs:
         """Close every file."""
         for path in list(self._fd_by_path):
             self._drop(path)
+
+    def _fitting(self, weights: Weights, facts: Facts, size: int) -> bool:
+        """Whether a file that looks so is known to be right; DamageError if it is known to be wrong."""
+        if facts.size != size:
+            raise damage("weights", weights.weights_id, weights.path, f"{facts.size} bytes, not {size}")
+        known = self._verified.digest(weights.path, facts)
+        if known not in (None, weights.weights_id):
+            raise damage("weights", weights.weights_id, weights.path, "other content")
+        return known is not None
+
+    def _settle(self, weights: Weights, fd: int, facts: Facts, digest: str | None) -> None:
+        """Look at what was read, of that hash if it was not known before."""
+        if Facts.of(fd) != facts:
+            raise damage("weights", weights.weights_id, weights.path, "a file that changed while it was read")
+        if digest is None:
+            return
+        self._verified.remember(weights.path, facts, digest)
+        if digest != weights.weights_id:
+            raise damage("weights", weights.weights_id, weights.path, "other content")
 
     def _open(self, weights: Weights) -> int:
         path = weights.path

@@ -1,4 +1,4 @@
-"""The files of a code, verified against its record when they are opened; no other file of its folder is read."""
+"""The files of a code, verified against its record when they are opened; it reads no other file of the folder."""
 
 from __future__ import annotations
 

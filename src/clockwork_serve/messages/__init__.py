@@ -93,7 +93,7 @@ from clockwork_serve.messages.requests import (
 from clockwork_serve.messages.torch_index import TorchIndex, TorchTensor
 
 ControllerEvent = (
-    Request | Cancel | Result | WorkerJoined | WorkerLost | CodeAdded | CodeReady | CodeRemoved
+    Request | Cancel | Result | WorkerJoined | WorkerLost | CodeAdded | CodeReady | CodeRemoved | CodeRemade
     | ModelAdded | ModelRemoved | Pardon | QuotasSet | GatewayLost | Drain | Announced | WorkerCrashed
     | WorkerSilent | WorkerHeard
 )  # fmt: skip

@@ -381,7 +381,13 @@ class LaneThread:
         return self._done(work, status, began_ns, time.monotonic_ns(), message=_message(error))
 
     def _done(
-        self, work: Start, status: Status, started_ns: int, ended_ns: int, *, message: str = "",
+        self,
+        work: Start,
+        status: Status,
+        started_ns: int,
+        ended_ns: int,
+        *,
+        message: str = "",
         once_ns: int = 0,
     ) -> LaneDone:
         return LaneDone(

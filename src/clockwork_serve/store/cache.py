@@ -42,7 +42,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clockwork_serve.errors import RepositoryError
-from clockwork_serve.integrity import Facts, Verified, file_digest, hash_of, sealed, unsealed
+from clockwork_serve.integrity import Verified, file_digest, hash_of, sealed, unsealed
 from clockwork_serve.messages import Code, CodeFile, Profile
 from clockwork_serve.store.optimiser import runtime_fingerprint
 from clockwork_serve.store.problems import Damage, ProblemError, problem

@@ -163,7 +163,8 @@ class Counters(Struct):
     ``received`` equals the sum of ``outcomes`` plus ``open``. ``unmatched`` counts answers to requests that
     were not open: it stays 0 unless a request was answered twice. ``latency`` is by outcome, arrival to
     answer. ``queue`` is arrival to start, ``execution`` the lane time, of requests that were answered well.
-    ``wakeup`` is how much later than it had asked the controller came to decide.
+    ``wakeup`` is how much later than it had asked the controller came to decide. ``damaged_files`` of the
+    cache are counted by what they are; ``models_lost`` could not be made again from the repository.
     """
 
     received: int = 0
@@ -176,6 +177,9 @@ class Counters(Struct):
     workers_hung: int = 0
     workers_ended: int = 0
     quarantines: int = 0
+    damaged_files: dict[str, int] = {}
+    artefacts_remade: int = 0
+    models_lost: int = 0
     gateways_lost: int = 0
     ready: bool = False
     latency: dict[str, Histogram] = {}
