@@ -41,17 +41,13 @@ class Facts(NamedTuple):
         found = os.stat(file)
         return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
-    @property
-    def settled(self) -> bool:
-        """Whether equal facts will mean equal content from now on."""
-        return time.time_ns() - max(self.mtime_ns, self.ctime_ns) > SETTLED_NS
-
 
 class Verified:
     """What was found in files, by path, as long as they look the same. For any thread."""
 
-    def __init__(self, most: int = VERIFIED_MAX) -> None:
+    def __init__(self, most: int = VERIFIED_MAX, settled_ns: int = SETTLED_NS) -> None:
         self._most = most
+        self._settled_ns = settled_ns
         self._found: OrderedDict[str, tuple[Facts, str]] = OrderedDict()  # the hash of what was read
         self._lock = threading.Lock()
 
@@ -66,9 +62,10 @@ class Verified:
 
     def remember(self, path: str, facts: Facts, digest: str) -> None:
         """A file that looks like this was hashed; forgotten at once if it may still change unseen."""
+        settled = time.time_ns() - max(facts.mtime_ns, facts.ctime_ns) > self._settled_ns
         with self._lock:
             self._found.pop(path, None)
-            if facts.settled:
+            if settled:
                 self._found[path] = facts, digest
                 if len(self._found) > self._most:
                     self._found.popitem(last=False)

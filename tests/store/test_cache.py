@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from clockwork_serve.errors import RepositoryError
-from clockwork_serve.messages import Code, Profile
+from clockwork_serve.integrity import hash_of
+from clockwork_serve.messages import Code, CodeFile, Profile
 from clockwork_serve.store import Cache, Repository, StoreConfig, compile_all
 from clockwork_serve.store.compiled import Compiled
 from clockwork_serve.store.trial import difference
@@ -73,7 +74,8 @@ def test_the_first_of_two_equal_codes_stays(cache):
     first = cache.save_code(CODE, {"model.onnx": b"first"})
     assert cache.save_code(CODE, {"model.onnx": b"second"}) == first
     assert (cache.root / "codes/c/model.onnx").read_bytes() == b"first"
-    assert cache.code("c") == msgspec.structs.replace(CODE, path=str(cache.root / "codes/c"))
+    files = (CodeFile("model.onnx", hash_of(b"first")),)
+    assert cache.code("c") == msgspec.structs.replace(CODE, path=str(cache.root / "codes/c"), files=files)
 
 
 def test_a_code_folder_that_someone_emptied_is_written_again(cache):
@@ -127,7 +129,7 @@ HALF_WRITTEN = """
     from clockwork_serve.store import Cache
 
     class Dying(Cache):
-        def _write_draft(self, draft, data, place, *, synced=True):
+        def _write_draft(self, draft, data, place):
             draft.write_bytes(bytes(data)[: len(data) // 2])
             if place.suffix == ".bin":
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -62,10 +62,10 @@ class Blobs:
     ``verify`` may be called by any thread, beside the load lane's, which alone calls the others.
     """
 
-    def __init__(self, open_max: int = OPEN_MAX) -> None:
+    def __init__(self, open_max: int = OPEN_MAX, verified: Verified | None = None) -> None:
         self._open_max = open_max
         self._fd_by_path: OrderedDict[str, int] = OrderedDict()
-        self._verified = Verified()
+        self._verified = verified or Verified()
 
     def read_into(self, weights: Weights, target: Bytes) -> int:
         """Fill ``target`` with the file; DeviceError unless it is just that. How long verifying took (ns)."""

@@ -1,4 +1,4 @@
-"""The files of a code, verified against its record when they are opened; it reads no other file of the folder."""
+"""The files of a code, verified against its record when they are opened; no other in its folder is read."""
 
 from __future__ import annotations
 

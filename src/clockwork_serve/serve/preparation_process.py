@@ -44,10 +44,7 @@ def _prepare(preparation: Preparation) -> Prepared:
     try:
         for suspect in preparation.suspects:
             cache.inspect(suspect.what, suspect.name)
-        if asked:
-            entries = _found(repository, preparation, missing)
-        else:
-            entries = repository.scan()
+        entries = _found(repository, preparation, missing) if asked else repository.scan()
         able, unfit = fitting(entries, preparation.devices)
         served, problems = compile_all(
             repository, cache, _teller("compile"), entries=_without(preparation.crashed, able),

@@ -1,8 +1,8 @@
 """Artefacts that workers found damaged, made again from the repository; one batch at a time.
 
 What is suspected is read anew, and set aside if it is damaged; then the models that need it are compiled, as
-far as they are not there. What cannot be made again is a problem of its model, which is served no more. What a
-record says of the artefact is never trusted.
+far as they are not there. What cannot be made again is a problem of its model, which is served no more. What
+a record says of the artefact is never trusted.
 """
 
 from __future__ import annotations

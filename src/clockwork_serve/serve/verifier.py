@@ -2,8 +2,8 @@
 
 A worker knows every model. Reading and hashing a file takes about six times as long as a LOAD of it, and a
 lane must do that by itself at a first LOAD that comes before this thread did. The thread is not niced: if it
-waited for a core while it held the interpreter's lock, lanes would wait, too. It sleeps three times as long as
-it works.
+waited for a core while it held the interpreter's lock, lanes would wait, too. It sleeps three times as long
+as it works.
 """
 
 from __future__ import annotations

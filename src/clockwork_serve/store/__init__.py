@@ -27,8 +27,8 @@ _MODULE_OF = {
 }  # fmt: skip
 
 __all__ = [
-    "Cache", "Compiler", "Damage", "Entry", "Fill", "Index", "ModelSettings", "Problem", "ProblemError", "Repository",
-    "Served", "StoreConfig", "compile_all", "made_up", "opened_code", "runtime_fingerprint",
+    "Cache", "Compiler", "Damage", "Entry", "Fill", "Index", "ModelSettings", "Problem", "ProblemError",
+    "Repository", "Served", "StoreConfig", "compile_all", "made_up", "opened_code", "runtime_fingerprint",
 ]  # fmt: skip
 
 

@@ -5,8 +5,8 @@ process killed half-way leaves only a folder under ``tmp`` that the next one swe
 nothing that is torn.
 
 Everything is verified when it is read back: weights are named by the hash of their file, a code's record has
-the hash of each of its files, and records carry a seal (see ``integrity``). What does not fit is set aside, in
-``damaged``, and counts as absent, so that it is made again.
+the hash of each of its files, and records carry a seal (see ``integrity``). What does not fit is set aside,
+in ``damaged``, and counts as absent, so that it is made again.
 
     CACHE_DIR/v4-RUNTIME/codes/CODE_ID/{model.onnx,index.json,probe.json,code.json}
                                        {1.pt2,2.pt2,...,recipe.json,report.json} of a torch program
