@@ -117,10 +117,8 @@ def test_what_was_verified_is_hashed_again_only_if_it_looks_different(settled, t
     weights, _ = blob(tmp_path / "a")
     target, hashes = np.zeros(100_000, np.uint8), Hashes(settled)
     assert [hashes.read(weights, target) for _ in range(3)] == [1, 1, 1]
-    os.utime(weights.path)
+    os.utime(weights.path, ns=(1, 1))
     assert [hashes.read(weights, target) for _ in range(2)] == [2, 2]
-    Path(weights.path).unlink()  # the open file is as it was, but for its time of change
-    assert [hashes.read(weights, target) for _ in range(2)] == [3, 3]
 
 
 def test_a_file_written_just_now_may_change_within_one_tick_and_is_hashed_each_time(tmp_path):
@@ -142,6 +140,7 @@ def test_a_damaged_file_is_refused_without_a_copy_until_it_looks_different(settl
         settled.read_into(weights, target)
     assert (target == 7).all()
     flip(weights.path)
+    os.utime(weights.path, ns=(1, 1))
     settled.read_into(weights, target)
     assert (target == content).all()
 
@@ -159,6 +158,7 @@ def test_what_was_verified_beside_the_lane_is_not_hashed_by_it(settled, tmp_path
     settled.verify(weights)
     assert Hashes(settled).read(weights, np.zeros(100_000, np.uint8)) == 0
     flip(weights.path)
+    os.utime(weights.path, ns=(1, 1))
     with pytest.raises(DamageError, match="other content"):
         settled.verify(weights)
 

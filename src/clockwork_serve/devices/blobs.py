@@ -65,7 +65,7 @@ class Blobs:
     def __init__(self, open_max: int = OPEN_MAX, verified: Verified | None = None) -> None:
         self._open_max = open_max
         self._fd_by_path: OrderedDict[str, int] = OrderedDict()
-        self._verified = verified or Verified()
+        self._verified = Verified() if verified is None else verified
 
     def read_into(self, weights: Weights, target: Bytes) -> int:
         """Fill ``target`` with the file; DeviceError unless it is just that. How long verifying took (ns)."""

@@ -113,7 +113,7 @@ class WorkerPeer(Peer):
                 case CodeRemoved():
                     self._codes.pop(frame.code_id, None)
                     self.link.send(frame)
-                case ModelAdded() | ModelRemoved():
+                case ModelAdded():
                     pass  # the bridge has them from its own link
                 case _:
                     _log.error("the controller sent a %s, which no worker takes", type(frame).__name__)

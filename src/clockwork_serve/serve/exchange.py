@@ -274,7 +274,7 @@ class Exchange:
                 self._recorder.counters.models_lost = frame.lost
             case ModelRemoved():
                 if self._models.pop(frame.model, None) is not None:
-                    self._publish(frame, self._joined(), self._gateways.values())
+                    self._publish(frame, self._gateways.values())
             case QuotasSet() | Pardon() | WorkerCrashed():
                 self.driver.post(frame)
             case Drain():
@@ -302,7 +302,7 @@ class Exchange:
         if known == frame:
             return True
         if known is not None:
-            self._publish(ModelRemoved(model=key), self._joined(), self._gateways.values())
+            self._publish(ModelRemoved(model=key), self._gateways.values())
         self._models[key] = frame
         self._publish(frame, self._joined(), self._gateways.values())
         return True

@@ -22,7 +22,6 @@ from clockwork_serve.messages import (
     Lane,
     Load,
     ModelAdded,
-    ModelRemoved,
     Role,
     Unload,
     WorkerJoined,
@@ -171,8 +170,6 @@ class WorkerHost:
                     events.append(frame)
                 case ModelAdded():
                     self.verifier.add(frame.model.weights)
-                case ModelRemoved():
-                    pass  # whoever looks at its weights finds them as they should be, or it is no matter
                 case Beat():
                     link.send(frame)
                 case _:
