@@ -90,7 +90,7 @@ def test_a_code_arrives_with_all_its_files(home: Cache, away: Cache) -> None:
 def test_a_code_that_is_another_one_or_leads_elsewhere_is_not_kept(home: Cache, away: Cache) -> None:
     stored = home.save_code(CODE, {"index.json": b"{}"})
     asked = Fetch(what="code", name="other")
-    with pytest.raises(RepositoryError, match="code other: .*its seal does not fit"):
+    with pytest.raises(RepositoryError, match=r"code other: .*its seal does not fit"):
         arrive(asked, away, code_parts(asked, stored))
     asked = Fetch(what="code", name=CODE.code_id)
     described = (Path(stored.path) / "code.json").read_bytes()

@@ -47,6 +47,9 @@ SPIN_NS: Final = us(150)
 """A lane sleeps until this long before a start and spins the rest: 0.3 us late, not 30."""
 FIFO_PRIORITY: Final = 10
 """Of lanes that run in real time."""
+REPORT_AGAIN_NS: Final = NS_PER_S
+REPORTED_MAX: Final = 1000
+"""How often an artefact is reported that stays damaged, and how many are remembered for that."""
 _PR_SET_TIMERSLACK: Final = 29
 _MESSAGE_MAX: Final = 1000
 
@@ -100,6 +103,7 @@ class Hands:
         self._tell = tell
         self._told = False
         self._answers: list[Answer] = []
+        self._reported: dict[ArtefactDamaged, int] = {}  # what was damaged lately, and when that was said
         self._calls = Calls(self.regions)
         self._opened: dict[int, list[OpenCall] | ClockworkError] = {}
         """By action id: what INFERs that wait will read, opened before their lane needs it."""
@@ -130,12 +134,23 @@ class Hands:
         return answers
 
     def damaged(self, error: DamageError) -> None:
-        """Report an artefact that is not what its name says, so that it is made again; for any thread."""
+        """Report an artefact that is not what its name says, so that it is made again; for any thread.
+
+        Requests may ask for it again and again before it is whole: that is no news.
+        """
         report = ArtefactDamaged(what=error.what, name=error.name, message=_message(error))
-        _log.error("%s", error)
+        now_ns = time.monotonic_ns()
         with self.lock:
-            self._answers.append(report)
-        self.tell()
+            since_ns = self._reported.pop(report, 0)
+            news = not since_ns or now_ns - since_ns > REPORT_AGAIN_NS
+            self._reported[report] = now_ns if news else since_ns
+            if len(self._reported) > REPORTED_MAX:
+                del self._reported[next(iter(self._reported))]
+            if news:
+                self._answers.append(report)
+        if news:
+            _log.error("%s", error)
+            self.tell()
 
     @property
     def idle(self) -> bool:

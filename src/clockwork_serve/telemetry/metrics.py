@@ -69,7 +69,7 @@ def _requests(counters: Counters) -> Iterator[str]:
         yield from _family(f"clockwork_{name}", kind, text, [("", value)])
     yield from _family(
         "clockwork_cache_damaged_total", "counter", "Files of the cache found damaged, and set aside.",
-        ((f'{{what="{what}"}}', count) for what, count in sorted(counters.damaged_files.items())),
+        ((f'what="{what}"', count) for what, count in sorted(counters.damaged_files.items())),
     )  # fmt: skip
 
 
