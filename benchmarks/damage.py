@@ -1,9 +1,10 @@
 """Compiled artefacts damaged at random: whether an answer is ever wrong, and whether all is made again.
 
-First in one process: a file of the cache of a few small models is changed (a bit, a stretch of zeros, its end cut
-off, more bytes, the content of another file), then loaded by a device, or read by the compiler; then what is
-missing is compiled, and loaded again. Then whole servers: files are damaged while they serve, with weights
-that are not resident, or while they are stopped. Every answer is compared with the matrix it comes from.
+First in one process: a file of the cache of a few small models is changed (a bit, a stretch of zeros, its
+end cut off, more bytes, the content of another file), then loaded by a device, or read by the compiler; then
+what is missing is compiled, and loaded again. Then whole servers: files are damaged while they serve, with
+weights that are not resident, or while they are stopped. Every answer is compared with the matrix it comes
+from.
 """
 
 from __future__ import annotations
@@ -281,12 +282,11 @@ def _damaged(cache: Path, dice: random.Random, tally: Tally, when: str) -> str:
     return f"{when}: {kind} {path.relative_to(cache)}"
 
 
-def conclude(outcome: Outcome, name: str, tally: Tally) -> None:
+def conclude(outcome: Outcome, name: str, tally: Tally, **judged: list[str]) -> None:
     """Judge what came of it."""
     count = tally.done.total()
-    for what, cases in (
-        ("wrong answers", tally.wrong), ("damage unnoticed", tally.unseen), ("not made again", tally.lost),
-    ):  # fmt: skip
+    for key, cases in judged.items():
+        what = key.replace("_", " ")
         shown = f" ({cases[0]})" if cases else ""
         outcome.judge(f"{name}: {what}", asked=f"0 of {count}", found=f"{len(cases)}{shown}", good=not cases)
 
@@ -307,10 +307,16 @@ def main() -> int:
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - where a sync costs nothing
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         alone = in_one_process(Path(folder), times, dice)
-    conclude(outcome, "one process", alone)
+    conclude(
+        outcome, "one process", alone, wrong_answers=alone.wrong, damage_unnoticed=alone.unseen,
+        not_made_again=alone.lost,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         whole, counted = in_servers(Path(folder), server_times, dice)
-    conclude(outcome, "servers", whole)
+    conclude(
+        outcome, "servers", whole, wrong_answers_or_errors_without_reason=whole.wrong,
+        not_served_again=whole.lost,
+    )  # fmt: skip
     outcome.figures = {
         "one_process": dict(alone.done), "harmless": alone.harmless, "servers": dict(whole.done),
         "counted_by_servers": counted, "wrong": [*alone.wrong, *whole.wrong][:20],
