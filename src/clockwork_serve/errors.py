@@ -5,6 +5,7 @@
     ├── RepositoryError    a model repository or a model in it cannot be served
     ├── DeviceError        a device refused or failed an operation
     │   ├── ModelError     the model itself raised while it ran
+    │   ├── DamageError    a compiled artefact is not what its name says
     │   └── DeviceGone     the device is lost to this process, which must end
     ├── InvalidRequest     a client's request does not fit the model
     └── TransportError     a peer broke the protocol between our processes
@@ -82,6 +83,15 @@ class DeviceError(ClockworkError):
 
 class ModelError(DeviceError):
     """The model raised while it ran; the device is fine."""
+
+
+class DamageError(DeviceError):
+    """An artefact on disk is missing or damaged: ``what`` is ``code`` or ``weights``, ``name`` its id."""
+
+    def __init__(self, message: str, *, what: str, name: str) -> None:
+        super().__init__(message)
+        self.what = what
+        self.name = name
 
 
 class DeviceGone(DeviceError):

@@ -9,13 +9,16 @@ from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import (
     CodeReady,
+    CodeRemade,
     Infer,
+    Load,
     Outcome,
     Readiness,
     Reason,
     Request,
     Result,
     Status,
+    Unload,
     WorkerJoined,
 )
 from clockwork_serve.units import ms
@@ -51,6 +54,44 @@ def test_a_model_that_no_device_could_prepare_is_refused_with_the_reason() -> No
     answer = world.answers[world.request("a", slo_ms=500)]
     assert answer.reason is Reason.NOT_SERVING
     assert answer.message == "device d0 could not prepare the model: no such operator"
+
+
+def test_a_code_that_was_made_again_is_expected_of_who_could_not_prepare_it_and_served() -> None:
+    world = World()
+    world.serve(model("a"))
+    world.lanes = {("d0", "exec"): Lane(), ("d0", "load"): Lane()}
+    world.tell(WorkerJoined(worker="w0", devices=(device(),)))
+    world.tell(CodeReady(device="d0", code_id="c", ok=False, message="a bit is wrong"))
+    world.tell(CodeRemade(code_id="unknown"))
+    world.tell(CodeRemade(code_id="c"))
+    world.tell(CodeReady(device="d0", code_id="c"))
+    answer = world.request("a", slo_ms=500)
+    world.run()
+    assert world.answers[answer].outcome is Outcome.OK
+
+
+class Verifying(World):
+    """Workers verify each file for 400 ms at its LOAD."""
+
+    def reply(self, action: Load | Unload | Infer, status: Status, start_ns: int, end_ns: int) -> None:
+        super().reply(action, status, start_ns, end_ns)
+        if isinstance(action, Load):
+            at_ns, action_id, result = self._inbox.pop()
+            assert isinstance(result, Result)
+            result = msgspec.structs.replace(result, ended_ns=end_ns + ms(400), once_ns=ms(400))
+            self._inbox.append((at_ns + ms(400), action_id, result))
+
+
+@pytest.mark.parametrize("made", [World, Verifying])
+def test_what_verifying_a_file_took_is_not_learnt_as_a_load_s_duration(made: type[World]) -> None:
+    world = made()
+    world.serve(model("a"), model("b"))
+    world.join(device())
+    for name in ("a", "b"):
+        world.request(name, slo_ms=5000)
+        world.run()
+    first, second = [action for action in world.actions if isinstance(action, Load)]
+    assert second.expected_ns == first.expected_ns
 
 
 def test_a_waiting_request_is_refused_at_the_instant_its_device_is_given_to_another() -> None:

@@ -11,10 +11,23 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+from msgspec import structs
 from onnx import TensorProto, helper, numpy_helper
 
 from clockwork_serve.devices import CallBuffers
-from clockwork_serve.messages import Call, Code, Extent, Infer, Load, TensorSpec, Unload, Weights, Window
+from clockwork_serve.integrity import hash_of
+from clockwork_serve.messages import (
+    Call,
+    Code,
+    CodeFile,
+    Extent,
+    Infer,
+    Load,
+    TensorSpec,
+    Unload,
+    Weights,
+    Window,
+)
 from clockwork_serve.units import align
 
 WINDOW = Window(0, 1 << 62)
@@ -106,15 +119,24 @@ def lift(proto: onnx.ModelProto, folder: Path, *, optimise: bool = True) -> byte
 def code_of(
     folder: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], **settings: Any
 ) -> Code:
-    """A code record; batched and lifted unless told otherwise."""
+    """A code record of what is in a folder now; batched and lifted unless told otherwise."""
     defaults = {"backend": "onnx", "batched": True, "batch_sizes": (1, 2, 4), "lifted": True}
     fields = {**defaults, **settings}
-    return Code(
+    code = Code(
         code_id=f"{folder.name}-{zlib.crc32(str(folder).encode()):08x}",
         path=str(folder),
         inputs=tuple(inputs),
         outputs=tuple(outputs),
         **fields,
+    )
+    return vouched(code)
+
+
+def vouched(code: Code) -> Code:
+    """The code of what is in its folder by now."""
+    files = sorted(Path(code.path).iterdir())
+    return structs.replace(
+        code, files=tuple(CodeFile(file.name, hash_of(file.read_bytes())) for file in files)
     )
 
 
@@ -126,7 +148,7 @@ def spec(name: str, *shape: int, datatype: str = "FP32", optional: bool = False)
 def weights_file(path: Path, blob: bytes) -> Weights:
     """Write a blob and name it."""
     path.write_bytes(blob)
-    return Weights(weights_id=path.name, path=str(path), size=len(blob))
+    return Weights(weights_id=hash_of(blob), path=str(path), size=len(blob))
 
 
 def load(code: Code, weights: Weights, first: int = 0, count: int = 1) -> Load:

@@ -14,7 +14,7 @@ import pytest
 
 from clockwork_serve.devices import DeviceConfig, build, emulated_config, emulated_profile
 from clockwork_serve.devices.emulated import EmulatedDevice, interpolate, read_profile
-from clockwork_serve.errors import ConfigError, DeviceError
+from clockwork_serve.errors import ConfigError, DamageError, DeviceError
 from clockwork_serve.messages import Weights
 from clockwork_serve.units import MIB, ms
 from tests.devices import lifted
@@ -152,7 +152,7 @@ def test_codes_without_a_profile_and_unknown_codes_are_refused(tmp_path):
     with pytest.raises(DeviceError, match="not prepared"):
         device.infer(lifted.infer(code, [1]), [lifted.call({})])
     (tmp_path / "profile.json").unlink()
-    with pytest.raises(DeviceError, match=r"profile.json: cannot be read"):
+    with pytest.raises(DamageError, match=r"profile.json, found No such file"):
         device.prepare(code)
 
 
@@ -172,13 +172,16 @@ def test_lanes_of_many_devices_may_be_the_first_to_read_profiles_at_once(tmp_pat
     (tmp_path / "profile.json").write_text('{"infer_ns": {"1": 1000}, "load_ns": 1}')
     script = f"""
         import importlib, sys, threading
-        from types import SimpleNamespace
+        from pathlib import Path
         from clockwork_serve.devices import emulated
+        from tests.devices import lifted
+
+        code = lifted.code_of(Path({str(tmp_path)!r}), [], [], backend="emulated")
 
         def read(start):
             start.wait()
             emulated.read_profile("v100")
-            emulated._read_code_profile(SimpleNamespace(path={str(tmp_path)!r}))
+            emulated._read_code_profile(code)
 
         sys.setswitchinterval(5e-5)
         for _ in range(60):

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from clockwork_serve.devices import DeviceConfig, build
-from clockwork_serve.errors import DeviceError
+from clockwork_serve.errors import DamageError, DeviceError
+from clockwork_serve.integrity import hash_of
 from clockwork_serve.messages import Weights
 from tests.devices import lifted
 from tests.devices.lifted import close, dense, numbers, spec
@@ -31,7 +32,11 @@ def whole(folder, seed):
     return (
         lifted.plain_session(proto),
         code,
-        Weights(weights_id="w", path=str(folder / "optimised.onnx"), size=70_000),
+        Weights(
+            weights_id=hash_of((folder / "optimised.onnx").read_bytes()),
+            path=str(folder / "optimised.onnx"),
+            size=70_000,
+        ),
     )
 
 
@@ -53,8 +58,10 @@ def test_a_model_that_is_not_lifted_is_opened_by_load_and_dropped_by_unload(devi
 def test_a_corrupt_graph_is_refused(device, tmp_path):
     _, code, _ = dense(tmp_path)
     (tmp_path / "dense" / "model.onnx").write_bytes(b"no graph")
-    with pytest.raises(DeviceError, match=r"model .*model.onnx: cannot be opened: .*compile the model again"):
+    with pytest.raises(DamageError, match=r"expected what was stored in .*model.onnx, found other content"):
         device.prepare(code)
+    with pytest.raises(DeviceError, match=r"model .*model.onnx: cannot be opened: .*compile the model again"):
+        device.prepare(lifted.vouched(code))
     with pytest.raises(DeviceError, match="not prepared"):
         device.infer(lifted.infer(code, [1]), [lifted.call({"x": numbers(1)})])
 
@@ -92,14 +99,14 @@ def test_an_index_that_contradicts_itself_or_the_graph_is_refused(device, tmp_pa
     _, code, _ = dense(tmp_path)
     (tmp_path / "dense" / "index.json").write_text(index if isinstance(index, str) else json.dumps(index))
     with pytest.raises(DeviceError, match=message):
-        device.prepare(code)
+        device.prepare(lifted.vouched(code))
 
 
 def test_weights_of_another_size_are_refused(device, tmp_path):
     _, code, weights = dense(tmp_path)
     device.prepare(code)
     other = lifted.weights_file(tmp_path / "other", b"\0" * (weights.size - 64))
-    with pytest.raises(DeviceError, match=f"weights other: expected {weights.size} bytes"):
+    with pytest.raises(DeviceError, match=f"weights {other.weights_id}: expected {weights.size} bytes"):
         device.load(lifted.load(code, other))
     with pytest.raises(DeviceError, match=r"extent: expected pages within 0..31, found 32..32"):
         device.load(lifted.load(code, weights, 32))

@@ -21,7 +21,7 @@ torch = models.torch
 from clockwork_serve.devices import DeviceConfig, build  # noqa: E402
 from clockwork_serve.devices import torch as torch_device  # noqa: E402
 from clockwork_serve.devices.host_pool import CHUNK  # noqa: E402
-from clockwork_serve.errors import DeviceError, ModelError  # noqa: E402
+from clockwork_serve.errors import DamageError, DeviceError, ModelError  # noqa: E402
 from clockwork_serve.messages import Extent, TorchIndex  # noqa: E402
 from tests.devices import lifted  # noqa: E402
 from tests.devices.lifted import close, numbers  # noqa: E402
@@ -208,7 +208,7 @@ def changed(code, folder, **fields):
     path = folder / "index.json"
     index = msgspec.json.decode(path.read_bytes(), type=TorchIndex)
     path.write_bytes(msgspec.json.encode(msgspec.structs.replace(index, **fields)))
-    return msgspec.structs.replace(code, code_id="changed", path=str(folder))
+    return lifted.vouched(msgspec.structs.replace(code, code_id="changed", path=str(folder)))
 
 
 @pytest.mark.parametrize(
@@ -229,14 +229,18 @@ def test_a_code_made_for_others_is_refused(device, code, tmp_path, fields, messa
 def test_artefacts_that_are_broken_are_refused(device, code, tmp_path):
     broken = changed(code, tmp_path / "code")
     (tmp_path / "code" / "2.pt2").write_bytes(b"this is no package")
-    with pytest.raises(DeviceError, match=r"2\.pt2: cannot be loaded: .*; compile the model again"):
+    with pytest.raises(DamageError, match=r"2\.pt2, found other content; it is made again"):
         device.prepare(broken)
+    with pytest.raises(DeviceError, match=r"2\.pt2: cannot be loaded: .*; compile the model again"):
+        device.prepare(lifted.vouched(broken))
     (tmp_path / "code" / "2.pt2").unlink()
-    with pytest.raises(DeviceError, match=r"2\.pt2: expected a package, found no file; compile"):
+    with pytest.raises(DamageError, match=r"2\.pt2, found No such file or directory; it is made again"):
         device.prepare(broken)
     (tmp_path / "code" / "index.json").write_text("{}")
-    with pytest.raises(DeviceError, match=r"index\.json: cannot be read"):
+    with pytest.raises(DamageError, match=r"index\.json, found other content"):
         device.prepare(broken)
+    with pytest.raises(DeviceError, match=r"index\.json: cannot be read"):
+        device.prepare(lifted.vouched(broken))
 
 
 def test_codes_of_other_backends_are_refused(device, tmp_path):
@@ -274,11 +278,11 @@ def test_unknown_codes_are_refused_and_unknown_extents_forgotten(device, code, t
 def test_weights_that_are_not_this_code_s_are_refused(device, code, tmp_path):
     device.prepare(code)
     short = lifted.weights_file(tmp_path / "short", b"123")
-    with pytest.raises(DeviceError, match=r"weights short: expected \d+ bytes for code net.*, found 3"):
+    with pytest.raises(DeviceError, match=r"weights \w+: expected \d+ bytes for code net.*, found 3"):
         device.load(lifted.load(code, short))
     weights = models.weights(code, models.Net(1), tmp_path / "cut")
     Path(weights.path).write_bytes(b"123")
-    with pytest.raises(DeviceError, match=r"cut: expected \d+ bytes, found 3; compile the model again"):
+    with pytest.raises(DeviceError, match=r"cut, found 3 bytes, not \d+; it is made again"):
         device.load(lifted.load(code, weights))
 
 
@@ -407,7 +411,7 @@ def test_a_file_that_is_gone_costs_the_pool_nothing(code, tmp_path):
     weights = models.weights(code, models.Net(1), tmp_path / "w")
     gone = msgspec.structs.replace(weights, path=str(tmp_path / "gone"))
     for _ in range(5):
-        with pytest.raises(DeviceError, match="gone: No such file or directory; compile the model again"):
+        with pytest.raises(DeviceError, match="gone, found No such file or directory; it is made again"):
             device.load(lifted.load(code, gone))
     device.load(lifted.load(code, weights))
     device.close()

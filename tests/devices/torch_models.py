@@ -18,8 +18,10 @@ torch = pytest.importorskip("torch", reason="torch is not installed: clockwork-s
 if shutil.which("g++") is None:
     pytest.skip("g++ compiles torch models, and is not there", allow_module_level=True)
 
+from clockwork_serve.integrity import hash_of  # noqa: E402
 from clockwork_serve.messages import Code, TensorSpec, TorchIndex, TorchTensor, Weights  # noqa: E402
 from clockwork_serve.units import align  # noqa: E402
+from tests.devices.lifted import vouched  # noqa: E402
 
 OPTIONS = {
     "aot_inductor.package_constants_in_so": False,
@@ -111,7 +113,7 @@ def _compile(folder: Path, code_id: str, model, inputs, sizes, *, batched: bool)
         code_id=code_id, backend="torch", path=str(folder), inputs=tuple(given), outputs=tuple(made),
         batched=batched, batch_sizes=sizes, lifted=True,
     )  # fmt: skip
-    (folder / "code.json").write_bytes(msgspec.json.encode(code))
+    (folder / "code.json").write_bytes(msgspec.json.encode(vouched(code)))
 
 
 def _spec(letter: str, value, number: int, *, batched: bool) -> TensorSpec:
@@ -127,7 +129,7 @@ def weights(code: Code, model, path: Path) -> Weights:
         value = model.state_dict()[tensor.name].detach().contiguous().view(torch.uint8)
         blob[tensor.offset : tensor.offset + tensor.size] = value.numpy().tobytes()
     path.write_bytes(blob)
-    return Weights(weights_id=path.name, path=str(path), size=len(blob))
+    return Weights(weights_id=hash_of(bytes(blob)), path=str(path), size=len(blob))
 
 
 def net(width: int = 64, layers: int = 2, sizes: tuple[int, ...] = (1, 2, 4)) -> Code:

@@ -16,8 +16,10 @@ import numpy as np
 from msgspec import structs
 
 from clockwork_serve.devices import DeviceConfig
+from clockwork_serve.integrity import hash_of, sealed
 from clockwork_serve.messages import (
     CodeAdded,
+    CodeFile,
     CodeReady,
     Fetch,
     Frame,
@@ -104,8 +106,10 @@ class FarOrders:
         assert (await self.results(1))[1].status is Status.OK
 
     def give_code(self) -> None:
-        profile = {"infer_ns": {"1": round(self.infer_ms * 1e6)}, "load_ns": 1000}
-        files = {"code.json": msgspec.json.encode(CODE), "profile.json": json.dumps(profile).encode()}
+        profile = json.dumps({"infer_ns": {"1": round(self.infer_ms * 1e6)}, "load_ns": 1000}).encode()
+        code = structs.replace(CODE, files=(CodeFile("profile.json", hash_of(profile)),))
+        record = sealed(f"codes/{CODE.code_id}/code.json", msgspec.json.encode(code))
+        files = {"code.json": record, "profile.json": profile}
         for name, data in files.items():
             self.send(Part(what="code", name=CODE.code_id, file=name, data=data))
         self.send(Part(what="code", name=CODE.code_id, last=True))

@@ -5,11 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec import structs
 
 from clockwork_serve.errors import RepositoryError
-from clockwork_serve.messages import CodeAdded, Fetch, Frame, Load, Model, Part, Weights
+from clockwork_serve.integrity import hash_of, sealed
+from clockwork_serve.messages import (
+    ArtefactDamaged,
+    CodeAdded,
+    CodeFile,
+    Fetch,
+    Frame,
+    Load,
+    Model,
+    Part,
+    Weights,
+)
 from clockwork_serve.serve.artefact_parts import Arriving, code_parts, weights_parts
 from clockwork_serve.serve.machine_artefacts import AT_ONCE, MachineArtefacts
 from clockwork_serve.store import Cache
@@ -70,14 +82,15 @@ def test_a_code_arrives_with_all_its_files(home: Cache, away: Cache) -> None:
     arrive(asked, away, code_parts(asked, stored))
     found = away.code(CODE.code_id)
     assert found is not None
-    assert structs.replace(found, path="") == CODE
+    assert structs.replace(found, path="", files=()) == CODE
+    assert found.files == stored.files
     assert (Path(found.path) / "model.onnx").read_bytes() == BLOB
 
 
 def test_a_code_that_is_another_one_or_leads_elsewhere_is_not_kept(home: Cache, away: Cache) -> None:
     stored = home.save_code(CODE, {"index.json": b"{}"})
     asked = Fetch(what="code", name="other")
-    with pytest.raises(RepositoryError, match="code other: found net"):
+    with pytest.raises(RepositoryError, match=r"code other: .*its seal does not fit"):
         arrive(asked, away, code_parts(asked, stored))
     asked = Fetch(what="code", name=CODE.code_id)
     described = (Path(stored.path) / "code.json").read_bytes()
@@ -86,9 +99,48 @@ def test_a_code_that_is_another_one_or_leads_elsewhere_is_not_kept(home: Cache, 
         Part(what="code", name=CODE.code_id, file="../../evil", data=b"x"),
         Part(what="code", name=CODE.code_id, last=True),
     ]
+    with pytest.raises(RepositoryError, match=r"index.json: found other content"):
+        arrive(asked, away, iter(evil))
+    leading = structs.replace(CODE, files=(CodeFile("../../evil", hash_of(b"x")),))
+    evil[0] = structs.replace(
+        evil[0], data=sealed(f"codes/{CODE.code_id}/code.json", msgspec.json.encode(leading))
+    )
     with pytest.raises(RepositoryError, match="lead elsewhere"):
         arrive(asked, away, iter(evil))
     assert away.code(CODE.code_id) is None
+
+
+def test_a_code_of_which_a_file_is_damaged_at_home_is_not_kept_and_told(home: Cache, away: Cache) -> None:
+    stored = home.save_code(CODE, {"model.onnx": BLOB, "index.json": b"{}"})
+    (Path(stored.path) / "model.onnx").write_bytes(BLOB[:-1])
+    asked: list[Fetch] = []
+    damaged: list[ArtefactDamaged] = []
+    ready: list[str] = []
+    artefacts = MachineArtefacts(away, asked.append, damaged.append)
+    artefacts.code(CodeAdded(code=stored), lambda added, error: ready.append(error))
+    for part in code_parts(asked[0], stored):
+        assert isinstance(part, Part)
+        artefacts.take(part)
+    assert [(one.what, one.name) for one in damaged] == [("code", CODE.code_id)]
+    assert "model.onnx: found other content" in ready[0]
+    assert away.code(CODE.code_id) is None
+
+
+def test_what_is_damaged_in_a_far_cache_is_fetched_again(home: Cache, away: Cache) -> None:
+    there = weights(home)
+    server = Server(home)
+    artefacts = MachineArtefacts(away, server.asked.append)
+    model = structs.replace(MODEL, weights=there)
+    home.save_code(CODE, {"index.json": b"{}"})
+    away.save_weights(BLOB)
+    here = away.weights_path(there.weights_id)
+    here.write_bytes(bytes(len(BLOB)))
+    artefacts.damaged(ArtefactDamaged(what="weights", name=there.weights_id))
+    gone: list[Load] = []
+    assert not artefacts.load(structs.replace(load(1, "a", 0), weights=there), gone.append)
+    server.answer(artefacts, server.asked[0], model)
+    assert gone[0].weights.path == str(here)
+    assert here.read_bytes() == BLOB
 
 
 def test_a_python_model_is_not_sent(home: Cache) -> None:

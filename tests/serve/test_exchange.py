@@ -13,15 +13,18 @@ import uvloop
 
 from clockwork_serve.messages import (
     Answer,
+    ArtefactDamaged,
     Ask,
     Beat,
     Cancel,
     Code,
     CodeAdded,
     CodeReady,
+    CodeRemade,
     CodeRemoved,
     ControllerEffect,
     ControllerEvent,
+    DamageCounted,
     DeviceSpec,
     Drain,
     Extent,
@@ -221,10 +224,10 @@ def test_newcomers_are_told_the_catalogue(tmp_path: Path) -> None:
         await world.keeper(code(), model("m/1"), model("m/2"), ModelRemoved(model="m/2"))
         gateway = await world.peer(Role.GATEWAY, "g")
         worker = await world.worker("w", "d")
-        await until(lambda: gateway.of(Intake) and worker.frames)
+        await until(lambda: gateway.of(Intake) and len(worker.frames) == 2)
         told = [code(), model("m/1"), Readiness(ready=False, why="starting")]
         assert [frame for frame in gateway.frames if not isinstance(frame, Intake)] == told
-        assert worker.frames == [code()]
+        assert worker.frames == [code(), model("m/1")]
         assert world.brain.seen == [
             code(), model("m/1"), model("m/2"), ModelRemoved(model="m/2"), joined("w", "d"),
         ]  # fmt: skip
@@ -240,9 +243,9 @@ def test_changes_reach_everyone_who_is_there(tmp_path: Path) -> None:
         await until(lambda: world.brain.seen)
         changes: list[Frame] = [code(), model(), ModelRemoved(model="m/1"), CodeRemoved(code_id="c1")]
         keeper.send(*changes)
-        await until(lambda: len(worker.frames) == 2 and len(gateway.frames) == 6)
+        await until(lambda: len(worker.frames) == 3 and len(gateway.frames) == 6)
         assert gateway.frames[2:] == changes
-        assert worker.frames == [code(), CodeRemoved(code_id="c1")]
+        assert worker.frames == [code(), model(), CodeRemoved(code_id="c1")]
         assert [*world.brain.seen] == [joined("w", "d"), *changes]
 
     play(tmp_path, story)
@@ -260,9 +263,27 @@ def test_workers_wait_until_the_catalogue_is_complete(tmp_path: Path) -> None:
         assert world.brain.seen == [code()]
         assert worker.frames == []
         keeper.send(model(), Ask(ask_id=1, what=Question.STATE))
-        await until(lambda: worker.frames)
+        await until(lambda: len(worker.frames) == 2)
         assert world.brain.seen == [code(), model(), joined("w", "d")]
-        assert worker.frames == [code()], "told once"
+        assert worker.frames == [code(), model()], "told once"
+
+    play(tmp_path, story)
+
+
+def test_what_a_worker_finds_damaged_is_the_keeper_s_and_a_code_made_again_everyone_s(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        keeper = await world.keeper(code(), model())
+        worker = await world.worker("w", "d")
+        await until(lambda: len(worker.frames) == 2)
+        found = ArtefactDamaged(what="code", name="c1", message="a bit")
+        worker.send(found)
+        await until(lambda: keeper.of(ArtefactDamaged) == [found])
+        keeper.send(CodeRemade(code_id="c1"), CodeRemade(code_id="unknown"))
+        keeper.send(DamageCounted(found={"code": 1}, remade=1))
+        await until(lambda: len(worker.frames) == 3 and world.recorder.counters.artefacts_remade)
+        assert worker.frames[2] == code(), "to prepare it once more"
+        assert world.brain.seen[-1] == CodeRemade(code_id="c1")
+        assert world.recorder.counters.damaged_files == {"code": 1}
 
     play(tmp_path, story)
 

@@ -67,9 +67,10 @@ class Toy:
     def retire(self, code_id: str) -> None:
         self._note(f"retire {code_id}")
 
-    def load(self, action: Load) -> None:
+    def load(self, action: Load) -> int:
         self.started_ns[action.action_id] = time.monotonic_ns()
         self._note(f"load {action.model}")
+        return 0
 
     def unload(self, action: Unload) -> None:
         self._note(f"unload {action.model}")

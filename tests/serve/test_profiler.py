@@ -57,12 +57,13 @@ class TimedDevice:
     def retire(self, code_id: str) -> None:
         self.prepared.remove(code_id)
 
-    def load(self, action: Load) -> None:
+    def load(self, action: Load) -> int:
         assert not self.loaded
         assert action.extent.count * self.spec.page_bytes >= action.weights.size
         self.loaded = True
         self.loads += 1
         self.now_ns += self._load_ns
+        return 0
 
     def unload(self, action: Unload) -> None:
         self.loaded = False

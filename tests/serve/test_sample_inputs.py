@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from clockwork_serve.devices.base import NUMPY_DTYPES
-from clockwork_serve.messages import DATATYPES, Code, TensorSpec
+from clockwork_serve.integrity import hash_of
+from clockwork_serve.messages import DATATYPES, Code, CodeFile, TensorSpec
 from clockwork_serve.serve.sample_inputs import ELEMENTS_MAX, SAMPLE_RATE, fills_to_try, inputs_of
 from clockwork_serve.store import Fill
 
@@ -18,6 +19,7 @@ def code(*inputs: TensorSpec, batched: bool = True, path: Path = Path("/nowhere"
     return Code(
         code_id="c", backend="onnx", path=str(path), inputs=inputs, outputs=(), batched=batched,
         batch_sizes=(1,), lifted=True,
+        files=tuple(CodeFile(one.name, hash_of(one.read_bytes())) for one in path.glob("*")),
     )  # fmt: skip
 
 

@@ -20,7 +20,8 @@ import uvloop
 from msgspec import structs
 
 from clockwork_serve.devices import DeviceConfig
-from clockwork_serve.messages import CodeAdded, CodeReady, Keep, Result, Status, WorkerJoined
+from clockwork_serve.integrity import hash_of
+from clockwork_serve.messages import CodeAdded, CodeFile, CodeReady, Keep, Result, Status, WorkerJoined
 from clockwork_serve.serve.region import Region
 from clockwork_serve.serve.worker_process import EXIT_CONFIG, WorkerConfig
 from tests.serve.ordering import PATIENCE_S, Orders, orders
@@ -68,9 +69,10 @@ async def ready(at: Orders, run_dir: Path, *, infer_ms: float = 1) -> None:
     """The worker joined and prepared an emulated code."""
     await at.linked()
     await at.hear(WorkerJoined)
-    profile = {"infer_ns": {"1": round(infer_ms * 1e6)}, "load_ns": 1000}
-    (run_dir / "profile.json").write_text(json.dumps(profile))
-    told = await at.ask(CodeAdded(code=structs.replace(CODE, path=str(run_dir))), CodeReady)
+    profile = json.dumps({"infer_ns": {"1": round(infer_ms * 1e6)}, "load_ns": 1000}).encode()
+    (run_dir / "profile.json").write_bytes(profile)
+    files = (CodeFile("profile.json", hash_of(profile)),)
+    told = await at.ask(CodeAdded(code=structs.replace(CODE, path=str(run_dir), files=files)), CodeReady)
     assert told.ok, told.message
 
 

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from clockwork_serve.errors import RepositoryError
-from clockwork_serve.messages import Code, Profile
+from clockwork_serve.integrity import hash_of
+from clockwork_serve.messages import Code, CodeFile, Profile
 from clockwork_serve.store import Cache, Repository, StoreConfig, compile_all
+from clockwork_serve.store.cache import KEPT_DAMAGED
 from clockwork_serve.store.compiled import Compiled
 from clockwork_serve.store.trial import difference
 from tests.store import graphs
@@ -73,7 +75,8 @@ def test_the_first_of_two_equal_codes_stays(cache):
     first = cache.save_code(CODE, {"model.onnx": b"first"})
     assert cache.save_code(CODE, {"model.onnx": b"second"}) == first
     assert (cache.root / "codes/c/model.onnx").read_bytes() == b"first"
-    assert cache.code("c") == msgspec.structs.replace(CODE, path=str(cache.root / "codes/c"))
+    files = (CodeFile("model.onnx", hash_of(b"first")),)
+    assert cache.code("c") == msgspec.structs.replace(CODE, path=str(cache.root / "codes/c"), files=files)
 
 
 def test_a_code_folder_that_someone_emptied_is_written_again(cache):
@@ -127,7 +130,7 @@ HALF_WRITTEN = """
     from clockwork_serve.store import Cache
 
     class Dying(Cache):
-        def _write_draft(self, draft, data, place, *, synced=True):
+        def _write_draft(self, draft, data, place):
             draft.write_bytes(bytes(data)[: len(data) // 2])
             if place.suffix == ".bin":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -269,3 +272,90 @@ def test_artefacts_that_disappeared_are_compiled_again(shop):
     assert not compiled.present(shop.cache)
     assert shop.compile()[0]["m/1"] == first
     assert compiled.present(shop.cache)
+
+
+# What was damaged
+
+
+def damage(path, at=None):
+    """Change one bit in the middle of a file, or at some place."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 if at is None else at] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("at", [0, 20, 71, 72, -1])
+def test_a_record_with_a_changed_bit_is_set_aside_wherever_it_is(cache, at):
+    cache.save_profile(PROFILE)
+    (path,) = cache.root.glob("profiles/*")
+    damage(path, at)
+    assert cache.profile("c", "emulated:v100/x") is None
+    assert [one.what for one in cache.damage] == ["record"]
+    assert not path.exists()
+    assert len(list((cache.root / "damaged").iterdir())) == 1
+    cache.save_profile(PROFILE)
+    assert cache.profile("c", "emulated:v100/x") == PROFILE
+
+
+def test_a_record_in_the_place_of_another_is_not_that(cache):
+    cache.save_record("seen", "a", ["one"])
+    cache.save_record("seen", "b", ["two"])
+    (cache.root / "seen" / "a.json").replace(cache.root / "seen" / "b.json")
+    assert cache.record("seen", "b", list) is None
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "index.json", "code.json"])
+def test_a_code_with_a_damaged_file_is_set_aside_and_stored_again(cache, name):
+    files = {"model.onnx": b"graph" * 100, "index.json": b"{}"}
+    stored = cache.save_code(CODE, files)
+    assert {file.name for file in stored.files} == set(files)
+    damage(cache.root / "codes" / "c" / name)
+    assert not cache.inspect("code", "c")
+    assert [(one.what, one.name) for one in cache.damage] == [("code", "c")]
+    assert cache.save_code(CODE, files) == stored
+    assert cache.code_file("c", "model.onnx") == files["model.onnx"]
+    assert cache.code_file("c", "other") is None
+
+
+def test_a_code_that_lacks_a_file_is_absent(cache):
+    cache.save_code(CODE, {"model.onnx": b"graph"})
+    (cache.root / "codes" / "c" / "model.onnx").unlink()
+    assert cache.code("c") is None
+    assert "No such file" in cache.damage[0].found
+
+
+def test_weights_are_absent_if_they_are_others_of_the_same_size(cache):
+    weights_id = cache.save_weights(b"w" * 1000)
+    cache.weights_path(weights_id).write_bytes(bytes(1000))
+    assert not cache.has_weights(weights_id, 1000)
+    assert [(one.what, one.name) for one in cache.damage] == [("weights", weights_id)]
+    assert cache.save_weights(b"w" * 1000) == weights_id
+    assert cache.has_weights(weights_id, 1000)
+
+
+def test_weights_of_the_right_size_and_other_content_are_replaced_when_they_are_stored(cache):
+    weights_id = cache.save_weights(b"w" * 1000)
+    cache.weights_path(weights_id).write_bytes(bytes(1000))
+    cache.save_weights(b"w" * 1000)
+    assert cache.weights_path(weights_id).read_bytes() == b"w" * 1000
+    assert len(cache.damage) == 1
+
+
+def test_a_start_compares_sizes_alone_and_reads_what_is_suspected(tmp_path):
+    with Cache(tmp_path, reads_weights=False) as cache:
+        weights_id = cache.save_weights(b"w" * 1000)
+        cache.weights_path(weights_id).write_bytes(bytes(1000))
+        assert cache.has_weights(weights_id, 1000)
+        assert not cache.inspect("weights", weights_id)
+        assert not cache.has_weights(weights_id, 1000)
+
+
+def test_of_what_was_set_aside_the_last_few_are_kept(cache):
+    for number in range(KEPT_DAMAGED + 5):
+        cache.save_record("seen", str(number), number)
+        damage(cache.root / "seen" / f"{number}.json")
+        cache.record("seen", str(number), int)
+    kept = sorted(path.name for path in (cache.root / "damaged").iterdir())
+    assert len(kept) == KEPT_DAMAGED
+    assert kept[-1].endswith(f"{KEPT_DAMAGED + 4}.json")
+    assert len(cache.damage) == KEPT_DAMAGED + 5

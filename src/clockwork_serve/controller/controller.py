@@ -39,6 +39,7 @@ from clockwork_serve.messages import (
     Cancel,
     CodeAdded,
     CodeReady,
+    CodeRemade,
     CodeRemoved,
     ControllerEffect,
     ControllerEvent,
@@ -120,7 +121,7 @@ class Controller:
                 self._hangs.told(event)
             case Pardon() | WorkerCrashed():
                 self._quarantine.told(event)
-            case CodeAdded():
+            case CodeAdded() | CodeRemade():
                 self._on_code(event, now_ns)
             case CodeRemoved():
                 self._on_code_removed(event.code_id)
@@ -198,7 +199,7 @@ class Controller:
         device, samples = sent.device, sent.samples
         good = result.status is GOOD
         if good and samples is not None:
-            samples.learn(result.ended_ns - result.started_ns, now_ns)
+            samples.learn(result.ended_ns - result.started_ns - result.once_ns, now_ns)
         if sent.waiters:
             if self._charges:
                 self._tenants.measured(sent.waiters, result.ended_ns - result.started_ns, now_ns)
@@ -243,7 +244,10 @@ class Controller:
 
     # Models
 
-    def _on_code(self, event: CodeAdded, now_ns: int) -> None:
+    def _on_code(self, event: CodeAdded | CodeRemade, now_ns: int) -> None:
+        if isinstance(event, CodeRemade):
+            self._on_code_remade(event.code_id, now_ns)
+            return
         code_id = event.code.code_id
         for profile in event.profiles:
             self._belief.estimator.learn_profile(profile)
@@ -252,6 +256,11 @@ class Controller:
             return
         self._belief.codes[code_id] = event.code
         self._fleet.expect(event.code, now_ns)
+
+    def _on_code_remade(self, code_id: str, now_ns: int) -> None:
+        code = self._belief.codes.get(code_id)
+        if code is not None and not self._quarantine.holds(code_id):
+            self._fleet.expect_again(code, now_ns)
 
     def _on_code_removed(self, code_id: str) -> None:
         self._belief.codes.pop(code_id, None)

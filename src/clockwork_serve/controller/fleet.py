@@ -80,6 +80,15 @@ class Fleet:
                 device.since_ns = now_ns
                 self._belief.guard(device, now_ns)
 
+    def expect_again(self, code: Code, now_ns: int) -> None:
+        """Devices that could not prepare a code will try again."""
+        for device in self._all():
+            if device.failed_codes.pop(code.code_id, None) is not None:
+                device.expect(code)
+                if device.up and device.pending_codes:
+                    device.since_ns = now_ns
+                    self._belief.guard(device, now_ns)
+
     def forget(self, code_id: str) -> None:
         """No device will hold a code."""
         for device in self._all():

@@ -119,7 +119,7 @@ class Hangs:
             return
         residency = owed.residency
         if good and sent is not None and sent.samples is not None:
-            sent.samples.learn(result.ended_ns - result.started_ns, now_ns)
+            sent.samples.learn(result.ended_ns - result.started_ns - result.once_ns, now_ns)
         if residency is not None and residency in hung.kept:
             if residency.state == LOADING and good:
                 residency.step(LOADED)

@@ -95,6 +95,10 @@ class Quarantine:
             self._suspects.succeeded(event.code_id)
         return event.code_id in self._held
 
+    def holds(self, code_id: str) -> bool:
+        """Whether a code is in quarantine."""
+        return code_id in self._held
+
     def joined(self, device: DeviceBelief) -> None:
         """A device came: what kills it is not prepared there."""
         self._suspects.joined(device.worker)

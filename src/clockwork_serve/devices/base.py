@@ -87,8 +87,12 @@ class Device(Protocol):
     def retire(self, code_id: str) -> None:
         """Free what ``prepare`` took; unknown codes are ignored."""
 
-    def load(self, action: Load) -> None:
-        """Copy the weights into the extent and return when they are there."""
+    def load(self, action: Load) -> int:
+        """Copy the weights into the extent and return when they are there, verified.
+
+        How many ns of that a further LOAD of the same weights will not take: they were verified for the
+        first time. :class:`~clockwork_serve.errors.DamageError` if they are not what their name says.
+        """
 
     def unload(self, action: Unload) -> None:
         """Forget the weights in the extent."""

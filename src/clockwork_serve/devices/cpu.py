@@ -9,7 +9,7 @@ from clockwork_serve.devices.base import CallBuffers, DeviceConfig, Phases
 from clockwork_serve.devices.onnx import OnnxBackend
 from clockwork_serve.devices.python import PythonBackend
 from clockwork_serve.errors import DeviceError
-from clockwork_serve.messages import Code, DeviceSpec, Infer, Load, Unload
+from clockwork_serve.messages import Code, DeviceSpec, Infer, Load, Unload, Weights
 
 Backend = OnnxBackend | PythonBackend
 
@@ -19,8 +19,9 @@ class CpuDevice:
 
     def __init__(self, config: DeviceConfig) -> None:
         self._arena = Arena(config.memory_bytes, config.page_bytes)
+        self._onnx = OnnxBackend(config, self._arena)
         self._backends: dict[str, Backend] = {
-            "onnx": OnnxBackend(config, self._arena),
+            "onnx": self._onnx,
             "python": PythonBackend(config, self._arena),
         }
         self._backend_by_code: dict[str, Backend] = {}
@@ -52,9 +53,13 @@ class CpuDevice:
         if backend is not None:
             backend.retire(code_id)
 
-    def load(self, action: Load) -> None:
+    def load(self, action: Load) -> int:
         """Load by the code's backend."""
-        self._backend(action.code_id).load(action)
+        return self._backend(action.code_id).load(action)
+
+    def verify(self, weights: Weights) -> None:
+        """Look whether a weights file is what its name says, before it is wanted; for any thread."""
+        self._onnx.verify(weights)
 
     def unload(self, action: Unload) -> None:
         """Forget the extent in every backend: the action does not say whose it was."""

@@ -39,6 +39,7 @@ import numpy as np
 from msgspec import Struct
 
 from clockwork_serve.devices.base import CallBuffers, DeviceConfig, Phases
+from clockwork_serve.devices.code_files import read_file
 from clockwork_serve.devices.tensors import Room, full_shape, io_bytes, rows_of
 from clockwork_serve.errors import ConfigError, DeviceError
 from clockwork_serve.messages import Code, DeviceSpec, Infer, Load, Profile, TensorSpec, Unload
@@ -125,13 +126,14 @@ class EmulatedDevice:
         """Forget its durations."""
         self._ready_by_code.pop(code_id, None)
 
-    def load(self, action: Load) -> None:
+    def load(self, action: Load) -> int:
         """Take the time of copying ``action.weights.size`` bytes."""
         end = self._clock() + self._vary(self._get(action.code_id)[1].load_ns(action.weights.size))
         extent = action.extent
         if extent.first < 0 or extent.first + extent.count > self.spec.pages:
             raise DeviceError(f"extent: expected pages within 0..{self.spec.pages - 1}, found {extent}")
         self._wait(end)
+        return 0
 
     def unload(self, action: Unload) -> None:
         """Nothing to forget."""
@@ -245,8 +247,8 @@ def read_profile(name: str) -> ProfileFile:
 def _read_code_profile(code: Code) -> CodeProfile:
     path = Path(code.path) / "profile.json"
     try:
-        profile = _code_profiles.decode(path.read_bytes())
-    except (OSError, ValueError, RecursionError, msgspec.DecodeError) as error:
+        profile = _code_profiles.decode(read_file(code, "profile.json"))
+    except (ValueError, RecursionError, msgspec.DecodeError) as error:
         raise DeviceError(f"code {path}: cannot be read ({error})") from error
     _check_curve(f"code {path}: infer_ns", profile.infer_ns)
     return profile

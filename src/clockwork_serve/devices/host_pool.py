@@ -11,7 +11,8 @@ from collections import OrderedDict
 from typing import Any, Final
 
 from clockwork_serve.devices.accelerator import Accelerator, Mark, Tensor
-from clockwork_serve.devices.blobs import Blobs
+from clockwork_serve.devices.blobs import Blobs, Reading
+from clockwork_serve.messages import Weights
 from clockwork_serve.units import MIB
 
 CHUNK: Final = 2 * MIB
@@ -37,31 +38,39 @@ class HostPool:
         self.hits = 0
         self.misses = 0
 
-    def copy(self, path: str, target: Tensor) -> None:
-        """Fill ``target`` with a file of its very length, or DeviceError; it is there at the next mark."""
+    def copy(self, weights: Weights, target: Tensor) -> int:
+        """Fill ``target`` with a file of its very length, or DeviceError; it is there at the next mark.
+
+        How long it took to verify what was read (ns); what is kept was verified when it came.
+        """
         if self._direct:
-            self._blobs.read_into(path, target.numpy())
-            return
+            return self._blobs.read_into(weights, target.numpy())
+        path = weights.path
         kept = self._chunks_by_path.get(path)
         if kept is not None:
             self.hits += 1
             self._chunks_by_path.move_to_end(path)
             for at, chunk in enumerate(kept):
                 self._send(chunk, at, target)
-            return
+            return 0
         self.misses += 1
         chunks = self._room(-(-len(target) // CHUNK))
         if chunks is None:
-            self._stream(path, target)
-            return
+            return self._stream(weights, target)
         try:
-            for at, chunk in enumerate(chunks):
-                self._read(path, chunk, at, target)
-                self._send(chunk, at, target)
+            with self._blobs.reading(weights, len(target)) as reading:
+                for at, chunk in enumerate(chunks):
+                    self._read(reading, chunk, at, target)
+                    self._send(chunk, at, target)
         except BaseException:
             self._free += chunks
             raise
         self._chunks_by_path[path] = chunks
+        return reading.once_ns
+
+    def verify(self, weights: Weights) -> None:
+        """Look whether a file is what its name says, before it is wanted; for any thread."""
+        self._blobs.verify(weights)
 
     def close(self) -> None:
         """Forget all."""
@@ -78,20 +87,22 @@ class HostPool:
         taken, self._free = self._free[:count], self._free[count:]
         return taken
 
-    def _stream(self, path: str, target: Tensor) -> None:
+    def _stream(self, weights: Weights, target: Tensor) -> int:
         """Through the staging chunks, each read anew once its last copy is over."""
         marks: list[Mark] = [None] * len(self._staging)
-        for at in range(-(-len(target) // CHUNK)):
-            turn = at % len(self._staging)
-            if marks[turn] is not None:
-                self._accelerator.wait(marks[turn])
-            self._read(path, self._staging[turn], at, target)
-            self._send(self._staging[turn], at, target)
-            marks[turn] = self._accelerator.mark("load")
+        with self._blobs.reading(weights, len(target)) as reading:
+            for at in range(-(-len(target) // CHUNK)):
+                turn = at % len(self._staging)
+                if marks[turn] is not None:
+                    self._accelerator.wait(marks[turn])
+                self._read(reading, self._staging[turn], at, target)
+                self._send(self._staging[turn], at, target)
+                marks[turn] = self._accelerator.mark("load")
+        return reading.once_ns
 
-    def _read(self, path: str, chunk: int, at: int, target: Tensor) -> None:
+    def _read(self, reading: Reading, chunk: int, at: int, target: Tensor) -> None:
         memory: Any = self._chunk(chunk, at, target).numpy()
-        self._blobs.read_part(path, memory, at * CHUNK, len(target))
+        reading.part(memory, at * CHUNK)
 
     def _send(self, chunk: int, at: int, target: Tensor) -> None:
         start = at * CHUNK

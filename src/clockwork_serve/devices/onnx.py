@@ -13,6 +13,7 @@ import numpy as np
 from clockwork_serve.devices.arena import Arena, Scratch
 from clockwork_serve.devices.base import CallBuffers, DeviceConfig, Phases
 from clockwork_serve.devices.blobs import Blobs
+from clockwork_serve.devices.code_files import read_file
 from clockwork_serve.devices.onnx_open import OpenBatch, TextBatch
 from clockwork_serve.devices.onnx_session import Session, one_line, open_session, trim, value_of
 from clockwork_serve.devices.onnx_static import StaticBatch, fits_area
@@ -20,7 +21,7 @@ from clockwork_serve.devices.onnx_warmup import warm_up
 from clockwork_serve.devices.onnx_weights import Bindings, Bound, Index, bind, read_index
 from clockwork_serve.devices.tensors import rows_of
 from clockwork_serve.errors import DeviceError, ModelError
-from clockwork_serve.messages import Code, Infer, Load, Unload
+from clockwork_serve.messages import Code, Infer, Load, Unload, Weights
 
 NO_WEIGHTS = Index(tensors=(), blob_bytes=0)
 
@@ -59,11 +60,11 @@ class OnnxBackend:
         """Open the code's session and warm it; DeviceError if the artefact is unusable."""
         if code.code_id in self._prepared_by_code:
             return
-        folder = Path(code.path)
         index, session = NO_WEIGHTS, None
         if code.lifted:
-            index = read_index(folder)
-            session = open_session(folder / "model.onnx", self._config.threads)
+            index = read_index(code)
+            graph = read_file(code, "model.onnx")
+            session = open_session(Path(code.path) / "model.onnx", self._config.threads, graph)
             _check_names(code, index, session)
         sizes = code.batch_sizes if code.batched else (1,)
         batches = {size: self._batch(code, size) for size in sizes}
@@ -82,28 +83,39 @@ class OnnxBackend:
             del self._opened_by_page[page]
         trim()
 
-    def load(self, action: Load) -> None:
+    def load(self, action: Load) -> int:
         """Read the blob into its extent, or open the session of a model that is not lifted."""
         prepared = self._get(action.code_id)
         page, weights = action.extent.first, action.weights
         if not prepared.code.lifted:
-            self._arena.view(action.extent, 0)
-            path = Path(weights.path)
-            path = path / "model.onnx" if path.is_dir() else path
-            session = open_session(path, self._config.threads)
-            _check_names(prepared.code, NO_WEIGHTS, session)
-            bound = bind(session, NO_WEIGHTS, np.empty(0, np.uint8))
-            warm_up(prepared.code, bound, (1,), self._config.warm_up_ns)
-            self._opened_by_page[page] = (action.code_id, bound)
-            return
+            return self._open_apart(prepared, action)
         if weights.size != prepared.index.blob_bytes:
             raise DeviceError(
                 f"weights {weights.weights_id}: expected {prepared.index.blob_bytes} bytes for code"
                 f" {action.code_id}, found {weights.size}; compile the model again"
             )
-        self._blobs.read_into(weights.path, self._arena.view(action.extent, weights.size))
+        once_ns = self._blobs.read_into(weights, self._arena.view(action.extent, weights.size))
         if self._bindings.get(action.code_id, page) is None:
             self._bind(prepared, action.code_id, page)
+        return once_ns
+
+    def verify(self, weights: Weights) -> None:
+        """Look whether a weights file is what its name says; for any thread. DamageError if it is not."""
+        self._blobs.verify(weights)
+
+    def _open_apart(self, prepared: Prepared, action: Load) -> int:
+        """Open the session of a model that is not lifted; it is read by its path, so looked at twice."""
+        self._arena.view(action.extent, 0)
+        began_ns = time.monotonic_ns()
+        self._blobs.verify(action.weights)
+        once_ns = time.monotonic_ns() - began_ns
+        session = open_session(Path(action.weights.path), self._config.threads)
+        self._blobs.verify(action.weights)
+        _check_names(prepared.code, NO_WEIGHTS, session)
+        bound = bind(session, NO_WEIGHTS, np.empty(0, np.uint8))
+        warm_up(prepared.code, bound, (1,), self._config.warm_up_ns)
+        self._opened_by_page[action.extent.first] = (action.code_id, bound)
+        return once_ns
 
     def unload(self, action: Unload) -> None:
         """Forget; bindings stay, for whoever comes to these pages next."""

@@ -33,8 +33,11 @@ def share_allocator() -> None:
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
 
 
-def open_session(path: Path, threads: int) -> Session:
-    """A session on a model file whose graph is optimised already; DeviceError in one line if it cannot be."""
+def open_session(path: Path, threads: int, graph: bytes | None = None) -> Session:
+    """A session on a model file whose graph is optimised already; DeviceError in one line if it cannot be.
+
+    ``graph`` is what is in the file, where that was read already.
+    """
     share_allocator()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -47,7 +50,8 @@ def open_session(path: Path, threads: int) -> Session:
     # Weights that are not lifted go back to the system on UNLOAD, which the shared arena would not do.
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        source = str(path) if graph is None else graph
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise DeviceError(
             f"model {path}: cannot be opened: {one_line(error)}; compile the model again"

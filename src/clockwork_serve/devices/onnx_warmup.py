@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,6 +12,7 @@ import numpy as np
 from msgspec import Struct
 
 from clockwork_serve.devices.base import NUMPY_DTYPES
+from clockwork_serve.devices.code_files import has_file, read_file
 from clockwork_serve.devices.onnx_session import value_of
 from clockwork_serve.devices.onnx_weights import Bound
 from clockwork_serve.devices.tensors import full_shape
@@ -33,7 +33,7 @@ def warm_up(code: Code, bound: Bound, sizes: Sequence[int], limit_ns: int) -> No
     A graph may refuse made-up inputs (and weights that are all zero); that says nothing about real ones.
     """
     names = [spec.name for spec in code.outputs]
-    fills = _fills(Path(code.path))
+    fills = _fills(code)
     left_ns = limit_ns
     for size in sizes:
         began_ns = time.monotonic_ns()
@@ -64,10 +64,12 @@ def _made_up(code: Code, size: int, fills: dict[str, Fill]) -> dict[str, Any]:
     return inputs
 
 
-def _fills(folder: Path) -> dict[str, Fill]:
+def _fills(code: Code) -> dict[str, Fill]:
     """What compilation found out, if it left a note."""
+    if not has_file(code, "probe.json"):
+        return {}
     try:
-        fills = msgspec.json.decode((folder / "probe.json").read_bytes(), type=tuple[Fill, ...])
-    except (OSError, ValueError, RecursionError, msgspec.DecodeError):
+        fills = msgspec.json.decode(read_file(code, "probe.json"), type=tuple[Fill, ...])
+    except (ValueError, RecursionError, msgspec.DecodeError):
         return {}
     return {fill.name: fill for fill in fills}

@@ -14,9 +14,11 @@ from msgspec import Struct
 
 from clockwork_serve.devices.arena import Bytes
 from clockwork_serve.devices.base import NUMPY_DTYPES, Array
+from clockwork_serve.devices.code_files import read_file
 from clockwork_serve.devices.onnx_session import Session, Value, value_of
 from clockwork_serve.devices.tensors import nbytes_of
 from clockwork_serve.errors import DeviceError
+from clockwork_serve.messages import Code
 
 BOUND_TENSORS_MAX: Final = 100_000
 """Weights bound at once, over all bindings: each takes about 1 kB; binding it again takes 2 us."""
@@ -39,12 +41,12 @@ class Index(Struct, frozen=True, kw_only=True):
     blob_bytes: int
 
 
-def read_index(folder: Path) -> Index:
+def read_index(code: Code) -> Index:
     """The code's ``index.json``; DeviceError if it is not there or contradicts itself."""
-    path = folder / "index.json"
+    path = Path(code.path) / "index.json"
     try:
-        index = msgspec.json.decode(path.read_bytes(), type=Index)
-    except (OSError, ValueError, RecursionError, msgspec.DecodeError) as error:
+        index = msgspec.json.decode(read_file(code, "index.json"), type=Index)
+    except (ValueError, RecursionError, msgspec.DecodeError) as error:
         raise DeviceError(f"code {path}: cannot be read ({error}); compile the model again") from error
     for tensor in index.tensors:
         _, dtype = element_type(tensor.dtype)

@@ -14,7 +14,6 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import torch
@@ -38,7 +37,7 @@ from clockwork_serve.devices.torch_package import (
     views_of,
 )
 from clockwork_serve.errors import DeviceError, DeviceGone, ModelError
-from clockwork_serve.messages import Code, DeviceSpec, Extent, Infer, Load, TorchIndex, Unload
+from clockwork_serve.messages import Code, DeviceSpec, Extent, Infer, Load, TorchIndex, Unload, Weights
 
 KEPT_MAX: Final = 256
 """Retired codes whose packages are kept for their return; each package takes about 0.5 MB."""
@@ -129,7 +128,7 @@ class TorchDevice:
                 self._config.device, dropped, KEPT_MAX,
             )  # fmt: skip
 
-    def load(self, action: Load) -> None:
+    def load(self, action: Load) -> int:
         """Copy the blob into its extent, and wait until it is there."""
         prepared = self._get(action.code_id)
         weights, blob_bytes = action.weights, prepared.index.blob_bytes
@@ -141,17 +140,22 @@ class TorchDevice:
         target = self._extent(action.extent, blob_bytes)
         with self._safe(f"weights {weights.weights_id}"), torch.inference_mode():
             with self._accelerator.lane("load"):
-                self._pool.copy(weights.path, target)
+                once_ns = self._pool.copy(weights, target)
                 loaded = self._accelerator.mark("load")
             self._accelerator.wait(loaded)
             views = self._views(prepared, action.extent.first)
             for package in prepared.packages.values():
                 self._capture(prepared, package, action.extent.first, views)
+        return once_ns
+
+    def verify(self, weights: Weights) -> None:
+        """Look whether a weights file is what its name says, before it is wanted; for any thread."""
+        self._pool.verify(weights)
 
     def _open(self, code: Code) -> Prepared:
         if code.backend != "torch":
             raise DeviceError(f"code {code.code_id}: {self.spec.misfit(code.backend)}")
-        index = read_index(Path(code.path))
+        index = read_index(code)
         check_code(code, index, self._accelerator, self._config.device)
         sizes = code.batch_sizes if code.batched else (1,)
         packages = {}

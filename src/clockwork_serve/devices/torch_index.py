@@ -12,8 +12,9 @@ from typing import Final
 
 import msgspec
 
+from clockwork_serve.devices.code_files import read_file
 from clockwork_serve.errors import DeviceError
-from clockwork_serve.messages import TorchIndex, TorchTensor
+from clockwork_serve.messages import Code, TorchIndex, TorchTensor
 
 INDEX_FILE: Final = "index.json"
 TENSOR_START: Final = 256
@@ -30,17 +31,17 @@ ITEM_BYTES: dict[str, int] = {
 _decoder: Final = msgspec.json.Decoder(TorchIndex)  # built before there are threads
 
 
-def package_path(folder: Path, batch: int) -> Path:
-    """The package of a batch size."""
-    return folder / f"{batch}.pt2"
+def package_name(batch: int) -> str:
+    """The file of a batch size's package."""
+    return f"{batch}.pt2"
 
 
-def read_index(folder: Path) -> TorchIndex:
+def read_index(code: Code) -> TorchIndex:
     """The code's index; DeviceError if it is not there or contradicts itself."""
-    path = folder / INDEX_FILE
+    path = Path(code.path) / INDEX_FILE
     try:
-        index = _decoder.decode(path.read_bytes())
-    except (OSError, ValueError, RecursionError, msgspec.DecodeError) as error:
+        index = _decoder.decode(read_file(code, INDEX_FILE))
+    except (ValueError, RecursionError, msgspec.DecodeError) as error:
         raise DeviceError(f"code {path}: cannot be read ({error}); compile the model again") from error
     for tensor in index.tensors:
         fault = _fault(tensor, index.blob_bytes)

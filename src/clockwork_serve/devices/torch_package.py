@@ -11,7 +11,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -19,8 +18,9 @@ from torch._C._aoti import AOTIModelPackageLoader
 
 from clockwork_serve.devices.accelerator import Accelerator, Tensor
 from clockwork_serve.devices.base import NUMPY_DTYPES, Array, CallBuffers
+from clockwork_serve.devices.code_files import check_file
 from clockwork_serve.devices.tensors import check_input, full_shape, gather, is_static, nbytes_of, stack
-from clockwork_serve.devices.torch_index import package_path
+from clockwork_serve.devices.torch_index import package_name
 from clockwork_serve.errors import DeviceError, ModelError
 from clockwork_serve.messages import Code, TensorSpec, TorchIndex
 from clockwork_serve.units import align
@@ -97,9 +97,7 @@ def open_package(
     code: Code, index: TorchIndex, batch: int, accelerator: Accelerator, area: tuple[Tensor, Tensor]
 ) -> Package:
     """Load one package; DeviceError if it is not what the index says."""
-    path = package_path(Path(code.path), batch)
-    if not path.is_file():
-        raise DeviceError(f"code {path}: expected a package, found no file; compile the model again")
+    path = check_file(code, package_name(batch))
     try:
         loader = AOTIModelPackageLoader(str(path), "model", True, 1, accelerator.index)  # noqa: FBT003
         found = set(loader.get_constant_fqns())
@@ -107,6 +105,7 @@ def open_package(
         raise DeviceError(
             f"code {path}: cannot be loaded: {one_line(error)}; compile the model again"
         ) from error
+    check_file(code, package_name(batch))  # it was read by its path: that it is still the same
     wanted = {tensor.name for tensor in index.tensors}
     if found != wanted:
         raise DeviceError(

@@ -20,11 +20,14 @@ from clockwork_serve.messages.actions import (
     Window,
 )
 from clockwork_serve.messages.links import (
+    ArtefactDamaged,
     Ask,
     Beat,
     CodeAdded,
     CodeReady,
+    CodeRemade,
     CodeRemoved,
+    DamageCounted,
     DeviceNumbers,
     DeviceState,
     Drain,
@@ -66,6 +69,7 @@ from clockwork_serve.messages.machines import (
 from clockwork_serve.messages.records import (
     DATATYPES,
     Code,
+    CodeFile,
     DeviceSpec,
     Model,
     Profile,
@@ -90,7 +94,7 @@ from clockwork_serve.messages.requests import (
 from clockwork_serve.messages.torch_index import TorchIndex, TorchTensor
 
 ControllerEvent = (
-    Request | Cancel | Result | WorkerJoined | WorkerLost | CodeAdded | CodeReady | CodeRemoved
+    Request | Cancel | Result | WorkerJoined | WorkerLost | CodeAdded | CodeReady | CodeRemoved | CodeRemade
     | ModelAdded | ModelRemoved | Pardon | QuotasSet | GatewayLost | Drain | Announced | WorkerCrashed
     | WorkerSilent | WorkerHeard
 )  # fmt: skip
@@ -106,7 +110,7 @@ Frame = (
     | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved | QuotasSet
     | Drain | Readiness | Ask | Reply | Announced | Foretold | Quarantined | Pardon | WorkerCrashed
     | DeviceNumbers | Beat | WorkerHung | Intake | Keep | Machine | Refused | Piece | Fetch | Part
-    | FarGateway | RequestPiece | Unheard | ProcessesEnded
+    | FarGateway | RequestPiece | Unheard | ProcessesEnded | ArtefactDamaged | CodeRemade | DamageCounted
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
@@ -117,16 +121,20 @@ __all__ = [
     "Action",
     "Announced",
     "Answer",
+    "ArtefactDamaged",
     "Ask",
     "Beat",
     "Call",
     "Cancel",
     "Code",
     "CodeAdded",
+    "CodeFile",
     "CodeReady",
+    "CodeRemade",
     "CodeRemoved",
     "ControllerEffect",
     "ControllerEvent",
+    "DamageCounted",
     "DeviceNumbers",
     "DeviceSpec",
     "DeviceState",

@@ -42,6 +42,8 @@ class Status(enum.StrEnum):
     MODEL_RAISED = "model_raised"
     """The model itself failed on these inputs."""
     DEVICE_FAULT = "device_fault"
+    DAMAGED = "damaged"
+    """The weights on disk are not what their name says; nothing of them is used."""
     SHUTTING_DOWN = "shutting_down"
 
 
@@ -131,6 +133,7 @@ class Result(Struct, frozen=True, kw_only=True, tag="result"):
     ``started_ns`` and ``ended_ns`` bound the time on the lane (equal, at the instant of refusal, if it never
     started). ``input_ns + run_ns + output_ns`` is that time by phase, for an INFER. ``outputs`` has one
     encoded :class:`~clockwork_serve.messages.requests.Tensors` per call if OK. ``message`` says why not.
+    ``once_ns`` of the time will not be needed by the next action of the kind: a file was verified.
     """
 
     action_id: int
@@ -143,6 +146,7 @@ class Result(Struct, frozen=True, kw_only=True, tag="result"):
     output_ns: int = 0
     outputs: tuple[bytes, ...] = ()
     message: str = ""
+    once_ns: int = 0
 
     @property
     def lane_ns(self) -> int:

@@ -174,6 +174,31 @@ class CodeReady(Struct, frozen=True, kw_only=True, tag="code_ready"):
     message: str = ""
 
 
+class ArtefactDamaged(Struct, frozen=True, kw_only=True, tag="artefact_damaged"):
+    """A worker found that an artefact (``code`` or ``weights``) is not what its name, an id, says."""
+
+    what: str
+    name: str
+    message: str = ""
+
+
+class CodeRemade(Struct, frozen=True, kw_only=True, tag="code_remade"):
+    """A code that was damaged is whole again: who could not prepare it is to try again."""
+
+    code_id: str
+
+
+class DamageCounted(Struct, frozen=True, kw_only=True, tag="damage_counted"):
+    """How many files of the cache were found damaged since the server began, by what they are.
+
+    ``remade`` are the artefacts that were made again for it, ``lost`` those that could not be.
+    """
+
+    found: dict[str, int]
+    remade: int = 0
+    lost: int = 0
+
+
 class DeviceNumbers(Struct, frozen=True, kw_only=True, tag="device_numbers"):
     """What a device counts of itself, and its clock rates, by name: for metrics."""
 

@@ -37,6 +37,13 @@ class TensorSpec(Struct, frozen=True, kw_only=True):
         return size if size > 0 and all(dim >= 0 for dim in self.shape) else None
 
 
+class CodeFile(Struct, frozen=True, array_like=True):
+    """A file in a code's folder, and the SHA-256 of what must be in it."""
+
+    name: str
+    sha256: str
+
+
 class Code(Struct, frozen=True, kw_only=True):
     """What is compiled once: a graph without weights, or a user's class.
 
@@ -46,6 +53,7 @@ class Code(Struct, frozen=True, kw_only=True):
     ``lifted`` tells that weights live in device pages; if not, they are baked into the artefact that
     ``Weights.path`` names and LOAD opens it (slow, and said so in the model's warnings).
     ``backend`` is ``onnx``, ``torch``, ``python`` or ``emulated``.
+    ``files`` are those of the artefact; no other file of its folder is read (a user's class: any).
     """
 
     code_id: str
@@ -56,10 +64,13 @@ class Code(Struct, frozen=True, kw_only=True):
     batched: bool
     batch_sizes: tuple[int, ...]
     lifted: bool
+    files: tuple[CodeFile, ...] = ()
 
 
 class Weights(Struct, frozen=True, kw_only=True):
     """One model's weights: a blob file laid out by its code's index, ``size`` bytes long.
+
+    ``weights_id`` is the SHA-256 of the file, where there is one.
 
     ``size`` is what a LOAD claims on a device, in bytes (for weights that are not lifted, an estimate of
     what the loaded model occupies).

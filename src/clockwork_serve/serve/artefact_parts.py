@@ -1,7 +1,7 @@
 """Artefacts as they travel to machines that lack them: files read part by part, and put together again.
 
-Weights are named by the hash of their content, which is checked; a code's files come from whoever the link's
-certificate says, and are stored under its id. Python models stay where they are: they are a user's program.
+Weights are named by the hash of their content, and a code's record has the hash of each of its files: all are
+checked when they arrive. Python models stay where they are: they are a user's program.
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from clockwork_serve.errors import RepositoryError
+from clockwork_serve.integrity import hash_of
 from clockwork_serve.messages import Code, Fetch, Frame, Part, Weights
 from clockwork_serve.serve.machine_link import PIECE_BYTES
-from clockwork_serve.store import Cache
+from clockwork_serve.serve.verifier import is_blob
+from clockwork_serve.store import Cache, opened_code
 from clockwork_serve.units import GIB
 
 CODE_BYTES_MAX: Final = GIB
 """Of a code's files, which are held in memory until all of them are there."""
 
 
-def is_blob(weights: Weights) -> bool:
-    """Whether weights are a file of their own, named by its content."""
-    return Path(weights.path).name == f"{weights.weights_id}.bin"
+class ArrivedDamaged(RepositoryError):
+    """What came is not what was asked for: it is damaged where it came from."""
 
 
 def no_parts(asked: Fetch, why: str) -> Iterator[Frame]:
@@ -105,18 +104,16 @@ class Arriving:
             return
         self._draft.close()
         if self._digest.hexdigest() != part.name:
-            raise RepositoryError(f"weights {part.name}: found others of {self._bytes} bytes")
-        place = self._cache.weights_path(part.name)
-        place.parent.mkdir(exist_ok=True)
-        Path(self._draft.name).rename(place)
+            raise ArrivedDamaged(f"weights {part.name}: found others of {self._bytes} bytes")
+        self._cache.take_weights(Path(self._draft.name), part.name)
 
     def _store_code(self, code_id: str) -> None:
         try:
-            code = msgspec.json.decode(self._files.pop("code.json", b""), type=Code)
-        except msgspec.MsgspecError as error:
-            raise RepositoryError(f"code {code_id}: its description cannot be read: {error}") from None
-        if code.code_id != code_id:
-            raise RepositoryError(f"code {code_id}: found {code.code_id}")
-        if any("/" in name or name in {".", ".."} for name in self._files):
-            raise RepositoryError(f"code {code_id}: names of files that lead elsewhere")
-        self._cache.save_code(code, {name: bytes(data) for name, data in self._files.items()})
+            code = opened_code(code_id, bytes(self._files.pop("code.json", b"")))
+        except ValueError as error:
+            raise ArrivedDamaged(f"code {code_id}: its description cannot be read: {error}") from None
+        files = {file.name: bytes(self._files.get(file.name, b"")) for file in code.files}
+        for file in code.files:
+            if hash_of(files[file.name]) != file.sha256:
+                raise ArrivedDamaged(f"code {code_id}: {file.name}: found other content")
+        self._cache.save_code(code, files)

@@ -12,6 +12,7 @@ from msgspec import structs
 
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import (
+    ArtefactDamaged,
     Beat,
     CodeAdded,
     CodeReady,
@@ -80,7 +81,7 @@ class WorkerPeer(Peer):
                 self._actions.write(frame)
             case Result():
                 self.inward(self._actions.end(frame, time.monotonic_ns()))
-            case CodeReady() | DeviceNumbers():
+            case CodeReady() | DeviceNumbers() | ArtefactDamaged():
                 self.inward(frame)
             case WorkerJoined():
                 if [spec.device for spec in frame.devices] != [self.name]:
@@ -112,6 +113,8 @@ class WorkerPeer(Peer):
                 case CodeRemoved():
                     self._codes.pop(frame.code_id, None)
                     self.link.send(frame)
+                case ModelAdded():
+                    pass  # the bridge has them from its own link
                 case _:
                     _log.error("the controller sent a %s, which no worker takes", type(frame).__name__)
 

@@ -8,6 +8,7 @@ from typing import Final
 from msgspec import Struct
 
 from clockwork_serve.messages import CodeAdded, CodeRemoved, Frame, Model, ModelAdded, ModelRemoved, Profile
+from clockwork_serve.serve.preparation import Suspect
 from clockwork_serve.store import Problem, Served
 
 READY: Final = "READY"
@@ -69,6 +70,19 @@ class Catalogue:
         kept = {each.model.key for each in served}
         gone = [key for key, model in self._models.items() if model.name in names and key not in kept]
         return frames + self._drop(gone)
+
+    def users(self, suspects: Iterable[Suspect]) -> tuple[str, ...]:
+        """Names of the models that need any of these artefacts, ascending."""
+        ids = {(suspect.what, suspect.name) for suspect in suspects}
+        return tuple(
+            sorted(
+                {
+                    model.name
+                    for model in self._models.values()
+                    if ("code", model.code_id) in ids or ("weights", model.weights.weights_id) in ids
+                }
+            )
+        )
 
     def codes(self, served: Sequence[Served], profiles: Sequence[Profile]) -> list[CodeAdded]:
         """What is new about the codes of ``served``; nothing changes by asking."""

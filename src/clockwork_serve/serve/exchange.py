@@ -13,14 +13,17 @@ from clockwork_serve.machine import Machine
 from clockwork_serve.messages import (
     Announced,
     Answer,
+    ArtefactDamaged,
     Ask,
     Beat,
     Cancel,
     CodeAdded,
     CodeReady,
+    CodeRemade,
     CodeRemoved,
     ControllerEffect,
     ControllerEvent,
+    DamageCounted,
     DeviceNumbers,
     DeviceSpec,
     Drain,
@@ -226,6 +229,9 @@ class Exchange:
                     counted.numbers = frame.numbers
             case Beat():
                 self._heartbeat.heard(link)
+            case ArtefactDamaged():
+                if self._keeper is not None:  # else whoever finds it is to find it again
+                    self._keeper.send(frame)
             case WorkerJoined():
                 return self._on_worker_joined(link, frame)
             case _:
@@ -253,6 +259,8 @@ class Exchange:
         for code in self._codes.values():
             if self._prepares(link, code):
                 link.send(code)
+        for model in self._models.values():
+            link.send(model)
 
     def _from_keeper(self, link: Link, frame: Frame) -> bool:
         match frame:
@@ -266,6 +274,12 @@ class Exchange:
                     self._publish(frame, self._joined(), self._gateways.values())
             case ModelAdded():
                 return self._on_model_added(frame)
+            case CodeRemade():
+                self._on_code_remade(frame)
+            case DamageCounted():
+                self._recorder.counters.damaged_files = frame.found
+                self._recorder.counters.artefacts_remade = frame.remade
+                self._recorder.counters.models_lost = frame.lost
             case ModelRemoved():
                 if self._models.pop(frame.model, None) is not None:
                     self._publish(frame, self._gateways.values())
@@ -302,8 +316,18 @@ class Exchange:
         if known is not None:
             self._publish(ModelRemoved(model=key), self._gateways.values())
         self._models[key] = frame
-        self._publish(frame, self._gateways.values())
+        self._publish(frame, self._joined(), self._gateways.values())
         return True
+
+    def _on_code_remade(self, frame: CodeRemade) -> None:
+        """Have all try again to prepare a code; who has it says so at once."""
+        code = self._codes.get(frame.code_id)
+        if code is None:
+            return
+        self.driver.post(frame)
+        for link in self._joined():
+            if self._prepares(link, code):
+                link.send(code)
 
     def _joined(self) -> list[Link]:
         """Links of workers that were given the codes so far."""

@@ -15,6 +15,7 @@ import msgspec
 from clockwork_serve.errors import ClockworkError, RepositoryError, TransportError, printable
 from clockwork_serve.messages import (
     Ask,
+    CodeRemade,
     CodeRemoved,
     Drain,
     Frame,
@@ -34,7 +35,15 @@ from clockwork_serve.serve.keeper_missing import end_missing
 from clockwork_serve.serve.keeper_quotas import Quotas
 from clockwork_serve.serve.launches import launches
 from clockwork_serve.serve.ports import Ports
-from clockwork_serve.serve.preparation import OnProgress, Preparation, Prepared, Progress, prepare
+from clockwork_serve.serve.preparation import (
+    OnProgress,
+    Preparation,
+    Prepared,
+    Progress,
+    Suspect,
+    prepare,
+)
+from clockwork_serve.serve.repairs import Repairs
 from clockwork_serve.serve.run_dir import RunDir
 from clockwork_serve.serve.server_config import ServerConfig
 from clockwork_serve.serve.supervisor import LINE_MAX, Supervisor, crashed
@@ -87,6 +96,7 @@ class Keeper:
         self._refreshing: asyncio.Task[None] | None = None
         self._missing: asyncio.Task[None] | None = None
         self._preparing = asyncio.Lock()
+        self.repairs = Repairs(self.catalogue, self._prepare_again, self._send, self._report)
         self._answers: set[asyncio.Task[None]] = set()  # tasks that answer questions now
 
     async def start(self) -> None:
@@ -98,8 +108,9 @@ class Keeper:
             raise RepositoryError(_nothing_to_serve(self.config.repository, prepared))
         self.catalogue.put(prepared.names, prepared.served, prepared.profiles, prepared.problems)
         self._link = ControllerLink(
-            self.run_dir / SOCKET_NAME, self._catalogue, self._on_ask, self._on_quarantined, self._on_hung
-        )
+            self.run_dir / SOCKET_NAME, self._catalogue, self._on_ask, self._on_quarantined, self._on_hung,
+            self.repairs.on_damaged,
+        )  # fmt: skip
         self._refreshing = asyncio.get_running_loop().create_task(self.quotas.keep_fresh(self._link.send))
         self._missing = asyncio.get_running_loop().create_task(
             end_missing(self.supervisor, partial(self._link.ask, Question.STATE))
@@ -135,6 +146,7 @@ class Keeper:
 
     async def close(self) -> None:
         """End everything at once."""
+        self.repairs.close()
         for task in self._answers:
             task.cancel()
         for running in (self._refreshing, self._missing):
@@ -177,7 +189,12 @@ class Keeper:
 
     # Preparing
 
-    async def _prepare(self, names: tuple[str, ...], nice: int) -> Prepared:
+    async def _prepare_again(self, names: tuple[str, ...], suspects: tuple[Suspect, ...]) -> Prepared:
+        return await self._prepare(names, LOAD_NICE, suspects)
+
+    async def _prepare(
+        self, names: tuple[str, ...], nice: int, suspects: tuple[Suspect, ...] = ()
+    ) -> Prepared:
         config = self.config
         preparation = Preparation(
             repository=config.repository,
@@ -185,6 +202,7 @@ class Keeper:
             devices=config.devices,
             result=str(self.run_dir / "prepared.msgpack"),
             names=names,
+            suspects=suspects,
             nice=nice,
             memory_bytes=config.compile_memory_bytes,
             silence_s=config.compile_s,
@@ -195,6 +213,7 @@ class Keeper:
             return await prepare(preparation, self._on_progress, self._on_line)
 
     def _report(self, prepared: Prepared) -> None:
+        self.repairs.count(prepared.damage)
         for problem in prepared.problems:
             _log.error("%s", problem)
         for warning in prepared.warnings:
@@ -204,12 +223,16 @@ class Keeper:
                 _log.warning("model %s: %s", each.model.key, warning)
 
     def _catalogue(self) -> list[Frame]:
-        return [*self.quotas.frames(), *self.catalogue.frames(), *self._unanswering()]
+        return [*self.quotas.frames(), *self.catalogue.frames(), *self._unanswering(), self.repairs.counted]
 
     def _unanswering(self) -> list[Frame]:
         """Who was ended because it did not answer: the controller may be one, and cannot count that."""
         counts = self.supervisor.unanswering
         return [ProcessesEnded(unanswering=dict(counts))] if counts else []
+
+    def _send(self, *frames: Frame) -> None:
+        if self._link is not None:
+            self._link.send(*frames)
 
     def _on_end(self, name: str, status: int) -> None:
         if self._link is not None:
@@ -280,7 +303,8 @@ class Keeper:
         # now goes on until devices are ready for what comes in its place.
         codes = self.catalogue.codes(prepared.served, prepared.profiles)
         wanted = {each.model.key: each.code.code_id for each in prepared.served}
-        self._link.send(Pardon(model=name), *codes)
+        again = [CodeRemade(code_id=code_id) for code_id in dict.fromkeys(wanted.values())]
+        self._link.send(Pardon(model=name), *codes, *again, self.repairs.counted)
         try:
             await self._until_prepared(wanted)
         except RepositoryError:

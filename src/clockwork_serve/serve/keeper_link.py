@@ -12,6 +12,7 @@ import msgspec
 
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import (
+    ArtefactDamaged,
     Ask,
     Beat,
     Drain,
@@ -35,7 +36,8 @@ class ControllerLink:
     """A link that is connected again whenever it is lost.
 
     ``catalogue`` gives the frames that each new controller is told first; ``on_ask`` gets its questions,
-    ``on_quarantined`` word of each model that comes into quarantine, ``on_hung`` of workers to end.
+    ``on_quarantined`` word of each model that comes into quarantine, ``on_hung`` of workers to end,
+    ``on_damaged`` of artefacts that a worker cannot use.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class ControllerLink:
         on_ask: Callable[[Ask], None],
         on_quarantined: Callable[[], None] = lambda: None,
         on_hung: Callable[[WorkerHung], None] = lambda hung: None,
+        on_damaged: Callable[[ArtefactDamaged], None] = lambda damaged: None,
     ) -> None:
         self.quarantines = Quarantines()
         self.readiness = Readiness(ready=False, why="starting")
@@ -54,6 +57,7 @@ class ControllerLink:
         self._on_ask = on_ask
         self._on_quarantined = on_quarantined
         self._on_hung = on_hung
+        self._on_damaged = on_damaged
         self._lost = asyncio.Event()
         self._link: Link | None = None
         self._replies: dict[int, asyncio.Future[Reply]] = {}  # all and only asks without a reply
@@ -139,6 +143,8 @@ class ControllerLink:
                     self._on_hung(frame)
                 case Beat():
                     link.send(frame)
+                case ArtefactDamaged():
+                    self._on_damaged(frame)
                 case _:
                     _log.warning(
                         "the controller sent %s, which the keeper does not expect", type(frame).__name__

@@ -15,8 +15,25 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from clockwork_serve.devices.base import Device
-from clockwork_serve.errors import ClockworkError, DeviceGone, ModelError, described, printable
-from clockwork_serve.messages import CodeReady, Infer, Lane, Load, Result, Status, Unload, WorkerJoined
+from clockwork_serve.errors import (
+    ClockworkError,
+    DamageError,
+    DeviceGone,
+    ModelError,
+    described,
+    printable,
+)
+from clockwork_serve.messages import (
+    ArtefactDamaged,
+    CodeReady,
+    Infer,
+    Lane,
+    Load,
+    Result,
+    Status,
+    Unload,
+    WorkerJoined,
+)
 from clockwork_serve.serve.black_box import BlackBox, Note
 from clockwork_serve.serve.calls import BadTensors, Calls, OpenCall, check_epochs, encode_outputs
 from clockwork_serve.serve.child import EXIT_BROKEN
@@ -37,11 +54,14 @@ SPIN_NS: Final = us(150)
 """A lane sleeps until this long before a start and spins the rest: 0.3 us late, not 30."""
 FIFO_PRIORITY: Final = 10
 """Of lanes that run in real time."""
+REPORT_AGAIN_NS: Final = NS_PER_S
+REPORTED_MAX: Final = 1000
+"""How often an artefact is reported that stays damaged, and how many are remembered for that."""
 _PR_SET_TIMERSLACK: Final = 29
 
 _log = logging.getLogger(__name__)
 
-Answer = Result | CodeReady | WorkerJoined
+Answer = Result | CodeReady | WorkerJoined | ArtefactDamaged
 Work = Start | Prepare | Retire
 
 
@@ -89,6 +109,7 @@ class Hands:
         self._tell = tell
         self._told = False
         self._answers: list[Answer] = []
+        self._reported: dict[ArtefactDamaged, int] = {}  # what was damaged lately, and when that was said
         self._calls = Calls(self.regions)
         self._opened: dict[int, list[OpenCall] | ClockworkError] = {}
         """By action id: what INFERs that wait will read, opened before their lane needs it."""
@@ -117,6 +138,25 @@ class Hands:
             self._told = False
             answers, self._answers = self._answers, []
         return answers
+
+    def damaged(self, error: DamageError) -> None:
+        """Report an artefact that is not what its name says, so that it is made again; for any thread.
+
+        Requests may ask for it again and again before it is whole: that is no news.
+        """
+        report = ArtefactDamaged(what=error.what, name=error.name, message=_message(error))
+        now_ns = time.monotonic_ns()
+        with self.lock:
+            since_ns = self._reported.pop(report, 0)
+            news = not since_ns or now_ns - since_ns > REPORT_AGAIN_NS
+            self._reported[report] = now_ns if news else since_ns
+            if len(self._reported) > REPORTED_MAX:
+                del self._reported[next(iter(self._reported))]
+            if news:
+                self._answers.append(report)
+        if news:
+            _log.error("%s", error)
+            self.tell()
 
     @property
     def idle(self) -> bool:
@@ -303,6 +343,9 @@ class LaneThread:
         except DeviceGone as error:
             self._hands.gone(error)
             return _message(error)
+        except DamageError as error:
+            self._hands.damaged(error)
+            return _message(error)
         except BaseException as error:  # noqa: BLE001 - whatever it is, the other codes go on
             message = _message(error)
             foreseen = isinstance(error, ClockworkError)
@@ -320,13 +363,17 @@ class LaneThread:
         try:
             if isinstance(action, Infer):
                 return self._infer(work, action)
+            once_ns = 0
             if isinstance(action, Load):
-                self._device.load(action)
+                once_ns = self._device.load(action)
             else:
                 self._device.unload(action)
-            return self._done(work, Status.OK, began_ns, time.monotonic_ns())
+            return self._done(work, Status.OK, began_ns, time.monotonic_ns(), once_ns=once_ns)
         except DeviceGone as error:
             self._hands.gone(error)
+            return self._failed(work, error, began_ns)
+        except DamageError as error:
+            self._hands.damaged(error)
             return self._failed(work, error, began_ns)
         except BaseException as error:  # noqa: BLE001 - a result is owed whatever happens
             return self._failed(work, error, began_ns)
@@ -357,11 +404,18 @@ class LaneThread:
         return self._done(work, status, began_ns, time.monotonic_ns(), message=message)
 
     def _done(
-        self, work: Start, status: Status, started_ns: int, ended_ns: int, *, message: str = ""
+        self,
+        work: Start,
+        status: Status,
+        started_ns: int,
+        ended_ns: int,
+        *,
+        message: str = "",
+        once_ns: int = 0,
     ) -> LaneDone:
         return LaneDone(
             action_id=work.action.action_id, device=self._name, lane=self._lane, status=status,
-            started_ns=started_ns, ended_ns=ended_ns, message=message,
+            started_ns=started_ns, ended_ns=ended_ns, message=message, once_ns=once_ns,
         )  # fmt: skip
 
 
@@ -372,6 +426,8 @@ def _status_of(error: BaseException) -> Status:
         return Status.INPUT_GONE
     if isinstance(error, BadTensors):
         return Status.BAD_ACTION
+    if isinstance(error, DamageError):
+        return Status.DAMAGED
     return Status.DEVICE_FAULT
 
 

@@ -10,8 +10,9 @@ from typing import Final
 from msgspec import structs
 
 from clockwork_serve.errors import RepositoryError
-from clockwork_serve.messages import CodeAdded, Fetch, Load, Model, Part
-from clockwork_serve.serve.artefact_parts import Arriving, is_blob
+from clockwork_serve.messages import ArtefactDamaged, CodeAdded, Fetch, Load, Model, Part, Weights
+from clockwork_serve.serve.artefact_parts import ArrivedDamaged, Arriving
+from clockwork_serve.serve.verifier import is_blob
 from clockwork_serve.store import Cache
 
 AT_ONCE: Final = 2
@@ -24,11 +25,23 @@ Then = Callable[[str], None]
 
 
 class MachineArtefacts:
-    """For one thread. ``ask`` sends a question to the server."""
+    """For one thread.
 
-    def __init__(self, cache: Cache, ask: Callable[[Fetch], None]) -> None:
+    ``ask`` sends a question to the server, ``tell`` what arrived damaged from there; ``verify`` has files
+    looked at some time that are here.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        ask: Callable[[Fetch], None],
+        tell: Callable[[ArtefactDamaged], None] = lambda damaged: None,
+        verify: Callable[[Weights], None] = lambda weights: None,
+    ) -> None:
         self._cache = cache
         self._ask = ask
+        self._tell = tell
+        self._verify = verify
         self._models: dict[str, Model] = {}
         self._waiting: dict[Fetch, list[Then]] = {}  # all and only artefacts that are to come, in order
         self._arriving: dict[Fetch, Arriving] = {}  # those of them that were asked for
@@ -52,7 +65,14 @@ class MachineArtefacts:
         """The server serves it: its weights may be wanted."""
         self._models[model.key] = model
         if is_blob(model.weights):
-            self._need("weights", model.weights.weights_id, lambda error: None)
+            here = structs.replace(
+                model.weights, path=str(self._cache.weights_path(model.weights.weights_id))
+            )
+            self._need("weights", here.weights_id, lambda error: None if error else self._verify(here))
+
+    def damaged(self, damaged: ArtefactDamaged) -> None:
+        """An artefact here is not what its name says: it goes out of the way, and is fetched when wanted."""
+        self._cache.inspect(damaged.what, damaged.name)
 
     def remove_model(self, key: str) -> None:
         """It serves it no more."""
@@ -115,6 +135,8 @@ class MachineArtefacts:
         except (RepositoryError, OSError) as failure:
             error = str(failure)
             self._failed[part.name] = error
+            if isinstance(failure, ArrivedDamaged):
+                self._tell(ArtefactDamaged(what=part.what, name=part.name, message=error))
             _log.error("%s %s cannot be had: %s", part.what, part.name, error)
         if part.last or error:
             arriving.close()

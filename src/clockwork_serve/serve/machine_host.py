@@ -19,6 +19,7 @@ from clockwork_serve import __version__
 from clockwork_serve.devices.base import Device
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import (
+    ArtefactDamaged,
     CodeAdded,
     CodeReady,
     CodeRemoved,
@@ -66,7 +67,9 @@ class MachineHost(WorkerHost):
         self._machine = machine
         self._context = ClusterContext(machine.files, server=False)
         self._dice = Random()
-        self._artefacts = MachineArtefacts(Cache(machine.cache_dir), self._ask)
+        self._artefacts = MachineArtefacts(
+            Cache(machine.cache_dir, reads_weights=False), self._ask, self._tell_damage, self.verifier.add
+        )
         self._tensors = MachineTensors(machine.region_bytes, self._post)
         self._removed: set[str] = set()  # codes that the controller no longer wants, though they may come
         self._refused: asyncio.Future[None] = self._loop.create_future()
@@ -196,6 +199,10 @@ class MachineHost(WorkerHost):
             if spec.runs(code.backend) and self._link is not None:
                 self._link.send(CodeReady(device=spec.device, code_id=code.code_id, ok=False, message=error))
 
+    def _tell_damage(self, damaged: ArtefactDamaged) -> None:
+        if self._link is not None:
+            self._link.send(damaged)
+
     def _ask(self, asked: Fetch) -> None:
         if self._link is not None:
             self._link.send(asked)
@@ -209,6 +216,8 @@ class MachineHost(WorkerHost):
             return
         assert isinstance(link, MachineLink)
         for answer in answers:
+            if isinstance(answer, ArtefactDamaged):
+                self._artefacts.damaged(answer)
             if isinstance(answer, Result):
                 link.queue(self._tensors.answer(answer))
             else:

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -17,15 +18,29 @@ from msgspec.structs import replace
 
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import ConfigError, RepositoryError
+from clockwork_serve.integrity import unsealed
 from clockwork_serve.messages import Profile
 from clockwork_serve.serve.supervisor import Child, Launch, describe_exit
-from clockwork_serve.store import Problem, Served, StoreConfig
+from clockwork_serve.store import Damage, Problem, Served, StoreConfig
+
+RESULT: Final = "prepared"
+"""Where its seal says that the result belongs."""
 
 _log = logging.getLogger(__name__)
 
 
+class Suspect(Struct, frozen=True):
+    """An artefact that someone found damaged: ``code`` or ``weights``, and its id."""
+
+    what: str
+    name: str
+
+
 class Preparation(Struct, frozen=True, kw_only=True):
     """What to prepare: all models of a repository, or only ``names``. ``result`` is the file to write.
+
+    Weights are read and hashed where ``names`` are given; at a start, their sizes are compared, and each
+    worker verifies what it copies. ``suspects`` are read in any case. What is damaged is set aside, and made.
 
     ``nice`` lowers the child's priority, for when others serve. ``crashed`` versions are left out.
     ``threads`` compile (None: as many as there are cores). ``memory_bytes``: the most that the child and each
@@ -37,6 +52,7 @@ class Preparation(Struct, frozen=True, kw_only=True):
     devices: tuple[DeviceConfig, ...]
     result: str
     names: tuple[str, ...] = ()
+    suspects: tuple[Suspect, ...] = ()
     nice: int = 0
     crashed: tuple[Problem, ...] = ()
     threads: int | None = None
@@ -47,13 +63,17 @@ class Preparation(Struct, frozen=True, kw_only=True):
 
 
 class Prepared(Struct, frozen=True, kw_only=True):
-    """What can be served and what cannot; ``names`` are the models that were looked at."""
+    """What can be served and what cannot; ``names`` are the models that were looked at.
+
+    ``damage`` is what was found in the cache, and set aside.
+    """
 
     names: tuple[str, ...]
     served: tuple[Served, ...]
     profiles: tuple[Profile, ...]
     problems: tuple[Problem, ...]
     warnings: tuple[str, ...] = ()
+    damage: tuple[Damage, ...] = ()
 
 
 class Progress(Struct, frozen=True, kw_only=True, tag="progress"):
@@ -194,6 +214,11 @@ async def _outlived(child: Child, heard: list[float], begun: list[Begun], silenc
 
 
 def _taken(result: Path) -> Prepared:
-    prepared = msgspec.msgpack.decode(result.read_bytes(), type=Prepared)
+    try:
+        prepared = msgspec.msgpack.decode(unsealed(RESULT, result.read_bytes()), type=Prepared)
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
+        raise RepositoryError(
+            f"{result}: expected what was compiled, found no such file ({error})"
+        ) from error
     result.unlink()
     return prepared

@@ -13,11 +13,12 @@ from msgspec.structs import replace
 
 from clockwork_serve.devices import DeviceConfig, runs
 from clockwork_serve.errors import ClockworkError, ConfigError
+from clockwork_serve.integrity import sealed
 from clockwork_serve.serve import child
 from clockwork_serve.serve.framing import escaped
-from clockwork_serve.serve.preparation import Begun, Failure, Preparation, Prepared, Progress
+from clockwork_serve.serve.preparation import RESULT, Begun, Failure, Preparation, Prepared, Progress
 from clockwork_serve.serve.profiling import profile_all
-from clockwork_serve.store import Cache, Entry, Problem, Repository, compile_all
+from clockwork_serve.store import Cache, Entry, Problem, ProblemError, Repository, compile_all
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,18 +33,19 @@ def main(argv: Sequence[str]) -> int:
     except ClockworkError as error:
         _say(Failure(text=str(error), setting=isinstance(error, ConfigError)))
         return 1
-    Path(preparation.result).write_bytes(escaped(prepared))
+    Path(preparation.result).write_bytes(sealed(RESULT, escaped(prepared)))
     return 0
 
 
 def _prepare(preparation: Preparation) -> Prepared:
     repository = Repository(preparation.repository, preparation.store)
-    cache = Cache(preparation.store.cache_dir)
+    asked = bool(preparation.names or preparation.suspects)
+    cache = Cache(preparation.store.cache_dir, reads_weights=asked)
+    missing: list[Problem] = []
     try:
-        if preparation.names:
-            entries = [repository.find(name) for name in preparation.names]
-        else:
-            entries = repository.scan()
+        for suspect in preparation.suspects:
+            cache.inspect(suspect.what, suspect.name)
+        entries = _found(repository, preparation, missing) if asked else repository.scan()
         able, unfit = fitting(entries, preparation.devices)
         served, problems = compile_all(
             repository, cache, _teller("compile"), entries=_without(preparation.crashed, able),
@@ -54,12 +56,26 @@ def _prepare(preparation: Preparation) -> Prepared:
     finally:
         cache.close()
     return Prepared(
-        names=tuple(entry.name for entry in entries),
+        names=preparation.names or tuple(entry.name for entry in entries),
         served=profiled.without_problems(served),
         profiles=profiled.profiles,
-        problems=(*preparation.crashed, *problems, *unfit, *profiled.problems),
+        problems=(*preparation.crashed, *problems, *unfit, *profiled.problems, *missing),
         warnings=profiled.warnings,
+        damage=tuple(cache.damage),
     )
+
+
+def _found(repository: Repository, preparation: Preparation, missing: list[Problem]) -> list[Entry]:
+    """The models asked for; those that are not there any more are problems, if others are to be repaired."""
+    entries = []
+    for name in preparation.names:
+        try:
+            entries.append(repository.find(name))
+        except ProblemError as error:
+            if not preparation.suspects:
+                raise
+            missing.append(error.problem)
+    return entries
 
 
 def limit_memory(nbytes: int) -> None:

@@ -127,8 +127,8 @@ class _Measurement:
             if count:
                 self._unload()
             started_ns = self._clock()
-            self._device.load(self._load_action())
-            durations.append(self._clock() - started_ns)
+            once_ns = self._device.load(self._load_action())
+            durations.append(self._clock() - started_ns - once_ns)
             if durations[-1] > BATCH_TIME_NS:
                 break
         return round(statistics.median(durations))

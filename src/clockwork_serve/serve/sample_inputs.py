@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Final
 
 import msgspec
 import numpy as np
 
 from clockwork_serve.devices.base import Array
+from clockwork_serve.devices.code_files import has_file, read_file
 from clockwork_serve.messages import Code, TensorSpec
 from clockwork_serve.store import Fill, made_up
 
@@ -51,9 +51,11 @@ def _as_bytes(array: Array) -> Array:
 
 
 def _known_fills(code: Code) -> tuple[Fill, ...]:
+    if not has_file(code, "probe.json"):
+        return ()
     try:
-        fills = msgspec.json.decode((Path(code.path) / "probe.json").read_bytes(), type=tuple[Fill, ...])
-    except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
+        fills = msgspec.json.decode(read_file(code, "probe.json"), type=tuple[Fill, ...])
+    except (ValueError, RecursionError, msgspec.MsgspecError):
         return ()
     return fills if {spec.name for spec in code.inputs} >= {fill.name for fill in fills} else ()
 

@@ -21,6 +21,7 @@ from clockwork_serve.messages import (
     Keep,
     Lane,
     Load,
+    ModelAdded,
     Role,
     Unload,
     WorkerJoined,
@@ -28,6 +29,7 @@ from clockwork_serve.messages import (
 from clockwork_serve.serve.black_box import create
 from clockwork_serve.serve.lanes import Answer, Hands
 from clockwork_serve.serve.transport import SOCKET_NAME, Link, connect, hello
+from clockwork_serve.serve.verifier import Verifier
 from clockwork_serve.worker import ControllerFound, ControllerLost, Stop, Worker, WorkerEvent
 
 RETRY_S: Final = 0.05
@@ -69,6 +71,7 @@ class WorkerHost:
             tidy=tidy,
             box=create(run_dir, name, len(devices) * len(Lane)),
         )
+        self.verifier = Verifier(devices.values(), self.hands.damaged)
 
     def _wake(self) -> None:
         """Have the loop deliver what the lanes left to take; for any thread."""
@@ -165,6 +168,8 @@ class WorkerHost:
             match frame:
                 case Load() | Unload() | Infer() | CodeAdded() | CodeRemoved() | Keep():
                     events.append(frame)
+                case ModelAdded():
+                    self.verifier.add(frame.model.weights)
                 case Beat():
                     link.send(frame)
                 case _:
@@ -190,6 +195,7 @@ class WorkerHost:
         self._link.flush()
 
     async def _finish(self) -> None:
+        self.verifier.close()
         self.hands.post(Stop())
         self._deliver()
         while not self.hands.idle:

@@ -1,7 +1,12 @@
 """Artefacts on disk, shared by processes; whatever is found in it is whole, or it is not there.
 
-Everything is written beside its place, synced and renamed into it, so that a process killed half-way leaves
-only a folder under ``tmp`` that the next one sweeps away.
+Everything is written beside its place, synced and renamed into it, and the folder is synced then, so that a
+process killed half-way leaves only a folder under ``tmp`` that the next one sweeps away, and a power failure
+nothing that is torn.
+
+Everything is verified when it is read back: weights are named by the hash of their file, a code's record has
+the hash of each of its files, and records carry a seal (see ``integrity``). What does not fit is set aside,
+in ``damaged``, and counts as absent, so that it is made again.
 
     CACHE_DIR/v4-RUNTIME/codes/CODE_ID/{model.onnx,index.json,probe.json,code.json}
                                        {1.pt2,2.pt2,...,recipe.json,report.json} of a torch program
@@ -11,6 +16,7 @@ only a folder under ``tmp`` that the next one sweeps away.
                          architectures/KEY/         what copies of one architecture have in common
                          profiles/CODE_ID.KIND.json
                          inductor/                  torch's own cache: precompiled headers
+                         damaged/                   what was set aside: the last few, for who looks into it
                          locks/NN tmp/OWNER/
 """
 
@@ -21,9 +27,12 @@ import errno
 import fcntl
 import hashlib
 import itertools
+import logging
 import os
 import shutil
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Self, TypeVar
@@ -33,15 +42,26 @@ import numpy as np
 import numpy.typing as npt
 
 from clockwork_serve.errors import RepositoryError
-from clockwork_serve.messages import Code, Profile
+from clockwork_serve.integrity import Verified, file_digest, hash_of, sealed, unsealed
+from clockwork_serve.messages import Code, CodeFile, Profile
 from clockwork_serve.store.optimiser import runtime_fingerprint
-from clockwork_serve.store.problems import ProblemError, problem
+from clockwork_serve.store.problems import Damage, ProblemError, problem
+from clockwork_serve.units import MIB
 
-LAYOUT = 4
+LAYOUT = 5
 """Raised whenever what is stored changes its meaning; older folders are left alone."""
+KEPT_DAMAGED = 16
+KEPT_DAMAGED_BYTES = 256 * MIB
+"""How much of what was set aside is kept; the oldest goes first."""
+_FOLDERS = (
+    "codes", "weights", "compiled", "seen", "architectures", "profiles", "damaged", "locks", "tmp",
+)  # fmt: skip
+_COMPARED_BYTES = 1 * MIB
 _LOCKS = 64
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _Record = TypeVar("_Record")
+
+_log = logging.getLogger(__name__)
 
 
 def digest_of(*parts: bytes | str) -> str:
@@ -55,17 +75,29 @@ def digest_of(*parts: bytes | str) -> str:
 
 
 class Cache:
-    """Artefacts for this runtime on this CPU. Raises ``RepositoryError`` if the folder cannot be written."""
+    """Artefacts for this runtime on this CPU. Raises ``RepositoryError`` if the folder cannot be written.
+
+    ``reads_weights``: a blob counts as there once it was read and hashed, not if its size alone is right.
+    Without it, whoever copies the blob verifies it. ``damage`` has what was set aside.
+    """
 
     def __init__(
-        self, cache_dir: str | os.PathLike[str], *, fingerprint: Mapping[str, str] | None = None
+        self,
+        cache_dir: str | os.PathLike[str],
+        *,
+        fingerprint: Mapping[str, str] | None = None,
+        reads_weights: bool = True,
     ) -> None:
         facts = dict(runtime_fingerprint() if fingerprint is None else fingerprint)
         self.runtime = digest_of(msgspec.json.encode(facts, order="sorted"))[:16]
         self.root = Path(cache_dir).expanduser().absolute() / f"v{LAYOUT}-{self.runtime}"
+        self.reads_weights = reads_weights
+        self.damage: list[Damage] = []
+        self._verified = Verified()
+        self._setting_aside = threading.Lock()
         self._count = itertools.count()
         try:
-            for name in ("codes", "weights", "compiled", "seen", "architectures", "profiles", "locks", "tmp"):
+            for name in _FOLDERS:
                 (self.root / name).mkdir(parents=True, exist_ok=True)
             with self.lock("tmp"):
                 self._sweep()
@@ -92,18 +124,34 @@ class Cache:
     # Records
 
     def record(self, kind: str, key: str, type_: type[_Record]) -> _Record | None:
-        """A stored record, or None if there is none that can be read."""
+        """A stored record, or None if there is none that is whole."""
+        said = self.read(kind, f"{key}.json")
+        if said is None:
+            return None
         try:
-            return msgspec.json.decode((self.root / kind / f"{key}.json").read_bytes(), type=type_)
-        except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
+            return msgspec.json.decode(said, type=type_)
+        except (ValueError, RecursionError, msgspec.MsgspecError) as error:
+            self.set_aside("record", f"{kind}/{key}.json", str(error))
             return None
 
     def save_record(self, kind: str, key: str, value: object) -> None:
-        """Store a record, replacing the one that was there.
+        """Store a record, replacing the one that was there."""
+        self.save(kind, f"{key}.json", msgspec.json.encode(value))
 
-        It is not synced: one that a power failure tears does not decode, and counts as absent.
-        """
-        self.write(self.root / kind / f"{key}.json", msgspec.json.encode(value), synced=False)
+    def read(self, kind: str, name: str) -> bytes | None:
+        """What a sealed file says, or None if there is none that is whole."""
+        place = f"{kind}/{name}"
+        try:
+            return unsealed(place, (self.root / place).read_bytes())
+        except OSError:
+            return None
+        except ValueError as error:
+            self.set_aside("record", place, str(error))
+            return None
+
+    def save(self, kind: str, name: str, said: bytes) -> None:
+        """Store what a sealed file is to say, replacing the one that was there."""
+        self.write(self.root / kind / name, sealed(f"{kind}/{name}", said))
 
     def profile(self, code_id: str, device_kind: str) -> Profile | None:
         """The profile measured before, or None."""
@@ -116,27 +164,66 @@ class Cache:
     # Codes and weights
 
     def code(self, code_id: str) -> Code | None:
-        """A stored code, with its path in this cache; None if there is none."""
+        """A stored code, with its path in this cache; None unless it is there with all its files, whole.
+
+        They are hashed once, and again when they look changed: a lifted graph is small.
+        """
         folder = self.root / "codes" / code_id
         try:
-            code = msgspec.json.decode((folder / "code.json").read_bytes(), type=Code)
-        except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
+            record = (folder / "code.json").read_bytes()
+        except OSError as error:
+            if folder.exists():
+                self.set_aside("code", code_id, f"code.json: {error.strerror}")
             return None
+        try:
+            code = opened_code(code_id, record)
+        except ValueError as error:
+            self.set_aside("code", code_id, f"code.json: {error}")
+            return None
+        for file in code.files:
+            try:
+                whole = file_digest(folder / file.name, self._verified) == file.sha256
+                found = "other content"
+            except OSError as error:
+                whole, found = False, str(error.strerror)
+            if not whole:
+                self.set_aside("code", code_id, f"{file.name}: {found}")
+                return None
         return msgspec.structs.replace(code, path=str(folder))
+
+    def code_file(self, code_id: str, name: str) -> bytes | None:
+        """What is in a file of a code; None, and the code is set aside, unless that is what was stored."""
+        code = self.code(code_id)
+        wanted = {file.name: file.sha256 for file in code.files} if code is not None else {}
+        if name not in wanted:
+            return None
+        try:
+            data = (self.root / "codes" / code_id / name).read_bytes()
+        except OSError:
+            return None
+        if hash_of(data) != wanted[name]:
+            self.set_aside("code", code_id, f"{name}: other content")
+            return None
+        return data
 
     def save_code(self, code: Code, files: Mapping[str, bytes]) -> Code:
         """Store a code and its files, unless another process did; the code with its path."""
         place = self.root / "codes" / code.code_id
+        manifest = tuple(CodeFile(name, hash_of(data)) for name, data in sorted(files.items()))
+        code = msgspec.structs.replace(code, files=manifest, path="")
+        record = sealed(_code_place(code.code_id), msgspec.json.encode(code))
         draft = self._draft()
         draft.mkdir()
         try:
             for name, data in files.items():
                 self._write_draft(draft / name, data, place / name)
-            self._write_draft(draft / "code.json", msgspec.json.encode(code), place / "code.json")
+            self._write_draft(draft / "code.json", record, place / "code.json")
             if place.exists() and self.code(code.code_id) is None:
                 shutil.rmtree(place, ignore_errors=True)
+            sync_folder(draft)
             with contextlib.suppress(FileExistsError):
                 draft.rename(place)
+                sync_folder(place.parent)
         except OSError as error:
             # A folder that is not empty cannot be renamed over: another process was first with the same.
             if error.errno != errno.ENOTEMPTY:
@@ -157,25 +244,88 @@ class Cache:
     def save_weights(self, blob: npt.NDArray[np.uint8] | bytes) -> str:
         """Store a blob unless an equal one is there; its id."""
         data = memoryview(blob if isinstance(blob, bytes) else blob.tobytes() if not len(blob) else blob.data)
-        weights_id = hashlib.sha256(data).hexdigest()
+        weights_id = hash_of(data)
         path = self.weights_path(weights_id)
-        if not _has_size(path, len(data)):
-            path.parent.mkdir(exist_ok=True)
+        if not _holds(path, data):
+            if path.exists():
+                self.set_aside("weights", weights_id, "other content")
+            self._weights_folder(path)
             self.write(path, data)
         return weights_id
 
-    def has_weights(self, weights_id: str, file_bytes: int) -> bool:
-        """Whether the blob is there in full."""
-        return _has_size(self.weights_path(weights_id), file_bytes)
+    def take_weights(self, draft: Path, weights_id: str) -> None:
+        """Have a file of this cache's scratch, whose content has that id, as the blob of it."""
+        path = self.weights_path(weights_id)
+        self._weights_folder(path)
+        with open(draft, "rb") as file:
+            os.fsync(file.fileno())
+        draft.rename(path)
+        sync_folder(path.parent)
+
+    def has_weights(self, weights_id: str, file_bytes: int | None = None) -> bool:
+        """Whether the blob is there in full; it is set aside if it is something else.
+
+        Of ``file_bytes``, if they are known. It is read only where this cache ``reads_weights``.
+        """
+        path = self.weights_path(weights_id)
+        try:
+            found = path.stat().st_size
+            fits = file_bytes is None or found == file_bytes
+            if fits and (not self.reads_weights or file_digest(path, self._verified) == weights_id):
+                return True
+        except OSError:
+            return False
+        self.set_aside("weights", weights_id, "other content" if fits else f"{found} bytes")
+        return False
+
+    def inspect(self, what: str, name: str) -> bool:
+        """Whether an artefact that someone suspects is there, and whole; read anew, and set aside if not."""
+        self._verified = Verified()
+        if what == "code":
+            return self.code(name) is not None
+        reads, self.reads_weights = self.reads_weights, True
+        try:
+            return self.has_weights(name)
+        finally:
+            self.reads_weights = reads
+
+    def set_aside(self, what: str, name: str, found: str) -> None:
+        """Move what is damaged out of the way, for its maker to make it again; the last few are kept."""
+        place = {"code": self.root / "codes" / name, "weights": self.weights_path(name)}.get(
+            what, self.root / name
+        )
+        with self._setting_aside:
+            kept = self.root / "damaged" / f"{time.time_ns():020d}-{what}-{name.replace('/', '-')}"
+            try:
+                place.rename(kept)
+            except OSError:
+                return  # another process was first, or made it again meanwhile
+            self.damage.append(Damage(what, name, found))
+            _log.error("cache: %s %s is damaged (%s) and was set aside: %s", what, name, found, kept)
+            self._drop_oldest_damaged()
+
+    def _drop_oldest_damaged(self) -> None:
+        room = KEPT_DAMAGED_BYTES
+        with contextlib.suppress(OSError):
+            for at, path in enumerate(sorted((self.root / "damaged").iterdir(), reverse=True)):
+                files = list(path.iterdir()) if path.is_dir() else [path]
+                room -= sum(file.stat().st_size for file in files)
+                if at < KEPT_DAMAGED and room >= 0:
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
     # Files
 
-    def write(self, path: Path, data: bytes | memoryview, *, synced: bool = True) -> None:
+    def write(self, path: Path, data: bytes | memoryview) -> None:
         """Put a whole file at ``path`` or nothing. Raises ``ProblemError`` if the disk is full."""
         draft = self._draft()
         try:
-            self._write_draft(draft, data, path, synced=synced)
+            self._write_draft(draft, data, path)
             draft.rename(path)
+            sync_folder(path.parent)
         except BaseException:
             draft.unlink(missing_ok=True)
             raise
@@ -202,16 +352,18 @@ class Cache:
     def _draft(self) -> Path:
         return self._own / str(next(self._count))
 
-    def _write_draft(
-        self, draft: Path, data: bytes | memoryview, place: Path, *, synced: bool = True
-    ) -> None:
+    def _weights_folder(self, path: Path) -> None:
+        if not path.parent.exists():
+            path.parent.mkdir(exist_ok=True)
+            sync_folder(path.parent.parent)
+
+    def _write_draft(self, draft: Path, data: bytes | memoryview, place: Path) -> None:
         try:
             with open(draft, "wb", buffering=0) as file:
                 view = memoryview(data)
                 while view:
                     view = view[file.write(view) :]
-                if synced:
-                    os.fsync(file.fileno())
+                os.fsync(file.fileno())
         except OSError as error:
             draft.unlink(missing_ok=True)
             if error.errno in _FULL:
@@ -253,11 +405,45 @@ def _full(place: Path, needed: int, error: OSError) -> ProblemError:
     )  # fmt: skip
 
 
-def _has_size(path: Path, size: int) -> bool:
+def opened_code(code_id: str, record: bytes) -> Code:
+    """The code whose ``code.json`` that is. Raises ValueError if it is another's, or damaged."""
     try:
-        return path.stat().st_size == size
+        code = msgspec.json.decode(unsealed(_code_place(code_id), record), type=Code)
+    except (RecursionError, msgspec.MsgspecError) as error:
+        raise ValueError(str(error)) from None
+    if code.code_id != code_id:
+        raise ValueError(f"it is of code {code.code_id}")
+    if any(Path(file.name).name != file.name for file in code.files):
+        raise ValueError("names of files that lead elsewhere")
+    return code
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _code_place(code_id: str) -> str:
+    return f"codes/{code_id}/code.json"
+
+
+def _holds(path: Path, data: memoryview) -> bool:
+    """Whether a file is there that has this content, byte for byte."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_size != len(data):
+                return False
+            for start in range(0, len(data), _COMPARED_BYTES):
+                part = data[start : start + _COMPARED_BYTES]
+                if file.read(len(part)) != part:
+                    return False
     except OSError:
         return False
+    return True
 
 
 def _profile_key(code_id: str, device_kind: str) -> str:

@@ -32,7 +32,7 @@ class Compiled(Struct, frozen=True, kw_only=True):
         )
 
     def present(self, cache: Cache) -> bool:
-        """Whether code and weights are both still there."""
+        """Whether code and weights are both still there, and whole."""
         whole = cache.has_weights(self.weights_id, self.weights_bytes)
         return whole and cache.code(self.code_id) is not None
 

@@ -189,7 +189,7 @@ class OnnxCompiler:
             same = np.array_equal(recipe.blob(_flat(source)), true.blob)
             recipe = recipe if same else None
         if recipe is not None:
-            self._cache.write(self._cache.root / "architectures" / f"{key}.npz", recipe.to_bytes())
+            self._cache.save("architectures", f"{key}.npz", recipe.to_bytes())
         copies = "each" if recipe is None else "gather"
         self._cache.save_record("architectures", key, msgspec.structs.replace(known, copies=copies))
 
@@ -212,9 +212,12 @@ class OnnxCompiler:
     def _recipe(self, key: str) -> Recipe | None:
         recipe = self._recipes.get(key)
         if recipe is None:
+            stored = self._cache.read("architectures", f"{key}.npz")
             try:
-                recipe = Recipe.from_bytes((self._cache.root / "architectures" / f"{key}.npz").read_bytes())
-            except (OSError, ValueError):
+                recipe = None if stored is None else Recipe.from_bytes(stored)
+            except ValueError:
+                recipe = None
+            if recipe is None:
                 return None
             while self._recipes and recipe.blob_bytes + self._kept_bytes() > _RECIPES_KEPT_BYTES:
                 del self._recipes[next(iter(self._recipes))]

@@ -32,6 +32,14 @@ class Problem(Struct, frozen=True, kw_only=True):
         return f"{where}: {self.field}: expected {self.expected}, found {self.found}; {self.advice}"
 
 
+class Damage(Struct, frozen=True):
+    """A file that was set aside: ``what`` is ``code``, ``weights`` or ``record``, ``found`` what is wrong."""
+
+    what: str
+    name: str
+    found: str
+
+
 class ProblemError(RepositoryError):
     """A :class:`Problem` on its way to whoever collects it."""
 

@@ -98,6 +98,9 @@ class TorchCompiler:
                 if known is None:
                     return self._first(archive, program, plan, settings, key, on_step)
         recipe = self._recipe(known.first.code_id)
+        if recipe is None:  # damaged this very moment
+            with self._cache.lock(key):
+                return self._first(archive, program, plan, settings, key, on_step)
         return msgspec.structs.replace(
             known.first, weights_id=self._cache.save_weights(_blob(archive, program, recipe))
         )
@@ -106,9 +109,9 @@ class TorchCompiler:
         known = self._cache.record("architectures", key, Architecture)
         return known if known is not None and self._cache.code(known.first.code_id) is not None else None
 
-    def _recipe(self, code_id: str) -> Recipe:
-        folder = self._cache.root / "codes" / code_id
-        return msgspec.json.decode((folder / "recipe.json").read_bytes(), type=Recipe)
+    def _recipe(self, code_id: str) -> Recipe | None:
+        stored = self._cache.code_file(code_id, "recipe.json")
+        return None if stored is None else msgspec.json.decode(stored, type=Recipe)
 
     def _first(
         self,

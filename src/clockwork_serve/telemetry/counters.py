@@ -164,7 +164,8 @@ class Counters(Struct):
     were not open: it stays 0 unless a request was answered twice. ``latency`` is by outcome, arrival to
     answer. ``queue`` is arrival to start, ``execution`` the lane time, of requests that were answered well.
     ``wakeup`` is how much later than it had asked the controller came to decide. ``processes_ended`` are
-    those that did not answer, by name, since the server's start.
+    those that did not answer, by name, since the server's start. ``damaged_files`` of the cache are counted
+    by what they are; ``models_lost`` could not be made again from the repository.
     """
 
     received: int = 0
@@ -178,6 +179,9 @@ class Counters(Struct):
     workers_ended: int = 0
     processes_ended: dict[str, int] = {}
     quarantines: int = 0
+    damaged_files: dict[str, int] = {}
+    artefacts_remade: int = 0
+    models_lost: int = 0
     gateways_lost: int = 0
     ready: bool = False
     keeper_up: bool = False

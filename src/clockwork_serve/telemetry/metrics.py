@@ -51,6 +51,18 @@ def _requests(counters: Counters) -> Iterator[str]:
         ("workers_hung_total", "counter", "Workers that did not answer in time.", counters.workers_hung),
         ("workers_ended_total", "counter", "Workers ended because they hung.", counters.workers_ended),
         ("quarantines_total", "counter", "Models that came into quarantine.", counters.quarantines),
+        (
+            "cache_artefacts_remade_total",
+            "counter",
+            "Damaged artefacts made again from the repository.",
+            counters.artefacts_remade,
+        ),
+        (
+            "cache_models_lost_total",
+            "counter",
+            "Models that could not be made again from the repository.",
+            counters.models_lost,
+        ),
         ("gateways_lost_total", "counter", "Gateways that died or left.", counters.gateways_lost),
         ("ready", "gauge", "Whether the server can serve.", int(counters.ready)),
         ("keeper_up", "gauge", "Whether the keeper answers.", int(counters.keeper_up)),
@@ -59,6 +71,10 @@ def _requests(counters: Counters) -> Iterator[str]:
     yield from _family(
         "clockwork_processes_ended_total", "counter", "Processes ended because they did not answer.",
         [(f'process="{name}"', count) for name, count in sorted(counters.processes_ended.items())],
+    )  # fmt: skip
+    yield from _family(
+        "clockwork_cache_damaged_total", "counter", "Files of the cache found damaged, and set aside.",
+        [(f'what="{what}"', count) for what, count in sorted(counters.damaged_files.items())],
     )  # fmt: skip
 
 

@@ -134,7 +134,7 @@ class DeviceWorker:
         assert event.started_ns <= event.ended_ns, f"{event} ends before it starts"
         status, message = event.status, event.message
         if status is _OK:
-            self.codes[held.code_id].took(work, event.ended_ns - event.started_ns)
+            self.codes[held.code_id].took(work, event.ended_ns - event.started_ns - event.once_ns)
         # Records have no subclasses, and asking for one that a record is not takes isinstance 50 ns.
         if type(work) is Infer:
             held.readers -= 1

@@ -42,6 +42,7 @@ class LaneDone(Struct, frozen=True, kw_only=True):
     output_ns: int = 0
     outputs: tuple[bytes, ...] = ()
     message: str = ""
+    once_ns: int = 0
 
 
 class Prepared(Struct, frozen=True, kw_only=True):

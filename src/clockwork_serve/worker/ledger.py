@@ -50,7 +50,7 @@ class Ledger:
             Result(
                 action_id=job.action_id, device=done.device, status=status, started_ns=done.started_ns,
                 ended_ns=done.ended_ns, input_ns=done.input_ns, run_ns=done.run_ns, output_ns=done.output_ns,
-                outputs=done.outputs if ok else (), message=message,
+                outputs=done.outputs if ok else (), message=message, once_ns=done.once_ns,
             )
         )  # fmt: skip
 

@@ -13,6 +13,7 @@ from clockwork_serve.bench.records import read_records
 from clockwork_serve.config.reader import read_settings
 from clockwork_serve.devices.emulated import read_profile
 from clockwork_serve.errors import ConfigError
+from clockwork_serve.integrity import sealed
 from clockwork_serve.messages import Profile
 from clockwork_serve.store import Cache, Repository, StoreConfig
 from clockwork_serve.store.onnx_compiler import Architecture
@@ -154,14 +155,17 @@ def _cache_records(data: bytes) -> None:
     """What was torn counts as absent; a record that can be read can be written."""
     for kind in (Profile, Architecture):
         (_CACHE.root / "records").mkdir(exist_ok=True)
-        (_CACHE.root / "records" / "k.json").write_bytes(data)
-        found = _CACHE.record("records", "k", kind)
-        if found is not None:
-            msgspec.json.encode(found)
+        for stored in (data, sealed("records/k.json", data)):
+            (_CACHE.root / "records" / "k.json").write_bytes(stored)
+            found = _CACHE.record("records", "k", kind)
+            if found is not None:
+                msgspec.json.encode(found)
     folder = _CACHE.root / "codes" / "c"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "code.json").write_bytes(data)
-    _CACHE.code("c")
+    for stored in (data, sealed("codes/c/code.json", data)):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "code.json").write_bytes(stored)
+        _CACHE.code("c")
+    _CACHE.damage.clear()
 
 
 def _bench_records(data: bytes) -> None:
