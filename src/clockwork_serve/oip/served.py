@@ -17,6 +17,9 @@ from clockwork_serve.oip.records import InferCall, InputTensor, OutputWish
 
 _SEQUENCE: Final = ("sequence_id", "sequence_start", "sequence_end")
 
+SPARE_TENSORS: Final = 64
+"""Beyond a model's own, so that what is wrong with the names is told as long as that is cheap."""
+
 
 class Checked(NamedTuple):
     """What the scheduler must know of a request that fits; ``signature`` only if its shapes are its own."""
@@ -63,6 +66,18 @@ class Served:
         rows = self._check_inputs(call.inputs)
         self._check_outputs(call, binary_only_allowed)
         return Checked(rows, "" if self._static else self._signature(call.inputs))
+
+    def check_counts(self, inputs: int, outputs: int) -> None:
+        """Raise :class:`InvalidRequest` for far more of either than the model has: each takes time to read."""
+        for what, found, known in (("inputs", inputs, self._inputs), ("outputs", outputs, self._outputs)):
+            if found > len(known) + SPARE_TENSORS:
+                raise InvalidRequest(
+                    f"{what}: expected at most {len(known)} for model '{self.model.name}', found {found}"
+                )
+
+    def check_head(self, name: str, datatype: str, shape: tuple[int, ...]) -> None:
+        """Raise :class:`InvalidRequest` unless an input may look like that, whatever its data are."""
+        self._check_head(self._known(name), datatype, shape)
 
     def wanted(self, call: InferCall) -> list[OutputWish]:
         """The outputs to answer with, in order."""
@@ -114,15 +129,14 @@ class Served:
                 )
 
     def _check_inputs(self, inputs: list[InputTensor]) -> int:
+        if len(inputs) > len(self._inputs):
+            # Before any data is looked at, which could be the same one's a hundred times.
+            for tensor in inputs:
+                self._known(tensor.name)
+            self._check_names(inputs)
         rows = 0
         for tensor in inputs:
-            known = self._inputs.get(tensor.name)
-            if known is None:
-                raise InvalidRequest(
-                    f"unexpected inference input '{tensor.name}' for model '{self.model.name}'; "
-                    f"expected {list(self._inputs)}"
-                )
-            own_rows = self._check_input(known, tensor)
+            own_rows = self._check_input(self._known(tensor.name), tensor)
             if rows not in (0, own_rows):
                 raise InvalidRequest(
                     f"inference input '{tensor.name}': expected a batch of {rows} as in '{inputs[0].name}', "
@@ -149,15 +163,23 @@ class Served:
                 f"inference input '{twice}': expected once, found {given.count(twice)} times"
             )
 
-    def _check_input(self, known: _Input, tensor: InputTensor) -> int:
-        """Check one input; its rows."""
-        spec = known.spec
-        if tensor.datatype != spec.datatype:
+    def _known(self, name: str) -> _Input:
+        known = self._inputs.get(name)
+        if known is None:
             raise InvalidRequest(
-                f"inference input '{spec.name}' data-type is '{tensor.datatype}', but model "
+                f"unexpected inference input '{name}' for model '{self.model.name}'; "
+                f"expected {list(self._inputs)}"
+            )
+        return known
+
+    def _check_head(self, known: _Input, datatype: str, shape: tuple[int, ...]) -> int:
+        """Check all of an input but its data; its rows."""
+        spec = known.spec
+        if datatype != spec.datatype:
+            raise InvalidRequest(
+                f"inference input '{spec.name}' data-type is '{datatype}', but model "
                 f"'{self.model.name}' expects '{spec.datatype}'"
             )
-        shape = tensor.shape
         rows, own = (shape[0] if shape else 0, shape[1:]) if self.code.batched else (1, shape)
         if own != spec.shape and not _fits(spec.shape, own):
             raise self._wrong_shape(spec, shape)
@@ -168,11 +190,18 @@ class Served:
                 f"inference request batch-size must be <= {self.rows_max} for '{self.model.name}', "
                 f"found {rows} in shape {list(shape)} of input '{spec.name}'"
             )
+        return rows
+
+    def _check_input(self, known: _Input, tensor: InputTensor) -> int:
+        """Check one input; its rows."""
+        spec, shape = known.spec, tensor.shape
+        rows = self._check_head(known, tensor.datatype, shape)
         if not known.element_bytes:
             check_strings(spec.name, tensor.data, math.prod(shape))
             return rows
         row_bytes = known.row_bytes
         if row_bytes is None:
+            own = shape[1:] if self.code.batched else shape
             row_bytes = math.prod(own) * known.element_bytes
         if len(tensor.data) != rows * row_bytes:
             raise InvalidRequest(

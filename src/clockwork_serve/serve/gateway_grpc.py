@@ -12,15 +12,14 @@ import grpc
 import msgspec
 from google.protobuf import json_format
 
-from clockwork_serve.errors import ConfigError
+from clockwork_serve.errors import ConfigError, InvalidRequest
 from clockwork_serve.messages import Outcome
 from clockwork_serve.oip import InferCall, Served, UnknownModel
-from clockwork_serve.oip.grpc_infer import encode_infer, parse_infer, streamed
+from clockwork_serve.oip.grpc_infer import encode_infer, parse_infer, read_infer, streamed
 from clockwork_serve.oip.protobuf import (
     HEALTH_SERVICE,
     INFERENCE_SERVICE,
     REFLECTION_SERVICE,
-    ModelInferRequest,
     ModelStreamInferResponse,
     message,
     rpcs,
@@ -87,7 +86,7 @@ class _GrpcInquiry:
 
     def call(self, served: Served) -> InferCall:
         """Parse it. Raises :class:`InvalidRequest`."""
-        return parse_infer(self.request)
+        return parse_infer(self.request, served)
 
 
 class _Alone(_GrpcInquiry):
@@ -141,10 +140,10 @@ class GatewayGrpc:
         self._credentials = None if door.tls is None else door.tls.grpc_credentials()
         self._server = GrpcServer(
             [
-                callback(f"/{INFERENCE_SERVICE}/ModelInfer", ModelInferRequest.FromString, self._infer),
+                callback(f"/{INFERENCE_SERVICE}/ModelInfer", _read, self._infer),
                 stream(
                     f"/{INFERENCE_SERVICE}/ModelStreamInfer",
-                    ModelInferRequest.FromString,
+                    _read,
                     bytes,
                     self._stream_infer,
                 ),
@@ -363,6 +362,14 @@ def _named(request: Any) -> str:
     # One published protocol has the model's name as field 1, which is the repository's name in the other.
     name: str = request.model_name or request.repository_name
     return name
+
+
+def _read(message: bytes) -> Any:
+    """A ``ModelInferRequest``, its tensors not looked at. Raises :class:`Aborted`, and what protobuf raises."""
+    try:
+        return read_infer(message)
+    except InvalidRequest as error:
+        raise Aborted(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
 
 
 def _local(rpc: Call) -> bool:
