@@ -182,7 +182,7 @@ class _Counted(bytes):
 
 def test_no_more_than_one_string_too_many_is_looked_at() -> None:
     contents = _Counted(b"\x42\0" * MIB)
-    with pytest.raises(InvalidRequest, match="expected 3 elements in contents.bytes_contents.*found more"):
+    with pytest.raises(InvalidRequest, match=r"expected 3 elements .* found more"):
         decode_contents("x", "BYTES", 3, contents, [(0, len(contents))])
     assert _Counted.looks < 30
 
@@ -215,7 +215,7 @@ def test_split_messages_are_merged() -> None:
     unpacked = b"\x10\x05"
     data = _field(5, head + _field(5, first) + _field(5, second + unpacked))
     model = served((spec("x", "INT8", -1),), (), batched=False)
-    with pytest.raises(InvalidRequest, match="expected 4 elements in contents.int_contents.*found 5"):
+    with pytest.raises(InvalidRequest, match=r"expected 4 elements .* found 5"):
         parse_infer(walk(data), model)
     data = _field(5, head + _field(5, first) + _field(5, unpacked + b"\x10\x06"))
     assert bytes(parse_infer(walk(data), model).inputs[0].data) == np.array([1, -2, 5, 6], "i1").tobytes()

@@ -18,6 +18,8 @@ from clockwork_serve.oip.served import Served
 from clockwork_serve.oip.shared_memory import SharedRef, shared_ref
 
 CLASSES_MAX: Final = 1 << 16
+TENSORS_MAX: Final = 1024
+"""Inputs of a request, or outputs, where it is not known how many its model has."""
 DIMENSIONS_MAX: Final = 32
 """Of one tensor: as many as NumPy's arrays could always have."""
 _DIMENSION_MAX: Final = 2**63 - 1
@@ -72,10 +74,10 @@ _requests = msgspec.json.Decoder(_JsonRequest)
 _responses = msgspec.json.Encoder()
 
 
-def parse_infer(body: memoryview, header_length: int | None) -> InferCall:
+def parse_infer(body: memoryview, header_length: int | None, tensors_max: int = TENSORS_MAX) -> InferCall:
     """A call from a request body, whose JSON is the first ``header_length`` bytes (None: all of it).
 
-    Tensors stay views of ``body``. Raises :class:`InvalidRequest`. A ``header_length`` of 0 is for
+    It names ``tensors_max`` inputs at most, and as many outputs. Tensors stay views of ``body``. Raises :class:`InvalidRequest`. A ``header_length`` of 0 is for
     :meth:`Served.raw_call`.
     """
     if header_length is not None and not 0 < header_length <= len(body):
@@ -89,6 +91,9 @@ def parse_infer(body: memoryview, header_length: int | None) -> InferCall:
         raise InvalidRequest(f"the request JSON is not an inference request: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"failed to parse the request JSON buffer: {error}") from None
+    for what, named in (("inputs", request.inputs), ("outputs", request.outputs or ())):
+        if len(named) > tensors_max:
+            raise InvalidRequest(f"{what}: expected at most {tensors_max}, found {len(named)}")
     parameters = request.parameters
     if parameters:
         _check_parameters(parameters)

@@ -11,7 +11,7 @@ import numpy as np
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import DATATYPES, Code, Model, TensorSpec
 from clockwork_serve.oip.datatypes import BINARY_ONLY, check_strings
-from clockwork_serve.oip.errors import Unsupported
+from clockwork_serve.oip.errors import TooLarge, Unsupported
 from clockwork_serve.oip.headers import Headers
 from clockwork_serve.oip.records import InferCall, InputTensor, OutputWish
 
@@ -19,6 +19,10 @@ _SEQUENCE: Final = ("sequence_id", "sequence_start", "sequence_end")
 
 SPARE_TENSORS: Final = 64
 """Beyond a model's own, so that what is wrong with the names is told as long as that is cheap."""
+
+JSON_ELEMENT_BYTES: Final = 64
+"""Of a number with its comma, brackets and indentation; the longest that doubles need is 25."""
+JSON_BESIDE_TENSORS: Final = 64 * 1024
 
 
 class Checked(NamedTuple):
@@ -74,6 +78,30 @@ class Served:
                 raise InvalidRequest(
                     f"{what}: expected at most {len(known)} for model '{self.model.name}', found {found}"
                 )
+
+    @property
+    def tensors_max(self) -> int:
+        """Inputs, or outputs, that a request may name before that alone is what is wrong with it."""
+        return max(len(self._inputs), len(self._outputs)) + SPARE_TENSORS
+
+    @property
+    def json_max(self) -> int | None:
+        """Bytes of JSON that a request for this model can need; None where its shapes leave that open."""
+        found = JSON_BESIDE_TENSORS
+        for known in self._inputs.values():
+            if known.row_bytes is None:
+                return None
+            found += self.rows_max * (known.row_bytes // known.element_bytes) * JSON_ELEMENT_BYTES
+        return found
+
+    def check_json(self, nbytes: int) -> None:
+        """Raise :class:`TooLarge` for more JSON than a request for this model can need."""
+        most = self.json_max
+        if most is not None and nbytes > most:
+            raise TooLarge(
+                f"JSON: expected at most {most} bytes for the inputs of model '{self.model.name}', found "
+                f"{nbytes}; write numbers shorter, or send tensors as binary data"
+            )
 
     def check_head(self, name: str, datatype: str, shape: tuple[int, ...]) -> None:
         """Raise :class:`InvalidRequest` unless an input may look like that, whatever its data are."""

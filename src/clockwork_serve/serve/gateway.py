@@ -195,6 +195,14 @@ class Gateway:
         self._received += 1
         return self.invalid(error)
 
+    def refuse_unread(self, inquiry: Inquiry, message: str, *, crowded: bool) -> None:
+        """End a request that was not read: too many wait for that, or it failed."""
+        self._received += 1
+        if crowded:
+            self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
+        else:
+            self._refuse(inquiry, Outcome.FAILED, Reason.NONE, message)
+
     def drop_body(self, inquiry: Inquiry) -> None:
         """Give back where an inquiry that is not passed on was received."""
         body, inquiry.body = inquiry.body, None

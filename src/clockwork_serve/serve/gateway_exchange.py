@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from clockwork_serve.errors import InvalidRequest
+from clockwork_serve.errors import ClockworkError, InvalidRequest
 from clockwork_serve.oip import InferCall, Served, parse_infer
 from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_inquiry import Ending
@@ -61,6 +61,7 @@ class Exchange:
     on_complete: Callable[[Exchange], None] | None = None  # what waits for that, if the body is there
     response: Response | None = None
     abandoned = False
+    read: InferCall | ClockworkError | None = None  # what its JSON says, where that was read elsewhere
 
     def __init__(self, on_response: Callable[[], None], method: bytes, route: Route | None) -> None:
         self.on_response = on_response
@@ -101,8 +102,12 @@ class Exchange:
 
     def call(self, served: Served) -> InferCall:
         """Parse it. Raises :class:`InvalidRequest`."""
+        if self.read is not None:
+            if isinstance(self.read, InferCall):
+                return self.read
+            raise self.read
         if self.header_length is None:
-            return parse_infer(self.content, None)
+            return parse_infer(self.content, None, served.tensors_max)
         length = byte_count(self.header_length)
         if length is None:
             raise InvalidRequest(
@@ -111,7 +116,9 @@ class Exchange:
             )
         if not length:
             return served.raw_call(self.content)
-        return served.headers.find(self.content, length) or parse_infer(self.content, length)
+        return served.headers.find(self.content, length) or parse_infer(
+            self.content, length, served.tensors_max
+        )
 
     def foretold(self) -> None:
         """Go on, if it was not ended."""

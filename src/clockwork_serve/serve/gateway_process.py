@@ -171,6 +171,7 @@ async def serve(config: GatewayConfig, stop: asyncio.Event) -> int:
     except ConfigError as error:
         _log.critical("%s", error)
         return EXIT_CONFIG
+    servers.http.codec.start_soon()
     _log.info("listening", extra={"host": config.host, **servers.port_by_name})
     status = 0
     if servers.far is None:

@@ -1,0 +1,175 @@
+"""Large JSON is read by another process: the same calls and errors, and what happens when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from clockwork_serve.errors import InvalidRequest
+from clockwork_serve.oip import InferCall, TooLarge, parse_infer
+from clockwork_serve.serve import gateway_codec
+from clockwork_serve.serve.gateway_codec import Codec, CodecFailed, Crowded
+from tests.serve.http_requests import ask, post
+from tests.serve.running_gateway import RunningGateway, running_gateway
+
+TENSORS_MAX = 8
+
+
+def body(data: Any, shape: list[int], datatype: str = "FP32", **more: Any) -> bytes:
+    tensor = {"name": "X", "shape": shape, "datatype": datatype, "data": data}
+    return json.dumps({"id": "7", "inputs": [tensor], "parameters": {"slo_ms": 500}, **more}).encode()
+
+
+MIXED_JSON = json.dumps(
+    {
+        "inputs": [
+            {"name": "A", "shape": [3], "datatype": "INT8", "parameters": {"binary_data_size": 3}},
+            {"name": "B", "shape": [2], "datatype": "INT64", "data": [1, -2]},
+            {"name": "C", "shape": [1], "datatype": "INT8", "parameters": {"binary_data_size": 1}},
+        ],
+        "outputs": [{"name": "Y", "parameters": {"classification": 3}}],
+    }
+).encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "binary"),
+    [
+        (body([[1.5, 2], [3, 4]], [2, 2]), None),
+        (body(["a", "\u00e9"], [2], "BYTES"), None),
+        (MIXED_JSON, b"abcd"),
+    ],
+)
+def test_the_call_is_the_same(text: bytes, binary: bytes | None) -> None:
+    whole = memoryview(text + (binary or b""))
+    length = None if binary is None else len(text)
+    found = read(text, whole, length)
+    expected = parse_infer(whole, length)
+    assert [bytes(tensor.data) for tensor in found.inputs] == [bytes(each.data) for each in expected.inputs]
+    for call in (found, expected):
+        call.header = b""
+        for tensor in call.inputs:
+            tensor.data = b""
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "words"),
+    [
+        (body([1], [2]), InvalidRequest, "expected 2 elements"),
+        (b"{", InvalidRequest, "failed to parse the request JSON"),
+        (body([1], [1], id="\ud800"), InvalidRequest, "JSON"),
+        (body([1], [1], parameters={"n": 10**30}), InvalidRequest, "out of range"),
+        (json.dumps({"inputs": [{"name": "X", "shape": [1], "datatype": "INT8", "data": [1]}] * 9}).encode(),
+         InvalidRequest, "inputs: expected at most 8, found 9"),
+        (body([0] * 6_000_000, [6_000_000], "INT64")[:-40] + b"}", InvalidRequest, "JSON"),
+    ],
+)  # fmt: skip
+def test_so_is_what_is_wrong(text: bytes, kind: type[InvalidRequest], words: str) -> None:
+    with pytest.raises(kind, match=words):
+        read(text, memoryview(text), None)
+
+
+def test_what_takes_too_much_memory_is_refused_and_the_process_goes_on() -> None:
+    many = body([["a"]] * 2_000_000, [2_000_000], "BYTES")
+
+    async def main() -> InferCall:
+        codec = Codec()
+        try:
+            with pytest.raises((TooLarge, InvalidRequest)):
+                await codec.read(many, memoryview(many), None, TENSORS_MAX, lambda: True)
+            process = codec._process
+            text = body([1], [1])
+            found = await codec.read(text, memoryview(text), None, TENSORS_MAX, lambda: True)
+            assert codec._process is process
+            return found
+        finally:
+            codec.close()
+
+    assert asyncio.run(main()).id == "7"
+
+
+def read(text: bytes, whole: memoryview, length: int | None) -> InferCall:
+    async def main() -> InferCall:
+        codec = Codec()
+        try:
+            return await codec.read(text, whole, length, TENSORS_MAX, lambda: True)
+        finally:
+            codec.close()
+
+    return asyncio.run(main())
+
+
+def test_a_process_that_dies_fails_one_request_and_is_started_anew() -> None:
+    once = (
+        sys.executable, "-c",
+        "import socket, os; from clockwork_serve.serve.codec_process import receive\n"
+        "receive(socket.socket(fileno=os.dup(0)))",
+    )  # fmt: skip
+
+    async def main() -> None:
+        codec = Codec(once)
+        text = body([1], [1])
+        try:
+            with pytest.raises(CodecFailed, match="send tensors as binary data"):
+                await codec.read(text, memoryview(text), None, TENSORS_MAX, lambda: True)
+            codec._command = Codec()._command
+            assert (await codec.read(text, memoryview(text), None, TENSORS_MAX, lambda: True)).id == "7"
+        finally:
+            codec.close()
+
+    asyncio.run(main())
+
+
+def test_what_nobody_waits_for_is_not_read_and_much_that_waits_is_refused() -> None:
+    async def main() -> None:
+        codec = Codec()
+        text = body([1], [1])
+        try:
+            with pytest.raises(CodecFailed, match="nobody waits"):
+                await codec.read(text, memoryview(text), None, TENSORS_MAX, lambda: False)
+            assert codec._process is None
+            codec._waiting_bytes = gateway_codec.WAITING_BYTES
+            with pytest.raises(Crowded, match="wait to be read already"):
+                await codec.read(text, memoryview(text), None, TENSORS_MAX, lambda: True)
+        finally:
+            codec.close()
+
+    asyncio.run(main())
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with running_gateway(tmp_path_factory.mktemp("gateway")) as found:
+        yield found
+
+
+def infer(model: str) -> Callable[[bytes], bytes]:
+    return lambda text: post(f"/v2/models/{model}/infer", text)
+
+
+def test_large_json_is_answered(gateway: RunningGateway) -> None:
+    count = 40_000
+    found = ask(gateway, infer("any")(body([0.25] * count, [count], parameters={"slo_ms": 9000})))
+    assert found.status == 200, found.json
+    assert found.json["outputs"][0]["data"] == [0.25] * count
+
+
+def test_more_json_than_a_model_can_need_is_refused_unread(gateway: RunningGateway) -> None:
+    found = ask(gateway, infer("ident")(body([0.25] * 40_000, [40_000])))
+    assert (found.status, found.json["outcome"]) == (413, "invalid")
+    assert "bytes for the inputs of model 'ident'" in found.json["error"]
+
+
+def test_large_json_of_an_unknown_model_is_not_read(gateway: RunningGateway) -> None:
+    assert ask(gateway, infer("nobody")(body([0.25] * 40_000, [40_000]))).status == 404
+
+
+def test_other_endpoints_take_little(gateway: RunningGateway) -> None:
+    found = ask(gateway, post("/v2/repository/index", b"{" + b" " * 70_000 + b"}"))
+    assert found.status == 413
