@@ -23,6 +23,10 @@ SPARE_TENSORS: Final = 64
 JSON_ELEMENT_BYTES: Final = 64
 """Of a number with its comma, brackets and indentation; the longest that doubles need is 25."""
 JSON_BESIDE_TENSORS: Final = 64 * 1024
+BOOLEANS_MAX: Final = 16 << 20
+"""Of one tensor: each is looked at, while all others wait, 3 ms for all of them."""
+RAW_STRING_BYTES_MAX: Final = 2 << 20
+"""Of a body that is a string, which is copied behind its length."""
 
 
 class Checked(NamedTuple):
@@ -128,6 +132,11 @@ class Served:
             )
         spec = self.code.inputs[0]
         if spec.datatype == "BYTES":
+            if len(body) > RAW_STRING_BYTES_MAX:
+                raise TooLarge(
+                    f"raw binary request for model '{name}': expected at most {RAW_STRING_BYTES_MAX} bytes for "
+                    f"a BYTES input, found {len(body)}; send a JSON header, and its length before the bytes"
+                )
             shape = tuple(1 for _ in spec.shape)
             data = len(body).to_bytes(4, "little") + bytes(body)
         else:
@@ -235,6 +244,11 @@ class Served:
             raise InvalidRequest(
                 f"inference input '{spec.name}': expected {rows * row_bytes} bytes for shape {list(shape)} "
                 f"of {spec.datatype}, found {len(tensor.data)}"
+            )
+        if spec.datatype == "BOOL" and len(tensor.data) > BOOLEANS_MAX:
+            raise InvalidRequest(
+                f"inference input '{spec.name}': expected at most {BOOLEANS_MAX} elements of BOOL, found "
+                f"{len(tensor.data)}; send fewer in one request"
             )
         if spec.datatype == "BOOL" and np.frombuffer(tensor.data, np.uint8).max() > 1:
             raise InvalidRequest(

@@ -18,8 +18,8 @@ from clockwork_serve.units import MIB
 
 SIP_BYTES: Final = 4096
 """So much of what nobody wants is read as usual, which tells that there is more."""
-AT_ONCE: Final = 4 * MIB
-"""About a millisecond: then others have their turn, however quickly a client sends."""
+AT_ONCE: Final = MIB
+"""A millisecond, where the memory is touched for the first time: then others have their turn, however quickly a client sends."""
 
 
 class Source:

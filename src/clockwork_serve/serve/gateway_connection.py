@@ -10,6 +10,7 @@ from collections import deque
 from typing import Final, cast
 
 import httptools
+import numpy as np
 
 from clockwork_serve.serve.gateway_bodies import Unwanted
 from clockwork_serve.serve.gateway_exchange import UPGRADED, Exchange, byte_count
@@ -47,7 +48,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._complete: list[Exchange] = []  # requests that became so in this read
         self._head_bytes = 0  # read since the head or the last piece of a body; -1: in this very read
         self._current: Exchange | None = None  # the request whose body is being received
-        self._content: bytes | bytearray = b""
+        self._content: bytes | memoryview = b""
         self._content_bytes = self._length = 0  # so many of the body; of one that comes next, if it is known
         self._direct: memoryview | None = None  # where a large body goes; _content_bytes of it have arrived
         self._unwanted: Unwanted | None = None  # of the body of a request that is answered already
@@ -167,12 +168,14 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             self._refuse(413, excess("body_bytes", self._limits.body_bytes))
         elif not self._content:
             self._content = content
-        elif isinstance(self._content, bytearray):
-            self._content += content
-            self._count(len(content))
         else:
-            # Not a list of pieces: they may be many, and small.
-            self._content = bytearray(self._content + content)
+            if type(self._content) is bytes:
+                # Not a list of pieces: they may be many, and small. Room for the longest body takes no memory
+                # before something arrives, and what is there need not be moved when more does.
+                before, self._content = self._content, np.empty(self._limits.body_bytes, np.uint8).data
+                self._content[:start] = before
+            self._content[start:end] = content
+            self._count(len(content))
 
     def on_message_complete(self) -> None:
         """All of it is there."""
@@ -185,7 +188,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         else:
             self._complete.append(exchange)
             if self._content:
-                exchange.content = memoryview(self._content)
+                exchange.content = memoryview(self._content)[: self._content_bytes]
                 self._content = b""
         self._await_next()
         if self._gateway.announcements.awaited(exchange.announced_id):

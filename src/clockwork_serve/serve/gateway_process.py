@@ -167,7 +167,7 @@ async def serve(config: GatewayConfig, stop: asyncio.Event) -> int:
     """Run a gateway until ``stop``; its exit status."""
     try:
         servers = GatewayServers(config)
-        await servers.start(_settle_memory)
+        await servers.start(settle_memory)
     except ConfigError as error:
         _log.critical("%s", error)
         return EXIT_CONFIG
@@ -193,7 +193,7 @@ async def _unless_refused(far: FarReach, stop: asyncio.Event) -> int:
     return 0
 
 
-def _settle_memory() -> None:
+def settle_memory() -> None:
     """What was imported lives as long as the process; requests make few cycles."""
     gc.collect()
     gc.freeze()
