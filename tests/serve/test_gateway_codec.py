@@ -8,12 +8,18 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.oip import InferCall, TooLarge, parse_infer
+from clockwork_serve.messages import Outcome, Reason
+from clockwork_serve.oip import OK, InferCall, OutputTensor, OutputWish, TooLarge, encode_infer, parse_infer
 from clockwork_serve.serve import gateway_codec
 from clockwork_serve.serve.gateway_codec import Codec, CodecFailed, Crowded
+from clockwork_serve.serve.gateway_inquiry import Ending
+from clockwork_serve.serve.gateway_outputs import Heavy, is_heavy
+from tests.oip.models import served, spec
 from tests.serve.http_requests import ask, post
 from tests.serve.running_gateway import RunningGateway, running_gateway
 
@@ -67,6 +73,9 @@ def test_the_call_is_the_same(text: bytes, binary: bytes | None) -> None:
         (body([1], [1], parameters={"n": 10**30}), InvalidRequest, "out of range"),
         (json.dumps({"inputs": [{"name": "X", "shape": [1], "datatype": "INT8", "data": [1]}] * 9}).encode(),
          InvalidRequest, "inputs: expected at most 8, found 9"),
+        (body([1], [1], parameters={f"{n:x}": 0 for n in range(99_999)}), TooLarge, "beside its inputs"),
+        (body([["a"]] * 200_000, [2], "BYTES"), InvalidRequest, "expected 2 elements"),
+        (body([[]] * 200_000, [2], "BYTES"), InvalidRequest, "found 200001 lists"),
         (body([0] * 6_000_000, [6_000_000], "INT64")[:-40] + b"}", InvalidRequest, "JSON"),
     ],
 )  # fmt: skip
@@ -75,23 +84,10 @@ def test_so_is_what_is_wrong(text: bytes, kind: type[InvalidRequest], words: str
         read(text, memoryview(text), None)
 
 
-def test_what_takes_too_much_memory_is_refused_and_the_process_goes_on() -> None:
-    many = body([["a"]] * 2_000_000, [2_000_000], "BYTES")
-
-    async def main() -> InferCall:
-        codec = Codec()
-        try:
-            with pytest.raises((TooLarge, InvalidRequest)):
-                await codec.read(many, memoryview(many), None, TENSORS_MAX, lambda: True)
-            process = codec._process
-            text = body([1], [1])
-            found = await codec.read(text, memoryview(text), None, TENSORS_MAX, lambda: True)
-            assert codec._process is process
-            return found
-        finally:
-            codec.close()
-
-    assert asyncio.run(main()).id == "7"
+def test_what_takes_too_much_memory_is_refused() -> None:
+    many = b'{"inputs":[' + b"{}," * 4_000_000 + b"{}]}"
+    with pytest.raises((InvalidRequest, CodecFailed)):
+        read(many, memoryview(many), None)
 
 
 def read(text: bytes, whole: memoryview, length: int | None) -> InferCall:
@@ -173,3 +169,36 @@ def test_large_json_of_an_unknown_model_is_not_read(gateway: RunningGateway) -> 
 def test_other_endpoints_take_little(gateway: RunningGateway) -> None:
     found = ask(gateway, post("/v2/repository/index", b"{" + b" " * 70_000 + b"}"))
     assert found.status == 413
+
+
+def test_large_answers_are_written_as_small_ones_are() -> None:
+    of = served((spec("X", "FP32", 1),), (spec("A", "FP32", -1), spec("B", "FP32", -1), spec("C", "INT8", 2)))
+    count = 20_000
+    values = np.random.default_rng(1).standard_normal((2, count), np.float32)
+    outputs = [
+        OutputTensor("A", "FP32", (2, count), values.data.cast("B")),
+        OutputTensor("B", "FP32", (2, count), values[::-1].tobytes()),
+        OutputTensor("C", "INT8", (2, 2), b"1234"),
+    ]
+    for wishes in (
+        [OutputWish("A"), OutputWish("C", binary=True), OutputWish("B", classes=3)],
+        [OutputWish("B", binary=True, classes=3), OutputWish("A")],
+        [OutputWish("C"), OutputWish("A")],
+    ):
+        ending = Ending(Outcome.OK, Reason.NONE, OK, served=of, call=InferCall([], wishes), outputs=outputs)
+        assert is_heavy(ending)
+        assert not is_heavy(msgspec.structs.replace(ending, outputs=[outputs[2]]))
+        plain = encode_infer(ending.call, of, outputs, {})  # type: ignore[arg-type]
+
+        async def main(ending: Ending = ending) -> Ending:
+            codec = Codec()
+            try:
+                return await Heavy(ending).ending(codec, lambda: True)
+            finally:
+                codec.close()
+
+        found = asyncio.run(main())
+        assert found.call is not None
+        heavy = encode_infer(found.call, of, found.outputs, {}, found.texts)
+        assert b"".join(heavy.parts) == b"".join(plain.parts)
+        assert heavy.header_length == plain.header_length

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
@@ -18,6 +19,7 @@ from clockwork_serve.oip.records import Buffer
 DEPTH_MAX: Final = 32
 PIECE_BYTES: Final = 256 * 1024
 """Numbers are decoded so much at a time: as Python's objects they take ten times the memory."""
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _SPACE: Final = b" \t\r\n"
 _PYTHON_TYPES: Final[dict[str, type]] = {
     "b": bool, "u": int, "i": int, "f": float, "O": str,
@@ -41,13 +43,16 @@ def from_json(name: str, datatype: str, shape: Sequence[int], raw: memoryview) -
                 break
         _check_count(name, shape, count, found)
         return b"".join(pieces)
-    flat = _flat(name, datatype, raw)
-    _check_count(name, shape, count, len(flat))
     if datatype == "BYTES":
         if count > STRINGS_MAX:
             raise InvalidRequest(
                 f"inference input '{name}': expected at most {STRINGS_MAX} elements of BYTES, found {count}"
             )
+        if len(raw) > PIECE_BYTES:
+            _check_strings(name, shape, count, bytes(raw))
+    flat = _flat(name, datatype, raw)
+    _check_count(name, shape, count, len(flat))
+    if datatype == "BYTES":
         return encode_strings([text.encode() for text in flat])
     return _packed(name, datatype, flat)
 
@@ -65,6 +70,19 @@ def _check_count(name: str, shape: Sequence[int], expected: int, found: int) -> 
         raise InvalidRequest(
             f"inference input '{name}': expected {expected} elements in 'data' for shape {list(shape)}, "
             f"found {found}{' or more' if found > expected else ''}"
+        )
+
+
+def _check_strings(name: str, shape: Sequence[int], count: int, raw: bytes) -> None:
+    """Whether there are so few strings and brackets that they can be built."""
+    # A string has two quotes that are not escaped; but the last one of "\\\\" looks as if it were.
+    quotes = raw.count(b'"') - raw.count(b'\\"')
+    if quotes > 2 * count:
+        _check_count(name, shape, count, quotes // 2)
+    brackets = _STRING.sub(b"", raw).count(b"[")
+    if brackets > DEPTH_MAX * max(count, 1):
+        raise InvalidRequest(
+            f"inference input '{name}': expected {count} elements in 'data', found {brackets} lists"
         )
 
 

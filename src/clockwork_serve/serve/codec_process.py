@@ -1,6 +1,6 @@
-"""The process that reads what JSON is too long for a gateway's loop, one request at a time.
+"""The process that reads and writes what would hold a gateway's loop, one request or response at a time.
 
-msgspec reads it in one piece, and in a thread it would hold Python's lock meanwhile. It ends when its gateway
+msgspec reads JSON in one piece, and in a thread it would hold Python's lock meanwhile. It ends when its gateway
 does, listens nowhere, and keeps nothing of a request.
 """
 
@@ -20,7 +20,9 @@ import numpy as np
 from msgspec import Struct
 
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.oip import InferCall, OutputWish, Parameter, SharedRef, parse_infer
+from clockwork_serve.oip import InferCall, OutputTensor, OutputWish, Parameter, SharedRef, parse_infer
+from clockwork_serve.oip.classification import classify
+from clockwork_serve.oip.json_data import to_json
 from clockwork_serve.oip.records import Buffer
 from clockwork_serve.units import MIB
 
@@ -32,7 +34,32 @@ NICENESS: Final = 5
 """Those who send tensors as binary data come first."""
 
 
-class Read(Struct, frozen=True):
+class Output(Struct, frozen=True):
+    """An output to be written, of ``nbytes``: its ``classes`` best, or all of it as JSON, or both."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    classes: int
+    json: bool
+
+
+class Write(Struct, frozen=True, tag=True):
+    """Write the outputs that follow. ``labels`` are of those whose classes are wanted."""
+
+    outputs: list[Output]
+    labels: dict[str, tuple[str, ...]]
+    batched: bool
+
+
+class Written(Struct, frozen=True, tag=True):
+    """What became of each: another tensor, or JSON."""
+
+    outputs: list[Output]
+
+
+class Read(Struct, frozen=True, tag=True):
     """Read the JSON that follows, of a body of ``body_bytes``. The arguments are :func:`parse_infer`'s."""
 
     header_length: int | None
@@ -69,7 +96,8 @@ class Wrong(Struct, frozen=True, tag=True):
     text: str
 
 
-Reply = Found | Wrong
+Job = Read | Write
+Reply = Found | Wrong | Written
 
 
 def receive(link: socket.socket) -> tuple[bytes, memoryview]:
@@ -85,9 +113,11 @@ def send(link: socket.socket, record: bytes, data: list[Buffer]) -> None:
         link.sendall(part)
 
 
-def answer(job: Read, text: memoryview) -> tuple[Reply, list[Buffer]]:
-    """What the JSON says, and the tensors that were in it."""
+def answer(job: Job, text: memoryview) -> tuple[Reply, list[Buffer]]:
+    """What the JSON says, and the tensors that were in it; or outputs as they are to be sent."""
     try:
+        if isinstance(job, Write):
+            return _written(job, text)
         # Pages that nobody touches take no memory: of the body only the JSON is here.
         body = np.zeros(job.body_bytes, np.uint8)
         body[: len(text)] = text
@@ -115,6 +145,21 @@ def _found(call: InferCall) -> tuple[Reply, list[Buffer]]:
     return Found(inputs, call.outputs, call.id, call.parameters, call.binary, call.shared), data
 
 
+def _written(job: Write, data: memoryview) -> tuple[Reply, list[Buffer]]:
+    found, parts = [], []
+    for output in job.outputs:
+        own, data = data[: output.nbytes], data[output.nbytes :]
+        tensor = OutputTensor(output.name, output.datatype, output.shape, own)
+        if output.classes:
+            tensor = classify(tensor, output.classes, job.labels.get(output.name, ()), batched=job.batched)
+        part: Buffer = tensor.data
+        if output.json:
+            part = msgspec.json.encode(to_json(tensor.datatype, tensor.data))
+        parts.append(part)
+        found.append(Output(tensor.name, tensor.datatype, tensor.shape, len(part), 0, output.json))
+    return Written(found), parts
+
+
 def _exactly(link: socket.socket, nbytes: int) -> memoryview:
     # Unlike a bytearray, it takes no memory before something arrives.
     room = np.empty(nbytes, np.uint8).data
@@ -134,14 +179,16 @@ def main() -> int:
     link = socket.socket(fileno=os.dup(0))
     own_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    decoder, encode = msgspec.msgpack.Decoder(Read), msgspec.msgpack.Encoder().encode
+    decoder, encode = msgspec.msgpack.Decoder(Job), msgspec.msgpack.Encoder().encode
     while True:
         try:
             record, text = receive(link)
         except (EOFError, OSError):
             return 0
         job = decoder.decode(record)
-        most = own_bytes + MEMORY_BYTES + 3 * len(text) + job.body_bytes
+        # Numbers are longer as JSON, and longest as Python's objects.
+        more = 3 * len(text) + job.body_bytes if isinstance(job, Read) else 16 * len(text)
+        most = own_bytes + MEMORY_BYTES + more
         resource.setrlimit(resource.RLIMIT_AS, (most if hard < 0 else min(most, hard), hard))
         reply, data = answer(job, text)
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))

@@ -19,7 +19,18 @@ import msgspec
 from clockwork_serve.errors import ClockworkError, InvalidRequest
 from clockwork_serve.oip import InferCall, InputTensor, TooLarge, Unsupported
 from clockwork_serve.oip.records import Buffer
-from clockwork_serve.serve.codec_process import Found, Read, Reply, receive, send
+from clockwork_serve.serve.codec_process import (
+    Found,
+    Job,
+    Output,
+    Read,
+    Reply,
+    Write,
+    Written,
+    Wrong,
+    receive,
+    send,
+)
 from clockwork_serve.units import KIB, MIB
 
 INLINE_BYTES: Final = 64 * KIB
@@ -84,18 +95,41 @@ class Codec:
         if self._waiting_bytes and self._waiting_bytes + len(text) > WAITING_BYTES:
             raise Crowded(f"{self._waiting_bytes} bytes of JSON wait to be read already")
         job = Read(header_length, len(body), tensors_max)
-        self._waiting_bytes += len(text)
+        reply, data = await self._answer(job, [text], wanted)
+        assert isinstance(reply, Found)
+        return _call(reply, data, body, len(text))
+
+    async def write(
+        self, job: Write, data: list[Buffer], wanted: Callable[[], bool]
+    ) -> list[tuple[Output, memoryview]]:
+        """Outputs as they are to be sent. They wait for those before them, however many there are.
+
+        Raises :class:`InvalidRequest`, and :class:`CodecFailed`.
+        """
+        reply, found = await self._answer(job, data, wanted)
+        assert isinstance(reply, Written)
+        outputs = []
+        for output in reply.outputs:
+            outputs.append((output, found[: output.nbytes]))
+            found = found[output.nbytes :]
+        return outputs
+
+    async def _answer(
+        self, job: Job, data: list[Buffer], wanted: Callable[[], bool]
+    ) -> tuple[Reply, memoryview]:
+        size = sum(map(len, data))
+        self._waiting_bytes += size
         try:
             loop = asyncio.get_running_loop()
-            reply, data = await loop.run_in_executor(self._executor(), self._ask, job, text, wanted)
+            reply, found = await loop.run_in_executor(self._executor(), self._ask, job, data, wanted)
         finally:
-            self._waiting_bytes -= len(text)
-        if isinstance(reply, Found):
-            return _call(reply, data, body, len(text))
-        kind = _ERRORS.get(reply.kind)
-        if kind is None:
-            raise CodecFailed(f"reading the request's JSON failed: {reply.text}")
-        raise kind(reply.text)
+            self._waiting_bytes -= size
+        if isinstance(reply, Wrong):
+            kind = _ERRORS.get(reply.kind)
+            if kind is None:
+                raise CodecFailed(f"the process beside the gateway failed: {reply.text}")
+            raise kind(reply.text)
+        return reply, found
 
     def _executor(self) -> ThreadPoolExecutor:
         if self._thread is None:
@@ -104,20 +138,20 @@ class Codec:
 
     # In the thread
 
-    def _ask(self, job: Read, text: Buffer, wanted: Callable[[], bool]) -> tuple[Reply, memoryview]:
+    def _ask(self, job: Job, data: list[Buffer], wanted: Callable[[], bool]) -> tuple[Reply, memoryview]:
         if not wanted():
             raise CodecFailed("nobody waits for it")
         try:
             link = self._running()
-            send(link, _encode(job), [text])
-            record, data = receive(link)
+            send(link, _encode(job), data)
+            record, found = receive(link)
         except (OSError, EOFError) as error:
             self._end()
             _log.error("the process that reads large JSON died or was stuck; it is started anew: %r", error)
             raise CodecFailed(
                 "the process that reads large JSON died of it or took too long; send tensors as binary data"
             ) from None
-        return _decode(record), data
+        return _decode(record), found
 
     def _running(self) -> socket.socket:
         if self._process is not None and self._process.poll() is not None:

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Final
 
 from clockwork_serve.errors import ClockworkError, InvalidRequest
+from clockwork_serve.messages import Outcome
 from clockwork_serve.oip import InferCall, Served, parse_infer
 from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_inquiry import Ending
+from clockwork_serve.serve.gateway_outputs import Heavy, is_heavy
 from clockwork_serve.serve.gateway_responses import Response, infer_response
 from clockwork_serve.serve.gateway_routes import Route
 from clockwork_serve.serve.gateway_slots import Body
@@ -61,6 +63,7 @@ class Exchange:
     on_complete: Callable[[Exchange], None] | None = None  # what waits for that, if the body is there
     response: Response | None = None
     abandoned = False
+    write: Callable[[Exchange, Heavy], None] | None = None  # what writes a large response elsewhere
     read: InferCall | ClockworkError | None = None  # what its JSON says, where that was read elsewhere
 
     def __init__(self, on_response: Callable[[], None], method: bytes, route: Route | None) -> None:
@@ -134,6 +137,13 @@ class Exchange:
         """Answer the client."""
         if self.abandoned:
             return
+        if self.write is not None and ending.outcome is Outcome.OK and is_heavy(ending):
+            self.write(self, Heavy(ending))
+            return
+        self.tell(ending)
+
+    def tell(self, ending: Ending) -> None:
+        """Make a response of it."""
         response = infer_response(ending)
         if self.pack is None:
             self.respond(response)

@@ -24,6 +24,7 @@ from clockwork_serve.serve.gateway_endpoints import Endpoints
 from clockwork_serve.serve.gateway_exchange import Exchange, byte_count
 from clockwork_serve.serve.gateway_limits import SETTING, SMALL_READ_BYTES, json_excess
 from clockwork_serve.serve.gateway_outbox import Outbox, send_held
+from clockwork_serve.serve.gateway_outputs import Heavy
 from clockwork_serve.serve.gateway_packing import Packer
 from clockwork_serve.serve.gateway_responses import Response, error_response
 from clockwork_serve.serve.gateway_routes import Route, answer, find_route, settled
@@ -237,6 +238,7 @@ class HttpServer:
                 self._start(self._respond_soon(exchange, found))
 
     def _infer(self, exchange: Exchange) -> None:
+        exchange.write = self._write
         length = exchange.header_length
         at = None if length is None else byte_count(length)
         if exchange.json_bytes > INLINE_BYTES and (length is None or at):
@@ -271,6 +273,19 @@ class HttpServer:
             self.gateway.drop_body(exchange)
         else:
             exchange.request_id = self.gateway.infer(exchange)
+
+    def _write(self, exchange: Exchange, heavy: Heavy) -> None:
+        self._start(self._write_soon(exchange, heavy))
+
+    async def _write_soon(self, exchange: Exchange, heavy: Heavy) -> None:
+        try:
+            ending = await heavy.ending(self.codec, lambda: not exchange.abandoned)
+        except (InvalidRequest, CodecFailed) as error:
+            # The controller has counted it as answered.
+            exchange.respond(error_response(500, f"the answer could not be written: {error}"))
+            return
+        if not exchange.abandoned:
+            exchange.tell(ending)
 
     async def _respond_soon(self, exchange: Exchange, found: Awaitable[Response]) -> None:
         exchange.respond(await settled(found))

@@ -126,7 +126,9 @@ class GatewayServers:
         if config.grpc_port is not None:
             from clockwork_serve.serve.gateway_grpc import GatewayGrpc
 
-            self.grpc = GatewayGrpc(self.gateway, self.endpoints, self.door, reuse_port=config.reuse_port)
+            self.grpc = GatewayGrpc(
+                self.gateway, self.endpoints, self.door, self.http.codec, reuse_port=config.reuse_port
+            )
         settle()
         if self.grpc is not None and config.grpc_port is not None:
             self.port_by_name["grpc_port"] = await self.grpc.listen(config.host, config.grpc_port)
