@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
+from benchmarks.heaviest import beside
 from benchmarks.heaviest.gateway import Measured, measured_gateway
 from benchmarks.heaviest.search import Search, keep, kept, search
 from benchmarks.report import Outcome, finish, parser, table
@@ -76,6 +77,9 @@ def main() -> int:
     judge(outcome, searches)
     if given.keep is not None:
         keep(given.keep, searches)
+    if not given.alone:
+        worst = [one.best[0].recipe for one in searches.values() if one.best]
+        beside.judge(outcome, worst, min(60.0, max(20.0, seconds / 4)))
     return finish(outcome, given.json)
 
 

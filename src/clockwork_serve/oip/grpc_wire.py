@@ -23,7 +23,7 @@ SMALL_BYTES: Final = 16 * 1024
 """Messages up to this are left to protobuf whole: of the worst of them it makes 8,000 objects, in 0.4 ms."""
 BESIDE_TENSORS_BYTES: Final = 32 * 1024
 """Of names, shapes, parameters: what protobuf parses of a message of any size."""
-FIELDS_MAX: Final = 2048
+FIELDS_MAX: Final = 1024
 """Of a message and its inputs, tensors' elements aside. A step takes a microsecond."""
 VARINT_BYTES_MAX: Final = 320 * 1024
 """Of typed contents whose elements must be decoded: 150,000 bytes as ``int_contents`` fit, in 4 ms."""

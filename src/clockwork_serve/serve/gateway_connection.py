@@ -12,7 +12,7 @@ from typing import Final, cast
 import httptools
 import numpy as np
 
-from clockwork_serve.serve.gateway_bodies import Unwanted
+from clockwork_serve.serve.gateway_bodies import AT_ONCE, Unwanted
 from clockwork_serve.serve.gateway_exchange import UPGRADED, Exchange, byte_count
 from clockwork_serve.serve.gateway_guard import denial
 from clockwork_serve.serve.gateway_heads import Head, HeadParser, head_of
@@ -72,7 +72,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go."""
         if self._direct is not None and not self._closing:
-            return self._direct[self._content_bytes :]
+            return self._direct[self._content_bytes : self._content_bytes + AT_ONCE]
         if self._unwanted is not None and not self._closing:
             return self._unwanted.room()
         # Little at a time where it may be many requests or chunks: they are dealt with while all others wait.

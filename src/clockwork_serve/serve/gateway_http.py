@@ -32,7 +32,7 @@ from clockwork_serve.serve.gateway_sharing import Newcomer, Share, Sharing
 from clockwork_serve.units import KIB, MIB
 
 READ_BYTES: Final = 256 * KIB
-UNPACK_BYTES: Final = 4 * KIB
+UNPACK_BYTES: Final = KIB
 """Compressed bodies above this are unpacked in a thread: they become up to a thousand times as large."""
 ENDPOINT_BYTES: Final = 64 * KIB
 """Of a body that asks for no inference."""
