@@ -1,1 +1,1 @@
-"""The message that holds a gateway's loop longest, searched for in each protocol, and what it does to others."""
+"""The message that holds a gateway's loop longest in each protocol, and what it does to others."""

@@ -1,4 +1,4 @@
-"""The message that holds a gateway's loop longest, searched for in each protocol; then what it does to others.
+"""The message that holds a gateway's loop longest, searched for by protocol; then what it does to others.
 
 A gateway's front end with a controller that answers at once gets messages made by grammars with knobs. The
 score is the longest turn of its loop, in CPU time; the worst are bred. Then ten clients send the worst of all

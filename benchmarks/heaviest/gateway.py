@@ -1,4 +1,4 @@
-"""A gateway whose loop is timed: the CPU time of each of its turns, and how long Python's lock was not to be had.
+"""A gateway whose loop is timed: the CPU time of its turns, and how long Python's lock was not to be had.
 
 Its controller answers at once, from a process of its own, as ``controller`` on the command line.
 """
@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
-from benchmarks.machine import children, rss_bytes
+from benchmarks.machine import anonymous_bytes, children
 from benchmarks.stand_in import StandIn
 from clockwork_serve.messages import (
     Answer,
@@ -68,7 +68,8 @@ class Catalogue(StandIn):
         for name, ((datatype, shape), out, batched) in MODELS.items():
             sizes = (1, 2, 4, ROWS_MAX) if batched else (1,)
             code = Code(
-                code_id=name, backend="onnx", path="/nowhere", batched=batched, batch_sizes=sizes, lifted=True,
+                code_id=name, backend="onnx", path="/nowhere", batched=batched, batch_sizes=sizes,
+                lifted=True,
                 inputs=(TensorSpec(name="x", datatype=datatype, shape=shape),),
                 outputs=(TensorSpec(name="y", datatype="FP32", shape=out),),
             )  # fmt: skip
@@ -153,7 +154,7 @@ async def _gateway(run_dir: str, selector: TimedSelector) -> None:
     servers = GatewayServers(config)
     await servers.start(settle_memory)
     servers.http.codec.start_soon()
-    while not servers.gateway.link.ready:
+    while not servers.gateway.link.ready:  # noqa: ASYNC110 - once, for a moment
         await asyncio.sleep(0.01)
     probe = LockProbe()
     probe.start()
@@ -190,7 +191,7 @@ class Measured:
     @property
     def memory_bytes(self) -> int:
         """What it and its processes have resident."""
-        return sum(rss_bytes(pid) for pid in (self._process.pid, *children(self._process.pid)))
+        return sum(anonymous_bytes(pid) for pid in (self._process.pid, *children(self._process.pid)))
 
     def _line(self) -> str:
         assert self._process.stdout is not None

@@ -1,4 +1,4 @@
-"""Messages as grammars with knobs: a recipe is a dict of plain values, from which the same bytes are made again."""
+"""Messages as grammars with knobs: a recipe is plain values, from which the same bytes are made again."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ JSON_MAX: Final = 16 * MIB
 BODY_MAX: Final = 64 * MIB
 MESSAGE_MAX: Final = 8 * MIB
 _ELEMENTS: Final = (
-    "0", "1.5", "-1e-7", "123456789.123456789", "1e400", "true", "null", '""', '"abc"', '"\\u00e9\\n"', "[]", "[0]",
-    "{}", '{"a":0}', " ", "0 ", "[[0]]", "9" * 400, "0." + "1" * 800, '"' + "x" * 500 + '"', '"\\ud800"', "\x7f",
+    "0", "1.5", "-1e-7", "123456789.123456789", "1e400", "true", "null", '""', '"abc"',
+    '"\\u00e9\\n"', "[]", "[0]", "{}", '{"a":0}', " ", "0 ", "[[0]]", "9" * 400, "0." + "1" * 800,
+    '"' + "x" * 500 + '"', '"\\ud800"', "\x7f",
 )  # fmt: skip
 _ENDPOINTS: Final = (
     "/v2/repository/index", "/v2/repository/models/two/load", "/v2/trace/setting", "/v2/logging",
@@ -36,12 +37,13 @@ _KNOBS: Final[dict[str, dict[str, Any]]] = {
         "model": [*MODELS], "element": [*range(len(_ELEMENTS))], "count": (1, 8 * MIB), "depth": (1, 40),
         "inputs": (1, 20_000), "shape": ["honest", "model", "dims"], "parameters": (0, 900_000),
         "own_parameters": (0, 100_000), "outputs": (0, 100_000), "classes": (0, 65_536), "id": (0, MIB),
-        "space": (0, MIB), "form": ["sized", "chunked", "gzip"], "chunk": (1, 64 * KIB), "header": ["", "whole"],
-        "accept": ["", "gzip"], "rows": (1, ROWS_MAX),
+        "space": (0, MIB), "form": ["sized", "chunked", "gzip"], "chunk": (1, 64 * KIB),
+        "header": ["", "whole"], "accept": ["", "gzip"], "rows": (1, ROWS_MAX),
     },
     "http_binary": {
-        "model": [*MODELS], "rows": (1, ROWS_MAX), "mib": (1, 64), "words": (1, 20_000), "word": (0, 4 * KIB),
-        "same": (1, 100), "form": ["sized", "chunked", "gzip"], "chunk": (1, 64 * KIB), "classes": (0, 65_536),
+        "model": [*MODELS], "rows": (1, ROWS_MAX), "mib": (1, 64), "words": (1, 20_000),
+        "word": (0, 4 * KIB), "same": (1, 100), "form": ["sized", "chunked", "gzip"], "chunk": (1, 64 * KIB),
+        "classes": (0, 65_536),
         "outputs": ["", "json", "binary"], "raw": ["", "raw"], "shift": (0, 3), "accept": ["", "gzip"],
     },
     "http_other": {
@@ -106,10 +108,10 @@ def http_message(recipe: Recipe) -> bytes:
 def _http_json(recipe: Recipe) -> bytes:
     element = _ELEMENTS[recipe["element"]]
     count = min(recipe["count"], JSON_MAX // (len(element) + 1))
-    (datatype, own), _, batched = MODELS[recipe["model"]]
+    (datatype, model_shape), _, batched = MODELS[recipe["model"]]
     shape: list[int] = [count]
     if recipe["shape"] == "model":
-        shape = [1 if dim < 0 else dim for dim in own]
+        shape = [1 if dim < 0 else dim for dim in model_shape]
         shape = [recipe["rows"], *shape] if batched else shape
         count = min(count, math.prod(shape)) if element not in ("[]", "[0]", "[[0]]") else count
     elif recipe["shape"] == "honest" and recipe["model"] == "open":
@@ -119,10 +121,9 @@ def _http_json(recipe: Recipe) -> bytes:
         count = 1
     data = "[" * recipe["depth"] + ",".join([element] * count) + "]" * recipe["depth"]
     own_parameters = _parameters(recipe["own_parameters"])
-    tensor = '{"name":"x","datatype":"%s","shape":%s%s,"data":%s}' % (
-        datatype, json.dumps(shape, separators=(",", ":")), own_parameters and f',"parameters":{own_parameters}',
-        data,
-    )  # fmt: skip
+    own = own_parameters and f',"parameters":{own_parameters}'
+    dims = json.dumps(shape, separators=(",", ":"))
+    tensor = f'{{"name":"x","datatype":"{datatype}","shape":{dims}{own},"data":{data}}}'
     tensors = ",".join([tensor] * max(1, min(recipe["inputs"], JSON_MAX // len(tensor))))
     more = ""
     if recipe["id"]:
@@ -238,8 +239,7 @@ def varint(value: int) -> bytes:
 def grpc_message(recipe: Recipe) -> bytes:
     """A ``ModelInferRequest``, at most as large as the server takes."""
     model = recipe["model"]
-    (datatype, own), _, batched = MODELS[model]
-    shape, data, _ = _tensor(
+    shape, data, datatype = _tensor(
         model, recipe["rows"], min(recipe["count"], MESSAGE_MAX), recipe["count"] // 8, recipe["word"]
     )
     contents = b""
@@ -255,8 +255,9 @@ def grpc_message(recipe: Recipe) -> bytes:
     found = [field(1, model.encode()), tensor]
     found.append(field(5, field(1, b"x") + field(2, datatype.encode())) * (recipe["inputs"] - 1))
     found.append(tensor * min(recipe["same"], max(0, room // (len(tensor) + 1))))
-    for index in range(recipe["parameters"]):
-        found.append(field(4, field(1, b"%x" % index) + field(2, b"\x10\x01")))
+    found += [
+        field(4, field(1, b"%x" % index) + field(2, b"\x10\x01")) for index in range(recipe["parameters"])
+    ]
     wish = field(1, b"y") + field(
         2, field(1, b"classification") + field(2, b"\x10" + varint(recipe["classes"]))
     )

@@ -6,6 +6,7 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -97,15 +98,11 @@ class Sender:
     def _http(self, sent: bytes) -> str:
         found = b""
         with socket.create_connection(("127.0.0.1", self._http_port), timeout=WAIT_S) as client:
-            try:
+            with suppress(OSError):  # it was answered before all of it was there
                 client.sendall(sent)
-            except OSError:
-                pass  # it was answered before all of it was there
-            try:
+            with suppress(OSError):
                 while part := client.recv(1 << 20):
                     found = found or part[:300]
-            except OSError:
-                pass
         head, _, body = found.partition(b"\r\n\r\n")
         return f"{head[9:12].decode('latin-1')} {body[:150].decode('latin-1')}"
 

@@ -10,7 +10,7 @@ import pytest
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import DATATYPES
 from clockwork_serve.oip import InferCall, InputTensor, OutputTensor, OutputWish, Served, SharedRef
-from clockwork_serve.oip.grpc_infer import encode_infer, parse_infer, read_infer, streamed
+from clockwork_serve.oip.grpc_infer import encode_infer, parse_infer, streamed
 from clockwork_serve.oip.protobuf import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 from tests.oip.models import identity, served, spec
 

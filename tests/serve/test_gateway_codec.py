@@ -104,8 +104,8 @@ def read(text: bytes, whole: memoryview, length: int | None) -> InferCall:
 def test_a_process_that_dies_fails_one_request_and_is_started_anew() -> None:
     once = (
         sys.executable, "-c",
-        "import socket, os; from clockwork_serve.serve.codec_process import receive\n"
-        "receive(socket.socket(fileno=os.dup(0)))",
+        ("import socket, os; from clockwork_serve.serve import codec_process as c; "
+        "c.receive(socket.socket(fileno=os.dup(0)))"),
     )  # fmt: skip
 
     async def main() -> None:

@@ -28,7 +28,10 @@ _INFER_RESPONSE: Final[int] = ModelStreamInferResponse.DESCRIPTOR.fields_by_name
 
 
 def read_infer(data: bytes) -> InferRequest:
-    """A message as it came, its tensors not looked at. Raises :class:`InvalidRequest`, and what protobuf raises."""
+    """A message as it came, its tensors not looked at.
+
+    Raises :class:`InvalidRequest`, and what protobuf raises.
+    """
     return ModelInferRequest.FromString(data) if len(data) <= SMALL_BYTES else walk(data)
 
 

@@ -29,7 +29,7 @@ VARINT_BYTES_MAX: Final = 320 * 1024
 """Of typed contents whose elements must be decoded: 150,000 bytes as ``int_contents`` fit, in 4 ms."""
 TYPED_STRINGS_MAX: Final = 8192
 """Elements of ``bytes_contents``: they are walked twice, once in this form and once in wire form."""
-UNPACKED_MAX: Final = 4096
+UNPACKED_MAX: Final = 512
 """Pieces of typed contents: clients pack them all into one."""
 
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
@@ -49,7 +49,7 @@ _NAMES: Final = {
     1: "bool_contents", 2: "int_contents", 3: "int64_contents", 4: "uint_contents", 5: "uint64_contents",
     6: "fp32_contents", 7: "fp64_contents", 8: "bytes_contents",
 }  # fmt: skip
-_ELEMENT_TYPE: Final = {name: _VARINT for name in _NAMES.values()} | {
+_ELEMENT_TYPE: Final = dict.fromkeys(_NAMES.values(), _VARINT) | {
     "fp32_contents": _FIXED32, "fp64_contents": _FIXED64, "bytes_contents": _DELIMITED,
 }  # fmt: skip
 _FIXED: Final = {_FIXED32: 4, _FIXED64: 8}
@@ -64,7 +64,7 @@ class Malformed(InvalidRequest):
 
 
 class WalkedRequest:
-    """``head`` is the message without its tensors' bytes; an input has ``contents`` there if it was sent with.
+    """``head`` is the message without its tensors' bytes; an input has ``contents`` there if it was sent so.
 
     ``raw`` are its raw contents, and ``contents`` for each input where the pieces of its typed ones lie.
     """

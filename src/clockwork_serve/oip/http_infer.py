@@ -89,8 +89,8 @@ _responses = msgspec.json.Encoder()
 def parse_infer(body: memoryview, header_length: int | None, tensors_max: int = TENSORS_MAX) -> InferCall:
     """A call from a request body, whose JSON is the first ``header_length`` bytes (None: all of it).
 
-    It names ``tensors_max`` inputs at most, and as many outputs. Tensors stay views of ``body``. Raises :class:`InvalidRequest`. A ``header_length`` of 0 is for
-    :meth:`Served.raw_call`.
+    It names ``tensors_max`` inputs at most, and as many outputs. Tensors stay views of ``body``. Raises
+    :class:`InvalidRequest`. A ``header_length`` of 0 is for :meth:`Served.raw_call`.
     """
     if header_length is not None and not 0 < header_length <= len(body):
         raise InvalidRequest(
@@ -215,8 +215,8 @@ def _check_beside_data(head: memoryview) -> None:
     beside = len(head) - len(memoryview(_skeletons.decode(head).inputs))
     if beside > JSON_LARGE:
         raise TooLarge(
-            f"JSON: expected at most {JSON_LARGE} bytes beside its inputs, found {beside}; send fewer parameters "
-            "and outputs, and a shorter id"
+            f"JSON: expected at most {JSON_LARGE} bytes beside its inputs, found {beside}; send fewer "
+            "parameters and outputs, and a shorter id"
         )
 
 

@@ -76,7 +76,7 @@ class Served:
         return Checked(rows, "" if self._static else self._signature(call.inputs))
 
     def check_counts(self, inputs: int, outputs: int) -> None:
-        """Raise :class:`InvalidRequest` for far more of either than the model has: each takes time to read."""
+        """Raise :class:`InvalidRequest` for far more of either than the model has: each takes time."""
         for what, found, known in (("inputs", inputs, self._inputs), ("outputs", outputs, self._outputs)):
             if found > len(known) + SPARE_TENSORS:
                 raise InvalidRequest(
@@ -134,8 +134,8 @@ class Served:
         if spec.datatype == "BYTES":
             if len(body) > RAW_STRING_BYTES_MAX:
                 raise TooLarge(
-                    f"raw binary request for model '{name}': expected at most {RAW_STRING_BYTES_MAX} bytes for "
-                    f"a BYTES input, found {len(body)}; send a JSON header, and its length before the bytes"
+                    f"raw binary request for model '{name}': expected at most {RAW_STRING_BYTES_MAX} bytes "
+                    f"for a BYTES input, found {len(body)}; send a JSON header, and its length before the bytes"
                 )
             shape = tuple(1 for _ in spec.shape)
             data = len(body).to_bytes(4, "little") + bytes(body)

@@ -1,7 +1,7 @@
 """The process that reads and writes what would hold a gateway's loop, one request or response at a time.
 
-msgspec reads JSON in one piece, and in a thread it would hold Python's lock meanwhile. It ends when its gateway
-does, listens nowhere, and keeps nothing of a request.
+msgspec reads JSON in one piece, and in a thread it would hold Python's lock meanwhile. It ends when its
+gateway does, listens nowhere, and keeps nothing of a request.
 """
 
 from __future__ import annotations

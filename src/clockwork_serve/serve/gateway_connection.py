@@ -64,7 +64,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         peer = transport.get_extra_info("peername")
         self._local = bool(peer) and is_loopback(peer[0])
         self._outbox = Outbox(self._transport, self._limits, self._server)
-        self._intake = Intake(self._transport, self._server.loop, self._feed)
+        self._intake = Intake(self._transport, self._server.turns, self._feed)
         self.parse_afresh()
         self.due_s = self._server.tick_s + self._limits.header_s  # not idle_s: it has asked for nothing yet
         self._server.opened(self)
@@ -105,6 +105,8 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             # The parser has not seen this body's end, and never will.
             self.parse_afresh()
             self.on_message_complete()
+        elif nbytes >= AT_ONCE:
+            self._intake.let_others_go_first()
 
     def eof_received(self) -> bool:
         """The client closed its side: to us, it went away."""

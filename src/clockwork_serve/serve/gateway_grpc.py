@@ -416,7 +416,10 @@ def _named(request: Any) -> str:
 
 
 def _read(message: bytes) -> Any:
-    """A ``ModelInferRequest``, its tensors not looked at. Raises :class:`Aborted`, and what protobuf raises."""
+    """A ``ModelInferRequest``, its tensors not looked at.
+
+    Raises :class:`Aborted`, and what protobuf raises.
+    """
     try:
         return read_infer(message)
     except InvalidRequest as error:

@@ -22,6 +22,7 @@ from clockwork_serve.serve.gateway_connection import HttpConnection
 from clockwork_serve.serve.gateway_door import Door
 from clockwork_serve.serve.gateway_endpoints import Endpoints
 from clockwork_serve.serve.gateway_exchange import Exchange, byte_count
+from clockwork_serve.serve.gateway_intake import Turns
 from clockwork_serve.serve.gateway_limits import SETTING, SMALL_READ_BYTES, json_excess
 from clockwork_serve.serve.gateway_outbox import Outbox, send_held
 from clockwork_serve.serve.gateway_outputs import Heavy
@@ -62,6 +63,7 @@ class HttpServer:
         self._tls = door.tls
         self.find_route = find_route
         self.loop = asyncio.get_running_loop()
+        self.turns = Turns(self.loop)
         self.tick_s = self.loop.time()
         self.received = bytearray(READ_BYTES)
         self.buffer = memoryview(self.received)
