@@ -41,8 +41,8 @@ def judge(outcome: Outcome, searches: dict[str, Search]) -> None:
         outcome.figures[protocol] = {
             "tried": one.tried,
             "worst": [
-                {"recipe": each.recipe, "loop_ms": each.loop_ms, "lock_ms": each.lock_ms, "bytes": each.nbytes,
-                 "answer": each.answer}
+                {"recipe": each.recipe, "loop_ms": each.loop_ms, "lock_ms": each.lock_ms,
+                 "bytes": each.nbytes, "answer": each.answer}
                 for each in one.best
             ],
         }  # fmt: skip

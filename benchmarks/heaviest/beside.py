@@ -66,7 +66,7 @@ def judge(outcome: Outcome, recipes: list[Recipe], seconds: float) -> None:
     outcome.judge(
         f"beside {SENDERS} senders of the worst messages: honest requests within {ALLOWED_MS:g} ms of alone",
         asked=f">= {SHARE:.1%}",
-        found=f"{share:.2%} of {len(beside.latencies_ms)}; alone {alone_within / len(alone.latencies_ms):.2%}",
+        found=f"{share:.2%} (alone {alone_within / len(alone.latencies_ms):.2%})",
         good=share >= SHARE,
     )
     outcome.judge("honest requests lost", asked="0", found=str(beside.lost), good=not beside.lost)

@@ -54,8 +54,8 @@ _KNOBS: Final[dict[str, dict[str, Any]]] = {
     "grpc": {
         "model": [*MODELS], "rows": (1, ROWS_MAX), "form": ["raw", "packed", "single", "split"],
         "count": (1, 8 * MIB), "value": [0, 1, 127, 128, 300, 2**31, 2**63], "word": (0, 4 * KIB),
-        "shape": ["honest", "model", "dims"], "inputs": (1, 5000), "same": (0, 100), "parameters": (0, 20_000),
-        "outputs": (0, 20_000), "classes": (0, 65_536), "raws": (0, 20_000), "stream": [0, 0, 1, 8],
+        "shape": ["honest", "model", "dims"], "inputs": (1, 5000), "same": (0, 100),
+        "parameters": (0, 20_000), "outputs": (0, 20_000), "classes": (0, 65_536), "raws": (0, 20_000), "stream": [0, 0, 1, 8],
     },
     "grpc_other": {"rpc": [*_RPCS], "field": (1, 8), "count": (1, 4 * MIB), "inner": (0, 64)},
 }  # fmt: skip
@@ -193,7 +193,8 @@ def _http_other(recipe: Recipe) -> bytes:
         return _request(path, body, recipe, headers)
     head = "\r\n".join([f"GET {path[:64]} HTTP/1.1", "Host: h", *headers, "", ""]).encode()
     requests = min(recipe["requests"], 4 * MIB // len(head))
-    return head * requests + head.replace(b"Host: h", b"Host: h\r\nConnection: close")
+    found: bytes = head * requests + head.replace(b"Host: h", b"Host: h\r\nConnection: close")
+    return found
 
 
 def _request(path: str, body: bytes, recipe: Recipe, headers: list[str]) -> bytes:
@@ -207,7 +208,7 @@ def _request(path: str, body: bytes, recipe: Recipe, headers: list[str]) -> byte
         # A chunk of a byte is six: few of the smallest, not megabytes.
         chunk = max(recipe["chunk"], len(body) // 200_000 + 1)
         whole = b"%x\r\n" % chunk
-        parts = []
+        parts: list[bytes] = []
         for at in range(0, len(body), chunk):
             piece = body[at : at + chunk]
             parts += (whole if len(piece) == chunk else b"%x\r\n" % len(piece), piece, b"\r\n")
@@ -286,4 +287,5 @@ def _contents(datatype: str, count: int, recipe: Recipe) -> bytes:
 def other_message(recipe: Recipe) -> bytes:
     """A message of an RPC that asks for no inference."""
     piece = field(recipe["field"], field(1, b"k") * recipe["inner"])
-    return piece * max(1, min(recipe["count"], MESSAGE_MAX // len(piece)))
+    count: int = max(1, min(recipe["count"], MESSAGE_MAX // len(piece)))
+    return piece * count

@@ -143,7 +143,7 @@ def _field(number: int, content: bytes) -> bytes:
 
 def _large(name: str, datatype: str, shape: list[int], contents: bytes) -> bytes:
     head = Input(name=name, datatype=datatype, shape=shape).SerializeToString()
-    request = ModelInferRequest(model_name="m").SerializeToString()
+    request: bytes = ModelInferRequest(model_name="m").SerializeToString()
     return request + _field(5, head + _field(5, contents))
 
 

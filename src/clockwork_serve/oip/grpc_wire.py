@@ -285,7 +285,7 @@ def _numbers(name: str, datatype: str, packed: NDArray[np.uint8]) -> bytes:
             more = (packed[starts[longer] + index] & 0x7F).astype(np.uint64)
             wide[longer] |= more << np.uint64(7 * index)
     if datatype == "BOOL":
-        return (wide != 0).tobytes()
+        return bytes((wide != 0).data)
     if FIELDS[datatype] in ("int_contents", "uint_contents"):
         values = wide.astype(np.uint32).view(np.int32 if dtype.kind == "i" else np.uint32)
         limits = np.iinfo(dtype)

@@ -135,7 +135,7 @@ class Served:
             if len(body) > RAW_STRING_BYTES_MAX:
                 raise TooLarge(
                     f"raw binary request for model '{name}': expected at most {RAW_STRING_BYTES_MAX} bytes "
-                    f"for a BYTES input, found {len(body)}; send a JSON header, and its length before the bytes"
+                    f"for a BYTES input, found {len(body)}; send a JSON header before the bytes"
                 )
             shape = tuple(1 for _ in spec.shape)
             data = len(body).to_bytes(4, "little") + bytes(body)

@@ -171,12 +171,14 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         elif not self._content:
             self._content = content
         else:
-            if type(self._content) is bytes:
+            room = self._content
+            if isinstance(room, bytes):
                 # Not a list of pieces: they may be many, and small. Room for the longest body takes no memory
                 # before something arrives, and what is there need not be moved when more does.
-                before, self._content = self._content, np.empty(self._limits.body_bytes, np.uint8).data
-                self._content[:start] = before
-            self._content[start:end] = content
+                before, room = room, np.empty(self._limits.body_bytes, np.uint8).data
+                room[:start] = before
+                self._content = room
+            room[start:end] = content
             self._count(len(content))
 
     def on_message_complete(self) -> None:

@@ -34,7 +34,7 @@ class Aborted(Exception):
 
 @dataclass(slots=True, frozen=True)
 class Method:
-    """What is done with calls of a path. ``parse`` makes a message of bytes, or raises: :class:`Aborted`, to say why.
+    """What is done with calls of a path. ``parse`` makes a message of bytes, or raises (:class:`Aborted`).
 
     ``on_message`` is told the only message of a call. A method that has ``on_open`` instead reads by itself.
     """
