@@ -55,7 +55,8 @@ _KNOBS: Final[dict[str, dict[str, Any]]] = {
         "model": [*MODELS], "rows": (1, ROWS_MAX), "form": ["raw", "packed", "single", "split"],
         "count": (1, 8 * MIB), "value": [0, 1, 127, 128, 300, 2**31, 2**63], "word": (0, 4 * KIB),
         "shape": ["honest", "model", "dims"], "inputs": (1, 5000), "same": (0, 100),
-        "parameters": (0, 20_000), "outputs": (0, 20_000), "classes": (0, 65_536), "raws": (0, 20_000), "stream": [0, 0, 1, 8],
+        "parameters": (0, 20_000), "outputs": (0, 20_000), "classes": (0, 65_536),
+        "raws": (0, 20_000), "stream": [0, 0, 1, 8],
     },
     "grpc_other": {"rpc": [*_RPCS], "field": (1, 8), "count": (1, 4 * MIB), "inner": (0, 64)},
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.oip import OK, InferCall, OutputTensor, OutputWish, TooLarge, encode_infer, parse_infer
 from clockwork_serve.serve import gateway_codec
 from clockwork_serve.serve.gateway_codec import Codec, CodecFailed, Crowded
+from clockwork_serve.serve.gateway_exchange import Exchange
 from clockwork_serve.serve.gateway_inquiry import Ending
 from clockwork_serve.serve.gateway_outputs import Heavy, is_heavy
 from tests.oip.models import served, spec
@@ -164,6 +166,22 @@ def test_more_json_than_a_model_can_need_is_refused_unread(gateway: RunningGatew
 
 def test_large_json_of_an_unknown_model_is_not_read(gateway: RunningGateway) -> None:
     assert ask(gateway, infer("nobody")(body([0.25] * 40_000, [40_000]))).status == 404
+
+
+def test_what_is_wrong_with_large_json_holds_no_body(gateway: RunningGateway) -> None:
+    def exchanges() -> int:
+        return sum(type(each) is Exchange for each in gc.get_objects())
+
+    gateway.until(lambda: gateway.servers.gateway.connections == 0)
+    gateway.do(gc.collect)
+    gc.disable()
+    try:
+        for text in (body([1] * 40_000, [2]), body([0.25] * 40_000, [40_000])):
+            for model in ("any", "ident", "nobody"):
+                assert ask(gateway, infer(model)(text)).status != 200 or model == "any"
+        gateway.until(lambda: not exchanges())
+    finally:
+        gc.enable()
 
 
 def test_other_endpoints_take_little(gateway: RunningGateway) -> None:

@@ -105,10 +105,15 @@ class Exchange:
 
     def call(self, served: Served) -> InferCall:
         """Parse it. Raises :class:`InvalidRequest`."""
-        if self.read is not None:
-            if isinstance(self.read, InferCall):
-                return self.read
-            raise self.read
+        # Not kept: an error's traceback names us, and each would hold the other, with the body.
+        read, self.read = self.read, None
+        if isinstance(read, InferCall):
+            return read
+        if read is not None:
+            try:
+                raise read
+            finally:
+                del read
         if self.header_length is None:
             return parse_infer(self.content, None, served.tensors_max)
         length = byte_count(self.header_length)

@@ -265,7 +265,7 @@ class HttpServer:
                 text, exchange.content, length, served.tensors_max, lambda: not exchange.abandoned
             )
         except InvalidRequest as error:
-            exchange.read = error
+            exchange.read = error.with_traceback(None)
         except (Crowded, CodecFailed) as error:
             if not exchange.abandoned:
                 crowded = isinstance(error, Crowded)
