@@ -116,7 +116,7 @@ TENSORS = st.builds(
 @given(st.sampled_from(MODELS), st.lists(TENSORS, max_size=3), st.lists(st.binary(max_size=20), max_size=3))
 def test_any_message(model: Served, tensors: list[Any], raw: list[bytes]) -> None:
     request = ModelInferRequest(model_name="m", inputs=tensors, raw_input_contents=raw)
-    read(lambda: grpc_infer.parse_infer(request), model)
+    read(lambda: grpc_infer.parse_infer(request, model), model)
 
 
 @given(st.lists(st.binary(max_size=20), max_size=10))
@@ -174,7 +174,7 @@ def test_shapes_are_refused_before_they_are_multiplied(shape: list[int], words: 
 def test_so_are_those_of_grpc() -> None:
     tensor = ModelInferRequest.InferInputTensor(name="X", datatype="FP32", shape=[1] * 33)
     with pytest.raises(InvalidRequest, match="at most 32 dimensions, found 33"):
-        grpc_infer.parse_infer(ModelInferRequest(inputs=[tensor], raw_input_contents=[b""]))
+        grpc_infer.parse_infer(ModelInferRequest(inputs=[tensor], raw_input_contents=[b""]), MODELS[0])
 
 
 @pytest.mark.parametrize("name", ["slo_ms", "timeout"])

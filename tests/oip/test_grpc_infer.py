@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.oip import InferCall, InputTensor, OutputTensor, OutputWish, SharedRef
+from clockwork_serve.messages import DATATYPES
+from clockwork_serve.oip import InferCall, InputTensor, OutputTensor, OutputWish, Served, SharedRef
 from clockwork_serve.oip.grpc_infer import encode_infer, parse_infer, streamed
 from clockwork_serve.oip.protobuf import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 from tests.oip.models import identity, served, spec
@@ -22,6 +23,20 @@ def request(**tensor: Any) -> Any:
     return found
 
 
+def parsed(sent: Any, of: Served | None = None) -> InferCall:
+    """What becomes of a message; without a model, of any that it fits."""
+    return parse_infer(sent, of or model_of(sent))
+
+
+def model_of(sent: Any) -> Served:
+    inputs = tuple(
+        spec(tensor.name, tensor.datatype, *([-1] * len(tensor.shape)))
+        for tensor in sent.inputs
+        if tensor.datatype in DATATYPES
+    )
+    return served(inputs, (spec("Y", "FP32", 1), spec("Z", "FP32", 1)), batched=False)
+
+
 def test_raw_contents_belong_to_the_inputs_in_order() -> None:
     sent = request()
     sent.inputs.add(name="B", datatype="INT8", shape=[1])
@@ -30,7 +45,7 @@ def test_raw_contents_belong_to_the_inputs_in_order() -> None:
     sent.parameters["timeout"].int64_param = 7
     sent.outputs.add(name="Y").parameters["classification"].int64_param = 2
     sent.outputs.add(name="Z")
-    call = parse_infer(sent)
+    call = parsed(sent)
     assert [(each.name, each.datatype, each.shape, each.data) for each in call.inputs] == [
         ("X", "FP32", (1, 2), b"12345678"),
         ("B", "INT8", (1,), b"9"),
@@ -54,7 +69,7 @@ def test_raw_contents_belong_to_the_inputs_in_order() -> None:
     ],
 )
 def test_typed_contents(datatype: str, field: str, elements: list[Any], packed: bytes) -> None:
-    call = parse_infer(request(datatype=datatype, contents={field: elements}))
+    call = parsed(request(datatype=datatype, contents={field: elements}))
     assert call.inputs[0].data == packed
 
 
@@ -73,17 +88,17 @@ def test_typed_contents(datatype: str, field: str, elements: list[Any], packed: 
 )
 def test_wrong_messages_are_named(sent: Any, words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
-        parse_infer(sent)
+        parsed(sent)
 
 
 def test_raw_and_typed_contents_do_not_mix() -> None:
     sent = request(contents={"fp32_contents": [1, 2]})
     sent.raw_input_contents.append(b"12345678")
     with pytest.raises(InvalidRequest, match="found both"):
-        parse_infer(sent)
+        parsed(sent)
     sent.raw_input_contents.append(b"more")
     with pytest.raises(InvalidRequest, match="each of the 1 inputs, found 2"):
-        parse_infer(sent)
+        parsed(sent)
 
 
 def place(parameters: Any, offset: int = 8) -> None:
@@ -98,21 +113,21 @@ def test_raw_contents_belong_to_the_inputs_that_are_not_in_shared_memory() -> No
     sent.inputs.add(name="B", datatype="INT8", shape=[1])
     sent.raw_input_contents.append(b"9")
     place(sent.outputs.add(name="Y").parameters)
-    call = parse_infer(sent)
+    call = parsed(sent)
     ref = SharedRef("r", 8, 16)
     assert call.shared
     assert call.inputs == [InputTensor("X", "FP32", (1, 2), b"", ref), InputTensor("B", "INT8", (1,), b"9")]
     assert call.outputs == [OutputWish("Y", binary=True, shared=ref)]
     sent.raw_input_contents.append(b"9")
     with pytest.raises(InvalidRequest, match="each of the 1 inputs, found 2"):
-        parse_infer(sent)
+        parsed(sent)
 
 
 def test_data_is_in_one_place() -> None:
     sent = request(contents={"fp32_contents": [1, 2]})
     place(sent.inputs[0].parameters)
     with pytest.raises(InvalidRequest, match=r"'X'.*either here or in shared memory, found both"):
-        parse_infer(sent)
+        parsed(sent)
 
 
 def test_an_output_in_shared_memory_is_named_not_sent() -> None:
@@ -133,7 +148,7 @@ def test_empty_parameters_are_refused() -> None:
     sent = request(contents={"fp32_contents": [1, 2]})
     assert sent.parameters["nothing"].WhichOneof("parameter_choice") is None
     with pytest.raises(InvalidRequest, match="'nothing': expected a value"):
-        parse_infer(sent)
+        parsed(sent)
 
 
 def test_answers_are_raw() -> None:
@@ -173,5 +188,5 @@ def test_contents_of_every_size_arrive_whole(size: int) -> None:
 
 
 def test_an_answer_is_what_a_request_was() -> None:
-    call = parse_infer(request(contents={"fp32_contents": [1, 2]}))
+    call = parsed(request(contents={"fp32_contents": [1, 2]}))
     assert identity().check(call, binary_only_allowed=True).rows == 1

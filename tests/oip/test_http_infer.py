@@ -209,11 +209,11 @@ def test_an_output_in_shared_memory_has_a_shape_and_no_data() -> None:
     assert head["outputs"] == [{"name": "Y", "datatype": "FP32", "shape": [2, 2]}]
 
 
-def answer(call: InferCall, of: Served, *outputs: OutputTensor, **parameters: Any) -> tuple[Any, list[bytes]]:
+def answer(call: InferCall, of: Served, *outputs: OutputTensor, **parameters: Any) -> tuple[Any, list[Any]]:
     body = encode_infer(call, of, outputs, parameters)
     if body.header_length is not None:
         assert body.header_length == len(body.parts[0])
-    return json.loads(body.parts[0]), body.parts[1:]
+    return json.loads(bytes(body.parts[0])), body.parts[1:]
 
 
 def test_answers_in_json() -> None:

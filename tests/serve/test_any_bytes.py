@@ -18,6 +18,7 @@ from clockwork_serve.messages import Cancel, Frame
 from clockwork_serve.serve.framing import FrameReader
 from clockwork_serve.serve.gateway_connection import DIRECT_BYTES, HttpConnection
 from clockwork_serve.serve.gateway_exchange import Exchange
+from clockwork_serve.serve.gateway_intake import Turns
 from clockwork_serve.serve.gateway_keys import KeyRing
 from clockwork_serve.serve.gateway_limits import SMALL_READ_BYTES, HttpLimits
 from clockwork_serve.serve.gateway_responses import json_response
@@ -93,6 +94,7 @@ class Host:
         self.received = bytearray(256 * KIB)
         self.buffer = memoryview(self.received)
         self.small_buffer = self.buffer[:SMALL_READ_BYTES]
+        self.turns = Turns(self.loop)  # type: ignore[arg-type] # of a test
         none = SimpleNamespace(withdraw=lambda name: None, awaited=lambda name: False)
         self.gateway: Any = SimpleNamespace(
             drop_body=lambda exchange: None, announcements=none, batching=False, dice=Random(1)

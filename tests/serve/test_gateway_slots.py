@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from clockwork_serve.oip import InputTensor
-from clockwork_serve.serve.gateway_slots import NO_EPOCH, Slots
+from clockwork_serve.serve.gateway_slots import COPIED_AT_ONCE, NO_EPOCH, Copies, Copying, Slots
 from clockwork_serve.serve.region import RegionGone, RegionMap, read_epoch
 from clockwork_serve.units import KIB
 
@@ -142,3 +144,57 @@ def test_a_new_region_leaves_the_old_one_to_those_who_map_it(slots: Slots) -> No
     assert slot is not None
     assert slot.region is slots.region
     assert bytes(slots.region.buffer[slot.tensors.refs[0].offset :][:3]) == b"abc"
+
+
+def test_much_is_copied_a_piece_in_a_turn() -> None:
+    data = np.random.default_rng(1).integers(0, 255, 3 * COPIED_AT_ONCE + 5, np.uint8).tobytes()
+    inputs = [InputTensor("A", "UINT8", (5,), b"12345"), InputTensor("B", "UINT8", (len(data),), data)]
+    filled: list[str] = []
+
+    async def main() -> None:
+        slots = Slots(16 * COPIED_AT_ONCE)
+        room = slots.body(100, 0)
+        copies, copying = Copies(filled.append), Copying()
+        slot = slots.fill(inputs, 8, room, copying)
+        assert slot is not None and copying
+        used = slots.used_bytes
+        copies.begin("one", copying)
+        turns = 0
+        while not filled:
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns >= 5
+        assert slots.used_bytes < used  # the body's room is given back
+        buffer = slots.region.buffer
+        found = [bytes(buffer[ref.offset : ref.offset + ref.nbytes]) for ref in slot.tensors.refs]
+        assert found == [b"12345", data]
+        slots.free(slot)
+        assert not slots.used_bytes
+        del buffer
+        slots.close()
+
+    asyncio.run(main())
+    assert filled == ["one"]
+
+
+def test_a_copy_that_is_withdrawn_is_not_told() -> None:
+    inputs = [InputTensor("B", "UINT8", (COPIED_AT_ONCE * 3,), bytes(COPIED_AT_ONCE * 3))]
+    filled: list[str] = []
+
+    async def main() -> None:
+        slots = Slots(16 * COPIED_AT_ONCE)
+        copies = Copies(filled.append)
+        kept = []
+        for name in ("one", "two"):
+            copying = Copying()
+            kept.append(slots.fill(inputs, 8, None, copying))
+            copies.begin(name, copying)
+        assert copies.withdraw("one")
+        assert not copies.withdraw("one")
+        while not filled:
+            await asyncio.sleep(0)
+        assert copies.clear() == []
+        slots.close()
+
+    asyncio.run(main())
+    assert filled == ["two"]

@@ -15,7 +15,7 @@ _SHOWN = (
     "model_control", "drain_s", "silence_s", "log_format", "log_level",
 )  # fmt: skip
 _HIDDEN = (
-    "gateway_memory", "max_body", "max_json", "shared_memory", "triton_codes", "tls_client_ca",
+    "gateway_memory", "max_body", "max_message", "max_json", "shared_memory", "triton_codes", "tls_client_ca",
     "max_connections", "max_head", "max_headers", "max_calls", "max_requests", "max_unsent", "head_s",
     "body_s", "send_s", "idle_s", "stream_s", "stuck_s",
 )  # fmt: skip

@@ -38,6 +38,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     metrics_port: int | None
     gateways: int
     max_body: int
+    max_message: int
     max_json: int
     gateway_memory: int
     model_control: bool

@@ -111,6 +111,7 @@ def door_config(settings: Settings) -> DoorConfig:
         header_bytes=settings.max_head,
         headers=settings.max_headers,
         body_bytes=settings.max_body,
+        message_bytes=settings.max_message,
         json_bytes=settings.max_json,
         arriving_bytes=settings.gateway_memory,
         header_s=settings.head_s,

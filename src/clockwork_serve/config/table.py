@@ -68,6 +68,9 @@ SETTINGS = (
     Setting("metrics_port", port_or_off, 8002, "8002", "port of /metrics, or off"),
     Setting("gateways", integer(1, 64), 1, "1", "gateway processes, which share the HTTP and gRPC ports"),
     Setting("max_body", size(1024), 64 * MIB, "64MiB", "largest body of a request"),
+    Setting(
+        "max_message", size(1024), 8 * MIB, "8MiB", "largest message over gRPC, and no larger than max_body",
+    ),
     Setting("max_json", size(1024), 16 * MIB, "16MiB", "most JSON of a request; tensors may be binary"),
     Setting("gateway_memory", size(MIB), 256 * MIB, "256MiB", "room for tensors in flight, per gateway"),
     Setting("model_control", switch, True, "true", "whether clients may load and unload models"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -11,26 +12,36 @@ from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import DATATYPES
 from clockwork_serve.oip.classification import classify
 from clockwork_serve.oip.datatypes import BINARY_ONLY, DTYPES, encode_strings
+from clockwork_serve.oip.grpc_wire import FIELDS, SMALL_BYTES, WalkedRequest, decode_contents, walk
 from clockwork_serve.oip.http_infer import any_shared, check_shape, classes_of, shared_and_sent, shared_wish
-from clockwork_serve.oip.protobuf import ModelInferResponse, ModelStreamInferResponse
+from clockwork_serve.oip.protobuf import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 from clockwork_serve.oip.records import Buffer, InferCall, InputTensor, OutputTensor, OutputWish, Parameter
 from clockwork_serve.oip.served import Served
 from clockwork_serve.oip.shared_memory import SharedRef, shared_ref
 
-_FIELDS: Final = {
-    "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
-    "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
-    "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
-}  # fmt: skip
+InferRequest = Any
+"""A ``ModelInferRequest``, or a large one as it was walked: a :class:`WalkedRequest`."""
 
 _LENGTH_DELIMITED: Final = 2
 _RAW_OUTPUT_CONTENTS: Final[int] = ModelInferResponse.DESCRIPTOR.fields_by_name["raw_output_contents"].number
 _INFER_RESPONSE: Final[int] = ModelStreamInferResponse.DESCRIPTOR.fields_by_name["infer_response"].number
 
 
-def parse_infer(request: Any) -> InferCall:
-    """A call from a ``ModelInferRequest``. Raises :class:`InvalidRequest`."""
-    raw = request.raw_input_contents
+def read_infer(data: bytes) -> InferRequest:
+    """A message as it came, its tensors not looked at.
+
+    Raises :class:`InvalidRequest`, and what protobuf raises.
+    """
+    return ModelInferRequest.FromString(data) if len(data) <= SMALL_BYTES else walk(data)
+
+
+def parse_infer(request: InferRequest, served: Served) -> InferCall:
+    """A call to that model from a message, read or made. Raises :class:`InvalidRequest`."""
+    walked: WalkedRequest | None = None
+    if isinstance(request, WalkedRequest):
+        walked, request = request, request.head
+    served.check_counts(len(request.inputs), len(request.outputs))
+    raw = request.raw_input_contents if walked is None else walked.raw
     places = [_shared_ref(tensor) if tensor.parameters else None for tensor in request.inputs]
     sent = places.count(None)
     if raw and len(raw) != sent:
@@ -38,10 +49,12 @@ def parse_infer(request: Any) -> InferCall:
             f"raw_input_contents: expected one entry for each of the {sent} inputs, found {len(raw)}"
         )
     contents = iter(raw)
-    inputs = [
-        _input(tensor, next(contents) if raw and place is None else None, place)
-        for tensor, place in zip(request.inputs, places, strict=True)
-    ]
+    inputs = []
+    for index, (tensor, place) in enumerate(zip(request.inputs, places, strict=True)):
+        if not raw and place is None:
+            inputs.append(_typed(tensor, served, walked, index))
+        else:
+            inputs.append(_input(tensor, next(contents) if place is None else None, place))
     outputs = [_wish(output) for output in request.outputs] if request.outputs else None
     parameters = parameters_of(request.parameters) if request.parameters else {}
     return InferCall(inputs, outputs, request.id, parameters, binary=True, shared=any_shared(inputs, outputs))
@@ -112,19 +125,13 @@ def _set_parameter(target: Any, value: Parameter) -> None:
         target.string_param = value
 
 
-def _input(tensor: Any, raw: bytes | None, shared: SharedRef | None) -> InputTensor:
-    name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
-    if datatype not in DATATYPES:
-        raise InvalidRequest(
-            f"inference input '{name}': datatype: expected one of {', '.join(DATATYPES)}, found '{datatype}'"
-        )
-    check_shape(name, shape)
+def _input(tensor: Any, raw: Buffer | None, shared: SharedRef | None) -> InputTensor:
+    name, datatype, shape = _head(tensor)
     if shared is not None:
         if tensor.HasField("contents"):
             raise shared_and_sent(name)
         return InputTensor(name, datatype, shape, b"", shared)
-    if raw is None:
-        return InputTensor(name, datatype, shape, _packed(name, datatype, tensor.contents))
+    assert raw is not None
     if tensor.HasField("contents"):
         raise InvalidRequest(
             f"inference input '{name}': expected no 'contents' beside raw_input_contents, found both"
@@ -132,13 +139,36 @@ def _input(tensor: Any, raw: bytes | None, shared: SharedRef | None) -> InputTen
     return InputTensor(name, datatype, shape, raw)
 
 
-def _packed(name: str, datatype: str, contents: Any) -> bytes:
-    """Typed contents in wire form."""
+def _typed(tensor: Any, served: Served, walked: WalkedRequest | None, index: int) -> InputTensor:
+    """An input with typed contents, which are counted before they are made a tensor of."""
+    name, datatype, shape = _head(tensor)
     if datatype in BINARY_ONLY:
         raise InvalidRequest(
             f"inference input '{name}': {datatype} has no typed contents; use raw_input_contents"
         )
-    field = _FIELDS[datatype]
+    served.check_head(name, datatype, shape)
+    count = math.prod(shape)
+    if walked is not None:
+        data = decode_contents(name, datatype, count, walked.data, walked.contents[index])
+    else:
+        data = _packed(name, datatype, tensor.contents)
+    return InputTensor(name, datatype, shape, data)
+
+
+def _head(tensor: Any) -> tuple[str, str, tuple[int, ...]]:
+    name, datatype, dims = tensor.name, tensor.datatype, tensor.shape
+    if datatype not in DATATYPES:
+        raise InvalidRequest(
+            f"inference input '{name}': datatype: expected one of {', '.join(DATATYPES)}, found '{datatype}'"
+        )
+    shape = tuple(dims)
+    check_shape(name, shape)
+    return name, datatype, shape
+
+
+def _packed(name: str, datatype: str, contents: Any) -> bytes:
+    """Typed contents of a small message in wire form."""
+    field = FIELDS[datatype]
     for descriptor, _ in contents.ListFields():
         if descriptor.name != field:
             raise InvalidRequest(

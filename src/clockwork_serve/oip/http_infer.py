@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -11,13 +11,18 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import DATATYPES
 from clockwork_serve.oip.classification import classify
+from clockwork_serve.oip.errors import TooLarge
 from clockwork_serve.oip.headers import HEADER_BYTES_MAX, Known
 from clockwork_serve.oip.json_data import from_json, to_json
-from clockwork_serve.oip.records import InferCall, InputTensor, OutputTensor, OutputWish, Parameter
+from clockwork_serve.oip.records import Buffer, InferCall, InputTensor, OutputTensor, OutputWish, Parameter
 from clockwork_serve.oip.served import Served
 from clockwork_serve.oip.shared_memory import SharedRef, shared_ref
 
 CLASSES_MAX: Final = 1 << 16
+TENSORS_MAX: Final = 1024
+"""Inputs of a request, or outputs, where it is not known how many its model has."""
+JSON_LARGE: Final = 64 * 1024
+"""Of a request, beside its inputs; more in all is looked at before it is built."""
 DIMENSIONS_MAX: Final = 32
 """Of one tensor: as many as NumPy's arrays could always have."""
 _DIMENSION_MAX: Final = 2**63 - 1
@@ -50,7 +55,11 @@ class _JsonOutput(Struct, omit_defaults=True):
     datatype: str
     shape: tuple[int, ...]
     parameters: dict[str, int] | None = None
-    data: list[Any] | UnsetType = UNSET
+    data: list[Any] | Raw | UnsetType = UNSET
+
+
+_WRITTEN: Final = Raw(b'"@"')
+"""Where data go that are JSON already: no data are text, so this can stand for nothing else."""
 
 
 class _JsonResponse(Struct, omit_defaults=True):
@@ -64,19 +73,24 @@ class _JsonResponse(Struct, omit_defaults=True):
 class InferBody(NamedTuple):
     """A response body in parts. ``header_length`` is the JSON's where binary tensors follow, else None."""
 
-    parts: list[bytes]
+    parts: list[Buffer]
     header_length: int | None
 
 
+class _Skeleton(Struct):
+    inputs: Raw
+
+
+_skeletons = msgspec.json.Decoder(_Skeleton)
 _requests = msgspec.json.Decoder(_JsonRequest)
 _responses = msgspec.json.Encoder()
 
 
-def parse_infer(body: memoryview, header_length: int | None) -> InferCall:
+def parse_infer(body: memoryview, header_length: int | None, tensors_max: int = TENSORS_MAX) -> InferCall:
     """A call from a request body, whose JSON is the first ``header_length`` bytes (None: all of it).
 
-    Tensors stay views of ``body``. Raises :class:`InvalidRequest`. A ``header_length`` of 0 is for
-    :meth:`Served.raw_call`.
+    It names ``tensors_max`` inputs at most, and as many outputs. Tensors stay views of ``body``. Raises
+    :class:`InvalidRequest`. A ``header_length`` of 0 is for :meth:`Served.raw_call`.
     """
     if header_length is not None and not 0 < header_length <= len(body):
         raise InvalidRequest(
@@ -84,11 +98,16 @@ def parse_infer(body: memoryview, header_length: int | None) -> InferCall:
         )
     head = body if header_length is None else body[:header_length]
     try:
+        if len(head) > JSON_LARGE:
+            _check_beside_data(head)
         request = _requests.decode(head)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"the request JSON is not an inference request: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"failed to parse the request JSON buffer: {error}") from None
+    for what, named in (("inputs", request.inputs), ("outputs", request.outputs or ())):
+        if len(named) > tensors_max:
+            raise InvalidRequest(f"{what}: expected at most {tensors_max}, found {len(named)}")
     parameters = request.parameters
     if parameters:
         _check_parameters(parameters)
@@ -110,11 +129,16 @@ def parse_infer(body: memoryview, header_length: int | None) -> InferCall:
 
 
 def encode_infer(
-    call: InferCall, served: Served, outputs: Sequence[OutputTensor], parameters: dict[str, Any]
+    call: InferCall,
+    served: Served,
+    outputs: Sequence[OutputTensor],
+    parameters: dict[str, Any],
+    texts: Mapping[str, Buffer] | None = None,
 ) -> InferBody:
     """The response body; nothing in it refers to the outputs' memory any more.
 
-    ``outputs`` are all of the model's; those that the call asks for are sent.
+    ``outputs`` are all of the model's; those that the call asks for are sent. ``texts`` are the data in JSON
+    of those that were written before, by name.
     """
     known = call.known
     if (
@@ -127,7 +151,8 @@ def encode_infer(
             return found
     by_name = {tensor.name: tensor for tensor in outputs}
     heads: list[_JsonOutput] = []
-    parts: list[bytes] = [b""]
+    parts: list[Buffer] = []
+    written: list[Buffer] = []
     for wish in served.wanted(call):
         tensor = by_name[wish.name]
         if wish.classes:
@@ -138,21 +163,27 @@ def encode_infer(
         if wish.shared is None and wish.binary:
             head.parameters = {"binary_data_size": len(tensor.data)}
             parts.append(bytes(tensor.data))
+        elif texts is not None and wish.name in texts:
+            head.data = _WRITTEN
+            written.append(texts[wish.name])
         elif wish.shared is None:
             head.data = to_json(tensor.datatype, tensor.data)
         heads.append(head)
     model = served.model
-    parts[0] = _responses.encode(
-        _JsonResponse(call.id or UNSET, model.name, model.version, parameters, heads)
-    )
-    return InferBody(parts, len(parts[0]) if len(parts) > 1 else None)
+    text = _responses.encode(_JsonResponse(call.id or UNSET, model.name, model.version, parameters, heads))
+    around = text.split(b'"data":"@"') if written else [text]
+    head_parts: list[Buffer] = [around[0]]
+    for data, after in zip(written, around[1:], strict=True):
+        head_parts += (b'"data":', data, after)
+    header_length = sum(map(len, head_parts)) if parts else None
+    return InferBody([*head_parts, *parts], header_length)
 
 
 def _encode_again(
     known: Known, call_id: str, served: Served, outputs: Sequence[OutputTensor], parameters: dict[str, Any]
 ) -> InferBody | None:
     """The same, where all outputs are wanted as they are, and only values and times differ each time."""
-    parts = [b""]
+    parts: list[Buffer] = [b""]
     shapes: list[Any] = []
     for name, tensor in zip(known.outputs_in_order or (), outputs, strict=True):
         if name != tensor.name:
@@ -177,6 +208,16 @@ def _encode_again(
         before = b'{"id":%s,%s' % (_responses.encode(call_id), before[1:])
     head = parts[0] = b"%s%s%s" % (before, _responses.encode(parameters), after)
     return InferBody(parts, len(head) if outputs else None)
+
+
+def _check_beside_data(head: memoryview) -> None:
+    """Whether all but the inputs is so little that it can be built. Raises what the decoder does, too."""
+    beside = len(head) - len(memoryview(_skeletons.decode(head).inputs))
+    if beside > JSON_LARGE:
+        raise TooLarge(
+            f"JSON: expected at most {JSON_LARGE} bytes beside its inputs, found {beside}; send fewer "
+            "parameters and outputs, and a shorter id"
+        )
 
 
 class _Binary:

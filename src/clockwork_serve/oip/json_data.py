@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import Any, Final
@@ -16,6 +17,10 @@ from clockwork_serve.oip.datatypes import BINARY_ONLY, DTYPES, STRINGS_MAX, deco
 from clockwork_serve.oip.records import Buffer
 
 DEPTH_MAX: Final = 32
+PIECE_BYTES: Final = 256 * 1024
+"""Numbers are decoded so much at a time: as Python's objects they take ten times the memory."""
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_SPACE: Final = b" \t\r\n"
 _PYTHON_TYPES: Final[dict[str, type]] = {
     "b": bool, "u": int, "i": int, "f": float, "O": str,
 }  # fmt: skip
@@ -28,18 +33,26 @@ def from_json(name: str, datatype: str, shape: Sequence[int], raw: memoryview) -
             f"inference input '{name}': {datatype} has no JSON form; "
             "send it with the binary tensor data extension"
         )
-    flat = _flat(name, datatype, raw)
     count = math.prod(shape)
-    if len(flat) != count:
-        raise InvalidRequest(
-            f"inference input '{name}': expected {count} elements in 'data' for shape {list(shape)}, "
-            f"found {len(flat)}"
-        )
+    if datatype != "BYTES" and len(raw) > PIECE_BYTES:
+        pieces, found = [], 0
+        for piece in _pieces(name, datatype, raw):
+            pieces.append(_packed(name, datatype, piece))
+            found += len(piece)
+            if found > count:
+                break
+        _check_count(name, shape, count, found)
+        return b"".join(pieces)
     if datatype == "BYTES":
         if count > STRINGS_MAX:
             raise InvalidRequest(
                 f"inference input '{name}': expected at most {STRINGS_MAX} elements of BYTES, found {count}"
             )
+        if len(raw) > PIECE_BYTES:
+            _check_strings(name, shape, count, bytes(raw))
+    flat = _flat(name, datatype, raw)
+    _check_count(name, shape, count, len(flat))
+    if datatype == "BYTES":
         return encode_strings([text.encode() for text in flat])
     return _packed(name, datatype, flat)
 
@@ -52,13 +65,64 @@ def to_json(datatype: str, data: Buffer) -> list[Any]:
     return found
 
 
-def _flat(name: str, datatype: str, raw: memoryview) -> list[Any]:
+def _check_count(name: str, shape: Sequence[int], expected: int, found: int) -> None:
+    if found != expected:
+        raise InvalidRequest(
+            f"inference input '{name}': expected {expected} elements in 'data' for shape {list(shape)}, "
+            f"found {found}{' or more' if found > expected else ''}"
+        )
+
+
+def _check_strings(name: str, shape: Sequence[int], count: int, raw: bytes) -> None:
+    """Whether there are so few strings and brackets that they can be built."""
+    # A string has two quotes that are not escaped; but the last one of "\\\\" looks as if it were.
+    quotes = raw.count(b'"') - raw.count(b'\\"')
+    if quotes > 2 * count:
+        _check_count(name, shape, count, quotes // 2)
+    brackets = _STRING.sub(b"", raw).count(b"[")
+    if brackets > DEPTH_MAX * max(count, 1):
+        raise InvalidRequest(
+            f"inference input '{name}': expected {count} elements in 'data', found {brackets} lists"
+        )
+
+
+def _pieces(name: str, datatype: str, raw: memoryview, piece_bytes: int = PIECE_BYTES) -> Iterator[list[Any]]:
+    """Numbers, so many bytes of them at a time: cut at commas, with brackets for those that are cut off."""
+    depth = _depth(raw)
+    at = level = 0
+    while at < len(raw):
+        piece = bytes(raw[at : at + piece_bytes])
+        last = at + piece_bytes >= len(raw)
+        if not last:
+            piece = piece[: max(piece.rfind(b","), 0)]
+        # What is wrong beside a comma that is cut out, the decoder would not see.
+        if (at and piece.lstrip(_SPACE)[:1] in (b"]", b"")) or (
+            not last and piece.rstrip(_SPACE)[-1:] in (b"[", b"")
+        ):
+            raise InvalidRequest(
+                f"inference input '{name}': 'data' is not {datatype} in JSON: expected a number on each side "
+                f"of a comma near byte {at + len(piece)}"
+            )
+        before, level = level, level + piece.count(b"[") - piece.count(b"]")
+        closing = b"" if last else b"]" * level
+        yield _flat(name, datatype, memoryview(b"[" * before + piece + closing), depth)
+        at += len(piece) + 1
+    if level:
+        raise InvalidRequest(f"inference input '{name}': 'data' is not {datatype} in JSON: it is truncated")
+
+
+def _depth(raw: memoryview) -> int:
     depth = 0
     for byte in raw[: 4 * DEPTH_MAX]:
         if byte == 0x5B:  # [
             depth += 1
-        elif byte not in b" \t\r\n":
+        elif byte not in _SPACE:
             break
+    return depth
+
+
+def _flat(name: str, datatype: str, raw: memoryview, depth: int | None = None) -> list[Any]:
+    depth = _depth(raw) if depth is None else depth
     kind: str = "O" if datatype == "BYTES" else DTYPES[datatype].kind
     try:
         nested = _decoder(kind, min(max(depth, 1), DEPTH_MAX)).decode(raw)

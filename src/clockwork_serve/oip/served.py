@@ -11,11 +11,22 @@ import numpy as np
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import DATATYPES, Code, Model, TensorSpec
 from clockwork_serve.oip.datatypes import BINARY_ONLY, check_strings
-from clockwork_serve.oip.errors import Unsupported
+from clockwork_serve.oip.errors import TooLarge, Unsupported
 from clockwork_serve.oip.headers import Headers
 from clockwork_serve.oip.records import InferCall, InputTensor, OutputWish
 
 _SEQUENCE: Final = ("sequence_id", "sequence_start", "sequence_end")
+
+SPARE_TENSORS: Final = 64
+"""Beyond a model's own, so that what is wrong with the names is told as long as that is cheap."""
+
+JSON_ELEMENT_BYTES: Final = 64
+"""Of a number with its comma, brackets and indentation; the longest that doubles need is 25."""
+JSON_BESIDE_TENSORS: Final = 64 * 1024
+BOOLEANS_MAX: Final = 16 << 20
+"""Of one tensor: each is looked at, while all others wait, 3 ms for all of them."""
+RAW_STRING_BYTES_MAX: Final = 2 << 20
+"""Of a body that is a string, which is copied behind its length."""
 
 
 class Checked(NamedTuple):
@@ -64,6 +75,42 @@ class Served:
         self._check_outputs(call, binary_only_allowed)
         return Checked(rows, "" if self._static else self._signature(call.inputs))
 
+    def check_counts(self, inputs: int, outputs: int) -> None:
+        """Raise :class:`InvalidRequest` for far more of either than the model has: each takes time."""
+        for what, found, known in (("inputs", inputs, self._inputs), ("outputs", outputs, self._outputs)):
+            if found > len(known) + SPARE_TENSORS:
+                raise InvalidRequest(
+                    f"{what}: expected at most {len(known)} for model '{self.model.name}', found {found}"
+                )
+
+    @property
+    def tensors_max(self) -> int:
+        """Inputs, or outputs, that a request may name before that alone is what is wrong with it."""
+        return max(len(self._inputs), len(self._outputs)) + SPARE_TENSORS
+
+    @property
+    def json_max(self) -> int | None:
+        """Bytes of JSON that a request for this model can need; None where its shapes leave that open."""
+        found = JSON_BESIDE_TENSORS
+        for known in self._inputs.values():
+            if known.row_bytes is None:
+                return None
+            found += self.rows_max * (known.row_bytes // known.element_bytes) * JSON_ELEMENT_BYTES
+        return found
+
+    def check_json(self, nbytes: int) -> None:
+        """Raise :class:`TooLarge` for more JSON than a request for this model can need."""
+        most = self.json_max
+        if most is not None and nbytes > most:
+            raise TooLarge(
+                f"JSON: expected at most {most} bytes for the inputs of model '{self.model.name}', found "
+                f"{nbytes}; write numbers shorter, or send tensors as binary data"
+            )
+
+    def check_head(self, name: str, datatype: str, shape: tuple[int, ...]) -> None:
+        """Raise :class:`InvalidRequest` unless an input may look like that, whatever its data are."""
+        self._check_head(self._known(name), datatype, shape)
+
     def wanted(self, call: InferCall) -> list[OutputWish]:
         """The outputs to answer with, in order."""
         if call.outputs is not None:
@@ -85,6 +132,11 @@ class Served:
             )
         spec = self.code.inputs[0]
         if spec.datatype == "BYTES":
+            if len(body) > RAW_STRING_BYTES_MAX:
+                raise TooLarge(
+                    f"raw binary request for model '{name}': expected at most {RAW_STRING_BYTES_MAX} bytes "
+                    f"for a BYTES input, found {len(body)}; send a JSON header before the bytes"
+                )
             shape = tuple(1 for _ in spec.shape)
             data = len(body).to_bytes(4, "little") + bytes(body)
         else:
@@ -114,15 +166,14 @@ class Served:
                 )
 
     def _check_inputs(self, inputs: list[InputTensor]) -> int:
+        if len(inputs) > len(self._inputs):
+            # Before any data is looked at, which could be the same one's a hundred times.
+            for tensor in inputs:
+                self._known(tensor.name)
+            self._check_names(inputs)
         rows = 0
         for tensor in inputs:
-            known = self._inputs.get(tensor.name)
-            if known is None:
-                raise InvalidRequest(
-                    f"unexpected inference input '{tensor.name}' for model '{self.model.name}'; "
-                    f"expected {list(self._inputs)}"
-                )
-            own_rows = self._check_input(known, tensor)
+            own_rows = self._check_input(self._known(tensor.name), tensor)
             if rows not in (0, own_rows):
                 raise InvalidRequest(
                     f"inference input '{tensor.name}': expected a batch of {rows} as in '{inputs[0].name}', "
@@ -149,15 +200,23 @@ class Served:
                 f"inference input '{twice}': expected once, found {given.count(twice)} times"
             )
 
-    def _check_input(self, known: _Input, tensor: InputTensor) -> int:
-        """Check one input; its rows."""
-        spec = known.spec
-        if tensor.datatype != spec.datatype:
+    def _known(self, name: str) -> _Input:
+        known = self._inputs.get(name)
+        if known is None:
             raise InvalidRequest(
-                f"inference input '{spec.name}' data-type is '{tensor.datatype}', but model "
+                f"unexpected inference input '{name}' for model '{self.model.name}'; "
+                f"expected {list(self._inputs)}"
+            )
+        return known
+
+    def _check_head(self, known: _Input, datatype: str, shape: tuple[int, ...]) -> int:
+        """Check all of an input but its data; its rows."""
+        spec = known.spec
+        if datatype != spec.datatype:
+            raise InvalidRequest(
+                f"inference input '{spec.name}' data-type is '{datatype}', but model "
                 f"'{self.model.name}' expects '{spec.datatype}'"
             )
-        shape = tensor.shape
         rows, own = (shape[0] if shape else 0, shape[1:]) if self.code.batched else (1, shape)
         if own != spec.shape and not _fits(spec.shape, own):
             raise self._wrong_shape(spec, shape)
@@ -168,16 +227,28 @@ class Served:
                 f"inference request batch-size must be <= {self.rows_max} for '{self.model.name}', "
                 f"found {rows} in shape {list(shape)} of input '{spec.name}'"
             )
+        return rows
+
+    def _check_input(self, known: _Input, tensor: InputTensor) -> int:
+        """Check one input; its rows."""
+        spec, shape = known.spec, tensor.shape
+        rows = self._check_head(known, tensor.datatype, shape)
         if not known.element_bytes:
             check_strings(spec.name, tensor.data, math.prod(shape))
             return rows
         row_bytes = known.row_bytes
         if row_bytes is None:
+            own = shape[1:] if self.code.batched else shape
             row_bytes = math.prod(own) * known.element_bytes
         if len(tensor.data) != rows * row_bytes:
             raise InvalidRequest(
                 f"inference input '{spec.name}': expected {rows * row_bytes} bytes for shape {list(shape)} "
                 f"of {spec.datatype}, found {len(tensor.data)}"
+            )
+        if spec.datatype == "BOOL" and len(tensor.data) > BOOLEANS_MAX:
+            raise InvalidRequest(
+                f"inference input '{spec.name}': expected at most {BOOLEANS_MAX} elements of BOOL, found "
+                f"{len(tensor.data)}; send fewer in one request"
             )
         if spec.datatype == "BOOL" and np.frombuffer(tensor.data, np.uint8).max() > 1:
             raise InvalidRequest(

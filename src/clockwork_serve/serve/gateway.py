@@ -49,7 +49,7 @@ from clockwork_serve.serve.gateway_link import GatewayLink, LinkListener, Reach,
 from clockwork_serve.serve.gateway_models import GatewayModels
 from clockwork_serve.serve.gateway_overdue import Overdue
 from clockwork_serve.serve.gateway_regions import Regions
-from clockwork_serve.serve.gateway_slots import Slot, Slots
+from clockwork_serve.serve.gateway_slots import Copies, Copying, Slot, Slots
 from clockwork_serve.serve.gateway_stranded import AGAIN, Stranded
 from clockwork_serve.serve.gateway_tenants import Caps
 from clockwork_serve.serve.gateway_way import Way
@@ -104,6 +104,7 @@ class Gateway:
         self._pending: dict[str, Pending] = {}  # all and only requests sent and not answered
         self._stranded = Stranded(clock)
         self._held: dict[str, Slot] = {}  # slots of answered requests that a worker may still touch
+        self._copies = Copies(self._on_filled)
         self._count = 0
         self._received = 0
         self._outcomes: Counter[str] = Counter()
@@ -119,6 +120,7 @@ class Gateway:
     def close(self) -> None:
         """End everything: waiting clients are told, memory is given up."""
         self.link.close()
+        self._copies.clear()
         self._pending |= self._stranded.release()
         self._end_all("the server is shutting down")
         self._overdue.close()
@@ -149,7 +151,8 @@ class Gateway:
             return ""
         body, inquiry.body = inquiry.body, None
         output_bytes = served.model.output_bytes * known.rows
-        slot = self.slots.fill(call.inputs, output_bytes, body)
+        copying = Copying()
+        slot = self.slots.fill(call.inputs, output_bytes, body, copying)
         if slot is None:
             self._refuse_for_room(inquiry, served, self.slots.bytes_for(call.inputs, output_bytes))
             return ""
@@ -165,7 +168,10 @@ class Gateway:
             way_ns=self._way.of(given_ns, inquiry.arrival_ns),
         )  # fmt: skip
         self._pending[request_id] = Pending(inquiry, served, call, slot, request, told_ns)
-        self.link.submit(request)
+        if copying:
+            self._copies.begin(request_id, copying)
+        else:
+            self.link.submit(request)
         self._overdue.watch()
         return request_id
 
@@ -175,7 +181,7 @@ class Gateway:
         pending = self._pending.get(sent_id)
         if pending is not None and pending.inquiry is not None:
             pending.inquiry = None
-            if self.link.withdraw(sent_id):
+            if self._copies.withdraw(sent_id) or self.link.withdraw(sent_id):
                 self._drop(sent_id, Outcome.CANCELLED, Reason.NONE)
             else:
                 self.link.send(Cancel(request_id=sent_id))
@@ -194,6 +200,14 @@ class Gateway:
         """Count a request whose body cannot be had, and say how it ends."""
         self._received += 1
         return self.invalid(error)
+
+    def refuse_unread(self, inquiry: Inquiry, message: str, *, crowded: bool) -> None:
+        """End a request that was not read: too many wait for that, or it failed."""
+        self._received += 1
+        if crowded:
+            self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
+        else:
+            self._refuse(inquiry, Outcome.FAILED, Reason.NONE, message)
 
     def drop_body(self, inquiry: Inquiry) -> None:
         """Give back where an inquiry that is not passed on was received."""
@@ -257,6 +271,13 @@ class Gateway:
         else:
             self._held[answer.request_id] = pending.slot
 
+    def _on_filled(self, request_id: str) -> None:
+        pending = self._pending[request_id]
+        if pending.inquiry is None:
+            self._drop(request_id, Outcome.EXPIRED, Reason.NONE)
+        else:
+            self.link.submit(pending.request)
+
     def _on_release(self, release: Release) -> None:
         slot = self._held.pop(release.request_id, None)
         if slot is None:
@@ -293,6 +314,8 @@ class Gateway:
 
     def _on_lost(self, why: str) -> None:
         # Workers may still write for requests of this controller: to memory that is theirs alone from now on.
+        for request_id in self._copies.clear():
+            self._pending[request_id].asked_again = True  # not once more: its inputs are not there
         self._pending = self._stranded.take(self._pending, self.slots)
         self._end_all(why)
         self.announcements.on_lost()

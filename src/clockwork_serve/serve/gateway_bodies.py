@@ -14,12 +14,12 @@ import socket
 import sys
 from typing import Final
 
-from clockwork_serve.units import MIB
+from clockwork_serve.units import KIB
 
 SIP_BYTES: Final = 4096
 """So much of what nobody wants is read as usual, which tells that there is more."""
-AT_ONCE: Final = 4 * MIB
-"""About a millisecond: then others have their turn, however quickly a client sends."""
+AT_ONCE: Final = 512 * KIB
+"""Half a millisecond, where memory is touched for the first time: then others have their turn."""
 
 
 class Source:

@@ -10,8 +10,9 @@ from collections import deque
 from typing import Final, cast
 
 import httptools
+import numpy as np
 
-from clockwork_serve.serve.gateway_bodies import Unwanted
+from clockwork_serve.serve.gateway_bodies import AT_ONCE, Unwanted
 from clockwork_serve.serve.gateway_exchange import UPGRADED, Exchange, byte_count
 from clockwork_serve.serve.gateway_guard import denial
 from clockwork_serve.serve.gateway_heads import Head, HeadParser, head_of
@@ -47,7 +48,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._complete: list[Exchange] = []  # requests that became so in this read
         self._head_bytes = 0  # read since the head or the last piece of a body; -1: in this very read
         self._current: Exchange | None = None  # the request whose body is being received
-        self._content: bytes | bytearray = b""
+        self._content: bytes | memoryview = b""
         self._content_bytes = self._length = 0  # so many of the body; of one that comes next, if it is known
         self._direct: memoryview | None = None  # where a large body goes; _content_bytes of it have arrived
         self._unwanted: Unwanted | None = None  # of the body of a request that is answered already
@@ -63,7 +64,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         peer = transport.get_extra_info("peername")
         self._local = bool(peer) and is_loopback(peer[0])
         self._outbox = Outbox(self._transport, self._limits, self._server)
-        self._intake = Intake(self._transport, self._server.loop, self._feed)
+        self._intake = Intake(self._transport, self._server.turns, self._feed)
         self.parse_afresh()
         self.due_s = self._server.tick_s + self._limits.header_s  # not idle_s: it has asked for nothing yet
         self._server.opened(self)
@@ -71,7 +72,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go."""
         if self._direct is not None and not self._closing:
-            return self._direct[self._content_bytes :]
+            return self._direct[self._content_bytes : self._content_bytes + AT_ONCE]
         if self._unwanted is not None and not self._closing:
             return self._unwanted.room()
         # Little at a time where it may be many requests or chunks: they are dealt with while all others wait.
@@ -104,6 +105,8 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             # The parser has not seen this body's end, and never will.
             self.parse_afresh()
             self.on_message_complete()
+        elif nbytes >= AT_ONCE:
+            self._intake.let_others_go_first()
 
     def eof_received(self) -> bool:
         """The client closed its side: to us, it went away."""
@@ -167,12 +170,16 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             self._refuse(413, excess("body_bytes", self._limits.body_bytes))
         elif not self._content:
             self._content = content
-        elif isinstance(self._content, bytearray):
-            self._content += content
-            self._count(len(content))
         else:
-            # Not a list of pieces: they may be many, and small.
-            self._content = bytearray(self._content + content)
+            room = self._content
+            if isinstance(room, bytes):
+                # Not a list of pieces: they may be many, and small. Room for the longest body takes no memory
+                # before something arrives, and what is there need not be moved when more does.
+                before, room = room, np.empty(self._limits.body_bytes, np.uint8).data
+                room[:start] = before
+                self._content = room
+            room[start:end] = content
+            self._count(len(content))
 
     def on_message_complete(self) -> None:
         """All of it is there."""
@@ -185,7 +192,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         else:
             self._complete.append(exchange)
             if self._content:
-                exchange.content = memoryview(self._content)
+                exchange.content = memoryview(self._content)[: self._content_bytes]
                 self._content = b""
         self._await_next()
         if self._gateway.announcements.awaited(exchange.announced_id):

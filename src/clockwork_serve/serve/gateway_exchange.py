@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from clockwork_serve.errors import InvalidRequest
+from clockwork_serve.errors import ClockworkError, InvalidRequest
+from clockwork_serve.messages import Outcome
 from clockwork_serve.oip import InferCall, Served, parse_infer
 from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_inquiry import Ending
+from clockwork_serve.serve.gateway_outputs import Heavy, is_heavy
 from clockwork_serve.serve.gateway_responses import Response, infer_response
 from clockwork_serve.serve.gateway_routes import Route
 from clockwork_serve.serve.gateway_slots import Body
@@ -61,6 +63,8 @@ class Exchange:
     on_complete: Callable[[Exchange], None] | None = None  # what waits for that, if the body is there
     response: Response | None = None
     abandoned = False
+    write: Callable[[Exchange, Heavy], None] | None = None  # what writes a large response elsewhere
+    read: InferCall | ClockworkError | None = None  # what its JSON says, where that was read elsewhere
 
     def __init__(self, on_response: Callable[[], None], method: bytes, route: Route | None) -> None:
         self.on_response = on_response
@@ -101,8 +105,17 @@ class Exchange:
 
     def call(self, served: Served) -> InferCall:
         """Parse it. Raises :class:`InvalidRequest`."""
+        # Not kept: an error's traceback names us, and each would hold the other, with the body.
+        read, self.read = self.read, None
+        if isinstance(read, InferCall):
+            return read
+        if read is not None:
+            try:
+                raise read
+            finally:
+                del read
         if self.header_length is None:
-            return parse_infer(self.content, None)
+            return parse_infer(self.content, None, served.tensors_max)
         length = byte_count(self.header_length)
         if length is None:
             raise InvalidRequest(
@@ -111,7 +124,9 @@ class Exchange:
             )
         if not length:
             return served.raw_call(self.content)
-        return served.headers.find(self.content, length) or parse_infer(self.content, length)
+        return served.headers.find(self.content, length) or parse_infer(
+            self.content, length, served.tensors_max
+        )
 
     def foretold(self) -> None:
         """Go on, if it was not ended."""
@@ -127,6 +142,13 @@ class Exchange:
         """Answer the client."""
         if self.abandoned:
             return
+        if self.write is not None and ending.outcome is Outcome.OK and is_heavy(ending):
+            self.write(self, Heavy(ending))
+            return
+        self.tell(ending)
+
+    def tell(self, ending: Ending) -> None:
+        """Make a response of it."""
         response = infer_response(ending)
         if self.pack is None:
             self.respond(response)

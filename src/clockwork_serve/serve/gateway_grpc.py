@@ -12,25 +12,27 @@ import grpc
 import msgspec
 from google.protobuf import json_format
 
-from clockwork_serve.errors import ConfigError
-from clockwork_serve.messages import Outcome
+from clockwork_serve.errors import ConfigError, InvalidRequest
+from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.oip import InferCall, Served, UnknownModel
-from clockwork_serve.oip.grpc_infer import encode_infer, parse_infer, streamed
+from clockwork_serve.oip.grpc_infer import encode_infer, parse_infer, read_infer, streamed
 from clockwork_serve.oip.protobuf import (
     HEALTH_SERVICE,
     INFERENCE_SERVICE,
     REFLECTION_SERVICE,
-    ModelInferRequest,
     ModelStreamInferResponse,
     message,
     rpcs,
 )
 from clockwork_serve.serve.gateway import Gateway
+from clockwork_serve.serve.gateway_codec import Codec, CodecFailed
 from clockwork_serve.serve.gateway_door import Door
+from clockwork_serve.serve.gateway_endings import own_ending
 from clockwork_serve.serve.gateway_endpoints import Endpoints, Refused
 from clockwork_serve.serve.gateway_grpc_guard import door_gate
 from clockwork_serve.serve.gateway_inquiry import Ending
 from clockwork_serve.serve.gateway_limits import grpc_options
+from clockwork_serve.serve.gateway_outputs import Heavy, is_heavy
 from clockwork_serve.serve.gateway_regions import is_loopback
 from clockwork_serve.serve.gateway_rpcs import (
     OLD_REFLECTION_SERVICE,
@@ -51,6 +53,10 @@ _ModelConfig: Final = message("inference.ModelConfig")
 _RegionStatus: Final = message("inference.SystemSharedMemoryStatusResponse.RegionStatus")
 
 
+_Write = Callable[["_GrpcInquiry", Heavy], None]
+"""Has the outputs of an answer written elsewhere, and then tells it."""
+
+
 class _GrpcInquiry:
     """A ``ModelInferRequest``, as the gateway takes it; how it ends is its heirs' business."""
 
@@ -64,10 +70,11 @@ class _GrpcInquiry:
         "request",
         "rpc",
         "slo_header",
-        "version",
+        "version", "write",
     )  # fmt: skip
 
-    def __init__(self, request: Any, rpc: Call) -> None:
+    def __init__(self, request: Any, rpc: Call, write: _Write) -> None:
+        self.write = write
         self.request = request
         self.rpc = rpc
         self.model: str = request.model_name
@@ -86,7 +93,23 @@ class _GrpcInquiry:
 
     def call(self, served: Served) -> InferCall:
         """Parse it. Raises :class:`InvalidRequest`."""
-        return parse_infer(self.request)
+        return parse_infer(self.request, served)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether somebody waits for its end."""
+        raise NotImplementedError
+
+    def end(self, ending: Ending) -> None:
+        """Encode the response while the outputs are there."""
+        if ending.outcome is Outcome.OK and is_heavy(ending):
+            self.write(self, Heavy(ending))
+        else:
+            self.tell(ending)
+
+    def tell(self, ending: Ending) -> None:
+        """Encode the response."""
+        raise NotImplementedError
 
 
 class _Alone(_GrpcInquiry):
@@ -94,8 +117,13 @@ class _Alone(_GrpcInquiry):
 
     __slots__ = ()
 
-    def end(self, ending: Ending) -> None:
-        """Encode the response while the outputs are there."""
+    @property
+    def is_open(self) -> bool:
+        """Whether somebody waits for its end."""
+        return self.rpc.is_open
+
+    def tell(self, ending: Ending) -> None:
+        """Encode the response."""
         if ending.outcome is Outcome.OK:
             self.rpc.reply(_encoded(ending), (("clockwork-request-id", ending.request_id),))
         else:
@@ -107,13 +135,18 @@ class _Streamed(_GrpcInquiry):
 
     __slots__ = ("ended", "request_id")
 
-    def __init__(self, request: Any, rpc: Call, ended: asyncio.Future[Any]) -> None:
-        super().__init__(request, rpc)
+    def __init__(self, request: Any, rpc: Call, write: _Write, ended: asyncio.Future[Any]) -> None:
+        super().__init__(request, rpc, write)
         self.ended = ended
         self.request_id = ""  # "" where it ended at once
 
-    def end(self, ending: Ending) -> None:
-        """Encode the response while the outputs are there."""
+    @property
+    def is_open(self) -> bool:
+        """Whether somebody waits for its end."""
+        return not self.ended.done()
+
+    def tell(self, ending: Ending) -> None:
+        """Encode the response."""
         if self.ended.done():
             return
         if ending.outcome is Outcome.OK:
@@ -132,18 +165,22 @@ class _Streamed(_GrpcInquiry):
 class GatewayGrpc:
     """All RPCs of the inference service, health and reflection."""
 
-    def __init__(self, gateway: Gateway, endpoints: Endpoints, door: Door, *, reuse_port: bool) -> None:
+    def __init__(
+        self, gateway: Gateway, endpoints: Endpoints, door: Door, codec: Codec, *, reuse_port: bool
+    ) -> None:
         """Raises :class:`ConfigError` if grpcio is not as expected."""
         self._gateway = gateway
         self._endpoints = endpoints
+        self._codec = codec
+        self._writing: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._credentials = None if door.tls is None else door.tls.grpc_credentials()
         self._server = GrpcServer(
             [
-                callback(f"/{INFERENCE_SERVICE}/ModelInfer", ModelInferRequest.FromString, self._infer),
+                callback(f"/{INFERENCE_SERVICE}/ModelInfer", _read, self._infer),
                 stream(
                     f"/{INFERENCE_SERVICE}/ModelStreamInfer",
-                    ModelInferRequest.FromString,
+                    _read,
                     bytes,
                     self._stream_infer,
                 ),
@@ -181,7 +218,7 @@ class GatewayGrpc:
     # Inference
 
     def _infer(self, rpc: Call, request: Any) -> None:
-        request_id = self._gateway.infer(_Alone(request, rpc))
+        request_id = self._gateway.infer(_Alone(request, rpc, self._write))
         if request_id and rpc.is_open:
             # The client may go away, or its deadline pass.
             rpc.on_cancel = partial(self._gateway.cancel, request_id)
@@ -221,7 +258,7 @@ class GatewayGrpc:
     ) -> None:
         try:
             async for request in requests:
-                asked = _Streamed(request, rpc, self._loop.create_future())
+                asked = _Streamed(request, rpc, self._write, self._loop.create_future())
                 asked.request_id = self._gateway.infer(asked)
                 try:
                     await open_asked.put(asked)
@@ -230,6 +267,19 @@ class GatewayGrpc:
                     raise
         finally:
             await open_asked.put(None)
+
+    def _write(self, inquiry: _GrpcInquiry, heavy: Heavy) -> None:
+        task = self._loop.create_task(self._write_soon(inquiry, heavy))
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+
+    async def _write_soon(self, inquiry: _GrpcInquiry, heavy: Heavy) -> None:
+        try:
+            ending = await heavy.ending(self._codec, lambda: inquiry.is_open)
+        except (InvalidRequest, CodecFailed) as error:
+            # The controller has counted it as answered.
+            ending = own_ending(Outcome.FAILED, Reason.NONE, f"the answer could not be written: {error}")
+        inquiry.tell(ending)
 
     # All else, as plain data
 
@@ -362,6 +412,17 @@ def _named(request: Any) -> str:
     # One published protocol has the model's name as field 1, which is the repository's name in the other.
     name: str = request.model_name or request.repository_name
     return name
+
+
+def _read(message: bytes) -> Any:
+    """A ``ModelInferRequest``, its tensors not looked at.
+
+    Raises :class:`Aborted`, and what protobuf raises.
+    """
+    try:
+        return read_infer(message)
+    except InvalidRequest as error:
+        raise Aborted(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
 
 
 def _local(rpc: Call) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_exchange import Exchange
+from clockwork_serve.serve.gateway_intake import Turns
 from clockwork_serve.serve.gateway_keys import KeyRing
 from clockwork_serve.serve.gateway_limits import HttpLimits
 from clockwork_serve.serve.gateway_outbox import Outbox
@@ -30,6 +31,7 @@ class HttpHost(Protocol):
     limits: HttpLimits
     keys: KeyRing | None
     loop: asyncio.AbstractEventLoop
+    turns: Turns
     buffer: memoryview
     small_buffer: memoryview
     received: bytearray

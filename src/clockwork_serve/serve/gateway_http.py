@@ -14,23 +14,34 @@ import numpy as np
 
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip import Coding, TooLarge, decompress, wanted_coding
+from clockwork_serve.oip.records import Buffer
 from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_acceptor import BACKLOG, Admission, TlsAcceptor, listening_socket
+from clockwork_serve.serve.gateway_codec import INLINE_BYTES, Codec, CodecFailed, Crowded
 from clockwork_serve.serve.gateway_connection import HttpConnection
 from clockwork_serve.serve.gateway_door import Door
 from clockwork_serve.serve.gateway_endpoints import Endpoints
 from clockwork_serve.serve.gateway_exchange import Exchange, byte_count
+from clockwork_serve.serve.gateway_intake import Turns
 from clockwork_serve.serve.gateway_limits import SETTING, SMALL_READ_BYTES, json_excess
 from clockwork_serve.serve.gateway_outbox import Outbox, send_held
+from clockwork_serve.serve.gateway_outputs import Heavy
 from clockwork_serve.serve.gateway_packing import Packer
 from clockwork_serve.serve.gateway_responses import Response, error_response
 from clockwork_serve.serve.gateway_routes import Route, answer, find_route, settled
 from clockwork_serve.serve.gateway_sharing import Newcomer, Share, Sharing
-from clockwork_serve.units import KIB
+from clockwork_serve.units import KIB, MIB
 
 READ_BYTES: Final = 256 * KIB
-UNPACK_BYTES: Final = 4 * KIB
+UNPACK_BYTES: Final = KIB
 """Compressed bodies above this are unpacked in a thread: they become up to a thousand times as large."""
+ENDPOINT_BYTES: Final = 64 * KIB
+"""Of a body that asks for no inference."""
+MIXED_JSON_BYTES: Final = MIB
+"""Of JSON before binary data, which is copied."""
+_MUCH_FOR_AN_ENDPOINT: Final = (
+    f"body: expected at most {ENDPOINT_BYTES} bytes here, found more; send less in it"
+)
 SWEEP_S: Final = 1.0
 """How often deadlines are looked at."""
 SPARE_CONNECTIONS: Final = 64
@@ -52,6 +63,7 @@ class HttpServer:
         self._tls = door.tls
         self.find_route = find_route
         self.loop = asyncio.get_running_loop()
+        self.turns = Turns(self.loop)
         self.tick_s = self.loop.time()
         self.received = bytearray(READ_BYTES)
         self.buffer = memoryview(self.received)
@@ -61,6 +73,7 @@ class HttpServer:
         gateway.batch_listeners.append(lambda: send_held(self.held))
         self._endpoints = endpoints
         self._packer = Packer()
+        self.codec = Codec()
         self._connections: set[HttpConnection] = set()
         self._servers: list[asyncio.Server | TlsAcceptor] = []
         self._sharing: Sharing | None = None
@@ -124,6 +137,7 @@ class HttpServer:
         for task in self._tasks:
             task.cancel()
         self._packer.close()
+        self.codec.close()
 
     def _busy(self) -> bool:
         return not all(connection.idle for connection in self._connections)
@@ -215,13 +229,65 @@ class HttpServer:
         elif route.endpoint is None:
             if exchange.accepted and (coding := wanted_coding(exchange.accepted.decode("latin-1"))):
                 exchange.pack = partial(self._pack, coding)
-            exchange.request_id = self.gateway.infer(exchange)
+            self._infer(exchange)
+        elif len(exchange.content) > ENDPOINT_BYTES:
+            exchange.respond(error_response(413, _MUCH_FOR_AN_ENDPOINT))
         else:
             found = answer(self._endpoints, route, bytes(exchange.content), local=exchange.local)
             if isinstance(found, Response):
                 exchange.respond(found)
             else:
                 self._start(self._respond_soon(exchange, found))
+
+    def _infer(self, exchange: Exchange) -> None:
+        exchange.write = self._write
+        length = exchange.header_length
+        at = None if length is None else byte_count(length)
+        if exchange.json_bytes > INLINE_BYTES and (length is None or at):
+            self._start(self._read_soon(exchange, at))
+        else:
+            exchange.request_id = self.gateway.infer(exchange)
+
+    async def _read_soon(self, exchange: Exchange, length: int | None) -> None:
+        """Have much JSON read by another process, if the model can need so much; then go on as usual."""
+        try:
+            served = self.gateway.models.find(exchange.model, exchange.version)
+            served.check_json(exchange.json_bytes)
+            text: Buffer = exchange.content
+            if length is not None and length < len(text):
+                if length > MIXED_JSON_BYTES:
+                    raise TooLarge(
+                        f"JSON: expected at most {MIXED_JSON_BYTES} bytes before binary data, found {length}"
+                    )
+                # The region may go while that is read.
+                text = bytes(text[:length])
+            exchange.read = await self.codec.read(
+                text, exchange.content, length, served.tensors_max, lambda: not exchange.abandoned
+            )
+        except InvalidRequest as error:
+            exchange.read = error.with_traceback(None)
+        except (Crowded, CodecFailed) as error:
+            if not exchange.abandoned:
+                crowded = isinstance(error, Crowded)
+                self.gateway.refuse_unread(exchange, str(error), crowded=crowded)
+                return
+        if exchange.abandoned:
+            self.gateway.drop_body(exchange)
+        else:
+            exchange.request_id = self.gateway.infer(exchange)
+
+    def _write(self, exchange: Exchange, heavy: Heavy) -> None:
+        self._start(self._write_soon(exchange, heavy))
+
+    async def _write_soon(self, exchange: Exchange, heavy: Heavy) -> None:
+        try:
+            ending = await heavy.ending(self.codec, lambda: not exchange.abandoned)
+        except (InvalidRequest, CodecFailed) as error:
+            # The controller has counted it as answered.
+            exchange.respond(error_response(500, f"the answer could not be written: {error}"))
+            return
+        if not exchange.abandoned:
+            exchange.tell(ending)
 
     async def _respond_soon(self, exchange: Exchange, found: Awaitable[Response]) -> None:
         exchange.respond(await settled(found))

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.oip import InferCall, OutputTensor, Served, Status
+from clockwork_serve.oip.records import Buffer
 from clockwork_serve.serve.gateway_slots import Body
 from clockwork_serve.units import NS_PER_S
 
@@ -17,7 +18,8 @@ class Ending(Struct):
     """How a request ended. ``served`` and ``call`` are None where it was refused before they were known.
 
     ``outputs`` refer to memory that is given back when :meth:`Inquiry.end` returns. ``retry_after_ns`` is
-    exact, ``retry_after_s`` are whole seconds with dice in them.
+    exact, ``retry_after_s`` are whole seconds with dice in them. ``texts`` are the data of outputs that are
+    JSON already.
     """
 
     outcome: Outcome
@@ -31,6 +33,7 @@ class Ending(Struct):
     retry_after_s: int = 0
     outputs: list[OutputTensor] = []
     parameters: dict[str, Any] = {}
+    texts: dict[str, Buffer] = {}
 
     @property
     def text(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -35,23 +36,47 @@ class Arriving:
         self._bytes = 0
 
 
+class Turns:
+    """Who has much to read: one of them in a turn of the loop, so that many hold it no longer than one."""
+
+    __slots__ = ("_loop", "_waiting")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def add(self, work: Callable[[], None]) -> None:
+        """Do that after what others asked for."""
+        self._waiting.append(work)
+        if len(self._waiting) == 1:
+            self._loop.call_soon(self._step)
+
+    def _step(self) -> None:
+        try:
+            self._waiting[0]()
+        finally:
+            self._waiting.popleft()
+            if self._waiting:
+                self._loop.call_soon(self._step)
+
+
 class Intake:
     """``paused``: it is not to read until told so. ``feed`` takes what was read, and may keep some of it.
 
     From ``source`` large bodies are read past the loop.
     """
 
-    __slots__ = ("_feed", "_kept", "_loop", "_transport", "paused", "source")
+    __slots__ = ("_feed", "_kept", "_transport", "_turns", "paused", "source")
 
     def __init__(
         self,
         transport: asyncio.Transport,
-        loop: asyncio.AbstractEventLoop,
+        turns: Turns,
         feed: Callable[[memoryview], None],
     ) -> None:
         self._transport = transport
         self.source = Source(transport)
-        self._loop = loop
+        self._turns = turns
         self._feed = feed
         self._kept = b""  # read, and to be fed before anything more is read
         self.paused = False
@@ -65,7 +90,7 @@ class Intake:
         if pause:
             self._transport.pause_reading()
         elif self._kept:
-            self._loop.call_soon(self._read_on)
+            self._turns.add(self._read_on)
         else:
             self._transport.resume_reading()
         return before
@@ -82,7 +107,7 @@ class Intake:
         """
         if not self._transport.is_closing():
             self._transport.pause_reading()
-            self._loop.call_soon(self._read_on)
+            self._turns.add(self._read_on)
 
     def _read_on(self) -> None:
         if self.paused or self._transport.is_closing():

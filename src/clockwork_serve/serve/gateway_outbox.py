@@ -6,6 +6,7 @@ import asyncio
 import math
 from typing import Final, Protocol
 
+from clockwork_serve.oip.records import Buffer
 from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_exchange import Exchange
 from clockwork_serve.serve.gateway_limits import HttpLimits
@@ -49,7 +50,7 @@ class Outbox:
         elif exchange.old:
             connection = b"Connection: keep-alive\r\n"
         length = response.body_bytes
-        message: bytes | list[bytes]
+        message: bytes | list[Buffer]
         message = head = response.head(length, connection)
         if exchange.method != b"HEAD":
             message = [head, *response.parts]

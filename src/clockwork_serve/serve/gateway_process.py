@@ -126,7 +126,9 @@ class GatewayServers:
         if config.grpc_port is not None:
             from clockwork_serve.serve.gateway_grpc import GatewayGrpc
 
-            self.grpc = GatewayGrpc(self.gateway, self.endpoints, self.door, reuse_port=config.reuse_port)
+            self.grpc = GatewayGrpc(
+                self.gateway, self.endpoints, self.door, self.http.codec, reuse_port=config.reuse_port
+            )
         settle()
         if self.grpc is not None and config.grpc_port is not None:
             self.port_by_name["grpc_port"] = await self.grpc.listen(config.host, config.grpc_port)
@@ -167,11 +169,12 @@ async def serve(config: GatewayConfig, stop: asyncio.Event) -> int:
     """Run a gateway until ``stop``; its exit status."""
     try:
         servers = GatewayServers(config)
-        await servers.start(_settle_memory)
+        await servers.start(settle_memory)
     except ConfigError as error:
         _log.critical("%s", error)
         return EXIT_CONFIG
     child.answer_beats()
+    servers.http.codec.start_soon()
     _log.info("listening", extra={"host": config.host, **servers.port_by_name})
     status = 0
     if servers.far is None:
@@ -193,7 +196,7 @@ async def _unless_refused(far: FarReach, stop: asyncio.Event) -> int:
     return 0
 
 
-def _settle_memory() -> None:
+def settle_memory() -> None:
     """What was imported lives as long as the process; requests make few cycles."""
     gc.collect()
     gc.freeze()

@@ -11,6 +11,7 @@ import msgspec
 
 from clockwork_serve.messages import Outcome
 from clockwork_serve.oip import encode_infer
+from clockwork_serve.oip.records import Buffer
 from clockwork_serve.serve.gateway_inquiry import Ending
 from clockwork_serve.units import NS_PER_MS
 
@@ -25,7 +26,7 @@ class Response(msgspec.Struct, frozen=True):
     """What to answer. ``headers`` are whole lines, each with its end."""
 
     status: int
-    parts: Sequence[bytes] = ()
+    parts: Sequence[Buffer] = ()
     content_type: bytes = JSON
     headers: bytes = b""
 
@@ -71,7 +72,9 @@ def infer_response(ending: Ending) -> Response:
         return _failure(ending, identity)
     assert ending.served is not None
     assert ending.call is not None
-    parts, header_length = encode_infer(ending.call, ending.served, ending.outputs, ending.parameters)
+    parts, header_length = encode_infer(
+        ending.call, ending.served, ending.outputs, ending.parameters, ending.texts
+    )
     if header_length is None:
         return Response(200, parts, JSON, identity)
     return Response(

@@ -15,9 +15,12 @@ from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_endpoints import Refused
 from clockwork_serve.serve.grpc_call import Aborted, Call, Method
 from clockwork_serve.serve.grpc_server import coroutine, stream
+from clockwork_serve.units import KIB
 
 OLD_REFLECTION_SERVICE: Final = "grpc.reflection.v1alpha.ServerReflection"
 """Same messages under an older name, which most clients ask for."""
+MESSAGE_BYTES: Final = 16 * KIB
+"""Of a message that asks for no inference: protobuf may make thousands of objects of it."""
 _LIVE_SERVICES: Final = ("", INFERENCE_SERVICE)
 _HealthResponse: Final = message("grpc.health.v1.HealthCheckResponse")
 
@@ -30,8 +33,22 @@ def methods(service: str, answers: dict[str, Callable[..., Any]], name: str = ""
         rpc = known[rpc_name]
         make = stream if rpc.client_streaming or rpc.server_streaming else coroutine
         path = f"/{name or service}/{rpc_name}"
-        found.append(make(path, rpc.request.FromString, rpc.response.SerializeToString, answer))
+        found.append(
+            make(path, _bounded(rpc.request.FromString, path), rpc.response.SerializeToString, answer)
+        )
     return found
+
+
+def _bounded(parse: Callable[[bytes], Any], path: str) -> Callable[[bytes], Any]:
+    """Parses no message that is larger than any that means something: each has names, and few of them."""
+
+    def parsed(message: bytes) -> Any:
+        if len(message) > MESSAGE_BYTES:
+            text = f"{path}: expected a message of at most {MESSAGE_BYTES} bytes, found {len(message)}"
+            raise Aborted(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        return parse(message)
+
+    return parsed
 
 
 def checked(answer: Callable[[Any], Awaitable[dict[str, Any]]], response: Any) -> Callable[..., Any]:

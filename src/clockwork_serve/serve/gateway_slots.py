@@ -6,8 +6,11 @@ into the region, placed so that their first tensor is aligned, and then need no 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -16,10 +19,12 @@ from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import TensorRef, Tensors
 from clockwork_serve.oip import InputTensor, OutputTensor
 from clockwork_serve.serve.region import HEADER_BYTES, Region, write_epoch
-from clockwork_serve.units import TENSOR_ALIGN, align
+from clockwork_serve.units import KIB, TENSOR_ALIGN, align
 
 NO_EPOCH: Final = 0
 """What the header of a slot that was given back says; no request has it."""
+COPIED_AT_ONCE: Final = 512 * KIB
+"""Of inputs: about half a millisecond, where memory is touched for the first time."""
 _HEADER: Final = align(HEADER_BYTES)
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Tensors).decode
@@ -34,6 +39,78 @@ class Body:
     start: int
     at: int
     view: memoryview
+
+
+class Copying:
+    """What is still to be copied into a slot, and what to give back then. False where that is nothing."""
+
+    __slots__ = ("_at", "_parts", "release")
+
+    def __init__(self) -> None:
+        self._parts: deque[tuple[memoryview, memoryview]] = deque()
+        self._at = 0  # so much of the first part is done
+        self.release: Callable[[], None] = lambda: None
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def add(self, target: memoryview, source: memoryview) -> None:
+        """That, after all that was added before."""
+        self._parts.append((target, source))
+
+    def step(self) -> None:
+        """Copy a piece."""
+        target, source = self._parts[0]
+        start, end = self._at, min(self._at + COPIED_AT_ONCE, len(source))
+        target[start:end] = source[start:end]
+        self._at = end
+        if end == len(source):
+            self._parts.popleft()
+            self._at = 0
+
+
+class Copies:
+    """Slots that are being filled, by their requests' ids: a piece in a turn of the loop, in order.
+
+    ``filled`` is told of each that is whole. For the running loop's own thread.
+    """
+
+    def __init__(self, filled: Callable[[str], None]) -> None:
+        self._filled = filled
+        self._open: dict[str, Copying] = {}
+        self._steps = False
+
+    def begin(self, request_id: str, copying: Copying) -> None:
+        """Fill one, after all others."""
+        self._open[request_id] = copying
+        if not self._steps:
+            self._steps = True
+            asyncio.get_running_loop().call_soon(self._step)
+
+    def withdraw(self, request_id: str) -> bool:
+        """Whether it was still being filled, which ends."""
+        copying = self._open.pop(request_id, None)
+        if copying is not None:
+            copying.release()
+        return copying is not None
+
+    def clear(self) -> list[str]:
+        """End all; the ids of those that were still being filled."""
+        found = [*self._open]
+        for request_id in found:
+            self.withdraw(request_id)
+        return found
+
+    def _step(self) -> None:
+        request_id, copying = next(iter(self._open.items()), ("", None))
+        if copying is not None:
+            copying.step()
+            if not copying:
+                self.withdraw(request_id)
+                self._filled(request_id)
+        self._steps = bool(self._open)
+        if self._steps:
+            asyncio.get_running_loop().call_soon(self._step)
 
 
 class Slot(msgspec.Struct, frozen=True):
@@ -98,21 +175,31 @@ class Slots:
         if body.region is self.region:
             self.region.free(body.piece)
 
-    def fill(self, inputs: Sequence[InputTensor], output_bytes: int, body: Body | None = None) -> Slot | None:
+    def fill(
+        self,
+        inputs: Sequence[InputTensor],
+        output_bytes: int,
+        body: Body | None = None,
+        later: Copying | None = None,
+    ) -> Slot | None:
         """A slot that holds these inputs; None, and nothing taken, if there is no room.
 
         ``body`` is where the inputs that are memoryviews came from, one after the other. It is used in place
-        if all of them are aligned there, else copied; either way it is taken over.
+        if all of them are aligned there, else copied; either way it is taken over. Much that is to be copied
+        is left to ``later``, if given.
         """
         if body is not None:
             offsets = self._in_place(inputs, body)
             if offsets is not None:
                 return self._adopt(inputs, offsets, output_bytes, body)
         try:
-            return self._copy(inputs, output_bytes)
+            return self._copy(inputs, output_bytes, later)
         finally:
             if body is not None:
-                self.drop(body)
+                if later:
+                    later.release = partial(self.drop, body)
+                else:
+                    self.drop(body)
 
     def bytes_for(self, inputs: Sequence[InputTensor], output_bytes: int) -> int:
         """What a slot for these takes."""
@@ -170,8 +257,12 @@ class Slots:
         self.in_place_bytes += sum(ref.nbytes for ref in refs)
         return self._slot((body.piece, header), header, refs, header + _HEADER, output_bytes)
 
-    def _copy(self, inputs: Sequence[InputTensor], output_bytes: int) -> Slot | None:
+    def _copy(
+        self, inputs: Sequence[InputTensor], output_bytes: int, later: Copying | None = None
+    ) -> Slot | None:
         region = self.region
+        if sum(len(tensor.data) for tensor in inputs) <= COPIED_AT_ONCE:
+            later = None
         ends, end = [], _HEADER
         for tensor in inputs:
             end += align(len(tensor.data))
@@ -184,7 +275,10 @@ class Slots:
         for tensor, end in zip(inputs, ends, strict=True):
             data = tensor.data
             nbytes = len(data)
-            buffer[at : at + nbytes] = data
+            if later is None:
+                buffer[at : at + nbytes] = data
+            else:
+                later.add(buffer[at : at + nbytes], memoryview(data))
             refs.append(
                 TensorRef(
                     name=tensor.name, datatype=tensor.datatype, shape=tensor.shape, offset=at, nbytes=nbytes

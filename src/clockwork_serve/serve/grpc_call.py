@@ -35,7 +35,7 @@ class Aborted(Exception):
 
 @dataclass(slots=True, frozen=True)
 class Method:
-    """What is done with calls of a path. ``parse`` makes a message of bytes, or raises.
+    """What is done with calls of a path. ``parse`` makes a message of bytes, or raises (:class:`Aborted`).
 
     ``on_message`` is told the only message of a call. A method that has ``on_open`` instead reads by itself.
     """
@@ -185,6 +185,8 @@ class Call:
         """What the bytes say. Raises :class:`Aborted`."""
         try:
             return self.method.parse(message)
+        except Aborted:
+            raise
         except Exception:  # noqa: BLE001 - whatever a parser raises
             text = f"{self.method.path}: expected a message of its request's type, found other bytes"
             raise Aborted(grpc.StatusCode.INTERNAL, text) from None

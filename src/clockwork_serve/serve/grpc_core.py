@@ -41,6 +41,9 @@ ACCEPTING: Final = 64
 GATHERED: Final = 64
 """Events at most that go to the loop at once."""
 
+LARGE_BYTES: Final = 64 * 1024
+"""Of messages that are longer, one is taken in a turn of the loop."""
+
 NEW: Final = "new"
 OPENED: Final = "opened"
 MESSAGE: Final = "message"
@@ -250,3 +253,8 @@ class Core:
         for _ in range(len(handed)):
             kind, call, found = handed.popleft()
             call.on_event(kind, found)
+            if kind is MESSAGE and found is not None and len(found) > LARGE_BYTES and handed:
+                # Each may take milliseconds: what else the loop has to do comes between.
+                self._woken = True
+                self._loop.call_soon(self._take_handed)
+                return

@@ -18,12 +18,13 @@ from clockwork_serve.oip import (
     UnknownModel,
     decompress,
     grpc_infer,
+    grpc_wire,
     parse_infer,
     requested_slo_ns,
     shared_region,
     wanted_coding,
 )
-from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, ModelInferRequest, rpcs
+from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, rpcs
 from clockwork_serve.oip.shared_memory import shared_ref
 from clockwork_serve.oip.slo import priority_of, tightest
 from clockwork_serve.serve.gateway_endpoints import Endpoints, Refused
@@ -166,7 +167,7 @@ def _grpc_infer(data: bytes) -> None:
     model = _MODELS[data[0] % len(_MODELS)] if data else _MODELS[0]
     length = data[1] if len(data) > 1 else 0
     header = data[2 : 2 + length].decode("latin-1")
-    call = grpc_infer.parse_infer(ModelInferRequest.FromString(data[2 + length :]))
+    call = grpc_infer.parse_infer(grpc_wire.walk(data[2 + length :]), model)
     _read(call, model)
     tightest(requested_slo_ns(call.parameters), header or None, None)
 

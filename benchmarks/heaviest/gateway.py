@@ -1,0 +1,241 @@
+"""A gateway whose loop is timed: the CPU time of its turns, and how long Python's lock was not to be had.
+
+Its controller answers at once, from a process of its own, as ``controller`` on the command line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import selectors
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import msgspec
+
+from benchmarks.machine import anonymous_bytes, children
+from benchmarks.stand_in import StandIn
+from clockwork_serve.messages import (
+    Answer,
+    Ask,
+    Code,
+    CodeAdded,
+    Frame,
+    Model,
+    ModelAdded,
+    Outcome,
+    Profile,
+    Readiness,
+    Reply,
+    Request,
+    TensorRef,
+    TensorSpec,
+    Weights,
+)
+from clockwork_serve.serve.gateway_process import GatewayConfig, GatewayServers, settle_memory
+from clockwork_serve.serve.logs import configure
+from clockwork_serve.serve.slices import run_patiently
+from clockwork_serve.serve.transport import Link
+from clockwork_serve.units import MIB, ms
+
+ROWS_MAX: Final = 8
+MODELS: Final[dict[str, tuple[tuple[str, tuple[int, ...]], tuple[int, ...], bool]]] = {
+    "two": (("FP32", (2,)), (2,), True),
+    "image": (("FP32", (3, 224, 224)), (1000,), True),
+    "text": (("BYTES", (1,)), (2,), True),
+    "words": (("BYTES", (-1,)), (2,), False),
+    "open": (("FP32", (-1, -1)), (2,), False),
+    "ids": (("INT64", (-1,)), (2,), False),
+    "flags": (("BOOL", (-1,)), (2,), False),
+    "map": (("FP32", (2,)), (21, 128, 128), False),
+}
+"""Datatype and shape of input ``x``, shape of the output ``y`` (FP32), and whether it has a batch axis."""
+PROBE_S: Final = 0.001
+
+
+class Catalogue(StandIn):
+    """A controller of all :data:`MODELS`."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1)
+        frames: list[Frame] = []
+        for name, ((datatype, shape), out, batched) in MODELS.items():
+            sizes = (1, 2, 4, ROWS_MAX) if batched else (1,)
+            code = Code(
+                code_id=name, backend="onnx", path="/nowhere", batched=batched, batch_sizes=sizes,
+                lifted=True,
+                inputs=(TensorSpec(name="x", datatype=datatype, shape=shape),),
+                outputs=(TensorSpec(name="y", datatype="FP32", shape=out),),
+            )  # fmt: skip
+            profile = Profile(
+                code_id=name, device_kind="cpu", infer_ns={1: ms(1)}, load_base_ns=0, load_ns_per_mib=0
+            )
+            model = Model(
+                key=f"{name}/1", name=name, version="1", code_id=name, platform="none",
+                max_batch_size=ROWS_MAX if batched else 0, batch_sizes=sizes, config=b"{}",
+                weights=Weights(weights_id="w", path="/nowhere", size=1), output_bytes=4 * _product(out),
+            )  # fmt: skip
+            frames += [CodeAdded(code=code, profiles=(profile,)), ModelAdded(model=model)]
+        self._catalogue = (*frames, Readiness(ready=True))
+
+    def _answer_all(self, link: Link, frames: list[Frame]) -> None:
+        super()._answer_all(link, frames)
+        for frame in frames:
+            if isinstance(frame, Ask):
+                link.send(Reply(ask_id=frame.ask_id, ok=False, code=503, body=b'{"error":"nobody knows"}'))
+
+    def _answer(self, asked: Request) -> Answer:
+        tensors = self._decode(asked.tensors)
+        _, out, batched = MODELS[asked.model.partition("/")[0]]
+        shape = (asked.rows, *out) if batched else out
+        ref = TensorRef(
+            name="y", datatype="FP32", shape=shape, offset=tensors.output_offset, nbytes=4 * _product(shape)
+        )
+        return Answer(
+            request_id=asked.request_id, gateway=asked.gateway, outcome=Outcome.OK, batch=1,
+            outputs=self._encode(msgspec.structs.replace(tensors, refs=(ref,))),
+            exec_ns=ms(1), queue_ns=ms(1), expected_ns=ms(1),
+        )  # fmt: skip
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    found = 1
+    for dim in shape:
+        found *= dim
+    return found
+
+
+class TimedSelector(selectors.EpollSelector):
+    """Between two waits is one turn of the loop; ``longest_ns`` of them in CPU time of the loop's thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.longest_ns = 0
+        self._began_ns = time.thread_time_ns()
+
+    def select(self, timeout: float | None = None) -> Any:
+        """Wait, and time what came before."""
+        self.longest_ns = max(self.longest_ns, time.thread_time_ns() - self._began_ns)
+        found = super().select(timeout)
+        self._began_ns = time.thread_time_ns()
+        return found
+
+
+class LockProbe(threading.Thread):
+    """Wants Python's lock a thousand times a second; ``longest_ns`` is how late it got it."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.longest_ns = 0
+        self.on = False
+
+    def run(self) -> None:
+        """Until the process ends."""
+        while True:
+            before = time.monotonic_ns()
+            time.sleep(PROBE_S if self.on else 0.05)
+            late_ns = time.monotonic_ns() - before - int(PROBE_S * 1e9)
+            if self.on:
+                self.longest_ns = max(self.longest_ns, late_ns)
+
+
+async def _gateway(run_dir: str, selector: TimedSelector) -> None:
+    run_patiently()
+    config = GatewayConfig(
+        run_dir=run_dir, name="g0", http_port=0, grpc_port=0, metrics_port=None, default_slo_ns=ms(60_000),
+        region_bytes=512 * MIB,
+    )  # fmt: skip
+    servers = GatewayServers(config)
+    await servers.start(settle_memory)
+    servers.http.codec.start_soon()
+    while not servers.gateway.link.ready:  # noqa: ASYNC110 - once, for a moment
+        await asyncio.sleep(0.01)
+    probe = LockProbe()
+    probe.start()
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    print(json.dumps(servers.port_by_name), flush=True)
+    while line := await reader.readline():
+        found = {
+            "loop_ms": selector.longest_ns / 1e6, "lock_ms": probe.longest_ns / 1e6,
+            "used_bytes": servers.gateway.slots.used_bytes, "received": servers.gateway.counters().received,
+        }  # fmt: skip
+        probe.on = line.strip() == b"probe"
+        print(json.dumps(found), flush=True)
+        # Not this very turn, which is not a message's.
+        await asyncio.sleep(0)
+        selector.longest_ns = probe.longest_ns = 0
+
+
+class Measured:
+    """A gateway in a process of its own, and what its loop did since it was asked last."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.ports: dict[str, int] = json.loads(self._line())
+
+    def taken(self, *, probe: bool = False) -> dict[str, float]:
+        """``loop_ms`` and ``lock_ms`` since the last time; whether the lock is probed until the next."""
+        assert self._process.stdin is not None
+        print("probe" if probe else "", file=self._process.stdin, flush=True)
+        found: dict[str, float] = json.loads(self._line())
+        return found
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it and its processes have resident."""
+        return sum(anonymous_bytes(pid) for pid in (self._process.pid, *children(self._process.pid)))
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the measured gateway ended")
+        return line
+
+
+@contextmanager
+def measured_gateway() -> Iterator[Measured]:
+    """A timed gateway with its controller until the end of the block."""
+    command = [sys.executable, "-m", "benchmarks.heaviest.gateway"]
+    with tempfile.TemporaryDirectory(prefix="cw-") as run_dir:
+        controller = subprocess.Popen([*command, "controller", run_dir], stdout=subprocess.PIPE, text=True)
+        assert controller.stdout is not None
+        controller.stdout.readline()
+        process = subprocess.Popen(
+            [*command, "gateway", run_dir], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        try:
+            yield Measured(process)
+        finally:
+            for each in (process, controller):
+                each.kill()
+                each.wait()
+
+
+async def _controller(run_dir: str) -> None:
+    await Catalogue().listen(run_dir)
+    print("up", flush=True)
+    await asyncio.Event().wait()
+
+
+def main(side: str, run_dir: str) -> None:
+    """Run one side until it is killed."""
+    if side == "controller":
+        asyncio.run(_controller(run_dir))
+        return
+    configure("gateway", "critical", "text")
+    selector = TimedSelector()
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        runner.run(_gateway(run_dir, selector))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
