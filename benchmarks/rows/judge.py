@@ -1,0 +1,344 @@
+"""Asks plain ONNX Runtime, row by row, whether a graph mixes rows; knows nothing of how the store decides.
+
+A row's answer is taken alone and in company: in every batch size, in other orders, beside padding, and at one
+fixed batch size and place beside neighbours that are replaced by NaN, infinity, zeros, values a thousand times
+larger, other integers and texts. Beside other neighbours every bit must stay; between batch sizes and places,
+where kernels sum in another order, a difference is allowed for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from benchmarks.rows.graph import Array
+
+SIZES = (2, 3, 4, 8, 16)
+OTHER_SIZES = (5, 7, 11, 13)
+FIXED = (2, 5, 16)
+"""Batch sizes at which neighbours are replaced."""
+ALONE = 6
+"""Rows whose answers alone are known."""
+ROUNDING = {"f4": 2e-4, "f8": 1e-9, "f2": 3e-2}
+POISONS = ("nan", "infinity", "zeros", "large", "larger", "other", "negative")
+
+Arrays = dict[str, Array]
+Run = Callable[[Arrays], list[Array]]
+
+
+class Refused(Exception):
+    """The graph does not run on these inputs."""
+
+
+@dataclass(slots=True)
+class Finding:
+    """What was seen. ``refused``: not even one row runs. ``neighbours``, ``place``, ``shape``: the proof.
+
+    ``rounding`` is the largest difference between places and sizes that was let pass.
+    """
+
+    refused: str = ""
+    neighbours: str = ""
+    place: str = ""
+    shape: str = ""
+    rounding: float = 0.0
+    runs: int = 0
+    failed: int = field(default=0)
+
+    @property
+    def mixes(self) -> str:
+        """How it was seen to mix, if it was."""
+        return self.neighbours or self.shape or self.place
+
+
+def session_of(model: bytes) -> ort.InferenceSession:
+    """A plain session, nothing optimised, on one thread. Raises ``Refused``."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # whatever the runtime raises: its classes have no common base
+        raise Refused(str(error)) from error
+
+
+def runner(session: ort.InferenceSession) -> Run:
+    """Runs it; raises ``Refused``."""
+
+    def run(inputs: Arrays) -> list[Array]:
+        try:
+            return [np.asarray(each) for each in session.run(None, inputs)]
+        except Exception as error:  # as above
+            raise Refused(str(error)) from error
+
+    return run
+
+
+# Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of one kind for every input; ``take`` builds a batch out of them."""
+
+    arrays: Arrays
+
+    def take(self, chosen: Sequence[int]) -> Arrays:
+        """These rows, in this order."""
+        return {name: np.ascontiguousarray(array[list(chosen)]) for name, array in self.arrays.items()}
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+
+Specs = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Inputs by name: numpy's kind, and the shape of a row."""
+
+
+def specs_of(session: ort.InferenceSession, free: int = 4) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The inputs of a session, their free dimensions behind the first made ``free``."""
+    kinds = {
+        "tensor(float)": "f4", "tensor(double)": "f8", "tensor(float16)": "f2", "tensor(int64)": "i8",
+        "tensor(int32)": "i4", "tensor(int16)": "i2", "tensor(int8)": "i1", "tensor(uint8)": "u1",
+        "tensor(uint16)": "u2", "tensor(uint32)": "u4", "tensor(uint64)": "u8", "tensor(bool)": "?",
+        "tensor(string)": "O",
+    }  # fmt: skip
+    found = {}
+    for each in session.get_inputs():
+        row = tuple(size if isinstance(size, int) else free for size in each.shape[1:])
+        if each.type not in kinds:
+            raise Refused(f"input {each.name} is a {each.type}")
+        found[each.name] = (kinds[each.type], row)
+    return found
+
+
+WORDS = ("a", "b", "word", "", "other", "longer than all others", "0", "ä")
+
+
+def plain_rows(specs: Specs, count: int, dice: np.random.Generator) -> Rows:
+    """Rows as a client would send them."""
+    arrays: Arrays = {}
+    for name, (kind, row) in specs.items():
+        shape = (count, *row)
+        if kind == "O":
+            arrays[name] = np.asarray(dice.choice(np.asarray(WORDS[:4], object), shape), object)
+        elif kind == "?":
+            arrays[name] = np.asarray(dice.integers(0, 2, shape)).astype("?")
+        elif kind[0] in "iu":
+            arrays[name] = np.asarray(dice.integers(0, 6, shape)).astype(kind)
+        else:
+            arrays[name] = np.asarray(dice.standard_normal(shape)).astype(kind)
+    return Rows(arrays)
+
+
+def poisoned(rows: Rows, poison: str, dice: np.random.Generator) -> Rows:
+    """The same number of rows, none of which is like these."""
+    arrays = {}
+    for name, array in rows.arrays.items():
+        kind = array.dtype.kind
+        if kind == "f":
+            arrays[name] = _poisoned_floats(array, poison, dice)
+        elif kind == "O":
+            word = {"zeros": "", "large": "longer than all others" * 3, "nan": "\x00"}.get(poison, "other")
+            arrays[name] = np.full(array.shape, word, object)
+        elif kind == "b":
+            arrays[name] = ~array if poison != "zeros" else np.zeros_like(array)
+        else:
+            arrays[name] = _poisoned_integers(array, poison, dice)
+    return Rows(arrays)
+
+
+def _poisoned_floats(array: Array, poison: str, dice: np.random.Generator) -> Array:
+    if poison in ("nan", "infinity", "zeros"):
+        value = {"nan": np.nan, "infinity": np.inf, "zeros": 0.0}[poison]
+        return np.full_like(array, value)
+    factor = {"large": 1e3, "larger": 1e6 if array.dtype != np.float16 else 1e4, "negative": -30.0}.get(
+        poison, 1.0
+    )
+    other = np.asarray(dice.standard_normal(array.shape)).astype(array.dtype)
+    with np.errstate(over="ignore"):
+        return np.asarray((array if factor < 0 else np.abs(other) + 0.5) * factor).astype(array.dtype)
+
+
+def _poisoned_integers(array: Array, poison: str, dice: np.random.Generator) -> Array:
+    signed = array.dtype.kind == "i"
+    if poison in ("zeros", "nan"):
+        return np.zeros_like(array)
+    if poison == "infinity":
+        return np.full_like(array, 1)
+    if poison == "large":
+        return np.full_like(array, min(5000, int(np.iinfo(array.dtype).max)))
+    if poison == "larger":
+        return np.full_like(array, 5)
+    if poison == "negative" and signed:
+        return np.full_like(array, -1)
+    return np.asarray(dice.integers(0, 6, array.shape)).astype(array.dtype)
+
+
+# Judging
+
+
+def judge(session: ort.InferenceSession, *, seed: int = 0, thorough: bool = False) -> Finding:
+    """What a graph does to rows. ``thorough``: more orders and places, for one that is in doubt."""
+    finding = Finding()
+    dice = np.random.default_rng(seed)
+    try:
+        specs = specs_of(session)
+    except Refused as error:
+        finding.refused = str(error)
+        return finding
+    run = counted(runner(session), finding)
+    for attempt in range(8 if thorough else 1):
+        rows = plain_rows(specs, 24, dice)
+        try:
+            alone = [run(rows.take([number])) for number in range(ALONE)]
+        except Refused as error:
+            finding.refused = "" if attempt else str(error)
+            return finding
+        if not _shapes_fit(alone, finding):
+            return finding
+        for proof in (_repeated, _neighbours, _places):
+            proof(run, rows, alone, dice, finding)
+            if finding.mixes:
+                return finding
+    return finding
+
+
+def counted(run: Run, finding: Finding) -> Run:
+    """The same, counted."""
+
+    def counting(inputs: Arrays) -> list[Array]:
+        finding.runs += 1
+        try:
+            return run(inputs)
+        except Refused:
+            finding.failed += 1
+            raise
+
+    return counting
+
+
+def _shapes_fit(alone: Sequence[Sequence[Array]], finding: Finding) -> bool:
+    """Whether one row gives one row, but for outputs that lose their batch axis at one row."""
+    for number, output in enumerate(alone[0]):
+        if output.ndim and output.shape[0] != 1 and not output.size:
+            finding.shape = f"output {number} of one row has the shape {output.shape}"
+            return False
+    return True
+
+
+def _repeated(
+    run: Run, rows: Rows, alone: Sequence[Any], dice: np.random.Generator, finding: Finding
+) -> None:
+    again = run(rows.take([0]))
+    if not all(same(a, b) for a, b in zip(again, alone[0], strict=True)):
+        finding.neighbours = "one row asked twice"
+
+
+def _neighbours(
+    run: Run, rows: Rows, alone: Sequence[Any], dice: np.random.Generator, finding: Finding
+) -> None:
+    """At one batch size and place, every bit must stay whoever stands beside."""
+    for size in FIXED:
+        try:
+            whole = run(rows.take(range(size)))
+        except Refused as error:
+            finding.shape = f"{size} rows do not run: {error}"
+            return
+        if not _counts_fit(whole, alone[0], size, finding):
+            return
+        for place in {0, size - 1, int(dice.integers(0, size))}:
+            for poison, other in _exchanged(rows.take(range(size)), place, dice):
+                try:
+                    answer = run(other)
+                except Refused:
+                    continue
+                for number, (a, b) in enumerate(zip(answer, whole, strict=True)):
+                    if a.shape != b.shape or not same(a[place : place + 1], b[place : place + 1]):
+                        finding.neighbours = (
+                            f"output {number}, row {place} of {size}: other bits beside {poison} neighbours"
+                        )
+                        return
+
+
+def _exchanged(batch: Arrays, place: int, dice: np.random.Generator) -> Iterator[tuple[str, Arrays]]:
+    """The batch with every row but one replaced, in turns."""
+    for poison in POISONS:
+        other = poisoned(Rows(batch), poison, dice).arrays
+        for name, array in batch.items():
+            other[name][place] = array[place]
+        yield poison, other
+
+
+def _counts_fit(whole: Sequence[Array], one: Sequence[Array], size: int, finding: Finding) -> bool:
+    for number, (output, single) in enumerate(zip(whole, one, strict=True)):
+        wrong = not output.ndim or output.shape[0] != size or output.size != size * single.size
+        if wrong:
+            finding.shape = (
+                f"output {number} of {size} rows has the shape {output.shape}, of one {single.shape}"
+            )
+            return False
+    return True
+
+
+def _places(run: Run, rows: Rows, alone: Sequence[Any], dice: np.random.Generator, finding: Finding) -> None:
+    """In any size, order and beside padding a row is answered as it is alone, but for rounding."""
+    for size in (*SIZES, int(dice.choice(OTHER_SIZES))):
+        orders = [list(range(size)), [int(each) for each in dice.permutation(size)]]
+        orders.append([0] + [1] * (size - 1))  # padding repeats the last row
+        for order in orders:
+            try:
+                answer = run(rows.take(order))
+            except Refused as error:
+                finding.shape = f"{size} rows do not run: {error}"
+                return
+            if not _counts_fit(answer, alone[0], size, finding):
+                return
+            for place, number in enumerate(order):
+                if number < len(alone):
+                    _compare(answer, alone[number], place, size, finding)
+        if finding.mixes:
+            return
+
+
+def _compare(
+    answer: Sequence[Array], single: Sequence[Array], place: int, size: int, finding: Finding
+) -> None:
+    for number, (whole, one) in enumerate(zip(answer, single, strict=True)):
+        gap = gap_of(whole[place : place + 1].ravel(), one.ravel())
+        allowed = ROUNDING.get(whole.dtype.str[1:], 0.0)
+        finding.rounding = max(finding.rounding, gap if gap <= allowed else 0.0)
+        if gap > allowed and not finding.place:
+            finding.place = f"output {number}, row {place} of {size}: {gap:.1e} away from what it is alone"
+
+
+def same(a: Array, b: Array) -> bool:
+    """Bit for bit, NaN for NaN."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if a.dtype.kind == "f":
+        return bool(np.array_equal(a, b, equal_nan=True))
+    return bool(np.array_equal(a, b))
+
+
+def gap_of(a: Array, b: Array) -> float:
+    """The largest difference, in relation to the largest value; infinite if they are not alike."""
+    if a.size != b.size or a.dtype != b.dtype:
+        return float("inf")
+    if a.dtype.kind != "f":
+        return 0.0 if np.array_equal(a, b) else float("inf")
+    finite = np.isfinite(b)
+    if not np.array_equal(finite, np.isfinite(a)) or not np.array_equal(
+        a[~finite], b[~finite], equal_nan=True
+    ):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    gap = float(np.abs(a[finite].astype("f8") - b[finite].astype("f8")).max())
+    scale = float(np.abs(b[finite].astype("f8")).max())
+    return gap / max(scale, 1e-3)
