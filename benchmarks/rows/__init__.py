@@ -1,1 +1,1 @@
-"""Graphs made by chance, half of which mix rows: does the store batch those, and only those, that do not?"""
+"""Graphs made by chance, half of which mix rows: the store must batch those, and only those, that do not."""

@@ -1,4 +1,4 @@
-"""Graphs made by chance, half of which mix rows: does the store batch those, and only those, that do not?
+"""Graphs made by chance, half of which mix rows: the store must batch those, and only those, that do not.
 
 python -m benchmarks.rows                        100,000 graphs
 python -m benchmarks.rows --short                2,000
@@ -101,11 +101,11 @@ def main() -> int:
     count = options.graphs or (SHORT if options.short else GRAPHS)
     tally, began = Tally(), time.monotonic()
     shown = began
-    done = 0
-    numbers = list(range(count))
-    for found in test_all(numbers, seed=options.seed, jobs=options.jobs, served_share=options.served_share):
+    each = test_all(
+        list(range(count)), seed=options.seed, jobs=options.jobs, served_share=options.served_share
+    )
+    for done, found in enumerate(each, 1):
         tally.enter(found)
-        done += 1
         if time.monotonic() - shown > 1 or done == count:
             shown = time.monotonic()
             _progress(done, count, tally, shown - began)
@@ -130,8 +130,8 @@ def _options() -> object:
 
 def _progress(done: int, count: int, tally: Tally, seconds: float) -> None:
     text = (
-        f"{done:,} of {count:,}  {done / seconds:.0f}/s  mixing {tally.mixing:,}, batched {len(tally.wrongly):,}"
-        f"  apart {tally.apart:,}, batched {percent(tally.apart_batched, tally.apart)}"
+        f"{done:,} of {count:,}  {done / seconds:.0f}/s  mixing {tally.mixing:,}, batched "
+        f"{len(tally.wrongly):,}  apart {tally.apart:,}, batched {percent(tally.apart_batched, tally.apart)}"
     )
     print(
         f"\r{text:<100}" if sys.stderr.isatty() else text,
@@ -172,8 +172,8 @@ def judged(tally: Tally, count: int, seconds: float) -> Outcome:
 def explain(tally: Tally, seed: int) -> None:
     """What helps whoever mends it."""
     print(
-        f"\n{tally.mixing + tally.apart:,} graphs of {len(tally.operators)} operators judged, {tally.refused:,} "
-        f"refused by ONNX Runtime; {tally.silent:,} mix by construction and did not show it"
+        f"\n{tally.mixing + tally.apart:,} graphs of {len(tally.operators)} operators judged, "
+        f"{tally.refused:,} refused by ONNX Runtime; {tally.silent:,} mix by construction and did not show it"
     )
     if tally.wrongly:
         print("\nmix rows and are batched, by how:")

@@ -40,7 +40,7 @@ def beside(g: Scope, x: Value, *, dtype: str = "") -> Value | None:
 
 
 def small(g: Scope, dtype: str, x: Value) -> str:
-    """A constant that broadcasts to ``x`` without rows: a scalar, or a size per axis, ones where the rows are."""
+    """A constant that broadcasts to ``x``: a scalar, or a size per axis, one where the rows are."""
     kind = g.random.randrange(3)
     if kind == 0 or not x.rank:
         shape: tuple[int, ...] = ()

@@ -75,9 +75,14 @@ class Store:
         place.mkdir(parents=True, exist_ok=True)
         (place / "model.onnx").write_bytes(model)
         entry = Entry(
-            name="graph", path=str(place.parent), root=str(place.parent.parent), backend="onnx", versions=(1,),
-            present=(1,), settings=settings or ModelSettings(),
-        )  # fmt: skip
+            name="graph",
+            path=str(place.parent),
+            root=str(place.parent.parent),
+            backend="onnx",
+            versions=(1,),
+            present=(1,),
+            settings=settings or ModelSettings(),
+        )
         try:
             served = self._compiler.compile(entry, 1)
         except ProblemError as error:
@@ -119,35 +124,39 @@ class Company:
         self.first = self.first or text
 
 
-def serve(on: Device, served: Served, plain: Run, rows: Rows, seed: int) -> Company:
-    """A model's answers in company, at each batch size, place, order and padding, against plain ones alone."""
+def serve(on: Device, served: Served, plain: Run, rows: Rows, seed: int, *, light: bool = False) -> Company:
+    """A model's answers in company, at each batch size, place, order and padding, against plain ones alone.
+
+    ``light``: fewer of them.
+    """
     company = Company()
     dice = np.random.default_rng(seed)
     load(on, served)
     alone: dict[int, Sequence[Array]] = {}
-    for number in range(min(4, len(rows))):
+    for number in range(2 if light else 4):
         with contextlib.suppress(Refused):
             alone[number] = plain(rows.take([number]))
-    for size in served.code.batch_sizes:
-        for poison in ("rows", *POISONS):
-            number = int(dice.choice(list(alone))) if alone else 0
-            if number not in alone:
-                return company
+    for size in served.code.batch_sizes if alone else ():
+        for poison in ("rows", "large") if light else ("rows", *POISONS):
+            number = int(dice.choice(list(alone)))
             count = size if size < 4 or dice.random() < 0.5 else int(dice.integers(size // 2 + 1, size + 1))
             place = int(dice.integers(0, count))
-            batch = rows.take(
-                [number if each == place else int(dice.integers(len(rows))) for each in range(count)]
-            )
+            chosen = [int(each) for each in dice.integers(len(rows), size=count)]
+            chosen[place] = number
+            batch = rows.take(chosen)
             other = batch if poison == "rows" else poisoned(Rows(batch), poison, dice).arrays
-            _one(on, served, _with(other, batch, place), place, size, poison, alone[number], company)
+            for name, array in batch.items():
+                other[name][place] = array[place]
+            company.answers += 1
+            try:
+                gap = _gap(_answers(on, served, other, size)[place], served, alone[number])
+            except (DeviceError, ModelError):
+                company.refused += 1
+                continue
+            if gap:
+                company.note(f"row {place} of {count} in a batch of {size}, beside {poison}: {gap}")
     on.retire(served.code.code_id)
     return company
-
-
-def _with(other: Arrays, batch: Arrays, place: int) -> Arrays:
-    for name, array in batch.items():
-        other[name][place] = array[place]
-    return other
 
 
 def load(on: Device, served: Served) -> None:
@@ -155,42 +164,50 @@ def load(on: Device, served: Served) -> None:
     on.prepare(served.code)
     on.load(
         Load(
-            action_id=1, device="cpu:0", model=served.model.key, code_id=served.code.code_id,
-            weights=served.model.weights, extent=_extent(served), version=1, window=_WINDOW, expected_ns=0,
+            action_id=1,
+            device="cpu:0",
+            model=served.model.key,
+            code_id=served.code.code_id,
+            weights=served.model.weights,
+            extent=_extent(served),
+            version=1,
+            window=_WINDOW,
+            expected_ns=0,
         )
-    )  # fmt: skip
+    )
 
 
 def _extent(served: Served) -> Extent:
     return Extent(0, max(1, -(-served.model.weights.size // _PAGE)))
 
 
-def _one(
-    on: Device, served: Served, batch: Arrays, place: int, size: int, poison: str, wanted: Sequence[Array],
-    company: Company,
-) -> None:  # fmt: skip
-    """One batch of requests of one row each; the answer at ``place`` is looked at."""
+def _answers(on: Device, served: Served, batch: Arrays, size: int) -> list[CallBuffers]:
+    """Requests of one row each, answered together in a batch of ``size``, padded by the device."""
     count = len(next(iter(batch.values())))
     calls = [_call(served, batch, number) for number in range(count)]
     action = Infer(
-        action_id=2, device="cpu:0", model=served.model.key, code_id=served.code.code_id,
-        extent=_extent(served), version=1, batch=size, window=_WINDOW, expected_ns=0,
+        action_id=2,
+        device="cpu:0",
+        model=served.model.key,
+        code_id=served.code.code_id,
+        extent=_extent(served),
+        version=1,
+        batch=size,
         calls=tuple(Call(request_id=str(number), rows=1, tensors=b"") for number in range(count)),
-    )  # fmt: skip
-    company.answers += 1
-    try:
-        on.infer(action, calls)
-    except (DeviceError, ModelError):
-        company.refused += 1
-        return
+        window=_WINDOW,
+        expected_ns=0,
+    )
+    on.infer(action, calls)
+    return calls
+
+
+def _gap(call: CallBuffers, served: Served, wanted: Sequence[Array]) -> str:
+    """How an answer differs from what it is alone; empty if it does not."""
     for spec, single in zip(served.code.outputs, wanted, strict=True):
-        got = _output(calls[place], spec.name)
-        gap = gap_of(got.ravel(), _as_served(single).ravel())
+        gap = gap_of(_output(call, spec.name).ravel(), _as_served(single).ravel())
         if gap > _SLACK * ROUNDING.get(single.dtype.str[1:], 0.0):
-            company.note(
-                f"output {spec.name}, row {place} of {count} in a batch of {size}, beside {poison}: {gap:.1e} off"
-            )
-            return
+            return f"output {spec.name} is {gap:.1e} off"
+    return ""
 
 
 def _call(served: Served, batch: Arrays, number: int) -> CallBuffers:

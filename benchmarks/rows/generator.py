@@ -17,7 +17,7 @@ from benchmarks.rows.nesting import LOCAL, nested
 assert layers  # its steps enter the table when it is imported
 OPSETS = (11, 13, 13, 15, 16, 17, 17, 18, 19, 20, 21)
 LARGEST_ROW = 512
-MOST_TRIES = 40
+MOST_TRIES = 400
 
 
 @dataclass(frozen=True, slots=True)

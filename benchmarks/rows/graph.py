@@ -78,8 +78,8 @@ def name_of(source: Source) -> str:
 class Scope:
     """A graph, a branch, a loop's body or a function while it grows.
 
-    ``constants_as_nodes``: as functions need it. What subgraphs share is shared: the dice, the count of names,
-    functions, domains.
+    ``constants_as_nodes``: as functions need it. Subgraphs share the dice, the count of names, functions and
+    domains.
     """
 
     random: random.Random

@@ -1,16 +1,15 @@
 """Asks plain ONNX Runtime, row by row, whether a graph mixes rows; knows nothing of how the store decides.
 
 A row's answer is taken alone and in company: in every batch size, in other orders, beside padding, and at one
-fixed batch size and place beside neighbours that are replaced by NaN, infinity, zeros, values a thousand times
-larger, other integers and texts. Beside other neighbours every bit must stay; between batch sizes and places,
-where kernels sum in another order, a difference is allowed for.
+batch size and place beside neighbours replaced by NaN, infinity, zeros, values a thousand times larger, other
+integers and texts. Beside other neighbours every bit must stay; between batch sizes and places, where kernels
+sum in another order, a difference is allowed for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -183,8 +182,21 @@ def _poisoned_integers(array: Array, poison: str, dice: np.random.Generator) -> 
 # Judging
 
 
-def judge(session: ort.InferenceSession, *, seed: int = 0, thorough: bool = False) -> Finding:
-    """What a graph does to rows. ``thorough``: more orders and places, for one that is in doubt."""
+LIGHT_SIZES, LIGHT_FIXED = (2, 4), (2,)
+
+
+def judge(
+    session: ort.InferenceSession,
+    *,
+    seed: int = 0,
+    rows: Rows | None = None,
+    thorough: bool = False,
+    light: bool = False,
+) -> Finding:
+    """What a graph does to rows: to ``rows``, or to some by chance.
+
+    ``thorough``: more of them, for one that is in doubt. ``light``: fewer batches, for one that takes long.
+    """
     finding = Finding()
     dice = np.random.default_rng(seed)
     try:
@@ -192,78 +204,117 @@ def judge(session: ort.InferenceSession, *, seed: int = 0, thorough: bool = Fals
     except Refused as error:
         finding.refused = str(error)
         return finding
-    run = counted(runner(session), finding)
     for attempt in range(8 if thorough else 1):
-        rows = plain_rows(specs, 24, dice)
+        trial = _Trial(runner(session), rows or plain_rows(specs, 24, dice), dice, finding, light=light)
         try:
-            alone = [run(rows.take([number])) for number in range(ALONE)]
+            trial.alone_first()
         except Refused as error:
             finding.refused = "" if attempt else str(error)
             return finding
-        if not _shapes_fit(alone, finding):
+        if finding.mixes or trial.neighbours() or trial.places():
             return finding
-        for proof in (_repeated, _neighbours, _places):
-            proof(run, rows, alone, dice, finding)
-            if finding.mixes:
-                return finding
     return finding
 
 
-def counted(run: Run, finding: Finding) -> Run:
-    """The same, counted."""
+class _Trial:
+    """Rows of one pool, asked in all ways; what is seen goes into the finding."""
 
-    def counting(inputs: Arrays) -> list[Array]:
-        finding.runs += 1
+    def __init__(
+        self, run: Run, rows: Rows, dice: np.random.Generator, finding: Finding, *, light: bool
+    ) -> None:
+        self._plain = run
+        self._rows = rows
+        self._dice = dice
+        self._finding = finding
+        self._light = light
+        self._alone: list[list[Array]] = []
+
+    def _run(self, inputs: Arrays) -> list[Array]:
+        self._finding.runs += 1
         try:
-            return run(inputs)
+            return self._plain(inputs)
         except Refused:
-            finding.failed += 1
+            self._finding.failed += 1
             raise
 
-    return counting
+    def alone_first(self) -> None:
+        """The answers of single rows, one of them twice. Raises ``Refused``."""
+        known = 2 if self._light else ALONE
+        self._alone = [self._run(self._rows.take([number])) for number in range(known)]
+        again = self._run(self._rows.take([0]))
+        if not all(same(a, b) for a, b in zip(again, self._alone[0], strict=True)):
+            self._finding.neighbours = "one row asked twice has two answers"
 
+    def neighbours(self) -> bool:
+        """At one batch size and place, every bit must stay whoever stands beside. Whether it mixes."""
+        for size in LIGHT_FIXED if self._light else FIXED:
+            batch = self._rows.take(range(size))
+            try:
+                whole = self._run(batch)
+            except Refused as error:
+                self._finding.shape = f"{size} rows do not run: {error}"
+                return True
+            if not self._counts_fit(whole, size):
+                return True
+            for place in {0, size - 1, int(self._dice.integers(0, size))}:
+                if self._beside(batch, whole, place, size):
+                    return True
+        return False
 
-def _shapes_fit(alone: Sequence[Sequence[Array]], finding: Finding) -> bool:
-    """Whether one row gives one row, but for outputs that lose their batch axis at one row."""
-    for number, output in enumerate(alone[0]):
-        if output.ndim and output.shape[0] != 1 and not output.size:
-            finding.shape = f"output {number} of one row has the shape {output.shape}"
-            return False
-    return True
+    def _beside(self, batch: Arrays, whole: Sequence[Array], place: int, size: int) -> bool:
+        for poison, other in _exchanged(batch, place, self._dice):
+            try:
+                answer = self._run(other)
+            except Refused:
+                continue
+            for number, (a, b) in enumerate(zip(answer, whole, strict=True)):
+                if a.shape != b.shape or not same(a[place : place + 1], b[place : place + 1]):
+                    self._finding.neighbours = (
+                        f"output {number}, row {place} of {size}: other bits beside {poison} neighbours"
+                    )
+                    return True
+        return False
 
+    def _counts_fit(self, whole: Sequence[Array], size: int) -> bool:
+        for number, (output, single) in enumerate(zip(whole, self._alone[0], strict=True)):
+            if not output.ndim or output.shape[0] != size or output.size != size * single.size:
+                self._finding.shape = (
+                    f"output {number} of {size} rows has the shape {output.shape}, of one {single.shape}"
+                )
+                return False
+        return True
 
-def _repeated(
-    run: Run, rows: Rows, alone: Sequence[Any], dice: np.random.Generator, finding: Finding
-) -> None:
-    again = run(rows.take([0]))
-    if not all(same(a, b) for a, b in zip(again, alone[0], strict=True)):
-        finding.neighbours = "one row asked twice"
-
-
-def _neighbours(
-    run: Run, rows: Rows, alone: Sequence[Any], dice: np.random.Generator, finding: Finding
-) -> None:
-    """At one batch size and place, every bit must stay whoever stands beside."""
-    for size in FIXED:
-        try:
-            whole = run(rows.take(range(size)))
-        except Refused as error:
-            finding.shape = f"{size} rows do not run: {error}"
-            return
-        if not _counts_fit(whole, alone[0], size, finding):
-            return
-        for place in {0, size - 1, int(dice.integers(0, size))}:
-            for poison, other in _exchanged(rows.take(range(size)), place, dice):
+    def places(self) -> bool:
+        """In any size, order and beside padding a row is answered as it is alone, but for rounding."""
+        sizes = LIGHT_SIZES if self._light else (*SIZES, int(self._dice.choice(OTHER_SIZES)))
+        for size in sizes:
+            orders = [list(range(size)), [int(each) for each in self._dice.permutation(size)]]
+            orders.append([0] + [1] * (size - 1))  # padding repeats the last row
+            for order in orders:
                 try:
-                    answer = run(other)
-                except Refused:
-                    continue
-                for number, (a, b) in enumerate(zip(answer, whole, strict=True)):
-                    if a.shape != b.shape or not same(a[place : place + 1], b[place : place + 1]):
-                        finding.neighbours = (
-                            f"output {number}, row {place} of {size}: other bits beside {poison} neighbours"
-                        )
-                        return
+                    answer = self._run(self._rows.take(order))
+                except Refused as error:
+                    self._finding.shape = f"{size} rows do not run: {error}"
+                    return True
+                if not self._counts_fit(answer, size):
+                    return True
+                for place, number in enumerate(order):
+                    if number < len(self._alone):
+                        self._compare(answer, self._alone[number], place, size)
+            if self._finding.mixes:
+                return True
+        return False
+
+    def _compare(self, answer: Sequence[Array], single: Sequence[Array], place: int, size: int) -> None:
+        finding = self._finding
+        for number, (whole, one) in enumerate(zip(answer, single, strict=True)):
+            gap = gap_of(whole[place : place + 1].ravel(), one.ravel())
+            allowed = ROUNDING.get(whole.dtype.str[1:], 0.0)
+            finding.rounding = max(finding.rounding, gap if gap <= allowed else 0.0)
+            if gap > allowed and not finding.place:
+                finding.place = (
+                    f"output {number}, row {place} of {size}: {gap:.1e} away from what it is alone"
+                )
 
 
 def _exchanged(batch: Arrays, place: int, dice: np.random.Generator) -> Iterator[tuple[str, Arrays]]:
@@ -273,48 +324,6 @@ def _exchanged(batch: Arrays, place: int, dice: np.random.Generator) -> Iterator
         for name, array in batch.items():
             other[name][place] = array[place]
         yield poison, other
-
-
-def _counts_fit(whole: Sequence[Array], one: Sequence[Array], size: int, finding: Finding) -> bool:
-    for number, (output, single) in enumerate(zip(whole, one, strict=True)):
-        wrong = not output.ndim or output.shape[0] != size or output.size != size * single.size
-        if wrong:
-            finding.shape = (
-                f"output {number} of {size} rows has the shape {output.shape}, of one {single.shape}"
-            )
-            return False
-    return True
-
-
-def _places(run: Run, rows: Rows, alone: Sequence[Any], dice: np.random.Generator, finding: Finding) -> None:
-    """In any size, order and beside padding a row is answered as it is alone, but for rounding."""
-    for size in (*SIZES, int(dice.choice(OTHER_SIZES))):
-        orders = [list(range(size)), [int(each) for each in dice.permutation(size)]]
-        orders.append([0] + [1] * (size - 1))  # padding repeats the last row
-        for order in orders:
-            try:
-                answer = run(rows.take(order))
-            except Refused as error:
-                finding.shape = f"{size} rows do not run: {error}"
-                return
-            if not _counts_fit(answer, alone[0], size, finding):
-                return
-            for place, number in enumerate(order):
-                if number < len(alone):
-                    _compare(answer, alone[number], place, size, finding)
-        if finding.mixes:
-            return
-
-
-def _compare(
-    answer: Sequence[Array], single: Sequence[Array], place: int, size: int, finding: Finding
-) -> None:
-    for number, (whole, one) in enumerate(zip(answer, single, strict=True)):
-        gap = gap_of(whole[place : place + 1].ravel(), one.ravel())
-        allowed = ROUNDING.get(whole.dtype.str[1:], 0.0)
-        finding.rounding = max(finding.rounding, gap if gap <= allowed else 0.0)
-        if gap > allowed and not finding.place:
-            finding.place = f"output {number}, row {place} of {size}: {gap:.1e} away from what it is alone"
 
 
 def same(a: Array, b: Array) -> bool:

@@ -1,4 +1,4 @@
-"""Layers of networks that keep rows apart: products, convolutions, recurrent ones, attention, classical ones."""
+"""Layers that keep rows apart: products, convolutions, recurrent ones, attention, classical ones."""
 
 from __future__ import annotations
 
