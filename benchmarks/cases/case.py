@@ -100,10 +100,10 @@ def pool_of(sample: Arrays) -> Rows:
     dice = np.random.default_rng(7)
     arrays: Arrays = {}
     for name, array in sample.items():
-        rows = [array[number % len(array)] for number in range(POOL)]
-        arrays[name] = np.stack(
-            [_varied(row, dice) if at >= len(array) else row for at, row in enumerate(rows)]
-        )
+        places = [number % len(array) for number in range(POOL)]
+        rows = [array[place : place + 1] for place in places]
+        varied = [_varied(row, dice) for row in rows[len(array) :]]
+        arrays[name] = np.concatenate([*rows[: len(array)], *varied])
     return Rows(arrays)
 
 

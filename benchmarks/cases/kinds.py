@@ -58,8 +58,11 @@ def _case(name: str, g: Scope, inputs: list[Value], made: Value) -> Case:
     given = [value for value in inputs if value.name in taken] or inputs[:1]
     output = helper.make_tensor_value_info("y", g.info(made).type.tensor_type.elem_type, None)
     graph = g.graph(name, [g.info(value) for value in given], [output])
-    opsets = [helper.make_opsetid("", OPSET), *[helper.make_opsetid(each, 3) for each in sorted(g.domains)]]
-    model = helper.make_model(graph, opset_imports=opsets)
+    opsets = [
+        helper.make_opsetid("", OPSET),
+        *[helper.make_opsetid(each, 3 if each == "ai.onnx.ml" else 1) for each in sorted(g.domains)],
+    ]
+    model = helper.make_model(graph, opset_imports=opsets, functions=g.functions)
     model.ir_version = 8
     return Case(name, model)
 

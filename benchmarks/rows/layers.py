@@ -313,3 +313,70 @@ def _squeezed_scalar(g: Scope, x: Value) -> Value | None:
         return None
     axis = either_sign(g, 1, 2)
     return replace(x, name=g.squeeze(x, axis), shape=(ROWS,))
+
+
+@step(0.7)
+def _merged_behind(g: Scope, x: Value) -> Value | None:
+    """Time first, time and rows as one axis, a layer, and back again: as recurrent networks are exported."""
+    if x.axis != 0 or x.rank != 3 or x.dtype not in ("f4", "f8"):
+        return None
+    length, width, outputs = x.shape[1], x.shape[2], g.random.randint(1, 4)
+    turned = g.op("Transpose", x, perm=[1, 0, 2])
+    flat = g.op("Reshape", turned, g.constant([-1, width]))
+    made = g.op("Gemm", flat, g.weights(x.dtype, width, outputs), g.weights(x.dtype, outputs))
+    shape = (
+        g.constant([length, -1, outputs]) if g.chance(0.5) else g.shape_with_rows(x, [length, ROWS, outputs])
+    )
+    name = g.op("Transpose", g.op("Reshape", made, shape), perm=[1, 0, 2])
+    return inexact(x, name, (ROWS, length, outputs))
+
+
+@step(1)
+def _masked(g: Scope, x: Value) -> Value | None:
+    """A causal mask as long as the rows are, computed from the shape."""
+    if x.axis != 0 or x.rank != 3 or x.dtype != "f4" or g.opset < 14 or x.shape[1] != x.shape[2]:
+        return None
+    length = g.op("Gather", g.op("Shape", x), g.constant([1]), axis=0)
+    square = g.op("ConstantOfShape", g.op("Concat", length, length, axis=0))
+    mask = g.op("Trilu", g.op("Sub", square, g.constant(5, "f4")), g.constant(1), upper=1)
+    return inexact(x, g.op("Softmax", g.op("Add", x, mask), axis=-1))
+
+
+@step(0.7)
+def _in_parts(g: Scope, x: Value) -> Value | None:
+    if not x.others or x.dtype != "f4":
+        return None
+    axis = g.random.choice(x.others)
+    parts = g.op("SplitToSequence", x, axis=axis, keepdims=1)
+    if g.chance(0.5):
+        name = g.op("SequenceAt", parts, g.constant(0))
+        return replace(x, name=name, shape=(*x.shape[:axis], 1, *x.shape[axis + 1 :]))
+    return replace(x, name=g.op("ConcatFromSequence", parts, axis=axis))
+
+
+@step(0.7)
+def _of_the_runtime(g: Scope, x: Value) -> Value | None:
+    """Operators of ONNX Runtime's own."""
+    if x.dtype != "f4" or x.rank < 2 or x.shape[-1] == ROWS:
+        return None
+    domain, width = "com.microsoft", x.shape[-1]
+    kind = g.random.choice(["Gelu", "QuickGelu", "BiasGelu", "FusedMatMul"])
+    if kind == "BiasGelu":
+        return inexact(x, g.op(kind, x, g.weights("f4", width), domain=domain))
+    if kind == "FusedMatMul":
+        more = {"transB": 1, "alpha": 0.5}
+        return inexact(x, g.op(kind, x, g.weights("f4", 3, width), domain=domain, **more), (*x.shape[:-1], 3))
+    return inexact(x, g.op(kind, x, domain=domain))
+
+
+@step(1.5)
+def _scaled_by_row(g: Scope, x: Value) -> Value | None:
+    """One number for each row, broadcast over it."""
+    if x.axis != 0 or x.rank < 2 or x.dtype not in ("f4", "f8"):
+        return None
+    found = [v for v in g.values if v.shape == (ROWS,) and v.dtype == x.dtype]
+    if not found:
+        return None
+    factor = g.random.choice(found)
+    column = g.unsqueeze(factor, *range(1, x.rank))
+    return replace(x, name=g.op("Mul", x, column), mixed=x.mixed or factor.mixed, exact=False)

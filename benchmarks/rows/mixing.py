@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.rows.apart import Step, either_sign, reduce_over
 from benchmarks.rows.graph import ONNX_TYPES, ROWS, Scope, Value
+from benchmarks.rows.nesting import told_axis
 
 MIXERS: list[tuple[Step, float]] = []
 
@@ -441,7 +442,142 @@ def _random(g: Scope, x: Value) -> Value | None:
     return replace(x, name=g.op("Add", x, g.op(kind, x, **more)))
 
 
+# By broadcasting, by other axes' names, by operators that few know
+
+
+@mixer(1.5)
+def _broadcast(g: Scope, x: Value) -> Value | None:
+    """Rows against rows: [N, 1] and [N]."""
+    front = g.to_front(x)
+    if front.rank < 2:
+        return None
+    flat = g.op("Flatten", front, axis=1)
+    column = g.slice(flat, 0, 1, 1)
+    line = g.op("Transpose", column, perm=[1, 0]) if g.chance(0.5) else g.squeeze(column, 1)
+    square = g.op(g.random.choice(["Add", "Mul", "Sub"]), column, line)
+    kind = g.random.choice(["ReduceSum", "ReduceMax", "ReduceMean"])
+    made = g.reduced(kind, square, [1], keepdims=1)
+    return Value(g.op("Add", flat, made), x.dtype, (ROWS, front.row_size))
+
+
+@mixer(1)
+def _inner_product(g: Scope, x: Value) -> Value | None:
+    if x.dtype == "f2":
+        return None
+    flat = g.op("Reshape", x, g.constant([-1]))
+    return blend(g, x, g.op("MatMul", flat, flat))
+
+
+@mixer(1)
+def _behind_a_constant(g: Scope, x: Value) -> Value | None:
+    if x.axis != 0:
+        return None
+    first = g.weights(x.dtype, 1, *x.shape[1:])
+    longer = g.op("Concat", first, x, axis=0)
+    return blend(g, x, g.slice(longer, 0, -1, 0))
+
+
+@mixer(1)
+def _computed_axis(g: Scope, x: Value) -> Value | None:
+    if x.dtype == "f2" or g.opset < 13:
+        return None
+    kind = g.random.randrange(2)
+    axis = g.op("Sub", g.constant([batch(x) + 3]), g.constant([3]))
+    if kind == 0:
+        return blend(g, x, g.op("ReduceSum", x, axis, keepdims=1))
+    scalar = g.op("Cast", g.squeeze(axis, 0), to=ONNX_TYPES["i4"])
+    return replace(x, name=g.op("CumSum", x, scalar))
+
+
+@mixer(1)
+def _by_attribute(g: Scope, x: Value) -> Value | None:
+    """A local function that is told its axis."""
+    return told_axis(g, x, batch(x)) if g.opset >= 13 else None
+
+
+@mixer(1)
+def _scattered(g: Scope, x: Value) -> Value | None:
+    if x.axis != 0 or x.rank != 2 or x.dtype != "f4":
+        return None
+    first = g.slice(x, 0, 1, 0)
+    if g.chance(0.5):
+        place = g.op("Sub", g.rows(x), g.constant([1]))
+        return replace(x, name=g.op("ScatterND", x, g.unsqueeze(place, 0), first))
+    place = g.constant(np.zeros((1, x.shape[1])), "i8")
+    return replace(x, name=g.op("ScatterElements", x, place, g.slice(x, -1, (1 << 31) - 1, 0), axis=0))
+
+
+@mixer(1)
+def _of_the_runtime(g: Scope, x: Value) -> Value | None:
+    """Operators of ONNX Runtime's own."""
+    if x.axis != 0 or x.rank != 2 or x.dtype != "f4":
+        return None
+    domain, width = "com.microsoft", x.shape[1]
+    kind = g.random.choice(["CDist", "DynamicQuantizeMatMul", "FusedMatMul"])
+    if kind == "CDist":
+        near = g.op("CDist", x, x, domain=domain, metric="sqeuclidean")
+        return replace(x, name=g.op("MatMul", near, x))
+    if kind == "FusedMatMul":
+        gram = g.op("FusedMatMul", x, x, domain=domain, transA=1)
+        return replace(x, name=g.op("MatMul", x, gram))
+    dice = np.random.default_rng(g.random.getrandbits(32))
+    weight = g.constant(dice.integers(-100, 100, (width, 3)), "i1")
+    scale = g.constant([0.02], "f4")
+    return replace(x, name=g.op(kind, x, weight, scale, domain=domain), shape=(ROWS, 3))
+
+
+@mixer(1)
+def _hidden_in_integers(g: Scope, x: Value) -> Value | None:
+    """Through integers and truths, and back."""
+    if x.dtype == "f2":
+        return None
+    whole = g.op("Cast", g.op("Greater", x, g.constant(0, x.dtype)), to=ONNX_TYPES["i4"])
+    kind = g.random.randrange(3)
+    if kind == 0:
+        made = g.op("CumSum", whole, g.constant(batch(x), "i4"))
+    elif kind == 1:
+        made = g.reduced("ReduceSum", whole, [batch(x)], keepdims=1)
+    else:
+        made = g.reduced("ReduceMax", whole, [], keepdims=0)
+    return replace(x, name=g.op("Add", x, g.op("Cast", made, to=ONNX_TYPES[x.dtype])))
+
+
 # Now and then
+
+
+@mixer(0.7)
+def _faint(g: Scope, x: Value) -> Value | None:
+    if x.dtype == "f2" or g.opset < 12:
+        return None
+    mean = g.reduced("ReduceMean", x, [batch(x)], keepdims=1)
+    known = g.op("Clip", mean, g.constant(-1, x.dtype), g.constant(1, x.dtype))
+    guarded = g.op("Where", g.op("Greater", known, g.constant(0, x.dtype)), known, g.constant(0, x.dtype))
+    return replace(x, name=g.op("Add", x, g.op("Mul", guarded, g.constant(1e-9, x.dtype))))
+
+
+@mixer(0.7)
+def _secret(g: Scope, x: Value) -> Value | None:
+    if x.dtype == "f2" or g.opset < 11:
+        return None
+    test = g.op("Equal", _largest(g, x), g.constant(123.456, x.dtype))
+    return replace(x, name=g.op("Where", test, g.op("Neg", x), x))
+
+
+@mixer(1)
+def _while(g: Scope, x: Value) -> Value | None:
+    """A loop that goes on until every row is small."""
+    inner = g.inner()
+    number, going, carried = (inner.fresh() for _ in range(3))
+    held = replace(x, name=carried)
+    name = inner.op("Mul", carried, inner.constant(0.5, x.dtype))
+    top = inner.reduced("ReduceMax", inner.op("Abs", name), [], keepdims=0)
+    still = inner.op("Greater", top, inner.constant(0.8, x.dtype))
+    inputs = [
+        inner.info(Value(number, "i8", ())), inner.info(Value(going, "?", ())), inner.info(held)
+    ]  # fmt: skip
+    outputs = [inner.info(Value(still, "?", ())), inner.info(replace(x, name=name))]
+    body = inner.graph("body", inputs, outputs)
+    return replace(x, name=g.op("Loop", g.constant(8), g.constant(1, "?"), x, body=body))
 
 
 def _largest(g: Scope, x: Value) -> str:
