@@ -233,13 +233,14 @@ def test_a_fixed_batch_is_served_as_full_shapes(shop):
 def test_rows_that_read_each_other_are_not_batched(shop):
     served = shop.served("m", graphs.mixing_rows())
     assert served.model.max_batch_size == 0
-    assert "output 'y' depends on the rows beside it" in served.model.warnings[0]
+    assert "depends on the rows beside it (output 'y': row 0 of 2" in served.model.warnings[0]
 
 
-def test_rows_that_read_each_other_are_batched_only_if_the_operator_says_so(shop):
+def test_no_setting_insists_on_a_batch_where_a_trial_showed_that_rows_mix(shop):
     served = shop.served("m", graphs.quantised(dynamic=True), toml="max_batch_size = 4")
-    assert served.model.max_batch_size == 4
-    assert "answers depend on what else is in the batch" in served.model.warnings[0]
+    assert served.model.max_batch_size == 0
+    (warning, *_) = served.model.warnings
+    assert "max_batch_size was asked for, but an answer depends on the rows beside it" in warning
 
 
 def test_rounding_that_spreads_is_not_taken_for_rows_that_read_each_other(shop):

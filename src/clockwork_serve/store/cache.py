@@ -3,7 +3,7 @@
 Everything is written beside its place, synced and renamed into it, so that a process killed half-way leaves
 only a folder under ``tmp`` that the next one sweeps away.
 
-    CACHE_DIR/v4-RUNTIME/codes/CODE_ID/{model.onnx,index.json,probe.json,code.json}
+    CACHE_DIR/v5-RUNTIME/codes/CODE_ID/{model.onnx,index.json,probe.json,code.json}
                                        {1.pt2,2.pt2,...,recipe.json,report.json} of a torch program
                          weights/ID[:2]/ID.bin      blobs, shared by models of equal weights
                          compiled/KEY.json          what a model file and its settings compiled to
@@ -37,7 +37,7 @@ from clockwork_serve.messages import Code, Profile
 from clockwork_serve.store.optimiser import runtime_fingerprint
 from clockwork_serve.store.problems import ProblemError, problem
 
-LAYOUT = 4
+LAYOUT = 5
 """Raised whenever what is stored changes its meaning; older folders are left alone."""
 _LOCKS = 64
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
