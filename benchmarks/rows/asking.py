@@ -14,7 +14,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.rows.graph import Array
-from benchmarks.rows.judge import POISONS, ROUNDING, Arrays, Refused, Rows, Run, gap_of, plain_rows, poisoned
+from benchmarks.rows.judge import (
+    POISONS,
+    Arrays,
+    Refused,
+    Rows,
+    Run,
+    gap_of,
+    plain_rows,
+    poisoned,
+    rounding_of,
+)
 from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build
 from clockwork_serve.devices.base import NUMPY_DTYPES
 from clockwork_serve.errors import DeviceError, ModelError
@@ -132,6 +142,7 @@ def serve(on: Device, served: Served, plain: Run, rows: Rows, seed: int, *, ligh
     company = Company()
     dice = np.random.default_rng(seed)
     load(on, served)
+    allowed = _SLACK * rounding_of(array.dtype for array in rows.arrays.values())
     alone: dict[int, Sequence[Array]] = {}
     for number in range(2 if light else 4):
         with contextlib.suppress(Refused):
@@ -149,10 +160,11 @@ def serve(on: Device, served: Served, plain: Run, rows: Rows, seed: int, *, ligh
                 other[name][place] = array[place]
             company.answers += 1
             try:
-                gap = _gap(_answers(on, served, other, size)[place], served, alone[number])
+                answer = _answers(on, served, other, size)[place]
             except (DeviceError, ModelError):
                 company.refused += 1
                 continue
+            gap = _gap(answer, served, alone[number], allowed)
             if gap:
                 company.note(f"row {place} of {count} in a batch of {size}, beside {poison}: {gap}")
     on.retire(served.code.code_id)
@@ -201,11 +213,11 @@ def _answers(on: Device, served: Served, batch: Arrays, size: int) -> list[CallB
     return calls
 
 
-def _gap(call: CallBuffers, served: Served, wanted: Sequence[Array]) -> str:
+def _gap(call: CallBuffers, served: Served, wanted: Sequence[Array], allowed: float) -> str:
     """How an answer differs from what it is alone; empty if it does not."""
     for spec, single in zip(served.code.outputs, wanted, strict=True):
         gap = gap_of(_output(call, spec.name).ravel(), _as_served(single).ravel())
-        if gap > _SLACK * ROUNDING.get(single.dtype.str[1:], 0.0):
+        if gap > (allowed if single.dtype.kind == "f" else 0.0):
             return f"output {spec.name} is {gap:.1e} off"
     return ""
 

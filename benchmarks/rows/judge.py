@@ -8,8 +8,9 @@ sum in another order, a difference is allowed for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -22,7 +23,8 @@ FIXED = (2, 5, 16)
 """Batch sizes at which neighbours are replaced."""
 ALONE = 6
 """Rows whose answers alone are known."""
-ROUNDING = {"f4": 2e-4, "f8": 1e-9, "f2": 3e-2}
+ROUNDING, COARSE_ROUNDING = 2e-4, 3e-2
+"""Relative difference between places and batch sizes that is let pass; the second where float16 is."""
 POISONS = ("nan", "infinity", "zeros", "large", "larger", "other", "negative")
 
 Arrays = dict[str, Array]
@@ -227,6 +229,7 @@ class _Trial:
         self._dice = dice
         self._finding = finding
         self._light = light
+        self._allowed = rounding_of(array.dtype for array in rows.arrays.values())
         self._alone: list[list[Array]] = []
 
     def _run(self, inputs: Arrays) -> list[Array]:
@@ -309,12 +312,17 @@ class _Trial:
         finding = self._finding
         for number, (whole, one) in enumerate(zip(answer, single, strict=True)):
             gap = gap_of(whole[place : place + 1].ravel(), one.ravel())
-            allowed = ROUNDING.get(whole.dtype.str[1:], 0.0)
+            allowed = self._allowed if whole.dtype.kind == "f" else 0.0
             finding.rounding = max(finding.rounding, gap if gap <= allowed else 0.0)
             if gap > allowed and not finding.place:
                 finding.place = (
                     f"output {number}, row {place} of {size}: {gap:.1e} away from what it is alone"
                 )
+
+
+def rounding_of(inputs: Iterable[np.dtype[Any]]) -> float:
+    """How much answers may differ, by the coarsest of the inputs."""
+    return COARSE_ROUNDING if np.dtype("f2") in inputs else ROUNDING
 
 
 def _exchanged(batch: Arrays, place: int, dice: np.random.Generator) -> Iterator[tuple[str, Arrays]]:
