@@ -59,8 +59,9 @@ def play_all(cases: Sequence[Case]) -> Iterator[Played]:
     try:
         with asking.device(256 * MIB) as on:
             for number, case in enumerate(cases, 1):
-                if sys.stderr.isatty():
-                    print(f"\r{number} of {len(cases)}  {case.name:<70.70}", end="", file=sys.stderr)
+                end = "" if sys.stderr.isatty() else "\n"
+                if not end or number % 100 == 0:
+                    print(f"\r{number} of {len(cases)}  {case.name:<70.70}", end=end, file=sys.stderr)
                 yield play(case, store, on)
     finally:
         store.close()

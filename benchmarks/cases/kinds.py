@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from onnx import helper
@@ -25,19 +25,19 @@ def kinds() -> Iterator[Case]:
     """All of them."""
     for name, build, dtype, shape in WRITTEN:
         yield _written(name, build, dtype, shape)
-    for table, word in ((STEPS, "apart"), (MIXERS, "mixing")):
+    for table, word, dtypes in ((STEPS, "apart", ("f4", "i8", "f4", TEXT)), (MIXERS, "mixing", ("f4",))):
         for step, _ in table:
-            case = _alone(f"{word}{step.__name__}", step)
+            case = _alone(f"{word}{step.__name__}", step, dtypes)
             if case is not None:
                 yield case
 
 
-def _alone(name: str, step: Step) -> Case | None:
+def _alone(name: str, step: Step, dtypes: Sequence[str]) -> Case | None:
     """A graph of one step, the first of some that the dice make of it."""
     for number in range(TRIES):
         g = Scope(random.Random(f"{name} {number}"), OPSET)
-        dtype = "f4" if number % 2 else ("i8", TEXT)[number // 2 % 2]
-        inputs = [Value("x", dtype, _SHAPES[number % len(_SHAPES)]), Value("ids", "i8", (ROWS, 1))]
+        shape = _SHAPES[number // len(dtypes) % len(_SHAPES)]
+        inputs = [Value("x", dtypes[number % len(dtypes)], shape), Value("ids", "i8", (ROWS, 1))]
         g.values = list(inputs)
         made = step(g, inputs[0])
         if made is not None and made.axis is not None and g.nodes:
@@ -64,7 +64,7 @@ def _case(name: str, g: Scope, inputs: list[Value], made: Value) -> Case:
     ]
     model = helper.make_model(graph, opset_imports=opsets, functions=g.functions)
     model.ir_version = 8
-    return Case(name, model)
+    return Case(name, model, mixes=made.mixed)
 
 
 def _running_sum(g: Scope, x: Value) -> Value:

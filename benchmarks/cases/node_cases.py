@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from onnx.backend.test.case import node as standard
 
 from benchmarks.cases.case import Case, freed
+from benchmarks.rows.judge import Arrays
 
 
 def node_cases(modules: Sequence[str] = ()) -> Iterator[Case]:
@@ -26,33 +27,46 @@ def node_cases(modules: Sequence[str] = ()) -> Iterator[Case]:
         for name in names:
             importlib.import_module(name)
     for made in list(standard._NodeTestCases):  # noqa: SLF001 - what a module makes is kept nowhere else
-        case = _case(made)
-        if case is not None:
-            yield case
+        given = _tensors(made)
+        if given is None:
+            continue
+        graph = made.model.graph
+        sharing = {value.name for value in graph.input if given[value.name].shape[:1] == _first(graph, given)}
+        yield from _cases(made, given, sharing)
+        if len(sharing) > 1 and _first(graph, given) == (1,):
+            # Sizes of one are alike by chance, as those of a picture and a filter.
+            yield from _cases(made, given, {graph.input[0].name})
 
 
-def _case(made: Any) -> Case | None:
-    """With axis 0 free; None where an input is no tensor, or the first has no axis.
-
-    Inputs beside the first that do not share its axis 0, as weights and axes, become constants.
-    """
+def _tensors(made: Any) -> Arrays | None:
+    """Its inputs by name; None where one is no tensor, or the first has no axis."""
     graph = made.model.graph
     if any(value.type.WhichOneof("value") != "tensor_type" for value in (*graph.input, *graph.output)):
         return None
     given, _ = next(iter(made.data_sets))
     if not given or any(each is None for each in given) or len(given) != len(graph.input):
         return None
-    arrays = [np.asarray(each) for each in given]
-    if not arrays[0].ndim or not len(arrays[0]):
-        return None
-    rows = len(arrays[0])
-    sample, constants = {}, []
-    for value, array in zip(graph.input, arrays, strict=True):
-        if array.ndim and len(array) == rows and value.type.tensor_type.shape.dim:
-            sample[value.name] = array
-        elif array.dtype.kind in "fiub" and value.type.tensor_type.elem_type != onnx.TensorProto.BFLOAT16:
-            constants.append(numpy_helper.from_array(array, value.name))
-        else:
-            return None
+    arrays = {value.name: np.asarray(each) for value, each in zip(graph.input, given, strict=True)}
+    first = next(iter(arrays.values()))
+    return arrays if first.ndim and len(first) else None
+
+
+def _first(graph: onnx.GraphProto, given: Arrays) -> tuple[int, ...]:
+    return given[graph.input[0].name].shape[:1]
+
+
+def _cases(made: Any, given: Arrays, sharing: set[str]) -> Iterator[Case]:
+    """With axis 0 of those that share it free; the others, as weights and axes, become constants."""
+    constants = []
+    for value in made.model.graph.input:
+        if value.name in sharing and not value.type.tensor_type.shape.dim:
+            return
+        if value.name not in sharing:
+            if given[value.name].dtype.kind not in "fiub":
+                return
+            if value.type.tensor_type.elem_type == onnx.TensorProto.BFLOAT16:
+                return
+            constants.append(numpy_helper.from_array(given[value.name], value.name))
     name = f"{made.name}, others constant" if constants else made.name
-    return Case(name, freed(made.model, rows, constants), (sample,))
+    sample = {each: array for each, array in given.items() if each in sharing}
+    yield Case(name, freed(made.model, _first(made.model.graph, given)[0], constants), (sample,))

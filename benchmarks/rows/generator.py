@@ -58,7 +58,8 @@ def _inputs(g: Scope) -> list[Value]:
     inputs = []
     for number in range(dice.choice([1, 1, 1, 2, 2, 3])):
         rank = dice.choice([1, 2, 2, 2, 3, 3, 3, 4, 4, 5])
-        shape = (ROWS, *[dice.choice([1, 2, 2, 3, 4, 4, 5, 6]) for _ in range(rank - 1)])
+        sizes = [1, 2, 2, 3, 4, 4, 5, 6] if rank < 5 else [1, 2, 2, 3, 4]
+        shape = (ROWS, *[dice.choice(sizes) for _ in range(rank - 1)])
         if inputs and dice.random() < 0.5:
             shape = inputs[0].shape
         dtype = dice.choice(["f4"] * 14 + ["f8", "f2", "i8", "i8", "i8", "i4", "?", TEXT])

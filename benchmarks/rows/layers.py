@@ -148,7 +148,7 @@ def _pooled(g: Scope, x: Value) -> Value | None:
 
 
 @step(2)
-def _normalised(g: Scope, x: Value) -> Value | None:
+def _channels_normalised(g: Scope, x: Value) -> Value | None:
     if x.axis != 0 or x.rank < 3 or x.dtype != "f4":
         return None
     channels = x.shape[1]

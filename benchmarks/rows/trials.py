@@ -28,21 +28,21 @@ _SERVED_MEMORY = 16 << 20
 class Tried:
     """What became of one graph.
 
-    ``built`` and ``seen`` say how it mixes rows, by construction and by asking; ``ended`` what a process that
-    did not come back was doing.
+    ``built`` and ``seen`` say how it mixes rows, by construction and by asking; ``faint`` that neighbours
+    change no more than its rounding; ``ended`` what a process that did not come back was doing.
     """
 
     number: int
     refused: str = ""
     built: str = ""
     seen: str = ""
+    faint: str = ""
     batched: bool = False
     why: str = ""
     operators: tuple[str, ...] = ()
     company: asking.Company = field(default_factory=asking.Company)
     served: bool = False
     ended: str = ""
-    rounding: float = 0.0
 
     @property
     def mixes(self) -> bool:
@@ -50,7 +50,7 @@ class Tried:
         return bool(self.built or self.seen)
 
 
-class Tester:
+class Prober:
     """What one process keeps between graphs."""
 
     def __init__(self, seed: int, served_share: float) -> None:
@@ -58,7 +58,7 @@ class Tester:
         self._served_share = served_share
         self._store = asking.Store()
 
-    def test(self, number: int, doing: Callable[[str], None]) -> Tried:
+    def probe(self, number: int, doing: Callable[[str], None]) -> Tried:
         """All that is asked of one graph."""
         seed = self._seed * SEEDS_APART + number
         doing("made")
@@ -73,7 +73,7 @@ class Tester:
         except Refused as error:
             found.refused = str(error)
             return found
-        found.refused, found.seen, found.rounding = finding.refused, finding.mixes, finding.rounding
+        found.refused, found.seen, found.faint = finding.refused, finding.mixes, finding.faint
         if found.refused:
             return found
         doing("put to the store")
@@ -95,13 +95,13 @@ class Tester:
 def _work(pipe: Connection, seed: int, served_share: float, numbers: list[int]) -> None:
     """A process: says what it does, and what was found."""
     os.nice(5)
-    tester = Tester(seed, served_share)
+    prober = Prober(seed, served_share)
     try:
         for number in numbers:
-            pipe.send(tester.test(number, lambda what, at=number: pipe.send((at, what))))  # type: ignore[misc]
+            pipe.send(prober.probe(number, lambda what, at=number: pipe.send((at, what))))  # type: ignore[misc]
         pipe.send(None)
     finally:
-        tester.close()
+        prober.close()
 
 
 @dataclass(slots=True)
@@ -113,7 +113,7 @@ class _Worker:
     heard: float
 
 
-def test_all(numbers: list[int], *, seed: int, jobs: int, served_share: float) -> Iterator[Tried]:
+def probe_all(numbers: list[int], *, seed: int, jobs: int, served_share: float) -> Iterator[Tried]:
     """Every graph once, as they are done."""
     context = multiprocessing.get_context("spawn")
 
