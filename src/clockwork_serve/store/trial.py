@@ -98,7 +98,9 @@ def _noise(session: Runs, trial: Trial) -> float:
         pairs = list(zip(outputs, trial.outputs_of_two, strict=True))
         if any(not two.ndim or two.shape[0] != 2 or one.size * 2 != two.size for one, two in pairs):
             return 0.0
-        noise = max(noise, *(difference([one.reshape(two.shape[1:])], [two[row]]) for one, two in pairs))
+        for one, two in pairs:
+            own = two[row : row + 1]
+            noise = max(noise, difference([one.reshape(own.shape)], [own]))
     return noise
 
 
