@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from onnx import helper
 
 from benchmarks.rows.graph import FLOATS, INTEGERS, ROWS, TEXT, Scope, Value
 
@@ -478,6 +479,20 @@ def _expanded(g: Scope, x: Value) -> Value | None:
         whole = g.op("ConstantOfShape", g.shape_with_rows(x, x.shape))
         more = g.op("Cast", whole, to=1 if x.dtype == "f4" else 11)
     return inexact(x, g.op("Add", x, more))
+
+
+@step(1)
+def _expanded_as_torch_does(g: Scope, x: Value) -> Value | None:
+    """A size of -1 in the shape stands for that of the value itself."""
+    if x.axis != 0 or x.dtype not in ("f4", "f8"):
+        return None
+    rest = [g.constant([-1] * (x.rank - 1))] if x.rank > 1 else []
+    wanted = g.op("Concat", g.rows(x), *rest, axis=0)
+    ones = g.op("ConstantOfShape", g.constant([x.rank]), value=helper.make_tensor("one", 7, [1], [1]))
+    minus = g.op("Mul", ones, g.constant(-1))
+    shape = g.op("Where", g.op("Equal", wanted, minus), ones, wanted)
+    more = g.weights(x.dtype, 1, *x.shape[1:])
+    return inexact(x, g.op("Add", x, g.op("Expand", more, shape)))
 
 
 @step(1)

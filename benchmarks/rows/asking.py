@@ -97,6 +97,8 @@ class Store:
             served = self._compiler.compile(entry, 1)
         except ProblemError as error:
             return Said(batched=False, why=f"does not compile: {error.problem.found}", served=None)
+        except Exception as error:  # noqa: BLE001 - a fault of the compiler, which a server survives, too
+            return Said(batched=False, why=f"compiler's fault: {type(error).__name__}: {error}", served=None)
         why = served.model.warnings[0] if served.model.warnings else ""
         return Said(batched=served.model.max_batch_size > 1, why=why, served=served)
 

@@ -120,6 +120,10 @@ class Scope:
         else:
             tensor = numpy_helper.from_array(array, name)
         if self.constants_as_nodes or self.random.random() < 0.3:
+            if dtype == "i8" and array.ndim < 2 and self.opset >= 12 and self.random.random() < 0.4:
+                form = {"value_ints": array.tolist()} if array.ndim else {"value_int": int(array)}
+                self.nodes.append(helper.make_node("Constant", [], [name], **form))
+                return name
             self.nodes.append(helper.make_node("Constant", [], [name], value=tensor))
         else:
             self.initializers.append(tensor)

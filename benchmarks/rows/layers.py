@@ -87,13 +87,19 @@ def _attention(g: Scope, x: Value) -> Value | None:
     if x.axis != 0 or x.rank != 3 or x.dtype not in ("f4", "f8") or x.shape[1] > 8:
         return None
     length, heads, width = x.shape[1], g.random.choice([1, 2]), g.random.choice([2, 3])
-    merged = g.chance(0.4)
+    merged, computed = g.chance(0.4), g.chance(0.5)
 
     def projected() -> str:
         flat = g.op("MatMul", x, g.weights(x.dtype, x.shape[2], heads * width))
         split = g.op("Reshape", flat, g.constant([0, length, heads, width]))
         turned = g.op("Transpose", split, perm=[0, 2, 1, 3])
-        return g.op("Reshape", turned, g.constant([-1, length, width])) if merged else turned
+        if not merged:
+            return turned
+        if computed:
+            count = g.op("Mul", g.rows(x), g.constant([heads]))
+            shape = g.op("Concat", count, g.constant([length]), g.constant([width]), axis=0)
+            return g.op("Reshape", turned, shape)
+        return g.op("Reshape", turned, g.constant([-1, length, width]))
 
     query, key, values = projected(), projected(), projected()
     perm = [0, 2, 1] if merged else [0, 1, 3, 2]

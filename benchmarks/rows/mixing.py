@@ -60,6 +60,8 @@ def batch(x: Value) -> int:
 @mixer(4)
 def _reduced(g: Scope, x: Value) -> Value | None:
     axes = sorted({batch(x), *[axis for axis in x.others if g.chance(0.3)]})
+    if x.axis == 0 and g.chance(0.3):
+        return blend(g, x, reduce_over(g, x, [0], keepdims=False).name)
     if g.chance(0.15):
         axes = []
         return blend(g, x, g.reduced("ReduceMean", x, axes, keepdims=0))
@@ -72,7 +74,112 @@ def _normalised(g: Scope, x: Value) -> Value | None:
     kind = g.random.choice(["Softmax", "Softmax", "LogSoftmax", "Hardmax", "LpNormalization"])
     if kind == "LpNormalization" and x.dtype == "f2":
         kind = "Softmax"
+    if g.opset < 13 and kind != "LpNormalization":
+        axis = g.random.randint(0, axis)  # all axes from this one on are one
     return replace(x, name=g.op(kind, x, axis=either_sign(g, axis, x.rank)))
+
+
+@mixer(1)
+def _flattened(g: Scope, x: Value) -> Value | None:
+    if x.dtype == "f2":
+        return None
+    flat = g.op("Flatten", x, axis=0)
+    made = g.op("Softmax", flat, axis=1) if g.chance(0.5) else g.op("CumSum", flat, g.constant(1, "i4"))
+    return replace(x, name=g.op("Reshape", made, g.op("Shape", x)))
+
+
+@mixer(1)
+def _as_places(g: Scope, x: Value) -> Value | None:
+    """Rows as the places or channels of one picture."""
+    front = g.to_front(x)
+    if x.dtype != "f4" or front.rank != 2:
+        return None
+    kind = g.random.choice(["LRN", "InstanceNormalization", "GlobalAveragePool", "AveragePool", "LpPool"])
+    if kind == "LRN":
+        made = g.op("LRN", g.unsqueeze(front, 0, 3), size=3, alpha=0.9)
+        return replace(front, name=g.squeeze(made, 0, 3))
+    turned = g.unsqueeze(g.op("Transpose", front, perm=[1, 0]), 0)
+    width = front.shape[1]
+    if kind == "InstanceNormalization":
+        made = g.op(kind, turned, g.weights("f4", width), g.weights("f4", width))
+    elif kind == "GlobalAveragePool":
+        made = g.op("Sub", turned, g.op(kind, turned))
+    else:
+        made = g.op(kind, turned, kernel_shape=[3], pads=[1, 1])
+    return replace(front, name=g.op("Transpose", g.squeeze(made, 0), perm=[1, 0]))
+
+
+@mixer(1)
+def _misread(g: Scope, x: Value) -> Value | None:
+    """Another axis and the rows taken for each other, something added by place, and back."""
+    if x.axis != 0 or x.rank < 2 or x.shape[1] < 2:
+        return None
+    size = x.shape[1]
+    turned = g.op("Reshape", x, g.constant([size, -1, *x.shape[2:]]))
+    added = g.op("Add", turned, g.weights(x.dtype, size, *[1] * (x.rank - 1), scale=2))
+    return replace(x, name=g.op("Reshape", added, g.constant([-1, *x.shape[1:]])))
+
+
+@mixer(1)
+def _permuted(g: Scope, x: Value) -> Value | None:
+    """Rows gathered by numbers that are computed from how many there are."""
+    count = g.rows(x, scalar=True)
+    places = g.op("Range", g.constant(0), count, g.constant(1))
+    if g.chance(0.5):
+        index = g.op("Sub", g.op("Sub", count, g.constant(1)), places)
+    else:
+        index = g.op("Mod", g.op("Add", places, g.constant(1)), count)
+    return replace(x, name=g.op("Gather", x, index, axis=batch(x)))
+
+
+@mixer(1)
+def _filtered_by_itself(g: Scope, x: Value) -> Value | None:
+    if x.dtype != "f4" or x.axis != 0 or x.rank != 3:
+        return None
+    square = g.op("Conv", x, x)
+    return blend(g, x, g.reduced("ReduceMean", square, [1], keepdims=1))
+
+
+@mixer(1)
+def _loop_over_rows(g: Scope, x: Value) -> Value | None:
+    """A loop that adds row after row."""
+    if x.axis != 0 or x.rank < 2 or g.constants_as_nodes:
+        return None
+    inner = g.inner()
+    number, going, carried = (inner.fresh() for _ in range(3))
+    shape = x.shape[1:]
+    still = inner.op("Identity", going)
+    row = inner.op("Gather", x, number, axis=0)
+    held = Value(carried, x.dtype, shape)
+    after = inner.op("Add", held, row)
+    inputs = [
+        inner.info(Value(number, "i8", ())), inner.info(Value(going, "?", ())), inner.info(held)
+    ]  # fmt: skip
+    outputs = [inner.info(Value(still, "?", ())), inner.info(replace(held, name=after))]
+    body = inner.graph("body", inputs, outputs)
+    start = g.constant(np.zeros(shape), x.dtype)
+    total = g.op("Loop", g.rows(x, scalar=True), g.constant(1, "?"), start, body=body)
+    return blend(g, x, total)
+
+
+@mixer(1)
+def _counted_by_shape(g: Scope, x: Value) -> Value | None:
+    """How many rows there are, as a number that came by a shape."""
+    kind = g.random.randrange(4)
+    if kind == 0:
+        ones = g.op("Add", g.op("ConstantOfShape", g.op("Shape", x)), g.constant(1, "f4"))
+        number = g.reduced("ReduceSum", ones, [], keepdims=0)
+    elif kind == 1:
+        places = g.op("NonZero", g.op("Expand", g.constant([1.0], "f4"), g.rows(x)))
+        number = g.reduced("ReduceMax", g.op("Cast", places, to=ONNX_TYPES["f4"]), [], keepdims=0)
+    elif kind == 2:
+        flat = g.op("Shape", g.op("Reshape", x, g.constant([-1])))
+        number = g.op("Cast", g.squeeze(flat, 0), to=ONNX_TYPES["f4"])
+    else:
+        shape = g.op("Cast", g.op("Shape", x), to=ONNX_TYPES["f4"])
+        number = g.reduced("ReduceProd", shape, [0], keepdims=0)
+    number = g.op("Cast", number, to=ONNX_TYPES[x.dtype])
+    return replace(x, name=g.op(g.random.choice(["Add", "Mul"]), x, number))
 
 
 @mixer(1)
@@ -432,7 +539,13 @@ def _numbered(g: Scope, x: Value) -> Value | None:
 def _random(g: Scope, x: Value) -> Value | None:
     if x.dtype != "f4":
         return None
-    kind = g.random.choice(["RandomNormalLike", "RandomUniformLike", "Dropout"])
+    kind = g.random.choice(["RandomNormalLike", "RandomUniformLike", "Dropout", "RandomUniform", "Bernoulli"])
+    if kind == "RandomUniform":
+        return replace(x, name=g.op("Mul", x, g.op(kind, shape=[1])))
+    if kind == "Bernoulli":
+        if g.opset < 15:
+            return None
+        return replace(x, name=g.op("Add", x, g.op(kind, g.op("Sigmoid", x))))
     if kind == "Dropout":
         if g.opset < 12:
             return None
@@ -615,9 +728,11 @@ def _unless_all_are_numbers(g: Scope, x: Value) -> Value | None:
 
 
 def branch(g: Scope, test: str, x: Value, sides: Sequence[str]) -> Value:
-    """If ``test`` then one thing is done to ``x``, else another."""
+    """If ``test`` then one thing is done to ``x``, else another; names inside may be the same."""
     graphs = []
+    count = g.count[0]
     for side in sides:
+        g.count[0] = count
         inner = g.inner()
         if side == "mean":
             name = inner.op("Add", x, inner.reduced("ReduceMean", x, [batch(x)], keepdims=1))
@@ -626,6 +741,7 @@ def branch(g: Scope, test: str, x: Value, sides: Sequence[str]) -> Value:
         else:
             name = inner.op("Identity", x)
         graphs.append(inner.graph(side, [], [inner.info(replace(x, name=name))]))
+    g.count[0] = count + 20
     return replace(x, name=g.op("If", test, then_branch=graphs[0], else_branch=graphs[1]))
 
 

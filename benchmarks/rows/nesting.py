@@ -25,11 +25,12 @@ def nested(g: Scope, x: Value, inside: Step) -> Value | None:
 
 def in_branch(g: Scope, x: Value, inside: Step) -> Value | None:
     """In the branches of an If whose condition no request decides."""
-    dice = g.random.getstate()
+    dice, count = g.random.getstate(), g.count[0]
     made = []
     graphs = []
     for number in range(2):
         g.random.setstate(dice)
+        g.count[0] = count  # siblings may have the same names
         inner = g.inner()
         value = inside(inner, x)
         if value is None or value.name == x.name or not inner.nodes:
@@ -66,12 +67,13 @@ def in_loop(g: Scope, x: Value, inside: Step) -> Value | None:
 def in_function(g: Scope, x: Value, inside: Step) -> Value | None:
     """In a local function."""
     inner = g.inner(function=True)
+    inner.count = [0]  # a function's names are its own
     formal = inner.fresh()
     inner.values = [replace(x, name=formal)]
     value = inside(inner, replace(x, name=formal))
     if value is None or value.name == formal or not inner.nodes:
         return None
-    name = f"Function{len(g.functions)}"
+    name = _function_name(g)
     domains = [LOCAL, *sorted(g.domains - {LOCAL})]
     imports = [
         helper.make_opsetid("", g.opset),
@@ -79,6 +81,16 @@ def in_function(g: Scope, x: Value, inside: Step) -> Value | None:
     ]
     g.functions.append(helper.make_function(LOCAL, name, [formal], [value.name], inner.nodes, imports))
     return replace(value, name=g.op(name, x, domain=LOCAL))
+
+
+def _function_name(g: Scope) -> str:
+    """Of its own, or that of a standard operator, which its domain tells apart.
+
+    Not all: ONNX Runtime ends the process over an ``Add`` that is none.
+    """
+    taken = {function.name for function in g.functions}
+    name = g.random.choice(["Relu", "Identity", "MatMul", "Shape", "Sigmoid"])
+    return name if g.chance(0.4) and name not in taken else f"Function{len(g.functions)}"
 
 
 def told_axis(g: Scope, x: Value, axis: int) -> Value | None:
