@@ -45,6 +45,7 @@ class Tally:
     wrongly: list[Tried] = field(default_factory=list)
     surprises: list[Tried] = field(default_factory=list)
     wrong: list[Tried] = field(default_factory=list)
+    unopened: list[Tried] = field(default_factory=list)
     lost: list[Tried] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
     example: dict[str, int] = field(default_factory=dict)
@@ -64,6 +65,8 @@ class Tally:
         if found.served:
             self.served += 1
             self.answers += found.company.answers - found.company.refused
+            if found.company.unopened:
+                self.unopened.append(found)
             if found.company.wrong:
                 self.wrong.append(found)
         if found.mixes:
@@ -168,6 +171,7 @@ def judged(tally: Tally, count: int, seconds: float) -> Outcome:
         "mixing_batched": [one.number for one in tally.wrongly],
         "mixing_not_seen": tally.silent, "faint": tally.faint,
         "mixing_not_built": [one.number for one in tally.surprises],
+        "unopened": [one.number for one in tally.unopened],
         "ended": {one.number: one.ended for one in tally.lost},
         "reasons": dict(tally.reasons.most_common()), "operators": len(tally.operators),
     }  # fmt: skip
@@ -192,12 +196,13 @@ def explain(tally: Tally, seed: int) -> None:
         print(table(("how", "graphs", "never shown", "replay"), rows))
     for title, some in (
         ("mix rows, though not built to", tally.surprises), ("answered wrongly in company", tally.wrong),
+        ("compiled, and the device does not open them", tally.unopened),
         ("ended or held up the process", tally.lost),
     ):  # fmt: skip
         if some:
             print(f"\n{title}:")
         for one in some[:SHOWN]:
-            print(f"  --seed {seed} --only {one.number}: {one.ended or one.company.first or one.seen}")
+            print(f"  --seed {seed} --only {one.number}: {_what(one)}")
     if tally.reasons:
         print("\nkeep rows apart and are not batched, by reason:")
         rows = [(n, f"--only {tally.example[why]}", why) for why, n in tally.reasons.most_common(25)]
@@ -212,6 +217,10 @@ def explain(tally: Tally, seed: int) -> None:
             for each in ranked[:25]
         ]  # fmt: skip
         print(table(("operator", "not batched", "graphs", "share"), rows))
+
+
+def _what(one: Tried) -> str:
+    return one.ended or one.company.first or one.company.unopened[-200:] or one.seen
 
 
 def again(seed: int, number: int) -> int:

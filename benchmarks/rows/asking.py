@@ -123,12 +123,16 @@ def device(memory_bytes: int = 64 * MIB) -> Iterator[Device]:
 
 @dataclass(slots=True)
 class Company:
-    """Answers in company: how many were asked for, refused, and the first that was wrong."""
+    """Answers in company: how many were asked for, refused, and the first that was wrong.
+
+    ``unopened`` says why the device could not even load what was compiled.
+    """
 
     answers: int = 0
     refused: int = 0
     wrong: int = 0
     first: str = ""
+    unopened: str = ""
 
     def note(self, text: str) -> None:
         """One more wrong answer."""
@@ -143,7 +147,11 @@ def serve(on: Device, served: Served, plain: Run, rows: Rows, seed: int, *, ligh
     """
     company = Company()
     dice = np.random.default_rng(seed)
-    load(on, served)
+    try:
+        load(on, served)
+    except DeviceError as error:
+        company.unopened = str(error)
+        return company
     allowed = _SLACK * rounding_of(array.dtype for array in rows.arrays.values())
     alone: dict[int, Sequence[Array]] = {}
     for number in range(2 if light else 4):

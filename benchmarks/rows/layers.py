@@ -348,7 +348,7 @@ def _masked(g: Scope, x: Value) -> Value | None:
     return inexact(x, g.op("Softmax", g.op("Add", x, mask), axis=-1))
 
 
-@step(0.7)
+@step(0.3)
 def _in_parts(g: Scope, x: Value) -> Value | None:
     if not x.others or x.dtype != "f4":
         return None
