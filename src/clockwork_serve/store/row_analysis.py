@@ -20,7 +20,7 @@ from clockwork_serve.store.canonical import all_graphs, all_nodes
 from clockwork_serve.store.graph_tensors import Interface
 from clockwork_serve.store.liftable import is_weight
 from clockwork_serve.store.row_constants import MOST_ELEMENTS, computed
-from clockwork_serve.store.row_rules import MAKERS, RANDOM, RULES, SIZES_AT
+from clockwork_serve.store.row_rules import ELEMENTWISE, MAKERS, RANDOM, RULES, SIZES_AT
 from clockwork_serve.store.row_values import Array, Call, Mixes, Rows, Shape, Value, axis_of
 from clockwork_serve.store.trial import Fill
 
@@ -38,6 +38,20 @@ _NOT_UNDERSTOOD = (
     ValueError,
     AssertionError,
     StopIteration,
+)
+
+_SAME_SHAPE = frozenset(
+    [
+        "MeanVarianceNormalization",
+        "Normalizer",
+        "Imputer",
+        "Scaler",
+        "LRN",
+        "LpNormalization",
+        "Softmax",
+        "LogSoftmax",
+        "Hardmax",
+    ]
 )
 
 Scope = dict[str, Value]
@@ -270,7 +284,7 @@ class _Graph:
             if not self._doubtful:
                 raise _Unknown from error
             raise Mixes("has shapes that do not fit") from error
-        return [_type_of(found.get(name)) for name in node.output]
+        return _completed(node, inputs, [_type_of(found.get(name)) for name in node.output])
 
     # Operators of their own kind
 
@@ -440,6 +454,25 @@ def _stacked(values: Sequence[Value], times: int, axis: int) -> Value:
     even = all(value.shape == first.shape for value in values)
     shape = (*first.shape[:axis], times, *first.shape[axis:]) if even and first.shape is not None else None
     return Value(first.dtype, shape, rows, sized=sized)
+
+
+def _completed(
+    node: onnx.NodeProto, inputs: Sequence[Value | None], types: list[tuple[int, Shape | None]]
+) -> list[tuple[int, Shape | None]]:
+    """Shapes that onnx itself does not infer, of operators that it writes out as functions, or at all."""
+    shapes = [value.shape for value in inputs if value is not None]
+    if len(types) != 1 or types[0][1] is not None or None in shapes:
+        return types
+    dtype = types[0][0] or next(value.dtype for value in inputs if value is not None)
+    known = [shape for shape in shapes if shape is not None]
+    if node.op_type in ELEMENTWISE:
+        return [(dtype, np.broadcast_shapes(*known))]
+    if node.op_type in _SAME_SHAPE:
+        return [(dtype, known[0])]
+    if node.op_type in ("LinearRegressor", "TreeEnsembleRegressor"):
+        named = {attribute.name: attribute.i for attribute in node.attribute}
+        return [(dtype, (known[0][0], named.get("n_targets", named.get("targets", 1))))]
+    return types
 
 
 def _numpy_type(dtype: int, array: Array) -> np.dtype[Any]:
