@@ -35,7 +35,7 @@ def node_cases(modules: Sequence[str] = ()) -> Iterator[Case]:
         yield from _cases(made, given, sharing)
         if len(sharing) > 1 and _first(graph, given) == (1,):
             # Sizes of one are alike by chance, as those of a picture and a filter.
-            yield from _cases(made, given, {graph.input[0].name})
+            yield from _cases(made, given, {graph.input[0].name}, "first alone")
 
 
 def _tensors(made: Any) -> Arrays | None:
@@ -55,7 +55,7 @@ def _first(graph: onnx.GraphProto, given: Arrays) -> tuple[int, ...]:
     return given[graph.input[0].name].shape[:1]
 
 
-def _cases(made: Any, given: Arrays, sharing: set[str]) -> Iterator[Case]:
+def _cases(made: Any, given: Arrays, sharing: set[str], how: str = "others constant") -> Iterator[Case]:
     """With axis 0 of those that share it free; the others, as weights and axes, become constants."""
     constants = []
     for value in made.model.graph.input:
@@ -67,6 +67,6 @@ def _cases(made: Any, given: Arrays, sharing: set[str]) -> Iterator[Case]:
             if value.type.tensor_type.elem_type == onnx.TensorProto.BFLOAT16:
                 return
             constants.append(numpy_helper.from_array(given[value.name], value.name))
-    name = f"{made.name}, others constant" if constants else made.name
+    name = f"{made.name}, {how}" if constants else made.name
     sample = {each: array for each, array in given.items() if each in sharing}
     yield Case(name, freed(made.model, _first(made.model.graph, given)[0], constants), (sample,))
