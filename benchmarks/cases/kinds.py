@@ -9,12 +9,13 @@ import numpy as np
 from onnx import helper
 
 from benchmarks.cases.case import Case
-from benchmarks.rows import layers
+from benchmarks.rows import layers, rarely
 from benchmarks.rows.apart import STEPS, Step
 from benchmarks.rows.graph import ROWS, TEXT, Scope, Value
 from benchmarks.rows.mixing import MIXERS
 
-assert layers  # its steps enter the table when it is imported
+_TABLES = (layers, rarely)
+"""Their steps enter the tables when they are imported."""
 OPSET = 17
 TRIES = 60
 _SHAPES = ((ROWS, 4), (ROWS, 3, 4), (ROWS, 4, 2, 4), (ROWS, 1))

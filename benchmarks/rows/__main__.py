@@ -11,6 +11,7 @@ by the device, in company, and their answers compared with those of plain ONNX R
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import sys
@@ -123,7 +124,7 @@ def main() -> int:
     return finish(outcome, options.json)
 
 
-def _options() -> object:
+def _options() -> argparse.Namespace:
     made = parser(__doc__ or "")
     made.add_argument("--graphs", type=int, metavar="N", help=f"how many; default: {GRAPHS:,}")
     made.add_argument("--short", action="store_true", help=f"{SHORT:,} graphs")
@@ -205,8 +206,8 @@ def explain(tally: Tally, seed: int) -> None:
             print(f"  --seed {seed} --only {one.number}: {_what(one)}")
     if tally.reasons:
         print("\nkeep rows apart and are not batched, by reason:")
-        rows = [(n, f"--only {tally.example[why]}", why) for why, n in tally.reasons.most_common(25)]
-        print(table(("graphs", "replay", "reason"), rows))
+        lines = [(n, f"--only {tally.example[why]}", why) for why, n in tally.reasons.most_common(25)]
+        print(table(("graphs", "replay", "reason"), lines))
         print("\n... by operator in the graph, those with the largest share first:")
         ranked = sorted(
             tally.vetoed_with, key=lambda each: -tally.vetoed_with[each] / tally.with_operator[each]

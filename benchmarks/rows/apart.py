@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from onnx import helper
@@ -268,7 +269,7 @@ def _cumulative(g: Scope, x: Value) -> Value | None:
     if x.dtype not in ("f4", "f8", "i8") or not x.others:
         return None
     axis = either_sign(g, g.random.choice(x.others), x.rank)
-    more = {"reverse": 1} if g.chance(0.3) else {}
+    more: dict[str, Any] = {"reverse": 1} if g.chance(0.3) else {}
     return inexact(x, g.op("CumSum", x, g.constant(axis, "i4"), **more))
 
 
@@ -422,7 +423,7 @@ def _lost_axis(g: Scope, x: Value) -> Value | None:
 
 def factors(g: Scope, size: int) -> list[int]:
     """Up to three sizes whose product it is."""
-    sizes = []
+    sizes: list[int] = []
     while size > 1 and len(sizes) < 2 and g.chance(0.7):
         divisor = g.random.choice([each for each in range(1, size + 1) if size % each == 0])
         sizes.append(divisor)
@@ -549,7 +550,7 @@ def _words(g: Scope, x: Value) -> Value | None:
         return None
     if g.chance(0.2) and g.opset >= 20:
         return replace(x, name=g.op("StringConcat", x, g.constant("!", TEXT)))
-    more = {"keys_strings": ["a", "b", "word"], "domain": "ai.onnx.ml"}
+    more: dict[str, Any] = {"keys_strings": ["a", "b", "word"], "domain": "ai.onnx.ml"}
     if g.chance(0.5):
         name = g.op("LabelEncoder", x, values_int64s=[1, 2, 3], default_int64=0, **more)
         return replace(x, name=name, dtype="i8")

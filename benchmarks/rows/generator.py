@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 import onnx
 from onnx import helper
 
-from benchmarks.rows import layers
+from benchmarks.rows import layers, rarely
 from benchmarks.rows.apart import STEPS, Step
 from benchmarks.rows.graph import ONNX_TYPES, ROWS, TEXT, Scope, Value
 from benchmarks.rows.mixing import MIXERS
 from benchmarks.rows.nesting import nested
 
-assert layers  # its steps enter the table when it is imported
+_TABLES = (layers, rarely)
+"""Their steps enter the tables when they are imported."""
 OPSETS = (11, 13, 13, 15, 16, 17, 17, 18, 19, 20, 21)
 LARGEST_ROW = 512
 MOST_TRIES = 400
@@ -55,7 +56,7 @@ def graph_of(seed: int) -> Made:
 
 def _inputs(g: Scope) -> list[Value]:
     dice = g.random
-    inputs = []
+    inputs: list[Value] = []
     for number in range(dice.choice([1, 1, 1, 2, 2, 3])):
         rank = dice.choice([1, 2, 2, 2, 3, 3, 3, 4, 4, 5])
         sizes = [1, 2, 2, 3, 4, 4, 5, 6] if rank < 5 else [1, 2, 2, 3, 4]

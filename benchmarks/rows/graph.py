@@ -116,7 +116,7 @@ class Scope:
         if dtype == TEXT:
             array = np.asarray(value, object)
             text = [str(each).encode() for each in array.ravel()]
-            tensor = helper.make_tensor(name, T.STRING, list(array.shape), text)
+            tensor = helper.make_tensor(name, T.STRING, list(array.shape), np.asarray(text, object))
         else:
             tensor = numpy_helper.from_array(array, name)
         if self.constants_as_nodes or self.random.random() < 0.3:
@@ -169,7 +169,7 @@ class Scope:
             return self.op(kind, source, keepdims=keepdims)
         return self._with_axes(kind, source, axes, since=since, keepdims=keepdims)
 
-    def _with_axes(self, kind: str, source: Source, axes: Sequence[int], *, since: int, **more: int) -> str:
+    def _with_axes(self, kind: str, source: Source, axes: Sequence[int], *, since: int, **more: Any) -> str:
         if self.opset >= since:
             return self.op(kind, source, self.constant(list(axes)), **more)
         return self.op(kind, source, axes=list(axes), **more)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -128,7 +129,7 @@ def _convolution(g: Scope, x: Value) -> Value | None:
     depthwise = g.chance(0.2)
     outputs = channels if depthwise else outputs
     weight = g.weights("f4", outputs, 1 if depthwise else channels, *kernel)
-    more = {"group": channels} if depthwise else {}
+    more: dict[str, Any] = {"group": channels} if depthwise else {}
     if g.chance(0.2):
         turned = g.weights("f4", channels, outputs if not depthwise else 1, *kernel)
         name = g.op("ConvTranspose", x, turned, kernel_shape=kernel, **more)
@@ -257,8 +258,9 @@ def _classical(g: Scope, x: Value) -> Value | None:
     if kind == "Normalizer":
         return inexact(x, g.op(kind, x, domain="ai.onnx.ml", norm=g.random.choice(["MAX", "L1", "L2"])))
     if kind == "Imputer":
-        more = {"imputed_value_floats": [0.25] * width, "replaced_value_float": math.nan}
-        return replace(x, name=g.op(kind, x, domain="ai.onnx.ml", **more))
+        new, old = [0.25] * width, math.nan
+        name = g.op(kind, x, domain="ai.onnx.ml", imputed_value_floats=new, replaced_value_float=old)
+        return replace(x, name=name)
     weights = [g.random.uniform(-1, 1) for _ in range(2 * width)]
     name = g.op(kind, x, domain="ai.onnx.ml", coefficients=weights, intercepts=[0.1, 0.2], targets=2)
     return inexact(x, name, (ROWS, 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import onnx
 from onnx import helper
@@ -150,7 +151,7 @@ def _scan_over_time(g: Scope, x: Value) -> Value | None:
     outputs = [inner.info(replace(held, name=after)), inner.info(replace(held, name=made))]
     body = inner.graph("body", inputs, outputs)
     start = g.op("ConstantOfShape", g.shape_with_rows(x, [ROWS, width]))
-    more = {"num_scan_inputs": 1, "scan_input_axes": [1], "scan_output_axes": [1]}
+    more: dict[str, Any] = {"num_scan_inputs": 1, "scan_input_axes": [1], "scan_output_axes": [1]}
     last, whole = g.ops("Scan", start, x, outputs=2, body=body, **more)
     if g.chance(0.5):
         return replace(x, name=last, shape=(ROWS, width), exact=False)
