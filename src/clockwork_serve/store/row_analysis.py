@@ -1,8 +1,8 @@
 """Proves from a model's graph that the rows of a batch are apart, or names the operator that may mix them.
 
-The original graph is walked once for each number of rows that will be served, with the shapes that a trial ran
-on: each value is known by where its rows are. It never runs a kernel, and no float that copies of a model differ
-in has a say, so that what holds for one copy holds for all.
+The original graph is walked once for each number of rows that will be served, with the shapes that a trial
+ran on: each value is known by where its rows are. It never runs a kernel, and no float that copies of a model
+differ in has a say, so that what holds for one copy holds for all.
 """
 
 from __future__ import annotations
@@ -41,18 +41,11 @@ _NOT_UNDERSTOOD = (
 )
 
 _SAME_SHAPE = frozenset(
-    [
-        "MeanVarianceNormalization",
-        "Normalizer",
-        "Imputer",
-        "Scaler",
-        "LRN",
-        "LpNormalization",
-        "Softmax",
-        "LogSoftmax",
-        "Hardmax",
-    ]
-)
+    {
+        "Hardmax", "Imputer", "LRN", "LogSoftmax", "LpNormalization", "MeanVarianceNormalization",
+        "Normalizer", "Scaler", "Softmax",
+    }
+)  # fmt: skip
 
 Scope = dict[str, Value]
 
@@ -60,7 +53,7 @@ Scope = dict[str, Value]
 def veto(model: onnx.ModelProto, interface: Interface, fills: Sequence[Fill], sizes: Iterable[int]) -> str:
     """Why the rows of this model may not be apart, at one of these numbers of rows; empty if they are.
 
-    ``fills`` say which sizes ran. Where ``interface`` leaves dimensions to requests, others are looked at too.
+    ``fills`` say which sizes ran. Where ``interface`` leaves dimensions to requests, others are looked at.
     """
     try:
         graph = _Graph(model)
@@ -179,8 +172,6 @@ class _Graph:
             mixed = next((value.mixed for value in inputs if value is not None and value.mixed), "")
             if mixed:
                 return [Value(0, None, mixed=mixed)] * len(node.output)
-            if any(value is not None and value.items is not None for value in inputs):
-                raise Mixes("works on a sequence")
             return self._plain(node, domain, inputs)
         except Mixes as error:
             return self._mixed(node, str(error))
@@ -207,11 +198,10 @@ class _Graph:
             return self._fixed(op, version, attributes, inputs, types)
         if rule is None:
             raise Mixes("is an operator that is not known to keep rows apart")
-        if has_rows:
-            for number, value in enumerate(inputs):
-                if value is not None and value.rows is None and value.is_sized:
-                    if number not in SIZES_AT.get(op, ()):
-                        raise Mixes("computes with the number of rows")
+        for number, value in enumerate(inputs if has_rows else ()):
+            settings = SIZES_AT.get(op, frozenset())
+            if value is not None and value.rows is None and value.is_sized and number not in settings:
+                raise Mixes("computes with the number of rows")
         shapes = [shape for _, shape in types]
         call = Call(op, version, attributes, inputs, node.output, shapes, self.count)
         found = rule(call)
@@ -288,7 +278,7 @@ class _Graph:
 
     # Operators of their own kind
 
-    def _constant_node(self, node: onnx.NodeProto, _: list[Value | None], __: Scope) -> list[Value]:
+    def constant(self, node: onnx.NodeProto, _: list[Value | None], __: Scope) -> list[Value]:
         attribute = node.attribute[0]
         value = helper.get_attribute_value(attribute)
         if isinstance(value, onnx.SparseTensorProto):
@@ -300,7 +290,7 @@ class _Graph:
             value = numpy_helper.from_array(np.asarray(value, kind))
         return [self._constant(value, node.output[0])]
 
-    def _shape(self, node: onnx.NodeProto, inputs: list[Value | None], _: Scope) -> list[Value]:
+    def shape(self, node: onnx.NodeProto, inputs: list[Value | None], _: Scope) -> list[Value]:
         value = inputs[0]
         assert value is not None
         if value.shape is None:
@@ -322,7 +312,7 @@ class _Graph:
             axes[value.rows.axis] = True
         return axes
 
-    def _if(self, node: onnx.NodeProto, inputs: list[Value | None], scope: Scope) -> list[Value]:
+    def branch(self, node: onnx.NodeProto, inputs: list[Value | None], scope: Scope) -> list[Value]:
         condition = inputs[0]
         assert condition is not None
         if condition.mixed:
@@ -337,7 +327,7 @@ class _Graph:
             return self._walk(yes if condition.known.reshape(-1)[0] else no, scope)
         return [_either(a, b) for a, b in zip(self._walk(yes, scope), self._walk(no, scope), strict=True)]
 
-    def _loop(self, node: onnx.NodeProto, inputs: list[Value | None], scope: Scope) -> list[Value]:
+    def loop(self, node: onnx.NodeProto, inputs: list[Value | None], scope: Scope) -> list[Value]:
         count, going = inputs[0], inputs[1] if len(inputs) > 1 else None
         body = self._body(node)
         for each in (count, going):
@@ -371,7 +361,7 @@ class _Graph:
             step += 1
         return [*carried, *(_stacked(values, times, 0) for values in scanned)]
 
-    def _scan(self, node: onnx.NodeProto, inputs: list[Value | None], scope: Scope) -> list[Value]:
+    def scan(self, node: onnx.NodeProto, inputs: list[Value | None], scope: Scope) -> list[Value]:
         if self._versions[""] < 9:
             raise Mixes("is of an old version")
         attributes = {
@@ -495,7 +485,7 @@ def _foreign_types(
     values = [value for value in inputs if value is not None]
     first, op = values[0], node.op_type
     shape: Shape
-    if op in ("FusedConv",):
+    if op == "FusedConv":
         return [(first.dtype, None)]
     if op in ("FusedMatMul", "FusedGemm", "MatMulIntegerToFloat"):
         a, b = list(first.sizes), list(values[1].sizes)
@@ -520,6 +510,6 @@ def _foreign_types(
 
 _Special = Callable[[_Graph, onnx.NodeProto, list[Value | None], Scope], list[Value]]
 _SPECIAL: dict[str, _Special] = {
-    "Constant": _Graph._constant_node, "If": _Graph._if, "Loop": _Graph._loop, "Scan": _Graph._scan,
-    "Shape": _Graph._shape, "Size": _Graph._shape,
+    "Constant": _Graph.constant, "If": _Graph.branch, "Loop": _Graph.loop, "Scan": _Graph.scan,
+    "Shape": _Graph.shape, "Size": _Graph.shape,
 }  # fmt: skip

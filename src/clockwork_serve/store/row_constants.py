@@ -149,20 +149,23 @@ def _transpose(inputs: Sequence[Array | None], attributes: Mapping[str, Any], _:
 
 
 _MOVES: dict[str, _Compute] = {
-    "Cast": _cast, "CastLike": _one(np.asarray), "Concat": _concat, "Gather": _gather, "Identity": _one(np.asarray), "Reshape": _reshape, "Expand": _expand,
-    "Slice": _slice, "Split": _split, "Tile": _tile, "Squeeze": _squeeze, "Transpose": _transpose, "Unsqueeze": _unsqueeze,
+    "Cast": _cast, "CastLike": _one(np.asarray), "Concat": _concat, "Expand": _expand, "Gather": _gather,
+    "Identity": _one(np.asarray), "Reshape": _reshape, "Slice": _slice, "Split": _split,
+    "Squeeze": _squeeze, "Tile": _tile, "Transpose": _transpose, "Unsqueeze": _unsqueeze,
 }  # fmt: skip
 """What moves elements and changes none of them."""
 _COMPUTES: dict[str, _Compute] = {
     "Abs": _one(np.abs), "Add": _one(np.add), "And": _one(np.logical_and), "Ceil": _one(np.ceil),
     "ConstantOfShape": _filled, "Div": _one(_divided), "Equal": _one(np.equal), "Floor": _one(np.floor),
     "Greater": _one(np.greater), "GreaterOrEqual": _one(np.greater_equal), "Less": _one(np.less),
-    "LessOrEqual": _one(np.less_equal), "Mod": _modulo, "Mul": _one(np.multiply), "Reciprocal": _one(np.reciprocal), "Neg": _one(np.negative),
-    "Not": _one(np.logical_not), "Or": _one(np.logical_or), "Pow": _one(np.power), "Range": _range,
+    "LessOrEqual": _one(np.less_equal),
+    "Max": _one(lambda *each: np.maximum.reduce(np.broadcast_arrays(*each))),
+    "Min": _one(lambda *each: np.minimum.reduce(np.broadcast_arrays(*each))), "Mod": _modulo,
+    "Mul": _one(np.multiply), "Neg": _one(np.negative), "Not": _one(np.logical_not),
+    "Or": _one(np.logical_or), "Pow": _one(np.power), "Range": _range, "Reciprocal": _one(np.reciprocal),
     "ReduceMax": _reduced(np.max), "ReduceMin": _reduced(np.min), "ReduceProd": _reduced(np.prod),
-    "ReduceSum": _reduced(np.sum), "Round": _one(np.round), "Sqrt": _one(np.sqrt), "Sub": _one(np.subtract),
-    "Where": _one(np.where), "Max": _one(lambda *each: np.maximum.reduce(np.broadcast_arrays(*each))),
-    "Min": _one(lambda *each: np.minimum.reduce(np.broadcast_arrays(*each))),
+    "ReduceSum": _reduced(np.sum), "Round": _one(np.round), "Sqrt": _one(np.sqrt),
+    "Sub": _one(np.subtract), "Where": _one(np.where),
 }  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """What the analysis of rows knows of one value: where its rows are, or that none has a say in it.
 
-``Rows`` says that an axis is, in row-major order, ``outer`` x the rows of the batch x ``inner``: so it stays known
-where exporters merge the batch with heads or steps, and take it out again. A value without rows is *fixed*: the
-same whatever the requests are. Its elements are *sized* where they follow from how many rows there are.
+``Rows`` says that an axis is, in row-major order, ``outer`` x the rows of the batch x ``inner``: so it stays
+known where exporters merge the batch with heads or steps, and take it out again. A value without rows is
+*fixed*: the same whatever the requests are. Its elements are *sized* where they follow from how many rows
+there are.
 """
 
 from __future__ import annotations
