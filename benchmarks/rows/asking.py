@@ -234,7 +234,8 @@ def _gap(call: CallBuffers, served: Served, wanted: Sequence[Array], allowed: fl
 
 def _call(served: Served, batch: Arrays, number: int) -> CallBuffers:
     inputs: dict[str, Any] = {name: _as_served(array[number : number + 1]) for name, array in batch.items()}
-    room = max(_ROOM, 2 * served.model.output_bytes if served.model.output_bytes < (1 << 20) else _ROOM)
+    known = all(spec.row_bytes is not None for spec in served.code.outputs)
+    room = max(served.model.output_bytes, _ROOM) if known else _ROOM
     return CallBuffers(inputs=inputs, output=memoryview(bytearray(b"\xaa" * room)))
 
 
