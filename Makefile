@@ -12,7 +12,7 @@ TORCH := .venv/.torch
 PIP := -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench compiled busy faults faults-all fuzz hostile soak nightly mutants planted peers stock triton constraints fix clean
+.PHONY: help setup demo test check bench busy cases compiled faults faults-all fuzz hostile soak nightly mutants planted peers stock triton constraints fix clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -66,6 +66,9 @@ test: $(STAMP) ## set-up, every check, then every test
 
 bench: $(STAMP) ## measure what the docs promise; prints one table per question
 	@$(BIN)/python benchmarks/run.py
+
+cases: $(STAMP) ## known graphs alone and in company: is each batched, and rightly, are its answers right? CASES_WITH="--short"
+	@$(BIN)/python -m benchmarks.cases $(CASES_WITH)
 
 compiled: $(STAMP) ## build the brains and the simulator's loop with mypyc in a venv of its own, run their tests
 	@test -x $(COMPILED)/bin/python || $(BIN)/python -m venv $(COMPILED)

@@ -56,6 +56,13 @@ def test_what_stands_in_the_way_is_named(inputs, outputs, why):
     assert batching(inputs, outputs, max_batch_size=8).lost.startswith("max_batch_size 8 was asked for, but ")
 
 
+@pytest.mark.parametrize("name", ["seq", "sequence_length", "time", "num_frames", "tokens"])
+def test_an_axis_named_as_a_sequence_is_no_batch_unless_a_setting_says_so(name):
+    assert "by its name a sequence" in batching([(name, 3)], [(name, 4)]).lost
+    assert batching([(name, 3)], [(name, 4)], max_batch_size=8).max_batch_size == 8
+    assert batching([(f"batch_{name}", 3)], [("", 4)]).max_batch_size == 16
+
+
 def one_output(value: onnx.ValueInfoProto) -> onnx.ModelProto:
     node = onnx.helper.make_node("Identity", ["x"], ["y"])
     x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N"])

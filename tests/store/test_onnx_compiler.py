@@ -233,13 +233,74 @@ def test_a_fixed_batch_is_served_as_full_shapes(shop):
 def test_rows_that_read_each_other_are_not_batched(shop):
     served = shop.served("m", graphs.mixing_rows())
     assert served.model.max_batch_size == 0
-    assert "output 'y' depends on the rows beside it" in served.model.warnings[0]
+    assert "depends on the rows beside it (output 'y': row 0 of 2" in served.model.warnings[0]
 
 
-def test_rows_that_read_each_other_are_batched_only_if_the_operator_says_so(shop):
+def test_no_setting_insists_on_a_batch_where_a_trial_showed_that_rows_mix(shop):
     served = shop.served("m", graphs.quantised(dynamic=True), toml="max_batch_size = 4")
+    assert served.model.max_batch_size == 0
+    (warning, *_) = served.model.warnings
+    assert "max_batch_size was asked for, but an answer depends on the rows beside it" in warning
+
+
+def of_rows(nodes, dims=(3,), weights=None):
+    t = onnx.TensorProto
+    return graphs.model(nodes, [("x", t.FLOAT, ["n", *dims])], [("y", t.FLOAT, ["n", *dims])], weights)
+
+
+def test_rows_that_read_earlier_ones_are_not_batched(shop):
+    node = onnx.helper.make_node("CumSum", ["x", "axis"], ["y"])
+    served = shop.served("m", of_rows([node], weights={"axis": np.array(0, np.int64)}))
+    assert served.model.max_batch_size == 0
+    assert "an answer depends on the rows beside it (output 'y'" in served.model.warnings[0]
+
+
+def vetoed():
+    """A graph that no trial sees mix: an answer of more than a million would be the largest row's."""
+    h = onnx.helper
+    nodes = [
+        h.make_node("ReduceMax", ["x"], ["m"], name="largest", axes=[0]),
+        h.make_node("Sub", ["m", "m"], ["z"]),
+        h.make_node("Sign", ["z"], ["s"]),
+        h.make_node("Where", ["no", "s", "x"], ["y"]),
+    ]
+    return of_rows(nodes, weights={"no": np.array([False])})
+
+
+def test_what_an_analysis_cannot_clear_is_served_one_by_one_and_the_operator_is_named(shop):
+    served = shop.served("m", vetoed())
+    assert served.model.max_batch_size == 0
+    warning = served.model.warnings[0]
+    assert "may depend on the rows beside it: ReduceMax 'largest' computes along axis 0" in warning
+    assert "max_batch_size > 0 insists" in warning
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"toml": "max_batch_size = 4"},
+        {"pbtxt": "max_batch_size: 4"},
+    ],
+)
+def test_a_setting_insists_where_only_the_analysis_vetoed(shop, settings):
+    served = shop.served("m", vetoed(), **settings)
     assert served.model.max_batch_size == 4
-    assert "answers depend on what else is in the batch" in served.model.warnings[0]
+    (warning,) = served.model.warnings
+    assert "ReduceMax 'largest'" in warning
+    assert warning.endswith("batched as max_batch_size asks for")
+    x = rows(4, 3)
+    assert difference(shop.run(served, {"x": x}), [x]) == 0
+
+
+def test_an_axis_named_as_a_sequence_is_a_batch_only_if_a_setting_insists(shop):
+    h, t = onnx.helper, onnx.TensorProto
+    weights = {"table": graphs.floats(np.random.default_rng(0), 9, 4)}
+    node = h.make_node("Gather", ["table", "ids"], ["y"])
+    model = graphs.model([node], [("ids", t.INT64, ["seq"])], [("y", t.FLOAT, ["seq", 4])], weights)
+    served = shop.served("m", model)
+    assert served.model.max_batch_size == 0
+    assert "axis 0 of input 'ids' is 'seq', by its name a sequence" in served.model.warnings[0]
+    assert shop.served("n", model, toml="max_batch_size = 8").model.max_batch_size == 8
 
 
 def test_rounding_that_spreads_is_not_taken_for_rows_that_read_each_other(shop):

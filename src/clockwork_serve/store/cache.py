@@ -8,7 +8,7 @@ Everything is verified when it is read back: weights are named by the hash of th
 the hash of each of its files, and records carry a seal (see ``integrity``). What does not fit is set aside,
 in ``damaged``, and counts as absent, so that it is made again.
 
-    CACHE_DIR/v4-RUNTIME/codes/CODE_ID/{model.onnx,index.json,probe.json,code.json}
+    CACHE_DIR/v5-RUNTIME/codes/CODE_ID/{model.onnx,index.json,probe.json,code.json}
                                        {1.pt2,2.pt2,...,recipe.json,report.json} of a torch program
                          weights/ID[:2]/ID.bin      blobs, shared by models of equal weights
                          compiled/KEY.json          what a model file and its settings compiled to

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import onnx
@@ -19,6 +20,10 @@ OIP_TYPES: dict[int, str] = {
     _T.FLOAT16: "FP16", _T.BFLOAT16: "BF16", _T.FLOAT: "FP32", _T.DOUBLE: "FP64", _T.STRING: "BYTES",
 }  # fmt: skip
 """ONNX element types by what the Open Inference Protocol calls them."""
+
+
+_SEQUENCE = re.compile("seq|time|token|frame|length|steps", re.IGNORECASE)
+"""Names of axes along which one request goes."""
 
 
 class Batching(Struct, frozen=True):
@@ -70,7 +75,7 @@ def batching_of(interface: Interface, settings: ModelSettings, config: StoreConf
     asked = settings.max_batch_size
     if asked == 0:
         return Batching(0)
-    obstacle = _obstacle(interface)
+    obstacle = _obstacle(interface) or ("" if asked else _sequence(interface))
     if not obstacle:
         return bounded(asked, config)
     wish = f"max_batch_size {asked} was asked for, but " if asked else ""
@@ -113,6 +118,18 @@ def _obstacle(interface: Interface) -> str:
                 names.add(first)
     if len(names) > 1:
         return f"axis 0 of the inputs is not the same dimension ({', '.join(sorted(map(str, names)))})"
+    return ""
+
+
+def _sequence(interface: Interface) -> str:
+    """Why axis 0 is no batch by its name: a sequence of 40 tokens is one request, not 40."""
+    for tensor in interface.inputs:
+        first = tensor.dims[0] if tensor.dims else ""
+        if isinstance(first, str) and _SEQUENCE.search(first) and "batch" not in first.lower():
+            return (
+                f"axis 0 of input '{tensor.name}' is '{first}', by its name a sequence and no batch"
+                " (max_batch_size > 0 insists)"
+            )
     return ""
 
 

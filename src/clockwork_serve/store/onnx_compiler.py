@@ -18,8 +18,10 @@ from clockwork_serve.store.onnx_graph import Plan
 from clockwork_serve.store.optimiser import Optimiser, parse_model
 from clockwork_serve.store.problems import ProblemError
 from clockwork_serve.store.recipe import PROBES, Recipe, learnt, probe_elements
+from clockwork_serve.store.row_analysis import veto
+from clockwork_serve.store.row_trial import compared
 from clockwork_serve.store.settings import ModelSettings, StoreConfig
-from clockwork_serve.store.shapes import DATA_DEPENDENT_OPS, judged, output_room, settled_outputs
+from clockwork_serve.store.shapes import DATA_DEPENDENT_OPS, Verdict, judged, output_room, settled_outputs
 from clockwork_serve.store.source import Source
 from clockwork_serve.store.trial import Trial, try_out
 from clockwork_serve.store.wire import elements, filled
@@ -96,8 +98,7 @@ class OnnxCompiler:
         lowered = self._lower(source.data, plan)
         trial = try_out(lowered.session, plan.interface, batched=plan.max_batch_size > 0)
         if isinstance(trial, Trial):
-            asked = bool(settings.max_batch_size)
-            verdict = judged(trial, plan.interface, batched=plan.max_batch_size > 0, asked=asked)
+            verdict = self._verdict(source.data, lowered, plan, trial, asked=bool(settings.max_batch_size))
             if verdict.lost or verdict.squeezed:
                 batching = Batching(0, verdict.lost) if verdict.lost else batching
                 plan = _planned(found, batching, settings, self._optimiser.block)
@@ -115,6 +116,17 @@ class OnnxCompiler:
         )
         self._cache.save_record("architectures", key, architecture)
         return compiled
+
+    def _verdict(
+        self, data: memoryview, lowered: Lowered, plan: Plan, trial: Trial, *, asked: bool
+    ) -> Verdict:
+        """Whether the rows of a batch are apart, by analysis of the graph and by trial."""
+        if not plan.max_batch_size:
+            return Verdict()
+        sizes = batch_sizes(plan.max_batch_size)
+        why = veto(parse_model(data), plan.interface, trial.fills, sizes)
+        seen = compared(lowered.session, plan.interface, trial, gently=bool(why))
+        return judged(seen, plan.interface, batched=True, asked=asked, veto=why)
 
     def _lower(self, data: memoryview | bytes, plan: Plan) -> Lowered:
         return lower(data, plan, self._optimiser)

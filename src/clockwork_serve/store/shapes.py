@@ -26,12 +26,15 @@ class Verdict(Struct, frozen=True):
     squeezed: dict[str, tuple[int, ...]] = {}
 
 
-def judged(trial: Trial, interface: Interface, *, batched: bool, asked: bool) -> Verdict:
-    """Whether two rows gave what one row gives, twice; ``asked``: the operator said that there is a batch."""
+def judged(trial: Trial, interface: Interface, *, batched: bool, asked: bool, veto: str = "") -> Verdict:
+    """Whether rows are apart: no trial showed otherwise, and an analysis has no ``veto``.
+
+    ``asked``: the operator said that there is a batch, which overrules a veto, but nothing that was seen.
+    """
     if not batched:
         return Verdict()
-    if trial.outputs_of_two is None:
-        return Verdict(_unbatched(f"it does not run on two rows ({trial.two_failed})"))
+    if trial.outputs_of_two is None or trial.two_failed:
+        return Verdict(_unbatched(f"it does not run on several rows ({trial.two_failed})"))
     static = all(isinstance(dim, int) for tensor in interface.inputs for dim in (tensor.dims or ())[1:])
     squeezed = {}
     for tensor, one, two in zip(interface.outputs, trial.outputs, trial.outputs_of_two, strict=True):
@@ -44,12 +47,17 @@ def judged(trial: Trial, interface: Interface, *, batched: bool, asked: bool) ->
                 return Verdict(_unbatched(f"output '{tensor.name}' {shapes}"))
             squeezed[tensor.name] = tuple(row)
     if trial.mixed:
-        reason = f"a row of output '{trial.mixed}' depends on the rows beside it"
-        if not asked:
-            return Verdict(_unbatched(reason))
-        doubt = f"{reason}: answers depend on what else is in the batch, as max_batch_size > 0 asks for"
+        wish = "max_batch_size was asked for, but " if asked else ""
+        return Verdict(_unbatched(f"{wish}an answer depends on the rows beside it ({trial.mixed})"))
+    if veto and not asked:
+        return Verdict(_unbatched(f"an answer may depend on the rows beside it: {veto}") + _INSIST)
+    if veto:
+        doubt = f"an answer may depend on the rows beside it: {veto}; batched as max_batch_size asks for"
         return Verdict(doubt=doubt, squeezed=squeezed)
     return Verdict(squeezed=squeezed)
+
+
+_INSIST = "; where you know that no row reads another, max_batch_size > 0 insists"
 
 
 def _unbatched(reason: str) -> str:

@@ -18,6 +18,7 @@ import torch
 
 from clockwork_serve.store.graph_tensors import GraphTensor, Interface
 from clockwork_serve.store.problems import Problem, ProblemError, problem
+from clockwork_serve.store.row_trial import compared
 from clockwork_serve.store.shapes import judged
 from clockwork_serve.store.torch_archive import FILE, read_archive
 from clockwork_serve.store.torch_job import LEAST_GAIN, Job, Report, Step
@@ -112,6 +113,7 @@ class _Work:
         trial = self._tried(eager, batched=batched)
         lost = doubt = ""
         if batched and self.job.sizes[-1] > 1:
+            trial = compared(eager, self.job.interface, trial)
             verdict = judged(trial, self.job.interface, batched=True, asked=self.job.asked)
             lost, doubt = verdict.lost, verdict.doubt
             if verdict.squeezed and not lost:
