@@ -27,7 +27,7 @@ _PACKAGES: Final = HOME / "lib" / f"python{_PYTHON}" / "site-packages"
 _SERVER: Final = _PACKAGES / "pytriton" / "tritonserver"
 _STUB: Final = _SERVER / "python_backend_stubs" / _PYTHON / "triton_python_backend_stub"
 SHARED: Final = Path("/dev/shm")  # noqa: S108 - where stubs put their memory, by names that nobody guesses
-START_S: Final = 60.0
+START_S: Final = 180.0
 STOP_S: Final = 15.0
 
 SOURCE: Final = '''"""Takes its time and gives back what it got; Triton and Clockwork Serve both read it."""

@@ -79,7 +79,8 @@ class Timing:
             yield
         except Exception as error:
             if why := str(self.read()):
-                raise CouldNotJudge(f"could not be judged: {why}") from error
+                what = str(error).partition("\n")[0]
+                raise CouldNotJudge(f"could not be judged: {why}. What failed: {what}") from error
             raise
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.serve.server import ServerConfig, running_server
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import ms
+from tests.end_to_end.conftest import example_models
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 # Where there are several: so little time may be over before anybody can say that it will not do.
@@ -57,7 +58,7 @@ def test_every_example_has_an_expectation():
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     config = ServerConfig(
-        repository=str(EXAMPLES / "models"),
+        repository=str(example_models(tmp_path_factory.mktemp("examples") / "models")),
         store=StoreConfig(cache_dir=str(tmp_path_factory.mktemp("cache"))),
         devices=(DeviceConfig(device="cpu:0", memory_bytes=4 << 20),),
         http_port=0, grpc_port=0, metrics_port=None, log_level="warning", default_slo_ns=ms(20_000),
@@ -74,7 +75,7 @@ def test_an_example_says_what_it_should(name, server):
         pytest.skip("curl is not there")
     run = [str(EXAMPLES / name)] if name.endswith(".sh") else [sys.executable, str(EXAMPLES / name)]
     done = subprocess.run(
-        [*run, url], env=dict(os.environ), capture_output=True, text=True, timeout=60, check=False
+        [*run, url], env=dict(os.environ), capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
     for words in SAID[name]:

@@ -21,7 +21,7 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
-from tests.end_to_end.conftest import ROOT
+from tests.end_to_end.conftest import ROOT, example_models
 from tests.end_to_end.test_start_and_stop import command, started
 from tests.serve.certificates import Certificates, certificates
 
@@ -36,7 +36,7 @@ def clockwork(*arguments: str, **variables: str) -> subprocess.CompletedProcess[
     """Our own command, to its end."""
     return subprocess.run(
         [sys.executable, "-m", "clockwork_serve", *arguments],
-        capture_output=True, text=True, timeout=60, check=False, env=os.environ | variables,
+        capture_output=True, text=True, timeout=240, check=False, env=os.environ | variables,
     )  # fmt: skip
 
 
@@ -60,12 +60,16 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
 
 
 @pytest.fixture(scope="module")
-def ready(cache: Path, files: Certificates, keys: tuple[Path, dict[str, str]]) -> Iterator[dict[str, Any]]:
+def ready(
+    tmp_path_factory: pytest.TempPathFactory, cache: Path, files: Certificates,
+    keys: tuple[Path, dict[str, str]],
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     options = [
         "--gateways", "2", "--tls-certificate", files.certificate, "--tls-key", files.key,
         "--api-keys", str(keys[0]),
     ]  # fmt: skip
-    with started(command(ROOT / "examples" / "models", cache, *options)) as (_, said):
+    models = example_models(tmp_path_factory.mktemp("door") / "models")
+    with started(command(models, cache, *options)) as (_, said):
         yield said
     gc.collect()  # what stock clients left, in their own thread
 

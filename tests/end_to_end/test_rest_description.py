@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -23,7 +22,7 @@ from benchmarks.serving import Serving
 
 from benchmarks import repositories
 from clockwork_serve.units import MIB, ms
-from tests.end_to_end.conftest import ROOT, call
+from tests.end_to_end.conftest import call, example_models
 from tests.serve.segments import PREFIX, segment
 
 pytestmark = [
@@ -131,9 +130,7 @@ def test_every_answer_is_one_that_the_description_has(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     repository = tmp_path / "models"
-    shutil.copytree(ROOT / "examples" / "models", repository)
-    settings = repository / "mlp" / "clockwork.toml"
-    settings.write_text(settings.read_text().replace("slo_ms = 50\n", ""))  # a host may be busy
+    example_models(repository)
     repositories.one_matrix(repository, "spare", np.eye(4, dtype=np.float32))
     config, schema, events = (tmp_path / name for name in ("st.toml", "openapi.json", "events.ndjson"))
     config.write_text(CONFIG)

@@ -21,6 +21,7 @@ from tritonclient.utils import InferenceServerException
 from benchmarks import repositories, schedules
 from clockwork_serve.serve.gateway_door import DoorConfig
 from tests.end_to_end.conftest import call, x_json
+from tests.timing import Timing
 
 Start = Callable[..., AbstractContextManager[Serving]]
 X = [("x", "FP32", (1, 4), bytes(16))]
@@ -121,23 +122,36 @@ def metrics(serving: Serving, name: str) -> dict[str, float]:
     return {labels.removeprefix(name): float(value) for labels, value in pairs}
 
 
-@pytest.mark.slow
-def test_ten_times_a_quota_at_the_tightest_slo_leaves_anothers_answers_in_time(two: Two) -> None:
-    alone, within, beyond = [played(two.serving, rate) for rate in (0, 12, 200)]
-    for found in (alone, within, beyond):
-        assert len(found["modest"]) == len(alone["modest"])
-        assert answered(found["modest"]) >= len(found["modest"]) - 1, "one may meet a hiccup of the host"
+def charged_s(serving: Serving) -> float:
+    """Device time that the one tenant with a quota was charged for."""
+    said = metrics(serving, "clockwork_tenant_device_seconds_total")
+    assert list(said) == ['{tenant="greedy"}'], "only who has a quota has metrics"
+    return said['{tenant="greedy"}']
 
+
+@pytest.mark.slow
+def test_ten_times_a_quota_at_the_tightest_slo_leaves_anothers_answers_in_time(
+    two: Two, timing: Timing
+) -> None:
+    alone, within = [played(two.serving, rate) for rate in (0, 12)]
+    before_s = charged_s(two.serving)
+    beyond = played(two.serving, 200)
+    spent_s = charged_s(two.serving) - before_s
     greedy = beyond["greedy"]
     most = QUOTA_MS / LASTS_MS * SECONDS
-    assert 0.8 * most <= answered(greedy) <= 1.05 * most + QUOTA_MS * 0.1 / LASTS_MS
+    assert answered(greedy) <= 1.05 * most + QUOTA_MS * 0.1 / LASTS_MS
     refusals = Counter((sample.status, reason_of(sample)) for sample in greedy if sample.status != 200)
-    assert refusals[429, "tenant_quota"] >= 0.99 * refusals.total()
+    with timing.judged():
+        for found in (alone, within, beyond):
+            assert len(found["modest"]) == len(alone["modest"])
+            assert answered(found["modest"]) >= len(found["modest"]) - 1, "one may meet a hiccup of the host"
+        assert spent_s >= 0.8 * QUOTA_MS / 1000 * SECONDS
+        assert refusals[429, "tenant_quota"] >= 0.99 * refusals.total()
 
-    said = metrics(two.serving, "clockwork_tenant_device_seconds_total")
-    assert list(said) == ['{tenant="greedy"}'], "only who has a quota has metrics"
-    seconds = LASTS_MS / 1000 * (answered(greedy) + answered(within["greedy"]))
-    assert said['{tenant="greedy"}'] == pytest.approx(seconds, rel=0.1)
+    seconds = LASTS_MS / 1000 * answered(greedy)
+    assert spent_s >= 0.9 * seconds
+    with timing.judged():  # it pays for what its requests took, which on a busy machine is more
+        assert spent_s <= 1.1 * seconds
 
 
 def test_what_a_tenant_may_ask_for_is_capped_and_its_refusal_says_when_to_come_back(two: Two) -> None:

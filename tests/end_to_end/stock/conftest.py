@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -24,7 +23,7 @@ from tritonclient.utils import InferenceServerException
 
 from benchmarks import repositories
 from clockwork_serve.units import MIB, ms
-from tests.end_to_end.conftest import ROOT
+from tests.end_to_end.conftest import example_models
 
 CLIENTS: dict[str, ModuleType] = {
     "http": tritonclient.http,
@@ -144,7 +143,7 @@ def stock_server(
 ) -> Iterator[Serving]:
     """The server that stock clients ask; none may harm it."""
     root = tmp_path_factory.mktemp("stock") / "models"
-    shutil.copytree(ROOT / "examples" / "models", root)
+    example_models(root)
     for datatype in KINDS:
         echo(root, datatype)
     bytes_echo(root)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from benchmarks.serving import Serving
 
-from tests.end_to_end.conftest import ROOT
+from tests.end_to_end.conftest import example_models
 
 ANALYZER = shutil.which("perf_analyzer", path=str(Path(sys.executable).parent))
 COUNT = 40
@@ -26,9 +26,11 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def sharing(start: Callable[..., AbstractContextManager[Serving]]) -> Iterator[Serving]:
+def sharing(
+    tmp_path_factory: pytest.TempPathFactory, start: Callable[..., AbstractContextManager[Serving]]
+) -> Iterator[Serving]:
     """A server that takes every key, as this client chooses them by the names of tensors."""
-    with start(ROOT / "examples" / "models", shared_memory="/") as serving:
+    with start(example_models(tmp_path_factory.mktemp("sharing") / "models"), shared_memory="/") as serving:
         yield serving
 
 
@@ -37,7 +39,7 @@ def analyze(server: Serving, protocol: str, *options: str) -> str:
     assert ANALYZER is not None
     url = server.grpc_url if protocol == "grpc" else server.http_url.removeprefix("http://")
     command = [ANALYZER, "-i", protocol, "-u", url, *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     return done.stdout + done.stderr
 
 
