@@ -242,8 +242,7 @@ class Gateway:
         """Whether a request may be read; if not, it is ended."""
         link = self.link
         # Of a model that it has, the controller itself says best why it is not served.
-        asks = link.is_open and not link.stuck and link.models.versions(inquiry.model)
-        if not link.ready and not asks:
+        if not link.ready and (not link.is_open or link.stuck or not link.models.versions(inquiry.model)):
             self._refuse(inquiry, Outcome.REJECTED, Reason.NOT_SERVING, f"not ready: {link.why_not_ready}")
             return False
         if len(self._pending) >= self._requests_max:

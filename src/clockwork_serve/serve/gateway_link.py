@@ -105,10 +105,14 @@ class LinkListener:
 
 
 class GatewayLink:
-    """All methods are for the running loop's own thread. ``models`` is the catalogue of the open link."""
+    """All methods are for the running loop's own thread. ``models`` is the catalogue of the open link.
+
+    ``ready``: whether the server can serve.
+    """
 
     def __init__(self, reach: Reach, server_slo_ns: int | None, listener: LinkListener) -> None:
         self.models = GatewayModels(server_slo_ns)
+        self.ready = False  # asked for each request, so not found out anew each time
         self._reach = reach
         self._server_slo_ns = server_slo_ns
         self._listener = listener
@@ -127,12 +131,6 @@ class GatewayLink:
     def is_open(self) -> bool:
         """Whether the controller is there and has told its catalogue."""
         return self._link is not None and self._incoming is None
-
-    @property
-    def ready(self) -> bool:
-        """Whether the server can serve."""
-        serves = self.is_open and self._readiness.ready and not self._pulse.silent
-        return serves and not self.models.all_quarantined
 
     @property
     def stuck(self) -> bool:
@@ -165,7 +163,7 @@ class GatewayLink:
                     self._link = link
                     self._pulse.begin()
                     _log.info("connected to the controller")
-                    self._listener.on_readiness()
+                    self._look_again()
                     await self._lost.wait()
             await asyncio.sleep(RECONNECT_S)
 
@@ -188,6 +186,7 @@ class GatewayLink:
         """Send what was queued and close; questions are answered 503."""
         link, self._link = self._link, None
         self._pulse.end()
+        self.ready = False
         if link is not None:
             link.close()
         self._fail_asks("the server is shutting down")
@@ -259,14 +258,15 @@ class GatewayLink:
                 models.remove(frame.model)
             case Quarantined():
                 models.quarantines.take(frame)
-                self._listener.on_readiness()
+        if models is self.models and (models.quarantines or isinstance(frame, Quarantined)):
+            self._look_again()
 
     def _on_readiness(self, frame: Readiness) -> None:
         # It ends the catalogue that a new link begins with.
         if self._incoming is not None:
             self.models, self._incoming = self._incoming, None
         self._readiness = frame
-        self._listener.on_readiness()
+        self._look_again()
 
     def _on_lost(self, why: str) -> None:
         _log.warning("link lost: %s", why)
@@ -275,18 +275,26 @@ class GatewayLink:
         self._turnstile.reset()
         self._incoming = GatewayModels(self._server_slo_ns)
         self._fail_asks("the controller went away")
+        self.ready = False
         self._listener.on_lost("the controller went away")
-        self._listener.on_readiness()
+        self._look_again()
         self._lost.set()
 
     def _on_pulse(self) -> None:
         if self._pulse.silent:
             why = self.why_not_ready
             _log.error("%s: requests are refused", why)
+            self.ready = False
             self._fail_asks(why)
             self._listener.on_stuck()
         else:
             _log.warning("the controller answers again")
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """Something happened that readiness depends on."""
+        serves = self.is_open and self._readiness.ready and not self._pulse.silent
+        self.ready = serves and not self.models.all_quarantined
         self._listener.on_readiness()
 
     def _look_for_overdue(self) -> None:

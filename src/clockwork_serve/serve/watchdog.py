@@ -18,7 +18,7 @@ TICK_S: Final = 0.25
 GAP_S: Final = 1.0
 """A tick that comes so much later than it should: the watcher was paused itself, others perhaps longer."""
 STOPPED_SHARE: Final = 0.4
-"""Of the limit, for a child that is stopped by a signal: nothing that it does could take so long."""
+"""Of the limit, for a child that is stopped by a signal: it is at nothing that might end by itself."""
 START_TIMES: Final = 40
 """So many limits for the first beat: a start imports, and collects garbage."""
 
