@@ -9,6 +9,7 @@ as it works.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -65,6 +66,8 @@ class Verifier:
             thread.join()
 
     def _run(self) -> None:
+        # Whoever started this thread may run in real time, and would have it do so, too.
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         while (weights := self._next()) is not None:
             began_s = time.monotonic()
             self._look(weights)
