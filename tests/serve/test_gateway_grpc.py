@@ -291,3 +291,49 @@ def test_health(gateway: RunningGateway, channel: Any) -> None:
     strange = asked("Watch")(request(service="other"))
     assert next(strange).status == 3
     strange.cancel()
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "words"),
+    [
+        # Millions of strings where the model takes two.
+        (
+            b"\x42\0" * (7 * MIB // 2),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "expected 2 elements in contents.bytes",
+        ),
+        (b"\x42\0" * (9 * MIB // 2), grpc.StatusCode.RESOURCE_EXHAUSTED, "larger than max"),
+    ],
+)
+def test_millions_of_strings_are_refused_unread(
+    channel: Any, message: bytes, code: grpc.StatusCode, words: str
+) -> None:
+    request = service_pb2.ModelInferRequest(model_name="text")
+    request.inputs.add(name="X", datatype="BYTES", shape=[1, 2])
+    head = request.inputs[0].SerializeToString()
+    tensor_ = head + b"\x2a" + varint(len(message)) + message
+    sent = b"\x0a\x04text\x2a" + varint(len(tensor_)) + tensor_
+    with pytest.raises(grpc.RpcError) as refused:
+        channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(sent, timeout=20)
+    assert refused.value.code() is code
+    assert words in refused.value.details()
+
+
+def varint(value: int) -> bytes:
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*found, value])
+
+
+def test_a_message_that_asks_for_no_inference_is_small(channel: Any) -> None:
+    call = channel.unary_unary("/inference.GRPCInferenceService/RepositoryModelLoad")
+    with pytest.raises(grpc.RpcError, match="at most 16384 bytes, found 20000"):
+        call(b"\x1a\0" * 10_000, timeout=20)
+
+
+def test_large_tensors_arrive_whole(client: Any) -> None:
+    x = np.random.default_rng(1).standard_normal(MIB // 2, np.float32)
+    found = client.infer("any", [tensor("X", x, "FP32")])
+    np.testing.assert_array_equal(found.as_numpy("Y"), x)

@@ -120,7 +120,7 @@ def test_a_connection_that_waits_holds_no_large_body(gateway: RunningGateway) ->
     large = b'{"inputs":[]}' + b" " * 200_000
     with gateway.connect() as client:
         client.sendall(post(INFER, large, close=False))
-        assert client.recv(65536).startswith(b"HTTP/1.1 400")
+        assert client.recv(65536).startswith(b"HTTP/1.1 413")
         (kept,) = gateway.servers.http._connections
         assert kept._complete == []
 

@@ -40,7 +40,8 @@ def parse_infer(request: InferRequest, served: Served) -> InferCall:
     walked: WalkedRequest | None = None
     if isinstance(request, WalkedRequest):
         walked, request = request, request.head
-    served.check_counts(len(request.inputs), len(request.outputs))
+    if len(request.inputs) > served.tensors_max or len(request.outputs) > served.tensors_max:
+        served.check_counts(len(request.inputs), len(request.outputs))
     raw = request.raw_input_contents if walked is None else walked.raw
     places = [_shared_ref(tensor) if tensor.parameters else None for tensor in request.inputs]
     sent = places.count(None)

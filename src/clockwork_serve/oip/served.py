@@ -56,6 +56,8 @@ class Served:
             spec.name: _Input(spec, DATATYPES[spec.datatype], spec.row_bytes) for spec in code.inputs
         }
         self._outputs = {spec.name: spec for spec in code.outputs}
+        self.tensors_max = max(len(self._inputs), len(self._outputs)) + SPARE_TENSORS
+        """Inputs, or outputs, that a request may name before that alone is what is wrong with it."""
         self._required = [spec.name for spec in code.inputs if not spec.optional]
         self._static = all(not spec.optional and -1 not in spec.shape for spec in code.inputs)
         self._binary_only = [spec.name for spec in code.outputs if spec.datatype in BINARY_ONLY]
@@ -78,15 +80,10 @@ class Served:
     def check_counts(self, inputs: int, outputs: int) -> None:
         """Raise :class:`InvalidRequest` for far more of either than the model has: each takes time."""
         for what, found, known in (("inputs", inputs, self._inputs), ("outputs", outputs, self._outputs)):
-            if found > len(known) + SPARE_TENSORS:
+            if found > self.tensors_max:
                 raise InvalidRequest(
                     f"{what}: expected at most {len(known)} for model '{self.model.name}', found {found}"
                 )
-
-    @property
-    def tensors_max(self) -> int:
-        """Inputs, or outputs, that a request may name before that alone is what is wrong with it."""
-        return max(len(self._inputs), len(self._outputs)) + SPARE_TENSORS
 
     @property
     def json_max(self) -> int | None:

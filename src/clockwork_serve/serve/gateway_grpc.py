@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any, Final
@@ -57,7 +58,7 @@ _Write = Callable[["_GrpcInquiry", Heavy], None]
 """Has the outputs of an answer written elsewhere, and then tells it."""
 
 
-class _GrpcInquiry:
+class _GrpcInquiry(ABC):
     """A ``ModelInferRequest``, as the gateway takes it; how it ends is its heirs' business."""
 
     __slots__ = (
@@ -96,20 +97,22 @@ class _GrpcInquiry:
         return parse_infer(self.request, served)
 
     @property
+    @abstractmethod
     def is_open(self) -> bool:
         """Whether somebody waits for its end."""
-        raise NotImplementedError
 
     def end(self, ending: Ending) -> None:
         """Encode the response while the outputs are there."""
-        if ending.outcome is Outcome.OK and is_heavy(ending):
+        call = ending.call
+        # Where no output is named none is ranked.
+        if call is not None and call.outputs and ending.outcome is Outcome.OK and is_heavy(ending):
             self.write(self, Heavy(ending))
         else:
             self.tell(ending)
 
+    @abstractmethod
     def tell(self, ending: Ending) -> None:
         """Encode the response."""
-        raise NotImplementedError
 
 
 class _Alone(_GrpcInquiry):

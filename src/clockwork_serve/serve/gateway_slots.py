@@ -7,7 +7,6 @@ into the region, placed so that their first tensor is aligned, and then need no 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -41,31 +40,38 @@ class Body:
     view: memoryview
 
 
+def _nothing() -> None:
+    """There is nothing to give back."""
+
+
 class Copying:
     """What is still to be copied into a slot, and what to give back then. False where that is nothing."""
 
     __slots__ = ("_at", "_parts", "release")
 
     def __init__(self) -> None:
-        self._parts: deque[tuple[memoryview, memoryview]] = deque()
+        self._parts: list[tuple[memoryview, memoryview]] | None = None  # most requests never have any
         self._at = 0  # so much of the first part is done
-        self.release: Callable[[], None] = lambda: None
+        self.release: Callable[[], None] = _nothing
 
     def __bool__(self) -> bool:
         return bool(self._parts)
 
     def add(self, target: memoryview, source: memoryview) -> None:
         """That, after all that was added before."""
+        if self._parts is None:
+            self._parts = []
         self._parts.append((target, source))
 
     def step(self) -> None:
         """Copy a piece."""
+        assert self._parts
         target, source = self._parts[0]
         start, end = self._at, min(self._at + COPIED_AT_ONCE, len(source))
         target[start:end] = source[start:end]
         self._at = end
         if end == len(source):
-            self._parts.popleft()
+            self._parts.pop(0)
             self._at = 0
 
 
@@ -261,12 +267,12 @@ class Slots:
         self, inputs: Sequence[InputTensor], output_bytes: int, later: Copying | None = None
     ) -> Slot | None:
         region = self.region
-        if sum(len(tensor.data) for tensor in inputs) <= COPIED_AT_ONCE:
-            later = None
         ends, end = [], _HEADER
         for tensor in inputs:
             end += align(len(tensor.data))
             ends.append(end)
+        if end <= COPIED_AT_ONCE:
+            later = None
         piece = region.allocate(end + output_bytes)
         if piece is None:
             return None
