@@ -544,6 +544,20 @@ def _embedded(g: Scope, x: Value) -> Value | None:
     return replace(x, name=name, dtype="f4", shape=(*x.shape, width))
 
 
+@step(0.5)
+def _numbered_from_on_high(g: Scope, x: Value) -> Value | None:
+    """Numbers of words that begin late: what is made up at random is out of range."""
+    if x.dtype != "i8" or x.name[0] != "x" or x.name in g.lows or g.depth or x.row_size > 64:
+        return None
+    if any(x.name in node.input for node in g.nodes):
+        return None
+    low, size, width = g.random.choice([100, 1000]), 6, g.random.randint(1, 5)
+    g.lows[x.name] = low
+    index = g.op("Sub", x, g.constant(low))
+    name = g.op("Gather", g.weights("f4", size, width), index, axis=0)
+    return replace(x, name=name, dtype="f4", shape=(*x.shape, width))
+
+
 @step(3)
 def _words(g: Scope, x: Value) -> Value | None:
     if x.dtype != TEXT or x.axis != 0:

@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from benchmarks.rows.judge import (
     Refused,
     Rows,
     Run,
+    Specs,
     gap_of,
     plain_rows,
     poisoned,
@@ -262,6 +263,6 @@ def _output(call: CallBuffers, name: str) -> Array:
     return made.reshape(ref.shape)
 
 
-def some_rows(specs: Any, seed: int) -> Rows:
+def some_rows(specs: Specs, seed: int, lows: Mapping[str, int] | None = None) -> Rows:
     """Rows to serve."""
-    return plain_rows(specs, 24, np.random.default_rng(seed))
+    return plain_rows(specs, 24, np.random.default_rng(seed), lows)

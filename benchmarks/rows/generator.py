@@ -23,12 +23,16 @@ MOST_TRIES = 400
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A graph and what is known of it by construction. ``kinds`` are the steps that mix."""
+    """A graph and what is known of it by construction.
+
+    ``kinds`` are the steps that mix, ``lows`` the least values of inputs that take no smaller ones.
+    """
 
     seed: int
     model: onnx.ModelProto
     mixes: bool
     kinds: tuple[str, ...]
+    lows: dict[str, int]
 
 
 def graph_of(seed: int) -> Made:
@@ -51,7 +55,7 @@ def graph_of(seed: int) -> Made:
         g.values.append(x)
     outputs = _outputs(g, x)
     model = _model(g, inputs, outputs)
-    return Made(seed, model, any(output.mixed for output in outputs), tuple(kinds))
+    return Made(seed, model, any(output.mixed for output in outputs), tuple(kinds), g.lows)
 
 
 def _inputs(g: Scope) -> list[Value]:

@@ -78,6 +78,7 @@ def name_of(source: Source) -> str:
 class Scope:
     """A graph, a branch, a loop's body or a function while it grows.
 
+    ``lows`` are the least values of integer inputs that take no others.
     ``constants_as_nodes``: as functions need it. Subgraphs share the dice, the count of names, functions and
     domains.
     """
@@ -90,6 +91,7 @@ class Scope:
     functions: list[onnx.FunctionProto] = field(default_factory=list)
     domains: set[str] = field(default_factory=set)
     count: list[int] = field(default_factory=lambda: [0])
+    lows: dict[str, int] = field(default_factory=dict)
     constants_as_nodes: bool = False
     depth: int = 0
 

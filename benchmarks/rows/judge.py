@@ -123,8 +123,10 @@ def specs_of(session: ort.InferenceSession, free: int = 4) -> dict[str, tuple[st
 WORDS = ("a", "b", "word", "", "other", "longer than all others", "0", "ä")
 
 
-def plain_rows(specs: Specs, count: int, dice: np.random.Generator) -> Rows:
-    """Rows as a client would send them."""
+def plain_rows(
+    specs: Specs, count: int, dice: np.random.Generator, lows: Mapping[str, int] | None = None
+) -> Rows:
+    """Rows as a client would send them; ``lows``: the least values of inputs that take no smaller ones."""
     arrays: Arrays = {}
     for name, (kind, row) in specs.items():
         shape = (count, *row)
@@ -133,7 +135,8 @@ def plain_rows(specs: Specs, count: int, dice: np.random.Generator) -> Rows:
         elif kind == "?":
             arrays[name] = np.asarray(dice.integers(0, 2, shape)).astype("?")
         elif kind[0] in "iu":
-            arrays[name] = np.asarray(dice.integers(0, 6, shape)).astype(kind)
+            low = (lows or {}).get(name, 0)
+            arrays[name] = np.asarray(dice.integers(low, low + 6, shape)).astype(kind)
         else:
             arrays[name] = np.asarray(dice.standard_normal(shape)).astype(kind)
     return Rows(arrays)
@@ -174,6 +177,8 @@ def _poisoned_integers(array: Array, poison: str, dice: np.random.Generator) -> 
         return np.zeros_like(array)
     if poison == "infinity":
         return np.full_like(array, 1)
+    if poison == "other":  # in another order at least, which is as valid as the rows are
+        return np.asarray(dice.permuted(array.reshape(-1)).reshape(array.shape))
     if poison == "large":
         return np.full_like(array, min(5000, int(np.iinfo(array.dtype).max)))
     if poison == "larger":
@@ -257,6 +262,8 @@ class _Trial:
             try:
                 whole = self._run(batch)
             except Refused as error:
+                if not self._each_runs(range(size)):
+                    continue
                 self._finding.shape = f"{size} rows do not run: {error}"
                 return True
             if not self._counts_fit(whole, size):
@@ -265,6 +272,15 @@ class _Trial:
                 if self._beside(batch, whole, place, size):
                     return True
         return False
+
+    def _each_runs(self, numbers: Sequence[int]) -> bool:
+        """Whether it takes each of these rows alone: it may refuse a batch for the values of one row."""
+        try:
+            for number in set(numbers):
+                self._run(self._rows.take([number]))
+        except Refused:
+            return False
+        return True
 
     def _beside(self, batch: Arrays, whole: Sequence[Array], place: int, size: int) -> bool:
         for poison, other in _exchanged(batch, place, self._dice):
@@ -306,6 +322,8 @@ class _Trial:
                 try:
                     answer = self._run(self._rows.take(order))
                 except Refused as error:
+                    if not self._each_runs(order):
+                        continue
                     self._finding.shape = f"{size} rows do not run: {error}"
                     return True
                 if not self._counts_fit(answer, size):

@@ -69,7 +69,8 @@ class Prober:
         doing("judged")
         try:
             session = session_of(data)
-            finding = judge(session, seed=seed)
+            rows = asking.some_rows(specs_of(session), seed, made.lows)
+            finding = judge(session, seed=seed, rows=rows)
         except Refused as error:
             found.refused = str(error)
             return found
@@ -83,7 +84,6 @@ class Prober:
             doing("served")
             found.served = True
             with asking.device(_SERVED_MEMORY) as on:
-                rows = asking.some_rows(specs_of(session), seed)
                 found.company = asking.serve(on, said.served, runner(session), rows, seed)
         return found
 

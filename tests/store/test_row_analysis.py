@@ -62,7 +62,8 @@ APART = {
         { c = Conv<kernel_shape=[3,3]>(x, w) p = MaxPool<kernel_shape=[2,2]>(c) g = GlobalAveragePool(p)
           y = Flatten(g) }""",
     "an LSTM whose batch is axis 1": """g (float[n,5,6] x) => (float[n,h] y)
-        <float[1,8,6] w, float[1,8,2] r, int64[1] a = {0}, int64 one = {1}, int64[1] d = {1}, int64[1] hid = {2}>
+        <float[1,8,6] w, float[1,8,2] r, int64[1] a = {0}, int64 one = {1}, int64[1] d = {1},
+         int64[1] hid = {2}>
         { t = Transpose<perm=[1,0,2]>(x) s = Shape(t) n0 = Gather(s, one) n = Unsqueeze(n0, a)
           shape = Concat<axis=0>(d, n, hid) zeros = ConstantOfShape(shape)
           o, h, c = LSTM<hidden_size=2>(t, w, r, , , zeros, zeros) y = Squeeze(h, a) }""",
@@ -83,7 +84,8 @@ APART = {
         { y = Loop(times, go, x) <body = b (int64 i, bool c, float[n,3] h) => (bool d, float[n,3] k)
           { d = Identity(c) k = Tanh(h) }> }""",
     "a scan along a sequence behind the rows": """g (float[n,5,3] x, float[n,3] h) => (float[n,3] y)
-        { y = Scan<num_scan_inputs=1, scan_input_axes=[1], body = b (float[n,3] s, float[n,3] e) => (float[n,3] o)
+        { y = Scan<num_scan_inputs=1, scan_input_axes=[1],
+                   body = b (float[n,3] s, float[n,3] e) => (float[n,3] o)
           { o = Add(s, e) }>(h, x) }""",
     "a function": """g (float[n,3] x) => (float[n,3] y) { y = own.Twice(x) }
         <domain: "own", opset_import: ["" : 17]> Twice (a) => (b) { c = Add(a, a) b = Softmax<axis=1>(c) }""",
@@ -105,7 +107,8 @@ MIXED = {
     "CumSum": "g (float[n,3] x) => (float[n,3] y) <int64 a = {0}> { y = CumSum(x, a) }",
     "LSTM": """g (float[n,1,6] x) => (float[n,1,1,2] y) <float[1,8,6] w, float[1,8,2] r>
         { y = LSTM<hidden_size=2>(x, w, r) }""",
-    "MaxPool": """g (float[n,1,4] x) => (float[n,1,3] y, int64[n,1,3] i) { y, i = MaxPool<kernel_shape=[2]>(x) }""",
+    "MaxPool": """g (float[n,1,4] x) => (float[n,1,3] y, int64[n,1,3] i)
+        { y, i = MaxPool<kernel_shape=[2]>(x) }""",
     "Trilu": "g (float[n,4] x) => (float[n,4] y) { y = Trilu<upper=0>(x) }",
     "EyeLike": "g (float[n,4] x) => (float[n,4] y) { y = EyeLike(x) }",
     "Unique": """g (int64[n] x) => (int64[n] y)
@@ -130,7 +133,8 @@ MIXED = {
         { f = Gather(x, zero) y = Sub(x, f) }""",
     "ScatterND": """g (float[n,3] x, int64[n,1] i) => (float[n,3] y) { y = ScatterND(x, i, x) }""",
     "ReduceMean": "g (float[n,3] x) => (float[n,3] y) { m = ReduceMean<axes=[0]>(x) y = Sub(x, m) }",
-    "TopK": "g (float[n,3] x) => (float[k,3] y) <int64[1] k = {1}> { v, i = TopK<axis=0>(x, k) y = Add(x, v) }",
+    "TopK": """g (float[n,3] x) => (float[k,3] y) <int64[1] k = {1}>
+        { v, i = TopK<axis=0>(x, k) y = Add(x, v) }""",
     "ArgMax": "g (float[n,3] x) => (bool[n,3] y) { a = ArgMax<axis=0>(x) y = Equal(a, a) }",
     "MatMul": "g (float[n,3] x) => (float[n,n] y) { t = Transpose(x) y = MatMul(x, t) }",
     "Einsum": 'g (float[n,3] x) => (float[n,3] y) { s = Einsum<equation="ij->j">(x) y = Add(x, s) }',
@@ -178,7 +182,8 @@ def test_a_branch_that_reads_a_mixed_value_of_the_graph_around_it_is_vetoed():
 
 def test_a_causal_network_on_one_sequence_is_no_batch_of_tokens():
     text = """g (int64[seq] ids) => (float[seq,4] y) <float[9,4] table, float big = {-10000}>
-        { e = Gather(table, ids) t = Transpose(e) s = MatMul(e, t) w = Softmax<axis=-1>(s) y = MatMul(w, e) }"""
+        { e = Gather(table, ids) t = Transpose(e) s = MatMul(e, t) w = Softmax<axis=-1>(s)
+          y = MatMul(w, e) }"""
     assert verdict(text).startswith("MatMul")
 
 

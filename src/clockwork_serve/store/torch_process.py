@@ -9,6 +9,7 @@ import functools
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from clockwork_serve.store.torch_packages import (
     timed_ns,
 )
 from clockwork_serve.store.torch_program import Program, read_program
+from clockwork_serve.store.torch_rows import veto
 from clockwork_serve.store.torch_target import target_here
 from clockwork_serve.store.trial import Trial, made_up, try_out
 
@@ -113,8 +115,9 @@ class _Work:
         trial = self._tried(eager, batched=batched)
         lost = doubt = ""
         if batched and self.job.sizes[-1] > 1:
-            trial = compared(eager, self.job.interface, trial)
-            verdict = judged(trial, self.job.interface, batched=True, asked=self.job.asked)
+            why = self._veto(trial)
+            trial = compared(eager, self.job.interface, trial, gently=bool(why))
+            verdict = judged(trial, self.job.interface, batched=True, asked=self.job.asked, veto=why)
             lost, doubt = verdict.lost, verdict.doubt
             if verdict.squeezed and not lost:
                 lost = f"output '{next(iter(verdict.squeezed))}' has no batch axis for one row"
@@ -138,6 +141,17 @@ class _Work:
             batch_sizes=tuple(kept), outputs=self._outputs(trial, batched=batched), fills=trial.fills,
             lost=lost, doubt=doubt, folded=packed.folded, row_ns=self.row_ns, difference=self.difference,
         )  # fmt: skip
+
+    def _veto(self, trial: Trial) -> str:
+        """Why an analysis of the graph does not find the rows of a batch apart; empty if it does."""
+
+        def inputs_of(count: int) -> Sequence[Any]:
+            return tensors_of(made_up(trial.fills, rows=count), self.inputs, self.device)
+
+        try:
+            return veto(self.plain.module(self.values, self.device), inputs_of, self.job.sizes[-1])
+        except Exception as error:  # noqa: BLE001 - operators raise whatever they like
+            return f"the graph does not run on several rows ({type(error).__name__}: {str(error)[:100]})"
 
     def _tried(self, eager: Eager, *, batched: bool) -> Trial:
         """Inputs that the program takes. Raises ``ProblemError`` if there are none."""
