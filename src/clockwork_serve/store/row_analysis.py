@@ -118,10 +118,10 @@ class _Graph:
             outputs = self._walk(self._model.graph, scope)
         except _Unknown:
             return ""
-        for declared, value in zip(self._model.graph.output, outputs, strict=True):
-            if value.mixed:
-                return value.mixed
-            if value.rows is None or value.rows.axis or not value.rows.plain:
+        for declared, found in zip(self._model.graph.output, outputs, strict=True):
+            if found.mixed:
+                return found.mixed
+            if found.rows is None or found.rows.axis or not found.rows.plain:
                 return f"output '{declared.name}' does not have the rows on axis 0"
         return ""
 
