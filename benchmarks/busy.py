@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -178,6 +179,7 @@ def main() -> int:
     log.parent.mkdir(exist_ok=True)
     log.write_text("")
     outcome = Outcome("benchmarks.busy")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no pytest is left behind
     with programs(given.programs, given.limit):
         if given.whole:
             status, last = whole(log)
