@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ WIDE, LONG = 256, 64
 MODELS = 4
 SLO = {"slo_ms": 20000}
 REPAIR_S = 60.0
-Start = Callable[[], AbstractContextManager[Serving]]
 
 
 @pytest.fixture

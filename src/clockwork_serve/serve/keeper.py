@@ -146,7 +146,7 @@ class Keeper:
 
     async def close(self) -> None:
         """End everything at once."""
-        self.repairs.close()
+        await self.repairs.close()
         for task in self._answers:
             task.cancel()
         for running in (self._refreshing, self._missing):

@@ -70,10 +70,11 @@ class Repairs:
         """All that was found since this began."""
         return DamageCounted(found=dict(self._found), remade=self._remade, lost=self._lost)
 
-    def close(self) -> None:
-        """Repair no more."""
+    async def close(self) -> None:
+        """Repair no more; the compiler that runs for it is ended first."""
         if self._running is not None:
             self._running.cancel()
+            await asyncio.wait((self._running,))
 
     async def _run(self) -> None:
         try:
