@@ -49,7 +49,7 @@ from clockwork_serve.serve.gateway_link import GatewayLink, LinkListener, Reach,
 from clockwork_serve.serve.gateway_models import GatewayModels
 from clockwork_serve.serve.gateway_overdue import Overdue
 from clockwork_serve.serve.gateway_regions import Regions
-from clockwork_serve.serve.gateway_slots import Copies, Copying, Slot, Slots
+from clockwork_serve.serve.gateway_slots import Copies, Slot, Slots, copying_of
 from clockwork_serve.serve.gateway_stranded import AGAIN, Stranded
 from clockwork_serve.serve.gateway_tenants import Caps
 from clockwork_serve.serve.gateway_way import Way
@@ -151,7 +151,7 @@ class Gateway:
             return ""
         body, inquiry.body = inquiry.body, None
         output_bytes = served.model.output_bytes * known.rows
-        copying = Copying()
+        copying = copying_of(call.inputs)
         slot = self.slots.fill(call.inputs, output_bytes, body, copying)
         if slot is None:
             self._refuse_for_room(inquiry, served, self.slots.bytes_for(call.inputs, output_bytes))

@@ -105,11 +105,11 @@ class Exchange:
 
     def call(self, served: Served) -> InferCall:
         """Parse it. Raises :class:`InvalidRequest`."""
-        # Not kept: an error's traceback names us, and each would hold the other, with the body.
-        read, self.read = self.read, None
-        if isinstance(read, InferCall):
-            return read
-        if read is not None:
+        if self.read is not None:
+            # Not kept: an error's traceback names us, and each would hold the other, with the body.
+            read, self.read = self.read, None
+            if isinstance(read, InferCall):
+                return read
             try:
                 raise read
             finally:
@@ -142,10 +142,17 @@ class Exchange:
         """Answer the client."""
         if self.abandoned:
             return
-        if self.write is not None and ending.outcome is Outcome.OK and is_heavy(ending):
+        known = None if ending.call is None else ending.call.known
+        # The common case, where all outputs are sent as they are, is not looked at more closely.
+        if (
+            (known is None or known.outputs_in_order is None)
+            and self.write is not None
+            and ending.outcome is Outcome.OK
+            and is_heavy(ending)
+        ):
             self.write(self, Heavy(ending))
-            return
-        self.tell(ending)
+        else:
+            self.tell(ending)
 
     def tell(self, ending: Ending) -> None:
         """Make a response of it."""

@@ -241,12 +241,14 @@ class HttpServer:
 
     def _infer(self, exchange: Exchange) -> None:
         exchange.write = self._write
-        length = exchange.header_length
-        at = None if length is None else byte_count(length)
-        if exchange.json_bytes > INLINE_BYTES and (length is None or at):
-            self._start(self._read_soon(exchange, at))
-        else:
-            exchange.request_id = self.gateway.infer(exchange)
+        if len(exchange.content) > INLINE_BYTES and exchange.json_bytes > INLINE_BYTES:
+            length = exchange.header_length
+            at = None if length is None else byte_count(length)
+            # A length that is none, or 0, is for others to find.
+            if length is None or at:
+                self._start(self._read_soon(exchange, at))
+                return
+        exchange.request_id = self.gateway.infer(exchange)
 
     async def _read_soon(self, exchange: Exchange, length: int | None) -> None:
         """Have much JSON read by another process, if the model can need so much; then go on as usual."""

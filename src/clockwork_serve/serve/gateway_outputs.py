@@ -25,7 +25,7 @@ CLASSES: Final = 1024
 def is_heavy(ending: Ending) -> bool:
     """Whether one of the outputs is for that process."""
     call, served = ending.call, ending.served
-    if call is None or served is None or (call.known is not None and call.known.outputs_in_order is not None):
+    if call is None or served is None:
         return False
     if all(len(tensor.data) <= JSON_BYTES for tensor in ending.outputs):
         # The common case; so few numbers have few classes.

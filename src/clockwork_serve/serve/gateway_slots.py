@@ -75,6 +75,14 @@ class Copying:
             self._at = 0
 
 
+def copying_of(inputs: Sequence[InputTensor]) -> Copying | None:
+    """What large inputs are left to; None if there are none."""
+    for tensor in inputs:
+        if len(tensor.data) > COPIED_AT_ONCE:
+            return Copying()
+    return None
+
+
 class Copies:
     """Slots that are being filled, by their requests' ids: a piece in a turn of the loop, in order.
 
