@@ -70,6 +70,7 @@ def test_rows_that_are_apart_are_proved_to_be(kind):
     assert verdict(Calls(APART[kind]), torch.rand(2, 4)) == ""
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch's own, about what it exports
 def test_models_of_every_kind_keep_their_batches():
     ids = torch.randint(0, 5, (2, 12))
     assert verdict(torch_models.Encoder(), ids, torch.ones_like(ids)) == ""

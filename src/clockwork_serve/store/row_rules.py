@@ -126,7 +126,8 @@ def _gemm(call: Call) -> Found:
     pairs: list[tuple[Value | None, list[Label]]] = [(call.value(0), first), (call.value(1), second)]
     bias = call.given(2)
     if bias is not None:
-        pairs.append((bias, ["m", "k"][2 - len(bias.sizes) :]))
+        labels: list[Label] = ["m", "k"]
+        pairs.append((bias, labels[2 - len(bias.sizes) :]))
     return labelled(pairs, [["m", "k"]])
 
 
@@ -567,7 +568,7 @@ def _resize(call: Call) -> Found:
     if axes is None or axis in axes:
         if attribute is not None and attribute[place] != 1:
             raise Mixes("resizes the rows")
-        if scales is not None and math.prod(scales.sizes):
+        if scales is not None and 0 not in scales.sizes:
             if scales.known is None:
                 raise Mixes("has scales that are not constant")
             if scales.known.reshape(-1)[place] != 1:
@@ -592,8 +593,8 @@ def _attention(call: Call) -> Found:
     pairs: list[tuple[Value | None, list[Label]]] = []
     for number, value in enumerate(call.inputs):
         if value is not None and number == 3:
-            rank = len(value.sizes)
-            pairs.append((value, ["n", None, None, None][4 - rank :]))
+            labels: list[Label] = ["n", None, None, None]
+            pairs.append((value, labels[4 - len(value.sizes) :]))
         elif value is not None:
             pairs.append((value, _leading(value, "n")))
     for number in (0, 1, 2, 4, 5):

@@ -211,7 +211,7 @@ class _Rows:
             for fill in self._fills:
                 if only in ("", fill.name):
                     for row, kind in kinds.items():
-                        changed[fill.name][row] = _poison(
+                        changed[fill.name][row : row + 1] = _poison(
                             fill, kind, rows[fill.name], row, watched[0], gently=gently
                         )
             after = self._run(changed)
@@ -264,8 +264,9 @@ def _gap(got: Array, wanted: Array, datatype: str) -> float:
 def _nudged(array: Array, datatype: str, *, up: bool) -> Array:
     """Every number moved by its last bit."""
     if datatype == "BF16":
-        return array ^ np.uint16(1 if up else 2)
-    return np.nextafter(array, array.dtype.type(np.inf if up else -np.inf))
+        return np.bitwise_xor(array, np.uint16(1 if up else 2))
+    moved: Array = np.nextafter(array, array.dtype.type(np.inf if up else -np.inf))
+    return moved
 
 
 def _equal(a: Array, b: Array) -> bool:
@@ -292,21 +293,22 @@ def _has(kind: str, datatype: str) -> bool:
 
 def _poison(fill: Fill, kind: str, rows: Array, row: int, watched: int, *, gently: bool) -> Array:
     """What a row is replaced by; ``gently``: integers and strings stay what lookups know."""
-    own = rows[row]
-    other = made_up([fill], rows=len(rows), seed=SEED + 1000 + row)[fill.name][row]
+    own: Array = rows[row : row + 1]
+    other: Array = made_up([fill], rows=len(rows), seed=SEED + 1000 + row)[fill.name][row : row + 1]
+    twin: Array = rows[watched : watched + 1]
     if kind == "twin":
-        return rows[watched]
+        return twin
     if kind == "other":
         return other
     if rows.dtype.kind == "f":
         return _poisoned_floats(own, kind)
     if fill.datatype == "BF16":
         bits = {"nan": 0x7FC0, "zero": 0, "thousandfold": 0x4480, "extreme": 0xFF80}
-        return np.full_like(own, bits[kind]) if kind in bits else own ^ np.uint16(0x8000)
+        return np.full_like(own, bits[kind]) if kind in bits else np.bitwise_xor(own, np.uint16(0x8000))
     if gently:
         return other
     if rows.dtype.kind == "b":
-        return np.full_like(own, fill_value=False) if kind == "zero" else ~own
+        return np.full_like(own, fill_value=False) if kind == "zero" else np.logical_not(own)
     if rows.dtype.kind == "O":
         text = {"zero": "", "long": "z" * 300, "extreme": "\u00e9\u4e2d " * 9, "thousandfold": "a" * 40}
         return np.full_like(own, text.get(kind, "q"))
@@ -314,16 +316,12 @@ def _poison(fill: Fill, kind: str, rows: Array, row: int, watched: int, *, gentl
 
 
 def _poisoned_floats(own: Array, kind: str) -> Array:
-    most = float(np.finfo(own.dtype).max)
+    if kind in ("nan", "zero", "extreme"):
+        filled = {"nan": np.nan, "zero": 0.0, "extreme": -float(np.finfo(own.dtype).max) / 2}
+        return np.full_like(own, filled[kind])
     with np.errstate(over="ignore"):
-        found = {
-            "nan": lambda: np.full_like(own, np.nan),
-            "zero": lambda: np.zeros_like(own),
-            "thousandfold": lambda: own * own.dtype.type(1000),
-            "flipped": lambda: -own,
-            "extreme": lambda: np.full_like(own, -most / 2),
-        }
-        return np.asarray(found.get(kind, lambda: 1 - own)()).astype(own.dtype)
+        factor = {"thousandfold": 1000, "flipped": -1}.get(kind, 2)
+        return np.asarray(np.multiply(own, own.dtype.type(factor)))
 
 
 def _poisoned_integers(own: Array, kind: str) -> Array:
@@ -333,5 +331,6 @@ def _poisoned_integers(own: Array, kind: str) -> Array:
     if kind == "extreme":
         return np.full_like(own, limits.max)
     if kind == "flipped":
-        return np.full_like(own, limits.min) if limits.min else limits.max - own
-    return np.minimum(np.maximum(own, 1).astype("f8") * 1000, limits.max // 2).astype(own.dtype)
+        return np.full_like(own, limits.min) if limits.min else np.subtract(limits.max, own)
+    larger: Array = np.minimum(np.maximum(own, 1).astype("f8") * 1000, limits.max // 2).astype(own.dtype)
+    return larger

@@ -78,7 +78,7 @@ def veto(module: torch.fx.GraphModule, inputs_of: Callable[[int], Sequence[Any]]
     return ""
 
 
-class _Walk(torch.fx.Interpreter):
+class _Walk(torch.fx.Interpreter):  # type: ignore[misc]  # torch is not typed where it is not installed
     """A run that remembers where rows are; ``reason`` says why they may not be apart in an output."""
 
     def __init__(self, module: torch.fx.GraphModule, count: int) -> None:
@@ -153,7 +153,7 @@ class _Walk(torch.fx.Interpreter):
         """A number, as a value that is sized if it follows from the number of rows."""
         given = list(_flat(known))
         if _name(n) in ("sym_size", "size") and isinstance(given[0], Value):
-            value, axis = given[0], axis_of(n.args[1], len(given[0].sizes))  # type: ignore[arg-type]
+            value, axis = given[0], axis_of(n.args[1], len(given[0].sizes))
             sized = bool(value.mixed) or (value.rows is not None and value.rows.axis == axis)
             return _Number(result, sized=sized)
         return _Number(result, sized=any(isinstance(each, Value) or _is_sized(each) for each in given))
@@ -510,12 +510,13 @@ def _recurrent(call: _Op) -> _Found:
 _ELEMENTWISE = (
     "abs", "add", "addcdiv", "addcmul", "atan", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor",
     "ceil", "celu", "clamp", "clamp_max", "clamp_min", "clip", "cos", "div", "elu", "eq", "erf", "exp",
-    "expm1", "floor", "floor_divide", "fmod", "ge", "gelu", "gt", "hardshrink", "hardsigmoid", "hardswish", "hardtanh",
-    "isinf", "isnan", "le", "leaky_relu", "lerp", "log", "log1p", "log2", "log_sigmoid", "logical_and",
+    "expm1", "floor", "floor_divide", "fmod", "ge", "gelu", "gt", "hardshrink", "hardsigmoid", "hardswish",
+    "hardtanh", "isinf", "isnan", "le", "leaky_relu", "lerp", "log", "log1p", "log2", "log_sigmoid",
+    "logical_and",
     "logical_not", "logical_or", "logical_xor", "lt", "masked_fill", "maximum", "minimum", "mish", "mul",
     "nan_to_num", "ne", "neg", "pow", "reciprocal", "relu", "relu6", "remainder", "round", "rsqrt", "rsub",
-    "selu", "sigmoid", "sign", "silu", "sin", "softplus", "softshrink", "sqrt", "square", "sub", "tan", "tanh",
-    "threshold", "true_divide", "trunc", "where",
+    "selu", "sigmoid", "sign", "silu", "sin", "softplus", "softshrink", "sqrt", "square", "sub", "tan",
+    "tanh", "threshold", "true_divide", "trunc", "where",
 )  # fmt: skip
 _SAME = (
     "_to_copy", "alias", "clone", "contiguous", "detach", "lift_fresh_copy", "positive", "to", "type_as",
