@@ -205,6 +205,17 @@ def test_a_sequence_does_not_hide_where_its_rows_are():
     assert verdict(text).startswith("Identity")
 
 
+def test_loops_in_loops_without_end_are_given_up():
+    inner = "k = Tanh(h)"
+    for depth in range(4):
+        inner = (
+            f"k = Loop(times, go, h) <body = b{depth} (int64 i, bool c, float[n,3] h)"
+            f" => (bool d, float[n,3] k) {{ d = Identity(c) {inner} }}>"
+        )
+    text = f"""g (float[n,3] h) => (float[n,3] k) <int64 times = {{60}}, bool go = {{1}}> {{ {inner} }}"""
+    assert "steps" in verdict(text)
+
+
 def test_what_nobody_reads_is_no_obstacle():
     assert verdict("g (float[n,3] x) => (float[n,3] y) { m = NonZero(x) y = Relu(x) }") == ""
 

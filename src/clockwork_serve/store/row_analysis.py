@@ -30,15 +30,14 @@ _OTHER_SIZE = 2
 """Added to dimensions that requests choose, to see that nothing held by chance of the trial's size."""
 _MANY_NODES = 5000
 """Of larger graphs (walking one takes a second and more) fewer numbers of rows are looked at."""
+_MOST_PASSES = 10_000
+"""Operators that are walked in passes of loops (4 s here): a small file can stand for loops without end."""
+_WALKS = 10
+"""More than there are numbers of rows to walk a graph at."""
 _NOT_UNDERSTOOD = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-    AssertionError,
-    StopIteration,
-)
+    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError,
+    ValueError, onnx.defs.SchemaError, shape_inference.InferenceError,
+)  # fmt: skip
 
 _SAME_SHAPE = frozenset(
     {
@@ -104,6 +103,7 @@ class _Graph:
         self.nodes = len(self._held[1])
         self.count = 0
         self._doubtful = True
+        self._walked = 0
 
     def veto(self, shapes: Mapping[str, Shape], count: int, *, doubtful: bool = True) -> str:
         """Why rows may not be apart with ``count`` of them. ``doubtful`` tells whether what fails counts."""
@@ -118,6 +118,8 @@ class _Graph:
             outputs = self._walk(self._model.graph, scope)
         except _Unknown:
             return ""
+        except _Endless:
+            return f"its loops make more than {_MOST_PASSES} steps"
         for declared, found in zip(self._model.graph.output, outputs, strict=True):
             if found.mixed:
                 return found.mixed
@@ -160,6 +162,9 @@ class _Graph:
         return [scope[output.name] for output in graph.output]
 
     def _outputs(self, node: onnx.NodeProto, scope: Scope) -> list[Value]:
+        self._walked += 1
+        if self._walked > _MOST_PASSES + _WALKS * self.nodes:
+            raise _Endless
         try:
             inputs = [scope[name] if name else None for name in node.input]
         except KeyError as error:
@@ -442,6 +447,10 @@ class _Unknown(Exception):
     """The graph does not take these sizes: nothing is learnt from them."""
 
 
+class _Endless(Exception):
+    """Loops in loops: more than anybody waits for."""
+
+
 def _either(a: Value, b: Value) -> Value:
     """What is known whichever of two branches was taken."""
     if a.mixed or b.mixed:
@@ -573,5 +582,6 @@ _Special = Callable[[_Graph, onnx.NodeProto, list[Value | None], Scope], list[Va
 _SPECIAL: dict[str, _Special] = {
     "Constant": _Graph.constant, "If": _Graph.branch, "Loop": _Graph.loop, "Scan": _Graph.scan,
     "ConcatFromSequence": _Graph.sequence, "SequenceAt": _Graph.sequence,
-    "SequenceConstruct": _Graph.sequence, "SplitToSequence": _Graph.sequence, "Shape": _Graph.shape, "Size": _Graph.shape,
+    "SequenceConstruct": _Graph.sequence, "SplitToSequence": _Graph.sequence,
+    "Shape": _Graph.shape, "Size": _Graph.shape,
 }  # fmt: skip
