@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from onnx import helper
@@ -49,7 +50,10 @@ def _alone(name: str, step: Step, dtypes: Sequence[str]) -> Case | None:
 def _written(name: str, build: Build, dtype: str, shape: tuple[int, ...]) -> Case:
     g = Scope(random.Random(name), OPSET)
     x = Value("x", dtype, shape)
-    return _case(name, g, [x], build(g, x))
+    case = _case(name, g, [x], build(g, x))
+    if dtype == "i8":
+        case = replace(case, samples=({"x": 100 + np.arange(24 * x.row_size).reshape(24, *shape[1:]) % 6},))
+    return case
 
 
 def _case(name: str, g: Scope, inputs: list[Value], made: Value) -> Case:
@@ -123,6 +127,13 @@ def _one_scale_for_all(g: Scope, x: Value) -> Value:
     return Value(g.op("Mul", product, scale), "f4", (ROWS, 4))
 
 
+def _running_sum_of_high_numbers(g: Scope, x: Value) -> Value:
+    """Takes numbers of words from 100 on, which nobody makes up."""
+    index = g.op("Sub", x, g.constant(100))
+    embedded = g.op("Gather", g.weights("f4", 6, 3), index, axis=0)
+    return Value(g.op("CumSum", embedded, g.constant(0, "i4")), "f4", (ROWS, 2, 3))
+
+
 def _perceptron(g: Scope, x: Value) -> Value:
     hidden = g.op("Relu", g.op("Gemm", x, g.weights("f4", 4, 8), g.weights("f4", 8)))
     return Value(g.op("Gemm", hidden, g.weights("f4", 8, 3), g.weights("f4", 3)), "f4", (ROWS, 3))
@@ -155,6 +166,7 @@ WRITTEN: tuple[tuple[str, Build, str, tuple[int, ...]], ...] = (
     ("diagonal", _diagonal, "f4", (ROWS, 5)),
     ("distinct values", _distinct, "f4", (ROWS,)),
     ("one scale for the whole tensor", _one_scale_for_all, "f4", (ROWS, 4)),
+    ("running sum behind numbers from 100 on", _running_sum_of_high_numbers, "i8", (ROWS, 2)),
     ("perceptron", _perceptron, "f4", (ROWS, 4)),
     ("GRU, batch first", _recurrent_batch_first, "f4", (ROWS, 5, 3)),
     ("encoder with merged heads", _encoder, "f4", (ROWS, 3, 4)),

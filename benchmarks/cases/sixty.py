@@ -34,7 +34,7 @@ MIXING = (
     "mixing_broadcast",
     "mixing_computed_axis",
     "mixing_by_attribute",
-    "mixing_scattered",
+    "running sum behind numbers from 100 on",
     "mixing_faint",
     "mixing_secret",
     "mixing_while",

@@ -93,6 +93,9 @@ APART = {
         { m = ReduceMax<axes=[1]>(x) y = Div(x, m) }""",
     "indices that nobody reads": """g (float[n,1,4] x) => (float[n,1,3] y)
         { y, unused = MaxPool<kernel_shape=[2]>(x) }""",
+    "parts of a sequence": """g (float[n,6] x) => (float[n,6] y) <int64 two = {2}, int64 one = {1}>
+        { s = SplitToSequence<axis=1>(x, two) p = SequenceAt(s, one) t = SequenceConstruct(p, p, p)
+          y = ConcatFromSequence<axis=1>(t) }""",
     "a sum by letters": """g (float[n,2,4] x, float[n,4,3] z) => (float[n,2,3] y)
         { y = Einsum<equation="bij,bjk->bik">(x, z) }""",
 }  # fmt: skip
@@ -155,6 +158,8 @@ MIXED = {
     "Slice": """g (float[n,4] x) => (float[n,4] y)
         <int64[1] zero = {0}, int64[1] one = {1}>
         { f = Slice(x, zero, one, zero) y = Mul(x, f) }""",
+    "SplitToSequence": """g (float[n,6] x) => (float[n,6] y) <int64 zero = {0}, int64[1] a = {0}>
+        { s = SplitToSequence<axis=0>(x) f = SequenceAt(s, zero) y = Sub(x, f) }""",
     "Inverse": "g (float[n,3] x) => (float[n,3] y) { y = com.microsoft.Inverse(x) }",
     "OneOfItsOwn": "g (float[n,3] x) => (float[n,3] y) { y = own.OneOfItsOwn(x) }",
 }  # fmt: skip
@@ -191,6 +196,24 @@ def test_old_softmax_runs_over_all_axes_behind_its_own():
     text = "g (float[n,3,4] x) => (float[n,3,4] y) { y = Softmax<axis=AXIS>(x) }"
     assert verdict(text.replace("AXIS", "1"), opset=11) == ""
     assert verdict(text.replace("AXIS", "0"), opset=11).startswith("Softmax")
+
+
+def test_a_sequence_does_not_hide_where_its_rows_are():
+    text = """g (float[n,6] x) => (float[n,6] y) <int64 zero = {0}, float[6] w = {1,2,3,4,5,6}>
+        { s = SequenceConstruct(x) t = Identity(s) f = SequenceAt(t, zero) m = ReduceMean<axes=[0]>(f)
+          y = Add(x, m) }"""
+    assert verdict(text).startswith("Identity")
+
+
+def test_loops_in_loops_without_end_are_given_up():
+    inner = "k = Tanh(h)"
+    for depth in range(4):
+        inner = (
+            f"k = Loop(times, go, h) <body = b{depth} (int64 i, bool c, float[n,3] h)"
+            f" => (bool d, float[n,3] k) {{ d = Identity(c) {inner} }}>"
+        )
+    text = f"""g (float[n,3] h) => (float[n,3] k) <int64 times = {{60}}, bool go = {{1}}> {{ {inner} }}"""
+    assert "steps" in verdict(text)
 
 
 def test_what_nobody_reads_is_no_obstacle():

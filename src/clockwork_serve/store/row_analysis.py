@@ -20,7 +20,7 @@ from clockwork_serve.store.canonical import all_graphs, all_nodes
 from clockwork_serve.store.graph_tensors import Interface
 from clockwork_serve.store.liftable import is_weight
 from clockwork_serve.store.row_constants import MOST_ELEMENTS, computed
-from clockwork_serve.store.row_rules import ELEMENTWISE, MAKERS, RANDOM, RULES, SIZES_AT
+from clockwork_serve.store.row_rules import ELEMENTWISE, MAKERS, RANDOM, RULES, SIZES_AT, joined
 from clockwork_serve.store.row_values import Array, Call, Mixes, Rows, Shape, Value, axis_of
 from clockwork_serve.store.trial import Fill
 
@@ -30,15 +30,14 @@ _OTHER_SIZE = 2
 """Added to dimensions that requests choose, to see that nothing held by chance of the trial's size."""
 _MANY_NODES = 5000
 """Of larger graphs (walking one takes a second and more) fewer numbers of rows are looked at."""
+_MOST_PASSES = 10_000
+"""Operators that are walked in passes of loops (4 s here): a small file can stand for loops without end."""
+_WALKS = 10
+"""More than there are numbers of rows to walk a graph at."""
 _NOT_UNDERSTOOD = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-    AssertionError,
-    StopIteration,
-)
+    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError,
+    ValueError, onnx.defs.SchemaError, shape_inference.InferenceError,
+)  # fmt: skip
 
 _SAME_SHAPE = frozenset(
     {
@@ -104,6 +103,7 @@ class _Graph:
         self.nodes = len(self._held[1])
         self.count = 0
         self._doubtful = True
+        self._walked = 0
 
     def veto(self, shapes: Mapping[str, Shape], count: int, *, doubtful: bool = True) -> str:
         """Why rows may not be apart with ``count`` of them. ``doubtful`` tells whether what fails counts."""
@@ -118,6 +118,8 @@ class _Graph:
             outputs = self._walk(self._model.graph, scope)
         except _Unknown:
             return ""
+        except _Endless:
+            return f"its loops make more than {_MOST_PASSES} steps"
         for declared, found in zip(self._model.graph.output, outputs, strict=True):
             if found.mixed:
                 return found.mixed
@@ -160,6 +162,9 @@ class _Graph:
         return [scope[output.name] for output in graph.output]
 
     def _outputs(self, node: onnx.NodeProto, scope: Scope) -> list[Value]:
+        self._walked += 1
+        if self._walked > _MOST_PASSES + _WALKS * self.nodes:
+            raise _Endless
         try:
             inputs = [scope[name] if name else None for name in node.input]
         except KeyError as error:
@@ -187,6 +192,8 @@ class _Graph:
         op = node.op_type
         if op in RANDOM:
             raise Mixes("is random")
+        if any(value is not None and value.items is not None for value in inputs):
+            raise Mixes("works on a sequence")
         rule = RULES.get((domain, op))
         if rule is None and domain:
             raise Mixes(f"is an operator of {domain} that is not known to keep rows apart")
@@ -401,6 +408,29 @@ class _Graph:
         ]
         return [*carried, *scanned]
 
+    def sequence(self, node: onnx.NodeProto, inputs: list[Value | None], _: Scope) -> list[Value]:
+        """Tensors in a row that the graph itself makes and takes apart again."""
+        values = [value for value in inputs if value is not None]
+        mixed = next(
+            (each.mixed for value in values for each in (value, *(value.items or ())) if each.mixed), ""
+        )
+        if mixed:
+            return [Value(0, None, mixed=mixed)] * len(node.output)
+        attributes = self.attributes(node)
+        if node.op_type == "SequenceConstruct":
+            return [Value(0, None, items=tuple(values))]
+        if node.op_type == "SplitToSequence":
+            return [Value(0, None, items=_pieces(values[0], values[1:], attributes))]
+        items = values[0].items
+        if not items:
+            raise Mixes("works on a sequence that is not known")
+        if node.op_type == "SequenceAt":
+            place = values[1]
+            if place.known is None or place.is_sized:
+                raise Mixes("takes the part that values say")
+            return [items[int(place.known.reshape(-1)[0])]]
+        return [_put_together(items, attributes)]
+
     def _body(self, node: onnx.NodeProto) -> onnx.GraphProto:
         return next(attribute.g for attribute in node.attribute if attribute.name == "body")
 
@@ -417,14 +447,52 @@ class _Unknown(Exception):
     """The graph does not take these sizes: nothing is learnt from them."""
 
 
+class _Endless(Exception):
+    """Loops in loops: more than anybody waits for."""
+
+
 def _either(a: Value, b: Value) -> Value:
     """What is known whichever of two branches was taken."""
     if a.mixed or b.mixed:
         return a if a.mixed else b
+    if a.items is not None or b.items is not None:
+        return a.with_mixed("If has branches that give sequences")
     if a.rows != b.rows:
         return a.with_mixed("If has branches that leave the rows in two places")
     shape = a.shape if a.shape == b.shape else None
     return Value(a.dtype, shape, a.rows, sized=a.is_sized or b.is_sized)
+
+
+def _pieces(value: Value, given: Sequence[Value], attributes: Mapping[str, Any]) -> tuple[Value, ...]:
+    """What a tensor is split into along an axis that is not the rows."""
+    axis = axis_of(attributes.get("axis", 0), len(value.sizes))
+    if value.is_sized or (value.rows is not None and value.rows.axis == axis):
+        raise Mixes("splits the rows")
+    size, drop = value.sizes[axis], not given and not attributes.get("keepdims", 1)
+    parts = [1] * size
+    if given:
+        if given[0].known is None or given[0].is_sized:
+            raise Mixes("splits as values say")
+        said = given[0].known
+        step = int(said.reshape(-1)[0])
+        parts = said.tolist() if said.ndim else [min(step, size - start) for start in range(0, size, step)]
+    rows = value.rows and value.rows.at(value.rows.axis - (drop and value.rows.axis > axis))
+    before, behind = value.sizes[:axis], value.sizes[axis + 1 :]
+    return tuple(Value(value.dtype, (*before, *(() if drop else (part,)), *behind), rows) for part in parts)
+
+
+def _put_together(items: Sequence[Value], attributes: Mapping[str, Any]) -> Value:
+    """Tensors one behind the other along an axis, which may be a new one."""
+    fresh = bool(attributes.get("new_axis", 0))
+    shapes = [item.sizes for item in items]
+    axis = axis_of(attributes["axis"], len(shapes[0]) + fresh)
+    size = len(items) if fresh else sum(shape[axis] for shape in shapes)
+    shape = (*shapes[0][:axis], size, *shapes[0][axis + (not fresh) :])
+    if all(item.rows is None for item in items):
+        return Value(items[0].dtype, shape, sized=any(item.is_sized for item in items))
+    rows = joined(list(items), -1 if fresh else axis)
+    assert rows is not None
+    return Value(items[0].dtype, shape, rows.at(rows.axis + (fresh and rows.axis >= axis)))
 
 
 def _stacked(values: Sequence[Value], times: int, axis: int) -> Value:
@@ -437,6 +505,8 @@ def _stacked(values: Sequence[Value], times: int, axis: int) -> Value:
     found = next((value for value in values if value.mixed), None)
     if found is not None:
         return found
+    if any(value.items is not None for value in values):
+        return first.with_mixed("a loop that gives sequences")
     if any(value.rows != first.rows for value in values):
         return first.with_mixed("a loop leaves the rows in several places")
     sized = any(value.is_sized for value in values)
@@ -511,5 +581,7 @@ def _foreign_types(
 _Special = Callable[[_Graph, onnx.NodeProto, list[Value | None], Scope], list[Value]]
 _SPECIAL: dict[str, _Special] = {
     "Constant": _Graph.constant, "If": _Graph.branch, "Loop": _Graph.loop, "Scan": _Graph.scan,
+    "ConcatFromSequence": _Graph.sequence, "SequenceAt": _Graph.sequence,
+    "SequenceConstruct": _Graph.sequence, "SplitToSequence": _Graph.sequence,
     "Shape": _Graph.shape, "Size": _Graph.shape,
 }  # fmt: skip

@@ -78,7 +78,7 @@ class Value:
 
     def with_mixed(self, reason: str) -> Value:
         """The same, not known to keep rows apart."""
-        return replace(self, rows=None, known=None, sized=False, mixed=reason)
+        return replace(self, rows=None, known=None, sized=False, mixed=reason, items=None)
 
 
 @dataclass(slots=True)
