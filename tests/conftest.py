@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Generator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import tests.timing
+from clockwork_serve.errors import encodable
 
 ROOT = Path(__file__).parents[1]
 FUZZERS = "tests/fuzz/test_fuzz.py"
@@ -51,6 +53,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Who starts servers has priority: there time counts. As the largest scope they come first, too."""
     if os.environ.get("PYTEST_XDIST_WORKER") and not starts_servers(item.location[0]) and not os.nice(0):
         os.nice(10)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Reports can be sent on: logs of tests that raise what is no text would end the process that tests."""
+    report = yield
+    report.sections = [(name, encodable(text)) for name, text in report.sections]
+    return report
 
 
 def pytest_configure(config: pytest.Config) -> None:
