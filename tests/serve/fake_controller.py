@@ -16,6 +16,7 @@ from clockwork_serve.messages import (
     Cancel,
     Code,
     CodeAdded,
+    Delivered,
     Foretold,
     Frame,
     Model,
@@ -98,6 +99,8 @@ class FakeController:
         self.cancels: list[Cancel] = []
         self.announced: list[Announced] = []
         self.asks: list[Ask] = []
+        self.in_time: list[str] = []  # requests whose answers were given so, as the gateway says
+        self.late: list[str] = []
         self.links: list[Link] = []
         self.released: list[str] = []
         self.on_request: Callable[[Request], Answer | None] = self.echo
@@ -197,6 +200,9 @@ class FakeController:
                 case Ask():
                     self.asks.append(frame)
                     link.send(self.on_ask(frame))
+                case Delivered():
+                    self.in_time += frame.in_time
+                    self.late += frame.late
                 case _:
                     raise AssertionError(f"a gateway sent {frame}")
 

@@ -62,6 +62,9 @@ class Transport:
     def writelines(self, parts: list[bytes]) -> None:
         self.write(b"".join(parts))
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def is_closing(self) -> bool:
         return self.closing
 
@@ -94,8 +97,9 @@ class Host:
         self.buffer = memoryview(self.received)
         self.small_buffer = self.buffer[:SMALL_READ_BYTES]
         none = SimpleNamespace(withdraw=lambda name: None, awaited=lambda name: False)
+        turns = SimpleNamespace(before_ns=0, begin=lambda: None, clock=lambda: 1)
         self.gateway: Any = SimpleNamespace(
-            drop_body=lambda exchange: None, announcements=none, batching=False, dice=Random(1)
+            drop_body=lambda exchange: None, announcements=none, batching=False, dice=Random(1), turns=turns
         )
         self.held: list[Any] = []
 
@@ -111,7 +115,7 @@ class Host:
     def room(self, exchange: Exchange, length: int) -> memoryview:
         return np.empty(length, np.uint8).data
 
-    def announce(self, exchange: Exchange) -> None:
+    def announce(self, exchange: Exchange, arrival_ns: int) -> None:
         pass
 
     def dispatch(self, exchange: Exchange) -> None:

@@ -78,6 +78,7 @@ from clockwork_serve.messages.requests import (
     Announced,
     Answer,
     Cancel,
+    Delivered,
     Foretold,
     Outcome,
     Reason,
@@ -105,7 +106,7 @@ Frame = (
     | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved | QuotasSet
     | Drain | Readiness | Ask | Reply | Announced | Foretold | Quarantined | Pardon | WorkerCrashed
     | DeviceNumbers | Beat | WorkerHung | Intake | Keep | Machine | Refused | Piece | Fetch | Part
-    | FarGateway | RequestPiece | Unheard
+    | FarGateway | RequestPiece | Unheard | Delivered
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
@@ -126,6 +127,7 @@ __all__ = [
     "CodeRemoved",
     "ControllerEffect",
     "ControllerEvent",
+    "Delivered",
     "DeviceNumbers",
     "DeviceSpec",
     "DeviceState",

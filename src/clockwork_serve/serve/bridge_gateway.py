@@ -13,6 +13,7 @@ from clockwork_serve.messages import (
     Answer,
     Ask,
     Cancel,
+    Delivered,
     FarGateway,
     Frame,
     Model,
@@ -74,6 +75,10 @@ class GatewayPeer(Peer):
                 self._tell(self._requests.cancel(frame.request_id) or frame)
             case Announced():
                 self._check(frame.announced_id, frame.gateway)
+                self.inward(frame)
+            case Delivered():
+                for request_id in (*frame.in_time, *frame.late):
+                    self._check(request_id, self.name)
                 self.inward(frame)
             case Ask():
                 self.inward(frame)

@@ -21,6 +21,7 @@ from clockwork_serve.messages import (
     CodeRemoved,
     ControllerEffect,
     ControllerEvent,
+    Delivered,
     DeviceNumbers,
     DeviceSpec,
     Drain,
@@ -198,6 +199,8 @@ class Exchange:
                 self.driver.post(frame)
             case Cancel():
                 self.driver.post(frame)
+            case Delivered():
+                self._recorder.on_delivered(link.peer.name, frame, time.monotonic_ns())
             case Ask():
                 self._questions.ask(link, frame, self._keeper)
             case _:

@@ -36,6 +36,7 @@ class HttpHost(Protocol):
     tick_s: float
     arriving_bytes: int
     held: list[Outbox]
+    held_ns: int
     find_route: Callable[[bytes], Route | None]
 
     def opened(self, connection: HttpConnection) -> None:
@@ -50,7 +51,7 @@ class HttpHost(Protocol):
     def room(self, exchange: Exchange, length: int) -> memoryview:
         """Where to receive a large body."""
 
-    def announce(self, exchange: Exchange) -> None:
+    def announce(self, exchange: Exchange, arrival_ns: int) -> None:
         """Ask whether a request with a large body is worth receiving it."""
 
     def dispatch(self, exchange: Exchange) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+from clockwork_serve.serve.gateway_arrivals import Arrival, Turns
 from clockwork_serve.serve.gateway_bodies import Source
 
 
@@ -38,19 +39,22 @@ class Arriving:
 class Intake:
     """``paused``: it is not to read until told so. ``feed`` takes what was read, and may keep some of it.
 
-    From ``source`` large bodies are read past the loop.
+    From ``source`` large bodies are read past the loop; ``arrival`` knows when what was read came.
     """
 
-    __slots__ = ("_feed", "_kept", "_loop", "_transport", "paused", "source")
+    __slots__ = ("_feed", "_kept", "_loop", "_transport", "arrival", "paused", "source")
 
     def __init__(
         self,
         transport: asyncio.Transport,
         loop: asyncio.AbstractEventLoop,
         feed: Callable[[memoryview], None],
+        turns: Turns,
+        since_ns: int,
     ) -> None:
         self._transport = transport
         self.source = Source(transport)
+        self.arrival = Arrival(self.source, turns, since_ns)
         self._loop = loop
         self._feed = feed
         self._kept = b""  # read, and to be fed before anything more is read
@@ -63,11 +67,11 @@ class Intake:
             return False
         self.paused = pause
         if pause:
-            self._transport.pause_reading()
+            self._pause()
         elif self._kept:
             self._loop.call_soon(self._read_on)
         else:
-            self._transport.resume_reading()
+            self._resume()
         return before
 
     def keep(self, rest: memoryview) -> None:
@@ -81,7 +85,7 @@ class Intake:
         The loop reads from one socket for as long as that fills a buffer, and looks at no other.
         """
         if not self._transport.is_closing():
-            self._transport.pause_reading()
+            self._pause()
             self._loop.call_soon(self._read_on)
 
     def _read_on(self) -> None:
@@ -91,4 +95,12 @@ class Intake:
         if kept:
             self._feed(memoryview(kept))
         if not (self._kept or self.paused or self._transport.is_closing()):
-            self._transport.resume_reading()
+            self._resume()
+
+    def _pause(self) -> None:
+        self.arrival.pause()
+        self._transport.pause_reading()
+
+    def _resume(self) -> None:
+        self.arrival.resume()
+        self._transport.resume_reading()
