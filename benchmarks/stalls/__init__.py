@@ -1,0 +1,1 @@
+"""Processes that stall: what becomes of requests, and who notices."""
