@@ -166,8 +166,8 @@ class Soak:
             metrics = up.serving.metrics()
             good = int(total(metrics, "clockwork_requests_total", outcome="ok"))
             over = int(sum(total(one, UNHEARD, why="over") for one in pages(up.serving).values()))
-            heard, more_over = good - over - up.heard, over - up.over
-            up.heard, up.over = good - over, over
+            heard, more_over = good - up.heard, over - up.over
+            up.heard, up.over = good, over
             if not mine.gateway_died and not mine.hostile:
                 left[f"{up.name}: good answers that clients lack"] = heard - ends[up.name].answered
                 self.found.over += more_over

@@ -88,7 +88,7 @@ class Up:
     offset: int = 0
     """Requests that gateways received which were killed, below zero."""
     heard: int = 0
-    """Good answers until the last quiet moment, less those that were over."""
+    """Good answers until the last quiet moment."""
     over: int = 0
     """Good answers that came after their clients had been told that their deadline was over."""
 

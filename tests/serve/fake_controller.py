@@ -17,6 +17,7 @@ from clockwork_serve.messages import (
     Cancel,
     Code,
     CodeAdded,
+    Delivered,
     Foretold,
     Frame,
     Model,
@@ -99,6 +100,8 @@ class FakeController:
         self.cancels: list[Cancel] = []
         self.announced: list[Announced] = []
         self.asks: list[Ask] = []
+        self.in_time: list[str] = []  # requests whose answers were given so, as the gateway says
+        self.late: list[str] = []
         self.links: list[Link] = []
         self.released: list[str] = []
         self.beats = True  # whether it returns them
@@ -207,6 +210,9 @@ class FakeController:
                         link.send(frame)
                     else:
                         self.kept_beats.append(frame)
+                case Delivered():
+                    self.in_time += frame.in_time
+                    self.late += frame.late
                 case _:
                     raise AssertionError(f"a gateway sent {frame}")
 

@@ -15,7 +15,7 @@ import uvloop
 
 from clockwork_serve.serve.gateway_limits import HttpLimits
 from clockwork_serve.serve.gateway_process import GatewayConfig, GatewayServers
-from clockwork_serve.units import MIB
+from clockwork_serve.units import MIB, NS_PER_S
 from tests.serve.fake_controller import FakeController, served, spec
 
 T = TypeVar("T")
@@ -91,6 +91,7 @@ def running_gateway(
     plain: dict[str, Any] = {
         "run_dir": str(run_dir), "name": "g0", "http_port": 0, "grpc_port": None, "metrics_port": None,
         "region_bytes": 32 * MIB, "max_body_bytes": 8 * MIB,
+        "default_slo_ns": 60 * NS_PER_S,  # what is not about time must not fail where that is short
     }  # fmt: skip
     config = GatewayConfig(**(plain | fields))
     started = threading.Event()

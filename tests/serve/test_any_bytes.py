@@ -18,7 +18,7 @@ from clockwork_serve.messages import Cancel, Frame
 from clockwork_serve.serve.framing import FrameReader
 from clockwork_serve.serve.gateway_connection import DIRECT_BYTES, HttpConnection
 from clockwork_serve.serve.gateway_exchange import Exchange
-from clockwork_serve.serve.gateway_intake import Turns
+from clockwork_serve.serve.gateway_intake import RoundRobin
 from clockwork_serve.serve.gateway_keys import KeyRing
 from clockwork_serve.serve.gateway_limits import SMALL_READ_BYTES, HttpLimits
 from clockwork_serve.serve.gateway_responses import json_response
@@ -63,6 +63,9 @@ class Transport:
     def writelines(self, parts: list[bytes]) -> None:
         self.write(b"".join(parts))
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def is_closing(self) -> bool:
         return self.closing
 
@@ -94,10 +97,11 @@ class Host:
         self.received = bytearray(256 * KIB)
         self.buffer = memoryview(self.received)
         self.small_buffer = self.buffer[:SMALL_READ_BYTES]
-        self.turns = Turns(self.loop)  # type: ignore[arg-type] # of a test
+        self.readers = RoundRobin(self.loop)  # type: ignore[arg-type] # of a test
         none = SimpleNamespace(withdraw=lambda name: None, awaited=lambda name: False)
+        turns = SimpleNamespace(before_ns=0, begin=lambda: None, clock=lambda: 1)
         self.gateway: Any = SimpleNamespace(
-            drop_body=lambda exchange: None, announcements=none, batching=False, dice=Random(1)
+            drop_body=lambda exchange: None, announcements=none, batching=False, dice=Random(1), turns=turns
         )
         self.held: list[Any] = []
 
@@ -113,7 +117,7 @@ class Host:
     def room(self, exchange: Exchange, length: int) -> memoryview:
         return np.empty(length, np.uint8).data
 
-    def announce(self, exchange: Exchange) -> None:
+    def announce(self, exchange: Exchange, arrival_ns: int) -> None:
         pass
 
     def dispatch(self, exchange: Exchange) -> None:

@@ -27,7 +27,7 @@ class Endless(Source):
     """There is always more."""
 
     def __init__(self) -> None:
-        pass
+        self._lent, self._plain = None, True
 
     def _take(self, room: memoryview, how: int = 0) -> int:
         return max(1, len(room) - 7)

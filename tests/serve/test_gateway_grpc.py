@@ -103,13 +103,13 @@ def test_typed_contents(gateway: RunningGateway, channel: Any) -> None:
 
 
 def test_slos(gateway: RunningGateway, client: Any) -> None:
-    client.infer("ident", [tensor("X", X, "FP32")], timeout=30_000)
-    client.infer("ident", [tensor("X", X, "FP32")], parameters={"slo_ms": 20})
-    client.infer("ident", [tensor("X", X, "FP32")], headers={"x-slo-ms": "12.5"})
+    client.infer("ident", [tensor("X", X, "FP32")], timeout=30_000_000)
+    client.infer("ident", [tensor("X", X, "FP32")], parameters={"slo_ms": 20_000})
+    client.infer("ident", [tensor("X", X, "FP32")], headers={"x-slo-ms": "12000.5"})
     client.infer("ident", [tensor("X", X, "FP32")])
     client.infer("ident", [tensor("X", X, "FP32")], client_timeout=15, parameters={"slo_ms": 60_000})
     slos_ns = [request.deadline_ns - request.arrival_ns for request in gateway.controller.requests]
-    assert slos_ns[:4] == [ms(30), ms(20), ms(12.5), ms(100)]
+    assert slos_ns[:4] == [ms(30_000), ms(20_000), ms(12_000.5), ms(60_000)]
     assert ms(1) < slos_ns[4] <= ms(15_000)
 
 
@@ -202,7 +202,7 @@ def test_a_client_that_goes_away_is_cancelled(gateway: RunningGateway, channel: 
 def test_a_deadline_that_passes_cancels_too(gateway: RunningGateway, client: Any) -> None:
     gateway.controller.on_request = lambda request: None
     with pytest.raises(InferenceServerException, match=r"(?i)deadline"):
-        client.infer("ident", [tensor("X", X, "FP32")], client_timeout=0.05)
+        client.infer("ident", [tensor("X", X, "FP32")], client_timeout=1.0)
     gateway.until(lambda: gateway.controller.requests)
     (sent,) = gateway.controller.requests
     gateway.do(lambda: gateway.controller.send(gateway.controller.answer(sent, outcome=Outcome.CANCELLED)))

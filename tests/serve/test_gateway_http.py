@@ -121,13 +121,13 @@ def test_many_clients_at_once(gateway: RunningGateway) -> None:
 
 
 def test_slos_of_a_stock_client(gateway: RunningGateway, client: Any) -> None:
-    client.infer("ident", [tensor("X", X, "FP32")], timeout=30_000)
-    client.infer("ident", [tensor("X", X, "FP32")], parameters={"slo_ms": 20})
-    client.infer("ident", [tensor("X", X, "FP32")], headers={"X-SLO-MS": "12.5"})
+    client.infer("ident", [tensor("X", X, "FP32")], timeout=30_000_000)
+    client.infer("ident", [tensor("X", X, "FP32")], parameters={"slo_ms": 20_000})
+    client.infer("ident", [tensor("X", X, "FP32")], headers={"X-SLO-MS": "12000.5"})
     client.infer("ident", [tensor("X", X, "FP32")], priority=3)
     requests = gateway.controller.requests
     assert [request.deadline_ns - request.arrival_ns for request in requests] == [
-        ms(30), ms(20), ms(12.5), ms(100),
+        ms(30_000), ms(20_000), ms(12_000.5), ms(60_000),
     ]  # fmt: skip
     assert requests[3].priority == 3
 

@@ -31,7 +31,7 @@ class Pair:
 
     def start(self, number: int) -> None:
         self.parts.insert(number, Sharing(Share(self.folder, "http", 2, number)))
-        self.parts[number].begin(self.taken[number].append)
+        self.parts[number].begin(lambda accepted, _: self.taken[number].append(accepted))
 
     def accept(self, number: int) -> bool:
         """A connection comes to that gateway; whether it was passed on."""

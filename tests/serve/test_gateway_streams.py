@@ -111,7 +111,7 @@ def test_a_stream_that_is_cancelled_cancels_all_that_waits(gateway: RunningGatew
 def test_a_stream_whose_time_is_up_cancels_all_that_waits(gateway: RunningGateway, client: Any) -> None:
     gateway.controller.on_request = lambda request: None
     ends: queue.Queue[Any] = queue.Queue()
-    client.start_stream(callback=lambda result, error: ends.put((result, error)), stream_timeout=0.3)
+    client.start_stream(callback=lambda result, error: ends.put((result, error)), stream_timeout=1.5)
     send(client, "ident", "first")
     send(client, "ident", "second")
     _, error = ends.get(timeout=20)

@@ -84,7 +84,7 @@ def test_our_client_raises_what_it_always_does(
 
 def test_a_gateway_s_own_ends_are_told_the_same_way(gateway: RunningGateway) -> None:
     gateway.controller.on_request = lambda request: None
-    body = b'{"parameters":{"slo_ms":1},' + IDENT_JSON[1:]
+    body = b'{"parameters":{"slo_ms":500},' + IDENT_JSON[1:]
     found = ask(gateway, post(INFER, body))
     assert (found.status, found.json["outcome"]) == (503, "expired")
     (request,) = gateway.controller.requests
@@ -100,7 +100,7 @@ def test_a_large_body_that_is_hopeless_hears_503_before_it_is_there(gateway: Run
         )  # fmt: skip
 
     gateway.controller.on_announced = hopeless
-    sent = post("/v2/models/any/infer", np.zeros(100 * KIB, np.uint8).tobytes(), "x-slo-ms: 5")
+    sent = post("/v2/models/any/infer", np.zeros(100 * KIB, np.uint8).tobytes(), "x-slo-ms: 60000")
     with gateway.connect() as client:
         client.sendall(sent[:-1])
         found = Found(client.recv(65536))

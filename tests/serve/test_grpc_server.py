@@ -57,6 +57,7 @@ class Served:
                 callback("/t/twice", parse, self._twice),
                 callback("/t/raise", parse, self._raise),
                 callback("/t/tell", parse, self._tell),
+                callback("/t/unless", parse, self._unless),
                 coroutine("/t/double", parse, bytes, self._double),
                 coroutine("/t/sleep", parse, bytes, self._sleep),
                 stream("/t/echo", parse, bytes, self._echo),
@@ -87,6 +88,10 @@ class Served:
 
     def _raise(self, call: Call, request: bytes) -> None:
         raise KeyError("a secret")
+
+    def _unless(self, call: Call, request: bytes) -> None:
+        failure = None if request == b"in time" else (Code.DEADLINE_EXCEEDED, "late", (("why", "slow"),))
+        call.reply_unless(lambda: failure, b"good", (("answer", "first"),), lambda: self.began.append("sent"))
 
     def _tell(self, call: Call, request: bytes) -> None:
         age_ns = time.monotonic_ns() - call.arrival_ns
@@ -416,3 +421,14 @@ def test_a_grpcio_without_what_is_needed_is_named() -> None:
     del less.SendMessageOperation
     with pytest.raises(ConfigError, match=r"CompletionQueue.poll, .*SendMessageOperation; install another"):
         check_grpcio(less)
+
+
+def test_whether_an_answer_is_one_is_looked_at_when_the_core_gets_it(served: Served) -> None:
+    answer, call = served.channel.unary_unary("/t/unless").with_call(b"in time", timeout=20)
+    assert (answer, dict(call.trailing_metadata())["answer"]) == (b"good", "first")
+    until(lambda: served.began == ["sent"])
+    with pytest.raises(grpc.RpcError) as caught:
+        served.ask("unless", b"too late")
+    assert (caught.value.code(), caught.value.details()) == (Code.DEADLINE_EXCEEDED, "late")
+    assert dict(caught.value.trailing_metadata())["why"] == "slow"
+    assert served.began == ["sent"]

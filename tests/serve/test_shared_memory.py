@@ -371,7 +371,7 @@ class FarCall:
     def metadatum(self, key: str) -> None:
         return None
 
-    def time_remaining(self) -> None:
+    def time_allowed(self, now_ns: int) -> None:
         return None
 
     def fail(self, code: grpc.StatusCode, text: str, trailers: Any = ()) -> None:

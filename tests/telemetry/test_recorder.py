@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clockwork_serve.messages import (
+    Delivered,
     GatewayLost,
     ModelRemoved,
     Outcome,
@@ -67,6 +68,63 @@ def test_every_reason_is_counted_apart() -> None:
     }
     assert recorder.counters.late == 1
     assert recorder.counters.models[stories.MODEL].fail.count == 5
+
+
+def told() -> Recorder:
+    """By a gateway that tells what becomes of answers."""
+    recorder = serving()
+    recorder.on_delivered("g0", Delivered(), 0)
+    for name in ("a", "b"):
+        recorder.on_step(0, [stories.request(name)], [])
+    recorder.on_step(ms(1), [], [stories.answer("a")])
+    recorder.on_step(ms(2), [], [stories.answer("b", Outcome.REJECTED, Reason.QUEUE_FULL)])
+    return recorder
+
+
+def test_an_answer_counts_when_its_gateway_has_given_it_to_the_client() -> None:
+    recorder = told()
+    counters = recorder.counters
+    assert (counters.received, counters.open, counters.queued, counters.outcomes) == (2, 2, 0, {})
+    recorder.on_delivered("g0", Delivered(in_time=("a", "b", "nobody")), ms(9))
+    recorder.on_delivered("g0", Delivered(in_time=("a",), late=("b",)), ms(9))
+    assert counters.outcomes == {"ok": 1, "rejected:queue_full": 1}
+    assert (counters.open, counters.queued, counters.late, counters.unmatched) == (0, 0, 0, 0)
+    assert counters.latency["ok"].sum_ns == ms(1), "to the controller's answer"
+
+
+def test_what_came_too_late_has_expired_whatever_its_answer_was() -> None:
+    recorder = told()
+    recorder.on_delivered("g0", Delivered(late=("a", "b")), ms(500))
+    counters, model = recorder.counters, recorder.counters.models[stories.MODEL]
+    assert counters.outcomes == {"expired:late": 1, "expired": 1} == model.outcomes
+    assert (counters.late, counters.open, model.late) == (1, 0, 1), "one of them ran"
+    assert (model.success.count, model.fail.count) == (0, 2)
+
+
+def test_a_gateway_may_tell_before_the_step_that_answered_is_counted() -> None:
+    """The driver's listeners hear of a step when its answers were sent."""
+    recorder = serving()
+    recorder.on_delivered("g0", Delivered(), 0)
+    recorder.on_delivered("g0", Delivered(in_time=("a",), late=("b", "unknown")), ms(2))
+    requests = [stories.request("a"), stories.request("b"), stories.request("c")]
+    recorder.on_step(ms(1), requests, [stories.answer("a"), stories.answer("b"), stories.answer("c")])
+    assert recorder.counters.outcomes == {"ok": 1, "expired:late": 1}
+    assert recorder.counters.open == 1
+    recorder.on_step(ms(3), [stories.request("unknown")], [stories.answer("unknown")])
+    assert recorder.counters.open == 2, "what was told early of others is forgotten"
+
+
+def test_an_answer_given_twice_is_unmatched_before_it_is_delivered_too() -> None:
+    recorder = told()
+    recorder.on_step(ms(3), [], [stories.answer("a")])
+    assert recorder.counters.unmatched == 1
+
+
+def test_good_answers_of_a_gateway_that_died_are_nobodys() -> None:
+    recorder = told()
+    recorder.on_step(ms(3), [GatewayLost(gateway="g0")], [])
+    assert recorder.counters.outcomes == {"cancelled": 1, "rejected:queue_full": 1}
+    assert recorder.counters.open == 0
 
 
 def test_a_good_answer_that_leaves_after_its_deadline_counts_as_late() -> None:

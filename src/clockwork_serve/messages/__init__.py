@@ -83,6 +83,7 @@ from clockwork_serve.messages.requests import (
     Announced,
     Answer,
     Cancel,
+    Delivered,
     Foretold,
     Outcome,
     Reason,
@@ -111,6 +112,7 @@ Frame = (
     | Drain | Readiness | Ask | Reply | Announced | Foretold | Quarantined | Pardon | WorkerCrashed
     | DeviceNumbers | Beat | WorkerHung | Intake | Keep | Machine | Refused | Piece | Fetch | Part
     | FarGateway | RequestPiece | Unheard | ProcessesEnded | ArtefactDamaged | CodeRemade | DamageCounted
+    | Delivered
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
@@ -135,6 +137,7 @@ __all__ = [
     "ControllerEffect",
     "ControllerEvent",
     "DamageCounted",
+    "Delivered",
     "DeviceNumbers",
     "DeviceSpec",
     "DeviceState",

@@ -155,6 +155,18 @@ class Answer(Struct, frozen=True, kw_only=True, tag="answer"):
     cold: bool = False
 
 
+class Delivered(Struct, frozen=True, kw_only=True, tag="delivered"):
+    """What became of answers, by request id: a gateway's word to who counts.
+
+    Those ``in_time`` were given to their clients' sockets as they are, or to nobody, for their clients were
+    gone. For ``late`` ones it was too late: their clients were told that they had expired. A gateway that
+    sends one at first (an empty one) sends all of them later.
+    """
+
+    in_time: tuple[str, ...] = ()
+    late: tuple[str, ...] = ()
+
+
 class Release(Struct, frozen=True, kw_only=True, tag="release"):
     """No worker touches the tensors of an answered request any more."""
 

@@ -14,6 +14,7 @@ from clockwork_serve.messages import (
     Ask,
     Beat,
     Cancel,
+    Delivered,
     FarGateway,
     Frame,
     Model,
@@ -75,6 +76,10 @@ class GatewayPeer(Peer):
                 self._tell(self._requests.cancel(frame.request_id) or frame)
             case Announced():
                 self._check(frame.announced_id, frame.gateway)
+                self.inward(frame)
+            case Delivered():
+                for request_id in (*frame.in_time, *frame.late):
+                    self._check(request_id, self.name)
                 self.inward(frame)
             case Ask() | Beat():  # the controller's to answer: we may well be there, and it not
                 self.inward(frame)

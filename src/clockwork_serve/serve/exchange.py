@@ -24,6 +24,7 @@ from clockwork_serve.messages import (
     ControllerEffect,
     ControllerEvent,
     DamageCounted,
+    Delivered,
     DeviceNumbers,
     DeviceSpec,
     Drain,
@@ -207,6 +208,8 @@ class Exchange:
                 self.driver.post(frame)
             case Cancel():
                 self.driver.post(frame)
+            case Delivered():
+                self._recorder.on_delivered(link.peer.name, frame, time.monotonic_ns())
             case Ask():
                 self._questions.ask(link, frame, self._keeper)
             case Beat():

@@ -33,15 +33,18 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.oip import Served, reason_of_error, status_of, tightest
 from clockwork_serve.serve.gateway_announcements import Announcements
+from clockwork_serve.serve.gateway_arrivals import Turns
 from clockwork_serve.serve.gateway_check import check
 from clockwork_serve.serve.gateway_core_settings import GatewaySettings
 from clockwork_serve.serve.gateway_endings import (
     ROOM_RETRY_NS,
+    TIMELY,
     Pending,
     crowded,
     ending_of,
     no_room,
     own_ending,
+    too_late,
     wrong,
 )
 from clockwork_serve.serve.gateway_inquiry import EarlyInquiry, Ending, Inquiry, spread_s
@@ -57,6 +60,9 @@ from clockwork_serve.telemetry import GatewayCounters, outcome_key
 from clockwork_serve.units import NS_PER_MS
 
 NO_ANSWER: Final = "no answer by the deadline"
+OVER: Final = "its deadline was over before the gateway came round to it"
+SENT_NS: Final = 10 * NS_PER_MS
+"""What is told to have been sent may have been sent so much earlier."""
 BACK_NS: Final = 500 * NS_PER_MS
 """When to come again if the server does not serve: a controller that died is back by then."""
 
@@ -101,6 +107,7 @@ class Gateway:
         )  # fmt: skip
         reach = reach or at_home(Path(settings.controller), settings.name)
         self.link = GatewayLink(reach, settings.default_slo_ns, listener)
+        self.turns = Turns(clock, self.link.tell_delivered)
         self._pending: dict[str, Pending] = {}  # all and only requests sent and not answered
         self._stranded = Stranded(clock)
         self._held: dict[str, Slot] = {}  # slots of answered requests that a worker may still touch
@@ -119,6 +126,7 @@ class Gateway:
 
     def close(self) -> None:
         """End everything: waiting clients are told, memory is given up."""
+        self.turns.close()
         self.link.close()
         self._copies.clear()
         self._pending |= self._stranded.release()
@@ -149,6 +157,12 @@ class Gateway:
                 inquiry, Outcome.FAILED, Reason.NONE, "the gateway failed to read the request; see its log"
             )
             return ""
+        asked_ns = served.default_slo_ns if slo_ns is None else slo_ns
+        given_ns, priority = self._caps.of(inquiry.identity, asked_ns, known.priority)
+        deadline_ns, told_ns = inquiry.arrival_ns + given_ns, 0 if given_ns == asked_ns else given_ns
+        if self.clock() > deadline_ns:
+            self._refuse(inquiry, Outcome.EXPIRED, Reason.NONE, OVER)
+            return ""
         body, inquiry.body = inquiry.body, None
         output_bytes = served.model.output_bytes * known.rows
         copying = copying_of(call.inputs)
@@ -158,9 +172,6 @@ class Gateway:
             return ""
         self._count += 1
         request_id = f"{self._prefix}{self._count}"
-        asked_ns = served.default_slo_ns if slo_ns is None else slo_ns
-        given_ns, priority = self._caps.of(inquiry.identity, asked_ns, known.priority)
-        deadline_ns, told_ns = inquiry.arrival_ns + given_ns, 0 if given_ns == asked_ns else given_ns
         request = Request(
             request_id=request_id, gateway=self.name, model=served.model.key, rows=known.rows,
             arrival_ns=inquiry.arrival_ns, deadline_ns=deadline_ns, signature=known.signature,
@@ -195,6 +206,32 @@ class Gateway:
         if served is not None:
             self._invalid_by_model[served.model.key] += 1
         return wrong(error, served=served)
+
+    def delivered(self, ending: Ending) -> Ending | None:
+        """A response is given to its client's socket now: None if in time, else how the request ends instead.
+
+        For any thread, like :meth:`undelivered`.
+        """
+        if self.clock() <= ending.deadline_ns:
+            self.link.in_time.append(ending.request_id)
+            return None
+        return self.late(ending)
+
+    def late(self, ending: Ending) -> Ending | None:
+        """The same, where it is told later that it was :meth:`sent`, if it is in time."""
+        if self.clock() <= ending.deadline_ns:
+            return None
+        self.link.late.append(ending.request_id)
+        return self._shown(too_late(ending.request_id, ending.outcome, ending.call))
+
+    def sent(self, ending: Ending) -> None:
+        """A response has been sent by who tells that some time after it."""
+        in_time = self.clock() <= ending.deadline_ns + SENT_NS
+        (self.link.in_time if in_time else self.link.late).append(ending.request_id)
+
+    def undelivered(self, ending: Ending) -> None:
+        """The client is gone, and gets no response."""
+        self.link.in_time.append(ending.request_id)
 
     def unreadable(self, error: InvalidRequest) -> Ending:
         """Count a request whose body cannot be had, and say how it ends."""
@@ -263,8 +300,12 @@ class Gateway:
             if answer.exec_ns:
                 self._way.ended(inquiry.arrival_ns + answer.queue_ns + answer.exec_ns)
             self._pass_on(inquiry, pending, answer)
-        elif answer.outcome is Outcome.OK:
-            self._unheard["over" if pending.expired else "left"] += 1
+        else:
+            # Who was told that the deadline is over was not answered, however good the answer.
+            over = pending.expired and answer.outcome in TIMELY
+            (self.link.late if over else self.link.in_time).append(answer.request_id)
+            if answer.outcome is Outcome.OK:
+                self._unheard["over" if over else "left"] += 1
         if answer.release:
             self.slots.free(pending.slot)
         else:
@@ -285,9 +326,9 @@ class Gateway:
             self.slots.free(slot)
 
     def _on_refused(self, request: Request, waited_ns: int) -> None:
-        pending = self._drop(request.request_id, Outcome.REJECTED, Reason.QUEUE_FULL)
-        if pending.inquiry is not None:
-            self._tell(pending.inquiry, crowded(request.request_id, pending, waited_ns))
+        self._refuse_unheard(
+            request.request_id, lambda pending: crowded(request.request_id, pending, waited_ns)
+        )
 
     def _on_unheard(self, unheard: Unheard) -> None:
         request_id = unheard.request_id
@@ -297,8 +338,16 @@ class Gateway:
         elif pending.inquiry is None:
             self._drop(request_id, Outcome.EXPIRED if pending.expired else Outcome.CANCELLED, Reason.NONE)
         else:
-            self._drop(request_id, Outcome.REJECTED, Reason.QUEUE_FULL)
-            self._tell(pending.inquiry, no_room(request_id, pending, unheard.why))
+            self._refuse_unheard(request_id, lambda pending: no_room(request_id, pending, unheard.why))
+
+    def _refuse_unheard(self, request_id: str, ending_of: Callable[[Pending], Ending]) -> None:
+        """End a request that the controller never heard of, and whose client waits."""
+        over = self.clock() > self._pending[request_id].deadline_ns
+        outcome, reason = (Outcome.EXPIRED, Reason.NONE) if over else (Outcome.REJECTED, Reason.QUEUE_FULL)
+        pending = self._drop(request_id, outcome, reason)
+        if pending.inquiry is not None:
+            ending = own_ending(outcome, reason, OVER, request_id, pending) if over else ending_of(pending)
+            self._tell(pending.inquiry, ending)
 
     def _drop(self, request_id: str, outcome: Outcome, reason: Reason) -> Pending:
         """End a request that the controller never heard of."""
@@ -307,8 +356,11 @@ class Gateway:
         self._count_outcome(outcome, reason)
         return pending
 
-    def _on_announced_in_vain(self, inquiry: EarlyInquiry, told: Foretold) -> None:
+    def _on_announced_in_vain(self, inquiry: EarlyInquiry, told: Foretold, deadline_ns: int) -> None:
         self._received += 1
+        if self.clock() > deadline_ns:
+            self._refuse(inquiry, Outcome.EXPIRED, Reason.NONE, OVER)
+            return
         self._refuse(inquiry, Outcome.REJECTED, told.reason, told.message, told.retry_after_ns)
 
     def _on_lost(self, why: str) -> None:
@@ -396,16 +448,24 @@ class Gateway:
         self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
 
     def _pass_on(self, inquiry: Inquiry, pending: Pending, answer: Answer) -> None:
+        if answer.outcome in TIMELY and self.clock() > pending.deadline_ns:
+            self.link.late.append(answer.request_id)
+            self._tell(inquiry, too_late(answer.request_id, answer.outcome, pending.call))
+            return
         try:
             ending = ending_of(pending, answer)
+            if not ending.deadline_ns:
+                self.link.in_time.append(answer.request_id)
             if pending.call.shared and self.regions is not None and ending.outcome is Outcome.OK:
                 self.regions.write_outputs(pending.call, ending.outputs)
             self._tell(inquiry, ending)
         except InvalidRequest as error:
             # The controller has counted it as answered.
+            self.link.in_time.append(answer.request_id)
             inquiry.end(wrong(error, answer.request_id))
         except Exception:  # noqa: BLE001 - one answer that cannot be told must not end all others
             _log.exception("telling an answer failed", extra={"request_id": answer.request_id})
+            self.link.in_time.append(answer.request_id)
             why = "the answer could not be told; see the gateway's log"
             inquiry.end(own_ending(Outcome.FAILED, Reason.NONE, why, answer.request_id, pending))
 
@@ -416,9 +476,12 @@ class Gateway:
             if ending.reason is Reason.NOT_SERVING and not ending.retry_after_ns:
                 ending.retry_after_ns = BACK_NS
             ending.retry_after_s = spread_s(ending.retry_after_ns, self.dice)
-            if self._triton_codes:
-                ending.status = status_of(ending.outcome, ending.reason, triton=True)
-        inquiry.end(ending)
+        inquiry.end(self._shown(ending))
+
+    def _shown(self, ending: Ending) -> Ending:
+        if self._triton_codes and ending.outcome is not Outcome.OK:
+            ending.status = status_of(ending.outcome, ending.reason, triton=True)
+        return ending
 
     def _count_outcome(self, outcome: Outcome, reason: Reason) -> None:
         self._outcomes[outcome_key(outcome, reason)] += 1

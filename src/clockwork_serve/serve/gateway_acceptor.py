@@ -78,8 +78,8 @@ class TlsAcceptor:
             else:
                 self._take(accepted)
 
-    def _take(self, accepted: socket.socket) -> None:
-        """Serve a connection, whoever accepted it."""
+    def _take(self, accepted: socket.socket, _since_ns: int = 0) -> None:
+        """Serve a connection, whoever accepted it: nobody asks for anything before he was greeted."""
         if not self._admission.admits(len(self._greeting)):
             accepted.close()
             self._ended()

@@ -53,13 +53,13 @@ class _Open(Generic[Inquiry]):
 
 
 class Announcements(Generic[Inquiry]):
-    """``in_vain`` is called with a request that the controller would reject, and what it says of it."""
+    """``in_vain`` is called with a request that the controller would reject, its word, and the deadline."""
 
     def __init__(
         self,
         name: str,
         prefix: str,
-        in_vain: Callable[[Inquiry, Foretold], None],
+        in_vain: Callable[[Inquiry, Foretold, int], None],
         caps: Caps | None = None,
         way: Way | None = None,
     ) -> None:
@@ -128,7 +128,7 @@ class Announcements(Generic[Inquiry]):
         self.refusing = bool(told.reason)
         one = self._open.get(told.announced_id)
         if one is not None and told.reason:
-            self._in_vain(one.inquiry, told)
+            self._in_vain(one.inquiry, told, one.frame.deadline_ns)
         self._told(told.announced_id)
 
     def on_lost(self) -> None:
@@ -141,8 +141,8 @@ class Announcements(Generic[Inquiry]):
             self._told(one.frame.announced_id)
             return
         one.asked = True
-        slo_ns = one.frame.deadline_ns - one.frame.arrival_ns
-        one.wait = self._loop.call_later(slo_ns / NS_PER_S, self._told, one.frame.announced_id)
+        # The loop's axis is that of arrivals: it may have come long ago.
+        one.wait = self._loop.call_at(one.frame.deadline_ns / NS_PER_S, self._told, one.frame.announced_id)
         link.send(one.frame)
 
     def _told(self, announced_id: str) -> None:

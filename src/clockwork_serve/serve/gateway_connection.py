@@ -34,8 +34,10 @@ _IDLE, _HEAD, _BODY = range(3)
 class HttpConnection(HeadParser, asyncio.BufferedProtocol):
     """One client's connection. ``due_s``: when what it waits for must have come."""
 
-    def __init__(self, server: HttpHost) -> None:
+    def __init__(self, server: HttpHost, since_ns: int | None = None) -> None:
+        """``since_ns``: since when it may have waited, if another gateway accepted it."""
         super().__init__()
+        self._since_ns = since_ns
         self._server = server
         self._gateway = server.gateway
         self._limits = server.limits
@@ -53,6 +55,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._direct: memoryview | None = None  # where a large body goes; _content_bytes of it have arrived
         self._unwanted: Unwanted | None = None  # of the body of a request that is answered already
         self._arriving = Arriving(server)
+        self._began_bytes = -1  # of the read that the request began in, if that is this one
         self._closing = self._stopped = False  # what arrives matters no more; nothing more is written
         self.due_s = 0.0
 
@@ -63,8 +66,10 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._transport = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername")
         self._local = bool(peer) and is_loopback(peer[0])
-        self._outbox = Outbox(self._transport, self._limits, self._server)
-        self._intake = Intake(self._transport, self._server.turns, self._feed)
+        turns = self._gateway.turns
+        since_ns = turns.before_ns if self._since_ns is None else self._since_ns
+        self._intake = Intake(self._transport, self._server.readers, self._feed, turns, since_ns)
+        self._outbox = Outbox(self._transport, self._limits, self._server, self._intake.source)
         self.parse_afresh()
         self.due_s = self._server.tick_s + self._limits.header_s  # not idle_s: it has asked for nothing yet
         self._server.opened(self)
@@ -94,12 +99,14 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             if head is not None and self._phase == _IDLE and head.fits(self._server.received, nbytes):
                 self._take_again(head)
                 return
-            self._feed(self._server.buffer[:nbytes])
+            self._feed(self._server.buffer[:nbytes], nbytes)
             if nbytes == len(self._server.small_buffer) and not self._length:
                 self._intake.let_others_go_first()
             return
         nbytes += self._intake.source.read(self._direct[self._content_bytes + nbytes :])
         self._content_bytes += nbytes
+        self._intake.arrival.read(first=False)
+        self._began_bytes = -1
         self._count(nbytes)
         if self._direct is not None and self._content_bytes == len(self._direct):
             # The parser has not seen this body's end, and never will.
@@ -125,6 +132,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone, and needs no answer; and what was read waits for no collection of garbage."""
         self._transport = self.parser = None
+        self._intake.source.close()
         del self._outbox, self._intake  # whose transport, over TLS, names us
         self._closing = True
         self._abandon_all()
@@ -187,6 +195,8 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             return
         exchange, self._current = self._current, None
         assert exchange is not None
+        if not exchange.arrival_ns:
+            exchange.arrival_ns = self._arrived_ns()
         if self._direct is not None:
             exchange.content, self._direct = self._direct, None
         else:
@@ -212,9 +222,10 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         while queue and (response := queue[0].response) is not None:
             exchange = queue.popleft()
             if self._outbox.full:
+                exchange.abandon(self._gateway)
                 self.cut("unsent_bytes")
                 return
-            self._outbox.write(exchange, response)
+            self._outbox.write(exchange, exchange.in_time(response, self._gateway))
             if not exchange.keep_alive:
                 self._close()
                 return
@@ -281,8 +292,11 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         if left > UNWANTED_MAX:
             exchange.keep_alive, self._closing = False, True
 
-    def _feed(self, data: memoryview) -> None:
+    def _feed(self, data: memoryview, fresh_bytes: int = 0) -> None:
+        """``fresh_bytes`` of it were read just now, and not kept."""
         content_bytes, whole = self._content_bytes, self._phase == _IDLE
+        self._intake.arrival.read(first=whole, kept=not fresh_bytes)
+        self._began_bytes = fresh_bytes if whole else -1
         rest = data
         try:
             while rest and not self._closing and len(self._complete) < self.TURN_MAX:
@@ -315,6 +329,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             self._current = exchange
             self._refuse_with(denied)
             return
+        exchange.arrival_ns = self._intake.arrival.of_one()
         exchange.content = memoryview(bytes(self._server.buffer[len(head.raw) : head.whole]))
         self.due_s = self._server.tick_s + self._limits.idle_s
         try:
@@ -342,12 +357,24 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             return
         if length > DIRECT_BYTES:
             self._direct = self._server.room(exchange, length)
-            self._server.announce(exchange)
+            self._server.announce(exchange, self._arrived_ns())
             self._set_reading()
         expected_bytes = length or limits.body_bytes
         self.due_s = self._server.tick_s + limits.body_s + expected_bytes / limits.bytes_per_s
         if exchange.wants_continue:
             self.pump()
+
+    def _arrived_ns(self) -> int:
+        """When the request came that is being received now.
+
+        If others came with it, the kernel tells only of the last: then it counts from when there was nothing.
+        """
+        arrival, read_bytes = self._intake.arrival, self._began_bytes
+        if read_bytes < 0:  # it began in an earlier read
+            return arrival.arrived_ns
+        head_bytes = self._server.received.find(b"\r\n\r\n", 0, read_bytes) + 4
+        alone = not self._complete and head_bytes > 3 and head_bytes + self._length >= read_bytes
+        return arrival.arrived_ns if alone else arrival.oldest_ns
 
     def _refuse(self, status: int, message: str, headers: bytes = b"") -> None:
         self._refuse_with(error_response(status, message, headers))

@@ -17,6 +17,10 @@ ROOM_RETRY_NS: Final = 50 * NS_PER_MS
 """When to come again if there is no room: about as long as most requests hold a slot."""
 
 
+TIMELY: Final = frozenset({Outcome.OK, Outcome.REJECTED})
+"""What is worth something only in time: after its deadline a request has expired, whatever became of it."""
+
+
 class Pending(Struct):
     """A request without the controller's answer; ``inquiry`` is None once its client needs nothing.
 
@@ -56,6 +60,8 @@ def ending_of(pending: Pending, answer: Answer) -> Ending:
         }
         if pending.slo_ns:
             ending.parameters["slo_ms"] = pending.slo_ns / NS_PER_MS
+    if outcome in TIMELY:
+        ending.deadline_ns = pending.deadline_ns
     if outcome is Outcome.OK:
         ending.outputs = pending.slot.outputs(answer.outputs)
     return ending
@@ -65,6 +71,15 @@ def wrong(error: InvalidRequest, request_id: str = "", served: Served | None = N
     """How a request ends that is not what it should be."""
     reason = reason_of_error(error)
     return Ending(Outcome.INVALID, reason, status_of_error(error), str(error), request_id, served)
+
+
+def too_late(request_id: str, outcome: Outcome, call: InferCall | None) -> Ending:
+    """How a request ends whose answer, of that outcome, could not be given to its client in time."""
+    message = "the gateway could give its answer to the client only after the deadline"
+    reason = Reason.LATE if outcome is Outcome.OK else Reason.NONE
+    ending = own_ending(Outcome.EXPIRED, reason, message, request_id)
+    ending.call = call
+    return ending
 
 
 def own_ending(

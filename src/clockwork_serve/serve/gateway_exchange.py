@@ -65,6 +65,7 @@ class Exchange:
     abandoned = False
     write: Callable[[Exchange, Heavy], None] | None = None  # what writes a large response elsewhere
     read: InferCall | ClockworkError | None = None  # what its JSON says, where that was read elsewhere
+    ending: Ending | None = None  # while the core must still hear whether it was in time
 
     def __init__(self, on_response: Callable[[], None], method: bytes, route: Route | None) -> None:
         self.on_response = on_response
@@ -100,6 +101,9 @@ class Exchange:
         self.abandoned = True
         gateway.drop_body(self)
         gateway.announcements.withdraw(self.announced_id)
+        if self.ending is not None:
+            gateway.undelivered(self.ending)
+            self.ending = None
         if self.request_id:
             gateway.cancel(self.request_id)
 
@@ -157,10 +161,19 @@ class Exchange:
     def tell(self, ending: Ending) -> None:
         """Make a response of it."""
         response = infer_response(ending)
+        if ending.deadline_ns:
+            ending.outputs = []
+            self.ending = ending
         if self.pack is None:
             self.respond(response)
         else:
             self.pack(self, response)
+
+    def in_time(self, response: Response, gateway: Gateway) -> Response:
+        """What to send instead of a response: itself, unless it comes too late."""
+        ending, self.ending = self.ending, None
+        late = None if ending is None else gateway.delivered(ending)
+        return response if late is None else infer_response(late)
 
     def respond(self, response: Response) -> None:
         """Send the response when it is its turn."""

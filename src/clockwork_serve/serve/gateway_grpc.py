@@ -44,7 +44,7 @@ from clockwork_serve.serve.gateway_rpcs import (
 )
 from clockwork_serve.serve.gateway_settings import log_settings, trace_settings
 from clockwork_serve.serve.gateway_slots import Body
-from clockwork_serve.serve.grpc_call import Aborted, Call, Metadata
+from clockwork_serve.serve.grpc_call import Aborted, Call, Failure, Metadata
 from clockwork_serve.serve.grpc_server import GrpcServer, callback, stream
 from clockwork_serve.units import NS_PER_MS
 
@@ -65,6 +65,7 @@ class _GrpcInquiry(ABC):
         "arrival_ns",
         "body",
         "every_output_binary",
+        "gateway",
         "identity",
         "model",
         "remaining_s",
@@ -74,16 +75,17 @@ class _GrpcInquiry(ABC):
         "version", "write",
     )  # fmt: skip
 
-    def __init__(self, request: Any, rpc: Call, write: _Write) -> None:
+    def __init__(self, request: Any, rpc: Call, gateway: Gateway, write: _Write) -> None:
         self.write = write
         self.request = request
+        self.gateway = gateway
         self.rpc = rpc
         self.model: str = request.model_name
         self.version: str = request.model_version
         self.identity = rpc.identity
         self.arrival_ns = rpc.arrival_ns
         self.slo_header = rpc.metadatum("x-slo-ms")
-        self.remaining_s = rpc.time_remaining()
+        self.remaining_s = rpc.time_allowed(gateway.clock())
         self.every_output_binary = True
         self.body: Body | None = None
 
@@ -127,20 +129,33 @@ class _Alone(_GrpcInquiry):
 
     def tell(self, ending: Ending) -> None:
         """Encode the response."""
-        if ending.outcome is Outcome.OK:
-            self.rpc.reply(_encoded(ending), (("clockwork-request-id", ending.request_id),))
+        if not self.rpc.is_open:
+            if ending.deadline_ns:
+                self.gateway.undelivered(ending)
+        elif ending.outcome is Outcome.OK:
+            message = _encoded(ending)
+            ending.outputs = []
+            self.rpc.reply_unless(
+                partial(_too_late, self.gateway, ending),
+                message, (("clockwork-request-id", ending.request_id),),
+                partial(self.gateway.sent, ending),
+            )  # fmt: skip
         else:
-            self.rpc.fail(*_failure(ending))
+            late = self.gateway.delivered(ending) if ending.deadline_ns else None
+            self.rpc.fail(*_failure(late or ending))
 
 
 class _Streamed(_GrpcInquiry):
     """One of several of a ``ModelStreamInfer``. ``ended`` becomes its response, or the :class:`Ending`."""
 
-    __slots__ = ("ended", "request_id")
+    __slots__ = ("ended", "ending", "request_id")
 
-    def __init__(self, request: Any, rpc: Call, write: _Write, ended: asyncio.Future[Any]) -> None:
-        super().__init__(request, rpc, write)
+    def __init__(
+        self, request: Any, rpc: Call, gateway: Gateway, write: _Write, ended: asyncio.Future[Any]
+    ) -> None:
+        super().__init__(request, rpc, gateway, write)
         self.ended = ended
+        self.ending: Ending | None = None  # while the core must still hear whether it was in time
         self.request_id = ""  # "" where it ended at once
 
     @property
@@ -151,16 +166,30 @@ class _Streamed(_GrpcInquiry):
     def tell(self, ending: Ending) -> None:
         """Encode the response."""
         if self.ended.done():
+            if ending.deadline_ns:
+                self.gateway.undelivered(ending)
             return
+        found: bytes | Ending = ending
         if ending.outcome is Outcome.OK:
             # It is the only one: clients of models that give several wait for this.
             ending.parameters["triton_final_response"] = True
-            self.ended.set_result(streamed(_encoded(ending)))
-        else:
-            self.ended.set_result(ending)
+            found = streamed(_encoded(ending))
+            ending.outputs = []
+        if ending.deadline_ns:
+            self.ending = ending
+        self.ended.set_result(found)
+
+    def in_time(self, found: bytes | Ending) -> bytes | Ending:
+        """What to send now instead of how it ended: that itself, unless it comes too late."""
+        ending, self.ending = self.ending, None
+        late = None if ending is None else self.gateway.delivered(ending)
+        return late or found
 
     def abandon(self, gateway: Gateway) -> None:
         """Nobody waits for it any more."""
+        ending, self.ending = self.ending, None
+        if ending is not None:
+            gateway.undelivered(ending)
         if self.request_id and (self.ended.cancelled() or not self.ended.done()):
             gateway.cancel(self.request_id)
 
@@ -221,7 +250,7 @@ class GatewayGrpc:
     # Inference
 
     def _infer(self, rpc: Call, request: Any) -> None:
-        request_id = self._gateway.infer(_Alone(request, rpc, self._write))
+        request_id = self._gateway.infer(_Alone(request, rpc, self._gateway, self._write))
         if request_id and rpc.is_open:
             # The client may go away, or its deadline pass.
             rpc.on_cancel = partial(self._gateway.cancel, request_id)
@@ -237,7 +266,7 @@ class GatewayGrpc:
         asked: _Streamed | None = None
         try:
             while (asked := await open_asked.get()) is not None:
-                found = await asked.ended
+                found = asked.in_time(await asked.ended)
                 if not isinstance(found, Ending):
                     yield found
                 elif as_status:
@@ -261,7 +290,8 @@ class GatewayGrpc:
     ) -> None:
         try:
             async for request in requests:
-                asked = _Streamed(request, rpc, self._write, self._loop.create_future())
+                future = self._loop.create_future()
+                asked = _Streamed(request, rpc, self._gateway, self._write, future)
                 asked.request_id = self._gateway.infer(asked)
                 try:
                     await open_asked.put(asked)
@@ -281,6 +311,7 @@ class GatewayGrpc:
             ending = await heavy.ending(self._codec, lambda: inquiry.is_open)
         except (InvalidRequest, CodecFailed) as error:
             # The controller has counted it as answered.
+            self._gateway.undelivered(heavy.original)
             ending = own_ending(Outcome.FAILED, Reason.NONE, f"the answer could not be written: {error}")
         inquiry.tell(ending)
 
@@ -442,6 +473,11 @@ def _encoded(ending: Ending) -> bytes:
 
 def _failure(ending: Ending) -> tuple[grpc.StatusCode, str, Metadata]:
     return grpc.StatusCode[ending.status.grpc], ending.text, _trailers(ending)
+
+
+def _too_late(gateway: Gateway, ending: Ending) -> Failure | None:
+    late = gateway.late(ending)
+    return None if late is None else _failure(late)
 
 
 def _trailers(ending: Ending) -> Metadata:

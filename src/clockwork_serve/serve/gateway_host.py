@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_exchange import Exchange
-from clockwork_serve.serve.gateway_intake import Turns
+from clockwork_serve.serve.gateway_intake import RoundRobin
 from clockwork_serve.serve.gateway_keys import KeyRing
 from clockwork_serve.serve.gateway_limits import HttpLimits
 from clockwork_serve.serve.gateway_outbox import Outbox
@@ -31,13 +31,14 @@ class HttpHost(Protocol):
     limits: HttpLimits
     keys: KeyRing | None
     loop: asyncio.AbstractEventLoop
-    turns: Turns
+    readers: RoundRobin
     buffer: memoryview
     small_buffer: memoryview
     received: bytearray
     tick_s: float
     arriving_bytes: int
     held: list[Outbox]
+    held_ns: int
     find_route: Callable[[bytes], Route | None]
 
     def opened(self, connection: HttpConnection) -> None:
@@ -52,7 +53,7 @@ class HttpHost(Protocol):
     def room(self, exchange: Exchange, length: int) -> memoryview:
         """Where to receive a large body."""
 
-    def announce(self, exchange: Exchange) -> None:
+    def announce(self, exchange: Exchange, arrival_ns: int) -> None:
         """Ask whether a request with a large body is worth receiving it."""
 
     def dispatch(self, exchange: Exchange) -> None:

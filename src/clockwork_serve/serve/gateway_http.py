@@ -17,12 +17,13 @@ from clockwork_serve.oip import Coding, TooLarge, decompress, wanted_coding
 from clockwork_serve.oip.records import Buffer
 from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_acceptor import BACKLOG, Admission, TlsAcceptor, listening_socket
+from clockwork_serve.serve.gateway_arrivals import Queue
 from clockwork_serve.serve.gateway_codec import INLINE_BYTES, Codec, CodecFailed, Crowded
 from clockwork_serve.serve.gateway_connection import HttpConnection
 from clockwork_serve.serve.gateway_door import Door
 from clockwork_serve.serve.gateway_endpoints import Endpoints
 from clockwork_serve.serve.gateway_exchange import Exchange, byte_count
-from clockwork_serve.serve.gateway_intake import Turns
+from clockwork_serve.serve.gateway_intake import RoundRobin
 from clockwork_serve.serve.gateway_limits import SETTING, SMALL_READ_BYTES, json_excess
 from clockwork_serve.serve.gateway_outbox import Outbox, send_held
 from clockwork_serve.serve.gateway_outputs import Heavy
@@ -63,13 +64,14 @@ class HttpServer:
         self._tls = door.tls
         self.find_route = find_route
         self.loop = asyncio.get_running_loop()
-        self.turns = Turns(self.loop)
+        self.readers = RoundRobin(self.loop)
         self.tick_s = self.loop.time()
         self.received = bytearray(READ_BYTES)
         self.buffer = memoryview(self.received)
         self.small_buffer = self.buffer[:SMALL_READ_BYTES]
         self.arriving_bytes = 0
         self.held: list[Outbox] = []
+        self.held_ns = 0
         gateway.batch_listeners.append(lambda: send_held(self.held))
         self._endpoints = endpoints
         self._packer = Packer()
@@ -92,23 +94,26 @@ class HttpServer:
             self._servers.append(TlsAcceptor(listener, self._tls, admission, sharing))
             return number
 
+        waiting = Queue(self.gateway.turns)
+
         def make() -> asyncio.BaseProtocol:
-            return (
-                HttpConnection(self) if sharing is None else Newcomer(sharing, lambda: HttpConnection(self))
-            )
+            since_ns = waiting.since_ns()
+            if sharing is None:
+                return HttpConnection(self, since_ns)
+            return Newcomer(sharing, lambda: HttpConnection(self, since_ns), since_ns)
 
         if sharing is not None:
-            sharing.begin(lambda accepted: self._start(self._take_over(accepted, sharing)))
+            sharing.begin(lambda accepted, since: self._start(self._take_over(accepted, since, sharing)))
         server = await self.loop.create_server(make, host, port, reuse_port=reuse_port, backlog=BACKLOG)
         self._servers.append(server)
         number = server.sockets[0].getsockname()[1]
         return number
 
-    async def _take_over(self, accepted: socket.socket, sharing: Sharing) -> None:
+    async def _take_over(self, accepted: socket.socket, since_ns: int, sharing: Sharing) -> None:
         """Serve a connection that another gateway accepted."""
         accepted.setblocking(False)  # noqa: FBT003 - the socket's own word
         try:
-            await self.loop.connect_accepted_socket(lambda: HttpConnection(self), accepted)
+            await self.loop.connect_accepted_socket(lambda: HttpConnection(self, since_ns), accepted)
         except OSError as error:
             sharing.ended()
             _log.debug("a connection came to nothing on its way from another gateway: %s", error)
@@ -183,10 +188,10 @@ class HttpServer:
         # Unlike a bytearray, it takes no memory before something arrives.
         return np.empty(length, np.uint8).data
 
-    def announce(self, exchange: Exchange) -> None:
+    def announce(self, exchange: Exchange, arrival_ns: int) -> None:
         """Ask whether an inference request is worth its body.
 
-        It has arrived now: its head says how long it may take.
+        It has arrived with its head, which says how long it may take.
         """
         route = exchange.route
         if (
@@ -195,15 +200,13 @@ class HttpServer:
             and exchange.method == route.method
             and exchange.slo_header
         ):
-            exchange.arrival_ns = self.gateway.clock()
+            exchange.arrival_ns = arrival_ns
             announcements = self.gateway.announcements
             exchange.announced_id = announcements.make(exchange, self.gateway.link)
             exchange.held = announcements.refusing and bool(exchange.announced_id)
 
     def dispatch(self, exchange: Exchange) -> None:
         """Have a request that is complete answered."""
-        if not exchange.arrival_ns:
-            exchange.arrival_ns = self.gateway.clock()
         if exchange.encoding and exchange.encoding.lower() != b"identity":
             if len(exchange.content) > UNPACK_BYTES:
                 self._start(self._unpacked_soon(exchange))
@@ -286,9 +289,12 @@ class HttpServer:
             ending = await heavy.ending(self.codec, lambda: not exchange.abandoned)
         except (InvalidRequest, CodecFailed) as error:
             # The controller has counted it as answered.
+            self.gateway.undelivered(heavy.original)
             exchange.respond(error_response(500, f"the answer could not be written: {error}"))
             return
-        if not exchange.abandoned:
+        if exchange.abandoned:
+            self.gateway.undelivered(ending)
+        else:
             exchange.tell(ending)
 
     async def _respond_soon(self, exchange: Exchange, found: Awaitable[Response]) -> None:

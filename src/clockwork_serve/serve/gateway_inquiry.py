@@ -17,6 +17,8 @@ from clockwork_serve.units import NS_PER_S
 class Ending(Struct):
     """How a request ended. ``served`` and ``call`` are None where it was refused before they were known.
 
+    With a ``deadline_ns`` the core is asked once more, when the response is given to the socket, whether that
+    is in time (:meth:`Gateway.delivered`), or told that it never is (:meth:`Gateway.undelivered`).
     ``outputs`` refer to memory that is given back when :meth:`Inquiry.end` returns. ``retry_after_ns`` is
     exact, ``retry_after_s`` are whole seconds with dice in them. ``texts`` are the data of outputs that are
     JSON already.
@@ -31,6 +33,7 @@ class Ending(Struct):
     call: InferCall | None = None
     retry_after_ns: int = 0
     retry_after_s: int = 0
+    deadline_ns: int = 0
     outputs: list[OutputTensor] = []
     parameters: dict[str, Any] = {}
     texts: dict[str, Buffer] = {}

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from clockwork_serve.serve.gateway_arrivals import Arrival, Turns
 from clockwork_serve.serve.gateway_bodies import Source
 
 
@@ -36,7 +37,7 @@ class Arriving:
         self._bytes = 0
 
 
-class Turns:
+class RoundRobin:
     """Who has much to read: one of them in a turn of the loop, so that many hold it no longer than one."""
 
     __slots__ = ("_loop", "_waiting")
@@ -63,20 +64,23 @@ class Turns:
 class Intake:
     """``paused``: it is not to read until told so. ``feed`` takes what was read, and may keep some of it.
 
-    From ``source`` large bodies are read past the loop.
+    From ``source`` large bodies are read past the loop; ``arrival`` knows when what was read came.
     """
 
-    __slots__ = ("_feed", "_kept", "_transport", "_turns", "paused", "source")
+    __slots__ = ("_feed", "_kept", "_readers", "_transport", "arrival", "paused", "source")
 
     def __init__(
         self,
         transport: asyncio.Transport,
-        turns: Turns,
+        readers: RoundRobin,
         feed: Callable[[memoryview], None],
+        turns: Turns,
+        since_ns: int,
     ) -> None:
         self._transport = transport
         self.source = Source(transport)
-        self._turns = turns
+        self._readers = readers
+        self.arrival = Arrival(self.source, turns, since_ns)
         self._feed = feed
         self._kept = b""  # read, and to be fed before anything more is read
         self.paused = False
@@ -88,11 +92,11 @@ class Intake:
             return False
         self.paused = pause
         if pause:
-            self._transport.pause_reading()
+            self._pause()
         elif self._kept:
-            self._turns.add(self._read_on)
+            self._readers.add(self._read_on)
         else:
-            self._transport.resume_reading()
+            self._resume()
         return before
 
     def keep(self, rest: memoryview) -> None:
@@ -106,8 +110,8 @@ class Intake:
         The loop reads from one socket for as long as that fills a buffer, and looks at no other.
         """
         if not self._transport.is_closing():
-            self._transport.pause_reading()
-            self._turns.add(self._read_on)
+            self._pause()
+            self._readers.add(self._read_on)
 
     def _read_on(self) -> None:
         if self.paused or self._transport.is_closing():
@@ -116,4 +120,12 @@ class Intake:
         if kept:
             self._feed(memoryview(kept))
         if not (self._kept or self.paused or self._transport.is_closing()):
-            self._transport.resume_reading()
+            self._resume()
+
+    def _pause(self) -> None:
+        self.arrival.pause()
+        self._transport.pause_reading()
+
+    def _resume(self) -> None:
+        self.arrival.resume()
+        self._transport.resume_reading()

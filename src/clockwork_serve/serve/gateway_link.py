@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from clockwork_serve.messages import (
     Beat,
     CodeAdded,
     CodeRemoved,
+    Delivered,
     Foretold,
     Frame,
     Intake,
@@ -126,6 +128,9 @@ class GatewayLink:
         self._turnstile = Turnstile(self.send, listener.on_refused)
         self._sweep: asyncio.TimerHandle | None = None  # set while requests wait for their turn
         self._pulse = Pulse(self.send, self._on_pulse)
+        # Requests whose answers were given to their clients, or are not to be: told soon. For any thread.
+        self.in_time: deque[str] = deque()
+        self.late: deque[str] = deque()
 
     @property
     def is_open(self) -> bool:
@@ -162,6 +167,9 @@ class GatewayLink:
                 if link.is_open:
                     self._link = link
                     self._pulse.begin()
+                    self.in_time.clear()
+                    self.late.clear()
+                    link.send(Delivered())
                     _log.info("connected to the controller")
                     self._look_again()
                     await self._lost.wait()
@@ -178,12 +186,24 @@ class GatewayLink:
         if self._turnstile.holds and self._sweep is None:
             self._sweep = self._loop.call_later(SWEEP_NS / NS_PER_S, self._look_for_overdue)
 
+    def tell_delivered(self) -> None:
+        """Tell the controller what became of its answers."""
+        in_time, late = self.in_time, self.late
+        if in_time or late:
+            self.send(
+                Delivered(
+                    in_time=tuple([in_time.popleft() for _ in range(len(in_time))]),
+                    late=tuple([late.popleft() for _ in range(len(late))]),
+                )
+            )
+
     def withdraw(self, request_id: str) -> bool:
         """Nobody waits for a request any more; whether the controller never heard of it, and will not."""
         return self._turnstile.withdraw(request_id)
 
     def close(self) -> None:
         """Send what was queued and close; questions are answered 503."""
+        self.tell_delivered()
         link, self._link = self._link, None
         self._pulse.end()
         self.ready = False
@@ -195,6 +215,7 @@ class GatewayLink:
         """The reply; one that says 503 if there can be none, 504 if none comes."""
         if self._link is None or self.stuck:
             return _refusal(503, self.why_not_ready)
+        self.tell_delivered()  # so that the reply counts them
         self._ask_count += 1
         ask_id = self._ask_count
         waiter: asyncio.Future[Reply] = self._loop.create_future()

@@ -8,10 +8,11 @@ from typing import Final, Protocol
 
 from clockwork_serve.oip.records import Buffer
 from clockwork_serve.serve.gateway import Gateway
+from clockwork_serve.serve.gateway_bodies import Source
 from clockwork_serve.serve.gateway_exchange import Exchange
 from clockwork_serve.serve.gateway_limits import HttpLimits
 from clockwork_serve.serve.gateway_responses import Response
-from clockwork_serve.units import KIB
+from clockwork_serve.units import KIB, NS_PER_MS
 
 JOIN_BYTES: Final = 64 * KIB
 """Responses up to this are copied together, which is cheaper than several buffers in one write."""
@@ -19,23 +20,29 @@ JOIN_BYTES: Final = 64 * KIB
 
 HELD_MAX: Final = 32
 """Responses that wait for one another at most: about half a millisecond."""
+HELD_NS: Final = NS_PER_MS
+"""And for no longer than this, where the core is not ours alone: they were in time when they were made."""
 
 
 class Sender(Protocol):
-    """``tick_s`` is the loop's time, to a second."""
+    """``tick_s`` is the loop's time, to a second; ``held_ns`` is since when the first of ``held`` waits."""
 
     tick_s: float
     gateway: Gateway
     held: list[Outbox]
+    held_ns: int
 
 
 class Outbox:
     """``unread``: more was written than the loop likes to hold; by ``due_s`` the client must have read it."""
 
-    __slots__ = ("_held", "_limits", "_sender", "_transport", "due_s", "unread")
+    __slots__ = ("_held", "_limits", "_sender", "_socket", "_transport", "due_s", "unread")
 
-    def __init__(self, transport: asyncio.Transport, limits: HttpLimits, sender: Sender) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, limits: HttpLimits, sender: Sender, sock: Source
+    ) -> None:
         self._transport = transport
+        self._socket = sock
         self._limits = limits
         self._sender = sender
         self._held = b""
@@ -64,11 +71,14 @@ class Outbox:
             self._held += message
         elif sender.gateway.batching and not self.unread:
             self._held = message
+            now_ns = sender.gateway.clock()
+            if not sender.held:
+                sender.held_ns = now_ns
             sender.held.append(self)
-            if len(sender.held) >= HELD_MAX:
+            if len(sender.held) >= HELD_MAX or now_ns - sender.held_ns > HELD_NS:
                 send_held(sender.held)
         else:
-            self._transport.write(message)
+            self._send(message)
         if self.unread:
             self._expect()
 
@@ -76,7 +86,7 @@ class Outbox:
         """Send what was held."""
         held, self._held = self._held, b""
         if held and not self._transport.is_closing():
-            self._transport.write(held)
+            self._send(held)
 
     @property
     def full(self) -> bool:
@@ -94,6 +104,16 @@ class Outbox:
         """It reads again."""
         self.unread = False
         self.due_s = math.inf
+
+    def _send(self, message: bytes) -> None:
+        """Now, and not at the end of the loop's turn, unless something else is still to be sent."""
+        transport = self._transport
+        if not transport.get_write_buffer_size():
+            sent = self._socket.send(message)
+            if sent == len(message):
+                return
+            message = message[sent:]
+        transport.write(message)
 
     def _expect(self) -> None:
         limits = self._limits

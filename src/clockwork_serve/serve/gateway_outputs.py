@@ -53,7 +53,7 @@ class Heavy:
         call, served = ending.call, ending.served
         assert call is not None
         assert served is not None
-        self._ending = ending
+        self.original = ending
         ending.outputs = [
             OutputTensor(tensor.name, tensor.datatype, tensor.shape, bytes(tensor.data))
             for tensor in ending.outputs
@@ -66,7 +66,7 @@ class Heavy:
 
         Raises :class:`InvalidRequest`, and :class:`CodecFailed`. Nobody waits for it unless ``wanted()``.
         """
-        ending = self._ending
+        ending = self.original
         assert ending.call is not None
         assert ending.served is not None
         outputs, data = [], []

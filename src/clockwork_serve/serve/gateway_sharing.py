@@ -27,6 +27,7 @@ BEAT_S: Final = 0.25
 STILL: Final = 3
 """A gateway that has not beaten by so many of our own beats gets none: nobody is slow because we were."""
 _FD: Final = struct.Struct("i")
+_SINCE: Final = struct.Struct("q")
 
 
 class Tally:
@@ -87,7 +88,7 @@ class Sharing:
     def __init__(self, share: Share) -> None:
         self._tally = Tally(share.folder / f"{share.name}.tally", share.gateways, share.number)
         self._number = number = share.number
-        self._take: Callable[[socket.socket], None] = socket.socket.close
+        self._take: Callable[[socket.socket, int], None] = lambda accepted, _: accepted.close()
         self._paths = [str(share.folder / f"{share.name}-{other}.sock") for other in range(share.gateways)]
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)  # noqa: FBT003 - the socket's own word
@@ -101,14 +102,14 @@ class Sharing:
         self._still = np.zeros(share.gateways, np.int64)  # by gateway, our beats since its last one
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, take: Callable[[socket.socket], None]) -> None:
-        """Have ``take`` called with connections that other gateways accepted."""
+    def begin(self, take: Callable[[socket.socket, int], None]) -> None:
+        """Have ``take`` called with connections of other gateways, and since when they may wait."""
         self._take = take
         self._loop.add_reader(self._socket.fileno(), self._receive)
         self._beat()
 
-    def passed_on(self, fd: int) -> bool:
-        """Whether another gateway has that connection now, and ours can be closed.
+    def passed_on(self, fd: int, since_ns: int = 0) -> bool:
+        """Whether another gateway has that connection now, and ours can be closed. It may wait since then.
 
         Else it counts as ours, until :meth:`ended`.
         """
@@ -123,7 +124,7 @@ class Sharing:
                 if self._stands_still(other):
                     continue
                 try:
-                    self._socket.sendmsg([b"\0"], rights, 0, self._paths[other])
+                    self._socket.sendmsg([_SINCE.pack(since_ns)], rights, 0, self._paths[other])
                 except OSError:
                     continue  # it is not there, or has not taken in what it was given before
                 self._tally.gave(other)
@@ -157,13 +158,13 @@ class Sharing:
     def _receive(self) -> None:
         for _ in range(BURST):
             try:
-                _, fds, _, _ = socket.recv_fds(self._socket, 1, 1)
+                told, fds, _, _ = socket.recv_fds(self._socket, _SINCE.size, 1)
             except (BlockingIOError, InterruptedError):
                 return
             if not fds:
                 self._tally.ended()  # the system had no more files for us, and closed it
             for fd in fds:
-                self._take(socket.socket(fileno=fd))
+                self._take(socket.socket(fileno=fd), *_SINCE.unpack(told))
 
 
 class Newcomer(asyncio.Protocol):
@@ -173,14 +174,15 @@ class Newcomer(asyncio.Protocol):
     the loop accepts.
     """
 
-    def __init__(self, sharing: Sharing, make: Callable[[], asyncio.BaseProtocol]) -> None:
+    def __init__(self, sharing: Sharing, make: Callable[[], asyncio.BaseProtocol], since_ns: int) -> None:
+        self._since_ns = since_ns
         self._sharing = sharing
         self._make = make
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Pass it on, or have what ``make`` gives take it from here."""
         made = cast("asyncio.Transport", transport)
-        if self._sharing.passed_on(made.get_extra_info("socket").fileno()):
+        if self._sharing.passed_on(made.get_extra_info("socket").fileno(), self._since_ns):
             made.abort()  # it lives on where it went
             return
         protocol = self._make()

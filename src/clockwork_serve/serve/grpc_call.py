@@ -12,10 +12,14 @@ from typing import Any, Final
 import grpc
 from grpc._cython import cygrpc
 
-from clockwork_serve.serve.grpc_core import CLOSED, ENDED, MESSAGE, SENT, Core
+from clockwork_serve.serve.grpc_core import CLOSED, ENDED, MESSAGE, SENT, Core, Operations
 from clockwork_serve.serve.grpc_silence import Silence
+from clockwork_serve.units import NS_PER_MS, NS_PER_S
 
 Metadata = tuple[tuple[str, str | bytes], ...]
+Failure = tuple[grpc.StatusCode, str, Metadata]
+AT_ONCE_NS: Final = 2 * NS_PER_MS
+"""What surfaces so soon after it was asked for was there before."""
 _NO_DEADLINE_S: Final = 1e12
 _DETAILS_MAX: Final = 2000
 _NO_FLAGS: Final = 0
@@ -54,8 +58,8 @@ class Call:
     """
 
     __slots__ = (
-        "_call", "_core", "_deadline_s", "_headed", "_received", "_sent", "_silence", "arrival_ns",
-        "identity", "is_open", "metadata", "method", "on_cancel", "task",
+        "_asked_ns", "_call", "_core", "_deadline_s", "_headed", "_on_sent", "_received", "_sent", "_silence",
+        "_surfaced_ns", "arrival_ns", "identity", "is_open", "metadata", "method", "on_cancel", "task",
     )  # fmt: skip
 
     def __init__(self, core: Core, event: Any, method: Method, identity: str, silence: Silence[Call]) -> None:
@@ -64,6 +68,8 @@ class Call:
         self.identity = identity
         self.metadata: Metadata = event.invocation_metadata
         self.arrival_ns = 0
+        self._surfaced_ns = core.clock()  # it, or its last message
+        self._asked_ns = 0  # when the next message was asked for, if that was not at once
         self.is_open = True
         self.on_cancel: Callable[[], object] | None = None
         self._core = core
@@ -71,6 +77,7 @@ class Call:
         self._call = event.call
         self._deadline_s: float = event.call_details.deadline
         self.task: asyncio.Task[None] | None = None  # what answers it, if that takes a task
+        self._on_sent: Callable[[], None] | None = None
         self._headed = False  # whether initial metadata were sent
         self._received: asyncio.Future[Any] | None = None
         self._sent: asyncio.Future[Any] | None = None
@@ -91,6 +98,21 @@ class Call:
         """Seconds until the client's deadline; None if it has none."""
         return None if self._deadline_s > _NO_DEADLINE_S else max(self._deadline_s - time.time(), 0.0)
 
+    def time_allowed(self, now_ns: int) -> float | None:
+        """The same of the latest message, from when it came: the client's deadline began with it."""
+        if self._deadline_s > _NO_DEADLINE_S:
+            return None
+        return max(self._deadline_s - time.time() + (now_ns - self._surfaced_ns) / NS_PER_S, 0.0)
+
+    def came(self, arrival_ns: int, now_ns: int) -> None:
+        """A message surfaces. In the core's thread.
+
+        One that was there as soon as it was asked for may have waited for that since the last one.
+        """
+        waited = self._asked_ns and now_ns - self._asked_ns < AT_ONCE_NS
+        self.arrival_ns = min(arrival_ns, self._surfaced_ns) if waited else arrival_ns
+        self._surfaced_ns = now_ns
+
     def peer(self) -> str:
         """Who calls, as gRPC writes it."""
         found: bytes = self._call.peer()
@@ -109,14 +131,32 @@ class Call:
         """Send the only message, and end."""
         if self.is_open:
             self._close()
-            self._start(
-                (
-                    cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
-                    cygrpc.SendMessageOperation(message, _NO_FLAGS),
-                    cygrpc.SendStatusFromServerOperation(trailers, _OK, b"", _NO_FLAGS),
-                ),
-                ENDED,
-            )
+            self._start(_replied(message, trailers), ENDED)
+
+    def reply_unless(
+        self,
+        failed: Callable[[], Failure | None],
+        message: bytes,
+        trailers: Metadata,
+        on_sent: Callable[[], None],
+    ) -> None:
+        """The same, unless it ``failed`` when that is given to the core; if not, ``on_sent`` is called then.
+
+        Both in whichever thread that is.
+        """
+
+        def batch() -> tuple[Any, ...]:
+            failure = failed()
+            if failure is None:
+                self._on_sent = on_sent
+                return _replied(message, trailers)
+            code, text, more = failure
+            status = cygrpc.SendStatusFromServerOperation(more, code.value[0], details(text), _NO_FLAGS)
+            return (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS), status)
+
+        if self.is_open:
+            self._close()
+            self._start(batch, ENDED)
 
     def fail(self, code: grpc.StatusCode, text: str, trailers: Metadata | None = None) -> None:
         """End with an error."""
@@ -140,6 +180,7 @@ class Call:
         if not self.is_open:
             return None
         self._received = asyncio.get_running_loop().create_future()
+        self._asked_ns = self._core.clock()
         self._silence.begin(self)
         self._start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), MESSAGE)
         found: bytes | None = await self._received
@@ -155,6 +196,12 @@ class Call:
         self._silence.renew(self)
 
     # What the core tells
+
+    def sent(self) -> None:
+        """Its end was sent, or cannot be. In the core's thread."""
+        on_sent, self._on_sent = self._on_sent, None
+        if on_sent is not None:
+            on_sent()
 
     def on_event(self, kind: str, found: Any) -> None:
         """Something happened. It raises nothing: one call that is stumbled over must not end all others."""
@@ -229,13 +276,21 @@ class Call:
         self._headed = True
         return (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),)
 
-    def _start(self, operations: tuple[Any, ...], kind: str) -> None:
+    def _start(self, operations: Operations, kind: str) -> None:
         self._core.ask(self._call, operations, (kind, self))
 
 
 def details(text: str) -> bytes:
     """A status' text, cut: it travels as a header, where a byte may take three, and clients limit those."""
     return text.encode(errors="backslashreplace")[:_DETAILS_MAX].decode(errors="ignore").encode()
+
+
+def _replied(message: bytes, trailers: Metadata | None) -> tuple[Any, ...]:
+    return (
+        cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
+        cygrpc.SendMessageOperation(message, _NO_FLAGS),
+        cygrpc.SendStatusFromServerOperation(trailers, _OK, b"", _NO_FLAGS),
+    )
 
 
 def _settle(waiter: asyncio.Future[Any] | None, found: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
@@ -18,6 +19,7 @@ import grpc
 from grpc._cython import cygrpc
 
 from clockwork_serve.errors import ConfigError
+from clockwork_serve.units import NS_PER_MS
 
 NEEDED: Final = {
     "CompletionQueue": ("poll", "shutdown"),
@@ -40,6 +42,13 @@ ACCEPTING: Final = 64
 """Calls that may begin before the thread comes round; the core keeps a thousand more, and refuses others."""
 GATHERED: Final = 64
 """Events at most that go to the loop at once."""
+BEAT_S: Final = 0.005
+"""The thread comes round at least as often as that, if it can."""
+GAP_NS: Final = 10 * NS_PER_MS
+"""A longer time between two rounds: the process did not run, or somebody held Python's lock."""
+AFTER_NS: Final = (10 * NS_PER_MS, 50 * NS_PER_MS)
+"""For as long as a gap, but no shorter and no longer than these, what surfaces after it may have come in it:
+the core reads by then what waited in its sockets."""
 
 LARGE_BYTES: Final = 64 * 1024
 """Of messages that are longer, one is taken in a turn of the loop."""
@@ -76,10 +85,44 @@ def check_grpcio(core: Any = cygrpc) -> None:
         )
 
 
-class Taker(Protocol):
-    """A call, as it hears of events; on the loop's thread."""
+Operations = tuple[Any, ...] | Callable[[], tuple[Any, ...]]
+"""A batch, or what makes it when it starts."""
 
-    arrival_ns: int
+
+class Gaps:
+    """When the messages came that surface now: the core shows no sockets, but its thread knows when it stood.
+
+    For one thread.
+    """
+
+    __slots__ = ("_last_ns", "_since_ns", "_until_ns")
+
+    def __init__(self, now_ns: int) -> None:
+        self._last_ns = now_ns
+        self._since_ns = self._until_ns = 0  # of the last gap: its start, and till when it counts
+
+    def beat(self, now_ns: int) -> None:
+        """The thread comes round."""
+        gap_ns = now_ns - self._last_ns
+        if gap_ns > GAP_NS:
+            # Two gaps with hardly anything between them are one.
+            self._since_ns = self._since_ns if self._last_ns < self._until_ns else self._last_ns
+            self._until_ns = now_ns + min(max(gap_ns, AFTER_NS[0]), AFTER_NS[1])
+        self._last_ns = now_ns
+
+    def arrival_ns(self, now_ns: int) -> int:
+        """When something came that surfaces now: in a gap, or just after one, when that began."""
+        return self._since_ns if now_ns < self._until_ns else now_ns
+
+
+class Taker(Protocol):
+    """A call, as it hears of events; on the loop's thread, but for :meth:`came`."""
+
+    def came(self, arrival_ns: int, now_ns: int) -> None:
+        """A message surfaces now, and came then at the latest. In the core's thread."""
+
+    def sent(self) -> None:
+        """Its end was sent, or cannot be. In the core's thread."""
 
     def on_event(self, kind: str, found: Any) -> None:
         """OPENED; MESSAGE with its bytes, or None for no more; SENT; CLOSED, if it was cancelled."""
@@ -99,12 +142,13 @@ class Core:
         self._server = cygrpc.Server(tuple(options), _XDS)
         self._server.register_completion_queue(self._queue)
         self._on_new = on_new
-        self._clock = clock
+        self.clock = clock
+        self._gaps = Gaps(clock())
         self._loop = asyncio.get_running_loop()
         self._down = asyncio.Event()
         self._handed: deque[tuple[str, Taker, Any]] = deque()  # from the thread to the loop
         self._woken = False  # whether the loop is going to take them
-        self._asked: deque[tuple[Any, tuple[Any, ...], tuple[str, Any]]] = deque()  # and back
+        self._asked: deque[tuple[Any, Operations, tuple[str, Any]]] = deque()  # and back
         self._starting = threading.Lock()  # whoever starts what was asked: in order, and not after the end
         self._flushes = False
         self._ending = False  # known to the thread alone
@@ -158,9 +202,12 @@ class Core:
 
     def _take_events(self) -> None:
         poll, take, ended = self._queue.poll, self._take_event, cygrpc.CompletionType.queue_shutdown
+        clock, gaps = self.clock, self._gaps
         while True:
             self._start_asked()
-            event = poll()
+            gaps.beat(clock())
+            event = poll(time.time() + BEAT_S)
+            gaps.beat(clock())
             # All that is there goes to the loop at once: waking it, and waiting for its lock, costs most.
             for _ in range(GATHERED):
                 if event.tag is None:
@@ -180,13 +227,18 @@ class Core:
     def _take_event(self, event: Any) -> None:
         kind, call = event.tag
         if kind is MESSAGE:
-            call.arrival_ns = self._clock()
+            now_ns = self.clock()
+            self._gaps.beat(now_ns)
+            call.came(self._gaps.arrival_ns(now_ns), now_ns)
             self._handed.append((MESSAGE, call, event.batch_operations[0].message()))
         elif kind is SENT:
             self._handed.append((SENT, call, None))
         elif kind is CLOSED:
             if event.batch_operations[0].cancelled():
                 self._handed.append((CLOSED, call, None))
+        elif kind is ENDED:
+            if call is not None:
+                call.sent()
         elif kind is NEW:
             if event.success and not self._ending:
                 self._accept(event)
@@ -203,7 +255,8 @@ class Core:
         asked = self._asked
         while asked:
             call, operations, tag = asked.popleft()
-            refused = call.start_server_batch(operations, tag)
+            batch = operations() if callable(operations) else operations
+            refused = call.start_server_batch(batch, tag)
             assert not refused, f"gRPC's core refused a batch for {tag[0]}: {refused}"
 
     def _accept(self, event: Any) -> None:
@@ -226,7 +279,7 @@ class Core:
 
     # In the loop
 
-    def ask(self, call: Any, operations: tuple[Any, ...], tag: tuple[str, Any]) -> None:
+    def ask(self, call: Any, operations: Operations, tag: tuple[str, Any]) -> None:
         """Start a batch of a call, together with all others of this turn of the loop."""
         if self.serving:
             self._asked.append((call, operations, tag))

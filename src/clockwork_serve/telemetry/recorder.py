@@ -17,6 +17,7 @@ from clockwork_serve.messages import (
     Answer,
     ControllerEffect,
     ControllerEvent,
+    Delivered,
     DeviceState,
     GatewayLost,
     Infer,
@@ -65,7 +66,10 @@ class Listener(Protocol):
 
 @dataclass(slots=True)
 class _Open:
-    """A request without an answer; ``sent`` while an INFER without a result holds it."""
+    """A request without an answer; ``sent`` while an INFER without a result holds it.
+
+    Or with one: ``answer`` was given at ``answered_ns``, but not to the client yet, as far as is known here.
+    """
 
     model: ModelCounters | None
     gateway: str
@@ -73,6 +77,8 @@ class _Open:
     deadline_ns: int
     tenant: TenantCounters | None = None
     sent: bool = False
+    answer: Answer | None = None
+    answered_ns: int = 0
 
 
 class Recorder:
@@ -80,7 +86,9 @@ class Recorder:
 
     def __init__(self) -> None:
         self.counters = Counters()
-        self._open: dict[str, _Open] = {}  # all and only requests received and not answered
+        self._open: dict[str, _Open] = {}  # all and only requests received and not counted by their end
+        self._telling: set[str] = set()  # gateways that tell what becomes of answers
+        self._early: dict[str, bool] = {}  # told before the step that answered: by request, whether in time
         self._actions: dict[int, Load | Unload | Infer] = {}  # all and only actions without a result
         self._found: dict[str, DeviceState] = {}  # by device, what a worker brought of an earlier controller
         self._brought: dict[int, Resident] = {}  # by action id, weights whose LOAD ran then
@@ -111,6 +119,7 @@ class Recorder:
                 handler(effect, now_ns)
         if self._lost_gateways:
             self._close_orphans(now_ns)
+        self._early.clear()
 
     def snapshot(self) -> dict[str, Any]:
         """The counters as JSON-able data."""
@@ -159,10 +168,45 @@ class Recorder:
             model.queued += 1
 
     def _on_answer(self, answer: Answer, now_ns: int) -> None:
-        opened = self._open.pop(answer.request_id, None)
-        if opened is None:
+        opened = self._open.get(answer.request_id)
+        if opened is None or opened.answer is not None:
             self.counters.unmatched += 1
+        elif opened.gateway not in self._telling:
+            self._settle(opened, answer, now_ns)
+        else:
+            opened.answer, opened.answered_ns = answer, now_ns
+            self._is_sent(opened)
+            if (in_time := self._early.pop(answer.request_id, None)) is not None:
+                self._count_delivered(opened, answer, now_ns, in_time=in_time)
+
+    def on_delivered(self, gateway: str, delivered: Delivered, now_ns: int) -> None:
+        """A gateway tells what became of answers; from its first word on, they count when it does."""
+        self._telling.add(gateway)
+        for ids, in_time in ((delivered.in_time, True), (delivered.late, False)):
+            for request_id in ids:
+                opened = self._open.get(request_id)
+                if opened is None or opened.answer is None:
+                    self._early[request_id] = in_time
+                else:
+                    self._count_delivered(opened, opened.answer, now_ns, in_time=in_time)
+
+    def _count_delivered(self, opened: _Open, answer: Answer, now_ns: int, *, in_time: bool) -> None:
+        if in_time:
+            self._settle(opened, answer, opened.answered_ns)
             return
+        reason = Reason.LATE if answer.outcome is Outcome.OK else Reason.NONE
+        self._settle(opened, msgspec.structs.replace(answer, outcome=Outcome.EXPIRED, reason=reason), now_ns)
+
+    def _is_sent(self, opened: _Open) -> None:
+        """It waits for no device any more."""
+        if not opened.sent:
+            opened.sent = True
+            self.counters.queued -= 1
+            if opened.model is not None:
+                opened.model.queued -= 1
+
+    def _settle(self, opened: _Open, answer: Answer, now_ns: int) -> None:
+        del self._open[answer.request_id]
         late = answer.reason is Reason.LATE or (answer.outcome is Outcome.OK and now_ns > opened.deadline_ns)
         self._close(opened, answer.outcome, answer.reason, now_ns, late=late)
         if answer.outcome is not Outcome.OK:
@@ -201,7 +245,7 @@ class Recorder:
         """Note for all requests of an INFER that are still open whether they are in it."""
         for call in action.calls:
             opened = self._open.get(call.request_id)
-            if opened is None or opened.sent is sent:
+            if opened is None or opened.sent is sent or opened.answer is not None:
                 continue
             opened.sent = sent
             step = -1 if sent else 1
@@ -356,9 +400,16 @@ class Recorder:
     def _close_orphans(self, now_ns: int) -> None:
         """Requests of a lost gateway that got no answer, for there was nobody to tell, are cancelled."""
         lost = set(self._lost_gateways)
+        self._telling -= lost
         self._lost_gateways.clear()
         for request_id in [key for key, opened in self._open.items() if opened.gateway in lost]:
-            self._close(self._open.pop(request_id), Outcome.CANCELLED, Reason.NONE, now_ns, late=False)
+            opened = self._open[request_id]
+            if opened.answer is not None and opened.answer.outcome is not Outcome.OK:
+                self._settle(opened, opened.answer, opened.answered_ns)
+            else:
+                # Whether a good answer still reached its client, nobody knows.
+                del self._open[request_id]
+                self._close(opened, Outcome.CANCELLED, Reason.NONE, now_ns, late=False)
 
     def _on_quarantined(self, effect: Quarantined, now_ns: int) -> None:
         self.counters.quarantines += bool(effect.why)

@@ -1,0 +1,100 @@
+"""When messages of gRPC came, by gaps in what the thread of its core does."""
+
+from __future__ import annotations
+
+import time
+from typing import cast
+
+import pytest
+
+from clockwork_serve.serve.grpc_call import Call, Method
+from clockwork_serve.serve.grpc_core import AFTER_NS, GAP_NS, Core, Gaps
+from clockwork_serve.serve.grpc_silence import Silence
+from clockwork_serve.units import NS_PER_S, ms
+
+
+def gaps(*beats_ms: int) -> Gaps:
+    found = Gaps(0)
+    for beat_ms in beats_ms:
+        found.beat(ms(beat_ms))
+    return found
+
+
+def test_while_the_thread_comes_round_a_message_came_when_it_surfaced() -> None:
+    assert gaps(5, 10, 15).arrival_ns(ms(17)) == ms(17)
+
+
+def test_what_surfaces_after_a_gap_may_have_come_when_that_began() -> None:
+    found = gaps(5, 10, 1010)
+    assert found.arrival_ns(ms(1010)) == ms(10)
+    found.beat(ms(1015))
+    assert found.arrival_ns(ms(1040)) == ms(10), "the core reads what waited in its sockets"
+    assert found.arrival_ns(ms(1010) + AFTER_NS[1]) == ms(1010) + AFTER_NS[1]
+
+
+@pytest.mark.parametrize(("gap_ms", "counts_ms"), [(12, 12), (30, 30), (500, 50)])
+def test_a_short_gap_counts_for_a_short_time(gap_ms: int, counts_ms: int) -> None:
+    found = gaps(5, 5 + gap_ms)
+    end_ns = ms(5 + gap_ms + counts_ms)
+    assert found.arrival_ns(end_ns - 1) == ms(5)
+    assert found.arrival_ns(end_ns) == end_ns
+
+
+def test_what_is_no_longer_than_it_may_take_is_no_gap() -> None:
+    found = Gaps(0)
+    found.beat(GAP_NS)
+    assert found.arrival_ns(GAP_NS) == GAP_NS
+
+
+def test_two_gaps_with_hardly_anything_between_them_are_one() -> None:
+    assert gaps(5, 205, 210, 400).arrival_ns(ms(401)) == ms(5)
+
+
+class Event:
+    """What the core says of a new call."""
+
+    invocation_metadata = ()
+    call = None
+
+    class call_details:  # noqa: N801 - the core's own name
+        deadline = 1e18
+
+
+class FakeCore:
+    """A clock."""
+
+    now_ns = ms(100)
+
+    def clock(self) -> int:
+        return self.now_ns
+
+
+def call_of(core: FakeCore) -> Call:
+    method = Method("/t/m", bytes)
+    return Call(cast("Core", core), Event(), method, "", Silence())
+
+
+def test_a_message_of_a_stream_that_was_there_when_it_was_asked_for_waited_for_that() -> None:
+    core = FakeCore()
+    call = call_of(core)
+    call._asked_ns = ms(150)
+    call.came(ms(151), ms(151))
+    assert call.arrival_ns == ms(100), "since the call began"
+    call._asked_ns = ms(160)
+    call.came(ms(190), ms(190))
+    assert call.arrival_ns == ms(190), "this one was waited for"
+
+
+def test_the_only_message_of_a_call_is_asked_for_at_once() -> None:
+    call = call_of(FakeCore())
+    call.came(ms(150), ms(151))
+    assert call.arrival_ns == ms(150)
+
+
+def test_a_clients_own_deadline_counts_from_when_its_message_came() -> None:
+    call = call_of(FakeCore())
+    call._deadline_s = time.time() + 10
+    call.came(ms(100), ms(150))
+    left_s = call.time_allowed(ms(150) + 5 * NS_PER_S)
+    assert left_s is not None
+    assert 14 < left_s <= 15
