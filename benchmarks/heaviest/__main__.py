@@ -8,6 +8,7 @@ to a real server, one a second each, beside honest clients.
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -20,6 +21,8 @@ from clockwork_serve.units import MIB
 
 LOOP_MS: Final = 5.0
 GROWTH_BYTES: Final = 100 * MIB
+SETTLE_S: Final = 25.0
+"""A gateway gives memory back to the system every ten seconds, if it is much."""
 SECONDS: Final = 1200.0
 SHORT_SECONDS: Final = 240.0
 
@@ -73,6 +76,7 @@ def main() -> int:
     with measured_gateway() as measured:
         before_bytes = measured.memory_bytes
         searches = search(measured, seconds, Random(given.seed), kept(given.keep))
+        time.sleep(SETTLE_S)
         judge_memory(outcome, before_bytes, measured)
     judge(outcome, searches)
     if given.keep is not None:
