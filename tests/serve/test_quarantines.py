@@ -54,7 +54,7 @@ def test_gateways_and_the_keeper_are_told_and_so_are_those_that_come_later(tmp_p
         assert late.frames[:4] == [code(), model(), ALONE, Readiness(ready=False, why="starting")]
         again = await world.peer(Role.KEEPER, "keeper")
         await until(lambda: again.of(Quarantined))
-        assert worker.frames == [code()], "its code goes on"
+        assert worker.frames == [code(), model()], "its code goes on"
         world.decide(OVER)
         await until(lambda: OVER in late.frames)
 
@@ -65,15 +65,15 @@ def test_a_code_in_quarantine_is_taken_from_workers_and_given_back_after(tmp_pat
     async def story(world: World) -> None:
         keeper = await world.keeper(code(), code("c2"), model())
         worker = await world.worker("w", "d")
-        await until(lambda: len(worker.frames) == 2)
+        await until(lambda: len(worker.frames) == 3)
         world.decide(WITH_CODE)
-        await until(lambda: worker.frames[2:] == [CodeRemoved(code_id="c1")])
+        await until(lambda: worker.frames[3:] == [CodeRemoved(code_id="c1")])
         late = await world.worker("late", "d2")
-        await until(lambda: late.frames == [code("c2")])
+        await until(lambda: late.frames == [code("c2"), model()])
         keeper.send(Pardon(model="m"))
         await until(lambda: Pardon(model="m") in world.brain.seen)
         world.decide(OVER)
-        await until(lambda: worker.frames[3:] == [code()] and late.frames[1:] == [code()])
+        await until(lambda: worker.frames[4:] == [code()] and late.frames[2:] == [code()])
 
     play(tmp_path, story)
 

@@ -23,7 +23,7 @@ from clockwork_serve.store.row_trial import compared
 from clockwork_serve.store.settings import ModelSettings, StoreConfig
 from clockwork_serve.store.shapes import DATA_DEPENDENT_OPS, Verdict, judged, output_room, settled_outputs
 from clockwork_serve.store.source import Source
-from clockwork_serve.store.trial import Trial, try_out
+from clockwork_serve.store.trial import Trial, likely, try_out
 from clockwork_serve.store.wire import elements, filled
 from clockwork_serve.units import MIB
 
@@ -97,15 +97,14 @@ class OnnxCompiler:
         plan = _planned(found, batching, settings, self._optimiser.block)
         lowered = self._lower(source.data, plan)
         trial = try_out(lowered.session, plan.interface, batched=plan.max_batch_size > 0)
-        if isinstance(trial, Trial):
-            verdict = self._verdict(source.data, lowered, plan, trial, asked=bool(settings.max_batch_size))
-            if verdict.lost or verdict.squeezed:
-                batching = Batching(0, verdict.lost) if verdict.lost else batching
-                plan = _planned(found, batching, settings, self._optimiser.block)
-                plan = msgspec.structs.replace(plan, squeezed=verdict.squeezed)
-                lowered = self._lower(source.data, plan)
-                trial = try_out(lowered.session, plan.interface, batched=plan.max_batch_size > 0)
-            plan = msgspec.structs.replace(plan, lost=verdict.doubt or plan.lost)
+        verdict = self._verdict(source.data, lowered, plan, trial, asked=bool(settings.max_batch_size))
+        if verdict.lost or verdict.squeezed:
+            batching = Batching(0, verdict.lost) if verdict.lost else batching
+            plan = _planned(found, batching, settings, self._optimiser.block)
+            plan = msgspec.structs.replace(plan, squeezed=verdict.squeezed)
+            lowered = self._lower(source.data, plan)
+            trial = try_out(lowered.session, plan.interface, batched=plan.max_batch_size > 0)
+        plan = msgspec.structs.replace(plan, lost=verdict.doubt or plan.lost)
         proved = prove(lowered, plan, trial)
         compiled = self._stored(proved, settings, trial)
         architecture = Architecture(
@@ -118,15 +117,17 @@ class OnnxCompiler:
         return compiled
 
     def _verdict(
-        self, data: memoryview, lowered: Lowered, plan: Plan, trial: Trial, *, asked: bool
+        self, data: memoryview, lowered: Lowered, plan: Plan, trial: Trial | str, *, asked: bool
     ) -> Verdict:
         """Whether the rows of a batch are apart, by analysis of the graph and by trial."""
         if not plan.max_batch_size:
             return Verdict()
         sizes = batch_sizes(plan.max_batch_size)
-        why = veto(parse_model(data), plan.interface, trial.fills, sizes)
-        seen = compared(lowered.session, plan.interface, trial, gently=bool(why))
-        return judged(seen, plan.interface, batched=True, asked=asked, veto=why)
+        fills = trial.fills if isinstance(trial, Trial) else likely(plan.interface, batched=True)
+        why = veto(parse_model(data), plan.interface, fills, sizes)
+        if isinstance(trial, Trial):
+            trial = compared(lowered.session, plan.interface, trial, gently=bool(why))
+        return judged(trial, plan.interface, batched=True, asked=asked, veto=why)
 
     def _lower(self, data: memoryview | bytes, plan: Plan) -> Lowered:
         return lower(data, plan, self._optimiser)

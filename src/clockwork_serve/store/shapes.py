@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from msgspec import Struct
 
 from clockwork_serve.messages import TensorSpec
@@ -26,13 +27,18 @@ class Verdict(Struct, frozen=True):
     squeezed: dict[str, tuple[int, ...]] = {}
 
 
-def judged(trial: Trial, interface: Interface, *, batched: bool, asked: bool, veto: str = "") -> Verdict:
+def judged(
+    trial: Trial | str, interface: Interface, *, batched: bool, asked: bool, veto: str = ""
+) -> Verdict:
     """Whether rows are apart: no trial showed otherwise, and an analysis has no ``veto``.
 
-    ``asked``: the operator said that there is a batch, which overrules a veto, but nothing that was seen.
+    ``asked``: the operator said that there is a batch, which overrules a veto, but nothing that was seen. Of a
+    model that could not be tried out (``trial`` says why) the analysis alone can say it.
     """
     if not batched:
         return Verdict()
+    if isinstance(trial, str):
+        return _analysed(veto, asked=asked)
     if trial.outputs_of_two is None or trial.two_failed:
         return Verdict(_unbatched(f"it does not run on several rows ({trial.two_failed})"))
     static = all(isinstance(dim, int) for tensor in interface.inputs for dim in (tensor.dims or ())[1:])
@@ -49,12 +55,17 @@ def judged(trial: Trial, interface: Interface, *, batched: bool, asked: bool, ve
     if trial.mixed:
         wish = "max_batch_size was asked for, but " if asked else ""
         return Verdict(_unbatched(f"{wish}an answer depends on the rows beside it ({trial.mixed})"))
-    if veto and not asked:
-        return Verdict(_unbatched(f"an answer may depend on the rows beside it: {veto}") + _INSIST)
-    if veto:
-        doubt = f"an answer may depend on the rows beside it: {veto}; batched as max_batch_size asks for"
-        return Verdict(doubt=doubt, squeezed=squeezed)
-    return Verdict(squeezed=squeezed)
+    verdict = _analysed(veto, asked=asked)
+    return verdict if verdict.lost else msgspec.structs.replace(verdict, squeezed=squeezed)
+
+
+def _analysed(veto: str, *, asked: bool) -> Verdict:
+    if not veto:
+        return Verdict()
+    reason = f"an answer may depend on the rows beside it: {veto}"
+    if asked:
+        return Verdict(doubt=f"{reason}; batched as max_batch_size asks for")
+    return Verdict(_unbatched(reason) + _INSIST)
 
 
 _INSIST = "; where you know that no row reads another, max_batch_size > 0 insists"
