@@ -32,8 +32,8 @@ def judged(
 ) -> Verdict:
     """Whether rows are apart: no trial showed otherwise, and an analysis has no ``veto``.
 
-    ``asked``: the operator said that there is a batch, which overrules a veto, but nothing that was seen. Of a
-    model that could not be tried out (``trial`` says why) the analysis alone can say it.
+    ``asked``: the operator said that there is a batch, which overrules a veto, but nothing that was seen.
+    Of a model that could not be tried out (``trial`` says why) the analysis alone can say it.
     """
     if not batched:
         return Verdict()
