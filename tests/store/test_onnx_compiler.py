@@ -253,6 +253,7 @@ def test_rows_that_read_earlier_ones_are_not_batched(shop):
     served = shop.served("m", of_rows([node], weights={"axis": np.array(0, np.int64)}))
     assert served.model.max_batch_size == 0
     assert "an answer depends on the rows beside it (output 'y'" in served.model.warnings[0]
+    assert "CumSum" in served.model.warnings[0], "the operator is named, too"
 
 
 def vetoed():

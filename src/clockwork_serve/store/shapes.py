@@ -54,7 +54,8 @@ def judged(
             squeezed[tensor.name] = tuple(row)
     if trial.mixed:
         wish = "max_batch_size was asked for, but " if asked else ""
-        return Verdict(_unbatched(f"{wish}an answer depends on the rows beside it ({trial.mixed})"))
+        seen = f"{trial.mixed}; {veto}" if veto else trial.mixed
+        return Verdict(_unbatched(f"{wish}an answer depends on the rows beside it ({seen})"))
     verdict = _analysed(veto, asked=asked)
     return verdict if verdict.lost else msgspec.structs.replace(verdict, squeezed=squeezed)
 
