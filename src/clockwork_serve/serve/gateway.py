@@ -93,6 +93,8 @@ class Gateway:
         self.readiness_listeners: list[Callable[[], None]] = []
         self.batching = False
         """Whether more answers follow at once: responses may wait for them, to be sent together."""
+        self.looked_ns = 0
+        """The instant of the batch's begin, or of its last response: none of them is looked at for less."""
         self.batch_listeners: list[Callable[[], None]] = []
         self._prefix = f"{settings.name}-{time.time_ns() // NS_PER_MS:x}-"  # unlike any earlier process's
         self._caps = caps or Caps()
@@ -212,7 +214,8 @@ class Gateway:
 
         For any thread, like :meth:`undelivered`.
         """
-        if self.clock() <= ending.deadline_ns:
+        self.looked_ns = now_ns = self.clock()
+        if now_ns <= ending.deadline_ns:
             self.link.in_time.append(ending.request_id)
             return None
         return self.late(ending)
@@ -380,6 +383,7 @@ class Gateway:
 
     def _on_batch(self) -> None:
         self.batching = True
+        self.looked_ns = self.clock()
 
     def _on_batch_end(self) -> None:
         self.batching = False
@@ -448,7 +452,7 @@ class Gateway:
         self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
 
     def _pass_on(self, inquiry: Inquiry, pending: Pending, answer: Answer) -> None:
-        if answer.outcome in TIMELY and self.clock() > pending.deadline_ns:
+        if answer.outcome in TIMELY and self.looked_ns > pending.request.deadline_ns:
             self.link.late.append(answer.request_id)
             self._tell(inquiry, too_late(answer.request_id, answer.outcome, pending.call))
             return
@@ -476,7 +480,8 @@ class Gateway:
             if ending.reason is Reason.NOT_SERVING and not ending.retry_after_ns:
                 ending.retry_after_ns = BACK_NS
             ending.retry_after_s = spread_s(ending.retry_after_ns, self.dice)
-        inquiry.end(self._shown(ending))
+            ending = self._shown(ending)
+        inquiry.end(ending)
 
     def _shown(self, ending: Ending) -> Ending:
         if self._triton_codes and ending.outcome is not Outcome.OK:

@@ -28,6 +28,9 @@ _INFO_BYTES: Final = 60
 """Of ``struct tcp_info``: up to and with ``tcpi_last_data_recv``."""
 _LAST_DATA_AT: Final = 56
 _last_data_ms: Final = struct.Struct("I").unpack_from
+# Plain numbers: to join flags of an enumeration takes longer than the system call.
+_DONTWAIT: Final = int(socket.MSG_DONTWAIT)
+_SEND: Final = _DONTWAIT | int(socket.MSG_NOSIGNAL)
 
 
 def _kernel_tells() -> bool:
@@ -96,7 +99,7 @@ class Source:
         if not self._plain or self._lent is None:
             return 0
         try:
-            return self._lent.send(message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            return self._lent.send(message, _SEND)
         except OSError:  # it is full, or broken: that is for the loop to find
             return 0
 
@@ -119,7 +122,7 @@ class Source:
         if not self._plain or self._lent is None:
             return 0
         try:
-            return self._lent.recv_into(room, len(room), how | socket.MSG_DONTWAIT)
+            return self._lent.recv_into(room, len(room), how | _DONTWAIT)
         except OSError:  # nothing is there, or nothing comes any more: that is for the loop to find
             return 0
 

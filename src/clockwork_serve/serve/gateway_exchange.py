@@ -171,8 +171,11 @@ class Exchange:
 
     def in_time(self, response: Response, gateway: Gateway) -> Response:
         """What to send instead of a response: itself, unless it comes too late."""
-        ending, self.ending = self.ending, None
-        late = None if ending is None else gateway.delivered(ending)
+        ending = self.ending
+        if ending is None:
+            return response
+        self.ending = None
+        late = gateway.delivered(ending)
         return response if late is None else infer_response(late)
 
     def respond(self, response: Response) -> None:

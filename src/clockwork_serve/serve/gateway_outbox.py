@@ -71,7 +71,7 @@ class Outbox:
             self._held += message
         elif sender.gateway.batching and not self.unread:
             self._held = message
-            now_ns = sender.gateway.clock()
+            now_ns = sender.gateway.looked_ns
             if not sender.held:
                 sender.held_ns = now_ns
             sender.held.append(self)
