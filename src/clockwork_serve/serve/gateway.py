@@ -52,7 +52,7 @@ from clockwork_serve.serve.gateway_link import GatewayLink, LinkListener, Reach,
 from clockwork_serve.serve.gateway_models import GatewayModels
 from clockwork_serve.serve.gateway_overdue import Overdue
 from clockwork_serve.serve.gateway_regions import Regions
-from clockwork_serve.serve.gateway_slots import Copies, Slot, Slots, copying_of
+from clockwork_serve.serve.gateway_slots import Copies, Copying, Slot, Slots
 from clockwork_serve.serve.gateway_stranded import AGAIN, Stranded
 from clockwork_serve.serve.gateway_tenants import Caps
 from clockwork_serve.serve.gateway_way import Way
@@ -114,6 +114,7 @@ class Gateway:
         self._stranded = Stranded(clock)
         self._held: dict[str, Slot] = {}  # slots of answered requests that a worker may still touch
         self._copies = Copies(self._on_filled)
+        self._copying = Copying()  # the next one's that needs it, which few do
         self._count = 0
         self._received = 0
         self._outcomes: Counter[str] = Counter()
@@ -167,7 +168,7 @@ class Gateway:
             return ""
         body, inquiry.body = inquiry.body, None
         output_bytes = served.model.output_bytes * known.rows
-        copying = copying_of(call.inputs)
+        copying = self._copying
         slot = self.slots.fill(call.inputs, output_bytes, body, copying)
         if slot is None:
             self._refuse_for_room(inquiry, served, self.slots.bytes_for(call.inputs, output_bytes))
@@ -181,11 +182,13 @@ class Gateway:
             way_ns=self._way.of(given_ns, inquiry.arrival_ns),
         )  # fmt: skip
         self._pending[request_id] = Pending(inquiry, served, call, slot, request, told_ns)
-        if copying:
+        if copying.begun:
+            self._copying = Copying()
             self._copies.begin(request_id, copying)
         else:
             self.link.submit(request)
-        self._overdue.watch()
+        if self._overdue.timer is None:
+            self._overdue.watch()
         return request_id
 
     def cancel(self, request_id: str) -> None:
@@ -214,8 +217,7 @@ class Gateway:
 
         For any thread, like :meth:`undelivered`.
         """
-        self.looked_ns = now_ns = self.clock()
-        if now_ns <= ending.deadline_ns:
+        if self.clock() <= ending.deadline_ns:
             self.link.in_time.append(ending.request_id)
             return None
         return self.late(ending)

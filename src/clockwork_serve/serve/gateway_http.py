@@ -72,7 +72,7 @@ class HttpServer:
         self.arriving_bytes = 0
         self.held: list[Outbox] = []
         self.held_ns = 0
-        gateway.batch_listeners.append(lambda: send_held(self.held))
+        gateway.batch_listeners.append(lambda: send_held(self.held) if self.held else None)
         self._endpoints = endpoints
         self._packer = Packer()
         self.codec = Codec()
@@ -214,9 +214,6 @@ class HttpServer:
                 return
             if not self._unpack(exchange):
                 return
-        self._answer(exchange)
-
-    def _answer(self, exchange: Exchange) -> None:
         route, method, size = exchange.route, exchange.method, len(exchange.content)
         much = json_excess(self.limits, exchange.json_bytes) if size > self.limits.json_bytes else ""
         if route is None:
@@ -295,7 +292,7 @@ class HttpServer:
         if exchange.abandoned:
             self.gateway.undelivered(ending)
         else:
-            exchange.tell(ending)
+            exchange.end(ending, written=True)
 
     async def _respond_soon(self, exchange: Exchange, found: Awaitable[Response]) -> None:
         exchange.respond(await settled(found))
@@ -321,9 +318,9 @@ class HttpServer:
         except InvalidRequest as error:
             exchange.end(self.gateway.unreadable(error))
             return
-        exchange.content = memoryview(found)
+        exchange.content, exchange.encoding = memoryview(found), b""
         if not exchange.abandoned:
-            self._answer(exchange)
+            self.dispatch(exchange)
 
     def _unpacked(self, exchange: Exchange) -> bytearray:
         return decompress(exchange.content, exchange.encoding.decode("latin-1"), self.limits.body_bytes)
