@@ -9,6 +9,7 @@ import msgspec
 
 from clockwork_serve.messages import (
     Answer,
+    Beat,
     Code,
     CodeAdded,
     Frame,
@@ -69,6 +70,8 @@ class StandIn:
         for frame in frames:
             if isinstance(frame, Request):
                 link.send(self._answer(frame))
+            elif isinstance(frame, Beat):
+                link.send(frame)
 
     def _answer(self, asked: Request) -> Answer:
         tensors = self._decode(asked.tensors)

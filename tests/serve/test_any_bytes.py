@@ -99,7 +99,7 @@ class Host:
         self.small_buffer = self.buffer[:SMALL_READ_BYTES]
         self.readers = RoundRobin(self.loop)  # type: ignore[arg-type] # of a test
         none = SimpleNamespace(withdraw=lambda name: None, awaited=lambda name: False)
-        turns = SimpleNamespace(before_ns=0, begin=lambda: None, clock=lambda: 1)
+        turns = SimpleNamespace(before_ns=0, begin=lambda: None, clock=lambda: 1, noting=True)
         self.gateway: Any = SimpleNamespace(
             drop_body=lambda exchange: None, announcements=none, batching=False, dice=Random(1), turns=turns
         )

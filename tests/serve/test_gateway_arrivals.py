@@ -30,6 +30,7 @@ class FakeTurns:
     def __init__(self) -> None:
         self.before_ns = self.now_ns = ms(1000)
         self.turns = 0
+        self.noting = False
 
     def clock(self) -> int:
         return self.now_ns

@@ -91,7 +91,8 @@ class Served:
 
     def _unless(self, call: Call, request: bytes) -> None:
         failure = None if request == b"in time" else (Code.DEADLINE_EXCEEDED, "late", (("why", "slow"),))
-        call.reply_unless(lambda: failure, b"good", (("answer", "first"),), lambda: self.began.append("sent"))
+        delivery = SimpleNamespace(failed=lambda: failure, sent=lambda: self.began.append("sent"))
+        call.reply_unless(delivery, b"good", (("answer", "first"),))
 
     def _tell(self, call: Call, request: bytes) -> None:
         age_ns = time.monotonic_ns() - call.arrival_ns

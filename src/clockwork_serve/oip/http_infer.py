@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -70,7 +70,7 @@ class _JsonResponse(Struct, omit_defaults=True):
     outputs: list[_JsonOutput]
 
 
-class InferBody(NamedTuple):
+class InferBody(Struct, frozen=True):
     """A response body in parts. ``header_length`` is the JSON's where binary tensors follow, else None."""
 
     parts: list[Buffer]

@@ -170,7 +170,8 @@ class Served:
             self._check_names(inputs)
         rows = 0
         for tensor in inputs:
-            own_rows = self._check_input(self._known(tensor.name), tensor)
+            known = self._inputs.get(tensor.name) or self._known(tensor.name)
+            own_rows = self._check_input(known, tensor)
             if rows not in (0, own_rows):
                 raise InvalidRequest(
                     f"inference input '{tensor.name}': expected a batch of {rows} as in '{inputs[0].name}', "

@@ -52,7 +52,7 @@ from clockwork_serve.serve.gateway_link import GatewayLink, LinkListener, Reach,
 from clockwork_serve.serve.gateway_models import GatewayModels
 from clockwork_serve.serve.gateway_overdue import Overdue
 from clockwork_serve.serve.gateway_regions import Regions
-from clockwork_serve.serve.gateway_slots import Copies, Slot, Slots, copying_of
+from clockwork_serve.serve.gateway_slots import Copies, Copying, Slot, Slots
 from clockwork_serve.serve.gateway_stranded import AGAIN, Stranded
 from clockwork_serve.serve.gateway_tenants import Caps
 from clockwork_serve.serve.gateway_way import Way
@@ -93,6 +93,8 @@ class Gateway:
         self.readiness_listeners: list[Callable[[], None]] = []
         self.batching = False
         """Whether more answers follow at once: responses may wait for them, to be sent together."""
+        self.looked_ns = 0
+        """The instant of the batch's begin, or of its last response: none of them is looked at for less."""
         self.batch_listeners: list[Callable[[], None]] = []
         self._prefix = f"{settings.name}-{time.time_ns() // NS_PER_MS:x}-"  # unlike any earlier process's
         self._caps = caps or Caps()
@@ -112,6 +114,7 @@ class Gateway:
         self._stranded = Stranded(clock)
         self._held: dict[str, Slot] = {}  # slots of answered requests that a worker may still touch
         self._copies = Copies(self._on_filled)
+        self._copying = Copying()  # the next one's that needs it, which few do
         self._count = 0
         self._received = 0
         self._outcomes: Counter[str] = Counter()
@@ -165,7 +168,7 @@ class Gateway:
             return ""
         body, inquiry.body = inquiry.body, None
         output_bytes = served.model.output_bytes * known.rows
-        copying = copying_of(call.inputs)
+        copying = self._copying
         slot = self.slots.fill(call.inputs, output_bytes, body, copying)
         if slot is None:
             self._refuse_for_room(inquiry, served, self.slots.bytes_for(call.inputs, output_bytes))
@@ -179,11 +182,13 @@ class Gateway:
             way_ns=self._way.of(given_ns, inquiry.arrival_ns),
         )  # fmt: skip
         self._pending[request_id] = Pending(inquiry, served, call, slot, request, told_ns)
-        if copying:
+        if copying.begun:
+            self._copying = Copying()
             self._copies.begin(request_id, copying)
         else:
             self.link.submit(request)
-        self._overdue.watch()
+        if self._overdue.timer is None:
+            self._overdue.watch()
         return request_id
 
     def cancel(self, request_id: str) -> None:
@@ -380,6 +385,7 @@ class Gateway:
 
     def _on_batch(self) -> None:
         self.batching = True
+        self.looked_ns = self.clock()
 
     def _on_batch_end(self) -> None:
         self.batching = False
@@ -448,7 +454,7 @@ class Gateway:
         self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
 
     def _pass_on(self, inquiry: Inquiry, pending: Pending, answer: Answer) -> None:
-        if answer.outcome in TIMELY and self.clock() > pending.deadline_ns:
+        if answer.outcome in TIMELY and self.looked_ns > pending.request.deadline_ns:
             self.link.late.append(answer.request_id)
             self._tell(inquiry, too_late(answer.request_id, answer.outcome, pending.call))
             return
@@ -476,7 +482,8 @@ class Gateway:
             if ending.reason is Reason.NOT_SERVING and not ending.retry_after_ns:
                 ending.retry_after_ns = BACK_NS
             ending.retry_after_s = spread_s(ending.retry_after_ns, self.dice)
-        inquiry.end(self._shown(ending))
+            ending = self._shown(ending)
+        inquiry.end(ending)
 
     def _shown(self, ending: Ending) -> Ending:
         if self._triton_codes and ending.outcome is not Outcome.OK:

@@ -30,7 +30,7 @@ class Turns:
     right before the next poll, so that between two such instants there is always a whole poll.
     """
 
-    __slots__ = ("_last_ns", "_loop", "_noting", "_on_beat", "_timer", "before_ns", "clock")
+    __slots__ = ("_last_ns", "_loop", "_on_beat", "_timer", "before_ns", "clock", "noting")
 
     def __init__(
         self, clock: Callable[[], int] = time.monotonic_ns, on_beat: Callable[[], None] = lambda: None
@@ -39,13 +39,14 @@ class Turns:
         self._loop = asyncio.get_running_loop()
         self._on_beat = on_beat
         self.before_ns = self._last_ns = clock()
-        self._noting = False
+        self.noting = False
+        """Whether that was asked for in this turn."""
         self._timer = self._loop.call_later(BEAT_S, self._beat)
 
     def begin(self) -> None:
         """The loop does something: note the next poll."""
-        if not self._noting:
-            self._noting = True
+        if not self.noting:
+            self.noting = True
             self._loop.call_soon(self._note)
 
     def close(self) -> None:
@@ -53,7 +54,7 @@ class Turns:
         self._timer.cancel()
 
     def _note(self) -> None:
-        self._noting = False
+        self.noting = False
         self.before_ns, self._last_ns = self._last_ns, self.clock()
 
     def _beat(self) -> None:
@@ -120,8 +121,12 @@ class Arrival:
 
     def of_one(self) -> int:
         """When a request came that was all that there was to read."""
-        self._turns.begin()
-        bound_ns, now_ns = self.bound(), self._clock()
+        turns = self._turns
+        if not turns.noting:
+            turns.begin()
+        before_ns = turns.before_ns  # as in bound(); this is for each small request
+        bound_ns = self._since_ns if before_ns < self._unpolled_ns else before_ns
+        now_ns = self._clock()
         return bound_ns if now_ns - bound_ns <= NEAR_NS else self._sharpened(bound_ns, now_ns)
 
     def read(self, *, first: bool, kept: bool = False) -> None:

@@ -16,6 +16,7 @@ import asyncio
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from typing import Final
 
 from clockwork_serve.units import KIB, NS_PER_MS
@@ -28,6 +29,9 @@ _INFO_BYTES: Final = 60
 """Of ``struct tcp_info``: up to and with ``tcpi_last_data_recv``."""
 _LAST_DATA_AT: Final = 56
 _last_data_ms: Final = struct.Struct("I").unpack_from
+# Plain numbers: to join flags of an enumeration takes longer than the system call.
+_DONTWAIT: Final = int(socket.MSG_DONTWAIT)
+SEND_NOW: Final = _DONTWAIT | int(socket.MSG_NOSIGNAL)
 
 
 def _kernel_tells() -> bool:
@@ -51,11 +55,13 @@ class Source:
     Over TLS its bytes are not those that the client meant: nothing is read or sent here then.
     """
 
-    __slots__ = ("_lent", "_plain")
+    __slots__ = ("_lent", "_plain", "send_now")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._lent: socket.socket | None = None
         self._plain = False
+        self.send_now: Callable[[bytes, int], int] | None = None
+        """``send`` of the socket itself, for :data:`SEND_NOW`; None over TLS."""
         found = transport.get_extra_info("socket") if sys.platform == "linux" else None
         if found is not None:
             # All is told, so that nothing is asked of the system for it.
@@ -63,6 +69,7 @@ class Source:
                 socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=found.fileno()
             )
             self._plain = transport.get_extra_info("sslcontext") is None
+            self.send_now = self._lent.send if self._plain else None
 
     def __del__(self) -> None:
         """A socket that is forgotten would be closed, and this one is another's."""
@@ -72,6 +79,7 @@ class Source:
         """Use it no more."""
         lent, self._lent = self._lent, None
         self._plain = False
+        self.send_now = None
         if lent is not None:
             lent.detach()
 
@@ -90,15 +98,6 @@ class Source:
             return None
         last_ms: int = _last_data_ms(found, _LAST_DATA_AT)[0]
         return last_ms * NS_PER_MS
-
-    def send(self, message: bytes) -> int:
-        """Send as much as the kernel takes at once; so many bytes were."""
-        if not self._plain or self._lent is None:
-            return 0
-        try:
-            return self._lent.send(message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        except OSError:  # it is full, or broken: that is for the loop to find
-            return 0
 
     def read(self, room: memoryview) -> int:
         """Fill ``room`` as far as bytes are there; so many were."""
@@ -119,7 +118,7 @@ class Source:
         if not self._plain or self._lent is None:
             return 0
         try:
-            return self._lent.recv_into(room, len(room), how | socket.MSG_DONTWAIT)
+            return self._lent.recv_into(room, len(room), how | _DONTWAIT)
         except OSError:  # nothing is there, or nothing comes any more: that is for the loop to find
             return 0
 

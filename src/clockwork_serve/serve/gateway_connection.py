@@ -221,11 +221,12 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         queue = self._queue
         while queue and (response := queue[0].response) is not None:
             exchange = queue.popleft()
-            if self._outbox.full:
+            outbox = self._outbox
+            if outbox.unread and outbox.full:
                 exchange.abandon(self._gateway)
                 self.cut("unsent_bytes")
                 return
-            self._outbox.write(exchange, exchange.in_time(response, self._gateway))
+            outbox.write(exchange, exchange.in_time(response, self._gateway))
             if not exchange.keep_alive:
                 self._close()
                 return

@@ -61,7 +61,7 @@ def ending_of(pending: Pending, answer: Answer) -> Ending:
         if pending.slo_ns:
             ending.parameters["slo_ms"] = pending.slo_ns / NS_PER_MS
     if outcome in TIMELY:
-        ending.deadline_ns = pending.deadline_ns
+        ending.deadline_ns = pending.request.deadline_ns
     if outcome is Outcome.OK:
         ending.outputs = pending.slot.outputs(answer.outputs)
     return ending

@@ -51,6 +51,7 @@ class Exchange:
     accepted = b""
     pack: Callable[[Exchange, Response], None] | None = None  # what compresses its response
     header_length: bytes | None = None
+    json_length: int | None = None  # the same, where it was read before
     slo_header: str | None = None
     remaining_s: float | None = None
     every_output_binary = False
@@ -120,7 +121,7 @@ class Exchange:
                 del read
         if self.header_length is None:
             return parse_infer(self.content, None, served.tensors_max)
-        length = byte_count(self.header_length)
+        length = byte_count(self.header_length) if self.json_length is None else self.json_length
         if length is None:
             raise InvalidRequest(
                 "header 'Inference-Header-Content-Length': expected a number of bytes, found "
@@ -142,8 +143,8 @@ class Exchange:
         if go_on is not None and self.response is None and not self.abandoned:
             go_on(self)
 
-    def end(self, ending: Ending) -> None:
-        """Answer the client."""
+    def end(self, ending: Ending, *, written: bool = False) -> None:
+        """Answer the client. ``written``: what is large in it was, elsewhere."""
         if self.abandoned:
             return
         known = None if ending.call is None else ending.call.known
@@ -151,28 +152,33 @@ class Exchange:
         if (
             (known is None or known.outputs_in_order is None)
             and self.write is not None
+            and not written
             and ending.outcome is Outcome.OK
             and is_heavy(ending)
         ):
             self.write(self, Heavy(ending))
-        else:
-            self.tell(ending)
-
-    def tell(self, ending: Ending) -> None:
-        """Make a response of it."""
+            return
         response = infer_response(ending)
         if ending.deadline_ns:
             ending.outputs = []
             self.ending = ending
-        if self.pack is None:
-            self.respond(response)
-        else:
+        if self.pack is not None:
             self.pack(self, response)
+        elif self.response is None:
+            self.response = response
+            self.on_response()
 
     def in_time(self, response: Response, gateway: Gateway) -> Response:
         """What to send instead of a response: itself, unless it comes too late."""
-        ending, self.ending = self.ending, None
-        late = None if ending is None else gateway.delivered(ending)
+        ending = self.ending
+        if ending is None:
+            return response
+        self.ending = None
+        now_ns = gateway.looked_ns = gateway.clock()
+        if now_ns <= ending.deadline_ns:
+            gateway.link.in_time.append(ending.request_id)
+            return response
+        late = gateway.late(ending)
         return response if late is None else infer_response(late)
 
     def respond(self, response: Response) -> None:

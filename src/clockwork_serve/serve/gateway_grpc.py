@@ -117,6 +117,25 @@ class _GrpcInquiry(ABC):
         """Encode the response."""
 
 
+class _Delivery:
+    """What becomes of a good answer that the core is left to send. It must not name the call: that names it."""
+
+    __slots__ = ("_ending", "_gateway")
+
+    def __init__(self, gateway: Gateway, ending: Ending) -> None:
+        self._gateway = gateway
+        self._ending = ending
+
+    def failed(self) -> Failure | None:
+        """How the call ends instead, if it is late."""
+        late = self._gateway.late(self._ending)
+        return None if late is None else _failure(late)
+
+    def sent(self) -> None:
+        """It has been sent."""
+        self._gateway.sent(self._ending)
+
+
 class _Alone(_GrpcInquiry):
     """One ``ModelInfer``."""
 
@@ -135,11 +154,8 @@ class _Alone(_GrpcInquiry):
         elif ending.outcome is Outcome.OK:
             message = _encoded(ending)
             ending.outputs = []
-            self.rpc.reply_unless(
-                partial(_too_late, self.gateway, ending),
-                message, (("clockwork-request-id", ending.request_id),),
-                partial(self.gateway.sent, ending),
-            )  # fmt: skip
+            trailers = (("clockwork-request-id", ending.request_id),)
+            self.rpc.reply_unless(_Delivery(self.gateway, ending), message, trailers)
         else:
             late = self.gateway.delivered(ending) if ending.deadline_ns else None
             self.rpc.fail(*_failure(late or ending))
@@ -473,11 +489,6 @@ def _encoded(ending: Ending) -> bytes:
 
 def _failure(ending: Ending) -> tuple[grpc.StatusCode, str, Metadata]:
     return grpc.StatusCode[ending.status.grpc], ending.text, _trailers(ending)
-
-
-def _too_late(gateway: Gateway, ending: Ending) -> Failure | None:
-    late = gateway.late(ending)
-    return None if late is None else _failure(late)
 
 
 def _trailers(ending: Ending) -> Metadata:

@@ -89,6 +89,7 @@ class Head:
     __slots__ = (
         "_accepted",
         "_header_length",
+        "_json_length",
         "_local",
         "_method",
         "_route",
@@ -104,6 +105,8 @@ class Head:
         self.headers = headers
         self._method, self._route, self._local = like.method, like.route, like.local
         self._header_length, self._slo, self._accepted = like.header_length, like.slo_header, like.accepted
+        length = like.header_length
+        self._json_length = None if length is None else byte_count(length)
 
     def fits(self, received: bytearray, nbytes: int) -> bool:
         """Whether what was received is one whole request that begins so."""
@@ -115,6 +118,7 @@ class Head:
         exchange.keep_alive = True
         exchange.local = self._local
         exchange.header_length = self._header_length
+        exchange.json_length = self._json_length
         exchange.accepted = self._accepted
         exchange.slo_header = self._slo
         return exchange

@@ -72,10 +72,11 @@ class HttpServer:
         self.arriving_bytes = 0
         self.held: list[Outbox] = []
         self.held_ns = 0
-        gateway.batch_listeners.append(lambda: send_held(self.held))
+        gateway.batch_listeners.append(lambda: send_held(self.held) if self.held else None)
         self._endpoints = endpoints
         self._packer = Packer()
         self.codec = Codec()
+        self._writes = self._write  # bound once
         self._connections: set[HttpConnection] = set()
         self._servers: list[asyncio.Server | TlsAcceptor] = []
         self._sharing: Sharing | None = None
@@ -213,15 +214,8 @@ class HttpServer:
                 return
             if not self._unpack(exchange):
                 return
-        self._answer(exchange)
-
-    def _answer(self, exchange: Exchange) -> None:
-        route, method = exchange.route, exchange.method
-        much = (
-            ""
-            if len(exchange.content) <= self.limits.json_bytes
-            else json_excess(self.limits, exchange.json_bytes)
-        )
+        route, method, size = exchange.route, exchange.method, len(exchange.content)
+        much = json_excess(self.limits, exchange.json_bytes) if size > self.limits.json_bytes else ""
         if route is None:
             exchange.respond(error_response(404, "Not Found"))
         elif method != route.method and not route.takes(method):
@@ -232,8 +226,12 @@ class HttpServer:
         elif route.endpoint is None:
             if exchange.accepted and (coding := wanted_coding(exchange.accepted.decode("latin-1"))):
                 exchange.pack = partial(self._pack, coding)
-            self._infer(exchange)
-        elif len(exchange.content) > ENDPOINT_BYTES:
+            exchange.write = self._writes
+            if size > INLINE_BYTES:
+                self._infer_large(exchange)
+            else:
+                exchange.request_id = self.gateway.infer(exchange)
+        elif size > ENDPOINT_BYTES:
             exchange.respond(error_response(413, _MUCH_FOR_AN_ENDPOINT))
         else:
             found = answer(self._endpoints, route, bytes(exchange.content), local=exchange.local)
@@ -242,9 +240,8 @@ class HttpServer:
             else:
                 self._start(self._respond_soon(exchange, found))
 
-    def _infer(self, exchange: Exchange) -> None:
-        exchange.write = self._write
-        if len(exchange.content) > INLINE_BYTES and exchange.json_bytes > INLINE_BYTES:
+    def _infer_large(self, exchange: Exchange) -> None:
+        if exchange.json_bytes > INLINE_BYTES:
             length = exchange.header_length
             at = None if length is None else byte_count(length)
             # A length that is none, or 0, is for others to find.
@@ -295,7 +292,7 @@ class HttpServer:
         if exchange.abandoned:
             self.gateway.undelivered(ending)
         else:
-            exchange.tell(ending)
+            exchange.end(ending, written=True)
 
     async def _respond_soon(self, exchange: Exchange, found: Awaitable[Response]) -> None:
         exchange.respond(await settled(found))
@@ -321,9 +318,9 @@ class HttpServer:
         except InvalidRequest as error:
             exchange.end(self.gateway.unreadable(error))
             return
-        exchange.content = memoryview(found)
+        exchange.content, exchange.encoding = memoryview(found), b""
         if not exchange.abandoned:
-            self._answer(exchange)
+            self.dispatch(exchange)
 
     def _unpacked(self, exchange: Exchange) -> bytearray:
         return decompress(exchange.content, exchange.encoding.decode("latin-1"), self.limits.body_bytes)

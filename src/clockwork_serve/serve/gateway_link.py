@@ -182,8 +182,7 @@ class GatewayLink:
 
     def submit(self, request: Request) -> None:
         """Send a request when the controller will hear it soon; ``on_refused`` is told if it will not."""
-        self._turnstile.enter(request)
-        if self._turnstile.holds and self._sweep is None:
+        if self._turnstile.enter(request) and self._sweep is None:
             self._sweep = self._loop.call_later(SWEEP_NS / NS_PER_S, self._look_for_overdue)
 
     def tell_delivered(self) -> None:

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 from clockwork_serve.oip.records import Buffer
 from clockwork_serve.serve.gateway import Gateway
-from clockwork_serve.serve.gateway_bodies import Source
+from clockwork_serve.serve.gateway_bodies import SEND_NOW, Source
 from clockwork_serve.serve.gateway_exchange import Exchange
 from clockwork_serve.serve.gateway_limits import HttpLimits
 from clockwork_serve.serve.gateway_responses import Response
@@ -69,9 +69,11 @@ class Outbox:
             self._transport.writelines(message)
         elif self._held:
             self._held += message
+            if len(self._held) > JOIN_BYTES:
+                self.flush()
         elif sender.gateway.batching and not self.unread:
             self._held = message
-            now_ns = sender.gateway.clock()
+            now_ns = sender.gateway.looked_ns
             if not sender.held:
                 sender.held_ns = now_ns
             sender.held.append(self)
@@ -91,8 +93,6 @@ class Outbox:
     @property
     def full(self) -> bool:
         """Whether a client left so much unread that it gets no more. One response alone is never too much."""
-        if len(self._held) > JOIN_BYTES:
-            self.flush()
         return self.unread and self._transport.get_write_buffer_size() > self._limits.unsent_bytes
 
     def pause(self) -> None:
@@ -107,9 +107,12 @@ class Outbox:
 
     def _send(self, message: bytes) -> None:
         """Now, and not at the end of the loop's turn, unless something else is still to be sent."""
-        transport = self._transport
-        if not transport.get_write_buffer_size():
-            sent = self._socket.send(message)
+        transport, send_now = self._transport, self._socket.send_now
+        if send_now is not None and not transport.get_write_buffer_size():
+            try:
+                sent = send_now(message, SEND_NOW)
+            except OSError:  # it is full, or broken: that is for the loop to find
+                sent = 0
             if sent == len(message):
                 return
             message = message[sent:]

@@ -33,20 +33,20 @@ class Overdue:
     ) -> None:
         self._clock, self._open, self._end, self._stranded = clock, open_requests, end, stranded
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self.timer: asyncio.TimerHandle | None = None
 
     def watch(self) -> None:
         """There is a request."""
-        if self._timer is None:
-            self._timer = self._loop.call_later(LOOK_S, self._look)
+        if self.timer is None:
+            self.timer = self._loop.call_later(LOOK_S, self._look)
 
     def close(self) -> None:
         """Look no more."""
-        if self._timer is not None:
-            self._timer.cancel()
+        if self.timer is not None:
+            self.timer.cancel()
 
     def _look(self) -> None:
-        self._timer = None
+        self.timer = None
         stranded, pendings = self._stranded(), self._open()
         if not pendings and not stranded:
             return
@@ -55,12 +55,12 @@ class Overdue:
         left_s = (min(waiting) - late_ns) / NS_PER_S if waiting else LOOK_S
         if left_s < 0:
             # Who slept till now finds answers in the socket: they are read first.
-            self._timer = self._loop.call_later(READ_S, self._end_late, late_ns)
+            self.timer = self._loop.call_later(READ_S, self._end_late, late_ns)
         else:
-            self._timer = self._loop.call_later(min(LOOK_S, max(LOOK_LEAST_S, left_s)), self._look)
+            self.timer = self._loop.call_later(min(LOOK_S, max(LOOK_LEAST_S, left_s)), self._look)
 
     def _end_late(self, late_ns: int) -> None:
         for request_id, pending in self._open().items():
             if pending.inquiry is not None and pending.deadline_ns < late_ns:
                 self._end(request_id, pending)
-        self._timer = self._loop.call_later(LOOK_LEAST_S, self._look)
+        self.timer = self._loop.call_later(LOOK_LEAST_S, self._look)

@@ -72,9 +72,8 @@ def infer_response(ending: Ending) -> Response:
         return _failure(ending, identity)
     assert ending.served is not None
     assert ending.call is not None
-    parts, header_length = encode_infer(
-        ending.call, ending.served, ending.outputs, ending.parameters, ending.texts
-    )
+    body = encode_infer(ending.call, ending.served, ending.outputs, ending.parameters, ending.texts)
+    parts, header_length = body.parts, body.header_length
     if header_length is None:
         return Response(200, parts, JSON, identity)
     return Response(

@@ -47,10 +47,11 @@ def _nothing() -> None:
 class Copying:
     """What is still to be copied into a slot, and what to give back then. False where that is nothing."""
 
-    __slots__ = ("_at", "_parts", "release")
+    __slots__ = ("_at", "_parts", "begun", "release")
 
     def __init__(self) -> None:
-        self._parts: list[tuple[memoryview, memoryview]] | None = None  # most requests never have any
+        self._parts: list[tuple[memoryview, memoryview]] = []
+        self.begun = False  # whether there ever was anything
         self._at = 0  # so much of the first part is done
         self.release: Callable[[], None] = _nothing
 
@@ -59,8 +60,7 @@ class Copying:
 
     def add(self, target: memoryview, source: memoryview) -> None:
         """That, after all that was added before."""
-        if self._parts is None:
-            self._parts = []
+        self.begun = True
         self._parts.append((target, source))
 
     def step(self) -> None:
@@ -73,14 +73,6 @@ class Copying:
         if end == len(source):
             self._parts.pop(0)
             self._at = 0
-
-
-def copying_of(inputs: Sequence[InputTensor]) -> Copying | None:
-    """What large inputs are left to; None if there are none."""
-    for tensor in inputs:
-        if len(tensor.data) > COPIED_AT_ONCE:
-            return Copying()
-    return None
 
 
 class Copies:
@@ -277,7 +269,7 @@ class Slots:
         region = self.region
         ends, end = [], _HEADER
         for tensor in inputs:
-            end += align(len(tensor.data))
+            end -= -len(tensor.data) // TENSOR_ALIGN * TENSOR_ALIGN  # align(), without the call
             ends.append(end)
         if end <= COPIED_AT_ONCE:
             later = None

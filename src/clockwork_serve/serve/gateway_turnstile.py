@@ -40,8 +40,8 @@ class Turnstile:
         """Whether any request waits here."""
         return bool(self._held)
 
-    def enter(self, request: Request) -> None:
-        """Send a request, now or when it is its turn, or refuse it later."""
+    def enter(self, request: Request) -> bool:
+        """Send a request, now or when it is its turn, or refuse it later; whether any waits here then."""
         rule = self._rule
         if self._unheard < rule.most:
             self._unheard += 1
@@ -55,6 +55,7 @@ class Turnstile:
             if len(held) > rule.held:
                 oldest, since_ns = held.pop(next(iter(held)))
                 self._refuse(oldest, now_ns - since_ns)
+        return bool(self._held)
 
     def take(self, rule: Intake) -> None:
         """What the controller says."""

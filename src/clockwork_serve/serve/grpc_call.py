@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import grpc
 from grpc._cython import cygrpc
@@ -25,6 +25,16 @@ _DETAILS_MAX: Final = 2000
 _NO_FLAGS: Final = 0
 _OK: Final = 0
 _log = logging.getLogger(__name__)
+
+
+class Delivery(Protocol):
+    """What becomes of a reply. Both are called in whichever thread gives it to the core."""
+
+    def failed(self) -> Failure | None:
+        """How the call ends instead of by its reply, if so."""
+
+    def sent(self) -> None:
+        """It was given to the core, and has been sent."""
 
 
 class Aborted(Exception):
@@ -58,8 +68,9 @@ class Call:
     """
 
     __slots__ = (
-        "_asked_ns", "_call", "_core", "_deadline_s", "_headed", "_on_sent", "_received", "_sent", "_silence",
-        "_surfaced_ns", "arrival_ns", "identity", "is_open", "metadata", "method", "on_cancel", "task",
+        "_asked_ns", "_call", "_core", "_deadline_s", "_delivery", "_headed", "_received", "_reply", "_sent",
+        "_silence", "_surfaced_ns", "arrival_ns", "identity", "is_open", "metadata", "method", "on_cancel",
+        "task",
     )  # fmt: skip
 
     def __init__(self, core: Core, event: Any, method: Method, identity: str, silence: Silence[Call]) -> None:
@@ -77,7 +88,8 @@ class Call:
         self._call = event.call
         self._deadline_s: float = event.call_details.deadline
         self.task: asyncio.Task[None] | None = None  # what answers it, if that takes a task
-        self._on_sent: Callable[[], None] | None = None
+        self._delivery: Delivery | None = None
+        self._reply: tuple[bytes, Metadata] | None = None  # until the core has it
         self._headed = False  # whether initial metadata were sent
         self._received: asyncio.Future[Any] | None = None
         self._sent: asyncio.Future[Any] | None = None
@@ -133,30 +145,13 @@ class Call:
             self._close()
             self._start(_replied(message, trailers), ENDED)
 
-    def reply_unless(
-        self,
-        failed: Callable[[], Failure | None],
-        message: bytes,
-        trailers: Metadata,
-        on_sent: Callable[[], None],
-    ) -> None:
-        """The same, unless it ``failed`` when that is given to the core; if not, ``on_sent`` is called then.
-
-        Both in whichever thread that is.
-        """
-
-        def batch() -> tuple[Any, ...]:
-            failure = failed()
-            if failure is None:
-                self._on_sent = on_sent
-                return _replied(message, trailers)
-            code, text, more = failure
-            status = cygrpc.SendStatusFromServerOperation(more, code.value[0], details(text), _NO_FLAGS)
-            return (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS), status)
-
+    def reply_unless(self, delivery: Delivery, message: bytes, trailers: Metadata) -> None:
+        """The same, unless its delivery ``failed`` when that is given to the core."""
         if self.is_open:
             self._close()
-            self._start(batch, ENDED)
+            self._delivery = delivery
+            self._reply = (message, trailers)
+            self._start(self._late_batch, ENDED)
 
     def fail(self, code: grpc.StatusCode, text: str, trailers: Metadata | None = None) -> None:
         """End with an error."""
@@ -199,9 +194,9 @@ class Call:
 
     def sent(self) -> None:
         """Its end was sent, or cannot be. In the core's thread."""
-        on_sent, self._on_sent = self._on_sent, None
-        if on_sent is not None:
-            on_sent()
+        delivery, self._delivery = self._delivery, None
+        if delivery is not None:
+            delivery.sent()
 
     def on_event(self, kind: str, found: Any) -> None:
         """Something happened. It raises nothing: one call that is stumbled over must not end all others."""
@@ -275,6 +270,18 @@ class Call:
             return ()
         self._headed = True
         return (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),)
+
+    def _late_batch(self) -> tuple[Any, ...]:
+        assert self._delivery is not None
+        assert self._reply is not None
+        reply, self._reply = self._reply, None
+        failure = self._delivery.failed()
+        if failure is None:
+            return _replied(*reply)
+        self._delivery = None
+        code, text, more = failure
+        status = cygrpc.SendStatusFromServerOperation(more, code.value[0], details(text), _NO_FLAGS)
+        return (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS), status)
 
     def _start(self, operations: Operations, kind: str) -> None:
         self._core.ask(self._call, operations, (kind, self))

@@ -95,20 +95,21 @@ class Gaps:
     For one thread.
     """
 
-    __slots__ = ("_last_ns", "_since_ns", "_until_ns")
+    __slots__ = ("_since_ns", "_until_ns", "last_ns")
 
     def __init__(self, now_ns: int) -> None:
-        self._last_ns = now_ns
+        self.last_ns = now_ns
+        """The last beat. One that comes no later than a gap after it may just be noted here."""
         self._since_ns = self._until_ns = 0  # of the last gap: its start, and till when it counts
 
     def beat(self, now_ns: int) -> None:
         """The thread comes round."""
-        gap_ns = now_ns - self._last_ns
+        gap_ns = now_ns - self.last_ns
         if gap_ns > GAP_NS:
             # Two gaps with hardly anything between them are one.
-            self._since_ns = self._since_ns if self._last_ns < self._until_ns else self._last_ns
+            self._since_ns = self._since_ns if self.last_ns < self._until_ns else self.last_ns
             self._until_ns = now_ns + min(max(gap_ns, AFTER_NS[0]), AFTER_NS[1])
-        self._last_ns = now_ns
+        self.last_ns = now_ns
 
     def arrival_ns(self, now_ns: int) -> int:
         """When something came that surfaces now: in a gap, or just after one, when that began."""
@@ -204,7 +205,8 @@ class Core:
         poll, take, ended = self._queue.poll, self._take_event, cygrpc.CompletionType.queue_shutdown
         clock, gaps = self.clock, self._gaps
         while True:
-            self._start_asked()
+            if self._asked:
+                self._start_asked()
             gaps.beat(clock())
             event = poll(time.time() + BEAT_S)
             gaps.beat(clock())
@@ -215,21 +217,25 @@ class Core:
                 take(event)
                 # What belongs to a call that is over must be gone before the next event is waited for.
                 event = None
-                self._start_asked()
+                if self._asked:
+                    self._start_asked()
                 event = poll(_NOW_S)
             if event.tag is not None:
                 take(event)
             elif event.completion_type == ended:
                 return
             event = None
-            self._wake()
+            if self._handed and not self._woken:
+                self._wake()
 
     def _take_event(self, event: Any) -> None:
         kind, call = event.tag
         if kind is MESSAGE:
-            now_ns = self.clock()
-            self._gaps.beat(now_ns)
-            call.came(self._gaps.arrival_ns(now_ns), now_ns)
+            now_ns, gaps = self.clock(), self._gaps
+            if now_ns - gaps.last_ns > GAP_NS:
+                gaps.beat(now_ns)
+            gaps.last_ns = now_ns
+            call.came(gaps.arrival_ns(now_ns), now_ns)
             self._handed.append((MESSAGE, call, event.batch_operations[0].message()))
         elif kind is SENT:
             self._handed.append((SENT, call, None))
@@ -247,15 +253,14 @@ class Core:
             self._loop.call_soon_threadsafe(self._down.set)
 
     def _start_asked(self) -> None:
-        if self._asked:
-            with self._starting:
-                self._start_all()
+        with self._starting:
+            self._start_all()
 
     def _start_all(self) -> None:
         asked = self._asked
         while asked:
             call, operations, tag = asked.popleft()
-            batch = operations() if callable(operations) else operations
+            batch = operations if isinstance(operations, tuple) else operations()
             refused = call.start_server_batch(batch, tag)
             assert not refused, f"gRPC's core refused a batch for {tag[0]}: {refused}"
 
@@ -270,12 +275,11 @@ class Core:
             self._handed.append((OPENED, call, None))
 
     def _wake(self) -> None:
-        if self._handed and not self._woken:
-            self._woken = True
-            try:
-                self._loop.call_soon_threadsafe(self._take_handed)
-            except RuntimeError:
-                assert self._loop.is_closed()
+        self._woken = True
+        try:
+            self._loop.call_soon_threadsafe(self._take_handed)
+        except RuntimeError:
+            assert self._loop.is_closed()
 
     # In the loop
 

@@ -86,7 +86,7 @@ class Region:
     def allocate(self, nbytes: int) -> int | None:
         """The offset of ``nbytes`` of room, aligned to 64; None if no piece is so large. Not cleared."""
         assert nbytes >= 0, f"cannot allocate {nbytes} bytes"
-        size = align(nbytes) or TENSOR_ALIGN
+        size = -(-nbytes // TENSOR_ALIGN) * TENSOR_ALIGN or TENSOR_ALIGN
         if spare := self._spare.get(size):
             found = spare.pop()
             self._spare_bytes -= size
