@@ -14,7 +14,7 @@ import pytest
 import uvloop
 
 from clockwork_serve.messages import Answer, Request
-from clockwork_serve.serve.gateway_arrivals import NEAR_NS, Arrival, Queue, Turns
+from clockwork_serve.serve.gateway_arrivals import IDLE_AFTER, NEAR_NS, Arrival, Queue, Turns
 from clockwork_serve.serve.gateway_bodies import Source
 from clockwork_serve.units import ms
 from tests.serve.http_requests import IDENT_JSON, INFER, post
@@ -176,6 +176,18 @@ def test_a_loop_polls_between_two_of_its_instants() -> None:
         turns.begin()
         await asyncio.sleep(0)
         assert turns.before_ns <= held_ns, "the last whole poll was before"
+        turns.close()
+
+    uvloop.run(main())
+
+
+def test_a_loop_that_does_nothing_beats_less_often() -> None:
+    async def main() -> None:
+        instants: list[int] = []
+        turns = Turns(on_beat=lambda: instants.append(time.monotonic_ns()))
+        while len(instants) < IDLE_AFTER + 4:
+            await asyncio.sleep(0.2)
+        assert instants[-1] - instants[-2] > ms(15)
         turns.close()
 
     uvloop.run(main())

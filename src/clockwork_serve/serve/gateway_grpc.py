@@ -118,7 +118,7 @@ class _GrpcInquiry(ABC):
 
 
 class _Delivery:
-    """What becomes of a good answer that the core is left to send. It must not name the call: that names it."""
+    """What becomes of a good answer that the core is left to send. It names no call: that names it."""
 
     __slots__ = ("_ending", "_gateway")
 
