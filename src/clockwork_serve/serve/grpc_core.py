@@ -46,7 +46,7 @@ BEAT_S: Final = 0.005
 """The thread comes round at least as often as that, if it can."""
 IDLE_BEAT_S: Final = 0.02
 IDLE_AFTER: Final = 40
-"""And as often as this after so many rounds without an event: an idle gateway's thread took 1.4 % of a core."""
+"""And as often as this after so many rounds without an event: else an idle thread takes 1.4 % of a core."""
 GAP_NS: Final = 10 * NS_PER_MS
 """A longer time between two rounds: the process did not run, or somebody held Python's lock."""
 IDLE_GAP_NS: Final = 25 * NS_PER_MS
