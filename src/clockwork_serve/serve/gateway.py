@@ -168,8 +168,7 @@ class Gateway:
             return ""
         body, inquiry.body = inquiry.body, None
         output_bytes = served.model.output_bytes * known.rows
-        copying = self._copying
-        slot = self.slots.fill(call.inputs, output_bytes, body, copying)
+        slot = self.slots.fill(call.inputs, output_bytes, body, self._copying)
         if slot is None:
             self._refuse_for_room(inquiry, served, self.slots.bytes_for(call.inputs, output_bytes))
             return ""
@@ -182,14 +181,17 @@ class Gateway:
             way_ns=self._way.of(given_ns, inquiry.arrival_ns),
         )  # fmt: skip
         self._pending[request_id] = Pending(inquiry, served, call, slot, request, told_ns)
-        if copying.begun:
-            self._copying = Copying()
-            self._copies.begin(request_id, copying)
+        if self._copying.begun:
+            self._copy_first(request_id)
         else:
             self.link.submit(request)
         if self._overdue.timer is None:
             self._overdue.watch()
         return request_id
+
+    def _copy_first(self, request_id: str) -> None:
+        copying, self._copying = self._copying, Copying()
+        self._copies.begin(request_id, copying)
 
     def cancel(self, request_id: str) -> None:
         """The client of an open request went away; it is not told of the end."""

@@ -17,10 +17,12 @@ from clockwork_serve.errors import ConfigError, InvalidRequest
 from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.oip import InferCall, Served, UnknownModel
 from clockwork_serve.oip.grpc_infer import encode_infer, parse_infer, read_infer, streamed
+from clockwork_serve.oip.grpc_wire import SMALL_BYTES
 from clockwork_serve.oip.protobuf import (
     HEALTH_SERVICE,
     INFERENCE_SERVICE,
     REFLECTION_SERVICE,
+    ModelInferRequest,
     ModelStreamInferResponse,
     message,
     rpcs,
@@ -85,7 +87,7 @@ class _GrpcInquiry(ABC):
         self.identity = rpc.identity
         self.arrival_ns = rpc.arrival_ns
         self.slo_header = rpc.metadatum("x-slo-ms")
-        self.remaining_s = rpc.time_allowed(gateway.clock())
+        self.remaining_s = rpc.time_allowed(gateway.clock)
         self.every_output_binary = True
         self.body: Body | None = None
 
@@ -118,7 +120,7 @@ class _GrpcInquiry(ABC):
 
 
 class _Delivery:
-    """What becomes of a good answer that the core is left to send. It names no call: that names it."""
+    """What becomes of a good answer that the core is to send. It must not name its call, which names it."""
 
     __slots__ = ("_ending", "_gateway")
 
@@ -128,7 +130,10 @@ class _Delivery:
 
     def failed(self) -> Failure | None:
         """How the call ends instead, if it is late."""
-        late = self._gateway.late(self._ending)
+        gateway, ending = self._gateway, self._ending
+        if gateway.clock() <= ending.deadline_ns:  # as most are
+            return None
+        late = gateway.late(ending)
         return None if late is None else _failure(late)
 
     def sent(self) -> None:
@@ -469,6 +474,8 @@ def _read(message: bytes) -> Any:
 
     Raises :class:`Aborted`, and what protobuf raises.
     """
+    if len(message) <= SMALL_BYTES:
+        return ModelInferRequest.FromString(message)  # as read_infer() does
     try:
         return read_infer(message)
     except InvalidRequest as error:

@@ -110,11 +110,11 @@ class Call:
         """Seconds until the client's deadline; None if it has none."""
         return None if self._deadline_s > _NO_DEADLINE_S else max(self._deadline_s - time.time(), 0.0)
 
-    def time_allowed(self, now_ns: int) -> float | None:
+    def time_allowed(self, clock: Callable[[], int]) -> float | None:
         """The same of the latest message, from when it came: the client's deadline began with it."""
         if self._deadline_s > _NO_DEADLINE_S:
             return None
-        return max(self._deadline_s - time.time() + (now_ns - self._surfaced_ns) / NS_PER_S, 0.0)
+        return max(self._deadline_s - time.time() + (clock() - self._surfaced_ns) / NS_PER_S, 0.0)
 
     def came(self, arrival_ns: int, now_ns: int) -> None:
         """A message surfaces. In the core's thread.
