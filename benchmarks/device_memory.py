@@ -9,6 +9,7 @@ codes are not lifted: their LOAD opens a session.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -82,7 +83,8 @@ def not_lifted(served: Served, folder: Path, repository: Path) -> Served:
     file = folder / f"{served.model.name}.onnx"
     shutil.copy(repository / served.model.name / "1" / "model.onnx", file)
     code = msgspec.structs.replace(served.code, code_id=f"whole-{served.code.code_id}", lifted=False)
-    weights = Weights(weights_id=file.stem, path=str(file), size=2 * file.stat().st_size)
+    weights_id = hashlib.sha256(file.read_bytes()).hexdigest()
+    weights = Weights(weights_id=weights_id, path=str(file), size=2 * file.stat().st_size)
     return Served(
         model=msgspec.structs.replace(served.model, code_id=code.code_id, weights=weights), code=code
     )

@@ -6,6 +6,7 @@ must answer is known: what its base answers in double precision, and the differe
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -18,7 +19,6 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from msgspec import structs
 
 from benchmarks import machine
 from benchmarks.gpu_lanes import index_of
@@ -74,8 +74,8 @@ class Copies:
     why_fewer: str
 
     def weights(self, number: int) -> Weights:
-        """Those of a copy, under an id of its own."""
-        return structs.replace(self.files[number % len(self.files)], weights_id=f"copy-{number}")
+        """Those of a copy."""
+        return self.files[number % len(self.files)]
 
     def wanted(self, number: int) -> npt.NDArray[np.float64]:
         """What a copy must answer."""
@@ -134,7 +134,7 @@ class Writer:
         blob[start : start + 4 * width] = shift(number, width).view(np.uint8)
         path = self._folder / f"{number}.bin"
         blob.tofile(path)
-        return Weights(weights_id=f"file-{number}", path=str(path), size=len(blob))
+        return Weights(weights_id=hashlib.sha256(blob).hexdigest(), path=str(path), size=len(blob))
 
 
 def bias_of(served: Served) -> tuple[int, int]:

@@ -104,8 +104,11 @@ def test_what_is_reported_is_what_the_server_counted(serving: Serving, tmp_path:
     asked = report.total
     assert asked.rejected > 100
     assert asked.good > 100
-    assert asked.good + asked.late == ok
-    assert (asked.rejected, asked.expired) == (rejected, expired)
+    # Over gRPC the books count as late what the core reports too late to have been sent, though the client may
+    # have had it in time; they never count more as good than clients saw.
+    unsure = asked.good + asked.late - ok
+    assert 0 <= unsure <= (0 if protocol == "http" else asked.offered / 50)
+    assert (asked.rejected, asked.expired) == (rejected, expired - unsure)
     assert asked.failed == asked.reset == asked.broken == asked.unanswered == asked.unsent == 0
     assert asked.offered == ok + rejected + expired
     assert any(reason.reason.endswith(" would_miss_deadline") for reason in report.reasons)

@@ -12,23 +12,23 @@ from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.units import ms
 
 
-async def flooded() -> Books:
-    """Sixty thousand requests in a second."""
+async def flooded() -> tuple[Books, Books]:
+    """Six thousand requests in a second, and sixty thousand."""
     rng = np.random.default_rng(1)
     async with processes(ControllerConfig(max_batch=8), devices=16, models=32, workers=1) as real:
         requests = Requests(real.socket, real.models, ms(100))
         try:
             await requests.ready()
             await requests.offer(rng, 500, 1.0)
-            return await requests.offer(rng, 60_000, 1.0)
+            return await requests.offer(rng, 6_000, 1.0), await requests.offer(rng, 60_000, 1.0)
         finally:
             await requests.close()
 
 
 @pytest.mark.system
 def test_goodput_does_not_collapse_and_hardly_any_answer_is_late():
-    books = uvloop.run(flooded())
+    few, books = uvloop.run(flooded())
 
     assert books.balanced
-    assert books.good > 2000, "a few hundred, where all that is heard is stale"
+    assert books.good > few.good / 3, "a few hundred, where all that is heard is stale"
     assert books.late < books.offered / 5
