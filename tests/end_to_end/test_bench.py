@@ -104,7 +104,7 @@ def test_what_is_reported_is_what_the_server_counted(serving: Serving, tmp_path:
     asked = report.total
     assert asked.rejected > 100
     assert asked.good > 100
-    # Over gRPC the books count as late what the core reports too late to have been sent, though the client may
+    # Over gRPC the books count as late what the core reports too late to have been sent, though a client may
     # have had it in time; they never count more as good than clients saw.
     unsure = asked.good + asked.late - ok
     assert 0 <= unsure <= (0 if protocol == "http" else asked.offered / 50)
