@@ -134,7 +134,7 @@ class Writer:
         blob[start : start + 4 * width] = shift(number, width).view(np.uint8)
         path = self._folder / f"{number}.bin"
         blob.tofile(path)
-        return Weights(weights_id=hashlib.sha256(blob).hexdigest(), path=str(path), size=len(blob))
+        return Weights(weights_id=hashlib.sha256(blob.tobytes()).hexdigest(), path=str(path), size=len(blob))
 
 
 def bias_of(served: Served) -> tuple[int, int]:

@@ -336,7 +336,7 @@ def test_a_client_that_left_is_cancelled_and_told_nothing(tmp_path: Path) -> Non
 def test_a_stuck_controller_does_not_keep_clients_waiting(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         world.controller.on_request = world.keep
-        client = Client(slo_ms=5)
+        client = Client(slo_ms=100)
         await world.infer(client)
         assert client.ended == (Outcome.EXPIRED, Reason.NONE)
         assert client.ends[0].status.http == 504
@@ -372,7 +372,7 @@ def test_a_gateway_that_slept_reads_before_it_ends_anything(tmp_path: Path) -> N
             return world.controller.echo(request)
 
         world.controller.on_request = sleep
-        client = await world.infer(Client(slo_ms=5))
+        client = await world.infer(Client(slo_ms=100))
         # It was read, for it is known that it ran; but its time is over.
         assert client.ended == (Outcome.EXPIRED, Reason.LATE)
 
@@ -382,7 +382,7 @@ def test_a_gateway_that_slept_reads_before_it_ends_anything(tmp_path: Path) -> N
 def test_what_the_controller_never_heard_of_ends_here(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         world.controller.on_request = world.keep
-        waiting, left, late = Client(slo_ms=60_000), Client(slo_ms=60_000), Client(slo_ms=1)
+        waiting, left, late = Client(slo_ms=60_000), Client(slo_ms=60_000), Client(slo_ms=100)
         ids = [world.gateway.infer(client) for client in (waiting, left, late)]
         world.gateway.cancel(ids[1])
         await world.until(lambda: late.ends and world.controller.cancels)
@@ -406,7 +406,7 @@ def test_a_lost_controller_ends_what_cannot_wait_at_once_and_is_found_again(
 
     async def story(world: World) -> None:
         world.controller.on_request = world.keep
-        waiting, left, late = Client(slo_ms=60_000), Client(slo_ms=60_000), Client(slo_ms=1)
+        waiting, left, late = Client(slo_ms=60_000), Client(slo_ms=60_000), Client(slo_ms=100)
         for client in (waiting, left, late):
             request_id = world.gateway.infer(client)
             if client is left:
