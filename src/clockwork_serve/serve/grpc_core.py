@@ -207,9 +207,15 @@ class Core:
         while True:
             if self._asked:
                 self._start_asked()
-            gaps.beat(clock())
+            now_ns = clock()
+            if now_ns - gaps.last_ns > GAP_NS:
+                gaps.beat(now_ns)
+            gaps.last_ns = now_ns
             event = poll(time.time() + BEAT_S)
-            gaps.beat(clock())
+            now_ns = clock()
+            if now_ns - gaps.last_ns > GAP_NS:
+                gaps.beat(now_ns)
+            gaps.last_ns = now_ns
             # All that is there goes to the loop at once: waking it, and waiting for its lock, costs most.
             for _ in range(GATHERED):
                 if event.tag is None:
