@@ -340,7 +340,7 @@ def test_a_stuck_controller_does_not_keep_clients_waiting(tmp_path: Path) -> Non
         await world.infer(client)
         assert client.ended == (Outcome.EXPIRED, Reason.NONE)
         assert client.ends[0].status.http == 504
-        assert time.monotonic_ns() >= client.arrival_ns + ms(5) + GRACE_NS
+        assert time.monotonic_ns() >= client.arrival_ns + ms(100) + GRACE_NS
         assert ms(45) >= GRACE_NS + LOOK_LEAST_S * NS_PER_S, "so that clients hear within 50 ms"
         # A worker may still write there, and the controller counts it when it wakes up.
         assert world.gateway.slots.used_bytes > 0
@@ -372,7 +372,7 @@ def test_a_gateway_that_slept_reads_before_it_ends_anything(tmp_path: Path) -> N
             return world.controller.echo(request)
 
         world.controller.on_request = sleep
-        client = await world.infer(Client(slo_ms=100))
+        client = await world.infer(Client(slo_ms=50))
         # It was read, for it is known that it ran; but its time is over.
         assert client.ended == (Outcome.EXPIRED, Reason.LATE)
 

@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 from clockwork_serve.serve.grpc_call import Call, Method
-from clockwork_serve.serve.grpc_core import AFTER_NS, GAP_NS, IDLE_GAP_NS, Core, Gaps
+from clockwork_serve.serve.grpc_core import AFTER_NS, GAP_NS, Core, Gaps
 from clockwork_serve.serve.grpc_silence import Silence
 from clockwork_serve.units import NS_PER_S, ms
 
@@ -44,14 +44,6 @@ def test_what_is_no_longer_than_it_may_take_is_no_gap() -> None:
     found = Gaps(0)
     found.beat(GAP_NS)
     assert found.arrival_ns(GAP_NS) == GAP_NS
-
-
-def test_a_thread_that_has_nothing_to_do_may_take_longer() -> None:
-    found = Gaps(0)
-    found.beat(IDLE_GAP_NS, IDLE_GAP_NS)
-    assert found.arrival_ns(IDLE_GAP_NS) == IDLE_GAP_NS
-    found.beat(3 * IDLE_GAP_NS, IDLE_GAP_NS)
-    assert found.arrival_ns(3 * IDLE_GAP_NS) == IDLE_GAP_NS, "that was a gap"
 
 
 def test_two_gaps_with_hardly_anything_between_them_are_one() -> None:

@@ -107,10 +107,10 @@ class Gaps:
         """The last beat. One that comes no later than a gap after it may just be noted here."""
         self._since_ns = self._until_ns = 0  # of the last gap: its start, and till when it counts
 
-    def beat(self, now_ns: int, limit_ns: int = GAP_NS) -> None:
-        """The thread comes round, which should have taken no longer than ``limit_ns``."""
+    def beat(self, now_ns: int) -> None:
+        """The thread comes round."""
         gap_ns = now_ns - self.last_ns
-        if gap_ns > limit_ns:
+        if gap_ns > GAP_NS:
             # Two gaps with hardly anything between them are one.
             self._since_ns = self._since_ns if self.last_ns < self._until_ns else self.last_ns
             self._until_ns = now_ns + min(max(gap_ns, AFTER_NS[0]), AFTER_NS[1])
@@ -213,13 +213,16 @@ class Core:
         while True:
             if self._asked:
                 self._start_asked()
-            gaps.beat(clock())
-            if quiet < IDLE_AFTER:
-                event = poll(time.time() + BEAT_S)
-                gaps.beat(clock())
-            else:
-                event = poll(time.time() + IDLE_BEAT_S)
-                gaps.beat(clock(), IDLE_GAP_NS)
+            now_ns = clock()
+            if now_ns - gaps.last_ns > GAP_NS:
+                gaps.beat(now_ns)
+            gaps.last_ns = now_ns
+            idle = quiet >= IDLE_AFTER
+            event = poll(time.time() + (IDLE_BEAT_S if idle else BEAT_S))
+            now_ns, limit_ns = clock(), IDLE_GAP_NS if idle else GAP_NS
+            if now_ns - gaps.last_ns > limit_ns:
+                gaps.beat(now_ns)
+            gaps.last_ns = now_ns
             quiet = quiet + 1 if event.tag is None else 0
             # All that is there goes to the loop at once: waking it, and waiting for its lock, costs most.
             for _ in range(GATHERED):
