@@ -157,7 +157,7 @@ def test_what_is_foretold_late_or_twice_changes_nothing(gateway: RunningGateway)
     controller = gateway.controller
     controller.on_announced = lambda _: None
     with gateway.connect() as client:
-        client.sendall(b"".join(message(VALUES, "x-slo-ms: 100")))
+        client.sendall(b"".join(message(VALUES, "x-slo-ms: 1000")))
         assert read_response(client)[0].startswith(b"HTTP/1.1 504 "), "waited for in vain"
         gateway.do(lambda: controller.send(hopeless(controller.announced[0])))
         client.sendall(b"".join(message(VALUES, "x-slo-ms: 5000")))
