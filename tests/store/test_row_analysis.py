@@ -234,3 +234,20 @@ def test_weights_have_no_say_in_what_holds_for_all_copies():
     interface = Interface((GraphTensor("x", "FP32", ("n", 16)),), (GraphTensor("y", "FP32", ("n", 16)),))
     fills = [Fill(name="x", datatype="FP32", shape=(1, 16))]
     assert "not constant" in veto(model, interface, fills, SIZES)
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [
+        "u = Unsqueeze(x, a) y = Gather(u, i)",
+        "u = Unsqueeze(x, a) t = Concat<axis=0>(u, u) b, c = Split<axis=0>(t) y = Squeeze(b, a)",
+    ],
+)
+def test_strings_that_a_kernel_copies_one_of_each_block_are_not_trusted_with_rows(moved):
+    assert "strings" in verdict(
+        f"g (string[n] x) => (string[n] y) <int64 i = {{0}}, int64[1] a = {{0}}> {{ {moved} }}"
+    )
+
+
+def test_strings_whose_blocks_lie_within_a_row_are_like_any_other():
+    assert not verdict("g (string[n,3,2] x) => (string[n,2] y) <int64 i = {1}> { y = Gather<axis=1>(x, i) }")

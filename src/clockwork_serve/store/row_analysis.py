@@ -46,6 +46,9 @@ _SAME_SHAPE = frozenset(
     }
 )  # fmt: skip
 
+_TORN_STRINGS = ("Gather", "Split")
+"""Of a block of strings behind their axis ONNX Runtime 1.32 copies the first and leaves the others empty."""
+
 Scope = dict[str, Value]
 
 
@@ -198,6 +201,8 @@ class _Graph:
         if rule is None and domain:
             raise Mixes(f"is an operator of {domain} that is not known to keep rows apart")
         attributes = self.attributes(node)
+        if op in _TORN_STRINGS:
+            _check_strings(attributes.get("axis", 0), inputs[0])
         version = self._versions.get(node.domain, 1) if domain else self._versions[""]
         types = self._types(node, domain, version, inputs)
         has_rows = any(value is not None and value.rows is not None for value in inputs)
@@ -585,3 +590,11 @@ _SPECIAL: dict[str, _Special] = {
     "SequenceConstruct": _Graph.sequence, "SplitToSequence": _Graph.sequence,
     "Shape": _Graph.shape, "Size": _Graph.shape,
 }  # fmt: skip
+
+
+def _check_strings(axis: int, value: Value | None) -> None:
+    """A kernel that copies the first string of each block: it must not have the rows in one."""
+    if value is None or value.dtype != onnx.TensorProto.STRING or value.rows is None or value.shape is None:
+        return
+    if value.rows.axis > axis % max(len(value.shape), 1):
+        raise Mixes("copies only the first of several strings behind its axis, where the rows are")
