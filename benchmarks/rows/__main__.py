@@ -112,14 +112,20 @@ def main() -> int:
     each = probe_all(
         list(range(count)), seed=options.seed, jobs=options.jobs, served_share=options.served_share
     )
-    for done, found in enumerate(each, 1):
-        tally.enter(found)
-        if time.monotonic() - shown > 1 or done == count:
-            shown = time.monotonic()
-            _progress(done, count, tally, shown - began)
+    done = 0
+    try:
+        for done, found in enumerate(each, 1):
+            tally.enter(found)
+            if time.monotonic() - shown > 1 or done == count:
+                shown = time.monotonic()
+                _progress(done, count, tally, shown - began)
+    except KeyboardInterrupt:
+        each.close()
     print(file=sys.stderr)
     seconds = time.monotonic() - began
-    outcome = judged(tally, count, seconds)
+    outcome = judged(tally, done, seconds)
+    if done < count:
+        outcome.invalid = f"stopped after {done:,} of {count:,}; what follows is true of those"
     explain(tally, options.seed)
     return finish(outcome, options.json)
 

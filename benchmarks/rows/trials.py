@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -113,7 +113,9 @@ class _Worker:
     heard: float
 
 
-def probe_all(numbers: list[int], *, seed: int, jobs: int, served_share: float) -> Iterator[Tried]:
+def probe_all(
+    numbers: list[int], *, seed: int, jobs: int, served_share: float
+) -> Generator[Tried, None, None]:
     """Every graph once, as they are done."""
     context = multiprocessing.get_context("spawn")
 
