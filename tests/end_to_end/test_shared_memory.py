@@ -118,7 +118,10 @@ def test_a_client_that_truncates_its_memory_ends_no_process(server: Serving, kin
         mover.start()
         refused = 0
         try:
-            for _ in range(300):
+            for count in range(20_000):
+                # On a busy machine the two may long take turns, and neither ever find the other at work.
+                if count >= 300 and refused:
+                    break
                 try:
                     infer(client, kind, moving)
                 except InferenceServerException as error:
