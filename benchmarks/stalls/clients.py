@@ -17,6 +17,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -157,7 +158,14 @@ class HttpClients:
                     self._idle.append(connection)
             return
         while self._number < (now_s - self._begin_s) * self._plan.per_s:
-            self._begin(self._idle.popleft() if self._idle else self._connect())
+            try:
+                connection = self._idle.popleft() if self._idle else self._connect()
+            except OSError:  # no gateway is there
+                self._number += 1
+                now_ns = time.monotonic_ns()
+                self.seen.append(Seen(self._dice.choice(self._plan.slos_ms), now_ns, now_ns, 0, "reset"))
+                continue
+            self._begin(connection)
 
     def _begin(self, connection: _Connection) -> None:
         self._number += 1
@@ -240,6 +248,8 @@ class HttpClients:
         del self._open[fd]
         connection.socket.close()
         connection.seen = None
+        with suppress(ValueError):
+            self._idle.remove(connection)
         if self._plan.connections:
             self._idle.append(self._connect())
 
@@ -266,8 +276,11 @@ class _Calls:
         )
 
     def receive(self) -> list[tuple[Seen, str]]:
-        """Calls that ended, and how."""
-        self.received += self.socket.recv(1 << 16, socket.MSG_DONTWAIT)
+        """Calls that ended, and how. OSError once the gateway has ended."""
+        data = self.socket.recv(1 << 16, socket.MSG_DONTWAIT)
+        if not data:
+            raise ConnectionResetError
+        self.received += data
         ended = []
         while len(self.received) >= _FRAME_HEAD:
             size = int.from_bytes(self.received[:3], "big")
@@ -302,32 +315,56 @@ class GrpcClients:
         }
         self._bodies = maker.bodies
         host, _, port = plan.address.rpartition(":")
-        self._calls = [_Calls((host, int(port))) for _ in range(CHANNELS)]
+        self._address = (host, int(port))
+        self._poll = select.epoll()
+        self._calls: list[_Calls | None] = [self._connected() for _ in range(CHANNELS)]
 
     def run(self) -> None:
         """Until the time is over and all have their answers."""
-        plan, poll, number = self._plan, select.epoll(), 0
-        by_fd = {calls.socket.fileno(): calls for calls in self._calls}
-        for fd in by_fd:
-            poll.register(fd, select.EPOLLIN)
+        plan, number = self._plan, 0
         begin = time.monotonic()
         end, polled_before_ns = begin + plan.seconds, time.monotonic_ns()
         while (now := time.monotonic()) < end + LAST_S and (
-            now < end or any(one.open for one in self._calls)
+            now < end or any(one is not None and one.open for one in self._calls)
         ):
             while now < end and number < (now - begin) * plan.per_s:
                 self._begin(number)
                 number += 1
             polled_ns = time.monotonic_ns()
-            for fd, _ in poll.poll(0.001):
-                calls = by_fd[fd]
-                now_ns = time.monotonic_ns()
-                info = calls.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
-                came_ns = now_ns - _quiet_ms(info, _QUIET_AT)[0] * NS_PER_MS
-                for seen, status in calls.receive():
-                    seen.ended_ns = max(came_ns, polled_before_ns, seen.begun_ns)
-                    seen.status = status
+            by_fd = {calls.socket.fileno(): calls for calls in self._calls if calls is not None}
+            for fd, _ in self._poll.poll(0.001):
+                self._receive(by_fd[fd], polled_before_ns)
             polled_before_ns = polled_ns
+
+    def _receive(self, calls: _Calls, polled_before_ns: int) -> None:
+        now_ns = time.monotonic_ns()
+        info = calls.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
+        came_ns = now_ns - _quiet_ms(info, _QUIET_AT)[0] * NS_PER_MS
+        try:
+            ended = calls.receive()
+        except OSError:
+            self._lose(calls)
+            return
+        for seen, status in ended:
+            seen.ended_ns = max(came_ns, polled_before_ns, seen.begun_ns)
+            seen.status = status
+
+    def _connected(self) -> _Calls | None:
+        """A new connection, if anybody accepts it now."""
+        try:
+            calls = _Calls(self._address)
+        except OSError:
+            return None
+        self._poll.register(calls.socket.fileno(), select.EPOLLIN)
+        return calls
+
+    def _lose(self, calls: _Calls) -> None:
+        """The gateway has ended, and with it what it was asked."""
+        for seen in calls.open.values():
+            seen.ended_ns, seen.status = time.monotonic_ns(), "reset"
+        self._poll.unregister(calls.socket.fileno())
+        calls.socket.close()
+        self._calls[self._calls.index(calls)] = None
 
     def _begin(self, number: int) -> None:
         slo_ms = self._dice.choice(self._plan.slos_ms)
@@ -335,7 +372,16 @@ class GrpcClients:
         begun_ns = time.monotonic_ns()
         seen = Seen(slo_ms, begun_ns)
         self.seen.append(seen)
-        self._calls[number % CHANNELS].begin(seen, message, self._bodies[message.body])
+        calls = self._calls[number % CHANNELS]
+        if calls is None:
+            calls = self._calls[number % CHANNELS] = self._connected()
+        if calls is None:
+            seen.ended_ns, seen.status = time.monotonic_ns(), "reset"
+            return
+        try:
+            calls.begin(seen, message, self._bodies[message.body])
+        except OSError:
+            self._lose(calls)
         seen.own_ns = time.monotonic_ns() - begun_ns
 
 
