@@ -60,6 +60,7 @@ from clockwork_serve.telemetry import GatewayCounters, outcome_key
 from clockwork_serve.units import NS_PER_MS
 
 NO_ANSWER: Final = "no answer by the deadline"
+UNREAD: Final = "the gateway failed to read the request; see its log"
 OVER: Final = "its deadline was over before the gateway came round to it"
 SENT_NS: Final = 10 * NS_PER_MS
 """What is told to have been sent may have been sent so much earlier."""
@@ -156,9 +157,7 @@ class Gateway:
             return ""
         except Exception:  # noqa: BLE001 - one request that our own code trips over must not end all others
             _log.exception("reading a request failed", extra={"model": inquiry.model})
-            self._refuse(
-                inquiry, Outcome.FAILED, Reason.NONE, "the gateway failed to read the request; see its log"
-            )
+            self._refuse(inquiry, Outcome.FAILED, Reason.NONE, UNREAD)
             return ""
         asked_ns = served.default_slo_ns if slo_ns is None else slo_ns
         given_ns, priority = self._caps.of(inquiry.identity, asked_ns, known.priority)
