@@ -19,7 +19,7 @@ from clockwork_serve.oip.grpc_wire import (
     FIELDS,
     FIELDS_MAX,
     SMALL_BYTES,
-    Malformed,
+    MalformedMessage,
     WalkedRequest,
     decode_contents,
     walk,
@@ -223,5 +223,5 @@ def test_split_messages_are_merged() -> None:
 
 def test_groups_and_cut_messages_are_malformed() -> None:
     for data in (b"\x0b\x0c", b"\x0a\x05ab", b"\x00", b"\x3a\xff\xff\xff\xff\xff\xff"):
-        with pytest.raises(Malformed):
+        with pytest.raises(MalformedMessage):
             walk(data)

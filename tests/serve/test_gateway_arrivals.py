@@ -14,7 +14,7 @@ import pytest
 import uvloop
 
 from clockwork_serve.messages import Answer, Request
-from clockwork_serve.serve.gateway_arrivals import IDLE_AFTER, NEAR_NS, Arrival, Queue, Turns
+from clockwork_serve.serve.gateway_arrivals import IDLE_AFTER, NEAR_NS, AcceptQueue, Arrival, Turns
 from clockwork_serve.serve.gateway_bodies import Source
 from clockwork_serve.units import ms
 from tests.serve.http_requests import IDENT_JSON, INFER, post
@@ -119,7 +119,7 @@ def test_before_it_was_accepted_it_may_have_waited_since_the_loop_last_looked() 
 def test_who_waits_behind_others_to_be_accepted_waits_since_there_were_none() -> None:
     """The loop accepts one in a turn."""
     turns = FakeTurns()
-    queue = Queue(cast("Turns", turns))
+    queue = AcceptQueue(cast("Turns", turns))
     turns.before_ns, turns.now_ns = ms(100), ms(900)  # it was held up
     assert queue.since_ns() == ms(100)
     for now_ms in (910, 920):

@@ -16,7 +16,7 @@ from clockwork_serve.messages import (
     ModelRemoved,
 )
 from clockwork_serve.serve.catalogue import Catalogue
-from clockwork_serve.serve.preparation import Prepared, Suspect
+from clockwork_serve.serve.preparation import Prepared, SuspectArtefact
 from clockwork_serve.serve.repairs import Repairs
 from clockwork_serve.store import Damage, Problem
 from tests.serve.test_catalogue import served
@@ -33,14 +33,14 @@ class Keeper:
         self.catalogue = Catalogue()
         self.catalogue.put(["a"], [A], [], [])
         self.sent: list[Frame] = []
-        self.asked: list[tuple[tuple[str, ...], tuple[Suspect, ...]]] = []
+        self.asked: list[tuple[tuple[str, ...], tuple[SuspectArtefact, ...]]] = []
         self.answers: list[Prepared | Exception] = []
         self.repairs = Repairs(
             self.catalogue, self._prepare, lambda *frames: self.sent.extend(frames),
             lambda prepared: self.repairs.count(prepared.damage),
         )  # fmt: skip
 
-    async def _prepare(self, names: tuple[str, ...], suspects: tuple[Suspect, ...]) -> Prepared:
+    async def _prepare(self, names: tuple[str, ...], suspects: tuple[SuspectArtefact, ...]) -> Prepared:
         self.asked.append((names, suspects))
         await asyncio.sleep(0)
         answer = self.answers.pop(0)
@@ -64,7 +64,7 @@ def test_a_code_is_made_again_once_and_offered_again() -> None:
         for _ in range(3):
             keeper.repairs.on_damaged(DAMAGED)
         await keeper.done()
-        assert keeper.asked == [(("a",), (Suspect("code", A.code.code_id),))]
+        assert keeper.asked == [(("a",), (SuspectArtefact("code", A.code.code_id),))]
         counted = DamageCounted(found={"code": 1}, remade=1)
         assert keeper.sent == [CodeRemade(code_id=A.code.code_id), counted]
         assert keeper.repairs.counted == counted
@@ -112,7 +112,7 @@ def test_a_repair_that_fails_ends_nothing_and_the_next_report_is_heard_after_a_r
         await keeper.done()
         assert keeper.sent == []
         keeper.repairs.on_damaged(DAMAGED)
-        suspect = Suspect("code", A.code.code_id)
+        suspect = SuspectArtefact("code", A.code.code_id)
         assert 0 < keeper.repairs._rest_s(suspect, keeper.repairs._repaired_s[suspect][1]) <= 1
         await keeper.done()
         assert len(keeper.asked) == 2

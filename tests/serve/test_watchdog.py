@@ -10,12 +10,19 @@ from math import ceil
 
 import pytest
 
-from clockwork_serve.serve.watchdog import START_TIMES, STOPPED_SHARE, TICK_S, Look, Watch, look_at
+from clockwork_serve.serve.watchdog import (
+    START_TIMES,
+    STOPPED_SHARE,
+    TICK_S,
+    ProcessWatch,
+    ThreadState,
+    look_at,
+)
 
 LIMIT_S = 3.0
 TICKS = round(LIMIT_S / TICK_S)
 TICKS_STOPPED = ceil(STOPPED_SHARE * LIMIT_S / TICK_S)
-SLEEPS, STOPPED, TRACED, DISK = (Look(state, 1.0) for state in ("S", "T", "t", "D"))
+SLEEPS, STOPPED, TRACED, DISK = (ThreadState(state, 1.0) for state in ("S", "T", "t", "D"))
 
 
 @dataclass
@@ -24,11 +31,11 @@ class Playing:
 
     answers: bool = True
     sent: int = 0
-    seen: Look | None = SLEEPS
-    watch: Watch = field(init=False)
+    seen: ThreadState | None = SLEEPS
+    watch: ProcessWatch = field(init=False)
 
     def __post_init__(self) -> None:
-        self.watch = Watch(7, LIMIT_S, self._send, lambda pid: self.seen)
+        self.watch = ProcessWatch(7, LIMIT_S, self._send, lambda pid: self.seen)
 
     def _send(self) -> None:
         self.sent += 1
@@ -51,7 +58,7 @@ class Playing:
 
 
 def test_who_answers_is_left_alone_whatever_it_does() -> None:
-    for seen in (SLEEPS, DISK, Look("R", 1.0)):
+    for seen in (SLEEPS, DISK, ThreadState("R", 1.0)):
         playing = Playing(seen=seen).started()
         assert playing.ticks_to_end() is None
         assert playing.sent > 900
@@ -65,7 +72,7 @@ def test_who_is_silent_is_ended_after_the_limit_and_sent_one_beat() -> None:
 
 
 @pytest.mark.parametrize("seen", [STOPPED, TRACED])
-def test_who_is_stopped_by_a_signal_is_ended_sooner(seen: Look) -> None:
+def test_who_is_stopped_by_a_signal_is_ended_sooner(seen: ThreadState) -> None:
     playing = Playing(answers=False, seen=seen)
     assert playing.ticks_to_end() == TICKS_STOPPED + 1, "even while it starts"
 
@@ -95,11 +102,11 @@ def test_a_pause_of_the_watcher_gives_everybody_a_fresh_limit() -> None:
 def test_who_gets_no_core_is_not_stuck_and_who_loops_is_as_far_as_it_ran() -> None:
     starved, looping = Playing().started(), Playing().started()
     starved.answers = looping.answers = False
-    starved.seen = Look("R", 5.0)
+    starved.seen = ThreadState("R", 5.0)
     assert starved.ticks_to_end() is None
     ended = None
     for number in range(1, 1000):  # a quarter of a core
-        looping.seen = Look("R", 5.0 + number * TICK_S / 4)
+        looping.seen = ThreadState("R", 5.0 + number * TICK_S / 4)
         if looping.tick():
             ended = number
             break

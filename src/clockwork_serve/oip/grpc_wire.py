@@ -56,7 +56,7 @@ _FIXED: Final = {_FIXED32: 4, _FIXED64: 8}
 Span = tuple[int, int]
 
 
-class Malformed(InvalidRequest):
+class MalformedMessage(InvalidRequest):
     """The bytes are no message of that type."""
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class WalkedRequest:
 def walk(data: bytes) -> WalkedRequest:
     """Find the tensors of a message.
 
-    Raises :class:`Malformed`, :class:`InvalidRequest` for more fields than any request has, and what
+    Raises :class:`MalformedMessage`, :class:`InvalidRequest` for more fields than any request has, and what
     protobuf raises.
     """
     view = memoryview(data)
@@ -126,7 +126,7 @@ def walk(data: bytes) -> WalkedRequest:
 def decode_contents(name: str, datatype: str, count: int, data: bytes, spans: Sequence[Span]) -> Buffer:
     """Typed contents of ``count`` elements in wire form, built only if there are so many.
 
-    Raises :class:`InvalidRequest`, and :class:`Malformed`.
+    Raises :class:`InvalidRequest`, and :class:`MalformedMessage`.
     """
     field = FIELDS[datatype]
     if datatype == "BYTES":
@@ -136,7 +136,7 @@ def decode_contents(name: str, datatype: str, count: int, data: bytes, spans: Se
     nbytes = sum(len(piece) for piece in pieces)
     if kind != _VARINT:
         if nbytes % _FIXED[kind]:
-            raise Malformed
+            raise MalformedMessage
         _check_count(name, field, count, nbytes // _FIXED[kind])
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
     # Cheap, and before the rest: an element takes a byte at least.
@@ -178,7 +178,7 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int
         tag, at = _read_varint(data, at, end, _TAG_BYTES_MAX)
         number, kind = tag >> 3, tag & 7
         if not number:
-            raise Malformed
+            raise MalformedMessage
         content = at
         if kind == _DELIMITED:
             length, content = _read_varint(data, at, end, _TAG_BYTES_MAX)
@@ -188,9 +188,9 @@ def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int
         elif kind in _FIXED:
             at += _FIXED[kind]
         else:  # groups, which no version of this protocol had
-            raise Malformed
+            raise MalformedMessage
         if at > end:
-            raise Malformed
+            raise MalformedMessage
         yield number, kind, start, content, at
 
 
@@ -203,7 +203,7 @@ def _read_varint(data: bytes, at: int, end: int, longest: int) -> tuple[int, int
         if byte < 0x80:
             return found, index + 1
         shift += 7
-    raise Malformed
+    raise MalformedMessage
 
 
 def _varint(value: int) -> bytes:
@@ -247,7 +247,7 @@ def _strings(name: str, count: int, data: bytes, spans: Sequence[Span]) -> list[
         while at < end:
             if data[at] != _STRING_TAG:
                 _check_field(name, "bytes_contents", data[at] >> 3 if data[at] < 0x80 else 0)
-                raise Malformed
+                raise MalformedMessage
             # In line, for it is most of what this costs.
             length = data[at + 1] if at + 1 < end else 0x80
             at += 2
@@ -258,7 +258,7 @@ def _strings(name: str, count: int, data: bytes, spans: Sequence[Span]) -> list[
             append(data[at : at + length])
             at += length
         if at > end:
-            raise Malformed
+            raise MalformedMessage
     _check_count(name, "bytes_contents", count, len(found))
     return found
 
@@ -268,7 +268,7 @@ def _numbers(name: str, datatype: str, packed: NDArray[np.uint8]) -> bytes:
     dtype = DTYPES[datatype]
     ends = np.flatnonzero(packed < 0x80)
     if len(packed) and (not len(ends) or ends[-1] != len(packed) - 1):
-        raise Malformed
+        raise MalformedMessage
     if len(ends) == len(packed):
         wide = packed.astype(np.uint64)
     else:
@@ -278,7 +278,7 @@ def _numbers(name: str, datatype: str, packed: NDArray[np.uint8]) -> bytes:
         lengths = ends - starts + 1
         longest = int(lengths.max())
         if longest > _VARINT_LONGEST:
-            raise Malformed
+            raise MalformedMessage
         wide = (packed[starts] & 0x7F).astype(np.uint64)
         for index in range(1, longest):
             longer = np.flatnonzero(lengths > index)

@@ -8,7 +8,7 @@ from typing import Final
 from msgspec import Struct
 
 from clockwork_serve.messages import CodeAdded, CodeRemoved, Frame, Model, ModelAdded, ModelRemoved, Profile
-from clockwork_serve.serve.preparation import Suspect
+from clockwork_serve.serve.preparation import SuspectArtefact
 from clockwork_serve.store import Problem, Served
 
 READY: Final = "READY"
@@ -71,7 +71,7 @@ class Catalogue:
         gone = [key for key, model in self._models.items() if model.name in names and key not in kept]
         return frames + self._drop(gone)
 
-    def users(self, suspects: Iterable[Suspect]) -> tuple[str, ...]:
+    def users(self, suspects: Iterable[SuspectArtefact]) -> tuple[str, ...]:
         """Names of the models that need any of these artefacts, ascending."""
         ids = {(suspect.what, suspect.name) for suspect in suspects}
         return tuple(

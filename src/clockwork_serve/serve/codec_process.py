@@ -67,7 +67,7 @@ class Read(Struct, frozen=True, tag=True):
     tensors_max: int
 
 
-class Tensor(Struct, frozen=True):
+class ReadTensor(Struct, frozen=True):
     """An input of ``nbytes``, among the data that follow if it was JSON, else in the body after its JSON."""
 
     name: str
@@ -78,10 +78,10 @@ class Tensor(Struct, frozen=True):
     shared: SharedRef | None
 
 
-class Found(Struct, frozen=True, tag=True):
+class ReadCall(Struct, frozen=True, tag=True):
     """What the JSON says."""
 
-    inputs: list[Tensor]
+    inputs: list[ReadTensor]
     outputs: list[OutputWish] | None
     id: str
     parameters: dict[str, Parameter]
@@ -97,7 +97,7 @@ class Wrong(Struct, frozen=True, tag=True):
 
 
 Job = Read | Write
-Reply = Found | Wrong | Written
+Reply = ReadCall | Wrong | Written
 
 
 def receive(link: socket.socket) -> tuple[bytes, memoryview]:
@@ -138,11 +138,11 @@ def _found(call: InferCall) -> tuple[Reply, list[Buffer]]:
     for tensor in call.inputs:
         json = type(tensor.data) is not memoryview
         inputs.append(
-            Tensor(tensor.name, tensor.datatype, tensor.shape, len(tensor.data), json, tensor.shared)
+            ReadTensor(tensor.name, tensor.datatype, tensor.shape, len(tensor.data), json, tensor.shared)
         )
         if json:
             data.append(tensor.data)
-    return Found(inputs, call.outputs, call.id, call.parameters, call.binary, call.shared), data
+    return ReadCall(inputs, call.outputs, call.id, call.parameters, call.binary, call.shared), data
 
 
 def _written(job: Write, data: memoryview) -> tuple[Reply, list[Buffer]]:

@@ -75,7 +75,7 @@ class Turns:
         self._on_beat()
 
 
-class Queue:
+class AcceptQueue:
     """Where connections wait to be accepted: the loop takes one in a turn, and the others wait on."""
 
     __slots__ = ("_accepted_ns", "_since_ns", "_turns")

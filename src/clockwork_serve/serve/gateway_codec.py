@@ -20,10 +20,10 @@ from clockwork_serve.errors import ClockworkError, InvalidRequest
 from clockwork_serve.oip import InferCall, InputTensor, TooLarge, Unsupported
 from clockwork_serve.oip.records import Buffer
 from clockwork_serve.serve.codec_process import (
-    Found,
     Job,
     Output,
     Read,
+    ReadCall,
     Reply,
     Write,
     Written,
@@ -96,7 +96,7 @@ class Codec:
             raise Crowded(f"{self._waiting_bytes} bytes of JSON wait to be read already")
         job = Read(header_length, len(body), tensors_max)
         reply, data = await self._answer(job, [text], wanted)
-        assert isinstance(reply, Found)
+        assert isinstance(reply, ReadCall)
         return _call(reply, data, body, len(text))
 
     async def write(
@@ -175,7 +175,7 @@ class Codec:
             process.wait()
 
 
-def _call(found: Found, data: memoryview, body: memoryview, at: int) -> InferCall:
+def _call(found: ReadCall, data: memoryview, body: memoryview, at: int) -> InferCall:
     """The call with its tensors: views of ``data``, or of ``body`` from ``at`` on, one after the other."""
     inputs = []
     start = 0

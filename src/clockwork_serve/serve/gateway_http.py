@@ -17,7 +17,7 @@ from clockwork_serve.oip import Coding, TooLarge, decompress, wanted_coding
 from clockwork_serve.oip.records import Buffer
 from clockwork_serve.serve.gateway import Gateway
 from clockwork_serve.serve.gateway_acceptor import BACKLOG, Admission, TlsAcceptor, listening_socket
-from clockwork_serve.serve.gateway_arrivals import Queue
+from clockwork_serve.serve.gateway_arrivals import AcceptQueue
 from clockwork_serve.serve.gateway_codec import INLINE_BYTES, Codec, CodecFailed, Crowded
 from clockwork_serve.serve.gateway_connection import HttpConnection
 from clockwork_serve.serve.gateway_door import Door
@@ -95,7 +95,7 @@ class HttpServer:
             self._servers.append(TlsAcceptor(listener, self._tls, admission, sharing))
             return number
 
-        waiting = Queue(self.gateway.turns)
+        waiting = AcceptQueue(self.gateway.turns)
 
         def make() -> asyncio.BaseProtocol:
             since_ns = waiting.since_ns()

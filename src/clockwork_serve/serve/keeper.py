@@ -40,7 +40,7 @@ from clockwork_serve.serve.preparation import (
     Preparation,
     Prepared,
     Progress,
-    Suspect,
+    SuspectArtefact,
     prepare,
 )
 from clockwork_serve.serve.repairs import Repairs
@@ -189,11 +189,11 @@ class Keeper:
 
     # Preparing
 
-    async def _prepare_again(self, names: tuple[str, ...], suspects: tuple[Suspect, ...]) -> Prepared:
+    async def _prepare_again(self, names: tuple[str, ...], suspects: tuple[SuspectArtefact, ...]) -> Prepared:
         return await self._prepare(names, LOAD_NICE, suspects)
 
     async def _prepare(
-        self, names: tuple[str, ...], nice: int, suspects: tuple[Suspect, ...] = ()
+        self, names: tuple[str, ...], nice: int, suspects: tuple[SuspectArtefact, ...] = ()
     ) -> Prepared:
         config = self.config
         preparation = Preparation(

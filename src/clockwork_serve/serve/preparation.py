@@ -29,7 +29,7 @@ RESULT: Final = "prepared"
 _log = logging.getLogger(__name__)
 
 
-class Suspect(Struct, frozen=True):
+class SuspectArtefact(Struct, frozen=True):
     """An artefact that someone found damaged: ``code`` or ``weights``, and its id."""
 
     what: str
@@ -52,7 +52,7 @@ class Preparation(Struct, frozen=True, kw_only=True):
     devices: tuple[DeviceConfig, ...]
     result: str
     names: tuple[str, ...] = ()
-    suspects: tuple[Suspect, ...] = ()
+    suspects: tuple[SuspectArtefact, ...] = ()
     nice: int = 0
     crashed: tuple[Problem, ...] = ()
     threads: int | None = None

@@ -25,7 +25,7 @@ PREPARED: Final = b"prepared"
 """The first line of a child whose device has prepared the code."""
 
 
-class Refused(Struct, frozen=True, tag=True):
+class ImportFailed(Struct, frozen=True, tag=True):
     """Said instead of a ``Measured``: the code's own Python raised where it was imported."""
 
     why: str
@@ -42,7 +42,7 @@ class ProfileConfig(Struct, frozen=True, kw_only=True):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure what the JSON in ``argv[1]`` says; the last line of stdout is a ``Measured`` or ``Refused``."""
+    """Measure what the JSON in ``argv[1]`` says; stdout ends with a ``Measured`` or an ``ImportFailed``."""
     stdout = os.dup(1)
     os.dup2(2, 1)
     config = msgspec.json.decode(argv[1], type=ProfileConfig)
@@ -61,11 +61,11 @@ def main(argv: Sequence[str]) -> int:
         _say(stdout, PREPARED)
 
     try:
-        found: Measured | Refused = profile(device, config.code, config.model, on_prepared=on_prepared)
+        found: Measured | ImportFailed = profile(device, config.code, config.model, on_prepared=on_prepared)
     except ModelError as error:
         if prepared:
             raise
-        found = Refused(str(error))
+        found = ImportFailed(str(error))
     finally:
         device.close()
     _say(stdout, msgspec.json.encode(found))

@@ -15,7 +15,7 @@ from msgspec import Struct
 from clockwork_serve.devices import DeviceConfig, emulated_profile, profile_kind, runs
 from clockwork_serve.errors import DeviceError, printable
 from clockwork_serve.messages import Code, Model, Profile
-from clockwork_serve.serve.profile_process import PREPARED, ProfileConfig, Refused
+from clockwork_serve.serve.profile_process import PREPARED, ImportFailed, ProfileConfig
 from clockwork_serve.serve.profiler import LOAD_BASE_NS, REFUSED_NS, WORKSPACE_MIN, Measured
 from clockwork_serve.serve.supervisor import describe_exit
 from clockwork_serve.store import Problem, Served
@@ -28,7 +28,7 @@ TIME_LIMIT_S: Final = 120.0
 TRIES: Final = 2
 """If so many models of one code crash who measures them, so will the others."""
 
-_Found = Measured | Refused
+_Found = Measured | ImportFailed
 Progress = Callable[[int, int, str], None]
 """Told (done, total, text) after each code."""
 
@@ -170,10 +170,10 @@ def measure_apart(code: Code, model: Model, config: DeviceConfig, limit_s: float
         raise Crashed(describe_exit(ended.returncode))
     if ended.returncode == 0:
         try:
-            found: Measured | Refused = msgspec.json.decode(ended.stdout.splitlines()[-1], type=_Found)
+            found: Measured | ImportFailed = msgspec.json.decode(ended.stdout.splitlines()[-1], type=_Found)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             raise Crashed("ended without a result: does the model end its process?") from None
-        if isinstance(found, Refused):
+        if isinstance(found, ImportFailed):
             raise Unprepared(found.why)
         return found
     said = [line for line in ended.stderr.decode(errors="replace").splitlines() if line.strip()]

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from clockwork_serve.errors import ClockworkError
 from clockwork_serve.messages import ArtefactDamaged, CodeRemade, DamageCounted, Frame
 from clockwork_serve.serve.catalogue import Catalogue
-from clockwork_serve.serve.preparation import Prepared, Suspect
+from clockwork_serve.serve.preparation import Prepared, SuspectArtefact
 from clockwork_serve.store import Damage
 
 REST_MAX_S: Final = 60.0
@@ -27,10 +27,10 @@ FORGET_S: Final = 3600.0
 _log = logging.getLogger(__name__)
 
 
-class Prepare(Protocol):
+class PrepareModels(Protocol):
     """Compiles some models after it looked at suspects."""
 
-    def __call__(self, names: tuple[str, ...], suspects: tuple[Suspect, ...]) -> Awaitable[Prepared]:
+    def __call__(self, names: tuple[str, ...], suspects: tuple[SuspectArtefact, ...]) -> Awaitable[Prepared]:
         """What can be served of them."""
 
 
@@ -40,7 +40,7 @@ class Repairs:
     def __init__(
         self,
         catalogue: Catalogue,
-        prepare: Prepare,
+        prepare: PrepareModels,
         send: Callable[..., None],
         report: Callable[[Prepared], None],
     ) -> None:
@@ -51,13 +51,13 @@ class Repairs:
         self._found: Counter[str] = Counter()
         self._remade = 0
         self._lost = 0
-        self._suspects: dict[Suspect, None] = {}  # in the order they were reported
-        self._repaired_s: dict[Suspect, tuple[int, float]] = {}  # how often in a row, and when last
+        self._suspects: dict[SuspectArtefact, None] = {}  # in the order they were reported
+        self._repaired_s: dict[SuspectArtefact, tuple[int, float]] = {}  # how often in a row, and when last
         self._running: asyncio.Task[None] | None = None
 
     def on_damaged(self, damaged: ArtefactDamaged) -> None:
         """A worker cannot use an artefact; told again and again until it is whole."""
-        self._suspects[Suspect(damaged.what, damaged.name)] = None
+        self._suspects[SuspectArtefact(damaged.what, damaged.name)] = None
         if self._running is None:
             self._running = asyncio.get_running_loop().create_task(self._run())
 
@@ -95,12 +95,12 @@ class Repairs:
         finally:
             self._running = None
 
-    def _rest_s(self, suspect: Suspect, now_s: float) -> float:
+    def _rest_s(self, suspect: SuspectArtefact, now_s: float) -> float:
         """How long to wait before an artefact is made once more."""
         times, last_s = self._repaired_s.get(suspect, (0, 0.0))
         return last_s + min(REST_MAX_S, 2.0 ** (times - 1)) - now_s if times else 0.0
 
-    async def _repair(self, batch: tuple[Suspect, ...]) -> None:
+    async def _repair(self, batch: tuple[SuspectArtefact, ...]) -> None:
         names = self._catalogue.users(batch)
         _log.warning("making again what is damaged: %s", ", ".join(f"{one.what} {one.name}" for one in batch))
         try:
@@ -120,7 +120,7 @@ class Repairs:
         frames += [CodeRemade(code_id=one.name) for one in batch if one.what == "code"]
         self._send(*frames, self.counted)
 
-    def _note(self, batch: tuple[Suspect, ...]) -> None:
+    def _note(self, batch: tuple[SuspectArtefact, ...]) -> None:
         now_s = time.monotonic()
         for suspect in batch:
             times, last_s = self._repaired_s.get(suspect, (0, now_s))

@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Struct
 
 from clockwork_serve.serve.child import BEAT, BEATS_FD_VARIABLE, EXIT_BROKEN, EXIT_CONFIG, KEEPER_PID_VARIABLE
-from clockwork_serve.serve.watchdog import GAP_S, TICK_S, Watch, look_at
+from clockwork_serve.serve.watchdog import GAP_S, TICK_S, ProcessWatch, look_at
 from clockwork_serve.units import KIB
 
 FAST_S: Final = 5.0
@@ -177,7 +177,7 @@ class _Pulse:
     def __init__(self, beats: socket.socket, pid: int, limit_s: float) -> None:
         self._beats = beats
         self._loop = asyncio.get_running_loop()
-        self.watch = Watch(pid, limit_s, self._send)
+        self.watch = ProcessWatch(pid, limit_s, self._send)
         beats.setblocking(False)  # noqa: FBT003 - the socket's own word
         self._loop.add_reader(beats.fileno(), self._read)
 

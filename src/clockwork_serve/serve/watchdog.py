@@ -25,7 +25,7 @@ START_TIMES: Final = 40
 _CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
-class Look(Struct, frozen=True):
+class ThreadState(Struct, frozen=True):
     """The main thread of a process: its state as in /proc, and the seconds that it has run."""
 
     state: str
@@ -37,7 +37,7 @@ class Look(Struct, frozen=True):
         return self.state in {"T", "t"}
 
 
-def look_at(pid: int) -> Look | None:
+def look_at(pid: int) -> ThreadState | None:
     """None if there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/task/{pid}/stat").read_bytes()
@@ -47,22 +47,22 @@ def look_at(pid: int) -> Look | None:
     fields = stat.rpartition(b")")[2].split()
     if len(fields) < 13:
         return None
-    return Look(fields[0].decode(), (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS)
+    return ThreadState(fields[0].decode(), (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS)
 
 
-class Watch:
+class ProcessWatch:
     """One child. ``limit_s``: so long it may be silent; ``send`` sends it a beat."""
 
     def __init__(
         self, pid: int, limit_s: float, send: Callable[[], None],
-        look: Callable[[int], Look | None] = look_at,
+        look: Callable[[int], ThreadState | None] = look_at,
     ) -> None:  # fmt: skip
         self._pid = pid
         self._limit_s = limit_s
         self._send = send
         self._look = look
         self._started = False  # it has returned a beat
-        self._asked: Look | None = (
+        self._asked: ThreadState | None = (
             None  # as it was seen last, since it was sent a beat that it has not returned
         )
         self._silent_s = 0.0
@@ -94,7 +94,7 @@ class Watch:
         return ""
 
 
-def _could_answer_s(before: Look, now: Look) -> float:
+def _could_answer_s(before: ThreadState, now: ThreadState) -> float:
     """Of a tick, how long the process had what it needs to answer."""
     match now.state:
         case "R":  # it runs, or wants to

@@ -21,7 +21,7 @@ from clockwork_serve.store.graph_tensors import Interface
 from clockwork_serve.store.liftable import is_weight
 from clockwork_serve.store.row_constants import MOST_ELEMENTS, computed
 from clockwork_serve.store.row_rules import ELEMENTWISE, MAKERS, RANDOM, RULES, SIZES_AT, joined
-from clockwork_serve.store.row_values import Array, Call, Mixes, Rows, Shape, Value, axis_of
+from clockwork_serve.store.row_values import Array, Mixes, Operation, RowAxis, Shape, Value, axis_of
 from clockwork_serve.store.trial import Fill
 
 _MOST_STEPS = 64
@@ -115,7 +115,7 @@ class _Graph:
         for value in self._model.graph.input:
             if value.name in shapes:
                 dtype = value.type.tensor_type.elem_type
-                scope[value.name] = Value(dtype, shapes[value.name], Rows(0))
+                scope[value.name] = Value(dtype, shapes[value.name], RowAxis(0))
         self._doubtful = doubtful
         try:
             outputs = self._walk(self._model.graph, scope)
@@ -215,7 +215,7 @@ class _Graph:
             if value is not None and value.rows is None and value.is_sized and number not in settings:
                 raise Mixes("computes with the number of rows")
         shapes = [shape for _, shape in types]
-        call = Call(op, version, attributes, inputs, node.output, shapes, self.count)
+        call = Operation(op, version, attributes, inputs, node.output, shapes, self.count)
         found = rule(call)
         if not has_rows and not any(found):
             return self._fixed(op, version, attributes, inputs, types)
@@ -227,7 +227,7 @@ class _Graph:
             values[number] = self._mixed(node, why)[0]
         return values
 
-    def _checked(self, shape: Shape | None, rows: Rows | None) -> Shape | None:
+    def _checked(self, shape: Shape | None, rows: RowAxis | None) -> Shape | None:
         """The shape, if the rows can be in it."""
         if shape is not None and rows is not None:
             fits = rows.axis < len(shape) and shape[rows.axis] == rows.outer * self.count * rows.inner

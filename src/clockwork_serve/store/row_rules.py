@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable
 
 from clockwork_serve.store.row_values import (
-    Call,
     Label,
     Mixes,
-    Rows,
+    Operation,
+    RowAxis,
     Shape,
     Value,
     aligned,
@@ -22,8 +22,8 @@ from clockwork_serve.store.row_values import (
     regrouped,
 )
 
-Rule = Callable[[Call], list[Rows | None]]
-Found = list[Rows | None]
+Rule = Callable[[Operation], list[RowAxis | None]]
+Found = list[RowAxis | None]
 
 ELEMENTWISE = (
     "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd",
@@ -54,7 +54,7 @@ SIZES_AT: dict[str, frozenset[int]] = {
 """Inputs that may follow from the number of rows: they are shapes, and their rules look at them."""
 
 
-def elementwise(call: Call) -> Found:
+def elementwise(call: Operation) -> Found:
     """One element out for one element of each input, broadcast."""
     if call.version < 7 and "axis" in call.attributes:
         raise Mixes("broadcasts as old versions do")
@@ -63,20 +63,20 @@ def elementwise(call: Call) -> Found:
     return labelled(pairs, [aligned(rank, rank)] * len(call.outputs))
 
 
-def _first_only(call: Call) -> Found:
+def _first_only(call: Operation) -> Found:
     """Elementwise in input 0; the others are settings."""
     call.fixed(*range(1, len(call.inputs)))
     return [call.value(0).rows] * len(call.outputs)
 
 
-def _cast_like(call: Call) -> Found:
+def _cast_like(call: Operation) -> Found:
     return [call.value(0).rows]
 
 
 def _batch_first(*others: int) -> Rule:
     """Rows on axis 0 of input 0, of the inputs in ``others`` and of all outputs; the rest is settings."""
 
-    def rule(call: Call) -> Found:
+    def rule(call: Operation) -> Found:
         pairs: list[tuple[Value | None, list[Label]]] = []
         for number, value in enumerate(call.inputs):
             if number and number not in others:
@@ -97,12 +97,12 @@ def _leading(value: Value, *labels: Label) -> list[Label]:
     return [*labels, *[None] * max(0, len(value.sizes) - len(labels))]
 
 
-def matmul(call: Call) -> Found:
+def matmul(call: Operation) -> Found:
     """Numpy's product of matrices."""
     return _product(call, call.value(0), call.value(1))
 
 
-def _product(call: Call, a: Value, b: Value, transposed: tuple[bool, bool] = (False, False)) -> Found:
+def _product(call: Operation, a: Value, b: Value, transposed: tuple[bool, bool] = (False, False)) -> Found:
     ranks = len(a.sizes), len(b.sizes)
     rank = max(*ranks, 2)
     ends: list[list[Label]] = [["m", None], [None, "k"]]
@@ -119,7 +119,7 @@ def _batches(rank: int, to: int) -> list[Label]:
     return [f"b{axis + to - rank}" for axis in range(rank - 2)]
 
 
-def _gemm(call: Call) -> Found:
+def _gemm(call: Operation) -> Found:
     a, b = bool(call.attributes.get("transA", 0)), bool(call.attributes.get("transB", 0))
     first: list[Label] = [None, "m"] if a else ["m", None]
     second: list[Label] = ["k", None] if b else [None, "k"]
@@ -131,14 +131,14 @@ def _gemm(call: Call) -> Found:
     return labelled(pairs, [["m", "k"]])
 
 
-def _fused_matmul(call: Call) -> Found:
+def _fused_matmul(call: Operation) -> Found:
     if call.attributes.get("transBatchA", 0) or call.attributes.get("transBatchB", 0):
         raise Mixes("transposes batches")
     flips = bool(call.attributes.get("transA", 0)), bool(call.attributes.get("transB", 0))
     return _product(call, call.value(0), call.value(1), flips)
 
 
-def _matmul_integer(call: Call) -> Found:
+def _matmul_integer(call: Operation) -> Found:
     call.fixed(2, 3)
     zero = call.given(2)
     if zero is not None and math.prod(zero.sizes) != 1:
@@ -146,7 +146,7 @@ def _matmul_integer(call: Call) -> Found:
     return matmul(call)
 
 
-def _qlinear_matmul(call: Call) -> Found:
+def _qlinear_matmul(call: Operation) -> Found:
     call.fixed(1, 2, 4, 5, 6, 7)
     for number in (1, 2, 6, 7):
         if math.prod(call.value(number).sizes) != 1:
@@ -154,7 +154,7 @@ def _qlinear_matmul(call: Call) -> Found:
     return _product(call, call.value(0), call.value(3))
 
 
-def _matmul_integer_to_float(call: Call) -> Found:
+def _matmul_integer_to_float(call: Operation) -> Found:
     call.fixed(*range(2, len(call.inputs)))
     for number in (2, 4):
         value = call.given(number)
@@ -163,14 +163,14 @@ def _matmul_integer_to_float(call: Call) -> Found:
     return _product(call, call.value(0), call.value(1))
 
 
-def _qlinear_pair(call: Call) -> Found:
+def _qlinear_pair(call: Operation) -> Found:
     call.fixed(1, 2, 4, 5, 6, 7)
     rank = len(call.output())
     pairs = [(value, aligned(len(value.sizes), rank)) for value in (call.value(0), call.value(3))]
     return labelled(pairs, [aligned(rank, rank)])
 
 
-def _pool(call: Call) -> Found:
+def _pool(call: Operation) -> Found:
     rank = len(call.value(0).sizes)
     labels: list[Label] = ["n", "c", *[None] * (rank - 2)]
     call.fixed(*range(1, len(call.inputs)))
@@ -179,7 +179,7 @@ def _pool(call: Call) -> Found:
     return labelled([(call.value(0), labels)], [labels] * len(call.outputs))
 
 
-def _batch_normalisation(call: Call) -> Found:
+def _batch_normalisation(call: Operation) -> Found:
     if call.version < 7 or call.attributes.get("training_mode", 0):
         raise Mixes("normalises over the rows")
     if call.version < 14 and len(call.outputs) > 1:
@@ -190,12 +190,12 @@ def _batch_normalisation(call: Call) -> Found:
     return labelled(pairs, [labels])
 
 
-def _instance_normalisation(call: Call) -> Found:
+def _instance_normalisation(call: Operation) -> Found:
     labels: list[Label] = ["n", "c", *[None] * (len(call.value(0).sizes) - 2)]
     return labelled([(call.value(0), labels), (call.value(1), ["c"]), (call.value(2), ["c"])], [labels])
 
 
-def _layer_normalisation(call: Call) -> Found:
+def _layer_normalisation(call: Operation) -> Found:
     rank = len(call.value(0).sizes)
     axis = axis_of(int(call.attributes.get("axis", -1)), rank)
     labels = [each if number < axis else None for number, each in enumerate(aligned(rank, rank))]
@@ -204,7 +204,7 @@ def _layer_normalisation(call: Call) -> Found:
     return labelled(pairs, [labels] * len(call.outputs))
 
 
-def _skip_layer_normalisation(call: Call) -> Found:
+def _skip_layer_normalisation(call: Operation) -> Found:
     """A residual sum (inputs 0, 1 and a bias) normalised over the last axis."""
     rank = len(call.value(0).sizes)
     labels: list[Label] = [*range(rank - 1), None]
@@ -215,7 +215,7 @@ def _skip_layer_normalisation(call: Call) -> Found:
 def _along(default: int, *, keeps: bool = True) -> Rule:
     """Computes along one axis, attribute ``axis``; ``keeps`` it in the output unless keepdims is 0."""
 
-    def rule(call: Call) -> Found:
+    def rule(call: Operation) -> Found:
         rank = len(call.value(0).sizes)
         call.fixed(*range(1, len(call.inputs)))
         axis = axis_of(int(call.attributes.get("axis", default)), rank)
@@ -224,14 +224,14 @@ def _along(default: int, *, keeps: bool = True) -> Rule:
     return rule
 
 
-def _without(call: Call, axes: set[int], *, kept: bool) -> Found:
+def _without(call: Operation, axes: set[int], *, kept: bool) -> Found:
     rank = len(call.value(0).sizes)
     labels: list[Label] = [None if axis in axes else axis for axis in range(rank)]
     out = labels if kept else [label for label in labels if label is not None]
     return labelled([(call.value(0), labels)], [out] * len(call.outputs))
 
 
-def _softmax(call: Call) -> Found:
+def _softmax(call: Operation) -> Found:
     rank = len(call.value(0).sizes)
     if call.version >= 13:
         return _without(call, {axis_of(int(call.attributes.get("axis", -1)), rank)}, kept=True)
@@ -239,7 +239,7 @@ def _softmax(call: Call) -> Found:
     return _without(call, set(range(axis, rank)), kept=True)
 
 
-def _reduce(call: Call) -> Found:
+def _reduce(call: Operation) -> Found:
     axes = call.setting("axes", 1)
     if not axes:
         if axes is None and call.version >= 13 and call.attributes.get("noop_with_empty_axes", 0):
@@ -254,12 +254,12 @@ def _reduce(call: Call) -> Found:
     )
 
 
-def _mean_variance(call: Call) -> Found:
+def _mean_variance(call: Operation) -> Found:
     rank = len(call.value(0).sizes)
     return _without(call, {axis_of(a, rank) for a in call.attributes.get("axes", [0, 2, 3])}, kept=True)
 
 
-def _cumulative(call: Call) -> Found:
+def _cumulative(call: Operation) -> Found:
     axis = call.known(1)
     call.fixed(1)
     if not axis:
@@ -267,12 +267,12 @@ def _cumulative(call: Call) -> Found:
     return _without(call, {axis_of(int(axis[0]), len(call.value(0).sizes))}, kept=True)
 
 
-def _lrn(call: Call) -> Found:
+def _lrn(call: Operation) -> Found:
     return _without(call, {1}, kept=True)
 
 
 def _last_axes(count: int, *, kept: bool = True) -> Rule:
-    def rule(call: Call) -> Found:
+    def rule(call: Operation) -> Found:
         rank = len(call.value(0).sizes)
         call.fixed(*range(1, len(call.inputs)))
         return _without(call, set(range(rank - count, rank)), kept=kept)
@@ -280,14 +280,14 @@ def _last_axes(count: int, *, kept: bool = True) -> Rule:
     return rule
 
 
-def _transpose(call: Call) -> Found:
+def _transpose(call: Operation) -> Found:
     rank = len(call.value(0).sizes)
     labels = aligned(rank, rank)
     perm = call.attributes.get("perm", list(reversed(range(rank))))
     return labelled([(call.value(0), labels)], [[labels[axis] for axis in perm]])
 
 
-def _reshape(call: Call) -> Found:
+def _reshape(call: Operation) -> Found:
     call_shape = call.given(1)
     if call_shape is not None and call_shape.rows is not None:
         raise Mixes("reshapes as requests say")
@@ -313,7 +313,7 @@ def _flags(value: Value) -> list[bool]:
     return [bool(each) for each in value.sized.reshape(-1)]
 
 
-def _expand(call: Call) -> Found:
+def _expand(call: Operation) -> Found:
     value, shape = call.value(0), call.value(1)
     out = call.output()
     if shape.rows is not None:
@@ -331,7 +331,7 @@ def _expand(call: Call) -> Found:
     return [_made(shape, out, call.count, len(out), [size == 1 for size in sizes])]
 
 
-def _made(shape: Value, out: Shape, count: int, rank: int, free: list[bool]) -> Rows:
+def _made(shape: Value, out: Shape, count: int, rank: int, free: list[bool]) -> RowAxis:
     """Rows out of a shape one of whose sizes is the number of rows: all of them are alike."""
     if shape.known is None:
         raise Mixes("has a shape that is not constant")
@@ -339,10 +339,10 @@ def _made(shape: Value, out: Shape, count: int, rank: int, free: list[bool]) -> 
     sized = [axis for axis, flag in enumerate(flags) if flag]
     if len(sized) != 1 or out[sized[0]] % count or not free[sized[0]]:
         raise Mixes("has a shape in which the number of rows is not one size alone")
-    return Rows(sized[0], 1, out[sized[0]] // count)
+    return RowAxis(sized[0], 1, out[sized[0]] // count)
 
 
-def _constant_of_shape(call: Call) -> Found:
+def _constant_of_shape(call: Operation) -> Found:
     shape = call.value(0)
     if shape.rows is not None:
         raise Mixes("makes a tensor as large as requests say")
@@ -352,7 +352,7 @@ def _constant_of_shape(call: Call) -> Found:
     return [_made(shape, out, call.count, len(out), [True] * len(out))]
 
 
-def _tile(call: Call) -> Found:
+def _tile(call: Operation) -> Found:
     value = call.value(0)
     if call.version < 6:
         raise Mixes("is of an old version")
@@ -364,21 +364,21 @@ def _tile(call: Call) -> Found:
     if value.rows is not None:
         call.fixed(1)
         rows = value.rows
-        return [Rows(rows.axis, rows.outer * int(times[rows.axis]), rows.inner)]
+        return [RowAxis(rows.axis, rows.outer * int(times[rows.axis]), rows.inner)]
     if not repeats.is_sized:
         return [None]
     sized = [axis for axis, flag in enumerate(_flags(repeats)) if flag]
     if len(sized) != 1 or times[sized[0]] != call.count or value.is_sized:
         raise Mixes("repeats as often as there are rows")
-    return [Rows(sized[0], 1, value.sizes[sized[0]])]
+    return [RowAxis(sized[0], 1, value.sizes[sized[0]])]
 
 
-def _concat(call: Call) -> Found:
+def _concat(call: Operation) -> Found:
     values = [value for value in call.inputs if value is not None]
     return [joined(values, axis_of(int(call.attributes.get("axis", 1)), len(values[0].sizes)))]
 
 
-def joined(values: list[Value], axis: int) -> Rows | None:
+def joined(values: list[Value], axis: int) -> RowAxis | None:
     """Where rows are once values stand one behind the other along ``axis``."""
     if any(value.is_sized for value in values):
         raise Mixes("computes with the number of rows")
@@ -387,13 +387,13 @@ def joined(values: list[Value], axis: int) -> Rows | None:
     if any(each is None or (each.axis, each.inner) != (first.axis, first.inner) for each in rows):
         raise Mixes("puts rows beside what is no rows")
     if first.axis == axis:
-        return Rows(axis, sum(each.outer for each in rows if each is not None), first.inner)
+        return RowAxis(axis, sum(each.outer for each in rows if each is not None), first.inner)
     if any(each != first for each in rows):
         raise Mixes("brings rows together with other rows")
     return first
 
 
-def _split(call: Call) -> Found:
+def _split(call: Operation) -> Found:
     call.fixed(1)
     value = call.value(0)
     assert value.rows is not None
@@ -403,10 +403,10 @@ def _split(call: Call) -> Found:
     parts = len(call.outputs)
     if value.rows.outer % parts or len({shape and shape[axis] for shape in call.outputs}) != 1:
         raise Mixes("splits the rows")
-    return [Rows(axis, value.rows.outer // parts, value.rows.inner)] * parts
+    return [RowAxis(axis, value.rows.outer // parts, value.rows.inner)] * parts
 
 
-def _slice(call: Call) -> Found:
+def _slice(call: Operation) -> Found:
     value = call.value(0)
     if value.rows is None:
         raise Mixes("slices as requests say")
@@ -434,7 +434,7 @@ def _slice(call: Call) -> Found:
     return [value.rows]
 
 
-def _gather(call: Call) -> Found:
+def _gather(call: Operation) -> Found:
     data, indices = call.value(0), call.value(1)
     axis = axis_of(int(call.attributes.get("axis", 0)), len(data.sizes))
     if data.is_sized or indices.is_sized:
@@ -453,7 +453,7 @@ def _gather(call: Call) -> Found:
 def _all_rows(*numbers: int) -> Rule:
     """Along attribute ``axis`` by indices: all of these inputs have the rows on one other axis."""
 
-    def rule(call: Call) -> Found:
+    def rule(call: Operation) -> Found:
         values = [call.value(number) for number in numbers]
         rank = len(values[0].sizes)
         axis = axis_of(int(call.attributes.get("axis", 0)), rank)
@@ -467,7 +467,7 @@ def _all_rows(*numbers: int) -> Rule:
     return rule
 
 
-def _gather_nd(call: Call) -> Found:
+def _gather_nd(call: Operation) -> Found:
     data, indices = call.value(0), call.value(1)
     shared = int(call.attributes.get("batch_dims", 0))
     depth = indices.sizes[-1]
@@ -487,7 +487,7 @@ def _gather_nd(call: Call) -> Found:
     return [data.rows.at(len(indices.sizes) - 1 + data.rows.axis - shared - depth)]
 
 
-def _scatter_nd(call: Call) -> Found:
+def _scatter_nd(call: Operation) -> Found:
     data, indices, updates = call.value(0), call.value(1), call.value(2)
     depth = indices.sizes[-1]
     if data.rows is None or indices.rows is not None or indices.is_sized or data.rows.axis < depth:
@@ -497,7 +497,7 @@ def _scatter_nd(call: Call) -> Found:
     return [data.rows]
 
 
-def _pad(call: Call) -> Found:
+def _pad(call: Operation) -> Found:
     value = call.value(0)
     rank = len(value.sizes)
     name = "paddings" if "paddings" in call.attributes else "pads"
@@ -513,7 +513,7 @@ def _pad(call: Call) -> Found:
     return [value.rows]
 
 
-def _one_hot(call: Call) -> Found:
+def _one_hot(call: Operation) -> Found:
     call.fixed(1, 2)
     value = call.value(0)
     assert value.rows is not None
@@ -521,34 +521,34 @@ def _one_hot(call: Call) -> Found:
     return [value.rows.at(value.rows.axis + (value.rows.axis >= axis))]
 
 
-def _bit_cast(call: Call) -> Found:
+def _bit_cast(call: Operation) -> Found:
     if call.output() != call.value(0).sizes:
         raise Mixes("casts to elements of another size")
     return [call.value(0).rows]
 
 
-def _loss(call: Call) -> Found:
+def _loss(call: Operation) -> Found:
     if call.attributes.get("reduction", "mean") != "none":
         raise Mixes("is a loss over the whole tensor")
     return _batch_first(1)(call)
 
 
-def _tensor_scatter(call: Call) -> Found:
+def _tensor_scatter(call: Operation) -> Found:
     rank = len(call.value(0).sizes)
     if axis_of(int(call.attributes.get("axis", -2)), rank) == 0:
         raise Mixes("writes into rows as indices say")
     return _batch_first(1, 2)(call)
 
 
-def _one_hot_encoder(call: Call) -> Found:
+def _one_hot_encoder(call: Operation) -> Found:
     return [call.value(0).rows]
 
 
-def _eye_like(call: Call) -> Found:
+def _eye_like(call: Operation) -> Found:
     raise Mixes("depends on the place in the batch")
 
 
-def _resize(call: Call) -> Found:
+def _resize(call: Operation) -> Found:
     value = call.value(0)
     if value.rows is None:
         raise Mixes("resizes as requests say")
@@ -578,7 +578,7 @@ def _resize(call: Call) -> Found:
     return [value.rows]
 
 
-def _recurrent(call: Call) -> Found:
+def _recurrent(call: Operation) -> Found:
     call.fixed(1, 2, 3, 7)
     first = bool(call.attributes.get("layout", 0))
     x: list[Label] = ["n", None, None] if first else [None, "n", None]
@@ -588,7 +588,7 @@ def _recurrent(call: Call) -> Found:
     return labelled(pairs, out[: len(call.outputs)])
 
 
-def _attention(call: Call) -> Found:
+def _attention(call: Operation) -> Found:
     """ai.onnx Attention: everything has the batch first, and a mask may leave it out."""
     pairs: list[tuple[Value | None, list[Label]]] = []
     for number, value in enumerate(call.inputs):
@@ -604,7 +604,7 @@ def _attention(call: Call) -> Found:
     return labelled(pairs, [["n"]] * len(call.outputs))
 
 
-def _rotary(call: Call) -> Found:
+def _rotary(call: Operation) -> Found:
     """ai.onnx RotaryEmbedding: tables are looked up by positions, or are there for every row."""
     positions = call.given(3)
     pairs: list[tuple[Value | None, list[Label]]] = [(call.value(0), _leading(call.value(0), "n"))]
@@ -616,7 +616,7 @@ def _rotary(call: Call) -> Found:
     return labelled(pairs, [["n"]])
 
 
-def _einsum(call: Call) -> Found:
+def _einsum(call: Operation) -> Found:
     equation = str(call.attributes.get("equation", "")).replace(" ", "")
     if "->" not in equation:
         raise Mixes("has an equation without '->'")
@@ -641,7 +641,7 @@ def _subscripts(term: str, rank: int) -> list[Label]:
     return [*before, *[f"...{room - place}" for place in range(room)], *after]
 
 
-def _quantise(call: Call) -> Found:
+def _quantise(call: Operation) -> Found:
     """Quantise or dequantise, by one scale, one for each element of an axis, or one for each block."""
     value = call.value(0)
     rank = len(value.sizes)
@@ -660,7 +660,7 @@ def _quantise(call: Call) -> Found:
     return labelled(pairs, [labels])
 
 
-def _dropout(call: Call) -> Found:
+def _dropout(call: Operation) -> Found:
     if call.version < 7 and not call.attributes.get("is_test", 0):
         raise Mixes("is random")
     training = call.given(2) if call.version >= 12 else None
@@ -670,7 +670,7 @@ def _dropout(call: Call) -> Found:
     return [call.value(0).rows] * len(call.outputs)
 
 
-def _reverse_sequence(call: Call) -> Found:
+def _reverse_sequence(call: Operation) -> Found:
     value, lengths = call.value(0), call.value(1)
     batch = int(call.attributes.get("batch_axis", 1))
     steps = int(call.attributes.get("time_axis", 0))
@@ -683,7 +683,7 @@ def _reverse_sequence(call: Call) -> Found:
     return [value.rows]
 
 
-def _dft(call: Call) -> Found:
+def _dft(call: Operation) -> Found:
     rank = len(call.value(0).sizes)
     call.fixed(*range(1, len(call.inputs)))
     if call.version >= 20:
@@ -696,7 +696,7 @@ def _dft(call: Call) -> Found:
     return labelled([(call.value(0), labels)], [labels])
 
 
-def _crop(call: Call) -> Found:
+def _crop(call: Operation) -> Found:
     value = call.value(0)
     if value.rows is None:
         raise Mixes("crops as requests say")
@@ -707,18 +707,18 @@ def _crop(call: Call) -> Found:
     return [value.rows]
 
 
-def _grid(call: Call) -> Found:
+def _grid(call: Operation) -> Found:
     size = call.value(1)
     if size.rows is not None or (size.is_sized and any(_flags(size)[1:])):
         raise Mixes("makes a grid as large as requests say")
     return labelled([(call.value(0), ["n", None, None])], [["n"]])
 
 
-def _space(call: Call) -> Found:
+def _space(call: Operation) -> Found:
     return labelled([(call.value(0), ["n", None, None, None])], [["n"]])
 
 
-def _qlinear_concat(call: Call) -> Found:
+def _qlinear_concat(call: Operation) -> Found:
     values = [call.value(number) for number in range(2, len(call.inputs), 3)]
     call.fixed(0, 1, *[n for n in range(2, len(call.inputs)) if (n - 2) % 3])
     return [joined(values, axis_of(int(call.attributes.get("axis", 1)), len(values[0].sizes)))]

@@ -1,8 +1,8 @@
 """What the analysis of rows knows of one value: where its rows are, or that none has a say in it.
 
-``Rows`` says that an axis is, in row-major order, ``outer`` x the rows of the batch x ``inner``: so it stays
-known where exporters merge the batch with heads or steps, and take it out again. A value without rows is
-*fixed*: the same whatever the requests are. Its elements are *sized* where they follow from how many rows
+``RowAxis`` says that an axis is, in row-major order, ``outer`` x the rows of the batch x ``inner``: so it
+stays known where exporters merge the batch with heads or steps, and take it out again. A value without rows
+is *fixed*: the same whatever the requests are. Its elements are *sized* where they follow from how many rows
 there are.
 """
 
@@ -27,14 +27,14 @@ class Mixes(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RowAxis:
     """Where the rows are: ``axis`` is ``outer`` x rows x ``inner`` long."""
 
     axis: int
     outer: int = 1
     inner: int = 1
 
-    def at(self, axis: int) -> Rows:
+    def at(self, axis: int) -> RowAxis:
         """The same on another axis."""
         return replace(self, axis=axis)
 
@@ -54,7 +54,7 @@ class Value:
 
     dtype: int
     shape: Shape | None
-    rows: Rows | None = None
+    rows: RowAxis | None = None
     known: Array | None = None
     sized: Array | bool = False
     mixed: str = ""
@@ -82,7 +82,7 @@ class Value:
 
 
 @dataclass(slots=True)
-class Call:
+class Operation:
     """One operator with what goes in, and the shapes of what comes out."""
 
     op: str
@@ -147,9 +147,9 @@ def axis_of(axis: int, rank: int) -> int:
 
 def labelled(
     pairs: Sequence[tuple[Value | None, Sequence[Label]]], outputs: Sequence[Sequence[Label]]
-) -> list[Rows | None]:
+) -> list[RowAxis | None]:
     """Where rows are in the outputs, by what each axis of each input and output stands for."""
-    found: tuple[Label, Rows] | None = None
+    found: tuple[Label, RowAxis] | None = None
     for value, labels in pairs:
         if value is None or value.rows is None:
             continue
@@ -182,7 +182,7 @@ def aligned(rank: int, to: int) -> list[Label]:
     return [axis + to - rank for axis in range(rank)]
 
 
-def regrouped(value: Value, shape: Shape, count: int) -> Rows:
+def regrouped(value: Value, shape: Shape, count: int) -> RowAxis:
     """Where rows are once the elements, in their order, have another shape."""
     assert value.rows is not None
     rows, sizes = value.rows, value.sizes
@@ -193,5 +193,5 @@ def regrouped(value: Value, shape: Shape, count: int) -> Rows:
             continue
         within = inner // behind
         if size and size % (within * count) == 0:
-            return Rows(axis, size // (within * count), within)
+            return RowAxis(axis, size // (within * count), within)
     raise Mixes(f"reshapes {list(sizes)} to {list(shape)}, which takes rows apart")

@@ -19,7 +19,7 @@ from clockwork_serve.store.row_rules import joined
 from clockwork_serve.store.row_values import (
     Label,
     Mixes,
-    Rows,
+    RowAxis,
     Shape,
     Value,
     aligned,
@@ -60,8 +60,8 @@ class _Op:
         return [each for each in _flat(self.known) if isinstance(each, Value)]
 
 
-_Rule = Callable[[_Op], list[Rows | None]]
-_Found = list[Rows | None]
+_Rule = Callable[[_Op], list[RowAxis | None]]
+_Found = list[RowAxis | None]
 
 
 def veto(module: torch.fx.GraphModule, inputs_of: Callable[[int], Sequence[Any]], most: int) -> str:
@@ -91,7 +91,7 @@ class _Walk(torch.fx.Interpreter):  # type: ignore[misc]  # torch is not typed w
         """Run one node, and find out where it leaves the rows."""
         result = super().run_node(n)
         if n.op == "placeholder":
-            self._known[n] = Value(0, tuple(result.shape), Rows(0))
+            self._known[n] = Value(0, tuple(result.shape), RowAxis(0))
         elif n.op == "get_attr":
             self._known[n] = Value(0, tuple(result.shape))
         elif n.op == "output":
@@ -206,7 +206,7 @@ def _name(n: torch.fx.Node) -> str:
     return name.rstrip("_") if not name.startswith("_") else name
 
 
-def _made(call: _Op) -> Rows | None:
+def _made(call: _Op) -> RowAxis | None:
     """Rows of a tensor one of whose sizes is the number of rows; all of them are alike."""
     sizes = (
         call.known[1]
@@ -222,7 +222,7 @@ def _made(call: _Op) -> Rows | None:
         return None
     if len(sized) != 1 or call.outputs[0][sized[0]] % call.count:
         raise Mixes("has a shape in which the number of rows is not one size alone")
-    return Rows(sized[0], 1, call.outputs[0][sized[0]] // call.count)
+    return RowAxis(sized[0], 1, call.outputs[0][sized[0]] // call.count)
 
 
 # Rules
