@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -117,7 +118,7 @@ class Host:
     def room(self, exchange: Exchange, length: int) -> memoryview:
         return np.empty(length, np.uint8).data
 
-    def announce(self, exchange: Exchange, arrival_ns: int) -> None:
+    def announce(self, exchange: Exchange, arrived_ns: Callable[[], int]) -> None:
         pass
 
     def dispatch(self, exchange: Exchange) -> None:

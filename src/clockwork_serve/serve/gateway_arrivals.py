@@ -143,8 +143,14 @@ class Arrival:
 
     def read(self, *, first: bool, kept: bool = False) -> None:
         """Something was read. ``first``: nothing before it belongs to it; ``kept``: it was, some time ago."""
-        self._turns.begin()
-        bound_ns, now_ns = self.bound(), self._clock()
+        turns = self._turns
+        if not turns.noting:
+            turns.begin()
+        before_ns, now_ns = (
+            turns.before_ns,
+            self._clock(),
+        )  # as in bound(): of a large body this is often asked
+        bound_ns = self._since_ns if before_ns < self._unpolled_ns else before_ns
         if first:
             self._read_ns = self._waited_ns = 0
             self.oldest_ns = bound_ns

@@ -358,7 +358,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             return
         if length > DIRECT_BYTES:
             self._direct = self._server.room(exchange, length)
-            self._server.announce(exchange, self._arrived_ns())
+            self._server.announce(exchange, self._arrived_ns)
             self._set_reading()
         expected_bytes = length or limits.body_bytes
         self.due_s = self._server.tick_s + limits.body_s + expected_bytes / limits.bytes_per_s

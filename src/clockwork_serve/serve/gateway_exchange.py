@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 from clockwork_serve.errors import ClockworkError, InvalidRequest
@@ -27,6 +28,7 @@ UPGRADED: Final = (
 _DIGITS_MAX: Final = 20
 
 
+@lru_cache(maxsize=64)
 def byte_count(text: bytes) -> int | None:
     """A header's number of bytes; None for what is none, and for a thousand digits, which Python refuses."""
     digits = text.strip()

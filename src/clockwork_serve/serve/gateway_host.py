@@ -53,7 +53,7 @@ class HttpHost(Protocol):
     def room(self, exchange: Exchange, length: int) -> memoryview:
         """Where to receive a large body."""
 
-    def announce(self, exchange: Exchange, arrival_ns: int) -> None:
+    def announce(self, exchange: Exchange, arrived_ns: Callable[[], int]) -> None:
         """Ask whether a request with a large body is worth receiving it."""
 
     def dispatch(self, exchange: Exchange) -> None:

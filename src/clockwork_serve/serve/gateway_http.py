@@ -189,7 +189,7 @@ class HttpServer:
         # Unlike a bytearray, it takes no memory before something arrives.
         return np.empty(length, np.uint8).data
 
-    def announce(self, exchange: Exchange, arrival_ns: int) -> None:
+    def announce(self, exchange: Exchange, arrived_ns: Callable[[], int]) -> None:
         """Ask whether an inference request is worth its body.
 
         It has arrived with its head, which says how long it may take.
@@ -201,7 +201,7 @@ class HttpServer:
             and exchange.method == route.method
             and exchange.slo_header
         ):
-            exchange.arrival_ns = arrival_ns
+            exchange.arrival_ns = arrived_ns()
             announcements = self.gateway.announcements
             exchange.announced_id = announcements.make(exchange, self.gateway.link)
             exchange.held = announcements.refusing and bool(exchange.announced_id)
