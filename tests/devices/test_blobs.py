@@ -175,6 +175,27 @@ def test_a_file_that_changes_while_it_is_copied_is_refused(blobs, tmp_path):
         copy()
 
 
+class Meanwhile(np.ndarray):
+    """A target beside which something happens as soon as it is copied to."""
+
+    happens = staticmethod(lambda: None)
+
+    @property
+    def data(self):
+        self.happens()
+        return memoryview(np.asarray(self))
+
+
+def test_a_warm_file_that_changes_while_it_is_copied_is_read_again_and_refused(settled, tmp_path):
+    weights, _ = blob(tmp_path / "a")
+    target = np.zeros(weights.size, np.uint8).view(Meanwhile)
+    settled.read_into(weights, target)
+    once = iter([weights.path])
+    target.happens = lambda: [flip(path) for path in once]
+    with pytest.raises(DamageError, match="other content"):
+        settled.read_into(weights, target)
+
+
 def test_few_files_stay_open(blobs, tmp_path):
     before = open_files()
     for place in range(6):

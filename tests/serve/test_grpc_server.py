@@ -21,7 +21,9 @@ from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.grpc_call import Aborted, Call
 from clockwork_serve.serve.grpc_core import MESSAGE, check_grpcio
 from clockwork_serve.serve.grpc_server import GrpcServer, callback, coroutine, stream
+from clockwork_serve.units import ms
 from tests.serve.running_gateway import until
+from tests.timing import Timing
 
 LARGEST = 100_000
 LONG = "a\r\n\ud800" + "€😀" * 10_000
@@ -41,6 +43,7 @@ class Served:
         self.held: list[Call] = []
         self.cancelled: list[Call] = []
         self.began: list[str] = []
+        self.arrival_ns = 0  # of the call that was told of last
         self.ended: list[str] = []
         self.broken: list[Any] = []
         self.loop = uvloop.new_event_loop()
@@ -97,6 +100,7 @@ class Served:
     def _tell(self, call: Call, request: bytes) -> None:
         age_ns = time.monotonic_ns() - call.arrival_ns
         assert 0 <= age_ns < 60 * 10**9
+        self.arrival_ns = call.arrival_ns
         call.reply(f"{call.identity} {call.peer()} {call.metadatum('k')} {call.time_remaining()}".encode())
 
     async def _double(self, request: bytes, call: Call) -> bytes:
@@ -227,6 +231,15 @@ def test_a_coroutine_is_cancelled_with_its_call(served: Served) -> None:
     call = served.begin("sleep", timeout=0.2)
     assert refused(call.result).code() is Code.DEADLINE_EXCEEDED
     until(lambda: served.ended == ["sleep"])
+
+
+def test_while_nothing_happens_nothing_counts_as_held_up(served: Served, timing: Timing) -> None:
+    for _ in range(3):
+        time.sleep(0.5)  # in which its thread comes round less and less often
+        sent_ns = time.monotonic_ns()
+        served.ask("tell")
+        with timing.judged():
+            assert served.arrival_ns > sent_ns - ms(30)
 
 
 def test_a_message_that_is_too_large_is_refused(served: Served) -> None:
