@@ -89,6 +89,8 @@ class Up:
     """Requests that gateways received which were killed, below zero."""
     heard: int = 0
     """Good answers until the last quiet moment."""
+    late: int = 0
+    """Answers counted as late until then."""
     over: int = 0
     """Good answers that came after their clients had been told that their deadline was over."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.soak.__main__ import soak
+from benchmarks.soak.__main__ import soak, unexplained
 from benchmarks.soak.honest import CHANGED_S, Truth
 from benchmarks.soak.load import LONG, SCENARIOS, WIDE, Ends, scenario
 from benchmarks.soak.verdict import WARM_LEGS, Findings, conclude, growths
@@ -115,6 +115,13 @@ def test_errors_are_those_since_the_last_look():
     assert errors.since(at(a=90, b=100)) == {"p50": 1.0, "p99": 10.0}
     assert errors.since(at(a=91, b=200)) == {"p50": 10.0, "p99": 10.0}
     assert errors.since(at(a=91, b=200)) == {}
+
+
+def test_only_what_counts_as_late_may_be_missing_from_the_books():
+    assert unexplained(good=100, late=0, answered=100) == 0
+    assert unexplained(good=98, late=2, answered=100) == 0
+    assert unexplained(good=97, late=2, answered=100) == -1
+    assert unexplained(good=101, late=2, answered=100) == 1
 
 
 def test_every_scenario_can_be_read(tmp_path: Path):
