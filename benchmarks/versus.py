@@ -49,6 +49,7 @@ from benchmarks.report import Outcome, finish, parser, table
 ROOT: Final = Path(__file__).parents[1]
 SIDES: Final = ("A", "B", "A2")
 LIMIT: Final = 1.02
+ROUNDS_MIN: Final = 3
 WIDEST: Final = 1.25
 """Two runs of one revision that differ by more than this prove nothing."""
 CHANCE: Final = 0.02
@@ -268,26 +269,23 @@ def demo_figures(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def all_rounds(asked: Asked, trees: Mapping[str, Tree], say: Any = print) -> tuple[list[dict[str, Any]], str]:
-    """Each round's figures by side; and why there are none, if the machine gives no peace."""
+    """Each round's figures by side; and why there are none, if the machine gives no peace.
+
+    Ctrl-C ends it: with the rounds that are complete, if they are enough.
+    """
     found: list[dict[str, Any]] = []
     repeats, turn = asked.rounds, 0
     with tempfile.TemporaryDirectory() as name:
         while len(found) < asked.rounds:
             order = [SIDES[(turn + at) % len(SIDES)] for at in range(len(SIDES))]
             turn += 1
-            one: dict[str, Any] = {}
-            invalid = ""
-            for side in order:
-                began_s = time.monotonic()
-                one[side], why = once(asked, trees[side], Path(name))
-                say(
-                    f"  round {len(found) + 1} of {asked.rounds}, {side}: {time.monotonic() - began_s:.0f} s"
-                    f"{f', proves nothing: {why}' if why else ''}",
-                    flush=True,
-                )
-                if why and not asked.accept_invalid:
-                    invalid = f"{side}: {why}"
-                    break
+            try:
+                one, invalid = _round(asked, trees, order, f"round {len(found) + 1}", Path(name), say)
+            except KeyboardInterrupt:
+                if len(found) < ROUNDS_MIN:
+                    raise
+                say(f"\n  stopped: {len(found)} rounds are complete, and judged")
+                break
             if not invalid:
                 found.append(one)
             elif not (repeats := repeats - 1):
@@ -295,6 +293,24 @@ def all_rounds(asked: Asked, trees: Mapping[str, Tree], say: Any = print) -> tup
             else:
                 say("  the round is repeated", flush=True)
     return found, ""
+
+
+def _round(
+    asked: Asked, trees: Mapping[str, Tree], order: Sequence[str], title: str, folder: Path, say: Any
+) -> tuple[dict[str, Any], str]:
+    """One run of each side, in that order; and which proves nothing, by its own word."""
+    one: dict[str, Any] = {}
+    for side in order:
+        began_s = time.monotonic()
+        one[side], why = once(asked, trees[side], folder)
+        say(
+            f"  {title} of {asked.rounds}, {side}: {time.monotonic() - began_s:.0f} s"
+            f"{f', proves nothing: {why}' if why else ''}",
+            flush=True,
+        )
+        if why and not asked.accept_invalid:
+            return one, f"{side}: {why}"
+    return one, ""
 
 
 # ---------------------------------------------------------------- figures
@@ -462,8 +478,8 @@ def main() -> int:
     given = made.parse_args()
     if "--json" in given.arguments:
         made.error("--json: expected before REVISION, found among the benchmark's own arguments")
-    if given.rounds < 3:
-        made.error(f"--rounds: expected at least 3, found {given.rounds}")
+    if given.rounds < ROUNDS_MIN:
+        made.error(f"--rounds: expected at least {ROUNDS_MIN}, found {given.rounds}")
     asked = Asked(
         given.benchmark, tuple(given.arguments), given.rounds, given.limit, given.accept_invalid,
         tuple(given.figure), tuple(given.lower), tuple(given.higher),

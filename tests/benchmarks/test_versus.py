@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ FAKE = '''"""A benchmark whose figures are made up: they depend on its tree and 
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import clockwork_serve
@@ -147,6 +149,24 @@ def test_every_side_is_first_as_often_as_the_others(root: Path) -> None:
     all_rounds(asked(root), {"A": tree, "B": tree, "A2": tree}, lambda text, **_: said.append(text))
     sides = [line.split(", ")[1].split(":")[0] for line in said]
     assert sides == ["A", "B", "A2", "B", "A2", "A", "A2", "A", "B"]
+
+
+def test_ctrl_c_keeps_the_rounds_that_are_complete_if_they_are_enough(root: Path) -> None:
+    tree = Tree("it", root, sys.executable, root)
+    (root / "src" / "clockwork_serve" / "__init__.py").touch()
+
+    def stops_in(number: int) -> Callable[..., None]:
+        def say(text: str, **_: object) -> None:
+            if f"round {number} of" in text:
+                raise KeyboardInterrupt
+
+        return say
+
+    trees = {"A": tree, "B": tree, "A2": tree}
+    rounds, invalid = all_rounds(asked(root, rounds=9), trees, stops_in(4))
+    assert (len(rounds), invalid) == (3, "")
+    with pytest.raises(KeyboardInterrupt):
+        all_rounds(asked(root), trees, stops_in(3))
 
 
 def test_ctrl_c_leaves_no_process_and_no_copy(root: Path) -> None:
