@@ -28,7 +28,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
 
-from benchmarks.faults.processes import Server, Start
+from benchmarks.faults.processes import Server
+from benchmarks.faults.server_process import Start
 from benchmarks.report import Outcome, finish, parser, table
 from benchmarks.repositories import emulated
 from clockwork_serve.devices import DeviceConfig
@@ -171,7 +172,7 @@ def main() -> int:
     everywhere = {name for path in found.values() for name in path.functions}
     files = {name.partition(":")[0] for name in everywhere}
     switches = {role: statistics.median(path.switches) for role, path in found.items()}
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (role, f"{path.calls:g}", f"{len(path.functions)}", f"{len(path.files)}", f"{switches[role]:g}")
         for role, path in found.items()
     ]
