@@ -41,6 +41,8 @@ class Tally:
     refused: int = 0
     silent: int = 0
     faint: int = 0
+    unsettled: int = 0
+    optimised: int = 0
     served: int = 0
     answers: int = 0
     wrongly: list[Tried] = field(default_factory=list)
@@ -66,6 +68,8 @@ class Tally:
         if found.served:
             self.served += 1
             self.answers += found.company.answers - found.company.refused
+            self.unsettled += found.company.unsettled
+            self.optimised += found.company.optimised
             if found.company.unopened:
                 self.unopened.append(found)
             if found.company.wrong:
@@ -177,6 +181,7 @@ def judged(tally: Tally, count: int, seconds: float) -> Outcome:
         "refused": tally.refused, "apart_batched": tally.apart_batched, "served": tally.served,
         "mixing_batched": [one.number for one in tally.wrongly],
         "mixing_not_seen": tally.silent, "faint": tally.faint,
+        "unsettled_answers": tally.unsettled, "optimised_answers": tally.optimised,
         "mixing_not_built": [one.number for one in tally.surprises],
         "unopened": [one.number for one in tally.unopened],
         "ended": {one.number: one.ended for one in tally.lost},
@@ -190,7 +195,9 @@ def explain(tally: Tally, seed: int) -> None:
     print(
         f"\n{tally.mixing + tally.apart:,} graphs of {len(tally.operators)} operators judged, "
         f"{tally.refused:,} refused by ONNX Runtime; {tally.silent:,} mix by construction and "
-        f"did not show it; of {tally.faint:,} neighbours change the rounding, which counts neither way"
+        f"did not show it; of {tally.faint:,} neighbours change the rounding, or the input's last bits do, "
+        f"which counts neither way. {tally.unsettled:,} answers differ by no more than they do alone with "
+        f"such bits, {tally.optimised:,} are what ONNX Runtime's own optimisation makes of them, alone"
     )
     if tally.wrongly:
         print("\nmix rows and are batched, by how:")

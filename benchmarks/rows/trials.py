@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.rows import asking
 from benchmarks.rows.generator import graph_of
-from benchmarks.rows.judge import Refused, judge, runner, session_of, specs_of
+from benchmarks.rows.judge import Refused, judge, session_of, specs_of
 
 PATIENCE_S = 90
 """How long one graph may take."""
@@ -84,7 +84,7 @@ class Prober:
             doing("served")
             found.served = True
             with asking.device(_SERVED_MEMORY) as on:
-                found.company = asking.serve(on, said.served, runner(session), rows, seed)
+                found.company = asking.serve(on, said.served, data, rows, seed)
         return found
 
     def close(self) -> None:
