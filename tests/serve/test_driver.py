@@ -84,16 +84,24 @@ def test_events_posted_while_performing_belong_to_the_next_turn() -> None:
 
 
 def test_the_machine_is_woken_when_it_asked_and_not_before() -> None:
-    async def main() -> None:
+    async def woken_after(ms: int) -> bool:
+        """False if this machine was so late that nothing had to be woken."""
         machine = Echo()
         driver = Driver(machine, lambda effect: None)
-        at_ns = machine.wakeup_ns = time.monotonic_ns() + 5 * NS_PER_MS
+        at_ns = machine.wakeup_ns = time.monotonic_ns() + ms * NS_PER_MS
         driver.post("a")
-        await until(lambda: len(machine.calls) == 3)
-        assert machine.calls[1][2] < at_ns <= machine.calls[2][2]
+        await until(lambda: len(machine.calls) >= 2)
+        if machine.calls[1][2] < at_ns:
+            await until(lambda: len(machine.calls) == 3)
+            assert at_ns <= machine.calls[2][2]
+        calls = len(machine.calls)
         await asyncio.sleep(0.02)
-        assert len(machine.calls) == 3, "one wake-up is one decision"
+        assert len(machine.calls) == calls, "one wake-up is one decision"
         driver.close()
+        return calls == 3
+
+    async def main() -> None:
+        assert any([await woken_after(ms) for ms in (5, 50, 500)])
 
     uvloop.run(main())
 

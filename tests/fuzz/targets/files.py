@@ -80,12 +80,14 @@ def _repository(data: bytes) -> None:
         path = _REPOSITORY / os.fsdecode(name).lstrip("/")
         if b".." in name or b"\0" in line or not name or len(name) > 200:
             continue
+        if not path.parent.resolve().is_relative_to(_REPOSITORY.resolve()):
+            continue  # a link leads out of it
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             match kind:
                 case b"d":
                     path.mkdir(exist_ok=True)
-                case b"f":
+                case b"f" if path.is_file() or not os.path.lexists(path):  # a pipe would wait for its reader
                     path.write_bytes(what.replace(b"|", b"\n"))
                 case b"l":
                     path.symlink_to(os.fsdecode(what) or "x")
