@@ -12,7 +12,7 @@ from setuptools import setup
 
 SOURCE = Path("src/clockwork_serve")
 
-LOOP = ("asked", "checked", "checks", "faults", "host", "simulation", "tally", "trouble", "truth")
+LOOP = ("checks", "faults", "host", "simulation", "tally")
 """Modules of the simulator that every simulated request passes through."""
 
 

@@ -22,8 +22,8 @@ from clockwork_serve.apps.reproduce.real_requests import Books
 from clockwork_serve.errors import ClockworkError
 from clockwork_serve.messages import Answer, Outcome, Question, Release, Request
 from clockwork_serve.oip import InputTensor
-from clockwork_serve.serve.gateway_link import GatewayLink, LinkListener, at_home
-from clockwork_serve.serve.gateway_slots import Slot, Slots
+from clockwork_serve.serve.gateway.controller_link import GatewayLink, LinkListener, at_home
+from clockwork_serve.serve.gateway.requests import Slot, Slots
 from clockwork_serve.store import Served
 from clockwork_serve.telemetry import Counters
 from clockwork_serve.units import MIB, NS_PER_S, ms

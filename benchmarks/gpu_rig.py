@@ -17,7 +17,7 @@ from benchmarks.device_lane_time import output
 from benchmarks.gpu_machine import Target, free_bytes
 from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build, torch_target
 from clockwork_serve.messages import Call, Extent, Infer, Load, Profile, Weights, Window
-from clockwork_serve.serve.profiler import profile
+from clockwork_serve.serve.supervisor.profile_process import profile
 from clockwork_serve.store import Cache, Compiler, Repository, Served, StoreConfig
 from clockwork_serve.units import GIB, KIB, MIB, TENSOR_ALIGN, align
 

@@ -12,7 +12,7 @@ from benchmarks.gpu_rig import Batch, Rig, load_action, rows_of, undisturbed
 from benchmarks.report import Outcome, quantile
 from clockwork_serve.apps.reproduce.prediction import tail
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.controller.estimator import Estimator, Samples
+from clockwork_serve.controller.estimates import Estimator, Samples
 from clockwork_serve.devices import Device
 from clockwork_serve.messages import Load
 from clockwork_serve.store import Served

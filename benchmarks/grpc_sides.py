@@ -19,8 +19,8 @@ import uvloop
 
 from benchmarks.stand_in import FLOAT_BYTES, MODEL, StandIn
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, ModelInferRequest, ModelInferResponse
-from clockwork_serve.serve.gateway_process import GatewayConfig, serve
-from clockwork_serve.serve.logs import configure
+from clockwork_serve.serve.child import configure
+from clockwork_serve.serve.processes.gateway import GatewayConfig, serve
 from clockwork_serve.units import MIB, ms
 
 METHOD: Final = f"/{INFERENCE_SERVICE}/ModelInfer"

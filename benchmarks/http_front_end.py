@@ -27,7 +27,7 @@ from benchmarks.client import infer_message
 from benchmarks.machine import cpu_ns
 from benchmarks.report import Outcome, finish, parser, table
 from benchmarks.yardsticks import LENGTHS
-from clockwork_serve.serve.gateway_process import GatewayConfig
+from clockwork_serve.serve.processes.gateway import GatewayConfig
 
 OURS: Final = "ours"
 SMALL_FLOATS, LARGE_FLOATS = 256, 150_000
@@ -66,7 +66,7 @@ def gateway(core: int, floats: int, run_dir: str) -> Iterator[tuple[int, str]]:
     )
     with yardstick(1 - core, "controller", f"{run_dir}:{floats}"):
         text = msgspec.json.encode(config).decode()
-        with process(core, "clockwork_serve.serve.gateway_process", text) as found:
+        with process(core, "clockwork_serve.serve.processes.gateway", text) as found:
             end = time.monotonic() + 30
             while True:
                 try:

@@ -28,7 +28,7 @@ from clockwork_serve.apps.reproduce.players import Player
 from clockwork_serve.apps.reproduce.run import Run
 from clockwork_serve.controller import belief
 from clockwork_serve.sim import Tally
-from clockwork_serve.sim.cluster import Cluster
+from clockwork_serve.sim.constants import Cluster
 from clockwork_serve.workload.scenario import Load, ModelSet, Scenario
 
 STEP_S = 3.0

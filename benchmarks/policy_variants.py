@@ -12,15 +12,13 @@ from dataclasses import dataclass
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.candidates import Candidates
-from clockwork_serve.controller.cluster import Strategy
-from clockwork_serve.controller.estimator import Timings
-from clockwork_serve.controller.eviction import make_room
-from clockwork_serve.controller.plan import Plan
+from clockwork_serve.controller.devices import Plan, Strategy
+from clockwork_serve.controller.estimates import Timings
+from clockwork_serve.controller.placement import Candidates, make_room
+from clockwork_serve.controller.policies import SCHEDULERS, DefaultScheduler, PaperScheduler, default
+from clockwork_serve.controller.policies.base import SchedulerFactory
+from clockwork_serve.controller.policies.default import Choice
 from clockwork_serve.controller.queues import Queue, ServedModel
-from clockwork_serve.controller.scheduler import SchedulerFactory
-from clockwork_serve.controller.schedulers import SCHEDULERS, DefaultScheduler, PaperScheduler, default
-from clockwork_serve.controller.schedulers.default import Choice
 
 CAP = 16
 """Largest batch, the same for all."""

@@ -33,7 +33,7 @@ from benchmarks.faults.server_process import Start
 from benchmarks.report import Outcome, finish, parser, table
 from benchmarks.repositories import emulated
 from clockwork_serve.devices import DeviceConfig
-from clockwork_serve.serve.server import ServerConfig
+from clockwork_serve.serve.supervisor.server import ServerConfig
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB, NS_PER_S
 

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks import machine
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices import DeviceConfig
-from clockwork_serve.serve.server import RunningServer, ServerConfig, running_server
+from clockwork_serve.serve.supervisor.server import RunningServer, ServerConfig, running_server
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB
 

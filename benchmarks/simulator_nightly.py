@@ -26,7 +26,7 @@ import clockwork_serve
 from benchmarks.report import Outcome, finish, parser, percent, table
 from benchmarks.simulator_seeds import SHARE_MIN
 from clockwork_serve.sim.seeds import KINDS, REQUESTS, Played, play_seeds
-from clockwork_serve.telemetry.journal_head import sources_hash
+from clockwork_serve.telemetry.journal import sources_hash
 
 SEEDS: Final = 10_000
 CHUNK: Final = 40

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from clockwork_serve.serve.timer import Timer
+from clockwork_serve.serve.driver import Timer
 from clockwork_serve.telemetry import Histogram
 
 ROOT = Path(__file__).parents[1]

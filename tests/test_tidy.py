@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,28 @@ FILE_LINES = 800
 TEST_FILE_LINES = 800
 FUNCTION_LINES = 50
 MODULES_THAT_PRINT = ("src/clockwork_serve/cli/", "src/clockwork_serve/apps/", "benchmarks/", "examples/")
+SPILL_LINES = 80
+ONE_IMPORTER = {
+    **dict.fromkeys(
+        ("cli.compile", "cli.demo", "cli.gateway", "cli.key", "cli.validate", "cli.worker"),
+        "a command is a module, imported when it is given",
+    ),
+    **dict.fromkeys(
+        ("apps.demo.pictures", "apps.demo.plain", "apps.demo.start", "apps.demo.texts"),
+        "the demo is to leave this package as it is",
+    ),
+    **dict.fromkeys(
+        (
+            "apps.reproduce.experiments", "apps.reproduce.names", "apps.reproduce.provenance",
+            "apps.reproduce.write",
+        ),
+        "so are the figures",
+    ),
+    "bench.run": "a whole load test as one call, for the command and for tests",
+    "oip.build_descriptor": "a tool that makes a file that is kept",
+    "serve.processes.bridge": "a process is a module, started by its name",
+}  # fmt: skip
+"""Modules that are short and have one importer, and why."""
 EMPTY_NAMES = {"utils", "util", "common", "manager", "helper", "helpers", "misc", "handler", "data", "info"}
 PROMISES = re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X|HACK)\b|NotImplemented" + "Error")
 PLACES = re.compile(r"(?<![\w.~$}])/(?:home|root|work|Users|mnt)/\w")
@@ -137,6 +160,43 @@ def test_no_line_holds(what: str, pattern: re.Pattern[str]) -> None:
     ]
 
     assert found == [], what
+
+
+def test_no_module_exists_for_one_importer() -> None:
+    modules = {
+        path.removeprefix("src/").removesuffix(".py").replace("/", "."): text
+        for path, text, _ in sources()
+        if path.startswith("src/") and not path.endswith(("__init__.py", "__main__.py"))
+    }
+    importers: dict[str, set[str]] = {name: set() for name in modules}
+    for path, _, tree in sources():
+        if path.startswith("src/"):
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ImportFrom):
+                    for alias in node.names:
+                        for name in (f"{node.module}.{alias.name}", str(node.module)):
+                            if name in importers:
+                                importers[name].add(path)
+    spilled = {
+        name.removeprefix("clockwork_serve.")
+        for name, text in modules.items()
+        if text.count("\n") < SPILL_LINES and len(importers[name]) < 2
+    }
+
+    assert spilled - ONE_IMPORTER.keys() == set()
+    assert ONE_IMPORTER.keys() - spilled == set()
+
+
+def test_every_folder_of_the_server_has_its_layers() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layered = {name for one in contracts if one["type"] == "layers" for name in one["containers"]}
+    folders = {
+        f"clockwork_serve.serve.{path.split('/')[3]}"
+        for path in tracked()
+        if re.match(r"src/clockwork_serve/serve/\w+/", path)
+    }
+
+    assert folders | {"clockwork_serve.serve"} <= layered
 
 
 def test_every_package_of_tests_has_its_package() -> None:

@@ -214,7 +214,7 @@ def name_of(pid: int) -> str:
     module = next((part.decode() for part in parts if part.startswith(_MODULE.encode())), "")
     if not module:
         return ""
-    plain = module.removeprefix(_MODULE).removesuffix("_process")
+    plain = module.rpartition(".")[2].removesuffix("_process")
     for part in parts:
         if part.startswith(b"{"):
             with contextlib.suppress(ValueError):

@@ -19,8 +19,8 @@ import msgspec
 from msgspec import Struct
 
 from clockwork_serve.errors import ClockworkError
-from clockwork_serve.serve import logs
-from clockwork_serve.serve.server import Server, ServerConfig, run
+from clockwork_serve.serve import child as logs
+from clockwork_serve.serve.supervisor.server import Server, ServerConfig, run
 
 _CLONE_NEWNS: Final = 0x20000
 _MS_REC_PRIVATE: Final = 0x4000 | 0x40000

@@ -11,7 +11,7 @@ from benchmarks import repositories
 from benchmarks.faults.server_process import Start
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices import DeviceConfig
-from clockwork_serve.serve.server_config import ServerConfig
+from clockwork_serve.serve.supervisor.config import ServerConfig
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import GIB, MIB
 

@@ -38,9 +38,9 @@ from clockwork_serve.messages import (
     TensorSpec,
     Weights,
 )
-from clockwork_serve.serve.gateway_process import GatewayConfig, GatewayServers, settle_memory
-from clockwork_serve.serve.logs import configure
-from clockwork_serve.serve.slices import run_patiently
+from clockwork_serve.serve.child import configure
+from clockwork_serve.serve.kernel import run_patiently
+from clockwork_serve.serve.processes.gateway import GatewayConfig, GatewayServers, settle_memory
 from clockwork_serve.serve.transport import Link
 from clockwork_serve.units import MIB, ms
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from benchmarks.machine import TICK_S
 
-_ROLE: Final = re.compile(r"clockwork_serve\.serve\.(\w+)_process")
+_ROLE: Final = re.compile(r"clockwork_serve\.serve\.\w+\.(\w+?)(?:_process)?(?!\w)")
 KEEPER: Final = "keeper"
 """The first process, which starts the others, and whatever else it started."""
 

@@ -34,9 +34,8 @@ from clockwork_serve.errors import DeviceError, ModelError
 from clockwork_serve.messages import Call, Extent, Infer, Load, Window
 from clockwork_serve.store import Cache, Compiler, Served, StoreConfig
 from clockwork_serve.store.optimiser import Optimiser
-from clockwork_serve.store.problems import ProblemError
 from clockwork_serve.store.repository import Entry
-from clockwork_serve.store.settings import ModelSettings
+from clockwork_serve.store.settings import ModelSettings, ProblemError
 from clockwork_serve.units import MIB
 
 SWEPT_AFTER = 400

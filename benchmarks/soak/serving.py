@@ -21,7 +21,7 @@ from benchmarks.faults.processes import name_of
 from benchmarks.machine import children
 from benchmarks.serving import Serving
 from clockwork_serve.devices import DeviceConfig
-from clockwork_serve.serve.server import RunningServer, Server, ServerConfig, run
+from clockwork_serve.serve.supervisor.server import RunningServer, Server, ServerConfig, run
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB
 

@@ -26,9 +26,8 @@ from msgspec import Struct
 
 from benchmarks.client import infer_message
 from clockwork_serve.bench.address import Address
-from clockwork_serve.bench.hpack import decode
 from clockwork_serve.bench.inputs import Tensor
-from clockwork_serve.bench.messages import Maker, Message
+from clockwork_serve.bench.messages import Maker, Message, decode
 from clockwork_serve.units import NS_PER_MS
 
 CHANNELS: Final = 4

@@ -16,7 +16,7 @@ from benchmarks.repositories import convolutions
 from benchmarks.stalls.clients import Plan, Seen
 from benchmarks.stalls.judge import GOOD, REFUSED, TICK_MS, Player, ends, judge_books, late, worst_ms
 from clockwork_serve.devices import DeviceConfig
-from clockwork_serve.serve.server_config import ServerConfig
+from clockwork_serve.serve.supervisor.config import ServerConfig
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB
 

@@ -28,7 +28,7 @@ from benchmarks.faults.server_process import Start
 from benchmarks.report import Outcome, finish, parser
 from benchmarks.serving import read_metrics, total
 from clockwork_serve.devices import DeviceConfig
-from clockwork_serve.serve.server_config import ServerConfig
+from clockwork_serve.serve.supervisor.config import ServerConfig
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB
 

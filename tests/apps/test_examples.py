@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from clockwork_serve.devices import DeviceConfig
-from clockwork_serve.serve.server import ServerConfig, running_server
+from clockwork_serve.serve.supervisor.server import ServerConfig, running_server
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import ms
 from tests.end_to_end.conftest import example_models

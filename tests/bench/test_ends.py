@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork_serve.bench.ends import REASONS_MAX, End, Ends, Kind
+from clockwork_serve.bench.records import REASONS_MAX, End, Ends, Kind
 
 
 def ended(status: int, body: bytes, head: bytes = b"") -> tuple[End, int | None]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clockwork_serve.bench.hpack import Undecodable, decode, literal
+from clockwork_serve.bench.messages import Undecodable, decode, literal
 
 TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=400)
 

@@ -9,7 +9,7 @@ import pytest
 
 from clockwork_serve.bench.inputs import Data, TensorInfo, read_shapes
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.oip.datatypes import DTYPES, decode_strings
+from clockwork_serve.oip.model import DTYPES, decode_strings
 
 X = TensorInfo("x", "FP32", (-1, 4))
 WORDS = TensorInfo("words", "BYTES", (2,))

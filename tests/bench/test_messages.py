@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from clockwork_serve.bench.address import Address
-from clockwork_serve.bench.hpack import decode
 from clockwork_serve.bench.inputs import Tensor
-from clockwork_serve.bench.messages import NO_SLO_NS, Maker
+from clockwork_serve.bench.messages import NO_SLO_NS, Maker, decode
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.oip import parse_infer
 from clockwork_serve.oip.protobuf import ModelInferRequest

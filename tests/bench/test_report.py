@@ -13,13 +13,20 @@ import pytest
 
 from clockwork_serve.bench import words
 from clockwork_serve.bench.address import Address
-from clockwork_serve.bench.ends import FIRST_ENDS, End, Kind
 from clockwork_serve.bench.html import page
 from clockwork_serve.bench.job import Said
-from clockwork_serve.bench.plan import Options, Plan
-from clockwork_serve.bench.records import ROW, Records, head_of, read_records, write_records
+from clockwork_serve.bench.plan import Options, Plan, make_schedule
+from clockwork_serve.bench.records import (
+    FIRST_ENDS,
+    ROW,
+    End,
+    Kind,
+    Records,
+    head_of,
+    read_records,
+    write_records,
+)
 from clockwork_serve.bench.report import Report, make_report
-from clockwork_serve.bench.schedule import make_schedule
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 from clockwork_serve.workload.scenario import read_scenario

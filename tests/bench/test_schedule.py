@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clockwork_serve.bench.schedule import clients, make_schedule, slo_steps
+from clockwork_serve.bench.plan import clients, make_schedule, slo_steps
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.workload.scenario import read_scenario
 from clockwork_serve.workload.stream import build

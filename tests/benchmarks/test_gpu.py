@@ -22,7 +22,7 @@ from benchmarks.gpu_steady import errors_of
 from benchmarks.report import Outcome
 
 from benchmarks import gpu
-from clockwork_serve.controller.estimator import Samples
+from clockwork_serve.controller.estimates import Samples
 from clockwork_serve.messages import Weights
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from benchmarks.grpc_load import Load
 
-from clockwork_serve.serve.grpc_server import GrpcServer, callback
+from clockwork_serve.serve.grpc.server import GrpcServer, callback
 
 
 @pytest.fixture

@@ -22,8 +22,7 @@ from benchmarks.report import Outcome
 from benchmarks.serving import serve
 
 from benchmarks import repositories
-from clockwork_serve.bench.ends import ANSWERED, FIRST_ENDS
-from clockwork_serve.bench.records import ROW, Records
+from clockwork_serve.bench.records import ANSWERED, FIRST_ENDS, ROW, Records
 from clockwork_serve.units import MIB, ms
 from tests.timing import Timing
 

@@ -12,4 +12,4 @@ def test_each_bug_fits_the_code_once_and_can_be_read():
     assert len(found) == len(PLANTED) >= 25
     for one in found:
         ast.parse(one.source)
-    assert {one.module for one in planted(["ledger"])} == {"worker/ledger"}
+    assert {one.module for one in planted(["worker/pages"])} == {"worker/pages"}

@@ -13,7 +13,7 @@ from msgspec import structs
 from clockwork_serve.apps.reproduce.run import Run
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.config import ControllerConfig
-from clockwork_serve.controller.schedulers import SCHEDULERS, DefaultScheduler, PaperScheduler
+from clockwork_serve.controller.policies import SCHEDULERS, DefaultScheduler, PaperScheduler
 from clockwork_serve.workload.scenario import Load, ModelSet, Scenario
 
 PLACES = {

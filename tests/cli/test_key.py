@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clockwork_serve.cli.entry import run
-from clockwork_serve.serve.gateway_keys import KeyRing, Right
+from clockwork_serve.serve.gateway.access import KeyRing, Right
 
 
 def test_the_entry_is_one_that_a_server_reads_and_the_key_opens_it(

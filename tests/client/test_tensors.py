@@ -9,7 +9,7 @@ import pytest
 from clockwork_serve.client import Failed, Invalid
 from clockwork_serve.client.tensors import COPIED_BYTES, decode, encode
 from clockwork_serve.messages import DATATYPES
-from clockwork_serve.oip.datatypes import DTYPES
+from clockwork_serve.oip.model import DTYPES
 
 ARRAYS = {
     datatype: np.array([[0, 1, 1], [1, 0, 1]]).astype(dtype)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork_serve.config.devices import DeviceChoice, read_devices
-from clockwork_serve.config.values import Unfit
+from clockwork_serve.config.table import DeviceChoice, Unfit, read_devices
 
 
 def test_devices_without_a_number_get_the_next_free_one() -> None:

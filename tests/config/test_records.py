@@ -15,8 +15,8 @@ from clockwork_serve.config.records import (
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices import DeviceConfig, emulated_config, kinds
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.gateway_limits import HttpLimits
-from clockwork_serve.serve.server_config import ServerConfig
+from clockwork_serve.serve.gateway.settings import HttpLimits
+from clockwork_serve.serve.supervisor.config import ServerConfig
 from clockwork_serve.store import StoreConfig
 
 

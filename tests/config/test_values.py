@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clockwork_serve.config import values
-from clockwork_serve.config.values import Unfit, path, size_or_share
+from clockwork_serve.config import table as values
+from clockwork_serve.config.table import Unfit, path, size_or_share
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clockwork_serve.controller.delays import ANSWER_NS, BLOCK, BLOCKS, FIRST_SLACK_NS, Delays, Worst
+from clockwork_serve.controller.estimates import ANSWER_NS, BLOCK, BLOCKS, FIRST_SLACK_NS, Delays, Worst
 from clockwork_serve.units import NS_PER_S, ms, us
 from tests.controller.clusters import ask, belief, place, serve
 

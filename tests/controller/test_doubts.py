@@ -7,8 +7,7 @@ import random
 import pytest
 
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.controller.doubts import doubt, forget_strays
-from clockwork_serve.controller.estimator import Samples
+from clockwork_serve.controller.estimates import Samples, doubt, forget_strays
 from clockwork_serve.messages import Infer, Load, Outcome
 from clockwork_serve.units import MIB, ms
 from tests.controller.honest import World, device, model, profile

@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clockwork_serve.controller.estimator import SIGNATURES_MAX, Estimator, Samples
+from clockwork_serve.controller.estimates import SIGNATURES_MAX, Estimator, Samples
 from clockwork_serve.messages import Profile
 from clockwork_serve.units import MIB
 

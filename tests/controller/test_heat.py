@@ -7,7 +7,7 @@ from math import log2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clockwork_serve.controller.heat import HALF_LIFE_NS, ONE, hotter
+from clockwork_serve.controller.estimates import HALF_LIFE_NS, ONE, hotter
 
 ARRIVALS = st.lists(st.integers(0, 40 * HALF_LIFE_NS), min_size=1, max_size=60).map(sorted)
 

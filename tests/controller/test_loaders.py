@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clockwork_serve.controller.loaders import Loaders
+from clockwork_serve.controller.feasibility import Loaders
 from clockwork_serve.units import ms
 from tests.controller.clusters import belief
 

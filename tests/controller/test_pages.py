@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clockwork_serve.controller.pages import Pages
+from clockwork_serve.controller.devices import Pages
 from clockwork_serve.messages import Extent
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clockwork_serve.controller.cluster import Strategy
-from clockwork_serve.controller.plan import STALE_MIN, Plan
+from clockwork_serve.controller.devices import STALE_MIN, Plan, Strategy
 from clockwork_serve.controller.timers import NEVER_NS
 from tests.controller.clusters import ask, belief, place, serve
 

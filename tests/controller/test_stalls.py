@@ -6,9 +6,9 @@ from collections import Counter
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.cluster import LOOK_NS, DeviceBelief
-from clockwork_serve.controller.readiness import Teller
-from clockwork_serve.controller.stalls import STILL_NS, Stalls
+from clockwork_serve.controller.devices import LOOK_NS, DeviceBelief
+from clockwork_serve.controller.fleet import Teller
+from clockwork_serve.controller.hangs import STILL_NS, Stalls
 from clockwork_serve.messages import Infer, Load, Outcome, Readiness, WorkerHeard, WorkerSilent
 from clockwork_serve.units import NS_PER_MS, ms
 from tests.controller.honest import device

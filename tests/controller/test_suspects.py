@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from clockwork_serve.controller.suspects import Guilty, Suspect, Suspects
+from clockwork_serve.controller.quarantine import Guilty, Suspect, Suspects
 
 WINDOW_NS = 1000
 NAMES = ("a", "b", "c", "code")

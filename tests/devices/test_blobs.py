@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clockwork_serve.devices.blobs import Blobs
+from clockwork_serve.devices.files import Blobs
 from clockwork_serve.errors import DamageError
 from clockwork_serve.integrity import Verified, hash_of
 from clockwork_serve.messages import Weights

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork_serve.devices import cores as module
-from clockwork_serve.devices.cores import cores
+from clockwork_serve.devices import base as module
+from clockwork_serve.devices.base import cores
 
 
 @pytest.fixture

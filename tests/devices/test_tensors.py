@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clockwork_serve.devices.base import CallBuffers
-from clockwork_serve.devices.tensors import Room, encode_bytes, io_bytes, rows_of, split, stack
+from clockwork_serve.devices.base import CallBuffers, Room, encode_bytes, io_bytes, rows_of, split, stack
 from clockwork_serve.errors import DeviceError, ModelError
 from clockwork_serve.messages import Code
 from tests.devices import lifted

@@ -20,7 +20,7 @@ torch = models.torch
 
 from clockwork_serve.devices import DeviceConfig, build  # noqa: E402
 from clockwork_serve.devices import torch as torch_device  # noqa: E402
-from clockwork_serve.devices.host_pool import CHUNK  # noqa: E402
+from clockwork_serve.devices.accelerator import CHUNK  # noqa: E402
 from clockwork_serve.errors import DamageError, DeviceError, ModelError  # noqa: E402
 from clockwork_serve.messages import Extent, TorchIndex  # noqa: E402
 from tests.devices import lifted  # noqa: E402

@@ -24,9 +24,9 @@ from benchmarks.serving import Metrics, Serving, read_metrics, until
 from benchmarks import repositories
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import TransportError
-from clockwork_serve.serve.cluster_tls import ClusterFiles
-from clockwork_serve.serve.machine_config import BridgeSettings, MachineConfig
-from clockwork_serve.serve.worker_process import WorkerConfig
+from clockwork_serve.serve.processes.worker import WorkerConfig
+from clockwork_serve.serve.remote.config import BridgeSettings, MachineConfig
+from clockwork_serve.serve.remote.tls import ClusterFiles
 from tests.serve.certificates import Certificates
 
 WIDE, LONG = 512, 256

@@ -13,7 +13,7 @@ from benchmarks.serving import Serving, total, until
 
 from benchmarks import repositories
 from clockwork_serve.devices import DeviceConfig
-from clockwork_serve.serve.server import ServerConfig, running_server
+from clockwork_serve.serve.supervisor.server import ServerConfig, running_server
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB
 from tests.end_to_end.conftest import PATIENT_SLO_NS

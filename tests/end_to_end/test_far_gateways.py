@@ -22,8 +22,8 @@ from benchmarks.serving import Serving, total, until
 from msgspec import structs
 
 from benchmarks import repositories
-from clockwork_serve.serve.gateway_process import GatewayConfig
-from clockwork_serve.serve.machine_config import FarServer
+from clockwork_serve.serve.processes.gateway import GatewayConfig
+from clockwork_serve.serve.remote.config import FarServer
 from tests.end_to_end import cables, machines
 from tests.end_to_end.cables import Cable, certificates_of_cable
 from tests.end_to_end.conftest import call, x_json

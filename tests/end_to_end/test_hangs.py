@@ -21,7 +21,7 @@ from benchmarks import repositories
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.messages import WorkerHung
-from clockwork_serve.serve.server import RunningServer, ServerConfig, running_server
+from clockwork_serve.serve.supervisor.server import RunningServer, ServerConfig, running_server
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.telemetry import read_journal
 from clockwork_serve.units import MIB, ms

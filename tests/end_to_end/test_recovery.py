@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clockwork_serve.serve.server import RunningServer, running_server
+from clockwork_serve.serve.supervisor.server import RunningServer, running_server
 from tests.end_to_end.steady import how, steady
 from tests.serve.onnx_models import affine, put
 from tests.serve.test_server import config, infer, until

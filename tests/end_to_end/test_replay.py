@@ -32,7 +32,7 @@ from clockwork_serve.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from clockwork_serve.serve.gateway_door import DoorConfig
+from clockwork_serve.serve.gateway.access import DoorConfig
 from clockwork_serve.sim.replay import replay
 from clockwork_serve.telemetry import read_journal
 from tests.end_to_end.conftest import call, x_json

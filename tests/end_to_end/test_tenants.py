@@ -19,7 +19,7 @@ from benchmarks.serving import Serving
 from tritonclient.utils import InferenceServerException
 
 from benchmarks import repositories, schedules
-from clockwork_serve.serve.gateway_door import DoorConfig
+from clockwork_serve.serve.gateway.access import DoorConfig
 from tests.end_to_end.conftest import call, x_json
 from tests.timing import Timing
 

@@ -18,7 +18,7 @@ from benchmarks.serving import Serving, total, until
 from benchmarks import repositories
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import RepositoryError
-from clockwork_serve.serve.server import ServerConfig, running_server
+from clockwork_serve.serve.supervisor.server import ServerConfig, running_server
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB
 from tests.end_to_end.conftest import LONG, PATIENT_SLO_NS, WIDE, call, product, x_json
@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler (g++)"),
     pytest.mark.skipif(
-        importlib.util.find_spec("clockwork_serve.store.torch_compiler") is None,
+        importlib.util.find_spec("clockwork_serve.store.torch.compiler") is None,
         reason="the store does not compile torch models",
     ),
 ]

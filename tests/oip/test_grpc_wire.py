@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip import InferCall, Served
-from clockwork_serve.oip.grpc_infer import parse_infer, read_infer
-from clockwork_serve.oip.grpc_wire import (
+from clockwork_serve.oip.grpc_infer import (
     BESIDE_TENSORS_BYTES,
     FIELDS,
     FIELDS_MAX,
@@ -22,6 +21,8 @@ from clockwork_serve.oip.grpc_wire import (
     MalformedMessage,
     WalkedRequest,
     decode_contents,
+    parse_infer,
+    read_infer,
     walk,
 )
 from clockwork_serve.oip.protobuf import ModelInferRequest, message

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from clockwork_serve.oip import InferCall, OutputTensor, Served, encode_infer, parse_infer
-from clockwork_serve.oip.headers import HEADERS_MAX
+from clockwork_serve.oip.model import HEADERS_MAX
 from tests.oip.models import identity, served, spec
 
 X = np.arange(4, dtype="<f4")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.oip.json_data import PIECE_BYTES, _flat, _pieces, from_json
+from clockwork_serve.oip.http_infer import PIECE_BYTES, _flat, _pieces, from_json
 
 NESTED = st.recursive(
     st.lists(st.integers(-300, 300), max_size=4), lambda inner: st.lists(inner, max_size=4), max_leaves=8

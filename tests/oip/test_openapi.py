@@ -12,8 +12,8 @@ from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.oip import Forbidden, TooLarge, UnknownModel, Unsupported, status_of, status_of_error
 from clockwork_serve.oip.openapi import description
-from clockwork_serve.serve import gateway_routes
-from clockwork_serve.serve.gateway_routes import find_route
+from clockwork_serve.serve.http import routes as gateway_routes
+from clockwork_serve.serve.http.routes import find_route
 
 DOCUMENT = description("1.2.3")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "rest.md"

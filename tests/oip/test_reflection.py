@@ -8,7 +8,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 
 from clockwork_serve.oip import protobuf
-from clockwork_serve.oip.reflection import reflect
+from clockwork_serve.oip.protobuf import reflect
 
 REQUEST = protobuf.message("grpc.reflection.v1.ServerReflectionRequest")
 

@@ -6,7 +6,7 @@ import pytest
 
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip import InferCall, InputTensor, OutputWish, Served, Unsupported
-from clockwork_serve.oip.served import missing
+from clockwork_serve.oip.model import missing
 from tests.oip.models import identity, served, spec
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trustme
 
-from clockwork_serve.serve.gateway_door import DoorConfig
+from clockwork_serve.serve.gateway.access import DoorConfig
 
 
 @dataclass(frozen=True)

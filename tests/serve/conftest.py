@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tritonclient.http
 
-from clockwork_serve.serve.gateway_limits import HttpLimits
+from clockwork_serve.serve.gateway.settings import HttpLimits
 from clockwork_serve.units import MIB
 from tests.serve.running_gateway import RunningGateway, running_gateway
 

@@ -35,7 +35,7 @@ from clockwork_serve.messages import (
     TensorSpec,
     Weights,
 )
-from clockwork_serve.serve.region import RegionMap, read_epoch
+from clockwork_serve.serve.shm import RegionMap, read_epoch
 from clockwork_serve.serve.transport import Link, Listener, hello, listen
 from clockwork_serve.telemetry import Counters, encode
 from clockwork_serve.units import align, ms

@@ -35,12 +35,11 @@ from clockwork_serve.messages import (
     Window,
     WorkerJoined,
 )
-from clockwork_serve.serve.cluster_tls import ClusterContext
-from clockwork_serve.serve.machine_config import MachineConfig, bound
-from clockwork_serve.serve.machine_link import MachineListener
-from clockwork_serve.serve.piece_layout import on_the_way
+from clockwork_serve.serve.processes.worker import WorkerConfig
+from clockwork_serve.serve.remote.config import MachineConfig, bound
+from clockwork_serve.serve.remote.link import MachineListener, on_the_way
+from clockwork_serve.serve.remote.tls import ClusterContext
 from clockwork_serve.serve.transport import Link, hello
-from clockwork_serve.serve.worker_process import WorkerConfig
 from clockwork_serve.units import ms
 from tests.serve.certificates import certificates
 from tests.serve.proxy import Proxy, proxy

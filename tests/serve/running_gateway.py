@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from clockwork_serve.serve.gateway_limits import HttpLimits
-from clockwork_serve.serve.gateway_process import GatewayConfig, GatewayServers
+from clockwork_serve.serve.gateway.settings import HttpLimits
+from clockwork_serve.serve.processes.gateway import GatewayConfig, GatewayServers
 from clockwork_serve.units import MIB, NS_PER_S
 from tests.serve.fake_controller import FakeController, served, spec
 

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from clockwork_serve.messages import Call, TensorRef, Tensors
-from clockwork_serve.serve.region import Region, write_epoch
+from clockwork_serve.serve.shm import Region, write_epoch
 from clockwork_serve.units import align
 
 NAMES = {"f4": "FP32", "i8": "INT64", "O": "BYTES", "b1": "BOOL", "u1": "UINT8"}

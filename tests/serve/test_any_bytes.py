@@ -16,14 +16,13 @@ from hypothesis import strategies as st
 
 from clockwork_serve.errors import ConfigError, TransportError
 from clockwork_serve.messages import Cancel, Frame
-from clockwork_serve.serve.framing import FrameReader
-from clockwork_serve.serve.gateway_connection import DIRECT_BYTES, HttpConnection
-from clockwork_serve.serve.gateway_exchange import Exchange
-from clockwork_serve.serve.gateway_intake import RoundRobin
-from clockwork_serve.serve.gateway_keys import KeyRing
-from clockwork_serve.serve.gateway_limits import SMALL_READ_BYTES, HttpLimits
-from clockwork_serve.serve.gateway_responses import json_response
-from clockwork_serve.serve.gateway_routes import Route
+from clockwork_serve.serve.gateway.access import KeyRing
+from clockwork_serve.serve.gateway.settings import SMALL_READ_BYTES, HttpLimits
+from clockwork_serve.serve.http.connection import DIRECT_BYTES, HttpConnection, RoundRobin
+from clockwork_serve.serve.http.exchange import Exchange
+from clockwork_serve.serve.http.responses import json_response
+from clockwork_serve.serve.http.routes import Route
+from clockwork_serve.serve.transport import FrameReader
 from clockwork_serve.units import KIB
 from tests.serve.test_framing import bytes_of
 

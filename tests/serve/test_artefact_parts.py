@@ -22,8 +22,13 @@ from clockwork_serve.messages import (
     Part,
     Weights,
 )
-from clockwork_serve.serve.artefact_parts import Arriving, code_parts, weights_parts
-from clockwork_serve.serve.machine_artefacts import AT_ONCE, MachineArtefacts
+from clockwork_serve.serve.remote.transfer import (
+    AT_ONCE,
+    Arriving,
+    MachineArtefacts,
+    code_parts,
+    weights_parts,
+)
 from clockwork_serve.store import Cache
 from tests.serve.test_bridge import MODEL
 from tests.worker.actions import CODE, load

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clockwork_serve.messages import WorkerLost
-from clockwork_serve.serve.black_box import BlackBox, autopsy, create, no_autopsy
+from clockwork_serve.serve.worker.black_box import BlackBox, autopsy, create, no_autopsy
 
 WORKER = """
 import sys, time
 from pathlib import Path
-from clockwork_serve.serve.black_box import create
+from clockwork_serve.serve.worker.black_box import create
 
 notes = create(Path(sys.argv[1]), "w", 4).notes
 {deeds}

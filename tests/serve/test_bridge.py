@@ -43,14 +43,11 @@ from clockwork_serve.messages import (
     Weights,
     WorkerJoined,
 )
-from clockwork_serve.serve.bridge import Bridge, judge_of
-from clockwork_serve.serve.bridge_gateway import GatewayPeer
-from clockwork_serve.serve.bridge_requests import Requests
-from clockwork_serve.serve.cluster_tls import ClusterContext
-from clockwork_serve.serve.machine_config import FAR_NAME, bound
-from clockwork_serve.serve.machine_link import MachineLink, MachineListener
-from clockwork_serve.serve.piece_layout import decode, encode, moved, on_the_way
-from clockwork_serve.serve.region import RegionGone, RegionMap
+from clockwork_serve.serve.remote.bridge import Bridge, GatewayPeer, Requests, judge_of
+from clockwork_serve.serve.remote.config import FAR_NAME, bound
+from clockwork_serve.serve.remote.link import MachineLink, MachineListener, decode, encode, moved, on_the_way
+from clockwork_serve.serve.remote.tls import ClusterContext
+from clockwork_serve.serve.shm import RegionGone, RegionMap
 from clockwork_serve.serve.transport import hello
 from clockwork_serve.units import MIB
 from tests.serve.certificates import certificates

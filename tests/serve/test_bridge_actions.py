@@ -11,10 +11,9 @@ from msgspec import structs
 
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Infer, Piece, Result, Status, TensorRef
-from clockwork_serve.serve.bridge_actions import Actions
-from clockwork_serve.serve.machine_link import PIECE_BYTES
-from clockwork_serve.serve.piece_layout import decode, on_the_way
-from clockwork_serve.serve.region import Region
+from clockwork_serve.serve.remote.bridge_peers import Actions
+from clockwork_serve.serve.remote.link import PIECE_BYTES, decode, on_the_way
+from clockwork_serve.serve.shm import Region
 from tests.serve.slots import Slot, answer, slot
 from tests.worker.actions import GPU, infer, load
 

@@ -25,11 +25,9 @@ from clockwork_serve.messages import (
     TensorRef,
     Unheard,
 )
-from clockwork_serve.serve.bridge_requests import NO_EPOCH, Requests
-from clockwork_serve.serve.calls import Calls
-from clockwork_serve.serve.machine_link import PIECE_BYTES
-from clockwork_serve.serve.piece_layout import decode, encode, on_the_way, packed
-from clockwork_serve.serve.region import RegionMap, read_epoch
+from clockwork_serve.serve.remote.bridge import NO_EPOCH, Requests
+from clockwork_serve.serve.remote.link import PIECE_BYTES, decode, encode, on_the_way, packed
+from clockwork_serve.serve.shm import Calls, RegionMap, read_epoch
 from clockwork_serve.units import KIB, MIB, align
 from tests.worker.actions import infer
 

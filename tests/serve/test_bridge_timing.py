@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clockwork_serve.messages import Extent, Infer, Result, Status, Window
-from clockwork_serve.serve.bridge_timing import LaneTiming, not_after
+from clockwork_serve.serve.remote.bridge_peers import LaneTiming, not_after
 from clockwork_serve.units import ms
 
 KEY = ("code", 1, 1000)

@@ -12,8 +12,16 @@ from msgspec import structs
 
 from clockwork_serve.errors import DeviceError
 from clockwork_serve.messages import Call, Infer, TensorRef, Tensors
-from clockwork_serve.serve.calls import BadTensors, Calls, OpenCall, check_epochs, encode_outputs
-from clockwork_serve.serve.region import Region, RegionGone, RegionMap
+from clockwork_serve.serve.shm import (
+    BadTensors,
+    Calls,
+    OpenCall,
+    Region,
+    RegionGone,
+    RegionMap,
+    check_epochs,
+    encode_outputs,
+)
 from tests.serve.slots import Slot, slot
 from tests.worker.actions import infer
 

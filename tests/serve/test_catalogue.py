@@ -12,7 +12,7 @@ from clockwork_serve.messages import (
     Profile,
     Weights,
 )
-from clockwork_serve.serve.catalogue import Catalogue
+from clockwork_serve.serve.supervisor.preparation import Catalogue
 from clockwork_serve.store import Problem, Served
 
 

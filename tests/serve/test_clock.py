@@ -16,7 +16,7 @@ from clockwork_serve.messages import (
     Unload,
     Window,
 )
-from clockwork_serve.serve.clock import ClockAlignment, SlidingMinimum, to_controller, to_local
+from clockwork_serve.serve.transport import ClockAlignment, SlidingMinimum, to_controller, to_local
 
 
 def unload(window: Window) -> Unload:

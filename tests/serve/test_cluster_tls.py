@@ -9,8 +9,8 @@ import pytest
 from msgspec import structs
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.cluster_tls import ClusterContext, ClusterFiles, context_of
-from clockwork_serve.serve.machine_config import BridgeSettings
+from clockwork_serve.serve.remote.config import BridgeSettings
+from clockwork_serve.serve.remote.tls import ClusterContext, ClusterFiles, context_of
 from tests.serve.certificates import certificates
 
 

@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from clockwork_serve.serve.cold_caches import LEAST_WEIGHTS, USUAL_BYTES, cache_bytes, others_turn
+from clockwork_serve.serve.supervisor.profile_process import (
+    LEAST_WEIGHTS,
+    USUAL_BYTES,
+    cache_bytes,
+    others_turn,
+)
 from clockwork_serve.units import KIB, MIB
 
 

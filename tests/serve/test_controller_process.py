@@ -38,8 +38,8 @@ from clockwork_serve.messages import (
     Status,
 )
 from clockwork_serve.serve.child import EXIT_BROKEN, EXIT_CONFIG
-from clockwork_serve.serve.controller_process import ControllerProcessConfig
-from clockwork_serve.serve.supervisor import Child, Launch
+from clockwork_serve.serve.processes.controller import ControllerProcessConfig
+from clockwork_serve.serve.supervisor.processes import Child, Launch
 from clockwork_serve.serve.transport import SOCKET_NAME, Link, connect, hello
 from clockwork_serve.telemetry import read_journal
 from clockwork_serve.units import NS_PER_S

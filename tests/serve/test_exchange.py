@@ -50,7 +50,7 @@ from clockwork_serve.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from clockwork_serve.serve.exchange import Exchange
+from clockwork_serve.serve.controller.hub import Exchange
 from clockwork_serve.serve.transport import Link, connect, hello, listen
 from clockwork_serve.telemetry import Recorder, decode
 from tests.serve.test_transport import until

@@ -34,14 +34,13 @@ from clockwork_serve.messages import (
     Unheard,
 )
 from clockwork_serve.oip import InputTensor
-from clockwork_serve.serve import far_controller
-from clockwork_serve.serve.bridge_requests import Requests
-from clockwork_serve.serve.calls import Calls
-from clockwork_serve.serve.far_controller import RETRY_S_MAX, FarController, FarReach
-from clockwork_serve.serve.gateway_slots import Slot, Slots
-from clockwork_serve.serve.machine_config import FarServer
-from clockwork_serve.serve.piece_layout import decode, encode, on_the_way
-from clockwork_serve.serve.region import RegionMap
+from clockwork_serve.serve.gateway.requests import Slot, Slots
+from clockwork_serve.serve.remote import gateway as far_controller
+from clockwork_serve.serve.remote.bridge import Requests
+from clockwork_serve.serve.remote.config import FarServer
+from clockwork_serve.serve.remote.gateway import RETRY_S_MAX, FarController, FarReach
+from clockwork_serve.serve.remote.link import decode, encode, on_the_way
+from clockwork_serve.serve.shm import Calls, RegionMap
 from clockwork_serve.units import MIB, align
 from tests.serve.certificates import certificates
 from tests.serve.test_machine_link import theirs

@@ -16,15 +16,16 @@ from clockwork_serve.config import read_settings
 from clockwork_serve.config.records import bridge_settings, far_gateways_config, server_config
 from clockwork_serve.errors import ConfigError, TransportError
 from clockwork_serve.messages import Frame
-from clockwork_serve.serve import far_children, far_gateways
-from clockwork_serve.serve.cluster_tls import ClusterFiles
-from clockwork_serve.serve.far_controller import FarReach
-from clockwork_serve.serve.far_gateways import FarGatewaysConfig
-from clockwork_serve.serve.gateway_door import DoorConfig
-from clockwork_serve.serve.gateway_process import GatewayConfig
-from clockwork_serve.serve.machine_config import FAR_GATEWAY, FAR_NAME, FarServer
-from clockwork_serve.serve.server_config import GatewaysConfig
-from clockwork_serve.serve.supervisor import Launch
+from clockwork_serve.serve.gateway.access import DoorConfig
+from clockwork_serve.serve.processes.gateway import GatewayConfig
+from clockwork_serve.serve.remote.config import FAR_GATEWAY, FAR_NAME, FarServer
+from clockwork_serve.serve.remote.gateway import FarReach
+from clockwork_serve.serve.remote.tls import ClusterFiles
+from clockwork_serve.serve.supervisor import children as far_children
+from clockwork_serve.serve.supervisor import children as far_gateways
+from clockwork_serve.serve.supervisor.children import FarGatewaysConfig
+from clockwork_serve.serve.supervisor.config import GatewaysConfig
+from clockwork_serve.serve.supervisor.processes import Launch
 from tests.serve.certificates import certificates
 from tests.serve.test_bridge import GATEWAY, READY, middle, run
 from tests.serve.test_machine_link import theirs
@@ -45,10 +46,10 @@ class Children:
         self.launches: list[Launch] = []
         self.taken: list[bool] = []
         self.at: dict[str, str] = {}
-        monkeypatch.setattr(far_children, "run", self._run)
+        monkeypatch.setattr(far_children, "run_until_stopped", self._run)
 
     def run(self, made: FarGatewaysConfig) -> int:
-        return far_gateways.run(made, self.at.update)
+        return far_gateways.run_gateways(made, self.at.update)
 
     @property
     def configs(self) -> list[GatewayConfig]:
@@ -107,7 +108,7 @@ def test_each_is_called_after_its_machine_and_knows_the_server(children: Childre
     assert [launch.name for launch in children.launches] == [each.name for each in found] == names
     assert {launch.silence_s for launch in children.launches} == {3.0}
     assert all(FAR_GATEWAY.fullmatch(name) and not FAR_NAME.fullmatch(name) for name in names)
-    assert {launch.module for launch in children.launches} == {"clockwork_serve.serve.gateway_process"}
+    assert {launch.module for launch in children.launches} == {"clockwork_serve.serve.processes.gateway"}
     assert all(each.server == SERVER for each in found)
     assert [(each.number, each.gateways) for each in found] == [(number, 12) for number in range(12)]
     assert [each.metrics_port is None for each in found] == [False] + [True] * 11

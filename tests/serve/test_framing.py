@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Ask, Cancel, DeviceNumbers, Frame, Ping, Result, Status
-from clockwork_serve.serve.framing import FRAME_BYTES_MAX, FrameReader, FrameWriter
+from clockwork_serve.serve.transport import FRAME_BYTES_MAX, FrameReader, FrameWriter
 
 
 def bytes_of(frames: list[Frame]) -> bytes:

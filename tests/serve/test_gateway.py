@@ -17,13 +17,11 @@ import uvloop
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import Answer, Outcome, Question, Readiness, Reason, Reply, Request, Unheard
 from clockwork_serve.oip import InferCall, InputTensor, Parameter, Served
-from clockwork_serve.serve import gateway_stranded
-from clockwork_serve.serve.gateway import Gateway
-from clockwork_serve.serve.gateway_core_settings import GatewaySettings
-from clockwork_serve.serve.gateway_inquiry import Ending
-from clockwork_serve.serve.gateway_overdue import GRACE_NS, LOOK_LEAST_S
-from clockwork_serve.serve.gateway_slots import Body
-from clockwork_serve.serve.gateway_tenants import Caps, Tenant
+from clockwork_serve.serve.gateway import controller_link as gateway_stranded
+from clockwork_serve.serve.gateway.access import Caps, Tenant
+from clockwork_serve.serve.gateway.gateway import GRACE_NS, LOOK_LEAST_S, Gateway
+from clockwork_serve.serve.gateway.requests import Body, Ending
+from clockwork_serve.serve.gateway.settings import GatewaySettings
 from clockwork_serve.units import MIB, NS_PER_S, ms
 from tests.serve.fake_controller import FakeController, served, spec
 

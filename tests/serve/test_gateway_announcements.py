@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from clockwork_serve.messages import Announced, Foretold, Outcome, Reason
-from clockwork_serve.serve import gateway_announcements, gateway_connection
-from clockwork_serve.serve.gateway_connection import DIRECT_BYTES
-from clockwork_serve.serve.gateway_http import SMALL_READ_BYTES
+from clockwork_serve.serve.gateway import announcements as gateway_announcements
+from clockwork_serve.serve.http import connection as gateway_connection
+from clockwork_serve.serve.http.connection import DIRECT_BYTES
+from clockwork_serve.serve.http.server import SMALL_READ_BYTES
 from clockwork_serve.units import MIB, ms
 from tests.serve.http_requests import get
 from tests.serve.running_gateway import RunningGateway, running_gateway

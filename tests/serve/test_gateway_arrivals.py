@@ -14,8 +14,7 @@ import pytest
 import uvloop
 
 from clockwork_serve.messages import Answer, Request
-from clockwork_serve.serve.gateway_arrivals import IDLE_AFTER, NEAR_NS, AcceptQueue, Arrival, Turns
-from clockwork_serve.serve.gateway_bodies import Source
+from clockwork_serve.serve.gateway.timing import IDLE_AFTER, NEAR_NS, AcceptQueue, Arrival, Source, Turns
 from clockwork_serve.units import ms
 from tests.serve.http_requests import IDENT_JSON, INFER, post
 from tests.serve.running_gateway import RunningGateway

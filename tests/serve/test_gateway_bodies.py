@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from clockwork_serve.serve.gateway_bodies import AT_ONCE, SIP_BYTES, Source, Unwanted
+from clockwork_serve.serve.gateway.timing import AT_ONCE, SIP_BYTES, Source, Unwanted
 from clockwork_serve.units import MIB
 
 

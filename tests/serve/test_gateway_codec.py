@@ -16,11 +16,10 @@ import pytest
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.oip import OK, InferCall, OutputTensor, OutputWish, TooLarge, encode_infer, parse_infer
-from clockwork_serve.serve import gateway_codec
-from clockwork_serve.serve.gateway_codec import Codec, CodecFailed, Crowded
-from clockwork_serve.serve.gateway_exchange import Exchange
-from clockwork_serve.serve.gateway_inquiry import Ending
-from clockwork_serve.serve.gateway_outputs import Heavy, is_heavy
+from clockwork_serve.serve.gateway import codec as gateway_codec
+from clockwork_serve.serve.gateway.codec import Codec, CodecFailed, Crowded, Heavy, is_heavy
+from clockwork_serve.serve.gateway.requests import Ending
+from clockwork_serve.serve.http.exchange import Exchange
 from tests.oip.models import served, spec
 from tests.serve.http_requests import ask, post
 from tests.serve.running_gateway import RunningGateway, running_gateway

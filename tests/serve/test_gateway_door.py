@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.gateway_door import Door, DoorConfig, check_door
-from clockwork_serve.serve.server import Server
-from clockwork_serve.serve.server_config import ServerConfig
+from clockwork_serve.serve.gateway.access import Door, DoorConfig, check_door
+from clockwork_serve.serve.supervisor.config import ServerConfig
+from clockwork_serve.serve.supervisor.server import Server
 from clockwork_serve.store import StoreConfig
 from tests.serve.certificates import certificates
 from tests.serve.test_gateway_keys import entry, written

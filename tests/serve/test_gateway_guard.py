@@ -21,11 +21,10 @@ from tritonclient.utils import InferenceServerException
 from clockwork_serve.messages import Question
 from clockwork_serve.oip.openapi import description
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, rpcs
-from clockwork_serve.serve.gateway_door import DoorConfig
-from clockwork_serve.serve.gateway_grpc_guard import right_of as right_of_rpc
-from clockwork_serve.serve.gateway_guard import right_of
-from clockwork_serve.serve.gateway_keys import Right
-from clockwork_serve.serve.gateway_routes import find_route
+from clockwork_serve.serve.gateway.access import DoorConfig, Right
+from clockwork_serve.serve.grpc.service import right_of as right_of_rpc
+from clockwork_serve.serve.http.exchange import right_of
+from clockwork_serve.serve.http.routes import find_route
 from tests.serve.http_requests import IDENT_JSON, INFER, Found, X, ask, get, post, tensor
 from tests.serve.running_gateway import RunningGateway, running_gateway
 from tests.serve.test_gateway_keys import entry, written

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from clockwork_serve.messages import Request
-from clockwork_serve.serve import gateway_heads
+from clockwork_serve.serve.http import connection as gateway_heads
 from tests.serve.http_requests import IDENT_JSON, INFER, post
 from tests.serve.running_gateway import RunningGateway
 

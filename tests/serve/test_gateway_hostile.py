@@ -13,8 +13,8 @@ from collections import Counter
 import pytest
 
 from clockwork_serve.messages import Ask, Reply
-from clockwork_serve.serve.gateway_exchange import Exchange
-from clockwork_serve.serve.gateway_limits import SMALL_READ_BYTES
+from clockwork_serve.serve.gateway.settings import SMALL_READ_BYTES
+from clockwork_serve.serve.http.exchange import Exchange
 from tests.serve.http_requests import IDENT_JSON, INFER, Found, ask, get, post
 from tests.serve.running_gateway import RunningGateway
 

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from clockwork_serve.serve.gateway_inquiry import spread_s
+from clockwork_serve.serve.gateway.requests import spread_s
 from clockwork_serve.units import ms
 
 

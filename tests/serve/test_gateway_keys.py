@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.gateway_keys import Denied, KeyRing, Right, check_keys
+from clockwork_serve.serve.gateway.access import Denied, KeyRing, Right, check_keys
 
 
 def entry(name: str, key: str, *may: str) -> str:

@@ -20,7 +20,7 @@ from benchmarks.hostile_plan import Plan
 from benchmarks.hostile_traffic import attack
 
 from benchmarks import hostile_frames, hostile_http
-from clockwork_serve.serve.gateway_memory import MUCH_BYTES, Trimmer, own_bytes
+from clockwork_serve.serve.child import MUCH_BYTES, Trimmer, own_bytes
 from tests.serve.certificates import certificates
 from tests.serve.fake_controller import served, spec
 from tests.serve.http_requests import INFER, post

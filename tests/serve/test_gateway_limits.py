@@ -19,9 +19,9 @@ import pytest
 from clockwork_serve.config import setting
 from clockwork_serve.messages import Request
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE
-from clockwork_serve.serve.gateway_door import DoorConfig
-from clockwork_serve.serve.gateway_limits import SETTING, HttpLimits
-from clockwork_serve.serve.gateway_routes import _remembered
+from clockwork_serve.serve.gateway.access import DoorConfig
+from clockwork_serve.serve.gateway.settings import SETTING, HttpLimits
+from clockwork_serve.serve.http.routes import _remembered
 from clockwork_serve.units import MIB
 from tests.serve.http_requests import IDENT_JSON, INFER, Found, ask, get, post
 from tests.serve.running_gateway import RunningGateway, running_gateway

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clockwork_serve.oip import UnknownModel
-from clockwork_serve.serve.gateway_models import GatewayModels
+from clockwork_serve.serve.gateway.controller_link import GatewayModels
 from clockwork_serve.units import ms
 from tests.serve.fake_controller import served, spec
 

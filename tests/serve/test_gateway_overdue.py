@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any
 
-from clockwork_serve.serve.gateway_overdue import GRACE_NS, Overdue
+from clockwork_serve.serve.gateway.gateway import GRACE_NS, Overdue
 from clockwork_serve.units import ms
 
 

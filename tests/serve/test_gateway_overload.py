@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from clockwork_serve.messages import Intake
-from clockwork_serve.serve.gateway_door import DoorConfig
-from clockwork_serve.serve.gateway_limits import HttpLimits
+from clockwork_serve.serve.gateway.access import DoorConfig
+from clockwork_serve.serve.gateway.settings import HttpLimits
 from tests.serve.http_requests import IDENT_JSON, INFER, Found, post
 from tests.serve.running_gateway import RunningGateway, running_gateway
 

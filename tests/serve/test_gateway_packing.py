@@ -16,9 +16,8 @@ import pytest
 
 from clockwork_serve.messages import Answer, Outcome, Request
 from clockwork_serve.oip import Coding
-from clockwork_serve.serve.gateway_door import DoorConfig
-from clockwork_serve.serve.gateway_packing import INLINE_BYTES, LEAST_BYTES, WAITING_BYTES, Packer
-from clockwork_serve.serve.gateway_responses import Response
+from clockwork_serve.serve.gateway.access import DoorConfig
+from clockwork_serve.serve.http.responses import INLINE_BYTES, LEAST_BYTES, WAITING_BYTES, Packer, Response
 from tests.serve.certificates import certificates
 from tests.serve.http_requests import IDENT_JSON, INFER, Found, ask, get, post, tensor
 from tests.serve.running_gateway import RunningGateway, running_gateway

@@ -19,7 +19,7 @@ import pytest
 import uvloop
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.gateway_process import EXIT_CONFIG, GatewayConfig, GatewayServers
+from clockwork_serve.serve.processes.gateway import EXIT_CONFIG, GatewayConfig, GatewayServers
 from tests.serve.running_gateway import running_gateway
 
 
@@ -33,7 +33,7 @@ def launch(**fields: Any) -> subprocess.Popen[bytes]:
     }
     config = msgspec.json.encode(GatewayConfig(**(plain | fields))).decode()
     return subprocess.Popen(
-        [sys.executable, "-m", "clockwork_serve.serve.gateway_process", config],
+        [sys.executable, "-m", "clockwork_serve.serve.processes.gateway", config],
         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
     )  # fmt: skip
 

@@ -28,9 +28,9 @@ from clockwork_serve.oip import (
     UnknownRegion,
     Unsupported,
 )
-from clockwork_serve.serve import gateway_regions
-from clockwork_serve.serve.gateway_regions import Regions, allowed, is_loopback
-from clockwork_serve.serve.gateway_slots import Slots
+from clockwork_serve.serve.gateway import client_shm as gateway_regions
+from clockwork_serve.serve.gateway.client_shm import Regions, allowed, is_loopback
+from clockwork_serve.serve.gateway.requests import Slots
 from clockwork_serve.units import MIB
 from tests.oip.models import identity, served, spec
 from tests.serve.segments import PREFIX, Segment, segment

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from clockwork_serve.serve.gateway_sharing import STILL, Share, Sharing, Tally
+from clockwork_serve.serve.http.server import STILL, Share, Sharing, Tally
 from tests.serve.certificates import certificates
 from tests.serve.http_requests import IDENT_JSON, INFER, Found, post
 from tests.serve.running_gateway import RunningGateway, running_gateway, until

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from clockwork_serve.oip import InputTensor
-from clockwork_serve.serve.gateway_slots import COPIED_AT_ONCE, NO_EPOCH, Copies, Copying, Slots
-from clockwork_serve.serve.region import RegionGone, RegionMap, read_epoch
+from clockwork_serve.serve.gateway.requests import COPIED_AT_ONCE, NO_EPOCH, Copies, Copying, Slots
+from clockwork_serve.serve.shm import RegionGone, RegionMap, read_epoch
 from clockwork_serve.units import KIB
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from clockwork_serve.messages import Outcome, Readiness, Reason, Request
 from clockwork_serve.oip import InputTensor
-from clockwork_serve.serve import gateway_stranded
-from clockwork_serve.serve.gateway_slots import Slots
-from clockwork_serve.serve.gateway_stranded import AGAIN
+from clockwork_serve.serve.gateway import controller_link as gateway_stranded
+from clockwork_serve.serve.gateway.controller_link import AGAIN
+from clockwork_serve.serve.gateway.requests import Slots
 from clockwork_serve.units import MIB, ms
 from tests.serve.test_gateway import Client, World, in_world
 

@@ -9,9 +9,8 @@ import pytest
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Quota, QuotasSet
-from clockwork_serve.serve.gateway_keys import KeyRing, Right
-from clockwork_serve.serve.gateway_tenants import FIELDS, Caps, Tenant
-from clockwork_serve.serve.keeper_quotas import Quotas
+from clockwork_serve.serve.gateway.access import FIELDS, Caps, KeyRing, Right, Tenant
+from clockwork_serve.serve.supervisor.keeper import Quotas
 from clockwork_serve.units import NS_PER_S, ms
 from tests.serve.test_gateway_keys import entry, replaced, written
 
@@ -89,7 +88,7 @@ def test_the_controller_is_told_of_those_that_have_a_quota(tmp_path: Path) -> No
 async def _told_after(path: str, content: str, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     import asyncio
 
-    monkeypatch.setattr("clockwork_serve.serve.keeper_quotas.REFRESH_S", 0.01)
+    monkeypatch.setattr("clockwork_serve.serve.supervisor.keeper.REFRESH_S", 0.01)
     quotas, told = Quotas(path), list[object]()
     task = asyncio.ensure_future(quotas.keep_fresh(told.append))
     await asyncio.sleep(0.05)

@@ -20,9 +20,9 @@ import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.gateway_http import SPARE_CONNECTIONS
-from clockwork_serve.serve.gateway_limits import HttpLimits
-from clockwork_serve.serve.gateway_tls import TlsFiles, server_context
+from clockwork_serve.serve.gateway.settings import HttpLimits
+from clockwork_serve.serve.gateway.tls import TlsFiles, server_context
+from clockwork_serve.serve.http.server import SPARE_CONNECTIONS
 from tests.serve.certificates import Certificates, certificates, renewed_certificates
 from tests.serve.http_requests import INFER, X, get, post, tensor
 from tests.serve.running_gateway import RunningGateway, running_gateway, until

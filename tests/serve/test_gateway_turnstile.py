@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 
 from clockwork_serve.messages import Frame, Intake, Request, Unheard
-from clockwork_serve.serve.gateway_link import ControllerLink, GatewayLink, LinkListener
-from clockwork_serve.serve.gateway_turnstile import Turnstile
+from clockwork_serve.serve.flow_control import Turnstile
+from clockwork_serve.serve.gateway.controller_link import ControllerLink, GatewayLink, LinkListener
 from clockwork_serve.units import ms
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clockwork_serve.serve.gateway_way import Way
+from clockwork_serve.serve.gateway.timing import Way
 from clockwork_serve.units import NS_PER_S, ms
 
 

@@ -7,9 +7,8 @@ from typing import cast
 
 import pytest
 
-from clockwork_serve.serve.grpc_call import Call, Method
-from clockwork_serve.serve.grpc_core import AFTER_NS, GAP_NS, Core, Gaps
-from clockwork_serve.serve.grpc_silence import Silence
+from clockwork_serve.serve.grpc.call import Call, Method, Silence
+from clockwork_serve.serve.grpc.core import AFTER_NS, GAP_NS, Core, Gaps
 from clockwork_serve.units import NS_PER_S, ms
 
 

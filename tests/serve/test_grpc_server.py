@@ -18,9 +18,9 @@ import uvloop
 from grpc._cython import cygrpc
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.grpc_call import Aborted, Call
-from clockwork_serve.serve.grpc_core import MESSAGE, check_grpcio
-from clockwork_serve.serve.grpc_server import GrpcServer, callback, coroutine, stream
+from clockwork_serve.serve.grpc.call import Aborted, Call
+from clockwork_serve.serve.grpc.core import MESSAGE, check_grpcio
+from clockwork_serve.serve.grpc.server import GrpcServer, callback, coroutine, stream
 from clockwork_serve.units import ms
 from tests.serve.running_gateway import until
 from tests.timing import Timing
@@ -402,7 +402,7 @@ def test_a_port_that_is_taken_is_an_error_and_leaves_no_thread(served: Served) -
 
 UNCLOSED = """
 import asyncio
-from clockwork_serve.serve.grpc_server import GrpcServer, callback
+from clockwork_serve.serve.grpc.server import GrpcServer, callback
 
 async def main():
     server = GrpcServer([callback("/t/hold", bytes, lambda call, request: held.append(call))], [])

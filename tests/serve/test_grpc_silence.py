@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clockwork_serve.serve.grpc_silence import Silence
+from clockwork_serve.serve.grpc.call import Silence
 
 
 class Clock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from clockwork_serve.messages import Cancel, Frame, Intake, Request
-from clockwork_serve.serve.hearing import DELAY_NS, FIRST, LEAST, MOST, Hearing
+from clockwork_serve.serve.flow_control import DELAY_NS, FIRST, LEAST, MOST, Hearing
 from clockwork_serve.serve.transport import Link
 
 

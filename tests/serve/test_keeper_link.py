@@ -20,7 +20,7 @@ from clockwork_serve.messages import (
     Reply,
     Role,
 )
-from clockwork_serve.serve.keeper_link import ControllerLink
+from clockwork_serve.serve.supervisor.keeper import ControllerLink
 from clockwork_serve.serve.transport import Link, Listener, hello, listen
 from tests.serve.test_transport import until
 

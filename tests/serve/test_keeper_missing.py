@@ -10,8 +10,8 @@ import pytest
 import uvloop
 
 from clockwork_serve.errors import TransportError
-from clockwork_serve.serve.keeper_missing import MISSED, end_missing
-from clockwork_serve.serve.supervisor import Launch, Supervisor
+from clockwork_serve.serve.supervisor.keeper import MISSED, end_missing
+from clockwork_serve.serve.supervisor.processes import Launch, Supervisor
 
 LOOK_S = 0.02
 

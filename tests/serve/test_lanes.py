@@ -34,8 +34,8 @@ from clockwork_serve.messages import (
     Window,
 )
 from clockwork_serve.serve.child import EXIT_BROKEN
-from clockwork_serve.serve.lanes import Answer, Hands
-from clockwork_serve.serve.region import Region
+from clockwork_serve.serve.shm import Region
+from clockwork_serve.serve.worker.lanes import Answer, Hands
 from clockwork_serve.units import ms
 from clockwork_serve.worker import ControllerLost, Stop, Worker, WorkerEvent
 from tests.serve.slots import Slot, answer, slot
@@ -365,7 +365,10 @@ def test_a_code_that_comes_while_its_lane_rests_is_prepared_all_the_same(toy: To
 
 
 def test_a_broken_brain_ends_the_process() -> None:
-    source = "from clockwork_serve.serve.lanes import end_process; end_process(AssertionError('two at once'))"
+    source = (
+        "from clockwork_serve.serve.worker.lanes import end_process; "
+        "end_process(AssertionError('two at once'))"
+    )
     ended = subprocess.run(
         [sys.executable, "-c", source], capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )

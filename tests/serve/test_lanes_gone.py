@@ -12,8 +12,8 @@ import pytest
 from clockwork_serve.errors import DeviceGone
 from clockwork_serve.messages import CodeAdded, CodeReady, Status
 from clockwork_serve.serve.child import EXIT_BROKEN
-from clockwork_serve.serve.lanes import Hands
-from clockwork_serve.serve.region import Region
+from clockwork_serve.serve.shm import Region
+from clockwork_serve.serve.worker.lanes import Hands
 from clockwork_serve.worker import Worker
 from tests.serve.slots import slot
 from tests.serve.test_lanes import Bench, Toy, X, bench, over, timely
@@ -46,7 +46,8 @@ def test_whichever_call_a_device_is_lost_in_ends_the_process(what: str) -> None:
 
 def test_the_process_ends_with_a_line_that_says_why_and_what_comes() -> None:
     source = (
-        "from clockwork_serve.errors import DeviceGone; from clockwork_serve.serve.lanes import leave_device;"
+        "from clockwork_serve.errors import DeviceGone; "
+        "from clockwork_serve.serve.worker.lanes import leave_device; "
         "leave_device(DeviceGone('cuda:0 is lost after model a/1: CUDA error'))"
     )
     ended = subprocess.run(

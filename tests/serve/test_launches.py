@@ -11,13 +11,13 @@ import pytest
 
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.bridge_process import BridgeConfig
-from clockwork_serve.serve.cluster_tls import ClusterFiles
-from clockwork_serve.serve.controller_process import ControllerProcessConfig
-from clockwork_serve.serve.launches import launches, pinned_cores, workers_of
-from clockwork_serve.serve.machine_config import BridgeSettings
-from clockwork_serve.serve.server_config import ServerConfig
-from clockwork_serve.serve.worker_process import WorkerConfig
+from clockwork_serve.serve.processes.bridge import BridgeConfig
+from clockwork_serve.serve.processes.controller import ControllerProcessConfig
+from clockwork_serve.serve.processes.worker import WorkerConfig
+from clockwork_serve.serve.remote.config import BridgeSettings
+from clockwork_serve.serve.remote.tls import ClusterFiles
+from clockwork_serve.serve.supervisor.config import ServerConfig
+from clockwork_serve.serve.supervisor.processes import launches, pinned_cores, workers_of
 from clockwork_serve.store import StoreConfig
 
 DEVICES = (

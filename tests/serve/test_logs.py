@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from clockwork_serve.errors import ConfigError, encodable
-from clockwork_serve.serve.logs import LINE_MAX, UnblockedHandler, configure
+from clockwork_serve.serve.child import LINE_MAX, UnblockedHandler, configure
 
 
 @pytest.fixture(autouse=True)

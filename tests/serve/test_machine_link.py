@@ -17,10 +17,10 @@ import uvloop
 
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Cancel, Extent, Frame, Piece, Role, Unload, Window
-from clockwork_serve.serve import machine_link
-from clockwork_serve.serve.cluster_tls import ClusterContext, ClusterFiles, context_of
-from clockwork_serve.serve.machine_config import bound
-from clockwork_serve.serve.machine_link import MachineLink, MachineListener, connect_machine
+from clockwork_serve.serve.remote import link as machine_link
+from clockwork_serve.serve.remote.config import bound
+from clockwork_serve.serve.remote.link import MachineLink, MachineListener, connect_machine
+from clockwork_serve.serve.remote.tls import ClusterContext, ClusterFiles, context_of
 from clockwork_serve.serve.transport import Link, hello
 from tests.serve.certificates import Certificates, certificates, renewed_certificates
 from tests.serve.proxy import proxy

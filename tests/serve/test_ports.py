@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.ports import Ports
+from clockwork_serve.serve.supervisor.run_dir import Ports
 
 
 @contextmanager

@@ -12,8 +12,8 @@ import uvloop
 
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import ConfigError, RepositoryError
-from clockwork_serve.serve.preparation import Preparation, Prepared, Progress, prepare
-from clockwork_serve.serve.preparation_process import fitting
+from clockwork_serve.serve.supervisor.preparation import Preparation, Prepared, Progress, prepare
+from clockwork_serve.serve.supervisor.preparation_process import fitting
 from clockwork_serve.store import Entry, Problem, StoreConfig
 from tests.serve.onnx_models import affine, put
 

@@ -15,7 +15,7 @@ from onnx import helper as h
 from onnx import numpy_helper
 
 from clockwork_serve.devices import DeviceConfig
-from clockwork_serve.serve.preparation import Preparation, Prepared, prepare
+from clockwork_serve.serve.supervisor.preparation import Preparation, Prepared, prepare
 from clockwork_serve.store import StoreConfig
 from tests.serve.onnx_models import affine, put
 

@@ -19,7 +19,7 @@ from clockwork_serve.messages import (
     Unload,
     Weights,
 )
-from clockwork_serve.serve.profiler import (
+from clockwork_serve.serve.supervisor.profile_process import (
     BATCH_TIME_NS,
     EXTRAPOLATE_NS,
     LOADS,

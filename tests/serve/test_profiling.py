@@ -9,8 +9,8 @@ import pytest
 
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.messages import Code, Model, Profile, TensorSpec, Weights
-from clockwork_serve.serve.profiler import REFUSED_NS
-from clockwork_serve.serve.profiling import Crashed, profile_all
+from clockwork_serve.serve.supervisor.profile_process import REFUSED_NS
+from clockwork_serve.serve.supervisor.profiling import Crashed, profile_all
 from clockwork_serve.store import Cache, Repository, Served, StoreConfig, compile_all
 from clockwork_serve.units import MIB
 from tests.serve.onnx_models import affine, put

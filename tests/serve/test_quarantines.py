@@ -16,10 +16,10 @@ from clockwork_serve.messages import (
     Role,
     WorkerLost,
 )
-from clockwork_serve.serve.catalogue import Catalogue
-from clockwork_serve.serve.exchange import Exchange
-from clockwork_serve.serve.keeper_link import ControllerLink
+from clockwork_serve.serve.controller.hub import Exchange
 from clockwork_serve.serve.quarantines import Quarantines
+from clockwork_serve.serve.supervisor.keeper import ControllerLink
+from clockwork_serve.serve.supervisor.preparation import Catalogue
 from tests.serve.test_catalogue import served
 from tests.serve.test_exchange import World, code, model, play, until
 from tests.serve.test_keeper_link import FakeController

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from clockwork_serve.messages import Ask, Question, Reply
-from clockwork_serve.serve.questions import Questions
+from clockwork_serve.serve.controller.hub import Questions
 
 
 def link() -> Any:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clockwork_serve.errors import TransportError
-from clockwork_serve.serve.region import Region, RegionGone, RegionMap, read_epoch, write_epoch
+from clockwork_serve.serve.shm import Region, RegionGone, RegionMap, read_epoch, write_epoch
 from clockwork_serve.units import KIB, align
 
 PAGE = mmap.PAGESIZE
@@ -159,7 +159,7 @@ def test_mapping_a_new_region_drops_the_dead_ones(region: Region) -> None:
 
 def test_the_region_of_a_killed_process_is_gone_but_its_memory_still_works() -> None:
     source = (
-        "import sys; from clockwork_serve.serve.region import Region; r = Region.create(4096); "
+        "import sys; from clockwork_serve.serve.shm import Region; r = Region.create(4096); "
         "r.buffer[:4] = b'live'; print(r.name, flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -15,9 +15,7 @@ from clockwork_serve.messages import (
     Frame,
     ModelRemoved,
 )
-from clockwork_serve.serve.catalogue import Catalogue
-from clockwork_serve.serve.preparation import Prepared, SuspectArtefact
-from clockwork_serve.serve.repairs import Repairs
+from clockwork_serve.serve.supervisor.preparation import Catalogue, Prepared, Repairs, SuspectArtefact
 from clockwork_serve.store import Damage, Problem
 from tests.serve.test_catalogue import served
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.run_dir import LOCK, RunDir, remove_orphans
+from clockwork_serve.serve.supervisor.run_dir import LOCK, RunDir, remove_orphans
 
 OWNER = """
 import sys, time
-from clockwork_serve.serve.run_dir import RunDir
+from clockwork_serve.serve.supervisor.run_dir import RunDir
 print(RunDir(sys.argv[1]).path, flush=True)
 time.sleep(60)
 """

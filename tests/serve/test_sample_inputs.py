@@ -11,7 +11,12 @@ import pytest
 from clockwork_serve.devices.base import NUMPY_DTYPES
 from clockwork_serve.integrity import hash_of
 from clockwork_serve.messages import DATATYPES, Code, CodeFile, TensorSpec
-from clockwork_serve.serve.sample_inputs import ELEMENTS_MAX, SAMPLE_RATE, fills_to_try, inputs_of
+from clockwork_serve.serve.supervisor.profile_process import (
+    ELEMENTS_MAX,
+    SAMPLE_RATE,
+    fills_to_try,
+    inputs_of,
+)
 from clockwork_serve.store import Fill
 
 

@@ -26,7 +26,7 @@ import pytest
 
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import ConfigError, RepositoryError
-from clockwork_serve.serve.server import RunningServer, ServerConfig, StartError, running_server
+from clockwork_serve.serve.supervisor.server import RunningServer, ServerConfig, StartError, running_server
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB
 from tests.serve.onnx_models import affine, put
@@ -244,7 +244,7 @@ def test_a_process_that_cannot_run_is_reported_with_its_words(place: Path) -> No
 
 PROGRAM = """
 import sys, msgspec
-from clockwork_serve.serve.server import ServerConfig, run
+from clockwork_serve.serve.supervisor.server import ServerConfig, run
 def ready(server):
     print("ready", server.http_url, flush=True)
 sys.exit(run(msgspec.json.decode(sys.argv[1], type=ServerConfig), on_ready=ready))

@@ -16,11 +16,11 @@ from tritonclient.utils import InferenceServerException
 
 from clockwork_serve.messages import Answer, Outcome, Request
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, rpcs
-from clockwork_serve.serve.gateway_connection import HttpConnection
-from clockwork_serve.serve.gateway_exchange import Exchange
-from clockwork_serve.serve.gateway_grpc import _local
-from clockwork_serve.serve.gateway_routes import find_route
-from clockwork_serve.serve.grpc_call import Aborted
+from clockwork_serve.serve.grpc.call import Aborted
+from clockwork_serve.serve.grpc.service import _local
+from clockwork_serve.serve.http.connection import HttpConnection
+from clockwork_serve.serve.http.exchange import Exchange
+from clockwork_serve.serve.http.routes import find_route
 from tests.serve.http_requests import ask, get, post
 from tests.serve.running_gateway import RunningGateway, running_gateway
 from tests.serve.segments import PREFIX, Segment, segment

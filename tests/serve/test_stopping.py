@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from clockwork_serve.serve.stopping import Stopping, unless
+from clockwork_serve.serve.supervisor.server import Stopping, unless
 
 
 async def send(number: signal.Signals, heard: asyncio.Event) -> None:

@@ -14,7 +14,7 @@ import uvloop
 
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Frame, Role
-from clockwork_serve.serve.run_dir import RunDir
+from clockwork_serve.serve.supervisor.run_dir import RunDir
 from clockwork_serve.serve.transport import Link, connect, hello
 from tests.serve.test_transport import Side, until
 

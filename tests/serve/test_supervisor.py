@@ -16,7 +16,7 @@ import uvloop
 from msgspec import structs
 
 from clockwork_serve.serve.child import EXIT_BROKEN, EXIT_CONFIG
-from clockwork_serve.serve.supervisor import (
+from clockwork_serve.serve.supervisor.processes import (
     FAST_DEATHS,
     FAST_S,
     LINE_MAX,
@@ -27,8 +27,8 @@ from clockwork_serve.serve.supervisor import (
     Supervisor,
     crashed,
     describe_exit,
+    look_at,
 )
-from clockwork_serve.serve.watchdog import look_at
 
 WAITER = """
 import sys, time

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import uvloop
 
-from clockwork_serve.serve.timer import Timer
+from clockwork_serve.serve.driver import Timer
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 
 

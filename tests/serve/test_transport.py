@@ -33,8 +33,7 @@ from clockwork_serve.messages import (
     Window,
 )
 from clockwork_serve.serve import transport
-from clockwork_serve.serve.framing import FRAME_BYTES_MAX
-from clockwork_serve.serve.transport import Link, Listener, connect, hello, listen
+from clockwork_serve.serve.transport import FRAME_BYTES_MAX, Link, Listener, connect, hello, listen
 
 CONTROLLER = hello(Role.CONTROLLER, "controller")
 

@@ -10,7 +10,7 @@ from math import ceil
 
 import pytest
 
-from clockwork_serve.serve.watchdog import (
+from clockwork_serve.serve.supervisor.processes import (
     START_TIMES,
     STOPPED_SHARE,
     TICK_S,

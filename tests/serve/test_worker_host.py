@@ -25,9 +25,9 @@ from clockwork_serve.messages import (
     Status,
     WorkerJoined,
 )
-from clockwork_serve.serve import worker_host
-from clockwork_serve.serve.region import Region
-from clockwork_serve.serve.worker_host import WorkerHost
+from clockwork_serve.serve.shm import Region
+from clockwork_serve.serve.worker import host as worker_host
+from clockwork_serve.serve.worker.host import WorkerHost
 from tests.serve.ordering import PATIENCE_S, Orders, orders
 from tests.serve.slots import answer, slot
 from tests.serve.test_lanes import Toy, over, timely

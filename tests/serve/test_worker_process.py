@@ -22,8 +22,8 @@ from msgspec import structs
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.integrity import hash_of
 from clockwork_serve.messages import CodeAdded, CodeFile, CodeReady, Keep, Result, Status, WorkerJoined
-from clockwork_serve.serve.region import Region
-from clockwork_serve.serve.worker_process import EXIT_CONFIG, WorkerConfig
+from clockwork_serve.serve.processes.worker import EXIT_CONFIG, WorkerConfig
+from clockwork_serve.serve.shm import Region
 from tests.serve.ordering import PATIENCE_S, Orders, orders
 from tests.serve.slots import answer, slot
 from tests.serve.test_lanes import over, timely
@@ -39,7 +39,12 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 def spawn(config: WorkerConfig) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "clockwork_serve.serve.worker_process", msgspec.json.encode(config).decode()],
+        [
+            sys.executable,
+            "-m",
+            "clockwork_serve.serve.processes.worker",
+            msgspec.json.encode(config).decode(),
+        ],
         stderr=subprocess.PIPE,
     )
 

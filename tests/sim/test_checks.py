@@ -28,9 +28,8 @@ from clockwork_serve.messages import (
     Window,
     WorkerLost,
 )
-from clockwork_serve.sim.checks import FORGET_NS, CheckedHost, Checks
+from clockwork_serve.sim.checks import FORGET_NS, CheckedHost, Checks, Truth
 from clockwork_serve.sim.host import FAR_NS
-from clockwork_serve.sim.truth import Truth
 from clockwork_serve.units import MIB, NS_PER_S
 from clockwork_serve.worker.events import LaneDone, Start
 from tests.sim.worlds import KIND, played, scenario, simulation

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clockwork_serve.sim.cluster import Cluster
-from clockwork_serve.sim.constants import Network
+from clockwork_serve.sim.constants import Cluster, Network
 from clockwork_serve.sim.oracle import Bound, ModelCosts, closed_loop_limit_rps, upper_bound
 from clockwork_serve.sim.oracle_costs import Costs, range_best
 from clockwork_serve.units import NS_PER_MS, ms

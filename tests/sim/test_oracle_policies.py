@@ -10,8 +10,7 @@ import pytest
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.config import POLICIES
-from clockwork_serve.sim.cluster import Cluster
-from clockwork_serve.sim.constants import read_constants
+from clockwork_serve.sim.constants import Cluster, read_constants
 from clockwork_serve.sim.oracle import Bound, ModelCosts, model_costs, upper_bound
 from clockwork_serve.sim.simulation import Simulation
 from clockwork_serve.units import NS_PER_S

@@ -19,7 +19,7 @@ from clockwork_serve.messages import Answer, Infer, Outcome, Request
 from clockwork_serve.sim.replay import replay
 from clockwork_serve.sim.seeds import play_seed, random_scenario
 from clockwork_serve.telemetry import Head, Journal, Step, head_of, read_records
-from clockwork_serve.telemetry.journal_head import PYTHON, sources_hash
+from clockwork_serve.telemetry.journal import PYTHON, sources_hash
 from tests.telemetry import stories
 
 WRITE = (

@@ -10,13 +10,13 @@ import pytest
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.settle import Settler
+from clockwork_serve.controller.results import Settler
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Outcome
 from clockwork_serve.sim.seeds import Digest, play_seed, random_scenario, simulation_of
 from clockwork_serve.sim.shrink import case_of, play_case, read_case, shrink, write_case
 from clockwork_serve.telemetry import head_of
-from clockwork_serve.telemetry.journal_head import PYTHON
+from clockwork_serve.telemetry.journal import PYTHON
 
 REQUESTS = 400
 ROOT = Path(__file__).parents[2]

@@ -16,8 +16,7 @@ from clockwork_serve.errors import RepositoryError
 from clockwork_serve.integrity import hash_of
 from clockwork_serve.messages import Code, CodeFile, Profile
 from clockwork_serve.store import Cache, Repository, StoreConfig, compile_all
-from clockwork_serve.store.cache import KEPT_DAMAGED
-from clockwork_serve.store.compiled import Compiled
+from clockwork_serve.store.cache import KEPT_DAMAGED, Compiled
 from clockwork_serve.store.trial import difference
 from tests.store import graphs
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from clockwork_serve.store.canonical import all_nodes, make_canonical
+from clockwork_serve.store.onnx.weights import all_nodes, make_canonical
 from clockwork_serve.store.trial import difference
 from tests.store import graphs
 

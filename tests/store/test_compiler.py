@@ -14,7 +14,7 @@ from clockwork_serve.store import (
     Repository,
     compile_all,
 )
-from clockwork_serve.store.source import FileFacts
+from clockwork_serve.store.onnx.source import FileFacts
 from clockwork_serve.units import MIB, ms
 from tests.store import graphs
 

@@ -16,8 +16,8 @@ from onnx import helper as h
 from onnx import numpy_helper
 
 from clockwork_serve.store import Cache, Problem, Repository, StoreConfig, compile_all
-from clockwork_serve.store.problems import ProblemError
-from clockwork_serve.store.torch_archive import check_expression, read_archive
+from clockwork_serve.store.settings import ProblemError
+from clockwork_serve.store.torch.archive import check_expression, read_archive
 from tests.store.test_torch_archive import Archive
 
 OPSETS = [h.make_opsetid("", 17), h.make_opsetid("own", 1)]

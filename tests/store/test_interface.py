@@ -5,10 +5,9 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from clockwork_serve.store.graph_tensors import GraphTensor, Interface
-from clockwork_serve.store.interface import batching_of, interface_of
-from clockwork_serve.store.problems import ProblemError
-from clockwork_serve.store.settings import ModelSettings, StoreConfig
+from clockwork_serve.store.onnx.graph import batching_of, interface_of
+from clockwork_serve.store.settings import ModelSettings, ProblemError, StoreConfig
+from clockwork_serve.store.trial import GraphTensor, Interface
 
 CONFIG = StoreConfig(cache_dir="unused")
 

@@ -6,8 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from clockwork_serve.store.liftable import is_weight
-from clockwork_serve.store.lifting import lift
+from clockwork_serve.store.onnx.weights import is_weight, lift
 from tests.store import graphs
 
 

@@ -13,7 +13,7 @@ from clockwork_serve.store.optimiser import (
     parse_model,
     runtime_fingerprint,
 )
-from clockwork_serve.store.problems import ProblemError
+from clockwork_serve.store.settings import ProblemError
 from clockwork_serve.store.trial import RunError
 from tests.store import graphs
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork_serve.store.pbtxt_settings import read_pbtxt
-from clockwork_serve.store.problems import ProblemError
-from clockwork_serve.store.settings import ModelSettings, TensorSettings, VersionPolicy
+from clockwork_serve.store.pbtxt import read_pbtxt
+from clockwork_serve.store.settings import ModelSettings, ProblemError, TensorSettings, VersionPolicy
 
 FULL = """
 name: "m"

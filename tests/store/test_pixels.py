@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from clockwork_serve.store.pixels import rows_as_pixels
+from clockwork_serve.store.onnx.pixels import rows_as_pixels
 
 RANDOM = np.random.default_rng(7)
 

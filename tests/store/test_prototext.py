@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork_serve.store.problems import ProblemError
-from clockwork_serve.store.prototext import Block, Word, parse_prototext
+from clockwork_serve.store.pbtxt import Block, Word, parse_prototext
+from clockwork_serve.store.settings import ProblemError
 
 
 def test_scalars_lists_and_blocks_in_every_spelling():

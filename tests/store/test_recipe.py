@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clockwork_serve.store.recipe import PROBES, Recipe, learnt, probe_elements
+from clockwork_serve.store.onnx.recipe import PROBES, Recipe, learnt, probe_elements
 
 COUNT = 200
 

@@ -7,10 +7,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from clockwork_serve.store.graph_tensors import GraphTensor, Interface
-from clockwork_serve.store.interface import interface_of
-from clockwork_serve.store.row_analysis import veto
-from clockwork_serve.store.trial import Fill
+from clockwork_serve.store.onnx.graph import interface_of
+from clockwork_serve.store.onnx.row_analysis import veto
+from clockwork_serve.store.trial import Fill, GraphTensor, Interface
 
 SIZES = (1, 2, 4, 8, 16)
 

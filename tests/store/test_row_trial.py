@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clockwork_serve.store.graph_tensors import GraphTensor, Interface
-from clockwork_serve.store.row_trial import compared
-from clockwork_serve.store.trial import RunError, Trial, try_out
+from clockwork_serve.store.onnx.row_trial import compared
+from clockwork_serve.store.trial import GraphTensor, Interface, RunError, Trial, try_out
 
 
 class Model:

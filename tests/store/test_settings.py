@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork_serve.store.compiled import batch_sizes, fine_batch_sizes
-from clockwork_serve.store.problems import did_you_mean
-from clockwork_serve.store.settings import ModelSettings, StoreConfig, TensorSettings, VersionPolicy, merged
+from clockwork_serve.store.cache import batch_sizes, fine_batch_sizes
+from clockwork_serve.store.settings import (
+    ModelSettings,
+    StoreConfig,
+    TensorSettings,
+    VersionPolicy,
+    did_you_mean,
+    merged,
+)
 
 CONFIG = StoreConfig(cache_dir="unused")
 

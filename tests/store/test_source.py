@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from clockwork_serve.store.problems import ProblemError
-from clockwork_serve.store.source import current, read_source
+from clockwork_serve.store.onnx.source import current, read_source
+from clockwork_serve.store.settings import ProblemError
 from clockwork_serve.store.trial import difference
 from tests.store import graphs
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork_serve.store.problems import ProblemError
-from clockwork_serve.store.settings import EmulatedSettings, ModelSettings, TensorSettings, VersionPolicy
-from clockwork_serve.store.toml_settings import read_toml
+from clockwork_serve.store.settings import (
+    EmulatedSettings,
+    ModelSettings,
+    ProblemError,
+    TensorSettings,
+    VersionPolicy,
+    read_toml,
+)
 from clockwork_serve.units import MIB
 
 

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from clockwork_serve.store import ProblemError
-from clockwork_serve.store.torch_archive import check_expression, read_archive, write_archive
+from clockwork_serve.store.torch.archive import check_expression, read_archive, write_archive
 
 
 class Archive:

@@ -13,7 +13,7 @@ import pytest
 
 from clockwork_serve.messages import TorchIndex
 from clockwork_serve.store import Cache, Compiler, Problem, Repository, Served, StoreConfig, compile_all
-from clockwork_serve.store.torch_job import Report
+from clockwork_serve.store.torch.job import Report
 from clockwork_serve.store.trial import difference
 from tests.store.torch_models import Encoder, Recurrent, exported, needs_compiler, put, small, torch, vision
 

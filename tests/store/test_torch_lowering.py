@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clockwork_serve.store.torch_archive import read_archive, write_archive
-from clockwork_serve.store.torch_program import read_program
+from clockwork_serve.store.torch.archive import read_archive, write_archive
+from clockwork_serve.store.torch.program import read_program
 from clockwork_serve.store.trial import difference
 from tests.store.torch_models import Encoder, Recurrent, exported, put, small, torch, vision
 
@@ -32,7 +32,7 @@ def opened(tmp_path):
 
 
 def flat(opened, *, fold):
-    from clockwork_serve.store.torch_lowering import lowered
+    from clockwork_serve.store.torch.packages import lowered
 
     exported_, record, values = opened
     made = lowered(exported_, record, "cpu", fold=fold)
@@ -95,7 +95,7 @@ def test_a_convolution_with_another_reader_keeps_its_normalisation(opened):
 
 
 def test_other_weights_have_the_same_signs_and_scale_and_integers_stay():
-    from clockwork_serve.store.torch_packages import scrambled
+    from clockwork_serve.store.torch.packages import scrambled
 
     variances = np.linspace(0.5, 2, 100, dtype=np.float32)
     places = np.arange(5)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from clockwork_serve.store import ModelSettings, ProblemError, StoreConfig
-from clockwork_serve.store.settings import TensorSettings
-from clockwork_serve.store.toml_settings import read_toml
-from clockwork_serve.store.torch_archive import read_archive
-from clockwork_serve.store.torch_plan import planned
-from clockwork_serve.store.torch_program import read_program
+from clockwork_serve.store.settings import TensorSettings, read_toml
+from clockwork_serve.store.torch.archive import read_archive
+from clockwork_serve.store.torch.plan import planned
+from clockwork_serve.store.torch.program import read_program
 from tests.store.torch_models import BATCH, Encoder, exported, put, small, torch
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what torch itself says while it exports

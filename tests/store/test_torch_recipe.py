@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clockwork_serve.store.torch_recipe import BLOB_ALIGN, Norm, Piece, Recipe, Source, laid_out
+from clockwork_serve.store.torch.program import BLOB_ALIGN, Norm, Piece, Recipe, Source, laid_out
 
 
 def source(shape, stride, offset=0, dtype="float32", item_bytes=4):

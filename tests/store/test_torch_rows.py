@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-from clockwork_serve.store.torch_rows import veto  # noqa: E402 - it needs torch
+from clockwork_serve.store.torch.rows import veto  # noqa: E402 - it needs torch
 from tests.store import torch_models  # noqa: E402
 
 ROWS = torch.export.Dim("batch", min=1, max=64)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clockwork_serve.store import ProblemError
-from clockwork_serve.store.torch_target import resolved, torch_version
+from clockwork_serve.store.torch.target import resolved, torch_version
 
 no_gpu = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a GPU")
 
@@ -49,7 +49,7 @@ def test_without_a_gpu_the_cpu_is_compiled_for_unless_a_gpu_was_asked_for():
 
 def test_the_store_does_not_import_torch():
     import clockwork_serve.store.compiler
-    import clockwork_serve.store.torch_compiler  # noqa: F401
+    import clockwork_serve.store.torch.compiler  # noqa: F401
 
     code = "import sys, clockwork_serve.store.compiler; sys.exit('torch' in sys.modules)"
     import subprocess

@@ -5,8 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clockwork_serve.store.graph_tensors import GraphTensor, Interface
-from clockwork_serve.store.trial import Fill, RunError, Trial, difference, made_up, try_out, variants
+from clockwork_serve.store.trial import (
+    Fill,
+    GraphTensor,
+    Interface,
+    RunError,
+    Trial,
+    difference,
+    made_up,
+    try_out,
+    variants,
+)
 
 ONE = np.array([[1.0, -2.0]], np.float32)
 

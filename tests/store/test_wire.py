@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clockwork_serve.store.wire import WireError, elements, filled, skeleton
+from clockwork_serve.store.onnx.wire import WireError, elements, filled, skeleton
 from tests.store import graphs
 
 

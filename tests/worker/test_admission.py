@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from clockwork_serve.messages import CodeAdded, Extent, Infer, Window
-from clockwork_serve.worker.admission import EARLY_MAX_NS, acceptable, refuse
-from clockwork_serve.worker.codes import CodeState, CodeStep, HeldCode
+from clockwork_serve.worker.device import EARLY_MAX_NS, acceptable, refuse
+from clockwork_serve.worker.pages import CodeState, CodeStep, HeldCode
 from tests.worker.actions import CODE, PROFILE, SPEC, infer
 
 NOW_NS = 10**12

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.workload.azure import is_2021, read_minutes, rows_2021
+from clockwork_serve.workload.trace_files import is_2021, read_minutes, rows_2021
 
 HEADER = "HashOwner,HashApp,HashFunction,Trigger"
 

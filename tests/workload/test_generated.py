@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clockwork_serve.workload.azure import read_minutes
-from clockwork_serve.workload.dice import dice
 from clockwork_serve.workload.generated import SHARES, GeneratedTrace
+from clockwork_serve.workload.processes import dice
 from clockwork_serve.workload.stream import build
+from clockwork_serve.workload.trace_files import read_minutes
 from tests.workload.scenarios import load, requests, run, scenario
 from tests.workload.trace_statistics import fano_of_arrivals, statistics
 

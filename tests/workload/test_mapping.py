@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clockwork_serve.workload.mapping import assign
-from clockwork_serve.workload.problems import FieldError
+from clockwork_serve.workload.tables import FieldError
+from clockwork_serve.workload.traces import assign
 from tests.workload.scenarios import load
 
 VOLUMES = np.array([50.0, 30.0, 10.0, 6.0, 4.0])

@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.workload.azure import read_minutes, rows_2021
 from clockwork_serve.workload.scenario import Load, read_scenario
 from clockwork_serve.workload.stream import build
-from clockwork_serve.workload.timestamps import rows_timestamps, survey
+from clockwork_serve.workload.trace_files import read_minutes, rows_2021, rows_timestamps, survey
 from tests.workload.test_scenario import WHOLE
 
 ODD = (

@@ -10,6 +10,7 @@ import pytest
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import ms
+from clockwork_serve.workload.processes import steps_at
 from clockwork_serve.workload.scenario import (
     ClusterTable,
     FaultTable,
@@ -20,7 +21,6 @@ from clockwork_serve.workload.scenario import (
     check_kinds,
     read_scenario,
 )
-from clockwork_serve.workload.schedule import steps_at
 from clockwork_serve.workload.stream import build
 from clockwork_serve.workload.zoo import Zoo
 from tests.workload.scenarios import ROOT

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
-from clockwork_serve.workload import schedule, stream
+from clockwork_serve.workload import processes as schedule
+from clockwork_serve.workload import stream
 from clockwork_serve.workload.scenario import ClusterTable, FaultTable, ModelSet, Ramp, Scenario
 from clockwork_serve.workload.stream import build
 from tests.workload.scenarios import ROOT, load, open_loads, requests, run, scenario

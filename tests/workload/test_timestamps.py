@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import NS_PER_S
-from clockwork_serve.workload import timestamps
-from clockwork_serve.workload.timestamps import has_functions, rows_timestamps, survey
+from clockwork_serve.workload import trace_files as timestamps
+from clockwork_serve.workload.trace_files import has_functions, rows_timestamps, survey
 
 LLM = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:46.6805900,374,44

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clockwork_serve.workload.toml_lines import lines_of
+from clockwork_serve.workload.tables import lines_of
 
 TEXT = '''\
 name = "x"        # not = a key

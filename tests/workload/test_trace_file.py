@@ -8,7 +8,7 @@ import re
 import pytest
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.workload.trace_file import header_of, lines
+from clockwork_serve.workload.trace_files import header_of, lines
 
 
 def test_line_ends_may_be_mixed_and_blank_lines_are_passed_over(tmp_path) -> None:

@@ -16,9 +16,8 @@ import msgspec
 
 from clockwork_serve.bench.address import tls_context
 from clockwork_serve.bench.connection import Connection
-from clockwork_serve.bench.ends import End, Ends
 from clockwork_serve.bench.job import Job, Said, read_job
-from clockwork_serve.bench.rows import Rows
+from clockwork_serve.bench.records import End, Ends, Rows
 from clockwork_serve.bench.sender import Sender
 from clockwork_serve.bench.wire_grpc import GrpcConnection, PreparedCalls
 from clockwork_serve.bench.wire_http import HttpConnection, Prepared

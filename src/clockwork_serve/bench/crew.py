@@ -15,11 +15,9 @@ import numpy as np
 
 from clockwork_serve.bench.address import Unreachable
 from clockwork_serve.bench.child import OPEN_S
-from clockwork_serve.bench.ends import FIRST_ENDS, End, Kind
 from clockwork_serve.bench.job import Job, Said, write_job
 from clockwork_serve.bench.plan import Plan
-from clockwork_serve.bench.records import ROW, Records, Table
-from clockwork_serve.bench.rows import Rows
+from clockwork_serve.bench.records import FIRST_ENDS, ROW, End, Kind, Records, Rows, Table
 from clockwork_serve.errors import ClockworkError
 from clockwork_serve.units import NS_PER_MS
 

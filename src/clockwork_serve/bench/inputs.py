@@ -11,7 +11,7 @@ import numpy as np
 from msgspec import Struct
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.oip.datatypes import DTYPES, encode_strings
+from clockwork_serve.oip.model import DTYPES, encode_strings
 
 Shape = tuple[int, ...]
 WORD_BYTES: Final = 8

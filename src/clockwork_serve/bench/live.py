@@ -11,8 +11,8 @@ import numpy as np
 from msgspec import Struct
 
 from clockwork_serve.bench.crew import Crew
-from clockwork_serve.bench.ends import ANSWERED, End
 from clockwork_serve.bench.plan import Plan
+from clockwork_serve.bench.records import ANSWERED, End
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 
 EVERY_S: Final = 0.25

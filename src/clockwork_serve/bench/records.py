@@ -1,10 +1,19 @@
-"""What became of every request, as columns and as a file; docs/bench.md describes the file byte by byte."""
+"""What became of every request: its row in shared memory, how it ended, and the columns of the file.
+
+docs/bench.md describes the file byte by byte.
+"""
 
 from __future__ import annotations
 
+import mmap
+import os
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+from urllib.parse import unquote
 
 import msgspec
 import numpy as np
@@ -12,8 +21,130 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from clockwork_serve import __version__
-from clockwork_serve.bench.ends import End, Kind
 from clockwork_serve.errors import ConfigError
+from clockwork_serve.units import NS_PER_MS, NS_PER_S
+
+# ------------------------------------------------------------
+# How a request ended, in few words that are the same for every server; it never counts.
+
+
+class Kind(IntEnum):
+    """What a client has of it. Whether an answer was in time is not told here."""
+
+    OPEN = 0
+    """Nothing came until the run was over."""
+    ANSWERED = 1
+    REJECTED = 2
+    """The server said no."""
+    EXPIRED = 3
+    """The server said that time is up."""
+    FAILED = 4
+    """The server said that something is wrong, with itself or with the request."""
+    RESET = 5
+    """The connection ended under it."""
+    BROKEN = 6
+    """No connection, or what came is not the protocol."""
+    ABANDONED = 7
+    """We gave up at its deadline, as we were told to."""
+
+
+class End(NamedTuple):
+    """A kind, and the server's words."""
+
+    kind: Kind
+    reason: str
+
+
+OPEN: Final = 0
+ANSWERED: Final = 1
+ABANDONED: Final = 2
+FIRST_ENDS: Final = (End(Kind.OPEN, ""), End(Kind.ANSWERED, ""), End(Kind.ABANDONED, "at its deadline"))
+"""The ends whose codes are known beforehand."""
+REASONS_MAX: Final = 200
+"""Different words; all others count as one."""
+_REASON_CHARS: Final = 80
+_BY_OUTCOME: Final = {
+    "rejected": Kind.REJECTED, "expired": Kind.EXPIRED, "failed": Kind.FAILED, "invalid": Kind.FAILED,
+    "cancelled": Kind.FAILED,
+}  # fmt: skip
+_BY_HTTP: Final = {429: Kind.REJECTED, 503: Kind.REJECTED, 408: Kind.EXPIRED, 504: Kind.EXPIRED}
+_GRPC_NAMES: Final = (
+    "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
+    "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE",
+    "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
+)  # fmt: skip
+_BY_GRPC: Final = {
+    "RESOURCE_EXHAUSTED": Kind.REJECTED, "UNAVAILABLE": Kind.REJECTED, "DEADLINE_EXCEEDED": Kind.EXPIRED,
+}  # fmt: skip
+_NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
+_RETRY_AFTER: Final = re.compile(rb"\r\nretry-after[ \t]*:[ \t]*(\d{1,15})[ \t]*\r\n", re.IGNORECASE)
+
+
+class Ends:
+    """Codes for ends, in the order in which they are met; ``tell`` hears of each before it is used."""
+
+    def __init__(self, tell: Callable[[int, End], None]) -> None:
+        self._tell = tell
+        self._codes = {end: code for code, end in enumerate(FIRST_ENDS)}
+
+    def code(self, kind: Kind, reason: str) -> int:
+        """The code of an end."""
+        end = End(kind, reason)
+        code = self._codes.get(end)
+        if code is None:
+            if len(self._codes) >= REASONS_MAX:
+                end = End(kind, "other")
+            code = self._codes.get(end)
+            if code is None:
+                code = self._codes[end] = len(self._codes)
+                self._tell(code, end)
+        return code
+
+    def http(self, status: int, head: bytes, body: bytes) -> tuple[int, int | None]:
+        """The code of a response that is no answer, and how long to wait by what it says, in ns."""
+        said = _json(body)
+        kind = _BY_OUTCOME.get(str(said.get("outcome")), _BY_HTTP.get(status, Kind.FAILED))
+        words = said.get("reason") or said.get("error") or said.get("detail") or ""
+        wait = said.get("retry_after_ms")
+        wait_ns = round(wait * NS_PER_MS) if isinstance(wait, int | float) and 0 <= wait < 1e8 else None
+        if wait_ns is None and (found := _RETRY_AFTER.search(head)):
+            wait_ns = min(int(found[1]), 100_000) * NS_PER_S
+        return self.code(kind, f"{status} {_plain(str(words))}".strip()), wait_ns
+
+    def grpc(self, trailers: Mapping[str, str]) -> tuple[int, int | None]:
+        """The same of the trailing metadata of a call."""
+        text = trailers.get("grpc-status", "")
+        number = int(text) if text.isdecimal() and len(text) < 4 else -1
+        if number == 0:
+            return ANSWERED, None
+        name = _GRPC_NAMES[number] if 0 < number < len(_GRPC_NAMES) else "no grpc-status"
+        kind = _BY_OUTCOME.get(trailers.get("clockwork-outcome", ""), _BY_GRPC.get(name, Kind.FAILED))
+        words = trailers.get("clockwork-reason") or unquote(trailers.get("grpc-message", ""))
+        try:
+            wait_ns: int | None = round(float(trailers["clockwork-retry-after-ms"]) * NS_PER_MS)
+        except (KeyError, ValueError, OverflowError):
+            wait_ns = None
+        return self.code(kind, f"{name} {_plain(words)}".strip()), wait_ns
+
+
+def _json(body: bytes) -> dict[str, Any]:
+    try:
+        said = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        said = None
+    if isinstance(said, dict):
+        return said
+    return {"error": bytes(body[:_REASON_CHARS]).decode(errors="replace")}
+
+
+def _plain(words: str) -> str:
+    """Words without what differs from one request to the next."""
+    return " ".join(_NUMBER.sub("#", words).split())[:_REASON_CHARS]
+
+
+# ------------------------------------------------------------
+# What became of every request, as columns and as a file; docs/bench.md describes the file byte by byte.
+
 
 MAGIC: Final = b"CWBENCH1"
 ROW: Final = np.dtype(
@@ -89,3 +220,58 @@ def read_records(path: Path) -> tuple[Head, Records]:
     except (ValueError, KeyError, RecursionError, msgspec.MsgspecError) as error:
         raise ConfigError(f"{path}: expected a whole record of clockwork bench, found: {error}") from None
     return head, Records(table, ends)
+
+
+# ------------------------------------------------------------
+# What is asked and what became of it, one row a request, in memory that a sender and its parent share.
+#
+# The parent writes what is due before the run; the sender writes the rest while it runs, and logs each row
+# that has ended. So the parent can count at any time without a word from the sender.
+
+
+WIDE: Final = ("scheduled_ns", "slo_ns", "sent_ns", "first_ns", "last_ns")
+NARROW: Final = ("model", "load", "message", "status", "nbytes", "ended")
+"""``message``: which of the prepared requests; ``ended`` is no column but the log of rows that have ended."""
+_HEAD_BYTES: Final = 64
+_WIDE_BYTES: Final = 8
+_ROW_BYTES: Final = 8 * len(WIDE) + 4 * len(NARROW)
+
+Ints = npt.NDArray[np.int64]
+
+
+class Rows:
+    """So many rows. Instants are of CLOCK_MONOTONIC less the start of the run; 0 is "not yet"."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd = fd
+        self.size = size
+        self._map = mmap.mmap(fd, _HEAD_BYTES + max(1, size) * _ROW_BYTES)
+
+    @classmethod
+    def make(cls, size: int) -> Rows:
+        """New ones, all zero; memory is taken as they are written."""
+        fd = os.memfd_create("clockwork-bench", os.MFD_CLOEXEC)
+        os.ftruncate(fd, _HEAD_BYTES + max(1, size) * _ROW_BYTES)
+        return cls(fd, size)
+
+    def view(self, name: str) -> memoryview[int]:
+        """A column, for one value at a time."""
+        at, _, width = self._place(name)
+        column = memoryview(self._map)[at : at + width * self.size]
+        return column.cast("q") if width == _WIDE_BYTES else column.cast("i")
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """A column, for all values at once; it lives as long as these rows."""
+        at, code, _ = self._place(name)
+        return np.frombuffer(self._map, dtype=np.dtype(code), count=self.size, offset=at)
+
+    @property
+    def counts(self) -> memoryview[int]:
+        """How many rows have ended, and how many of open and of closed loads were due."""
+        return memoryview(self._map)[:24].cast("q")
+
+    def _place(self, name: str) -> tuple[int, str, int]:
+        if name in WIDE:
+            return _HEAD_BYTES + WIDE.index(name) * 8 * self.size, "q", 8
+        first = _HEAD_BYTES + len(WIDE) * 8 * self.size
+        return first + NARROW.index(name) * 4 * self.size, "i", 4

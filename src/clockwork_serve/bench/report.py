@@ -14,10 +14,9 @@ import numpy as np
 from msgspec import Struct
 
 from clockwork_serve import __version__
-from clockwork_serve.bench.ends import ANSWERED, OPEN, Kind
 from clockwork_serve.bench.job import Said
 from clockwork_serve.bench.plan import Plan
-from clockwork_serve.bench.records import Records, Table
+from clockwork_serve.bench.records import ANSWERED, OPEN, Kind, Records, Table
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 from clockwork_serve.workload.tables import NO_SLO_MS, Load
 

@@ -16,9 +16,8 @@ from time import monotonic_ns
 from typing import Any, Final
 
 from clockwork_serve.bench.connection import Connection
-from clockwork_serve.bench.ends import ANSWERED, Ends, Kind
 from clockwork_serve.bench.job import Clients, Job
-from clockwork_serve.bench.rows import Rows
+from clockwork_serve.bench.records import ANSWERED, Ends, Kind, Rows
 from clockwork_serve.units import NS_PER_S
 
 TURN: Final = 16

@@ -17,8 +17,8 @@ from clockwork_serve.bench.address import Address, TlsFiles, Unreachable
 from clockwork_serve.bench.inputs import TensorInfo
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.oip.protobuf import message
-from clockwork_serve.workload.mapping import counted
-from clockwork_serve.workload.problems import did_you_mean
+from clockwork_serve.workload.tables import did_you_mean
+from clockwork_serve.workload.traces import counted
 
 WAIT_S: Final = 10.0
 OBJECTIONS_S: Final = 0.25

@@ -12,9 +12,8 @@ from time import monotonic_ns
 from typing import ClassVar, Final
 
 from clockwork_serve.bench.connection import Connection
-from clockwork_serve.bench.ends import ABANDONED, Kind
-from clockwork_serve.bench.hpack import Undecodable, decode
-from clockwork_serve.bench.messages import Message
+from clockwork_serve.bench.messages import Message, Undecodable, decode
+from clockwork_serve.bench.records import ABANDONED, Kind
 from clockwork_serve.bench.sender import Sender
 
 _DATA, _HEADERS, _PRIORITY, _RESET, _SETTINGS, _PUSH, _PING, _GO_AWAY, _WINDOW, _CONTINUATION = range(10)

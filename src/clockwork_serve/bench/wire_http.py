@@ -14,8 +14,8 @@ from typing import Any, Final
 import httptools
 
 from clockwork_serve.bench.connection import Connection
-from clockwork_serve.bench.ends import ABANDONED, ANSWERED, Kind
 from clockwork_serve.bench.messages import Message
+from clockwork_serve.bench.records import ABANDONED, ANSWERED, Kind
 from clockwork_serve.bench.sender import Sender
 
 JOINED_BYTES: Final = 16 << 10

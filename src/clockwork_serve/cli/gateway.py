@@ -32,8 +32,8 @@ def gateway(config: str | None, as_json: bool, **flags: Any) -> int:  # noqa: FB
     settings = settings_from(None, config, flags, needs_repository=False)
 
     from clockwork_serve.config.records import far_gateways_config
-    from clockwork_serve.serve import logs
-    from clockwork_serve.serve.far_gateways import run
+    from clockwork_serve.serve import child as logs
+    from clockwork_serve.serve.supervisor.children import run_gateways
 
     logs.configure("gateway", settings.log_level, settings.log_format)
 
@@ -45,4 +45,4 @@ def gateway(config: str | None, as_json: bool, **flags: Any) -> int:  # noqa: FB
         for name, address in at.items():
             say(f"  {name:<8} {address or 'off'}")
 
-    return run(far_gateways_config(settings), announce)
+    return run_gateways(far_gateways_config(settings), announce)

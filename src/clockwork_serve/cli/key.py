@@ -28,7 +28,7 @@ def key(name: str, may: tuple[str, ...], tenant: str | None, as_json: bool) -> N
     key's SHA-256, goes to standard output: clockwork key team-a >> keys.toml
     """
     from clockwork_serve.errors import ConfigError
-    from clockwork_serve.serve.gateway_tenants import NAME
+    from clockwork_serve.serve.gateway.access import NAME
 
     for field, given in (("name", name), ("tenant", tenant)):
         if given is not None and not NAME.fullmatch(given):

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from clockwork_serve.config import SETTINGS, Setting, Settings, read_settings, setting
-from clockwork_serve.config.values import switch
+from clockwork_serve.config.table import switch
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _METAVARS = {

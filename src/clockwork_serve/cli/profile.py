@@ -29,7 +29,7 @@ def profile(
     """Measure every code in REPO on the devices, and keep the profiles; exits with 1 if a model fails."""
     from clockwork_serve.config.records import device_configs
     from clockwork_serve.devices import torch_target
-    from clockwork_serve.serve.profiling import profile_all
+    from clockwork_serve.serve.supervisor.profiling import profile_all
 
     settings = settings_from(repository, config, flags)
     devices = device_configs(settings)
@@ -91,7 +91,7 @@ def shared_by(keys: Sequence[str]) -> str:
 
 def _durations(profile: Profile) -> str:
     """Of the powers of two and the largest: what lies between them is on the line, and takes no room here."""
-    from clockwork_serve.store.compiled import batch_sizes
+    from clockwork_serve.store.cache import batch_sizes
 
     sizes = [size for size in batch_sizes(max(profile.infer_ns)) if size in profile.infer_ns]
     return "  ".join(f"{size}: {to_ms(profile.infer_ns[size]):.2f}" for size in sizes)

@@ -19,7 +19,7 @@ from clockwork_serve.cli.screen import Progress, say, show_json_line
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from clockwork_serve.serve.server import Server
+    from clockwork_serve.serve.supervisor.server import Server
 
 _SHOWN = (
     "device", "slo_ms", "host", "http_port", "grpc_port", "metrics_port", "gateways", "tls_certificate",
@@ -44,8 +44,8 @@ def serve(repository: str | None, config: str | None, as_json: bool, **flags: An
     settings = settings_from(repository, config, flags)
 
     from clockwork_serve.config.records import server_config
-    from clockwork_serve.serve import logs
-    from clockwork_serve.serve.server import run
+    from clockwork_serve.serve import child as logs
+    from clockwork_serve.serve.supervisor.server import run
 
     logs.configure("keeper", settings.log_level, settings.log_format)
     shown = Stages(quiet=as_json)

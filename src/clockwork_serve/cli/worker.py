@@ -27,8 +27,8 @@ def worker(config: str | None, **flags: Any) -> int:
     settings = settings_from(None, config, flags, needs_repository=False)
 
     from clockwork_serve.config.records import far_workers_config
-    from clockwork_serve.serve import logs
-    from clockwork_serve.serve.far_workers import run
+    from clockwork_serve.serve import child as logs
+    from clockwork_serve.serve.supervisor.children import run_workers
 
     logs.configure("worker", settings.log_level, settings.log_format)
-    return run(far_workers_config(settings))
+    return run_workers(far_workers_config(settings))

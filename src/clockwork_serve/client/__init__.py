@@ -6,7 +6,9 @@ long to wait is decided by parts that open no socket and read no clock.
 
 from __future__ import annotations
 
-from clockwork_serve.client.answers import (
+from clockwork_serve.client.asynchronous import AsyncClient
+from clockwork_serve.client.blocking import Client
+from clockwork_serve.client.calls import (
     ModelMetadata,
     ModelState,
     ModelStatistics,
@@ -15,8 +17,6 @@ from clockwork_serve.client.answers import (
     Tally,
     TensorMetadata,
 )
-from clockwork_serve.client.asynchronous import AsyncClient
-from clockwork_serve.client.blocking import Client
 from clockwork_serve.client.errors import (
     Denied,
     Disconnected,

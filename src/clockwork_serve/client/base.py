@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 from clockwork_serve import __version__
 from clockwork_serve.client import calls
-from clockwork_serve.client.answers import ModelMetadata
-from clockwork_serve.client.calls import Call, Inputs, T
+from clockwork_serve.client.calls import Call, Inputs, ModelMetadata, Patience, T, check_seconds
 from clockwork_serve.client.errors import Disconnected, Expired, Invalid, NotServing, ServingError
-from clockwork_serve.client.patience import Patience, check_seconds
 from clockwork_serve.client.wire import Address, Malformed
-from clockwork_serve.oip.records import Buffer
+from clockwork_serve.oip.model import Buffer
 
 if TYPE_CHECKING:
     import ssl

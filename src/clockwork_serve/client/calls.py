@@ -1,9 +1,10 @@
-"""Each call of the protocol as data: what to send, and how to read what comes back. It sends nothing."""
+"""Each call of the protocol as data: what to send, how to read what comes back, how long it may take."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import quote
 
@@ -12,11 +13,119 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from clockwork_serve.client.answers import ModelMetadata, ModelState, ModelStatistics, Result, ServerMetadata
-from clockwork_serve.client.errors import Failed, Invalid, ServingError, error_class
+from clockwork_serve.client.errors import Expired, Failed, Invalid, ServingError, error_class
 from clockwork_serve.client.tensors import decode, encode
 from clockwork_serve.client.wire import Response
-from clockwork_serve.oip.records import Buffer, Parameter
+from clockwork_serve.oip.model import Buffer, Parameter
+from clockwork_serve.oip.slo import SLO_MAX_NS
+from clockwork_serve.units import NS_PER_MS
+
+# ------------------------------------------------------------
+# What calls bring back: plain records. Fields that a server adds later are left out, not refused.
+
+
+@dataclass(slots=True, frozen=True)
+class Result:
+    """The answer to an inference request. ``outputs`` are the caller's own arrays.
+
+    ``id`` is the caller's own, ``request_id`` the server's, in its logs and journal. The times are what the
+    server says of itself, None where it says nothing: ``expected_ms`` was predicted before it ran.
+    """
+
+    outputs: dict[str, npt.NDArray[Any]]
+    model: str
+    version: str
+    id: str = ""
+    request_id: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        return self.outputs[name]
+
+    @property
+    def queue_ms(self) -> float | None:
+        """How long it waited for its turn."""
+        return self.parameters.get("queue_ms")
+
+    @property
+    def exec_ms(self) -> float | None:
+        """How long the model ran."""
+        return self.parameters.get("exec_ms")
+
+    @property
+    def expected_ms(self) -> float | None:
+        """How long it was expected to run."""
+        return self.parameters.get("expected_ms")
+
+    @property
+    def batch_size(self) -> int | None:
+        """How many rows ran together."""
+        return self.parameters.get("batch_size")
+
+    @property
+    def cold_start(self) -> bool | None:
+        """Whether the model's weights had to be loaded first."""
+        return self.parameters.get("cold_start")
+
+
+class ServerMetadata(Struct, frozen=True):
+    """Who serves, and which extensions of the protocol it has."""
+
+    name: str
+    version: str = ""
+    extensions: tuple[str, ...] = ()
+
+
+class TensorMetadata(Struct, frozen=True):
+    """An input or output of a model; -1 in its shape is for a request to choose."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class ModelMetadata(Struct, frozen=True):
+    """A model's inputs and outputs."""
+
+    name: str
+    versions: tuple[str, ...] = ()
+    platform: str = ""
+    inputs: tuple[TensorMetadata, ...] = ()
+    outputs: tuple[TensorMetadata, ...] = ()
+
+
+class ModelState(Struct, frozen=True):
+    """A version of a model in the server's repository; ``state`` is READY where it can be asked."""
+
+    name: str
+    version: str = ""
+    state: str = ""
+    reason: str = ""
+
+
+class Tally(Struct, frozen=True):
+    """How often, and how long in all."""
+
+    count: int = 0
+    ns: int = 0
+
+
+class ModelStatistics(Struct, frozen=True):
+    """What a model did so far. ``inference_stats`` has success, fail, queue, compute_infer and others."""
+
+    name: str
+    version: str = ""
+    last_inference: int = 0
+    inference_count: int = 0
+    execution_count: int = 0
+    inference_stats: dict[str, Tally] = {}
+    batch_stats: list[dict[str, Any]] = []
+
+
+# ------------------------------------------------------------
+# Each call of the protocol as data: what to send, and how to read what comes back. It sends nothing.
+
 
 T = TypeVar("T")
 Inputs = Mapping[str, npt.NDArray[Any]]
@@ -285,3 +394,70 @@ def _read_result(response: Response) -> Result:
         outputs, head.model_name, head.model_version, head.id, headers.get("clockwork-request-id", ""),
         head.parameters, headers,
     )  # fmt: skip
+
+
+# ------------------------------------------------------------
+# How long one call may take, over all its attempts, and when it tries again. It reads no clock.
+#
+# An attempt's deadline is the caller's SLO from its start; what is left of it when the request is sent is
+# what the server is told. The client itself waits a little longer, so that the server can still say how it
+# ended.
+
+
+SLO_MAX_MS: Final = SLO_MAX_NS / NS_PER_MS
+
+
+class Patience:
+    """One call: all its attempts within ``timeout_s``, each within ``slo_ms`` if that is given."""
+
+    def __init__(
+        self, now: float, timeout_s: float, slo_ms: float | None, grace_s: float, retries: int
+    ) -> None:
+        check_seconds("timeout_s", timeout_s)
+        if slo_ms is not None and not (isinstance(slo_ms, int | float) and 0 < slo_ms <= SLO_MAX_MS):
+            raise Invalid(
+                f"parameter 'slo_ms': expected milliseconds above 0 and up to {SLO_MAX_MS:.0f} (24 h), "
+                f"found {slo_ms!r}"
+            )
+        if not isinstance(retries, int) or retries < 0:
+            raise Invalid(f"parameter 'retries': expected 0 or more, found {retries!r}")
+        self._end = now + timeout_s
+        self._slo_ms = slo_ms
+        self._grace_s = grace_s
+        self._retries = retries
+        self._deadline = self._end
+
+    def start(self, now: float) -> float:
+        """An attempt starts; until when its answer is waited for."""
+        if self._slo_ms is None:
+            return self._end
+        self._deadline = min(self._end, now + self._slo_ms / 1000)
+        return min(self._end, self._deadline + self._grace_s)
+
+    def left_ms(self, now: float) -> float | None:
+        """What the server is told: what is left for this attempt; None if the caller gave no SLO.
+
+        Raises :class:`Expired` if it is nothing.
+        """
+        if self._slo_ms is None:
+            return None
+        left_ms = (self._deadline - now) * 1000
+        if left_ms < 0.001:
+            raise Expired(
+                "the deadline passed before there was a connection to send the request; nothing was sent"
+            )
+        return left_ms
+
+    def wait_s(self, error: ServingError, now: float) -> float | None:
+        """How long to wait before the next attempt; None if there is none: the error is the caller's."""
+        wait_s = error.retry_after_s
+        if not self._retries or wait_s is None or now + wait_s >= self._end:
+            return None
+        self._retries -= 1
+        return wait_s
+
+
+def check_seconds(field: str, value: float) -> None:
+    """Raise :class:`Invalid` unless it is a time to wait."""
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise Invalid(f"parameter '{field}': expected seconds above 0, found {value!r}")

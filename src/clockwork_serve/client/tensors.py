@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clockwork_serve.client.errors import Failed, Invalid
-from clockwork_serve.oip.datatypes import DTYPES, decode_strings, encode_strings
-from clockwork_serve.oip.records import Buffer
+from clockwork_serve.oip.model import DTYPES, Buffer, decode_strings, encode_strings
 from clockwork_serve.units import KIB
 
 COPIED_BYTES: Final = 64 * KIB

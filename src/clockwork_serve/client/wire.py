@@ -11,7 +11,7 @@ import httptools
 import numpy as np
 
 from clockwork_serve.client.errors import Invalid
-from clockwork_serve.oip.records import Buffer
+from clockwork_serve.oip.model import Buffer
 from clockwork_serve.units import KIB
 
 READ_BYTES: Final = 64 * KIB

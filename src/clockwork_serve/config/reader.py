@@ -14,9 +14,15 @@ from typing import Any
 
 from msgspec import Struct
 
-from clockwork_serve.config.devices import DeviceChoice
-from clockwork_serve.config.table import PREFIX, SETTINGS, Setting, default_cache
-from clockwork_serve.config.values import Unfit, did_you_mean
+from clockwork_serve.config.table import (
+    PREFIX,
+    SETTINGS,
+    DeviceChoice,
+    Setting,
+    Unfit,
+    default_cache,
+    did_you_mean,
+)
 from clockwork_serve.errors import ConfigError
 
 _OTHER_VARIABLES = {f"{PREFIX}{name}" for name in ("CONFIG", "TRACES", "MYPYC", "URL", "CA")}

@@ -9,20 +9,17 @@ from typing import Any, Final
 
 import msgspec
 
-from clockwork_serve.config.devices import DeviceChoice
 from clockwork_serve.config.reader import Settings
-from clockwork_serve.config.table import setting
-from clockwork_serve.config.values import machine_name, split_address
+from clockwork_serve.config.table import DeviceChoice, machine_name, setting, split_address
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices import DeviceConfig, emulated_config, torch_target
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.cluster_tls import ClusterFiles
-from clockwork_serve.serve.far_gateways import FarGatewaysConfig
-from clockwork_serve.serve.far_workers import FarWorkersConfig
-from clockwork_serve.serve.gateway_door import DoorConfig
-from clockwork_serve.serve.gateway_limits import HttpLimits
-from clockwork_serve.serve.machine_config import BridgeSettings, FarServer, MachineConfig
-from clockwork_serve.serve.server_config import ServerConfig
+from clockwork_serve.serve.gateway.access import DoorConfig
+from clockwork_serve.serve.gateway.settings import HttpLimits
+from clockwork_serve.serve.remote.config import BridgeSettings, FarServer, MachineConfig
+from clockwork_serve.serve.remote.tls import ClusterFiles
+from clockwork_serve.serve.supervisor.children import FarGatewaysConfig, FarWorkersConfig
+from clockwork_serve.serve.supervisor.config import ServerConfig
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB, ms
 

@@ -1,17 +1,26 @@
-"""All that the controller believes, and the moves that change it; choices are made elsewhere.
+"""All that the controller believes of models and requests, and the moves that change it.
 
-A move that sends an action or an answer also appends it to ``effects``, so belief and deed cannot differ.
+Delays and durations as measured are here too. Choices are made elsewhere.
 """
 
 from __future__ import annotations
 
-# ruff: noqa: FURB136, PLR1730 - max() and min() cost 100 ns more than a condition
 from msgspec.structs import replace
 
-from clockwork_serve.controller.cluster import LOOK_NS, DeviceBelief, LaneBelief, Residency, Sent, Strategy
-from clockwork_serve.controller.codes import Batch, CodeOnDevice, useful_sizes
 from clockwork_serve.controller.config import ControllerConfig
-from clockwork_serve.controller.hung import HungWorker
+from clockwork_serve.controller.devices import (
+    LOOK_NS,
+    Batch,
+    CodeOnDevice,
+    DeviceBelief,
+    Inherited,
+    LaneBelief,
+    Residency,
+    Sent,
+    Strategy,
+    useful_sizes,
+)
+from clockwork_serve.controller.estimates import LASTS_NS, Estimator
 from clockwork_serve.controller.life import (
     ANSWER,
     ANSWER_EARLY,
@@ -23,10 +32,9 @@ from clockwork_serve.controller.life import (
     UNLOAD,
     WAITING,
 )
-from clockwork_serve.controller.measured import Measured
 from clockwork_serve.controller.queues import Queue, ServedModel, Waiter, calls_of, half_slack_ns
 from clockwork_serve.controller.tenants import Tenants
-from clockwork_serve.controller.timers import NEVER_NS, Timers
+from clockwork_serve.controller.timers import NEVER_NS, Timer, Timers
 from clockwork_serve.messages import (
     Answer,
     Code,
@@ -42,6 +50,124 @@ from clockwork_serve.messages import (
     Window,
 )
 from clockwork_serve.units import NS_PER_MS
+
+# ------------------------------------------------------------
+# Devices, how long requests take on them, and how much time plans leave before deadlines, as measured.
+
+
+class Measured:
+    """The part of belief that measured durations and delays correct; see the module."""
+
+    def __init__(self, config: ControllerConfig) -> None:
+        self.slack_ns = self._usual_slack_ns = config.slack_ns
+        """Plans end so long before the deadline; a policy may correct it by what is measured."""
+        self.estimator = Estimator(config.estimate_window, config.estimate_quantile)
+        self.measures = False
+        """The policy plans with what delays are measured, and wants to know."""
+        self._slack_until_ns = 0
+        self.devices: dict[str, DeviceBelief] = {}
+        """Devices of all workers that are up."""
+        self._able: dict[str, int] = {}
+        """By backend: how many of them run its codes, once asked for."""
+
+    def able(self, backend: str) -> int:
+        """How many devices run codes of a backend."""
+        count = self._able.get(backend)
+        if count is None:
+            count = sum([device.spec.runs(backend) for device in self.devices.values()])
+            self._able[backend] = count
+        return count
+
+    def cost_ns(self, model: ServedModel, rows: int) -> int:
+        """What a request of so many rows is expected to take of a device if it runs alone."""
+        base_ns = model.base_ns or self._base_ns(model)
+        if rows == 1:
+            return base_ns
+        for device in self.devices.values():
+            profile = self.estimator.profile(model.code_id, device.spec.kind)
+            if profile is not None:
+                return min([ns for size, ns in profile.infer_ns.items() if size >= rows], default=base_ns)
+        return base_ns
+
+    def _base_ns(self, model: ServedModel) -> int:
+        """Batch-1 time of a model, by the first profile known."""
+        for device in self.devices.values():
+            profile = self.estimator.profile(model.code_id, device.spec.kind)
+            if profile is not None:
+                model.base_ns = profile.infer_ns[1]
+                return model.base_ns
+        return NS_PER_MS
+
+    def measure(self, sent: Sent, started_ns: int, now_ns: int) -> None:
+        """The result of an INFER is heard: correct the delays to plan with (before its lane hears of it)."""
+        device = sent.device
+        reach_ns = started_ns - sent.idle_ns if sent.idle_ns >= 0 else -1
+        delays = device.delays
+        before_ns = delays.slack_ns
+        delays.heard(now_ns - device.exec.head_end_ns, reach_ns, now_ns)
+        device.exec.network_ns = delays.reach_ns
+        self._slack_until_ns = now_ns + LASTS_NS
+        if delays.slack_ns > self.slack_ns:
+            self.slack_ns = delays.slack_ns
+        elif delays.slack_ns < before_ns >= self.slack_ns:
+            self._find_slack()
+
+    def _find_slack(self) -> None:
+        """The longest of any device's."""
+        slacks_ns = [device.delays.slack_ns for device in self.devices.values()]
+        self.slack_ns = max(slacks_ns, default=self._usual_slack_ns)
+
+    def _forget_delays(self) -> None:
+        """Nothing was measured for a while."""
+        for device in self.devices.values():
+            device.delays.forget()
+            device.exec.network_ns = device.delays.reach_ns
+        self._find_slack()
+
+
+# ------------------------------------------------------------
+# A worker that is up and does not answer: what it had when nothing was planned on it any more.
+
+
+class HungWorker(Timer):
+    """See the module. It fires when its grace is over: then it is to be ended."""
+
+    __slots__ = ("devices", "ended", "heads", "heard", "inherited", "kept", "name", "sent", "why")
+
+    def __init__(self, name: str, why: str, devices: list[DeviceBelief], order: int) -> None:
+        super().__init__(order)
+        self.name = name
+        self.why = why
+        self.devices = devices
+        """As they were believed; they come back as others."""
+        self.sent: dict[int, Sent] = {}
+        """All and only actions in flight there, by id; their requests may be answered or run elsewhere."""
+        self.inherited: dict[tuple[str, int], Inherited] = {}
+        """All and only actions of another controller that run there, by device and id."""
+        self.heads: set[int] = set()
+        """INFERs that were first on their lanes: they ran, by belief."""
+        self.kept: list[Residency] = []
+        """Weights that are or will be there: their states go on, and nothing else of them does."""
+        self.heard = False
+        """It owes nothing any more: it may come back."""
+        self.ended = False
+        """It is to be ended, and will not come back."""
+
+    def device(self, name: str) -> DeviceBelief | None:
+        """Its device of that name."""
+        for device in self.devices:
+            if device.name == name:
+                return device
+        return None
+
+
+# ------------------------------------------------------------
+# All that the controller believes, and the moves that change it; choices are made elsewhere.
+#
+# A move that sends an action or an answer also appends it to ``effects``, so belief and deed cannot differ.
+
+
+# ruff: noqa: FURB136, PLR1730 - max() and min() cost 100 ns more than a condition
 
 
 class Belief(Measured):

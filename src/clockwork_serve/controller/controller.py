@@ -1,38 +1,27 @@
-"""The controller's machine: it hears of requests, results and workers, and decides through its layers.
+"""The controller's machine: it observes requests, results and workers, and decides through its layers.
 
-``decide`` reads as what happens at one instant: results are settled, deadlines that passed are answered, the
-scheduler tops up lanes, hopeless requests are refused, and readiness is told when it changed.
+Its snapshot for screens and its invariants are at the end.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final, assert_never
 
-from clockwork_serve.controller.admission import Refusal, refusal
-from clockwork_serve.controller.backlog import Backlog
-from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.cluster import Guard, Look
+from clockwork_serve.controller.admission import Backlog, Refusal, foretell, refusal
+from clockwork_serve.controller.belief import Belief, HungWorker
 from clockwork_serve.controller.config import ControllerConfig
-from clockwork_serve.controller.deadlines import Deadlines, InternalDeadlines
+from clockwork_serve.controller.devices import DeviceBelief, Guard, LaneTimer, Look, Residency
 from clockwork_serve.controller.feasibility import Feasibility
-from clockwork_serve.controller.fleet import Fleet
-from clockwork_serve.controller.foretell import foretell
-from clockwork_serve.controller.hangs import Hangs
-from clockwork_serve.controller.hung import HungWorker
-from clockwork_serve.controller.inheritance import Inheritance
-from clockwork_serve.controller.invariants import check_belief
-from clockwork_serve.controller.life import SENT, SPENT
-from clockwork_serve.controller.plan import LaneTimer
+from clockwork_serve.controller.fleet import Fleet, Inheritance, Teller
+from clockwork_serve.controller.hangs import Hangs, Stalls
+from clockwork_serve.controller.life import ANSWERED, READY, SENT, SPENT, WAITING
+from clockwork_serve.controller.policies import scheduler_for
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.queues import ServedModel, Waiter
-from clockwork_serve.controller.readiness import Teller
-from clockwork_serve.controller.schedulers import scheduler_for
-from clockwork_serve.controller.settle import Settler
-from clockwork_serve.controller.snapshot import snapshot
-from clockwork_serve.controller.stalls import Stalls
+from clockwork_serve.controller.results import Settler
 from clockwork_serve.controller.tenants import Account
-from clockwork_serve.controller.timers import NEVER_NS, Timer
-from clockwork_serve.controller.watches import Watch
+from clockwork_serve.controller.timers import NEVER_NS, Deadlines, InternalDeadlines, Timer, Watch
 from clockwork_serve.messages import (
     Announced,
     Answer,
@@ -45,6 +34,7 @@ from clockwork_serve.messages import (
     ControllerEvent,
     Drain,
     GatewayLost,
+    Infer,
     ModelAdded,
     ModelRemoved,
     Outcome,
@@ -60,6 +50,87 @@ from clockwork_serve.messages import (
     WorkerLost,
     WorkerSilent,
 )
+
+# ------------------------------------------------------------
+# What the controller believes, as plain data that encodes as JSON, for screens.
+
+
+def snapshot(belief: Belief, quarantined: dict[str, str]) -> dict[str, object]:
+    """Queues, devices, resident models and tenants; and why models are ``quarantined``, by key."""
+    return {
+        "in_flight": len(belief.waiters),
+        "waiting": {key: model.waiting for key, model in belief.models.items() if model.waiting},
+        "models": len(belief.models),
+        "quarantined": quarantined,
+        "hung": {name: one.why for name, one in belief.hung.items()},
+        "devices": [_device(device) for device in belief.devices.values()],
+        "tenants": belief.tenants.snapshot(),
+    }
+
+
+def _device(device: DeviceBelief) -> dict[str, object]:
+    ready: list[Residency] = [one for one in device.pages.holders() if one.state == READY]
+    return {
+        "device": device.name, "kind": device.spec.kind, "worker": device.worker, "warm": device.warm,
+        "pages": device.spec.pages, "page_bytes": device.spec.page_bytes, "pages_used": device.pages.used,
+        "resident": [residency.model.key for residency in ready],
+        "codes": len(device.codes), "failed_codes": device.failed_codes,
+        "pending_codes": len(device.pending_codes),
+        "exec_outstanding": len(device.exec), "load_outstanding": len(device.load),
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------
+# What must always be true of belief as a whole; it changes nothing.
+
+
+def check_belief(belief: Belief) -> None:
+    """Assert every invariant that relates the parts."""
+    for model in belief.models.values():
+        waiters = [waiter for queue in model.queues.values() for waiter in queue.waiters]
+        assert model.waiting == len(waiters)
+        assert model.demand_ns == sum(waiter.demand_ns for waiter in waiters)
+        ready = sum(residency.state == READY for residency in model.residencies.values())
+        for queue in model.queues.values():
+            queue.check()
+            assert model.queues[queue.signature, queue.rows, queue.alone, queue.level] is queue
+            assert len(queue.strategies) == ready
+    waiting = sum(model.waiting for model in belief.models.values())
+    states = [waiter.state for waiter in belief.waiters.values()]
+    assert states.count(WAITING) == waiting
+    assert ANSWERED not in states
+    flying = Counter([id(waiter) for sent in belief.sent.values() for waiter in sent.waiters])
+    owed = Counter(
+        [id(one) for hung in belief.hung.values() for sent in hung.sent.values() for one in sent.waiters]
+    )
+    for waiter in belief.waiters.values():
+        flies = flying.pop(id(waiter), 0)
+        assert flies == (waiter.state == SENT) or (flies <= 1 and waiter.state == SPENT)
+        held = owed.pop(id(waiter), 0) + (flies if waiter.state == SPENT else 0)
+        assert waiter.held == held, f"{waiter.request.request_id}: {waiter.held} is not {held}"
+        assert waiter.state != SPENT or waiter.held
+    assert not flying and not owed, "requests that are over are in flight"
+    for device in belief.devices.values():
+        device.check()
+        shares_ns = sum(one.model.share_ns(one) for one in device.pages.holders())
+        assert device.load_ns == shares_ns, f"{device.name}: {device.load_ns} is not {shares_ns}"
+    for sent in belief.sent.values():
+        assert belief.devices[sent.action.device] is sent.device
+        assert isinstance(sent.action, Infer) == bool(sent.waiters)
+        if sent.residency is not None and sent.waiters:
+            assert sent.residency.state == READY
+            assert sent.residency.in_flight > 0
+    assert all(model.stirred for model in belief.stirred)
+    assert all(queue.doubted for queue in belief.doubted)
+    belief.tenants.check(set(belief.waiters))
+
+
+# ------------------------------------------------------------
+# The controller's machine: it hears of requests, results and workers, and decides through its layers.
+#
+# ``decide`` reads as what happens at one instant: results are settled, deadlines that passed are answered,
+# the scheduler tops up lanes, hopeless requests are refused, and readiness is told when it changed.
+
 
 GOOD: Final = Status.OK
 

@@ -1,17 +1,238 @@
-"""Workers that come, prepare codes and go: what that changes in belief. It sends nothing."""
+"""Workers that join, leave, or are taken over from a controller that died; whether the server is ready."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Final
+
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.cluster import DeviceBelief, Sent
+from clockwork_serve.controller.devices import DeviceBelief, Inherited, Residency, Sent
 from clockwork_serve.controller.feasibility import Feasibility
-from clockwork_serve.controller.inheritance import Inheritance
+from clockwork_serve.controller.life import FAILED, READY
+from clockwork_serve.controller.policies.base import Scheduler
 from clockwork_serve.controller.quarantine import Quarantine
-from clockwork_serve.controller.readiness import Teller
-from clockwork_serve.controller.scheduler import Scheduler
-from clockwork_serve.controller.settle import Settler
+from clockwork_serve.controller.results import Settler
 from clockwork_serve.controller.timers import NEVER_NS
-from clockwork_serve.messages import Code, CodeReady, WorkerJoined
+from clockwork_serve.messages import (
+    Code,
+    CodeReady,
+    DeviceState,
+    Keep,
+    Lane,
+    Measured,
+    Readiness,
+    Resident,
+    Result,
+    Running,
+    Status,
+    WorkerJoined,
+    WorkerLost,
+)
+
+# ------------------------------------------------------------
+# What a controller takes over with a worker that had another before: codes, weights, durations, what runs.
+#
+# Nothing is loaded or prepared again that is there. Actions of the other controller that still run keep their
+# lanes and weights busy until their results come, and answer no request: those that wanted them are asked
+# anew. Weights that nobody wants are not kept; the worker is told which are, before all else.
+
+
+GOOD: Final = Status.OK
+
+
+class Inheritance:
+    """See the module."""
+
+    def __init__(self, belief: Belief, scheduler: Scheduler, feasibility: Feasibility) -> None:
+        self._belief = belief
+        self._scheduler = scheduler
+        self._feasibility = feasibility
+        self.running: dict[tuple[str, int], Inherited] = {}
+        """All and only those of devices that are up, by device and action id."""
+        self._keeps: list[Keep] = []
+        """To be told in the next decision."""
+
+    def joined(self, states: Iterable[DeviceState], now_ns: int) -> None:
+        """Devices came, with what another controller left on them."""
+        for state in states:
+            device = self._belief.devices[state.device]
+            self._take_over(device, state, now_ns)
+            device.warm = not device.pending_codes
+
+    def _take_over(self, device: DeviceBelief, state: DeviceState, now_ns: int) -> None:
+        for code_id in state.codes:
+            if code_id in device.pending_codes and self._belief.prepare(device, code_id):
+                device.pending_codes.discard(code_id)
+        self._learn(device, state.measured, now_ns)
+        self._scheduler.device_changed(device)
+        loading = {one.version: one for one in state.running if one.lane is Lane.LOAD}
+        found = [self._take(device, one, loading) for one in state.weights]
+        kept = {residency.version: residency for residency in found if residency is not None}
+        sizes = {one.version: one.weights.size for one in state.weights if one.version in loading}
+        for running in state.running:
+            residency = kept.get(running.version)
+            inherited = Inherited(device, running, residency, sizes.get(running.version, 0))
+            self._expect(running, inherited, now_ns)
+        self._keeps.append(Keep(device=device.name, versions=tuple(kept)))
+        self._belief.unsettled = True
+        for residency in kept.values():
+            if residency.version not in loading:
+                self._ready(residency)
+
+    def _learn(self, device: DeviceBelief, measured: tuple[Measured, ...], now_ns: int) -> None:
+        sizes = {model.code_id: model.model.weights.size for model in self._belief.models.values()}
+        for one in measured:
+            code = device.codes.get(one.code_id)
+            if code is None or one.code_id not in sizes:
+                continue
+            timings = code.timings
+            samples = (
+                timings.infer(one.batch, one.signature) if one.batch else timings.load(sizes[one.code_id])
+            )
+            for lasted_ns in one.lasted_ns:
+                samples.learn(lasted_ns, now_ns)
+
+    def _take(self, device: DeviceBelief, found: Resident, loading: dict[int, Running]) -> Residency | None:
+        """Believe in weights that are there, if they are those of a model that is served."""
+        model, code = self._belief.models.get(found.model), device.codes.get(found.code_id)
+        if model is None or model.quarantined or code is None or model.code_id != found.code_id:
+            return None
+        if device.name in model.residencies:
+            return None
+        wanted = model.model.weights
+        if (wanted.weights_id, wanted.size) != (found.weights.weights_id, found.weights.size):
+            return None
+        if not found.ready and found.version not in loading:
+            return None
+        residency = Residency(model, device, code, found.extent, found.version)
+        device.hold(residency)
+        model.enter(residency)
+        self._belief.stir(model)
+        return residency
+
+    def _expect(self, running: Running, one: Inherited, now_ns: int) -> None:
+        """A lane is taken until the result of what runs there comes."""
+        device, residency = one.device, one.residency
+        lane = device.load if one.lane is Lane.LOAD else device.exec
+        self._belief.guard(device, now_ns)
+        lane.send(running.action_id, running.left_ns, now_ns)
+        if residency is not None:
+            if one.lane is Lane.LOAD:
+                residency.ready_ns = lane.free_ns
+            else:
+                residency.in_flight += 1
+        self.running[device.name, running.action_id] = one
+
+    def told(self) -> list[Keep]:
+        """What workers are to be told, before all else."""
+        keeps = self._keeps
+        if keeps:
+            self._keeps = []
+        return keeps
+
+    def _ready(self, residency: Residency) -> None:
+        self._belief.loaded(residency)
+        self._scheduler.loaded(residency)
+
+    def ended(self, result: Result, now_ns: int) -> None:
+        """A result of what this controller never sent, or has given up."""
+        one = self.running.pop((result.device, result.action_id), None)
+        if one is None:
+            return
+        device, residency = one.device, one.residency
+        if one.lane is Lane.LOAD:
+            device.load.end(result.action_id, result.ended_ns)
+            if self._belief.config.reject_infeasible:
+                self._feasibility.load_ended(device, now_ns)
+            if residency is not None:
+                self._loaded(residency, good=result.status is GOOD)
+            self._scheduler.load_changed(device)
+            return
+        device.exec.end(result.action_id, result.ended_ns)
+        if residency is not None:
+            residency.in_flight -= 1
+            self._belief.unsettled = True  # its model may have left meanwhile, and wait for that
+        self._scheduler.exec_changed(device)
+
+    def _loaded(self, residency: Residency, *, good: bool) -> None:
+        if good:
+            self._ready(residency)
+            self._belief.unsettled = True
+            return
+        residency.step(FAILED)
+        self._belief.drop(residency)
+        self._belief.doubt_model(residency.model)
+
+    def leave(self, device: DeviceBelief) -> dict[tuple[str, int], Inherited]:
+        """A device does not answer any more, or is gone: what ran there."""
+        found = {key: one for key, one in self.running.items() if one.device is device}
+        for key in found:
+            del self.running[key]
+        self._keeps = [keep for keep in self._keeps if keep.device != device.name]
+        return found
+
+    def at_work(self, event: WorkerLost) -> set[int]:
+        """What a worker that died was at, of another controller. Nobody is blamed for that."""
+        running = event.running or ()
+        return {
+            action_id
+            for (_, action_id), one in self.running.items()
+            if action_id in running and one.device.worker == event.worker
+        }
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        for (name, _), one in self.running.items():
+            assert self._belief.devices[name] is one.device
+            if one.residency is not None and one.lane is Lane.EXEC:
+                assert one.residency.state == READY and one.residency.in_flight > 0
+
+
+# ------------------------------------------------------------
+# Tells whether the server can serve, when that changed.
+
+
+class Teller:
+    """See the module."""
+
+    def __init__(self, belief: Belief) -> None:
+        self._belief = belief
+        self.may_change = True
+        """Something happened that readiness depends on."""
+        self._was_ready = False
+        self._told: Readiness | None = None
+
+    def take_over(self) -> None:
+        """Another controller was there before: it, too, was ready once."""
+        self._was_ready = True
+
+    def tell(self, *, draining: bool) -> None:
+        """Look again; once it was ready, one warm device is enough."""
+        self.may_change = False
+        devices = self._belief.devices.values()
+        # Long before anybody knows whether its worker hung.
+        still = [device.name for device in devices if device.warm and not device.look.serves]
+        warm = sum(device.warm for device in devices) - len(still)
+        wanted = 1 if self._was_ready else self._belief.config.expected_devices
+        if draining:
+            readiness = Readiness(ready=False, why="draining")
+        elif warm >= wanted:
+            readiness, self._was_ready = Readiness(ready=True), True
+        else:
+            pending = sum(len(device.pending_codes) for device in devices)
+            why = f"{warm} of {wanted} devices are warm"
+            if pending:
+                why = f"{why}; {pending} codes are being prepared"
+            late = [f"{name} does not answer" for name in still]
+            hung = [f"{one.name} hung: {one.why}" for one in self._belief.hung.values()]
+            readiness = Readiness(ready=False, why="; ".join([why, *late, *hung]))
+        if self._told is None or readiness.ready != self._told.ready:
+            self._told = readiness
+            self._belief.effects.append(readiness)
+
+
+# ------------------------------------------------------------
+# Workers that come, prepare codes and go: what that changes in belief. It sends nothing.
 
 
 class Fleet:

@@ -1,28 +1,26 @@
-"""Workers that do not answer: told in ``observe``, judged in ``decide``. It ends none, but says which to end.
-
-An action is *late* when the instant at which its lane was expected to be done with it is past by more than
-its patience. Then its worker *hung*: nothing is planned on it, and what was in flight there is planned
-elsewhere. It comes back as it was once it has answered all that it owes. If it has not by the end of its
-grace, it is to be ended. A worker without work can hang, too: its process returns no beats.
-
-Windows count only as lanes do: an action's opens when it is sent, so it starts as soon as its lane is free.
-"""
+"""Workers that do not answer, exec lanes that do not move: observed first, judged in ``decide``."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.cluster import DeviceBelief, Guard, Inherited, LaneBelief, Residency, Sent
-from clockwork_serve.controller.fleet import Fleet
-from clockwork_serve.controller.hung import HungWorker
-from clockwork_serve.controller.inheritance import Inheritance
+from clockwork_serve.controller.belief import Belief, HungWorker
+from clockwork_serve.controller.devices import (
+    LOOK_NS,
+    DeviceBelief,
+    Guard,
+    Inherited,
+    LaneBelief,
+    Look,
+    Residency,
+    Sent,
+)
+from clockwork_serve.controller.fleet import Fleet, Inheritance, Teller
 from clockwork_serve.controller.life import LOADED, LOADING, READY, SPENT
+from clockwork_serve.controller.policies.base import Scheduler
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.queues import Waiter
-from clockwork_serve.controller.readiness import Teller
-from clockwork_serve.controller.scheduler import Scheduler
-from clockwork_serve.controller.settle import BELIEF_WRONG, Settler
+from clockwork_serve.controller.results import BELIEF_WRONG, Settler
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import (
     Infer,
@@ -35,7 +33,18 @@ from clockwork_serve.messages import (
     WorkerHung,
     WorkerSilent,
 )
-from clockwork_serve.units import MIB, NS_PER_S
+from clockwork_serve.units import MIB, NS_PER_S, ms
+
+# ------------------------------------------------------------
+# Workers that do not answer: told in ``observe``, judged in ``decide``. It ends none, but says which to end.
+#
+# An action is *late* when the instant at which its lane was expected to be done with it is past by more than
+# its patience. Then its worker *hung*: nothing is planned on it, and what was in flight there is planned
+# elsewhere. It comes back as it was once it has answered all that it owes. If it has not by the end of its
+# grace, it is to be ended. A worker without work can hang, too: its process returns no beats.
+#
+# Windows count only as lanes do: an action's opens when it is sent, so it starts as soon as its lane is free.
+
 
 SLOWER: Final = 4
 """An action may be late by so many times what it was expected to take."""
@@ -329,3 +338,47 @@ class Hangs:
 
 def _seconds(lasts_ns: int) -> str:
     return f"{lasts_ns / NS_PER_S:.1f} s"
+
+
+# ------------------------------------------------------------
+# Devices whose exec lanes do not move: the models there are wanted elsewhere before anybody knows why.
+#
+# A worker hung when an action is late by its patience (``hangs``), which is long: seconds. Until then what
+# waits for its weights would miss its deadline, though another device could load them. So an exec lane
+# *stalled* when its running action is late by as long as it was expected to take, and by ``LOOK_NS`` at
+# least, in two looks. Then the demand for its models counts as served by nobody there (``candidates``), until
+# it is done. One that does not move for ``STILL_NS`` serves nobody, and where none else is, the server is not
+# ready.
+
+
+STILL_NS: Final = ms(1500)
+"""And as long as the action was expected to take: where models are slow, late is later."""
+
+
+class Stalls:
+    """See the module."""
+
+    def __init__(self, belief: Belief, readiness: Teller) -> None:
+        self._belief = belief
+        self._readiness = readiness
+
+    def fired(self, look: Look, now_ns: int) -> None:
+        """Look at a device that was given work."""
+        lane = look.device.exec
+        late = bool(lane) and lane.stalled
+        still = late and lane.overdue_ns(now_ns) >= max(STILL_NS, lane.head_lasts_ns)
+        if still != look.still:
+            look.still = still
+            self._readiness.may_change = True
+        if not lane:
+            return
+        self._belief.timers.set(look, now_ns + LOOK_NS)
+        if lane.stalled or lane.overdue_ns(now_ns) < max(LOOK_NS, lane.head_lasts_ns):
+            return
+        if look.late_id != lane.head_id:  # the controller itself may have slept till now
+            look.late_id = lane.head_id
+            return
+        lane.stalled = True
+        for residency in look.device.pages.holders():
+            if residency.model.waiting:
+                self._belief.stir(residency.model)

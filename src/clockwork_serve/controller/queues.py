@@ -15,8 +15,8 @@ from clockwork_serve.controller.life import (
 from clockwork_serve.messages import LEAST_PRIORITY, USUAL_PRIORITY, Call, Code, Model, Request
 
 if TYPE_CHECKING:
-    from clockwork_serve.controller.cluster import Residency, Strategy
-    from clockwork_serve.controller.watches import Watch
+    from clockwork_serve.controller.devices import Residency, Strategy
+    from clockwork_serve.controller.timers import Watch
 
 
 BAND_NS: Final = 1 << 58

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from clockwork_serve.devices.base import CallBuffers, Device, DeviceConfig
+from clockwork_serve.devices.base import CallBuffers, Device, DeviceConfig, io_bytes
 from clockwork_serve.devices.emulated import emulated_config, emulated_profile
 from clockwork_serve.devices.kinds import BACKENDS, check_torch, profile_kind, runs, torch_target
-from clockwork_serve.devices.tensors import io_bytes
 from clockwork_serve.errors import ConfigError
 
 __all__ = [

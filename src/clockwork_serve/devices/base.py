@@ -1,18 +1,53 @@
-"""What a device is to a worker: blocking calls, each made by the thread of one lane."""
+"""What a device is to a worker: blocking calls, each made by one lane's thread; their tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import os
+import struct
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from clockwork_serve.devices.cores import cores
-from clockwork_serve.messages import Code, DeviceSpec, Infer, Load, TensorRef, Unload
-from clockwork_serve.units import KIB, MIB, NS_PER_MS
+from clockwork_serve.errors import DeviceError, ModelError
+from clockwork_serve.messages import Code, DeviceSpec, Infer, Load, TensorRef, TensorSpec, Unload
+from clockwork_serve.units import KIB, MIB, NS_PER_MS, align
+
+# ------------------------------------------------------------
+# How many cores this process may use at once.
+
+
+QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
+"""Of a container: microseconds of CPU time that all its processes may use, in so many of real time."""
+QUOTA_BEFORE: Final = tuple(Path("/sys/fs/cgroup/cpu") / f"cpu.cfs_{name}_us" for name in ("quota", "period"))
+"""The same of control groups, version 1; a quota of -1 is none."""
+
+
+def cores() -> float:
+    """Those it may run on, or what its container's quota comes to, if that is less."""
+    allowed = float(len(os.sched_getaffinity(0)))
+    quota = _quota()
+    return allowed if quota is None else min(allowed, quota)
+
+
+def _quota() -> float | None:
+    """None where there is none, or none can be read."""
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+        quota, period = QUOTA.read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+        quota_us, period_us = (int(path.read_text()) for path in QUOTA_BEFORE)
+        return None if quota_us <= 0 else quota_us / period_us
+    return None
+
+
+# ------------------------------------------------------------
+# What a device is to a worker: blocking calls, each made by the thread of one lane.
 
 
 class DeviceConfig(Struct, frozen=True, kw_only=True):
@@ -115,3 +150,173 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     }.items()
 }  # fmt: skip
 """OIP element types as numpy dtypes; BF16 travels as its 16 bits."""
+
+
+# ------------------------------------------------------------
+# Tensors of calls: shapes, rows of a batch, the room for outputs; never touches memory beyond that room.
+
+
+def full_shape(code: Code, spec: TensorSpec, rows: int) -> tuple[int, ...]:
+    """The shape of ``spec`` with its batch axis, if the code has one; -1 stays where a request chooses."""
+    return (rows, *spec.shape) if code.batched else spec.shape
+
+
+def is_static(spec: TensorSpec) -> bool:
+    """Whether a tensor's size is known before it is seen."""
+    return spec.datatype != "BYTES" and all(dim >= 0 for dim in spec.shape)
+
+
+def nbytes_of(shape: Iterable[int], dtype: np.dtype[np.generic]) -> int:
+    """Bytes of an array."""
+    size = dtype.itemsize
+    for dim in shape:
+        size *= dim
+    return size
+
+
+def io_bytes(code: Code, batch: int) -> int:
+    """What one INFER of that batch size needs for inputs and outputs, static tensors only, in bytes."""
+    rows = batch if code.batched else 1
+    return sum(
+        align((spec.row_bytes or 0) * rows) for spec in (*code.inputs, *code.outputs) if is_static(spec)
+    )
+
+
+def rows_of(code: Code, action: Infer, calls: Sequence[CallBuffers]) -> list[int]:
+    """Rows of each call; DeviceError if the action contradicts itself, the code or the buffers."""
+    if len(calls) != len(action.calls) or not calls:
+        raise DeviceError(f"calls: expected buffers for {len(action.calls)} calls, found {len(calls)}")
+    if not code.batched:
+        if len(calls) != 1:
+            raise DeviceError(
+                f"calls: code {code.code_id} has no batch axis, expected 1 call, found {len(calls)}"
+            )
+        return [1]
+    if action.batch not in code.batch_sizes:
+        raise DeviceError(
+            f"batch: expected one of {code.batch_sizes} of code {code.code_id}, found {action.batch}"
+        )
+    rows = [call.rows for call in action.calls]
+    if min(rows) < 1 or sum(rows) > action.batch:
+        raise DeviceError(f"rows: expected at most {action.batch} in all and 1 each, found {rows}")
+    return rows
+
+
+def check_input(code: Code, spec: TensorSpec, array: Array | None, rows: int) -> None:
+    """DeviceError unless an input is what the code declares."""
+    if array is None:
+        raise DeviceError(f"input {spec.name}: expected by code {code.code_id}, missing in the call")
+    expected = full_shape(code, spec, rows)
+    if array.dtype != NUMPY_DTYPES[spec.datatype]:
+        raise DeviceError(f"input {spec.name}: expected {spec.datatype}, found an array of {array.dtype}")
+    if not fits(expected, array.shape):
+        raise DeviceError(f"input {spec.name}: expected shape {expected}, found {array.shape}")
+
+
+def fits(expected: tuple[int, ...], found: tuple[int, ...]) -> bool:
+    """Whether a shape is the expected one, -1 standing for anything."""
+    return len(expected) == len(found) and all(a in (-1, b) for a, b in zip(expected, found, strict=True))
+
+
+def gather(code: Code, spec: TensorSpec, calls: Sequence[CallBuffers], rows: Sequence[int]) -> list[Array]:
+    """One input of every call, checked: of equal shape but for the rows."""
+    arrays = []
+    for call, count in zip(calls, rows, strict=True):
+        array = call.inputs.get(spec.name)
+        check_input(code, spec, array, count)
+        assert array is not None
+        arrays.append(array)
+        if array.shape[1:] != arrays[0].shape[1:]:
+            raise DeviceError(
+                f"input {spec.name}: expected rows of shape {arrays[0].shape[1:]} in the whole batch,"
+                f" found {array.shape[1:]}"
+            )
+    return arrays
+
+
+def stack(arrays: Sequence[Array], target: Array) -> None:
+    """Copy the rows of several calls into a batch; rows left over repeat the last, a valid one."""
+    start = 0
+    for array in arrays:
+        end = start + array.shape[0]
+        target[start:end] = array
+        start = end
+    if start < target.shape[0]:
+        target[start:] = target[start - 1]
+
+
+class Room:
+    """The room for one call's outputs, filled from its start; references count from there."""
+
+    __slots__ = ("_end", "_memory", "refs")
+
+    def __init__(self, call: CallBuffers) -> None:
+        self._memory = call.output
+        self._end = 0
+        self.refs = call.outputs
+        self.refs.clear()
+
+    def array(self, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+        """A writable view for one output of fixed-size elements; ModelError if the room is too small."""
+        dtype = NUMPY_DTYPES[spec.datatype]
+        nbytes = nbytes_of(shape, dtype)
+        offset = self._take(spec, shape, nbytes)
+        if not nbytes:
+            return np.empty(shape, dtype)
+        return np.ndarray(shape, dtype, buffer=self._memory, offset=offset)
+
+    def put(self, spec: TensorSpec, array: Array) -> None:
+        """Copy one output in; BYTES in wire form."""
+        if spec.datatype != "BYTES":
+            self.array(spec, array.shape)[...] = array
+            return
+        encoded = encode_bytes(array)
+        offset = self._take(spec, array.shape, len(encoded))
+        self._memory[offset : offset + len(encoded)] = encoded
+
+    def _take(self, spec: TensorSpec, shape: tuple[int, ...], nbytes: int) -> int:
+        offset = self._end
+        ref = TensorRef(
+            name=spec.name, datatype=spec.datatype, shape=tuple(shape), offset=offset, nbytes=nbytes
+        )
+        if offset + nbytes > len(self._memory) or self._memory.readonly:
+            raise room_error(self._memory, ref, offset + nbytes)
+        self._end = align(offset + nbytes)
+        self.refs.append(ref)
+        return offset
+
+
+def room_error(memory: memoryview, ref: TensorRef, end: int) -> DeviceError:
+    """Why an output that ends at ``end`` cannot be written to ``memory``."""
+    if memory.readonly:
+        return DeviceError("output: expected writable memory, found read-only memory")
+    return ModelError(
+        f"output {ref.name}: shape {ref.shape} ends at byte {end}, but the room for the outputs is"
+        f" {len(memory)} bytes; declare a larger output size for this model"
+    )
+
+
+def encode_bytes(array: Array) -> bytes:
+    """Strings in wire form: of each element a 4-byte little-endian length, then its bytes (text: UTF-8)."""
+    parts = []
+    for element in array.ravel().tolist():
+        data = element.encode() if isinstance(element, str) else bytes(element)
+        parts.append(struct.pack("<I", len(data)))
+        parts.append(data)
+    return b"".join(parts)
+
+
+def split(
+    code: Code, spec: TensorSpec, array: Array, batch: int, rows: Sequence[int], rooms: Sequence[Room]
+) -> None:
+    """Copy the rows of an output into their calls' rooms; ModelError if it is not shaped as declared."""
+    expected = full_shape(code, spec, batch)
+    if not fits(expected, array.shape):
+        raise ModelError(f"output {spec.name}: expected shape {expected}, found {tuple(array.shape)}")
+    if not code.batched:
+        rooms[0].put(spec, array)
+        return
+    start = 0
+    for room, count in zip(rooms, rows, strict=True):
+        room.put(spec, array[start : start + count])
+        start += count

@@ -38,9 +38,16 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from clockwork_serve.devices.base import CallBuffers, DeviceConfig, Phases
-from clockwork_serve.devices.code_files import read_file
-from clockwork_serve.devices.tensors import Room, full_shape, io_bytes, rows_of
+from clockwork_serve.devices.base import (
+    CallBuffers,
+    DeviceConfig,
+    Phases,
+    Room,
+    full_shape,
+    io_bytes,
+    rows_of,
+)
+from clockwork_serve.devices.files import read_file
 from clockwork_serve.errors import ConfigError, DeviceError
 from clockwork_serve.messages import Code, DeviceSpec, Infer, Load, Profile, TensorSpec, Unload
 from clockwork_serve.units import MIB, NS_PER_US, ms

@@ -1,16 +1,44 @@
-"""ONNX Runtime as the devices use it: one shared allocator, one thread, no spinning, plain error texts."""
+"""ONNX Runtime as the devices use it: sessions, tensors whose sizes a request chooses, bound weights."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+import numpy as np
 import onnxruntime as ort
+from msgspec import Struct
 
-from clockwork_serve.errors import DeviceError
+from clockwork_serve.devices.arena import Bytes, Scratch
+from clockwork_serve.devices.base import (
+    NUMPY_DTYPES,
+    Array,
+    CallBuffers,
+    Phases,
+    Room,
+    check_input,
+    gather,
+    nbytes_of,
+    split,
+    stack,
+)
+from clockwork_serve.devices.files import read_file
+from clockwork_serve.errors import DeviceError, ModelError
+from clockwork_serve.messages import Code, TensorSpec
+from clockwork_serve.units import align
+
+# ------------------------------------------------------------
+# ONNX Runtime as the devices use it: one shared allocator, one thread, no spinning, plain error texts.
+
 
 BFLOAT16: Final = 16
 """ONNX's number for the element type that numpy lacks."""
@@ -85,3 +113,264 @@ def trim() -> None:
     malloc_trim = _malloc_trim()
     if malloc_trim is not None:
         malloc_trim(0)
+
+
+# ------------------------------------------------------------
+# Weights of lifted codes, bound to device memory: where each tensor lies, and the bindings that say so.
+
+
+BOUND_TENSORS_MAX: Final = 100_000
+"""Weights bound at once, over all bindings: each takes about 1 kB; binding it again takes 2 us."""
+
+
+class Tensor(Struct, frozen=True, kw_only=True):
+    """One lifted weight: ``nbytes`` from ``offset`` in the blob. ``dtype`` is OIP's or numpy's name."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int
+    nbytes: int
+
+
+class Index(Struct, frozen=True, kw_only=True):
+    """How the blob of every model of one code is laid out."""
+
+    tensors: tuple[Tensor, ...]
+    blob_bytes: int
+
+
+def read_index(code: Code) -> Index:
+    """The code's ``index.json``; DeviceError if it is not there or contradicts itself."""
+    path = Path(code.path) / "index.json"
+    try:
+        index = msgspec.json.decode(read_file(code, "index.json"), type=Index)
+    except (ValueError, RecursionError, msgspec.DecodeError) as error:
+        raise DeviceError(f"code {path}: cannot be read ({error}); compile the model again") from error
+    for tensor in index.tensors:
+        _, dtype = element_type(tensor.dtype)
+        if tensor.offset < 0 or tensor.offset + tensor.nbytes > index.blob_bytes:
+            raise DeviceError(
+                f"code {path}: {tensor.name}: expected to end by {index.blob_bytes}, found beyond"
+            )
+        if nbytes_of(tensor.shape, dtype) != tensor.nbytes:
+            raise DeviceError(
+                f"code {path}: {tensor.name}: expected {nbytes_of(tensor.shape, dtype)} bytes for"
+                f" {tensor.shape} {tensor.dtype}, found {tensor.nbytes}"
+            )
+    return index
+
+
+def element_type(name: str) -> tuple[str, np.dtype[Any]]:
+    """OIP's name and numpy's element type for either's name of it."""
+    if name in NUMPY_DTYPES:
+        return name, NUMPY_DTYPES[name]
+    if name == "bfloat16":
+        return "BF16", NUMPY_DTYPES["BF16"]
+    try:
+        return "", np.dtype(name)
+    except TypeError as error:
+        raise DeviceError(f"dtype: expected an element type such as FP32, found {name!r}") from error
+
+
+@dataclass(slots=True)
+class Bound:
+    """A session with one set of weights bound. ``bound_by`` is who bound the inputs and outputs, to keep."""
+
+    session: Session
+    binding: Any
+    weights: dict[str, Value]
+    arrays: list[Array]  # what the values point to
+    bound_by: object = None
+
+    def anew(self) -> Bound:
+        """The same weights in a binding of its own, with no input bound."""
+        binding = self.session.io_binding()
+        for name, value in self.weights.items():
+            binding.bind_ortvalue_input(name, value)
+        return Bound(self.session, binding, self.weights, self.arrays)
+
+
+def bind(session: Session, index: Index, memory: Bytes) -> Bound:
+    """Bind every weight of the index to its place in ``memory`` (``blob_bytes`` long); nothing is copied."""
+    bound = Bound(session, session.io_binding(), {}, [])
+    for tensor in index.tensors:
+        datatype, dtype = element_type(tensor.dtype)
+        array = memory[tensor.offset : tensor.offset + tensor.nbytes].view(dtype).reshape(tensor.shape)
+        value = value_of(array, datatype)
+        bound.binding.bind_ortvalue_input(tensor.name, value)
+        bound.weights[tensor.name] = value
+        bound.arrays.append(array)
+    return bound
+
+
+class Bindings:
+    """Bindings by (code, first page), the least recently used dropped first. Used by both lanes."""
+
+    def __init__(self, tensors_max: int = BOUND_TENSORS_MAX) -> None:
+        self._tensors_max = tensors_max
+        self._tensors = 0  # the weights in all bindings held
+        self._bound_by_place: OrderedDict[tuple[str, int], Bound] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, code_id: str, page: int) -> Bound | None:
+        """The binding of a code at a page, if it is held."""
+        with self._lock:
+            bound = self._bound_by_place.get((code_id, page))
+            if bound is not None:
+                self._bound_by_place.move_to_end((code_id, page))
+            return bound
+
+    def put(self, code_id: str, page: int, bound: Bound) -> None:
+        """Hold a binding."""
+        with self._lock:
+            self._forget((code_id, page))
+            self._bound_by_place[code_id, page] = bound
+            self._tensors += len(bound.arrays)
+            while self._tensors > self._tensors_max and len(self._bound_by_place) > 1:
+                self._forget(next(iter(self._bound_by_place)))
+
+    def retire(self, code_id: str) -> None:
+        """Forget every binding of a code."""
+        with self._lock:
+            for place in [place for place in self._bound_by_place if place[0] == code_id]:
+                self._forget(place)
+
+    def __len__(self) -> int:
+        return len(self._bound_by_place)
+
+    def _forget(self, place: tuple[str, int]) -> None:
+        bound = self._bound_by_place.pop(place, None)
+        if bound is not None:
+            self._tensors -= len(bound.arrays)
+
+
+# ------------------------------------------------------------
+# One (code, batch size) with tensors whose sizes a request chooses, or that a request may leave out.
+#
+# Everything is bound anew for each run and let go after it: the memory of a request may be unmapped then.
+
+
+class OpenBatch:
+    """How a code is run at one batch size. Used by the exec lane only, like the I/O area."""
+
+    def __init__(self, code: Code, batch: int, scratch: Scratch, placeholder: Value) -> None:
+        self._code = code
+        self._batch = batch
+        self._scratch = scratch
+        self._placeholder = placeholder
+
+    def run(self, bound: Bound, calls: Sequence[CallBuffers], rows: Sequence[int], started_ns: int) -> Phases:
+        """Run the calls as one batch."""
+        specs = _given(self._code, calls)
+        if len(specs) < len(self._code.inputs):
+            bound = bound.anew()  # what an earlier call gave must not linger
+        binding, bound.bound_by = bound.binding, None
+        arrays = self._inputs(specs, calls, rows)
+        try:
+            for spec, array in zip(specs, arrays, strict=True):
+                binding.bind_ortvalue_input(spec.name, value_of(array, spec.datatype))
+            for spec in self._code.outputs:
+                binding.bind_output(spec.name, "cpu")
+            entered_ns = time.monotonic_ns()
+            bound.session.run_with_iobinding(binding)
+            ran_ns = time.monotonic_ns()
+            found = zip(self._code.outputs, binding.get_outputs(), strict=True)
+            outputs = [_array_of(spec, value) for spec, value in found]
+            write(self._code, outputs, self._batch, calls, rows)
+        finally:
+            binding.clear_binding_outputs()
+            for spec in specs:
+                binding.bind_ortvalue_input(spec.name, self._placeholder)
+        return Phases(entered_ns - started_ns, ran_ns - entered_ns, time.monotonic_ns() - ran_ns)
+
+    def _inputs(
+        self, specs: Sequence[TensorSpec], calls: Sequence[CallBuffers], rows: Sequence[int]
+    ) -> list[Array]:
+        """Each input as one array: the request's own if it fills the batch, else in the I/O area."""
+        arrays, end = [], 0
+        for spec in specs:
+            if len(calls) == 1 and rows[0] == self._batch:
+                array = calls[0].inputs[spec.name]
+                check_input(self._code, spec, array, rows[0])
+                whole = array.flags.c_contiguous and array.flags.aligned
+                arrays.append(array if whole else np.array(array))
+                continue
+            parts = gather(self._code, spec, calls, rows)
+            shape, dtype = (self._batch, *parts[0].shape[1:]), NUMPY_DTYPES[spec.datatype]
+            start, end = end, end + align(nbytes_of(shape, dtype))
+            fits = self._scratch.claim(end)
+            array = self._scratch.array(shape, dtype, start) if fits else np.empty(shape, dtype)
+            stack(parts, array)
+            arrays.append(array)
+        return arrays
+
+
+class TextBatch:
+    """A code with BYTES inputs, which the runtime cannot bind: it copies them."""
+
+    def __init__(self, code: Code, batch: int) -> None:
+        self._code = code
+        self._batch = batch
+        self._names = [spec.name for spec in code.outputs]
+
+    def run(self, bound: Bound, calls: Sequence[CallBuffers], rows: Sequence[int], started_ns: int) -> Phases:
+        """Run the calls as one batch."""
+        feed: dict[str, Any] = dict(bound.weights)
+        for spec in _given(self._code, calls):
+            parts = gather(self._code, spec, calls, rows)
+            array = parts[0]
+            if self._code.batched:
+                array = np.empty((self._batch, *parts[0].shape[1:]), parts[0].dtype)
+                stack(parts, array)
+            feed[spec.name] = (
+                _as_text(spec, array)
+                if spec.datatype == "BYTES"
+                else value_of(np.ascontiguousarray(array), spec.datatype)
+            )
+        entered_ns = time.monotonic_ns()
+        outputs = bound.session.run(self._names, feed)
+        ran_ns = time.monotonic_ns()
+        write(self._code, outputs, self._batch, calls, rows)
+        return Phases(entered_ns - started_ns, ran_ns - entered_ns, time.monotonic_ns() - ran_ns)
+
+
+def write(
+    code: Code, outputs: Sequence[Array], batch: int, calls: Sequence[CallBuffers], rows: Sequence[int]
+) -> None:
+    """Copy whole outputs, in the code's order, into the calls' rooms."""
+    rooms = [Room(call) for call in calls]
+    for spec, array in zip(code.outputs, outputs, strict=True):
+        split(code, spec, array, batch, rows, rooms)
+
+
+def _given(code: Code, calls: Sequence[CallBuffers]) -> list[TensorSpec]:
+    """The inputs that the first call has, which are then expected of every call."""
+    specs = [spec for spec in code.inputs if not spec.optional or spec.name in calls[0].inputs]
+    for spec in specs:
+        if spec.name not in calls[0].inputs:
+            check_input(code, spec, None, 1)
+    return specs
+
+
+def _array_of(spec: TensorSpec, value: Value) -> Array:
+    """An output that the run allocated, without a copy; valid while the value is."""
+    if spec.datatype != "BF16":
+        array: Array = value.numpy()
+        return array
+    shape, dtype = value.shape(), NUMPY_DTYPES["BF16"]
+    memory = (ctypes.c_uint8 * nbytes_of(shape, dtype)).from_address(value.data_ptr())
+    return np.frombuffer(memoryview(memory), dtype).reshape(shape)
+
+
+def _as_text(spec: TensorSpec, array: Array) -> Array:
+    """ONNX strings are text."""
+    text = np.empty(array.size, dtype=object)
+    try:
+        for place, item in enumerate(array.ravel().tolist()):
+            text[place] = item if isinstance(item, str) else bytes(item).decode()
+    except UnicodeDecodeError as error:
+        raise ModelError(
+            f"input {spec.name}: expected UTF-8 text, as ONNX strings are; found {error.object[:80]!r}"
+        ) from error
+    return text.reshape(array.shape)

@@ -27,8 +27,19 @@ from typing import Any, TypeVar
 import numpy as np
 
 from clockwork_serve.devices.arena import Arena
-from clockwork_serve.devices.base import NUMPY_DTYPES, Array, CallBuffers, DeviceConfig, Phases
-from clockwork_serve.devices.tensors import Room, fits, full_shape, gather, rows_of, split
+from clockwork_serve.devices.base import (
+    NUMPY_DTYPES,
+    Array,
+    CallBuffers,
+    DeviceConfig,
+    Phases,
+    Room,
+    fits,
+    full_shape,
+    gather,
+    rows_of,
+    split,
+)
 from clockwork_serve.errors import DeviceError, ModelError, described
 from clockwork_serve.messages import Code, Infer, Load, TensorSpec, Unload
 

@@ -1,43 +1,346 @@
-"""Torch models on ``torch-cpu`` and ``cuda:N``: compiled packages without constants, run on weights in pages.
-
-One arena is taken at start and never grows; an extent of it holds a model's blob, and a package's constants
-are views of it (zero-copy). LOAD copies in chunks on a stream of its own; INFER copies inputs in, runs alone,
-copies outputs out. Decides nothing.
-"""
+"""Torch models on ``torch-cpu`` and ``cuda:N``: packages without constants, run on weights in pages."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import mmap
+import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
 
+import msgspec
 import torch
+from torch._C._aoti import AOTIModelPackageLoader
 
-from clockwork_serve.devices.accelerator import Accelerator, Cuda, Host, Tensor
-from clockwork_serve.devices.base import CallBuffers, DeviceConfig, Phases
-from clockwork_serve.devices.host_pool import HostPool
-from clockwork_serve.devices.kinds import BACKENDS
-from clockwork_serve.devices.tensors import Room, rows_of, split
-from clockwork_serve.devices.torch_index import read_index
-from clockwork_serve.devices.torch_package import (
-    Package,
-    Seen,
-    Views,
-    area_bytes,
-    check_code,
-    fill,
-    leave,
-    one_line,
-    open_package,
-    views_of,
+from clockwork_serve.devices.accelerator import Accelerator, Cuda, Host, HostPool, Tensor
+from clockwork_serve.devices.base import (
+    NUMPY_DTYPES,
+    Array,
+    CallBuffers,
+    DeviceConfig,
+    Phases,
+    Room,
+    check_input,
+    full_shape,
+    gather,
+    is_static,
+    nbytes_of,
+    rows_of,
+    split,
+    stack,
 )
+from clockwork_serve.devices.files import check_file, read_file
+from clockwork_serve.devices.kinds import BACKENDS
 from clockwork_serve.errors import DeviceError, DeviceGone, ModelError
-from clockwork_serve.messages import Code, DeviceSpec, Extent, Infer, Load, TorchIndex, Unload, Weights
+from clockwork_serve.messages import (
+    Code,
+    DeviceSpec,
+    Extent,
+    Infer,
+    Load,
+    TensorSpec,
+    TorchIndex,
+    TorchTensor,
+    Unload,
+    Weights,
+)
+from clockwork_serve.units import align
+
+# ------------------------------------------------------------
+# How a compiled torch model lies on disk: ``index.json`` beside its packages. It imports no torch.
+#
+# CODE/code.json, CODE/index.json, CODE/B.pt2    one package without constants per batch size B
+# one blob of weights per model, laid out by the index
+
+
+INDEX_FILE: Final = "index.json"
+TENSOR_START: Final = 256
+"""Each tensor starts at a multiple of so many bytes in the blob, as CUDA's allocators have it."""
+
+ITEM_BYTES: dict[str, int] = {
+    "bool": 1, "uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8, "int8": 1, "int16": 2, "int32": 4,
+    "int64": 8, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "complex64": 8, "complex128": 16,
+    "float8_e4m3fn": 1, "float8_e5m2": 1,
+}  # fmt: skip
+"""Element types of weights, by torch's names."""
+
+
+_decoder: Final = msgspec.json.Decoder(TorchIndex)  # built before there are threads
+
+
+def package_name(batch: int) -> str:
+    """The file of a batch size's package."""
+    return f"{batch}.pt2"
+
+
+def read_index(code: Code) -> TorchIndex:
+    """The code's index; DeviceError if it is not there or contradicts itself."""
+    path = Path(code.path) / INDEX_FILE
+    try:
+        index = _decoder.decode(read_file(code, INDEX_FILE))
+    except (ValueError, RecursionError, msgspec.DecodeError) as error:
+        raise DeviceError(f"code {path}: cannot be read ({error}); compile the model again") from error
+    for tensor in index.tensors:
+        fault = _fault(tensor, index.blob_bytes)
+        if fault:
+            raise DeviceError(f"code {path}: {tensor.name}: {fault}; compile the model again")
+    return index
+
+
+def _fault(tensor: TorchTensor, blob_bytes: int) -> str:
+    """What is wrong with one entry; empty if nothing is."""
+    item = ITEM_BYTES.get(tensor.dtype)
+    if item is None:
+        return f"dtype: expected one of {', '.join(ITEM_BYTES)}; found {tensor.dtype!r}"
+    if len(tensor.shape) != len(tensor.stride) or min((*tensor.shape, *tensor.stride), default=0) < 0:
+        return f"expected a stride per dimension, none negative; found {tensor.shape} and {tensor.stride}"
+    reach = sum((dim - 1) * step for dim, step in zip(tensor.shape, tensor.stride, strict=True)) + 1
+    needed = item * reach if math.prod(tensor.shape) else 0
+    if needed > tensor.size:
+        return f"expected {needed} bytes for {tensor.shape} {tensor.dtype}, found {tensor.size}"
+    if tensor.offset % TENSOR_START:
+        return f"expected to start at a multiple of {TENSOR_START}, found {tensor.offset}"
+    if tensor.offset < 0 or tensor.offset + tensor.size > blob_bytes:
+        return f"expected to end by {blob_bytes}, found {tensor.offset + tensor.size}"
+    return ""
+
+
+# ------------------------------------------------------------
+# One (code, batch size) of a torch model: its package, its place in the I/O area, the weights it reads.
+#
+# What must hold, for it was measured to go wrong otherwise: constants are given ``user_managed=True`` (else
+# they are copied over the end of their memory); a package is loaded once per process and not let go (its code
+# stays mapped when it is); no constants are folded at run time.
+
+
+VIEWS_MAX: Final = 100_000
+"""Weights seen in extents, over all places: each takes about 0.5 kB; to see it anew takes 3 us."""
+
+DTYPES: Final[dict[str, Any]] = {
+    "BOOL": torch.bool, "UINT8": torch.uint8, "UINT16": torch.uint16, "UINT32": torch.uint32,
+    "UINT64": torch.uint64, "INT8": torch.int8, "INT16": torch.int16, "INT32": torch.int32,
+    "INT64": torch.int64, "FP16": torch.float16, "BF16": torch.bfloat16, "FP32": torch.float32,
+    "FP64": torch.float64,
+}  # fmt: skip
+
+Views = dict[str, Tensor]
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """A tensor of a batch in the I/O area; ``array`` and ``host`` are the same memory."""
+
+    spec: TensorSpec
+    dtype: Any
+    array: Array
+    host: Tensor
+    device: Tensor
+
+
+@dataclass(slots=True, eq=False)
+class Package:
+    """A compiled batch size, loaded for good.
+
+    ``page`` is where the constants lie that it has now (-1: nowhere that counts). ``lock`` is held while it
+    runs or gets constants, for both lanes have it do that. ``captures``: a CUDA graph may be made of it.
+    """
+
+    batch: int
+    loader: Any
+    inputs: list[Slot]
+    outputs: list[Slot]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    page: int = -1
+    views: Views = field(default_factory=dict)
+    captures: bool = True
+
+    def run(self, views: Views, page: int, inputs: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """Run with these constants, on ``inputs`` or those in the area; the lock is held."""
+        if page < 0 or self.page != page:
+            self.page = -1
+            self.loader.load_constants(views, use_inactive=False, check_full_update=True, user_managed=True)
+            self.page, self.views = page, views  # which keeps what it points to
+        taken = [slot.device for slot in self.inputs] if inputs is None else list(inputs)
+        outputs: list[Tensor] = self.loader.boxed_run(taken)
+        return outputs
+
+    def zeros(self) -> list[Tensor]:
+        """Inputs that no request gave: the area may be in use."""
+        return [torch.zeros_like(slot.device) for slot in self.inputs]
+
+    def misfit(self, outputs: Sequence[Tensor]) -> str:
+        """What of a run's outputs is not as the code declares; empty if all is."""
+        if len(outputs) != len(self.outputs):
+            return f"expected {len(self.outputs)} outputs, found {len(outputs)}"
+        for slot, tensor in zip(self.outputs, outputs, strict=True):
+            if tensor.dtype is not slot.dtype or tuple(tensor.shape) != slot.array.shape:
+                return (
+                    f"output {slot.spec.name}: expected {slot.dtype} {slot.array.shape}, found {tensor.dtype}"
+                    f" {tuple(tensor.shape)}"
+                )
+        return ""
+
+
+def open_package(
+    code: Code, index: TorchIndex, batch: int, accelerator: Accelerator, area: tuple[Tensor, Tensor]
+) -> Package:
+    """Load one package; DeviceError if it is not what the index says."""
+    path = check_file(code, package_name(batch))
+    try:
+        loader = AOTIModelPackageLoader(str(path), "model", True, 1, accelerator.index)  # noqa: FBT003
+        found = set(loader.get_constant_fqns())
+    except RuntimeError as error:
+        raise DeviceError(
+            f"code {path}: cannot be loaded: {one_line(error)}; compile the model again"
+        ) from error
+    check_file(code, package_name(batch))  # it was read by its path: that it is still the same
+    wanted = {tensor.name for tensor in index.tensors}
+    if found != wanted:
+        raise DeviceError(
+            f"code {path}: the package and its index differ: not in the index {sorted(found - wanted)[:5]},"
+            f" not in the package {sorted(wanted - found)[:5]}; compile the model again"
+        )
+    slots = _slots(code, batch, area)
+    return Package(batch, loader, slots[: len(code.inputs)], slots[len(code.inputs) :])
+
+
+def check_code(code: Code, index: TorchIndex, accelerator: Accelerator, device: str) -> None:
+    """DeviceError unless the code can run here: for this torch, this target, with tensors of known sizes."""
+    ours, theirs = torch.__version__.partition("+")[0], index.torch_version.partition("+")[0]
+    if theirs != ours:
+        raise DeviceError(
+            f"code {code.code_id}: compiled with torch {theirs}, and torch {ours} is installed; compile the"
+            " model again"
+        )
+    if index.target != accelerator.target:
+        raise DeviceError(
+            f"code {code.code_id}: compiled for {index.target}, and {device} is {accelerator.target}; compile"
+            " the model again"
+        )
+    if not code.lifted:
+        raise DeviceError(f"code {code.code_id}: expected weights apart from it; compile the model again")
+    for spec in (*code.inputs, *code.outputs):
+        if not is_static(spec) or spec.optional:
+            raise DeviceError(
+                f"code {code.code_id}: tensor {spec.name}: expected numbers of a known size in every request,"
+                f" found {spec.datatype} {spec.shape}"
+            )
+    names = tuple(spec.name for spec in code.inputs), tuple(spec.name for spec in code.outputs)
+    if names != (index.inputs, index.outputs):
+        raise DeviceError(
+            f"code {code.code_id}: the code and its index differ in names or their order: {names} and"
+            f" {(index.inputs, index.outputs)}; compile the model again"
+        )
+
+
+def area_bytes(code: Code, batch: int) -> int:
+    """What a batch takes of the I/O area."""
+    rows = batch if code.batched else 1
+    return sum(align((spec.row_bytes or 0) * rows) for spec in (*code.inputs, *code.outputs))
+
+
+def _slots(code: Code, batch: int, area: tuple[Tensor, Tensor]) -> list[Slot]:
+    slots, start = [], 0
+    for spec in (*code.inputs, *code.outputs):
+        shape, dtype = full_shape(code, spec, batch), DTYPES[spec.datatype]
+        end = start + nbytes_of(shape, NUMPY_DTYPES[spec.datatype])
+        host, device = (memory[start:end].view(dtype).view(shape) for memory in area)
+        array = area[0][start:end].numpy().view(NUMPY_DTYPES[spec.datatype]).reshape(shape)
+        slots.append(Slot(spec, dtype, array, host, device))
+        start = align(end)
+    return slots
+
+
+def fill(code: Code, slot: Slot, calls: Sequence[CallBuffers], rows: Sequence[int]) -> None:
+    """Bring the rows of calls into their place in the area."""
+    if code.batched:
+        stack(gather(code, slot.spec, calls, rows), slot.array)
+        return
+    array = calls[0].inputs.get(slot.spec.name)
+    check_input(code, slot.spec, array, 1)
+    slot.array[...] = array
+
+
+def leave(package: Package, outputs: Sequence[Tensor], accelerator: Accelerator) -> list[Array]:
+    """Have outputs come to the host; the arrays hold them once the lane's mark is reached."""
+    fault = package.misfit(outputs)
+    if fault:
+        raise ModelError(f"{fault}; compile the model again")
+    if not accelerator.shares_memory:
+        for slot, tensor in zip(package.outputs, outputs, strict=True):
+            slot.host.copy_(tensor, non_blocking=True)
+        return [slot.array for slot in package.outputs]
+    return [
+        (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
+        for tensor in outputs
+    ]
+
+
+class Seen:
+    """The weights of codes as they lie in extents, by (code, first page): views, made once. Thread-safe."""
+
+    def __init__(self, tensors_max: int = VIEWS_MAX) -> None:
+        self._tensors_max = tensors_max
+        self._tensors = 0
+        self._views_by_place: OrderedDict[tuple[str, int], Views] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, code_id: str, page: int, make: Callable[[], Views]) -> Views:
+        """The views of a code at a page; the least recently used others go if there are too many."""
+        place = (code_id, page)
+        with self._lock:
+            views = self._views_by_place.get(place)
+            if views is not None:
+                self._views_by_place.move_to_end(place)
+                return views
+        views = make()
+        with self._lock:
+            if place not in self._views_by_place:
+                self._views_by_place[place] = views
+                self._tensors += len(views)
+            while self._tensors > self._tensors_max and len(self._views_by_place) > 1:
+                self._tensors -= len(self._views_by_place.popitem(last=False)[1])
+        return views
+
+    def retire(self, code_id: str) -> None:
+        """Forget all of a code."""
+        with self._lock:
+            for place in [place for place in self._views_by_place if place[0] == code_id]:
+                self._tensors -= len(self._views_by_place.pop(place))
+
+    def __len__(self) -> int:
+        return len(self._views_by_place)
+
+
+def views_of(index: TorchIndex, memory: Tensor) -> Views:
+    """Every weight of a blob that lies in ``memory``; nothing is copied."""
+    return {
+        tensor.name: memory[tensor.offset : tensor.offset + tensor.size]
+        .view(getattr(torch, tensor.dtype))
+        .as_strided(tensor.shape, tensor.stride)
+        for tensor in index.tensors
+    }
+
+
+def one_line(error: BaseException) -> str:
+    """What torch complains about, without its own stack."""
+    text = str(error).partition("Exception raised from")[0]
+    return " ".join(text.split()) or type(error).__name__
+
+
+# ------------------------------------------------------------
+# Torch models on ``torch-cpu`` and ``cuda:N``: compiled packages without constants, run on weights in pages.
+#
+# One arena is taken at start and never grows; an extent of it holds a model's blob, and a package's constants
+# are views of it (zero-copy). LOAD copies in chunks on a stream of its own; INFER copies inputs in, runs
+# alone, copies outputs out. Decides nothing.
+
 
 KEPT_MAX: Final = 256
 """Retired codes whose packages are kept for their return; each package takes about 0.5 MB."""

@@ -31,40 +31,38 @@ from clockwork_serve.messages.links import (
     DeviceNumbers,
     DeviceState,
     Drain,
+    FarGateway,
+    Fetch,
     GatewayLost,
     Hello,
     Intake,
     Keep,
+    Machine,
     Measured,
     ModelAdded,
     ModelRemoved,
     Pardon,
+    Part,
+    Piece,
     Ping,
     ProcessesEnded,
     Quarantined,
     Question,
     QuotasSet,
     Readiness,
+    Refused,
     Reply,
+    RequestPiece,
     Resident,
     Role,
     Running,
+    Unheard,
     WorkerCrashed,
     WorkerHeard,
     WorkerHung,
     WorkerJoined,
     WorkerLost,
     WorkerSilent,
-)
-from clockwork_serve.messages.machines import (
-    FarGateway,
-    Fetch,
-    Machine,
-    Part,
-    Piece,
-    Refused,
-    RequestPiece,
-    Unheard,
 )
 from clockwork_serve.messages.records import (
     DATATYPES,
@@ -75,6 +73,8 @@ from clockwork_serve.messages.records import (
     Profile,
     Quota,
     TensorSpec,
+    TorchIndex,
+    TorchTensor,
     Weights,
 )
 from clockwork_serve.messages.requests import (
@@ -92,7 +92,6 @@ from clockwork_serve.messages.requests import (
     TensorRef,
     Tensors,
 )
-from clockwork_serve.messages.torch_index import TorchIndex, TorchTensor
 
 ControllerEvent = (
     Request | Cancel | Result | WorkerJoined | WorkerLost | CodeAdded | CodeReady | CodeRemoved | CodeRemade

@@ -1,12 +1,15 @@
-"""Records that describe what is served: codes, weights, models, profiles, devices; and for whom: quotas.
-
-*Code* is what is compiled once and shared by every model of one architecture; *weights* are one blob per
-model. A *model* is what a client names: a version of a name, made of one code and one weights.
-"""
+"""Records that describe what is served: codes, weights, models, profiles, devices; and for whom: quotas."""
 
 from __future__ import annotations
 
 from msgspec import Struct
+
+# ------------------------------------------------------------
+# Records that describe what is served: codes, weights, models, profiles, devices; and for whom: quotas.
+#
+# *Code* is what is compiled once and shared by every model of one architecture; *weights* are one blob per
+# model. A *model* is what a client names: a version of a name, made of one code and one weights.
+
 
 DATATYPES: dict[str, int] = {
     "BOOL": 1, "UINT8": 1, "UINT16": 2, "UINT32": 4, "UINT64": 8,
@@ -174,3 +177,37 @@ class Quota(Struct, frozen=True, kw_only=True):
     burst_ns: int
     device_ns_per_s: int | None = None
     loaded_bytes_per_s: int | None = None
+
+
+# ------------------------------------------------------------
+# The file ``index.json`` of a torch code, which the store writes and a device reads; no logic, no torch.
+
+
+class TorchTensor(Struct, frozen=True, kw_only=True):
+    """Where one constant of a program is in the blob: ``size`` bytes from ``offset``.
+
+    ``name`` is what ``get_constant_fqns`` calls it. ``dtype`` is torch's name (``float32``). ``stride``
+    counts elements; ``size`` is what they span, which for a dense tensor is its bytes.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    size: int
+
+
+class TorchIndex(Struct, frozen=True, kw_only=True):
+    """How a blob is laid out, and what the packages were compiled by and for.
+
+    ``target`` is ``cpu`` or ``cuda:sm_90``. ``inputs`` are names in calling order, ``outputs`` in the order
+    they come back in.
+    """
+
+    tensors: tuple[TorchTensor, ...]
+    blob_bytes: int
+    torch_version: str
+    target: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]

@@ -7,19 +7,20 @@ The classes of gRPC's messages are in :mod:`clockwork_serve.oip.protobuf`, its c
 from __future__ import annotations
 
 from clockwork_serve.oip.compression import Coding, compress, decompress, wanted_coding
-from clockwork_serve.oip.errors import (
-    Forbidden,
-    RegionExists,
-    TooLarge,
-    UnknownModel,
-    UnknownRegion,
-    Unsupported,
-)
-from clockwork_serve.oip.headers import Known
 from clockwork_serve.oip.http_infer import encode_infer, parse_infer
-from clockwork_serve.oip.metadata import model_metadata, server_metadata
-from clockwork_serve.oip.records import InferCall, InputTensor, OutputTensor, OutputWish, Parameter
-from clockwork_serve.oip.served import Checked, Served, missing
+from clockwork_serve.oip.model import (
+    Checked,
+    InferCall,
+    InputTensor,
+    Known,
+    OutputTensor,
+    OutputWish,
+    Parameter,
+    Served,
+    missing,
+    model_metadata,
+    server_metadata,
+)
 from clockwork_serve.oip.shared_memory import (
     CUDA_SHARED_MEMORY,
     SHARED_MEMORY_OFF,
@@ -29,7 +30,20 @@ from clockwork_serve.oip.shared_memory import (
     shared_region,
 )
 from clockwork_serve.oip.slo import default_slo_ns, priority_of, requested_slo_ns, tightest
-from clockwork_serve.oip.status import OK, Status, grpc_of_http, reason_of_error, status_of, status_of_error
+from clockwork_serve.oip.status import (
+    OK,
+    Forbidden,
+    RegionExists,
+    Status,
+    TooLarge,
+    UnknownModel,
+    UnknownRegion,
+    Unsupported,
+    grpc_of_http,
+    reason_of_error,
+    status_of,
+    status_of_error,
+)
 
 __all__ = [
     "CUDA_SHARED_MEMORY", "OK", "SHARED_MEMORY_OFF", "Checked", "Coding", "Forbidden", "InferCall",

@@ -12,8 +12,8 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.oip.errors import TooLarge, Unsupported
-from clockwork_serve.oip.records import Buffer
+from clockwork_serve.oip.model import Buffer
+from clockwork_serve.oip.status import TooLarge, Unsupported
 from clockwork_serve.units import KIB, MIB
 
 ENCODINGS: Final = ("gzip", "deflate")

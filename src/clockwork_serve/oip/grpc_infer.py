@@ -1,23 +1,360 @@
-"""Inference messages of gRPC to calls and back; it knows no channel."""
+"""Inference messages of gRPC to calls and back; large ones are walked on the wire before they are built."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import DATATYPES
-from clockwork_serve.oip.classification import classify
-from clockwork_serve.oip.datatypes import BINARY_ONLY, DTYPES, encode_strings
-from clockwork_serve.oip.grpc_wire import FIELDS, SMALL_BYTES, WalkedRequest, decode_contents, walk
 from clockwork_serve.oip.http_infer import any_shared, check_shape, classes_of, shared_and_sent, shared_wish
+from clockwork_serve.oip.model import (
+    BINARY_ONLY,
+    DTYPES,
+    Buffer,
+    InferCall,
+    InputTensor,
+    OutputTensor,
+    OutputWish,
+    Parameter,
+    Served,
+    classify,
+    encode_strings,
+)
 from clockwork_serve.oip.protobuf import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
-from clockwork_serve.oip.records import Buffer, InferCall, InputTensor, OutputTensor, OutputWish, Parameter
-from clockwork_serve.oip.served import Served
 from clockwork_serve.oip.shared_memory import SharedRef, shared_ref
+
+# ------------------------------------------------------------
+# A ``ModelInferRequest`` walked on the wire: where its tensors lie, found before anything is built of them.
+#
+# protobuf makes an object of every element, and a byte or two on the wire can be one: 8 MiB of empty strings
+# take its parser 0.2 s and 128 MiB. Here a message's few fields are stepped over, tensors stay where they
+# are, and typed contents are counted against what their shape says before they are decoded. All else is left
+# to protobuf's own parser, and is small. It knows no model.
+
+
+SMALL_BYTES: Final = 16 * 1024
+"""Messages up to this are left to protobuf whole: of the worst of them it makes 8,000 objects, in 0.4 ms."""
+BESIDE_TENSORS_BYTES: Final = 32 * 1024
+"""Of names, shapes, parameters: what protobuf parses of a message of any size."""
+FIELDS_MAX: Final = 1024
+"""Of a message and its inputs, tensors' elements aside. A step takes a microsecond."""
+VARINT_BYTES_MAX: Final = 320 * 1024
+"""Of typed contents whose elements must be decoded: 150,000 bytes as ``int_contents`` fit, in 4 ms."""
+TYPED_STRINGS_MAX: Final = 8192
+"""Elements of ``bytes_contents``: they are walked twice, once in this form and once in wire form."""
+UNPACKED_MAX: Final = 512
+"""Pieces of typed contents: clients pack them all into one."""
+
+_VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
+_TAG_BYTES_MAX: Final = 5
+_VARINT_LONGEST: Final = 10
+_INPUT, _RAW = 5, 7  # fields of a ModelInferRequest
+_CONTENTS: Final = 5  # field of an InferInputTensor
+_CONTENTS_EMPTY: Final = b"\x2a\x00"
+_STRING_TAG: Final = 8 << 3 | _DELIMITED  # of an InferTensorContents
+FIELDS: Final = {
+    "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
+    "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
+    "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
+}  # fmt: skip
+"""The field of typed contents that a datatype has."""
+_NAMES: Final = {
+    1: "bool_contents", 2: "int_contents", 3: "int64_contents", 4: "uint_contents", 5: "uint64_contents",
+    6: "fp32_contents", 7: "fp64_contents", 8: "bytes_contents",
+}  # fmt: skip
+_ELEMENT_TYPE: Final = dict.fromkeys(_NAMES.values(), _VARINT) | {
+    "fp32_contents": _FIXED32, "fp64_contents": _FIXED64, "bytes_contents": _DELIMITED,
+}  # fmt: skip
+_FIXED: Final = {_FIXED32: 4, _FIXED64: 8}
+Span = tuple[int, int]
+
+
+class MalformedMessage(InvalidRequest):
+    """The bytes are no message of that type."""
+
+    def __init__(self) -> None:
+        super().__init__("ModelInferRequest: expected a message as protobuf writes it, found other bytes")
+
+
+class WalkedRequest:
+    """``head`` is the message without its tensors' bytes; an input has ``contents`` there if it was sent so.
+
+    ``raw`` are its raw contents, and ``contents`` for each input where the pieces of its typed ones lie.
+    """
+
+    __slots__ = ("contents", "data", "head", "raw")
+
+    def __init__(self, data: bytes, head: Any, raw: list[memoryview], contents: list[list[Span]]) -> None:
+        self.data = data
+        self.head = head
+        self.raw = raw
+        self.contents = contents
+
+    @property
+    def model_name(self) -> str:
+        """As the message has it."""
+        return str(self.head.model_name)
+
+    @property
+    def model_version(self) -> str:
+        """As the message has it."""
+        return str(self.head.model_version)
+
+    @property
+    def id(self) -> str:
+        """As the message has it."""
+        return str(self.head.id)
+
+
+def walk(data: bytes) -> WalkedRequest:
+    """Find the tensors of a message.
+
+    Raises :class:`MalformedMessage`, :class:`InvalidRequest` for more fields than any request has, and what
+    protobuf raises.
+    """
+    view = memoryview(data)
+    rest: list[Buffer] = []
+    raw: list[memoryview] = []
+    contents: list[list[Span]] = []
+    beside = steps = 0
+    for number, kind, start, at, end in _fields(data, 0, len(data)):
+        steps += 1
+        if kind == _DELIMITED and number == _RAW:
+            raw.append(view[at:end])
+        elif kind == _DELIMITED and number == _INPUT:
+            head, spans, found = _input_on_the_wire(data, at, end, FIELDS_MAX - steps)
+            steps += found
+            beside += len(head)
+            rest += (b"\x2a", _varint(len(head)), head)
+            contents.append(spans)
+        else:
+            beside += end - start
+            _check_beside(beside)
+            rest.append(view[start:end])
+        _check_steps(steps)
+    _check_beside(beside)
+    return WalkedRequest(data, ModelInferRequest.FromString(b"".join(rest)), raw, contents)
+
+
+def decode_contents(name: str, datatype: str, count: int, data: bytes, spans: Sequence[Span]) -> Buffer:
+    """Typed contents of ``count`` elements in wire form, built only if there are so many.
+
+    Raises :class:`InvalidRequest`, and :class:`MalformedMessage`.
+    """
+    field = FIELDS[datatype]
+    if datatype == "BYTES":
+        return encode_strings(_strings(name, count, data, spans))
+    kind = _ELEMENT_TYPE[field]
+    pieces = _pieces(name, field, kind, data, spans)
+    nbytes = sum(len(piece) for piece in pieces)
+    if kind != _VARINT:
+        if nbytes % _FIXED[kind]:
+            raise MalformedMessage
+        _check_count(name, field, count, nbytes // _FIXED[kind])
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    # Cheap, and before the rest: an element takes a byte at least.
+    if nbytes > _VARINT_LONGEST * count:
+        raise _wrong_count(name, field, count, "more")
+    if nbytes > VARINT_BYTES_MAX:
+        raise InvalidRequest(
+            f"inference input '{name}': contents.{field}: expected at most {VARINT_BYTES_MAX} bytes, found "
+            f"{nbytes}; send it as raw_input_contents"
+        )
+    packed = np.frombuffer(pieces[0] if len(pieces) == 1 else b"".join(pieces), np.uint8)
+    _check_count(name, field, count, int(np.count_nonzero(packed < 0x80)))
+    return _numbers(name, datatype, packed)
+
+
+def _input_on_the_wire(data: bytes, start: int, end: int, steps_max: int) -> tuple[bytes, list[Span], int]:
+    """An input without the bytes of its contents, where those lie, and how many fields it has."""
+    rest: list[bytes] = []
+    spans: list[Span] = []
+    steps = beside = 0
+    for number, kind, first, at, last in _fields(data, start, end):
+        steps += 1
+        _check_steps(steps + FIELDS_MAX - steps_max)
+        if number == _CONTENTS and kind == _DELIMITED:
+            spans.append((at, last))
+        else:
+            beside += last - first
+            _check_beside(beside)
+            rest.append(data[first:last])
+    if spans:
+        rest.append(_CONTENTS_EMPTY)
+    return b"".join(rest), spans, steps
+
+
+def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """Number, wire type, start, start of the content and end of each field."""
+    while at < end:
+        start = at
+        tag, at = _read_varint(data, at, end, _TAG_BYTES_MAX)
+        number, kind = tag >> 3, tag & 7
+        if not number:
+            raise MalformedMessage
+        content = at
+        if kind == _DELIMITED:
+            length, content = _read_varint(data, at, end, _TAG_BYTES_MAX)
+            at = content + length
+        elif kind == _VARINT:
+            _, at = _read_varint(data, at, end, _VARINT_LONGEST)
+        elif kind in _FIXED:
+            at += _FIXED[kind]
+        else:  # groups, which no version of this protocol had
+            raise MalformedMessage
+        if at > end:
+            raise MalformedMessage
+        yield number, kind, start, content, at
+
+
+def _read_varint(data: bytes, at: int, end: int, longest: int) -> tuple[int, int]:
+    """The number there, and where it ends."""
+    found = shift = 0
+    for index in range(at, min(end, at + longest)):
+        byte = data[index]
+        found |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return found, index + 1
+        shift += 7
+    raise MalformedMessage
+
+
+def _varint(value: int) -> bytes:
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    found.append(value)
+    return bytes(found)
+
+
+def _pieces(name: str, field: str, kind: int, data: bytes, spans: Sequence[Span]) -> list[memoryview]:
+    """The elements' bytes: one piece where they are packed, else a piece for each."""
+    view = memoryview(data)
+    pieces: list[memoryview] = []
+    for start, end in spans:
+        for number, found, _, at, last in _fields(data, start, end):
+            if len(pieces) >= UNPACKED_MAX:
+                raise InvalidRequest(
+                    f"inference input '{name}': contents.{field}: expected its elements packed, found more "
+                    f"than {UNPACKED_MAX} pieces; send it as raw_input_contents"
+                )
+            if _NAMES.get(number) == field and found in (_DELIMITED, kind):
+                pieces.append(view[at:last])
+            else:
+                _check_field(name, field, number)
+    return pieces or [view[:0]]
+
+
+def _strings(name: str, count: int, data: bytes, spans: Sequence[Span]) -> list[bytes]:
+    """The elements of ``bytes_contents``; no more than one too many is looked at."""
+    if count > TYPED_STRINGS_MAX:
+        raise InvalidRequest(
+            f"inference input '{name}': contents.bytes_contents: expected at most {TYPED_STRINGS_MAX} "
+            f"elements, found {count}; send fewer in one request, or as raw_input_contents"
+        )
+    found: list[bytes] = []
+    append = found.append
+    for start, end in spans:
+        at = start
+        while at < end:
+            if data[at] != _STRING_TAG:
+                _check_field(name, "bytes_contents", data[at] >> 3 if data[at] < 0x80 else 0)
+                raise MalformedMessage
+            # In line, for it is most of what this costs.
+            length = data[at + 1] if at + 1 < end else 0x80
+            at += 2
+            if length >= 0x80:
+                length, at = _read_varint(data, at - 1, end, _TAG_BYTES_MAX)
+            if len(found) == count:
+                raise _wrong_count(name, "bytes_contents", count, "more")
+            append(data[at : at + length])
+            at += length
+        if at > end:
+            raise MalformedMessage
+    _check_count(name, "bytes_contents", count, len(found))
+    return found
+
+
+def _numbers(name: str, datatype: str, packed: NDArray[np.uint8]) -> bytes:
+    """Varints decoded, and cut as protobuf cuts what is too long for the field's type."""
+    dtype = DTYPES[datatype]
+    ends = np.flatnonzero(packed < 0x80)
+    if len(packed) and (not len(ends) or ends[-1] != len(packed) - 1):
+        raise MalformedMessage
+    if len(ends) == len(packed):
+        wide = packed.astype(np.uint64)
+    else:
+        starts = np.empty_like(ends)
+        starts[:1] = 0
+        starts[1:] = ends[:-1] + 1
+        lengths = ends - starts + 1
+        longest = int(lengths.max())
+        if longest > _VARINT_LONGEST:
+            raise MalformedMessage
+        wide = (packed[starts] & 0x7F).astype(np.uint64)
+        for index in range(1, longest):
+            longer = np.flatnonzero(lengths > index)
+            more = (packed[starts[longer] + index] & 0x7F).astype(np.uint64)
+            wide[longer] |= more << np.uint64(7 * index)
+    if datatype == "BOOL":
+        return bytes((wide != 0).data)
+    if FIELDS[datatype] in ("int_contents", "uint_contents"):
+        values = wide.astype(np.uint32).view(np.int32 if dtype.kind == "i" else np.uint32)
+        limits = np.iinfo(dtype)
+        if len(values) and (values.min() < limits.min or values.max() > limits.max):
+            raise InvalidRequest(
+                f"inference input '{name}': a number in contents.{FIELDS[datatype]} is out of range for "
+                f"{datatype}"
+            )
+        return values.astype(dtype).tobytes()
+    return wide.tobytes()
+
+
+def _check_field(name: str, field: str, number: int) -> None:
+    other = _NAMES.get(number)
+    if other is not None and other != field:
+        raise InvalidRequest(
+            f"inference input '{name}': expected its elements in contents.{field}, found contents.{other}"
+        )
+
+
+def _check_count(name: str, field: str, expected: int, found: int) -> None:
+    if found != expected:
+        raise _wrong_count(name, field, expected, str(found))
+
+
+def _wrong_count(name: str, field: str, expected: int, found: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"inference input '{name}': expected {expected} elements in contents.{field} for its shape, found "
+        f"{found}"
+    )
+
+
+def _check_steps(steps: int) -> None:
+    if steps > FIELDS_MAX:
+        raise InvalidRequest(
+            f"ModelInferRequest: expected at most {FIELDS_MAX} fields, found more; send fewer inputs, "
+            "outputs and parameters"
+        )
+
+
+def _check_beside(nbytes: int) -> None:
+    if nbytes > BESIDE_TENSORS_BYTES:
+        raise InvalidRequest(
+            f"ModelInferRequest: expected at most {BESIDE_TENSORS_BYTES} bytes beside its tensors, found "
+            "more; send shorter names, shapes and parameters"
+        )
+
+
+# ------------------------------------------------------------
+# Inference messages of gRPC to calls and back; it knows no channel.
+
 
 InferRequest = Any
 """A ``ModelInferRequest``, or a large one as it was walked: a :class:`WalkedRequest`."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.oip.errors import Forbidden
+from clockwork_serve.oip.status import Forbidden
 
 SHARED_MEMORY_OFF: Final = (
     "shared memory of clients is off; start the server with --shared-memory PREFIX (which keys must have, "

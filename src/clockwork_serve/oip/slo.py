@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.oip.records import Parameter
+from clockwork_serve.oip.model import Parameter
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
 SLO_MAX_NS: Final = 24 * 3600 * NS_PER_S

@@ -1,4 +1,4 @@
-"""The one table from how a request ended to the status a client sees, HTTP and gRPC; it sends nothing."""
+"""The one table from how a request ended to the status a client sees, HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -6,14 +6,37 @@ from typing import Final, NamedTuple
 
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import Outcome, Reason
-from clockwork_serve.oip.errors import (
-    Forbidden,
-    RegionExists,
-    TooLarge,
-    UnknownModel,
-    UnknownRegion,
-    Unsupported,
-)
+
+# ------------------------------------------------------------
+# Ways in which a client's request is wrong that need a status of their own; it knows no status.
+
+
+class UnknownModel(InvalidRequest):
+    """No model, or no version, of that name is served."""
+
+
+class TooLarge(InvalidRequest):
+    """The request has more bytes than this server takes."""
+
+
+class Unsupported(InvalidRequest):
+    """The protocol has it, this server does not."""
+
+
+class Forbidden(InvalidRequest):
+    """This client may not have it."""
+
+
+class UnknownRegion(InvalidRequest):
+    """No shared memory region of that name is registered."""
+
+
+class RegionExists(InvalidRequest):
+    """A shared memory region of that name is registered already."""
+
+
+# ------------------------------------------------------------
+# The one table from how a request ended to the status a client sees, HTTP and gRPC; it sends nothing.
 
 
 class Status(NamedTuple):

@@ -1,9 +1,4 @@
-"""Links between our processes, over unix sockets. It looks into a frame only to convert its times.
-
-The first frame of each side is its Hello. Frames sent in one turn of the loop leave in one write; frames of
-one read arrive as one list. A peer that breaks the protocol, or does not read, loses this link and nothing
-else.
-"""
+"""Links between our processes: unix sockets, frames of msgpack, clocks of two hosts aligned."""
 
 from __future__ import annotations
 
@@ -14,17 +9,274 @@ import socket
 import stat
 import struct
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, cast
 
-from clockwork_serve.errors import TransportError
-from clockwork_serve.messages import Frame, Hello, Ping, Role
-from clockwork_serve.serve.clock import SAMPLES_MAX, ClockAlignment, to_controller, to_local
-from clockwork_serve.serve.framing import FrameReader, FrameWriter
-from clockwork_serve.units import MIB
+import msgspec
+
+from clockwork_serve.errors import TransportError, encodable
+from clockwork_serve.messages import (
+    Announced,
+    Frame,
+    Hello,
+    Infer,
+    Load,
+    Ping,
+    Quarantined,
+    Request,
+    Result,
+    Role,
+    Unload,
+    Window,
+)
+from clockwork_serve.units import KIB, MIB
+
+# ------------------------------------------------------------
+# Frames to bytes and back: a 4-byte little-endian length, then msgpack. It knows no socket.
+
+
+FRAME_BYTES_MAX: Final = 64 * MIB
+"""Tensors never travel in frames; the largest are statistics of all models, about 1 kB each."""
+
+_READ_BYTES: Final = 256 * KIB
+_LENGTH: Final = struct.Struct("<I")
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)
+
+
+class FrameWriter:
+    """Collects frames until they are taken as one buffer."""
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+
+    def add(self, frame: Frame) -> None:
+        """Append one frame; raises :class:`TransportError`, and appends nothing, if it is too large.
+
+        Text that is no Unicode is sent with escapes: no string may end the process that passes it on.
+        """
+        pending = self._pending
+        start = len(pending)
+        pending += b"\0\0\0\0"
+        try:
+            _encoder.encode_into(frame, pending, -1)
+        except UnicodeEncodeError:
+            del pending[start + _LENGTH.size :]
+            pending += escaped(frame)
+        length = len(pending) - start - _LENGTH.size
+        if length > FRAME_BYTES_MAX:
+            del pending[start:]
+            raise TransportError(_too_large(f"the {type(frame).__name__} to send", length))
+        _LENGTH.pack_into(pending, start, length)
+
+    def take(self) -> bytearray:
+        """All bytes so far, which belong to the caller from now on."""
+        pending, self._pending = self._pending, bytearray()
+        return pending
+
+
+class FrameReader:
+    """Turns bytes, however they were cut, into frames. One buffer is reused; it grows for large frames."""
+
+    def __init__(self) -> None:
+        self._view = memoryview(bytearray(_READ_BYTES))
+        # Bytes [start, end) were received and are not decoded yet.
+        self._start = 0
+        self._end = 0
+
+    def room(self) -> memoryview:
+        """Where to put what is read next; never empty."""
+        return self._view[self._end :]
+
+    def received(self, nbytes: int, frames: list[Frame]) -> None:
+        """Append to ``frames`` all that ``nbytes`` more bytes complete.
+
+        Raises :class:`TransportError` at the first malformed frame; those before it were appended.
+        """
+        self._end += nbytes
+        view, start, end = self._view, self._start, self._end
+        needed = _LENGTH.size
+        while end - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(view, start)
+            if length > FRAME_BYTES_MAX:
+                raise TransportError(_too_large("a frame received", length))
+            needed = _LENGTH.size + length
+            if end - start < needed:
+                break
+            frames.append(_decode(view[start + _LENGTH.size : start + needed]))
+            start += needed
+            needed = _LENGTH.size
+        self._start = start
+        self._make_room(needed)
+
+    def _make_room(self, needed: int) -> None:
+        if self._start == self._end:
+            self._start = self._end = 0
+            if len(self._view) > _READ_BYTES:
+                self._view = memoryview(bytearray(_READ_BYTES))
+            return
+        if self._start + max(needed, _READ_BYTES // 2) <= len(self._view) and self._end < len(self._view):
+            return
+        rest = bytes(self._view[self._start : self._end])
+        if needed > len(self._view):
+            self._view = memoryview(bytearray(needed))
+        self._view[: len(rest)] = rest
+        self._start, self._end = 0, len(rest)
+
+
+def escaped(record: object) -> bytes:
+    """A record as msgpack, escapes in its text where it is no Unicode."""
+    return _encoder.encode(_escaped(msgspec.to_builtins(record, builtin_types=(bytes,))))
+
+
+def _escaped(found: Any) -> Any:
+    """Plain data with all its text encodable."""
+    match found:
+        case str():
+            return encodable(found)
+        case dict():
+            return {_escaped(key): _escaped(value) for key, value in found.items()}
+        case list() | tuple():
+            return [_escaped(each) for each in found]
+        case _:
+            return found
+
+
+def _decode(payload: memoryview) -> Frame:
+    try:
+        return _decoder.decode(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise TransportError(f"malformed frame of {len(payload)} bytes: {error}") from None
+
+
+def _too_large(what: str, length: int) -> str:
+    return f"{what} has {length} bytes, more than the {FRAME_BYTES_MAX} that a frame may have"
+
+
+# ------------------------------------------------------------
+# Clock alignment between two hosts, from one-way delays; it reads no clock itself.
+#
+# Each side keeps the least of (received - sent) over the last messages, in both directions. Half of their
+# difference is the offset between the clocks, and half of their sum (the shortest round trip) bounds its
+# error, whatever the network's asymmetry. Equal boot ids mean one clock: offset and error are zero.
+
+
+SAMPLES_MAX: Final = 1024
+"""How many one-way delays the minimum is taken over: long enough to catch a quiet moment, short enough to
+follow a drifting clock."""
+
+
+class SlidingMinimum:
+    """The least of the last ``size`` numbers, at O(1) amortised."""
+
+    def __init__(self, size: int) -> None:
+        assert size > 0
+        self._size = size
+        self._count = 0
+        # (index, number), both ascending: all and only those that may yet become the least.
+        self._rising: deque[tuple[int, int]] = deque()
+
+    def add(self, number: int) -> None:
+        """Take in one number, and forget the one ``size`` before it."""
+        while self._rising and self._rising[-1][1] >= number:
+            self._rising.pop()
+        self._rising.append((self._count, number))
+        self._count += 1
+        if self._rising[0][0] <= self._count - 1 - self._size:
+            self._rising.popleft()
+
+    @property
+    def least(self) -> int | None:
+        """The least number, or None before the first."""
+        return self._rising[0][1] if self._rising else None
+
+
+class ClockAlignment:
+    """What is known of a peer's clock."""
+
+    def __init__(self, *, same_clock: bool, samples: int = SAMPLES_MAX) -> None:
+        self.same_clock = same_clock
+        self._inbound = SlidingMinimum(samples)
+        self._outbound_delta_ns: int | None = None
+
+    def observe(self, sent_ns: int, received_ns: int, peer_delta_ns: int | None) -> None:
+        """Take in a ping: the peer's clock when sent, ours when received, and the least delta it has seen."""
+        self._inbound.add(received_ns - sent_ns)
+        if peer_delta_ns is not None:
+            self._outbound_delta_ns = peer_delta_ns
+
+    @property
+    def least_delta_ns(self) -> int | None:
+        """The least (received here - sent there), to be told to the peer."""
+        return self._inbound.least
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the offset is known."""
+        return self.same_clock or (self._inbound.least is not None and self._outbound_delta_ns is not None)
+
+    @property
+    def offset_ns(self) -> int:
+        """Our clock minus the peer's; zero until aligned."""
+        inbound, outbound = self._inbound.least, self._outbound_delta_ns
+        if self.same_clock or inbound is None or outbound is None:
+            return 0
+        return (inbound - outbound) // 2
+
+    @property
+    def error_ns(self) -> int:
+        """How far the offset may be from the truth; zero for one clock."""
+        inbound, outbound = self._inbound.least, self._outbound_delta_ns
+        if self.same_clock or inbound is None or outbound is None:
+            return 0
+        # Clocks that were stepped between two samples can make the sum negative for a while.
+        return max(0, -(-(inbound + outbound) // 2))
+
+
+def to_local(frame: Frame, offset_ns: int, error_ns: int) -> Frame:
+    """A frame from the controller with its times on our clock; windows lose the error of the offset."""
+    match frame:
+        case Load() | Unload() | Infer():
+            return msgspec.structs.replace(frame, window=_local_window(frame.window, offset_ns, error_ns))
+        case Quarantined() if frame.why:
+            return msgspec.structs.replace(frame, since_ns=frame.since_ns + offset_ns)
+        case _:
+            return frame
+
+
+def to_controller(frame: Frame, offset_ns: int) -> Frame:
+    """A frame for the controller with its times on the controller's clock."""
+    match frame:
+        case Result():
+            return msgspec.structs.replace(
+                frame, started_ns=frame.started_ns - offset_ns, ended_ns=frame.ended_ns - offset_ns
+            )
+        case Request() | Announced():
+            return msgspec.structs.replace(
+                frame, arrival_ns=frame.arrival_ns - offset_ns, deadline_ns=frame.deadline_ns - offset_ns
+            )
+        case _:
+            return frame
+
+
+def _local_window(window: Window, offset_ns: int, error_ns: int) -> Window:
+    earliest_ns, latest_ns = window.earliest_ns + offset_ns, window.latest_ns + offset_ns
+    # A window shorter than twice the error shrinks to its middle, the likeliest instant inside it.
+    margin_ns = min(error_ns, (latest_ns - earliest_ns) // 2)
+    return Window(earliest_ns + margin_ns, latest_ns - margin_ns)
+
+
+# ------------------------------------------------------------
+# Links between our processes, over unix sockets. It looks into a frame only to convert its times.
+#
+# The first frame of each side is its Hello. Frames sent in one turn of the loop leave in one write; frames of
+# one read arrive as one list. A peer that breaks the protocol, or does not read, loses this link and nothing
+# else.
+
 
 SOCKET_NAME: Final = "controller.sock"
 """The file in the run directory on which the controller listens; every other process connects to it."""

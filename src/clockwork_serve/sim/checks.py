@@ -1,27 +1,4 @@
-"""Whole-system checks of a simulation, after every step. They watch, and never change what happens.
-
-The world's truth is kept apart from all books of the machines: what runs on each lane, what lies in each
-page, which actions are out, which requests are open. After every step of the controller and of a worker,
-what they did is held against it:
-
-- one answer per request that was asked, as the story allows: none good after its deadline, none expired
-  before it, cancelled only where somebody went away, ...; tensors are released once, and only when no worker
-  reads them;
-- an action starts inside its window by the worker's clock, alone on its lane, once, for a controller that
-  still wants it;
-- a LOAD starts in pages that are free, an INFER with its own weights ready, an UNLOAD of weights that nobody
-  reads;
-- weights that the controller believes ready are there, unless the link to that worker is cut, and none stay
-  that it knows nothing of;
-- a request costs no more workers than it may; it runs twice at once only if one of the two workers hung;
-- nothing is sent to a worker that hung, and none comes back that owes a result;
-- a model is in quarantine only if so many workers died while it ran, and nothing of it is sent then;
-- an estimate lies within what durations can be;
-- wake-ups are later than now.
-
-Every ``STRIDE`` steps also: the machines' own ``check()``, all pages against the truth, a second decision
-that must be empty, and the counters of the telemetry against the tally.
-"""
+"""Checks of a simulation after every step, against the truth of what is in its devices."""
 
 from __future__ import annotations
 
@@ -36,7 +13,9 @@ from clockwork_serve.messages import (
     ControllerEffect,
     ControllerEvent,
     DeviceSpec,
+    Extent,
     Infer,
+    Lane,
     Load,
     Quarantined,
     Release,
@@ -47,16 +26,206 @@ from clockwork_serve.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from clockwork_serve.sim.asked import Asked
-from clockwork_serve.sim.checked import STRIDE, CheckedHost
-from clockwork_serve.sim.host import LEAST_NS, Host
+from clockwork_serve.sim.host import LEAST_NS, Asked, Host, World, is_cut
 from clockwork_serve.sim.restarts import taken_over
-from clockwork_serve.sim.trouble import is_cut
 from clockwork_serve.telemetry import Recorder
 from clockwork_serve.units import NS_PER_S, NS_PER_US
+from clockwork_serve.worker.events import LaneDone, Start, WorkerEffect, WorkerEvent
 
 if TYPE_CHECKING:
     from clockwork_serve.sim.simulation import Simulation
+
+
+# ------------------------------------------------------------
+# What is really in a device's pages and on its lanes; no machine's book. It checks, and changes nothing.
+
+
+class Lying:
+    """Weights in a device's pages, in truth."""
+
+    __slots__ = ("extent", "model", "ready", "version")
+
+    def __init__(self, action: Load) -> None:
+        self.model = action.model
+        self.extent = action.extent
+        self.version = action.version
+        self.ready = False
+
+
+class Truth:
+    """One device: what lies in its pages and what runs on its lanes."""
+
+    __slots__ = ("lying", "running", "slowest", "spec", "stalled_ns", "waited_ns")
+
+    def __init__(self, spec: DeviceSpec) -> None:
+        self.spec = spec
+        self.lying: dict[int, Lying] = {}
+        """All weights that hold pages, by first page."""
+        self.running: dict[Lane, Action] = {}
+        self.slowest = 1.0
+        """The most that it was slowed down, ever."""
+        self.stalled_ns = 0
+        """For how long its lanes were stopped, ever."""
+        self.waited_ns = 0
+        """The most that one lane waited for the other, where they share cores."""
+
+    def start(self, action: Action, lane: Lane) -> None:
+        """An action starts: it is alone on its lane, and the pages are as it needs them."""
+        assert lane not in self.running, f"{action} starts while {self.running[lane]} runs"
+        assert (lane is Lane.EXEC) == isinstance(action, Infer), f"{action} starts on lane {lane}"
+        self.running[lane] = action
+        if isinstance(action, Load):
+            self._claim(action)
+            return
+        lying = self.lying.get(action.extent.first)
+        assert (
+            lying is not None
+            and lying.ready
+            and lying.version == action.version
+            and lying.extent == action.extent
+            and lying.model == action.model
+        ), f"{action} starts, and its weights are not there"
+        if isinstance(action, Unload):
+            reader = self.running.get(Lane.EXEC)
+            assert reader is None or reader.version != action.version, f"{action} starts while they are read"
+            lying.ready = False
+
+    def _claim(self, action: Load) -> None:
+        extent = action.extent
+        assert extent.first >= 0 and extent.first + extent.count <= self.spec.pages, f"{action} leaves memory"
+        assert action.weights.size <= extent.count * self.spec.page_bytes, f"{action} does not fit its pages"
+        for other in self.lying.values():
+            assert not other.extent.overlaps(extent), f"{action} starts in pages that hold {other.model}"
+        self.lying[extent.first] = Lying(action)
+
+    def end(self, lane: Lane, action_id: int) -> None:
+        """What runs on a lane ends."""
+        action = self.running.pop(lane, None)
+        assert action is not None and action.action_id == action_id, f"{action_id} ends, and {action} ran"
+        if isinstance(action, Load):
+            self.lying[action.extent.first].ready = True
+        elif isinstance(action, Unload):
+            del self.lying[action.extent.first]
+
+    def versions(self) -> set[int]:
+        """Of all weights that hold pages."""
+        return {one.version for one in self.lying.values()}
+
+    def has(self, extent: Extent, version: int) -> bool:
+        """Whether that version is ready there."""
+        lying = self.lying.get(extent.first)
+        return lying is not None and lying.ready and lying.version == version and lying.extent == extent
+
+
+# ------------------------------------------------------------
+# A simulated worker whose every step is held against the truth of its devices.
+
+
+STRIDE: Final = 64
+"""Steps from one full check to the next, of the controller and of each worker: a full one costs as much as
+fifty steps."""
+
+
+class CheckedHost(Host):
+    """See the module."""
+
+    __slots__ = ("_checks", "_steps", "truth")
+
+    def __init__(self, name: str, specs: tuple[DeviceSpec, ...], world: World, checks: Checks) -> None:
+        super().__init__(name, specs, world)
+        self._checks = checks
+        self._steps = 0
+        self.truth = {spec.device: Truth(spec) for spec in specs}
+
+    def observe(self, event: WorkerEvent, now_ns: int) -> None:
+        """A lane that is done leaves its truth first."""
+        assert not self.gone, f"{self.name} is gone, and hears of {event}"
+        if isinstance(event, LaneDone):
+            self.truth[event.device].end(event.lane, event.action_id)
+        super().observe(event, now_ns)
+
+    def decide(self, now_ns: int) -> None:
+        """Every now and then, check all of it."""
+        assert self.stopped is None, f"{self.name} is stopped, and decides"
+        super().decide(now_ns)
+        axis_ns = self.axis_ns(now_ns)
+        wake_ns = self.machine.next_wakeup_ns()
+        assert wake_ns is None or wake_ns > axis_ns, f"{self.name} asks at {axis_ns} to wake at {wake_ns}"
+        self._steps += 1
+        if self._steps % STRIDE == 0:
+            self.check(axis_ns)
+
+    def _start(self, effect: Start, now_ns: int) -> None:
+        action, axis_ns = effect.action, self.axis_ns(now_ns)
+        window = action.window
+        assert window.earliest_ns <= axis_ns <= window.latest_ns, f"{action} starts at {axis_ns}"
+        truth = self.truth[effect.device]
+        truth.start(action, effect.lane)
+        truth.slowest = max(truth.slowest, self.slowness.get(effect.device, 1.0))
+        self._checks.started(self, action)
+        super()._start(effect, now_ns)
+
+    def _tell(self, message: WorkerEffect, now_ns: int) -> None:
+        if isinstance(message, Result):
+            running = self.truth[message.device].running.values()
+            assert message.status is not Status.OK or all(
+                action.action_id != message.action_id for action in running
+            ), f"{message}, and it runs"
+        super()._tell(message, now_ns)
+
+    def wait_ns(self, device: str, now_ns: int) -> int:
+        """Known to the truth."""
+        wait_ns = super().wait_ns(device, now_ns)
+        truth = self.truth[device]
+        truth.waited_ns = max(truth.waited_ns, wait_ns)
+        return wait_ns
+
+    def stalled(self, by_ns: int) -> None:
+        """What ran took so much longer."""
+        for truth in self.truth.values():
+            truth.stalled_ns += by_ns
+
+    def check(self, axis_ns: int) -> None:
+        """The machine against itself and against the truth; it has nothing left to do."""
+        machine = self.machine
+        machine.check()
+        assert not machine.decide(axis_ns), f"{self.name} decides twice at {axis_ns}"
+        for name, truth in self.truth.items():
+            held = {
+                one.extent.first: (one.extent, one.version, one.model, one.state == "ready")
+                for one in machine._devices[name].pages.all()  # noqa: SLF001 - a book to be checked
+            }
+            lying = {at: (one.extent, one.version, one.model, one.ready) for at, one in truth.lying.items()}
+            assert held == lying, f"{name}: its pages hold {lying}, and its worker believes {held}"
+
+
+# ------------------------------------------------------------
+# Whole-system checks of a simulation, after every step. They watch, and never change what happens.
+#
+# The world's truth is kept apart from all books of the machines: what runs on each lane, what lies in each
+# page, which actions are out, which requests are open. After every step of the controller and of a worker,
+# what they did is held against it:
+#
+# - one answer per request that was asked, as the story allows: none good after its deadline, none expired
+#   before it, cancelled only where somebody went away, ...; tensors are released once, and only when no
+#   worker
+#   reads them;
+# - an action starts inside its window by the worker's clock, alone on its lane, once, for a controller that
+#   still wants it;
+# - a LOAD starts in pages that are free, an INFER with its own weights ready, an UNLOAD of weights that
+# nobody
+#   reads;
+# - weights that the controller believes ready are there, unless the link to that worker is cut, and none stay
+#   that it knows nothing of;
+# - a request costs no more workers than it may; it runs twice at once only if one of the two workers hung;
+# - nothing is sent to a worker that hung, and none comes back that owes a result;
+# - a model is in quarantine only if so many workers died while it ran, and nothing of it is sent then;
+# - an estimate lies within what durations can be;
+# - wake-ups are later than now.
+#
+# Every ``STRIDE`` steps also: the machines' own ``check()``, all pages against the truth, a second decision
+# that must be empty, and the counters of the telemetry against the tally.
+
 
 FORGET_NS: Final = 2 * NS_PER_S
 """Weights loaded for a link that is gone are unloaded in this time: an INFER may read them until then."""

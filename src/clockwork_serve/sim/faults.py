@@ -1,28 +1,12 @@
-"""What goes wrong in a simulation, carried out on its world. No fault touches a machine's inside.
-
-crash         a worker dies; a new one of its name joins after a while, with empty memory
-kills         whenever a model has run on a worker, that dies of it, before it tells the result
-hang, stop    a worker is stopped and goes on later, its devices' work going on or stopping, too; one that
-hangs         never would is ended, as one whose lane never ends: see ``stops``
-slow          what starts on a device takes longer for a while
-loss          a share of the messages on a link is lost: the first one lost cuts the link, for links keep
-              the order; both sides notice after a while of their own, and the worker joins again
-delay         messages on a link take longer for a while
-skew          a worker's clock, as converted by the transport, jumps (and, after a while, back)
-remove_model  a model is taken from service (and, after a while, served again)
-add_model     a model is served only from then on (and, after a while, no more)
-gateway       one of the gateways dies, and with it its clients' requests; a new one takes its place
-cancel        a share of the clients goes away before they are answered
-drain         the server takes no new requests any more
-controller    the controller dies, and another one comes (see ``restarts``)
-"""
+"""What goes wrong in a simulation, carried out on its world. No fault touches a machine's inside."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -40,17 +24,37 @@ from clockwork_serve.messages import (
     Request,
     WorkerCrashed,
 )
-from clockwork_serve.sim.host import CALL, TO_CONTROLLER, TO_WORKER, Host
-from clockwork_serve.sim.restarts import Restarts
-from clockwork_serve.sim.stops import Stops
-from clockwork_serve.sim.trouble import Trouble, is_cut
+from clockwork_serve.sim.constants import Cluster
+from clockwork_serve.sim.host import CALL, TO_CONTROLLER, TO_WORKER, Host, Trouble, is_cut
+from clockwork_serve.sim.restarts import Restarts, Stops
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, ms
 from clockwork_serve.worker.events import ControllerLost
-from clockwork_serve.workload.problems import did_you_mean
-from clockwork_serve.workload.tables import FaultTable
+from clockwork_serve.workload.stream import Workload
+from clockwork_serve.workload.tables import FaultTable, did_you_mean
 
 if TYPE_CHECKING:
     from clockwork_serve.sim.simulation import Simulation
+
+
+# ------------------------------------------------------------
+# What goes wrong in a simulation, carried out on its world. No fault touches a machine's inside.
+#
+# crash         a worker dies; a new one of its name joins after a while, with empty memory
+# kills         whenever a model has run on a worker, that dies of it, before it tells the result
+# hang, stop    a worker is stopped and goes on later, its devices' work going on or stopping, too; one that
+# hangs         never would is ended, as one whose lane never ends: see ``stops``
+# slow          what starts on a device takes longer for a while
+# loss          a share of the messages on a link is lost: the first one lost cuts the link, for links keep
+#               the order; both sides notice after a while of their own, and the worker joins again
+# delay         messages on a link take longer for a while
+# skew          a worker's clock, as converted by the transport, jumps (and, after a while, back)
+# remove_model  a model is taken from service (and, after a while, served again)
+# add_model     a model is served only from then on (and, after a while, no more)
+# gateway       one of the gateways dies, and with it its clients' requests; a new one takes its place
+# cancel        a share of the clients goes away before they are answered
+# drain         the server takes no new requests any more
+# controller    the controller dies, and another one comes (see ``restarts``)
+
 
 STREAM = 1 << 16
 """The stream of chance that faults draw from; those of clients are below."""
@@ -380,3 +384,80 @@ def _check_models(tables: Sequence[FaultTable], known: Sequence[str]) -> None:
         if table.model is not None and table.model not in known:
             advice = did_you_mean(table.model, known)
             raise ConfigError(f"faults[{index}].model: expected a model, found {table.model!r}; {advice}")
+
+
+# ------------------------------------------------------------
+# What goes wrong in seeds beside the usual faults, each by dice of its own: they change no other choice.
+
+
+MISHAPS_STREAM: Final = 1 << 17
+
+
+def losses_allowed(seed: int) -> int:
+    """How many workers a model may take down, by dice of its own."""
+    return int(np.random.Generator(np.random.PCG64([seed, MISHAPS_STREAM + 2])).integers(0, 4))
+
+
+def shared_lanes(seed: int) -> bool:
+    """Whether LOADs are said to take the time of INFERs, by dice of its own."""
+    return bool(np.random.Generator(np.random.PCG64([seed, MISHAPS_STREAM + 7])).random() < 0.3)
+
+
+def killers(seed: int, workload: Workload) -> list[FaultTable]:
+    """Now and then a model kills who runs it, by dice of its own."""
+    rng = np.random.Generator(np.random.PCG64([seed, MISHAPS_STREAM + 3]))
+    if rng.random() > 0.3:
+        return []
+    seconds = workload.duration_ns / NS_PER_S
+    name = str(rng.choice([name for name, _ in workload.models]))
+    at_s, for_s = seconds * float(rng.uniform(0.02, 0.9)), seconds * log_uniform(rng, 0.02, 0.5)
+    return [FaultTable(kind="kills", at_s=at_s, for_s=for_s, model=name)]
+
+
+def patience(seed: int) -> dict[str, int]:
+    """When a worker counts as hung, by dice of its own: often so soon that some do which only are slow."""
+    rng = np.random.Generator(np.random.PCG64([seed, MISHAPS_STREAM + 4]))
+    hang_ms, grace_ms = log_uniform(rng, 15, 500), log_uniform(rng, 5, 1000)
+    return {"hang_ns": 0 if rng.random() < 0.15 else ms(hang_ms), "hang_grace_ns": ms(grace_ms)}
+
+
+def stops(seed: int, workload: Workload, cluster: Cluster) -> list[FaultTable]:
+    """Now and then a worker stops, or a model never ends, by dice of their own."""
+    rng = np.random.Generator(np.random.PCG64([seed, MISHAPS_STREAM + 5]))
+    seconds = workload.duration_ns / NS_PER_S
+    names = [name for name, _ in workload.models]
+    found: list[FaultTable] = []
+    for _ in range(int(rng.integers(0, 3))):
+        at_s, for_s = seconds * float(rng.uniform(0.02, 0.9)), seconds * log_uniform(rng, 0.005, 0.5)
+        if rng.random() < 0.6:
+            found.append(FaultTable(kind="hangs", at_s=at_s, for_s=for_s, model=str(rng.choice(names))))
+            continue
+        worker = int(rng.integers(cluster.devices // cluster.devices_per_worker))
+        found.append(
+            FaultTable(
+                kind="stop", at_s=at_s, for_s=None if rng.random() < 0.3 else for_s,
+                worker=None if rng.random() < 0.2 else worker,
+            )
+        )  # fmt: skip
+    return found
+
+
+def with_restarts(seed: int, workload: Workload, faults: tuple[FaultTable, ...]) -> tuple[FaultTable, ...]:
+    """Now and then the controller dies, often together with something else, by dice of its own."""
+    rng = np.random.Generator(np.random.PCG64([seed, MISHAPS_STREAM + 6]))
+    if rng.random() > 0.3:
+        return faults
+    seconds = workload.duration_ns / NS_PER_S
+    restarts = []
+    for _ in range(int(rng.integers(1, 4))):
+        at_s = seconds * float(rng.uniform(0.02, 0.9))
+        if faults and rng.random() < 0.5:
+            at_s = max(0.0, faults[int(rng.integers(len(faults)))].at_s + float(rng.uniform(-0.01, 0.01)))
+        for_s = None if rng.random() < 0.3 else log_uniform(rng, 0.01, 1)
+        restarts.append(FaultTable(kind="controller", at_s=at_s, for_s=for_s))
+    return (*faults, *restarts)
+
+
+def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """A number between two, as likely to be twice as large as half as large."""
+    return math.exp(rng.uniform(math.log(low), math.log(high)))

@@ -1,28 +1,39 @@
 """A simulated worker: the real worker's machine, on lanes that take about the profile's time.
 
-It never chooses: what happens on it follows from the machine, the profile, the dice and the faults.
+Faults of its link, and which of its requests are open, are here too.
 """
 
 from __future__ import annotations
 
-# ruff: noqa: FURB136, PLR1730 - max() costs 100 ns more than a condition
 from collections.abc import Callable, Sequence
 from functools import partial
 from heapq import heapify, heappush
 from typing import Any, Final, Protocol
 
+import numpy as np
 from msgspec.structs import replace
 
+from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import (
     Action,
+    Answer,
+    Cancel,
     CodeAdded,
     CodeRemoved,
     ControllerEvent,
     DeviceSpec,
+    Drain,
+    GatewayLost,
     Infer,
     Keep,
     Load,
+    ModelAdded,
+    ModelRemoved,
+    Outcome,
     Profile,
+    QuotasSet,
+    Reason,
+    Request,
     Result,
     Status,
     Unload,
@@ -44,6 +55,15 @@ from clockwork_serve.worker.events import (
     WorkerEvent,
 )
 from clockwork_serve.worker.lanes import Work
+
+# ------------------------------------------------------------
+# A simulated worker: the real worker's machine, on lanes that take about the profile's time.
+#
+# It never chooses: what happens on it follows from the machine, the profile, the dice and the faults.
+
+
+# ruff: noqa: FURB136, PLR1730 - max() costs 100 ns more than a condition
+
 
 Entry = tuple[int, int, int, Any, Any]
 """One thing to happen: (when in ns, order, kind, whom it concerns, what)."""
@@ -112,7 +132,7 @@ class World:
         heapify(self.heap)
 
 
-class Trouble(Protocol):
+class FaultInjector(Protocol):
     """What is wrong with the link of a host."""
 
     def arrival_ns(self, when_ns: int) -> int | None:
@@ -150,7 +170,7 @@ class Host:
         """By device: durations are so many times the usual."""
         self.taken_ns = {spec.device: 0 for spec in specs if spec.lanes_share}
         """By device whose lanes share cores: until when these are taken. Who comes first goes first."""
-        self.trouble: Trouble | None = None
+        self.trouble: FaultInjector | None = None
         self.heard_ns = 0
         """When the last message to it arrives: links keep the order."""
         self.answered_ns = 0
@@ -370,3 +390,141 @@ def _add(busy: Busy, action: Action, lasts_ns: int) -> None:
         busy.loads += 1
     else:
         busy.unloads += 1
+
+
+# ------------------------------------------------------------
+# Which requests are open and how each may end, by what the controller was told. It never answers.
+
+
+class Asked:
+    """What was asked and not answered, and what happened that may end it."""
+
+    def __init__(self, config: ControllerConfig) -> None:
+        self._config = config
+        self.open: dict[str, Request] = {}
+        """All and only requests without an answer."""
+        self.served: set[str] = set()
+        """Keys of all and only models that are served."""
+        self._orphans: set[str] = set()
+        """Open requests whose models were removed."""
+        self._cancelled: set[str] = set()
+        """Open requests whose clients went away."""
+        self._lost_gateways: set[str] = set()
+        self._limited: set[str] = set()
+        """Tenants that have a quota."""
+        self._draining = False
+        self.stranded: set[str] = set()
+        """Open requests that their gateways may ask again, for the controller died."""
+        self._controller_lost = False
+        self._worker_lost = False
+        self.hung = False
+        """A worker was said to hang."""
+        self.quarantined: set[str] = set()
+        """Keys of models that the controller said are in quarantine."""
+
+    def observe(self, event: ControllerEvent) -> None:
+        """The controller is told something."""
+        match event:
+            case Request():
+                assert event.request_id not in self.open.keys() - self.stranded, f"{event} came twice"
+                self.stranded.discard(event.request_id)
+                self.open[event.request_id] = event
+            case Cancel():
+                if event.request_id in self.open:
+                    self._cancelled.add(event.request_id)
+            case GatewayLost():
+                self._lost_gateways.add(event.gateway)
+            case ModelAdded():
+                self.served.add(event.model.key)
+            case ModelRemoved():
+                self.served.discard(event.model)
+                self._orphans.update([one for one, asked in self.open.items() if asked.model == event.model])
+            case QuotasSet():
+                self._limited = {quota.tenant for quota in event.quotas}
+            case Drain():
+                self._draining = True
+            case WorkerLost():
+                self._worker_lost = True
+            case _:
+                pass
+
+    def controller_died(self) -> None:
+        """Another one will be told all again."""
+        self.stranded = set(self.open)
+        self.quarantined.clear()
+        self._controller_lost = self._worker_lost = True
+
+    def answer(self, answer: Answer, now_ns: int) -> None:
+        """The controller answers: for the first time, and as the story allows."""
+        request = self.open.pop(answer.request_id, None)
+        assert request is not None, f"{answer} of what nobody asks, or for the second time"
+        self.stranded.discard(answer.request_id)
+        cancelled = answer.request_id in self._cancelled
+        orphan = answer.request_id in self._orphans or request.model not in self.served
+        self._cancelled.discard(answer.request_id)
+        self._orphans.discard(answer.request_id)
+        match answer.outcome:
+            case Outcome.OK:
+                good = now_ns <= request.deadline_ns
+            case Outcome.EXPIRED:
+                good = now_ns >= self._expires_ns(request)
+            case Outcome.CANCELLED:
+                good = cancelled or request.gateway in self._lost_gateways
+            case Outcome.INVALID:
+                good = request.model not in self.served
+            case Outcome.REJECTED:
+                good = self._may_reject(request, answer.reason, orphan=orphan)
+            case Outcome.FAILED if answer.reason is Reason.QUARANTINED:
+                good = request.model in self.quarantined
+            case Outcome.FAILED:
+                # No device fails here; what a worker holds may differ from belief after its link was cut.
+                good = (self._worker_lost or self.hung) and answer.reason is not Reason.MODEL_RAISED
+        assert good, f"{answer} at {now_ns} to {request}"
+
+    def _expires_ns(self, request: Request) -> int:
+        """From when on a request may hear that it expired: as released, that is when its plan has failed."""
+        config = self._config
+        if not config.released:
+            return request.deadline_ns
+        due_ns = request.deadline_ns - config.slack_ns
+        return min(request.deadline_ns, max(due_ns, request.arrival_ns + config.floor_ns))
+
+    def _may_reject(self, request: Request, reason: Reason, *, orphan: bool) -> bool:
+        if reason is Reason.TENANT_QUOTA:
+            return request.tenant in self._limited
+        if reason is Reason.DRAINING:
+            return self._draining
+        if reason is Reason.NOT_SERVING:
+            return self._config.reject_infeasible or orphan or self._controller_lost
+        return reason is Reason.WOULD_MISS_DEADLINE and self._config.reject_infeasible
+
+
+# ------------------------------------------------------------
+# What is wrong with the link between the controller and a worker. It never puts messages out of order.
+
+
+class Trouble:
+    """What is wrong with one link: messages are late by ``delay_ns``, or lost."""
+
+    __slots__ = ("cut", "cut_link", "delay_ns", "dice", "loss")
+
+    def __init__(self, dice: np.random.Generator, cut_link: Callable[[], None]) -> None:
+        self.delay_ns = 0
+        self.loss = 0.0
+        """The share of messages that is lost."""
+        self.cut = False
+        """One was lost: none arrives any more."""
+        self.dice = dice
+        self.cut_link = cut_link
+
+    def arrival_ns(self, when_ns: int) -> int | None:
+        """When a message arrives that would arrive at ``when_ns``; None: never."""
+        if not self.cut and self.loss and self.dice.random() < self.loss:
+            self.cut = True
+            self.cut_link()
+        return None if self.cut else when_ns + self.delay_ns
+
+
+def is_cut(host: Host) -> bool:
+    """Whether nothing arrives on its link any more."""
+    return isinstance(host.trouble, Trouble) and host.trouble.cut

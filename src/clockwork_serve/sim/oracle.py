@@ -43,16 +43,15 @@ import numpy as np
 from msgspec import Struct
 
 from clockwork_serve.sim.constants import Network, Noise, read_constants
-from clockwork_serve.sim.oracle_costs import Costs, ModelCosts, Requests
+from clockwork_serve.sim.oracle_costs import Costs, LanePrices, ModelCosts, Requests
 from clockwork_serve.sim.oracle_exact import FEW, Search
-from clockwork_serve.sim.oracle_lanes import LanePrices
 from clockwork_serve.sim.oracle_online import Online
 from clockwork_serve.sim.oracle_prices import Market, with_foresight, without_foresight
 from clockwork_serve.units import NS_PER_S, NS_PER_US
 from clockwork_serve.workload.zoo import ZooModel
 
 if TYPE_CHECKING:
-    from clockwork_serve.sim.cluster import Cluster
+    from clockwork_serve.sim.constants import Cluster
 
 __all__ = ["Bound", "ModelCosts", "Requests", "closed_loop_limit_rps", "model_costs", "upper_bound"]
 

@@ -7,8 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from msgspec import Struct
 
-from clockwork_serve.sim.oracle_costs import Costs, Floats
-from clockwork_serve.sim.oracle_lanes import LanePrices
+from clockwork_serve.sim.oracle_costs import Costs, Floats, LanePrices
 from clockwork_serve.sim.oracle_online import Online
 from clockwork_serve.sim.oracle_weights import Stays
 

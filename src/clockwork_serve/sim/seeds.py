@@ -19,9 +19,9 @@ from msgspec.structs import replace
 
 from clockwork_serve.controller import POLICIES, ControllerConfig
 from clockwork_serve.messages import ControllerEffect, ControllerEvent, Profile
-from clockwork_serve.sim.cluster import Cluster
-from clockwork_serve.sim.mishaps import (
-    STREAM,
+from clockwork_serve.sim.constants import Cluster
+from clockwork_serve.sim.faults import (
+    MISHAPS_STREAM,
     killers,
     log_uniform,
     losses_allowed,
@@ -118,7 +118,7 @@ def _zoo() -> Zoo:
 
 def random_scenario(seed: int, requests: int = REQUESTS) -> Chance:
     """The scenario of a seed, of so many requests at least."""
-    rng = np.random.Generator(np.random.PCG64([seed, STREAM]))
+    rng = np.random.Generator(np.random.PCG64([seed, MISHAPS_STREAM]))
     kinds = _kinds(rng)
     sets = [
         ModelSet(name=f"m{at}", kind=model.kind, copies=int(rng.integers(1, 9)))
@@ -260,7 +260,7 @@ def _loads(rng: np.random.Generator, sets: list[ModelSet], rate_rps: float) -> l
 
 def _with_tenants(seed: int, loads: list[Load], devices: int) -> tuple[tuple[TenantTable, ...], list[Load]]:
     """The loads, some of them of a class of priority or of a tenant with a quota. It has dice of its own."""
-    rng = np.random.Generator(np.random.PCG64([seed, STREAM + 1]))
+    rng = np.random.Generator(np.random.PCG64([seed, MISHAPS_STREAM + 1]))
     tenants = tuple(
         TenantTable(
             name=name, burst_s=log_uniform(rng, 0.01, 2),

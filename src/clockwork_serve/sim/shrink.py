@@ -24,7 +24,7 @@ from clockwork_serve import messages
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import ControllerEffect, ControllerEvent, Profile, Quota
-from clockwork_serve.sim.cluster import Cluster
+from clockwork_serve.sim.constants import Cluster
 from clockwork_serve.sim.seeds import BEATS_MAX, Chance, run_through
 from clockwork_serve.sim.simulation import Simulation
 from clockwork_serve.units import NS_PER_S

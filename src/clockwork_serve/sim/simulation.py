@@ -40,8 +40,7 @@ from clockwork_serve.messages import (
     WorkerHung,
 )
 from clockwork_serve.sim.checks import Checks
-from clockwork_serve.sim.cluster import Cluster
-from clockwork_serve.sim.constants import Constants, read_constants
+from clockwork_serve.sim.constants import Cluster, Constants, read_constants
 from clockwork_serve.sim.dice import Draws, uniform_us
 from clockwork_serve.sim.faults import Faults
 from clockwork_serve.sim.host import CALL, CLIENT, FAR_NS, TO_CONTROLLER, WAKE, Host, World

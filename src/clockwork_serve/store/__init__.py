@@ -9,21 +9,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from clockwork_serve.store.problems import Damage, Problem, ProblemError
 from clockwork_serve.store.repository import Entry, Repository
-from clockwork_serve.store.served import Served
-from clockwork_serve.store.settings import ModelSettings, StoreConfig
+from clockwork_serve.store.settings import Damage, ModelSettings, Problem, ProblemError, Served, StoreConfig
 from clockwork_serve.store.trial import Fill, made_up
 
 if TYPE_CHECKING:
     from clockwork_serve.store.cache import Cache, opened_code
     from clockwork_serve.store.compiler import Compiler, compile_all
-    from clockwork_serve.store.lifting import Index
+    from clockwork_serve.store.onnx.weights import Index
     from clockwork_serve.store.optimiser import runtime_fingerprint
 
 _MODULE_OF = {
     "Cache": "cache", "opened_code": "cache", "Compiler": "compiler", "compile_all": "compiler",
-    "Index": "lifting", "runtime_fingerprint": "optimiser",
+    "Index": "onnx.weights", "runtime_fingerprint": "optimiser",
 }  # fmt: skip
 
 __all__ = [

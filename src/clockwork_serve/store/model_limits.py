@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import onnx
 
-from clockwork_serve.store.problems import problem
+from clockwork_serve.store.settings import problem
 
 NODES_MAX: Final = 100_000
 """The largest language models are exported with some 50,000."""

@@ -17,7 +17,7 @@ import onnx
 import onnxruntime as ort
 
 from clockwork_serve.store.model_limits import check_size
-from clockwork_serve.store.problems import problem
+from clockwork_serve.store.settings import problem
 from clockwork_serve.store.trial import RunError
 
 Array = npt.NDArray[Any]

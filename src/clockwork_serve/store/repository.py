@@ -1,20 +1,36 @@
-"""A model repository on disk in Triton's layout: what is there and what was said about it.
-
-It never opens a file outside its root, symbolic links resolved, and one bad model never hides another.
-"""
+"""A model repository on disk in Triton's layout, and its configuration as Triton's clients read it."""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
+from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from clockwork_serve.errors import RepositoryError
-from clockwork_serve.store import pbtxt_settings, toml_settings
-from clockwork_serve.store.problems import Problem, ProblemError, placed, problem, shown
-from clockwork_serve.store.settings import ModelSettings, StoreConfig, VersionPolicy, merged
+from clockwork_serve.messages import Code, TensorSpec
+from clockwork_serve.store import pbtxt as pbtxt_settings
+from clockwork_serve.store import settings as toml_settings
+from clockwork_serve.store.settings import (
+    ModelSettings,
+    Problem,
+    ProblemError,
+    StoreConfig,
+    VersionPolicy,
+    merged,
+    placed,
+    problem,
+    shown,
+)
+
+# ------------------------------------------------------------
+# A model repository on disk in Triton's layout: what is there and what was said about it.
+#
+# It never opens a file outside its root, symbolic links resolved, and one bad model never hides another.
+
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
@@ -276,3 +292,95 @@ def _guess_backend(folder: Path, present: tuple[int, ...], settings: ModelSettin
                 return backend
     endings = {".py": "python", ".pt2": "torch"}
     return endings.get(Path(settings.file_name or "").suffix, "onnx")
+
+
+# ------------------------------------------------------------
+# A served model's configuration as Triton's clients read it: snake_case JSON with every default shown.
+
+
+PLATFORMS = {
+    "onnx": "onnxruntime_onnx", "torch": "pytorch_libtorch", "python": "python", "emulated": "emulated",
+}  # fmt: skip
+"""What Triton's clients know our backends as."""
+_BACKENDS = {"onnx": "onnxruntime", "torch": "pytorch", "python": "python", "emulated": "emulated"}
+
+
+def model_config(name: str, settings: ModelSettings, code: Code, max_batch_size: int) -> bytes:
+    """The configuration of a model as JSON."""
+    config: dict[str, Any] = {
+        "name": name,
+        # Triton names its Python backend in the other field only.
+        "platform": "" if code.backend == "python" else PLATFORMS[code.backend],
+        "backend": _BACKENDS[code.backend],
+        "runtime": "",
+        "version_policy": _version_policy(settings.version_policy or VersionPolicy()),
+        "max_batch_size": max_batch_size,
+        "input": [_input(spec) for spec in code.inputs],
+        "output": [_output(spec, settings) for spec in code.outputs],
+        "batch_input": [],
+        "batch_output": [],
+        "optimization": {
+            "priority": "PRIORITY_DEFAULT",
+            "input_pinned_memory": {"enable": True},
+            "output_pinned_memory": {"enable": True},
+            "gather_kernel_buffer_threshold": 0,
+            "eager_batching": False,
+        },
+        "instance_group": [
+            {
+                "name": f"{name}_0", "kind": "KIND_CPU", "count": 1, "gpus": [], "secondary_devices": [],
+                "profile": [], "passive": False, "host_policy": "",
+            }
+        ],
+        "default_model_filename": settings.file_name or FILE_OF_BACKEND.get(code.backend, ""),
+        "cc_model_filenames": {},
+        "metric_tags": {},
+        "parameters": {},
+        "model_warmup": [],
+    }  # fmt: skip
+    if max_batch_size:
+        config["dynamic_batching"] = {
+            "preferred_batch_size": [max_batch_size],
+            "max_queue_delay_microseconds": 0,
+            "preserve_ordering": False,
+            "priority_levels": 0,
+            "default_priority_level": 0,
+            "priority_queue_policy": {},
+        }
+    return msgspec.json.encode(config)
+
+
+def _version_policy(policy: VersionPolicy) -> dict[str, Any]:
+    if policy.specific:
+        return {"specific": {"versions": list(policy.specific)}}
+    if policy.latest is None:
+        return {"all": {}}
+    return {"latest": {"num_versions": policy.latest}}
+
+
+def _data_type(spec: TensorSpec) -> str:
+    return "TYPE_STRING" if spec.datatype == "BYTES" else f"TYPE_{spec.datatype}"
+
+
+def _input(spec: TensorSpec) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "data_type": _data_type(spec),
+        "format": "FORMAT_NONE",
+        "dims": list(spec.shape),
+        "is_shape_tensor": False,
+        "allow_ragged_batch": False,
+        "optional": spec.optional,
+        "is_non_linear_format_io": False,
+    }
+
+
+def _output(spec: TensorSpec, settings: ModelSettings) -> dict[str, Any]:
+    return {
+        "name": spec.name,
+        "data_type": _data_type(spec),
+        "dims": list(spec.shape),
+        "label_filename": settings.label_files.get(spec.name, ""),
+        "is_shape_tensor": False,
+        "is_non_linear_format_io": False,
+    }

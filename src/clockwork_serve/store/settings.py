@@ -1,13 +1,112 @@
-"""What an operator may say about one model, whichever file it was said in; nothing here reads a file."""
+"""What an operator may say about one model, and ``clockwork.toml``; problems as records."""
 
 from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from clockwork_serve.messages import DATATYPES
-from clockwork_serve.store.problems import did_you_mean, problem
-from clockwork_serve.units import MIB
+from clockwork_serve.errors import RepositoryError, printable
+from clockwork_serve.messages import DATATYPES, LEAST_PRIORITY, Code, Model
+from clockwork_serve.units import MIB, ms
+
+# ------------------------------------------------------------
+# What is wrong with a model or a setting, as a record; never a reason to stop serving the others.
+
+
+_SHOWN = 300
+
+
+class Problem(Struct, frozen=True, kw_only=True):
+    """Why one model (or one version of it) is not served, and what to do about it.
+
+    ``model`` is empty where the repository as a whole is meant; ``version`` is empty where the model is.
+    """
+
+    model: str
+    field: str
+    expected: str
+    found: str
+    advice: str
+    version: str = ""
+
+    def __str__(self) -> str:
+        where = f"model '{self.model}'" if self.model else "repository"
+        if self.version:
+            where += f" version {self.version}"
+        return f"{where}: {self.field}: expected {self.expected}, found {self.found}; {self.advice}"
+
+
+class Damage(Struct, frozen=True):
+    """A file that was set aside: ``what`` is ``code``, ``weights`` or ``record``, ``found`` what is wrong."""
+
+    what: str
+    name: str
+    found: str
+
+
+class ProblemError(RepositoryError):
+    """A :class:`Problem` on its way to whoever collects it."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
+def problem(
+    field: str, *, expected: str, found: object, advice: str, model: str = "", version: str = ""
+) -> ProblemError:
+    """A :class:`ProblemError`; all is shown shortened, and as text that can be printed and sent."""
+    text = found if isinstance(found, str) else repr(found)
+    return ProblemError(
+        Problem(
+            model=shown(model),
+            version=version,
+            field=shown(field),
+            expected=shown(expected),
+            found=shown(text),
+            advice=shown(advice),
+        )
+    )
+
+
+def shown(text: str) -> str:
+    """Text of a stranger's, as short as a problem wants it."""
+    return printable(text, _SHOWN)
+
+
+def placed(error: ProblemError, *, model: str, version: str = "") -> ProblemError:
+    """The same problem with the model (and version) it belongs to, where they were not known yet."""
+    old = error.problem
+    return ProblemError(
+        Problem(
+            model=old.model or model,
+            version=old.version or version,
+            field=old.field,
+            expected=old.expected,
+            found=old.found,
+            advice=old.advice,
+        )
+    )
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Advice for a word that is not known: the nearest one, or all of them."""
+    names = sorted(known)
+    by_lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean '{by_lower[near[0]]}'?"
+    return f"known here: {', '.join(names)}" if names else "nothing is known here"
+
+
+# ------------------------------------------------------------
+# What an operator may say about one model, whichever file it was said in; nothing here reads a file.
+
 
 BACKENDS = ("onnx", "torch", "python", "emulated")
 """The backends that ``clockwork.toml`` may name."""
@@ -105,3 +204,228 @@ def datatype_of(text: str, where: str) -> str:
     if name not in DATATYPES:
         raise problem(where, expected="an element type", found=text, advice=did_you_mean(name, DATATYPES))
     return name
+
+
+# ------------------------------------------------------------
+# Reads ``clockwork.toml`` of one model, strictly: an unknown key is an error, never a silence.
+
+
+FILE_NAME = "clockwork.toml"
+_LARGEST = 1e12
+"""Of milliseconds and of megabytes: what comes of them fits into 64 bits."""
+
+DIGITS_MAX = 9
+"""Of a batch size; Python turns no number of thousands of digits into an int."""
+
+
+class Table:
+    """One TOML table while it is read: typed look-ups, and in the end nothing may be left over."""
+
+    def __init__(self, values: object, where: str, known: tuple[str, ...]) -> None:
+        if not isinstance(values, dict):
+            raise problem(where, expected="a table", found=values, advice=f"keys: {', '.join(known)}")
+        self._values: dict[str, Any] = values
+        self._where = where
+        for key in values:
+            if key not in known:
+                raise problem(
+                    self.path(key), expected="a known key", found=key, advice=did_you_mean(key, known)
+                )
+
+    def path(self, key: str) -> str:
+        """The name of a key as shown in messages."""
+        return f"{self._where} {key}" if self._where == FILE_NAME else f"{self._where}.{key}"
+
+    def raw(self, key: str) -> Any:
+        """The value as it stands, or None."""
+        return self._values.get(key)
+
+    def integer(self, key: str, least: int, most: int = 1 << 62) -> int | None:
+        """A whole number in ``least..most``, or None."""
+        value = self._values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            wanted = f"a whole number >= {least}" if most == 1 << 62 else f"a whole number in {least}..{most}"
+            raise problem(self.path(key), expected=wanted, found=value, advice=f"correct {FILE_NAME}")
+        return value
+
+    def number(self, key: str, *, zero: bool) -> float | None:
+        """A finite number above zero (or zero too), or None."""
+        value = self._values.get(key)
+        if value is None:
+            return None
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        if not good or not 0 <= value < _LARGEST or (value == 0 and not zero):
+            wanted = f"a number {'>=' if zero else '>'} 0 and less than {_LARGEST:g}"
+            raise problem(self.path(key), expected=wanted, found=value, advice=f"correct {FILE_NAME}")
+        return float(value)
+
+    def text(self, key: str) -> str | None:
+        """A string that is not empty, or None."""
+        value = self._values.get(key)
+        if value is not None and (not isinstance(value, str) or not value):
+            raise problem(self.path(key), expected="a string", found=value, advice=f"correct {FILE_NAME}")
+        return value
+
+
+def read_toml(text: str) -> ModelSettings:
+    """The settings in a ``clockwork.toml``. Raises ``ProblemError``."""
+    try:
+        values = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise problem(
+            FILE_NAME, expected="valid TOML", found=str(error), advice="correct the line it names"
+        ) from None
+    table = Table(
+        values,
+        FILE_NAME,
+        (
+            "backend", "max_batch_size", "slo_ms", "queue_limit", "output_bytes", "memory_bytes", "priority",
+            "inputs", "outputs", "version_policy", "labels", "emulated",
+        ),
+    )  # fmt: skip
+    backend = table.text("backend")
+    if backend is not None and backend not in BACKENDS:
+        raise problem(
+            table.path("backend"),
+            expected=" or ".join(BACKENDS),
+            found=backend,
+            advice=did_you_mean(backend, BACKENDS),
+        )
+    labels, label_files = _labels(table.raw("labels"))
+    emulated = table.raw("emulated")
+    return ModelSettings(
+        backend=backend,
+        max_batch_size=table.integer("max_batch_size", 0, 65536),
+        slo_ms=table.number("slo_ms", zero=False),
+        queue_limit=table.integer("queue_limit", 1),
+        output_bytes=table.integer("output_bytes", 1),
+        memory_bytes=table.integer("memory_bytes", 1),
+        priority=table.integer("priority", 0, LEAST_PRIORITY),
+        inputs=_tensors(table.raw("inputs"), "inputs"),
+        outputs=_tensors(table.raw("outputs"), "outputs"),
+        version_policy=_version_policy(table.raw("version_policy")),
+        labels=labels,
+        label_files=label_files,
+        emulated=None if emulated is None else _emulated(emulated),
+    )
+
+
+def _tensors(value: object, key: str) -> tuple[TensorSettings, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        advice = f'write {key} = [{{name = "x", dims = [3, 224, 224], datatype = "FP32"}}]'
+        raise problem(f"{FILE_NAME} {key}", expected="a list of tables", found=value, advice=advice)
+    tensors = tuple(_tensor(item, f"{key}[{index}]") for index, item in enumerate(value))
+    names = [tensor.name for tensor in tensors]
+    for name in names:
+        if names.count(name) > 1:
+            raise problem(
+                f"{FILE_NAME} {key}", expected="each name once", found=name, advice="remove one of the two"
+            )
+    return tensors
+
+
+def _tensor(item: object, where: str) -> TensorSettings:
+    table = Table(item, where, ("name", "dims", "datatype", "optional"))
+    name = table.text("name")
+    if name is None:
+        raise problem(table.path("name"), expected="the tensor's name", found="nothing", advice="add it")
+    dims = table.raw("dims")
+    good = isinstance(dims, list) and all(
+        isinstance(dim, int) and not isinstance(dim, bool) and (dim > 0 or dim == -1) for dim in dims
+    )
+    if dims is not None and not good:
+        raise problem(
+            table.path("dims"), expected="whole numbers > 0, or -1", found=dims, advice=f"correct {FILE_NAME}"
+        )
+    datatype = table.text("datatype")
+    optional = table.raw("optional") or False
+    if not isinstance(optional, bool):
+        raise problem(table.path("optional"), expected="true or false", found=optional, advice="correct it")
+    return TensorSettings(
+        name=name,
+        dims=None if dims is None else tuple(dims),
+        datatype=None if datatype is None else datatype_of(datatype, table.path("datatype")),
+        optional=optional,
+    )
+
+
+def _version_policy(value: object) -> VersionPolicy | None:
+    if value is None:
+        return None
+    where = f"{FILE_NAME} version_policy"
+    advice = 'write "all", "latest", {latest = 2} or {specific = [1, 3]}'
+    if value == "all":
+        return VersionPolicy(latest=None)
+    if value == "latest":
+        return VersionPolicy()
+    if isinstance(value, dict) and len(value) == 1:
+        table = Table(value, "version_policy", ("latest", "specific", "all"))
+        specific = table.raw("specific")
+        if isinstance(specific, list) and specific and all(type(v) is int and v > 0 for v in specific):
+            return VersionPolicy(latest=None, specific=tuple(sorted(specific)))
+        if table.raw("all") is True:
+            return VersionPolicy(latest=None)
+        latest = table.integer("latest", 1)
+        if latest is not None:
+            return VersionPolicy(latest=latest)
+    raise problem(where, expected="a version policy", found=value, advice=advice)
+
+
+def _labels(value: object) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+    """Labels given in place, and files that hold them, by output name."""
+    lists: dict[str, tuple[str, ...]] = {}
+    files: dict[str, str] = {}
+    if value is None:
+        return lists, files
+    where = f"{FILE_NAME} labels"
+    advice = 'write labels = {output = "labels.txt"} or {output = ["cat", "dog"]}'
+    if not isinstance(value, dict):
+        raise problem(where, expected="a table", found=value, advice=advice)
+    for output, item in value.items():
+        if isinstance(item, str) and item:
+            files[output] = item
+        elif isinstance(item, list) and all(isinstance(label, str) for label in item):
+            lists[output] = tuple(item)
+        else:
+            raise problem(f"{where}.{output}", expected="a file or a list", found=item, advice=advice)
+    return lists, files
+
+
+def _emulated(value: object) -> EmulatedSettings:
+    table = Table(value, "emulated", ("weights_mb", "infer_ms", "load_ms"))
+    weights_mb = table.number("weights_mb", zero=True)
+    load_ms = table.number("load_ms", zero=True)
+    for key, given in (("weights_mb", weights_mb), ("load_ms", load_ms)):
+        if given is None:
+            raise problem(table.path(key), expected="a number >= 0", found="nothing", advice="add it")
+    durations = table.raw("infer_ms")
+    advice = "write infer_ms = {1 = 2.5, 2 = 4.1}, from batch size 1 upwards"
+    where = table.path("infer_ms")
+    if not isinstance(durations, dict) or "1" not in durations:
+        raise problem(where, expected="milliseconds by batch size", found=durations, advice=advice)
+    steps = Table(durations, where, tuple(durations))
+    infer_ns = {}
+    for key in durations:
+        if not key.isascii() or not key.isdigit() or len(key) > DIGITS_MAX or int(key) < 1:
+            raise problem(where, expected="batch sizes >= 1", found=key, advice=advice)
+        infer_ns[int(key)] = ms(steps.number(key, zero=False) or 0.0)
+    return EmulatedSettings(
+        weights_bytes=round((weights_mb or 0.0) * MIB),
+        infer_ns=dict(sorted(infer_ns.items())),
+        load_ns=ms(load_ms or 0.0),
+    )
+
+
+# ------------------------------------------------------------
+# What compiling gives: a model and its code, ready to be served; nothing but the record.
+
+
+class Served(Struct, frozen=True, kw_only=True):
+    """A version of a model ready to be served. Models of one architecture have equal codes."""
+
+    model: Model
+    code: Code

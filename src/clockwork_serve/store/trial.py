@@ -11,7 +11,32 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from clockwork_serve.store.graph_tensors import GraphTensor, Interface
+# ------------------------------------------------------------
+# Inputs and outputs of a graph, as records; nothing here knows ONNX.
+
+
+Dim = int | str
+"""A fixed size, or the name of a free one ("" if it has none)."""
+
+
+class GraphTensor(Struct, frozen=True):
+    """One input or output of a graph with its full shape; ``dims`` is None where the rank is not known."""
+
+    name: str
+    datatype: str
+    dims: tuple[Dim, ...] | None
+
+
+class Interface(Struct, frozen=True):
+    """Inputs and outputs as the graph declares them, in its order."""
+
+    inputs: tuple[GraphTensor, ...]
+    outputs: tuple[GraphTensor, ...]
+
+
+# ------------------------------------------------------------
+# Runs a graph on made-up inputs to learn what it does not declare; never trusts one that it did not run.
+
 
 Array = npt.NDArray[Any]
 

@@ -10,8 +10,7 @@ from clockwork_serve.telemetry.counters import (
     encode,
     outcome_key,
 )
-from clockwork_serve.telemetry.journal import Journal, Step, Torn, read_journal, read_records
-from clockwork_serve.telemetry.journal_head import Head, head_of
+from clockwork_serve.telemetry.journal import Head, Journal, Step, Torn, head_of, read_journal, read_records
 from clockwork_serve.telemetry.metrics import CONTENT_TYPE, render
 from clockwork_serve.telemetry.recorder import Recorder
 

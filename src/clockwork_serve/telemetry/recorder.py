@@ -49,10 +49,10 @@ from clockwork_serve.telemetry.counters import (
     ModelCounters,
     TenantCounters,
     encode,
+    model_statistics,
     outcome_key,
 )
 from clockwork_serve.telemetry.metrics import render
-from clockwork_serve.telemetry.statistics import model_statistics
 
 
 class Listener(Protocol):

@@ -1,9 +1,4 @@
-"""One device of a worker: starts what is due on a free lane, as ordered, or refuses it. It never chooses.
-
-A lane takes its next job when it is free and the job's window is open. Then, and only then, it is judged:
-the window's end, the pages, the weights. An INFER whose weights are being loaded waits for them inside its
-window, and with it what was ordered after it.
-"""
+"""One device of a worker: starts what is due on a free lane, as ordered, or refuses it with a reason."""
 
 from __future__ import annotations
 
@@ -11,36 +6,283 @@ from typing import Final
 
 from clockwork_serve.messages import (
     Action,
+    Code,
     CodeAdded,
     CodeReady,
     DeviceSpec,
+    Extent,
     Infer,
     Keep,
     Lane,
     Load,
+    Result,
     Status,
     Unload,
     Window,
 )
-from clockwork_serve.worker.admission import Refusal, acceptable, refuse
-from clockwork_serve.worker.codes import CodeState, CodeStep, HeldCode
-from clockwork_serve.worker.events import LaneDone, Prepare, Prepared, Retire, Retired, Start
-from clockwork_serve.worker.judgement import judge_load, judge_unload, leaving, missing, too_late
+from clockwork_serve.units import NS_PER_S
+from clockwork_serve.worker.events import LaneDone, Prepare, Prepared, Retire, Retired, Start, WorkerEffect
 from clockwork_serve.worker.lanes import Job, LaneQueue, Work
-from clockwork_serve.worker.ledger import Ledger
 from clockwork_serve.worker.pages import (
+    CODE_READY,
     WEIGHTS_LOADING,
     WEIGHTS_READY,
+    CodeState,
+    CodeStep,
     Held,
+    HeldCode,
     Pages,
     WeightsState,
     WeightsStep,
 )
 
+# ------------------------------------------------------------
+# What an action must be in itself before it may wait for a lane. It looks at no queue and no page.
+#
+# ``refuse`` says what is wrong: None, or the status and a message that names field, expected and found.
+# ``acceptable`` only says, and fast, whether anything is.
+
+
+EARLY_MAX_NS: Final = 10 * NS_PER_S
+"""A window that opens later than this is not waited for: nobody plans so far ahead, so clocks disagree."""
+
+Refusal = tuple[Status, str]
+
+
+def acceptable(action: Infer, spec: DeviceSpec, code: HeldCode | None, now_ns: int) -> bool:
+    """Whether :func:`refuse` gives no reason to turn an INFER away."""
+    window = action.window
+    earliest_ns = window.earliest_ns
+    extent = action.extent
+    first = extent.first
+    count = extent.count
+    room = action.batch
+    calls = action.calls
+    if (
+        code is None
+        or code.state is not CODE_READY
+        or room not in code.fitting
+        or earliest_ns > window.latest_ns
+        or earliest_ns - now_ns > EARLY_MAX_NS
+        or first < 0
+        or count < 1
+        or first + count > spec.pages
+        or not calls
+    ):
+        return False
+    if not code.code.batched:
+        return len(calls) == 1
+    for call in calls:
+        rows = call.rows
+        if rows < 1:
+            return False
+        room -= rows
+    return room >= 0
+
+
+def refuse(action: Action, spec: DeviceSpec, code: HeldCode | None, now_ns: int) -> Refusal | None:
+    """Why an action can not be queued. ``code`` is the device's, if it knows it."""
+    refusal = _refuse_window(action.window, now_ns) or _refuse_extent(action.extent, spec)
+    if refusal is not None:
+        return refusal
+    if type(action) is Load:
+        refusal = _refuse_code(action.code_id, spec, code) or _refuse_size(action, spec)
+    elif type(action) is Infer:
+        refusal = _refuse_code(action.code_id, spec, code)
+        if refusal is None and code is not None:
+            refusal = _refuse_batch(action, code.code) or _refuse_need(action.batch, spec, code)
+    return refusal
+
+
+def _refuse_window(window: Window, now_ns: int) -> Refusal | None:
+    if window.earliest_ns > window.latest_ns:
+        return _bad("window", "earliest_ns <= latest_ns", f"{window.earliest_ns} > {window.latest_ns}")
+    if window.earliest_ns - now_ns > EARLY_MAX_NS:
+        ahead_s = (window.earliest_ns - now_ns) / NS_PER_S
+        return Status.TOO_EARLY, (
+            f"window: opens in {ahead_s:.1f} s, expected at most {EARLY_MAX_NS // NS_PER_S} s ahead; "
+            "compare the clocks of controller and worker"
+        )
+    return None
+
+
+def _refuse_extent(extent: Extent, spec: DeviceSpec) -> Refusal | None:
+    if extent.first < 0 or extent.count < 1 or extent.first + extent.count > spec.pages:
+        return _bad("extent", f"pages within 0..{spec.pages - 1}", f"{extent.count} from page {extent.first}")
+    return None
+
+
+def _refuse_code(code_id: str, spec: DeviceSpec, code: HeldCode | None) -> Refusal | None:
+    if code is not None and code.state is CODE_READY:
+        return None
+    state = CodeState.ABSENT if code is None else code.state
+    return Status.UNKNOWN_CODE, f"code_id: {code_id} is not prepared on {spec.device}; it is {state.value}"
+
+
+def _refuse_size(action: Load, spec: DeviceSpec) -> Refusal | None:
+    room = action.extent.count * spec.page_bytes
+    if action.weights.size > room:
+        return _bad("extent", f"room for {action.weights.size} bytes of weights", f"{room} bytes")
+    return None
+
+
+def _refuse_batch(action: Infer, code: Code) -> Refusal | None:
+    if action.batch not in code.batch_sizes:
+        return _bad("batch", f"one of {code.batch_sizes}", str(action.batch))
+    if not action.calls:
+        return _bad("calls", "at least one", "none")
+    if not code.batched:
+        found = len(action.calls)
+        return None if found == 1 else _bad("calls", "1 where there is no batch axis", str(found))
+    rows = [call.rows for call in action.calls]
+    if min(rows) < 1 or sum(rows) > action.batch:
+        return _bad("rows", f"at least 1 each and at most {action.batch} in all", str(rows))
+    return None
+
+
+def _refuse_need(batch: int, spec: DeviceSpec, code: HeldCode) -> Refusal | None:
+    workspace, io = code.need_of(batch)
+    if workspace > spec.workspace_bytes:
+        return Status.NO_ROOM, f"workspace: batch {batch} needs {workspace} bytes, has {spec.workspace_bytes}"
+    if io > spec.io_bytes:
+        return Status.NO_ROOM, f"I/O area: batch {batch} needs {io} bytes, has {spec.io_bytes}"
+    return None
+
+
+def _bad(field: str, expected: str, found: str) -> Refusal:
+    return Status.BAD_ACTION, f"{field}: expected {expected}, found {found}"
+
+
+# ------------------------------------------------------------
+# Why an action whose turn it is can not start: its window, the pages. It looks, and changes nothing.
+
+
+def judge_load(action: Load, pages: Pages, now_ns: int) -> Refusal | None:
+    """Weights go only where nothing is."""
+    late_ns = now_ns - action.window.latest_ns
+    if late_ns > 0:
+        return too_late(late_ns)
+    holders = pages.overlapping(action.extent)
+    for held in holders:
+        if held.state is not WEIGHTS_READY or held.readers:
+            return Status.IN_USE, f"{_pages(held.extent)} are in use by {held.model}"
+    if holders:
+        return Status.NO_ROOM, f"{_pages(holders[0].extent)} hold {holders[0].model}; UNLOAD it first"
+    return None
+
+
+def leaving(extent: Extent, pages: Pages) -> bool:
+    """Whether an extent holds only what no controller wants: it is believed gone, and goes when unread."""
+    return all(held.stale for held in pages.overlapping(extent))
+
+
+def judge_unload(action: Unload, held: Held | None, pages: Pages, now_ns: int) -> Refusal | None:
+    """Weights go only while nothing reads them. ``held`` is what is in the action's extent.
+
+    Stale ones are gone for the controller, and the worker unloads them itself (with an id below zero).
+    """
+    late_ns = now_ns - action.window.latest_ns
+    if late_ns > 0:
+        return too_late(late_ns)
+    if held is None or held.model != action.model or held.state is not WEIGHTS_READY:
+        return missing(pages, action)
+    if held.stale and action.action_id > 0:
+        return missing(pages, action)
+    if held.readers:
+        return Status.IN_USE, f"an INFER reads its weights in {_pages(held.extent)}"
+    return None
+
+
+def missing(pages: Pages, action: Infer | Unload) -> Refusal:
+    """Its extent does not hold its weights."""
+    extent = action.extent
+    found = [
+        f"{held.model} version {held.version}{' that is to go' if held.stale else ''}"
+        for held in pages.overlapping(extent)
+    ]
+    expected = f"expected its weights, version {action.version}, in {_pages(extent)}"
+    return Status.WEIGHTS_MISSING, f"{expected}; found {', '.join(found) or 'none'}"
+
+
+def too_late(late_ns: int) -> Refusal:
+    """Its window closed before its turn came."""
+    return Status.TOO_LATE, f"its window closed {late_ns} ns before its lane was free"
+
+
+def _pages(extent: Extent) -> str:
+    return f"pages {extent.first}..{extent.first + extent.count - 1}"
+
+
+# ------------------------------------------------------------
+# Which actions are owed a result, and what was decided at this instant. It judges nothing.
+
+
+_OK: Final = Status.OK
+
+
+class Ledger:
+    """Shared by the devices of one worker."""
+
+    def __init__(self) -> None:
+        self.effects: list[WorkerEffect] = []
+        self.live: set[int] = set()
+        """Ids of all and only the jobs that are owed a result."""
+
+    def open(self, job: Job) -> None:
+        """A result is owed from now on."""
+        assert not job.owed and job.action_id not in self.live
+        job.owed = True
+        self.live.add(job.action_id)
+
+    def turn_away(self, action: Action, refusal: Refusal, now_ns: int) -> None:
+        """The one result of an action that never became a job."""
+        self.effects.append(_refused(action, refusal, now_ns))
+
+    def refuse(self, job: Job, refusal: Refusal, now_ns: int) -> None:
+        """The one result of a job, given before it ends or instead of its run."""
+        if job.owed:
+            action = job.work
+            assert not isinstance(action, (Prepare, Retire))
+            job.owed = False
+            self.live.remove(job.action_id)
+            self.effects.append(_refused(action, refusal, now_ns))
+
+    def close(self, job: Job, done: LaneDone, status: Status, message: str) -> None:
+        """The one result of a job that ran; outputs only if it is good."""
+        if not job.owed:
+            return
+        job.owed = False
+        self.live.remove(job.action_id)
+        ok = status is _OK
+        self.effects.append(
+            Result(
+                action_id=job.action_id, device=done.device, status=status, started_ns=done.started_ns,
+                ended_ns=done.ended_ns, input_ns=done.input_ns, run_ns=done.run_ns, output_ns=done.output_ns,
+                outputs=done.outputs if ok else (), message=message, once_ns=done.once_ns,
+            )
+        )  # fmt: skip
+
+
+def _refused(action: Action, refusal: Refusal, now_ns: int) -> Result:
+    status, message = refusal
+    kind = "LOAD" if isinstance(action, Load) else "INFER" if isinstance(action, Infer) else "UNLOAD"
+    return Result(
+        action_id=action.action_id, device=action.device, status=status, started_ns=now_ns, ended_ns=now_ns,
+        message=f"{kind} of {action.model}: {message}",
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------
+# One device of a worker: starts what is due on a free lane, as ordered, or refuses it. It never chooses.
+#
+# A lane takes its next job when it is free and the job's window is open. Then, and only then, it is judged:
+# the window's end, the pages, the weights. An INFER whose weights are being loaded waits for them inside its
+# window, and with it what was ordered after it.
+
+
 # Names of the module's own: an Enum's attribute takes 40 ns.
 _LOAD: Final = Lane.LOAD
 _EXEC: Final = Lane.EXEC
-_OK: Final = Status.OK
 _LOADED: Final = WeightsStep.LOADED
 _UNLOAD: Final = WeightsStep.UNLOAD
 _FORGOTTEN: Final = WeightsStep.FORGOTTEN

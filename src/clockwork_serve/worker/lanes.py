@@ -16,9 +16,8 @@ from typing import Final
 
 from clockwork_serve.messages import Action
 from clockwork_serve.units import NS_PER_MS
-from clockwork_serve.worker.codes import HeldCode
 from clockwork_serve.worker.events import Prepare, Retire
-from clockwork_serve.worker.pages import Held
+from clockwork_serve.worker.pages import Held, HeldCode
 
 Work = Action | Prepare | Retire
 

@@ -1,4 +1,7 @@
-"""The worker's machine: hears of actions and lanes that are done, for all its devices. It never chooses."""
+"""The worker's machine: it observes actions and lanes that are done, for all its devices. It never chooses.
+
+Its report to a new controller and its invariants are at the end.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +13,142 @@ from clockwork_serve.messages import (
     CodeAdded,
     CodeRemoved,
     DeviceSpec,
+    DeviceState,
     Infer,
     Keep,
     Lane,
     Load,
+    Measured,
+    Resident,
+    Running,
     Status,
     Unload,
     WorkerJoined,
 )
-from clockwork_serve.worker.device import DeviceWorker
+from clockwork_serve.worker.device import DeviceWorker, Ledger
 from clockwork_serve.worker.events import (
     ControllerFound,
     ControllerLost,
     LaneDone,
+    Prepare,
     Prepared,
+    Retire,
     Retired,
     Stop,
     WorkerEffect,
     WorkerEvent,
 )
-from clockwork_serve.worker.invariants import check_device
-from clockwork_serve.worker.lanes import Work
-from clockwork_serve.worker.ledger import Ledger
-from clockwork_serve.worker.report import state_of
+from clockwork_serve.worker.lanes import LaneQueue, Work
+from clockwork_serve.worker.pages import WEIGHTS_LOADING, WEIGHTS_READY, CodeState, Held, WeightsState
+
+# ------------------------------------------------------------
+# What a device tells a controller that is new to it: codes, weights, what runs, durations.
+
+
+def state_of(device: DeviceWorker, now_ns: int) -> DeviceState:
+    """All of it; but weights on their way out are not told of: a controller is to believe them gone."""
+    return DeviceState(
+        device=device.name,
+        codes=tuple([code_id for code_id, code in device.codes.items() if code.state is CodeState.READY]),
+        weights=tuple(
+            [
+                Resident(
+                    model=held.model, code_id=held.code_id, weights=held.weights, extent=held.extent,
+                    version=held.version, ready=held.state is WEIGHTS_READY,
+                )
+                for held in device.pages.all()
+                if not held.stale and held.weights and held.state in (WEIGHTS_LOADING, WEIGHTS_READY)
+            ]
+        ),
+        running=tuple(
+            [one for name, lane in device.lanes.items() if (one := _running(name, lane, now_ns)) is not None]
+        ),
+        measured=tuple(
+            [
+                Measured(code_id=code_id, batch=batch, signature=signature, lasted_ns=tuple(recent))
+                for code_id, code in device.codes.items()
+                for (batch, signature), recent in code.recent.items()
+            ]
+        ),
+    )  # fmt: skip
+
+
+def _running(name: Lane, lane: LaneQueue, now_ns: int) -> Running | None:
+    """The action that a lane is at; its chores are told of by no result."""
+    job = lane.running
+    if job is None or isinstance(job.work, Prepare | Retire | Unload):
+        return None
+    action = job.work
+    left_ns = lane.started_ns + action.expected_ns - now_ns
+    return Running(
+        action_id=action.action_id, lane=name, version=action.version, left_ns=max(0, left_ns),
+        expected_ns=action.expected_ns,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------
+# What must be true of a device between two decisions, for tests and simulations. It changes nothing.
+
+
+def check_device(device: DeviceWorker, live: set[int]) -> None:
+    """Assert every invariant; ``live`` are the ids of actions that are owed a result."""
+    device.pages.check()
+    for lane in device.lanes.values():
+        lane.check()
+    running = device.load_lane.running
+    for held in device.pages.all():
+        moving = held.state in (WeightsState.LOADING, WeightsState.UNLOADING)
+        assert moving == (running is not None and running.held is held), f"{held.model}, {running} disagree"
+    _check_infers(device)
+    _check_owed(device, live)
+    _check_codes(device)
+
+
+def _check_infers(device: DeviceWorker) -> None:
+    """Jobs know the weights that they read, and weights know how many read them."""
+    running = device.exec_lane.running
+    jobs = device.exec_lane.queued()
+    for job in jobs:
+        found = [held for held in device.pages.all() if _serves(held, job.work)]
+        known = job.held is not None and job.held.state is not WeightsState.EMPTY
+        assert found == ([job.held] if known else []), f"{job.work} does not read {found}"
+    if running is not None:
+        jobs.append(running)
+        held = running.held
+        assert held is not None and device.pages.at(held.extent, held.version) is held
+        assert held.state is WeightsState.READY
+        assert running.code is not None and running.code.state is CodeState.READY
+    for held in device.pages.all():
+        readers = sum(job.held is held for job in jobs)
+        assert readers == held.readers, f"{held.model}: {readers} readers, counted {held.readers}"
+
+
+def _check_owed(device: DeviceWorker, live: set[int]) -> None:
+    for job in device.jobs():
+        work = job.work
+        if job.owed:
+            assert not isinstance(work, (Prepare, Retire)) and work.action_id in live
+
+
+def _check_codes(device: DeviceWorker) -> None:
+    jobs = device.jobs()
+    queued = device.load_lane.queued()
+    for code_id, code in device.codes.items():
+        users = sum(job.code is code and not isinstance(job.work, (Prepare, Retire)) for job in jobs)
+        users += sum(held.code_id == code_id for held in device.pages.all())
+        assert users == code.users, f"code {code_id}: {users} users, counted {code.users}"
+        chores = sum(job.code is code and isinstance(job.work, (Prepare, Retire)) for job in queued)
+        assert chores == code.chore, f"code {code_id}: {chores} chores are queued"
+        assert code.wanted or not code.answer_due, f"code {code_id}: an answer is due, and nobody asked"
+        assert not code.users or code.state is CodeState.READY, f"{code_id} is used while {code.state}"
+
+
+def _serves(held: Held, work: Work) -> bool:
+    return isinstance(work, Infer) and held.serves(work, work.extent.first, work.extent.count)
+
+
+# ------------------------------------------------------------
+# The worker's machine: hears of actions and lanes that are done, for all its devices. It never chooses.
 
 
 class Worker:

@@ -16,21 +16,24 @@ import msgspec
 from msgspec import Struct
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.workload.problems import FieldError, did_you_mean, found, unfit
 from clockwork_serve.workload.tables import (
     NO_SLO_MS,
     ClusterTable,
     FaultTable,
+    FieldError,
     Load,
     ModelSet,
     Ramp,
     TenantTable,
+    did_you_mean,
+    found,
+    lines_of,
     require_between,
     require_finite,
     require_known,
     require_text,
+    unfit,
 )
-from clockwork_serve.workload.toml_lines import lines_of
 
 __all__ = [
     "NO_SLO_MS", "ClusterTable", "FaultTable", "Load", "ModelSet", "Ramp", "Scenario", "Source",

@@ -20,12 +20,20 @@ import numpy as np
 
 from clockwork_serve.messages import Quota
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, ms
-from clockwork_serve.workload.dice import ARRIVALS, BURSTS, dice
-from clockwork_serve.workload.problems import FieldError, did_you_mean
-from clockwork_serve.workload.processes import Block, Popularity, gathered, poisson, renewals
+from clockwork_serve.workload.processes import (
+    ARRIVALS,
+    BURSTS,
+    LONGEST_NS,
+    Block,
+    Popularity,
+    dice,
+    gathered,
+    pieces,
+    poisson,
+    renewals,
+)
 from clockwork_serve.workload.scenario import ALL_KINDS, Scenario
-from clockwork_serve.workload.schedule import LONGEST_NS, pieces
-from clockwork_serve.workload.tables import NO_SLO_MS, Load, Ramp, Retry
+from clockwork_serve.workload.tables import NO_SLO_MS, FieldError, Load, Ramp, Retry, did_you_mean
 from clockwork_serve.workload.traces import Place, trace_files, trace_load
 from clockwork_serve.workload.zoo import Zoo
 

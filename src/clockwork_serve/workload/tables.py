@@ -1,16 +1,64 @@
-"""The tables of a scenario as records; they say what is asked for and never how it is served."""
+"""The tables of a scenario as records, and messages that name the line and the key that are wrong."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any, Final, Literal
 
 from msgspec import Struct
 
+from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Quota
 from clockwork_serve.units import NS_PER_S, ms
-from clockwork_serve.workload.problems import did_you_mean, unfit
+
+# ------------------------------------------------------------
+# The one form of messages about scenarios and traces; it never decides what is wrong.
+
+
+_SHOWN = 80
+"""Characters of a found value that a message shows."""
+
+
+class FieldError(ConfigError):
+    """One field of a record is wrong: ``field``, and ``what`` was expected, found and can be done.
+
+    Records raise it when they are built; who read them from a file adds the file and the line.
+    """
+
+    def __init__(self, field: str, what: str) -> None:
+        """Complain about ``field``: ``what`` follows its name in the message."""
+        super().__init__(f"{field}: {what}")
+        self.field = field
+        self.what = what
+
+
+def found(value: object) -> str:
+    """A value as messages show it: cut if long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def unfit(field: str, expected: str, value: object, remedy: str) -> FieldError:
+    """The error of one field."""
+    return FieldError(field, f"expected {expected}, found {found(value)}; {remedy}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Advice for a name that nobody knows."""
+    choices = sorted(known)
+    near = get_close_matches(name, choices, n=1)
+    if near:
+        return f"did you mean {near[0]}?"
+    shown = ", ".join(choices[:12]) + (", ..." if len(choices) > 12 else "")
+    return f"known: {shown}" if choices else "none is known"
+
+
+# ------------------------------------------------------------
+# The tables of a scenario as records; they say what is asked for and never how it is served.
+
 
 NO_SLO_MS: Final = 24 * 3600 * 1000.0
 """The SLO of a load that names none: a day (the paper's batch clients, section 6.4)."""
@@ -368,3 +416,42 @@ def require_known(field: str, name: str, known: Iterable[str], what: str) -> Non
     choices = tuple(known)
     if name not in choices:
         raise unfit(field, what, name, did_you_mean(name, choices))
+
+
+# ------------------------------------------------------------
+# Finds the lines of a TOML file's keys, for messages; it never judges or reads values.
+
+
+_HEADER: Final = re.compile(r"\s*(\[\[?)\s*([A-Za-z0-9_.\-\"' ]+?)\s*\]\]?\s*(?:#.*)?\r?$")
+_KEY: Final = re.compile(r"\s*([A-Za-z0-9_\-]+|\"[^\"]*\"|'[^']*')\s*(?:\.[^=]*)?=")
+_FENCES: Final = ('"""', "'''")
+
+
+def lines_of(text: str) -> dict[str, int]:
+    """Line numbers, from 1, by path: ``seconds``, ``loads[1]`` (its header), ``loads[1].slo_ms``.
+
+    A key of a dotted or inline table is found by its first part's line; what looks like a key inside a string
+    of several lines is passed over.
+    """
+    lines: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    table = ""
+    fence = ""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if fence:
+            fence = "" if fence in line else fence
+            continue
+        if header := _HEADER.match(line):
+            name = header.group(2).replace('"', "").replace("'", "").replace(" ", "")
+            if header.group(1) == "[[":
+                counts[name] = counts.get(name, -1) + 1
+                name = f"{name}[{counts[name]}]"
+            else:
+                first, _, rest = name.partition(".")
+                name = f"{first}[{counts[first]}].{rest}" if rest and first in counts else name
+            table = f"{name}."
+            lines.setdefault(name, number)
+        elif key := _KEY.match(line):
+            lines.setdefault(table + key.group(1).strip("\"'"), number)
+            fence = next((mark for mark in _FENCES if line.count(mark) % 2), "")
+    return lines

@@ -1,4 +1,4 @@
-"""Makes a load's trace ready: reads it, scales it, maps it, and says what was done; it draws no arrival."""
+"""Makes a load's trace ready: scaled, mapped to models, drawn as arrivals; it says in words what was done."""
 
 from __future__ import annotations
 
@@ -6,20 +6,274 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final, Protocol
 
 import numpy as np
 
 from clockwork_serve.units import NS_PER_S
-from clockwork_serve.workload import dice as purposes
-from clockwork_serve.workload.azure import MinuteTrace, is_2021, read_minutes, rows_2021
-from clockwork_serve.workload.dice import dice
+from clockwork_serve.workload import processes as purposes
 from clockwork_serve.workload.generated import GeneratedTrace
-from clockwork_serve.workload.mapping import Assignment, assign, counted
-from clockwork_serve.workload.problems import FieldError, unfit
-from clockwork_serve.workload.processes import Block, Floats, Popularity
-from clockwork_serve.workload.replay import MINUTE_NS, Minutes, Replay, as_called, as_rates, exactly
-from clockwork_serve.workload.tables import Counts, Load
-from clockwork_serve.workload.timestamps import has_functions, rows_timestamps, survey
+from clockwork_serve.workload.processes import (
+    MOST_EXPECTED,
+    Block,
+    Floats,
+    Indices,
+    Ints,
+    Popularity,
+    Renewals,
+    dice,
+    in_order,
+    steps_at,
+)
+from clockwork_serve.workload.tables import MOST_RPS, Counts, FieldError, Load, Ramp, unfit
+from clockwork_serve.workload.trace_files import (
+    CallTrace,
+    MinuteTrace,
+    has_functions,
+    is_2021,
+    read_minutes,
+    rows_2021,
+    rows_timestamps,
+    survey,
+)
+
+# ------------------------------------------------------------
+# Arrivals from a trace: calls per minute or single calls, scaled and mapped; it never holds a whole run.
+
+
+MINUTE_NS: Final = 60 * NS_PER_S
+
+
+class Minutes(Protocol):
+    """Calls per minute of every function."""
+
+    def minute(self, index: int) -> np.ndarray | None:
+        """The calls of every function in a minute; None behind the last one."""
+        ...
+
+
+@dataclass(slots=True, frozen=True)
+class Replay:
+    """How a trace is played: from ``start_ns`` until before ``stop_ns``, function f as model ``models[f]``.
+
+    ``share``: by what each function's calls are multiplied. ``ramp`` changes a rate of ``rate_rps`` in steps,
+    and all calls with it.
+    """
+
+    start_ns: int
+    stop_ns: int
+    models: Indices
+    share: Floats
+    rate_rps: float
+    ramp: Ramp | None
+
+    def pieces(self, calls: np.ndarray, begin_ns: int) -> Iterator[tuple[int, int, Floats]]:
+        """A minute in pieces of constant rates and bounded size: start, end, expected of each function."""
+        flow = calls * self.share / MINUTE_NS
+        total = float(flow.sum())
+        now_ns, end_of_minute = begin_ns, min(begin_ns + MINUTE_NS, self.stop_ns)
+        while now_ns < end_of_minute:
+            end_ns, factor = end_of_minute, 1.0
+            if self.ramp:
+                steps = steps_at(self.ramp, now_ns - self.start_ns)
+                factor = min(max(0.0, self.ramp.value(self.rate_rps, steps)), MOST_RPS) / self.rate_rps
+                end_ns = min(end_ns, self.start_ns + (steps + 1) * self.ramp.every_ns)
+            if total * factor > 0:
+                end_ns = min(end_ns, now_ns + max(1, int(MOST_EXPECTED / (total * factor))))
+            yield now_ns, end_ns, flow * (factor * (end_ns - now_ns))
+            now_ns = end_ns
+
+
+def as_rates(trace: Minutes, replay: Replay, cv: float | Floats, rng: np.random.Generator) -> Iterator[Block]:
+    """A minute's calls are a rate: of a Poisson process as in the paper's client, of renewals if cv is not 1.
+
+    Gaps are carried over the borders of minutes.
+    """
+    poisson = isinstance(cv, float) and cv == 1.0
+    streams = None if poisson else Renewals(rng, cv, replay.models.size)
+    for begin_ns, calls in _replayed_minutes(trace, replay):
+        for start_ns, end_ns, expected in replay.pieces(calls, begin_ns):
+            if streams is not None:
+                places, functions = streams.advance(expected)
+                yield in_order(start_ns, end_ns, places, replay.models[functions])
+                continue
+            active = np.flatnonzero(expected)
+            models = np.repeat(replay.models[active], rng.poisson(expected[active]))
+            rng.shuffle(models)
+            times = rng.integers(start_ns, end_ns, models.size)
+            times.sort()
+            yield Block(end_ns, times, models)
+
+
+def exactly(trace: Minutes, replay: Replay, cv: float | Floats, rng: np.random.Generator) -> Iterator[Block]:
+    """A minute has exactly its calls (scaled, and rounded by chance), placed as a renewal process has them.
+
+    The gaps of a function's calls in a minute are gamma gaps, stretched so that they fill it, from a point
+    drawn at random: no place in the minute is preferred.
+    """
+    spread = np.broadcast_to(np.asarray(cv, dtype=np.float64), replay.models.shape)
+    for begin_ns, calls in _replayed_minutes(trace, replay):
+        wanted = calls * replay.share
+        sizes = np.floor(wanted).astype(np.int64)
+        sizes += rng.random(sizes.size) < wanted - sizes
+        active = np.flatnonzero(sizes)
+        places = _places(sizes[active], spread[active], rng)
+        functions = np.repeat(active, sizes[active])
+        block = in_order(begin_ns, begin_ns + MINUTE_NS, places, replay.models[functions])
+        if block.end_ns > replay.stop_ns:
+            last = int(np.searchsorted(block.times_ns, replay.stop_ns))
+            block = Block(replay.stop_ns, block.times_ns[:last], block.models[:last])
+        yield block
+
+
+def _places(sizes: Ints, cv: Floats, rng: np.random.Generator) -> Floats:
+    """For each function, so many places in 0..1, in no order between functions."""
+    if not sizes.size:
+        return np.empty(0)
+    # Gaps of a single call say nothing, and tiny shapes all but vanish in floats: both fall on the point
+    # drawn.
+    gaps = rng.standard_gamma(np.repeat(cv**-2.0, sizes))
+    sums = np.cumsum(gaps)
+    ends = np.cumsum(sizes) - 1
+    firsts = ends - sizes + 1
+    before = sums[firsts] - gaps[firsts]
+    whole = np.maximum(sums[ends] - before, np.finfo(np.float64).tiny)
+    places: Floats = (sums - np.repeat(before, sizes)) / np.repeat(whole, sizes)
+    turned: Floats = (places + np.repeat(rng.random(sizes.size), sizes)) % 1.0
+    return turned
+
+
+def _replayed_minutes(trace: Minutes, replay: Replay) -> Iterator[tuple[int, np.ndarray]]:
+    """Where each minute begins on our axis, and its calls."""
+    index = 0
+    while (begin_ns := replay.start_ns + index * MINUTE_NS) < replay.stop_ns:
+        calls = trace.minute(index)
+        if calls is None:
+            return
+        yield begin_ns, calls
+        index += 1
+
+
+def as_called(
+    trace: CallTrace,
+    replay: Replay,
+    faster: float,
+    popularity: Popularity | None,
+    rng: np.random.Generator,
+) -> Iterator[Block]:
+    """Single calls at their own times, ``faster`` times as fast.
+
+    A function's calls are kept with the probability of its ``share``. With ``popularity`` the trace has no
+    functions, and each call goes to a model drawn by it.
+    """
+    for end_ns, called_ns, functions in trace.chunks():
+        times = replay.start_ns + np.minimum(called_ns / faster, replay.stop_ns).astype(np.int64)
+        upto_ns = replay.start_ns + int(end_ns / faster) + 1
+        stays = rng.random(times.size) < replay.share[functions]
+        stays &= times < replay.stop_ns
+        times = times[stays]
+        if popularity is None:
+            models = replay.models[functions[stays]]
+        else:
+            models = popularity.draw(rng, popularity.weights.size, times.size).astype(np.int32)
+        yield Block(min(upto_ns, replay.stop_ns), times, models)
+        if upto_ns >= replay.stop_ns:
+            return
+
+
+# ------------------------------------------------------------
+# Which model each function of a trace stands for, and what of it is left out; it says so in words.
+#
+# The mapping is the experimenter's choice and decides the result (the paper's released client maps
+# blocks of functions sorted by volume), so every report prints the notes made here.
+
+
+@dataclass(slots=True)
+class Assignment:
+    """For every function of a trace, the busiest first: its model (of the load's, from 0) and the share kept.
+
+    ``volume``: calls kept in all. ``notes`` say what was done, with numbers. A function left out keeps
+    nothing.
+    """
+
+    models: Indices
+    kept: Floats
+    volume: float
+    notes: tuple[str, ...]
+
+
+def assign(volumes: Floats, load: Load, models: int, rng: np.random.Generator) -> Assignment:
+    """Map functions, given by their volumes in descending order, to models as the load asks.
+
+    ``block``: function i of F goes to model floor(i * M / F). ``stripe``: to i mod M. ``shuffled``: striped
+    after a shuffle. Raises :class:`FieldError`.
+    """
+    functions = volumes.size
+    if load.drop_top >= functions:
+        raise unfit("drop_top", f"less than the trace's {functions} functions", load.drop_top, "drop fewer")
+    kept = np.ones(functions)
+    kept[: load.drop_top] = 0.0
+    notes: list[str] = []
+    total = float(volumes.sum())
+    if load.drop_top:
+        share = float(volumes[: load.drop_top].sum()) / total
+        notes.append(f"left out the {counted(load.drop_top, 'busiest function')} ({share:.1%} of all calls)")
+    if load.cap_share is not None:
+        notes.append(_cap(volumes, kept, load.cap_share))
+    mapped = functions - load.drop_top
+    places = np.arange(mapped, dtype=np.int64)
+    if load.mapping == "block":
+        chosen = places * models // mapped
+    else:
+        chosen = (rng.permutation(mapped) if load.mapping == "shuffled" else places) % models
+    of_function = np.zeros(functions, dtype=np.int32)
+    of_function[load.drop_top :] = chosen
+    flow = np.bincount(of_function, weights=volumes * kept, minlength=models)
+    hit = int(np.count_nonzero(np.bincount(chosen, minlength=models)))
+    notes.append(
+        f"mapping {load.mapping}: {counted(mapped, 'function')} to {hit} of {counted(models, 'model')}; "
+        f"the busiest model gets {float(flow.max() / flow.sum()):.1%} of the calls"
+    )
+    return Assignment(of_function, kept, float(flow.sum()), tuple(notes))
+
+
+def _cap(volumes: Floats, kept: Floats, share: float) -> str:
+    """Reduce ``kept`` so that no function carries more than ``share`` of what is left."""
+    alive = volumes * kept
+    present = int(np.count_nonzero(alive))
+    if share * present < 1:
+        raise FieldError(
+            "cap_share",
+            f"expected at least 1 / {present}, for {present} functions, found {share:g}; raise it",
+        )
+    before = float(alive.sum())
+    # The k busiest are cut to the same level; it is their share of a total that has shrunk with them.
+    order = np.argsort(-alive, kind="stable")
+    rest = before
+    level, capped = before, 0
+    for index in order.tolist():
+        assert share * capped < 1, "one of the functions left is at most their sum"
+        level = share * rest / (1.0 - share * capped)
+        if alive[index] <= level * (1 + 1e-12):
+            break
+        rest -= float(alive[index])
+        capped += 1
+    if not capped:
+        return f"cap of {share:.1%} of the calls per function: none reaches it"
+    busiest = order[:capped]
+    kept[busiest] *= level / alive[busiest]
+    dropped = 1.0 - float((volumes * kept).sum()) / before
+    cut = f"{counted(capped, 'function')} cut, {dropped:.1%} of all calls dropped"
+    return f"cap of {share:.1%} of the calls per function: {cut}"
+
+
+def counted(number: int, what: str) -> str:
+    """A number and what it counts."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+# ------------------------------------------------------------
+# Makes a load's trace ready: reads it, scales it, maps it, and says what was done; it draws no arrival.
 
 
 @dataclass(slots=True)

@@ -108,7 +108,7 @@ def test_variants_are_paired_by_repeat() -> None:
 
 
 def test_processes_are_known_by_their_commands_and_those_without_before_count_whole() -> None:
-    assert role_of("python -m clockwork_serve.serve.gateway_process {}") == "gateway"
+    assert role_of("python -m clockwork_serve.serve.processes.gateway {}") == "gateway"
     assert role_of("python .venv/bin/clockwork serve x") == "keeper"
     used = between({"worker": Used(1, 2)}, {"worker": Used(3, 2.5), "gateway": Used(1, 0)})
     assert used["worker"] == {"user_s": 2, "system_s": 0.5}

@@ -10,9 +10,8 @@ import numpy as np
 
 from clockwork_serve.bench import address as bench_address
 from clockwork_serve.bench.connection import Connection
-from clockwork_serve.bench.ends import Ends
-from clockwork_serve.bench.hpack import Undecodable, decode
-from clockwork_serve.bench.messages import Message
+from clockwork_serve.bench.messages import Message, Undecodable, decode
+from clockwork_serve.bench.records import Ends
 from clockwork_serve.bench.wire_grpc import GrpcConnection, PreparedCalls
 from clockwork_serve.bench.wire_http import HttpConnection, Prepared
 from clockwork_serve.client import calls

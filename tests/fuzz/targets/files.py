@@ -16,18 +16,15 @@ from clockwork_serve.errors import ConfigError
 from clockwork_serve.integrity import sealed
 from clockwork_serve.messages import Profile
 from clockwork_serve.store import Cache, Repository, StoreConfig
-from clockwork_serve.store.onnx_compiler import Architecture
-from clockwork_serve.store.pbtxt_settings import read_pbtxt
-from clockwork_serve.store.problems import ProblemError
+from clockwork_serve.store.onnx.compiler import Architecture
+from clockwork_serve.store.pbtxt import read_pbtxt
 from clockwork_serve.store.repository import model_file
-from clockwork_serve.store.settings import merged
-from clockwork_serve.store.toml_settings import read_toml
+from clockwork_serve.store.settings import ProblemError, merged, read_toml
 from clockwork_serve.telemetry import read_journal
 from clockwork_serve.units import MIB
-from clockwork_serve.workload.azure import is_2021, read_minutes, rows_2021
 from clockwork_serve.workload.scenario import check_kinds, read_scenario
 from clockwork_serve.workload.stream import build
-from clockwork_serve.workload.timestamps import rows_timestamps, survey
+from clockwork_serve.workload.trace_files import is_2021, read_minutes, rows_2021, rows_timestamps, survey
 from clockwork_serve.workload.zoo import Zoo
 from tests.fuzz import mutators
 from tests.fuzz.engine import Target, scratch

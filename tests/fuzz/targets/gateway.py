@@ -18,21 +18,20 @@ from clockwork_serve.oip import (
     UnknownModel,
     decompress,
     grpc_infer,
-    grpc_wire,
     parse_infer,
     requested_slo_ns,
     shared_region,
     wanted_coding,
 )
+from clockwork_serve.oip import grpc_infer as grpc_wire
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, rpcs
 from clockwork_serve.oip.shared_memory import shared_ref
 from clockwork_serve.oip.slo import priority_of, tightest
-from clockwork_serve.serve.gateway_endpoints import Endpoints, Refused
-from clockwork_serve.serve.gateway_grpc import GatewayGrpc
-from clockwork_serve.serve.gateway_keys import Denied, KeyRing, Right
-from clockwork_serve.serve.gateway_regions import OBJECTS, Regions
-from clockwork_serve.serve.gateway_routes import find_route
-from clockwork_serve.serve.grpc_call import Aborted
+from clockwork_serve.serve.gateway.access import Denied, KeyRing, Right
+from clockwork_serve.serve.gateway.client_shm import OBJECTS, Regions
+from clockwork_serve.serve.grpc.call import Aborted
+from clockwork_serve.serve.grpc.service import GatewayGrpc
+from clockwork_serve.serve.http.routes import Endpoints, Refused, find_route
 from clockwork_serve.units import MIB
 from tests.fuzz import mutators
 from tests.fuzz.engine import Target, scratch

@@ -6,10 +6,9 @@ import msgspec
 
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Call, Extent, Frame, Infer, Window
-from clockwork_serve.serve.black_box import autopsy
-from clockwork_serve.serve.calls import Calls
-from clockwork_serve.serve.framing import FrameReader, FrameWriter
-from clockwork_serve.serve.region import RegionMap
+from clockwork_serve.serve.shm import Calls, RegionMap
+from clockwork_serve.serve.transport import FrameReader, FrameWriter
+from clockwork_serve.serve.worker.black_box import autopsy
 from tests.fuzz import mutators
 from tests.fuzz.engine import Target, scratch
 

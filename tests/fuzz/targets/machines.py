@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Answer, Cancel, Frame, Release, Request, RequestPiece, Unheard
 from clockwork_serve.oip import InputTensor
-from clockwork_serve.serve.bridge_requests import Requests
-from clockwork_serve.serve.far_controller import FarController
-from clockwork_serve.serve.framing import FrameReader
-from clockwork_serve.serve.gateway_slots import Slots
+from clockwork_serve.serve.gateway.requests import Slots
+from clockwork_serve.serve.remote.bridge import Requests
+from clockwork_serve.serve.remote.gateway import FarController
+from clockwork_serve.serve.transport import FrameReader
 from tests.fuzz import mutators
 from tests.fuzz.engine import Target
 

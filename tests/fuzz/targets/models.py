@@ -11,16 +11,14 @@ import numpy as np
 import onnx
 
 from clockwork_serve.store import StoreConfig
-from clockwork_serve.store.interface import batching_of, declared, interface_of
-from clockwork_serve.store.onnx_graph import Plan, prepared
+from clockwork_serve.store.onnx.graph import Plan, batching_of, declared, interface_of, prepared
+from clockwork_serve.store.onnx.recipe import Recipe
+from clockwork_serve.store.onnx.source import read_source
+from clockwork_serve.store.onnx.wire import elements, filled
 from clockwork_serve.store.optimiser import parse_model, readable_names
-from clockwork_serve.store.problems import ProblemError
-from clockwork_serve.store.recipe import Recipe
-from clockwork_serve.store.settings import ModelSettings
-from clockwork_serve.store.source import read_source
-from clockwork_serve.store.torch_archive import read_archive, write_archive
-from clockwork_serve.store.torch_program import read_program
-from clockwork_serve.store.wire import elements, filled
+from clockwork_serve.store.settings import ModelSettings, ProblemError
+from clockwork_serve.store.torch.archive import read_archive, write_archive
+from clockwork_serve.store.torch.program import read_program
 from tests.fuzz import mutators
 from tests.fuzz.engine import Target, scratch
 

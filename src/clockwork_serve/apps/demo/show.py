@@ -26,7 +26,7 @@ from clockwork_serve.apps.demo.report import Report, counted_by_base, model_row,
 from clockwork_serve.apps.demo.screen import progress_bar, show
 from clockwork_serve.apps.demo.stage import Stage, set_up
 from clockwork_serve.devices import DeviceConfig
-from clockwork_serve.serve.server import Progress, RunningServer, ServerConfig, running_server
+from clockwork_serve.serve.supervisor.server import Progress, RunningServer, ServerConfig, running_server
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import KIB, align
 

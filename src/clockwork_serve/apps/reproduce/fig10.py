@@ -14,7 +14,7 @@ from clockwork_serve.apps.reproduce.real_model import write_model
 from clockwork_serve.apps.reproduce.run import Run
 from clockwork_serve.controller import POLICIES, ControllerConfig
 from clockwork_serve.devices import DeviceConfig
-from clockwork_serve.serve.server import ServerConfig, running_server
+from clockwork_serve.serve.supervisor.server import ServerConfig, running_server
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.telemetry.journal import read_journal
 from clockwork_serve.units import MIB

@@ -23,10 +23,10 @@ from clockwork_serve.devices.base import DeviceConfig
 from clockwork_serve.devices.emulated import emulated_config, emulated_profile
 from clockwork_serve.errors import ClockworkError
 from clockwork_serve.messages import Ask, Code, CodeAdded, Frame, Model, ModelAdded, TensorSpec, Weights
-from clockwork_serve.serve.controller_process import SOCKET_NAME, ControllerProcessConfig
-from clockwork_serve.serve.keeper_link import ControllerLink
-from clockwork_serve.serve.supervisor import Child, Launch, describe_exit
-from clockwork_serve.serve.worker_process import WorkerConfig
+from clockwork_serve.serve.processes.controller import SOCKET_NAME, ControllerProcessConfig
+from clockwork_serve.serve.processes.worker import WorkerConfig
+from clockwork_serve.serve.supervisor.keeper import ControllerLink
+from clockwork_serve.serve.supervisor.processes import Child, Launch, describe_exit
 from clockwork_serve.units import MIB
 
 PROFILE: Final = "v100"

@@ -17,8 +17,8 @@ from clockwork_serve.apps.reproduce.real_controller import ROW
 from clockwork_serve.errors import ClockworkError
 from clockwork_serve.messages import Answer, Outcome, Release, Request
 from clockwork_serve.oip import InputTensor
-from clockwork_serve.serve.gateway_link import GatewayLink, LinkListener, at_home
-from clockwork_serve.serve.gateway_slots import Slots
+from clockwork_serve.serve.gateway.controller_link import GatewayLink, LinkListener, at_home
+from clockwork_serve.serve.gateway.requests import Slots
 from clockwork_serve.units import MIB, NS_PER_S
 
 NAME: Final = "gateway-0"

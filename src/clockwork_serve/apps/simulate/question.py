@@ -13,10 +13,9 @@ from clockwork_serve.messages import Profile
 from clockwork_serve.sim import Cluster, Constants, Simulation, read_constants
 from clockwork_serve.sim.simulation import Watcher
 from clockwork_serve.units import MIB, NS_PER_S
-from clockwork_serve.workload.problems import FieldError
 from clockwork_serve.workload.scenario import Scenario, check_kinds, read_scenario
 from clockwork_serve.workload.stream import Workload, build
-from clockwork_serve.workload.tables import ClusterTable
+from clockwork_serve.workload.tables import ClusterTable, FieldError
 from clockwork_serve.workload.zoo import Zoo
 
 MINUTE_S = 60.0

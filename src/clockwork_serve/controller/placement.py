@@ -1,0 +1,243 @@
+"""Which weights to load, on which device, and which weights make room for them."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from heapq import heapify, heappop, heappush, heapreplace
+from typing import Final
+
+from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.devices import STALE_MIN, Batch, DeviceBelief, Plan, Residency, Room
+from clockwork_serve.controller.life import GONE, READY
+from clockwork_serve.controller.queues import ServedModel
+from clockwork_serve.controller.timers import NEVER_NS
+from clockwork_serve.units import NS_PER_MS
+
+# ------------------------------------------------------------
+# Models that may want a LOAD, by the paper's priority; it sends none.
+#
+# Paper section 5.3: a model's demand d_m is shared among the devices that have its weights (a(m, g) inverse
+# to the load of g, 0 where m is not, summing to d_m); its priority is what these devices, loaded as they are,
+# cannot serve of it within the horizon. One that stalled (``stalls``), or became too slow, serves nothing.
+
+
+class Candidates:
+    """See the module.
+
+    More urgent classes of requests come first. Of models that want a LOAD equally, the one that was served
+    first is first, or, ``by_due``, the one whose first request is due first.
+    """
+
+    def __init__(self, belief: Belief, *, by_due: bool = False) -> None:
+        self._belief = belief
+        self._by_due = by_due
+        self._capacity_ns = belief.config.capacity_ns
+        self._negative = belief.config.load_negative
+        self._heap: list[tuple[int, int, int, ServedModel]] = []
+        """(class less priority, due time or 0, order, model); stale where the ``load_key`` is another."""
+        self._full = STALE_MIN
+        """With so many entries, the heap is cleared of stale ones."""
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def rank(self, model: ServedModel) -> bool:
+        """A model's demand or residencies changed: share it anew, correct its place; true if it has one."""
+        if model.sole is None and model.residencies:
+            self._share(model)
+        return self.enter(model)
+
+    def enter(self, model: ServedModel) -> bool:
+        """Give a model its place, if it is a candidate; true if it is."""
+        if not model.waiting or model.removed:
+            model.load_key = None
+            return False
+        priority = self.priority(model)
+        able = self._belief.able(model.code.backend)
+        everywhere = 0 < able <= len(model.residencies)
+        if everywhere or (priority <= 0 and not self._negative):
+            model.load_key = None
+            return False
+        key = model.band_ns() - priority
+        if key != model.load_key:
+            model.load_key = key
+            heappush(self._heap, (key, self._due_ns(model), model.order, model))
+            if len(self._heap) > self._full:
+                live = {id(entry[3]): entry for entry in self._heap if entry[3].load_key == entry[0]}
+                self._heap = list(live.values())
+                heapify(self._heap)
+                self._full = 2 * len(self._heap) + STALE_MIN
+        return True
+
+    def top(self) -> ServedModel | None:
+        """The model that wanted a LOAD most, when they were entered."""
+        heap = self._heap
+        while heap and heap[0][3].load_key != heap[0][0]:
+            heappop(heap)
+        return heap[0][3] if heap else None
+
+    def pop(self) -> ServedModel | None:
+        """Take out the model that wants a LOAD most."""
+        while self._heap:
+            key, due_ns, _, model = heappop(self._heap)
+            if model.load_key != key:
+                continue
+            model.load_key = None
+            now = model.band_ns() - self.priority(model)
+            if (now > key and not self._negative) or due_ns < self._due_ns(model):
+                self.enter(model)
+                continue
+            return model
+        return None
+
+    def _due_ns(self, model: ServedModel) -> int:
+        """When its first request is due, if that matters."""
+        due_ns = 0
+        if self._by_due:
+            for queue in model.queues.values():
+                if queue.dues and (not due_ns or queue.dues[0] < due_ns):
+                    due_ns = queue.dues[0]
+        return due_ns
+
+    def priority(self, model: ServedModel) -> int:
+        """Demand that devices which have the weights cannot serve within the horizon."""
+        capacity_ns, served_ns = self._capacity_ns, 0
+        if model.sole is not None:
+            if not model.sole.serves:
+                return model.demand_ns
+            load_ns = model.sole.device.load_ns
+            return model.demand_ns - model.demand_ns * capacity_ns // (load_ns if load_ns > 0 else 1)
+        for residency in model.residencies.values():
+            if not residency.serves:
+                continue
+            load_ns = residency.device.load_ns
+            served_ns += residency.share_ns * capacity_ns // (load_ns if load_ns > 0 else 1)
+        return model.demand_ns - served_ns
+
+    def _share(self, model: ServedModel) -> None:
+        """Count a model's demand for the devices that have, or are loading, its weights."""
+        residencies = list(model.residencies.values())
+        demand_ns = model.demand_ns
+        for residency in residencies:
+            residency.device.load_ns -= residency.share_ns
+            residency.share_ns = 0
+        if not demand_ns:
+            return
+        inverses = [1 / (residency.device.load_ns + NS_PER_MS) for residency in residencies]
+        total = sum(inverses)
+        for residency, inverse in zip(residencies, inverses, strict=True):
+            residency.share_ns = share_ns = int(demand_ns * inverse / total)
+            residency.device.load_ns += share_ns
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        entered = {id(model) for key, _, _, model in self._heap if model.load_key == key}
+        for model in self._belief.models.values():
+            assert model.load_key is None or id(model) in entered, f"{model.key} fell out"
+            shares_ns = sum(model.share_ns(residency) for residency in model.residencies.values())
+            low_ns = model.demand_ns - len(model.residencies) if model.residencies else 0
+            assert model.stirred or low_ns <= shares_ns <= model.demand_ns, model.key
+
+
+# ------------------------------------------------------------
+# The work that goes first: what those take who wait for the same device and are due before.
+#
+# A lane is given work for a moment only, so when it is free says little about an overload; the queues do.
+
+
+LOOKED_AT_MAX: Final = 64
+"""Of the queues that wait for a device, so many are looked at; what the others take is not counted."""
+
+
+def ahead_ns(plan: Plan, urgency: int, due_ns: int, enough_ns: int) -> int:
+    """What those who are due by then, and in no less urgent class, take of a lane at least.
+
+    More than ``enough_ns`` is enough to know.
+    """
+    total_ns = 0
+    cost_by_code: dict[int, int] = {}
+    for key_ns, _, strategy in plan.heap[:LOOKED_AT_MAX]:
+        if strategy.key_ns != key_ns:
+            continue
+        queue, batches = strategy.queue, strategy.batches
+        if queue.level > urgency:
+            continue
+        count = bisect_right(queue.dues, due_ns)
+        if count:
+            cost_ns = cost_by_code.get(id(batches))  # of one object for all models of a code
+            if cost_ns is None:
+                cost_ns = cost_by_code[id(batches)] = usual_cost_ns(batches)
+            total_ns += count * cost_ns // len(queue.strategies)
+            if total_ns > enough_ns:
+                break
+    return total_ns
+
+
+def usual_cost_ns(batches: Sequence[Batch]) -> int:
+    """What a request usually takes of a lane in the largest batch, which uses it best."""
+    largest = batches[-1]
+    return largest.samples.median_ns // largest.count
+
+
+# ------------------------------------------------------------
+# Where a model's weights may go on a device, and which weights that displaces: those missed least.
+#
+# That is the least recently used ones (the paper's order) or those of the models least asked for
+# (``by_heat``).
+
+
+def make_room(
+    device: DeviceBelief, model: ServedModel, wanted_ns: int, *, by_heat: bool = False
+) -> Room[Residency] | None:
+    """Room for a model on a device that lacks it, or None.
+
+    Weights in use stay. Those that no request waits for go first, least missed first; then those of models
+    for which less urgent requests wait, or whose demand is below ``wanted_ns``.
+    """
+    wanted_ns -= model.band_ns()
+    pages = device.pages
+    count = device.spec.pages_of(model.model.weights.size)
+    gap = pages.gap(count)
+    if gap is not None:
+        return Room(gap, [])
+    if pages.all_of(count):
+        victim = _least_missed(device, wanted_ns, by_heat=by_heat)
+        return None if victim is None else Room(pages.instead(victim.extent), [victim])
+
+    def rank(other: Residency) -> int | None:
+        if other.state != READY or other.in_flight:
+            return None
+        worth = other.model.heat if by_heat else other.used
+        if not other.model.waiting:
+            return worth
+        return worth + NEVER_NS if other.model.demand_ns - other.model.band_ns() < wanted_ns else None
+
+    return pages.room(count, rank)
+
+
+def _least_missed(device: DeviceBelief, wanted_ns: int, *, by_heat: bool) -> Residency | None:
+    """Whom to displace where all weights are of one size."""
+    idle = device.idle
+    aside: list[tuple[int, int, Residency]] = []
+    victim: Residency | None = None
+    while idle:
+        known, version, residency = idle[0]
+        if residency.state == GONE:
+            heappop(idle)
+            continue
+        worth = residency.model.heat if by_heat else residency.used
+        if worth != known:
+            heapreplace(idle, (worth, version, residency))
+            continue
+        if residency.state == READY and not residency.in_flight:
+            if not residency.model.waiting:
+                victim = residency
+                break
+            other = residency.model
+            if victim is None and other.demand_ns - other.band_ns() < wanted_ns:
+                victim = residency
+        aside.append(heappop(idle))
+    for entry in aside:
+        heappush(idle, entry)
+    return victim

@@ -1,0 +1,71 @@
+"""What a scheduling policy is: it is told what changed, and once per instant it may send actions.
+
+A policy reads ``Belief`` and changes it only by ``send_infer``, ``send_load``, ``send_unload`` and
+``require``. It never answers requests: that it leaves them waiting is how it passes them over.
+
+Where it finds what it weighs:
+
+- ``device.plan``: its own heap of that device's strategies, flags and timers (``plan.Plan``)
+- ``queue.strategies``: one per device that has the queue's weights ready; ``strategy.batches`` are the ways
+  to run the queue there, ascending, ``batch.samples.estimate_ns`` how long each takes
+- ``queue.dues``: the due times of its waiting requests, ascending; ``queue.waiters`` the requests
+- ``device.exec``, ``device.load``: ``available_ns(now_ns)`` is when an action sent now could start
+- ``model.residencies``: devices that have, or are loading, its weights; ``Candidates``: who wants a LOAD
+- ``belief.timers``: where it asks, by ``device.plan``'s timers, to be called again if nothing happens
+- ``belief.stirred``: models whose demand or residencies changed since the policy last cleared it
+
+``belief.require(queue, batch)`` tells the rejecting layer that a queue is run at that batch size or more, so
+that it refuses what only a smaller one could save.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.devices import DeviceBelief, LaneTimer, Residency
+from clockwork_serve.controller.queues import Queue
+
+
+class Scheduler(ABC):
+    """One policy. Calls between two ``schedule`` calls may come in any order and number."""
+
+    @abstractmethod
+    def queued(self, queue: Queue) -> None:
+        """A request joined this queue."""
+
+    @abstractmethod
+    def loaded(self, residency: Residency) -> None:
+        """Weights became ready: there is a strategy now for each queue of the model."""
+
+    @abstractmethod
+    def exec_changed(self, device: DeviceBelief) -> None:
+        """An INFER ended: the exec lane's belief changed, and weights are less in use."""
+
+    @abstractmethod
+    def load_changed(self, device: DeviceBelief) -> None:
+        """A LOAD or UNLOAD ended."""
+
+    @abstractmethod
+    def device_changed(self, device: DeviceBelief) -> None:
+        """A device came, or a code became ready there."""
+
+    @abstractmethod
+    def device_lost(self, device: DeviceBelief) -> None:
+        """A device is gone (``device.up`` is false); its weights and actions are forgotten already."""
+
+    @abstractmethod
+    def schedule(self, now_ns: int) -> None:
+        """Send every action that is due now; doing so again at once would send nothing."""
+
+    @abstractmethod
+    def fired(self, timer: LaneTimer) -> None:
+        """A timer that the policy set in ``belief.timers`` (``plan.exec_timer``, ``plan.load_timer``)."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Assert the policy's invariants."""
+
+
+SchedulerFactory = Callable[[Belief], Scheduler]

@@ -1,0 +1,386 @@
+"""Our policy: the paper's, with late choices, trade-offs where time is short, and loads that still help.
+
+What it does otherwise than ``paper``; each idea's gain is in docs/policies.md:
+
+- *Measured delays*: plans leave as much room as delays were lately seen to need (``delays``).
+- *Late choices*: a lane is topped up only as far ahead as the network needs, not 5 ms.
+- *Full batches while time is short*: where a lane has been busy for long and a queue can be served in part
+  only, another's larger batch goes first.
+- *Best batch for the head*: the largest batch that still meets the earliest deadline; a larger size that is
+  not full is run where that costs less per request than the full one below it.
+- *Least loss*: where running the most urgent batch first would make others too late, the batches that use
+  the lane least well are passed over (Moore and Hodgson, on the few most urgent).
+- *No sacrifice without need*: requests that hold their queue's batch small are passed over only where the
+  others cannot wait.
+- *Relaxed work stays short* while requests of a tighter SLO come to the same devices.
+- *Loads by need*: of models wanted equally, the one whose request is due first is loaded; where the load
+  lane has been busy for long, the first that could still wait for another LOAD.
+- *INFERs first*: where LOADs take the time of INFERs, few are sent while those are short of it.
+- *Loads ahead*: where no LOAD is quick enough for the SLO, weights are loaded for who comes next.
+- *Least missed first*: weights of the models least asked for make room, not the longest unused (``heat``).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from heapq import heappop
+from typing import Final
+
+from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.devices import Batch, DeviceBelief, Plan, Strategy
+from clockwork_serve.controller.estimates import Timings, hotter
+from clockwork_serve.controller.placement import Candidates
+from clockwork_serve.controller.policies.paper import PaperScheduler
+from clockwork_serve.controller.queues import Queue, ServedModel
+from clockwork_serve.controller.timers import NEVER_NS
+from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
+
+MARGIN_NS: Final = 100 * NS_PER_US
+"""A lane is topped up when it will be free in less than the network's delay and this."""
+
+RIVALS_MAX: Final = 12
+"""So many of the most urgent strategies are weighed against each other where time is short."""
+
+RELAXED: Final = 2
+"""A request is relaxed if its SLO is more than so many times the tightest on its device."""
+
+SHORT: Final = 2
+"""Time is short on a lane that has been busy for so many SLOs without a pause."""
+
+SCANNED_MAX: Final = 24
+"""So many strategies are looked through for a batch that uses a lane better where time is short."""
+
+PRESSED: Final = 4
+"""A lane is pressed if its most urgent batch has less than this part of its SLO to spare."""
+
+BETTER: Final = 1.02
+"""Serving so many times as much for its time, a batch uses a lane better."""
+
+TIGHT_NS: Final = NS_PER_S
+"""An SLO counts on a device for so long after a request that had it."""
+
+
+class Choice:
+    """A batch that a strategy could run now: requests from place ``first`` on.
+
+    It must start by ``latest_ns`` and takes ``lasts_ns``; ``cost_ns`` is that as a share of all devices that
+    could serve the queue.
+    """
+
+    __slots__ = ("batch", "cost_ns", "first", "lasts_ns", "latest_ns", "strategy")
+
+    def __init__(self, strategy: Strategy, first: int, batch: Batch, due_ns: int) -> None:
+        self.strategy = strategy
+        self.first = first
+        self.batch = batch
+        self.lasts_ns = batch.samples.estimate_ns
+        self.latest_ns = due_ns - self.lasts_ns
+        self.cost_ns = self.lasts_ns // len(strategy.queue.strategies)
+
+
+class Tight:
+    """The tightest SLO that lately came to a device."""
+
+    __slots__ = ("_infer_ns", "_queue", "_wait_ns", "band_ns", "slo_ns", "until_ns")
+
+    def __init__(self, strategy: Strategy, slo_ns: int, wait_ns: int, until_ns: int) -> None:
+        self._queue = strategy.queue
+        self.band_ns = strategy.queue.band_ns
+        self._infer_ns = strategy.batches[0].samples.estimate_ns
+        self._wait_ns = wait_ns
+        self.slo_ns = slo_ns
+        self.until_ns = until_ns
+
+    def room_ns(self) -> int:
+        """How long other work may hold the lane.
+
+        That is as long as its requests can wait, and more if this device does not serve them alone: of n that
+        do, another is likely to be free sooner (measured on the paper's Fig 8).
+        """
+        devices = len(self._queue.strategies) or 1
+        return self._wait_ns + 2 * self._infer_ns * (devices - 1) // devices
+
+
+class DefaultScheduler(PaperScheduler):
+    """See the module."""
+
+    def __init__(self, belief: Belief) -> None:
+        super().__init__(belief)
+        belief.measures = True
+        self._by_heat = True
+        self._candidates = Candidates(belief, by_due=True)
+        self._spare = False
+        """A LOAD is sought for models that could wait for another one, where time is short."""
+        self._short = False
+        """It was, for some model."""
+        self._network_ns = belief.config.network_ns
+        self._tight: dict[Plan, Tight] = {}
+
+    def queued(self, queue: Queue) -> None:
+        """A request joined: as in ``paper``; and its SLO may be the tightest."""
+        head = queue.waiters[0].request
+        slo_ns = head.deadline_ns - head.arrival_ns
+        queue.model.heat = hotter(queue.model.heat, queue.waiters[-1].request.arrival_ns)
+        until_ns = head.arrival_ns + TIGHT_NS
+        for strategy in queue.strategies:
+            tight = self._tight.get(strategy.device.plan)
+            if tight is not None and slo_ns == tight.slo_ns:
+                tight.until_ns = until_ns
+            elif tight is None or slo_ns < tight.slo_ns or head.arrival_ns > tight.until_ns:
+                wait_ns = slo_ns - strategy.batches[0].samples.estimate_ns - 2 * self._network_ns
+                if wait_ns >= 0:  # else nobody can meet it, and nothing is gained by hurry
+                    self._tight[strategy.device.plan] = Tight(strategy, slo_ns, wait_ns, until_ns)
+        super().queued(queue)
+
+    def device_lost(self, device: DeviceBelief) -> None:
+        """Forget the device."""
+        self._tight.pop(device.plan, None)
+        super().device_lost(device)
+
+    # Exec lanes
+
+    def _top_up_exec(self, plan: Plan, now_ns: int) -> None:
+        lane, heap = plan.device.exec, plan.heap
+        reach_ns = lane.network_ns + MARGIN_NS
+        late_ns = now_ns - lane.head_end_ns
+        while True:
+            while heap and heap[0][2].key_ns != heap[0][0]:
+                heappop(heap)
+            if not heap:
+                return
+            start_ns = lane.available_ns(now_ns)
+            if start_ns >= now_ns + reach_ns or (late_ns > self._lag_ns and (lane.stalled or len(lane) > 1)):
+                plan.exec_rests = True
+                if late_ns <= 0:  # else its next result tells when there is room again
+                    self._timers.set(plan.exec_timer, start_ns - reach_ns + 1)
+                return
+            strategy = heappop(heap)[2]
+            top_ns, strategy.key_ns = strategy.key_ns, NEVER_NS
+            choice = self._best(strategy, start_ns)
+            if choice is None:
+                self._passed_over(strategy, start_ns, now_ns)
+                continue
+            after = plan.top()
+            if after is not None:
+                band_ns = strategy.queue.band_ns
+                key_ns = choice.latest_ns + band_ns
+                if key_ns > after.key_ns and key_ns > top_ns:
+                    plan.push(strategy, key_ns)
+                    continue
+                if start_ns + choice.cost_ns + band_ns > after.key_ns:
+                    choice = self._least_loss(plan, choice, start_ns)
+            if choice.batch.count < len(choice.strategy.queue.dues):
+                choice = self._better(plan, choice, start_ns, now_ns)
+            self._send(self._relaxed(plan, self._fuller(choice, start_ns), now_ns), start_ns, now_ns)
+
+    def _send(self, choice: Choice, start_ns: int, now_ns: int) -> None:
+        strategy = choice.strategy
+        self._belief.send_infer(strategy, choice.batch, choice.first, start_ns, now_ns)
+        if strategy.queue.dues:
+            self._enter(strategy)
+
+    def _best(self, strategy: Strategy, start_ns: int) -> Choice | None:
+        """The batch that serves most requests and meets the deadline of the first that can be met at all."""
+        dues, batches = strategy.queue.dues, strategy.batches
+        if not dues:
+            return None
+        best = batches[0]
+        soonest_ns = start_ns + best.samples.estimate_ns
+        first = 0 if dues[0] >= soonest_ns else bisect_left(dues, soonest_ns)
+        waiting = len(dues) - first
+        if waiting <= 0:
+            return None
+        due_ns = dues[first]
+        for at in range(1, len(batches)):
+            if best.count >= waiting:
+                break
+            batch = batches[at]
+            infer_ns = batch.samples.estimate_ns
+            if start_ns + infer_ns > due_ns:
+                break
+            if batch.count <= waiting:
+                best = batch
+            elif waiting * best.samples.estimate_ns > best.count * infer_ns:
+                best = Batch(waiting, batch.size, batch.samples)
+        return Choice(strategy, first, best, due_ns)
+
+    def _least_loss(self, plan: Plan, urgent: Choice, start_ns: int) -> Choice:
+        """The first to run of the most urgent choices, without those that others must be passed over for.
+
+        Moore and Hodgson: in order of urgency, whenever one would start too late, leave out the one (so far)
+        that serves fewest requests for its time. Others are put back.
+        """
+        rivals, end_ns = [urgent], start_ns + urgent.cost_ns
+        band_ns = urgent.strategy.queue.band_ns
+        while len(rivals) < RIVALS_MAX and (strategy := plan.top()) is not None:
+            if strategy.key_ns >= end_ns + band_ns:
+                break
+            plan.pop()
+            choice = self._best(strategy, start_ns)
+            if choice is not None:
+                rivals.append(choice)
+                end_ns += choice.cost_ns
+        rivals.sort(key=_latest)
+        kept: list[Choice] = []
+        end_ns = start_ns
+        for choice in rivals:
+            kept.append(choice)
+            late = end_ns > choice.latest_ns
+            end_ns += choice.cost_ns
+            if late:
+                worst = min(reversed(kept), key=_yield)  # of equals, the one that is due last
+                kept.remove(worst)
+                end_ns -= worst.cost_ns
+        winner = kept[0] if kept else rivals[0]
+        for choice in rivals:
+            if choice is not winner:
+                plan.push(choice.strategy, choice.latest_ns + band_ns)
+        return winner
+
+    def _better(self, plan: Plan, choice: Choice, start_ns: int, now_ns: int) -> Choice:
+        """The most urgent batch that uses the lane better, if time is short; others are put back.
+
+        It is if the lane has been busy for long and this batch is smaller than those who wait could fill.
+        Requests with much longer SLOs have no claim: they can wait until time is not short.
+        """
+        queue, count = choice.strategy.queue, choice.batch.count
+        slo_ns = _slo_ns(queue)
+        if now_ns - plan.device.exec.busy_since_ns <= SHORT * slo_ns:
+            return choice
+        waiting = len(queue.dues) - choice.first
+        if not any(count < batch.count <= waiting for batch in choice.strategy.batches):
+            return choice
+        passed: list[Choice] = []
+        winner = choice
+        while len(passed) < SCANNED_MAX and winner is choice and (strategy := plan.top()) is not None:
+            if strategy.queue.band_ns != queue.band_ns:
+                break
+            plan.pop()
+            other = self._best(strategy, start_ns)
+            if other is None:
+                continue
+            if _slo_ns(strategy.queue) <= RELAXED * slo_ns and _yield(other) > BETTER * _yield(choice):
+                winner = other
+            else:
+                passed.append(other)
+        if winner is not choice:
+            passed.append(choice)
+        for other in passed:
+            plan.push(other.strategy, other.latest_ns + queue.band_ns)
+        return winner
+
+    def _fuller(self, choice: Choice, start_ns: int) -> Choice:
+        """A larger batch without the first requests, if it serves more for its time and cannot wait."""
+        strategy, batch = choice.strategy, choice.batch
+        if len(strategy.queue.dues) - choice.first <= batch.count:
+            return choice
+        larger = self._choose(strategy, start_ns)
+        if larger is None or larger.count * choice.lasts_ns <= batch.count * larger.samples.estimate_ns:
+            return choice
+        fuller = Choice(strategy, self._first, larger, strategy.queue.dues[self._first])
+        return fuller if start_ns + choice.cost_ns > fuller.latest_ns else choice
+
+    def _relaxed(self, plan: Plan, choice: Choice, now_ns: int) -> Choice:
+        """A shorter batch, if these requests have time and others on this device have not."""
+        tight = self._tight.get(plan)
+        if tight is None or now_ns > tight.until_ns:
+            return choice
+        strategy = choice.strategy
+        if tight.band_ns > strategy.queue.band_ns:
+            return choice
+        request = strategy.queue.waiters[choice.first].request
+        if request.deadline_ns - request.arrival_ns <= RELAXED * tight.slo_ns:
+            return choice
+        room_ns = tight.room_ns()
+        if choice.lasts_ns <= room_ns:
+            return choice
+        short = strategy.batches[0]
+        for batch in strategy.batches:
+            if batch.count <= choice.batch.count and batch.samples.estimate_ns <= room_ns:
+                short = batch
+        return Choice(strategy, choice.first, short, strategy.queue.dues[choice.first])
+
+    # LOADs
+
+    def _load_ahead_ns(self, plan: Plan) -> int:
+        """As late as for an exec lane."""
+        device = plan.device
+        return max(device.exec.network_ns, device.load.network_ns) + MARGIN_NS
+
+    def _has_room(self, plan: Plan, now_ns: int) -> bool:
+        """Not where that would make INFERs late."""
+        return not self._infers_first(plan, now_ns) and super()._has_room(plan, now_ns)
+
+    def _offer(self, model: ServedModel, now_ns: int) -> None:
+        for plan in tuple(self._free):
+            self._infers_first(plan, now_ns)
+        super()._offer(model, now_ns)
+
+    def _infers_first(self, plan: Plan, now_ns: int) -> bool:
+        """Whether a LOAD has to wait for INFERs; if so, it is looked at again when the exec lane has changed.
+
+        It has where it takes their time, the exec lane is pressed, and nobody more urgent waits for a LOAD.
+        One an SLO is sent all the same: models that nobody loaded yet are to be served, too.
+        """
+        device = plan.device
+        first = self._candidates.top() if device.spec.lanes_share else None
+        top = plan.top() if first is not None else None
+        if first is None or top is None or not top.queue.waiters:
+            return False
+        queue = top.queue
+        slo_ns, band_ns = _slo_ns(queue), queue.band_ns
+        if (
+            top.key_ns - band_ns - device.exec.available_ns(now_ns) >= slo_ns // PRESSED
+            or first.band_ns() < band_ns
+            or now_ns - device.load.free_ns >= slo_ns
+        ):
+            return False
+        self._free.pop(plan, None)
+        plan.starved = True
+        return True
+
+    def _load_one(self, plan: Plan, now_ns: int) -> bool:
+        """Where time is short, first for models that could wait for another LOAD.
+
+        Weights that come at the last moment are often of no use: the exec lane has other work just then.
+        """
+        self._spare, self._short = True, False
+        sent = super()._load_one(plan, now_ns)
+        self._spare = False
+        return sent or (self._short and super()._load_one(plan, now_ns))
+
+    def _timely(self, plan: Plan, model: ServedModel, load_ns: int, now_ns: int) -> bool:
+        """Whether a LOAD could save a waiting request; if none ever could, it is for those who come next."""
+        timings = plan.device.codes[model.code_id].timings
+        needed_ns = timings.load(model.model.weights.size).estimate_ns
+        queues = [queue for queue in model.queues.values() if queue.waiters]
+        if self._spare:
+            busy_ns = now_ns - plan.device.load.busy_since_ns
+            if any(busy_ns > SHORT * _slo_ns(queue) for queue in queues):
+                self._short = True
+                load_ns += needed_ns
+        return super()._timely(plan, model, load_ns, now_ns) or self._for_others(queues, timings, needed_ns)
+
+    def _for_others(self, queues: list[Queue], timings: Timings, load_ns: int) -> bool:
+        """Whether no LOAD is ever quick enough for who waits."""
+        slack_ns = self._belief.config.slack_ns + NS_PER_MS
+        for queue in queues:
+            infer_ns = timings.infer(queue.least, queue.signature).estimate_ns
+            if _slo_ns(queue) < load_ns + infer_ns + slack_ns:
+                return True
+        return False
+
+
+def _latest(choice: Choice) -> int:
+    return choice.latest_ns
+
+
+def _slo_ns(queue: Queue) -> int:
+    """Of the request that is due last."""
+    request = queue.waiters[-1].request
+    return request.deadline_ns - request.arrival_ns
+
+
+def _yield(choice: Choice) -> float:
+    """Requests served per ns of lane."""
+    return choice.batch.count / choice.lasts_ns

@@ -1,0 +1,352 @@
+"""The paper's policy (OSDI 2020, section 5.3; the authors' INFER5), fairly mended where it had bugs.
+
+A *strategy* is a queue with its urgency on one device: the least, over batch sizes that can be filled, of the
+head's due time minus the estimate. Each device's exec lane is topped up to the look-ahead with the most
+urgent strategy of the most urgent class, at the largest batch that still meets its head's due time. Each load
+lane is topped up with the model of highest LOAD priority; least recently used weights make room.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from heapq import heappop
+from typing import Final
+
+from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.devices import Batch, DeviceBelief, LaneTimer, Plan, Residency, Strategy
+from clockwork_serve.controller.estimates import LASTS_NS, doubt, forget_strays
+from clockwork_serve.controller.placement import Candidates, make_room
+from clockwork_serve.controller.policies.base import Scheduler
+from clockwork_serve.controller.queues import Queue, ServedModel
+from clockwork_serve.controller.timers import NEVER_NS
+
+SURFACED_MAX: Final = 64
+"""LOAD candidates looked at for one device in one decision."""
+
+
+class PaperScheduler(Scheduler):
+    """See the module."""
+
+    def __init__(self, belief: Belief) -> None:
+        self._belief = belief
+        config = belief.config
+        self._look_ahead_ns = config.look_ahead_ns
+        self._lag_ns = config.lag_ns
+        self._negative = config.load_negative
+        self._by_heat = False
+        """Weights of the models least asked for are displaced first, not those least recently used."""
+        self._candidates = Candidates(belief)
+        self._changed: list[Plan] = []
+        """Devices whose exec lanes to look at in the next ``schedule``, in order of change."""
+        self._free: dict[Plan, None] = {}
+        """Devices whose load lanes may take a LOAD, as far as was last seen."""
+        self._awake: list[Plan] = []
+        """Of these, those to be offered all candidates; the others declined all but new ones."""
+        self._fresh: list[ServedModel] = []
+        """Candidates whose demand or residencies changed."""
+        self._timers = belief.timers
+        self._first = 0
+        self._urgency_ns = 0
+        """What ``_choose`` found, beside the batch: its first request's place, its latest start."""
+
+    # What changed
+
+    def queued(self, queue: Queue) -> None:
+        """A request joined: its queue may be more urgent now."""
+        alone = len(queue.dues) == 1
+        for strategy in queue.strategies:
+            plan = strategy.plan
+            if alone:
+                key_ns = queue.dues[0] - strategy.batches[0].samples.estimate_ns + queue.band_ns
+                if key_ns < strategy.key_ns:
+                    plan.push(strategy, key_ns)
+            else:
+                self._enter(strategy)
+            if not plan.exec_rests and not plan.changed:
+                plan.changed = True
+                self._changed.append(plan)
+
+    def loaded(self, residency: Residency) -> None:
+        """Weights are ready: all queues of the model may run there."""
+        if residency.model.removed:
+            return
+        for queue in residency.model.queues.values():
+            strategy = queue.strategies[-1]
+            if queue.waiters and strategy.residency is residency:
+                self._enter(strategy)
+        self._look_at_exec(residency.device.plan)
+
+    def exec_changed(self, device: DeviceBelief) -> None:
+        """Look at the exec lane next time; at the load lane too, if a candidate waits for just that."""
+        plan = device.plan
+        if plan.starved:
+            self._wake_load(plan)
+        if plan.exec_rests:
+            timer_ns = plan.exec_timer.at_ns
+            if timer_ns != NEVER_NS and device.exec.free_ns - self._look_ahead_ns >= timer_ns - 1:
+                return  # it is full until the timer fires, as was believed
+            plan.exec_rests = False
+        if not plan.changed:
+            plan.changed = True
+            self._changed.append(plan)
+
+    def load_changed(self, device: DeviceBelief) -> None:
+        """Look at the load lane next time."""
+        self._wake_load(device.plan)
+
+    def device_changed(self, device: DeviceBelief) -> None:
+        """Look at both lanes next time."""
+        device.plan.exec_rests = False
+        self._look_at_exec(device.plan)
+        self._wake_load(device.plan)
+
+    def device_lost(self, device: DeviceBelief) -> None:
+        """Forget the device."""
+        plan = device.plan
+        plan.heap.clear()
+        self._free.pop(plan, None)
+        self._timers.set(plan.exec_timer, NEVER_NS)
+        self._timers.set(plan.load_timer, NEVER_NS)
+
+    def fired(self, timer: LaneTimer) -> None:
+        """A lane that was full has room again."""
+        plan = timer.plan
+        if not timer.is_exec:
+            self._wake_load(plan)
+            return
+        plan.exec_rests = False
+        if not plan.changed:
+            plan.changed = True
+            self._changed.append(plan)
+
+    def _look_at_exec(self, plan: Plan) -> None:
+        if not plan.exec_rests and not plan.changed:
+            plan.changed = True
+            self._changed.append(plan)
+
+    def _wake_load(self, plan: Plan) -> None:
+        plan.starved = False
+        if not plan.load_awake:
+            plan.load_awake = True
+            self._awake.append(plan)
+
+    def _enter(self, strategy: Strategy) -> None:
+        """Give a strategy its key: what its largest batch that can be filled asks for."""
+        dues, batches = strategy.queue.dues, strategy.batches
+        waiting = len(dues)
+        batch = batches[0]
+        if waiting > 1:
+            for other in batches:
+                if other.count > waiting:
+                    break
+                batch = other
+        key_ns = dues[0] - batch.samples.estimate_ns + strategy.queue.band_ns
+        if key_ns < strategy.key_ns:
+            strategy.plan.push(strategy, key_ns)
+
+    # Choices
+
+    def schedule(self, now_ns: int) -> None:
+        """Top up the lanes of every device that changed."""
+        changed = self._changed
+        if changed:
+            for plan in changed:
+                plan.changed = False
+                self._top_up_exec(plan, now_ns)
+            changed.clear()
+        if self._awake or (self._free and self._belief.stirred):
+            self._top_up_loads(now_ns)
+
+    def _top_up_exec(self, plan: Plan, now_ns: int) -> None:
+        lane, heap = plan.device.exec, plan.heap
+        late_ns, limit_ns = now_ns - lane.head_end_ns, now_ns + self._look_ahead_ns
+        while True:
+            while heap and heap[0][2].key_ns != heap[0][0]:
+                heappop(heap)
+            if not heap:
+                return
+            start_ns = lane.available_ns(now_ns)
+            if start_ns >= limit_ns or (late_ns > self._lag_ns and (lane.stalled or len(lane) > 1)):
+                plan.exec_rests = True
+                if late_ns <= 0:  # else its next result tells when there is room again
+                    self._timers.set(plan.exec_timer, start_ns - self._look_ahead_ns + 1)
+                return
+            strategy = heappop(heap)[2]
+            top_ns, strategy.key_ns = strategy.key_ns, NEVER_NS
+            batch = self._choose(strategy, start_ns)
+            if batch is None:
+                self._passed_over(strategy, start_ns, now_ns)
+                continue
+            urgency_ns = self._urgency_ns + strategy.queue.band_ns
+            if urgency_ns > top_ns and (after := plan.top()) is not None and urgency_ns > after.key_ns:
+                plan.push(strategy, urgency_ns)
+                continue
+            self._belief.send_infer(strategy, batch, self._first, start_ns, now_ns)
+            if strategy.queue.dues:
+                self._enter(strategy)
+
+    def _passed_over(self, strategy: Strategy, start_ns: int, now_ns: int) -> None:
+        """Nobody who waits would be in time; where the lane is free, old estimates may be wrong."""
+        dues = strategy.queue.dues
+        if dues and not strategy.lane and forget_strays(
+            strategy.batches[0].samples, dues[-1] - start_ns, now_ns
+        ):  # fmt: skip
+            self._enter(strategy)
+
+    def _choose(self, strategy: Strategy, start_ns: int) -> Batch | None:
+        """The largest batch, walking up sizes that can be filled, whose requests can all be in time."""
+        dues = strategy.queue.dues
+        waiting = len(dues)
+        if waiting == 1:
+            batch = strategy.batches[0]
+            self._first = 0
+            self._urgency_ns = urgency_ns = dues[0] - batch.samples.estimate_ns
+            return batch if urgency_ns >= start_ns else None
+        chosen: Batch | None = None
+        for batch in strategy.batches:
+            if waiting < batch.count:
+                break
+            infer_ns = batch.samples.estimate_ns
+            end_ns = start_ns + infer_ns
+            first = 0 if dues[0] >= end_ns else bisect_left(dues, end_ns)
+            if waiting - first < batch.count:
+                break
+            urgency_ns = dues[first] - infer_ns
+            if chosen is None or urgency_ns < self._urgency_ns:
+                self._urgency_ns = urgency_ns
+            self._first = first
+            chosen = batch
+        return chosen
+
+    # LOADs
+
+    def _top_up_loads(self, now_ns: int) -> None:
+        """Send LOADs until no free load lane finds one worth it; one sent may change what others find."""
+        self._rank_stirred()
+        while self._awake or self._fresh:
+            if self._awake:
+                awake, self._awake = self._awake, []
+                for plan in awake:
+                    plan.load_awake = False
+                    if plan.device.up and self._has_room(plan, now_ns) and self._load_one(plan, now_ns):
+                        self._wake_load(plan)
+                continue
+            fresh, self._fresh = self._fresh, []
+            if len(fresh) > 1:
+                fresh.sort(key=_wanted)
+            for model in fresh:
+                if model.load_key is not None:
+                    self._offer(model, now_ns)
+
+    def _rank_stirred(self) -> None:
+        stirred = self._belief.stirred
+        for model in stirred:
+            model.stirred = False
+            if self._candidates.rank(model):
+                self._fresh.append(model)
+            elif not model.waiting:
+                for residency in model.residencies.values():
+                    if residency.device.plan.starved:
+                        self._wake_load(residency.device.plan)
+        stirred.clear()
+
+    def _has_room(self, plan: Plan, now_ns: int) -> bool:
+        """Whether a load lane takes a LOAD now; else its timer or its next result says when to look again."""
+        lane = plan.device.load
+        ahead_ns = self._load_ahead_ns(plan)
+        if lane.available_ns(now_ns) < now_ns + ahead_ns:
+            self._free[plan] = None
+            return True
+        self._free.pop(plan, None)
+        if lane.overdue_ns(now_ns) <= 0:
+            self._timers.set(plan.load_timer, lane.available_ns(now_ns) - ahead_ns + 1)
+        return False
+
+    def _load_ahead_ns(self, _: Plan) -> int:
+        """A load lane is topped up when it will be free in less than this."""
+        return self._look_ahead_ns
+
+    def _load_one(self, plan: Plan, now_ns: int) -> bool:
+        """Send one LOAD to a device, if any candidate is worth it there."""
+        passed: list[ServedModel] = []
+        sent = False
+        while len(passed) < SURFACED_MAX and (model := self._candidates.pop()) is not None:
+            passed.append(model)
+            if self._load(plan, model, now_ns):
+                sent = True
+                break
+        for model in passed:
+            self._candidates.enter(model)
+        return sent
+
+    def _offer(self, model: ServedModel, now_ns: int) -> None:
+        """Send a LOAD of one model to the first device that it is worth it for."""
+        for plan in self._free:
+            if self._load(plan, model, now_ns):
+                return
+
+    def _load(self, plan: Plan, model: ServedModel, now_ns: int) -> bool:
+        """Send a LOAD of a model to a device whose lane has room, if it is worth it."""
+        device = plan.device
+        if device.name in model.residencies or model.code_id not in device.codes:
+            return False
+        start_ns = device.load.available_ns(now_ns)
+        if not self._timely(plan, model, start_ns, now_ns) and not (
+            self._doubted(device, model, start_ns, now_ns) and self._timely(plan, model, start_ns, now_ns)
+        ):
+            return False
+        wanted_ns = NEVER_NS if self._negative else self._candidates.priority(model)
+        room = make_room(device, model, wanted_ns, by_heat=self._by_heat)
+        if room is None:
+            plan.starved = True
+            return False
+        for residency in room.displaced:
+            self._belief.send_unload(residency, now_ns)
+        self._belief.send_load(device, model, room.extent, start_ns, now_ns)
+        self._rank_stirred()
+        self._has_room(plan, now_ns)
+        return True
+
+    def _doubted(self, device: DeviceBelief, model: ServedModel, start_ns: int, now_ns: int) -> bool:
+        """A LOAD would help nobody: whether that rested on an old estimate alone, which is forgotten."""
+        timings = device.codes[model.code_id].timings
+        samples = timings.load(model.model.weights.size)
+        before_ns = samples.estimate_ns
+        if before_ns > samples.seed_ns and now_ns >= samples.measured_ns + LASTS_NS:
+            for queue in model.queues.values():
+                if queue.dues:
+                    ready_ns = queue.dues[-1] - timings.infer(queue.least, queue.signature).estimate_ns
+                    doubt(samples, ready_ns - start_ns, now_ns)
+        return samples.estimate_ns < before_ns
+
+    def _timely(self, plan: Plan, model: ServedModel, load_ns: int, now_ns: int) -> bool:
+        """Whether a LOAD could still save a waiting request; the released code did not ask."""
+        if self._negative:
+            return True
+        device = plan.device
+        timings = device.codes[model.code_id].timings
+        ready_ns = load_ns + timings.load(model.model.weights.size).estimate_ns
+        exec_ns = device.exec.available_ns(now_ns)
+        soon = False
+        for queue in model.queues.values():
+            if queue.waiters:
+                latest_ns = queue.dues[-1] - timings.infer(queue.least, queue.signature).estimate_ns
+                if latest_ns >= ready_ns:
+                    if latest_ns >= exec_ns:
+                        return True
+                    soon = True
+        if soon:
+            plan.starved = True
+        return False
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        for model in self._belief.models.values():
+            for queue in model.queues.values():
+                for strategy in queue.strategies:
+                    strategy.plan.check(strategy)
+        self._candidates.check()
+
+
+def _wanted(model: ServedModel) -> tuple[int, int]:
+    return (model.load_key or 0, model.order)

@@ -1,0 +1,122 @@
+"""The paper's policy with the habits of the code that its authors released (INFER5), to be compared with.
+
+What it does otherwise than ``paper``, for INFERs:
+
+- A strategy is a queue *and a batch size* on one device. Its key, the due time of the first request there
+  minus the estimate, is never corrected: a request that joins changes nothing where its queue has strategies.
+- The most urgent strategy is tried, and all others of its queue on that device go with it. If so many do not
+  wait, those of smaller batches come back; if an action is sent, those of all batches that anybody waits for.
+  So only a queue's most urgent strategy need be kept: its key, and its batch in ``strategy.count``.
+- Each batch size has a queue of its own (``queue.floors``), shared by all devices. Whoever would be too late
+  at that size, on the device that is looked at, leaves it for good. Once a batch is sent, those before it
+  have left the queues of all sizes, and wait in vain.
+- Devices take turns, one action each.
+
+Where requests of one model have different SLOs, those due first go first; there it was those that came first.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from heapq import heappop
+from typing import Final
+
+from clockwork_serve.controller.devices import Batch, Plan, Strategy
+from clockwork_serve.controller.policies.paper import PaperScheduler
+from clockwork_serve.controller.queues import Queue
+from clockwork_serve.controller.timers import NEVER_NS
+
+ANY: Final = 1 << 30
+"""More requests than any batch has."""
+
+
+class ReleasedScheduler(PaperScheduler):
+    """See the module."""
+
+    _turn = 0
+
+    def queued(self, queue: Queue) -> None:
+        """A request joined: that gives its queue strategies where it has none."""
+        if len(queue.dues) == 1:
+            queue.floors.clear()
+        for strategy in queue.strategies:
+            self._enter(strategy)
+            self._look_at_exec(strategy.plan)
+
+    def _enter(self, strategy: Strategy) -> None:
+        if strategy.key_ns == NEVER_NS:
+            self._add(strategy, ANY)
+
+    def _add(self, strategy: Strategy, below: int) -> None:
+        """Give a queue its strategies of batches below so many requests, as far as anybody waits for them."""
+        dues, floors = strategy.queue.dues, strategy.queue.floors
+        urgent_ns = NEVER_NS
+        for batch in strategy.batches:
+            if batch.count >= below:
+                break
+            first = bisect_left(dues, floors.get(batch.count, 0))
+            if first < len(dues) and dues[first] - batch.samples.estimate_ns < urgent_ns:
+                urgent_ns = dues[first] - batch.samples.estimate_ns
+                strategy.count = batch.count
+        if urgent_ns != NEVER_NS:
+            strategy.plan.push(strategy, urgent_ns)
+
+    def schedule(self, now_ns: int) -> None:
+        """Top up the lanes of every device that changed, in turns."""
+        changed = self._changed
+        if changed:
+            self._turn += 1
+            at = self._turn % len(changed)
+            plans, self._changed = changed[at:] + changed[:at], []
+            for plan in plans:
+                plan.changed = False
+            while plans:
+                plans = [plan for plan in plans if self._send_one(plan, now_ns)]
+        super().schedule(now_ns)
+
+    def _send_one(self, plan: Plan, now_ns: int) -> bool:
+        """Send an INFER to a device whose lane has room; whether there was one."""
+        lane, heap = plan.device.exec, plan.heap
+        start_ns = lane.available_ns(now_ns)
+        late_ns = now_ns - lane.head_end_ns
+        full = start_ns >= now_ns + self._look_ahead_ns or (late_ns > self._lag_ns and len(lane) > 1)
+        while plan.top() is not None:
+            if full:
+                plan.exec_rests = True
+                if late_ns <= 0:  # else its next result tells when there is room again
+                    self._timers.set(plan.exec_timer, start_ns - self._look_ahead_ns + 1)
+                return False
+            strategy = heappop(heap)[2]
+            strategy.key_ns = NEVER_NS
+            batch = self._choose(strategy, start_ns)
+            if batch is not None:
+                self._send(strategy, batch, start_ns, now_ns)
+                return True
+            self._add(strategy, strategy.count)
+        return False
+
+    def _send(self, strategy: Strategy, batch: Batch, start_ns: int, now_ns: int) -> None:
+        """Send a batch; those before it are given up at all sizes."""
+        queue, first = strategy.queue, self._first
+        if first:
+            gone_ns = queue.dues[first - 1] + 1
+            for count, _ in queue.sizes:
+                if queue.floors.get(count, 0) < gone_ns:
+                    queue.floors[count] = gone_ns
+        self._belief.send_infer(strategy, batch, first, start_ns, now_ns)
+        self._add(strategy, ANY)
+
+    def _choose(self, strategy: Strategy, start_ns: int) -> Batch | None:
+        """The largest batch, walking up sizes that can be filled; None if it is below the strategy's."""
+        dues, floors = strategy.queue.dues, strategy.queue.floors
+        chosen: Batch | None = None
+        filled = True
+        for batch in strategy.batches:
+            first = bisect_left(dues, start_ns + batch.samples.estimate_ns)
+            if first and floors.get(batch.count, 0) <= dues[first - 1]:
+                floors[batch.count] = dues[first - 1] + 1
+            first = bisect_left(dues, floors.get(batch.count, 0))
+            filled = filled and len(dues) - first >= batch.count
+            if filled:
+                chosen, self._first = batch, first
+        return None if chosen is None or chosen.count < strategy.count else chosen

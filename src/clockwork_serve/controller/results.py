@@ -1,0 +1,262 @@
+"""What follows from results: answers, or another attempt; told in ``observe``, done in ``decide``."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.devices import Residency, Sent
+from clockwork_serve.controller.life import FAILED, READY, SPENT, UNLOAD, WAITING
+from clockwork_serve.controller.policies.base import Scheduler
+from clockwork_serve.controller.quarantine import Quarantine
+from clockwork_serve.controller.queues import ServedModel, Waiter
+from clockwork_serve.messages import Answer, Infer, Load, Outcome, Reason, Result, Status
+
+GOOD: Final = Status.OK
+OK: Final = Outcome.OK
+NONE: Final = Reason.NONE
+
+AGAIN = frozenset({Status.TOO_EARLY, Status.TOO_LATE, Status.SHUTTING_DOWN})
+"""The action is none the worse for having been refused: plan it again."""
+
+BELIEF_WRONG = frozenset(
+    {Status.WEIGHTS_MISSING, Status.WEIGHTS_CHANGED, Status.IN_USE, Status.NO_ROOM, Status.UNKNOWN_CODE}
+)
+"""The worker holds something else than we believed: forget those weights and plan again, a few times."""
+
+ATTEMPTS_MAX = 3
+"""How often one request is planned again because belief was wrong."""
+
+
+class Settler:
+    """See the module."""
+
+    def __init__(self, belief: Belief, scheduler: Scheduler, quarantine: Quarantine) -> None:
+        self._belief = belief
+        self._scheduler = scheduler
+        self._quarantine = quarantine
+        self._results: list[tuple[Sent, Result]] = []
+        """Results observed and not settled yet."""
+        self._lost: list[tuple[Sent, bool]] = []
+        """Actions that were in flight on a lost worker, and whether they may have run when it died."""
+        self._retired: dict[ServedModel, None] = {}
+        """Models that are not served any more and whose weights are on a device."""
+
+    def took(self, sent: Sent, result: Result) -> None:
+        """A result came."""
+        self._results.append((sent, result))
+        self._belief.unsettled = True
+
+    def lost(self, sent: Sent, *, ran: bool) -> None:
+        """A worker was lost with this action in flight; ``ran``: it may have run by then."""
+        self._lost.append((sent, ran))
+        self._belief.unsettled = True
+
+    def retire(self, model: ServedModel) -> None:
+        """A model was removed: its weights go as soon as no INFER reads them."""
+        self._retired[model] = None
+        self._belief.unsettled = True
+
+    def replaced(self, model: ServedModel, leaving: list[tuple[Waiter, Outcome, Reason, str]]) -> None:
+        """A model came in place of one just removed: who waits for that waits on, if it is asked alike."""
+        for leaver in [one for one in leaving if one[2] is Reason.NOT_SERVING]:
+            waiter = leaver[0]
+            if waiter.state == WAITING and _asked_alike(waiter, model):
+                leaving.remove(leaver)
+                self._scheduler.queued(self._belief.move(waiter, model))
+
+    def settle(self, now_ns: int) -> None:
+        """Draw the consequences of all that was told."""
+        quarantine = self._quarantine
+        if quarantine.watched:
+            for sent, result in self._results:
+                if sent.waiters and result.status is GOOD:
+                    quarantine.succeeded(sent.action.model)
+        for model in quarantine.settle(now_ns) if quarantine.unsettled else ():
+            self._quarantined(model, now_ns)
+        if self._results:
+            for sent, result in self._results:
+                if result.status is not GOOD:
+                    self._settle_bad(sent, result, now_ns)
+                elif sent.waiters:
+                    self._answer(sent, result, now_ns)
+            self._results.clear()
+        if self._lost:
+            tenants = self._belief.tenants
+            for sent, ran in self._lost:
+                if sent.waiters:  # nobody tells how long it ran
+                    assert isinstance(sent.action, Infer)
+                    tenants.measured(sent.waiters, sent.action.expected_ns if ran else 0, now_ns)
+                tenants.loaded(sent.action.action_id, now_ns, good=False)
+                for waiter in sent.waiters:
+                    self._settle_lost(waiter, now_ns, ran=ran)
+            self._lost.clear()
+        if self._retired:
+            self._unload_retired(now_ns)
+            self._belief.unsettled = bool(self._retired)
+
+    def _unload_retired(self, now_ns: int) -> None:
+        for model in list(self._retired):
+            if not model.removed and not model.quarantined:  # it is served again
+                del self._retired[model]
+                continue
+            for residency in list(model.residencies.values()):
+                if residency.state == READY and not residency.in_flight:
+                    self._belief.send_unload(residency, now_ns)
+            if not model.residencies:
+                del self._retired[model]
+
+    def _quarantined(self, model: ServedModel, now_ns: int) -> None:
+        """A model came into quarantine: nobody waits for it any more, and its weights go."""
+        message = self._quarantine.reason(model, now_ns)
+        for queue in list(model.queues.values()):
+            for waiter in list(queue.waiters):
+                self._belief.answer(waiter, Outcome.FAILED, Reason.QUARANTINED, message=message)
+                self._belief.doubt(queue)
+        self._retired[model] = None
+
+    def _answer(self, sent: Sent, result: Result, now_ns: int) -> None:
+        """Answer the requests of an INFER that went well."""
+        started_ns, exec_ns = result.started_ns, result.ended_ns - result.started_ns
+        action, outputs = sent.action, result.outputs
+        assert isinstance(action, Infer)
+        for at, waiter in enumerate(sent.waiters):
+            request = waiter.request
+            if waiter.state == SPENT:
+                self._belief.release(waiter)
+            else:
+                outcome, reason, message = OK, NONE, ""
+                if now_ns > request.deadline_ns:
+                    outcome, reason, message = (
+                        Outcome.EXPIRED,
+                        Reason.LATE,
+                        "the answer came after the deadline",
+                    )
+                self._belief.finish(
+                    waiter,
+                    Answer(
+                        request_id=request.request_id, gateway=request.gateway, cold=waiter.cold,
+                        batch=action.batch, outcome=outcome, reason=reason, message=message,
+                        outputs=outputs[at], queue_ns=started_ns - request.arrival_ns, exec_ns=exec_ns,
+                        expected_ns=action.expected_ns,
+                    ),
+                )  # fmt: skip
+
+    def _settle_bad(self, sent: Sent, result: Result, now_ns: int) -> None:
+        """A worker refused an action, or it failed."""
+        status = result.status
+        if not sent.waiters:
+            if isinstance(sent.action, Load):
+                self._settle_failed_load(sent, result)
+            return
+        if status in BELIEF_WRONG and sent.residency is not None:
+            self._forget(sent.residency)
+        for waiter in sent.waiters:
+            if waiter.state == SPENT:
+                self._belief.release(waiter)
+            elif self._again(waiter, len(sent.waiters), status):
+                self._return(waiter, alone=status not in AGAIN and status not in BELIEF_WRONG)
+            else:
+                self._fail(waiter, result, now_ns)
+
+    def _again(self, waiter: Waiter, companions: int, status: Status) -> bool:
+        """Whether a request of a refused or failed INFER may be planned again."""
+        if waiter.queue.model.removed or waiter.queue.model.quarantined:
+            return False
+        if status in AGAIN:
+            return True
+        if status in BELIEF_WRONG:
+            waiter.retries += 1
+            return waiter.retries <= ATTEMPTS_MAX
+        return status in (Status.MODEL_RAISED, Status.INPUT_GONE) and companions > 1
+
+    def _return(self, waiter: Waiter, *, alone: bool) -> None:
+        self._belief.readmit(waiter, alone=alone)
+        self._scheduler.queued(waiter.queue)
+
+    def _fail(self, waiter: Waiter, result: Result, now_ns: int) -> None:
+        request, status = waiter.request, result.status
+        outcome, reason = Outcome.FAILED, Reason.DEVICE_FAULT
+        message = result.message or f"the worker refused: {status.value}"
+        if status is Status.MODEL_RAISED:
+            reason = Reason.MODEL_RAISED
+        elif status in AGAIN or status in BELIEF_WRONG:
+            if waiter.queue.model.removed:
+                outcome, reason, message = Outcome.REJECTED, Reason.NOT_SERVING, "the model was unloaded"
+            elif waiter.queue.model.quarantined:
+                reason = Reason.QUARANTINED
+                message = self._quarantine.reason(waiter.queue.model, now_ns)
+        self._belief.finish(
+            waiter,
+            Answer(
+                request_id=request.request_id, gateway=request.gateway, outcome=outcome, reason=reason,
+                cold=waiter.cold, message=message,
+            ),
+        )  # fmt: skip
+
+    def _forget(self, residency: Residency) -> None:
+        """Weights are not where we believed; once no other INFER is out for them, forget them."""
+        if residency.state == READY and not residency.in_flight:
+            residency.step(UNLOAD)
+            self._belief.drop(residency)
+
+    def _settle_failed_load(self, sent: Sent, result: Result) -> None:
+        residency = sent.residency
+        assert residency is not None
+        model = residency.model
+        if self._belief.devices.get(residency.device.name) is residency.device:
+            residency.step(FAILED)
+            self._belief.drop(residency)
+        if result.status not in AGAIN and not model.residencies:
+            reason = Reason.MODEL_RAISED if result.status is Status.MODEL_RAISED else Reason.DEVICE_FAULT
+            message = f"its weights could not be loaded: {result.message or result.status.value}"
+            for queue in list(model.queues.values()):
+                for waiter in list(queue.waiters):
+                    self._belief.answer(waiter, Outcome.FAILED, reason, message=message)
+        self._belief.doubt_model(model)
+
+    def suspected(self, sent: Sent, now_ns: int, *, ran: bool) -> None:
+        """A worker hung with this action in flight, which keeps its requests' tensors until it is over."""
+        tenants = self._belief.tenants
+        if sent.waiters:
+            assert isinstance(sent.action, Infer)
+            tenants.measured(sent.waiters, sent.action.expected_ns if ran else 0, now_ns)
+        tenants.loaded(sent.action.action_id, now_ns, good=False)
+        for waiter in sent.waiters:
+            if waiter.state != SPENT:
+                waiter.held += 1
+                self._settle_lost(waiter, now_ns, ran=ran, how="hung")
+
+    def _settle_lost(self, waiter: Waiter, now_ns: int, *, ran: bool, how: str = "died") -> None:
+        """A request was in flight on a lost worker: plan it again, unless it ran when others died, too."""
+        if waiter.state == SPENT:
+            self._belief.release(waiter)
+            return
+        request, model = waiter.request, waiter.queue.model
+        reason, message = Reason.WORKER_LOST, f"the worker {how} while it ran this request"
+        if model.quarantined:
+            reason, message = Reason.QUARANTINED, self._quarantine.reason(model, now_ns)
+        elif not model.removed:
+            waiter.retries += ran
+            if waiter.retries <= self._belief.config.retries:
+                self._return(waiter, alone=ran)
+                return
+        self._belief.finish(
+            waiter,
+            Answer(
+                request_id=request.request_id, gateway=request.gateway, outcome=Outcome.FAILED,
+                reason=reason, cold=waiter.cold, message=message,
+            ),
+        )  # fmt: skip
+
+
+def _asked_alike(waiter: Waiter, model: ServedModel) -> bool:
+    """Whether a request of a model that was replaced is one of its successor's, too."""
+    before = waiter.queue.model
+    old, new = before.code, model.code
+    return (
+        before.key == model.key
+        and (old.inputs, old.outputs, old.batched) == (new.inputs, new.outputs, new.batched)
+        and before.model.output_bytes >= model.model.output_bytes
+        and model.fits(waiter.request.rows)
+    )

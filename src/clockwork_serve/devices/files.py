@@ -1,0 +1,231 @@
+"""Weights files and files of codes: opened once, hashed as they are copied, verified against their record."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from clockwork_serve.devices.arena import Bytes
+from clockwork_serve.errors import DamageError, DeviceError
+from clockwork_serve.integrity import Facts, Verified, damage, file_digest, hash_of
+from clockwork_serve.messages import Code, Weights
+
+# ------------------------------------------------------------
+# Weights files on the host: opened once, read straight into device memory; never mapped, never written.
+#
+# What is copied was verified: at the first LOAD of a file its bytes are hashed where they were copied to, and
+# afterwards it is enough that the file looks as it did. One that is damaged is refused, and, as long as it
+# looks the same, at once.
+
+
+OPEN_MAX: Final = 256
+"""Files kept open: opening costs about 10 us, and the usual limit of a process is 1024 files."""
+
+
+_Warm = tuple[int, tuple[int, int, int], str]
+"""A file that is open, what it looked like when it was verified, and the hash of what is in it."""
+
+
+class Reading:
+    """A file that is being copied, part by part in order, and hashed if nobody knows it yet."""
+
+    def __init__(self, weights: Weights, fd: int, size: int, *, known: bool) -> None:
+        self._path = weights.path
+        self._fd = fd
+        self._size = size
+        self._sum: Any = None if known else hashlib.sha256()
+        self.once_ns = 0
+        """How long hashing took."""
+
+    def part(self, target: Bytes, start: int) -> None:
+        """Fill ``target`` with what begins at ``start``. Releases the GIL."""
+        try:
+            done = _fill(self._fd, target, start)
+        except OSError as error:
+            raise DeviceError(f"weights {self._path}: cannot be read ({error})") from error
+        if done != len(target):
+            raise DeviceError(
+                f"weights {self._path}: expected {self._size} bytes, the file ends at {start + done}"
+            )
+        if self._sum is not None:
+            began_ns = time.monotonic_ns()
+            self._sum.update(target.data)
+            self.once_ns += time.monotonic_ns() - began_ns
+
+    @property
+    def digest(self) -> str | None:
+        """The hash of all parts; None if it was known before."""
+        return None if self._sum is None else self._sum.hexdigest()
+
+
+class Blobs:
+    """Open weights files, least recently used first.
+
+    ``verify`` may be called by any thread, beside the load lane's, which alone calls the others.
+    """
+
+    def __init__(self, open_max: int = OPEN_MAX, verified: Verified | None = None) -> None:
+        self._open_max = open_max
+        self._fd_by_path: OrderedDict[str, int] = OrderedDict()
+        self._warm_by_path: dict[str, _Warm] = {}  # of open files only
+        self._verified = Verified() if verified is None else verified
+
+    def read_into(self, weights: Weights, target: Bytes) -> int:
+        """Fill ``target`` with the file; DeviceError unless it is just that. How long verifying took (ns)."""
+        warm = self._warm_by_path.get(weights.path)
+        if warm is not None and self._read_warm(warm, weights, target):
+            return 0
+        with self.reading(weights, len(target)) as reading:
+            reading.part(target, 0)
+        return reading.once_ns
+
+    def _read_warm(self, warm: _Warm, weights: Weights, target: Bytes) -> bool:
+        """Fill ``target`` with an open file that was verified, if it looks the same before and after."""
+        fd, looks, weights_id = warm
+        if weights_id != weights.weights_id or looks[0] != len(target) or _looks(fd) != looks:
+            return False
+        self._fd_by_path.move_to_end(weights.path)
+        try:
+            done = os.preadv(fd, [target.data], 0)
+            if done != len(target) and _fill(fd, target, 0) != len(target):
+                return False
+        except OSError:
+            return False  # it is read once more, and said
+        return _looks(fd) == looks
+
+    @contextlib.contextmanager
+    def reading(self, weights: Weights, size: int) -> Iterator[Reading]:
+        """Read a file of that size; at the end, DamageError unless what was read is what its name says."""
+        fd = self._open(weights)
+        try:
+            facts = Facts.of(fd)
+            known = self._fitting(weights, facts, size)
+            reading = Reading(weights, fd, size, known=known)
+            yield reading
+            self._settle(weights, fd, facts, reading.digest)
+            if self._verified.digest(weights.path, facts) == weights.weights_id:
+                looks = facts.size, facts.mtime_ns, facts.ctime_ns
+                self._warm_by_path[weights.path] = fd, looks, weights.weights_id
+        except BaseException:
+            self._drop(weights.path)  # another file may have its name by now
+            raise
+
+    def verify(self, weights: Weights) -> None:
+        """Hash a file that is not copied, unless it is known to be what it should be. DamageError if not."""
+        try:
+            found = file_digest(weights.path, self._verified)
+        except OSError as error:
+            raise damage("weights", weights.weights_id, weights.path, str(error.strerror)) from error
+        if found != weights.weights_id:
+            raise damage("weights", weights.weights_id, weights.path, "other content")
+
+    def close(self) -> None:
+        """Close every file."""
+        for path in list(self._fd_by_path):
+            self._drop(path)
+
+    def _fitting(self, weights: Weights, facts: Facts, size: int) -> bool:
+        """Whether a file that looks so is known to be right; DamageError if it is known to be wrong."""
+        if facts.size != size:
+            raise damage("weights", weights.weights_id, weights.path, f"{facts.size} bytes, not {size}")
+        known = self._verified.digest(weights.path, facts)
+        if known not in (None, weights.weights_id):
+            raise damage("weights", weights.weights_id, weights.path, "other content")
+        return known is not None
+
+    def _settle(self, weights: Weights, fd: int, facts: Facts, digest: str | None) -> None:
+        """Look at what was read, of that hash if it was not known before."""
+        if Facts.of(fd) != facts:
+            raise damage("weights", weights.weights_id, weights.path, "a file that changed while it was read")
+        if digest is None:
+            return
+        self._verified.remember(weights.path, facts, digest)
+        if digest != weights.weights_id:
+            raise damage("weights", weights.weights_id, weights.path, "other content")
+
+    def _open(self, weights: Weights) -> int:
+        path = weights.path
+        fd = self._fd_by_path.get(path)
+        if fd is None:
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise damage("weights", weights.weights_id, path, str(error.strerror)) from error
+            self._fd_by_path[path] = fd
+            if len(self._fd_by_path) > self._open_max:
+                self._drop(next(iter(self._fd_by_path)))
+        self._fd_by_path.move_to_end(path)
+        return fd
+
+    def _drop(self, path: str) -> None:
+        self._warm_by_path.pop(path, None)
+        fd = self._fd_by_path.pop(path, None)
+        if fd is not None:
+            os.close(fd)
+
+
+def _looks(fd: int) -> tuple[int, int, int]:
+    """What of an open file's facts may change."""
+    found = os.fstat(fd)
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _fill(fd: int, target: Bytes, start: int) -> int:
+    """Read from ``start`` of the file until the target is full or the file ends; how far it came."""
+    view, done = target.data, 0
+    while done < len(target):
+        count = os.preadv(fd, [view[done:]], start + done)
+        if not count:
+            break
+        done += count
+    return done
+
+
+# ------------------------------------------------------------
+# The files of a code, verified against its record when they are opened; no other in its folder is read.
+
+
+def read_file(code: Code, name: str) -> bytes:
+    """What is in a file of a code, which is what was stored; DamageError otherwise."""
+    path, wanted = Path(code.path) / name, _sha256(code, name)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _damaged(code, name, str(error.strerror)) from error
+    if hash_of(data) != wanted:
+        raise _damaged(code, name, "other content")
+    return data
+
+
+def has_file(code: Code, name: str) -> bool:
+    """Whether a code has a file of that name."""
+    return any(file.name == name for file in code.files)
+
+
+def check_file(code: Code, name: str) -> Path:
+    """The path of a file of a code, for who opens it by itself; DamageError unless it is what was stored."""
+    path, wanted = Path(code.path) / name, _sha256(code, name)
+    try:
+        found = file_digest(path)
+    except OSError as error:
+        raise _damaged(code, name, str(error.strerror)) from error
+    if found != wanted:
+        raise _damaged(code, name, "other content")
+    return path
+
+
+def _sha256(code: Code, name: str) -> str:
+    for file in code.files:
+        if file.name == name:
+            return file.sha256
+    raise _damaged(code, name, "no such file in its record")
+
+
+def _damaged(code: Code, name: str, found: str) -> DamageError:
+    return damage("code", code.code_id, Path(code.path) / name, found)

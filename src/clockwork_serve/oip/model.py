@@ -1,0 +1,605 @@
+"""A served model as both protocols see it, and a request held against it: records, datatypes, metadata.
+
+Nothing wrong passes here, and nothing is copied.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from msgspec import Struct
+
+from clockwork_serve.errors import InvalidRequest
+from clockwork_serve.messages import DATATYPES, Code, Model, TensorSpec
+from clockwork_serve.oip.shared_memory import SharedRef
+from clockwork_serve.oip.status import TooLarge, Unsupported
+
+# ------------------------------------------------------------
+# An inference request and its answer as both protocols see them, without sockets and without a model.
+#
+# Tensor data is in *wire form*: little-endian, row-major, no padding; BOOL is one byte of 0 or 1; BYTES is,
+# for each element, a 4-byte little-endian length and that many bytes.
+
+
+Parameter = bool | int | float | str
+Buffer = bytes | bytearray | memoryview
+
+
+class InputTensor(Struct):
+    """An input as sent: full ``shape`` (batch axis included), ``data`` in wire form.
+
+    ``shared`` is where the data is to be read from first, if the client left it in shared memory.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: Buffer
+    shared: SharedRef | None = None
+
+
+class OutputWish(Struct):
+    """An output that the client asked for; ``classes`` > 0 asks for that many best classes instead.
+
+    ``shared`` is where its data goes, if the client wants it in shared memory.
+    """
+
+    name: str
+    binary: bool = False
+    classes: int = 0
+    shared: SharedRef | None = None
+
+
+class InferCall(Struct):
+    """One inference request. ``outputs`` is None where the client named none: all, ``binary`` or not.
+
+    ``shared``: whether any of its tensors is, or goes, into shared memory. ``known``: what is known of its
+    header, if one like it was here before and was good; else ``header`` is that, if it may be remembered.
+    """
+
+    inputs: list[InputTensor]
+    outputs: list[OutputWish] | None = None
+    id: str = ""
+    parameters: dict[str, Parameter] = {}
+    binary: bool = False
+    shared: bool = False
+    known: Known | None = None
+    header: bytes = b""
+
+
+class OutputTensor(Struct):
+    """An output to send: full ``shape``, ``data`` in wire form, valid until the call that got it returns."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: Buffer
+
+
+# ------------------------------------------------------------
+# JSON headers of requests that were read before: clients send the same one again and again.
+#
+# A header whose inputs are all binary says everything about a request but the values of its tensors. What it
+# says, and that it fits the model, is worked out once and remembered by its bytes.
+
+
+HEADER_BYTES_MAX: Final = 1024
+HEADERS_MAX: Final = 64
+"""Of one version of a model; beyond that all are forgotten."""
+_ID: Final = re.compile(rb'\{ ?"id": ?"([\x20-\x21\x23-\x5b\x5d-\x7e]+)", ?')
+
+
+class Known(Struct):
+    """What a header says. ``tensors``: name, datatype, shape and bytes of each input, in the body's order.
+
+    ``slo_ns`` is what its parameters ask for. ``outputs_in_order``: their names, where all are to be sent as
+    they are, in binary; then ``around_parameters`` is what a response's JSON has before and after its
+    parameters, by the outputs' shapes and bytes.
+    """
+
+    tensors: tuple[tuple[str, str, tuple[int, ...], int], ...]
+    nbytes: int
+    outputs: list[OutputWish] | None
+    parameters: dict[str, Parameter]
+    binary: bool
+    rows: int
+    signature: str
+    slo_ns: int | None
+    priority: int
+    outputs_in_order: tuple[str, ...] | None = None
+    around_parameters: dict[tuple[Any, ...], tuple[bytes, bytes]] = {}
+
+    def keep(self, key: tuple[Any, ...], around: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+        """Remember that; returns it."""
+        if len(self.around_parameters) >= HEADERS_MAX:
+            self.around_parameters.clear()
+        self.around_parameters[key] = around
+        return around
+
+    def call(self, body: memoryview, at: int, request_id: str) -> InferCall | None:
+        """The request whose tensors are in ``body`` from ``at`` on; None if they are too long or short."""
+        if len(body) - at != self.nbytes:
+            return None
+        inputs = []
+        for name, datatype, shape, size in self.tensors:
+            inputs.append(InputTensor(name, datatype, shape, body[at : at + size]))
+            at += size
+        return InferCall(inputs, self.outputs, request_id, self.parameters, self.binary, known=self)
+
+
+class Headers:
+    """Of one version of a model."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Known] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def find(self, body: memoryview, length: int) -> InferCall | None:
+        """The request whose header is the first ``length`` bytes, if one like it was here."""
+        if length > HEADER_BYTES_MAX or length >= len(body):
+            return None
+        header = bytes(body[:length])
+        known, request_id = self._known.get(header), ""
+        if known is None:
+            header, request_id = _without_id(header)
+            known = self._known.get(header) if request_id else None
+        return None if known is None else known.call(body, length, request_id)
+
+    def remember(
+        self,
+        call: InferCall,
+        wanted: Sequence[OutputWish],
+        rows: int,
+        signature: str,
+        slo_ns: int | None,
+        priority: int,
+    ) -> Known:
+        """What a good request's header says but for its id. It is kept unless values must be looked at."""
+        header, _ = _without_id(call.header)
+        if not header or b'"id"' in header or call.shared or not all(map(_plain, call.inputs)):
+            return Known((), 0, None, {}, call.binary, rows, signature, slo_ns, priority)
+        if len(self._known) >= HEADERS_MAX:
+            self._known.clear()
+        tensors = tuple(
+            (tensor.name, tensor.datatype, tensor.shape, len(tensor.data)) for tensor in call.inputs
+        )
+        known = self._known[header] = Known(
+            tensors, sum(tensor[3] for tensor in tensors), call.outputs, call.parameters, call.binary, rows,
+            signature, slo_ns, priority, _in_order(wanted),
+        )  # fmt: skip
+        return known
+
+
+def _without_id(header: bytes) -> tuple[bytes, str]:
+    """The header without the id that it begins with, as stock clients write it, and that id; "" if none."""
+    found = _ID.match(header)
+    return (header, "") if found is None else (b"{" + header[found.end() :], found[1].decode())
+
+
+def _in_order(wanted: Sequence[OutputWish]) -> tuple[str, ...] | None:
+    if any(wish.classes or wish.shared is not None or not wish.binary for wish in wanted):
+        return None
+    return tuple(wish.name for wish in wanted)
+
+
+def _plain(tensor: InputTensor) -> bool:
+    """Whether its size is all that can be wrong with its bytes."""
+    return type(tensor.data) is memoryview and tensor.datatype not in ("BOOL", "BYTES")
+
+
+# ------------------------------------------------------------
+# Element types of the protocol as numpy's, and strings in wire form; it knows no model.
+
+
+DTYPES: Final[dict[str, np.dtype[Any]]] = {
+    name: np.dtype(kind)
+    for name, kind in {
+        "BOOL": "?", "UINT8": "u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
+        "INT8": "i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8",
+        "FP16": "<f2", "BF16": "<u2", "FP32": "<f4", "FP64": "<f8",
+    }.items()
+}  # fmt: skip
+"""All element types of one size; BF16 as its 16 bits."""
+
+BINARY_ONLY: Final = frozenset({"FP16", "BF16"})
+"""Types that have no form but the binary one."""
+
+STRINGS_MAX: Final = 1 << 14
+"""Elements of one BYTES tensor: they are walked one by one, 0.16 us each, while all others wait."""
+
+_LENGTH: Final = struct.Struct("<I")
+
+
+def encode_strings(elements: Iterable[bytes]) -> bytes:
+    """BYTES elements in wire form."""
+    pack = _LENGTH.pack
+    return b"".join([part for element in elements for part in (pack(len(element)), element)])
+
+
+def decode_strings(data: Buffer) -> Iterator[bytes]:
+    """The elements of a BYTES tensor in wire form that was checked."""
+    view, at = memoryview(data), 0
+    while at < len(view):
+        start = at + _LENGTH.size
+        at = start + _LENGTH.unpack_from(view, at)[0]
+        yield bytes(view[start:at])
+
+
+def check_strings(name: str, data: Buffer, count: int) -> None:
+    """Raise :class:`InvalidRequest` unless ``data`` is exactly ``count`` BYTES elements in wire form."""
+    if count > STRINGS_MAX:
+        raise InvalidRequest(
+            f"inference input '{name}': expected at most {STRINGS_MAX} elements of BYTES, found {count}; "
+            "send fewer in one request"
+        )
+    size, at, found = len(data), 0, 0
+    unpack = _LENGTH.unpack_from
+    while at + _LENGTH.size <= size and found < count:
+        at += _LENGTH.size + unpack(data, at)[0]
+        found += 1
+    if found != count or at != size:
+        raise InvalidRequest(
+            f"inference input '{name}': expected {count} elements of BYTES, each a 4-byte little-endian "
+            f"length and that many bytes; found {size} bytes that hold "
+            f"{'more' if found == count and at < size else 'fewer'}"
+        )
+
+
+# ------------------------------------------------------------
+# A served model as requests are checked against it; nothing wrong passes here, and nothing is copied.
+
+
+_SEQUENCE: Final = ("sequence_id", "sequence_start", "sequence_end")
+
+SPARE_TENSORS: Final = 64
+"""Beyond a model's own, so that what is wrong with the names is told as long as that is cheap."""
+
+JSON_ELEMENT_BYTES: Final = 64
+"""Of a number with its comma, brackets and indentation; the longest that doubles need is 25."""
+JSON_BESIDE_TENSORS: Final = 64 * 1024
+BOOLEANS_MAX: Final = 16 << 20
+"""Of one tensor: each is looked at, while all others wait, 3 ms for all of them."""
+RAW_STRING_BYTES_MAX: Final = 2 << 20
+"""Of a body that is a string, which is copied behind its length."""
+
+
+class Checked(NamedTuple):
+    """What the scheduler must know of a request that fits; ``signature`` only if its shapes are its own."""
+
+    rows: int
+    signature: str
+
+
+@dataclass(slots=True, frozen=True)
+class _Input:
+    spec: TensorSpec
+    element_bytes: int
+    row_bytes: int | None  # None where the shape leaves it open, or elements differ in size
+
+
+class Served:
+    """A model with its code. ``default_slo_ns`` is for requests that carry none."""
+
+    def __init__(self, model: Model, code: Code, default_slo_ns: int) -> None:
+        self.model = model
+        self.code = code
+        self.default_slo_ns = default_slo_ns
+        self.headers = Headers()
+        self.rows_max = max(model.batch_sizes) if code.batched else 1
+        self._inputs = {
+            spec.name: _Input(spec, DATATYPES[spec.datatype], spec.row_bytes) for spec in code.inputs
+        }
+        self._outputs = {spec.name: spec for spec in code.outputs}
+        self.tensors_max = max(len(self._inputs), len(self._outputs)) + SPARE_TENSORS
+        """Inputs, or outputs, that a request may name before that alone is what is wrong with it."""
+        self._required = [spec.name for spec in code.inputs if not spec.optional]
+        self._static = all(not spec.optional and -1 not in spec.shape for spec in code.inputs)
+        self._binary_only = [spec.name for spec in code.outputs if spec.datatype in BINARY_ONLY]
+
+    def shown_shape(self, spec: TensorSpec) -> list[int]:
+        """A tensor's shape as clients see it: the batch axis is -1."""
+        return [-1, *spec.shape] if self.code.batched else list(spec.shape)
+
+    def check(self, call: InferCall, *, binary_only_allowed: bool = False) -> Checked:
+        """Raise :class:`InvalidRequest` unless the call fits the model.
+
+        ``binary_only_allowed`` is for protocols where every output travels as bytes.
+        """
+        if call.parameters:
+            self._check_parameters(call)
+        rows = self._check_inputs(call.inputs)
+        self._check_outputs(call, binary_only_allowed)
+        return Checked(rows, "" if self._static else self._signature(call.inputs))
+
+    def check_counts(self, inputs: int, outputs: int) -> None:
+        """Raise :class:`InvalidRequest` for far more of either than the model has: each takes time."""
+        for what, found, known in (("inputs", inputs, self._inputs), ("outputs", outputs, self._outputs)):
+            if found > self.tensors_max:
+                raise InvalidRequest(
+                    f"{what}: expected at most {len(known)} for model '{self.model.name}', found {found}"
+                )
+
+    @property
+    def json_max(self) -> int | None:
+        """Bytes of JSON that a request for this model can need; None where its shapes leave that open."""
+        found = JSON_BESIDE_TENSORS
+        for known in self._inputs.values():
+            if known.row_bytes is None:
+                return None
+            found += self.rows_max * (known.row_bytes // known.element_bytes) * JSON_ELEMENT_BYTES
+        return found
+
+    def check_json(self, nbytes: int) -> None:
+        """Raise :class:`TooLarge` for more JSON than a request for this model can need."""
+        most = self.json_max
+        if most is not None and nbytes > most:
+            raise TooLarge(
+                f"JSON: expected at most {most} bytes for the inputs of model '{self.model.name}', found "
+                f"{nbytes}; write numbers shorter, or send tensors as binary data"
+            )
+
+    def check_head(self, name: str, datatype: str, shape: tuple[int, ...]) -> None:
+        """Raise :class:`InvalidRequest` unless an input may look like that, whatever its data are."""
+        self._check_head(self._known(name), datatype, shape)
+
+    def wanted(self, call: InferCall) -> list[OutputWish]:
+        """The outputs to answer with, in order."""
+        if call.outputs is not None:
+            return call.outputs
+        return [OutputWish(name, call.binary) for name in self._outputs]
+
+    def output_bytes(self, name: str, rows: int) -> int | None:
+        """What an output of so many rows takes; None where only running the model tells."""
+        row_bytes = self._outputs[name].row_bytes
+        return None if row_bytes is None else row_bytes * rows
+
+    def raw_call(self, body: memoryview) -> InferCall:
+        """A request that is nothing but its only input's bytes. Raises :class:`InvalidRequest`."""
+        name = self.model.name
+        if len(self.code.inputs) != 1:
+            raise InvalidRequest(
+                f"raw binary request for model '{name}': expected a model with one input, "
+                f"found one with {len(self.code.inputs)}; send a JSON header that names them"
+            )
+        spec = self.code.inputs[0]
+        if spec.datatype == "BYTES":
+            if len(body) > RAW_STRING_BYTES_MAX:
+                raise TooLarge(
+                    f"raw binary request for model '{name}': expected at most {RAW_STRING_BYTES_MAX} bytes "
+                    f"for a BYTES input, found {len(body)}; send a JSON header before the bytes"
+                )
+            shape = tuple(1 for _ in spec.shape)
+            data = len(body).to_bytes(4, "little") + bytes(body)
+        else:
+            shape, data = self._raw_shape(spec, len(body)), body  # type: ignore[assignment]
+        if self.code.batched:
+            shape = (1, *shape)
+        return InferCall([InputTensor(spec.name, spec.datatype, shape, data)], binary=True)
+
+    def _raw_shape(self, spec: TensorSpec, size: int) -> tuple[int, ...]:
+        open_dims = spec.shape.count(-1)
+        if open_dims > 1:
+            raise InvalidRequest(
+                f"raw binary request for model '{self.model.name}': expected at most one dimension that a "
+                f"request chooses, found {self.shown_shape(spec)}; send a JSON header with the shape"
+            )
+        step = math.prod(dim for dim in spec.shape if dim >= 0) * DATATYPES[spec.datatype]
+        if open_dims and step and size % step == 0:
+            return tuple(size // step if dim < 0 else dim for dim in spec.shape)
+        return tuple(1 if dim < 0 else dim for dim in spec.shape)
+
+    def _check_parameters(self, call: InferCall) -> None:
+        for field in _SEQUENCE:
+            if call.parameters.get(field):
+                raise Unsupported(
+                    f"parameter '{field}': model '{self.model.name}' keeps no state between requests; "
+                    "send requests without sequence parameters"
+                )
+
+    def _check_inputs(self, inputs: list[InputTensor]) -> int:
+        if len(inputs) > len(self._inputs):
+            # Before any data is looked at, which could be the same one's a hundred times.
+            for tensor in inputs:
+                self._known(tensor.name)
+            self._check_names(inputs)
+        rows = 0
+        for tensor in inputs:
+            known = self._inputs.get(tensor.name) or self._known(tensor.name)
+            own_rows = self._check_input(known, tensor)
+            if rows not in (0, own_rows):
+                raise InvalidRequest(
+                    f"inference input '{tensor.name}': expected a batch of {rows} as in '{inputs[0].name}', "
+                    f"found {own_rows} in shape {list(tensor.shape)}"
+                )
+            rows = own_rows
+        # One input that is known cannot be there twice: the common case needs no look at the names.
+        if len(inputs) != 1 or len(self._inputs) != 1:
+            self._check_names(inputs)
+        return rows or 1
+
+    def _check_names(self, inputs: list[InputTensor]) -> None:
+        given = [tensor.name for tensor in inputs]
+        missing = [name for name in self._required if name not in given]
+        if missing:
+            raise InvalidRequest(
+                f"expected {len(self._required)} inputs but got {len(given)} inputs for model "
+                f"'{self.model.name}'. Got input(s) {given}, but missing required input(s) {missing}. "
+                "Please provide all required input(s)."
+            )
+        if len(set(given)) != len(given):
+            twice = next(name for name in given if given.count(name) > 1)
+            raise InvalidRequest(
+                f"inference input '{twice}': expected once, found {given.count(twice)} times"
+            )
+
+    def _known(self, name: str) -> _Input:
+        known = self._inputs.get(name)
+        if known is None:
+            raise InvalidRequest(
+                f"unexpected inference input '{name}' for model '{self.model.name}'; "
+                f"expected {list(self._inputs)}"
+            )
+        return known
+
+    def _check_head(self, known: _Input, datatype: str, shape: tuple[int, ...]) -> int:
+        """Check all of an input but its data; its rows."""
+        spec = known.spec
+        if datatype != spec.datatype:
+            raise InvalidRequest(
+                f"inference input '{spec.name}' data-type is '{datatype}', but model "
+                f"'{self.model.name}' expects '{spec.datatype}'"
+            )
+        rows, own = (shape[0] if shape else 0, shape[1:]) if self.code.batched else (1, shape)
+        if own != spec.shape and not _fits(spec.shape, own):
+            raise self._wrong_shape(spec, shape)
+        if rows < 1:
+            raise self._wrong_shape(spec, shape)
+        if rows > self.rows_max:
+            raise InvalidRequest(
+                f"inference request batch-size must be <= {self.rows_max} for '{self.model.name}', "
+                f"found {rows} in shape {list(shape)} of input '{spec.name}'"
+            )
+        return rows
+
+    def _check_input(self, known: _Input, tensor: InputTensor) -> int:
+        """Check one input; its rows."""
+        spec, shape = known.spec, tensor.shape
+        rows = self._check_head(known, tensor.datatype, shape)
+        if not known.element_bytes:
+            check_strings(spec.name, tensor.data, math.prod(shape))
+            return rows
+        row_bytes = known.row_bytes
+        if row_bytes is None:
+            own = shape[1:] if self.code.batched else shape
+            row_bytes = math.prod(own) * known.element_bytes
+        if len(tensor.data) != rows * row_bytes:
+            raise InvalidRequest(
+                f"inference input '{spec.name}': expected {rows * row_bytes} bytes for shape {list(shape)} "
+                f"of {spec.datatype}, found {len(tensor.data)}"
+            )
+        if spec.datatype == "BOOL" and len(tensor.data) > BOOLEANS_MAX:
+            raise InvalidRequest(
+                f"inference input '{spec.name}': expected at most {BOOLEANS_MAX} elements of BOOL, found "
+                f"{len(tensor.data)}; send fewer in one request"
+            )
+        if spec.datatype == "BOOL" and np.frombuffer(tensor.data, np.uint8).max() > 1:
+            raise InvalidRequest(
+                f"inference input '{spec.name}': expected bytes 0 or 1 for BOOL, found others"
+            )
+        return rows
+
+    def _wrong_shape(self, spec: TensorSpec, shape: tuple[int, ...]) -> InvalidRequest:
+        return InvalidRequest(
+            f"unexpected shape for input '{spec.name}' for model '{self.model.name}'. "
+            f"Expected {self.shown_shape(spec)}, got {list(shape)}"
+            + (" (every dimension at least 1)" if -1 in self.shown_shape(spec) else "")
+        )
+
+    def _check_outputs(self, call: InferCall, binary_only_allowed: bool) -> None:  # noqa: FBT001
+        wishes = call.outputs
+        if wishes is None:
+            if self._binary_only and not call.binary and not binary_only_allowed:
+                raise self._no_json(self._binary_only[0])
+            return
+        if len({wish.name for wish in wishes}) != len(wishes):
+            raise InvalidRequest("outputs: expected each output once, found one twice")
+        for wish in wishes:
+            spec = self._outputs.get(wish.name)
+            if spec is None:
+                raise InvalidRequest(
+                    f"unexpected inference output '{wish.name}' for model '{self.model.name}'; "
+                    f"expected {list(self._outputs)}"
+                )
+            if wish.classes:
+                if spec.datatype in ("BYTES", "BOOL", "BF16"):
+                    raise InvalidRequest(f"inference output '{wish.name}': {spec.datatype} has no classes")
+            elif spec.datatype in BINARY_ONLY and not (wish.binary or binary_only_allowed):
+                raise self._no_json(wish.name)
+
+    def _no_json(self, name: str) -> InvalidRequest:
+        return InvalidRequest(
+            f"inference output '{name}': {self._outputs[name].datatype} has no JSON form; ask for it with "
+            "parameter binary_data (or binary_data_output)"
+        )
+
+    def _signature(self, inputs: list[InputTensor]) -> str:
+        """Which requests could share a batch: the same inputs with the same shapes beside the batch axis."""
+        start = 1 if self.code.batched else 0
+        return ";".join(
+            sorted(f"{tensor.name}:{'x'.join(map(str, tensor.shape[start:]))}" for tensor in inputs)
+        )
+
+
+def _fits(declared: tuple[int, ...], own: tuple[int, ...]) -> bool:
+    return len(declared) == len(own) and all(
+        dim >= 1 if wanted < 0 else dim == wanted for wanted, dim in zip(declared, own, strict=True)
+    )
+
+
+def missing(name: str, version: str = "") -> str:
+    """What to tell a client that names a model, or a version of it, that is not served."""
+    which = f"'{name}' version {version}" if version else f"'{name}'"
+    return f"Request for unknown model: {which} is not found"
+
+
+# ------------------------------------------------------------
+# Descriptions of the server and its models as both protocols give them; it asks nobody.
+
+
+SERVER_NAME: Final = "clockwork-serve"
+EXTENSIONS: Final = (
+    "binary_tensor_data", "classification", "model_configuration", "model_repository", "parameters",
+    "statistics",
+)  # fmt: skip
+"""Extensions of the protocol that this server always has."""
+
+
+def server_metadata(version: str, *more: str) -> dict[str, Any]:
+    """Who serves, and what of the protocol; ``more`` are extensions that were turned on."""
+    return {"name": SERVER_NAME, "version": version, "extensions": sorted((*EXTENSIONS, *more))}
+
+
+def model_metadata(served: Served, versions: list[str]) -> dict[str, Any]:
+    """A model's inputs and outputs, with the batch axis as -1, and the versions of it that are served."""
+    code = served.code
+    return {
+        "name": served.model.name,
+        "versions": versions,
+        "platform": served.model.platform,
+        "inputs": [_tensor(served, spec) for spec in code.inputs],
+        "outputs": [_tensor(served, spec) for spec in code.outputs],
+    }
+
+
+def _tensor(served: Served, spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.datatype, "shape": served.shown_shape(spec)}
+
+
+# ------------------------------------------------------------
+# The classification extension: the best classes of an output instead of its numbers; it only ranks.
+
+
+def classify(tensor: OutputTensor, count: int, labels: Sequence[str], *, batched: bool) -> OutputTensor:
+    """BYTES ``value:index[:label]`` of the ``count`` highest values, of each row if batched."""
+    values = np.frombuffer(tensor.data, DTYPES[tensor.datatype])
+    rows = tensor.shape[0] if batched else 1
+    values = values.reshape(rows, -1)
+    count = min(count, values.shape[1])
+    # Stable, so that of equals the first class wins.
+    best = np.argsort(-values.astype(np.float64), axis=1, kind="stable")[:, :count]
+    texts = [_text(values[row, index], int(index), labels) for row in range(rows) for index in best[row]]
+    shape = (rows, count) if batched else (count,)
+    return OutputTensor(tensor.name, "BYTES", shape, encode_strings(text.encode() for text in texts))
+
+
+def _text(value: np.generic, index: int, labels: Sequence[str]) -> str:
+    shown = f"{float(value):f}" if value.dtype.kind == "f" else str(int(value))
+    return f"{shown}:{index}:{labels[index]}" if index < len(labels) else f"{shown}:{index}"

@@ -1,0 +1,1 @@
+"""The controller's process around its brain: its links, questions from outside."""

@@ -1,0 +1,535 @@
+"""The controller process's links: who is connected, what each is told, where effects and questions go."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from clockwork_serve.errors import TransportError
+from clockwork_serve.machine import Machine
+from clockwork_serve.messages import (
+    Announced,
+    Answer,
+    ArtefactDamaged,
+    Ask,
+    Beat,
+    Cancel,
+    CodeAdded,
+    CodeReady,
+    CodeRemade,
+    CodeRemoved,
+    ControllerEffect,
+    ControllerEvent,
+    DamageCounted,
+    Delivered,
+    DeviceNumbers,
+    DeviceSpec,
+    Drain,
+    Foretold,
+    Frame,
+    GatewayLost,
+    Infer,
+    Keep,
+    Load,
+    ModelAdded,
+    ModelRemoved,
+    Pardon,
+    ProcessesEnded,
+    Quarantined,
+    Question,
+    QuotasSet,
+    Readiness,
+    Release,
+    Reply,
+    Request,
+    Result,
+    Role,
+    Status,
+    Unload,
+    WorkerCrashed,
+    WorkerHung,
+    WorkerJoined,
+)
+from clockwork_serve.serve.driver import Driver, Timer
+from clockwork_serve.serve.flow_control import Hearing, Heartbeat, Pulse
+from clockwork_serve.serve.quarantines import Quarantines
+from clockwork_serve.serve.transport import Link
+from clockwork_serve.serve.worker.black_box import Autopsy, no_autopsy
+from clockwork_serve.telemetry import Journal, Recorder
+
+# ------------------------------------------------------------
+# Questions to the controller's process: answered at once, or passed on to the keeper under an id of ours.
+
+
+_KEEPER_QUESTIONS: Final = frozenset({Question.INDEX, Question.LOAD, Question.UNLOAD})
+
+
+@dataclass(slots=True, frozen=True)
+class _Asked:
+    link: Link
+    ask_id: int
+
+    def refuse(self, code: int, why: str) -> None:
+        body = msgspec.json.encode({"error": why})
+        self.link.send(Reply(ask_id=self.ask_id, ok=False, body=body, code=code))
+
+
+class Questions:
+    """Each gets one reply; ``answer`` answers those that are not the keeper's, or raises.
+
+    ``keeper_stuck`` tells why the keeper will not answer; "" if it may.
+    """
+
+    def __init__(self, answer: Callable[[Ask], bytes], keeper_stuck: Callable[[], str] = lambda: "") -> None:
+        self._answer = answer
+        self._keeper_stuck = keeper_stuck
+        self._waiting: dict[int, _Asked] = {}  # for the keeper, by our id
+        self._count = 0
+
+    def ask(self, link: Link, ask: Ask, keeper: Link | None) -> None:
+        """Somebody asks."""
+        asked = _Asked(link, ask.ask_id)
+        if ask.what in _KEEPER_QUESTIONS:
+            if keeper is None:
+                asked.refuse(503, "the keeper is not connected; try again")
+                return
+            if why := self._keeper_stuck():
+                asked.refuse(503, why)
+                return
+            self._count += 1
+            self._waiting[self._count] = asked
+            keeper.send(msgspec.structs.replace(ask, ask_id=self._count))
+            return
+        try:
+            link.send(Reply(ask_id=ask.ask_id, ok=True, body=self._answer(ask)))
+        except (msgspec.MsgspecError, ValueError, RecursionError, TransportError) as error:
+            asked.refuse(400, f"{ask.what}: {error}")
+
+    def reply(self, reply: Reply) -> None:
+        """The keeper replied."""
+        asked = self._waiting.pop(reply.ask_id, None)
+        if asked is not None:
+            asked.link.send(msgspec.structs.replace(reply, ask_id=asked.ask_id))
+
+    def asker_lost(self, link: Link) -> None:
+        """Nobody there waits any more."""
+        self._waiting = {ours: asked for ours, asked in self._waiting.items() if asked.link is not link}
+
+    def keeper_lost(self) -> None:
+        """What was passed on gets no other reply."""
+        self._refuse_waiting("the keeper went away; try again")
+
+    def keeper_silent(self, why: str) -> None:
+        """What was passed on gets no reply soon; one that comes later is dropped."""
+        self._refuse_waiting(f"{why}; what was asked of it may still be done then")
+
+    def _refuse_waiting(self, why: str) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for asked in waiting.values():
+            asked.refuse(503, why)
+
+
+# ------------------------------------------------------------
+# The controller process's links: who is there, what they are told, where effects go. It decides nothing.
+
+
+_log = logging.getLogger(__name__)
+
+
+class Brain(Machine[ControllerEvent, ControllerEffect], Protocol):
+    """The controller, as this process uses it."""
+
+    def snapshot(self) -> dict[str, object]:
+        """What it believes, for screens; plain data that encodes as JSON."""
+
+    def accounts(self) -> dict[str, dict[str, int]]:
+        """What tenants with a quota may use and were charged, by name."""
+
+
+class Exchange:
+    """Runs a brain under a driver and carries frames between it and the links."""
+
+    def __init__(
+        self,
+        brain: Brain,
+        recorder: Recorder,
+        journal: Journal | None = None,
+        *,
+        autopsy: Autopsy = no_autopsy,
+        timer: Callable[[Callable[[], None]], Timer] = Timer,
+    ) -> None:
+        self.driver: Driver[ControllerEvent, ControllerEffect] = Driver(
+            brain, self.perform, journal=self._on_step, woke=recorder.counters.wakeup.add, timer=timer
+        )
+        self._brain = brain
+        self._recorder = recorder
+        self._journal = journal
+        self._autopsy = autopsy
+        self._gateways: dict[str, Link] = {}  # open links by the peer's name
+        self._workers: dict[str, Link] = {}
+        self._keeper: Link | None = None
+        self._worker_by_device: dict[str, Link] = {}  # devices of all and only workers that joined
+        self._specs: dict[Link, tuple[DeviceSpec, ...]] = {}  # of the same workers
+        self._codes: dict[str, CodeAdded] = {}  # the catalogue, replayed to newcomers
+        self._models: dict[str, ModelAdded] = {}
+        self._quarantines = Quarantines()
+        # Until the keeper has sent all (its first question tells), workers wait here: a device that has
+        # nothing to prepare would count as warm, and the server as ready while it knows no model.
+        self._early: dict[Link, WorkerJoined] | None = {}
+        self._readiness = Readiness(ready=False, why="starting")
+        self._questions = Questions(self._answer_to, self._keeper_stuck)
+        self._keeper_pulse = Pulse(self._to_keeper, self._on_keeper_pulse)
+        self._hearing = Hearing()
+        self._heartbeat = Heartbeat(self.driver.post)
+        self._lost_level = logging.WARNING  # a lost link is news, unless we are stopping
+        self._receivers: dict[Role, Callable[[Link, Frame], bool]] = {
+            Role.GATEWAY: self._from_gateway,
+            Role.WORKER: self._from_worker,
+            Role.KEEPER: self._from_keeper,
+        }
+
+    # Links
+
+    def on_link(self, link: Link) -> None:
+        """A process connected; it replaces an earlier link of the same name."""
+        name = link.peer.name
+        _log.info("%s %s connected", link.peer.role, name, extra={"pid": link.peer.pid})
+        match link.peer.role:
+            case Role.WORKER:
+                self._replace(self._workers.get(name))
+                self._workers[name] = link
+                self._heartbeat.watch(link)
+            case Role.GATEWAY:
+                self._replace(self._gateways.get(name))
+                self._gateways[name] = link
+                self._welcome_gateway(link)
+            case Role.KEEPER:
+                self._replace(self._keeper)
+                self._keeper = link
+                self._keeper_pulse.begin()
+                self._recorder.counters.keeper_up = True
+                link.send(self._readiness)
+                for frame in self._quarantines.frames():
+                    link.send(frame)
+            case Role.CONTROLLER:
+                _log.warning("turned away a second controller", extra={"pid": link.peer.pid})
+                link.close()
+
+    def on_lost(self, link: Link) -> None:
+        """A link is gone, and with it whatever its process had in flight."""
+        role, name = link.peer.role, link.peer.name
+        _log.log(self._lost_level, "link lost: %s", link.lost_because)
+        if role is Role.WORKER and self._workers.get(name) is link:
+            del self._workers[name]
+            self._heartbeat.forget(link)
+            devices = [device for device, owner in self._worker_by_device.items() if owner is link]
+            for device in devices:
+                del self._worker_by_device[device]
+            self._specs.pop(link, None)
+            early = self._early is not None and self._early.pop(link, None) is not None
+            if devices and not early:
+                self.driver.post(self._autopsy(name, link.peer.pid))
+        elif role is Role.GATEWAY and self._gateways.get(name) is link:
+            del self._gateways[name]
+            self._hearing.forget(link)
+            self._questions.asker_lost(link)
+            self.driver.post(GatewayLost(gateway=name))
+        elif role is Role.KEEPER and self._keeper is link:
+            self._keeper = None
+            self._keeper_pulse.end()
+            self._recorder.counters.keeper_up = False
+            self._questions.keeper_lost()
+
+    def on_frames(self, link: Link, frames: list[Frame]) -> None:
+        """Take in what a process sent; one that sends what its role may not is cut off."""
+        receive = self._receivers.get(link.peer.role)
+        for frame in frames:
+            if receive is None or not receive(link, frame):
+                _log.error("cut off %s %s: it sent %r", link.peer.role, link.peer.name, type(frame).__name__)
+                self.on_lost(link)
+                link.close()
+                return
+        if link.peer.role is Role.GATEWAY:
+            self._hearing.heard(link, frames)
+
+    def _replace(self, old: Link | None) -> None:
+        if old is not None:
+            old.lost_because = f"{old.peer.role} {old.peer.name!r}: it connected again"
+            self.on_lost(old)
+            old.close()
+
+    def _welcome_gateway(self, link: Link) -> None:
+        for code in self._codes.values():
+            link.send(code)
+        for model in self._models.values():
+            link.send(model)
+        for quarantined in self._quarantines.frames():
+            link.send(quarantined)
+        link.send(self._readiness)
+        self._hearing.welcome(link)
+
+    # Frames, by role: False for what that role may not send
+
+    def _from_gateway(self, link: Link, frame: Frame) -> bool:
+        match frame:
+            case Request() if frame.gateway == link.peer.name:
+                self.driver.post(frame)
+            case Announced() if frame.gateway == link.peer.name:
+                self.driver.post(frame)
+            case Cancel():
+                self.driver.post(frame)
+            case Delivered():
+                self._recorder.on_delivered(link.peer.name, frame, time.monotonic_ns())
+            case Ask():
+                self._questions.ask(link, frame, self._keeper)
+            case Beat():
+                link.send(frame)
+            case _:
+                return False
+        return True
+
+    def _from_worker(self, link: Link, frame: Frame) -> bool:
+        match frame:
+            case Result() | CodeReady():
+                if self._worker_by_device.get(frame.device) is not link:
+                    return False
+                self.driver.post(frame)
+            case DeviceNumbers():
+                if self._worker_by_device.get(frame.device) is not link:
+                    return False
+                counted = self._recorder.counters.devices.get(frame.device)
+                if counted is not None:
+                    counted.numbers = frame.numbers
+            case Beat():
+                self._heartbeat.heard(link)
+            case ArtefactDamaged():
+                if self._keeper is not None:  # else whoever finds it is to find it again
+                    self._keeper.send(frame)
+            case WorkerJoined():
+                return self._on_worker_joined(link, frame)
+            case _:
+                return False
+        return True
+
+    def _on_worker_joined(self, link: Link, frame: WorkerJoined) -> bool:
+        names = {spec.device for spec in frame.devices}
+        if taken := sorted(names & self._worker_by_device.keys()):
+            _log.error("worker %s claims devices that others have: %s", frame.worker, ", ".join(taken))
+            return False
+        if frame.worker != link.peer.name or not names:
+            return False
+        for device in names:
+            self._worker_by_device[device] = link
+        self._specs[link] = frame.devices
+        if self._early is not None:
+            self._early[link] = frame
+        else:
+            self._join(link, frame)
+        return True
+
+    def _join(self, link: Link, frame: WorkerJoined) -> None:
+        self.driver.post(frame)
+        for code in self._codes.values():
+            if self._prepares(link, code):
+                link.send(code)
+        for model in self._models.values():
+            link.send(model)
+
+    def _from_keeper(self, link: Link, frame: Frame) -> bool:
+        match frame:
+            case CodeAdded():
+                if self._codes.get(frame.code.code_id) != frame:
+                    self._codes[frame.code.code_id] = frame
+                    able = [link for link in self._joined() if self._prepares(link, frame)]
+                    self._publish(frame, able, self._gateways.values())
+            case CodeRemoved():
+                if self._codes.pop(frame.code_id, None) is not None:
+                    self._publish(frame, self._joined(), self._gateways.values())
+            case ModelAdded():
+                return self._on_model_added(frame)
+            case CodeRemade():
+                self._on_code_remade(frame)
+            case DamageCounted():
+                self._recorder.counters.damaged_files = frame.found
+                self._recorder.counters.artefacts_remade = frame.remade
+                self._recorder.counters.models_lost = frame.lost
+            case ModelRemoved():
+                if self._models.pop(frame.model, None) is not None:
+                    self._publish(frame, self._gateways.values())
+            case QuotasSet() | Pardon() | WorkerCrashed():
+                self.driver.post(frame)
+            case Drain():
+                self._lost_level = logging.INFO
+                self.driver.post(frame)
+            case Ask():
+                self._on_catalogue_complete()
+                self._questions.ask(link, frame, self._keeper)
+            case Reply():
+                self._questions.reply(frame)
+            case Beat():
+                self._keeper_pulse.heard()
+            case ProcessesEnded():
+                self._recorder.counters.processes_ended = frame.unanswering
+            case _:
+                return False
+        return True
+
+    def _on_catalogue_complete(self) -> None:
+        early, self._early = self._early, None
+        for link, frame in (early or {}).items():
+            self._join(link, frame)
+
+    def _on_model_added(self, frame: ModelAdded) -> bool:
+        key = frame.model.key
+        if frame.model.code_id not in self._codes:
+            return False
+        known = self._models.get(key)
+        if known == frame:
+            return True
+        if known is not None:
+            self._publish(ModelRemoved(model=key), self._gateways.values())
+        self._models[key] = frame
+        self._publish(frame, self._joined(), self._gateways.values())
+        return True
+
+    def _on_code_remade(self, frame: CodeRemade) -> None:
+        """Have all try again to prepare a code; who has it says so at once."""
+        code = self._codes.get(frame.code_id)
+        if code is None:
+            return
+        self.driver.post(frame)
+        for link in self._joined():
+            if self._prepares(link, code):
+                link.send(code)
+
+    def _joined(self) -> list[Link]:
+        """Links of workers that were given the codes so far."""
+        early = self._early or {}
+        return [link for link in dict.fromkeys(self._worker_by_device.values()) if link not in early]
+
+    def _prepares(self, link: Link, added: CodeAdded) -> bool:
+        """Whether a worker has a device for a code, which is not in quarantine."""
+        code = added.code
+        runs = any(spec.runs(code.backend) for spec in self._specs[link])
+        return runs and code.code_id not in self._quarantines.codes
+
+    def _publish(
+        self, frame: CodeAdded | CodeRemoved | ModelAdded | ModelRemoved, *audiences: Iterable[Link]
+    ) -> None:
+        self.driver.post(frame)
+        for links in audiences:
+            for link in links:
+                link.send(frame)
+
+    # Questions
+
+    def _to_keeper(self, frame: Beat) -> None:
+        if self._keeper is not None:
+            self._keeper.send(frame)
+
+    def _on_keeper_pulse(self) -> None:
+        self._recorder.counters.keeper_up = not self._keeper_pulse.silent
+        if why := self._keeper_stuck():
+            _log.error("%s", why)
+            self._questions.keeper_silent(why)
+        else:
+            _log.warning("the keeper answers again")
+
+    def _keeper_stuck(self) -> str:
+        if self._keeper is None or not self._keeper_pulse.silent:
+            return ""
+        return (
+            f"the keeper (process {self._keeper.peer.pid}) has not answered for "
+            f"{self._keeper_pulse.silent_s:.1f} s, so nothing is loaded, unloaded or restarted: let it go on "
+            "if it was stopped (kill -CONT), else restart the server"
+        )
+
+    def _answer_to(self, ask: Ask) -> bytes:
+        match ask.what:
+            case Question.STATISTICS:
+                wanted = msgspec.json.decode(ask.body, type=dict[str, str | None])
+                return self._recorder.statistics(wanted.get("model"))
+            case Question.METRICS:
+                return self._recorder.encoded(self._brain.accounts())
+            case Question.STATE:
+                return msgspec.json.encode(self._state(), enc_hook=str)
+            case _:
+                raise ValueError(f"expected one of {', '.join(Question)}")
+
+    def _state(self) -> dict[str, Any]:
+        counters = self._recorder.counters
+        return {
+            "ready": self._readiness.ready,
+            "why": self._readiness.why,
+            "open": counters.open,
+            "queued": counters.queued,
+            "gateways": sorted(self._gateways),
+            "workers": sorted(self._workers),
+            "devices": counters.devices,
+            "controller": self._brain.snapshot(),
+        }
+
+    # Effects
+
+    def perform(self, effect: ControllerEffect) -> None:
+        """Send one effect where it belongs; what belongs to a process that is gone is dropped."""
+        match effect:
+            case Answer() | Release() | Foretold():
+                if (gateway := self._gateways.get(effect.gateway)) is not None:
+                    gateway.send(effect)
+            case Load() | Infer() | Unload() | Keep():
+                self._send_action(effect)
+            case Quarantined():
+                self._on_quarantined(effect)
+            case WorkerHung():
+                self._heartbeat.told(effect, self._keeper)
+            case Readiness():
+                self._readiness = effect
+                _log.info("ready" if effect.ready else f"not ready: {effect.why}")
+                self._tell(effect)
+
+    def _tell(self, effect: Readiness | Quarantined) -> None:
+        for link in (*self._gateways.values(), *([self._keeper] if self._keeper else [])):
+            link.send(effect)
+
+    def _on_quarantined(self, effect: Quarantined) -> None:
+        _log.error("model %s: %s", effect.model, effect.why or "in quarantine no more")
+        before = self._quarantines.codes
+        self._quarantines.take(effect)
+        after = self._quarantines.codes
+        released = [self._codes[code_id] for code_id in before - after if code_id in self._codes]
+        for link in self._joined():
+            for code_id in after - before:
+                link.send(CodeRemoved(code_id=code_id))
+            for code in released:
+                if self._prepares(link, code):
+                    link.send(code)
+        self._tell(effect)
+
+    def _send_action(self, action: Load | Infer | Unload | Keep) -> None:
+        # A worker that is gone answers nothing: WorkerLost, posted when its link went, ends its actions.
+        worker = self._worker_by_device.get(action.device)
+        if worker is None:
+            return
+        now_ns = time.monotonic_ns()
+        if isinstance(action, Load | Infer) and 0 < action.send_by_ns < now_ns:
+            self.driver.post(_too_late(action, now_ns))
+            return
+        worker.send(action)
+
+    def _on_step(self, now_ns: int, events: list[ControllerEvent], effects: list[ControllerEffect]) -> None:
+        self._recorder.on_step(now_ns, events, effects)
+        if self._journal is not None:
+            self._journal.on_step(now_ns, events, effects)
+
+
+def _too_late(action: Load | Infer, now_ns: int) -> Result:
+    return Result(
+        action_id=action.action_id, device=action.device, status=Status.TOO_LATE,
+        started_ns=now_ns, ended_ns=now_ns, message="the controller was too late to send it",
+    )  # fmt: skip

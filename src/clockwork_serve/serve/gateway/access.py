@@ -1,0 +1,379 @@
+"""Who may come in, and ask for what: API keys, tenants, and the settings of a gateway's ports."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from enum import StrEnum
+from hashlib import sha256
+from pathlib import Path
+from threading import Lock
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from clockwork_serve.errors import ClockworkError, ConfigError
+from clockwork_serve.messages import LEAST_PRIORITY, USUAL_PRIORITY, Quota
+from clockwork_serve.serve.gateway.client_shm import is_loopback
+from clockwork_serve.serve.gateway.settings import HttpLimits
+from clockwork_serve.serve.gateway.tls import REFRESH_S, Tls, TlsFiles, Watched, server_context, warn_of_modes
+from clockwork_serve.units import NS_PER_MS, NS_PER_S, ms
+
+# ------------------------------------------------------------
+# Tenants, as a file of keys tells them: what each may use, and what it may ask for. It reads no file.
+
+
+NAME: Final = re.compile("[A-Za-z0-9._:@/-]{1,64}")
+"""What a tenant, or the holder of a key, may be called."""
+
+
+class Tenant(Struct, frozen=True, kw_only=True):
+    """What one tenant may use (None: as much as there is) and ask for.
+
+    Requests of a tighter SLO than ``min_slo_ns`` get that one, those of a more urgent class than
+    ``max_priority`` that class.
+    """
+
+    name: str
+    device_ms_per_s: float | None = None
+    loaded_bytes_per_s: int | None = None
+    burst_s: float = 1.0
+    min_slo_ns: int = 0
+    max_priority: int = 1
+
+    @property
+    def quota(self) -> Quota | None:
+        """What the controller is to know; None if there is no limit."""
+        device_ms, loaded_bytes = self.device_ms_per_s, self.loaded_bytes_per_s
+        if device_ms is None and loaded_bytes is None:
+            return None
+        return Quota(
+            tenant=self.name, burst_ns=round(self.burst_s * NS_PER_S), loaded_bytes_per_s=loaded_bytes,
+            device_ns_per_s=None if device_ms is None else ms(device_ms),
+        )  # fmt: skip
+
+
+class Caps:
+    """What tenants may ask for, as far as is known now."""
+
+    def __init__(self, known: Callable[[], Mapping[str, Tenant]] = dict) -> None:
+        self._known = known
+
+    def of(self, tenant: str, slo_ns: int, priority: int = 0) -> tuple[int, int]:
+        """The SLO and the class that a request gets; class 0 stands for the usual one."""
+        if not tenant:
+            return slo_ns, priority
+        found = self._known().get(tenant)
+        if found is None:
+            return slo_ns, priority
+        if (priority or USUAL_PRIORITY) < found.max_priority:
+            priority = found.max_priority
+        return max(slo_ns, found.min_slo_ns), priority
+
+
+class Unfit(ClockworkError):
+    """A table that will not do: ``expected`` and ``found`` name the field."""
+
+    def __init__(self, expected: str, found: str, remedy: str) -> None:
+        super().__init__(f"expected {expected}; found {found}; {remedy}")
+        self.expected = expected
+        self.found = found
+        self.remedy = remedy
+
+
+_LIMITS: Final[dict[str, tuple[str, float, float]]] = {
+    "device_ms_per_s": ("a number", 0.001, 1e9),
+    "loaded_bytes_per_s": ("a whole number", 1, 1 << 50),
+    "burst_s": ("a number", 0.001, 3600),
+    "min_slo_ms": ("a number", 0.001, 24 * 3600 * 1000),
+    "max_priority": ("a whole number", 1, LEAST_PRIORITY),
+}
+FIELDS: Final = ("name", *_LIMITS)
+"""Of a table ``[[tenants]]``."""
+
+
+def read_tenants(tables: Sequence[Mapping[str, object]]) -> dict[str, Tenant]:
+    """Tenants by name. Raises :class:`Unfit`."""
+    found: dict[str, Tenant] = {}
+    for index, table in enumerate(tables):
+        place = f"tenants[{index}]"
+        for field in table:
+            if field not in FIELDS:
+                near = get_close_matches(field, FIELDS, n=1)
+                remedy = f"did you mean {near[0]}?" if near else f"it takes {', '.join(FIELDS)}"
+                raise Unfit(f"a known field in {place}", repr(field), remedy)
+        name = table.get("name")
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            shown = "none" if name is None else repr(name)
+            raise Unfit(f"a name of 1 to 64 letters, digits or ._:@/- in {place}", shown, "correct it")
+        if name in found:
+            raise Unfit("each tenant once", f"{name!r} again in {place}", "make it one table")
+        numbers = {field: _number(place, field, table[field]) for field in _LIMITS if field in table}
+        min_slo_ms = numbers.pop("min_slo_ms", 0)
+        found[name] = Tenant(name=name, min_slo_ns=round(min_slo_ms * NS_PER_MS), **numbers)  # type: ignore[arg-type]
+    return found
+
+
+def _number(place: str, field: str, value: object) -> float:
+    kind, least, most = _LIMITS[field]
+    types = (int,) if kind == "a whole number" else (int, float)
+    if isinstance(value, bool) or not isinstance(value, types) or not math.isfinite(value):
+        right = False
+    else:
+        right = least <= value <= most
+    if not right:
+        raise Unfit(
+            f"{place}.{field} to be {kind} from {least:.15g} to {most:.15g}", repr(value), "correct it"
+        )
+    assert isinstance(value, int | float)
+    return value
+
+
+# ------------------------------------------------------------
+# API keys: who may do what, as one file says. It knows no transport, and no key, only their SHA-256.
+#
+# A key is 256 random bits, so its hash can neither be reversed nor guessed, and looking the hash up tells an
+# attacker nothing by its timing: nobody can choose what a key hashes to.
+
+
+_LARGEST_FILE: Final = 16 << 20
+_REMEDY: Final = "a table [[keys]] has name, sha256 and may; `clockwork key NAME` makes one"
+
+_log = logging.getLogger(__name__)
+
+
+class Right(StrEnum):
+    """What a key may be good for."""
+
+    INFER = "infer"
+    """To infer, and to read what is served."""
+    METRICS = "metrics"
+    """To read the metrics."""
+    ADMIN = "admin"
+    """To change anything: load, unload, register memory, set what is logged."""
+
+
+class Holder(Struct, frozen=True):
+    """Whose key it is, what it is good for, and whose quota it uses."""
+
+    name: str
+    rights: frozenset[Right]
+    tenant: str
+
+
+class Denied(ClockworkError):
+    """No: ``known`` tells whether the key was known and lacks a right, or was missing or unknown."""
+
+    def __init__(self, message: str, *, known: bool) -> None:
+        super().__init__(message)
+        self.known = known
+
+
+class _Entry(Struct, frozen=True, forbid_unknown_fields=True):
+    name: Annotated[str, Meta(pattern=f"^{NAME.pattern}$")]
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}$")]
+    may: Annotated[list[Right], Meta(min_length=1)]
+    tenant: str | None = None
+
+
+class _File(Struct, frozen=True, forbid_unknown_fields=True):
+    keys: Annotated[list[_Entry], Meta(min_length=1)]
+    tenants: list[dict[str, Any]] = []
+
+
+class Keys(Struct, frozen=True):
+    """What a file holds: holders by the hash of their key, tenants by name."""
+
+    holders: dict[bytes, Holder]
+    tenants: dict[str, Tenant]
+
+
+class KeyRing:
+    """The keys of one file, looked at again when it changes. Any thread may ask :meth:`admit`."""
+
+    def __init__(self, path: str) -> None:
+        """Raises :class:`ConfigError`."""
+        self._path = path
+        self._file = Watched((path,), lambda: read_keys(path))
+        self._denied: Counter[bool] = Counter()  # by whether the key was known, since it was last told
+        self._denials = Lock()
+
+    def admit(self, right: Right, authorization: bytes | None, api_key: bytes | None) -> Holder:
+        """Whose request it is, by what its headers hold. Raises :class:`Denied`."""
+        key = api_key
+        if authorization is not None and authorization[:7].lower() == b"bearer ":
+            key = authorization[7:].strip()
+        holder = self._file.content.holders.get(sha256(key).digest()) if key is not None else None
+        if holder is None:
+            self._count(known=False)
+            found = "none" if key is None else "one that is unknown"
+            raise Denied(
+                f"API key: expected one in 'Authorization: Bearer KEY' or 'x-api-key: KEY', found {found}",
+                known=False,
+            )
+        if right not in holder.rights:
+            self._count(known=True)
+            raise Denied(
+                f"API key of {holder.name}: expected the right '{right}', found only "
+                f"{', '.join(sorted(holder.rights))}",
+                known=True,
+            )
+        return holder
+
+    def tenants(self) -> dict[str, Tenant]:
+        """All tenants of the file, by name."""
+        return self._file.content.tenants
+
+    def refresh(self) -> None:
+        """Read the file again if it changed, and tell who was denied since."""
+        self._tell_denials()
+        if self._file.refresh():
+            _log.info("api_keys: read %d keys again from %s", len(self._file.content.holders), self._path)
+
+    def _count(self, *, known: bool) -> None:
+        with self._denials:
+            self._denied[known] += 1
+
+    def _tell_denials(self) -> None:
+        with self._denials:
+            denied, self._denied = self._denied, Counter()
+        if denied:
+            _log.warning(
+                "api_keys: denied %d requests without a known key and %d without the right",
+                denied[False], denied[True],
+            )  # fmt: skip
+
+
+def check_keys(path: str) -> None:
+    """Raise :class:`ConfigError` if the file will not do, and warn if every user may read it."""
+    read_keys(path)
+    if Path(path).stat().st_mode & stat.S_IROTH:
+        _log.warning("api_keys: every user of this host may read %s; chmod 600 it", path)
+
+
+def read_keys(path: str) -> Keys:
+    """What the file holds. Raises :class:`ConfigError`."""
+    try:
+        with open(path, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            content = file.read(_LARGEST_FILE + 1)
+    except OSError as error:
+        raise _wrong("a readable file", error.strerror or str(error), path) from None
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        # Who may write there may grant himself anything.
+        found = f"mode {stat.S_IMODE(mode):04o}"
+        raise _wrong("a file that only its owner may write", found, path, "chmod 600 it")
+    if len(content) > _LARGEST_FILE:
+        raise _wrong(f"at most {_LARGEST_FILE} bytes", "more", path)
+    try:
+        file_ = msgspec.toml.decode(content, type=_File)
+        tenants = read_tenants(file_.tenants)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise _wrong("keys as TOML", str(error), path) from None
+    except Unfit as unfit:
+        raise _wrong(unfit.expected, unfit.found, path, unfit.remedy) from None
+    return Keys(_holders(file_.keys, tenants, path), tenants)
+
+
+def _holders(entries: list[_Entry], tenants: dict[str, Tenant], path: str) -> dict[bytes, Holder]:
+    holders = {}
+    for index, entry in enumerate(entries):
+        if entry.tenant is not None and entry.tenant not in tenants:
+            expected = f"keys[{index}].tenant to be the name of a table [[tenants]]"
+            raise _wrong(expected, repr(entry.tenant), path, "add that table, or correct the name")
+        holder = Holder(entry.name, frozenset(entry.may), entry.tenant or entry.name)
+        holders[bytes.fromhex(entry.sha256)] = holder
+    if len(holders) < len(entries):
+        raise _wrong("each sha256 once", "one twice", path)
+    return holders
+
+
+def _wrong(expected: str, found: str, path: str, remedy: str = _REMEDY) -> ConfigError:
+    return ConfigError(f"api_keys: expected {expected}; found {found} in {path}; {remedy}")
+
+
+# ------------------------------------------------------------
+# Who may come in, and how: TLS, API keys and limits of a gateway, as settings and as what they become.
+
+
+class DoorConfig(Struct, frozen=True, kw_only=True):
+    """Paths, empty for none. Without a certificate nothing is encrypted, without keys all may do all.
+
+    ``body_bytes`` and ``arriving_bytes`` of the limits give way to what the gateway itself was told.
+    """
+
+    tls_certificate: str = ""
+    tls_key: str = ""
+    tls_client_ca: str = ""
+    api_keys: str = ""
+    limits: HttpLimits = HttpLimits()
+
+    def __post_init__(self) -> None:
+        """Check that what belongs together is there. Raises :class:`ConfigError`."""
+        files = {"tls_certificate": self.tls_certificate, "tls_key": self.tls_key}
+        missing = [name for name, path in files.items() if not path]
+        if missing and (len(missing) == 1 or self.tls_client_ca):
+            raise ConfigError(
+                f"{missing[0]}: expected a PEM file, as TLS needs a certificate and its key; found none; "
+                "name both, or no file of TLS at all"
+            )
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The files of TLS, if it is on."""
+        if not self.tls_certificate:
+            return None
+        return TlsFiles(certificate=self.tls_certificate, key=self.tls_key, client_ca=self.tls_client_ca)
+
+
+class Door:
+    """What a gateway's servers share. Without ``keys`` everybody may do everything."""
+
+    def __init__(self, config: DoorConfig, body_bytes: int, region_bytes: int) -> None:
+        """Raises :class:`ConfigError` for a file that will not do."""
+        self.limits = msgspec.structs.replace(
+            config.limits, body_bytes=body_bytes, arriving_bytes=region_bytes
+        )
+        self.keys = KeyRing(config.api_keys) if config.api_keys else None
+        self.tls = None if config.tls is None else Tls(config.tls)
+
+    async def keep_fresh(self) -> None:
+        """Read files again when they change, for ever."""
+        while self.keys is not None or self.tls is not None:
+            await asyncio.sleep(REFRESH_S)
+            if self.keys is not None:
+                self.keys.refresh()
+            if self.tls is not None:
+                self.tls.refresh()
+
+
+def check_door(config: DoorConfig, host: str) -> None:
+    """Check all files before anything is started, and tell what is open to whom.
+
+    Raises :class:`ConfigError`.
+    """
+    if config.tls is not None:
+        server_context(config.tls)
+        warn_of_modes(config.tls)
+    if config.api_keys:
+        check_keys(config.api_keys)
+    if host == "localhost" or is_loopback(host):
+        return
+    if not config.api_keys and not config.tls_client_ca:
+        _log.warning(
+            "host: listening on %s, and whoever reaches it may do everything; "
+            "name a file of API keys with api_keys", host,
+        )  # fmt: skip
+    elif config.tls is None:
+        _log.warning(
+            "host: listening on %s without TLS, so API keys can be read on their way; set tls_certificate "
+            "and tls_key, or let a proxy in front of it encrypt", host,
+        )  # fmt: skip

@@ -1,0 +1,276 @@
+"""A process beside the gateway for large JSON and large rankings, one job at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import msgspec
+
+from clockwork_serve.errors import ClockworkError, InvalidRequest
+from clockwork_serve.oip import InferCall, InputTensor, OutputTensor, OutputWish, TooLarge, Unsupported
+from clockwork_serve.oip.model import Buffer
+from clockwork_serve.serve.gateway.codec_process import (
+    Job,
+    Output,
+    Read,
+    ReadCall,
+    Reply,
+    Write,
+    Written,
+    Wrong,
+    receive,
+    send,
+)
+from clockwork_serve.serve.gateway.requests import Ending
+from clockwork_serve.units import KIB, MIB
+
+# ------------------------------------------------------------
+# A gateway's process for large JSON: one at a time, beside the loop; it is started anew when it dies.
+#
+# One thread of the gateway waits for that process, mostly in the system, so that the loop never does.
+
+
+INLINE_BYTES: Final = 64 * KIB
+"""JSON up to this is read at once: the worst of it, brackets, takes 1 ms."""
+WAITING_BYTES: Final = 64 * MIB
+"""So much may wait for its turn."""
+PATIENCE_S: Final = 10.0
+"""For one request: 16 MiB of the worst take half a second; then the process is stuck, and is ended."""
+_BUFFER_BYTES: Final = MIB
+_ERRORS: Final = {kind.__name__: kind for kind in (InvalidRequest, TooLarge, Unsupported)}
+
+_log = logging.getLogger(__name__)
+_decode: Final = msgspec.msgpack.Decoder(Reply).decode
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+class Crowded(ClockworkError):
+    """Too much waits to be read already."""
+
+
+class CodecFailed(ClockworkError):
+    """The process died, or was stuck, with a request."""
+
+
+class Codec:
+    """All methods are for the running loop's own thread. ``command`` starts the process."""
+
+    def __init__(
+        self, command: tuple[str, ...] = (sys.executable, "-m", "clockwork_serve.serve.gateway.codec_process")
+    ) -> None:
+        self._command = command
+        self._thread: ThreadPoolExecutor | None = None
+        self._waiting_bytes = 0
+        # Of the thread:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._link: socket.socket | None = None
+
+    def start_soon(self) -> None:
+        """Have the process started, so that nobody waits for that later."""
+        self._executor().submit(self._running)
+
+    def close(self) -> None:
+        """End it."""
+        if self._thread is not None:
+            self._thread.submit(self._end)
+            self._thread.shutdown(wait=False)
+
+    async def read(
+        self,
+        text: Buffer,
+        body: memoryview,
+        header_length: int | None,
+        tensors_max: int,
+        wanted: Callable[[], bool],
+    ) -> InferCall:
+        """What :func:`parse_infer` finds, unless it is not ``wanted`` any more when its turn comes.
+
+        ``text`` is the JSON of ``body``, which may stay elsewhere.
+
+        Raises :class:`InvalidRequest`, :class:`Crowded`, and :class:`CodecFailed`.
+        """
+        if self._waiting_bytes and self._waiting_bytes + len(text) > WAITING_BYTES:
+            raise Crowded(f"{self._waiting_bytes} bytes of JSON wait to be read already")
+        job = Read(header_length, len(body), tensors_max)
+        reply, data = await self._answer(job, [text], wanted)
+        assert isinstance(reply, ReadCall)
+        return _call(reply, data, body, len(text))
+
+    async def write(
+        self, job: Write, data: list[Buffer], wanted: Callable[[], bool]
+    ) -> list[tuple[Output, memoryview]]:
+        """Outputs as they are to be sent. They wait for those before them, however many there are.
+
+        Raises :class:`InvalidRequest`, and :class:`CodecFailed`.
+        """
+        reply, found = await self._answer(job, data, wanted)
+        assert isinstance(reply, Written)
+        outputs = []
+        for output in reply.outputs:
+            outputs.append((output, found[: output.nbytes]))
+            found = found[output.nbytes :]
+        return outputs
+
+    async def _answer(
+        self, job: Job, data: list[Buffer], wanted: Callable[[], bool]
+    ) -> tuple[Reply, memoryview]:
+        size = sum(map(len, data))
+        self._waiting_bytes += size
+        try:
+            loop = asyncio.get_running_loop()
+            reply, found = await loop.run_in_executor(self._executor(), self._ask, job, data, wanted)
+        finally:
+            self._waiting_bytes -= size
+        if isinstance(reply, Wrong):
+            kind = _ERRORS.get(reply.kind)
+            if kind is None:
+                raise CodecFailed(f"the process beside the gateway failed: {reply.text}")
+            raise kind(reply.text)
+        return reply, found
+
+    def _executor(self) -> ThreadPoolExecutor:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "codec")
+        return self._thread
+
+    # In the thread
+
+    def _ask(self, job: Job, data: list[Buffer], wanted: Callable[[], bool]) -> tuple[Reply, memoryview]:
+        if not wanted():
+            raise CodecFailed("nobody waits for it")
+        try:
+            link = self._running()
+            send(link, _encode(job), data)
+            record, found = receive(link)
+        except (OSError, EOFError) as error:
+            self._end()
+            _log.error("the process that reads large JSON died or was stuck; it is started anew: %r", error)
+            raise CodecFailed(
+                "the process that reads large JSON died of it or took too long; send tensors as binary data"
+            ) from None
+        return _decode(record), found
+
+    def _running(self) -> socket.socket:
+        if self._process is not None and self._process.poll() is not None:
+            self._end()
+        if self._link is None:
+            self._link, theirs = socket.socketpair()
+            self._link.settimeout(PATIENCE_S)
+            self._link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+            with theirs:
+                self._process = subprocess.Popen(self._command, stdin=theirs.fileno())
+        return self._link
+
+    def _end(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+
+
+def _call(found: ReadCall, data: memoryview, body: memoryview, at: int) -> InferCall:
+    """The call with its tensors: views of ``data``, or of ``body`` from ``at`` on, one after the other."""
+    inputs = []
+    start = 0
+    for tensor in found.inputs:
+        if tensor.json:
+            content, start = data[start : start + tensor.nbytes], start + tensor.nbytes
+        else:
+            content, at = body[at : at + tensor.nbytes], at + tensor.nbytes
+        inputs.append(InputTensor(tensor.name, tensor.datatype, tensor.shape, content, tensor.shared))
+    return InferCall(inputs, found.outputs, found.id, found.parameters, found.binary, found.shared)
+
+
+# ------------------------------------------------------------
+# Outputs that would hold the loop for long to be made JSON or classes of: left to the process beside it.
+
+
+JSON_BYTES: Final = 32 * KIB
+"""Of an output that is made JSON of at once: 8,000 numbers take 1 ms."""
+RANKED_BYTES: Final = 64 * KIB
+CLASSES: Final = 1024
+"""Of an output, in all its rows: a microsecond each."""
+
+
+def is_heavy(ending: Ending) -> bool:
+    """Whether one of the outputs is for that process."""
+    call, served = ending.call, ending.served
+    if call is None or served is None:
+        return False
+    if all(len(tensor.data) <= JSON_BYTES for tensor in ending.outputs):
+        # The common case; so few numbers have few classes.
+        return any(wish.classes > CLASSES // 8 for wish in call.outputs or ())
+    sizes = {tensor.name: (len(tensor.data), tensor.shape) for tensor in ending.outputs}
+    return any(
+        _is_heavy(wish, *sizes[wish.name], batched=served.code.batched) for wish in served.wanted(call)
+    )
+
+
+def _is_heavy(wish: OutputWish, nbytes: int, shape: tuple[int, ...], *, batched: bool) -> bool:
+    if wish.classes:
+        rows = shape[0] if batched and shape else 1
+        return nbytes > RANKED_BYTES or rows * min(wish.classes, math.prod(shape)) > CLASSES
+    return wish.shared is None and not wish.binary and nbytes > JSON_BYTES
+
+
+class Heavy:
+    """What of an ending is for that process: copies, for the outputs' memory is given back.
+
+    To be made before :meth:`Inquiry.end` returns.
+    """
+
+    def __init__(self, ending: Ending) -> None:
+        call, served = ending.call, ending.served
+        assert call is not None
+        assert served is not None
+        self.original = ending
+        ending.outputs = [
+            OutputTensor(tensor.name, tensor.datatype, tensor.shape, bytes(tensor.data))
+            for tensor in ending.outputs
+        ]
+        self._wishes = served.wanted(call)
+        self._tensors = {tensor.name: tensor for tensor in ending.outputs}
+
+    async def ending(self, codec: Codec, wanted: Callable[[], bool]) -> Ending:
+        """The same ending with classes as tensors, and ``texts`` of what is to be JSON.
+
+        Raises :class:`InvalidRequest`, and :class:`CodecFailed`. Nobody waits for it unless ``wanted()``.
+        """
+        ending = self.original
+        assert ending.call is not None
+        assert ending.served is not None
+        outputs, data = [], []
+        for wish in self._wishes:
+            tensor = self._tensors[wish.name]
+            if wish.shared is None and (wish.classes or not wish.binary):
+                outputs.append(
+                    Output(
+                        tensor.name, tensor.datatype, tensor.shape, len(tensor.data), wish.classes,
+                        not wish.binary,
+                    )
+                )  # fmt: skip
+                data.append(tensor.data)
+        names = {output.name for output in outputs if output.classes}
+        labels = {name: found for name, found in ending.served.model.labels.items() if name in names}
+        job = Write(outputs, labels, ending.served.code.batched)
+        texts: dict[str, Buffer] = {}
+        for output, content in await codec.write(job, data, wanted):
+            if output.json:
+                texts[output.name] = content
+                content = b""  # type: ignore[assignment] # noqa: PLW2901
+            self._tensors[output.name] = OutputTensor(output.name, output.datatype, output.shape, content)
+        wishes = [msgspec.structs.replace(wish, classes=0) for wish in self._wishes]
+        call = msgspec.structs.replace(ending.call, outputs=wishes)
+        return msgspec.structs.replace(ending, call=call, outputs=[*self._tensors.values()], texts=texts)

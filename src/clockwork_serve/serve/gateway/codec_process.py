@@ -1,0 +1,207 @@
+"""The process that reads and writes what would hold a gateway's loop, one request or response at a time.
+
+msgspec reads JSON in one piece, and in a thread it would hold Python's lock meanwhile. It ends when its
+gateway does, listens nowhere, and keeps nothing of a request.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from clockwork_serve.errors import InvalidRequest
+from clockwork_serve.oip import InferCall, OutputTensor, OutputWish, Parameter, SharedRef, parse_infer
+from clockwork_serve.oip.http_infer import to_json
+from clockwork_serve.oip.model import Buffer, classify
+from clockwork_serve.units import MIB
+
+LENGTHS: Final = struct.Struct("<QQ")
+"""Before each job and each reply: the bytes of its record, and of the data after that."""
+MEMORY_BYTES: Final = 96 * MIB
+"""What reading may take beside the JSON itself and its tensors."""
+NICENESS: Final = 5
+"""Those who send tensors as binary data come first."""
+
+
+class Output(Struct, frozen=True):
+    """An output to be written, of ``nbytes``: its ``classes`` best, or all of it as JSON, or both."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    classes: int
+    json: bool
+
+
+class Write(Struct, frozen=True, tag=True):
+    """Write the outputs that follow. ``labels`` are of those whose classes are wanted."""
+
+    outputs: list[Output]
+    labels: dict[str, tuple[str, ...]]
+    batched: bool
+
+
+class Written(Struct, frozen=True, tag=True):
+    """What became of each: another tensor, or JSON."""
+
+    outputs: list[Output]
+
+
+class Read(Struct, frozen=True, tag=True):
+    """Read the JSON that follows, of a body of ``body_bytes``. The arguments are :func:`parse_infer`'s."""
+
+    header_length: int | None
+    body_bytes: int
+    tensors_max: int
+
+
+class ReadTensor(Struct, frozen=True):
+    """An input of ``nbytes``, among the data that follow if it was JSON, else in the body after its JSON."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    json: bool
+    shared: SharedRef | None
+
+
+class ReadCall(Struct, frozen=True, tag=True):
+    """What the JSON says."""
+
+    inputs: list[ReadTensor]
+    outputs: list[OutputWish] | None
+    id: str
+    parameters: dict[str, Parameter]
+    binary: bool
+    shared: bool
+
+
+class Wrong(Struct, frozen=True, tag=True):
+    """What is wrong with it; ``kind`` is the error's class, "" for one of our own."""
+
+    kind: str
+    text: str
+
+
+Job = Read | Write
+Reply = ReadCall | Wrong | Written
+
+
+def receive(link: socket.socket) -> tuple[bytes, memoryview]:
+    """The next record and its data. Raises EOFError, and OSError."""
+    record_bytes, data_bytes = LENGTHS.unpack(_exactly(link, LENGTHS.size))
+    return bytes(_exactly(link, record_bytes)), _exactly(link, data_bytes)
+
+
+def send(link: socket.socket, record: bytes, data: list[Buffer]) -> None:
+    """Send them. Raises OSError."""
+    link.sendall(LENGTHS.pack(len(record), sum(map(len, data))) + record)
+    for part in data:
+        link.sendall(part)
+
+
+def answer(job: Job, text: memoryview) -> tuple[Reply, list[Buffer]]:
+    """What the JSON says, and the tensors that were in it; or outputs as they are to be sent."""
+    try:
+        if isinstance(job, Write):
+            return _written(job, text)
+        # Pages that nobody touches take no memory: of the body only the JSON is here.
+        body = np.zeros(job.body_bytes, np.uint8)
+        body[: len(text)] = text
+        call = parse_infer(body.data, job.header_length, job.tensors_max)
+        return _found(call)
+    except InvalidRequest as error:
+        return Wrong(type(error).__name__, str(error)), []
+    except MemoryError:
+        return Wrong("TooLarge", "JSON: reading it takes too much memory; send tensors as binary data"), []
+    except OverflowError as error:
+        return Wrong("InvalidRequest", f"JSON: a number is out of range: {error}"), []
+    except Exception as error:  # noqa: BLE001 - one request must not end the process for all
+        return Wrong("", f"{type(error).__name__}: {error}"), []
+
+
+def _found(call: InferCall) -> tuple[Reply, list[Buffer]]:
+    inputs, data = [], []
+    for tensor in call.inputs:
+        json = type(tensor.data) is not memoryview
+        inputs.append(
+            ReadTensor(tensor.name, tensor.datatype, tensor.shape, len(tensor.data), json, tensor.shared)
+        )
+        if json:
+            data.append(tensor.data)
+    return ReadCall(inputs, call.outputs, call.id, call.parameters, call.binary, call.shared), data
+
+
+def _written(job: Write, data: memoryview) -> tuple[Reply, list[Buffer]]:
+    found, parts = [], []
+    for output in job.outputs:
+        own, data = data[: output.nbytes], data[output.nbytes :]
+        tensor = OutputTensor(output.name, output.datatype, output.shape, own)
+        if output.classes:
+            tensor = classify(tensor, output.classes, job.labels.get(output.name, ()), batched=job.batched)
+        part: Buffer = tensor.data
+        if output.json:
+            part = msgspec.json.encode(to_json(tensor.datatype, tensor.data))
+        parts.append(part)
+        found.append(Output(tensor.name, tensor.datatype, tensor.shape, len(part), 0, output.json))
+    return Written(found), parts
+
+
+def _exactly(link: socket.socket, nbytes: int) -> memoryview:
+    # Unlike a bytearray, it takes no memory before something arrives.
+    room = np.empty(nbytes, np.uint8).data
+    at = 0
+    while at < nbytes:
+        more = link.recv_into(room[at:])
+        if not more:
+            raise EOFError
+        at += more
+    return room
+
+
+def main() -> int:
+    """Answer jobs that come on standard input's socket until it is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(NICENESS)
+    link = socket.socket(fileno=os.dup(0))
+    own_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    decoder, encode = msgspec.msgpack.Decoder(Job), msgspec.msgpack.Encoder().encode
+    while True:
+        try:
+            record, text = receive(link)
+        except (EOFError, OSError):
+            return 0
+        job = decoder.decode(record)
+        # Numbers are longer as JSON, and longest as Python's objects.
+        more = 3 * len(text) + job.body_bytes if isinstance(job, Read) else 16 * len(text)
+        most = own_bytes + MEMORY_BYTES + more
+        resource.setrlimit(resource.RLIMIT_AS, (most if hard < 0 else min(most, hard), hard))
+        reply, data = answer(job, text)
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+        del text
+        try:
+            encoded = encode(reply)
+        except OverflowError as error:
+            encoded, data = encode(Wrong("InvalidRequest", f"JSON: a number is out of range: {error}")), []
+        try:
+            send(link, encoded, data)
+        except OSError:
+            return 0
+        del data
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,520 @@
+"""A request inside a gateway: its tensors in a slot that workers map, how a client asked, how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+from typing import Any, Final, Protocol
+
+import msgspec
+from msgspec import Struct
+
+from clockwork_serve.errors import InvalidRequest, TransportError
+from clockwork_serve.messages import Answer, Outcome, Reason, Request, TensorRef, Tensors
+from clockwork_serve.oip import (
+    OK,
+    InferCall,
+    InputTensor,
+    OutputTensor,
+    Served,
+    Status,
+    reason_of_error,
+    status_of,
+    status_of_error,
+)
+from clockwork_serve.oip.model import Buffer
+from clockwork_serve.serve.shm import HEADER_BYTES, Region, write_epoch
+from clockwork_serve.units import KIB, NS_PER_MS, NS_PER_S, TENSOR_ALIGN, align
+
+# ------------------------------------------------------------
+# Where requests' tensors live: slots in a region that workers map. A slot in use is never given out again.
+#
+# A slot is a header, inputs and room for outputs, each aligned to 64 bytes. Large bodies are received
+# straight into the region, placed so that their first tensor is aligned, and then need no copy.
+
+
+NO_EPOCH: Final = 0
+"""What the header of a slot that was given back says; no request has it."""
+COPIED_AT_ONCE: Final = 512 * KIB
+"""Of inputs: about half a millisecond, where memory is touched for the first time."""
+_HEADER: Final = align(HEADER_BYTES)
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Tensors).decode
+
+
+@dataclass(slots=True, frozen=True)
+class Body:
+    """Room for a request's body: ``view`` is ``region`` from ``start``; its tensors begin ``at`` there."""
+
+    region: Region
+    piece: int
+    start: int
+    at: int
+    view: memoryview
+
+
+def _nothing() -> None:
+    """There is nothing to give back."""
+
+
+class Copying:
+    """What is still to be copied into a slot, and what to give back then. False where that is nothing."""
+
+    __slots__ = ("_at", "_parts", "begun", "release")
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[memoryview, memoryview]] = []
+        self.begun = False  # whether there ever was anything
+        self._at = 0  # so much of the first part is done
+        self.release: Callable[[], None] = _nothing
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def add(self, target: memoryview, source: memoryview) -> None:
+        """That, after all that was added before."""
+        self.begun = True
+        self._parts.append((target, source))
+
+    def step(self) -> None:
+        """Copy a piece."""
+        assert self._parts
+        target, source = self._parts[0]
+        start, end = self._at, min(self._at + COPIED_AT_ONCE, len(source))
+        target[start:end] = source[start:end]
+        self._at = end
+        if end == len(source):
+            self._parts.pop(0)
+            self._at = 0
+
+
+class Copies:
+    """Slots that are being filled, by their requests' ids: a piece in a turn of the loop, in order.
+
+    ``filled`` is told of each that is whole. For the running loop's own thread.
+    """
+
+    def __init__(self, filled: Callable[[str], None]) -> None:
+        self._filled = filled
+        self._open: dict[str, Copying] = {}
+        self._steps = False
+
+    def begin(self, request_id: str, copying: Copying) -> None:
+        """Fill one, after all others."""
+        self._open[request_id] = copying
+        if not self._steps:
+            self._steps = True
+            asyncio.get_running_loop().call_soon(self._step)
+
+    def withdraw(self, request_id: str) -> bool:
+        """Whether it was still being filled, which ends."""
+        copying = self._open.pop(request_id, None)
+        if copying is not None:
+            copying.release()
+        return copying is not None
+
+    def clear(self) -> list[str]:
+        """End all; the ids of those that were still being filled."""
+        found = [*self._open]
+        for request_id in found:
+            self.withdraw(request_id)
+        return found
+
+    def _step(self) -> None:
+        request_id, copying = next(iter(self._open.items()), ("", None))
+        if copying is not None:
+            copying.step()
+            if not copying:
+                self.withdraw(request_id)
+                self._filled(request_id)
+        self._steps = bool(self._open)
+        if self._steps:
+            asyncio.get_running_loop().call_soon(self._step)
+
+
+class Slot(msgspec.Struct, frozen=True):
+    """One request's memory: ``pieces`` of ``region``, and the references that its worker gets."""
+
+    region: Region
+    pieces: tuple[int, ...]
+    tensors: Tensors
+
+    @property
+    def encoded(self) -> bytes:
+        """The references as they travel."""
+        return _encode(self.tensors)
+
+    def outputs(self, encoded: bytes) -> list[OutputTensor]:
+        """Views of what a worker says it wrote. Raises :class:`TransportError` if that is elsewhere."""
+        buffer, tensors = self.region.buffer, self.tensors
+        first, end = tensors.output_offset, tensors.output_offset + tensors.output_bytes
+        found = []
+        for ref in _decode(encoded).refs:
+            if ref.offset < first or ref.offset + ref.nbytes > end:
+                raise TransportError(f"output {ref.name} lies outside of its request's slot")
+            view = buffer[ref.offset : ref.offset + ref.nbytes]
+            found.append(OutputTensor(ref.name, ref.datatype, ref.shape, view))
+        return found
+
+
+class Slots:
+    """Hands out slots of one region at a time. For one thread."""
+
+    def __init__(self, region_bytes: int) -> None:
+        self.region = Region.create(region_bytes)
+        self.in_place_bytes = 0  # of inputs that stayed where they were received, so far
+        self.copied_bytes = 0
+        self._epoch = NO_EPOCH
+        self._received = 0  # bytes of the region that bodies still being received hold
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the region that are taken."""
+        return self.region.size - self.region.free_bytes
+
+    def body(self, nbytes: int, tensors_at: int) -> Body | None:
+        """Room for a body whose tensors begin at byte ``tensors_at``; None if the region has better uses.
+
+        At most half of the region goes to bodies, so that slow senders cannot take it all.
+        """
+        region = self.region
+        shift = -tensors_at % TENSOR_ALIGN
+        if self._received + nbytes > region.size // 2:
+            return None
+        piece = region.allocate(nbytes + shift)
+        if piece is None:
+            return None
+        self._received += nbytes
+        start = piece + shift
+        return Body(region, piece, start, tensors_at, region.buffer[start : start + nbytes])
+
+    def drop(self, body: Body) -> None:
+        """Give a body's room back. Exactly once, unless :meth:`fill` took it over."""
+        self._forget(body)
+        if body.region is self.region:
+            self.region.free(body.piece)
+
+    def fill(
+        self,
+        inputs: Sequence[InputTensor],
+        output_bytes: int,
+        body: Body | None = None,
+        later: Copying | None = None,
+    ) -> Slot | None:
+        """A slot that holds these inputs; None, and nothing taken, if there is no room.
+
+        ``body`` is where the inputs that are memoryviews came from, one after the other. It is used in place
+        if all of them are aligned there, else copied; either way it is taken over. Much that is to be copied
+        is left to ``later``, if given.
+        """
+        if body is not None:
+            offsets = self._in_place(inputs, body)
+            if offsets is not None:
+                return self._adopt(inputs, offsets, output_bytes, body)
+        try:
+            return self._copy(inputs, output_bytes, later)
+        finally:
+            if body is not None:
+                if later:
+                    later.release = partial(self.drop, body)
+                else:
+                    self.drop(body)
+
+    def bytes_for(self, inputs: Sequence[InputTensor], output_bytes: int) -> int:
+        """What a slot for these takes."""
+        return _HEADER + sum(align(len(tensor.data)) for tensor in inputs) + align(output_bytes)
+
+    def free(self, slot: Slot) -> None:
+        """Give a slot back that no worker touches any more. Exactly once."""
+        if slot.region is not self.region:
+            return  # it went with its region
+        write_epoch(slot.region.buffer, slot.tensors.header_offset, NO_EPOCH)
+        for piece in slot.pieces:
+            slot.region.free(piece)
+
+    def renew(self, kept: Sequence[Slot] = ()) -> list[Slot | None]:
+        """Leave the region, with all slots, to those who may still write to it, and take a new one.
+
+        Returns slots there with the inputs of those ``kept``; None where there is no room.
+        """
+        old, self.region = self.region, Region.create(self.region.size)
+        self._received = 0
+        moved = [self._copy(_inputs(slot), slot.tensors.output_bytes) for slot in kept]
+        old.close()
+        return moved
+
+    def close(self) -> None:
+        """Give the memory up."""
+        self.region.close()
+
+    def _forget(self, body: Body) -> None:
+        if body.region is self.region:
+            self._received -= len(body.view)
+
+    def _in_place(self, inputs: Sequence[InputTensor], body: Body) -> list[int] | None:
+        """Where in the region the inputs are, if all may stay where they were received."""
+        if body.region is not self.region:
+            return None
+        offsets: list[int] = []
+        at = body.start + body.at
+        for tensor in inputs:
+            if type(tensor.data) is not memoryview or at % TENSOR_ALIGN:
+                return None
+            offsets.append(at)
+            at += len(tensor.data)
+        return offsets
+
+    def _adopt(
+        self, inputs: Sequence[InputTensor], offsets: list[int], output_bytes: int, body: Body
+    ) -> Slot | None:
+        header = self.region.allocate(_HEADER + output_bytes)
+        if header is None:
+            self.drop(body)
+            return None
+        self._forget(body)
+        refs = tuple(_ref(tensor, offset) for tensor, offset in zip(inputs, offsets, strict=True))
+        self.in_place_bytes += sum(ref.nbytes for ref in refs)
+        return self._slot((body.piece, header), header, refs, header + _HEADER, output_bytes)
+
+    def _copy(
+        self, inputs: Sequence[InputTensor], output_bytes: int, later: Copying | None = None
+    ) -> Slot | None:
+        region = self.region
+        ends, end = [], _HEADER
+        for tensor in inputs:
+            end -= -len(tensor.data) // TENSOR_ALIGN * TENSOR_ALIGN  # align(), without the call
+            ends.append(end)
+        if end <= COPIED_AT_ONCE:
+            later = None
+        piece = region.allocate(end + output_bytes)
+        if piece is None:
+            return None
+        buffer, at = region.buffer, piece + _HEADER
+        refs = []
+        for tensor, end in zip(inputs, ends, strict=True):
+            data = tensor.data
+            nbytes = len(data)
+            if later is None:
+                buffer[at : at + nbytes] = data
+            else:
+                later.add(buffer[at : at + nbytes], memoryview(data))
+            refs.append(
+                TensorRef(
+                    name=tensor.name, datatype=tensor.datatype, shape=tensor.shape, offset=at, nbytes=nbytes
+                )
+            )  # fmt: skip
+            at = piece + end
+            self.copied_bytes += nbytes
+        return self._slot((piece,), piece, tuple(refs), at, output_bytes)
+
+    def _slot(
+        self,
+        pieces: tuple[int, ...],
+        header: int,
+        refs: tuple[TensorRef, ...],
+        outputs: int,
+        output_bytes: int,
+    ) -> Slot:
+        region = self.region
+        epoch = self._epoch = self._epoch + 1
+        write_epoch(region.buffer, header, epoch)
+        tensors = Tensors(
+            region=region.name, epoch=epoch, header_offset=header, refs=refs, output_offset=outputs,
+            output_bytes=output_bytes,
+        )  # fmt: skip
+        return Slot(region, pieces, tensors)
+
+
+def _inputs(slot: Slot) -> list[InputTensor]:
+    buffer = slot.region.buffer
+    return [
+        InputTensor(ref.name, ref.datatype, ref.shape, buffer[ref.offset : ref.offset + ref.nbytes])
+        for ref in slot.tensors.refs
+    ]
+
+
+def _ref(tensor: InputTensor, offset: int) -> TensorRef:
+    return TensorRef(
+        name=tensor.name, datatype=tensor.datatype, shape=tensor.shape, offset=offset, nbytes=len(tensor.data)
+    )
+
+
+# ------------------------------------------------------------
+# A client's request as the core of a gateway sees it, and how one ended; it knows no protocol.
+
+
+class Ending(Struct):
+    """How a request ended. ``served`` and ``call`` are None where it was refused before they were known.
+
+    With a ``deadline_ns`` the core is asked once more, when the response is given to the socket, whether that
+    is in time (:meth:`Gateway.delivered`), or told that it never is (:meth:`Gateway.undelivered`).
+    ``outputs`` refer to memory that is given back when :meth:`Inquiry.end` returns. ``retry_after_ns`` is
+    exact, ``retry_after_s`` are whole seconds with dice in them. ``texts`` are the data of outputs that are
+    JSON already.
+    """
+
+    outcome: Outcome
+    reason: Reason
+    status: Status
+    message: str = ""
+    request_id: str = ""
+    served: Served | None = None
+    call: InferCall | None = None
+    retry_after_ns: int = 0
+    retry_after_s: int = 0
+    deadline_ns: int = 0
+    outputs: list[OutputTensor] = []
+    parameters: dict[str, Any] = {}
+    texts: dict[str, Buffer] = {}
+
+    @property
+    def text(self) -> str:
+        """What to tell the client: the reason's name first, for stock clients show nothing but this text."""
+        name = self.reason or self.outcome
+        if self.outcome is Outcome.INVALID:
+            return self.message or name
+        return f"{name}: {self.message}" if self.message else name
+
+
+def spread_s(wait_ns: int, dice: Random) -> int:
+    """A wait as whole seconds: rounded up, then up to half of that more, or a second if that is more.
+
+    All who are told to come back "in a second" would else come at once.
+    """
+    least_s = -(-wait_ns // NS_PER_S)
+    return least_s + dice.randint(0, max(1, least_s // 2)) if least_s > 0 else 0
+
+
+class Inquiry(Protocol):
+    """One inference request of a client, whatever protocol it came by.
+
+    ``body`` is where its tensors were received, if in the region: the gateway takes that over. ``identity``
+    is the tenant that the API key belongs to; empty where no keys are asked for.
+    """
+
+    model: str
+    version: str
+    identity: str
+    arrival_ns: int
+    slo_header: str | None
+    remaining_s: float | None
+    every_output_binary: bool
+    body: Body | None
+
+    @property
+    def local(self) -> bool:
+        """Whether its client is on this host."""
+
+    def call(self, served: Served) -> InferCall:
+        """Parse it. Raises :class:`InvalidRequest`."""
+
+    def end(self, ending: Ending) -> None:
+        """Answer the client, perhaps before :meth:`Gateway.infer` returns. Once; again only if it raised."""
+
+
+class EarlyInquiry(Inquiry, Protocol):
+    """One whose head is there before its body."""
+
+    def foretold(self) -> None:
+        """What becomes of it was asked: it may come, or it was ended."""
+
+
+# ------------------------------------------------------------
+# How a request ended, in words for its client: as the controller says, or as the gateway found by itself.
+
+
+ROOM_RETRY_NS: Final = 50 * NS_PER_MS
+"""When to come again if there is no room: about as long as most requests hold a slot."""
+
+
+TIMELY: Final = frozenset({Outcome.OK, Outcome.REJECTED})
+"""What is worth something only in time: after its deadline a request has expired, whatever became of it."""
+
+
+class Pending(Struct):
+    """A request without the controller's answer; ``inquiry`` is None once its client needs nothing.
+
+    ``request`` is what the controller was sent.
+    """
+
+    inquiry: Inquiry | None
+    served: Served
+    call: InferCall
+    slot: Slot
+    request: Request
+    slo_ns: int = 0  # where it is not the one that was asked for
+    expired: bool = False  # ended here, for the controller did not
+    asked_again: bool = False  # of a second controller, for the first one died
+
+    @property
+    def deadline_ns(self) -> int:
+        """When it is to be answered at the latest."""
+        return self.request.deadline_ns
+
+
+def ending_of(pending: Pending, answer: Answer) -> Ending:
+    """How the controller says that a request ended."""
+    outcome, reason = answer.outcome, answer.reason
+    status = OK if outcome is Outcome.OK else status_of(outcome, reason)
+    ending = Ending(
+        outcome, reason, status, answer.message, answer.request_id, pending.served,
+        pending.call, answer.retry_after_ns,
+    )  # fmt: skip
+    if answer.batch:
+        ending.parameters = {
+            "queue_ms": answer.queue_ns // 1000 / 1000,
+            "exec_ms": answer.exec_ns // 1000 / 1000,
+            "expected_ms": answer.expected_ns // 1000 / 1000,
+            "batch_size": answer.batch,
+            "cold_start": answer.cold,
+        }
+        if pending.slo_ns:
+            ending.parameters["slo_ms"] = pending.slo_ns / NS_PER_MS
+    if outcome in TIMELY:
+        ending.deadline_ns = pending.request.deadline_ns
+    if outcome is Outcome.OK:
+        ending.outputs = pending.slot.outputs(answer.outputs)
+    return ending
+
+
+def wrong(error: InvalidRequest, request_id: str = "", served: Served | None = None) -> Ending:
+    """How a request ends that is not what it should be."""
+    reason = reason_of_error(error)
+    return Ending(Outcome.INVALID, reason, status_of_error(error), str(error), request_id, served)
+
+
+def too_late(request_id: str, outcome: Outcome, call: InferCall | None) -> Ending:
+    """How a request ends whose answer, of that outcome, could not be given to its client in time."""
+    message = "the gateway could give its answer to the client only after the deadline"
+    reason = Reason.LATE if outcome is Outcome.OK else Reason.NONE
+    ending = own_ending(Outcome.EXPIRED, reason, message, request_id)
+    ending.call = call
+    return ending
+
+
+def own_ending(
+    outcome: Outcome, reason: Reason, message: str, request_id: str = "", pending: Pending | None = None
+) -> Ending:
+    """How a request ends by the gateway's own finding."""
+    ending = Ending(outcome, reason, status_of(outcome, reason), message, request_id)
+    if pending is not None:
+        ending.served, ending.call = pending.served, pending.call
+    return ending
+
+
+def crowded(request_id: str, pending: Pending, waited_ns: int) -> Ending:
+    """How a request ends that could not even be told to the controller."""
+    waited = f"{waited_ns / NS_PER_MS:.1f} ms"
+    return no_room(
+        request_id, pending, f"more requests come than the server can plan; this one waited {waited}"
+    )
+
+
+def no_room(request_id: str, pending: Pending, message: str) -> Ending:
+    """How a request ends for which there is no room on the way to the controller."""
+    ending = own_ending(Outcome.REJECTED, Reason.QUEUE_FULL, message, request_id, pending)
+    ending.retry_after_ns = ROOM_RETRY_NS
+    return ending

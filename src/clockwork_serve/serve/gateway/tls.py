@@ -1,0 +1,221 @@
+"""TLS for the gateways' ports: PEM files, checked, read again when they change."""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
+
+from msgspec import Struct
+
+from clockwork_serve.errors import ConfigError
+
+# ------------------------------------------------------------
+# Certificates, keys and authorities in PEM files: read, checked, and named by their settings where wrong.
+
+
+def read(setting: str, path: str) -> bytes:
+    """The file. Raises :class:`ConfigError` naming the setting, as all here do."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise _wrong(setting, path, "a readable file", error.strerror or str(error)) from None
+
+
+def load_chain(context: ssl.SSLContext, prefix: str, certificate: str, key: str) -> None:
+    """What one shows to others; the settings are ``PREFIX_certificate`` and ``PREFIX_key``."""
+    setting = f"{prefix}_key"
+    if b"PRIVATE KEY-----" not in read(setting, key):
+        raise _wrong(setting, key, "a private key in PEM form", "other content")
+    try:
+        context.load_cert_chain(certificate, key, password=_ask_nobody(setting, key))
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise _wrong(setting, key, f"the key of {certificate}", "another key") from None
+        expected = "a certificate in PEM form and its key"
+        raise _wrong(f"{prefix}_certificate", certificate, expected, words_of(error)) from None
+
+
+def load_authorities(context: ssl.SSLContext, setting: str, path: str) -> None:
+    """Who vouches for others; they must show a certificate from now on."""
+    try:
+        context.load_verify_locations(path)
+    except ssl.SSLError as error:
+        raise _wrong(setting, path, "certificates of authorities in PEM form", words_of(error)) from None
+    context.verify_mode = ssl.CERT_REQUIRED
+
+
+def words_of(error: Exception) -> str:
+    """What went wrong with a file or in a handshake, in a few words."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate was not accepted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or str(error)).replace("_", " ").lower()
+    return str(error) or type(error).__name__
+
+
+def _ask_nobody(setting: str, path: str) -> Callable[[], str]:
+    def asked() -> str:
+        # Else OpenSSL asks at the terminal, and a server waits there for ever.
+        raise _wrong(setting, path, "a key without a passphrase", "one that is encrypted")
+
+    return asked
+
+
+def _wrong(setting: str, path: str, expected: str, found: str) -> ConfigError:
+    return ConfigError(f"{setting}: expected {expected}; found {found} in {path}; name another file")
+
+
+# ------------------------------------------------------------
+# Files that are read again when they change, and keep what they said while a change will not do.
+
+
+REFRESH_S: Final = 2.0
+"""How often files are looked at."""
+
+Content = TypeVar("Content")
+_log = logging.getLogger(__name__)
+
+
+class Watched(Generic[Content]):
+    """``content`` is what ``read`` last made of the files. Not safe for threads."""
+
+    def __init__(self, paths: Sequence[str], read: Callable[[], Content]) -> None:
+        """Raises what ``read`` raises."""
+        self._paths = paths
+        self._read = read
+        self._stamp = self._now()
+        self._complained = ""
+        self.content = read()
+
+    def refresh(self) -> bool:
+        """Whether there is new content. What is wrong with a change is logged, and changes nothing."""
+        stamp = self._now()
+        if stamp == self._stamp:
+            return False
+        try:
+            self.content = self._read()
+        except ConfigError as error:
+            if str(error) != self._complained:
+                self._complained = str(error)
+                _log.error("%s; what it said before stays in force", error)
+            return False
+        self._stamp = stamp
+        self._complained = ""
+        return True
+
+    def _now(self) -> tuple[tuple[int, ...] | None, ...]:
+        return tuple(map(_stamp, self._paths))
+
+
+def _stamp(path: str) -> tuple[int, ...] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode
+
+
+# ------------------------------------------------------------
+# TLS for the gateways' ports: certificate files, checked, as what HTTP and gRPC want. It opens no socket.
+
+
+_READ_BY_ALL: Final = 0o004
+
+
+class TlsFiles(Struct, frozen=True, kw_only=True):
+    """Paths of PEM files: the certificate and what vouches for it, its key, and who vouches for clients.
+
+    Without ``client_ca`` clients need no certificate.
+    """
+
+    certificate: str
+    key: str
+    client_ca: str = ""
+
+
+def server_context(files: TlsFiles) -> ssl.SSLContext:
+    """What HTTP wants: TLS 1.2 or later. Raises :class:`ConfigError` naming the setting."""
+    for setting, path in _named(files):
+        read(setting, path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    load_chain(context, "tls", files.certificate, files.key)
+    if files.client_ca:
+        load_authorities(context, "tls_client_ca", files.client_ca)
+    return context
+
+
+class Tls:
+    """TLS as new connections get it: renewed files serve from the next handshake on."""
+
+    def __init__(self, files: TlsFiles) -> None:
+        """Raises :class:`ConfigError` naming the setting."""
+        self._files = files
+        self._watched = Watched([path for _, path in _named(files)], lambda: _Content.of(files))
+        self._for_grpc = self._watched.content
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """What HTTP wants now."""
+        return self._watched.content.context
+
+    def grpc_credentials(self) -> Any:
+        """What gRPC wants; it asks again at each handshake, and speaks TLS 1.2 or later by itself."""
+        import grpc
+
+        return grpc.dynamic_ssl_server_credentials(
+            _configuration(self._for_grpc), self._renewed, bool(self._files.client_ca)
+        )
+
+    def refresh(self) -> None:
+        """Read the files again if they changed."""
+        if self._watched.refresh():
+            _log.info("tls_certificate: read %s again", self._files.certificate)
+
+    def _renewed(self) -> Any:
+        # Called by a thread of gRPC's own, in which both names are only read and set.
+        content = self._watched.content
+        if content is self._for_grpc:
+            return None
+        self._for_grpc = content
+        return _configuration(content)
+
+
+class _Content(Struct, frozen=True):
+    """What the files held at one time."""
+
+    context: ssl.SSLContext
+    certificate: bytes
+    key: bytes
+    roots: bytes | None
+
+    @classmethod
+    def of(cls, files: TlsFiles) -> _Content:
+        return cls(
+            server_context(files),
+            read("tls_certificate", files.certificate),
+            read("tls_key", files.key),
+            read("tls_client_ca", files.client_ca) if files.client_ca else None,
+        )
+
+
+def _configuration(content: _Content) -> Any:
+    import grpc
+
+    return grpc.ssl_server_certificate_configuration([(content.key, content.certificate)], content.roots)
+
+
+def warn_of_modes(files: TlsFiles) -> None:
+    """Say so if every user of this host may read the key."""
+    if Path(files.key).stat().st_mode & _READ_BY_ALL:
+        _log.warning("tls_key: every user of this host may read %s; chmod 600 it", files.key)
+
+
+def _named(files: TlsFiles) -> list[tuple[str, str]]:
+    pairs = [("tls_certificate", files.certificate), ("tls_key", files.key)]
+    return [*pairs, ("tls_client_ca", files.client_ca)] if files.client_ca else pairs

@@ -1,0 +1,667 @@
+"""The inference service over gRPC: every RPC, the right it needs, health and reflection."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any, Final
+from urllib.parse import unquote
+
+import grpc
+import msgspec
+from google.protobuf import json_format
+
+from clockwork_serve.errors import ConfigError, InvalidRequest
+from clockwork_serve.messages import Outcome, Reason
+from clockwork_serve.oip import InferCall, Served, UnknownModel, grpc_of_http
+from clockwork_serve.oip.grpc_infer import SMALL_BYTES, encode_infer, parse_infer, read_infer, streamed
+from clockwork_serve.oip.protobuf import (
+    HEALTH_SERVICE,
+    INFERENCE_SERVICE,
+    REFLECTION_SERVICE,
+    ModelInferRequest,
+    ModelStreamInferResponse,
+    message,
+    reflect,
+    rpcs,
+)
+from clockwork_serve.serve.gateway.access import Denied, Door, KeyRing, Right
+from clockwork_serve.serve.gateway.client_shm import is_loopback
+from clockwork_serve.serve.gateway.codec import Codec, CodecFailed, Heavy, is_heavy
+from clockwork_serve.serve.gateway.gateway import Gateway
+from clockwork_serve.serve.gateway.requests import Body, Ending, own_ending
+from clockwork_serve.serve.gateway.settings import HttpLimits, excess, grpc_options
+from clockwork_serve.serve.grpc.call import Aborted, Call, Failure, Metadata, Method
+from clockwork_serve.serve.grpc.server import Gate, GrpcServer, callback, coroutine, stream
+from clockwork_serve.serve.http.routes import Endpoints, Refused, log_settings, trace_settings
+from clockwork_serve.units import KIB, NS_PER_MS
+
+# ------------------------------------------------------------
+# Whether an RPC may come in: its metadata, and the right it needs, checked before its message is read.
+
+
+_OPEN: Final = ("ServerLive", "ServerReady", "ModelReady")
+_INFER: Final = (
+    "ModelInfer", "ModelStreamInfer", "ServerMetadata", "ModelMetadata", "ModelConfig", "ModelStatistics",
+    "RepositoryIndex", "SystemSharedMemoryStatus", "CudaSharedMemoryStatus",
+)  # fmt: skip
+_RIGHTS: Final[dict[str, Right | None]] = {
+    **{f"/{INFERENCE_SERVICE}/{name}": None for name in _OPEN},
+    **{f"/{INFERENCE_SERVICE}/{name}": Right.INFER for name in _INFER},
+    **{f"/{HEALTH_SERVICE}/{name}": None for name in ("Check", "Watch")},
+    **{f"/grpc.reflection.{v}.ServerReflection/ServerReflectionInfo": Right.INFER for v in ("v1", "v1alpha")},
+}
+
+
+def right_of(method: str) -> Right | None:
+    """None: anybody may. What is not known to read or infer is taken to change something."""
+    return _RIGHTS.get(method, Right.ADMIN)
+
+
+def door_gate(limits: HttpLimits, keys: KeyRing | None) -> Gate:
+    """Lets in whose metadata is no more than it may be, and who may under ``keys``, if there are any.
+
+    gRPC's core does not count what a client names by its place in a table: 4,000 bytes can stand for 12 MB.
+    """
+    admit = None if keys is None else key_gate(keys)
+
+    def gate(path: str, metadata: Metadata) -> str:
+        wrong = ""
+        if len(metadata) > limits.headers:
+            wrong = excess("headers", limits.headers, len(metadata))
+        elif sum([len(name) + len(value) for name, value in metadata]) > limits.header_bytes:
+            wrong = excess("header_bytes", limits.header_bytes)
+        if wrong:
+            raise Aborted(grpc.StatusCode.RESOURCE_EXHAUSTED, wrong)
+        return "" if admit is None else admit(path, metadata)
+
+    return gate
+
+
+def key_gate(keys: KeyRing) -> Gate:
+    """Lets in who may, under their holder's tenant. It costs 1.5 us a request."""
+
+    def gate(path: str, metadata: Metadata) -> str:
+        right = right_of(path)
+        if right is None:
+            return ""
+        authorization = api_key = None
+        for name, value in metadata:
+            if name == "authorization":
+                authorization = _bytes(value)
+            elif name == "x-api-key":
+                api_key = _bytes(value)
+        try:
+            return keys.admit(right, authorization, api_key).tenant
+        except Denied as denied:
+            code = grpc.StatusCode.PERMISSION_DENIED if denied.known else grpc.StatusCode.UNAUTHENTICATED
+            raise Aborted(code, str(denied)) from None
+
+    return gate
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+
+
+# ------------------------------------------------------------
+# What stands between gRPC and its answers: methods of services, health, reflection. It decides nothing.
+
+
+OLD_REFLECTION_SERVICE: Final = "grpc.reflection.v1alpha.ServerReflection"
+"""Same messages under an older name, which most clients ask for."""
+MESSAGE_BYTES: Final = 16 * KIB
+"""Of a message that asks for no inference: protobuf may make thousands of objects of it."""
+_LIVE_SERVICES: Final = ("", INFERENCE_SERVICE)
+_HealthResponse: Final = message("grpc.health.v1.HealthCheckResponse")
+
+
+def methods(service: str, answers: dict[str, Callable[..., Any]], name: str = "") -> list[Method]:
+    """Methods of a service, which may be asked for under another ``name``."""
+    known = rpcs(service)
+    found = []
+    for rpc_name, answer in answers.items():
+        rpc = known[rpc_name]
+        make = stream if rpc.client_streaming or rpc.server_streaming else coroutine
+        path = f"/{name or service}/{rpc_name}"
+        found.append(
+            make(path, _bounded(rpc.request.FromString, path), rpc.response.SerializeToString, answer)
+        )
+    return found
+
+
+def _bounded(parse: Callable[[bytes], Any], path: str) -> Callable[[bytes], Any]:
+    """Parses no message that is larger than any that means something: each has names, and few of them."""
+
+    def parsed(message: bytes) -> Any:
+        if len(message) > MESSAGE_BYTES:
+            text = f"{path}: expected a message of at most {MESSAGE_BYTES} bytes, found {len(message)}"
+            raise Aborted(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        return parse(message)
+
+    return parsed
+
+
+def checked(answer: Callable[[Any], Awaitable[dict[str, Any]]], response: Any) -> Callable[..., Any]:
+    """An RPC from a coroutine that gives its response's fields."""
+
+    async def answered(request: Any, call: Call) -> Any:
+        try:
+            return response(**await answer(request))
+        except UnknownModel as error:
+            raise Aborted(grpc.StatusCode.NOT_FOUND, str(error)) from None
+        except Refused as error:
+            raise Aborted(grpc.StatusCode[grpc_of_http(error.code)], str(error)) from None
+
+    return answered
+
+
+class Health:
+    """The standard health service, of the server as a whole."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._changed = asyncio.Event()
+        gateway.readiness_listeners.append(self._on_readiness)
+
+    def answers(self) -> dict[str, Callable[..., Any]]:
+        """Its RPCs by name."""
+        return {"Check": self._check, "Watch": self._watch}
+
+    async def _check(self, request: Any, call: Call) -> Any:
+        if request.service not in _LIVE_SERVICES:
+            raise Aborted(grpc.StatusCode.NOT_FOUND, f"unknown service '{request.service}'")
+        return _HealthResponse(status=self._serving)
+
+    async def _watch(self, requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
+        request = await anext(requests, None)
+        if request is None:
+            raise Aborted(grpc.StatusCode.UNIMPLEMENTED, "Watch: expected one message, found none")
+        if request.service not in _LIVE_SERVICES:
+            yield _HealthResponse(status="SERVICE_UNKNOWN")
+        told = ""
+        while True:
+            changed = self._changed
+            if request.service in _LIVE_SERVICES and self._serving != told:
+                told = self._serving
+                yield _HealthResponse(status=told)
+            await changed.wait()
+
+    @property
+    def _serving(self) -> str:
+        return "SERVING" if self._gateway.link.ready else "NOT_SERVING"
+
+    def _on_readiness(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+
+async def _reflect(requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield reflect(request)
+
+
+REFLECTION: Final[dict[str, Callable[..., Any]]] = {"ServerReflectionInfo": _reflect}
+
+
+# ------------------------------------------------------------
+# The gRPC server of a gateway, on the gateway's own loop. It decides nothing.
+
+
+_STREAMED_MAX: Final = 128
+"""Requests of one stream without a response, before no more is read from it."""
+_ModelConfig: Final = message("inference.ModelConfig")
+_RegionStatus: Final = message("inference.SystemSharedMemoryStatusResponse.RegionStatus")
+
+
+_Write = Callable[["_GrpcInquiry", Heavy], None]
+"""Has the outputs of an answer written elsewhere, and then tells it."""
+
+
+class _GrpcInquiry(ABC):
+    """A ``ModelInferRequest``, as the gateway takes it; how it ends is its heirs' business."""
+
+    __slots__ = (
+        "arrival_ns",
+        "body",
+        "every_output_binary",
+        "gateway",
+        "identity",
+        "model",
+        "remaining_s",
+        "request",
+        "rpc",
+        "slo_header",
+        "version", "write",
+    )  # fmt: skip
+
+    def __init__(self, request: Any, rpc: Call, gateway: Gateway, write: _Write) -> None:
+        self.write = write
+        self.request = request
+        self.gateway = gateway
+        self.rpc = rpc
+        self.model: str = request.model_name
+        self.version: str = request.model_version
+        self.identity = rpc.identity
+        self.arrival_ns = rpc.arrival_ns
+        self.slo_header = rpc.metadatum("x-slo-ms")
+        self.remaining_s = rpc.time_allowed(gateway.clock)
+        self.every_output_binary = True
+        self.body: Body | None = None
+
+    @property
+    def local(self) -> bool:
+        """Whether the client is on this host."""
+        return _local(self.rpc)
+
+    def call(self, served: Served) -> InferCall:
+        """Parse it. Raises :class:`InvalidRequest`."""
+        return parse_infer(self.request, served)
+
+    @property
+    @abstractmethod
+    def is_open(self) -> bool:
+        """Whether somebody waits for its end."""
+
+    def end(self, ending: Ending) -> None:
+        """Encode the response while the outputs are there."""
+        call = ending.call
+        # Where no output is named none is ranked.
+        if call is not None and call.outputs and ending.outcome is Outcome.OK and is_heavy(ending):
+            self.write(self, Heavy(ending))
+        else:
+            self.tell(ending)
+
+    @abstractmethod
+    def tell(self, ending: Ending) -> None:
+        """Encode the response."""
+
+
+class _Delivery:
+    """What becomes of a good answer that the core is to send. It must not name its call, which names it."""
+
+    __slots__ = ("_ending", "_gateway")
+
+    def __init__(self, gateway: Gateway, ending: Ending) -> None:
+        self._gateway = gateway
+        self._ending = ending
+
+    def failed(self) -> Failure | None:
+        """How the call ends instead, if it is late."""
+        gateway, ending = self._gateway, self._ending
+        if gateway.clock() <= ending.deadline_ns:  # as most are
+            return None
+        late = gateway.late(ending)
+        return None if late is None else _failure(late)
+
+    def sent(self) -> None:
+        """It has been sent."""
+        self._gateway.sent(self._ending)
+
+
+class _Alone(_GrpcInquiry):
+    """One ``ModelInfer``."""
+
+    __slots__ = ()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether somebody waits for its end."""
+        return self.rpc.is_open
+
+    def tell(self, ending: Ending) -> None:
+        """Encode the response."""
+        if not self.rpc.is_open:
+            if ending.deadline_ns:
+                self.gateway.undelivered(ending)
+        elif ending.outcome is Outcome.OK:
+            message = _encoded(ending)
+            ending.outputs = []
+            trailers = (("clockwork-request-id", ending.request_id),)
+            self.rpc.reply_unless(_Delivery(self.gateway, ending), message, trailers)
+        else:
+            late = self.gateway.delivered(ending) if ending.deadline_ns else None
+            self.rpc.fail(*_failure(late or ending))
+
+
+class _Streamed(_GrpcInquiry):
+    """One of several of a ``ModelStreamInfer``. ``ended`` becomes its response, or the :class:`Ending`."""
+
+    __slots__ = ("ended", "ending", "request_id")
+
+    def __init__(
+        self, request: Any, rpc: Call, gateway: Gateway, write: _Write, ended: asyncio.Future[Any]
+    ) -> None:
+        super().__init__(request, rpc, gateway, write)
+        self.ended = ended
+        self.ending: Ending | None = None  # while the core must still hear whether it was in time
+        self.request_id = ""  # "" where it ended at once
+
+    @property
+    def is_open(self) -> bool:
+        """Whether somebody waits for its end."""
+        return not self.ended.done()
+
+    def tell(self, ending: Ending) -> None:
+        """Encode the response."""
+        if self.ended.done():
+            if ending.deadline_ns:
+                self.gateway.undelivered(ending)
+            return
+        found: bytes | Ending = ending
+        if ending.outcome is Outcome.OK:
+            # It is the only one: clients of models that give several wait for this.
+            ending.parameters["triton_final_response"] = True
+            found = streamed(_encoded(ending))
+            ending.outputs = []
+        if ending.deadline_ns:
+            self.ending = ending
+        self.ended.set_result(found)
+
+    def in_time(self, found: bytes | Ending) -> bytes | Ending:
+        """What to send now instead of how it ended: that itself, unless it comes too late."""
+        ending, self.ending = self.ending, None
+        late = None if ending is None else self.gateway.delivered(ending)
+        return late or found
+
+    def abandon(self, gateway: Gateway) -> None:
+        """Nobody waits for it any more."""
+        ending, self.ending = self.ending, None
+        if ending is not None:
+            gateway.undelivered(ending)
+        if self.request_id and (self.ended.cancelled() or not self.ended.done()):
+            gateway.cancel(self.request_id)
+
+
+class GatewayGrpc:
+    """All RPCs of the inference service, health and reflection."""
+
+    def __init__(
+        self, gateway: Gateway, endpoints: Endpoints, door: Door, codec: Codec, *, reuse_port: bool
+    ) -> None:
+        """Raises :class:`ConfigError` if grpcio is not as expected."""
+        self._gateway = gateway
+        self._endpoints = endpoints
+        self._codec = codec
+        self._writing: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._credentials = None if door.tls is None else door.tls.grpc_credentials()
+        self._server = GrpcServer(
+            [
+                callback(f"/{INFERENCE_SERVICE}/ModelInfer", _read, self._infer),
+                stream(
+                    f"/{INFERENCE_SERVICE}/ModelStreamInfer",
+                    _read,
+                    bytes,
+                    self._stream_infer,
+                ),
+                *methods(INFERENCE_SERVICE, self._inference()),
+                *methods(HEALTH_SERVICE, Health(gateway).answers()),
+                *methods(REFLECTION_SERVICE, REFLECTION),
+                *methods(REFLECTION_SERVICE, REFLECTION, OLD_REFLECTION_SERVICE),
+            ],
+            options=[
+                *grpc_options(door.limits),
+                ("grpc.max_send_message_length", -1),
+                # Else a port that another program has would be shared without a word.
+                ("grpc.so_reuseport", int(reuse_port)),
+            ],
+            gate=door_gate(door.limits, door.keys),
+            clock=gateway.clock,
+            silent_s=door.limits.stream_s,
+        )
+
+    async def listen(self, host: str, port: int) -> int:
+        """Accept connections; the port (chosen if 0). Raises :class:`ConfigError` if it is taken."""
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            return await self._server.listen(address, self._credentials)
+        except OSError as error:
+            raise ConfigError(
+                f"grpc_port: expected a free port; found {port} on {host} not to be had ({error}); "
+                "choose another"
+            ) from None
+
+    async def close(self, patience_s: float) -> None:
+        """Accept no more, and let open requests end for a while."""
+        await self._server.close(patience_s)
+
+    # Inference
+
+    def _infer(self, rpc: Call, request: Any) -> None:
+        request_id = self._gateway.infer(_Alone(request, rpc, self._gateway, self._write))
+        if request_id and rpc.is_open:
+            # The client may go away, or its deadline pass.
+            rpc.on_cancel = partial(self._gateway.cancel, request_id)
+
+    async def _stream_infer(self, requests: AsyncIterator[Any], rpc: Call) -> AsyncIterator[bytes]:
+        """One response per request, in their order; the requests themselves run side by side.
+
+        Errors are told inside, unless the client wants a status, which ends the stream.
+        """
+        as_status = rpc.metadatum("triton_grpc_error") == "true"
+        open_asked: asyncio.Queue[_Streamed | None] = asyncio.Queue(_STREAMED_MAX)
+        reader = self._loop.create_task(self._read_stream(requests, rpc, open_asked))
+        asked: _Streamed | None = None
+        try:
+            while (asked := await open_asked.get()) is not None:
+                found = asked.in_time(await asked.ended)
+                if not isinstance(found, Ending):
+                    yield found
+                elif as_status:
+                    raise Aborted(*_failure(found))
+                else:
+                    yield ModelStreamInferResponse(
+                        error_message=found.text, infer_response={"id": asked.request.id}
+                    ).SerializeToString()
+            await reader
+        finally:
+            reader.cancel()
+            if asked is not None:
+                asked.abandon(self._gateway)
+            while not open_asked.empty():
+                if (left := open_asked.get_nowait()) is not None:
+                    left.abandon(self._gateway)
+            del reader  # else its error, whose traceback names this frame, and it would hold each other
+
+    async def _read_stream(
+        self, requests: AsyncIterator[Any], rpc: Call, open_asked: asyncio.Queue[_Streamed | None]
+    ) -> None:
+        try:
+            async for request in requests:
+                future = self._loop.create_future()
+                asked = _Streamed(request, rpc, self._gateway, self._write, future)
+                asked.request_id = self._gateway.infer(asked)
+                try:
+                    await open_asked.put(asked)
+                except asyncio.CancelledError:
+                    asked.abandon(self._gateway)
+                    raise
+        finally:
+            await open_asked.put(None)
+
+    def _write(self, inquiry: _GrpcInquiry, heavy: Heavy) -> None:
+        task = self._loop.create_task(self._write_soon(inquiry, heavy))
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+
+    async def _write_soon(self, inquiry: _GrpcInquiry, heavy: Heavy) -> None:
+        try:
+            ending = await heavy.ending(self._codec, lambda: inquiry.is_open)
+        except (InvalidRequest, CodecFailed) as error:
+            # The controller has counted it as answered.
+            self._gateway.undelivered(heavy.original)
+            ending = own_ending(Outcome.FAILED, Reason.NONE, f"the answer could not be written: {error}")
+        inquiry.tell(ending)
+
+    # All else, as plain data
+
+    def _inference(self) -> dict[str, Callable[..., Any]]:
+        plain = {
+            "ServerLive": self._server_live,
+            "ServerReady": self._server_ready,
+            "ModelReady": self._model_ready,
+            "ServerMetadata": self._server_metadata,
+            "ModelMetadata": self._model_metadata,
+            "ModelConfig": self._model_config,
+            "ModelStatistics": self._model_statistics,
+            "RepositoryIndex": self._repository_index,
+            "RepositoryModelLoad": self._repository_load,
+            "RepositoryModelUnload": self._repository_unload,
+            "CudaSharedMemoryStatus": self._cuda_regions,
+            "CudaSharedMemoryRegister": self._register_cuda,
+            "CudaSharedMemoryUnregister": self._unregister_cuda,
+            "TraceSetting": self._trace_setting,
+            "LogSettings": self._log_settings,
+        }
+        regions = {
+            "SystemSharedMemoryStatus": self._regions,
+            "SystemSharedMemoryRegister": self._register,
+            "SystemSharedMemoryUnregister": self._unregister,
+        }
+        known = rpcs(INFERENCE_SERVICE)
+        return {
+            **{name: checked(answer, known[name].response) for name, answer in plain.items()},
+            **{name: _checked_local(answer, known[name].response) for name, answer in regions.items()},
+        }
+
+    async def _server_live(self, request: Any) -> dict[str, Any]:
+        return {"live": True}
+
+    async def _server_ready(self, request: Any) -> dict[str, Any]:
+        return {"ready": self._gateway.link.ready}
+
+    async def _model_ready(self, request: Any) -> dict[str, Any]:
+        try:
+            self._endpoints.check_model_ready(request.name, request.version)
+        except (UnknownModel, Refused):
+            return {"ready": False}
+        return {"ready": True}
+
+    async def _server_metadata(self, request: Any) -> dict[str, Any]:
+        return self._endpoints.server()
+
+    async def _model_metadata(self, request: Any) -> dict[str, Any]:
+        return self._endpoints.metadata(request.name, request.version)
+
+    async def _model_config(self, request: Any) -> dict[str, Any]:
+        config = msgspec.json.decode(self._endpoints.config(request.name, request.version))
+        return {"config": json_format.ParseDict(config, _ModelConfig(), ignore_unknown_fields=True)}
+
+    async def _model_statistics(self, request: Any) -> dict[str, Any]:
+        found = await self._endpoints.statistics(request.name, request.version)
+        for record in found["model_stats"]:
+            record.pop("response_stats", None)
+        return found
+
+    async def _repository_index(self, request: Any) -> dict[str, Any]:
+        found = await self._endpoints.index(ready=request.ready)
+        return {"models": [{field: entry.get(field, "") for field in _INDEX_FIELDS} for entry in found]}
+
+    async def _repository_load(self, request: Any) -> dict[str, Any]:
+        await self._endpoints.load(_named(request), dict(request.parameters))
+        return {}
+
+    async def _repository_unload(self, request: Any) -> dict[str, Any]:
+        await self._endpoints.unload(_named(request))
+        return {}
+
+    # Shared memory of clients
+
+    async def _regions(self, request: Any, *, local: bool) -> dict[str, Any]:
+        found = self._endpoints.regions(request.name, local=local)
+        return {"regions": {region["name"]: _RegionStatus(**region) for region in found}}
+
+    async def _register(self, request: Any, *, local: bool) -> dict[str, Any]:
+        fields = {"key": request.key, "offset": request.offset, "byte_size": request.byte_size}
+        self._endpoints.register(request.name, fields, local=local)
+        return {}
+
+    async def _unregister(self, request: Any, *, local: bool) -> dict[str, Any]:
+        self._endpoints.unregister(request.name, local=local)
+        return {}
+
+    async def _cuda_regions(self, request: Any) -> dict[str, Any]:
+        self._endpoints.cuda_regions(request.name)
+        return {}
+
+    async def _register_cuda(self, request: Any) -> dict[str, Any]:
+        self._endpoints.register_cuda()
+        return {}
+
+    async def _unregister_cuda(self, request: Any) -> dict[str, Any]:
+        return {}
+
+    async def _trace_setting(self, request: Any) -> dict[str, Any]:
+        changes = {name: list(setting.value) for name, setting in request.settings.items()}
+        found = trace_settings(self._endpoints, request.model_name, changes)
+        return {"settings": {name: {"value": value} for name, value in found.items()}}
+
+    async def _log_settings(self, request: Any) -> dict[str, Any]:
+        found = log_settings({name: _chosen(setting) for name, setting in request.settings.items()})
+        return {"settings": {name: {_LOG_FIELDS[type(value)]: value} for name, value in found.items()}}
+
+
+_INDEX_FIELDS: Final = ("name", "version", "state", "reason")
+_LOG_FIELDS: Final = {bool: "bool_param", int: "uint32_param", str: "string_param"}
+
+
+def _checked_local(answer: Callable[..., Awaitable[dict[str, Any]]], response: Any) -> Callable[..., Any]:
+    """An RPC from a coroutine that wants to know whether the client is on this host."""
+
+    async def answered(request: Any, rpc: Call) -> Any:
+        return await checked(partial(answer, local=_local(rpc)), response)(request, rpc)
+
+    return answered
+
+
+def _chosen(setting: Any) -> Any:
+    """The value of a setting; None if it has none."""
+    field = setting.WhichOneof("parameter_choice")
+    return None if field is None else getattr(setting, field)
+
+
+def _named(request: Any) -> str:
+    # One published protocol has the model's name as field 1, which is the repository's name in the other.
+    name: str = request.model_name or request.repository_name
+    return name
+
+
+def _read(message: bytes) -> Any:
+    """A ``ModelInferRequest``, its tensors not looked at.
+
+    Raises :class:`Aborted`, and what protobuf raises.
+    """
+    if len(message) <= SMALL_BYTES:
+        return ModelInferRequest.FromString(message)  # as read_infer() does
+    try:
+        return read_infer(message)
+    except InvalidRequest as error:
+        raise Aborted(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
+
+
+def _local(rpc: Call) -> bool:
+    # "ipv4:127.0.0.1:40000" or "ipv6:%5B::1%5D:40000".
+    _, _, address = unquote(rpc.peer()).partition(":")
+    return is_loopback(address.rpartition(":")[0].strip("[]"))
+
+
+def _encoded(ending: Ending) -> bytes:
+    assert ending.call is not None
+    assert ending.served is not None
+    return encode_infer(ending.call, ending.served, ending.outputs, ending.parameters)
+
+
+def _failure(ending: Ending) -> tuple[grpc.StatusCode, str, Metadata]:
+    return grpc.StatusCode[ending.status.grpc], ending.text, _trailers(ending)
+
+
+def _trailers(ending: Ending) -> Metadata:
+    trailers = [("clockwork-outcome", str(ending.outcome)), ("clockwork-reason", str(ending.reason))]
+    if ending.request_id:
+        trailers.append(("clockwork-request-id", ending.request_id))
+    if ending.retry_after_ns > 0:
+        trailers.append(("clockwork-retry-after-ms", f"{ending.retry_after_ns / NS_PER_MS:.3f}"))
+    return tuple(trailers)

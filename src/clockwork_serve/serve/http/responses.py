@@ -1,0 +1,164 @@
+"""HTTP responses as bytes, compressed for who asked."""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import logging
+from collections.abc import Awaitable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+
+from clockwork_serve.messages import Outcome
+from clockwork_serve.oip import Coding, compress, encode_infer
+from clockwork_serve.oip.model import Buffer
+from clockwork_serve.serve.gateway.requests import Ending
+from clockwork_serve.units import KIB, MIB, NS_PER_MS
+
+# ------------------------------------------------------------
+# HTTP responses as bytes, made from what happened; nothing is sent here.
+
+
+JSON: Final = b"application/json"
+_BINARY: Final = b"application/octet-stream"
+_PHRASES: Final = {status.value: status.phrase.encode() for status in http.HTTPStatus}
+_encode = msgspec.json.Encoder().encode
+_log = logging.getLogger(__name__)
+
+
+class Response(msgspec.Struct, frozen=True):
+    """What to answer. ``headers`` are whole lines, each with its end."""
+
+    status: int
+    parts: Sequence[Buffer] = ()
+    content_type: bytes = JSON
+    headers: bytes = b""
+
+    @property
+    def body_bytes(self) -> int:
+        """How long the body is."""
+        length = 0
+        for part in self.parts:
+            length += len(part)
+        return length
+
+    def head(self, length: int, connection: bytes = b"") -> bytes:
+        """Status line and headers of a body of ``length``; ``connection`` is a header line or nothing."""
+        return b"HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n%s%s\r\n" % (
+            self.status, _PHRASES.get(self.status, b"Unknown"), self.content_type, length, self.headers,
+            connection,
+        )  # fmt: skip
+
+
+def json_response(found: Any, status: int = 200) -> Response:
+    """A JSON body."""
+    return Response(status, (_encode(found),))
+
+
+def error_response(status: int, message: str, headers: bytes = b"", **more: Any) -> Response:
+    """``{"error": message}`` and more fields."""
+    return Response(status, (_encode({"error": message, **more}),), JSON, headers)
+
+
+def tripped() -> Response:
+    """The answer to a request that our own code trips over, which must not end all others.
+
+    To be called where the error is handled: it is logged.
+    """
+    _log.exception("answering a request failed")
+    return error_response(500, "the gateway failed to answer the request; see its log")
+
+
+def infer_response(ending: Ending) -> Response:
+    """How an inference request ended; nothing in it refers to the outputs' memory any more."""
+    identity = b"Clockwork-Request-Id: %s\r\n" % ending.request_id.encode() if ending.request_id else b""
+    if ending.outcome is not Outcome.OK:
+        return _failure(ending, identity)
+    assert ending.served is not None
+    assert ending.call is not None
+    body = encode_infer(ending.call, ending.served, ending.outputs, ending.parameters, ending.texts)
+    parts, header_length = body.parts, body.header_length
+    if header_length is None:
+        return Response(200, parts, JSON, identity)
+    return Response(
+        200, parts, _BINARY, b"%sInference-Header-Content-Length: %d\r\n" % (identity, header_length)
+    )
+
+
+def _failure(ending: Ending, headers: bytes) -> Response:
+    body: dict[str, Any] = {
+        "error": ending.text,
+        "outcome": ending.outcome,
+        "reason": ending.reason,
+    }
+    if ending.call is not None and ending.call.id:
+        body["id"] = ending.call.id
+    if ending.parameters:
+        body["parameters"] = ending.parameters
+    if ending.retry_after_ns > 0:
+        body["retry_after_ms"] = ending.retry_after_ns / NS_PER_MS
+        headers += b"Retry-After: %d\r\n" % ending.retry_after_s
+    if ending.status.http == http.HTTPStatus.NOT_IMPLEMENTED:
+        headers += b"Accept-Encoding: gzip, deflate\r\n"
+    return Response(ending.status.http, (_encode(body),), JSON, headers)
+
+
+# ------------------------------------------------------------
+# Responses compressed for who asked, one at a time beside the loop; it knows no connection.
+#
+# One thread: however many ask, a gateway spends no more than a core on it. Who would wait long for his turn
+# gets his response as it is, which HTTP allows.
+
+
+LEAST_BYTES: Final = KIB
+"""Smaller ones fit into one packet anyway."""
+INLINE_BYTES: Final = 4 * KIB
+"""Up to this, at most 0.1 ms, it is done at once: handing it to a thread takes as long."""
+WAITING_BYTES: Final = 4 * MIB
+"""So much may wait for the thread, 100 ms at most; or one response, whatever its size."""
+
+
+class Packer:
+    """Compresses. All methods are for the running loop's own thread."""
+
+    def __init__(self) -> None:
+        self._thread: ThreadPoolExecutor | None = None
+        self._waiting_bytes = 0
+
+    def pack(self, response: Response, coding: Coding) -> Response | Awaitable[Response]:
+        """The response compressed, at once or soon; as it is, if that is not worth it."""
+        size = sum(map(len, response.parts))
+        # Stock clients do not expect it of an error.
+        if response.status != HTTPStatus.OK or (size < LEAST_BYTES and not coding.must):
+            return response
+        if size <= INLINE_BYTES:
+            return _packed(response, coding, size)
+        if self._waiting_bytes and self._waiting_bytes + size > WAITING_BYTES and not coding.must:
+            return response
+        self._waiting_bytes += size
+        return self._pack_soon(response, coding, size)
+
+    def close(self) -> None:
+        """End the thread, once it is done with what it has."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _pack_soon(self, response: Response, coding: Coding, size: int) -> Response:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "packer")
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._thread, _packed, response, coding, size)
+        finally:
+            self._waiting_bytes -= size
+
+
+def _packed(response: Response, coding: Coding, size: int) -> Response:
+    body = compress(response.parts, coding)
+    if len(body) >= size and not coding.must:
+        return response
+    headers = b"%sContent-Encoding: %s\r\n" % (response.headers, coding.name.encode())
+    return Response(response.status, (body,), response.content_type, headers)

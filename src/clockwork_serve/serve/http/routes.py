@@ -1,0 +1,517 @@
+"""Which path means what, and what is answered there beside inference: health, descriptions, control."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+from urllib.parse import unquote
+
+import httptools
+import msgspec
+from msgspec import Struct
+
+from clockwork_serve.errors import ClockworkError, InvalidRequest
+from clockwork_serve.messages import Question, Reply
+from clockwork_serve.oip import (
+    CUDA_SHARED_MEMORY,
+    UnknownModel,
+    model_metadata,
+    server_metadata,
+    shared_region,
+    status_of_error,
+)
+from clockwork_serve.serve.gateway.client_shm import allowed
+from clockwork_serve.serve.gateway.gateway import Gateway
+from clockwork_serve.serve.http.responses import Response, error_response, json_response, tripped
+from clockwork_serve.telemetry import CONTENT_TYPE, decode, render
+from clockwork_serve.units import KIB
+
+# ------------------------------------------------------------
+# What a gateway answers beside inference, over any protocol: health, descriptions, statistics, control.
+#
+# It knows no transport and keeps nothing.
+
+
+LOAD_PATIENCE_S = 600.0
+"""A model may have to be compiled first."""
+
+
+class Refused(ClockworkError):
+    """The question has no good answer; ``code`` is its HTTP status."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(slots=True, frozen=True)
+class Endpoints:
+    """Answers as plain data. All raise :class:`UnknownModel` or :class:`Refused`."""
+
+    gateway: Gateway
+    version: str
+    model_control: bool = True
+
+    def server(self) -> dict[str, Any]:
+        """Who serves."""
+        more = () if self.gateway.regions is None else ("system_shared_memory",)
+        return server_metadata(self.version, *more)
+
+    def check_ready(self) -> None:
+        """Raise :class:`Refused` unless the server is ready."""
+        link = self.gateway.link
+        if not link.ready:
+            raise Refused(503, f"not ready: {link.why_not_ready}")
+
+    def check_model_ready(self, name: str, version: str) -> None:
+        """Raise unless the model is served now."""
+        self.check_ready()
+        models = self.gateway.models
+        key = models.find(name, version).model.key
+        if why := models.quarantines.why(key):
+            raise Refused(503, f"model {key} is not ready: {why}")
+
+    def models(self) -> list[str]:
+        """Names of all models."""
+        return self.gateway.models.names()
+
+    def metadata(self, name: str, version: str) -> dict[str, Any]:
+        """A model's inputs and outputs."""
+        models = self.gateway.models
+        return model_metadata(models.find(name, version), models.versions(name))
+
+    def config(self, name: str, version: str) -> bytes:
+        """A model's configuration as JSON in Triton's field names."""
+        return self.gateway.models.find(name, version).model.config
+
+    async def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
+        """Triton's ``{"model_stats": [...]}`` of one version, all versions of a name, or all."""
+        models = self.gateway.models
+        if name:
+            models.find(name, version)
+        asked = (f"{name}/{version}" if version else name) or None
+        body = msgspec.json.encode({"model": asked})
+        found: dict[str, Any] = msgspec.json.decode(_body(await self.gateway.ask(Question.STATISTICS, body)))
+        for record in found["model_stats"]:
+            # Requests that were wrong never reached the controller.
+            wrong = self.gateway.invalid_requests(f"{record['name']}/{record['version']}")
+            record["inference_stats"]["fail"]["count"] += wrong
+        return found
+
+    async def metrics(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        counters = decode(_body(await self.gateway.ask(Question.METRICS)))
+        return render(counters, self.gateway.counters())
+
+    async def index(self, *, ready: bool) -> list[dict[str, Any]]:
+        """The models of the repository and their states."""
+        body = msgspec.json.encode({"ready": ready})
+        found = msgspec.json.decode(_body(await self.gateway.ask(Question.INDEX, body)))
+        assert isinstance(found, list)
+        return found
+
+    async def load(self, name: str, parameters: dict[str, Any]) -> None:
+        """Serve a model of the repository, or serve it anew."""
+        self._check_control("load")
+        for parameter in parameters:
+            if parameter == "config" or parameter.startswith("file:"):
+                raise Refused(
+                    400,
+                    f"parameter '{parameter}': a load takes files and configuration from the repository "
+                    "only; put them there and load again",
+                )
+            raise Refused(400, f"parameter '{parameter}': a load has no parameter of that name; leave it out")
+        body = msgspec.json.encode({"model": name})
+        _body(await self.gateway.ask(Question.LOAD, body, LOAD_PATIENCE_S))
+
+    async def unload(self, name: str) -> None:
+        """Serve a model no more."""
+        self._check_control("unload")
+        body = msgspec.json.encode({"model": name})
+        _body(await self.gateway.ask(Question.UNLOAD, body, LOAD_PATIENCE_S))
+
+    # Shared memory of clients; ``local``: the client is on this host
+
+    def regions(self, name: str, *, local: bool) -> list[dict[str, Any]]:
+        """One registered region, or all."""
+        with _refusals():
+            found = allowed(self.gateway.regions, local=local).registered(name)
+        return [msgspec.structs.asdict(region) for region in found]
+
+    def register(self, name: str, fields: Mapping[str, Any], *, local: bool) -> None:
+        """Let requests name a region."""
+        with _refusals():
+            allowed(self.gateway.regions, local=local).register(shared_region(name, fields))
+
+    def unregister(self, name: str, *, local: bool) -> None:
+        """Forget one region, or all."""
+        with _refusals():
+            allowed(self.gateway.regions, local=local).unregister(name)
+
+    def cuda_regions(self, name: str) -> list[dict[str, Any]]:
+        """All regions of CUDA shared memory: none."""
+        if name:
+            raise Refused(404, f"Unable to find cuda shared memory region: '{name}'; {CUDA_SHARED_MEMORY}")
+        return []
+
+    def register_cuda(self) -> None:
+        """There is no device that could reach it. To unregister what is not there is fine, as elsewhere."""
+        raise Refused(501, CUDA_SHARED_MEMORY)
+
+    def _check_control(self, what: str) -> None:
+        if not self.model_control:
+            raise Refused(503, f"explicit model {what} is not allowed: this server was started without it")
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Errors of requests, as refusals."""
+    try:
+        yield
+    except InvalidRequest as error:
+        raise Refused(status_of_error(error).http, str(error)) from None
+
+
+def _body(reply: Reply) -> bytes:
+    if reply.ok:
+        return reply.body
+    try:
+        message = str(msgspec.json.decode(reply.body)["error"])
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError, RecursionError):
+        message = reply.body.decode(errors="replace")
+    raise Refused(reply.code, message)
+
+
+# ------------------------------------------------------------
+# Trace and log settings as clients of the protocol see them: they can be read and not changed.
+
+
+_TRACE: Final = {"trace_level": ["OFF"]}
+_NO_TRACES: Final = "no traces are kept; `clockwork serve --journal FILE` keeps every decision"
+_NO_LEVELS: Final = "start the server with another --log-level"
+
+
+def trace_settings(
+    endpoints: Endpoints, model: str, changes: Mapping[str, Any], version: str = ""
+) -> dict[str, list[str]]:
+    """The trace settings of a model or (``""``) of all.
+
+    Raises :class:`UnknownModel`, and :class:`Refused` where ``changes`` would change them.
+    """
+    if model:
+        endpoints.gateway.models.find(model, version)
+    # Nothing, for Triton, takes back what was set for a model; here nothing ever was.
+    listed = {
+        name: value if isinstance(value, list) else [value]
+        for name, value in changes.items()
+        if value is not None and value != []
+    }
+    _check_unchanged("trace", _TRACE, listed, _NO_TRACES)
+    return _TRACE
+
+
+def log_settings(changes: Mapping[str, Any]) -> dict[str, bool | int | str]:
+    """The log settings of all processes. Raises :class:`Refused` where ``changes`` would change them."""
+    level = logging.getLogger().getEffectiveLevel()
+    found: dict[str, bool | int | str] = {
+        "log_file": "",
+        "log_info": level <= logging.INFO,
+        "log_warning": level <= logging.WARNING,
+        "log_error": level <= logging.ERROR,
+        "log_verbose_level": int(level <= logging.DEBUG),
+    }
+    _check_unchanged(
+        "log", found, {name: value for name, value in changes.items() if value is not None}, _NO_LEVELS
+    )
+    return found
+
+
+def _check_unchanged(what: str, current: Mapping[str, Any], changes: Mapping[str, Any], instead: str) -> None:
+    for name, value in changes.items():
+        if name not in current:
+            raise Refused(501, f"{what} setting '{name}' is not supported: {instead}")
+        # To Python False is 0.
+        if value != current[name] or isinstance(value, bool) != isinstance(current[name], bool):
+            raise Refused(
+                501,
+                f"{what} setting '{name}' cannot be changed from {current[name]!r} to {value!r}: {instead}",
+            )
+
+
+# ------------------------------------------------------------
+# Which path means what, and what is answered there; inference itself is not answered here.
+
+
+Endpoint = Callable[[Endpoints, "Route", bytes], Response | Awaitable[Response]]
+
+
+class Route(Struct, frozen=True):
+    """A path: ``method`` it takes, and ``endpoint`` to call (None: inference), for a model or for none.
+
+    For shared memory ``model`` is a region's name. ``local``: a client on this host asks.
+    ``method`` may be several with ", " between, or nothing for any.
+    """
+
+    method: bytes
+    endpoint: Endpoint | None
+    model: str = ""
+    version: str = ""
+    local: bool = False
+
+    def takes(self, method: bytes) -> bool:
+        """Whether it answers that method."""
+        methods = self.method.split(b", ")
+        return not self.method or method in methods or (method == b"HEAD" and b"GET" in methods)
+
+
+def find_route(url: bytes) -> Route | None:
+    """The route of a request target; None if there is none."""
+    # Long ones are not remembered: clients could fill memory with them.
+    return _remembered(url) if len(url) <= 256 else _find(url)
+
+
+def _find(url: bytes) -> Route | None:
+    try:
+        path = httptools.parse_url(url).path
+    except httptools.HttpParserInvalidURLError:
+        return None
+    if not path or len(path) > _PATH_MAX:
+        return None
+    match unquote_all(path):
+        case ["v2", "models", name, *rest] if rest or name != "stats":
+            return _model_route(name, rest)
+        case ["v2", "repository", "models", name, verb] if verb in _REPOSITORY:
+            return Route(b"POST", _REPOSITORY[verb], name)
+        case ["v2", kind, "region", name, verb] if name and kind in _REGIONS and verb in _REGIONS[kind]:
+            return Route(*_REGIONS[kind][verb], name)
+        case ["v2", kind, "status" | "unregister" as verb] if kind in _REGIONS:
+            return Route(*_REGIONS[kind][verb])
+        case segments:
+            method, endpoint = _FIXED.get("/".join(segments), (b"", None))
+            return None if endpoint is None else Route(method, endpoint)
+
+
+_PATH_MAX: Final = 4 * KIB
+"""Longer than names can make one; decoding 30 KiB of percent signs takes milliseconds."""
+_remembered: Final = lru_cache(maxsize=4096)(_find)
+
+
+def find_metrics_route(url: bytes) -> Route | None:
+    """The route on the port that is for metrics alone: those, and health."""
+    route = find_route(url)
+    return route if route is not None and route.endpoint in (_metrics, _live, _ready) else None
+
+
+def answer(
+    endpoints: Endpoints, route: Route, body: bytes, *, local: bool = False
+) -> Response | Awaitable[Response]:
+    """What is answered there, at once or soon; ``local``: to a client on this host."""
+    assert route.endpoint is not None
+    try:
+        found = route.endpoint(endpoints, msgspec.structs.replace(route, local=local), body)
+    except (UnknownModel, Refused) as error:
+        return refusal(error)
+    except Exception:  # noqa: BLE001 - as settled
+        return tripped()
+    return found
+
+
+async def settled(found: Awaitable[Response]) -> Response:
+    """The response, once it is there, whatever became of it."""
+    try:
+        return await found
+    except (UnknownModel, Refused) as error:
+        return refusal(error)
+    except Exception:  # noqa: BLE001 - one request that our own code trips over must not end all others
+        return tripped()
+
+
+def refusal(error: UnknownModel | Refused) -> Response:
+    """An error as a response."""
+    return error_response(error.code if isinstance(error, Refused) else 404, str(error))
+
+
+def unquote_all(path: bytes) -> list[str]:
+    """The segments of a path, each decoded by itself, so that a name may hold a slash."""
+    return [unquote(part) for part in path.decode("latin-1").strip("/").split("/")]
+
+
+def _model_route(name: str, rest: list[str]) -> Route | None:
+    version = ""
+    if rest[:1] == ["versions"] and len(rest) > 1:
+        version, rest = rest[1], rest[2:]
+        if not version.isdecimal():
+            return None
+    tail = "/".join(rest)
+    if tail == "infer":
+        return Route(b"POST", None, name, version)
+    method, endpoint = _MODEL.get(tail, (b"", None))
+    return None if endpoint is None else Route(method, endpoint, name, version)
+
+
+def _live(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    return json_response({"live": True})
+
+
+def _ready(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    endpoints.check_ready()
+    return json_response({"ready": True})
+
+
+def _server(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    return json_response(endpoints.server())
+
+
+def _description(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    return Response(200, (_described(endpoints.version),))
+
+
+@lru_cache(maxsize=1)
+def _described(version: str) -> bytes:
+    # Imported when somebody wants it.
+    from clockwork_serve.oip.openapi import description
+
+    return msgspec.json.encode(description(version))
+
+
+def _models(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    return json_response({"models": endpoints.models()})
+
+
+def _metadata(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    return json_response(endpoints.metadata(route.model, route.version))
+
+
+def _model_ready(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    endpoints.check_model_ready(route.model, route.version)
+    return json_response({"name": route.model, "ready": True})
+
+
+def _config(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    return Response(200, (endpoints.config(route.model, route.version),))
+
+
+async def _stats(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    return json_response(await endpoints.statistics(route.model, route.version))
+
+
+async def _metrics(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    return Response(200, (await endpoints.metrics(),), CONTENT_TYPE.encode())
+
+
+async def _index(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    ready = _object(body).get("ready", False)
+    if not isinstance(ready, bool):
+        raise Refused(400, f"ready: expected true or false, found {ready!r}")
+    return json_response(await endpoints.index(ready=ready))
+
+
+async def _load(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    await endpoints.load(route.model, _parameters(body))
+    return json_response({})
+
+
+async def _unload(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    _parameters(body)
+    await endpoints.unload(route.model)
+    return json_response({})
+
+
+def _regions(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    return json_response(endpoints.regions(route.model, local=route.local))
+
+
+def _register(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    endpoints.register(route.model, _object(body), local=route.local)
+    return json_response({})
+
+
+def _unregister(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    endpoints.unregister(route.model, local=route.local)
+    return json_response({})
+
+
+def _cuda_regions(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    return json_response(endpoints.cuda_regions(route.model))
+
+
+def _register_cuda(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    endpoints.register_cuda()
+    return json_response({})
+
+
+def _unregister_cuda(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    return json_response({})
+
+
+def _trace(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    return json_response(trace_settings(endpoints, route.model, _object(body), route.version))
+
+
+def _logging(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    return json_response(log_settings(_object(body)))
+
+
+def _generate(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    return error_response(501, "the generate extension is not supported; use infer")
+
+
+def _parameters(body: bytes) -> dict[str, Any]:
+    parameters = _object(body).get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise Refused(400, f"parameters: expected an object, found {type(parameters).__name__}")
+    return parameters
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    if not body:
+        return {}
+    try:
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Refused(400, f"body: expected a JSON object, found other: {error}") from None
+
+
+_FIXED: Final[dict[str, tuple[bytes, Endpoint]]] = {
+    "v2": (b"GET", _server),
+    "v2/openapi.json": (b"GET", _description),
+    "v2/health/live": (b"GET", _live),
+    "v2/health/ready": (b"GET", _ready),
+    "v2/models": (b"GET", _models),
+    "v2/models/stats": (b"GET", _stats),
+    "v2/repository/index": (b"POST", _index),
+    "v2/trace/setting": (b"GET, POST", _trace),
+    "v2/logging": (b"GET, POST", _logging),
+    "metrics": (b"GET", _metrics),
+}
+_MODEL: Final[dict[str, tuple[bytes, Endpoint]]] = {
+    "": (b"GET", _metadata),
+    "ready": (b"GET", _model_ready),
+    "config": (b"GET", _config),
+    "stats": (b"GET", _stats),
+    "trace/setting": (b"GET, POST", _trace),
+    "generate": (b"POST", _generate),
+    "generate_stream": (b"POST", _generate),
+}
+_REGIONS: Final[dict[str, dict[str, tuple[bytes, Endpoint]]]] = {
+    "systemsharedmemory": {
+        "status": (b"GET", _regions),
+        "register": (b"POST", _register),
+        "unregister": (b"POST", _unregister),
+    },
+    "cudasharedmemory": {
+        "status": (b"GET", _cuda_regions),
+        "register": (b"POST", _register_cuda),
+        "unregister": (b"POST", _unregister_cuda),
+    },
+}
+_REPOSITORY: Final[dict[str, Endpoint]] = {"load": _load, "unload": _unload}
+
+# What API keys may be good for; see gateway_guard for the rest.
+OPEN_ENDPOINTS: Final = frozenset({_live, _ready, _model_ready})
+METRICS_ENDPOINTS: Final = frozenset({_metrics})
+READING_POSTS: Final = frozenset({_index, _generate})

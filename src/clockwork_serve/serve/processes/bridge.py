@@ -1,0 +1,78 @@
+"""The process that workers and gateways elsewhere connect to. It serves no client, and decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from clockwork_serve import __version__
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.messages import Role
+from clockwork_serve.serve import child
+from clockwork_serve.serve.kernel import run_patiently
+from clockwork_serve.serve.remote.bridge import NAME, Bridge, judge_of
+from clockwork_serve.serve.remote.config import BridgeSettings, bound
+from clockwork_serve.serve.remote.link import MachineListener
+from clockwork_serve.serve.remote.tls import ClusterContext
+from clockwork_serve.serve.transport import SOCKET_NAME, hello
+from clockwork_serve.store import runtime_fingerprint
+
+_log = logging.getLogger(__name__)
+
+
+class BridgeConfig(Struct, frozen=True, kw_only=True):
+    """``kinds`` are those of the server's devices, as profiles name them."""
+
+    run_dir: str
+    settings: BridgeSettings
+    kinds: tuple[str, ...]
+    log_level: str = "info"
+    log_format: str = "text"
+
+
+async def serve(config: BridgeConfig, stop: asyncio.Event) -> None:
+    """Accept machines until ``stop``. Raises :class:`ConfigError` for files or a port that will not do."""
+    bridge = Bridge(
+        Path(config.run_dir) / SOCKET_NAME,
+        judge_of(__version__, runtime_fingerprint(), config.kinds),
+        config.settings.region_bytes,
+    )
+    listener = MachineListener(
+        ClusterContext(config.settings.files, server=True), hello(Role.CONTROLLER, NAME),
+        bridge.on_link, bridge.on_frames, bridge.on_lost, config.settings.silence_s,
+    )  # fmt: skip
+    settings = config.settings
+    try:
+        listener.listen(bound(settings.host, settings.port))
+    except OSError as error:
+        raise ConfigError(f"listen_machines: {settings.host}:{settings.port}: {error.strerror}") from None
+    _log.info("workers and gateways may join at %s:%d", settings.host, settings.port)
+    catalogue = asyncio.get_running_loop().create_task(bridge.run())
+    gc.collect()
+    gc.freeze()
+    child.answer_beats()
+    try:
+        await stop.wait()
+    finally:
+        listener.close()
+        bridge.close()
+        catalogue.cancel()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the process whose configuration is the JSON in ``argv[1]``; returns its exit status."""
+    config = msgspec.json.decode(argv[1], type=BridgeConfig)
+    child.prepare(NAME, config.log_level, config.log_format)
+    run_patiently()
+    return child.run_until_stopped(lambda stop: serve(config, stop))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,125 @@
+"""A worker process: its devices, a thread per lane, and one thread for the link. It chooses nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if __name__ == "__main__":
+    # Before numpy is imported, for its thread pools are sized then. A lane is one thread.
+    for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(_variable, "1")
+
+import asyncio
+import gc
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from clockwork_serve.devices import DeviceConfig, build
+from clockwork_serve.devices.base import Device
+from clockwork_serve.errors import ClockworkError, ConfigError
+from clockwork_serve.serve import child
+from clockwork_serve.serve.kernel import run_patiently
+from clockwork_serve.serve.remote.config import MachineConfig
+from clockwork_serve.serve.worker.host import WorkerHost
+from clockwork_serve.serve.worker.lanes import FIFO_PRIORITY, set_realtime
+
+EXIT_CONFIG: Final = 78
+"""Exit status where a setting or the host does not allow to start (sysexits' EX_CONFIG)."""
+SWITCH_INTERVAL_S: Final = 1e-4
+"""How long a thread may wait for another one's Python: lanes come back from native code often."""
+
+_log = logging.getLogger(__name__)
+
+
+class WorkerConfig(Struct, frozen=True, kw_only=True):
+    """``pin_cpus`` are the CPUs that all its threads are kept on (empty: any).
+
+    ``realtime`` runs its threads under SCHED_FIFO, which needs CAP_SYS_NICE or an rtprio limit of 11 or more,
+    and two CPUs at least: a lane that computes leaves none to the others. ``machine``: the server is on
+    another machine.
+    """
+
+    run_dir: str
+    name: str
+    devices: tuple[DeviceConfig, ...]
+    pin_cpus: tuple[int, ...] = ()
+    realtime: bool = False
+    machine: MachineConfig | None = None
+    log_level: str = "info"
+    log_format: str = "text"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the process whose configuration is the JSON in ``argv[1]``; returns its exit status."""
+    config = msgspec.json.decode(argv[1], type=WorkerConfig)
+    child.prepare(config.name, config.log_level, config.log_format)
+    try:
+        _set_priorities(config)
+        devices = {each.device: build(each) for each in config.devices}
+    except ClockworkError as error:
+        _log.critical("%s", error)
+        return EXIT_CONFIG
+    gc.set_threshold(50_000, 50, 1000)
+    gc.freeze()
+    try:
+        return child.run_until_stopped(lambda stop: _serve(config, devices, stop))
+    finally:
+        for device in devices.values():
+            device.close()
+
+
+async def _serve(config: WorkerConfig, devices: dict[str, Device], stop: asyncio.Event) -> None:
+    host = _host(config, devices)
+    # Once the lanes have their threads: they keep their times, and the link's thread can wait.
+    asyncio.get_running_loop().call_soon(run_patiently)
+    child.answer_beats()
+    await host.run(stop)
+
+
+def _host(config: WorkerConfig, devices: dict[str, Device]) -> WorkerHost:
+    run_dir, realtime = Path(config.run_dir), config.realtime
+    if config.machine is None:
+        return WorkerHost(config.name, run_dir, devices, realtime=realtime, tidy=settle_memory)
+    from clockwork_serve.serve.remote.worker import MachineHost
+
+    return MachineHost(config.name, run_dir, devices, config.machine, realtime=realtime, tidy=settle_memory)
+
+
+def _set_priorities(config: WorkerConfig) -> None:
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    if config.pin_cpus:
+        try:
+            os.sched_setaffinity(0, config.pin_cpus)
+        except (OSError, ValueError, OverflowError) as error:
+            raise ConfigError(
+                f"pin_cpus of {config.name}: expected CPUs among {sorted(os.sched_getaffinity(0))}, "
+                f"found {list(config.pin_cpus)} ({error})"
+            ) from None
+    if config.realtime:
+        try:
+            # Its wakes are short, and a lane's computation is not.
+            set_realtime(FIFO_PRIORITY + 1)
+        except OSError as error:
+            raise ConfigError(
+                f"realtime of {config.name}: real-time priority was refused ({error.strerror}); give the "
+                "process CAP_SYS_NICE, or an rtprio limit of 11 or more (ulimit -r), or turn it off"
+            ) from None
+
+
+def settle_memory() -> None:
+    """Keep the collector away from what lives as long as the process: a pass over it would stop every lane.
+
+    Lanes make no cycles, but a user's model may: a rare pass over young objects stays.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,465 @@
+"""Lets workers and gateways on other machines join: to the controller each is one here.
+
+Requests of gateways elsewhere have their tensors in memory here that workers map.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Final
+
+from msgspec import structs
+
+from clockwork_serve.errors import TransportError
+from clockwork_serve.messages import (
+    Announced,
+    Answer,
+    Ask,
+    Beat,
+    Cancel,
+    Delivered,
+    FarGateway,
+    Frame,
+    Hello,
+    Machine,
+    Model,
+    ModelAdded,
+    ModelRemoved,
+    Outcome,
+    Readiness,
+    Refused,
+    Release,
+    Request,
+    RequestPiece,
+    Role,
+    TensorRef,
+    Tensors,
+    Unheard,
+)
+from clockwork_serve.serve.remote.bridge_peers import Judge, Peer, WorkerPeer
+from clockwork_serve.serve.remote.config import FAR_GATEWAY, FAR_NAME
+from clockwork_serve.serve.remote.link import (
+    MachineLink,
+    decode,
+    encode,
+    moved,
+    on_the_way,
+    packed,
+    request_pieces,
+    run_bytes,
+)
+from clockwork_serve.serve.shm import HEADER_BYTES, Region, write_epoch
+from clockwork_serve.serve.transport import Link, connect, hello
+from clockwork_serve.units import align
+
+# ------------------------------------------------------------
+# Requests of one gateway on another machine: their tensors, in memory here that workers map.
+#
+# A request is passed on once its inputs are here. It decides nothing.
+
+
+NO_EPOCH: Final = 0
+"""What the header of memory that was given back says; no request has it."""
+_HEADER: Final = align(HEADER_BYTES)
+
+
+@dataclass(slots=True)
+class _Open:
+    """One request. Inputs have come as far as ``here`` of ``inputs_end``, from where they start.
+
+    ``request`` waits for its inputs; it is None once it was passed on. Its memory is given back once its
+    answer was ``sent`` with all outputs, and workers have ``released`` it.
+    """
+
+    place: int
+    start: int
+    inputs_end: int
+    tensors: Tensors
+    request: Request | None
+    here: int = 0
+    sent: bool = False
+    released: bool = False
+
+
+class Requests:
+    """For one thread."""
+
+    def __init__(self, region_bytes: int) -> None:
+        self.region = Region.create(region_bytes)
+        self._epoch = NO_EPOCH
+        self._open: dict[str, _Open] = {}  # all and only those that have memory here
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def take(self, request: Request) -> Request | Unheard | None:
+        """A request came: what to pass on, or to say if there is no room; None while inputs are to come.
+
+        Raises :class:`TransportError` for one that no gateway sends.
+        """
+        request_id = request.request_id
+        if request_id in self._open:
+            raise TransportError(f"it sent request {request_id} twice")
+        tensors = _described(request)
+        refs = packed(tensors.refs)
+        nbytes = run_bytes(refs)
+        place = self.region.allocate(_HEADER + nbytes + tensors.output_bytes)
+        if place is None:
+            size = self.region.size
+            why = f"no room among {size} bytes at the server for the tensors of one more request"
+            return Unheard(request_id=request_id, why=why)
+        self._epoch += 1
+        write_epoch(self.region.buffer, place, self._epoch)
+        start = place + _HEADER
+        here = Tensors(
+            region=self.region.name, epoch=self._epoch, header_offset=place, output_offset=start + nbytes,
+            refs=tuple([moved(ref, start + ref.offset) for ref in refs]), output_bytes=tensors.output_bytes,
+        )  # fmt: skip
+        inputs_end = max([ref.offset + ref.nbytes for ref in refs if ref.nbytes], default=0)
+        found = structs.replace(request, tensors=encode(here))
+        opened = self._open[request_id] = _Open(place, start, inputs_end, here, found)
+        return self._complete(opened)
+
+    def write(self, piece: RequestPiece) -> Request | None:
+        """Inputs came; the request to pass on, if they were the last.
+
+        Raises :class:`TransportError` unless they are the next. Those of a request that ended are of no use.
+        """
+        opened = self._open.get(piece.request_id)
+        if opened is None:
+            return None
+        end = piece.at + len(piece.data)
+        if opened.request is None or piece.at != align(opened.here) or end > opened.inputs_end:
+            raise TransportError(
+                f"it sent inputs of {piece.request_id} from {piece.at} to {end}; expected them from "
+                f"{align(opened.here)} to {opened.inputs_end} at most"
+            )
+        self.region.buffer[opened.start + piece.at : opened.start + end] = piece.data
+        opened.here = end
+        return self._complete(opened)
+
+    def cancel(self, request_id: str) -> Unheard | None:
+        """The client went away: what to say if the request was not passed on, and is gone now."""
+        opened = self._open.get(request_id)
+        if opened is None or opened.request is None:
+            return None
+        self._free(request_id, opened)
+        return Unheard(request_id=request_id)
+
+    def answer(self, answer: Answer) -> Iterator[Frame]:
+        """What to send for an answer: its outputs, then itself."""
+        opened = self._open.get(answer.request_id)
+        if opened is None:
+            yield answer
+            return
+        opened.released |= answer.release
+        outputs = b""
+        if answer.outputs:
+            refs = _outputs(opened.tensors, answer)
+            if refs is None:
+                message = "its worker wrote outputs elsewhere than in the room for them"
+                answer = structs.replace(answer, outcome=Outcome.FAILED, message=message)
+            else:
+                targets = tuple([moved(ref, ref.offset - opened.tensors.output_offset) for ref in refs])
+                memory, outputs = self.region.buffer, on_the_way(targets)
+                yield from request_pieces(answer.request_id, refs, targets, memory, lambda: True)
+        opened.sent = True
+        self._settle(answer.request_id, opened)
+        # Whatever workers still touch is here: the gateway's own memory is free.
+        yield structs.replace(answer, release=True, outputs=outputs)
+
+    def release(self, request_id: str) -> None:
+        """No worker touches its tensors any more."""
+        opened = self._open.get(request_id)
+        if opened is not None:
+            opened.released = True
+            self._settle(request_id, opened)
+
+    def close(self) -> None:
+        """Give the memory up; workers that still use it keep it."""
+        self._open.clear()
+        self.region.close()
+
+    def _complete(self, opened: _Open) -> Request | None:
+        if opened.here < opened.inputs_end:
+            return None
+        request, opened.request = opened.request, None
+        return request
+
+    def _settle(self, request_id: str, opened: _Open) -> None:
+        if opened.sent and opened.released:
+            self._free(request_id, opened)
+
+    def _free(self, request_id: str, opened: _Open) -> None:
+        write_epoch(self.region.buffer, opened.place, NO_EPOCH)
+        self.region.free(opened.place)
+        del self._open[request_id]
+
+
+def _described(request: Request) -> Tensors:
+    """What a request says of its tensors. Raises :class:`TransportError` if it cannot be."""
+    tensors = decode(request.tensors)
+    if tensors.output_bytes < 0 or any(ref.nbytes < 0 for ref in tensors.refs):
+        raise TransportError(f"tensors of {request.request_id} take less than no bytes")
+    return tensors
+
+
+def _outputs(room: Tensors, answer: Answer) -> tuple[TensorRef, ...] | None:
+    """Where an answer's outputs are; None if that is outside of the room for them."""
+    first, end = room.output_offset, room.output_offset + room.output_bytes
+    try:
+        refs = decode(answer.outputs).refs
+    except TransportError:
+        return None
+    inside = all(first <= ref.offset <= ref.offset + ref.nbytes <= end for ref in refs)
+    return refs if inside else None
+
+
+# ------------------------------------------------------------
+# One gateway on another machine, as the bridge has it. It decides nothing.
+
+
+class GatewayPeer(Peer):
+    """See :class:`Peer`. ``region_bytes`` hold the tensors of all its requests in flight."""
+
+    role: ClassVar[Role] = Role.GATEWAY
+
+    def __init__(
+        self, link: MachineLink, controller: Path, models: Mapping[str, Model], judge: Judge,
+        on_gone: Callable[[Peer], None], region_bytes: int,
+    ) -> None:  # fmt: skip
+        super().__init__(link, controller, models, judge, on_gone)
+        self._region_bytes = region_bytes
+        # As its own ids are: with another gateway's it could cancel, or be answered, for that one.
+        self._own_id = re.compile(re.escape(self.name) + r"-[0-9a-f]+-a?\d+(?:-2)?", re.ASCII).fullmatch
+        self._requests: Requests | None = None  # from when it may join to the end
+
+    def close(self, why: str) -> None:
+        """End both links, and give its memory up."""
+        super().close(why)
+        requests, self._requests = self._requests, None
+        if requests is not None:
+            requests.close()
+
+    # From there
+
+    def introduction(self, frame: Frame) -> FarGateway | None:
+        """What it runs."""
+        return frame if isinstance(frame, FarGateway) and frame.gateway == self.name else None
+
+    def welcomed(self) -> None:
+        """Room for its requests."""
+        self._requests = Requests(self._region_bytes)
+
+    def from_there(self, frame: Frame) -> bool:
+        """Requests, their inputs, questions."""
+        assert self._requests is not None, "it joined"
+        match frame:
+            case Request():
+                self._check(frame.request_id, frame.gateway)
+                self._tell(self._requests.take(frame))
+            case RequestPiece():
+                self._tell(self._requests.write(frame))
+            case Cancel():
+                self._check(frame.request_id, self.name)
+                self._tell(self._requests.cancel(frame.request_id) or frame)
+            case Announced():
+                self._check(frame.announced_id, frame.gateway)
+                self.inward(frame)
+            case Delivered():
+                for request_id in (*frame.in_time, *frame.late):
+                    self._check(request_id, self.name)
+                self.inward(frame)
+            case Ask() | Beat():  # the controller's to answer: we may well be there, and it not
+                self.inward(frame)
+            case _:
+                return False
+        return True
+
+    def _check(self, request_id: str, gateway: str) -> None:
+        if gateway != self.name or not self._own_id(request_id):
+            raise TransportError(f"it sent request {request_id!r:.80} of gateway {gateway!r:.80}")
+
+    def _tell(self, frame: Request | Cancel | Unheard | None) -> None:
+        if isinstance(frame, Unheard):
+            self.link.send(frame)
+        elif frame is not None:
+            self.inward(frame)
+
+    # From the controller
+
+    def from_controller(self, link: Link, frames: list[Frame]) -> None:
+        """Answers, the catalogue, what is foretold."""
+        for frame in frames:
+            if self._requests is None:
+                return
+            match frame:
+                case Answer():
+                    self.link.queue(self._requests.answer(frame))
+                case Release():
+                    self._requests.release(frame.request_id)
+                case _:
+                    self.link.send(frame)
+
+
+# ------------------------------------------------------------
+# Lets workers and gateways on other machines join: to the controller each is one here. It decides nothing.
+#
+# The controller, and the server's own gateways and workers, know nothing of it: what a network costs, costs
+# this process.
+
+
+RECONNECT_S: Final = 0.05
+NAME: Final = "bridge"
+_FORMS: Final = {Role.WORKER: FAR_NAME, Role.GATEWAY: FAR_GATEWAY}
+
+_log = logging.getLogger(__name__)
+
+
+class Bridge:
+    """All processes on other machines. ``judge`` tells why one may not join.
+
+    ``region_bytes`` hold the tensors of each gateway's requests in flight.
+    """
+
+    def __init__(self, controller: Path, judge: Judge, region_bytes: int) -> None:
+        self.models: dict[str, Model] = {}
+        self._controller = controller
+        self._judge = judge
+        self._region_bytes = region_bytes
+        self._peers: dict[Link, Peer] = {}
+        self._complete = False  # the catalogue has been told
+        self._lost = asyncio.Event()
+
+    async def run(self) -> None:
+        """Keep the catalogue, until cancelled. Who wants to know what is served connects as gateways do."""
+        while True:
+            self._lost.clear()
+            try:
+                await connect(
+                    self._controller, hello(Role.GATEWAY, NAME), self._on_catalogue, self._on_catalogue_lost
+                )
+            except TransportError as error:
+                _log.debug("%s", error)
+            else:
+                await self._lost.wait()
+            await asyncio.sleep(RECONNECT_S)
+
+    def close(self) -> None:
+        """Let go of all."""
+        for peer in list(self._peers.values()):
+            peer.close("the server stops")
+
+    def _on_catalogue(self, link: Link, frames: list[Frame]) -> None:
+        for frame in frames:
+            match frame:
+                case ModelAdded():
+                    self.models[frame.model.key] = frame.model
+                    self._tell(frame)
+                case ModelRemoved():
+                    self.models.pop(frame.model, None)
+                    self._tell(frame)
+                case Readiness():
+                    self._complete = True
+                case _:
+                    pass  # what else gateways are told
+
+    def _on_catalogue_lost(self, link: Link) -> None:
+        _log.warning("link lost: %s", link.lost_because)
+        self._complete = False
+        self.models.clear()
+        self._lost.set()
+
+    def _tell(self, frame: ModelAdded | ModelRemoved) -> None:
+        for peer in self._peers.values():
+            peer.on_catalogue(frame)
+
+    # Machines
+
+    def on_link(self, link: Link) -> None:
+        """A machine connected."""
+        assert isinstance(link, MachineLink)
+        peer = self._peer_of(link)
+        form = _FORMS.get(link.peer.role)
+        if form is None or not form.fullmatch(peer.name):
+            why = (
+                "expected a worker that is called NAME.DEVICE:NUMBER, or a gateway that is called "
+                f"NAME.gateway-NUMBER, found {link.peer.role} {peer.name!r:.80}"
+            )
+            peer.refuse(Refused(why=why))
+            return
+        if not self._complete:
+            peer.refuse(Refused(why="the server has no controller now", final=False))
+            return
+        for other in list(self._peers.values()):
+            if other.name == peer.name and not self._replaced(other, link.peer):
+                why = f"another {peer.role} of this server is called {peer.name}; give it --machine-name"
+                peer.refuse(Refused(why=why, final=False))
+                return
+        self._peers[link] = peer
+
+    def _peer_of(self, link: MachineLink) -> Peer:
+        given = link, self._controller, self.models, self._judge, self._on_gone
+        if link.peer.role is Role.GATEWAY:
+            return GatewayPeer(*given, self._region_bytes)
+        return WorkerPeer(*given)
+
+    def _replaced(self, other: Peer, new: Hello) -> bool:
+        """Whether a link is one that its own process has given up already."""
+        if other.same_process != (new.pid, new.boot_id):
+            return False
+        other.close("it connected again")
+        return True
+
+    def on_frames(self, link: Link, frames: list[Frame]) -> None:
+        """A machine sent something."""
+        if (peer := self._peers.get(link)) is not None:
+            peer.on_frames(frames)
+
+    def on_lost(self, link: Link) -> None:
+        """A machine is gone."""
+        if (peer := self._peers.get(link)) is not None:
+            peer.close(link.lost_because)
+
+    def _on_gone(self, peer: Peer) -> None:
+        self._peers.pop(peer.link, None)
+
+
+def judge_of(version: str, runtime: Mapping[str, str], kinds: Sequence[str]) -> Judge:
+    """Who may join a server of this ``version``, whose artefacts are for this ``runtime``.
+
+    ``kinds`` are those of the server's devices, for which it knows how long models take. A gateway runs no
+    model: it need not have them.
+    """
+
+    def judge(machine: Machine | FarGateway) -> Refused | None:
+        if machine.version != version:
+            return Refused(why=f"clockwork-serve: expected {version}, found {machine.version}; install that")
+        if isinstance(machine, FarGateway):
+            return None
+        differ = sorted(
+            name for name in {**runtime, **machine.runtime} if runtime.get(name) != machine.runtime.get(name)
+        )
+        if differ:
+            pairs = [
+                f"{name} {runtime.get(name)!s:.40} here, {machine.runtime.get(name)!s:.40} there"
+                for name in differ
+            ]
+            return Refused(
+                why=f"{', '.join(differ)}: expected what the server's models were compiled for, found "
+                f"another one ({'; '.join(pairs)}); use machines with the same ONNX Runtime and CPU"
+            )
+        strange = [kind for kind in machine.kinds if kind not in kinds]
+        if strange:
+            return Refused(
+                why=f"device: expected one of kind {', '.join(kinds)}, for which the server has measured its "
+                f"models; found {', '.join(strange)}; give the server a device of that kind, too"
+            )
+        return None
+
+    return judge

@@ -1,0 +1,465 @@
+"""A worker on another machine as the bridge has it: two links, actions in flight, what the way costs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Final
+
+from msgspec import structs
+
+from clockwork_serve.errors import DeviceError, TransportError
+from clockwork_serve.messages import (
+    ArtefactDamaged,
+    Beat,
+    CodeAdded,
+    CodeReady,
+    CodeRemoved,
+    DeviceNumbers,
+    FarGateway,
+    Fetch,
+    Frame,
+    Infer,
+    Load,
+    Machine,
+    Model,
+    ModelAdded,
+    ModelRemoved,
+    Piece,
+    Refused,
+    Result,
+    Role,
+    Status,
+    TensorRef,
+    Unload,
+    Window,
+    WorkerJoined,
+)
+from clockwork_serve.serve.remote.link import MachineLink, decode, on_the_way, packed, pieces, run_bytes
+from clockwork_serve.serve.remote.transfer import code_parts, no_parts, weights_parts
+from clockwork_serve.serve.shm import (
+    BadTensors,
+    Calls,
+    OpenCall,
+    RegionGone,
+    RegionMap,
+    check_epochs,
+    encode_outputs,
+)
+from clockwork_serve.serve.transport import Link, connect, hello
+
+# ------------------------------------------------------------
+# A process on another machine as the bridge has it: two links, and what passes between them.
+#
+# To the controller it is like any of its kind here. It decides nothing.
+
+
+_log = logging.getLogger(__name__)
+
+Judge = Callable[[Machine | FarGateway], Refused | None]
+
+
+class Peer(ABC):
+    """See the module. ``judge`` tells why it may not join; ``on_gone`` is told once it is over."""
+
+    role: ClassVar[Role]
+
+    def __init__(
+        self, link: MachineLink, controller: Path, models: Mapping[str, Model], judge: Judge,
+        on_gone: Callable[[Peer], None],
+    ) -> None:  # fmt: skip
+        self.link = link
+        self.name = link.peer.name
+        self.models = models
+        self._controller = controller
+        self._judge = judge
+        self._on_gone = on_gone
+        self._inside: Link | None = None
+        self._welcome = False  # it may join
+        self._early: list[Frame] = []  # what it said before the controller was reached
+        self._reaching: asyncio.Task[None] | None = None
+        self._over = False
+
+    @property
+    def same_process(self) -> tuple[int, str]:
+        """What a new link of the same process would say, too."""
+        return self.link.peer.pid, self.link.peer.boot_id
+
+    @property
+    def inside_name(self) -> str:
+        """What the controller knows it by."""
+        return self.name
+
+    def close(self, why: str) -> None:
+        """End both links."""
+        if self._over:
+            return
+        self._over = True
+        _log.info("%s %s at %s is gone: %s", self.role, self.name, self.link.at, why)
+        if self._reaching is not None:
+            self._reaching.cancel()
+        if self._inside is not None:
+            self._inside.close()
+        self.link.close()
+        self._on_gone(self)
+
+    def refuse(self, refused: Refused) -> None:
+        """Tell it why it may not join, and end."""
+        _log.error("%s %s at %s may not join: %s", self.role, self.name, self.link.at, refused.why)
+        self.link.send(refused)
+        self.close("refused")
+
+    def on_catalogue(self, frame: ModelAdded | ModelRemoved) -> None:  # noqa: B027 - only some care
+        """What is served changes."""
+
+    # From there
+
+    def on_frames(self, frames: list[Frame]) -> None:
+        """Take in what it sent; one that sends what it may not is cut off."""
+        for frame in frames:
+            if self._over:
+                return
+            try:
+                known = self.from_there(frame) if self._welcome else self._first(frame)
+            except TransportError as error:
+                _log.error("cut off %s %s: %s", self.role, self.name, error)
+                self.close("cut off")
+                return
+            if not known:
+                _log.error("cut off %s %s: it sent %r", self.role, self.name, type(frame).__name__)
+                self.close("cut off")
+                return
+
+    @abstractmethod
+    def introduction(self, frame: Frame) -> Machine | FarGateway | None:
+        """Its first frame, if that is one."""
+
+    @abstractmethod
+    def from_there(self, frame: Frame) -> bool:
+        """It sent something; False for what it may not send. Raises :class:`TransportError` for nonsense."""
+
+    @abstractmethod
+    def from_controller(self, link: Link, frames: list[Frame]) -> None:
+        """The controller sent something."""
+
+    def inward(self, frame: Frame) -> None:
+        """Have the controller told."""
+        if self._inside is None:
+            self._early.append(frame)
+        else:
+            self._inside.send(frame)
+
+    def welcomed(self) -> None:  # noqa: B027 - only some have something to say
+        """It may join, and the controller does not know of it yet."""
+
+    def _first(self, frame: Frame) -> bool:
+        shown = self.introduction(frame)
+        if shown is None:
+            return False
+        refused = self._judge(shown)
+        if refused is not None:
+            self.refuse(refused)
+            return True
+        self._welcome = True
+        self.welcomed()
+        self._reaching = asyncio.get_running_loop().create_task(self._reach())
+        return True
+
+    async def _reach(self) -> None:
+        """Connect to the controller as that process."""
+        own = hello(self.role, self.inside_name)
+        try:
+            inside = await connect(self._controller, own, self.from_controller, self._controller_lost)
+        except TransportError as error:
+            self.close(str(error))
+            return
+        self._inside = inside
+        _log.info("%s %s joins from %s", self.role, self.name, self.link.at)
+        early, self._early = self._early, []
+        for frame in early:
+            inside.send(frame)
+
+    def _controller_lost(self, link: Link) -> None:
+        self.close(link.lost_because)
+
+
+# ------------------------------------------------------------
+# What an INFER on another machine takes, seen from here: the lane there, and the way to it and back.
+#
+# The controller plans with these durations, so the way is part of its estimates. It reads no clock.
+
+
+KEYS_MAX: Final = 1024
+"""Kinds of INFERs whose way there is remembered."""
+_FADE: Final = 8
+"""The longest way fades by this part with each that was shorter."""
+
+Key = tuple[str, int, int]
+"""Code, batch size, bytes of inputs."""
+
+
+class LaneTiming:
+    """Of one device."""
+
+    def __init__(self) -> None:
+        self._ended_ns = 0  # when the last result came
+        self._way_ns: dict[Key, int] = {}  # how long inputs took, lately
+
+    def ordered(self, action: Infer, key: Key) -> Infer:
+        """An INFER with the window in which it may start there: the way to it is not held against it."""
+        way_ns = self._way_ns.get(key, 0)
+        if not way_ns:
+            return action
+        window = Window(action.window.earliest_ns, action.window.latest_ns + way_ns)
+        return structs.replace(action, window=window)
+
+    def ended(self, result: Result, key: Key, sent_ns: int, now_ns: int, output_bytes: int) -> Result:
+        """A result, complete since ``now_ns``, of what was sent at ``sent_ns``; on our clock."""
+        if result.status is not Status.OK:
+            return structs.replace(result, started_ns=now_ns, ended_ns=now_ns)
+        lane_ns = max(0, result.lane_ns)
+        # It had the lane, or the way to it, for itself since the one before it came back.
+        started_ns = min(max(sent_ns, self._ended_ns), now_ns - lane_ns)
+        self._ended_ns = now_ns
+        over_ns = now_ns - started_ns - lane_ns
+        in_ns = over_ns * (key[2] + 1) // (key[2] + output_bytes + 2)
+        self._learn(key, in_ns)
+        return structs.replace(
+            result, started_ns=started_ns, ended_ns=now_ns, input_ns=result.input_ns + in_ns,
+            output_ns=result.output_ns + over_ns - in_ns,
+        )  # fmt: skip
+
+    def _learn(self, key: Key, in_ns: int) -> None:
+        before_ns = self._way_ns.pop(key, 0)
+        if len(self._way_ns) >= KEYS_MAX:
+            del self._way_ns[next(iter(self._way_ns))]
+        self._way_ns[key] = max(in_ns, before_ns - before_ns // _FADE)
+
+
+def not_after(result: Result, now_ns: int) -> Result:
+    """The result of a LOAD or UNLOAD: clocks are known to some error, and nothing ends in the future."""
+    ahead_ns = result.ended_ns - now_ns
+    if ahead_ns <= 0:
+        return result
+    return structs.replace(result, started_ns=result.started_ns - ahead_ns, ended_ns=now_ns)
+
+
+# ------------------------------------------------------------
+# What is in flight on one machine's worker: INFERs with their tensors, in regions of gateways here.
+#
+# It decides nothing. Nothing is written for an action that has ended.
+
+
+@dataclass(slots=True)
+class _Sent:
+    """An action without a result. ``calls`` of an INFER, ``packed`` its inputs as they travel."""
+
+    action: Load | Unload | Infer
+    at_ns: int
+    calls: list[OpenCall] = field(default_factory=list)
+    packed: list[tuple[TensorRef, ...]] = field(default_factory=list)
+    key: Key = ("", 0, 0)
+
+
+class Actions:
+    """Of one worker. For one thread."""
+
+    def __init__(self) -> None:
+        self.regions = RegionMap()
+        self._calls = Calls(self.regions)
+        self._sent: dict[int, _Sent] = {}  # all and only actions in flight
+        self._timing: dict[str, LaneTiming] = {}  # by device
+
+    def __len__(self) -> int:
+        return len(self._sent)
+
+    def send(self, action: Load | Unload, now_ns: int) -> None:
+        """It is passed on as it is."""
+        self._sent[action.action_id] = _Sent(action, now_ns)
+
+    def send_infer(self, action: Infer, now_ns: int) -> Infer | Result:
+        """What to send there, before the :meth:`inputs`; or, if its tensors are gone, its result."""
+        try:
+            calls = self._calls.open(action)
+        except (RegionGone, BadTensors) as error:
+            status = Status.INPUT_GONE if isinstance(error, RegionGone) else Status.BAD_ACTION
+            return _refusal(action, status, str(error), now_ns)
+        runs = [packed(call.tensors.refs) for call in calls]
+        key = (action.code_id, action.batch, sum(map(run_bytes, runs)))
+        self._sent[action.action_id] = _Sent(action, now_ns, calls, runs, key)
+        bare = tuple(
+            [
+                structs.replace(call, tensors=on_the_way(run, opened.tensors.output_bytes))
+                for call, run, opened in zip(action.calls, runs, calls, strict=True)
+            ]
+        )
+        return self._of(action.device).ordered(structs.replace(action, calls=bare), key)
+
+    def inputs(self, action_id: int) -> Iterator[Frame]:
+        """The inputs of an INFER, as long as it is in flight."""
+        sent = self._sent.get(action_id)
+        for at, call in enumerate(sent.calls if sent is not None else ()):
+            assert sent is not None
+            refs, run = call.tensors.refs, sent.packed[at]
+            yield from pieces(action_id, at, refs, run, call.memory, lambda: action_id in self._sent)
+
+    def write(self, piece: Piece) -> None:
+        """Outputs came. Raises :class:`TransportError` if they lie outside of their room."""
+        sent = self._sent.get(piece.action_id)
+        if sent is None or not 0 <= piece.call < len(sent.calls):
+            raise TransportError(f"it sent outputs of action {piece.action_id}, which it was not given")
+        room = sent.calls[piece.call].buffers.output
+        end = piece.at + len(piece.data)
+        if piece.at < 0 or end > len(room):
+            raise TransportError(
+                f"it sent outputs of {len(piece.data)} bytes at {piece.at}, the room is {len(room)}"
+            )
+        room[piece.at : end] = piece.data
+
+    def end(self, result: Result, now_ns: int) -> Result:
+        """The result as the controller gets it. Raises :class:`TransportError` if none was due."""
+        sent = self._sent.pop(result.action_id, None)
+        if sent is None or sent.action.device != result.device:
+            raise TransportError(f"it sent a result of action {result.action_id}, which it was not given")
+        if not isinstance(sent.action, Infer):
+            return not_after(result, now_ns)
+        if result.status is Status.OK:
+            try:
+                result = structs.replace(result, outputs=_outputs(sent, result))
+            except RegionGone as error:
+                result = _refusal(sent.action, Status.INPUT_GONE, str(error), now_ns)
+            except DeviceError as error:
+                result = _refusal(sent.action, Status.DEVICE_FAULT, str(error), now_ns)
+        written = sum([ref.nbytes for call in sent.calls for ref in call.buffers.outputs])
+        return self._of(result.device).ended(result, sent.key, sent.at_ns, now_ns, written)
+
+    def _of(self, device: str) -> LaneTiming:
+        return self._timing.setdefault(device, LaneTiming())
+
+
+def _outputs(sent: _Sent, result: Result) -> tuple[bytes, ...]:
+    if len(result.outputs) != len(sent.calls):
+        raise DeviceError(f"outputs: expected those of {len(sent.calls)} calls, found {len(result.outputs)}")
+    for call, encoded in zip(sent.calls, result.outputs, strict=True):
+        try:
+            call.buffers.outputs.extend(decode(encoded).refs)
+        except TransportError as error:
+            raise DeviceError(f"outputs: {error}") from None
+    check_epochs(sent.calls)
+    return encode_outputs(sent.calls)
+
+
+def _refusal(action: Infer, status: Status, message: str, now_ns: int) -> Result:
+    return Result(
+        action_id=action.action_id, device=action.device, status=status, started_ns=now_ns, ended_ns=now_ns,
+        message=message,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------
+# One worker on another machine, as the bridge has it. It decides nothing.
+
+
+class WorkerPeer(Peer):
+    """See :class:`Peer`."""
+
+    role: ClassVar[Role] = Role.WORKER
+
+    def __init__(
+        self, link: MachineLink, controller: Path, models: Mapping[str, Model], judge: Judge,
+        on_gone: Callable[[Peer], None],
+    ) -> None:  # fmt: skip
+        super().__init__(link, controller, models, judge, on_gone)
+        self._actions = Actions()
+        self._codes: dict[str, CodeAdded] = {}  # that the controller wants there
+
+    @property
+    def inside_name(self) -> str:
+        """As a worker of the server's own would be called."""
+        return f"worker-{self.name}"
+
+    def on_catalogue(self, frame: ModelAdded | ModelRemoved) -> None:
+        """It wants the weights of all that is served."""
+        self.link.send(frame)
+
+    # From there
+
+    def introduction(self, frame: Frame) -> Machine | None:
+        """What it runs."""
+        return frame if isinstance(frame, Machine) and frame.worker == self.name else None
+
+    def welcomed(self) -> None:
+        """Before any code: what is asked of it first is fetched before it is ready."""
+        for model in self.models.values():
+            self.link.send(ModelAdded(model=model))
+
+    def from_there(self, frame: Frame) -> bool:
+        """Outputs, results, what it lacks."""
+        match frame:
+            case Piece():
+                self._actions.write(frame)
+            case Result():
+                self.inward(self._actions.end(frame, time.monotonic_ns()))
+            case CodeReady() | DeviceNumbers() | ArtefactDamaged():
+                self.inward(frame)
+            case WorkerJoined():
+                if [spec.device for spec in frame.devices] != [self.name]:
+                    raise TransportError(f"it has not one device that is called {self.name}")
+                self.inward(structs.replace(frame, worker=self.inside_name))
+            case Fetch():
+                self._fetch(frame)
+            case _:
+                return False
+        return True
+
+    # From the controller
+
+    def from_controller(self, link: Link, frames: list[Frame]) -> None:
+        """Actions and codes."""
+        now_ns = time.monotonic_ns()
+        for frame in frames:
+            match frame:
+                case Beat():
+                    link.send(frame)  # the silence of the other link is watched there
+                case Infer():
+                    self._infer(frame, now_ns)
+                case Load() | Unload():
+                    self._actions.send(frame, now_ns)
+                    self.link.send(frame)
+                case CodeAdded():
+                    self._codes[frame.code.code_id] = frame
+                    self.link.send(frame)
+                case CodeRemoved():
+                    self._codes.pop(frame.code_id, None)
+                    self.link.send(frame)
+                case ModelAdded():
+                    pass  # the bridge has them from its own link
+                case _:
+                    _log.error("the controller sent a %s, which no worker takes", type(frame).__name__)
+
+    def _infer(self, action: Infer, now_ns: int) -> None:
+        found = self._actions.send_infer(action, now_ns)
+        if isinstance(found, Result):
+            self.inward(found)
+            return
+        self.link.send(found)
+        self.link.queue(self._actions.inputs(action.action_id))
+
+    # Artefacts
+
+    def _fetch(self, asked: Fetch) -> None:
+        """Send what it lacks, if it is among what the controller wants there or serves."""
+        parts = no_parts(asked, f"{asked.what} {asked.name} is not served here")
+        if asked.what == "code" and (added := self._codes.get(asked.name)) is not None:
+            parts = code_parts(asked, added.code)
+        elif asked.what == "weights":
+            for model in self.models.values():
+                if model.weights.weights_id == asked.name:
+                    parts = weights_parts(asked, model.weights)
+                    break
+        self.link.queue(parts, bulk=True)

@@ -1,0 +1,300 @@
+"""Artefacts for machines that lack them: sent part by part, put together, kept in their own cache."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from msgspec import structs
+
+from clockwork_serve.errors import RepositoryError
+from clockwork_serve.integrity import hash_of
+from clockwork_serve.messages import (
+    ArtefactDamaged,
+    Code,
+    CodeAdded,
+    Fetch,
+    Frame,
+    Load,
+    Model,
+    Part,
+    Weights,
+)
+from clockwork_serve.serve.remote.link import PIECE_BYTES
+from clockwork_serve.serve.worker.verifier import is_blob
+from clockwork_serve.store import Cache, opened_code
+from clockwork_serve.units import GIB
+
+# ------------------------------------------------------------
+# Artefacts as they travel to machines that lack them: files read part by part, and put together again.
+#
+# Weights are named by the hash of their content, and a code's record has the hash of each of its files: all
+# are checked when they arrive. Python models stay where they are: they are a user's program.
+
+
+CODE_BYTES_MAX: Final = GIB
+"""Of a code's files, which are held in memory until all of them are there."""
+
+
+class ArrivedDamaged(RepositoryError):
+    """What came is not what was asked for: it is damaged where it came from."""
+
+
+def no_parts(asked: Fetch, why: str) -> Iterator[Frame]:
+    """It does not come."""
+    yield Part(what=asked.what, name=asked.name, last=True, error=why)
+
+
+def weights_parts(asked: Fetch, weights: Weights) -> Iterator[Frame]:
+    """A blob."""
+    if not is_blob(weights):
+        yield from no_parts(asked, "they are no file of their own")
+        return
+    yield from _parts(asked, [Path(weights.path)])
+
+
+def code_parts(asked: Fetch, code: Code) -> Iterator[Frame]:
+    """A code's folder."""
+    if code.backend == "python":
+        yield from no_parts(asked, "a Python model is a program, and is not sent to other machines")
+        return
+    folder = Path(code.path)
+    try:
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+    except OSError as error:
+        yield from no_parts(asked, f"{folder}: {error.strerror}")
+        return
+    yield from _parts(asked, files)
+
+
+def _parts(asked: Fetch, files: list[Path]) -> Iterator[Frame]:
+    try:
+        for path in files:
+            with path.open("rb") as file:
+                while data := file.read(PIECE_BYTES):
+                    yield Part(what=asked.what, name=asked.name, file=path.name, data=data)
+    except OSError as error:
+        yield from no_parts(asked, f"{error.filename}: {error.strerror}")
+        return
+    yield Part(what=asked.what, name=asked.name, last=True)
+
+
+class Arriving:
+    """An artefact that comes part by part, and is in the cache once the last one came."""
+
+    def __init__(self, asked: Fetch, cache: Cache) -> None:
+        self._asked = asked
+        self._cache = cache
+        self._files: dict[str, bytearray] = {}
+        self._bytes = 0
+        self._digest = hashlib.sha256()
+        self._draft = None if asked.what == "code" else (cache.scratch() / "blob").open("wb")
+
+    def close(self) -> None:
+        """It comes no further."""
+        if self._draft is not None:
+            self._draft.close()
+            Path(self._draft.name).unlink(missing_ok=True)
+
+    def take(self, part: Part) -> None:
+        """One more. Raises :class:`RepositoryError`, and OSError where the disk is full."""
+        self._bytes += len(part.data)
+        if self._draft is not None:
+            self._draft.write(part.data)
+            self._digest.update(part.data)
+        elif self._bytes > CODE_BYTES_MAX:
+            raise RepositoryError(f"code {part.name} has more than {CODE_BYTES_MAX} bytes")
+        elif part.file:
+            self._files.setdefault(part.file, bytearray()).extend(part.data)
+        if part.last:
+            self._store(part)
+
+    def _store(self, part: Part) -> None:
+        if part.error:
+            raise RepositoryError(part.error)
+        if self._draft is None:
+            self._store_code(part.name)
+            return
+        self._draft.close()
+        if self._digest.hexdigest() != part.name:
+            raise ArrivedDamaged(f"weights {part.name}: found others of {self._bytes} bytes")
+        self._cache.take_weights(Path(self._draft.name), part.name)
+
+    def _store_code(self, code_id: str) -> None:
+        try:
+            code = opened_code(code_id, bytes(self._files.pop("code.json", b"")))
+        except ValueError as error:
+            raise ArrivedDamaged(f"code {code_id}: its description cannot be read: {error}") from None
+        files = {file.name: bytes(self._files.get(file.name, b"")) for file in code.files}
+        for file in code.files:
+            if hash_of(files[file.name]) != file.sha256:
+                raise ArrivedDamaged(f"code {code_id}: {file.name}: found other content")
+        self._cache.save_code(code, files)
+
+
+# ------------------------------------------------------------
+# Artefacts of a worker far from the server's cache: looked for in its own, fetched once if not there.
+
+
+AT_ONCE: Final = 2
+"""Artefacts asked for at a time: the next one is on its way when one ends."""
+
+_log = logging.getLogger(__name__)
+
+Then = Callable[[str], None]
+"""Told once an artefact is there, or why it is not."""
+
+
+class MachineArtefacts:
+    """For one thread.
+
+    ``ask`` sends a question to the server, ``tell`` what arrived damaged from there; ``verify`` has files
+    looked at some time that are here.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        ask: Callable[[Fetch], None],
+        tell: Callable[[ArtefactDamaged], None] = lambda damaged: None,
+        verify: Callable[[Weights], None] = lambda weights: None,
+    ) -> None:
+        self._cache = cache
+        self._ask = ask
+        self._tell = tell
+        self._verify = verify
+        self._models: dict[str, Model] = {}
+        self._waiting: dict[Fetch, list[Then]] = {}  # all and only artefacts that are to come, in order
+        self._arriving: dict[Fetch, Arriving] = {}  # those of them that were asked for
+        self._failed: dict[str, str] = {}  # ids of what the server will not give, and why
+
+    def close(self) -> None:
+        """Nobody waits any more."""
+        self.forget()
+        self._cache.close()
+
+    def forget(self) -> None:
+        """The server is gone: nothing comes, and the next one tells anew what it serves."""
+        for arriving in self._arriving.values():
+            arriving.close()
+        self._arriving.clear()
+        self._waiting.clear()
+        self._failed.clear()
+        self._models.clear()
+
+    def add_model(self, model: Model) -> None:
+        """The server serves it: its weights may be wanted."""
+        self._models[model.key] = model
+        if is_blob(model.weights):
+            here = structs.replace(
+                model.weights, path=str(self._cache.weights_path(model.weights.weights_id))
+            )
+            self._need("weights", here.weights_id, lambda error: None if error else self._verify(here))
+
+    def damaged(self, damaged: ArtefactDamaged) -> None:
+        """An artefact here is not what its name says: it goes out of the way, and is fetched when wanted."""
+        self._cache.inspect(damaged.what, damaged.name)
+
+    def remove_model(self, key: str) -> None:
+        """It serves it no more."""
+        self._models.pop(key, None)
+
+    def code(self, added: CodeAdded, then: Callable[[CodeAdded, str], None]) -> None:
+        """Call ``then`` once a code, and the weights of all its models, are here; or with a reason."""
+        code_id = added.code.code_id
+        if added.code.backend == "python":
+            then(added, "Python models run on the server's own machine only; they are not sent to others")
+            return
+        wanted = [("code", code_id)]
+        wanted += [
+            ("weights", model.weights.weights_id)
+            for model in self._models.values()
+            if model.code_id == code_id and is_blob(model.weights)
+        ]
+        left = len(wanted)
+
+        def arrived(error: str) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                self._coded(added, then)
+
+        for what, name in wanted:
+            self._need(what, name, arrived, first=what == "code")
+
+    def _coded(self, added: CodeAdded, then: Callable[[CodeAdded, str], None]) -> None:
+        code_id = added.code.code_id
+        code = self._cache.code(code_id)
+        if code is None:
+            then(added, f"its artefact could not be fetched: {self._failed.get(code_id, 'it is not there')}")
+        else:
+            then(structs.replace(added, code=code), "")
+
+    def load(self, action: Load, then: Callable[[Load], None]) -> bool:
+        """A LOAD with its weights from here; False, and ``then`` is called later, if they have to come."""
+        if not is_blob(action.weights):
+            then(action)
+            return True
+        weights_id = action.weights.weights_id
+        path = str(self._cache.weights_path(weights_id))
+        here = structs.replace(action, weights=structs.replace(action.weights, path=path))
+        if Path(path).exists():
+            then(here)
+            return True
+        self._need("weights", weights_id, lambda error: then(here), first=True)
+        return False
+
+    def take(self, part: Part) -> None:
+        """Part of an artefact came."""
+        asked = Fetch(what=part.what, name=part.name)
+        arriving = self._arriving.get(asked)
+        if arriving is None:
+            return
+        error = ""
+        try:
+            arriving.take(part)
+        except (RepositoryError, OSError) as failure:
+            error = str(failure)
+            self._failed[part.name] = error
+            if isinstance(failure, ArrivedDamaged):
+                self._tell(ArtefactDamaged(what=part.what, name=part.name, message=error))
+            _log.error("%s %s cannot be had: %s", part.what, part.name, error)
+        if part.last or error:
+            arriving.close()
+            del self._arriving[asked]
+            for then in self._waiting.pop(asked, []):
+                then(error)
+            self._ask_next()
+
+    def _need(self, what: str, name: str, then: Then, *, first: bool = False) -> None:
+        there = self._cache.code(name) if what == "code" else self._cache.weights_path(name).exists()
+        if there:
+            then("")
+            return
+        asked = Fetch(what=what, name=name)
+        waiting = self._waiting.setdefault(asked, [])
+        waiting.append(then)
+        if first and asked not in self._arriving:
+            self._arrive(asked)
+        self._ask_next()
+
+    def _ask_next(self) -> None:
+        for asked in list(self._waiting):
+            if len(self._arriving) >= AT_ONCE:
+                return
+            if asked not in self._arriving:
+                self._arrive(asked)
+
+    def _arrive(self, asked: Fetch) -> None:
+        try:
+            self._arriving[asked] = Arriving(asked, self._cache)
+        except OSError as error:
+            self._failed[asked.name] = f"it cannot be stored: {error}"
+            _log.error("%s %s cannot be stored: %s", asked.what, asked.name, error)
+            for then in self._waiting.pop(asked, []):
+                then(str(error))
+            return
+        self._ask(asked)

@@ -1,0 +1,224 @@
+"""A worker on another machine than its controller: the same lanes, behind a link over the network.
+
+What it holds in memory is told to nobody: after a lost link it joins with empty memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import msgspec
+
+from clockwork_serve import __version__
+from clockwork_serve.devices.base import Device
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.messages import (
+    ArtefactDamaged,
+    CodeAdded,
+    CodeReady,
+    CodeRemoved,
+    Fetch,
+    Frame,
+    Hello,
+    Infer,
+    Keep,
+    Load,
+    Machine,
+    ModelAdded,
+    ModelRemoved,
+    Part,
+    Piece,
+    Refused,
+    Result,
+    Unload,
+    WorkerJoined,
+)
+from clockwork_serve.serve.remote.config import MachineConfig
+from clockwork_serve.serve.remote.link import MachineLink, MachineTensors, connect_machine, waiting_s
+from clockwork_serve.serve.remote.tls import ClusterContext
+from clockwork_serve.serve.remote.transfer import MachineArtefacts
+from clockwork_serve.serve.transport import Link
+from clockwork_serve.serve.worker.host import RETRY_S, WorkerHost
+from clockwork_serve.store import Cache, runtime_fingerprint
+from clockwork_serve.worker import WorkerEvent
+
+RETRY_S_MAX: Final = 1.0
+"""A network that heals is used again so soon."""
+LAST_WORDS_S: Final = 2.0
+
+_log = logging.getLogger(__name__)
+
+
+class MachineHost(WorkerHost):
+    """See :class:`WorkerHost`. ``machine`` says where the server is."""
+
+    def __init__(
+        self, name: str, run_dir: Path, devices: Mapping[str, Device], machine: MachineConfig, *,
+        realtime: bool = False, tidy: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        super().__init__(name, run_dir, devices, realtime=realtime, tidy=tidy)
+        self._machine = machine
+        self._context = ClusterContext(machine.files, server=False)
+        self._dice = Random()
+        self._artefacts = MachineArtefacts(
+            Cache(machine.cache_dir, reads_weights=False), self._ask, self._tell_damage, self.verifier.add
+        )
+        self._tensors = MachineTensors(machine.region_bytes, self._post)
+        self._removed: set[str] = set()  # codes that the controller no longer wants, though they may come
+        self._refused: asyncio.Future[None] = self._loop.create_future()
+        self._linked_s = 0.0  # when the last link began
+        self._pause_s = 0.0  # before the next one
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """As at home. Raises :class:`ConfigError` if the server will not have this worker."""
+        serving = self._loop.create_task(super().run(stop))
+        await asyncio.wait((serving, self._refused), return_when=asyncio.FIRST_COMPLETED)
+        if not serving.done():
+            stop.set()
+        await serving
+        self._artefacts.close()
+        self._tensors.close()
+        if self._refused.done():
+            self._refused.result()
+
+    # Joining
+
+    async def _connect(self, own: Hello) -> Link:
+        machine = self._machine
+        await asyncio.sleep(self._pause_s)
+        link = await connect_machine(
+            (machine.host, machine.port), self._context.now(), own, self._on_frames, self._on_lost,
+            machine.silence_s,
+        )  # fmt: skip
+        self._linked_s = self._loop.time()
+        return link
+
+    def _retry_s(self, tries: int) -> float:
+        return float(min(RETRY_S_MAX, RETRY_S * 2 ** min(tries - 1, 10)) * self._dice.uniform(0.5, 1.0))
+
+    def _offer(self, link: Link) -> None:
+        machine = Machine(
+            worker=self._name, version=__version__, runtime=runtime_fingerprint(), kinds=self._machine.kinds
+        )
+        link.send(machine)
+        # With empty memory, whatever is there: where a server is new, its weights have other versions.
+        for answer in self._found():
+            empty = isinstance(answer, WorkerJoined)
+            link.send(msgspec.structs.replace(answer, states=()) if empty else answer)
+        self.hands.post(*(Keep(device=spec.device) for spec in self._specs))
+        _log.info("offered %s to %s:%d", self._name, self._machine.host, self._machine.port)
+
+    def _on_refused(self, link: Link, refused: Refused) -> None:
+        if refused.final:
+            if not self._refused.done():
+                self._refused.set_exception(
+                    ConfigError(f"the server does not take {self._name}: {refused.why}")
+                )
+            return
+        _log.warning("the server does not take this worker yet: %s", refused.why)
+
+    def _on_lost(self, link: Link) -> None:
+        # A server that lets go at once is asked less and less often.
+        short = self._loop.time() - self._linked_s < RETRY_S_MAX
+        self._pause_s = min(RETRY_S_MAX, 2 * self._pause_s or RETRY_S) if short else 0.0
+        super()._on_lost(link)
+        self._artefacts.forget()
+        self._tensors.renew()
+        self.hands.regions.prune()
+
+    async def _last_words(self) -> None:
+        end_s = self._loop.time() + LAST_WORDS_S
+        while isinstance(self._link, MachineLink) and not self._link.all_sent:
+            if self._loop.time() > end_s:
+                return
+            await asyncio.sleep(0.01)
+
+    # What comes
+
+    def _on_frames(self, link: Link, frames: list[Frame]) -> None:
+        for frame in frames:
+            match frame:
+                case Piece():
+                    self._tensors.write(frame)
+                case Infer():
+                    if (refusal := self._tensors.take(frame)) is not None:
+                        link.send(refusal)
+                case Load():
+                    self._load(link, frame)
+                case CodeAdded():
+                    self._removed.discard(frame.code.code_id)
+                    self._artefacts.code(frame, self._on_code)
+                case CodeRemoved():
+                    self._removed.add(frame.code_id)
+                    self._post(frame)
+                case Unload():
+                    self._post(frame)
+                case ModelAdded():
+                    self._artefacts.add_model(frame.model)
+                case ModelRemoved():
+                    self._artefacts.remove_model(frame.model)
+                case Part():
+                    self._artefacts.take(frame)
+                case Refused():
+                    self._on_refused(link, frame)
+                case _:
+                    _log.error("the server sent a %s, which no worker takes", type(frame).__name__)
+
+    def _post(self, event: WorkerEvent) -> None:
+        self.hands.post(event)
+        self._deliver()
+
+    def _load(self, link: Link, action: Load) -> None:
+        """A LOAD waits for its weights within its window; then its lane refuses it."""
+        waits = True
+
+        def go(there: Load) -> None:
+            nonlocal waits
+            if waits and self._link is link:
+                waits = False
+                self._post(there)
+
+        if not self._artefacts.load(action, go):
+            left_ns = action.window.latest_ns - time.monotonic_ns()
+            self._loop.call_later(waiting_s(left_ns), go, action)
+
+    def _on_code(self, added: CodeAdded, error: str) -> None:
+        code = added.code
+        if not error:
+            if code.code_id not in self._removed:
+                self._post(added)
+            return
+        for spec in self._specs:
+            if spec.runs(code.backend) and self._link is not None:
+                self._link.send(CodeReady(device=spec.device, code_id=code.code_id, ok=False, message=error))
+
+    def _tell_damage(self, damaged: ArtefactDamaged) -> None:
+        if self._link is not None:
+            self._link.send(damaged)
+
+    def _ask(self, asked: Fetch) -> None:
+        if self._link is not None:
+            self._link.send(asked)
+
+    # What goes
+
+    def _deliver(self) -> None:
+        answers = self.hands.take()
+        link = self._link
+        if link is None:
+            return
+        assert isinstance(link, MachineLink)
+        for answer in answers:
+            if isinstance(answer, ArtefactDamaged):
+                self._artefacts.damaged(answer)
+            if isinstance(answer, Result):
+                link.queue(self._tensors.answer(answer))
+            else:
+                link.send(answer)
+        link.flush()

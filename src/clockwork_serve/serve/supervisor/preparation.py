@@ -1,0 +1,520 @@
+"""Compiles and profiles a repository in a child process, and keeps the catalogue of what is served.
+
+Artefacts that were found damaged are made again here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from clockwork_serve.devices import DeviceConfig
+from clockwork_serve.errors import ClockworkError, ConfigError, RepositoryError
+from clockwork_serve.integrity import unsealed
+from clockwork_serve.messages import (
+    ArtefactDamaged,
+    CodeAdded,
+    CodeRemade,
+    CodeRemoved,
+    DamageCounted,
+    Frame,
+    Model,
+    ModelAdded,
+    ModelRemoved,
+    Profile,
+)
+from clockwork_serve.serve.supervisor.processes import Child, Launch, describe_exit
+from clockwork_serve.store import Damage, Problem, Served, StoreConfig
+
+# ------------------------------------------------------------
+# Compiles and profiles what a repository holds, in a child process; the keeper stays light and cannot crash.
+#
+# The child tells its progress, one JSON record a line, on stdout, and leaves what it made in a file.
+
+
+RESULT: Final = "prepared"
+"""Where its seal says that the result belongs."""
+
+_log = logging.getLogger(__name__)
+
+
+class SuspectArtefact(Struct, frozen=True):
+    """An artefact that someone found damaged: ``code`` or ``weights``, and its id."""
+
+    what: str
+    name: str
+
+
+class Preparation(Struct, frozen=True, kw_only=True):
+    """What to prepare: all models of a repository, or only ``names``. ``result`` is the file to write.
+
+    Weights are read and hashed where ``names`` are given; at a start, their sizes are compared, and each
+    worker verifies what it copies. ``suspects`` are read in any case. What is damaged is set aside, and made.
+
+    ``nice`` lowers the child's priority, for when others serve. ``crashed`` versions are left out.
+    ``threads`` compile (None: as many as there are cores). ``memory_bytes``: the most that the child and each
+    that it starts may take (0: any). ``silence_s``: so long after its last word it is stuck, and is killed.
+    """
+
+    repository: str
+    store: StoreConfig
+    devices: tuple[DeviceConfig, ...]
+    result: str
+    names: tuple[str, ...] = ()
+    suspects: tuple[SuspectArtefact, ...] = ()
+    nice: int = 0
+    crashed: tuple[Problem, ...] = ()
+    threads: int | None = None
+    memory_bytes: int = 0
+    silence_s: float = 900.0
+    log_level: str = "info"
+    log_format: str = "text"
+
+
+class Prepared(Struct, frozen=True, kw_only=True):
+    """What can be served and what cannot; ``names`` are the models that were looked at.
+
+    ``damage`` is what was found in the cache, and set aside.
+    """
+
+    names: tuple[str, ...]
+    served: tuple[Served, ...]
+    profiles: tuple[Profile, ...]
+    problems: tuple[Problem, ...]
+    warnings: tuple[str, ...] = ()
+    damage: tuple[Damage, ...] = ()
+
+
+class Progress(Struct, frozen=True, kw_only=True, tag="progress"):
+    """How far a start is; ``stage`` is ``compile``, ``profile`` or ``start``."""
+
+    stage: str
+    done: int
+    total: int
+    text: str = ""
+
+
+class Failure(Struct, frozen=True, kw_only=True, tag="failure"):
+    """Nothing could be prepared; ``setting`` tells a wrong setting from a wrong repository."""
+
+    text: str
+    setting: bool = False
+
+
+class Begun(Struct, frozen=True, kw_only=True, tag="begun", omit_defaults=True):
+    """A version that is being compiled from now on; of no name: all are compiled."""
+
+    model: str = ""
+    version: str = ""
+
+
+OnProgress = Callable[[Progress], None]
+
+
+async def prepare(
+    preparation: Preparation, on_progress: OnProgress, on_line: Callable[[str], None]
+) -> Prepared:
+    """Run a child that prepares; cancelling stops it.
+
+    If it is killed while it compiles, another one does the same in one thread, so that it is known of which
+    model; and another one all but that model, which becomes a problem.
+
+    Raises :class:`RepositoryError` or :class:`ConfigError` if it could do nothing at all.
+    """
+    while True:
+        ended = await _run(preparation, on_progress, on_line)
+        if ended.status >= 0 or not ended.begun.model:
+            return ended.prepared(preparation)
+        if preparation.threads == 1:
+            problem = _crash(ended, preparation)
+            _log.error("%s", problem)
+            preparation = replace(preparation, crashed=(*preparation.crashed, problem))
+        else:
+            why = "stuck" if ended.stuck else describe_exit(ended.status)
+            _log.error("compiling was %s: again, one by one", why)
+            preparation = replace(preparation, threads=1)
+
+
+class _Ended(Struct, frozen=True):
+    """How a child ended, what it had begun last, and the last lines that it wrote."""
+
+    status: int
+    begun: Begun
+    failure: Failure | None
+    tail: tuple[str, ...]
+    stuck: bool = False
+
+    def prepared(self, preparation: Preparation) -> Prepared:
+        """What it prepared; raises what it failed of."""
+        if self.failure is not None:
+            raise (ConfigError if self.failure.setting else RepositoryError)(self.failure.text)
+        if self.status != 0:
+            said = "\n".join(self.tail)
+            raise RepositoryError(
+                f"compiling ended unexpectedly: {describe_exit(self.status)}; it said:\n{said}"
+            )
+        return _taken(Path(preparation.result))
+
+
+def _crash(ended: _Ended, preparation: Preparation) -> Problem:
+    if ended.stuck:
+        return Problem(
+            model=ended.begun.model,
+            version=ended.begun.version,
+            field="model",
+            expected=f"a model that is compiled within {preparation.silence_s:g} s",
+            found="one that takes longer, or for ever",
+            advice="raise compile_s, or serve a smaller model",
+        )
+    return Problem(
+        model=ended.begun.model,
+        version=ended.begun.version,
+        field="model",
+        expected="a model that can be compiled",
+        found=f"a crash of the compiler ({describe_exit(ended.status)})",
+        advice="try its graph with a plain ONNX Runtime session; SIGKILL may mean that memory was short",
+    )
+
+
+async def _run(preparation: Preparation, on_progress: OnProgress, on_line: Callable[[str], None]) -> _Ended:
+    failures: list[Failure] = []
+    begun = [Begun()]
+    heard = [time.monotonic()]
+
+    def on_output(line: str) -> None:
+        try:
+            said: Progress | Failure | Begun = msgspec.json.decode(line, type=Progress | Failure | Begun)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            on_line(line)  # something a model printed
+            return
+        heard[0] = time.monotonic()
+        match said:
+            case Progress():
+                on_progress(said)
+            case Begun():
+                begun[0] = said
+            case Failure():
+                failures.append(said)
+
+    child = Child(Launch.of("prepare", "supervisor.preparation_process", preparation), on_line, on_output)
+    try:
+        stuck = not await _outlived(child, heard, begun, preparation.silence_s)
+        status = await asyncio.shield(child.ended)
+    except asyncio.CancelledError:
+        await child.stop(grace_s=1.0)
+        raise
+    return _Ended(status, begun[0], failures[0] if failures else None, tuple(child.tail), stuck)
+
+
+async def _outlived(child: Child, heard: list[float], begun: list[Begun], silence_s: float) -> bool:
+    """Whether a child ends by itself; one that says nothing for too long while it compiles is killed."""
+    while True:
+        left_s = heard[0] + silence_s - time.monotonic()
+        if not begun[0].model:
+            left_s = silence_s  # it measures, with limits of its own
+        if left_s <= 0:
+            await child.stop(grace_s=0.0)
+            return False
+        try:
+            await asyncio.wait_for(asyncio.shield(child.ended), left_s)
+        except TimeoutError:
+            continue
+        return True
+
+
+def _taken(result: Path) -> Prepared:
+    try:
+        prepared = msgspec.msgpack.decode(unsealed(RESULT, result.read_bytes()), type=Prepared)
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
+        raise RepositoryError(
+            f"{result}: expected what was compiled, found no such file ({error})"
+        ) from error
+    result.unlink()
+    return prepared
+
+
+# ------------------------------------------------------------
+# What the keeper says is served: models, codes, profiles, and why others are not. It does no I/O.
+
+
+READY: Final = "READY"
+UNAVAILABLE: Final = "UNAVAILABLE"
+
+
+class IndexEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of the repository index; of a model that was never asked for, its name and no more."""
+
+    name: str
+    version: str = ""
+    state: str = ""
+    reason: str = ""
+
+
+class Catalogue:
+    """Models by key and codes by id, as the controller was told; problems of models by name."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, Model] = {}
+        self._codes: dict[str, CodeAdded] = {}  # all and only codes of these models
+        self._problems: dict[str, tuple[Problem, ...]] = {}
+        self._unloaded: dict[str, list[str]] = {}  # versions by name
+
+    @property
+    def models(self) -> list[Model]:
+        """All that are served, ascending by key."""
+        return [self._models[key] for key in sorted(self._models)]
+
+    def names(self) -> set[str]:
+        """Names of all that are served."""
+        return {model.name for model in self._models.values()}
+
+    def frames(self) -> list[Frame]:
+        """All of it, for a controller that knows nothing."""
+        return [*self._codes.values(), *(ModelAdded(model=model) for model in self._models.values())]
+
+    def put(
+        self,
+        names: Iterable[str],
+        served: Sequence[Served],
+        profiles: Sequence[Profile],
+        problems: Sequence[Problem],
+    ) -> list[Frame]:
+        """Serve exactly ``served`` of the models ``names``; what the controller must be told, in order.
+
+        The new comes before the old goes, so that a model is served throughout.
+        """
+        names = set(names)
+        codes = self.codes(served, profiles)
+        self._codes.update((added.code.code_id, added) for added in codes)
+        frames: list[Frame] = [*codes]
+        for each in served:
+            assert each.model.name in names, (each.model.name, names)
+            if self._models.get(each.model.key) != each.model:
+                self._models[each.model.key] = each.model
+                frames.append(ModelAdded(model=each.model))
+        self.note(names, problems)
+        kept = {each.model.key for each in served}
+        gone = [key for key, model in self._models.items() if model.name in names and key not in kept]
+        return frames + self._drop(gone)
+
+    def users(self, suspects: Iterable[SuspectArtefact]) -> tuple[str, ...]:
+        """Names of the models that need any of these artefacts, ascending."""
+        ids = {(suspect.what, suspect.name) for suspect in suspects}
+        return tuple(
+            sorted(
+                {
+                    model.name
+                    for model in self._models.values()
+                    if ("code", model.code_id) in ids or ("weights", model.weights.weights_id) in ids
+                }
+            )
+        )
+
+    def codes(self, served: Sequence[Served], profiles: Sequence[Profile]) -> list[CodeAdded]:
+        """What is new about the codes of ``served``; nothing changes by asking."""
+        found = []
+        for code in {each.code.code_id: each.code for each in served}.values():
+            own = tuple(profile for profile in profiles if profile.code_id == code.code_id)
+            known = self._codes.get(code.code_id)
+            added = CodeAdded(code=code, profiles=own or (known.profiles if known else ()))
+            if known != added:
+                found.append(added)
+        return found
+
+    def unused(self, codes: Iterable[CodeAdded]) -> list[CodeRemoved]:
+        """Of codes that the controller was told, those that no model has."""
+        return [
+            CodeRemoved(code_id=added.code.code_id)
+            for added in codes
+            if added.code.code_id not in self._codes
+        ]
+
+    def still(self, removed: Iterable[ModelRemoved | CodeRemoved]) -> list[Frame]:
+        """Of removals that were put off, those that are as wished still: others may have come back."""
+        return [
+            frame
+            for frame in removed
+            if (
+                frame.model not in self._models
+                if isinstance(frame, ModelRemoved)
+                else frame.code_id not in self._codes
+            )
+        ]
+
+    def remove(self, name: str) -> list[Frame]:
+        """Serve no version of ``name`` any more; what the controller must be told."""
+        gone = [model for model in self.models if model.name == name]
+        if gone:
+            self._unloaded[name] = [model.version for model in gone]
+        return self._drop(model.key for model in gone)
+
+    def index(self, folders: Iterable[str], quarantined: Mapping[str, str] = {}) -> list[IndexEntry]:
+        """All that is known, and the ``folders`` of models that nothing is known of, ascending by name.
+
+        ``quarantined`` tells, by key, why models are served to nobody.
+        """
+        entries = [
+            IndexEntry(
+                name=model.name,
+                version=model.version,
+                state=UNAVAILABLE if key in quarantined else READY,
+                reason=quarantined.get(key, ""),
+            )
+            for key, model in self._models.items()
+        ]
+        for name, problems in self._problems.items():
+            entries.extend(
+                IndexEntry(name=name, version=problem.version, state=UNAVAILABLE, reason=str(problem))
+                for problem in problems
+            )
+        for name, versions in self._unloaded.items():
+            entries.extend(
+                IndexEntry(name=name, version=version, state=UNAVAILABLE, reason="unloaded")
+                for version in versions
+            )
+        known = {entry.name for entry in entries}
+        entries.extend(IndexEntry(name=name) for name in folders if name not in known)
+        return sorted(entries, key=lambda entry: (entry.name, entry.version.zfill(20)))
+
+    def note(self, names: Iterable[str], problems: Sequence[Problem]) -> None:
+        """Tell in the index why of ``names`` not all that was asked for is served."""
+        for name in names:
+            self._unloaded.pop(name, None)
+            self._problems.pop(name, None)
+        for problem in problems:
+            self._problems[problem.model] = (*self._problems.get(problem.model, ()), problem)
+
+    def _drop(self, keys: Iterable[str]) -> list[Frame]:
+        frames: list[Frame] = []
+        for key in list(keys):
+            del self._models[key]
+            frames.append(ModelRemoved(model=key))
+        used = {model.code_id for model in self._models.values()}
+        for code_id in [code_id for code_id in self._codes if code_id not in used]:
+            del self._codes[code_id]
+            frames.append(CodeRemoved(code_id=code_id))
+        return frames
+
+
+# ------------------------------------------------------------
+# Artefacts that workers found damaged, made again from the repository; one batch at a time.
+#
+# What is suspected is read anew, and set aside if it is damaged; then the models that need it are compiled,
+# as far as they are not there. What cannot be made again is a problem of its model, which is served no more.
+# What a record says of the artefact is never trusted.
+
+
+REST_MAX_S: Final = 60.0
+"""What is damaged again and again is made again after 1, 2, 4 ... s, at most so long."""
+FORGET_S: Final = 3600.0
+
+
+class PrepareModels(Protocol):
+    """Compiles some models after it looked at suspects."""
+
+    def __call__(self, names: tuple[str, ...], suspects: tuple[SuspectArtefact, ...]) -> Awaitable[Prepared]:
+        """What can be served of them."""
+
+
+class Repairs:
+    """For one loop. ``send`` tells the controller, ``report`` logs what was prepared."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        prepare: PrepareModels,
+        send: Callable[..., None],
+        report: Callable[[Prepared], None],
+    ) -> None:
+        self._catalogue = catalogue
+        self._prepare = prepare
+        self._send = send
+        self._report = report
+        self._found: Counter[str] = Counter()
+        self._remade = 0
+        self._lost = 0
+        self._suspects: dict[SuspectArtefact, None] = {}  # in the order they were reported
+        self._repaired_s: dict[SuspectArtefact, tuple[int, float]] = {}  # how often in a row, and when last
+        self._running: asyncio.Task[None] | None = None
+
+    def on_damaged(self, damaged: ArtefactDamaged) -> None:
+        """A worker cannot use an artefact; told again and again until it is whole."""
+        self._suspects[SuspectArtefact(damaged.what, damaged.name)] = None
+        if self._running is None:
+            self._running = asyncio.get_running_loop().create_task(self._run())
+
+    def count(self, damage: Iterable[Damage]) -> None:
+        """Count what was set aside while models were prepared."""
+        self._found.update(one.what for one in damage)
+
+    @property
+    def counted(self) -> DamageCounted:
+        """All that was found since this began."""
+        return DamageCounted(found=dict(self._found), remade=self._remade, lost=self._lost)
+
+    async def close(self) -> None:
+        """Repair no more; the compiler that runs for it is ended first."""
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.wait((self._running,))
+
+    async def _run(self) -> None:
+        try:
+            while self._suspects:
+                now_s = time.monotonic()
+                rest_s = min(self._rest_s(suspect, now_s) for suspect in self._suspects)
+                if rest_s > 0:
+                    await asyncio.sleep(rest_s)
+                    continue
+                batch = tuple([one for one in self._suspects if self._rest_s(one, now_s) <= 0])
+                try:
+                    await self._repair(batch)
+                except ClockworkError as error:
+                    _log.error("damaged artefacts could not be made again: %s", error)
+                for suspect in batch:
+                    # What was reported meanwhile was read before it was whole, or is reported again.
+                    self._suspects.pop(suspect, None)
+        finally:
+            self._running = None
+
+    def _rest_s(self, suspect: SuspectArtefact, now_s: float) -> float:
+        """How long to wait before an artefact is made once more."""
+        times, last_s = self._repaired_s.get(suspect, (0, 0.0))
+        return last_s + min(REST_MAX_S, 2.0 ** (times - 1)) - now_s if times else 0.0
+
+    async def _repair(self, batch: tuple[SuspectArtefact, ...]) -> None:
+        names = self._catalogue.users(batch)
+        _log.warning("making again what is damaged: %s", ", ".join(f"{one.what} {one.name}" for one in batch))
+        try:
+            prepared = await self._prepare(names, batch)
+        finally:
+            self._note(batch)
+        self._report(prepared)
+        names = tuple(sorted(set(names) & self._catalogue.names()))  # unless it was unloaded meanwhile
+        served = [each for each in prepared.served if each.model.name in names]
+        gone = sorted(set(names) - {each.model.name for each in served})
+        for name in gone:
+            _log.error("model %s is served no more: it could not be made again", name)
+        self._remade += len({(one.what, one.name) for one in prepared.damage if one.what != "record"})
+        self._lost += len(gone)
+        problems = [problem for problem in prepared.problems if problem.model in names]
+        frames: list[Frame] = self._catalogue.put(names, served, prepared.profiles, problems)
+        frames += [CodeRemade(code_id=one.name) for one in batch if one.what == "code"]
+        self._send(*frames, self.counted)
+
+    def _note(self, batch: tuple[SuspectArtefact, ...]) -> None:
+        now_s = time.monotonic()
+        for suspect in batch:
+            times, last_s = self._repaired_s.get(suspect, (0, now_s))
+            self._repaired_s[suspect] = (1 if now_s - last_s > FORGET_S else times + 1, now_s)
+        for suspect in [one for one, (_, last_s) in self._repaired_s.items() if now_s - last_s > FORGET_S]:
+            del self._repaired_s[suspect]

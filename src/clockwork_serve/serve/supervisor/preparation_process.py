@@ -1,0 +1,140 @@
+"""The child that compiles and profiles, tells how far it is, and ends. It serves nothing."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+
+from clockwork_serve.devices import DeviceConfig, runs
+from clockwork_serve.errors import ClockworkError, ConfigError
+from clockwork_serve.integrity import sealed
+from clockwork_serve.serve import child
+from clockwork_serve.serve.supervisor.preparation import (
+    RESULT,
+    Begun,
+    Failure,
+    Preparation,
+    Prepared,
+    Progress,
+)
+from clockwork_serve.serve.supervisor.profiling import profile_all
+from clockwork_serve.serve.transport import escaped
+from clockwork_serve.store import Cache, Entry, Problem, ProblemError, Repository, compile_all
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prepare what the JSON in ``argv[1]`` says; returns the exit status."""
+    preparation = msgspec.json.decode(argv[1], type=Preparation)
+    child.prepare("prepare", preparation.log_level, preparation.log_format)
+    os.nice(preparation.nice)
+    if preparation.memory_bytes:
+        limit_memory(preparation.memory_bytes)
+    try:
+        prepared = _prepare(preparation)
+    except ClockworkError as error:
+        _say(Failure(text=str(error), setting=isinstance(error, ConfigError)))
+        return 1
+    Path(preparation.result).write_bytes(sealed(RESULT, escaped(prepared)))
+    return 0
+
+
+def _prepare(preparation: Preparation) -> Prepared:
+    repository = Repository(preparation.repository, preparation.store)
+    asked = bool(preparation.names or preparation.suspects)
+    cache = Cache(preparation.store.cache_dir, reads_weights=asked)
+    missing: list[Problem] = []
+    try:
+        for suspect in preparation.suspects:
+            cache.inspect(suspect.what, suspect.name)
+        entries = _found(repository, preparation, missing) if asked else repository.scan()
+        able, unfit = fitting(entries, preparation.devices)
+        served, problems = compile_all(
+            repository, cache, _teller("compile"), entries=_without(preparation.crashed, able),
+            threads=preparation.threads, begin=lambda name, version: _say(Begun(model=name, version=version)),
+        )  # fmt: skip
+        _say(Begun())
+        profiled = profile_all(served, preparation.devices, cache, _teller("profile"))
+    finally:
+        cache.close()
+    return Prepared(
+        names=preparation.names or tuple(entry.name for entry in entries),
+        served=profiled.without_problems(served),
+        profiles=profiled.profiles,
+        problems=(*preparation.crashed, *problems, *unfit, *profiled.problems, *missing),
+        warnings=profiled.warnings,
+        damage=tuple(cache.damage),
+    )
+
+
+def _found(repository: Repository, preparation: Preparation, missing: list[Problem]) -> list[Entry]:
+    """The models asked for; those that are not there any more are problems, if others are to be repaired."""
+    entries = []
+    for name in preparation.names:
+        try:
+            entries.append(repository.find(name))
+        except ProblemError as error:
+            if not preparation.suspects:
+                raise
+            missing.append(error.problem)
+    return entries
+
+
+def limit_memory(nbytes: int) -> None:
+    """Let this process, and each that it starts, take no more memory of its own than that.
+
+    Not its address space: a GPU's driver reserves far more of it than it uses.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    least = nbytes if most == resource.RLIM_INFINITY else min(nbytes, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (least, most))
+
+
+def fitting(entries: Sequence[Entry], devices: Sequence[DeviceConfig]) -> tuple[list[Entry], list[Problem]]:
+    """The models that some device can run, and what is to be said of the others."""
+    able: list[Entry] = []
+    unfit: list[Problem] = []
+    for entry in entries:
+        if entry.problems or any(runs(config, entry.backend) for config in devices):
+            able.append(entry)
+            continue
+        wanted = "torch-cpu or cuda:0" if entry.backend == "torch" else "cpu"
+        kinds = ", ".join(dict.fromkeys(config.kind for config in devices))
+        unfit.append(
+            Problem(
+                model=entry.name, field="backend",
+                expected=f"one that devices of kind {kinds} run", found=f"a {entry.backend} model",
+                advice=f"give --device {wanted} as well",
+            )
+        )  # fmt: skip
+    return able, unfit
+
+
+def _without(crashed: Sequence[Problem], entries: Sequence[Entry]) -> list[Entry]:
+    """The entries, but for versions that ended such a child as this one."""
+    gone = {(problem.model, problem.version) for problem in crashed}
+    return [
+        replace(entry, versions=tuple([one for one in entry.versions if (entry.name, str(one)) not in gone]))
+        for entry in entries
+    ]
+
+
+def _teller(stage: str) -> Callable[[int, int, str], None]:
+    def tell(done: int, total: int, text: str) -> None:
+        _say(Progress(stage=stage, done=done, total=total, text=text))
+
+    return tell
+
+
+def _say(record: Progress | Failure | Begun) -> None:
+    sys.stdout.write(msgspec.json.encode(record).decode() + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

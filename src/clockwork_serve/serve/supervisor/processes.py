@@ -1,0 +1,638 @@
+"""Child processes: which a server consists of, started, watched, restarted when they die or hang."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from clockwork_serve.devices import DeviceConfig, profile_kind
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.serve.child import BEAT, BEATS_FD_VARIABLE, EXIT_BROKEN, EXIT_CONFIG, KEEPER_PID_VARIABLE
+from clockwork_serve.serve.processes.controller import ControllerProcessConfig
+from clockwork_serve.serve.remote.config import FarServer
+from clockwork_serve.serve.supervisor.config import GatewaysConfig, ServerConfig
+from clockwork_serve.units import KIB
+
+# ------------------------------------------------------------
+# Whether a child process still answers: judged by beats that its loop returns. It ends nobody.
+#
+# Silence is counted in the watcher's own ticks, never by a clock alone: who was paused with all others has
+# missed nobody. A tick counts only as far as the child could have answered in it: one that wants a core and
+# gets none, or waits for a disk, is not stuck.
+
+
+TICK_S: Final = 0.25
+GAP_S: Final = 1.0
+"""A tick that comes so much later than it should: the watcher was paused itself, others perhaps longer."""
+STOPPED_SHARE: Final = 0.4
+"""Of the limit, for a child that is stopped by a signal: it is at nothing that might end by itself."""
+START_TIMES: Final = 40
+"""So many limits for the first beat: a start imports, and collects garbage."""
+
+_CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
+
+
+class ThreadState(Struct, frozen=True):
+    """The main thread of a process: its state as in /proc, and the seconds that it has run."""
+
+    state: str
+    ran_s: float
+
+    @property
+    def stopped(self) -> bool:
+        """By a signal or a debugger."""
+        return self.state in {"T", "t"}
+
+
+def look_at(pid: int) -> ThreadState | None:
+    """None if there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/task/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    # After the name, which is in parentheses and may be anything.
+    fields = stat.rpartition(b")")[2].split()
+    if len(fields) < 13:
+        return None
+    return ThreadState(fields[0].decode(), (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS)
+
+
+class ProcessWatch:
+    """One child. ``limit_s``: so long it may be silent; ``send`` sends it a beat."""
+
+    def __init__(
+        self, pid: int, limit_s: float, send: Callable[[], None],
+        look: Callable[[int], ThreadState | None] = look_at,
+    ) -> None:  # fmt: skip
+        self._pid = pid
+        self._limit_s = limit_s
+        self._send = send
+        self._look = look
+        self._started = False  # it has returned a beat
+        self._asked: ThreadState | None = (
+            None  # as it was seen last, since it was sent a beat that it has not returned
+        )
+        self._silent_s = 0.0
+        self._stopped_s = 0.0
+
+    def heard(self) -> None:
+        """It returned a beat."""
+        self._started = True
+        self._asked = None
+
+    def tick(self, *, paused: bool = False) -> str:
+        """Look at it; why it is to be ended, or "". ``paused``: the watcher was, so silence begins anew."""
+        before, now = self._asked, self._look(self._pid)
+        if now is None:
+            return ""
+        self._asked = now
+        if before is None:
+            self._silent_s = self._stopped_s = 0.0
+            self._send()
+            return ""
+        if paused:
+            self._silent_s = self._stopped_s = 0.0
+        self._stopped_s = self._stopped_s + TICK_S if now.stopped else 0.0
+        self._silent_s += _could_answer_s(before, now)
+        if self._stopped_s >= STOPPED_SHARE * self._limit_s:
+            return f"it has been stopped by a signal for {self._stopped_s:.1f} s"
+        if self._silent_s >= (self._limit_s if self._started else START_TIMES * self._limit_s):
+            return f"it has not answered for {self._silent_s:.1f} s in which it could have"
+        return ""
+
+
+def _could_answer_s(before: ThreadState, now: ThreadState) -> float:
+    """Of a tick, how long the process had what it needs to answer."""
+    match now.state:
+        case "R":  # it runs, or wants to
+            return min(TICK_S, now.ran_s - before.ran_s)
+        case "D":  # the kernel waits for a device on its behalf, and could not end it either
+            return 0.0
+        case _:
+            return TICK_S
+
+
+# ------------------------------------------------------------
+# Child processes, restarted when they die; it does not know what they are for.
+#
+# All methods are for one loop's own thread, which must live as long as the children: the kernel ends them
+# when the thread that started them ends.
+
+
+FAST_S: Final = 5.0
+"""A child that lived for less was never well."""
+FAST_DEATHS: Final = 5
+"""So many in a row, and restarting it again soon will not help."""
+RETRY_S: Final = 0.1
+RETRY_S_MAX: Final = 30.0
+TAIL_LINES: Final = 40
+LINE_MAX: Final = 64 * KIB
+"""A longer line of a child comes in pieces: a model may write without an end."""
+FAULTS: Final = frozenset(
+    {
+        signal.SIGSEGV,
+        signal.SIGBUS,
+        signal.SIGILL,
+        signal.SIGFPE,
+        signal.SIGABRT,
+        signal.SIGTRAP,
+        signal.SIGSYS,
+    }
+)
+"""Signals that a process gets for what it did."""
+
+_log = logging.getLogger(__name__)
+
+OnLine = Callable[[str], None]
+
+
+class Launch(Struct, frozen=True, kw_only=True):
+    """What to run: ``python -m module config``, under a ``name`` for logs.
+
+    One that does not answer for ``silence_s`` is ended, to be started again; 0: it is not watched.
+    """
+
+    name: str
+    module: str
+    config: str
+    silence_s: float = 0.0
+
+    @classmethod
+    def of(cls, name: str, kind: str, config: object, silence_s: float = 0.0) -> Launch:
+        """One of ours: a module of ``processes``, or ``supervisor.preparation_process``.
+
+        Its configuration is sent as JSON.
+        """
+        return cls(
+            name=name,
+            module="clockwork_serve.serve." + (kind if "." in kind else f"processes.{kind}"),
+            config=msgspec.json.encode(config).decode(),
+            silence_s=silence_s,
+        )
+
+
+class Backoff:
+    """How long to wait before a restart: not at all at first, then longer with each fast death in a row."""
+
+    def __init__(self) -> None:
+        self.fast_deaths = 0
+
+    def died(self, lived_s: float, status: int = 0) -> float:
+        """Seconds to wait, given how long the child lived and its exit status."""
+        self.fast_deaths = self.fast_deaths + 1 if lived_s < FAST_S else 0
+        if status == EXIT_CONFIG:
+            # It said itself that trying again is of no use.
+            self.fast_deaths = max(self.fast_deaths, FAST_DEATHS)
+        if self.fast_deaths <= 1:
+            return 0.0
+        return float(min(RETRY_S_MAX, RETRY_S * 2 ** (self.fast_deaths - 2)))
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether it died so often so fast that a person should look."""
+        return self.fast_deaths >= FAST_DEATHS
+
+
+class Child:
+    """One run of one program: its process, the last lines it wrote, and word of its end."""
+
+    def __init__(self, launch: Launch, on_line: OnLine, on_output: OnLine | None = None) -> None:
+        """Start it. ``on_line`` gets each line of its stderr, ``on_output`` of its stdout."""
+        self.launch = launch
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self.started_s = time.monotonic()
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[int] = self._loop.create_future()
+        beats, theirs = socket.socketpair() if launch.silence_s else (None, None)
+        environment = {**os.environ, KEEPER_PID_VARIABLE: str(os.getpid())}
+        if theirs is not None:
+            environment[BEATS_FD_VARIABLE] = str(theirs.fileno())
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", launch.module, launch.config],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL if on_output is None else subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # Its own session: Ctrl-C in the terminal is the keeper's to handle.
+            start_new_session=True,
+            env=environment,
+            pass_fds=() if theirs is None else (theirs.fileno(),),
+        )
+        if theirs is not None:
+            theirs.close()
+        self.pulse = None if beats is None else _Pulse(beats, self._process.pid, launch.silence_s)
+        self._on_line = on_line
+        self._pidfd = os.pidfd_open(self._process.pid)
+        self._loop.add_reader(self._pidfd, self._exited)
+        assert self._process.stderr is not None
+        self._readers = [_LineReader(self._process.stderr.fileno(), self._heard)]
+        if on_output is not None:
+            assert self._process.stdout is not None
+            self._readers.append(_LineReader(self._process.stdout.fileno(), on_output))
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, if it still runs."""
+        if not self.ended.done():
+            self._process.send_signal(number)
+
+    async def stop(self, grace_s: float) -> int:
+        """Ask it to end, insist after ``grace_s``; its exit status."""
+        self.signal(signal.SIGTERM)
+        try:
+            return await asyncio.wait_for(asyncio.shield(self.ended), grace_s)
+        except TimeoutError:
+            _log.warning("%s did not stop within %.1f s: killed", self.launch.name, grace_s)
+            self.signal(signal.SIGKILL)
+            return await self.ended
+
+    def _heard(self, line: str) -> None:
+        self.tail.append(line)
+        self._on_line(line)
+
+    def _exited(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        status = self._process.wait()
+        for reader in self._readers:
+            reader.close()
+        if self.pulse is not None:
+            self.pulse.close()
+        for stream in (self._process.stderr, self._process.stdout):
+            if stream is not None:
+                stream.close()
+        self.ended.set_result(status)
+
+
+class _Pulse:
+    """Beats to a child, and those that it returns."""
+
+    def __init__(self, beats: socket.socket, pid: int, limit_s: float) -> None:
+        self._beats = beats
+        self._loop = asyncio.get_running_loop()
+        self.watch = ProcessWatch(pid, limit_s, self._send)
+        beats.setblocking(False)  # noqa: FBT003 - the socket's own word
+        self._loop.add_reader(beats.fileno(), self._read)
+
+    def close(self) -> None:
+        """The child is gone."""
+        self._loop.remove_reader(self._beats.fileno())
+        self._beats.close()
+
+    def _send(self) -> None:
+        with suppress(OSError):  # it ends, which is noticed elsewhere
+            self._beats.send(BEAT)
+
+    def _read(self) -> None:
+        try:
+            data = self._beats.recv(64)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self.watch.heard()
+        else:
+            self._loop.remove_reader(self._beats.fileno())
+
+
+class _LineReader:
+    """Lines of a pipe, as they come; bytes that are not text are shown as escapes."""
+
+    def __init__(self, fd: int, on_line: OnLine) -> None:
+        self._fd = fd
+        self._on_line = on_line
+        self._rest = b""
+        self._loop = asyncio.get_running_loop()
+        os.set_blocking(fd, False)
+        self._loop.add_reader(fd, self._read)
+
+    def close(self) -> None:
+        """Deliver what is left and stop; the pipe is the caller's to close."""
+        while self._read():
+            pass
+        self._loop.remove_reader(self._fd)
+        if self._rest:
+            self._on_line(self._rest.decode(errors="backslashreplace"))
+
+    def _read(self) -> bool:
+        try:
+            data = os.read(self._fd, 1 << 16)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._loop.remove_reader(self._fd)
+            return False
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._on_line(line.decode(errors="backslashreplace"))
+        if len(self._rest) > LINE_MAX:
+            self._on_line(self._rest.decode(errors="backslashreplace"))
+            self._rest = b""
+        return True
+
+
+class Supervisor:
+    """Keeps children running until they are stopped, and answering if they are watched.
+
+    ``unanswering`` counts, by name, how often one was ended because it did not answer.
+    """
+
+    def __init__(
+        self, on_line: OnLine, on_end: Callable[[str, int], None] = lambda name, status: None
+    ) -> None:
+        """``on_end`` gets the name and exit status of each child that ended by itself."""
+        self.unanswering: Counter[str] = Counter()
+        self._on_line = on_line
+        self._on_end = on_end
+        self._ticks: asyncio.TimerHandle | None = None  # while any child is watched
+        self._ticked_s = 0.0
+        self._children: dict[str, Child] = {}  # all and only those that run, by name
+        self._backoffs: dict[str, Backoff] = {}
+        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._tails: dict[str, list[str]] = {}  # last words of each child that died
+
+    def start(self, launch: Launch) -> None:
+        """Run it, and again whenever it ends, until :meth:`stop`."""
+        assert launch.name not in self._watches, launch.name
+        self._backoffs[launch.name] = Backoff()
+        self._run(launch)
+        self._watches[launch.name] = asyncio.get_running_loop().create_task(self._keep(launch))
+
+    def pid(self, name: str) -> int | None:
+        """Of a child that runs now."""
+        child = self._children.get(name)
+        return None if child is None else child.pid
+
+    def end(self, name: str) -> bool | None:
+        """Have the kernel end a child, which is started again; None if it does not run.
+
+        Whether it was running until then: false of one that somebody had stopped, as by SIGSTOP.
+        """
+        child = self._children.get(name)
+        if child is None:
+            return None
+        seen = look_at(child.pid)
+        ran = seen is None or not seen.stopped
+        child.signal(signal.SIGKILL)
+        return ran
+
+    @property
+    def names(self) -> list[str]:
+        """All children that are kept running, in order of their start."""
+        return list(self._watches)
+
+    def hopeless(self) -> str | None:
+        """What a person should know about a child that keeps dying at once; None if there is none."""
+        for name, backoff in self._backoffs.items():
+            if backoff.hopeless:
+                said = "\n".join(self._tails.get(name, []))
+                return f"{name} cannot run: it ends as soon as it starts; it said:\n{said}"
+        return None
+
+    def forgive(self, prefix: str) -> None:
+        """What children whose names begin so died of is over: the next death is their first."""
+        for name, backoff in self._backoffs.items():
+            if name.startswith(prefix):
+                backoff.fast_deaths = 0
+
+    async def stop(self, name: str, grace_s: float) -> None:
+        """End one child for good."""
+        watch = self._watches.pop(name, None)
+        if watch is not None:
+            watch.cancel()
+        child = self._children.pop(name, None)
+        if child is not None:
+            await child.stop(grace_s)
+
+    async def kill(self) -> None:
+        """End all at once, and return when they are gone."""
+        if self._ticks is not None:
+            self._ticks.cancel()
+            self._ticks = None
+        for watch in self._watches.values():
+            watch.cancel()
+        self._watches.clear()
+        children = list(self._children.values())
+        self._children.clear()
+        for child in children:
+            child.signal(signal.SIGKILL)
+        await asyncio.gather(*(child.ended for child in children))
+
+    def _run(self, launch: Launch) -> Child:
+        child = Child(launch, self._on_line)
+        self._children[launch.name] = child
+        if child.pulse is not None and self._ticks is None:
+            self._ticked_s = time.monotonic()
+            self._ticks = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        _log.debug("%s started", launch.name, extra={"pid": child.pid})
+        return child
+
+    def _tick(self) -> None:
+        self._ticks = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        now_s = time.monotonic()
+        paused = now_s - self._ticked_s > TICK_S + GAP_S
+        self._ticked_s = now_s
+        for name, child in self._children.items():
+            if child.pulse is None or not (why := child.pulse.watch.tick(paused=paused)):
+                continue
+            self.unanswering[name] += 1
+            _log.error("%s does not answer: %s; it is ended", name, why, extra={"pid": child.pid})
+            child.signal(signal.SIGKILL)
+            child.pulse.watch.heard()  # it ends once
+
+    async def _keep(self, launch: Launch) -> None:
+        backoff = self._backoffs[launch.name]
+        child = self._children[launch.name]
+        while True:
+            status = await asyncio.shield(child.ended)
+            self._children.pop(launch.name, None)
+            self._tails[launch.name] = list(child.tail)
+            self._on_end(launch.name, status)
+            delay_s = backoff.died(time.monotonic() - child.started_s, status)
+            _log.error(
+                "%s ended: %s; %s",
+                launch.name,
+                describe_exit(status),
+                "restarting" if delay_s == 0 else f"restarting in {delay_s:.1f} s",
+                extra={"pid": child.pid, "fast_deaths": backoff.fast_deaths},
+            )
+            if backoff.fast_deaths == FAST_DEATHS:
+                _log.critical("%s keeps ending at once; see its messages above", launch.name)
+            if delay_s:
+                await asyncio.sleep(delay_s)
+            child = self._run(launch)
+
+
+def crashed(status: int) -> bool:
+    """Whether what a process ran ended it: nobody else did, and not its own code for a reason of its own."""
+    return -status in FAULTS if status < 0 else status not in (EXIT_BROKEN, EXIT_CONFIG)
+
+
+def describe_exit(status: int) -> str:
+    """An exit status in words."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"killed by signal {-status}"
+
+
+# ------------------------------------------------------------
+# Which processes a server is made of, and how each is configured; nothing is started here.
+
+
+def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int]) -> list[Launch]:
+    """All child processes that stay: the controller, workers, gateways, and a bridge to other machines.
+
+    Workers are the controller's to watch, which knows what they are at.
+    Raises :class:`ConfigError`.
+    """
+    logs = {"log_level": config.log_level, "log_format": config.log_format}
+    controller = ControllerProcessConfig(
+        run_dir=str(run_dir),
+        controller=config.controller,
+        devices=tuple(device.device for device in config.devices),
+        journal=config.journal,
+        **logs,
+    )
+    pins = pinned_cores(len(config.devices), os.sched_getaffinity(0)) if config.pin else {}
+    workers = [
+        Launch.of(
+            name,
+            "worker",
+            {
+                "run_dir": str(run_dir),
+                "name": name,
+                "devices": devices,
+                "pin_cpus": pins.get(number, ()),
+                "realtime": config.realtime,
+                **logs,
+            },
+        )
+        for number, (name, devices) in enumerate(workers_of(config.devices))
+    ]
+    bridges = []
+    if config.machines is not None:
+        kinds = tuple(dict.fromkeys(profile_kind(device) for device in config.devices))
+        bridge = {"run_dir": str(run_dir), "settings": config.machines, "kinds": kinds, **logs}
+        bridges.append(Launch.of("bridge", "bridge", bridge, config.stuck_s))
+    gateways = gateway_launches(config, run_dir, port_by_name)
+    watched = Launch.of("controller", "controller", controller, config.stuck_s)
+    return [watched, *workers, *gateways, *bridges]
+
+
+def workers_of(devices: tuple[DeviceConfig, ...]) -> list[tuple[str, list[DeviceConfig]]]:
+    """Names of workers and their devices: a process each, but one for all emulated ones not set apart."""
+    emulated = [device for device in devices if device.kind == "emulated" and not device.apart]
+    workers = [(f"worker-{device.device}", [device]) for device in devices if device not in emulated]
+    return [*workers, ("worker-emulated", emulated)] if emulated else workers
+
+
+def pinned_cores(workers: int, cores: set[int]) -> dict[int, tuple[int, ...]]:
+    """Cores for each worker, from the last one down; the first stays for everybody else."""
+    if len(cores) <= workers:
+        raise ConfigError(
+            f"pin: expected more than {workers} cores for {workers} devices; found {len(cores)}; leave it out"
+        )
+    ordered, each = sorted(cores, reverse=True), (len(cores) - 1) // workers
+    return {number: tuple(sorted(ordered[number * each : (number + 1) * each])) for number in range(workers)}
+
+
+def gateway_launches(
+    config: GatewaysConfig, run_dir: Path, port_by_name: Mapping[str, int], server: FarServer | None = None,
+    prefix: str = "",
+) -> list[Launch]:  # fmt: skip
+    """The gateways of one machine, called ``gateway-0`` and so on after ``prefix``.
+
+    ``server``: they are not the server's own, which is elsewhere.
+    """
+    return [
+        Launch.of(
+            f"{prefix}gateway-{number}",
+            "gateway",
+            {
+                "run_dir": str(run_dir),
+                "name": f"{prefix}gateway-{number}",
+                "host": config.host,
+                "http_port": port_by_name["http_port"],
+                "grpc_port": port_by_name.get("grpc_port"),
+                # Gateways count apart, so they cannot share one page of metrics.
+                "metrics_port": port_by_name.get("metrics_port") if number == 0 else None,
+                "default_slo_ns": config.default_slo_ns,
+                "region_bytes": config.region_bytes,
+                "max_body_bytes": config.max_body_bytes,
+                "reuse_port": True,
+                "gateways": config.gateways,
+                "number": number,
+                "model_control": config.model_control,
+                "shared_memory": config.shared_memory,
+                "triton_codes": config.triton_codes,
+                "door": config.door,
+                "server": server,
+                # At home the keeper drains the whole server before it ends one.
+                **({} if server is None else {"drain_s": config.drain_s}),
+                "log_level": config.log_level,
+                "log_format": config.log_format,
+            },
+            config.stuck_s,
+        )
+        for number in range(config.gateways)
+    ]
+
+
+# ------------------------------------------------------------
+# Whether our own gateways answer, asked as a client would.
+
+
+_PATIENCE_S: Final = 2.0
+_REQUEST: Final = b"GET /v2/health/ready HTTP/1.1\r\nHost: keeper\r\nConnection: close\r\n\r\n"
+
+
+async def healthy(host: str, port: int) -> bool:
+    """Whether a gateway there says that it is ready."""
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            reader, writer = await asyncio.open_connection(reachable(host), port)
+            try:
+                writer.write(_REQUEST)
+                status = await reader.readline()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return False
+    return b" 200 " in status
+
+
+async def listens(host: str, port: int) -> bool:
+    """Whether anybody accepts connections there."""
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            _, writer = await asyncio.open_connection(reachable(host), port)
+            writer.close()
+    except (OSError, TimeoutError):
+        return False
+    return True
+
+
+def reachable(host: str) -> str:
+    """An address to reach a listener at: a wildcard is none."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

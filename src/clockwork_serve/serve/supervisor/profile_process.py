@@ -1,0 +1,484 @@
+"""A child that measures how long one code takes on a device of its own, then is gone: ``python -m``."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import statistics
+import sys
+import time
+from bisect import bisect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build, io_bytes
+from clockwork_serve.devices.base import Array
+from clockwork_serve.devices.files import has_file, read_file
+from clockwork_serve.errors import DeviceError, ModelError
+from clockwork_serve.messages import (
+    Call,
+    Code,
+    Extent,
+    Infer,
+    Load,
+    Model,
+    Profile,
+    TensorSpec,
+    Unload,
+    Window,
+)
+from clockwork_serve.serve import child
+from clockwork_serve.store import Fill, made_up
+from clockwork_serve.store.cache import batch_sizes
+from clockwork_serve.units import KIB, MIB, NS_PER_MS, NS_PER_S, TENSOR_ALIGN, align
+
+# ------------------------------------------------------------
+# What a processor's caches hold when a model's turn comes among many: the others' weights, not its own.
+#
+# A MobileNet (10 MB) takes 1.9 ms run after run, and 2.5 ms where fifteen are served on one core; of two
+# requests in one INFER, the second finds warm what the first fetched. Run after run, such a batch seems to
+# save nothing: 3.7 ms. With this between two runs it takes 4.0 ms, and a request alone 2.3 (AMD EPYC).
+
+
+LEAST_WEIGHTS: Final = MIB
+"""Smaller weights are fetched within 0.1 ms."""
+USUAL_BYTES: Final = 32 * MIB
+"""Where the system does not say how large the caches are."""
+MOST_BYTES: Final = 128 * MIB
+_CACHES: Final = Path("/sys/devices/system/cpu/cpu0/cache")
+
+
+def cache_bytes(folder: Path = _CACHES) -> int:
+    """The largest cache of a core, whoever shares it."""
+    found = []
+    for file in folder.glob("index*/size"):
+        text = ""
+        with suppress(OSError):  # a system that hides it
+            text = file.read_text(encoding="ascii").strip()
+        if text.endswith("K") and text[:-1].isdigit():
+            found.append(int(text[:-1]) * KIB)
+    return max(found, default=USUAL_BYTES)
+
+
+def others_turn(device_kind: str, weights_bytes: int, most_bytes: int = MOST_BYTES) -> Callable[[], object]:
+    """To be called between two runs of one model: reads as much memory as other models would.
+
+    It does nothing for small weights, and for a GPU, whose caches this does not reach.
+    """
+    if weights_bytes < LEAST_WEIGHTS or device_kind.startswith("cuda"):
+        return _nothing
+    return np.ones(min(2 * cache_bytes(), most_bytes) // 8, np.int64).sum
+
+
+def _nothing() -> None:
+    pass
+
+
+# ------------------------------------------------------------
+# Inputs to measure a code with; it cannot know what a model means by them.
+
+
+SAMPLE_RATE: Final = 16_000
+"""What audio models are most often made for; many refuse any other number."""
+ELEMENTS_MAX: Final = 1 << 24
+"""No input is made larger, whatever its shape leaves open."""
+
+_FLOATS: Final = ("FP16", "FP32", "FP64", "BF16")
+
+
+def fills_to_try(code: Code) -> Iterator[tuple[Fill, ...]]:
+    """Ways to fill one row of the inputs, the most realistic first; a model may refuse any of them.
+
+    What worked when the code was compiled comes with it (``probe.json``), but there the dimensions that a
+    request chooses are as small as the model allows, and would be measured too fast.
+    """
+    known = _known_fills(code)
+    dynamic = any(dim < 0 for spec in code.inputs for dim in spec.shape)
+    base = known or tuple(_fill(spec, code) for spec in code.inputs if not spec.optional)
+    if dynamic:
+        yield _sized(base, code, None)
+    if known:
+        yield known
+    for size in (64, 16, 1) if dynamic else (None,):
+        yield _sized(base, code, size)
+
+
+def inputs_of(fills: Sequence[Fill]) -> dict[str, Array]:
+    """One row of inputs by name, the same every time; elements of BYTES are ``bytes``, as devices want."""
+    made = made_up(fills)
+    return {name: _as_bytes(array) if array.dtype == object else array for name, array in made.items()}
+
+
+def _as_bytes(array: Array) -> Array:
+    elements = [each.encode() if isinstance(each, str) else each for each in array.ravel()]
+    return np.array(elements, object).reshape(array.shape)
+
+
+def _known_fills(code: Code) -> tuple[Fill, ...]:
+    if not has_file(code, "probe.json"):
+        return ()
+    try:
+        fills = msgspec.json.decode(read_file(code, "probe.json"), type=tuple[Fill, ...])
+    except (ValueError, RecursionError, msgspec.MsgspecError):
+        return ()
+    return fills if {spec.name for spec in code.inputs} >= {fill.name for fill in fills} else ()
+
+
+def _fill(spec: TensorSpec, code: Code) -> Fill:
+    shape = (1, *spec.shape) if code.batched else spec.shape
+    name = spec.name.lower()
+    is_rate = spec.datatype in ("INT32", "INT64") and ("rate" in name or name == "sr")
+    low, high = (SAMPLE_RATE, SAMPLE_RATE) if is_rate else (0, 1)
+    return Fill(name=spec.name, datatype=spec.datatype, shape=shape, low=low, high=high)
+
+
+def _sized(fills: Sequence[Fill], code: Code, size: int | None) -> tuple[Fill, ...]:
+    """The fills with every open dimension set to ``size``, or to a guess by the tensor's rank."""
+    specs = {spec.name: spec for spec in code.inputs}
+    return tuple(_with_shape(fill, _shape(specs[fill.name], code, size)) for fill in fills)
+
+
+def _shape(spec: TensorSpec, code: Code, size: int | None) -> tuple[int, ...]:
+    guess = _guess(spec) if size is None else size
+    shape = tuple(guess if dim < 0 else dim for dim in spec.shape)
+    while math.prod(shape) > ELEMENTS_MAX and guess > 1:
+        guess //= 2
+        shape = tuple(guess if dim < 0 else dim for dim in spec.shape)
+    return (1, *shape) if code.batched else shape
+
+
+def _guess(spec: TensorSpec) -> int:
+    if len(spec.shape) >= 3 and sum(dim < 0 for dim in spec.shape) >= 2:
+        return 320  # sides of an image: a multiple of 32, as strided networks want
+    if spec.datatype in _FLOATS and len(spec.shape) <= 2:
+        return SAMPLE_RATE  # a second of sound
+    return 64  # tokens, or the open side of an image
+
+
+def _with_shape(fill: Fill, shape: tuple[int, ...]) -> Fill:
+    return msgspec.structs.replace(fill, shape=shape)
+
+
+# ------------------------------------------------------------
+# Measures how long a code takes on a device, before it serves; it never measures while requests run on it.
+#
+# A profile only seeds the controller's estimates, which follow what is measured while serving; so it is made
+# quickly, and a median is enough. Runs begin with cold caches, as they do among other models.
+
+
+RUNS_MIN: Final = 5
+RUNS_MAX: Final = 50
+BATCH_TIME_NS: Final = 300 * NS_PER_MS
+"""Enough runs of one batch size; a batch that takes longer is run once."""
+EXTRAPOLATE_NS: Final = 2 * NS_PER_S
+"""A batch expected to take longer is not run: no scheduler would choose it."""
+LOADS: Final = 3
+REFUSED_NS: Final = 50 * NS_PER_MS
+"""What a row is said to take if the model refuses every input that was tried: estimates learn the truth."""
+LOAD_BASE_NS: Final = 100_000
+"""The most of a LOAD's duration that is taken for overhead, when one size of weights was measured."""
+WORKSPACE_MIN: Final = MIB
+
+_WHENEVER: Final = Window(0, 1 << 62)
+_log = logging.getLogger(__name__)
+
+
+class Measured(Struct, frozen=True, kw_only=True, tag=True):
+    """A profile, and what is doubtful about it."""
+
+    profile: Profile
+    warnings: tuple[str, ...] = ()
+
+
+def profile(
+    device: Device,
+    code: Code,
+    model: Model,
+    clock: Callable[[], int] = time.monotonic_ns,
+    between: Callable[[], object] | None = None,
+    on_prepared: Callable[[], object] = lambda: None,
+) -> Measured:
+    """Measure ``code`` on ``device`` with the weights of ``model``. Takes seconds; the device must be idle.
+
+    ``between`` is called before each run, to leave it no warm caches (default: :func:`others_turn`), and
+    ``on_prepared`` once the device has prepared the code.
+
+    Raises :class:`DeviceError` if the code cannot be prepared or the weights cannot be loaded there.
+    """
+    if between is None:
+        between = others_turn(device.spec.kind, model.weights.size)
+    return _Measurement(device, code, model, clock, between).run(on_prepared)
+
+
+class _Measurement:
+    def __init__(
+        self,
+        device: Device,
+        code: Code,
+        model: Model,
+        clock: Callable[[], int],
+        between: Callable[[], object],
+    ) -> None:
+        self._between = between
+        self._device = device
+        self._code = code
+        self._model = model
+        self._clock = clock
+        self._actions = 0
+        # A GPU's batches take memory that is not this process's own.
+        self._used: Callable[[], int] = getattr(device, "used_bytes", resident_bytes)
+        self._resident = self._used()
+        self._extent = Extent(0, device.spec.pages_of(model.weights.size))
+
+    def run(self, on_prepared: Callable[[], object]) -> Measured:
+        """Prepare, load, run each batch size, and leave the device as it was."""
+        # Weights that are not lifted live outside the device's arena, and are accounted for as weights.
+        held = 0 if self._code.lifted else self._model.weights.size
+        self._device.prepare(self._code)
+        on_prepared()
+        try:
+            load_ns = self._loads()
+            batches = _Batches(self._code, self._used, self._resident + held)
+            fills = self._accepted_fills(batches)
+            for batch in measured_sizes(self._code):
+                self._measure(batch, fills, batches)
+            batches.add_between()
+            self._unload()
+        finally:
+            self._device.retire(self._code.code_id)
+        base_ns, per_mib_ns = load_line(load_ns, self._model.weights.size)
+        refused = (
+            f"model {self._model.key}: it refused all inputs tried; its durations are a guess until it serves"
+        )
+        warnings = () if fills is not None else (refused,)
+        return Measured(
+            profile=Profile(
+                code_id=self._code.code_id, device_kind=self._device.spec.kind, infer_ns=batches.infer_ns,
+                load_base_ns=base_ns, load_ns_per_mib=per_mib_ns, workspace_bytes=batches.workspace_bytes,
+                io_bytes=batches.io_bytes, guessed=fills is None,
+            ),
+            warnings=warnings,
+        )  # fmt: skip
+
+    def _loads(self) -> int:
+        """The median LOAD; the weights stay."""
+        durations = []
+        for count in range(LOADS):
+            if count:
+                self._unload()
+            started_ns = self._clock()
+            once_ns = self._device.load(self._load_action())
+            durations.append(self._clock() - started_ns - once_ns)
+            if durations[-1] > BATCH_TIME_NS:
+                break
+        return round(statistics.median(durations))
+
+    def _accepted_fills(self, batches: _Batches) -> tuple[Fill, ...] | None:
+        for fills in fills_to_try(self._code):
+            try:
+                batches.row_ns = self._infer(1, fills)
+            except DeviceError as error:
+                _log.debug("%s refused %s: %s", self._model.key, fills, error)
+            else:
+                return fills
+        return None
+
+    def _measure(self, batch: int, fills: tuple[Fill, ...] | None, batches: _Batches) -> None:
+        expected_ns = batches.expected_ns(batch)
+        if fills is None or (batch > 1 and expected_ns > EXTRAPOLATE_NS):
+            batches.add(batch, expected_ns)
+            return
+        durations: list[int] = []
+        try:
+            if expected_ns < BATCH_TIME_NS:
+                self._infer(batch, fills)
+            while not enough(durations):
+                durations.append(self._infer(batch, fills))
+        except DeviceError as error:
+            _log.warning("%s, batch %d: %s", self._model.key, batch, error)
+        batches.add(batch, round(statistics.median(durations)) if durations else expected_ns)
+
+    def _infer(self, batch: int, fills: tuple[Fill, ...]) -> int:
+        """One run of ``batch`` requests of one row each, as they come while serving; its duration."""
+        count = batch if self._code.batched else 1
+        inputs, room = inputs_of(fills), self._output_bytes()
+        calls = [CallBuffers(inputs=inputs, output=memoryview(bytearray(room))) for _ in range(count)]
+        action = Infer(
+            action_id=self._next(), device=self._device.spec.device, model=self._model.key,
+            code_id=self._code.code_id, extent=self._extent, version=1, batch=batch,
+            calls=tuple(Call(request_id=str(row), rows=1, tensors=b"") for row in range(count)),
+            window=_WHENEVER, expected_ns=0,
+        )  # fmt: skip
+        self._between()
+        started_ns = self._clock()
+        self._device.infer(action, calls)
+        return self._clock() - started_ns
+
+    def _output_bytes(self) -> int:
+        return align(self._model.output_bytes) + TENSOR_ALIGN * len(self._code.outputs)
+
+    def _load_action(self) -> Load:
+        return Load(
+            action_id=self._next(), device=self._device.spec.device, model=self._model.key,
+            code_id=self._code.code_id, weights=self._model.weights, extent=self._extent, version=1,
+            window=_WHENEVER, expected_ns=0,
+        )  # fmt: skip
+
+    def _unload(self) -> None:
+        self._device.unload(
+            Unload(
+                action_id=self._next(), device=self._device.spec.device, model=self._model.key,
+                extent=self._extent, version=1, window=_WHENEVER,
+            )
+        )  # fmt: skip
+
+    def _next(self) -> int:
+        self._actions += 1
+        return self._actions
+
+
+class _Batches:
+    """What was measured of each batch size, ascending."""
+
+    def __init__(self, code: Code, used: Callable[[], int], before: int) -> None:
+        self._code = code
+        self._used = used
+        self._before = before
+        self.row_ns = REFUSED_NS  # of the first run, until a batch size was measured
+        self.infer_ns: dict[int, int] = {}
+        self.workspace_bytes: dict[int, int] = {}
+        self.io_bytes: dict[int, int] = {}
+
+    def add(self, batch: int, infer_ns: int) -> None:
+        """Take in one batch size."""
+        self.infer_ns[batch] = max(1, infer_ns)
+        self.io_bytes[batch] = io_bytes(self._code, batch)
+        # All that the process grew by since before it knew the code: an upper bound, as the first code in it.
+        self.workspace_bytes[batch] = max(WORKSPACE_MIN, self._used() - self._before)
+
+    def add_between(self) -> None:
+        """What was not run takes as long as the line between its neighbours says, and the larger's memory."""
+        found = sorted(self.infer_ns)
+        for batch in self._code.batch_sizes:
+            if batch not in self.infer_ns:
+                at = bisect(found, batch)
+                low, high = found[at - 1], found[at]
+                more_ns = (self.infer_ns[high] - self.infer_ns[low]) * (batch - low) // (high - low)
+                self.infer_ns[batch] = self.infer_ns[low] + more_ns
+                self.io_bytes[batch] = self.io_bytes[high]
+                self.workspace_bytes[batch] = self.workspace_bytes[high]
+        for table in (self.infer_ns, self.io_bytes, self.workspace_bytes):
+            ascending = sorted(table.items())
+            table.clear()
+            table.update(ascending)
+
+    def expected_ns(self, batch: int) -> int:
+        """In proportion to the largest batch so far: what no batch should exceed by much."""
+        if not self.infer_ns:
+            return self.row_ns * batch
+        largest = max(self.infer_ns)
+        return self.infer_ns[largest] * batch // largest
+
+
+def measured_sizes(code: Code) -> tuple[int, ...]:
+    """Those that are run; what lies between them is on the line between their times (a Python model's)."""
+    return batch_sizes(code.batch_sizes[-1]) if code.backend == "python" else code.batch_sizes
+
+
+def enough(durations: list[int]) -> bool:
+    """Whether to stop: many runs, or enough time and at least a few runs, or runs that agree."""
+    count, spent_ns = len(durations), sum(durations)
+    if count < RUNS_MIN:
+        return spent_ns >= BATCH_TIME_NS
+    if count >= RUNS_MAX or spent_ns >= BATCH_TIME_NS:
+        return True
+    middle = statistics.median(durations)
+    quartiles = statistics.quantiles(durations, n=4)
+    return count >= 2 * RUNS_MIN and quartiles[2] - quartiles[0] <= 0.02 * middle
+
+
+def load_line(load_ns: int, size: int) -> tuple[int, int]:
+    """(base, ns per MiB) of a LOAD from one measurement: weights of one code are all of one size."""
+    base_ns = min(load_ns // 2, LOAD_BASE_NS)
+    return (load_ns, 0) if size == 0 else (base_ns, ((load_ns - base_ns) << 20) // size)
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is resident."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+# ------------------------------------------------------------
+# A child that measures one code on a device of its own and prints what it found; then it is gone.
+#
+# One process per code, because only so is its memory known, and because a model may crash whoever runs it.
+# Its stdout is for what it found alone: what a model prints goes to stderr.
+
+
+PREPARED: Final = b"prepared"
+"""The first line of a child whose device has prepared the code."""
+
+
+class ImportFailed(Struct, frozen=True, tag=True):
+    """Said instead of a ``Measured``: the code's own Python raised where it was imported."""
+
+    why: str
+
+
+class ProfileConfig(Struct, frozen=True, kw_only=True):
+    """What to measure, with whose weights."""
+
+    device: DeviceConfig
+    code: Code
+    model: Model
+    log_level: str = "warning"
+    log_format: str = "text"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure what the JSON in ``argv[1]`` says; stdout ends with a ``Measured`` or an ``ImportFailed``."""
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    config = msgspec.json.decode(argv[1], type=ProfileConfig)
+    child.prepare("profile", config.log_level, config.log_format)
+    page_bytes = config.device.page_bytes
+    device = build(
+        msgspec.structs.replace(
+            config.device, memory_bytes=align(max(1, config.model.weights.size), page_bytes), warm_up_ns=0,
+            memory_share=0.0, pool_bytes=0,
+        )
+    )  # fmt: skip
+    prepared: list[bool] = []
+
+    def on_prepared() -> None:
+        prepared.append(True)
+        _say(stdout, PREPARED)
+
+    try:
+        found: Measured | ImportFailed = profile(device, config.code, config.model, on_prepared=on_prepared)
+    except ModelError as error:
+        if prepared:
+            raise
+        found = ImportFailed(str(error))
+    finally:
+        device.close()
+    _say(stdout, msgspec.json.encode(found))
+    return 0
+
+
+def _say(stdout: int, line: bytes) -> None:
+    with open(stdout, "wb", closefd=False) as file:
+        file.write(line + b"\n")
+
+
+if __name__ == "__main__":
+    _status = main(sys.argv)
+    # Not sys.exit: all is said, and threads of the model, or a stderr that it made, may not take that back.
+    os._exit(_status)

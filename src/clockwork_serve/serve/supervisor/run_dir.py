@@ -1,0 +1,189 @@
+"""The private folder of one server's sockets, and the TCP ports that are held for its gateways."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from clockwork_serve.errors import ConfigError, TransportError
+from clockwork_serve.serve.supervisor.processes import reachable
+from clockwork_serve.serve.transport import SOCKET_NAME, check_path
+
+# ------------------------------------------------------------
+# The private folder of one server's sockets. Those of servers that were killed are found and removed.
+#
+# A folder's owner holds a lock on a file in it, which the kernel lets go when that process dies.
+
+
+PREFIX: Final = "clockwork-"
+LOCK: Final = "keeper.lock"
+_log = logging.getLogger(__name__)
+
+
+class RunDir:
+    """A new folder of mode 0700 in ``parent`` (empty: where such folders belong), until it is closed."""
+
+    def __init__(self, parent: str) -> None:
+        """Raises :class:`ConfigError` if it cannot be made."""
+        base = Path(parent or os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+        remove_orphans(base)
+        try:
+            self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
+            self._lock = _locked(self.path)
+        except OSError as error:
+            raise ConfigError(
+                f"run_dir: expected a folder that can be written; found {base} ({error.strerror}); "
+                "set XDG_RUNTIME_DIR or TMPDIR to another one"
+            ) from None
+        try:
+            check_path(self.path / SOCKET_NAME)
+        except TransportError as error:
+            self.close()
+            raise ConfigError(f"run_dir: {error}") from None
+
+    def close(self) -> None:
+        """Remove it with all that is in it. May be called again."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
+
+
+def remove_orphans(base: Path) -> None:
+    """Remove our folders in ``base`` whose owners are dead."""
+    try:
+        found = [entry for entry in os.scandir(base) if entry.name.startswith(PREFIX)]
+    except OSError:
+        return  # whoever makes a folder there will say so
+    for entry in found:
+        try:
+            if entry.is_dir(follow_symlinks=False) and _is_orphan(Path(entry.path)):
+                shutil.rmtree(entry.path)
+                _log.info("removed what a killed server left: %s", entry.path)
+        except OSError as error:
+            _log.debug("%s stays: %s", entry.path, error)
+
+
+def _locked(folder: Path) -> int:
+    """A lock on a new folder; it has its name only once it is held, so nobody takes it for an orphan's."""
+    path = folder / f"{LOCK}.new"
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.rename(folder / LOCK)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _is_orphan(folder: Path) -> bool:
+    """Whether a folder is ours and nobody holds its lock."""
+    if folder.lstat().st_uid != os.geteuid():
+        return False
+    try:
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True
+
+
+# ------------------------------------------------------------
+# TCP ports for the gateways: chosen or checked, and held for them. Nothing is ever accepted here.
+
+
+def addresses(host: str, number_by_name: Mapping[str, int], *, tls: bool) -> dict[str, str]:
+    """Where clients of this host find ``http``, ``grpc`` and ``metrics``; empty where one is off.
+
+    As ``host:port``, with a scheme where it is HTTP.
+    """
+    reached = reachable(host)
+    reached = f"[{reached}]" if ":" in reached else reached
+    at = {name: f"{reached}:{number}" for name, number in number_by_name.items()}
+    scheme = "https" if tls else "http"
+    metrics = at.get("metrics_port")
+    return {
+        "http": f"{scheme}://{at['http_port']}",
+        "grpc": at.get("grpc_port", ""),
+        "metrics": f"{scheme}://{metrics}/metrics" if metrics else "",
+    }
+
+
+class Ports:
+    """Ports held for our gateways, which bind them as well (all sockets allow that to one user's processes).
+
+    ``wanted`` maps the setting's name to its port: 0 to have one chosen, None for off.
+    """
+
+    def __init__(self, host: str, wanted: dict[str, int | None]) -> None:
+        """Raises :class:`ConfigError` naming the setting if a port is taken or may not be used."""
+        self.host = host
+        self.number_by_name: dict[str, int] = {}
+        self._held: list[socket.socket] = []
+        try:
+            for name, port in wanted.items():
+                if port is not None:
+                    self.number_by_name[name] = self._hold(name, port)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of all of them."""
+        for held in self._held:
+            held.close()
+        self._held.clear()
+
+    def _hold(self, name: str, port: int) -> int:
+        try:
+            # Without SO_REUSEPORT first: else another server's port would be shared without a word.
+            if port:
+                self._bind(port, shared=False).close()
+            held = self._bind(port, shared=True)
+        except OSError as error:
+            raise ConfigError(_refusal(name, self.host, port, error)) from None
+        self._held.append(held)
+        number: int = held.getsockname()[1]
+        return number
+
+    def _bind(self, port: int, *, shared: bool) -> socket.socket:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            self.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        try:
+            # Connections of a server that just ended may still linger.
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            bound.bind(address)
+        except OSError:
+            bound.close()
+            raise
+        return bound
+
+
+def _refusal(name: str, host: str, port: int, error: OSError) -> str:
+    flag = "--" + name.replace("_", "-")
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"{name}: expected a free port; found {port} on {host} taken by another program; "
+            f"stop that one, or choose another port with {flag} (0 lets the system choose)"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{name}: port {port} needs privileges ({error.strerror}); choose one above 1023 with {flag}"
+    return f"{name}: cannot listen on {host}, port {port}: {error.strerror or error}; see --host and {flag}"

@@ -1,0 +1,223 @@
+"""A whole server as one object: for the command line, for tests and for demonstrations."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import uvloop
+
+from clockwork_serve.serve.supervisor.config import ServerConfig
+from clockwork_serve.serve.supervisor.keeper import Keeper, StartError
+from clockwork_serve.serve.supervisor.preparation import OnProgress, Progress
+from clockwork_serve.serve.supervisor.run_dir import addresses
+from clockwork_serve.telemetry import Counters
+
+# ------------------------------------------------------------
+# How a process in the foreground is told to stop: the first SIGTERM or SIGINT asks, the next one insists.
+
+
+class Stopping:
+    """Listens from when it is made, in the running loop, which is the main thread's."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.insisted = asyncio.Event()
+        self.signal = signal.SIGTERM
+        """The last one."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._heard, number)
+
+    @property
+    def status(self) -> int:
+        """The exit status of who ends by it."""
+        return 128 + self.signal
+
+    def _heard(self, number: signal.Signals) -> None:
+        self.signal = number
+        (self.insisted if self.asked.is_set() else self.asked).set()
+
+
+async def unless(event: asyncio.Event, coroutine: Coroutine[Any, Any, object]) -> bool:
+    """Run ``coroutine`` to its end, unless ``event`` comes first: then it is cancelled, and False."""
+    work = asyncio.ensure_future(coroutine)
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            work.result()
+            return True
+        work.cancel()
+        await asyncio.wait({work})
+        return False
+    finally:
+        waiting.cancel()
+
+
+# ------------------------------------------------------------
+# A whole server as one object: for the command line, for tests and for demonstrations.
+
+
+__all__ = ["Progress", "RunningServer", "Server", "ServerConfig", "StartError", "run", "running_server"]
+
+Result = TypeVar("Result")
+_log = logging.getLogger(__name__)
+
+
+class Server(Keeper):
+    """A server on the running loop: ``await start()``, ``await wait_ready()``, ``await stop()``."""
+
+    @property
+    def http_url(self) -> str:
+        """Where HTTP is served, as ``host:port`` with the scheme."""
+        return self._addresses["http"]
+
+    @property
+    def grpc_url(self) -> str:
+        """Where gRPC is served, as ``host:port``; empty if it is off."""
+        return self._addresses["grpc"]
+
+    @property
+    def metrics_url(self) -> str:
+        """Where metrics are served; empty if that is off."""
+        return self._addresses["metrics"]
+
+    @property
+    def _addresses(self) -> dict[str, str]:
+        config = self.config
+        return addresses(config.host, self.ports.number_by_name, tls=config.door.tls is not None)
+
+
+class RunningServer:
+    """A server on a loop in a thread of its own; its methods may be called from any other thread."""
+
+    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
+        self.server = server
+        self.http_url = server.http_url
+        self.grpc_url = server.grpc_url
+        self.metrics_url = server.metrics_url
+        self.http_port = server.ports.number_by_name["http_port"]
+        self.grpc_port = server.ports.number_by_name.get("grpc_port")
+        self.metrics_port = server.ports.number_by_name.get("metrics_port")
+        self._loop = loop
+
+    @property
+    def names(self) -> list[str]:
+        """Names of its processes: ``controller``, ``worker-cpu:0``, ``gateway-0``."""
+        return self.server.supervisor.names
+
+    def pid(self, name: str) -> int | None:
+        """The process id of one of them, while it runs."""
+        return self.server.supervisor.pid(name)
+
+    def state(self) -> dict[str, Any]:
+        """What the controller believes now. Raises :class:`TransportError` if it does not answer."""
+        return self._call(self.server.state())
+
+    def counters(self) -> Counters:
+        """What the controller counted. Raises :class:`TransportError` if it does not answer."""
+        return self._call(self.server.counters())
+
+    def wait_ready(self, timeout_s: float = 120.0) -> None:
+        """Return once a client would be served. Raises :class:`StartError` if that does not happen."""
+        self._call(self.server.wait_ready(timeout_s))
+
+    def _call(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+
+@contextmanager
+def running_server(
+    config: ServerConfig,
+    *,
+    timeout_s: float = 120.0,
+    on_progress: OnProgress = lambda progress: None,
+    on_line: Callable[[str], None] | None = None,
+) -> Iterator[RunningServer]:
+    """A server that is ready; it is drained and stopped at the end of the block.
+
+    Raises what :meth:`Keeper.start` and :meth:`Keeper.wait_ready` raise.
+    """
+    loop = uvloop.new_event_loop()
+    # The children end with the thread that starts them, so it lives as long as they shall.
+    thread = threading.Thread(target=loop.run_forever, name="keeper", daemon=True)
+    thread.start()
+
+    def call(coroutine: Coroutine[Any, Any, Result]) -> Result:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+
+    try:
+        server = call(_make(config, on_progress, on_line))
+        try:
+            call(server.start())
+            call(server.wait_ready(timeout_s))
+            yield RunningServer(server, loop)
+            call(server.stop())
+        finally:
+            call(server.close())
+    finally:
+        call(_cancel_others())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _cancel_others() -> None:
+    """End what an interrupted start left behind, so that nothing is destroyed while it is pending."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+def run(
+    config: ServerConfig,
+    *,
+    on_progress: OnProgress = lambda progress: None,
+    on_ready: Callable[[Server], None] = lambda server: None,
+    on_line: Callable[[str], None] | None = None,
+    timeout_s: float = 600.0,
+) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status. For the main thread.
+
+    The first signal drains and stops, a second one stops at once. Raises :class:`ClockworkError` if it cannot
+    start.
+    """
+    return uvloop.run(_run(config, on_progress, on_ready, on_line, timeout_s))
+
+
+async def _run(
+    config: ServerConfig,
+    on_progress: OnProgress,
+    on_ready: Callable[[Server], None],
+    on_line: Callable[[str], None] | None,
+    timeout_s: float,
+) -> int:
+    stopping = Stopping()
+    server = Server(config, on_progress, on_line)
+    try:
+        if not await unless(stopping.asked, _up(server, timeout_s)):
+            return stopping.status
+        on_ready(server)
+        await stopping.asked.wait()
+        _log.info("%s: draining", stopping.signal.name)
+        return 0 if await unless(stopping.insisted, server.stop()) else stopping.status
+    finally:
+        await server.close()
+
+
+async def _up(server: Server, timeout_s: float) -> None:
+    await server.start()
+    await server.wait_ready(timeout_s)
+
+
+async def _make(
+    config: ServerConfig, on_progress: OnProgress, on_line: Callable[[str], None] | None
+) -> Server:
+    return Server(config, on_progress, on_line)

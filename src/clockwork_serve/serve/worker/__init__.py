@@ -1,0 +1,1 @@
+"""The worker's process around its brain: links, lanes, what it leaves when it crashes."""

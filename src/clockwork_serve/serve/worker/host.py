@@ -1,0 +1,211 @@
+"""The I/O side of a worker process: its link to the controller, and what if it breaks. It never decides."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from clockwork_serve.devices.base import Device
+from clockwork_serve.errors import TransportError
+from clockwork_serve.messages import (
+    Beat,
+    CodeAdded,
+    CodeRemoved,
+    DeviceNumbers,
+    Frame,
+    Hello,
+    Infer,
+    Keep,
+    Lane,
+    Load,
+    ModelAdded,
+    Role,
+    Unload,
+    WorkerJoined,
+)
+from clockwork_serve.serve.transport import SOCKET_NAME, Link, connect, hello
+from clockwork_serve.serve.worker.black_box import create
+from clockwork_serve.serve.worker.lanes import Answer, Hands
+from clockwork_serve.serve.worker.verifier import Verifier
+from clockwork_serve.worker import ControllerFound, ControllerLost, Stop, Worker, WorkerEvent
+
+RETRY_S: Final = 0.05
+NUMBERS_S: Final = 5.0
+"""How often devices that count tell what."""
+PRUNE_S: Final = 2.0
+"""How often the memory of gateways that died is let go of, for a worker that hears of no other."""
+_IDLE_POLL_S: Final = 0.005
+
+_log = logging.getLogger(__name__)
+
+
+class WorkerHost:
+    """One worker on the running loop."""
+
+    def __init__(
+        self,
+        name: str,
+        run_dir: Path,
+        devices: Mapping[str, Device],
+        *,
+        realtime: bool = False,
+        tidy: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._name = name
+        self._path = run_dir / SOCKET_NAME
+        self._counting = {
+            name: count for name, device in devices.items() if (count := getattr(device, "counters", None))
+        }
+        self._specs = tuple(device.spec for device in devices.values())
+        self._loop = asyncio.get_running_loop()
+        self._link: Link | None = None  # None while there is no controller
+        self._unlinked = asyncio.Event()
+        self.hands = Hands(
+            Worker(self._specs),
+            devices,
+            self._wake,
+            realtime=realtime,
+            tidy=tidy,
+            box=create(run_dir, name, len(devices) * len(Lane)),
+        )
+        self.verifier = Verifier(devices.values(), self.hands.damaged)
+
+    def _wake(self) -> None:
+        """Have the loop deliver what the lanes left to take; for any thread."""
+        self._loop.call_soon_threadsafe(self._deliver)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until ``stop``; then refuse what waits, finish what runs, and return."""
+        self.hands.start()
+        stopped = self._loop.create_task(stop.wait())
+        telling = self._loop.create_task(self._tell_numbers())
+        pruning = self._loop.create_task(self._prune())
+        while not stop.is_set():
+            joined = self._loop.create_task(self._join())
+            await asyncio.wait((stopped, joined), return_when=asyncio.FIRST_COMPLETED)
+            if not joined.done():
+                joined.cancel()
+                break
+            joined.result()
+            lost = self._loop.create_task(self._unlinked.wait())
+            await asyncio.wait((stopped, lost), return_when=asyncio.FIRST_COMPLETED)
+            lost.cancel()
+        stopped.cancel()
+        telling.cancel()
+        pruning.cancel()
+        await self._finish()
+
+    async def _tell_numbers(self) -> None:
+        """What devices count, as long as there are any that do."""
+        while self._counting:
+            for name, count in list(self._counting.items()):
+                try:
+                    numbers = count()
+                except Exception as error:  # noqa: BLE001 - its lanes find out what is wrong with it
+                    _log.warning("%s counts no more: %s", name, error)
+                    del self._counting[name]
+                    continue
+                if self._link is not None:
+                    self._link.send(DeviceNumbers(device=name, numbers=numbers))
+            await asyncio.sleep(NUMBERS_S)
+
+    async def _prune(self) -> None:
+        while True:
+            await asyncio.sleep(PRUNE_S)
+            self.hands.regions.prune()
+
+    async def _join(self) -> None:
+        """Connect, however often it takes, and offer the devices with what is on them."""
+        own, told, tries = hello(Role.WORKER, self._name), "", 0
+        while True:
+            try:
+                link = await self._connect(own)
+            except TransportError as error:
+                if str(error) != told:
+                    told = str(error)
+                    _log.info("no controller yet: %s", told)
+                tries += 1
+                await asyncio.sleep(self._retry_s(tries))
+                continue
+            self._check(link.peer)
+            self._link = link
+            self._unlinked.clear()
+            self._offer(link)
+            _log.info("joined with %s", ", ".join(spec.device for spec in self._specs))
+            return
+
+    async def _connect(self, own: Hello) -> Link:
+        return await connect(self._path, own, self._on_frames, self._on_lost)
+
+    def _retry_s(self, tries: int) -> float:
+        return RETRY_S
+
+    def _offer(self, link: Link) -> None:
+        """Begin a link: what the lanes said before belongs to an earlier one, and what follows to this."""
+        for answer in self._found():
+            link.send(answer)
+        link.flush()
+
+    def _found(self) -> list[Answer]:
+        self.hands.post(ControllerFound(worker=self._name))
+        answers = self.hands.take()
+        while not isinstance(answers[0], WorkerJoined):
+            answers.pop(0)
+        return answers
+
+    def _check(self, peer: Hello) -> None:
+        if peer.role is not Role.CONTROLLER:
+            raise TransportError(
+                f"{self._path}: expected a controller there, found {peer.role} {peer.name!r}"
+            )
+
+    def _on_frames(self, link: Link, frames: list[Frame]) -> None:
+        events: list[WorkerEvent] = []
+        for frame in frames:
+            match frame:
+                case Load() | Unload() | Infer() | CodeAdded() | CodeRemoved() | Keep():
+                    events.append(frame)
+                case ModelAdded():
+                    self.verifier.add(frame.model.weights)
+                case Beat():
+                    link.send(frame)
+                case _:
+                    _log.error("the controller sent a %s, which no worker takes", type(frame).__name__)
+        if events:
+            self.hands.post(*events)
+        self._deliver()
+
+    def _on_lost(self, link: Link) -> None:
+        _log.warning("lost the controller: %s", link.lost_because)
+        self._link = None
+        self._unlinked.set()
+        self.hands.post(ControllerLost())
+        self._deliver()
+        self.hands.regions.prune()
+
+    def _deliver(self) -> None:
+        answers = self.hands.take()
+        if self._link is None or not answers:
+            return
+        for answer in answers:
+            self._link.send(answer)
+        self._link.flush()
+
+    async def _finish(self) -> None:
+        self.verifier.close()
+        self.hands.post(Stop())
+        self._deliver()
+        while not self.hands.idle:
+            await asyncio.sleep(_IDLE_POLL_S)
+            self._deliver()
+        await self._last_words()
+        if self._link is not None:
+            self._link.close()
+        if not self.hands.close():
+            _log.error("a lane did not end")
+
+    async def _last_words(self) -> None:
+        """Wait for what the link's end must not cut off; here it cuts off nothing."""

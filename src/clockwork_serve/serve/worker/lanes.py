@@ -1,0 +1,448 @@
+"""A thread per lane, which performs what the worker's brain starts and tells how it went. It never decides.
+
+The brain is stepped under one lock by whichever thread has news. So the lane that finishes an action tells
+the brain itself and takes its next one at once; no other thread has to run in between.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from clockwork_serve.devices.base import Device
+from clockwork_serve.errors import (
+    ClockworkError,
+    DamageError,
+    DeviceGone,
+    ModelError,
+    described,
+    printable,
+)
+from clockwork_serve.messages import (
+    ArtefactDamaged,
+    CodeReady,
+    Infer,
+    Lane,
+    Load,
+    Result,
+    Status,
+    Unload,
+    WorkerJoined,
+)
+from clockwork_serve.serve.child import EXIT_BROKEN
+from clockwork_serve.serve.shm import (
+    BadTensors,
+    Calls,
+    OpenCall,
+    RegionGone,
+    RegionMap,
+    check_epochs,
+    encode_outputs,
+)
+from clockwork_serve.serve.worker.black_box import BlackBox, Note
+from clockwork_serve.units import NS_PER_S, us
+from clockwork_serve.worker import (
+    LaneDone,
+    Prepare,
+    Prepared,
+    Retire,
+    Retired,
+    Start,
+    Worker,
+    WorkerEvent,
+)
+
+SPIN_NS: Final = us(150)
+"""A lane sleeps until this long before a start and spins the rest: 0.3 us late, not 30."""
+FIFO_PRIORITY: Final = 10
+"""Of lanes that run in real time."""
+REPORT_AGAIN_NS: Final = NS_PER_S
+REPORTED_MAX: Final = 1000
+"""How often an artefact is reported that stays damaged, and how many are remembered for that."""
+_PR_SET_TIMERSLACK: Final = 29
+
+_log = logging.getLogger(__name__)
+
+Answer = Result | CodeReady | WorkerJoined | ArtefactDamaged
+Work = Start | Prepare | Retire
+
+
+def end_process(error: BaseException) -> None:
+    """What a broken invariant deserves: belief is wrong, so nothing of it may be acted on any more."""
+    _log.critical("the worker's brain broke", exc_info=error)
+    logging.shutdown()
+    os._exit(EXIT_BROKEN)
+
+
+def leave_device(error: DeviceGone) -> None:
+    """End the process: nothing can be done on this device here any more; its supervisor starts it anew."""
+    _log.critical("%s; this worker ends, to be started again", error)
+    logging.shutdown()
+    os._exit(EXIT_BROKEN)
+
+
+class Hands:
+    """The lanes of all devices of a worker, around its brain.
+
+    ``tell`` is called by lane threads when there is something to :meth:`take`, once until it is taken;
+    ``tidy`` by a load lane that has nothing to do after codes came or went. ``box`` has a note for each lane.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        devices: Mapping[str, Device],
+        tell: Callable[[], None],
+        *,
+        realtime: bool = False,
+        tidy: Callable[[], None] = lambda: None,
+        broken: Callable[[BaseException], None] = end_process,
+        box: BlackBox | None = None,
+        gone: Callable[[DeviceGone], None] = leave_device,
+    ) -> None:
+        self.lock = threading.Lock()
+        self.worker = worker
+        self.regions = RegionMap()
+        self.realtime = realtime
+        self.tidy = tidy
+        self.broken = broken
+        self.gone = gone
+        self.closing = False
+        self._tell = tell
+        self._told = False
+        self._answers: list[Answer] = []
+        self._reported: dict[ArtefactDamaged, int] = {}  # what was damaged lately, and when that was said
+        self._calls = Calls(self.regions)
+        self._opened: dict[int, list[OpenCall] | ClockworkError] = {}
+        """By action id: what INFERs that wait will read, opened before their lane needs it."""
+        notes = iter((box or BlackBox(len(devices) * len(Lane))).notes)
+        self._lanes = {
+            name: {lane: LaneThread(self, device, name, lane, next(notes)) for lane in Lane}
+            for name, device in devices.items()
+        }
+
+    def start(self) -> None:
+        """Let the lanes work."""
+        for lane in self._all():
+            lane.thread.start()
+
+    def post(self, *events: WorkerEvent) -> None:
+        """Have the brain observe these and decide. For one thread, which then must :meth:`take`."""
+        for event in events:
+            if isinstance(event, Infer):
+                self._opened.setdefault(event.action_id, self._open(event))
+        with self.lock:
+            self.step(*events)
+
+    def take(self) -> list[Answer]:
+        """What nobody took yet, in order."""
+        with self.lock:
+            self._told = False
+            answers, self._answers = self._answers, []
+        return answers
+
+    def damaged(self, error: DamageError) -> None:
+        """Report an artefact that is not what its name says, so that it is made again; for any thread.
+
+        Requests may ask for it again and again before it is whole: that is no news.
+        """
+        report = ArtefactDamaged(what=error.what, name=error.name, message=_message(error))
+        now_ns = time.monotonic_ns()
+        with self.lock:
+            since_ns = self._reported.pop(report, 0)
+            news = not since_ns or now_ns - since_ns > REPORT_AGAIN_NS
+            self._reported[report] = now_ns if news else since_ns
+            if len(self._reported) > REPORTED_MAX:
+                del self._reported[next(iter(self._reported))]
+            if news:
+                self._answers.append(report)
+        if news:
+            _log.error("%s", error)
+            self.tell()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs or waits, and nothing is left to take."""
+        with self.lock:
+            return self.worker.idle and not self._answers
+
+    def close(self, timeout_s: float = 5.0) -> bool:
+        """End the lanes' threads; False if one still runs."""
+        with self.lock:
+            self.closing = True
+            for lane in self._all():
+                lane.ring()
+        for lane in self._all():
+            if lane.thread.is_alive():
+                lane.thread.join(timeout_s)
+        return not any(lane.thread.is_alive() for lane in self._all())
+
+    # For the threads of lanes
+
+    def step(self, *events: WorkerEvent) -> None:
+        """Have the brain observe and decide, and hand its effects out. The lock is held."""
+        now_ns = time.monotonic_ns()
+        for event in events:
+            self.worker.observe(event, now_ns)
+        for effect in self.worker.decide(now_ns):
+            match effect:
+                case Start():
+                    self._lanes[effect.device][effect.lane].give(effect)
+                case Prepare() | Retire():
+                    self._lanes[effect.device][Lane.LOAD].give(effect)
+                case _:
+                    if isinstance(effect, Result):
+                        self._opened.pop(effect.action_id, None)
+                    self._answers.append(effect)
+        # What names no device (a code that came) may concern the lanes of all.
+        named = getattr(events[0], "device", "") if len(events) == 1 else ""
+        for name in self._lanes if named not in self._lanes else (named,):
+            for lane in self._lanes[name].values():
+                lane.rearm()
+
+    def tell(self) -> None:
+        """Tell the other side that there is something to take, unless it knows."""
+        with self.lock:
+            due = bool(self._answers) and not self._told
+            self._told = self._told or due
+        if due:
+            self._tell()
+
+    def opened(self, action: Infer) -> list[OpenCall]:
+        """The tensors of an INFER's calls; raises what opening them raised."""
+        found = self._opened.pop(action.action_id, None)
+        if found is None:
+            found = self._open(action)
+        if isinstance(found, ClockworkError):
+            try:
+                raise found
+            finally:
+                del found  # or this frame and the error's traceback would keep one another
+        return found
+
+    def _open(self, action: Infer) -> list[OpenCall] | ClockworkError:
+        try:
+            return self._calls.open(action)
+        except (RegionGone, BadTensors) as error:
+            return error.with_traceback(None)  # whose frames hold the memory of regions
+
+    def _all(self) -> list[LaneThread]:
+        return [lane for lanes in self._lanes.values() for lane in lanes.values()]
+
+
+class LaneThread:
+    """One lane of one device. Fields are guarded by the lock of the hands."""
+
+    def __init__(self, hands: Hands, device: Device, name: str, lane: Lane, note: Note) -> None:
+        self.thread = threading.Thread(target=self._run, name=f"{name} {lane}", daemon=True)
+        self._hands = hands
+        self._device = device
+        self._name = name
+        self._lane = lane
+        self._note = note
+        self._work: Work | None = None
+        self._bell = threading.Lock()  # held, but for the moment between a ring and the waking of this thread
+        self._bell.acquire()
+        self._parked = False  # this thread sleeps, or is about to, and wants to be rung
+        self._armed_ns: int | None = None  # when it wakes by itself
+        self._untidy = False  # a code came or went since the hands last tidied
+
+    # For whoever holds the lock
+
+    def give(self, work: Work) -> None:
+        """Have this lane do it now; it is free."""
+        assert self._work is None, f"{self._name} {self._lane} has {self._work} to do already"
+        self._work = work
+        self.ring()
+
+    def ring(self) -> None:
+        """Wake the thread if it sleeps."""
+        if self._parked:
+            self._parked = False
+            self._bell.release()
+
+    def rearm(self) -> None:
+        """Wake the thread if it would wake at the wrong time."""
+        if self._parked and self._hands.worker.lane_wakeup_ns(self._name, self._lane) != self._armed_ns:
+            self.ring()
+
+    # The thread
+
+    def _run(self) -> None:
+        try:
+            self._prepare_thread()
+            done: WorkerEvent | None = None
+            while (work := self._next(done)) is not None:
+                done = self._perform(work)
+                self._note.clear()
+        except BaseException as error:  # noqa: BLE001 - no thread may die unheard
+            self._hands.broken(error)
+
+    def _prepare_thread(self) -> None:
+        # Sleeps may end 50 us late by default, to save wake-ups.
+        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+        if self._hands.realtime:
+            set_realtime(FIFO_PRIORITY)
+
+    def _next(self, done: WorkerEvent | None) -> Work | None:
+        """Report what was done, and wait for more to do; None to end."""
+        hands = self._hands
+        while True:
+            with hands.lock:
+                hands.step(*(() if done is None else (done,)))
+                done = None
+                work, self._work = self._work, None
+                if work is None:
+                    if hands.closing:
+                        return None
+                    self._armed_ns = hands.worker.lane_wakeup_ns(self._name, self._lane)
+                    self._parked = True
+            hands.tell()
+            if work is not None:
+                return work
+            if self._untidy and self._armed_ns is None:
+                self._untidy = False
+                hands.tidy()
+            self._sleep()
+
+    def _sleep(self) -> None:
+        """Until rung, or until the time armed."""
+        armed_ns = self._armed_ns
+        if armed_ns is None:
+            self._bell.acquire()
+            return
+        left_ns = armed_ns - SPIN_NS - time.monotonic_ns()
+        if left_ns > 0 and self._bell.acquire(timeout=left_ns / NS_PER_S):
+            return
+        while self._parked and time.monotonic_ns() < armed_ns:
+            pass
+        with self._hands.lock:
+            if self._parked:
+                self._parked = False
+            else:
+                self._bell.acquire()  # it was rung while it spun
+
+    # What it does
+
+    def _perform(self, work: Work) -> WorkerEvent:
+        match work:
+            case Prepare():
+                self._note.code(work.code.code_id)
+                self._untidy = True
+                message = self._chore(lambda: self._device.prepare(work.code), f"prepare {work.code.code_id}")
+                return Prepared(device=self._name, code_id=work.code.code_id, ok=not message, message=message)
+            case Retire():
+                self._untidy = True
+                self._chore(lambda: self._device.retire(work.code_id), f"retire {work.code_id}")
+                return Retired(device=self._name, code_id=work.code_id)
+            case Start():
+                self._note.action(work.action.action_id)
+                return self._start(work)
+
+    def _chore(self, call: Callable[[], None], what: str) -> str:
+        try:
+            call()
+        except DeviceGone as error:
+            self._hands.gone(error)
+            return _message(error)
+        except DamageError as error:
+            self._hands.damaged(error)
+            return _message(error)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the other codes go on
+            message = _message(error)
+            foreseen = isinstance(error, ClockworkError)
+            _log.error("%s can not %s: %s", self._name, what, message, exc_info=None if foreseen else error)
+            return message
+        return ""
+
+    def _start(self, work: Start) -> LaneDone:
+        action = work.action
+        began_ns = time.monotonic_ns()
+        late_ns = began_ns - action.window.latest_ns
+        if late_ns > 0 and not isinstance(action, Unload):
+            message = f"its lane was woken {late_ns} ns after its window closed"
+            return self._done(work, Status.TOO_LATE, began_ns, began_ns, message=message)
+        try:
+            if isinstance(action, Infer):
+                return self._infer(work, action)
+            once_ns = 0
+            if isinstance(action, Load):
+                once_ns = self._device.load(action)
+            else:
+                self._device.unload(action)
+            return self._done(work, Status.OK, began_ns, time.monotonic_ns(), once_ns=once_ns)
+        except DeviceGone as error:
+            self._hands.gone(error)
+            return self._failed(work, error, began_ns)
+        except DamageError as error:
+            self._hands.damaged(error)
+            return self._failed(work, error, began_ns)
+        except BaseException as error:  # noqa: BLE001 - a result is owed whatever happens
+            return self._failed(work, error, began_ns)
+
+    def _infer(self, work: Start, action: Infer) -> LaneDone:
+        calls = self._hands.opened(action)
+        check_epochs(calls)
+        started_ns = time.monotonic_ns()
+        phases = self._device.infer(action, [call.buffers for call in calls])
+        ended_ns = time.monotonic_ns()
+        check_epochs(calls)
+        return LaneDone(
+            action_id=action.action_id, device=self._name, lane=self._lane, status=Status.OK,
+            started_ns=started_ns, ended_ns=ended_ns, input_ns=phases.input_ns, run_ns=phases.run_ns,
+            output_ns=phases.output_ns, outputs=encode_outputs(calls),
+        )  # fmt: skip
+
+    def _failed(self, work: Start, error: BaseException, began_ns: int) -> LaneDone:
+        action = work.action
+        status = _status_of(error)
+        known = isinstance(error, ClockworkError)
+        level = logging.ERROR if status is Status.DEVICE_FAULT else logging.DEBUG
+        fields = {"device": self._name, "model": action.model, "action_id": action.action_id}
+        if isinstance(action, Infer):
+            fields["request_ids"] = ",".join(call.request_id for call in action.calls)
+        message = _message(error)
+        _log.log(level, "%s: %s", status, message, exc_info=None if known else error, extra=fields)
+        return self._done(work, status, began_ns, time.monotonic_ns(), message=message)
+
+    def _done(
+        self,
+        work: Start,
+        status: Status,
+        started_ns: int,
+        ended_ns: int,
+        *,
+        message: str = "",
+        once_ns: int = 0,
+    ) -> LaneDone:
+        return LaneDone(
+            action_id=work.action.action_id, device=self._name, lane=self._lane, status=status,
+            started_ns=started_ns, ended_ns=ended_ns, message=message, once_ns=once_ns,
+        )  # fmt: skip
+
+
+def _status_of(error: BaseException) -> Status:
+    if isinstance(error, ModelError):
+        return Status.MODEL_RAISED
+    if isinstance(error, RegionGone):
+        return Status.INPUT_GONE
+    if isinstance(error, BadTensors):
+        return Status.BAD_ACTION
+    if isinstance(error, DamageError):
+        return Status.DAMAGED
+    return Status.DEVICE_FAULT
+
+
+def _message(error: BaseException) -> str:
+    text = str(error) if isinstance(error, ClockworkError) else ""
+    return printable(text) or described(error)
+
+
+def set_realtime(priority: int) -> None:
+    """Put the calling thread under SCHED_FIFO; PermissionError if it may not."""
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))

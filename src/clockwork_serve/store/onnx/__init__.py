@@ -1,0 +1,1 @@
+"""ONNX graphs: read, checked for rows that mix, compiled for the devices."""

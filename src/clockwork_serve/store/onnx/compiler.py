@@ -1,0 +1,381 @@
+"""Compiles ONNX models into code and weights, with the proof that no answer changes."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from clockwork_serve.messages import Code
+from clockwork_serve.store.cache import Cache, Compiled, batch_sizes, digest_of
+from clockwork_serve.store.onnx.graph import (
+    Batching,
+    Plan,
+    batching_of,
+    declared,
+    interface_of,
+    prepared,
+    specs,
+)
+from clockwork_serve.store.onnx.pixels import rows_as_pixels
+from clockwork_serve.store.onnx.recipe import PROBES, Recipe, learnt, probe_elements
+from clockwork_serve.store.onnx.row_analysis import veto
+from clockwork_serve.store.onnx.row_trial import (
+    DATA_DEPENDENT_OPS,
+    Verdict,
+    compared,
+    judged,
+    output_room,
+    settled_outputs,
+)
+from clockwork_serve.store.onnx.source import Source
+from clockwork_serve.store.onnx.weights import RECURRENT_OPS, Index, Lifted, lift
+from clockwork_serve.store.onnx.wire import elements, filled
+from clockwork_serve.store.optimiser import Optimiser, Session, open_optimised, parse_model
+from clockwork_serve.store.settings import ModelSettings, ProblemError, StoreConfig
+from clockwork_serve.store.trial import Interface, RunError, Trial, difference, likely, try_out, variants
+from clockwork_serve.units import MIB
+
+# ------------------------------------------------------------
+# A model optimised and lifted, with the proof that this changes no answer; never without the proof.
+
+
+TOLERANCE = 1e-5
+"""Largest relative difference between a lifted graph's answers and an ordinary session's."""
+RECURRENT_TOLERANCE = 5e-4
+"""The same for recurrent graphs: with weights that are inputs their kernels sum in another order."""
+_NOISE_FACTOR = 2
+"""A model that turns rounding itself into larger differences, between batch sizes, is allowed as much."""
+_BRANCHES = frozenset({"If", "Loop", "Scan"})
+
+
+class Lowered(Struct, frozen=True):
+    """A model optimised and lifted, with its ordinary session to compare with."""
+
+    session: Session
+    optimised: bytes
+    lifted: Lifted
+
+
+class Proved(Struct, frozen=True):
+    """A lowered model and the plan that made it; ``obstacle`` says why the lifted graph cannot be used."""
+
+    lowered: Lowered
+    plan: Plan
+    obstacle: str
+
+
+def lower(data: memoryview | bytes, plan: Plan, optimiser: Optimiser) -> Lowered:
+    """Optimise and lift a model. Raises ``ProblemError`` if ONNX Runtime does not open it."""
+    session, optimised = optimiser.optimise(prepared(parse_model(data), plan))
+    return _lifted(session, optimised, plan)
+
+
+def _lifted(session: Session, optimised: bytes, plan: Plan) -> Lowered:
+    model = parse_model(optimised)
+    if plan.block:
+        rows_as_pixels(model, plan.block)
+    return Lowered(session, optimised, lift(model, branches=plan.branches))
+
+
+def prove(lowered: Lowered, plan: Plan, trial: Trial | str) -> Proved:
+    """Compare the lifted graph with the ordinary session; by a lesser plan if need be, told by the result."""
+    if not isinstance(trial, Trial):
+        return Proved(lowered, plan, f"it could not be tried out ({trial})")
+    proved = Proved(lowered, plan, _obstacle(lowered, trial))
+    for lesser in _lesser(lowered, plan):
+        if not proved.obstacle:
+            break
+        plain = _lifted(lowered.session, lowered.optimised, lesser)
+        proved = Proved(plain, lesser, _obstacle(plain, trial))
+    return proved
+
+
+def _lesser(lowered: Lowered, plan: Plan) -> list[Plan]:
+    """Plans that leave out what may be the obstacle: rewritten products, the weights of branches, both."""
+    change = msgspec.structs.replace
+    rewritten = bool(plan.block) and "ReorderInput" in lowered.lifted.operators
+    branches = plan.branches and bool(lowered.lifted.operators & _BRANCHES)
+    lesser = [change(plan, block=0)] if rewritten else []
+    if branches:
+        lesser.append(change(plan, branches=False))
+    if rewritten and branches:
+        lesser.append(change(plan, block=0, branches=False))
+    return lesser
+
+
+def _obstacle(lowered: Lowered, trial: Trial) -> str:
+    lifted = lowered.lifted
+    recurrent = bool(lifted.operators & RECURRENT_OPS)
+    tolerance = RECURRENT_TOLERANCE if recurrent else TOLERANCE
+    try:
+        session = open_optimised(lifted.graph)
+        for inputs in variants(trial):
+            try:
+                wanted = lowered.session.run(inputs)
+            except RunError:
+                continue
+            gap = difference(session.run({**inputs, **lifted.index.views(lifted.blob)}), wanted)
+            if gap > max(tolerance, _NOISE_FACTOR * trial.noise):
+                return f"with its weights as inputs its answers differ by {gap:.1e} (at most {tolerance:.0e})"
+    except ProblemError as error:
+        return f"with its weights as inputs it does not open ({error.problem.found})"
+    except RunError as error:
+        return f"with its weights as inputs it does not run ({error})"
+    return ""
+
+
+# ------------------------------------------------------------
+# Compiles ONNX models into code and weights; never lifts what would change an answer.
+
+
+_BAKED_WORTH_A_WARNING = 1 * MIB
+_RECIPES_KEPT_BYTES = 512 * MIB
+
+
+class Architecture(Struct, frozen=True, kw_only=True):
+    """What copies share: how they are prepared, what the first compiled to, and how the others are made.
+
+    ``copies``: ``once`` after the first, then ``gather`` (there is a recipe) or ``each`` (there is none).
+    ``digest`` is that of the lifted graph.
+    """
+
+    plan: Plan
+    first: Compiled
+    digest: str
+    copies: str = "once"
+
+
+class OnnxCompiler:
+    """Compiles one source after another; remembers recipes of architectures seen lately."""
+
+    def __init__(self, cache: Cache, config: StoreConfig, optimiser: Optimiser) -> None:
+        self._cache = cache
+        self._config = config
+        self._optimiser = optimiser
+        self._recipes: dict[str, Recipe] = {}
+
+    def compile(self, source: Source, settings: ModelSettings) -> Compiled:
+        """Code and weights of a model, stored unless they are already. Raises ``ProblemError``."""
+        key = digest_of(source.frame.digest, settings.compile_key(self._config))
+        gathered = self._gathered(source, key)
+        if gathered is not None:
+            return gathered
+        content = digest_of(source.content, settings.compile_key(self._config))
+        compiled = self._found(content)
+        if compiled is None:
+            # Copies wait for the first of their architecture, in this process and in others; where no recipe
+            # comes of it, only equal files wait for each other.
+            known = self._known(key)
+            alone = known is not None and known.copies == "each"
+            with self._cache.lock(content if alone else key):
+                compiled = self._found(content) or self._gathered(source, key)
+                compiled = compiled or self._optimised(source, settings, key)
+            self._cache.save_record("compiled", content, compiled)
+        return compiled
+
+    def _found(self, content: str) -> Compiled | None:
+        """What a model of that content was compiled to before, if all of it is still there."""
+        compiled = self._cache.record("compiled", content, Compiled)
+        return compiled if compiled is not None and compiled.present(self._cache) else None
+
+    def _optimised(self, source: Source, settings: ModelSettings, key: str) -> Compiled:
+        known = self._known(key)
+        if known is None:
+            return self._first(source, settings, key)
+        lowered = self._lower(source.data, known.plan)
+        if known.copies == "once":
+            self._learn(source, key, known, lowered.lifted)
+        if known.first.lifted and lowered.lifted.digest == known.digest:
+            return self._copy(known, lowered.lifted.blob)
+        trial = try_out(lowered.session, known.plan.interface, batched=known.plan.max_batch_size > 0)
+        return self._stored(prove(lowered, known.plan, trial), settings, trial)
+
+    # The first of an architecture
+
+    def _first(self, source: Source, settings: ModelSettings, key: str) -> Compiled:
+        found = interface_of(parse_model(source.data))
+        batching = batching_of(found, settings, self._config)
+        plan = _planned(found, batching, settings, self._optimiser.block)
+        lowered = self._lower(source.data, plan)
+        trial = try_out(lowered.session, plan.interface, batched=plan.max_batch_size > 0)
+        verdict = self._verdict(source.data, lowered, plan, trial, asked=bool(settings.max_batch_size))
+        if verdict.lost or verdict.squeezed:
+            batching = Batching(0, verdict.lost) if verdict.lost else batching
+            plan = _planned(found, batching, settings, self._optimiser.block)
+            plan = msgspec.structs.replace(plan, squeezed=verdict.squeezed)
+            lowered = self._lower(source.data, plan)
+            trial = try_out(lowered.session, plan.interface, batched=plan.max_batch_size > 0)
+        plan = msgspec.structs.replace(plan, lost=verdict.doubt or plan.lost)
+        proved = prove(lowered, plan, trial)
+        compiled = self._stored(proved, settings, trial)
+        architecture = Architecture(
+            plan=proved.plan,
+            first=compiled,
+            digest=proved.lowered.lifted.digest,
+            copies="once" if compiled.lifted else "each",
+        )
+        self._cache.save_record("architectures", key, architecture)
+        return compiled
+
+    def _verdict(
+        self, data: memoryview, lowered: Lowered, plan: Plan, trial: Trial | str, *, asked: bool
+    ) -> Verdict:
+        """Whether the rows of a batch are apart, by analysis of the graph and by trial."""
+        if not plan.max_batch_size:
+            return Verdict()
+        sizes = batch_sizes(plan.max_batch_size)
+        fills = trial.fills if isinstance(trial, Trial) else likely(plan.interface, batched=True)
+        why = veto(parse_model(data), plan.interface, fills, sizes)
+        if isinstance(trial, Trial):
+            trial = compared(lowered.session, plan.interface, trial, gently=bool(why))
+        return judged(trial, plan.interface, batched=True, asked=asked, veto=why)
+
+    def _lower(self, data: memoryview | bytes, plan: Plan) -> Lowered:
+        return lower(data, plan, self._optimiser)
+
+    def _stored(self, proved: Proved, settings: ModelSettings, trial: Trial | str) -> Compiled:
+        """Store code and weights; lifted if that gives the same answers."""
+        plan, obstacle, lifted = proved.plan, proved.obstacle, proved.lowered.lifted
+        batched = plan.max_batch_size > 0
+        tried = trial if isinstance(trial, Trial) else None
+        outputs = settled_outputs(
+            plan.interface,
+            proved.lowered.session.output_shapes(),
+            tried,
+            batched=batched,
+            by_values=bool(lifted.operators & DATA_DEPENDENT_OPS),
+        )
+        code = Code(
+            code_id="",
+            backend="onnx",
+            path="",
+            inputs=specs(plan.interface.inputs, batched=batched),
+            outputs=specs(outputs, batched=batched),
+            batched=batched,
+            batch_sizes=batch_sizes(plan.max_batch_size),
+            lifted=not obstacle,
+        )
+        code_id = digest_of(self._cache.runtime, lifted.digest, msgspec.json.encode(code))[:32]
+        code = msgspec.structs.replace(code, code_id=code_id)
+        index = Index(tensors=(), blob_bytes=0) if obstacle else lifted.index
+        files = {"index.json": msgspec.json.encode(index)}
+        if not obstacle:
+            files["model.onnx"] = lifted.graph
+        if tried:
+            files["probe.json"] = msgspec.json.encode(tried.fills)
+        if self._cache.code(code_id) is None:
+            self._cache.save_code(code, files)
+        stored: bytes | npt.NDArray[np.uint8] = proved.lowered.optimised if obstacle else lifted.blob
+        return Compiled(
+            code_id=code_id,
+            weights_id=self._cache.save_weights(stored),
+            weights_bytes=len(stored),
+            lifted=not obstacle,
+            max_batch_size=plan.max_batch_size,
+            batch_sizes=code.batch_sizes,
+            output_bytes=output_room(
+                code.outputs, tried, least=self._config.output_bytes, asked=settings.output_bytes
+            ),
+            warnings=(*([plan.lost] if plan.lost else []), *_warnings(lifted, obstacle, code)),
+        )
+
+    # Further copies
+
+    def _known(self, key: str) -> Architecture | None:
+        known = self._cache.record("architectures", key, Architecture)
+        return known if known is not None and self._cache.code(known.first.code_id) is not None else None
+
+    def _gathered(self, source: Source, key: str) -> Compiled | None:
+        """The model by the recipe of its architecture, if there is one."""
+        known = self._known(key)
+        if known is None or known.copies != "gather":
+            return None
+        recipe = self._recipe(key)
+        return None if recipe is None else self._copy(known, recipe.blob(_flat(source)))
+
+    def _copy(self, known: Architecture, blob: npt.NDArray[np.uint8]) -> Compiled:
+        return msgspec.structs.replace(known.first, weights_id=self._cache.save_weights(blob))
+
+    def _learn(self, source: Source, key: str, known: Architecture, true: Lifted) -> None:
+        """Find the recipe on the second copy, and prove it there: same graph, same blob, byte for byte."""
+        recipe = self._probed(source, known) if true.digest == known.digest else None
+        if recipe is not None:
+            same = np.array_equal(recipe.blob(_flat(source)), true.blob)
+            recipe = recipe if same else None
+        if recipe is not None:
+            self._cache.save("architectures", f"{key}.npz", recipe.to_bytes())
+        copies = "each" if recipe is None else "gather"
+        self._cache.save_record("architectures", key, msgspec.structs.replace(known, copies=copies))
+
+    def _probed(self, source: Source, known: Architecture) -> Recipe | None:
+        frame = source.frame
+        blobs = []
+        for probe in PROBES:
+            flat = probe_elements(frame.elements, probe)
+            if flat is None or not frame.holes:
+                return None
+            try:
+                lifted = self._lower(filled(source.data, frame.holes, flat), known.plan).lifted
+            except ProblemError:
+                return None
+            if lifted.digest != known.digest:
+                return None
+            blobs.append(lifted.blob)
+        return learnt(blobs, frame.elements)
+
+    def _recipe(self, key: str) -> Recipe | None:
+        recipe = self._recipes.get(key)
+        if recipe is None:
+            stored = self._cache.read("architectures", f"{key}.npz")
+            try:
+                recipe = None if stored is None else Recipe.from_bytes(stored)
+            except ValueError:
+                recipe = None
+            if recipe is None:
+                return None
+            while self._recipes and recipe.blob_bytes + self._kept_bytes() > _RECIPES_KEPT_BYTES:
+                del self._recipes[next(iter(self._recipes))]
+            self._recipes[key] = recipe
+        return recipe
+
+    def _kept_bytes(self) -> int:
+        return sum(recipe.blob_bytes for recipe in self._recipes.values())
+
+
+def _flat(source: Source) -> npt.NDArray[np.uint32]:
+    return elements(source.data, source.frame.holes)
+
+
+def _planned(found: Interface, batching: Batching, settings: ModelSettings, block: int) -> Plan:
+    interface = declared(found, settings, batched=batching.max_batch_size > 0)
+    return Plan(
+        interface=interface,
+        max_batch_size=batching.max_batch_size,
+        declared=interface != found,
+        lost=batching.lost,
+        block=block,
+    )
+
+
+def _warnings(lifted: Lifted, obstacle: str, code: Code) -> list[str]:
+    found = []
+    if obstacle:
+        found.append(
+            f"weights are not lifted: {obstacle}; each LOAD opens the whole model anew, which is slow, "
+            "and copies share no code"
+        )
+    elif lifted.baked_bytes >= _BAKED_WORTH_A_WARNING:
+        found.append(
+            f"{lifted.baked_bytes / MIB:.1f} MiB of weights stay in the code (only float32 is "
+            "lifted): they take memory for as long as the model is registered, and copies with "
+            "other values of them share no code"
+        )
+    found += [
+        f"input '{spec.name}' leaves dimensions open {list(spec.shape)}: requests share a batch "
+        "only if their shapes are equal, and durations are predicted less well; declare dims to fix them"
+        for spec in code.inputs
+        if -1 in spec.shape
+    ]
+    return found

@@ -1,0 +1,303 @@
+"""A model's graph before it is optimised: what it takes and gives, its batch axis, shapes declared."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import onnx
+from msgspec import Struct
+
+from clockwork_serve.messages import TensorSpec
+from clockwork_serve.store.settings import ModelSettings, StoreConfig, TensorSettings, did_you_mean, problem
+from clockwork_serve.store.trial import Dim, GraphTensor, Interface
+
+# ------------------------------------------------------------
+# Rewrites a model's graph before it is optimised: shapes declared, batches restored; never its weights.
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """How copies of one architecture are prepared, found out on the first of them.
+
+    ``squeezed`` are outputs that lose their batch axis at batch 1, with the shape of a row. ``lost`` says why
+    there is no batch, if that loses something. ``branches``: weights inside If, Loop and Scan are lifted too.
+    Products with weights are rewritten as convolutions with ``block`` channels in a block; 0: they are not.
+    """
+
+    interface: Interface
+    max_batch_size: int
+    squeezed: dict[str, tuple[int, ...]] = {}
+    declared: bool = False
+    lost: str = ""
+    branches: bool = True
+    block: int = 0
+
+
+def prepared(model: onnx.ModelProto, plan: Plan) -> bytes:
+    """The model as it is handed to the optimiser. Changes ``model``."""
+    graph = model.graph
+    given = {tensor.name for tensor in graph.initializer}
+    taken = [value for value in graph.input if value.name in given]
+    if taken:
+        # A default that a request could override is no constant to the optimiser.
+        for value in taken:
+            graph.input.remove(value)
+        model.ir_version = max(model.ir_version, 4)
+    if plan.declared:
+        del graph.value_info[:]
+        for value, tensor in zip(graph.input, plan.interface.inputs, strict=True):
+            _set_shape(value, tensor)
+        for value, tensor in zip(graph.output, plan.interface.outputs, strict=True):
+            _set_shape(value, _unnamed(tensor))
+    for name, row in plan.squeezed.items():
+        _restore_batch(graph, name, row)
+    return model.SerializeToString()
+
+
+def _unnamed(tensor: GraphTensor) -> GraphTensor:
+    """Without the names of free dimensions behind axis 0: an input that had the name may be fixed now."""
+    dims = tensor.dims and (tensor.dims[0], *(d if isinstance(d, int) else "" for d in tensor.dims[1:]))
+    return GraphTensor(tensor.name, tensor.datatype, dims)
+
+
+def _set_shape(value: onnx.ValueInfoProto, tensor: GraphTensor) -> None:
+    if tensor.dims is None:
+        return
+    shape = value.type.tensor_type.shape
+    del shape.dim[:]
+    for dim in tensor.dims:
+        if isinstance(dim, int):
+            shape.dim.add().dim_value = dim
+        elif dim:
+            shape.dim.add().dim_param = dim
+        else:
+            shape.dim.add()
+
+
+def _restore_batch(graph: onnx.GraphProto, name: str, row: tuple[int, ...]) -> None:
+    """Reshape an output to [rows, *row], which costs nothing and holds at every batch size."""
+    inner, shape = f"{name}/squeezed", f"{name}/rows"
+    for node in graph.node:
+        node.output[:] = [inner if output == name else output for output in node.output]
+        node.input[:] = [inner if source == name else source for source in node.input]
+    graph.initializer.append(
+        onnx.helper.make_tensor(shape, onnx.TensorProto.INT64, [1 + len(row)], [-1, *row])
+    )
+    graph.node.append(onnx.helper.make_node("Reshape", [inner, shape], [name]))
+    output = next(value for value in graph.output if value.name == name)
+    dims = output.type.tensor_type.shape.dim
+    del dims[:]
+    dims.add()
+    for size in row:
+        dims.add().dim_value = size
+
+
+# ------------------------------------------------------------
+# What a graph takes and gives, and whether axis 0 is a batch; never runs the graph.
+
+
+_T = onnx.TensorProto
+OIP_TYPES: dict[int, str] = {
+    _T.BOOL: "BOOL", _T.UINT8: "UINT8", _T.UINT16: "UINT16", _T.UINT32: "UINT32", _T.UINT64: "UINT64",
+    _T.INT8: "INT8", _T.INT16: "INT16", _T.INT32: "INT32", _T.INT64: "INT64",
+    _T.FLOAT16: "FP16", _T.BFLOAT16: "BF16", _T.FLOAT: "FP32", _T.DOUBLE: "FP64", _T.STRING: "BYTES",
+}  # fmt: skip
+"""ONNX element types by what the Open Inference Protocol calls them."""
+
+
+_SEQUENCE = re.compile("seq|time|token|frame|length|steps", re.IGNORECASE)
+"""Names of axes along which one request goes."""
+
+
+class Batching(Struct, frozen=True):
+    """``max_batch_size`` as in Triton, and why it is 0 where that loses something."""
+
+    max_batch_size: int
+    lost: str = ""
+
+
+def interface_of(model: onnx.ModelProto) -> Interface:
+    """The interface of a model. Raises ``ProblemError`` for a type that the protocol cannot carry."""
+    given = {tensor.name for tensor in model.graph.initializer}
+    given |= {tensor.values.name for tensor in model.graph.sparse_initializer}
+    inputs = tuple(_tensor(value, "input") for value in model.graph.input if value.name not in given)
+    outputs = tuple(_tensor(value, "output") for value in model.graph.output)
+    if not outputs:
+        raise problem(
+            "outputs", expected="at least one output", found="none", advice="export the model again"
+        )
+    return Interface(inputs, outputs)
+
+
+def _tensor(value: onnx.ValueInfoProto, role: str) -> GraphTensor:
+    kind = value.type.WhichOneof("value")
+    where = f"{role} '{value.name}'"
+    if kind not in (None, "tensor_type"):
+        raise problem(
+            where, expected="a tensor", found=f"a {str(kind).removesuffix('_type')}",
+            advice="export the model with tensors only (classifiers of scikit-learn: zipmap off)",
+        )  # fmt: skip
+    tensor = value.type.tensor_type
+    if tensor.elem_type not in OIP_TYPES:
+        name = _T.DataType.Name(tensor.elem_type) if tensor.elem_type in _T.DataType.values() else "unknown"
+        raise problem(
+            where, expected="an element type of the Open Inference Protocol", found=name,
+            advice="cast it inside the graph",
+        )  # fmt: skip
+    dims: tuple[Dim, ...] | None = None
+    if tensor.HasField("shape"):
+        dims = tuple(
+            dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param
+            for dim in tensor.shape.dim
+        )
+    return GraphTensor(value.name, OIP_TYPES[tensor.elem_type], dims)
+
+
+def batching_of(interface: Interface, settings: ModelSettings, config: StoreConfig) -> Batching:
+    """Whether axis 0 can be a batch: free, and the same for every input and output."""
+    asked = settings.max_batch_size
+    if asked == 0:
+        return Batching(0)
+    obstacle = _obstacle(interface) or ("" if asked else _sequence(interface))
+    if not obstacle:
+        return bounded(asked, config)
+    wish = f"max_batch_size {asked} was asked for, but " if asked else ""
+    return Batching(
+        0,
+        f"{wish}{obstacle}: served with max_batch_size 0 (requests give full shapes), one request per run; "
+        "to batch, export it with axis 0 of every input and output as a free batch dimension",
+    )
+
+
+def bounded(asked: int | None, config: StoreConfig) -> Batching:
+    """The batch size asked for (None: the default), as far as it is allowed."""
+    if asked is None:
+        return Batching(min(config.max_batch_size, config.largest_batch))
+    if asked <= config.largest_batch:
+        return Batching(asked)
+    return Batching(
+        config.largest_batch,
+        f"max_batch_size {asked} was asked for, but at most largest_batch = {config.largest_batch} rows are "
+        "compiled and profiled: requests of more rows are refused; raise largest_batch to allow them",
+    )
+
+
+def _obstacle(interface: Interface) -> str:
+    if not interface.inputs:
+        return "the model has no input"
+    names = set()
+    for role, tensors in (("input", interface.inputs), ("output", interface.outputs)):
+        for tensor in tensors:
+            if tensor.dims is None and role == "output":
+                continue  # a trial run tells
+            if not tensor.dims and role == "output":
+                continue  # it may be squeezed at batch 1, which a trial run tells and mends
+            if not tensor.dims:
+                return f"{role} '{tensor.name}' has no axis 0"
+            first = tensor.dims[0]
+            if isinstance(first, int):
+                return f"axis 0 of {role} '{tensor.name}' is fixed to {first}{_elsewhere(interface, tensor)}"
+            if first and role == "input":
+                names.add(first)
+    if len(names) > 1:
+        return f"axis 0 of the inputs is not the same dimension ({', '.join(sorted(map(str, names)))})"
+    return ""
+
+
+def _sequence(interface: Interface) -> str:
+    """Why axis 0 is no batch by its name: a sequence of 40 tokens is one request, not 40."""
+    for tensor in interface.inputs:
+        first = tensor.dims[0] if tensor.dims else ""
+        if isinstance(first, str) and _SEQUENCE.search(first) and "batch" not in first.lower():
+            return (
+                f"axis 0 of input '{tensor.name}' is '{first}', by its name a sequence and no batch"
+                " (max_batch_size > 0 insists)"
+            )
+    return ""
+
+
+def _elsewhere(interface: Interface, tensor: GraphTensor) -> str:
+    """A hint where the batch seems to be another axis of ``tensor``."""
+    firsts = {other.dims[0] for other in interface.inputs if other.dims} - {""}
+    for axis, dim in enumerate(tensor.dims or ()):
+        if axis and isinstance(dim, str) and dim in firsts:
+            return f" and its batch dimension '{dim}' is axis {axis}"
+    return ""
+
+
+def declared(interface: Interface, settings: ModelSettings, *, batched: bool) -> Interface:
+    """The interface with the dims that were declared put in. Raises ``ProblemError`` where they cannot be.
+
+    Where a batch was hoped for in vain, dims that were declared without it are still understood.
+    """
+    lenient = settings.max_batch_size != 0
+    return Interface(
+        _declared(interface.inputs, settings.inputs, "inputs", batched=batched, lenient=lenient),
+        _declared(interface.outputs, settings.outputs, "outputs", batched=batched, lenient=lenient),
+    )
+
+
+def _declared(
+    tensors: Sequence[GraphTensor], said: Sequence[TensorSettings], role: str, *, batched: bool, lenient: bool
+) -> tuple[GraphTensor, ...]:
+    by_name = {tensor.name: tensor for tensor in tensors}
+    for each in said:
+        if each.name not in by_name:
+            raise problem(
+                f"{role} '{each.name}'", expected="a tensor of the model", found=each.name,
+                advice=did_you_mean(each.name, by_name),
+            )  # fmt: skip
+    said_of = {each.name: each for each in said}
+    return tuple(
+        _fitted(tensor, said_of[tensor.name], role, batched=batched, lenient=lenient)
+        if tensor.name in said_of
+        else tensor
+        for tensor in tensors
+    )
+
+
+def _fitted(
+    tensor: GraphTensor, said: TensorSettings, role: str, *, batched: bool, lenient: bool
+) -> GraphTensor:
+    where = f"{role} '{tensor.name}'"
+    if said.datatype is not None and said.datatype != tensor.datatype:
+        raise problem(
+            f"{where} datatype",
+            expected=tensor.datatype,
+            found=said.datatype,
+            advice="declare what the model has",
+        )
+    if said.dims is None:
+        return tensor
+    full: tuple[Dim, ...] = tuple("" if dim == -1 else dim for dim in said.dims)
+    if batched:
+        full = ("" if not tensor.dims else tensor.dims[0], *full)
+    elif lenient and tensor.dims and len(full) == len(tensor.dims) - 1:
+        full = (tensor.dims[0], *full)
+    if tensor.dims is None:
+        return GraphTensor(tensor.name, tensor.datatype, full)
+    shown = [dim if isinstance(dim, int) else -1 for dim in tensor.dims[1 if batched else 0 :]]
+    fits = len(full) == len(tensor.dims) and all(
+        isinstance(own, str) or own == new for own, new in zip(tensor.dims, full, strict=True)
+    )
+    if not fits:
+        note = " (without the batch axis, since max_batch_size > 0)" if batched else " (the full shape)"
+        raise problem(
+            f"{where} dims", expected=f"{shown}{note}", found=list(said.dims),
+            advice="declare the dims that the model has; only those that are -1 in it may be chosen",
+        )  # fmt: skip
+    dims = tuple(own if new == "" else new for own, new in zip(tensor.dims, full, strict=True))
+    return GraphTensor(tensor.name, tensor.datatype, dims)
+
+
+def specs(tensors: Sequence[GraphTensor], *, batched: bool) -> tuple[TensorSpec, ...]:
+    """The tensors as requests see them: without the batch axis if batched, -1 where a request chooses."""
+    skipped = 1 if batched else 0
+    return tuple(
+        TensorSpec(
+            name=tensor.name,
+            datatype=tensor.datatype,
+            shape=tuple(dim if isinstance(dim, int) else -1 for dim in (tensor.dims or ())[skipped:]),
+        )
+        for tensor in tensors
+    )

@@ -1,0 +1,344 @@
+"""Which tensors of a graph are weights, lifted into one blob; equal graphs get one form and one hash."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import onnx
+from msgspec import Struct
+
+from clockwork_serve.units import align
+
+# ------------------------------------------------------------
+# Which float tensors of a graph are weights, by size and by who reads them; never by their values.
+#
+# Lifted are float32 tensors of at least 16 elements, and smaller ones that only layers read as their weights:
+# the bias of a classifier with ten classes is a weight too, and copies could not share a code without lifting
+# it. Everything else stays in the code: integers (shapes, axes, quantised weights), other float types, and
+# the small constants (Clip bounds, epsilons, factors) whose values optimisations look at.
+
+
+MIN_LIFTED_ELEMENTS = 16
+FLOAT_BYTES = 4
+
+_LAYERS = frozenset(
+    {
+        "Attention", "BatchNormalization", "BiasGelu", "Conv", "ConvTranspose", "EmbedLayerNormalization",
+        "FastGelu", "FusedConv", "FusedGemm", "FusedMatMul", "GRU", "Gemm", "GroupNormalization",
+        "InstanceNormalization", "LSTM", "LayerNormalization", "MatMul", "PRelu", "RNN",
+        "SimplifiedLayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
+    }
+)  # fmt: skip
+"""Operators all of whose float inputs are data or weights, never a setting."""
+_ELEMENTWISE = frozenset({"Add", "Div", "Mul", "Sub"})
+"""Operators that add a bias or apply a scale; a single number may be a constant of a formula instead."""
+
+
+def is_weight(elements: int, rank: int, readers: Sequence[str]) -> bool:
+    """Whether a float32 tensor is lifted; ``readers`` are the types of the operators that read it."""
+    if elements >= MIN_LIFTED_ELEMENTS:
+        return True
+    if not rank or not elements or not readers:
+        return False
+    return all(reader in _LAYERS or (reader in _ELEMENTWISE and elements > 1) for reader in readers)
+
+
+# ------------------------------------------------------------
+# One form for equal graphs, so that they hash alike; never changes what is computed.
+#
+# ONNX Runtime saves the nodes of an optimised graph in an order that differs from run to run where the graph
+# leaves it open, and names depend on who exported the model.
+
+
+def make_canonical(model: onnx.ModelProto) -> None:
+    """Order nodes, rename what has no meaning outside, and take out what does not compute."""
+    for field in ("producer_name", "producer_version", "domain", "doc_string", "model_version"):
+        model.ClearField(field)
+    del model.metadata_props[:]
+    _order(model.graph)
+    _strip(model.graph)
+    _rename_values(model.graph)
+    _rename_dims(model.graph)
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs in a node's attributes: branches and loop bodies."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and every graph inside it, outermost first."""
+    yield graph
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from all_graphs(inner)
+
+
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node, those of inner graphs last."""
+    for each in all_graphs(graph):
+        yield from each.node
+
+
+def reads(graph: onnx.GraphProto) -> Iterator[str]:
+    """Every name that a graph or one inside it reads, its own ones too."""
+    for each in all_graphs(graph):
+        for node in each.node:
+            yield from node.input
+        yield from (output.name for output in each.output)
+
+
+def _order(graph: onnx.GraphProto) -> None:
+    """Put nodes into the order in which the outputs, one after the other, need them."""
+    for node in graph.node:
+        for inner in subgraphs(node):
+            _order(inner)
+    needs = [
+        [*node.input, *(name for inner in subgraphs(node) for name in reads(inner))] for node in graph.node
+    ]
+    maker = {name: number for number, node in enumerate(graph.node) for name in node.output if name}
+    wanted = [maker[output.name] for output in graph.output if output.name in maker]
+    # What no output needs is kept, in the order it had.
+    order = _needed_first([*wanted, *range(len(needs))], needs, maker)
+    if order != sorted(order):
+        nodes = [onnx.NodeProto.FromString(graph.node[number].SerializeToString()) for number in order]
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+
+def _needed_first(wanted: list[int], needs: list[list[str]], maker: dict[str, int]) -> list[int]:
+    order: list[int] = []
+    entered = [False] * len(needs)
+    for root in wanted:
+        if entered[root]:
+            continue
+        entered[root] = True
+        path = [(root, iter(needs[root]))]
+        while path:
+            number, names = path[-1]
+            step = next((maker[name] for name in names if name in maker and not entered[maker[name]]), None)
+            if step is None:
+                order.append(number)
+                path.pop()
+            else:
+                entered[step] = True
+                path.append((step, iter(needs[step])))
+    return order
+
+
+def _strip(graph: onnx.GraphProto) -> None:
+    for each in all_graphs(graph):
+        each.name = "graph"
+        each.doc_string = ""
+        for field in (each.value_info, each.metadata_props, each.quantization_annotation):
+            del field[:]
+        for value in (*each.input, *each.output):
+            value.doc_string = ""
+            del value.metadata_props[:]
+    for order, node in enumerate(all_nodes(graph)):
+        node.name = f"{node.op_type}_{order}"
+        node.doc_string = ""
+        del node.metadata_props[:]
+        attributes = sorted(node.attribute, key=lambda attribute: attribute.name)
+        copies = [onnx.AttributeProto.FromString(attribute.SerializeToString()) for attribute in attributes]
+        for copy in copies:
+            copy.doc_string = ""
+        del node.attribute[:]
+        node.attribute.extend(copies)
+
+
+def _rename_values(graph: onnx.GraphProto) -> None:
+    """Number values by first use. A name means the same in all graphs, so one table does for all."""
+    outside = {value.name for value in (*graph.input, *graph.output)}
+    prefix = "v"
+    while any(name.startswith(prefix) for name in outside):
+        prefix = "_" + prefix
+    names = {name: name for name in outside} | {"": ""}
+
+    def new(name: str) -> str:
+        return names.setdefault(name, f"{prefix}{len(names)}")
+
+    for node in all_nodes(graph):
+        node.input[:] = [new(name) for name in node.input]
+        node.output[:] = [new(name) for name in node.output]
+    for each in all_graphs(graph):
+        for tensor in each.initializer:
+            tensor.name = new(tensor.name)
+        for value in (*each.input, *each.output):
+            value.name = new(value.name)
+        for sparse in each.sparse_initializer:
+            sparse.values.name = new(sparse.values.name)
+
+
+def _rename_dims(graph: onnx.GraphProto) -> None:
+    names = {"": ""}
+    for each in all_graphs(graph):
+        for value in (*each.input, *each.output):
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_param:
+                    dim.dim_param = names.setdefault(dim.dim_param, f"d{len(names)}")
+
+
+# ------------------------------------------------------------
+# Turns the weights of an optimised graph into graph inputs and one aligned blob; never changes a value.
+#
+# What is a weight is said in ``liftable``; all others stay in the code.
+
+
+RECURRENT_OPS = frozenset({"LSTM", "GRU", "RNN", "Scan", "Loop", "DynamicQuantizeLSTM", "AttnLSTM"})
+"""Operators that feed their own results back, so that rounding differences grow."""
+
+
+class IndexedTensor(Struct, frozen=True, kw_only=True):
+    """Where one lifted tensor is in the blob: ``nbytes`` from ``offset``. ``dtype`` is numpy's name."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int
+    nbytes: int
+
+
+class Index(Struct, frozen=True, kw_only=True):
+    """The file ``index.json`` of a code: how a blob is laid out, in the order of the graph's inputs."""
+
+    tensors: tuple[IndexedTensor, ...]
+    blob_bytes: int
+
+    def views(self, blob: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
+        """The tensors of a blob as arrays that share its memory."""
+        return {
+            tensor.name: blob[tensor.offset : tensor.offset + tensor.nbytes]
+            .view(np.dtype(tensor.dtype))
+            .reshape(tensor.shape)
+            for tensor in self.tensors
+        }
+
+
+class Lifted(Struct, frozen=True):
+    """A weightless graph, its index, and one model's blob. ``baked_bytes`` of weights stayed in the graph."""
+
+    graph: bytes
+    index: Index
+    blob: npt.NDArray[np.uint8]
+    baked_bytes: int
+    operators: frozenset[str]
+
+    @property
+    def digest(self) -> str:
+        """A hash of graph and index: equal for models that can share a code."""
+        return hashlib.sha256(self.graph + msgspec.json.encode(self.index)).hexdigest()
+
+
+def lift(model: onnx.ModelProto, *, branches: bool = True) -> Lifted:
+    """Lift the weights out of an optimised model, which is taken apart on the way.
+
+    ``branches`` tells whether those that If, Loop and Scan bodies hold or read are lifted too.
+    """
+    graph = model.graph
+    if branches:
+        _hoist(graph)
+    make_canonical(model)
+    readers: dict[str, list[str]] = {}
+    for node in all_nodes(graph):
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    fixed = {output.name for output in graph.output}
+    if not branches:
+        fixed |= {name for node in graph.node for inner in subgraphs(node) for name in reads(inner)}
+    chosen: list[onnx.TensorProto] = []
+    kept: list[onnx.TensorProto] = []
+    for tensor in graph.initializer:
+        good = _is_weight(tensor, readers) and tensor.name not in fixed
+        (chosen if good else kept).append(tensor)
+    first_use = {name: order for order, name in enumerate(readers)}
+    chosen.sort(key=lambda tensor: first_use[tensor.name])
+    index, blob = _packed(chosen)
+    kept_copies = [_copy(tensor) for tensor in sorted(kept, key=lambda tensor: tensor.name)]
+    del graph.initializer[:]
+    graph.initializer.extend(kept_copies)
+    for entry in index.tensors:
+        graph.input.append(
+            onnx.helper.make_tensor_value_info(entry.name, onnx.TensorProto.FLOAT, list(entry.shape))
+        )
+    return Lifted(
+        graph=model.SerializeToString(deterministic=True),
+        index=index,
+        blob=blob,
+        baked_bytes=sum(tensor.ByteSize() for each in all_graphs(graph) for tensor in each.initializer),
+        operators=frozenset(node.op_type for node in all_nodes(graph)),
+    )
+
+
+def _is_weight(tensor: onnx.TensorProto, readers: dict[str, list[str]]) -> bool:
+    if tensor.data_type != onnx.TensorProto.FLOAT or tensor.name not in readers:
+        return False
+    return is_weight(math.prod(tensor.dims), len(tensor.dims), readers[tensor.name])
+
+
+def _hoist(graph: onnx.GraphProto) -> None:
+    """Move the weights of branches and loop bodies out to the graph, whose values they may read.
+
+    Only those whose name nothing else has, so that it means the same outside.
+    """
+    inner = [each for each in all_graphs(graph) if each is not graph]
+    made = Counter(name for each in all_graphs(graph) for name in _makes(each))
+    readers: dict[str, list[str]] = {}
+    for node in all_nodes(graph):
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    for each in inner:
+        moved = [
+            tensor for tensor in each.initializer if made[tensor.name] == 1 and _is_weight(tensor, readers)
+        ]
+        for tensor in moved:
+            graph.initializer.append(tensor)
+            each.initializer.remove(tensor)
+
+
+def _makes(graph: onnx.GraphProto) -> Iterator[str]:
+    yield from (value.name for value in graph.input)
+    yield from (tensor.name for tensor in graph.initializer)
+    yield from (name for node in graph.node for name in node.output if name)
+
+
+def _packed(tensors: list[onnx.TensorProto]) -> tuple[Index, npt.NDArray[np.uint8]]:
+    entries = []
+    offset = 0
+    for tensor in tensors:
+        nbytes = math.prod(tensor.dims) * FLOAT_BYTES
+        entries.append(
+            IndexedTensor(
+                name=tensor.name, shape=tuple(tensor.dims), dtype="float32", offset=offset, nbytes=nbytes
+            )
+        )
+        offset += align(nbytes)
+    blob = np.zeros(offset, np.uint8)
+    for entry, tensor in zip(entries, tensors, strict=True):
+        blob[entry.offset : entry.offset + entry.nbytes] = _element_bytes(tensor)
+    return Index(tensors=tuple(entries), blob_bytes=offset), blob
+
+
+def _element_bytes(tensor: onnx.TensorProto) -> npt.NDArray[np.uint8]:
+    if tensor.HasField("raw_data"):
+        return np.frombuffer(tensor.raw_data, np.uint8)
+    return np.asarray(tensor.float_data, "<f4").view(np.uint8)
+
+
+def _copy(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    copy = onnx.TensorProto()
+    copy.CopyFrom(tensor)
+    copy.doc_string = ""
+    if not copy.HasField("raw_data") and copy.data_type != onnx.TensorProto.STRING:
+        # The same values can be written in two ways; equal graphs must be equal bytes.
+        copy.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
+    return copy

@@ -1,0 +1,437 @@
+"""Reads Triton's ``config.pbtxt``: what has no meaning here is named in a warning."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import cast
+
+from clockwork_serve.store.settings import (
+    ModelSettings,
+    TensorSettings,
+    VersionPolicy,
+    datatype_of,
+    did_you_mean,
+    problem,
+)
+
+# ------------------------------------------------------------
+# A reader of protobuf's text format without a schema; it knows the grammar, never what a field means.
+
+
+_TOKEN = re.compile(
+    r"""(?P<space>[\s]+|\#[^\n]*)
+      | (?P<word>[A-Za-z_][A-Za-z0-9_.]*)
+      | (?P<number>[-+]?(?:0[xX][0-9a-fA-F]+|(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)[fF]?)
+      | (?P<string>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')
+      | (?P<mark>[{}<>\[\]:,;-])""",
+    re.VERBOSE,
+)
+_MOST_NESTED = 64
+
+
+@dataclass(slots=True, frozen=True)
+class Word:
+    """A bare word: an enum value, or true and false."""
+
+    text: str
+
+
+@dataclass(slots=True)
+class Block:
+    """One message: every field with its values in the order written, and the line of its first one."""
+
+    fields: dict[str, list[object]] = field(default_factory=dict)
+    lines: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, value: object, line: int) -> None:
+        """Append a value of a field."""
+        self.fields.setdefault(name, []).append(value)
+        self.lines.setdefault(name, line)
+
+
+@dataclass(slots=True, frozen=True)
+class _Token:
+    kind: str
+    text: str
+    line: int
+
+
+def parse_prototext(text: str, where: str) -> Block:
+    """The top-level message in ``text``. Raises ``ProblemError`` with the line that makes no sense."""
+    return _Reader(_tokens(text, where), where).block(closing="", depth=0)
+
+
+def _tokens(text: str, where: str) -> list[_Token]:
+    tokens = []
+    position, line = 0, 1
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            found = text[position : position + 20].splitlines()[0]
+            raise problem(
+                f"{where} line {line}", expected="protobuf text", found=found, advice="correct that line"
+            )
+        kind = match.lastgroup or ""
+        if kind != "space":
+            tokens.append(_Token(kind, match.group(), line))
+        line += match.group().count("\n")
+        position = match.end()
+    tokens.append(_Token("end", "end of file", line))
+    return tokens
+
+
+class _Reader:
+    def __init__(self, tokens: list[_Token], where: str) -> None:
+        self._tokens = tokens
+        self._next = 0
+        self._where = where
+
+    def block(self, closing: str, depth: int) -> Block:
+        block = Block()
+        if depth > _MOST_NESTED:
+            raise self._wrong(f"at most {_MOST_NESTED} nested blocks")
+        while self._peek().text != closing or not closing:
+            if self._peek().kind == "end":
+                if closing:
+                    raise self._wrong(f"'{closing}'")
+                break
+            name = self._take("word", "a field name")
+            self._field(block, name, depth)
+            if self._peek().text in (",", ";"):
+                self._next += 1
+        self._next += 1
+        return block
+
+    def _field(self, block: Block, name: _Token, depth: int) -> None:
+        colon = self._peek().text == ":"
+        if colon:
+            self._next += 1
+        if self._peek().text == "[":
+            self._next += 1
+            while self._peek().text != "]":
+                block.add(name.text, self._value(depth, scalar=colon), name.line)
+                if self._peek().text == ",":
+                    self._next += 1
+                elif self._peek().text != "]":
+                    raise self._wrong("',' or ']'")
+            self._next += 1
+            block.fields.setdefault(name.text, [])
+            block.lines.setdefault(name.text, name.line)
+            return
+        block.add(name.text, self._value(depth, scalar=colon), name.line)
+
+    def _value(self, depth: int, *, scalar: bool) -> object:
+        token = self._peek()
+        if token.text in ("{", "<"):
+            self._next += 1
+            return self.block("}" if token.text == "{" else ">", depth + 1)
+        if not scalar:
+            raise self._wrong("':' or '{'")
+        self._next += 1
+        if token.kind == "string":
+            return self._strings(token)
+        if token.kind == "number":
+            number = _number(token.text)
+            if number is None:
+                self._next -= 1
+                raise self._wrong("a number of at most 64 bits")
+            return number
+        if token.kind == "word":
+            return Word(token.text)
+        self._next -= 1
+        raise self._wrong("a value")
+
+    def _strings(self, first: _Token) -> str:
+        """Adjacent strings are one, as in C."""
+        parts = [first]
+        while self._peek().kind == "string":
+            parts.append(self._take("string", "a string"))
+        try:
+            text = "".join(str(ast.literal_eval(part.text)) for part in parts)
+            text.encode()
+        except (ValueError, SyntaxError):
+            self._next -= 1
+            raise self._wrong("a string of Unicode with known escapes") from None
+        return text
+
+    def _peek(self) -> _Token:
+        return self._tokens[self._next]
+
+    def _take(self, kind: str, wanted: str) -> _Token:
+        token = self._peek()
+        if token.kind != kind:
+            raise self._wrong(wanted)
+        self._next += 1
+        return token
+
+    def _wrong(self, wanted: str) -> Exception:
+        token = self._peek()
+        return problem(
+            f"{self._where} line {token.line}", expected=wanted, found=token.text, advice="correct that line"
+        )
+
+
+def _number(text: str) -> int | float | None:
+    """A number; None for a whole one that no field of protobuf holds."""
+    try:
+        whole = int(text, 16) if text.lower().lstrip("+-").startswith("0x") else int(text.rstrip("fF"), 10)
+    except ValueError:
+        return float(text.rstrip("fF"))
+    return whole if -(1 << 63) <= whole < 1 << 64 else None
+
+
+# ------------------------------------------------------------
+# Reads Triton's ``config.pbtxt``: what has no meaning here is named in a warning.
+#
+# What would change answers is refused, never ignored.
+
+
+FILE_NAME = "config.pbtxt"
+
+_TOP = (
+    "name", "platform", "backend", "runtime", "version_policy", "max_batch_size", "input", "output",
+    "batch_input", "batch_output", "optimization", "dynamic_batching", "sequence_batching",
+    "ensemble_scheduling", "instance_group", "default_model_filename", "cc_model_filenames", "metric_tags",
+    "parameters", "model_warmup", "model_operations", "model_transaction_policy",
+    "model_repository_agents", "response_cache", "model_metrics",
+)  # fmt: skip
+_INPUT = (
+    "name", "data_type", "format", "dims", "reshape", "is_shape_tensor", "allow_ragged_batch", "optional",
+    "is_non_linear_format_io",
+)  # fmt: skip
+_OUTPUT = (
+    "name", "data_type", "dims", "reshape", "label_filename", "is_shape_tensor", "is_non_linear_format_io",
+)  # fmt: skip
+_PLATFORMS = {
+    "onnxruntime_onnx": "onnx", "onnxruntime": "onnx", "onnx": "onnx", "python": "python",
+    "pytorch_libtorch": "torch", "pytorch": "torch", "torch_aoti": "torch", "torch": "torch",
+}  # fmt: skip
+"""Triton's platforms and backends that this server has, by its own names."""
+
+
+def read_pbtxt(text: str, folder_name: str) -> tuple[ModelSettings, tuple[str, ...]]:
+    """Settings and warnings from the ``config.pbtxt`` of a folder's model. Raises ``ProblemError``."""
+    config = parse_prototext(text, FILE_NAME)
+    _known(config, _TOP, "")
+    _refuse(config)
+    name = _string(config, "name")
+    if name and name != folder_name:
+        raise problem(
+            f"{FILE_NAME} name", expected=f"'{folder_name}', the folder's name", found=name,
+            advice="rename the folder or remove the field",
+        )  # fmt: skip
+    warnings: list[str] = []
+    inputs, _ = _tensors(config, "input", _INPUT, warnings)
+    outputs, label_files = _tensors(config, "output", _OUTPUT, warnings)
+    settings = ModelSettings(
+        backend=_backend(config),
+        max_batch_size=_max_batch_size(config),
+        queue_limit=_queue_limit(config, warnings),
+        inputs=inputs,
+        outputs=outputs,
+        version_policy=_version_policy(config),
+        label_files=label_files,
+        file_name=_string(config, "default_model_filename") or None,
+    )
+    used = {
+        "name", "platform", "backend", "version_policy", "max_batch_size", "input", "output",
+        "dynamic_batching", "default_model_filename", "model_transaction_policy",
+    }  # fmt: skip
+    for key in config.fields:
+        if key not in used:
+            warnings.extend(_ignored(path) for path in _leaves(config, key))
+    return settings, tuple(dict.fromkeys(warnings))
+
+
+def _ignored(path: str) -> str:
+    return f"{FILE_NAME}: {path} has no meaning here and is ignored"
+
+
+def _known(block: Block, known: tuple[str, ...], prefix: str) -> None:
+    for key, line in block.lines.items():
+        if key not in known:
+            raise problem(
+                f"{FILE_NAME} line {line} {prefix}{key}", expected="a field of Triton's model configuration",
+                found=key, advice=did_you_mean(key, known),
+            )  # fmt: skip
+
+
+def _leaves(block: Block, key: str, prefix: str = "") -> Iterator[str]:
+    """The paths of all that is said below a field: ``optimization.cuda.graphs``."""
+    for value in block.fields[key] or [None]:
+        path = prefix + key
+        if isinstance(value, Block) and key == "parameters":
+            yield f"{path}[{_string(value, 'key')!r}]"
+        elif isinstance(value, Block) and value.fields:
+            for inner in value.fields:
+                yield from _leaves(value, inner, path + ".")
+        else:
+            yield path
+
+
+def _refuse(config: Block) -> None:
+    refused = {
+        "ensemble_scheduling": "an ensemble",
+        "sequence_batching": "sequence batching",
+        "batch_input": "batch_input",
+        "batch_output": "batch_output",
+    }
+    for key, what in refused.items():
+        if key in config.fields:
+            raise problem(
+                f"{FILE_NAME} {key}", expected="a single stateless model", found=what,
+                advice="this server does not have it: serve the parts as models of their own",
+            )  # fmt: skip
+    for policy in _blocks(config, "model_transaction_policy"):
+        if _boolean(policy, "decoupled"):
+            raise problem(
+                f"{FILE_NAME} model_transaction_policy.decoupled",
+                expected="one answer per request (decoupled: false)",
+                found="true",
+                advice="this server does not stream: serve a model that answers once",
+            )
+
+
+def _backend(config: Block) -> str | None:
+    for key in ("backend", "platform"):
+        name = _string(config, key)
+        if not name:
+            continue
+        if name not in _PLATFORMS:
+            raise problem(
+                f"{FILE_NAME} {key}", expected=" or ".join(sorted(_PLATFORMS)), found=f"'{name}'",
+                advice="export the model to ONNX, or serve it with backend 'python'",
+            )  # fmt: skip
+        return _PLATFORMS[name]
+    return None
+
+
+def _max_batch_size(config: Block) -> int | None:
+    values = config.fields.get("max_batch_size")
+    if not values:
+        # Triton reads an absent max_batch_size as 0, except that it completes it for models whose inputs are
+        # not declared either.
+        return 0 if "input" in config.fields else None
+    value = values[-1]
+    if not isinstance(value, int) or value < 0:
+        raise problem(
+            f"{FILE_NAME} max_batch_size", expected="a whole number >= 0", found=value, advice="correct it"
+        )
+    return value
+
+
+def _queue_limit(config: Block, warnings: list[str]) -> int | None:
+    limit = None
+    for batching in _blocks(config, "dynamic_batching"):
+        for key in batching.fields:
+            if key != "default_queue_policy":
+                warnings.extend(_ignored(path) for path in _leaves(batching, key, "dynamic_batching."))
+        for policy in _blocks(batching, "default_queue_policy"):
+            for key, values in policy.fields.items():
+                if key == "max_queue_size" and isinstance(values[-1], int):
+                    limit = values[-1] or None
+                else:
+                    path = "dynamic_batching.default_queue_policy."
+                    warnings.extend(_ignored(leaf) for leaf in _leaves(policy, key, path))
+    return limit
+
+
+def _version_policy(config: Block) -> VersionPolicy | None:
+    for policy in _blocks(config, "version_policy"):
+        for specific in _blocks(policy, "specific"):
+            versions = [v for v in specific.fields.get("versions", []) if isinstance(v, int)]
+            if versions:
+                return VersionPolicy(latest=None, specific=tuple(sorted(versions)))
+        if "all" in policy.fields:
+            return VersionPolicy(latest=None)
+        for latest in _blocks(policy, "latest"):
+            count = (latest.fields.get("num_versions") or [1])[-1]
+            if isinstance(count, int) and count >= 1:
+                return VersionPolicy(latest=count)
+        raise problem(
+            f"{FILE_NAME} version_policy", expected="latest, all or specific", found=sorted(policy.fields),
+            advice="write version_policy { latest { num_versions: 1 } }",
+        )  # fmt: skip
+    return None
+
+
+def _tensors(
+    config: Block, key: str, known: tuple[str, ...], warnings: list[str]
+) -> tuple[tuple[TensorSettings, ...], dict[str, str]]:
+    tensors, label_files = [], {}
+    for index, block in enumerate(_blocks(config, key)):
+        _known(block, known, f"{key}.")
+        name = _string(block, "name")
+        where = f"{FILE_NAME} {key}[{index}]"
+        if not name:
+            raise problem(f"{where}.name", expected="the tensor's name", found="nothing", advice="add it")
+        if "reshape" in block.fields:
+            raise problem(
+                f"{where}.reshape", expected="the model's own shape", found="a reshape",
+                advice="this server does not reshape: put it into the graph and declare the shape it has",
+            )  # fmt: skip
+        label_file = _string(block, "label_filename")
+        if label_file:
+            label_files[name] = label_file
+        for key_of_it in block.fields:
+            if key_of_it not in ("name", "data_type", "dims", "optional", "label_filename"):
+                warnings.extend(_ignored(path) for path in _leaves(block, key_of_it, f"{key}[{name}]."))
+        tensors.append(
+            TensorSettings(
+                name=name,
+                dims=_dims(block, where),
+                datatype=_datatype(block, where),
+                optional=_boolean(block, "optional"),
+            )
+        )
+    return tuple(tensors), label_files
+
+
+def _dims(block: Block, where: str) -> tuple[int, ...] | None:
+    values = block.fields.get("dims")
+    if values is None:
+        return None
+    if not all(isinstance(value, int) and (value > 0 or value == -1) for value in values):
+        raise problem(
+            f"{where}.dims", expected="whole numbers > 0, or -1", found=values, advice=f"correct {FILE_NAME}"
+        )
+    return tuple(cast("list[int]", values))
+
+
+def _datatype(block: Block, where: str) -> str | None:
+    values = block.fields.get("data_type")
+    if not values:
+        return None
+    value = values[-1]
+    return datatype_of(value.text if isinstance(value, Word) else str(value), f"{where}.data_type")
+
+
+def _blocks(block: Block, key: str) -> list[Block]:
+    values = block.fields.get(key, [])
+    if not all(isinstance(value, Block) for value in values):
+        raise problem(
+            f"{FILE_NAME} line {block.lines[key]} {key}", expected="a block { ... }", found=values[0],
+            advice="correct it",
+        )  # fmt: skip
+    return cast("list[Block]", values)
+
+
+def _string(block: Block, key: str) -> str:
+    values = block.fields.get(key)
+    if not values:
+        return ""
+    value = values[-1]
+    if not isinstance(value, str):
+        raise problem(
+            f"{FILE_NAME} line {block.lines[key]} {key}", expected="a quoted string", found=value,
+            advice="put it in quotes",
+        )  # fmt: skip
+    return value
+
+
+def _boolean(block: Block, key: str) -> bool:
+    values = block.fields.get(key, [])
+    return any(value in (Word("true"), Word("True"), Word("t"), 1) for value in values[-1:])

@@ -1,0 +1,1 @@
+"""Exported PyTorch programs: read, checked for rows that mix, compiled for the devices."""

@@ -1,0 +1,258 @@
+"""Compiles torch programs into code and weights; never imports torch, which a process of its own does.
+
+What one architecture compiles to is kept by the text of its graph. Each further copy of it is a blob, made
+from the file by the recipe that was proved on the first.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from clockwork_serve.messages import Code, TorchIndex
+from clockwork_serve.store.cache import Cache, Compiled, batch_sizes, digest_of
+from clockwork_serve.store.onnx.graph import specs
+from clockwork_serve.store.onnx.row_trial import output_room
+from clockwork_serve.store.settings import ModelSettings, ProblemError, StoreConfig, problem
+from clockwork_serve.store.torch.archive import Archive, read_archive, refuse, write_archive
+from clockwork_serve.store.torch.job import OPTIONS, Job, Report, Step
+from clockwork_serve.store.torch.plan import TorchPlan, planned
+from clockwork_serve.store.torch.program import Bytes, Program, Recipe, read_program
+from clockwork_serve.store.torch.target import resolved, torch_version
+from clockwork_serve.units import KIB
+
+OnStep = Callable[[str], None]
+"""Told what is being done, while a model takes its time."""
+
+_LINE_MAX = 64 * KIB
+_LINES_KEPT = 20
+_MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+    "MALLOC_TOP_PAD_": str(256 << 20),
+}  # fmt: skip
+"""torch on a CPU takes thousands of page faults a run without these, which a device sets too."""
+
+
+class Architecture(Struct, frozen=True, kw_only=True):
+    """What copies of one program share: all but the id of their weights."""
+
+    first: Compiled
+
+
+class TorchCompiler:
+    """Compiles one file after another. ``runs`` counts the programs that had to be compiled.
+
+    ``sizes_of`` tells which batch sizes are tried for a ``max_batch_size``.
+    """
+
+    def __init__(self, cache: Cache, config: StoreConfig) -> None:
+        self.runs = 0
+        self.sizes_of: Callable[[int], tuple[int, ...]] = batch_sizes
+        self._cache = cache
+        self._config = config
+        self._lock = threading.Lock()
+        self._target = ""
+
+    def place(self) -> bytes:
+        """What an artefact depends on beside its model: the version of torch and the target."""
+        return f"{torch_version()} {self.target}".encode()
+
+    @property
+    def target(self) -> str:
+        """What is compiled for. Raises ``ProblemError`` if that is not here."""
+        with self._lock:
+            self._target = self._target or resolved(self._config.torch_target)
+        if not self._target:
+            raise problem(
+                "device", expected="a device that runs torch programs", found="none",
+                advice="give --device torch-cpu or cuda:0",
+            )  # fmt: skip
+        return self._target
+
+    def compile(self, path: Path, settings: ModelSettings, on_step: OnStep) -> Compiled:
+        """Code and weights of a program, stored unless they are already. Raises ``ProblemError``."""
+        place = self.place()
+        archive = read_archive(path)
+        program = read_program(archive)
+        plan = planned(program, settings, self._config, self.sizes_of)
+        key = digest_of(
+            "torch", self._cache.runtime, place, program.text, msgspec.json.encode((plan, OPTIONS)),
+            settings.compile_key(self._config),
+        )  # fmt: skip
+        known = self._known(key)
+        if known is None:
+            with self._cache.lock(key):
+                known = self._known(key)
+                if known is None:
+                    return self._first(archive, program, plan, settings, key, on_step)
+        recipe = self._recipe(known.first.code_id)
+        if recipe is None:  # damaged this very moment
+            with self._cache.lock(key):
+                return self._first(archive, program, plan, settings, key, on_step)
+        return msgspec.structs.replace(
+            known.first, weights_id=self._cache.save_weights(_blob(archive, program, recipe))
+        )
+
+    def _known(self, key: str) -> Architecture | None:
+        known = self._cache.record("architectures", key, Architecture)
+        return known if known is not None and self._cache.code(known.first.code_id) is not None else None
+
+    def _recipe(self, code_id: str) -> Recipe | None:
+        stored = self._cache.code_file(code_id, "recipe.json")
+        return None if stored is None else msgspec.json.decode(stored, type=Recipe)
+
+    def _first(
+        self,
+        archive: Archive,
+        program: Program,
+        plan: TorchPlan,
+        settings: ModelSettings,
+        key: str,
+        on_step: OnStep,
+    ) -> Compiled:
+        folder = self._cache.scratch()
+        try:
+            report, files = self._made(archive, plan, folder, on_step)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        code = _code(key[:32], plan, report)
+        recipe = msgspec.json.decode(files["recipe.json"], type=Recipe)
+        index = TorchIndex(
+            tensors=recipe.tensors,
+            blob_bytes=recipe.blob_bytes,
+            torch_version=torch_version(),
+            target=self.target,
+            inputs=tuple(spec.name for spec in code.inputs),
+            outputs=tuple(spec.name for spec in code.outputs),
+        )
+        files |= {
+            "index.json": msgspec.json.encode(index),
+            "probe.json": msgspec.json.encode(report.fills),
+            "report.json": msgspec.json.encode(report),
+        }
+        self._cache.save_code(code, files)
+        with self._lock:
+            self.runs += 1
+        blob = _blob(archive, program, recipe)
+        warnings = tuple(text for text in (plan.lost, report.doubt, report.lost) if text)
+        compiled = Compiled(
+            code_id=code.code_id,
+            weights_id=self._cache.save_weights(blob),
+            weights_bytes=len(blob),
+            lifted=True,
+            max_batch_size=plan.max_batch_size if code.batched else 0,
+            batch_sizes=report.batch_sizes,
+            output_bytes=output_room(
+                code.outputs, None, least=self._config.output_bytes, asked=settings.output_bytes
+            ),
+            warnings=warnings,
+        )
+        self._cache.save_record("architectures", key, Architecture(first=compiled))
+        return compiled
+
+    def _made(
+        self, archive: Archive, plan: TorchPlan, folder: Path, on_step: OnStep
+    ) -> tuple[Report, dict[str, bytes]]:
+        """Packages and recipe, made by a process of its own."""
+        write_archive(archive, folder / "program.pt2")
+        (folder / "made").mkdir()
+        job = Job(
+            program=str(folder / "program.pt2"),
+            folder=str(folder / "made"),
+            interface=plan.interface,
+            batched=plan.batched,
+            asked=plan.asked,
+            sizes=plan.sizes,
+            target=self.target,
+        )
+        (folder / "job.json").write_bytes(msgspec.json.encode(job))
+        report = _run(folder / "job.json", self.target, self._cache.root / "inductor", on_step)
+        if report.problem is not None:
+            raise ProblemError(report.problem)
+        return report, {each.name: each.read_bytes() for each in (folder / "made").iterdir()}
+
+
+def _code(code_id: str, plan: TorchPlan, report: Report) -> Code:
+    batched = plan.batched and not report.lost
+    return Code(
+        code_id=code_id,
+        backend="torch",
+        path="",
+        inputs=specs(plan.inputs_of(batched=batched), batched=batched),
+        outputs=specs(report.outputs, batched=batched),
+        batched=batched,
+        batch_sizes=report.batch_sizes,
+        lifted=True,
+    )
+
+
+def _blob(archive: Archive, program: Program, recipe: Recipe) -> Bytes:
+    """The weights of one model as its code reads them."""
+    entries = archive.read(recipe.entries(program.sources))
+    sources = program.sources
+    try:
+        return recipe.blob(lambda number: sources[number].values(entries[sources[number].entry]))
+    except ValueError as error:
+        return refuse("weights of the sizes that the program has", str(error), "copy the file again")
+
+
+def _run(job: Path, target: str, inductor: Path, on_step: OnStep) -> Report:
+    """The process that compiles, from its start to its answer. It ends if this one does."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise problem(
+            "C++ compiler", expected="g++ (or the one that CXX names), which AOTInductor needs",
+            found="none", advice="install g++ and compile again",
+        )  # fmt: skip
+    threads = {"OMP_NUM_THREADS": "1"}
+    if target == "cpu":
+        threads["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    env = {**os.environ, **_MALLOC, **threads, "TORCHINDUCTOR_CACHE_DIR": str(inductor)}
+    command = [sys.executable, "-m", "clockwork_serve.store.torch.process", str(job)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        tail: collections.deque[str] = collections.deque(maxlen=_LINES_KEPT)
+        reader = threading.Thread(target=_drain, args=(process.stderr, tail), daemon=True)
+        reader.start()
+        try:
+            report = _heard(process.stdout, tail, on_step)
+            status = 0 if report is not None else process.wait()
+        finally:
+            process.kill()
+        reader.join(1.0)
+    if report is None:
+        said = next((line for line in reversed(tail) if line.strip()), "nothing")
+        raise problem(
+            "model.pt2", expected="a program that AOTInductor compiles",
+            found=f"the compiler ended with status {status} and said: {said}",
+            advice="export it again, or serve it as ONNX",
+        )  # fmt: skip
+    return report
+
+
+def _heard(stdout: object, tail: collections.deque[str], on_step: OnStep) -> Report | None:
+    for line in stdout:  # type: ignore[attr-defined]
+        try:
+            said = msgspec.json.decode(line, type=Step | Report)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            tail.append(line.decode(errors="replace"))  # something torch printed
+            continue
+        if isinstance(said, Report):
+            return said
+        on_step(said.text)
+    return None
+
+
+def _drain(stream: object, tail: collections.deque[str]) -> None:
+    for line in iter(lambda: stream.readline(_LINE_MAX), b""):  # type: ignore[attr-defined]
+        tail.append(line.decode(errors="replace").rstrip())

@@ -1,0 +1,146 @@
+"""Which shapes a torch program is compiled for: the batch, and every other dimension fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from clockwork_serve.store.cache import batch_sizes
+from clockwork_serve.store.onnx.graph import batching_of, declared
+from clockwork_serve.store.settings import ModelSettings, StoreConfig
+from clockwork_serve.store.torch.archive import refuse
+from clockwork_serve.store.torch.program import Program, renamed
+from clockwork_serve.store.trial import Dim, GraphTensor, Interface
+
+BATCH = "batch"
+"""What the batch dimension of a plan is called, whatever the program calls it."""
+
+
+class TorchPlan(Struct, frozen=True, kw_only=True):
+    """``interface`` has every dimension fixed but axis 0, if ``batched``. ``asked``: the operator said so.
+
+    ``sizes`` are the batch sizes to try. ``lost`` says why there is no batch, or a smaller one.
+    """
+
+    interface: Interface
+    batched: bool
+    asked: bool
+    max_batch_size: int
+    sizes: tuple[int, ...]
+    lost: str = ""
+
+    def inputs_of(self, *, batched: bool) -> tuple[GraphTensor, ...]:
+        """The inputs; of one row each where there is no batch after all."""
+        if batched or not self.batched:
+            return self.interface.inputs
+        return tuple(_fixed(tensor, {BATCH: 1}) for tensor in self.interface.inputs)
+
+
+def planned(
+    program: Program,
+    settings: ModelSettings,
+    config: StoreConfig,
+    sizes_of: Callable[[int], tuple[int, ...]] = batch_sizes,
+) -> TorchPlan:
+    """What to compile a program for. Raises ``ProblemError`` where dimensions beside the batch are open."""
+    found = Interface(
+        renamed(program.interface.inputs, [each.name for each in settings.inputs], "inputs"),
+        renamed(program.interface.outputs, [each.name for each in settings.outputs], "outputs"),
+    )
+    if settings.max_batch_size and _exported_for_one(found):
+        found = _one_row_as_batch(found)
+        ranges = {BATCH: (1, 1)}
+    else:
+        ranges = program.ranges
+    batching = batching_of(found, settings, config)
+    symbol = _symbol(found)
+    lost = batching.lost
+    most = batching.max_batch_size
+    if most and any(not tensor.dims or tensor.dims[0] != symbol for tensor in found.outputs):
+        lost = "axis 0 of an output is not the batch dimension of the inputs: served with max_batch_size 0"
+        most = 0
+    if symbol and ranges.get(symbol, (1, 1))[0] > 2:
+        refuse(
+            "a batch dimension that starts at 1", f"one that starts at {ranges[symbol][0]}",
+            "export it with torch.export.Dim('batch', min=1, max=64)",
+        )  # fmt: skip
+    if most and ranges.get(symbol, (1, most))[1] < most:
+        asked = settings.max_batch_size
+        most = ranges[symbol][1]
+        if asked:
+            lost = (
+                f"max_batch_size {asked} was asked for, but the program is exported for at most {most} rows"
+            )
+    interface = declared(found, settings, batched=most > 0)
+    fixed = _settled(found, interface, symbol, ranges, batched=most > 0)
+    return TorchPlan(
+        interface=fixed,
+        batched=most > 0,
+        asked=bool(settings.max_batch_size),
+        max_batch_size=most,
+        sizes=sizes_of(most),
+        lost=lost,
+    )
+
+
+def _symbol(found: Interface) -> str:
+    """The name of the batch dimension: axis 0 of the first input, if that is free."""
+    dims = found.inputs[0].dims if found.inputs else None
+    return dims[0] if dims and isinstance(dims[0], str) else ""
+
+
+def _exported_for_one(found: Interface) -> bool:
+    tensors = (*found.inputs, *found.outputs)
+    return bool(found.inputs) and all(tensor.dims and tensor.dims[0] == 1 for tensor in tensors)
+
+
+def _one_row_as_batch(found: Interface) -> Interface:
+    def opened(tensors: tuple[GraphTensor, ...]) -> tuple[GraphTensor, ...]:
+        return tuple(
+            GraphTensor(each.name, each.datatype, (BATCH, *(each.dims or ())[1:])) for each in tensors
+        )
+
+    return Interface(opened(found.inputs), opened(found.outputs))
+
+
+def _settled(
+    found: Interface, said: Interface, symbol: str, ranges: dict[str, tuple[int, int]], *, batched: bool
+) -> Interface:
+    """Every free dimension with the size that was declared for it, wherever it occurs."""
+    sizes: dict[str, Dim] = {}
+    if symbol:
+        sizes[symbol] = BATCH if batched else 1
+    for own, declared_ in zip((*found.inputs, *found.outputs), (*said.inputs, *said.outputs), strict=True):
+        for old, new in zip(own.dims or (), declared_.dims or (), strict=True):
+            if not isinstance(old, str) or not isinstance(new, int):
+                continue
+            least, most = ranges.get(old, (0, new))
+            if sizes.setdefault(old, new) != new or not least <= new <= most:
+                refuse(
+                    f"dims of '{own.name}' that the program allows ({old} in {least}..{most})",
+                    f"{new}, and {sizes[old]} elsewhere" if sizes[old] != new else str(new),
+                    "declare the same size wherever a dimension occurs, or export the program for it",
+                )  # fmt: skip
+    inputs = tuple(_fixed(tensor, sizes) for tensor in found.inputs)
+    for tensor in inputs:
+        free = [
+            dim
+            for axis, dim in enumerate(tensor.dims or ())
+            if isinstance(dim, str) and (axis or not batched)
+        ]
+        if free:
+            shown = [
+                dim if isinstance(dim, int) else -1 for dim in (tensor.dims or ())[1 if batched else 0 :]
+            ]
+            refuse(
+                f"fixed dimensions beside the batch, which input '{tensor.name}' has not", f"dims {shown}",
+                f'declare inputs = [{{name = "{tensor.name}", dims = [...]}}] in clockwork.toml, '
+                "or export with no other dimension dynamic",
+            )  # fmt: skip
+    return Interface(inputs, tuple(_fixed(tensor, sizes) for tensor in found.outputs))
+
+
+def _fixed(tensor: GraphTensor, sizes: dict[str, Dim] | dict[str, int]) -> GraphTensor:
+    dims = tuple(sizes.get(dim, dim) if isinstance(dim, str) else dim for dim in tensor.dims or ())
+    return GraphTensor(tensor.name, tensor.datatype, dims)

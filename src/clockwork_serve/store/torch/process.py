@@ -1,0 +1,229 @@
+"""The process that compiles one torch program: says each step on stdout, and ends. It serves nothing.
+
+Compilers leak memory and mappings, and may crash, so that each program has a process of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from clockwork_serve.store.onnx.row_trial import compared, judged
+from clockwork_serve.store.settings import Problem, ProblemError, problem
+from clockwork_serve.store.torch.archive import FILE, read_archive
+from clockwork_serve.store.torch.job import LEAST_GAIN, Job, Report, Step
+from clockwork_serve.store.torch.packages import (
+    Eager,
+    Flat,
+    Package,
+    Values,
+    allowed,
+    compile_package,
+    lowered,
+    proved,
+    tensors_of,
+    timed_ns,
+)
+from clockwork_serve.store.torch.program import Program, read_program
+from clockwork_serve.store.torch.rows import veto
+from clockwork_serve.store.torch.target import target_here
+from clockwork_serve.store.trial import GraphTensor, Interface, Trial, made_up, try_out
+
+_MOST_WITHOUT_GAIN = 2
+"""Batch sizes in a row that bring nothing, after which only the largest is tried."""
+
+
+def main() -> int:
+    """Do the job in the file that is named; the end of stdin ends the process."""
+    job = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Job)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    try:
+        report = _Work(job).done()
+    except ProblemError as error:
+        report = Report(problem=error.problem)
+    except Exception as error:  # noqa: BLE001 - compilers raise anything; the model is a problem, not a crash
+        report = Report(problem=_unexpected(error))
+    _say(report)
+    return 0
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def _say(record: Step | Report) -> None:
+    sys.stdout.write(msgspec.json.encode(record).decode() + "\n")
+    sys.stdout.flush()
+
+
+def _unexpected(error: Exception) -> Problem:
+    said = str(error).strip()
+    return problem(
+        FILE, expected="a program that torch opens and AOTInductor compiles",
+        found=f"{type(error).__name__}: {' '.join(said.split())[:250]}",
+        advice="try torch._inductor.aoti_compile_and_package(torch.export.load('model.pt2')) on it",
+    ).problem  # fmt: skip
+
+
+class _Work:
+    """A job while it is done."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.device = job.target.partition(":")[0]
+        here = target_here(self.device)
+        if here != job.target:
+            raise problem(
+                "torch target", expected=f"{job.target} on this machine", found=here or "no such GPU",
+                advice="compile on a machine with the GPU that will serve",
+            )  # fmt: skip
+        _say(Step(text="opening"))
+        archive = read_archive(Path(job.program))
+        self.program: Program = read_program(archive)
+        entries = archive.read([source.entry for source in self.program.sources])
+        sources = self.program.sources
+
+        @functools.cache
+        def values(number: int) -> np.ndarray[Any, np.dtype[np.void]]:
+            return sources[number].values(entries[sources[number].entry])
+
+        self.values: Values = values
+        self.exported = torch.export.load(job.program)
+        self.inputs = job.interface.inputs
+        self.plain = self._flat(fold=False)
+        self.row_ns: dict[int, int] = {}
+        self.difference = 0.0
+
+    def _flat(self, *, fold: bool) -> Flat:
+        return lowered(self.exported, self.program, self.device, fold=fold)
+
+    def done(self) -> Report:
+        """Compile, prove and measure every size."""
+        batched = self.job.batched
+        eager = Eager(self.plain.module(self.values, self.device), self.inputs, self.device)
+        trial = self._tried(eager, batched=batched)
+        lost = doubt = ""
+        if batched and self.job.sizes[-1] > 1:
+            why = self._veto(trial)
+            trial = compared(eager, self.job.interface, trial, gently=bool(why))
+            verdict = judged(trial, self.job.interface, batched=True, asked=self.job.asked, veto=why)
+            lost, doubt = verdict.lost, verdict.doubt
+            if verdict.squeezed and not lost:
+                lost = f"output '{next(iter(verdict.squeezed))}' has no batch axis for one row"
+        if lost:
+            batched = False
+            trial = self._tried(eager, batched=False)
+        packed = self._flat(fold=True)
+        kept = self._compiled(packed, trial, batched=batched)
+        if kept is None and packed.folded:
+            packed = self._flat(fold=False)
+            kept = self._compiled(packed, trial, batched=batched)
+        if kept is None:
+            raise problem(
+                FILE, expected="a package that gives the program's answers",
+                found=f"a relative difference of {self.difference:.2g}",
+                advice="please report it with the model",
+            )  # fmt: skip
+        recipe = msgspec.json.encode(packed.recipe)
+        (Path(self.job.folder) / "recipe.json").write_bytes(recipe)
+        return Report(
+            batch_sizes=tuple(kept), outputs=self._outputs(trial, batched=batched), fills=trial.fills,
+            lost=lost, doubt=doubt, folded=packed.folded, row_ns=self.row_ns, difference=self.difference,
+        )  # fmt: skip
+
+    def _veto(self, trial: Trial) -> str:
+        """Why an analysis of the graph does not find the rows of a batch apart; empty if it does."""
+
+        def inputs_of(count: int) -> Sequence[Any]:
+            return tensors_of(made_up(trial.fills, rows=count), self.inputs, self.device)
+
+        try:
+            return veto(self.plain.module(self.values, self.device), inputs_of, self.job.sizes[-1])
+        except Exception as error:  # noqa: BLE001 - operators raise whatever they like
+            return f"the graph does not run on several rows ({type(error).__name__}: {str(error)[:100]})"
+
+    def _tried(self, eager: Eager, *, batched: bool) -> Trial:
+        """Inputs that the program takes. Raises ``ProblemError`` if there are none."""
+        interface = self.job.interface
+        if not batched:
+            interface = Interface(tuple(_of_one_row(each) for each in interface.inputs), interface.outputs)
+        trial = try_out(eager, interface, batched=batched)
+        if isinstance(trial, str):
+            raise problem(
+                FILE, expected="a program that runs on made-up inputs", found=trial,
+                advice="check the inputs that it was exported with",
+            )  # fmt: skip
+        return trial
+
+    def _compiled(self, packed: Flat, trial: Trial, *, batched: bool) -> list[int] | None:
+        """The sizes that pay; None where a package does not give the program's answers."""
+        self.row_ns, self.difference = {}, 0.0
+        sizes = self.job.sizes if batched else (1,)
+        module = packed.module(self.values, self.device)
+        for old in Path(self.job.folder).glob("*.pt2"):
+            old.unlink()
+        kept: list[int] = []
+        without = 0
+        for size in sizes:
+            last = size == sizes[-1]
+            if without >= _MOST_WITHOUT_GAIN and not last:
+                continue
+            _say(Step(text=f"batch size {size} of {sizes[-1]}" if batched else "compiling"))
+            path = Path(self.job.folder) / f"{size}.pt2"
+            arrays = made_up(trial.fills, rows=size)
+            inputs = tensors_of(arrays, self.inputs, self.device)
+            compile_package(module, inputs, path)
+            package = Package(path, self.inputs, self.device)
+            self._agree(package, packed, first=not self.row_ns)
+            found = proved(package, self.plain, packed, self.values, arrays)
+            self.difference = max(self.difference, found)
+            if not found <= allowed(self.plain, self.device):
+                return None
+            self.row_ns[size] = timed_ns(package, inputs, self.device) // size
+            if kept and not last and self.row_ns[size] > (1 - LEAST_GAIN) * self.row_ns[kept[-1]]:
+                without += 1
+                path.unlink()
+                continue
+            without = 0
+            kept.append(size)
+        return kept
+
+    def _agree(self, package: Package, packed: Flat, *, first: bool) -> None:
+        """Let the blob hold what the packages read, all of them the same."""
+        reads = package.constants()
+        if first:
+            packed.keep(reads)
+        laid = {tensor.name for tensor in packed.recipe.tensors}
+        if reads != laid:
+            raise problem(
+                FILE, expected="packages that read the same constants at every batch size",
+                found=f"{sorted(reads ^ laid)} in one alone", advice="please report it with the model",
+            )  # fmt: skip
+
+    def _outputs(self, trial: Trial, *, batched: bool) -> tuple[GraphTensor, ...]:
+        """The outputs with their shapes, axis 0 left open if batched."""
+        outputs = []
+        for tensor, seen in zip(self.job.interface.outputs, trial.outputs, strict=True):
+            dims = ("", *seen.shape[1:]) if batched else seen.shape
+            outputs.append(GraphTensor(tensor.name, tensor.datatype, tuple(dims)))
+        return tuple(outputs)
+
+
+def _of_one_row(tensor: GraphTensor) -> GraphTensor:
+    dims = tuple(dim if isinstance(dim, int) else 1 for dim in tensor.dims or ())
+    return GraphTensor(tensor.name, tensor.datatype, dims)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
