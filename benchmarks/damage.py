@@ -33,7 +33,7 @@ from benchmarks.serving import Serving, serve, total
 from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build
 from clockwork_serve.errors import ClockworkError, DamageError
 from clockwork_serve.messages import Call, Infer, Window
-from clockwork_serve.store import Cache, Repository, Served, StoreConfig, compile_all
+from clockwork_serve.store import Cache, Repository, ServedVersion, StoreConfig, compile_all
 from clockwork_serve.units import MIB
 
 WIDE, LONG = 256, 64
@@ -107,7 +107,7 @@ class OneProcess:
         self.device: Device = build(DEVICE)
         self.prepared: set[str] = set()
 
-    def compiled(self, tally: Tally, read: str = "") -> tuple[list[Served], int]:
+    def compiled(self, tally: Tally, read: str = "") -> tuple[list[ServedVersion], int]:
         """All models, and how many files were found damaged by compiling them.
 
         Records of the kind ``read`` are all read before, for nothing may ask for them otherwise.
@@ -119,7 +119,7 @@ class OneProcess:
         tally.lost += [str(problem) for problem in problems]
         return served, len(cache.damage)
 
-    def wrong(self, served: Served) -> bool:
+    def wrong(self, served: ServedVersion) -> bool:
         """Load and ask a model. Raises :class:`DamageError` where that is noticed."""
         code = served.code
         if code.code_id not in self.prepared:
@@ -190,7 +190,7 @@ def in_one_process(folder: Path, times: int, dice: random.Random) -> Tally:
     return tally
 
 
-def _load_all(one: OneProcess, served: Sequence[Served], tally: Tally, case: str) -> int:
+def _load_all(one: OneProcess, served: Sequence[ServedVersion], tally: Tally, case: str) -> int:
     """Load and ask each model; how often damage was noticed."""
     noticed = 0
     for each in served:

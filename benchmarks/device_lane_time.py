@@ -31,7 +31,7 @@ from benchmarks.machine import Watch
 from benchmarks.report import Outcome, finish, parser, table
 from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build
 from clockwork_serve.messages import Call, Extent, Infer, Load, TensorRef, Window
-from clockwork_serve.store import Compiler, Fill, Repository, Served, StoreConfig, made_up
+from clockwork_serve.store import Compiler, Fill, Repository, ServedVersion, StoreConfig, made_up
 from clockwork_serve.store.cache import Cache
 from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_US
 
@@ -205,7 +205,7 @@ def infer_rows(device: Device, root: Path, given: argparse.Namespace) -> list[Ro
     return rows
 
 
-def infer_row(device: Device, served: Served, plain: Any, batch: int, seconds: float) -> Row:
+def infer_row(device: Device, served: ServedVersion, plain: Any, batch: int, seconds: float) -> Row:
     """One model at one batch size."""
     code = served.code
     fills = msgspec.json.decode((Path(code.path) / "probe.json").read_bytes(), type=tuple[Fill, ...])
@@ -275,7 +275,7 @@ def alternate(
         row.ours.time(ours)
 
 
-def compiled(repository: Path, cache_dir: Path) -> list[Served]:
+def compiled(repository: Path, cache_dir: Path) -> list[ServedVersion]:
     """Everything in a repository that can be served."""
     config = StoreConfig(cache_dir=str(cache_dir))
     cache = Cache(cache_dir)
@@ -296,12 +296,12 @@ def plain_session(path: Path) -> Any:
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def extent_of(device: Device, served: Served) -> Extent:
+def extent_of(device: Device, served: ServedVersion) -> Extent:
     """Pages from the first on."""
     return Extent(0, device.spec.pages_of(served.model.weights.size))
 
 
-def load_action(device: Device, served: Served) -> Load:
+def load_action(device: Device, served: ServedVersion) -> Load:
     """A LOAD to the first pages."""
     return Load(
         action_id=1, device="cpu:0", model=served.model.key, code_id=served.code.code_id,

@@ -26,7 +26,7 @@ from benchmarks.machine import rss_bytes
 from benchmarks.report import Outcome, finish, parser, table
 from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build
 from clockwork_serve.messages import Call, Extent, Infer, Unload, Weights, Window
-from clockwork_serve.store import Served
+from clockwork_serve.store import ServedVersion
 from clockwork_serve.units import MIB
 
 ARENA = 256 * MIB
@@ -66,7 +66,7 @@ def main() -> int:
     return finish(outcome, given.json)
 
 
-def make_models(root: Path) -> list[Served]:
+def make_models(root: Path) -> list[ServedVersion]:
     """Models of ten architectures, two of them as codes that are not lifted."""
     repository = root / "models"
     for place, (width, depth) in enumerate(((64, 2), (128, 4), (256, 4), (512, 2), (512, 8), (1024, 2))):
@@ -77,7 +77,7 @@ def make_models(root: Path) -> list[Served]:
     return [*models, *(not_lifted(served, root / "whole", repository) for served in models[:2])]
 
 
-def not_lifted(served: Served, folder: Path, repository: Path) -> Served:
+def not_lifted(served: ServedVersion, folder: Path, repository: Path) -> ServedVersion:
     """The same model as a code whose weights are in its file."""
     folder.mkdir(exist_ok=True)
     file = folder / f"{served.model.name}.onnx"
@@ -85,12 +85,12 @@ def not_lifted(served: Served, folder: Path, repository: Path) -> Served:
     code = msgspec.structs.replace(served.code, code_id=f"whole-{served.code.code_id}", lifted=False)
     weights_id = hashlib.sha256(file.read_bytes()).hexdigest()
     weights = Weights(weights_id=weights_id, path=str(file), size=2 * file.stat().st_size)
-    return Served(
+    return ServedVersion(
         model=msgspec.structs.replace(served.model, code_id=code.code_id, weights=weights), code=code
     )
 
 
-def cycle(device: Device, models: list[Served], cycles: int, dice: random.Random) -> dict[int, int]:
+def cycle(device: Device, models: list[ServedVersion], cycles: int, dice: random.Random) -> dict[int, int]:
     """Resident bytes by cycle, at eleven points."""
     ready = dice.sample(models, len(models) - 3)
     for served in ready:
@@ -109,7 +109,7 @@ def cycle(device: Device, models: list[Served], cycles: int, dice: random.Random
     return resident
 
 
-def use(device: Device, served: Served, dice: random.Random) -> None:
+def use(device: Device, served: ServedVersion, dice: random.Random) -> None:
     """LOAD, INFER, UNLOAD."""
     pages = device.spec.pages_of(served.model.weights.size)
     extent = Extent(dice.randrange(device.spec.pages - pages), pages)

@@ -24,7 +24,7 @@ from clockwork_serve.messages import Answer, Outcome, Question, Release, Request
 from clockwork_serve.oip import InputTensor
 from clockwork_serve.serve.gateway.controller_link import GatewayLink, LinkListener, at_home
 from clockwork_serve.serve.gateway.requests import Slot, Slots
-from clockwork_serve.store import Served
+from clockwork_serve.store import ServedVersion
 from clockwork_serve.telemetry import Counters
 from clockwork_serve.units import MIB, NS_PER_S, ms
 
@@ -71,7 +71,7 @@ class Client:
 class Clients:
     """A gateway without a port. All methods are for the running loop's own thread."""
 
-    def __init__(self, socket: Path, count: int, served: Served, rows: Floats) -> None:
+    def __init__(self, socket: Path, count: int, served: ServedVersion, rows: Floats) -> None:
         spec = served.code.inputs[0]
         inputs = [InputTensor(spec.name, "FP32", rows.shape, rows.tobytes())]
         room = served.model.output_bytes

@@ -42,7 +42,7 @@ from benchmarks.gpu_rig import (
 from benchmarks.report import Outcome, quantile
 from clockwork_serve.devices import Device
 from clockwork_serve.messages import Weights
-from clockwork_serve.store import Served
+from clockwork_serve.store import ServedVersion
 from clockwork_serve.units import GIB, MIB, NS_PER_S
 
 ERROR: Final = 1e-2
@@ -137,7 +137,7 @@ class Writer:
         return Weights(weights_id=hashlib.sha256(blob.tobytes()).hexdigest(), path=str(path), size=len(blob))
 
 
-def bias_of(served: Served) -> tuple[int, int]:
+def bias_of(served: ServedVersion) -> tuple[int, int]:
     """Where in a blob the last bias is: (byte, numbers). It is the only vector as wide as the answer.
 
     Raises LookupError if it is not.
@@ -206,7 +206,7 @@ def paging(rig: Rig, outcome: Outcome, writer: Writer, count: int, seconds: floa
     outcome.figures[str(count)] = found | {"files": len(copies.files), "why_fewer": copies.why_fewer}
 
 
-def access(rig: Rig, device: Device, served: Served, copies: Copies, seconds: float) -> dict[str, Any]:
+def access(rig: Rig, device: Device, served: ServedVersion, copies: Copies, seconds: float) -> dict[str, Any]:
     """Random accesses for so long; the least recently loaded copy makes room."""
     places = places_of(device, served)
     batch = Batch(device, served, copies.rows)

@@ -23,7 +23,7 @@ from benchmarks.gpu_rig import (
 from benchmarks.report import Outcome, quantile
 from clockwork_serve.devices import Device
 from clockwork_serve.messages import TorchIndex
-from clockwork_serve.store import Served
+from clockwork_serve.store import ServedVersion
 from clockwork_serve.units import NS_PER_S
 
 BANDWIDTH_SHARE: Final = 0.85
@@ -31,7 +31,7 @@ INFER_RATIO: Final = 1.03
 LEAST: Final = 5
 
 
-def index_of(served: Served) -> TorchIndex:
+def index_of(served: ServedVersion) -> TorchIndex:
     """How the weights of a code lie in their blob."""
     return msgspec.json.decode((Path(served.code.path) / "index.json").read_bytes(), type=TorchIndex)
 

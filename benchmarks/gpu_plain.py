@@ -13,7 +13,7 @@ from torch._inductor import aoti_load_package
 from benchmarks.gpu_machine import Target
 from benchmarks.gpu_rig import Floats
 from clockwork_serve.messages import TorchIndex
-from clockwork_serve.store import Served
+from clockwork_serve.store import ServedVersion
 
 
 class Stopwatch:
@@ -43,7 +43,7 @@ class Stopwatch:
 class PlainPackage:
     """A compiled batch size with constants of its own, its input on the device and, pinned, on the host."""
 
-    def __init__(self, target: Target, served: Served, index: TorchIndex, rows: Floats) -> None:
+    def __init__(self, target: Target, served: ServedVersion, index: TorchIndex, rows: Floats) -> None:
         place = torch.device("cuda", target.number) if target.gpu else torch.device("cpu")
         path = Path(served.code.path) / f"{len(rows)}.pt2"
         self._package = aoti_load_package(

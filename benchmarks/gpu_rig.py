@@ -18,7 +18,7 @@ from benchmarks.gpu_machine import Target, free_bytes
 from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build, torch_target
 from clockwork_serve.messages import Call, Extent, Infer, Load, Profile, Weights, Window
 from clockwork_serve.serve.supervisor.profile_process import profile
-from clockwork_serve.store import Cache, Compiler, Repository, Served, StoreConfig
+from clockwork_serve.store import Cache, Compiler, Repository, ServedVersion, StoreConfig
 from clockwork_serve.units import GIB, KIB, MIB, TENSOR_ALIGN, align
 
 Floats = npt.NDArray[np.float32]
@@ -71,7 +71,7 @@ class Rig:
     cache_dir: Path
     seed: int
     tell: Callable[[str], None]
-    served: dict[str, Served] = field(default_factory=dict)
+    served: dict[str, ServedVersion] = field(default_factory=dict)
     models: dict[str, Any] = field(default_factory=dict)
     """Plain networks by name, for references: on the CPU, in float32."""
     profiles: dict[str, Profile] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class Rig:
         return self.cache_dir / f"models-{'short' if self.sizes.short else 'full'}-{self.seed}"
 
     @property
-    def main(self) -> Served:
+    def main(self) -> ServedVersion:
         """The compiled ResNet50. LookupError before it is compiled."""
         return self.served[MAIN]
 
@@ -104,7 +104,7 @@ class Rig:
         )
 
     @contextlib.contextmanager
-    def device(self, served: Served, **settings: int) -> Iterator[Device]:
+    def device(self, served: ServedVersion, **settings: int) -> Iterator[Device]:
         """A device that is ready for a code; its memory is given back at the end, for the next one."""
         device = build(self.config(**settings))
         try:
@@ -153,7 +153,7 @@ def compile_models(rig: Rig, names: Sequence[str]) -> None:
             rig.served[name] = future.result()
 
 
-def compile_model(rig: Rig, name: str) -> Served:
+def compile_model(rig: Rig, name: str) -> ServedVersion:
     """Write a network into the benchmark's repository and compile it, or find it in the cache."""
     exported(rig, name)
     rig.served[name] = compiled(rig, name)
@@ -175,7 +175,7 @@ def exported(rig: Rig, name: str) -> None:
         gpu_models.write(rig.repository, name, program, largest)
 
 
-def compiled(rig: Rig, name: str) -> Served:
+def compiled(rig: Rig, name: str) -> ServedVersion:
     """A model of the benchmark's repository, compiled for the device. Raises ``ProblemError``."""
     rig.tell(f"compiling {name} (minutes the first time, then it is in the cache)")
     place = torch_target((rig.config(),))
@@ -187,23 +187,25 @@ def compiled(rig: Rig, name: str) -> Served:
         return compiler.compile(entry, entry.versions[-1], lambda step: rig.tell(f"{name}: {step}"))
 
 
-def pages_of(device: Device, served: Served) -> int:
+def pages_of(device: Device, served: ServedVersion) -> int:
     """What one model takes."""
     return device.spec.pages_of(served.model.weights.size)
 
 
-def places_of(device: Device, served: Served) -> int:
+def places_of(device: Device, served: ServedVersion) -> int:
     """How many models of one code a device holds."""
     return device.spec.pages // pages_of(device, served)
 
 
-def extent_of(device: Device, served: Served, place: int) -> Extent:
+def extent_of(device: Device, served: ServedVersion, place: int) -> Extent:
     """The place of that number."""
     pages = pages_of(device, served)
     return Extent(place * pages, pages)
 
 
-def load_action(device: Device, served: Served, place: int = 0, weights: Weights | None = None) -> Load:
+def load_action(
+    device: Device, served: ServedVersion, place: int = 0, weights: Weights | None = None
+) -> Load:
     """A LOAD of a model, or of other weights of its code."""
     return Load(
         action_id=1, device=device.spec.device, model=served.model.key, code_id=served.code.code_id,
@@ -215,7 +217,7 @@ def load_action(device: Device, served: Served, place: int = 0, weights: Weights
 class Batch:
     """An INFER of as many calls as its batch has rows, as they come while serving."""
 
-    def __init__(self, device: Device, served: Served, rows: Floats, place: int = 0) -> None:
+    def __init__(self, device: Device, served: ServedVersion, rows: Floats, place: int = 0) -> None:
         self.rows = rows
         self._device, self._served = device, served
         self._name = served.code.inputs[0].name

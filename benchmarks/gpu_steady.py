@@ -15,7 +15,7 @@ from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.estimates import Estimator, Samples
 from clockwork_serve.devices import Device
 from clockwork_serve.messages import Load
-from clockwork_serve.store import Served
+from clockwork_serve.store import ServedVersion
 from clockwork_serve.units import NS_PER_S, NS_PER_US
 
 TAIL_RATIO: Final = 1.05
@@ -128,7 +128,7 @@ def interference(rig: Rig, outcome: Outcome, seconds: float) -> None:
 
 
 @contextmanager
-def loading(device: Device, served: Served, place: int, durations: list[int]) -> Iterator[None]:
+def loading(device: Device, served: ServedVersion, place: int, durations: list[int]) -> Iterator[None]:
     """LOADs to a place, one after the other, by a thread of their own as in a worker, within the block."""
     ended = threading.Event()
     failed: list[BaseException] = []

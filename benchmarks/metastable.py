@@ -20,7 +20,7 @@ from benchmarks.report import Outcome, finish, parser, quantile, table
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.sim import Cluster, Simulation
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
-from clockwork_serve.workload.scenario import Load, ModelSet, Scenario
+from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
 from clockwork_serve.workload.stream import build
 from clockwork_serve.workload.tables import ClusterTable, FaultTable, Ramp
 from clockwork_serve.workload.zoo import Zoo
@@ -88,14 +88,14 @@ class Dice:
         """What the steady load takes."""
         return float(self.rng.uniform(0.55, 0.7))
 
-    def steady(self, models: tuple[str, ...], rate_rps: float, **fields: Any) -> Load:
+    def steady(self, models: tuple[str, ...], rate_rps: float, **fields: Any) -> LoadTable:
         """A load that can be served."""
-        return Load(
+        return LoadTable(
             name="steady", models=models, arrivals="poisson", rate_rps=rate_rps, slo_ms=self.slo_ms, **fields
         )
 
     def case(
-        self, name: str, models: tuple[ModelSet, ...], loads: tuple[Load, ...], pages: int,
+        self, name: str, models: tuple[ModelSet, ...], loads: tuple[LoadTable, ...], pages: int,
         *faults: FaultTable, allowed_s: float = SOON_S, end_s: float | None = None,
     ) -> Case:  # fmt: skip
         """A case of these."""
@@ -107,11 +107,11 @@ class Dice:
         config = ControllerConfig(max_batch=self.batch, expected_devices=self.devices)
         return Case(name, scenario, Cluster(devices=self.devices, pages=pages), config, over_s, allowed_s)
 
-    def crowd(self, models: tuple[str, ...], times: float = 10, **fields: Any) -> Load:
+    def crowd(self, models: tuple[str, ...], times: float = 10, **fields: Any) -> LoadTable:
         """Clients in a closed loop, so many times what can be served within the SLO, for the pulse."""
         clients = times * self.capacity_rps * self.slo_ms / 1000 / len(models)
         plain: dict[str, Any] = {"slo_ms": self.slo_ms, "retry_ms": 1.0, "start_jitter_s": 0.05}
-        return Load(
+        return LoadTable(
             name="trouble", models=models, arrivals="closed", concurrency=max(1, min(400, round(clients))),
             start_s=BEFORE_S, stop_s=BEFORE_S + self.pulse_s, **(plain | fields),
         )  # fmt: skip
@@ -182,7 +182,7 @@ def shifting(dice: Dice) -> Case:
     for turn in range(turns):
         models.append(ModelSet(name=f"turn{turn}", kind=dice.kind, copies=few))
         loads.append(
-            Load(
+            LoadTable(
                 name=f"trouble{turn}", models=(f"turn{turn}",), arrivals="poisson", rate_rps=2 * rate_rps,
                 slo_ms=dice.slo_ms, start_s=BEFORE_S + turn * every_s, stop_s=BEFORE_S + (turn + 1) * every_s,
             )

@@ -29,7 +29,7 @@ from clockwork_serve.apps.reproduce.run import Run
 from clockwork_serve.controller import belief
 from clockwork_serve.sim import Tally
 from clockwork_serve.sim.constants import Cluster
-from clockwork_serve.workload.scenario import Load, ModelSet, Scenario
+from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
 
 STEP_S = 3.0
 """A step of a ramp of SLOs; the published ones last 30 s."""
@@ -144,7 +144,7 @@ def open_case(name: str, words: str, devices: int, scenario: Callable[[Run], Sce
 
 def zipf(run: Run) -> Scenario:
     """Three times as many models as two GPUs hold, and more requests than their LOADs can follow."""
-    load = Load(name="calls", models=("resnet50",), arrivals="poisson", rate_rps=1500.0, slo_ms=100.0,
+    load = LoadTable(name="calls", models=("resnet50",), arrivals="poisson", rate_rps=1500.0, slo_ms=100.0,
                 popularity="zipf", zipf_s=0.9)  # fmt: skip
     models = (ModelSet(name="resnet50", kind=fig5.KIND, copies=1200),)
     return Scenario(name="zipf", seconds=20.0, warmup_s=5.0, models=models, loads=(load,))
@@ -152,7 +152,7 @@ def zipf(run: Run) -> Scenario:
 
 def core(run: Run) -> Scenario:
     """Five times as many models as a core's memory holds, and more requests than it can serve."""
-    load = Load(name="calls", models=("net",), arrivals="poisson", rate_rps=700.0, slo_ms=100.0,
+    load = LoadTable(name="calls", models=("net",), arrivals="poisson", rate_rps=700.0, slo_ms=100.0,
                 popularity="zipf", zipf_s=0.9)  # fmt: skip
     models = (ModelSet(name="net", kind="mobile_pose_mobilenetv3", copies=100),)
     return Scenario(name="core", seconds=20.0, warmup_s=4.0, models=models, loads=(load,))
@@ -160,7 +160,7 @@ def core(run: Run) -> Scenario:
 
 def cold(run: Run) -> Scenario:
     """No LOAD is quick enough for the SLO, and none was made before: Fig 7 without its step at leisure."""
-    load = Load(name="calls", models=("resnet50",), arrivals="poisson", rate_rps=1200.0, slo_ms=9.8)
+    load = LoadTable(name="calls", models=("resnet50",), arrivals="poisson", rate_rps=1200.0, slo_ms=9.8)
     models = (ModelSet(name="resnet50", kind=fig7.KIND, copies=48),)
     return Scenario(name="cold", seconds=5.0, models=models, loads=(load,))
 

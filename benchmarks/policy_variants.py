@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import Plan, Strategy
+from clockwork_serve.controller.devices import LanePlan, Strategy
 from clockwork_serve.controller.estimates import Timings
 from clockwork_serve.controller.placement import Candidates, make_room
 from clockwork_serve.controller.policies import SCHEDULERS, DefaultScheduler, PaperScheduler, default
@@ -35,10 +35,10 @@ class Unmeasured(DefaultScheduler):
 class Early(DefaultScheduler):
     """Lanes are topped up 5 ms ahead."""
 
-    def _load_ahead_ns(self, _: Plan) -> int:
+    def _load_ahead_ns(self, _: LanePlan) -> int:
         return self._look_ahead_ns
 
-    def _top_up_exec(self, plan: Plan, now_ns: int) -> None:
+    def _top_up_exec(self, plan: LanePlan, now_ns: int) -> None:
         margin_ns = default.MARGIN_NS
         vars(default)["MARGIN_NS"] = self._look_ahead_ns - plan.device.exec.network_ns
         try:
@@ -62,14 +62,14 @@ class LargestFull(DefaultScheduler):
 class MostUrgent(DefaultScheduler):
     """The most urgent runs first, whatever that costs others."""
 
-    def _least_loss(self, plan: Plan, urgent: Choice, start_ns: int) -> Choice:
+    def _least_loss(self, plan: LanePlan, urgent: Choice, start_ns: int) -> Choice:
         return urgent
 
 
 class Partial(DefaultScheduler):
     """The most urgent runs although less of its queue is served than another's batch serves for its time."""
 
-    def _better(self, plan: Plan, choice: Choice, start_ns: int, now_ns: int) -> Choice:
+    def _better(self, plan: LanePlan, choice: Choice, start_ns: int, now_ns: int) -> Choice:
         return choice
 
 
@@ -80,7 +80,7 @@ class InOrder(DefaultScheduler):
         super().__init__(belief)
         self._candidates = Candidates(belief)
 
-    def _load_one(self, plan: Plan, now_ns: int) -> bool:
+    def _load_one(self, plan: LanePlan, now_ns: int) -> bool:
         return super(DefaultScheduler, self)._load_one(plan, now_ns)
 
 
@@ -105,14 +105,14 @@ class Sparing(DefaultScheduler):
 class Long(DefaultScheduler):
     """Relaxed work takes its full batch."""
 
-    def _relaxed(self, plan: Plan, choice: Choice, now_ns: int) -> Choice:
+    def _relaxed(self, plan: LanePlan, choice: Choice, now_ns: int) -> Choice:
         return choice
 
 
 class AtOnce(DefaultScheduler):
     """LOADs wait for no INFERs, whosever time they take."""
 
-    def _infers_first(self, plan: Plan, now_ns: int) -> bool:
+    def _infers_first(self, plan: LanePlan, now_ns: int) -> bool:
         return False
 
 
@@ -134,7 +134,7 @@ class ByUse(DefaultScheduler):
 class Popular(DefaultScheduler):
     """Not kept: weights are loaded only if the model is asked for more than the one they would displace."""
 
-    def _timely(self, plan: Plan, model: ServedModel, load_ns: int, now_ns: int) -> bool:
+    def _timely(self, plan: LanePlan, model: ServedModel, load_ns: int, now_ns: int) -> bool:
         if not super()._timely(plan, model, load_ns, now_ns):
             return False
         room = make_room(plan.device, model, self._candidates.priority(model), by_heat=True)
@@ -148,9 +148,9 @@ class Deferred(DefaultScheduler):
 
     def __init__(self, belief: Belief) -> None:
         super().__init__(belief)
-        self._deferred: dict[Plan, list[Strategy]] = {}
+        self._deferred: dict[LanePlan, list[Strategy]] = {}
 
-    def _top_up_exec(self, plan: Plan, now_ns: int) -> None:
+    def _top_up_exec(self, plan: LanePlan, now_ns: int) -> None:
         for strategy in self._deferred.pop(plan, ()):
             if strategy.queue.dues and strategy in strategy.queue.strategies:
                 self._enter(strategy)

@@ -29,7 +29,7 @@ from benchmarks.machine import Watch
 from benchmarks.report import Outcome, finish, parser, quantile
 from benchmarks.serving import Serving, serve
 from clockwork_serve.apps.simulate.play import play
-from clockwork_serve.apps.simulate.question import Question, ask
+from clockwork_serve.apps.simulate.question import SimulationQuestion, ask
 from clockwork_serve.apps.simulate.report import Report, report
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import Profile
@@ -158,7 +158,7 @@ def capacity_rps(story: Story, infer_ns: Mapping[str, Mapping[int, int]]) -> flo
     return NS_PER_S * len(best_ns) / sum(best_ns)
 
 
-def simulated(question: Question, found: Calibration, truth: dict[str, Profile], seed: int) -> Run:
+def simulated(question: SimulationQuestion, found: Calibration, truth: dict[str, Profile], seed: int) -> Run:
     """One run on virtual time; the seed decides noise, not arrivals."""
     asked = structs.replace(question, constants=found.constants, seed=seed)
     made: Report = report(asked, play(asked.simulation(truth=truth)))
@@ -182,7 +182,7 @@ class Plan:
         self.slo_ns = round(given.slo_ms * NS_PER_MS)
         self.zoo = folder / "measured.csv"
 
-    def question(self, name: str, rate: float, seed: int) -> Question:
+    def question(self, name: str, rate: float, seed: int) -> SimulationQuestion:
         """A scenario of all models at one rate, made ready."""
         given = self._given
         file = self._folder / f"{name}.toml"

@@ -25,7 +25,7 @@ from typing import IO, Any, Final
 import clockwork_serve
 from benchmarks.report import Outcome, finish, parser, percent, table
 from benchmarks.simulator_seeds import SHARE_MIN
-from clockwork_serve.sim.seeds import KINDS, REQUESTS, Played, play_seeds
+from clockwork_serve.sim.seeds import KINDS, REQUESTS, PlayedSeed, play_seeds
 from clockwork_serve.telemetry.journal import sources_hash
 
 SEEDS: Final = 10_000
@@ -40,7 +40,7 @@ def code_hash() -> str:
     return sources_hash(package, ("controller", "messages", "worker", "sim", "workload", "machine.py"))
 
 
-def read_done(path: Path, code: str, requests: int) -> dict[int, Played]:
+def read_done(path: Path, code: str, requests: int) -> dict[int, PlayedSeed]:
     """Seeds that this very code has played, by number."""
     if not path.exists():
         return {}
@@ -48,11 +48,11 @@ def read_done(path: Path, code: str, requests: int) -> dict[int, Played]:
         head = json.loads(file.readline() or "{}")
         if head != {"code": code, "requests": requests}:
             return {}
-        found = [Played(**json.loads(line)) for line in file if line.endswith("\n")]
+        found = [PlayedSeed(**json.loads(line)) for line in file if line.endswith("\n")]
     return {one.seed: one for one in found}
 
 
-def write_done(path: Path, done: dict[int, Played], code: str, requests: int) -> IO[str]:
+def write_done(path: Path, done: dict[int, PlayedSeed], code: str, requests: int) -> IO[str]:
     """The file, with what is known so far; to be appended to."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
@@ -63,7 +63,7 @@ def write_done(path: Path, done: dict[int, Played], code: str, requests: int) ->
     return path.open("a")
 
 
-def _line(one: Played) -> str:
+def _line(one: PlayedSeed) -> str:
     return json.dumps(asdict(one), separators=(",", ":")) + "\n"
 
 
@@ -76,7 +76,7 @@ def chunks(seeds: list[int]) -> Iterator[list[int]]:
 class Night:
     """Plays what is left, tells how it goes, and stops when it is told to or time is over."""
 
-    def __init__(self, given: Any, done: dict[int, Played], file: IO[str]) -> None:
+    def __init__(self, given: Any, done: dict[int, PlayedSeed], file: IO[str]) -> None:
         self._given, self._file = given, file
         self.done = done
         self.wanted = range(given.first, given.first + given.count)

@@ -17,7 +17,15 @@ from pathlib import Path
 
 from benchmarks.report import Outcome, finish, parser, percent, table
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.sim.seeds import KINDS, REQUESTS, Digest, Played, play_seed, play_seeds, random_scenario
+from clockwork_serve.sim.seeds import (
+    KINDS,
+    REQUESTS,
+    Digest,
+    PlayedSeed,
+    play_seed,
+    play_seeds,
+    random_scenario,
+)
 from clockwork_serve.sim.shrink import Case, case_of, play_case, read_case, shrink, write_case
 
 TELL_EVERY_S = 1.0
@@ -71,7 +79,7 @@ def replay_case(path: Path) -> int:
     return 0 if violation is None else 1
 
 
-def shares(played: list[Played]) -> dict[str, float]:
+def shares(played: list[PlayedSeed]) -> dict[str, float]:
     """By kind of fault, the share of seeds in which it hit something."""
     counts = Counter(kind for one in played for kind in one.faults)
     return {kind: counts[kind] / max(1, len(played)) for kind in KINDS}

@@ -23,7 +23,7 @@ from benchmarks.report import Outcome, finish, parser, table
 from clockwork_serve.controller import POLICIES, ControllerConfig, belief
 from clockwork_serve.sim import Cluster, Simulation, simulation
 from clockwork_serve.units import NS_PER_S
-from clockwork_serve.workload.scenario import Load, ModelSet, Scenario
+from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
 from clockwork_serve.workload.stream import Workload, build
 from clockwork_serve.workload.zoo import Zoo
 
@@ -54,7 +54,7 @@ def workload_of(seconds: float, rate_rps: float, seed: int) -> Workload:
     """The load of Fig 9."""
     kinds = sorted(model.kind for model in Zoo.read("v100").paper_models())
     models = tuple(ModelSet(name=kind, kind=kind, copies=COPIES) for kind in kinds)
-    load = Load(
+    load = LoadTable(
         name="calls", models=tuple(kinds), arrivals="generated", functions=FUNCTIONS, rate_rps=rate_rps,
         slo_ms=SLO_MS,
     )  # fmt: skip

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from clockwork_serve.serve.driver import Timer
+from clockwork_serve.serve.driver import LoopTimer
 from clockwork_serve.telemetry import Histogram
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +61,7 @@ async def probe(seconds: float) -> Histogram:
         else:
             sleep(now_ns)
 
-    timer = Timer(woke)
+    timer = LoopTimer(woke)
     sleep(time.monotonic_ns())
     await over.wait()
     timer.close()

@@ -39,6 +39,8 @@ ONE_IMPORTER = {
     "serve.processes.bridge": "a process is a module, started by its name",
 }  # fmt: skip
 """Modules that are short and have one importer, and why."""
+PARTS = {"client": ("client/",), "lab": ("bench/", "apps/demo/", "apps/reproduce/")}
+"""What is no part of the server: within each a public class name is used once."""
 EMPTY_NAMES = {"utils", "util", "common", "manager", "helper", "helpers", "misc", "handler", "data", "info"}
 PROMISES = re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X|HACK)\b|NotImplemented" + "Error")
 PLACES = re.compile(r"(?<![\w.~$}])/(?:home|root|work|Users|mnt)/\w")
@@ -185,6 +187,19 @@ def test_no_module_exists_for_one_importer() -> None:
 
     assert spilled - ONE_IMPORTER.keys() == set()
     assert ONE_IMPORTER.keys() - spilled == set()
+
+
+def test_a_class_has_one_name_and_a_name_one_class() -> None:
+    found: dict[tuple[str, str], list[str]] = {}
+    for path, _, tree in sources():
+        module = path.removeprefix("src/clockwork_serve/")
+        if path.startswith("src/"):
+            part = next((part for part, folders in PARTS.items() if module.startswith(folders)), "server")
+            for node in tree.body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    found.setdefault((part, node.name), []).append(module)
+
+    assert {names: modules for names, modules in found.items() if len(modules) > 1} == {}
 
 
 def test_every_folder_of_the_server_has_its_layers() -> None:

@@ -32,7 +32,7 @@ from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build
 from clockwork_serve.devices.base import NUMPY_DTYPES
 from clockwork_serve.errors import DeviceError, ModelError
 from clockwork_serve.messages import Call, Extent, Infer, Load, Window
-from clockwork_serve.store import Cache, Compiler, Served, StoreConfig
+from clockwork_serve.store import Cache, Compiler, ServedVersion, StoreConfig
 from clockwork_serve.store.optimiser import Optimiser
 from clockwork_serve.store.repository import Entry
 from clockwork_serve.store.settings import ModelSettings, ProblemError
@@ -59,7 +59,7 @@ class Said:
 
     batched: bool
     why: str
-    served: Served | None
+    served: ServedVersion | None
 
 
 class Store:
@@ -147,7 +147,9 @@ class Company:
         self.first = self.first or text
 
 
-def serve(on: Device, served: Served, model: bytes, rows: Rows, seed: int, *, light: bool = False) -> Company:
+def serve(
+    on: Device, served: ServedVersion, model: bytes, rows: Rows, seed: int, *, light: bool = False
+) -> Company:
     """A model's answers in company, at each batch size, place, order and padding, against plain ones alone.
 
     ``light``: fewer of them.
@@ -198,7 +200,7 @@ def _optimised(model: bytes, row: Arrays) -> Sequence[Array]:
     return runner(session_of(model, optimised=True))(row)
 
 
-def load(on: Device, served: Served) -> None:
+def load(on: Device, served: ServedVersion) -> None:
     """Its code prepared, its weights at the first page."""
     on.prepare(served.code)
     on.load(
@@ -216,11 +218,11 @@ def load(on: Device, served: Served) -> None:
     )
 
 
-def _extent(served: Served) -> Extent:
+def _extent(served: ServedVersion) -> Extent:
     return Extent(0, max(1, -(-served.model.weights.size // _PAGE)))
 
 
-def _answers(on: Device, served: Served, batch: Arrays, size: int) -> list[CallBuffers]:
+def _answers(on: Device, served: ServedVersion, batch: Arrays, size: int) -> list[CallBuffers]:
     """Requests of one row each, answered together in a batch of ``size``, padded by the device."""
     count = len(next(iter(batch.values())))
     calls = [_call(served, batch, number) for number in range(count)]
@@ -240,7 +242,7 @@ def _answers(on: Device, served: Served, batch: Arrays, size: int) -> list[CallB
     return calls
 
 
-def _gap(call: CallBuffers, served: Served, wanted: Sequence[Array], allowed: float) -> str:
+def _gap(call: CallBuffers, served: ServedVersion, wanted: Sequence[Array], allowed: float) -> str:
     """How an answer differs from what it is alone; empty if it does not."""
     for spec, single in zip(served.code.outputs, wanted, strict=True):
         gap = gap_of(_output(call, spec.name).ravel(), _as_served(single).ravel())
@@ -249,7 +251,7 @@ def _gap(call: CallBuffers, served: Served, wanted: Sequence[Array], allowed: fl
     return ""
 
 
-def _call(served: Served, batch: Arrays, number: int) -> CallBuffers:
+def _call(served: ServedVersion, batch: Arrays, number: int) -> CallBuffers:
     inputs: dict[str, Any] = {name: _as_served(array[number : number + 1]) for name, array in batch.items()}
     known = all(spec.row_bytes is not None for spec in served.code.outputs)
     room = max(served.model.output_bytes, _ROOM) if known else _ROOM

@@ -14,7 +14,7 @@ from clockwork_serve.apps.reproduce.run import Run
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.policies import SCHEDULERS, DefaultScheduler, PaperScheduler
-from clockwork_serve.workload.scenario import Load, ModelSet, Scenario
+from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
 
 PLACES = {
     "measured delays": {"__init__"},
@@ -38,8 +38,8 @@ def scenario(run: Run) -> Scenario:
     return Scenario(
         name="a second", seconds=1.0, models=(ModelSet(name="net", kind="resnet50_v2", copies=12),),
         loads=(
-            Load(name="tight", models=("net",), arrivals="poisson", rate_rps=300.0, slo_ms=10.0),
-            Load(name="loose", models=("net",), arrivals="poisson", rate_rps=300.0, slo_ms=60.0),
+            LoadTable(name="tight", models=("net",), arrivals="poisson", rate_rps=300.0, slo_ms=10.0),
+            LoadTable(name="loose", models=("net",), arrivals="poisson", rate_rps=300.0, slo_ms=60.0),
         ),
     )  # fmt: skip
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from benchmarks.simulator_nightly import code_hash, read_done, write_done
 
-from clockwork_serve.sim.seeds import Played
+from clockwork_serve.sim.seeds import PlayedSeed
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_what_was_played_is_read_again_unless_the_code_is_another(tmp_path: Path):
     path = tmp_path / "done.jsonl"
-    done = {3: Played(3, 200, {"crash": 1}, {"infer": 5})}
+    done = {3: PlayedSeed(3, 200, {"crash": 1}, {"infer": 5})}
     write_done(path, done, "abc", 100).close()
     assert read_done(path, "abc", 100) == done
     assert read_done(path, "abd", 100) == {}

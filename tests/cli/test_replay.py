@@ -9,7 +9,7 @@ import pytest
 from tests.apps.simulate.scenarios import STEADY, written
 
 from clockwork_serve.cli.entry import run
-from clockwork_serve.telemetry import Head, Journal, Step, read_records
+from clockwork_serve.telemetry import Journal, JournalHead, Step, read_records
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def spoil(path: Path, at: int) -> None:
     """Take the effects out of the first step from the ``at``-th record on that has some."""
     records = [record for _, record in read_records(path)]
     path.unlink()
-    assert isinstance(records[0], Head)
+    assert isinstance(records[0], JournalHead)
     book = Journal(path, records[0])
     spoilt = False
     for number, step in enumerate(records[1:], start=2):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.messages import Announced, Answer, Foretold, Infer, Outcome, Reason
+from clockwork_serve.messages import AdmissionQuery, AdmissionReply, Answer, Infer, Outcome, Reason
 from clockwork_serve.units import ms
 from tests.controller.honest import CODE, World, device, model, profile
 
@@ -106,14 +106,14 @@ def test_a_head_that_comes_alone_is_told_the_same() -> None:
     made = world()
     crowd(made, 30)
     made.controller.observe(
-        Announced(
+        AdmissionQuery(
             announced_id="x", gateway="g0", model="a/1", arrival_ns=made.now_ns,
             deadline_ns=made.now_ns + ms(100),
         ),
         made.now_ns,
     )  # fmt: skip
     (found,) = made.controller.decide(made.now_ns)
-    assert isinstance(found, Foretold)
+    assert isinstance(found, AdmissionReply)
     assert found.reason is Reason.WOULD_MISS_DEADLINE
     assert "would be missed by" in found.message
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.messages import Announced, Drain, Foretold, Outcome, Reason
+from clockwork_serve.messages import AdmissionQuery, AdmissionReply, Drain, Outcome, Reason
 from clockwork_serve.units import ms
 from tests.controller.honest import World, device, model, profile
 
@@ -19,10 +19,10 @@ def world(**settings: object) -> World:
     return made
 
 
-def announce(made: World, slo_ms: float, name: str = "a", way_ms: float = 0) -> Foretold | None:
+def announce(made: World, slo_ms: float, name: str = "a", way_ms: float = 0) -> AdmissionReply | None:
     """What is told of a request whose head comes now."""
     made.controller.observe(
-        Announced(
+        AdmissionQuery(
             announced_id="x", gateway="g0", model=f"{name}/1", arrival_ns=made.now_ns,
             deadline_ns=made.now_ns + ms(slo_ms), way_ns=ms(way_ms),
         ),
@@ -31,7 +31,7 @@ def announce(made: World, slo_ms: float, name: str = "a", way_ms: float = 0) -> 
     effects = made.controller.decide(made.now_ns)
     made.controller.check()
     (told,) = effects
-    assert isinstance(told, Foretold)
+    assert isinstance(told, AdmissionReply)
     assert (told.announced_id, told.gateway) == ("x", "g0")
     return told if told.reason else None
 

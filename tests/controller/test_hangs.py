@@ -15,10 +15,10 @@ from clockwork_serve.messages import (
     Load,
     ModelRemoved,
     Outcome,
-    Pardon,
     Quarantined,
     Readiness,
     Reason,
+    ReleaseFromQuarantine,
     Result,
     Status,
     Unload,
@@ -265,7 +265,7 @@ def test_a_model_that_hangs_is_quarantined_as_one_that_crashes_and_the_reason_sa
     fine = world.request("b", slo_ms=500)
     world.run(until_ms=100)
     assert world.answers[fine].outcome is Outcome.OK
-    world.tell(Pardon(model="a"))
+    world.tell(ReleaseFromQuarantine(model="a"))
     again = world.request("a", slo_ms=500)
     world.run(until_ms=100)
     assert world.answers[again].outcome is Outcome.OK

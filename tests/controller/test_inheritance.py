@@ -15,10 +15,9 @@ from clockwork_serve.messages import (
     DeviceState,
     Extent,
     Infer,
-    Keep,
     Lane,
     Load,
-    Measured,
+    MeasuredDurations,
     ModelAdded,
     ModelRemoved,
     Outcome,
@@ -26,6 +25,7 @@ from clockwork_serve.messages import (
     Request,
     Resident,
     Result,
+    RetainWeights,
     Running,
     Status,
     Unload,
@@ -93,7 +93,7 @@ def only(effects: list[ControllerEffect], kind: type[ControllerEffect]) -> list[
 def test_it_is_ready_at_once_and_loads_nothing_that_is_there() -> None:
     tell = Successor()
     effects = tell.joined(state(resident("a", 0, 3), resident("b", 8, 5)))
-    assert effects[0] == Keep(device="gpu0", versions=(3, 5))
+    assert effects[0] == RetainWeights(device="gpu0", versions=(3, 5))
     assert Readiness(ready=True) in effects
     (action,) = tell(2, ask("a"))
     assert isinstance(action, Infer)
@@ -110,7 +110,7 @@ def test_what_it_does_not_serve_is_not_kept() -> None:
     tell = Successor()
     other = replace(resident("b", 4, 4), weights=replace(model("b").weights, weights_id="older"))
     effects = tell.joined(state(resident("a", 0, 3), other, resident("c", 8, 5)))
-    assert only(effects, Keep) == [Keep(device="gpu0", versions=(3,))]
+    assert only(effects, RetainWeights) == [RetainWeights(device="gpu0", versions=(3,))]
     (load,) = tell(2, ask("b"))
     assert isinstance(load, Load)
 
@@ -118,21 +118,21 @@ def test_what_it_does_not_serve_is_not_kept() -> None:
 def test_weights_of_a_code_that_is_not_prepared_are_not_kept() -> None:
     tell = Successor()
     effects = tell.joined(state(resident("a", 0, 3), codes=()))
-    assert only(effects, Keep) == [Keep(device="gpu0")]
+    assert only(effects, RetainWeights) == [RetainWeights(device="gpu0")]
     assert not only(effects, Readiness) or not effects[-1].ready  # type: ignore[union-attr]
 
 
 def test_of_two_weights_of_one_model_one_is_kept() -> None:
     tell = Successor()
     effects = tell.joined(state(resident("a", 0, 3), resident("a", 8, 5)))
-    assert only(effects, Keep) == [Keep(device="gpu0", versions=(3,))]
+    assert only(effects, RetainWeights) == [RetainWeights(device="gpu0", versions=(3,))]
 
 
 def test_a_load_that_runs_is_waited_for_and_its_weights_used() -> None:
     tell = Successor()
     load = Running(action_id=7, lane=Lane.LOAD, version=7, left_ns=ms(4))
-    assert only(tell.joined(state(resident("a", 0, 7, ready=False), running=(load,))), Keep) == [
-        Keep(device="gpu0", versions=(7,))
+    assert only(tell.joined(state(resident("a", 0, 7, ready=False), running=(load,))), RetainWeights) == [
+        RetainWeights(device="gpu0", versions=(7,))
     ]
     assert tell(2, ask("a")) == [], "no second LOAD"
     (action,) = tell(5, result(7, 5))
@@ -194,8 +194,8 @@ def test_a_result_of_what_nobody_told_of_is_nothing() -> None:
 
 def test_durations_measured_before_are_believed() -> None:
     tell = Successor()
-    measured = Measured(code_id="c", batch=1, lasted_ns=(ms(30),) * 10)
-    loads = Measured(code_id="c", batch=0, lasted_ns=(ms(2),) * 10)
+    measured = MeasuredDurations(code_id="c", batch=1, lasted_ns=(ms(30),) * 10)
+    loads = MeasuredDurations(code_id="c", batch=0, lasted_ns=(ms(2),) * 10)
     tell.joined(state(resident("a", 0, 3), measured=(measured, loads)))
     (action,) = tell(2, ask("a"))
     assert isinstance(action, Infer)
@@ -207,4 +207,4 @@ def test_durations_measured_before_are_believed() -> None:
 
 def test_a_worker_with_empty_memory_is_told_to_keep_nothing() -> None:
     tell = Successor()
-    assert only(tell(1, WorkerJoined(worker="w0", devices=(GPU,))), Keep) == []
+    assert only(tell(1, WorkerJoined(worker="w0", devices=(GPU,))), RetainWeights) == []

@@ -5,12 +5,12 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clockwork_serve.controller.devices import Pages
+from clockwork_serve.controller.devices import PageMap
 from clockwork_serve.messages import Extent
 
 
-def filled(count: int, *extents: tuple[int, int]) -> Pages[str]:
-    pages: Pages[str] = Pages(count)
+def filled(count: int, *extents: tuple[int, int]) -> PageMap[str]:
+    pages: PageMap[str] = PageMap(count)
     for first, size in extents:
         pages.hold(Extent(first, size), f"at{first}")
     return pages
@@ -56,7 +56,7 @@ def test_room_counts_the_gap_before_its_first_victim() -> None:
 @given(st.data())
 def test_any_history_conserves_pages(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 24))
-    pages: Pages[int] = Pages(count)
+    pages: PageMap[int] = PageMap(count)
     truth: list[int | None] = [None] * count
     ranks: dict[int, int] = {}
     for number in range(data.draw(st.integers(0, 30))):
@@ -85,7 +85,7 @@ def test_any_history_conserves_pages(data: st.DataObject) -> None:
     st.integers(1, 20),
 )
 def test_room_is_the_least_wanted_stretch_of_all(parts: list[tuple[int, int, int | None]], size: int) -> None:
-    pages: Pages[int] = Pages(sum(gap + count for gap, count, _ in parts) + 1)
+    pages: PageMap[int] = PageMap(sum(gap + count for gap, count, _ in parts) + 1)
     ranks, spans, end = {}, [], 0
     for at, (gap, count, rank) in enumerate(parts):
         pages.hold(Extent(end + gap, count), at)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clockwork_serve.controller.devices import STALE_MIN, Plan, Strategy
+from clockwork_serve.controller.devices import STALE_MIN, LanePlan, Strategy
 from clockwork_serve.controller.timers import NEVER_NS
 from tests.controller.clusters import ask, belief, place, serve
 
 
-def strategies(count: int) -> tuple[Plan, list[Strategy]]:
+def strategies(count: int) -> tuple[LanePlan, list[Strategy]]:
     made = belief("d0")
     found = []
     for at in range(count):

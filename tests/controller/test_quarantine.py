@@ -7,19 +7,19 @@ import pytest
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import (
-    Announced,
+    AdmissionQuery,
+    AdmissionReply,
     Code,
     CodeReady,
     CodeRemoved,
-    Foretold,
     Infer,
     Load,
     ModelAdded,
     ModelRemoved,
     Outcome,
-    Pardon,
     Quarantined,
     Reason,
+    ReleaseFromQuarantine,
     WorkerCrashed,
     WorkerLost,
 )
@@ -173,7 +173,7 @@ def test_0_quarantines_nobody() -> None:
 
 def test_a_pardon_lets_it_be_served_and_forgets_what_it_did() -> None:
     world = quarantined("good")
-    world.tell(Pardon(model="bad"))
+    world.tell(ReleaseFromQuarantine(model="bad"))
     assert world.quarantined[-1] == Quarantined(model="bad/1")
     request_id = world.request("bad", slo_ms=500)
     world.run(until_ms=500)
@@ -199,13 +199,13 @@ def test_a_model_that_left_service_leaves_quarantine_too() -> None:
     world = quarantined()
     world.tell(ModelRemoved(model="bad/1"))
     assert world.quarantined[-1] == Quarantined(model="bad/1")
-    world.tell(Pardon(model="bad"), Pardon(model="nobody"))
+    world.tell(ReleaseFromQuarantine(model="bad"), ReleaseFromQuarantine(model="nobody"))
     assert len(world.quarantined) == 2
 
 
 def test_of_a_body_on_its_way_nothing_is_foretold_so_that_its_request_hears_the_reason() -> None:
     world = quarantined()
-    announced = Announced(
+    announced = AdmissionQuery(
         announced_id="x",
         gateway="g0",
         model="bad/1",
@@ -214,7 +214,7 @@ def test_of_a_body_on_its_way_nothing_is_foretold_so_that_its_request_hears_the_
     )
     world.controller.observe(announced, world.now_ns)
     (told,) = world.controller.decide(world.now_ns)
-    assert isinstance(told, Foretold)
+    assert isinstance(told, AdmissionReply)
     assert told.reason is Reason.NONE
 
 
@@ -250,7 +250,7 @@ def test_a_model_that_comes_later_with_such_a_code_is_in_quarantine_too() -> Non
 def test_a_pardon_of_one_has_the_code_prepared_again_for_all() -> None:
     world = dying_to_prepare()
     world.tell(CodeReady(device="d0", code_id="other"))
-    world.tell(Pardon(model="a"))
+    world.tell(ReleaseFromQuarantine(model="a"))
     assert {one.model for one in world.quarantined[2:] if not one.why} == {"a/1", "b/1"}
     (state,) = world.controller.snapshot()["devices"]
     assert (state["pending_codes"], state["failed_codes"]) == (1, {})
@@ -294,7 +294,7 @@ def test_what_runs_on_another_worker_is_blamed_for_nothing() -> None:
 
 def test_a_pardon_of_another_changes_nothing() -> None:
     world = dying_to_prepare()
-    world.tell(Pardon(model="fine"))
+    world.tell(ReleaseFromQuarantine(model="fine"))
     assert len(world.quarantined) == 2
 
 
@@ -309,7 +309,7 @@ def test_its_weights_leave_other_devices_and_come_back_after_a_pardon() -> None:
     world.actions.clear()
     world.run(until_ms=100)
     assert not world.controller._belief.models["bad/1"].residencies
-    world.tell(Pardon(model="bad"))
+    world.tell(ReleaseFromQuarantine(model="bad"))
     request_id = world.request("bad", slo_ms=500)
     world.run(until_ms=500)
     assert world.answers[request_id].outcome is Outcome.OK

@@ -7,7 +7,7 @@ from collections import Counter
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.devices import LOOK_NS, DeviceBelief
-from clockwork_serve.controller.fleet import Teller
+from clockwork_serve.controller.fleet import ReadinessTracker
 from clockwork_serve.controller.hangs import STILL_NS, Stalls
 from clockwork_serve.messages import Infer, Load, Outcome, Readiness, WorkerHeard, WorkerSilent
 from clockwork_serve.units import NS_PER_MS, ms
@@ -210,7 +210,7 @@ def test_one_that_is_quick_again_is_believed_to_serve() -> None:
 def test_an_action_is_late_at_two_looks_or_not_at_all() -> None:
     belief = Belief(ControllerConfig())
     one = DeviceBelief(device("d0"), "w0", 1, belief.config)
-    stalls, lane = Stalls(belief, Teller(belief)), one.exec
+    stalls, lane = Stalls(belief, ReadinessTracker(belief)), one.exec
     lane.send(1, ms(10), 0)
     stalls.fired(one.look, ms(50))
     lane.end(1, ms(60))

@@ -14,10 +14,10 @@ from clockwork_serve.messages import (
     Infer,
     Load,
     Outcome,
-    Pardon,
     Quota,
     QuotasSet,
     Reason,
+    ReleaseFromQuarantine,
     Unload,
 )
 from clockwork_serve.units import MIB, ms
@@ -110,7 +110,7 @@ class ControllerMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES))
     def pardon(self, name: str) -> None:
-        self.world.tell(Pardon(model=name))
+        self.world.tell(ReleaseFromQuarantine(model=name))
 
     @rule()
     def restart(self) -> None:

@@ -12,9 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.tenants import Bucket
 from clockwork_serve.messages import (
-    Announced,
+    AdmissionQuery,
+    AdmissionReply,
     Cancel,
-    Foretold,
     Infer,
     Outcome,
     Quota,
@@ -285,14 +285,14 @@ def test_more_rows_cost_more() -> None:
 def test_what_is_over_quota_is_foretold() -> None:
     made = world(quota("t", device_ms=100, burst_ms=100))
     made.request("a", slo_ms=500, tenant="t")
-    told: list[Foretold] = []
+    told: list[AdmissionReply] = []
     for tenant in ("t", ""):
-        head = Announced(
+        head = AdmissionQuery(
             announced_id=tenant, gateway="g0", model="a/1", arrival_ns=made.now_ns,
             deadline_ns=made.now_ns + ms(500), tenant=tenant,
         )  # fmt: skip
         made.controller.observe(head, made.now_ns)
-        told += [one for one in made.controller.decide(made.now_ns) if isinstance(one, Foretold)]
+        told += [one for one in made.controller.decide(made.now_ns) if isinstance(one, AdmissionReply)]
     assert [one.reason for one in told] == [Reason.TENANT_QUOTA, Reason.NONE]
     assert told[0].retry_after_ns > 0
 

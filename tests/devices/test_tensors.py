@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clockwork_serve.devices.base import CallBuffers, Room, encode_bytes, io_bytes, rows_of, split, stack
+from clockwork_serve.devices.base import (
+    CallBuffers,
+    OutputRoom,
+    encode_bytes,
+    io_bytes,
+    rows_of,
+    split,
+    stack,
+)
 from clockwork_serve.errors import DeviceError, ModelError
 from clockwork_serve.messages import Code
 from tests.devices import lifted
@@ -25,7 +33,7 @@ def test_rows_left_over_repeat_the_last():
 
 def test_outputs_are_aligned_and_referred_to_from_the_rooms_start():
     call = lifted.call({}, room=1000)
-    room = Room(call)
+    room = OutputRoom(call)
     room.put(spec("y", 2), np.array([[1, 2]], np.float32))
     room.put(spec("t", 2, datatype="BYTES"), np.array([b"ab", "ü"], dtype=object))
     room.put(spec("z", 1), np.array([[3]], np.float32))
@@ -39,24 +47,24 @@ def test_outputs_are_aligned_and_referred_to_from_the_rooms_start():
 
 
 def test_an_output_may_end_where_the_room_ends_and_not_after():
-    Room(lifted.call({}, room=8)).put(spec("y", 2), np.zeros((1, 2), np.float32))
+    OutputRoom(lifted.call({}, room=8)).put(spec("y", 2), np.zeros((1, 2), np.float32))
     call = lifted.call({}, room=7)
     with pytest.raises(
         ModelError, match=r"output y: shape \(1, 2\) ends at byte 8, but the room .* is 7 bytes"
     ):
-        Room(call).put(spec("y", 2), np.zeros((1, 2), np.float32))
+        OutputRoom(call).put(spec("y", 2), np.zeros((1, 2), np.float32))
     assert bytes(call.output) == b"\xaa" * 7
 
 
 def test_an_empty_output_takes_no_room():
     call = lifted.call({}, room=0)
-    Room(call).put(spec("y", 0), np.zeros((1, 0), np.float32))
+    OutputRoom(call).put(spec("y", 0), np.zeros((1, 0), np.float32))
     assert call.outputs[0].shape == (1, 0)
 
 
 def test_read_only_memory_is_refused():
     with pytest.raises(DeviceError, match="read-only"):
-        Room(CallBuffers(inputs={}, output=memoryview(bytes(8)))).put(
+        OutputRoom(CallBuffers(inputs={}, output=memoryview(bytes(8)))).put(
             spec("y", 2), np.zeros((1, 2), np.float32)
         )
 
@@ -64,7 +72,7 @@ def test_read_only_memory_is_refused():
 def test_each_call_gets_its_own_rows():
     calls = [lifted.call({}), lifted.call({})]
     batch = np.arange(8, dtype=np.float32).reshape(4, 2)
-    split(CODE, spec("y", 2), batch, 4, [1, 2], [Room(call) for call in calls])
+    split(CODE, spec("y", 2), batch, 4, [1, 2], [OutputRoom(call) for call in calls])
     assert lifted.output(calls[0], "y").tolist() == [[0, 1]]
     assert lifted.output(calls[1], "y").tolist() == [[2, 3], [4, 5]]
 

@@ -15,7 +15,7 @@ from tests.devices import torch_models as models
 
 torch = models.torch
 
-from clockwork_serve.devices.accelerator import Clocks, Cuda, Host, read_clocks  # noqa: E402
+from clockwork_serve.devices.accelerator import Clocks, Cuda, HostAccelerator, read_clocks  # noqa: E402
 from clockwork_serve.devices.torch import TorchDevice  # noqa: E402
 from clockwork_serve.errors import DeviceError, DeviceGone, ModelError  # noqa: E402
 from tests.devices import lifted  # noqa: E402
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 GPU = msgspec.structs.replace(CONFIG, device="cuda:0", kind="cuda", pool_bytes=9 << 20, warm_up_ns=0)
 
 
-class Stand(Host):
+class Stand(HostAccelerator):
     """A GPU whose memory is this host's, but not the same; it notes what it is told and can break."""
 
     kind = "cuda:sm_90"

@@ -8,7 +8,7 @@ import pytest
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.oip import (
-    Status,
+    ClientStatus,
     TooLarge,
     UnknownModel,
     Unsupported,
@@ -36,14 +36,14 @@ from clockwork_serve.oip import (
     ],
 )
 def test_each_end_has_its_status(outcome: Outcome, reason: Reason, expected: tuple[int, str]) -> None:
-    assert status_of(outcome, reason) == Status(*expected)
+    assert status_of(outcome, reason) == ClientStatus(*expected)
 
 
 def test_who_insists_on_triton_s_codes_gets_unavailable_for_refused_and_expired_and_nothing_else() -> None:
     for outcome in Outcome:
         for reason in Reason:
             unavailable = outcome in {Outcome.REJECTED, Outcome.EXPIRED}
-            expected = Status(503, "UNAVAILABLE") if unavailable else status_of(outcome, reason)
+            expected = ClientStatus(503, "UNAVAILABLE") if unavailable else status_of(outcome, reason)
             assert status_of(outcome, reason, triton=True) == expected
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from clockwork_serve.messages import (
-    Announced,
+    AdmissionQuery,
+    AdmissionReply,
     Answer,
     Ask,
     Beat,
@@ -18,7 +19,6 @@ from clockwork_serve.messages import (
     Code,
     CodeAdded,
     Delivered,
-    Foretold,
     Frame,
     Model,
     ModelAdded,
@@ -98,7 +98,7 @@ class FakeController:
         self.ready = Readiness(ready=True)
         self.requests: list[Request] = []
         self.cancels: list[Cancel] = []
-        self.announced: list[Announced] = []
+        self.announced: list[AdmissionQuery] = []
         self.asks: list[Ask] = []
         self.in_time: list[str] = []  # requests whose answers were given so, as the gateway says
         self.late: list[str] = []
@@ -107,8 +107,8 @@ class FakeController:
         self.beats = True  # whether it returns them
         self.kept_beats: list[Beat] = []  # those that it did not return
         self.on_request: Callable[[Request], Answer | None] = self.echo
-        self.on_announced: Callable[[Announced], Foretold | None] = lambda announced: Foretold(
-            announced_id=announced.announced_id, gateway=announced.gateway
+        self.on_announced: Callable[[AdmissionQuery], AdmissionReply | None] = lambda announced: (
+            AdmissionReply(announced_id=announced.announced_id, gateway=announced.gateway)
         )
         self.on_ask: Callable[[Ask], Reply | None] = _replied
         self._regions = RegionMap()
@@ -195,7 +195,7 @@ class FakeController:
                         link.send(answer)
                 case Cancel():
                     self.cancels.append(frame)
-                case Announced():
+                case AdmissionQuery():
                     self.announced.append(frame)
                     foretold = self.on_announced(frame)
                     if foretold is not None:

@@ -25,7 +25,7 @@ from clockwork_serve.messages import (
     Frame,
     Infer,
     Load,
-    Machine,
+    MachineHello,
     Part,
     Piece,
     Result,
@@ -93,7 +93,7 @@ class FarOrders:
 
     async def ready(self) -> None:
         """It joined, fetched its code, and has the weights of model ``a``."""
-        await self.hear(Machine)
+        await self.hear(MachineHello)
         await self.hear(WorkerJoined)
         self.send(CodeAdded(code=structs.replace(CODE, path="/on/the/server")))
         asked = await self.hear(Fetch)

@@ -19,7 +19,7 @@ from clockwork_serve.messages import Cancel, Frame
 from clockwork_serve.serve.gateway.access import KeyRing
 from clockwork_serve.serve.gateway.settings import SMALL_READ_BYTES, HttpLimits
 from clockwork_serve.serve.http.connection import DIRECT_BYTES, HttpConnection, RoundRobin
-from clockwork_serve.serve.http.exchange import Exchange
+from clockwork_serve.serve.http.exchange import HttpExchange
 from clockwork_serve.serve.http.responses import json_response
 from clockwork_serve.serve.http.routes import Route
 from clockwork_serve.serve.transport import FrameReader
@@ -114,13 +114,13 @@ class Host:
     def find_route(self, url: bytes) -> Route:
         return Route(b"POST", None, url.decode("latin-1"))
 
-    def room(self, exchange: Exchange, length: int) -> memoryview:
+    def room(self, exchange: HttpExchange, length: int) -> memoryview:
         return np.empty(length, np.uint8).data
 
-    def announce(self, exchange: Exchange, arrived_ns: Callable[[], int]) -> None:
+    def announce(self, exchange: HttpExchange, arrived_ns: Callable[[], int]) -> None:
         pass
 
-    def dispatch(self, exchange: Exchange) -> None:
+    def dispatch(self, exchange: HttpExchange) -> None:
         understood = {
             "method": exchange.method,
             "length": exchange.header_length,

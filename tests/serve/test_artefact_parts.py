@@ -24,7 +24,7 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.serve.remote.transfer import (
     AT_ONCE,
-    Arriving,
+    IncomingArtefact,
     MachineArtefacts,
     code_parts,
     weights_parts,
@@ -54,7 +54,7 @@ def weights(home: Cache) -> Weights:
 
 
 def arrive(asked: Fetch, cache: Cache, parts: Iterator[Frame]) -> None:
-    arriving = Arriving(asked, cache)
+    arriving = IncomingArtefact(asked, cache)
     try:
         for part in parts:
             assert isinstance(part, Part)

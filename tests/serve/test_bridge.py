@@ -13,16 +13,16 @@ import pytest
 import uvloop
 
 from clockwork_serve.messages import (
-    Announced,
+    AdmissionQuery,
+    AdmissionReply,
     Answer,
     Ask,
     Cancel,
     FarGateway,
     Fetch,
-    Foretold,
     Frame,
     Hello,
-    Machine,
+    MachineHello,
     Model,
     ModelAdded,
     ModelRemoved,
@@ -39,11 +39,11 @@ from clockwork_serve.messages import (
     Role,
     Status,
     TensorRef,
-    Unheard,
+    Undelivered,
     Weights,
     WorkerJoined,
 )
-from clockwork_serve.serve.remote.bridge import Bridge, GatewayPeer, Requests, judge_of
+from clockwork_serve.serve.remote.bridge import Bridge, FarRequests, GatewayPeer, judge_of
 from clockwork_serve.serve.remote.config import FAR_NAME, bound
 from clockwork_serve.serve.remote.link import MachineLink, MachineListener, decode, encode, moved, on_the_way
 from clockwork_serve.serve.remote.tls import ClusterContext
@@ -58,7 +58,7 @@ from tests.serve.test_transport import Side, until
 from tests.worker.actions import SPEC
 
 NAME = "alpha.cpu:0"
-MACHINE = Machine(worker=NAME, version="1", runtime={"cpu": "good"}, kinds=("toy",))
+MACHINE = MachineHello(worker=NAME, version="1", runtime={"cpu": "good"}, kinds=("toy",))
 GATEWAY = "alpha.gateway-0"
 OWN_ID, OWN_HEAD, FOREIGN_ID = f"{GATEWAY}-1a-7", f"{GATEWAY}-1a-a3", "beta.gateway-0-1a-7"
 GUEST = FarGateway(gateway=GATEWAY, version="1")
@@ -109,7 +109,7 @@ class Middle:
         return far
 
     @property
-    def requests(self) -> Requests:
+    def requests(self) -> FarRequests:
         """Those of the one gateway."""
         (peer,) = self.bridge._peers.values()
         assert isinstance(peer, GatewayPeer)
@@ -337,7 +337,7 @@ def answered(passed: Request, data: bytes, *, release: bool) -> Answer:
 
 
 ASK = Ask(ask_id=1, what=Question.INDEX, body=b"{}")
-ANNOUNCED = Announced(announced_id=OWN_HEAD, gateway=GATEWAY, model="a/1", arrival_ns=1, deadline_ns=2)
+ANNOUNCED = AdmissionQuery(announced_id=OWN_HEAD, gateway=GATEWAY, model="a/1", arrival_ns=1, deadline_ns=2)
 
 
 def test_a_far_gateway_is_to_the_controller_a_gateway_of_its_name(tmp_path: Path) -> None:
@@ -350,10 +350,10 @@ def test_a_far_gateway_is_to_the_controller_a_gateway_of_its_name(tmp_path: Path
             assert (inside.peer.role, inside.peer.name) == (Role.GATEWAY, GATEWAY)
             assert await at.controller.hear(Ask) == ASK
             far.send(ANNOUNCED)
-            assert await at.controller.hear(Announced) == ANNOUNCED
+            assert await at.controller.hear(AdmissionQuery) == ANNOUNCED
             catalogue.send(ModelRemoved(model="a/1"))
             await until(lambda: not at.bridge.models)
-            told = ModelAdded(model=MODEL), READY, Foretold(announced_id=OWN_HEAD, gateway=GATEWAY)
+            told = ModelAdded(model=MODEL), READY, AdmissionReply(announced_id=OWN_HEAD, gateway=GATEWAY)
             at.controller.send(*told)
             await far.hears(*told)  # from the controller, and nothing from the bridge
             region = at.requests.region.name
@@ -397,7 +397,7 @@ def test_the_controller_never_hears_of_who_left_before_his_inputs_came(tmp_path:
             far = await at.guest()
             far.send(request(), Cancel(request_id=OWN_ID), inputs(), ASK)
             await at.controller.hear(Ask)
-            await far.hears(Unheard(request_id=OWN_ID))
+            await far.hears(Undelivered(request_id=OWN_ID))
             assert used(at.requests) == 0
             far.send(request(), inputs(), Cancel(request_id=OWN_ID))
             await at.controller.hear(Request)
@@ -415,7 +415,7 @@ def test_the_controller_never_hears_of_who_has_no_room(tmp_path: Path) -> None:
             await at.controller.hear(Ask)
             await until(lambda: far.side.frames)
             (told,) = far.side.frames
-            assert isinstance(told, Unheard)
+            assert isinstance(told, Undelivered)
             assert "no room among 1048576 bytes at the server" in told.why
 
     run(test())

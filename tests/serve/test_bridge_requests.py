@@ -23,9 +23,9 @@ from clockwork_serve.messages import (
     Request,
     RequestPiece,
     TensorRef,
-    Unheard,
+    Undelivered,
 )
-from clockwork_serve.serve.remote.bridge import NO_EPOCH, Requests
+from clockwork_serve.serve.remote.bridge import NO_EPOCH, FarRequests
 from clockwork_serve.serve.remote.link import PIECE_BYTES, decode, encode, on_the_way, packed
 from clockwork_serve.serve.shm import Calls, RegionMap, read_epoch
 from clockwork_serve.units import KIB, MIB, align
@@ -33,14 +33,14 @@ from tests.worker.actions import infer
 
 
 @pytest.fixture
-def requests() -> Iterator[Requests]:
-    made = Requests(1 * MIB)
+def requests() -> Iterator[FarRequests]:
+    made = FarRequests(1 * MIB)
     yield made
     made.region.check()
     made.close()
 
 
-def used(requests: Requests) -> int:
+def used(requests: FarRequests) -> int:
     return requests.region.size - requests.region.free_bytes
 
 
@@ -73,7 +73,7 @@ def seen(passed: Request) -> list[bytes]:
     return [np.asarray(array).tobytes() for array in opened.buffers.inputs.values()]
 
 
-def written(requests: Requests, passed: Request, *blobs: bytes) -> bytes:
+def written(requests: FarRequests, passed: Request, *blobs: bytes) -> bytes:
     room = decode(passed.tensors)
     at, refs = room.output_offset, []
     for number, blob in enumerate(blobs):
@@ -88,7 +88,7 @@ def answer(outputs: bytes = b"", name: str = "r", *, release: bool = True, **fie
     return Answer(request_id=name, gateway="g", outputs=outputs, release=release, **plain)
 
 
-def come(requests: Requests, *blobs: bytes, name: str = "r", room: int = 0) -> Request:
+def come(requests: FarRequests, *blobs: bytes, name: str = "r", room: int = 0) -> Request:
     passed = requests.take(request(*map(len, blobs), name=name, room=room))
     for each in cut(list(blobs), name):
         assert passed is None
@@ -97,7 +97,7 @@ def come(requests: Requests, *blobs: bytes, name: str = "r", room: int = 0) -> R
     return passed
 
 
-def test_a_request_without_inputs_is_passed_on_at_once(requests: Requests) -> None:
+def test_a_request_without_inputs_is_passed_on_at_once(requests: FarRequests) -> None:
     sent = request(room=100)
     passed = requests.take(sent)
     assert isinstance(passed, Request)
@@ -108,7 +108,7 @@ def test_a_request_without_inputs_is_passed_on_at_once(requests: Requests) -> No
     assert (len(requests), used(requests)) == (1, 64 + 128)
 
 
-def test_a_request_with_inputs_is_passed_on_with_the_last_of_them(requests: Requests) -> None:
+def test_a_request_with_inputs_is_passed_on_with_the_last_of_them(requests: FarRequests) -> None:
     blobs = [Random(size).randbytes(size) for size in (100, 64, 1, 300_000, 0, 63)]
     assert requests.take(request(*map(len, blobs), room=10)) is None
     *pieces, last = cut(blobs)
@@ -120,7 +120,7 @@ def test_a_request_with_inputs_is_passed_on_with_the_last_of_them(requests: Requ
 
 
 @pytest.mark.parametrize("sizes", [(0,), (0, 0), (1, 0), (0, 65), (1, 0, 0)])
-def test_nobody_waits_for_an_input_that_is_empty(requests: Requests, sizes: tuple[int, ...]) -> None:
+def test_nobody_waits_for_an_input_that_is_empty(requests: FarRequests, sizes: tuple[int, ...]) -> None:
     blobs = [b"x" * size for size in sizes]
     assert seen(come(requests, *blobs)) == blobs
 
@@ -144,7 +144,7 @@ def test_nobody_waits_for_an_input_that_is_empty(requests: Requests, sizes: tupl
     ],
 )  # fmt: skip
 def test_inputs_that_are_not_the_next_are_not_taken(
-    requests: Requests, pieces: list[tuple[int, int]]
+    requests: FarRequests, pieces: list[tuple[int, int]]
 ) -> None:
     requests.take(request(100, 50))
     neighbour = come(requests, b"n" * 64, name="neighbour")
@@ -156,7 +156,7 @@ def test_inputs_that_are_not_the_next_are_not_taken(
     assert seen(neighbour) == [b"n" * 64]
 
 
-def test_inputs_of_nobody_are_of_no_use(requests: Requests) -> None:
+def test_inputs_of_nobody_are_of_no_use(requests: FarRequests) -> None:
     assert requests.write(piece(0, b"x", "nobody")) is None
     requests.take(request(100))
     requests.cancel("r")
@@ -165,7 +165,7 @@ def test_inputs_of_nobody_are_of_no_use(requests: Requests) -> None:
 
 
 @pytest.mark.parametrize("sizes", [(), (100,)])
-def test_a_request_comes_once(requests: Requests, sizes: tuple[int, ...]) -> None:
+def test_a_request_comes_once(requests: FarRequests, sizes: tuple[int, ...]) -> None:
     requests.take(request(*sizes))
     with pytest.raises(TransportError, match="it sent request r twice"):
         requests.take(request(*sizes))
@@ -188,43 +188,43 @@ def test_a_request_comes_once(requests: Requests, sizes: tuple[int, ...]) -> Non
         "less room",
     ],
 )  # fmt: skip
-def test_tensors_that_no_gateway_describes_are_not_taken(requests: Requests, tensors: bytes) -> None:
+def test_tensors_that_no_gateway_describes_are_not_taken(requests: FarRequests, tensors: bytes) -> None:
     with pytest.raises(TransportError, match="tensors "):
         requests.take(request(tensors=tensors))
     assert (len(requests), used(requests)) == (0, 0)
 
 
 def test_without_room_nothing_is_taken_and_it_says_why() -> None:
-    requests = Requests(4 * KIB)
+    requests = FarRequests(4 * KIB)
     held = requests.take(request(name="held", room=4 * KIB - 256))
     assert isinstance(held, Request)
     refused = requests.take(request(128, room=1))
-    assert isinstance(refused, Unheard)
+    assert isinstance(refused, Undelivered)
     assert (refused.request_id, "no room among 4096 bytes" in refused.why) == ("r", True)
     assert used(requests) == 4 * KIB - 192
     assert requests.write(piece(0, bytes(128))) is None
-    assert isinstance(requests.take(request(128, room=2**63)), Unheard)
+    assert isinstance(requests.take(request(128, room=2**63)), Undelivered)
     assert requests.take(request(128)) is None, "a smaller one has room"
     requests.close()
 
 
 def test_all_memory_can_be_used() -> None:
-    requests = Requests(4 * KIB)
-    assert isinstance(requests.take(request(room=4 * KIB - 63)), Unheard)
+    requests = FarRequests(4 * KIB)
+    assert isinstance(requests.take(request(room=4 * KIB - 63)), Undelivered)
     assert isinstance(requests.take(request(room=4 * KIB - 64)), Request)
     assert requests.region.free_bytes == 0
     requests.close()
 
 
-def test_who_is_cancelled_before_it_was_passed_on_is_gone(requests: Requests) -> None:
+def test_who_is_cancelled_before_it_was_passed_on_is_gone(requests: FarRequests) -> None:
     requests.take(request(100, 100))
     requests.write(piece(0, bytes(100)))
     said = [requests.cancel(name) for name in ("r", "r", "nobody")]
-    assert said == [Unheard(request_id="r"), None, None]
+    assert said == [Undelivered(request_id="r"), None, None]
     assert (len(requests), used(requests)) == (0, 0)
 
 
-def test_who_is_cancelled_afterwards_is_still_to_be_answered(requests: Requests) -> None:
+def test_who_is_cancelled_afterwards_is_still_to_be_answered(requests: FarRequests) -> None:
     come(requests, bytes(100))
     assert requests.cancel("r") is None
     assert used(requests) == 64 + 128
@@ -232,7 +232,7 @@ def test_who_is_cancelled_afterwards_is_still_to_be_answered(requests: Requests)
     assert used(requests) == 0
 
 
-def test_an_answer_follows_its_outputs(requests: Requests) -> None:
+def test_an_answer_follows_its_outputs(requests: FarRequests) -> None:
     passed = come(requests, b"abc", room=400_000)
     blobs = [b"y" * 70, Random(1).randbytes(PIECE_BYTES + 1), b""]
     *pieces, told = requests.answer(answer(written(requests, passed, *blobs), release=False))
@@ -249,12 +249,14 @@ def test_an_answer_follows_its_outputs(requests: Requests) -> None:
     assert structs.replace(told, outputs=b"") == answer(), "and its gateway's memory is free"
 
 
-def header(requests: Requests, passed: Request) -> int:
+def header(requests: FarRequests, passed: Request) -> int:
     return read_epoch(requests.region.buffer, decode(passed.tensors).header_offset)
 
 
 @pytest.mark.parametrize("release", [True, False])
-def test_memory_is_free_once_the_answer_is_sent_and_then_released(requests: Requests, release: bool) -> None:
+def test_memory_is_free_once_the_answer_is_sent_and_then_released(
+    requests: FarRequests, release: bool
+) -> None:
     passed = come(requests, bytes(100), room=300_000)
     epoch = header(requests, passed)
     sending = requests.answer(answer(written(requests, passed, bytes(300_000)), release=release))
@@ -274,7 +276,7 @@ def test_memory_is_free_once_the_answer_is_sent_and_then_released(requests: Requ
 
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_memory_that_is_released_first_is_kept_until_the_answer_is_sent(
-    requests: Requests, after: int
+    requests: FarRequests, after: int
 ) -> None:
     passed = come(requests, bytes(100), room=300_000)
     epoch = header(requests, passed)
@@ -288,12 +290,12 @@ def test_memory_that_is_released_first_is_kept_until_the_answer_is_sent(
     assert used(requests) == 0
 
 
-def test_an_answer_without_tensors_says_so(requests: Requests) -> None:
+def test_an_answer_without_tensors_says_so(requests: FarRequests) -> None:
     (told,) = requests.answer(answer(written(requests, come(requests))))
     assert decode(told.outputs).refs == ()
 
 
-def test_an_answer_to_nobody_here_is_passed_on_as_it_is(requests: Requests) -> None:
+def test_an_answer_to_nobody_here_is_passed_on_as_it_is(requests: FarRequests) -> None:
     told = answer(b"whatever", "nobody", release=False)
     assert list(requests.answer(told)) == [told]
     requests.release("nobody")
@@ -313,7 +315,7 @@ def test_an_answer_to_nobody_here_is_passed_on_as_it_is(requests: Requests) -> N
     ids=["before", "beyond", "one of two", "less than none", "backwards", "no message", "no text"],
 )
 def test_nothing_is_sent_from_outside_of_the_room_for_outputs(
-    requests: Requests, outputs: Callable[[int], bytes]
+    requests: FarRequests, outputs: Callable[[int], bytes]
 ) -> None:
     passed = come(requests, b"secret", room=100)
     (told,) = requests.answer(answer(outputs(decode(passed.tensors).output_offset)))
@@ -353,7 +355,7 @@ class Lives(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.requests = Requests(1 * MIB)
+        self.requests = FarRequests(1 * MIB)
         self.dice = Random(1)
         self.count = 0
         self.lives: dict[str, Life] = {}  # all and only those that have memory
@@ -370,7 +372,7 @@ class Lives(RuleBasedStateMachine):
         blobs = [self.dice.randbytes(size) for size in sizes]
         life = Life(name, blobs, room, cut(blobs, name))
         taken = self.requests.take(request(*sizes, name=name, room=room))
-        if isinstance(taken, Unheard):
+        if isinstance(taken, Undelivered):
             assert (taken.request_id, taken.why != "") == (name, True)
             assert self.lives or life.footprint > self.requests.region.size
             return
@@ -405,7 +407,7 @@ class Lives(RuleBasedStateMachine):
         name = f"r{min(number, self.count)}"
         life = self.lives.get(name)
         said = self.requests.cancel(name)
-        assert said == (Unheard(request_id=name) if life is not None and life.pieces else None)
+        assert said == (Undelivered(request_id=name) if life is not None and life.pieces else None)
         if said is not None:
             del self.lives[name]
 

@@ -13,10 +13,10 @@ from clockwork_serve.messages import (
     Weights,
 )
 from clockwork_serve.serve.supervisor.preparation import Catalogue
-from clockwork_serve.store import Problem, Served
+from clockwork_serve.store import Problem, ServedVersion
 
 
-def served(key: str, code_id: str = "c1", priority: int = 0) -> Served:
+def served(key: str, code_id: str = "c1", priority: int = 0) -> ServedVersion:
     name, version = key.split("/")
     code = Code(
         code_id=code_id, backend="onnx", path="/c", inputs=(), outputs=(), batched=True, batch_sizes=(1,),
@@ -26,7 +26,7 @@ def served(key: str, code_id: str = "c1", priority: int = 0) -> Served:
         key=key, name=name, version=version, code_id=code_id, platform="", max_batch_size=1, batch_sizes=(1,),
         weights=Weights(weights_id=key, path="/w", size=1), output_bytes=1, priority=priority,
     )  # fmt: skip
-    return Served(model=model, code=code)
+    return ServedVersion(model=model, code=code)
 
 
 def profile(code_id: str = "c1", infer_ns: int = 5) -> Profile:
@@ -39,7 +39,7 @@ def problem(name: str, version: str = "") -> Problem:
     return Problem(model=name, version=version, field="file", expected="one", found="none", advice="add it")
 
 
-def added(each: Served, *profiles: Profile) -> CodeAdded:
+def added(each: ServedVersion, *profiles: Profile) -> CodeAdded:
     return CodeAdded(code=each.code, profiles=profiles)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clockwork_serve.messages import (
-    Announced,
+    AdmissionQuery,
     Cancel,
     Extent,
     Quarantined,
@@ -87,8 +87,10 @@ def test_times_for_the_controller_are_shifted_back() -> None:
     assert to_controller(request, 500) == Request(
         request_id="r", gateway="g", model="m/1", arrival_ns=1_000, deadline_ns=2_000
     )
-    announced = Announced(announced_id="a", gateway="g", model="m/1", arrival_ns=1_500, deadline_ns=2_500)
-    assert to_controller(announced, 500) == Announced(
+    announced = AdmissionQuery(
+        announced_id="a", gateway="g", model="m/1", arrival_ns=1_500, deadline_ns=2_500
+    )
+    assert to_controller(announced, 500) == AdmissionQuery(
         announced_id="a", gateway="g", model="m/1", arrival_ns=1_000, deadline_ns=2_000
     )
 

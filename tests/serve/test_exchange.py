@@ -31,7 +31,6 @@ from clockwork_serve.messages import (
     Frame,
     GatewayLost,
     Infer,
-    Intake,
     Load,
     Model,
     ModelAdded,
@@ -42,6 +41,7 @@ from clockwork_serve.messages import (
     Release,
     Reply,
     Request,
+    RequestCredit,
     Result,
     Role,
     Status,
@@ -50,7 +50,7 @@ from clockwork_serve.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from clockwork_serve.serve.controller.hub import Exchange
+from clockwork_serve.serve.controller.hub import Hub
 from clockwork_serve.serve.transport import Link, connect, hello, listen
 from clockwork_serve.telemetry import Recorder, decode
 from tests.serve.test_transport import until
@@ -107,7 +107,7 @@ class World:
         self.path = path
         self.brain = Brain()
         self.recorder = Recorder()
-        self.exchange = Exchange(self.brain, self.recorder)
+        self.exchange = Hub(self.brain, self.recorder)
 
     async def peer(self, role: Role, name: str) -> Peer:
         peer = Peer()
@@ -224,9 +224,9 @@ def test_newcomers_are_told_the_catalogue(tmp_path: Path) -> None:
         await world.keeper(code(), model("m/1"), model("m/2"), ModelRemoved(model="m/2"))
         gateway = await world.peer(Role.GATEWAY, "g")
         worker = await world.worker("w", "d")
-        await until(lambda: gateway.of(Intake) and len(worker.frames) == 2)
+        await until(lambda: gateway.of(RequestCredit) and len(worker.frames) == 2)
         told = [code(), model("m/1"), Readiness(ready=False, why="starting")]
-        assert [frame for frame in gateway.frames if not isinstance(frame, Intake)] == told
+        assert [frame for frame in gateway.frames if not isinstance(frame, RequestCredit)] == told
         assert worker.frames == [code(), model("m/1")]
         assert world.brain.seen == [
             code(), model("m/1"), model("m/2"), ModelRemoved(model="m/2"), joined("w", "d"),

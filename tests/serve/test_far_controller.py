@@ -31,12 +31,12 @@ from clockwork_serve.messages import (
     RequestPiece,
     Role,
     TensorRef,
-    Unheard,
+    Undelivered,
 )
 from clockwork_serve.oip import InputTensor
 from clockwork_serve.serve.gateway.requests import Slot, Slots
 from clockwork_serve.serve.remote import gateway as far_controller
-from clockwork_serve.serve.remote.bridge import Requests
+from clockwork_serve.serve.remote.bridge import FarRequests
 from clockwork_serve.serve.remote.config import FarServer
 from clockwork_serve.serve.remote.gateway import RETRY_S_MAX, FarController, FarReach
 from clockwork_serve.serve.remote.link import decode, encode, on_the_way
@@ -161,7 +161,7 @@ def worked(passed: Request, inputs: list[bytes], outputs: list[bytes]) -> Answer
 
 
 async def there_and_back(calls: list[tuple[list[int], list[int]]], dice: Random) -> None:
-    world, bridge = await World.begun(), Requests(8 * MIB)
+    world, bridge = await World.begun(), FarRequests(8 * MIB)
     sent: dict[str, tuple[Slot, list[bytes], list[bytes]]] = {}
     for number, sizes in enumerate(calls):
         inputs, outputs = ([dice.randbytes(size) for size in each] for each in sizes)
@@ -285,7 +285,7 @@ def test_an_answer_that_is_to_be_found_elsewhere_ends_the_link(offset: int, nbyt
 
 
 @pytest.mark.parametrize(
-    "end", [Unheard(request_id="r", why="no room"), answer()], ids=["unheard", "answered"]
+    "end", [Undelivered(request_id="r", why="no room"), answer()], ids=["unheard", "answered"]
 )
 def test_inputs_of_a_request_that_has_ended_are_sent_no_further(end: Frame) -> None:
     async def test() -> None:

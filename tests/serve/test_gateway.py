@@ -15,7 +15,7 @@ import pytest
 import uvloop
 
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.messages import Answer, Outcome, Question, Readiness, Reason, Reply, Request, Unheard
+from clockwork_serve.messages import Answer, Outcome, Question, Readiness, Reason, Reply, Request, Undelivered
 from clockwork_serve.oip import InferCall, InputTensor, Parameter, Served
 from clockwork_serve.serve.gateway import controller_link as gateway_stranded
 from clockwork_serve.serve.gateway.access import Caps, Tenant
@@ -384,7 +384,7 @@ def test_what_the_controller_never_heard_of_ends_here(tmp_path: Path) -> None:
         ids = [world.gateway.infer(client) for client in (waiting, left, late)]
         world.gateway.cancel(ids[1])
         await world.until(lambda: late.ends and world.controller.cancels)
-        world.controller.send(*[Unheard(request_id=each, why="no room") for each in (*ids, "nobody")])
+        world.controller.send(*[Undelivered(request_id=each, why="no room") for each in (*ids, "nobody")])
         await world.until(lambda: world.gateway.slots.used_bytes == 0)
         assert waiting.ended == (Outcome.REJECTED, Reason.QUEUE_FULL)
         ending = waiting.ends[0]

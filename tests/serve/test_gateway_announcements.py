@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clockwork_serve.messages import Announced, Foretold, Outcome, Reason
-from clockwork_serve.serve.gateway import announcements as gateway_announcements
+from clockwork_serve.messages import AdmissionQuery, AdmissionReply, Outcome, Reason
+from clockwork_serve.serve.gateway import admission_queries as gateway_announcements
 from clockwork_serve.serve.http import connection as gateway_connection
 from clockwork_serve.serve.http.connection import DIRECT_BYTES
 from clockwork_serve.serve.http.server import SMALL_READ_BYTES
@@ -59,15 +59,15 @@ def message(values: np.ndarray = VALUES, *headers: str, length: int | None = Non
     return "\r\n".join([*lines, "", ""]).encode(), body
 
 
-def hopeless(announced: Announced) -> Foretold:
-    return Foretold(
+def hopeless(announced: AdmissionQuery) -> AdmissionReply:
+    return AdmissionReply(
         announced_id=announced.announced_id, gateway=announced.gateway, reason=Reason.WOULD_MISS_DEADLINE,
         message="the deadline would be missed by 7.0 ms", retry_after_ns=ms(7),
     )  # fmt: skip
 
 
-def hopeful(announced: Announced) -> Foretold:
-    return Foretold(announced_id=announced.announced_id, gateway=announced.gateway)
+def hopeful(announced: AdmissionQuery) -> AdmissionReply:
+    return AdmissionReply(announced_id=announced.announced_id, gateway=announced.gateway)
 
 
 def read_response(client: socket.socket) -> tuple[bytes, dict[str, object]]:
@@ -172,7 +172,7 @@ def test_what_is_foretold_late_or_twice_changes_nothing(gateway: RunningGateway)
 
 @pytest.mark.parametrize("word", [hopeful, hopeless])
 def test_after_a_refusal_no_body_is_read_before_there_is_a_word(
-    gateway: RunningGateway, word: Callable[[Announced], Foretold]
+    gateway: RunningGateway, word: Callable[[AdmissionQuery], AdmissionReply]
 ) -> None:
     controller, http = gateway.controller, gateway.servers.http
     controller.on_announced = hopeless

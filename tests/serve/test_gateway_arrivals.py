@@ -14,7 +14,7 @@ import pytest
 import uvloop
 
 from clockwork_serve.messages import Answer, Request
-from clockwork_serve.serve.gateway.timing import IDLE_AFTER, NEAR_NS, AcceptQueue, Arrival, Source, Turns
+from clockwork_serve.serve.gateway.timing import IDLE_AFTER, NEAR_NS, AcceptQueue, Arrival, BodySocket, Turns
 from clockwork_serve.units import ms
 from tests.serve.http_requests import IDENT_JSON, INFER, post
 from tests.serve.running_gateway import RunningGateway
@@ -54,7 +54,9 @@ class FakeSource:
 class Connection:
     def __init__(self) -> None:
         self.turns, self.source = FakeTurns(), FakeSource()
-        self.arrival = Arrival(cast("Source", self.source), cast("Turns", self.turns), self.turns.before_ns)
+        self.arrival = Arrival(
+            cast("BodySocket", self.source), cast("Turns", self.turns), self.turns.before_ns
+        )
         self.turns.turn(1001)
         self.turns.turn(1002)
 
@@ -110,7 +112,7 @@ def test_what_comes_while_it_is_not_read_from_waits_for_us() -> None:
 
 def test_before_it_was_accepted_it_may_have_waited_since_the_loop_last_looked() -> None:
     turns = FakeTurns()
-    arrival = Arrival(cast("Source", FakeSource()), cast("Turns", turns), ms(500))
+    arrival = Arrival(cast("BodySocket", FakeSource()), cast("Turns", turns), ms(500))
     turns.before_ns, turns.now_ns = ms(999), ms(1001)
     assert arrival.of_one() == ms(500)
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from clockwork_serve.serve.gateway.timing import AT_ONCE, SIP_BYTES, Source, Unwanted
+from clockwork_serve.serve.gateway.timing import AT_ONCE, SIP_BYTES, BodySocket, Unwanted
 from clockwork_serve.units import MIB
 
 
@@ -23,7 +23,7 @@ class Stub:
         return self._extra[name]
 
 
-class Endless(Source):
+class Endless(BodySocket):
     """There is always more."""
 
     def __init__(self) -> None:
@@ -46,8 +46,8 @@ def unwanted(sock: socket.socket, left: int, *, encrypted: bool = False) -> Unwa
     return Unwanted(source(sock, encrypted=encrypted), memoryview(bytearray(MIB)), left)
 
 
-def source(sock: socket.socket, *, encrypted: bool = False) -> Source:
-    return Source(cast("asyncio.Transport", Stub(sock, encrypted=encrypted)))
+def source(sock: socket.socket, *, encrypted: bool = False) -> BodySocket:
+    return BodySocket(cast("asyncio.Transport", Stub(sock, encrypted=encrypted)))
 
 
 def test_all_that_is_there_goes_and_what_follows_stays(pair: tuple[socket.socket, socket.socket]) -> None:

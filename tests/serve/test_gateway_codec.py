@@ -19,7 +19,7 @@ from clockwork_serve.oip import OK, InferCall, OutputTensor, OutputWish, TooLarg
 from clockwork_serve.serve.gateway import codec as gateway_codec
 from clockwork_serve.serve.gateway.codec import Codec, CodecFailed, Crowded, Heavy, is_heavy
 from clockwork_serve.serve.gateway.requests import Ending
-from clockwork_serve.serve.http.exchange import Exchange
+from clockwork_serve.serve.http.exchange import HttpExchange
 from tests.oip.models import served, spec
 from tests.serve.http_requests import ask, post
 from tests.serve.running_gateway import RunningGateway, running_gateway
@@ -169,7 +169,7 @@ def test_large_json_of_an_unknown_model_is_not_read(gateway: RunningGateway) -> 
 
 def test_what_is_wrong_with_large_json_holds_no_body(gateway: RunningGateway) -> None:
     def exchanges() -> int:
-        return sum(type(each) is Exchange for each in gc.get_objects())
+        return sum(type(each) is HttpExchange for each in gc.get_objects())
 
     gateway.until(lambda: gateway.servers.gateway.connections == 0)
     gateway.do(gc.collect)

@@ -19,13 +19,13 @@ from tests.serve.running_gateway import RunningGateway
 def heads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """All heads that are used again."""
     used: list[object] = []
-    again = gateway_heads.Head.again
+    again = gateway_heads.ParsedHead.again
 
-    def counted(self: gateway_heads.Head, on_response: Any) -> Any:
+    def counted(self: gateway_heads.ParsedHead, on_response: Any) -> Any:
         used.append(self)
         return again(self, on_response)
 
-    monkeypatch.setattr(gateway_heads.Head, "again", counted)
+    monkeypatch.setattr(gateway_heads.ParsedHead, "again", counted)
     return used
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from clockwork_serve.messages import Ask, Reply
 from clockwork_serve.serve.gateway.settings import SMALL_READ_BYTES
-from clockwork_serve.serve.http.exchange import Exchange
+from clockwork_serve.serve.http.exchange import HttpExchange
 from tests.serve.http_requests import IDENT_JSON, INFER, Found, ask, get, post
 from tests.serve.running_gateway import RunningGateway
 
@@ -90,7 +90,7 @@ def test_of_many_requests_at_once_a_few_are_taken_in_before_others_have_their_tu
     http, values = gateway.servers.http, [float(n) for n in range(count)]
     dispatch, taken, turn = http.dispatch, Counter(), [0]
 
-    def counting(exchange: Exchange) -> None:
+    def counting(exchange: HttpExchange) -> None:
         taken[turn[0]] += 1
         dispatch(exchange)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clockwork_serve.messages import Intake
+from clockwork_serve.messages import RequestCredit
 from clockwork_serve.serve.gateway.access import DoorConfig
 from clockwork_serve.serve.gateway.settings import HttpLimits
 from tests.serve.http_requests import IDENT_JSON, INFER, Found, post
@@ -21,7 +21,7 @@ def gateway(tmp_path: Path) -> Iterator[RunningGateway]:
     """Its controller answers nothing by itself, and hears two at a time."""
     with running_gateway(tmp_path, door=DoorConfig(limits=HttpLimits(requests=6))) as found:
         found.controller.on_request = lambda request: None
-        found.do(lambda: found.controller.send(Intake(heard=0, most=2)))
+        found.do(lambda: found.controller.send(RequestCredit(heard=0, most=2)))
         found.until(lambda: found.servers.gateway.link._turnstile._rule.most == 2)
         yield found
 
@@ -65,10 +65,10 @@ def test_who_waits_for_its_turn_too_long_hears_no_and_when_to_come_again(gateway
 def test_the_newest_goes_first_when_the_controller_hears_again(gateway: RunningGateway) -> None:
     with ExitStack() as clients:
         held = [begin(gateway, clients, 20_000) for _ in range(4)]
-        gateway.do(lambda: gateway.controller.send(Intake(heard=1, most=2)))
+        gateway.do(lambda: gateway.controller.send(RequestCredit(heard=1, most=2)))
         answer(gateway, 2)
         assert end(held[3]).status == 200
-        gateway.do(lambda: gateway.controller.send(Intake(heard=2, most=2)))
+        gateway.do(lambda: gateway.controller.send(RequestCredit(heard=2, most=2)))
         answer(gateway, 0, 1, 3)
         assert [end(client).status for client in held[:3]] == [200] * 3
 
@@ -81,7 +81,7 @@ def test_a_client_that_leaves_while_it_waits_is_cancelled_and_not_passed_on(
             begin(gateway, clients, 20_000)
         begin(gateway, clients, 20_000).close()
         gateway.until(lambda: gateway.servers.gateway.counters().outcomes == {"cancelled": 1})
-        gateway.do(lambda: gateway.controller.send(Intake(heard=2, most=2)))
+        gateway.do(lambda: gateway.controller.send(RequestCredit(heard=2, most=2)))
         answer(gateway, 0, 1)
         assert (len(gateway.controller.requests), gateway.controller.cancels) == (2, [])
         gateway.until(lambda: gateway.servers.gateway.slots.used_bytes == 0)

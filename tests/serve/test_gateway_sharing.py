@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from clockwork_serve.serve.http.server import STILL, Share, Sharing, Tally
+from clockwork_serve.serve.http.server import STILL, ConnectionCounts, Share, Sharing
 from tests.serve.certificates import certificates
 from tests.serve.http_requests import IDENT_JSON, INFER, Found, post
 from tests.serve.running_gateway import RunningGateway, running_gateway, until
@@ -135,13 +135,13 @@ def test_a_gateway_that_starts_again_has_none_and_gets_the_next(tmp_path: Path) 
 
 
 def test_every_gateway_reads_the_same_numbers(tmp_path: Path) -> None:
-    tallies = [Tally(tmp_path / "tally", 3, number) for number in range(3)]
+    tallies = [ConnectionCounts(tmp_path / "tally", 3, number) for number in range(3)]
     tallies[0].gave(0)
     tallies[0].gave(2)
     tallies[1].gave(2)
     tallies[2].ended()
     assert [tally.open().tolist() for tally in tallies] == [[1, 0, 1]] * 3
-    assert Tally(tmp_path / "tally", 3, 2).open().tolist() == [1, 0, 0]
+    assert ConnectionCounts(tmp_path / "tally", 3, 2).open().tolist() == [1, 0, 0]
 
 
 def answered_by(client: socket.socket) -> str:

@@ -11,7 +11,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from clockwork_serve.client import Client, Expired, Failed, NotServing, Rejected
-from clockwork_serve.messages import Announced, Answer, Foretold, Outcome, Reason, Request
+from clockwork_serve.messages import AdmissionQuery, AdmissionReply, Answer, Outcome, Reason, Request
 from clockwork_serve.units import KIB, ms
 from tests.serve.http_requests import IDENT_JSON, INFER, Found, X, ask, get, post
 from tests.serve.running_gateway import RunningGateway, running_gateway
@@ -93,8 +93,8 @@ def test_a_gateway_s_own_ends_are_told_the_same_way(gateway: RunningGateway) -> 
 
 
 def test_a_large_body_that_is_hopeless_hears_503_before_it_is_there(gateway: RunningGateway) -> None:
-    def hopeless(announced: Announced) -> Foretold:
-        return Foretold(
+    def hopeless(announced: AdmissionQuery) -> AdmissionReply:
+        return AdmissionReply(
             announced_id=announced.announced_id, gateway=announced.gateway, retry_after_ns=ms(7),
             reason=Reason.WOULD_MISS_DEADLINE,
         )  # fmt: skip

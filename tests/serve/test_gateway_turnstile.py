@@ -6,8 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from clockwork_serve.messages import Frame, Intake, Request, Unheard
-from clockwork_serve.serve.flow_control import Turnstile
+from clockwork_serve.messages import Frame, Request, RequestCredit, Undelivered
+from clockwork_serve.serve.flow_control import CreditGate
 from clockwork_serve.serve.gateway.controller_link import ControllerLink, GatewayLink, LinkListener
 from clockwork_serve.units import ms
 
@@ -26,8 +26,8 @@ class Gate:
         self.now_ns = ms(1000)
         self.sent: list[str] = []
         self.refused: list[tuple[str, int]] = []
-        self.turnstile = Turnstile(self._send, self._refuse, lambda: self.now_ns)
-        self.turnstile.take(Intake(heard=0, most=most, held=held))
+        self.turnstile = CreditGate(self._send, self._refuse, lambda: self.now_ns)
+        self.turnstile.take(RequestCredit(heard=0, most=most, held=held))
 
     def _send(self, frame: Frame) -> None:
         assert isinstance(frame, Request)
@@ -41,7 +41,7 @@ class Gate:
             self.turnstile.enter(request(name, self.now_ns, slo_ms))
 
     def heard(self, heard: int, most: int = 2) -> None:
-        self.turnstile.take(Intake(heard=heard, most=most))
+        self.turnstile.take(RequestCredit(heard=heard, most=most))
 
 
 def test_without_a_rule_all_go() -> None:
@@ -158,7 +158,7 @@ class Controller:
 def test_a_link_is_told_who_was_unheard_and_sends_the_next() -> None:
     async def test() -> None:
         controller = Controller()
-        gone: list[Unheard] = []
+        gone: list[Undelivered] = []
         listener = LinkListener(
             lambda _: None, lambda _: None, lambda _: None, lambda: None, on_unheard=gone.append
         )
@@ -166,13 +166,13 @@ def test_a_link_is_told_who_was_unheard_and_sends_the_next() -> None:
         running = asyncio.ensure_future(link.run())
         while controller.say is None:
             await asyncio.sleep(0)
-        controller.say([Intake(heard=0, most=1)])
+        controller.say([RequestCredit(heard=0, most=1)])
         for name in "ab":
             link.submit(request(name, time.monotonic_ns(), 60_000))
         assert controller.sent == ["a"]
-        controller.say([Unheard(request_id="a", why="no room")])
+        controller.say([Undelivered(request_id="a", why="no room")])
         assert controller.sent == ["a", "b"]
-        assert gone == [Unheard(request_id="a", why="no room")]
+        assert gone == [Undelivered(request_id="a", why="no room")]
         running.cancel()
         link.close()
 

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from clockwork_serve.serve.grpc.call import Call, Method, Silence
+from clockwork_serve.serve.grpc.call import GrpcCall, Method, Silence
 from clockwork_serve.serve.grpc.core import AFTER_NS, GAP_NS, Core, Gaps
 from clockwork_serve.units import NS_PER_S, ms
 
@@ -68,9 +68,9 @@ class FakeCore:
         return self.now_ns
 
 
-def call_of(core: FakeCore) -> Call:
+def call_of(core: FakeCore) -> GrpcCall:
     method = Method("/t/m", bytes)
-    return Call(cast("Core", core), Event(), method, "", Silence())
+    return GrpcCall(cast("Core", core), Event(), method, "", Silence())
 
 
 def test_a_message_of_a_stream_that_was_there_when_it_was_asked_for_waited_for_that() -> None:

@@ -18,7 +18,7 @@ import uvloop
 from grpc._cython import cygrpc
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.grpc.call import Aborted, Call
+from clockwork_serve.serve.grpc.call import Aborted, GrpcCall
 from clockwork_serve.serve.grpc.core import MESSAGE, check_grpcio
 from clockwork_serve.serve.grpc.server import GrpcServer, callback, coroutine, stream
 from clockwork_serve.units import ms
@@ -40,8 +40,8 @@ class Served:
     """A server on a loop in its own thread; ``held`` are the calls of /t/hold that nobody has answered."""
 
     def __init__(self) -> None:
-        self.held: list[Call] = []
-        self.cancelled: list[Call] = []
+        self.held: list[GrpcCall] = []
+        self.cancelled: list[GrpcCall] = []
         self.began: list[str] = []
         self.arrival_ns = 0  # of the call that was told of last
         self.ended: list[str] = []
@@ -80,30 +80,30 @@ class Served:
             raise Aborted(Code.UNAUTHENTICATED, "go away", (("why", "nobody"),))
         return str(given.get("name", ""))
 
-    def _hold(self, call: Call, request: bytes) -> None:
+    def _hold(self, call: GrpcCall, request: bytes) -> None:
         call.on_cancel = lambda: self.cancelled.append(call)
         self.held.append(call)
 
-    def _twice(self, call: Call, request: bytes) -> None:
+    def _twice(self, call: GrpcCall, request: bytes) -> None:
         call.reply(request, (("answer", "first"),))
         call.reply(b"again")
         call.fail(Code.INTERNAL, "and again")
 
-    def _raise(self, call: Call, request: bytes) -> None:
+    def _raise(self, call: GrpcCall, request: bytes) -> None:
         raise KeyError("a secret")
 
-    def _unless(self, call: Call, request: bytes) -> None:
+    def _unless(self, call: GrpcCall, request: bytes) -> None:
         failure = None if request == b"in time" else (Code.DEADLINE_EXCEEDED, "late", (("why", "slow"),))
         delivery = SimpleNamespace(failed=lambda: failure, sent=lambda: self.began.append("sent"))
         call.reply_unless(delivery, b"good", (("answer", "first"),))
 
-    def _tell(self, call: Call, request: bytes) -> None:
+    def _tell(self, call: GrpcCall, request: bytes) -> None:
         age_ns = time.monotonic_ns() - call.arrival_ns
         assert 0 <= age_ns < 60 * 10**9
         self.arrival_ns = call.arrival_ns
         call.reply(f"{call.identity} {call.peer()} {call.metadatum('k')} {call.time_remaining()}".encode())
 
-    async def _double(self, request: bytes, call: Call) -> bytes:
+    async def _double(self, request: bytes, call: GrpcCall) -> bytes:
         await asyncio.sleep(0)
         if request == b"raise":
             raise KeyError("a secret")
@@ -113,7 +113,7 @@ class Served:
             raise Aborted(Code.ABORTED, LONG)
         return request * 2
 
-    async def _sleep(self, request: bytes, call: Call) -> bytes:
+    async def _sleep(self, request: bytes, call: GrpcCall) -> bytes:
         self.began.append("sleep")
         try:
             await asyncio.sleep(1000)
@@ -121,7 +121,7 @@ class Served:
             self.ended.append("sleep")
         return b""
 
-    async def _echo(self, requests: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
+    async def _echo(self, requests: AsyncIterator[bytes], call: GrpcCall) -> AsyncIterator[bytes]:
         try:
             yield b"begin"
             async for request in requests:

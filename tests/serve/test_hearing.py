@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import cast
 
-from clockwork_serve.messages import Cancel, Frame, Intake, Request
-from clockwork_serve.serve.flow_control import DELAY_NS, FIRST, LEAST, MOST, Hearing
+from clockwork_serve.messages import Cancel, Frame, Request, RequestCredit
+from clockwork_serve.serve.flow_control import DELAY_NS, FIRST, LEAST, MOST, CreditIssuer
 from clockwork_serve.serve.transport import Link
 
 
@@ -13,10 +13,10 @@ class Peer:
     """A link that keeps what it is told."""
 
     def __init__(self) -> None:
-        self.told: list[Intake] = []
+        self.told: list[RequestCredit] = []
 
     def send(self, frame: Frame) -> None:
-        assert isinstance(frame, Intake)
+        assert isinstance(frame, RequestCredit)
         self.told.append(frame)
 
     @property
@@ -27,7 +27,7 @@ class Peer:
 class World:
     def __init__(self, peers: int = 1) -> None:
         self.now_ns = 0
-        self.hearing = Hearing(lambda: self.now_ns)
+        self.hearing = CreditIssuer(lambda: self.now_ns)
         self.peers = [Peer() for _ in range(peers)]
         for peer in self.peers:
             self.hearing.welcome(peer.link)
@@ -42,7 +42,7 @@ class World:
 
 
 def test_a_newcomer_is_told_a_number_at_once() -> None:
-    assert World().peers[0].told == [Intake(heard=0, most=FIRST)]
+    assert World().peers[0].told == [RequestCredit(heard=0, most=FIRST)]
 
 
 def test_every_request_heard_is_told_of_once_and_many_at_a_time() -> None:

@@ -20,7 +20,7 @@ from clockwork_serve.messages import (
     Reply,
     Role,
 )
-from clockwork_serve.serve.supervisor.keeper import ControllerLink
+from clockwork_serve.serve.supervisor.keeper import KeeperLink
 from clockwork_serve.serve.transport import Link, Listener, hello, listen
 from tests.serve.test_transport import until
 
@@ -49,7 +49,7 @@ def test_each_controller_is_told_the_catalogue_then_asked(tmp_path: Path) -> Non
     async def main() -> None:
         path = tmp_path / "c.sock"
         catalogue: list[Frame] = [ModelRemoved(model="one")]
-        link = ControllerLink(path, lambda: catalogue, lambda ask: None)
+        link = KeeperLink(path, lambda: catalogue, lambda ask: None)
         link.send(ModelRemoved(model="said to nobody"))
         first = FakeController()
         listener = await first.listen(path)
@@ -78,7 +78,7 @@ def test_questions_go_both_ways(tmp_path: Path) -> None:
         asked: list[Ask] = []
         controller = FakeController()
         listener = await controller.listen(tmp_path / "c.sock")
-        link = ControllerLink(tmp_path / "c.sock", list, asked.append)
+        link = KeeperLink(tmp_path / "c.sock", list, asked.append)
         await asyncio.wait_for(link.connected.wait(), 20)
         assert await link.ask(Question.STATE) == {"open": 3}
         question = Ask(ask_id=9, what=Question.INDEX)
@@ -95,7 +95,7 @@ def test_a_question_is_refused_when_the_controller_goes_away(tmp_path: Path) -> 
     async def main() -> None:
         controller = FakeController()
         listener = await controller.listen(tmp_path / "c.sock")
-        link = ControllerLink(tmp_path / "c.sock", list, lambda ask: None)
+        link = KeeperLink(tmp_path / "c.sock", list, lambda ask: None)
         await asyncio.wait_for(link.connected.wait(), 20)
         controller.silent = True
         question = asyncio.ensure_future(link.ask(Question.STATE))
@@ -114,7 +114,7 @@ def test_of_two_questions_at_once_both_are_answered_and_none_is_kept(tmp_path: P
     async def main() -> None:
         controller = FakeController()
         listener = await controller.listen(tmp_path / "c.sock")
-        link = ControllerLink(tmp_path / "c.sock", list, lambda ask: None)
+        link = KeeperLink(tmp_path / "c.sock", list, lambda ask: None)
         await asyncio.wait_for(link.connected.wait(), 20)
         controller.silent = True
         questions = [asyncio.ensure_future(link.ask(Question.STATE)) for _ in range(2)]

@@ -35,7 +35,7 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.serve.child import EXIT_BROKEN
 from clockwork_serve.serve.shm import Region
-from clockwork_serve.serve.worker.lanes import Answer, Hands
+from clockwork_serve.serve.worker.lanes import Answer, LaneExecutors
 from clockwork_serve.units import ms
 from clockwork_serve.worker import ControllerLost, Stop, Worker, WorkerEvent
 from tests.serve.slots import Slot, answer, slot
@@ -98,7 +98,7 @@ class Bench:
         self.told = threading.Semaphore(0)
         self.broken: list[BaseException] = []
         self.answers: queue.Queue[Answer] = queue.Queue()
-        self.hands = Hands(
+        self.hands = LaneExecutors(
             Worker(tuple(device.spec for device in devices)),
             {device.spec.device: device for device in devices},
             self.told.release,

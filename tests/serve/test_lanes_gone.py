@@ -13,7 +13,7 @@ from clockwork_serve.errors import DeviceGone
 from clockwork_serve.messages import CodeAdded, CodeReady, Status
 from clockwork_serve.serve.child import EXIT_BROKEN
 from clockwork_serve.serve.shm import Region
-from clockwork_serve.serve.worker.lanes import Hands
+from clockwork_serve.serve.worker.lanes import LaneExecutors
 from clockwork_serve.worker import Worker
 from tests.serve.slots import slot
 from tests.serve.test_lanes import Bench, Toy, X, bench, over, timely
@@ -59,7 +59,7 @@ def test_the_process_ends_with_a_line_that_says_why_and_what_comes() -> None:
 
 
 def test_unless_told_otherwise_it_ends_the_process() -> None:
-    hands = Hands(Worker((SPEC,)), {GPU: Toy()}, lambda: None)
+    hands = LaneExecutors(Worker((SPEC,)), {GPU: Toy()}, lambda: None)
     assert hands.gone.__name__ == "leave_device"
 
 

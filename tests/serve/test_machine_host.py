@@ -16,7 +16,7 @@ from clockwork_serve.messages import (
     CodeAdded,
     CodeReady,
     Fetch,
-    Machine,
+    MachineHello,
     Part,
     Piece,
     Result,
@@ -105,7 +105,7 @@ def test_after_a_lost_link_it_joins_again_with_empty_memory_and_answers_nothing_
             at.proxy.heal()
             began_s = time.monotonic()
             frame: Any = None
-            while not isinstance(frame, Machine):
+            while not isinstance(frame, MachineHello):
                 frame = await asyncio.wait_for(at.heard.get(), 30)
                 assert not isinstance(frame, Result), "it was asked on a link that is gone"
             await at.hear(WorkerJoined)

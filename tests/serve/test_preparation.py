@@ -12,7 +12,12 @@ import uvloop
 
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import ConfigError, RepositoryError
-from clockwork_serve.serve.supervisor.preparation import Preparation, Prepared, Progress, prepare
+from clockwork_serve.serve.supervisor.preparation import (
+    Preparation,
+    PreparedRepository,
+    StartProgress,
+    prepare,
+)
 from clockwork_serve.serve.supervisor.preparation_process import fitting
 from clockwork_serve.store import Entry, Problem, StoreConfig
 from tests.serve.onnx_models import affine, put
@@ -35,8 +40,8 @@ def preparation(tmp_path: Path) -> Preparation:
     )
 
 
-def run(preparation: Preparation) -> tuple[Prepared, list[Progress], list[str]]:
-    told: list[Progress] = []
+def run(preparation: Preparation) -> tuple[PreparedRepository, list[StartProgress], list[str]]:
+    told: list[StartProgress] = []
     lines: list[str] = []
     return uvloop.run(prepare(preparation, told.append, lines.append)), told, lines
 

@@ -15,7 +15,7 @@ from onnx import helper as h
 from onnx import numpy_helper
 
 from clockwork_serve.devices import DeviceConfig
-from clockwork_serve.serve.supervisor.preparation import Preparation, Prepared, prepare
+from clockwork_serve.serve.supervisor.preparation import Preparation, PreparedRepository, prepare
 from clockwork_serve.store import StoreConfig
 from tests.serve.onnx_models import affine, put
 
@@ -56,7 +56,7 @@ def greedy() -> onnx.ModelProto:
     return model(nodes, {"shape": np.array([1 << 16, 1 << 16], np.int64)})
 
 
-def prepared(root: Path, bad: onnx.ModelProto, **more: float) -> Prepared:
+def prepared(root: Path, bad: onnx.ModelProto, **more: float) -> PreparedRepository:
     put(root / "repository", "good", affine(1))
     put(root / "repository", "bad", bad.SerializeToString())
     preparation = Preparation(

@@ -11,7 +11,7 @@ from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.messages import Code, Model, Profile, TensorSpec, Weights
 from clockwork_serve.serve.supervisor.profile_process import REFUSED_NS
 from clockwork_serve.serve.supervisor.profiling import Crashed, profile_all
-from clockwork_serve.store import Cache, Repository, Served, StoreConfig, compile_all
+from clockwork_serve.store import Cache, Repository, ServedVersion, StoreConfig, compile_all
 from clockwork_serve.units import MIB
 from tests.serve.onnx_models import affine, put
 
@@ -33,7 +33,7 @@ CPU = DeviceConfig(device="cpu:0", memory_bytes=MIB)
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> list[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> list[ServedVersion]:
     """Two models of one architecture."""
     root = tmp_path_factory.mktemp("repository")
     config = StoreConfig(cache_dir=str(tmp_path_factory.mktemp("cache")), largest_batch=2, max_batch_size=2)
@@ -46,7 +46,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> list[Served]:
     return found
 
 
-def broken(path: Path) -> Served:
+def broken(path: Path) -> ServedVersion:
     x = TensorSpec(name="x", datatype="FP32", shape=(4,))
     code = Code(
         code_id="broken", backend="onnx", path=str(path), inputs=(x,), outputs=(x,), batched=True,
@@ -56,10 +56,10 @@ def broken(path: Path) -> Served:
         key="bad/1", name="bad", version="1", code_id="broken", platform="", max_batch_size=2,
         batch_sizes=(1, 2), weights=Weights(weights_id="w", path=str(path), size=4), output_bytes=64,
     )  # fmt: skip
-    return Served(model=model, code=code)
+    return ServedVersion(model=model, code=code)
 
 
-def test_one_code_is_measured_once_and_kept(served: list[Served]) -> None:
+def test_one_code_is_measured_once_and_kept(served: list[ServedVersion]) -> None:
     shelf = Shelf()
     told: list[tuple[int, int, str]] = []
     first = profile_all(served, [CPU], shelf, lambda *progress: told.append(progress))
@@ -84,7 +84,7 @@ def test_a_code_that_cannot_be_measured_is_guessed_with_a_warning(tmp_path: Path
     assert shelf.profiles == {}, "a guess is not kept"
 
 
-def test_an_emulated_device_knows_its_profile(served: list[Served]) -> None:
+def test_an_emulated_device_knows_its_profile(served: list[ServedVersion]) -> None:
     shelf = Shelf()
     emulated = DeviceConfig(device="emulated:0", kind="emulated", profile="v100")
     (found,) = profile_all(served, [emulated], shelf).profiles
@@ -120,7 +120,7 @@ dims = [4]
 """
 
 
-def python_model(tmp_path: Path, name: str, source: str) -> list[Served]:
+def python_model(tmp_path: Path, name: str, source: str) -> list[ServedVersion]:
     folder = tmp_path / "models" / name / "1"
     folder.mkdir(parents=True)
     (folder / "model.py").write_text(source)
@@ -196,7 +196,7 @@ def test_what_a_class_prints_is_not_taken_for_its_profile(tmp_path: Path) -> Non
     assert len(profiled.profiles) == 1
 
 
-def test_if_two_models_of_one_code_crash_so_would_the_others(served: list[Served]) -> None:
+def test_if_two_models_of_one_code_crash_so_would_the_others(served: list[ServedVersion]) -> None:
     models = [
         msgspec.structs.replace(
             served[0], model=msgspec.structs.replace(served[0].model, key=f"m{at}/1", name=f"m{at}")
@@ -217,7 +217,7 @@ def test_if_two_models_of_one_code_crash_so_would_the_others(served: list[Served
     assert [problem.model for problem in found.problems] == ["m0", "m1", "m2", "m3"]
 
 
-def test_codes_are_measured_only_on_devices_that_run_them(served: list[Served]) -> None:
+def test_codes_are_measured_only_on_devices_that_run_them(served: list[ServedVersion]) -> None:
     torch = DeviceConfig(device="torch-cpu:0", kind="torch-cpu")
     told: list[tuple[int, int, str]] = []
     found = profile_all(served, [torch, CPU], Shelf(), lambda *progress: told.append(progress))

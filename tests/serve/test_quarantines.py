@@ -10,15 +10,15 @@ import uvloop
 
 from clockwork_serve.messages import (
     CodeRemoved,
-    Pardon,
     Quarantined,
     Readiness,
+    ReleaseFromQuarantine,
     Role,
     WorkerLost,
 )
-from clockwork_serve.serve.controller.hub import Exchange
+from clockwork_serve.serve.controller.hub import Hub
 from clockwork_serve.serve.quarantines import Quarantines
-from clockwork_serve.serve.supervisor.keeper import ControllerLink
+from clockwork_serve.serve.supervisor.keeper import KeeperLink
 from clockwork_serve.serve.supervisor.preparation import Catalogue
 from tests.serve.test_catalogue import served
 from tests.serve.test_exchange import World, code, model, play, until
@@ -70,8 +70,8 @@ def test_a_code_in_quarantine_is_taken_from_workers_and_given_back_after(tmp_pat
         await until(lambda: worker.frames[3:] == [CodeRemoved(code_id="c1")])
         late = await world.worker("late", "d2")
         await until(lambda: late.frames == [code("c2"), model()])
-        keeper.send(Pardon(model="m"))
-        await until(lambda: Pardon(model="m") in world.brain.seen)
+        keeper.send(ReleaseFromQuarantine(model="m"))
+        await until(lambda: ReleaseFromQuarantine(model="m") in world.brain.seen)
         world.decide(OVER)
         await until(lambda: worker.frames[4:] == [code()] and late.frames[2:] == [code()])
 
@@ -89,7 +89,7 @@ def test_the_brain_hears_what_a_worker_died_of(tmp_path: Path) -> None:
     class Informed(World):
         def __init__(self, path: Path) -> None:
             super().__init__(path)
-            self.exchange = Exchange(
+            self.exchange = Hub(
                 self.brain,
                 self.recorder,
                 autopsy=lambda name, pid: WorkerLost(worker=name, running=(pid,)),
@@ -101,7 +101,7 @@ def test_the_brain_hears_what_a_worker_died_of(tmp_path: Path) -> None:
 def test_the_keeper_hears_of_it_once_each_and_forgets_it_with_the_controller(tmp_path: Path) -> None:
     async def main() -> None:
         path, told = tmp_path / "c.sock", []
-        link = ControllerLink(path, list, lambda ask: None, lambda: told.append(1))
+        link = KeeperLink(path, list, lambda ask: None, lambda: told.append(1))
         controller = FakeController()
         listener = await controller.listen(path)
         await asyncio.wait_for(link.connected.wait(), 20)

@@ -15,7 +15,12 @@ from clockwork_serve.messages import (
     Frame,
     ModelRemoved,
 )
-from clockwork_serve.serve.supervisor.preparation import Catalogue, Prepared, Repairs, SuspectArtefact
+from clockwork_serve.serve.supervisor.preparation import (
+    Catalogue,
+    PreparedRepository,
+    Repairs,
+    SuspectArtefact,
+)
 from clockwork_serve.store import Damage, Problem
 from tests.serve.test_catalogue import served
 
@@ -32,13 +37,15 @@ class Keeper:
         self.catalogue.put(["a"], [A], [], [])
         self.sent: list[Frame] = []
         self.asked: list[tuple[tuple[str, ...], tuple[SuspectArtefact, ...]]] = []
-        self.answers: list[Prepared | Exception] = []
+        self.answers: list[PreparedRepository | Exception] = []
         self.repairs = Repairs(
             self.catalogue, self._prepare, lambda *frames: self.sent.extend(frames),
             lambda prepared: self.repairs.count(prepared.damage),
         )  # fmt: skip
 
-    async def _prepare(self, names: tuple[str, ...], suspects: tuple[SuspectArtefact, ...]) -> Prepared:
+    async def _prepare(
+        self, names: tuple[str, ...], suspects: tuple[SuspectArtefact, ...]
+    ) -> PreparedRepository:
         self.asked.append((names, suspects))
         await asyncio.sleep(0)
         answer = self.answers.pop(0)
@@ -58,7 +65,9 @@ def play(story: Coroutine[Any, Any, None]) -> None:
 def test_a_code_is_made_again_once_and_offered_again() -> None:
     async def story() -> None:
         keeper = Keeper()
-        keeper.answers.append(Prepared(names=("a",), served=(A,), profiles=(), problems=(), damage=FOUND))
+        keeper.answers.append(
+            PreparedRepository(names=("a",), served=(A,), profiles=(), problems=(), damage=FOUND)
+        )
         for _ in range(3):
             keeper.repairs.on_damaged(DAMAGED)
         await keeper.done()
@@ -74,7 +83,9 @@ def test_what_cannot_be_made_again_is_served_no_more_and_named() -> None:
     async def story() -> None:
         keeper = Keeper()
         gone = Problem(model="a", field="name", expected="a folder", found="none", advice="see")
-        keeper.answers.append(Prepared(names=("a",), served=(), profiles=(), problems=(gone,), damage=FOUND))
+        keeper.answers.append(
+            PreparedRepository(names=("a",), served=(), profiles=(), problems=(gone,), damage=FOUND)
+        )
         keeper.repairs.on_damaged(DAMAGED)
         await keeper.done()
         assert ModelRemoved(model="a/1") in keeper.sent
@@ -89,7 +100,7 @@ def test_what_cannot_be_made_again_is_served_no_more_and_named() -> None:
 def test_a_model_that_was_unloaded_meanwhile_stays_unloaded() -> None:
     async def story() -> None:
         keeper = Keeper()
-        keeper.answers.append(Prepared(names=("a",), served=(A,), profiles=(), problems=()))
+        keeper.answers.append(PreparedRepository(names=("a",), served=(A,), profiles=(), problems=()))
         keeper.repairs.on_damaged(DAMAGED)
         await asyncio.sleep(0)
         keeper.catalogue.remove("a")
@@ -104,7 +115,7 @@ def test_a_repair_that_fails_ends_nothing_and_the_next_report_is_heard_after_a_r
         keeper = Keeper()
         keeper.answers += [
             RepositoryError("the compiler is not there"),
-            Prepared(names=("a",), served=(A,), profiles=(), problems=(), damage=FOUND),
+            PreparedRepository(names=("a",), served=(A,), profiles=(), problems=(), damage=FOUND),
         ]
         keeper.repairs.on_damaged(DAMAGED)
         await keeper.done()

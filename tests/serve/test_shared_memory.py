@@ -19,7 +19,7 @@ from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, rpcs
 from clockwork_serve.serve.grpc.call import Aborted
 from clockwork_serve.serve.grpc.service import _local
 from clockwork_serve.serve.http.connection import HttpConnection
-from clockwork_serve.serve.http.exchange import Exchange
+from clockwork_serve.serve.http.exchange import HttpExchange
 from clockwork_serve.serve.http.routes import find_route
 from tests.serve.http_requests import ask, get, post
 from tests.serve.running_gateway import RunningGateway, running_gateway
@@ -349,7 +349,7 @@ def test_clients_of_other_hosts_are_refused_over_http(gateway: RunningGateway, s
         (b"POST", b"/v2/systemsharedmemory/region/r/register", register),
         (b"POST", b"/v2/models/ident/infer", b'{"inputs":[%s]}' % there),
     ):
-        exchange = Exchange(lambda: None, method, find_route(path))
+        exchange = HttpExchange(lambda: None, method, find_route(path))
         exchange.content = memoryview(body)
         gateway.do(partial(gateway.servers.http.dispatch, exchange))
         assert exchange.response is not None

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import uvloop
 
-from clockwork_serve.serve.driver import Timer
+from clockwork_serve.serve.driver import LoopTimer
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 
 
@@ -28,7 +28,7 @@ def test_it_rings_once_and_never_early(run: Callable[..., None]) -> None:
     async def main() -> None:
         for delay_ns in (1, 300_000, 1_500_000, 7 * NS_PER_MS):
             rings = Rings()
-            timer = Timer(rings)
+            timer = LoopTimer(rings)
             at_ns = time.monotonic_ns() + delay_ns
             timer.arm(at_ns)
             await asyncio.wait_for(rings.rang.wait(), 20)
@@ -44,7 +44,7 @@ def test_it_rings_once_and_never_early(run: Callable[..., None]) -> None:
 def test_a_past_time_rings_at_once(past_ns: int) -> None:
     async def main() -> None:
         rings = Rings()
-        timer = Timer(rings)
+        timer = LoopTimer(rings)
         timer.arm(past_ns)
         await asyncio.wait_for(rings.rang.wait(), 20)
         timer.arm(past_ns)
@@ -58,7 +58,7 @@ def test_a_past_time_rings_at_once(past_ns: int) -> None:
 def test_the_last_arming_wins_and_none_disarms() -> None:
     async def main() -> None:
         rings = Rings()
-        timer = Timer(rings)
+        timer = LoopTimer(rings)
         timer.arm(time.monotonic_ns() + 20 * NS_PER_MS)
         timer.arm(None)
         await asyncio.sleep(0.05)

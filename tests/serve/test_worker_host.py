@@ -19,8 +19,8 @@ from clockwork_serve.messages import (
     CodeReady,
     DeviceNumbers,
     Drain,
-    Keep,
     Result,
+    RetainWeights,
     Role,
     Status,
     WorkerJoined,
@@ -161,7 +161,7 @@ def test_the_next_controller_finds_weights_and_prepared_codes_and_what_it_does_n
         (state,) = (await again.hear(WorkerJoined)).states
         assert state.codes == ("net",)
         assert [(one.model, one.ready) for one in state.weights] == [("a", True), ("b", True)]
-        again.send(Keep(device=GPU, versions=(2,)))
+        again.send(RetainWeights(device=GPU, versions=(2,)))
         await prepared(again)
         assert (await again.ask(timely(infer(11, "a", 0)), Result)).status is Status.WEIGHTS_MISSING
         assert (await again.ask(timely(infer(12, "b", 2, version=2)), Result)).status is not (

@@ -21,7 +21,15 @@ from msgspec import structs
 
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.integrity import hash_of
-from clockwork_serve.messages import CodeAdded, CodeFile, CodeReady, Keep, Result, Status, WorkerJoined
+from clockwork_serve.messages import (
+    CodeAdded,
+    CodeFile,
+    CodeReady,
+    Result,
+    RetainWeights,
+    Status,
+    WorkerJoined,
+)
 from clockwork_serve.serve.processes.worker import EXIT_CONFIG, WorkerConfig
 from clockwork_serve.serve.shm import Region
 from tests.serve.ordering import PATIENCE_S, Orders, orders
@@ -94,7 +102,7 @@ def test_it_serves_survives_its_controller_and_ends_when_told(tmp_path: Path) ->
                 assert result.lane_ns >= 1_000_000
             async with orders(tmp_path) as again:
                 await ready(again, tmp_path)
-                again.send(Keep(device=GPU))
+                again.send(RetainWeights(device=GPU))
                 assert (await again.ask(timely(infer(1, "a", 0)), Result)).status is Status.WEIGHTS_MISSING
                 process.send_signal(signal.SIGINT)
                 process.send_signal(signal.SIGTERM)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clockwork_serve.sim.constants import Cluster, Network
-from clockwork_serve.sim.oracle import Bound, ModelCosts, closed_loop_limit_rps, upper_bound
+from clockwork_serve.sim.oracle import ModelCosts, OracleBound, closed_loop_limit_rps, upper_bound
 from clockwork_serve.sim.oracle_costs import Costs, range_best
 from clockwork_serve.units import NS_PER_MS, ms
 from clockwork_serve.workload.stream import Arrivals
@@ -48,7 +48,7 @@ def arrivals(requests: list[tuple[int, int, int]]) -> Arrivals:
     )  # fmt: skip
 
 
-def by_relaxation(requests: Arrivals, models: list[ModelCosts], cluster: Cluster) -> Bound:
+def by_relaxation(requests: Arrivals, models: list[ModelCosts], cluster: Cluster) -> OracleBound:
     """The bound by prices alone: requests with weights are not searched for exactly."""
     return upper_bound(requests, models, cluster, network=INSTANT, weights=[1.0] * len(requests.times_ns))
 

@@ -11,12 +11,12 @@ import pytest
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.config import POLICIES
 from clockwork_serve.sim.constants import Cluster, read_constants
-from clockwork_serve.sim.oracle import Bound, ModelCosts, model_costs, upper_bound
+from clockwork_serve.sim.oracle import ModelCosts, OracleBound, model_costs, upper_bound
 from clockwork_serve.sim.simulation import Simulation
 from clockwork_serve.units import NS_PER_S
 from clockwork_serve.workload.scenario import Scenario
 from clockwork_serve.workload.stream import Arrivals, Workload, build
-from clockwork_serve.workload.tables import Load, ModelSet
+from clockwork_serve.workload.tables import LoadTable, ModelSet
 from clockwork_serve.workload.zoo import Zoo
 
 pytestmark = pytest.mark.slow  # all together
@@ -27,13 +27,13 @@ R50 = "resnet50_v2"
 NAMES = ("times_ns", "models", "slos_ns", "loads")
 
 
-def load(models: str, rate_rps: float, slo_ms: float, **more: object) -> Load:
+def load(models: str, rate_rps: float, slo_ms: float, **more: object) -> LoadTable:
     """Poisson arrivals unless told otherwise."""
     fields = {"arrivals": "poisson", **more}
-    return Load(name=models, models=(models,), rate_rps=rate_rps, slo_ms=slo_ms, **fields)  # type: ignore[arg-type]
+    return LoadTable(name=models, models=(models,), rate_rps=rate_rps, slo_ms=slo_ms, **fields)  # type: ignore[arg-type]
 
 
-def scenario(seconds: float, sets: Sequence[ModelSet], loads: Sequence[Load]) -> Workload:
+def scenario(seconds: float, sets: Sequence[ModelSet], loads: Sequence[LoadTable]) -> Workload:
     """That workload."""
     return build(Scenario(name="s", seconds=seconds, models=tuple(sets), loads=tuple(loads)), seed=1)
 
@@ -49,7 +49,7 @@ def everything(workload: Workload) -> Arrivals:
 
 def judged(
     workload: Workload, cluster: Cluster, rates_rps: Sequence[float] | None = None, *, noise: bool = False
-) -> tuple[Bound, list[int]]:
+) -> tuple[OracleBound, list[int]]:
     """The bound, and how many requests each policy answered in time."""
     models = [model_costs(ZOO[kind], cluster.page_bytes) for _, kind in workload.models]
     bound = upper_bound(
@@ -77,7 +77,7 @@ COLD = (20, [ModelSet(name="m", kind=R50, copies=600)], [load("m", 400, 100)], C
 
 @pytest.mark.parametrize("case", [ONE, BURSTS], ids=["one model at 2.4 times capacity", "bursts, two SLOs"])
 def test_no_policy_exceeds_the_bound_of_exec_lanes_and_the_best_comes_near(
-    case: tuple[float, list[ModelSet], list[Load], Cluster],
+    case: tuple[float, list[ModelSet], list[LoadTable], Cluster],
 ) -> None:
     seconds, sets, loads, cluster = case
 

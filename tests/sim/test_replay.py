@@ -18,7 +18,7 @@ from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Answer, Infer, Outcome, Request
 from clockwork_serve.sim.replay import replay
 from clockwork_serve.sim.seeds import play_seed, random_scenario
-from clockwork_serve.telemetry import Head, Journal, Step, head_of, read_records
+from clockwork_serve.telemetry import Journal, JournalHead, Step, head_of, read_records
 from clockwork_serve.telemetry.journal import PYTHON, sources_hash
 from tests.telemetry import stories
 
@@ -42,10 +42,10 @@ def rewritten(path: Path, change) -> Path:
     """The same journal with each step changed by ``change(number, step)``; None leaves it out."""
     records = [record for _, record in read_records(path)]
     path.unlink()
-    assert isinstance(records[0], Head)
+    assert isinstance(records[0], JournalHead)
     journal = Journal(path, records[0])
     for number, step in enumerate(records[1:], start=2):
-        if isinstance(step, Head):
+        if isinstance(step, JournalHead):
             journal._append(journal._encoder.encode(step))
         elif (changed := change(number, step)) is not None:
             journal._unsaid = changed.dropped
@@ -199,7 +199,7 @@ def test_a_journal_without_its_beginning_says_so(tmp_path):
 )
 def test_a_journal_that_this_version_cannot_replay_says_why(tmp_path, fields, said):
     here = head_of(ControllerConfig())
-    head = Head(**{
+    head = JournalHead(**{
         "version": "9.9", "sources": here.sources, "build": PYTHON, "python": "3.99", "started": "",
         "config": here.config, **fields,
     })  # fmt: skip
@@ -215,7 +215,7 @@ def test_a_journal_that_this_version_cannot_replay_says_why(tmp_path, fields, sa
 )
 def test_another_version_and_other_code_are_told_and_replayed(tmp_path, fields, said):
     here = head_of(ControllerConfig())
-    head = Head(**{
+    head = JournalHead(**{
         "version": here.version, "sources": here.sources, "build": PYTHON, "python": "", "started": "",
         "config": here.config, **fields,
     })  # fmt: skip

@@ -7,12 +7,12 @@ import pytest
 from clockwork_serve.messages import (
     Answer,
     Infer,
-    Keep,
     Load,
     Outcome,
     Reason,
     Request,
     Result,
+    RetainWeights,
     WorkerHung,
     WorkerJoined,
 )
@@ -31,7 +31,7 @@ def test_the_next_controller_keeps_all_weights_and_loads_none():
     (_, (joined_ns, joined)) = steps.seen(WorkerJoined)
     (state,) = joined.states
     assert BACK_NS <= joined_ns <= BACK_NS + TIMES.rejoin_ns
-    ((kept_ns, kept),) = steps.done(Keep)
+    ((kept_ns, kept),) = steps.done(RetainWeights)
     assert kept_ns == joined_ns
     assert kept.versions == tuple(one.version for one in state.weights) != ()
     assert not [now_ns for now_ns, _ in steps.done(Load) if now_ns >= NS_PER_S]

@@ -10,7 +10,15 @@ from collections import Counter
 import pytest
 
 from clockwork_serve.controller import POLICIES
-from clockwork_serve.sim.seeds import KINDS, REQUESTS, Digest, Played, play_seed, play_seeds, random_scenario
+from clockwork_serve.sim.seeds import (
+    KINDS,
+    REQUESTS,
+    Digest,
+    PlayedSeed,
+    play_seed,
+    play_seeds,
+    random_scenario,
+)
 
 SEEDS = 1_000
 FEW = 20
@@ -26,7 +34,7 @@ HASH = (
 )
 
 
-def _all_hold(played: list[Played], requests: int) -> None:
+def _all_hold(played: list[PlayedSeed], requests: int) -> None:
     failures = [one.failure for one in played if one.failure]
     assert not failures, "\n\n".join(failures)
     assert min(one.requests for one in played) >= requests

@@ -9,8 +9,7 @@ from clockwork_serve.messages import Answer, Infer, Load, Reason, Request, Resul
 from clockwork_serve.sim import Simulation
 from clockwork_serve.sim.seeds import Digest
 from clockwork_serve.units import MIB, NS_PER_S, ms
-from clockwork_serve.workload.scenario import Load as LoadTable
-from clockwork_serve.workload.scenario import ModelSet, Scenario, TenantTable
+from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario, TenantTable
 from clockwork_serve.workload.tables import ClusterTable
 from tests.sim.worlds import KIND, Steps, simulation
 

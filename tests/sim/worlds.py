@@ -10,7 +10,7 @@ import msgspec
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import ControllerEffect, ControllerEvent
 from clockwork_serve.sim import Cluster, Simulation
-from clockwork_serve.workload.scenario import Load, ModelSet, Scenario
+from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
 from clockwork_serve.workload.stream import build
 from clockwork_serve.workload.tables import ClusterTable, FaultTable
 from clockwork_serve.workload.zoo import Zoo
@@ -50,7 +50,7 @@ def scenario(
     devices: int = 1,
 ) -> Scenario:
     """A steady load on a few models."""
-    load = Load(
+    load = LoadTable(
         name="web",
         models=tuple(one.name for one in models),
         arrivals="fixed",

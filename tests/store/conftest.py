@@ -16,7 +16,7 @@ from clockwork_serve.store import (
     Index,
     Problem,
     Repository,
-    Served,
+    ServedVersion,
     StoreConfig,
     compile_all,
 )
@@ -45,20 +45,20 @@ class Shop:
             (folder.parent / "config.pbtxt").write_text(pbtxt)
         return folder
 
-    def compile(self) -> tuple[dict[str, Served], list[Problem]]:
+    def compile(self) -> tuple[dict[str, ServedVersion], list[Problem]]:
         """All models by key, and the problems; models in the order of their names, one at a time."""
         repository = Repository(self.root, self.config)
         served, problems = compile_all(repository, self.cache, compiler=self.compiler, threads=1)
         return {each.model.key: each for each in served}, problems
 
-    def served(self, name: str, model, **settings) -> Served:
+    def served(self, name: str, model, **settings) -> ServedVersion:
         """One model, compiled."""
         self.add(name, model, **settings)
         served, problems = self.compile()
         assert not problems
         return served[f"{name}/1"]
 
-    def run(self, served: Served, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def run(self, served: ServedVersion, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         """What the artefacts answer, used as a device uses them."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork_serve.store.pbtxt import Block, Word, parse_prototext
+from clockwork_serve.store.pbtxt import PbtxtMessage, Word, parse_prototext
 from clockwork_serve.store.settings import ProblemError
 
 
@@ -29,11 +29,14 @@ def test_scalars_lists_and_blocks_in_every_spelling():
     assert block.fields["dims"] == [1, -1, 7]
     assert block.fields["empty"] == []
     (latest,), (other,) = block.fields["latest"], block.fields["other"]
-    assert isinstance(latest, Block)
+    assert isinstance(latest, PbtxtMessage)
     assert latest.fields == {"num_versions": [2]}
-    assert isinstance(other, Block)
+    assert isinstance(other, PbtxtMessage)
     assert other.fields == {"flag": [Word("true")]}
-    assert [item.fields["key"] for item in block.fields["items"] if isinstance(item, Block)] == [["x"], ["y"]]
+    assert [item.fields["key"] for item in block.fields["items"] if isinstance(item, PbtxtMessage)] == [
+        ["x"],
+        ["y"],
+    ]
     assert block.lines["kind"] == 4
 
 

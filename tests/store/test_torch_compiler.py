@@ -12,8 +12,16 @@ import numpy as np
 import pytest
 
 from clockwork_serve.messages import TorchIndex
-from clockwork_serve.store import Cache, Compiler, Problem, Repository, Served, StoreConfig, compile_all
-from clockwork_serve.store.torch.job import Report
+from clockwork_serve.store import (
+    Cache,
+    Compiler,
+    Problem,
+    Repository,
+    ServedVersion,
+    StoreConfig,
+    compile_all,
+)
+from clockwork_serve.store.torch.job import CompileReport
 from clockwork_serve.store.trial import difference
 from tests.store.torch_models import Encoder, Recurrent, exported, needs_compiler, put, small, torch, vision
 
@@ -56,7 +64,7 @@ class Works:
 
 @dataclasses.dataclass
 class Done:
-    served: dict[str, Served]
+    served: dict[str, ServedVersion]
     problems: list[Problem]
     told: list[str]
     compiler: Compiler
@@ -74,7 +82,7 @@ def works(tmp_path_factory):
         yield Works(folder, cache)
 
 
-def answers(served: Served, size: int, *inputs):
+def answers(served: ServedVersion, size: int, *inputs):
     """What a package gives, its constants read from the model's blob where the index says that they are."""
     folder = Path(served.code.path)
     index = msgspec.json.decode((folder / "index.json").read_bytes(), type=TorchIndex)
@@ -140,7 +148,7 @@ def test_packages_answer_as_the_program_does_at_every_batch_size(zoo, name):
     for size in served.code.batch_sizes:
         given = inputs(size)
         assert difference(answers(served, size, *given), wanted(model, *given)) < SAME
-    report = msgspec.json.decode((Path(served.code.path) / "report.json").read_bytes(), type=Report)
+    report = msgspec.json.decode((Path(served.code.path) / "report.json").read_bytes(), type=CompileReport)
     assert report.difference < SAME
     assert set(served.code.batch_sizes) <= set(report.row_ns) <= set(sizes)
 

@@ -5,17 +5,26 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clockwork_serve.store.torch.program import BLOB_ALIGN, Norm, Piece, Recipe, Source, laid_out
+from clockwork_serve.store.torch.program import (
+    BLOB_ALIGN,
+    BlobPiece,
+    BlobRecipe,
+    Norm,
+    StoredConstant,
+    laid_out,
+)
 
 
 def source(shape, stride, offset=0, dtype="float32", item_bytes=4):
-    return Source(entry="e", dtype=dtype, item_bytes=item_bytes, shape=shape, stride=stride, offset=offset)
+    return StoredConstant(
+        entry="e", dtype=dtype, item_bytes=item_bytes, shape=shape, stride=stride, offset=offset
+    )
 
 
 def recipe(*pieces_and_shapes):
     named = [(f"w{n}", "float32", shape, 4) for n, (_, shape) in enumerate(pieces_and_shapes)]
     tensors, blob_bytes = laid_out(named)
-    return Recipe(tensors=tensors, pieces=tuple(p for p, _ in pieces_and_shapes), blob_bytes=blob_bytes)
+    return BlobRecipe(tensors=tensors, pieces=tuple(p for p, _ in pieces_and_shapes), blob_bytes=blob_bytes)
 
 
 def opaque(array):
@@ -50,9 +59,9 @@ def test_a_folded_normalisation_computes_what_both_computed():
     variance = random.uniform(0.1, 2, 4).astype(np.float32)
     norm = Norm(mean=2, variance=3, scale=4, shift=5, epsilon=1e-3)
     made = recipe(
-        (Piece(source=0, norm=norm), (4, 3, 1, 1)),
-        (Piece(source=1, norm=norm, bias=True), (4,)),
-        (Piece(source=0), (4, 3, 1, 1)),
+        (BlobPiece(source=0, norm=norm), (4, 3, 1, 1)),
+        (BlobPiece(source=1, norm=norm, bias=True), (4,)),
+        (BlobPiece(source=0), (4, 3, 1, 1)),
     )
     constants = [opaque(each) for each in (weight, bias, mean, variance, scale, shift)]
     blob = made.blob(lambda number: constants[number])
@@ -67,7 +76,7 @@ def test_a_folded_normalisation_computes_what_both_computed():
 
 def test_a_normalisation_without_scale_and_a_convolution_without_bias_fold_too():
     norm = Norm(mean=1, variance=2, scale=None, shift=None, epsilon=0.0)
-    made = recipe((Piece(source=None, norm=norm, bias=True), (2,)))
+    made = recipe((BlobPiece(source=None, norm=norm, bias=True), (2,)))
     constants = {1: opaque([3.0, 4.0]), 2: opaque([4.0, 16.0])}
     assert made.blob(constants.__getitem__)[:8].view(np.float32).tolist() == [-1.5, -1.0]
     assert made.entries([source((2,), (1,))] * 3) == ["e"]
@@ -75,4 +84,4 @@ def test_a_normalisation_without_scale_and_a_convolution_without_bias_fold_too()
 
 def test_a_constant_of_another_size_than_the_first_had_is_refused():
     with pytest.raises(ValueError, match="w0: expected 8 bytes, found 12"):
-        recipe((Piece(source=0), (2,))).blob(lambda _: opaque([1, 2, 3]))
+        recipe((BlobPiece(source=0), (2,))).blob(lambda _: opaque([1, 2, 3]))

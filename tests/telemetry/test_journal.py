@@ -10,7 +10,7 @@ import pytest
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import GatewayLost, WorkerLost
-from clockwork_serve.telemetry import Head, Journal, Step, Torn, head_of, read_journal, read_records
+from clockwork_serve.telemetry import Journal, JournalHead, Step, Torn, head_of, read_journal, read_records
 from clockwork_serve.telemetry import journal as journal_module
 from tests.telemetry import stories
 
@@ -50,7 +50,7 @@ def test_a_run_begins_with_its_head_which_is_no_step(tmp_path: Path) -> None:
         journal.close()
 
     records = [record for _, record in read_records(tmp_path / "j")]
-    assert [type(record) for record in records] == [Head, Step, Head, Step]
+    assert [type(record) for record in records] == [JournalHead, Step, JournalHead, Step]
     assert records[0] == head
     assert head.started == "2026-01-02T00:00:00.000+00:00"
     assert head.controller_config() == ControllerConfig(max_batch=5)

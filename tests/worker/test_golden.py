@@ -26,10 +26,10 @@ from clockwork_serve.messages import (
     CodeReady,
     CodeRemoved,
     Infer,
-    Keep,
     Lane,
     Load,
     Result,
+    RetainWeights,
     Status,
     Unload,
     WorkerJoined,
@@ -94,7 +94,7 @@ class Story:
             case ["found"]:
                 return ControllerFound(worker="w")
             case ["keep", *versions]:
-                return Keep(device=GPU, versions=tuple([int(version) for version in versions]))
+                return RetainWeights(device=GPU, versions=tuple([int(version) for version in versions]))
             case ["stop"]:
                 return Stop()
             case ["code", name]:

@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 
 from clockwork_serve.units import ms
 from clockwork_serve.worker.events import Retire
-from clockwork_serve.worker.lanes import CHORE_PATIENCE_NS, JOB_LIFE, Job, JobState, JobStep, LaneQueue
+from clockwork_serve.worker.lanes import CHORE_PATIENCE_NS, JOB_LIFE, JobState, JobStep, LaneJob, LaneQueue
 from tests.worker.actions import GPU, load
 
 
-def action(number: int = 1) -> Job:
-    return Job(load(number, "a", 0), None)
+def action(number: int = 1) -> LaneJob:
+    return LaneJob(load(number, "a", 0), None)
 
 
-def chore() -> Job:
-    return Job(Retire(device=GPU, code_id="net"), None)
+def chore() -> LaneJob:
+    return LaneJob(Retire(device=GPU, code_id="net"), None)
 
 
 def worked(lane: LaneQueue, from_ms: float, to_ms: float) -> None:

@@ -21,10 +21,10 @@ from clockwork_serve.messages import (
     DeviceState,
     Extent,
     Infer,
-    Keep,
     Lane,
     Load,
     Result,
+    RetainWeights,
     Status,
     Unload,
     Window,
@@ -244,7 +244,7 @@ class Lives(RuleBasedStateMachine):
         for claim in self.pages:
             if claim is not None and claim.version not in kept:
                 claim.forgotten_by_controller = True
-        self.tell(Keep(device=GPU, versions=tuple(kept)))
+        self.tell(RetainWeights(device=GPU, versions=tuple(kept)))
 
     def judge_state(self, state: DeviceState) -> None:
         """What the next controller is told is what is there."""

@@ -13,10 +13,10 @@ from clockwork_serve.messages import (
     DeviceState,
     Extent,
     Infer,
-    Keep,
     Lane,
     Load,
     Result,
+    RetainWeights,
     Running,
     Status,
     Unload,
@@ -356,7 +356,7 @@ def test_weights_that_are_kept_serve_the_next_controller() -> None:
     tell = second()
     resident(tell, "a", 0)
     tell(1, ControllerLost())
-    tell(1, FOUND, Keep(device=GPU, versions=(1,)))
+    tell(1, FOUND, RetainWeights(device=GPU, versions=(1,)))
     action = infer(1, "a", 0)
     assert tell(2, action) == [start(action)]
 
@@ -366,7 +366,7 @@ def test_weights_that_nobody_keeps_are_unloaded_by_the_worker_itself() -> None:
     resident(tell, "a", 0)
     resident(tell, "b", 2)
     assert tell(1, ControllerLost()) == []
-    _, first = tell(1, FOUND, Keep(device=GPU))
+    _, first = tell(1, FOUND, RetainWeights(device=GPU))
     assert isinstance(first, Start)
     assert (first.action.model, first.action.action_id) == ("a", -1)
     assert statuses(tell(1, load(1, "c", 0))) == {}
@@ -381,7 +381,7 @@ def test_weights_that_nobody_keeps_and_wait_to_be_forgotten_are_still_forgotten_
     resident(tell, "a", 0)
     resident(tell, "b", 2)
     tell(1, ControllerLost())
-    _, first = tell(1, FOUND, Keep(device=GPU))
+    _, first = tell(1, FOUND, RetainWeights(device=GPU))
     assert isinstance(first, Start)
     tell(1, ControllerLost())
     assert state_after(tell, 1).weights == ()
@@ -396,7 +396,7 @@ def test_weights_that_are_read_or_copied_are_forgotten_afterwards() -> None:
     runs, copies = infer(1, "a", 0), load(2, "b", 2)
     tell(0, runs, copies)
     tell(1, ControllerLost())
-    tell(1, FOUND, Keep(device=GPU))
+    tell(1, FOUND, RetainWeights(device=GPU))
     result, forget_b = tell(2, done(copies, 2))
     assert isinstance(result, Result)
     assert isinstance(forget_b, Start)
@@ -415,7 +415,7 @@ def test_weights_that_nobody_keeps_answer_no_infer() -> None:
     resident(tell, "a", 0)
     tell(0, load(1, "b", 4))
     tell(1, ControllerLost())
-    tell(1, FOUND, Keep(device=GPU))
+    tell(1, FOUND, RetainWeights(device=GPU))
     assert tell.refusal(2, infer(2, "a", 0))[0] is Status.WEIGHTS_MISSING
 
 
@@ -425,7 +425,7 @@ def test_weights_that_nobody_keeps_are_missing_for_an_unload_though_an_old_infer
     runs = infer(1, "a", 0)
     tell(0, runs)
     tell(1, ControllerLost())
-    tell(1, FOUND, Keep(device=GPU))
+    tell(1, FOUND, RetainWeights(device=GPU))
     assert tell.refusal(2, unload(2, "a", 0))[0] is Status.WEIGHTS_MISSING
     _, forget = tell(3, done(runs, 3))
     assert isinstance(forget, Start)
@@ -440,7 +440,7 @@ def test_a_load_into_pages_that_an_old_infer_reads_waits_in_its_window() -> None
         runs, wanted = infer(1, "a", 0), load(2, "b", 1, window=(0, patience_ms))
         tell(0, runs)
         tell(1, ControllerLost())
-        tell(1, FOUND, Keep(device=GPU))
+        tell(1, FOUND, RetainWeights(device=GPU))
         assert tell(2, wanted) == []
         if patience_ms == 2:
             assert tell.refusal(3, *())[0] is Status.TOO_LATE

@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from clockwork_serve.workload.scenario import Load, ModelSet, Ramp, Scenario
+from clockwork_serve.workload.scenario import LoadTable, ModelSet, Ramp, Scenario
 from clockwork_serve.workload.stream import Arrivals, Workload, build
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def load(arrivals: str = "poisson", **fields: Any) -> Load:
+def load(arrivals: str = "poisson", **fields: Any) -> LoadTable:
     """A load called ``load`` on the set ``m``, 100 requests per second unless told otherwise."""
     plain = {"rate_rps": 100.0} if arrivals in {"poisson", "gamma", "fixed"} else {}
-    return Load(**{"name": "load", "models": ("m",), "arrivals": arrivals, **plain, **fields})
+    return LoadTable(**{"name": "load", "models": ("m",), "arrivals": arrivals, **plain, **fields})
 
 
-def scenario(*loads: Load, seconds: float = 20.0, copies: int = 4, **fields: Any) -> Scenario:
+def scenario(*loads: LoadTable, seconds: float = 20.0, copies: int = 4, **fields: Any) -> Scenario:
     """A scenario with one set of models, ``m``."""
     models = (ModelSet(name="m", kind="resnet50_v2", copies=copies),)
     return Scenario(name="test", seconds=seconds, models=models, loads=loads, **fields)
@@ -35,7 +35,9 @@ def run(workload: Workload) -> dict[str, np.ndarray]:
     }
 
 
-def requests(*loads: Load, seed: int = 1, base: Path | None = None, **fields: Any) -> dict[str, np.ndarray]:
+def requests(
+    *loads: LoadTable, seed: int = 1, base: Path | None = None, **fields: Any
+) -> dict[str, np.ndarray]:
     """All requests of a scenario made of these loads."""
     return run(build(scenario(*loads, **fields), seed, base))
 
@@ -47,10 +49,12 @@ def ramps(largest: float = 4.0) -> st.SearchStrategy[Ramp]:
     return factors | st.builds(lambda e, a: Ramp(every_s=e, add=a, until=400.0), every, st.floats(-20, 20))
 
 
-def open_loads() -> st.SearchStrategy[Load]:
+def open_loads() -> st.SearchStrategy[LoadTable]:
     """Open loads of every kind that is no trace, with everything that may change in them."""
 
-    def make(kind: str, cv: float, rate: float, start: float, length: float, extra: dict[str, Any]) -> Load:
+    def make(
+        kind: str, cv: float, rate: float, start: float, length: float, extra: dict[str, Any]
+    ) -> LoadTable:
         own = {"cv": cv} if kind == "gamma" else {}
         return load(kind, rate_rps=rate, start_s=start, stop_s=min(20.0, start + length), **own, **extra)
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.workload.scenario import Load, read_scenario
+from clockwork_serve.workload.scenario import LoadTable, read_scenario
 from clockwork_serve.workload.stream import build
 from clockwork_serve.workload.trace_files import read_minutes, rows_2021, rows_timestamps, survey
 from tests.workload.test_scenario import WHOLE
@@ -80,7 +80,7 @@ def test_any_value_in_a_whole_scenario_is_used_or_refused(folder, field, odd) ->
 @settings(max_examples=250)
 @given(
     kind=st.sampled_from(sorted(KINDS)),
-    name=st.sampled_from(Load.__struct_fields__[3:]),
+    name=st.sampled_from(LoadTable.__struct_fields__[3:]),
     odd=st.sampled_from(ODD),
 )
 def test_any_value_in_any_field_of_a_load_is_used_or_refused(folder, kind, name, odd) -> None:

@@ -12,7 +12,7 @@ from msgspec.structs import fields
 from clockwork_serve.workload.scenario import (
     ClusterTable,
     FaultTable,
-    Load,
+    LoadTable,
     ModelSet,
     Ramp,
     Scenario,
@@ -26,7 +26,7 @@ PAGE = (ROOT / "docs" / "workloads.md").read_text()
 TABLES = {
     "## The run": Scenario,
     "## `[[models]]`": ModelSet,
-    "## `[[loads]]`": Load,
+    "## `[[loads]]`": LoadTable,
     "### Ramps": Ramp,
     "## `[[tenants]]`": TenantTable,
     "## `[cluster]`": ClusterTable,

@@ -14,7 +14,7 @@ from clockwork_serve.workload.processes import steps_at
 from clockwork_serve.workload.scenario import (
     ClusterTable,
     FaultTable,
-    Load,
+    LoadTable,
     ModelSet,
     Ramp,
     Scenario,
@@ -89,9 +89,9 @@ def test_a_scenario_is_read_as_written(tmp_path) -> None:
         ModelSet(name="m", kind="resnet50_v2", copies=3), ModelSet(name="n", kind="densenet121"),
     )  # fmt: skip
     assert found.loads == (
-        Load(name="first", models=("n", "m"), arrivals="gamma", cv=2.0, rate_rps=10.5, slo_ms=20.0,
+        LoadTable(name="first", models=("n", "m"), arrivals="gamma", cv=2.0, rate_rps=10.5, slo_ms=20.0,
              slo_ramp=Ramp(every_s=5, factor=1.5, until=100)),
-        Load(name="second", models=("m",), arrivals="azure", trace=("day1.csv", "day2.csv.gz"), mapping="stripe",
+        LoadTable(name="second", models=("m",), arrivals="azure", trace=("day1.csv", "day2.csv.gz"), mapping="stripe",
              rate_ramp=Ramp(every_s=10, add=2)),
     )  # fmt: skip
     assert found.faults == (FaultTable(kind="slow", at_s=10, for_s=2, device=3, factor=2.5),)
@@ -209,7 +209,7 @@ def test_a_missing_trace_is_named_by_file_line_and_field(tmp_path) -> None:
 def test_a_scenario_made_in_code_is_named_by_its_name() -> None:
     made = Scenario(
         name="made", seconds=1, models=(ModelSet(name="m", kind="x"),),
-        loads=(Load(name="l", models=("m",), arrivals="timestamps", trace="none.csv"),),
+        loads=(LoadTable(name="l", models=("m",), arrivals="timestamps", trace="none.csv"),),
     )  # fmt: skip
 
     with pytest.raises(ConfigError, match=r"scenario made: loads\[0\].trace: expected a trace file"):

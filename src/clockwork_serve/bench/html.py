@@ -28,7 +28,7 @@ Scale = Callable[[float], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class PlottedCurve:
     """Points in order of x; None in y cuts the line. An area is filled down to zero."""
 
     name: str
@@ -85,7 +85,7 @@ def logarithmic(title: str, values: Sequence[float]) -> Axis:
 
 
 def plot(
-    curves: Sequence[Curve],
+    curves: Sequence[PlottedCurve],
     x: Axis,
     y: Axis,
     marks: Sequence[tuple[float, str]] = (),
@@ -148,7 +148,7 @@ def _marked(marks: Sequence[tuple[float, str]], down: Scale) -> list[str]:
     return parts
 
 
-def legend(curves: Sequence[Curve]) -> str:
+def legend(curves: Sequence[PlottedCurve]) -> str:
     """The names of curves beside what they look like."""
     return "".join(
         f'<span class="key"><i style="border-top:{"3px dashed" if curve.dashed else "3px solid"} '
@@ -157,7 +157,7 @@ def legend(curves: Sequence[Curve]) -> str:
     )
 
 
-def _drawn(curve: Curve, across: Scale, down: Scale) -> str:
+def _drawn(curve: PlottedCurve, across: Scale, down: Scale) -> str:
     drawn = []
     floor: Final = down(0.0)
     for run in _runs(curve.points):
@@ -301,7 +301,7 @@ def _plots(report: Report) -> list[str]:
         _figure("Latency, by when requests were due", latencies, plot(latencies, x, y, marks, warm_up)),
     ]  # fmt: skip
     shares = [
-        Curve(name, colour, _points(distribution))
+        PlottedCurve(name, colour, _points(distribution))
         for name, colour, distribution in (
             ("answers", _BLUE, report.answers_curve),
             ("refusals: how long until the no", _AMBER, report.refusals_curve),
@@ -316,7 +316,7 @@ def _plots(report: Report) -> list[str]:
     return found
 
 
-def _counts(report: Report, end_s: float) -> tuple[list[Curve], Axis]:
+def _counts(report: Report, end_s: float) -> tuple[list[PlottedCurve], Axis]:
     """Requests per second by what became of them; a last stretch may be short."""
     whole = report.stretch_s
     spans = [(one.from_s, min(whole, end_s - one.from_s), one) for one in report.stretches]
@@ -324,9 +324,11 @@ def _counts(report: Report, end_s: float) -> tuple[list[Curve], Axis]:
         spans.pop()
     spans = [(from_s, length if length > 0 else whole, one) for from_s, length, one in spans]
 
-    def curve(name: str, colour: str, field: str, *, area: bool = False, dashed: bool = False) -> Curve:
+    def curve(
+        name: str, colour: str, field: str, *, area: bool = False, dashed: bool = False
+    ) -> PlottedCurve:
         points = [(from_s + span / 2, getattr(one, field) / span) for from_s, span, one in spans]
-        return Curve(name, colour, points, area=area, dashed=dashed)
+        return PlottedCurve(name, colour, points, area=area, dashed=dashed)
 
     return [
         curve("offered", _BLACK, "offered", dashed=True),
@@ -337,21 +339,21 @@ def _counts(report: Report, end_s: float) -> tuple[list[Curve], Axis]:
     ], linear("requests per second", [one.offered / span for _, span, one in spans])
 
 
-def _latencies(report: Report, end_s: float) -> list[Curve]:
+def _latencies(report: Report, end_s: float) -> list[PlottedCurve]:
     times = [((one.from_s + min(one.from_s + report.stretch_s, end_s)) / 2, one) for one in report.stretches]
     return [
-        Curve("p99 of answers", _BLUE, [(at, one.p99_ms) for at, one in times]),
-        Curve("p50 of answers", _GREEN, [(at, one.p50_ms) for at, one in times]),
-        Curve("sent late, p99", _GREY, [(at, one.lateness_p99_ms) for at, one in times], dashed=True),
+        PlottedCurve("p99 of answers", _BLUE, [(at, one.p99_ms) for at, one in times]),
+        PlottedCurve("p50 of answers", _GREEN, [(at, one.p50_ms) for at, one in times]),
+        PlottedCurve("sent late, p99", _GREY, [(at, one.lateness_p99_ms) for at, one in times], dashed=True),
     ]
 
 
-def _ms_axis(curves: Sequence[Curve], marks: Sequence[tuple[float, str]]) -> Axis:
+def _ms_axis(curves: Sequence[PlottedCurve], marks: Sequence[tuple[float, str]]) -> Axis:
     values = [value for curve in curves for _, value in curve.points if value]
     return logarithmic("ms (logarithmic)", [*values, *(value for value, _ in marks)])
 
 
-def _figure(title: str, curves: Sequence[Curve], picture: str) -> str:
+def _figure(title: str, curves: Sequence[PlottedCurve], picture: str) -> str:
     return f"<div><h2>{escape(title)}</h2>{picture}<div>{legend(curves)}</div></div>"
 
 

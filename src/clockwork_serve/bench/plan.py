@@ -31,7 +31,7 @@ from clockwork_serve.units import NS_PER_MS, NS_PER_S
 from clockwork_serve.workload.processes import dice
 from clockwork_serve.workload.scenario import Scenario, read_scenario
 from clockwork_serve.workload.stream import ClosedLoad, Workload, build
-from clockwork_serve.workload.tables import FieldError, Load, Ramp
+from clockwork_serve.workload.tables import FieldError, LoadTable, Ramp
 
 # ------------------------------------------------------------
 # A scenario as what is sent when: rows of open loads, clients of closed ones. It sends nothing.
@@ -166,7 +166,7 @@ def scaled(scenario: Scenario, factor: float) -> Scenario:
     return structs.replace(scenario, loads=tuple(loads))
 
 
-def _scaled(load: Load, factor: float) -> Load:
+def _scaled(load: LoadTable, factor: float) -> LoadTable:
     if load.arrivals == "closed":
         return load
     changed: dict[str, Any] = {}

@@ -18,7 +18,7 @@ from clockwork_serve.bench.job import Said
 from clockwork_serve.bench.plan import Plan
 from clockwork_serve.bench.records import ANSWERED, OPEN, Kind, Records, Table
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
-from clockwork_serve.workload.tables import NO_SLO_MS, Load
+from clockwork_serve.workload.tables import NO_SLO_MS, LoadTable
 
 SLO_CLASSES_MAX: Final = 12
 """More different SLOs than these (a ramp) are put together by steps of a third of a decade."""
@@ -234,7 +234,7 @@ def _loads(plan: Plan, groups: _Groups, table: Table, from_ns: int, end_ns: int)
         yield groups.of(load.name, table["load"] == index, _on_s(load, from_ns, end_ns))
 
 
-def _on_s(load: Load, from_ns: int, end_ns: int) -> float:
+def _on_s(load: LoadTable, from_ns: int, end_ns: int) -> float:
     end_s = end_ns / NS_PER_S
     stop_s = end_s if load.stop_s is None else min(end_s, load.stop_s)
     return max(0.0, stop_s - max(from_ns / NS_PER_S, load.start_s))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from clockwork_serve.messages import Profile
-    from clockwork_serve.store import Served
+    from clockwork_serve.store import ServedVersion
 
 
 @click.command()
@@ -60,7 +60,7 @@ def profile(
     return 1 if problems else 0
 
 
-def _names(served: Sequence[Served]) -> dict[str, list[str]]:
+def _names(served: Sequence[ServedVersion]) -> dict[str, list[str]]:
     """Keys of the models that share a code, by code."""
     keys: dict[str, list[str]] = {}
     for each in served:
@@ -68,7 +68,7 @@ def _names(served: Sequence[Served]) -> dict[str, list[str]]:
     return keys
 
 
-def _rows(served: Sequence[Served], profiles: Sequence[Profile]) -> list[list[str]]:
+def _rows(served: Sequence[ServedVersion], profiles: Sequence[Profile]) -> list[list[str]]:
     keys = _names(served)
     sizes = {each.code.code_id: each.model.weights.size for each in served}
     return [

@@ -12,12 +12,12 @@ from clockwork_serve.config import Settings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from clockwork_serve.store import Cache, Problem, Served
+    from clockwork_serve.store import Cache, Problem, ServedVersion
 
 
 def compile_repository(
     settings: Settings, *, quiet: bool, torch_target: str | None = None
-) -> tuple[Cache, list[Served], list[Problem]]:
+) -> tuple[Cache, list[ServedVersion], list[Problem]]:
     """Every model of the repository, compiled into the cache (which the caller closes), and the problems.
 
     ``torch_target``: ``cpu`` or ``cuda``; None: what there is here; "": nothing runs torch models.
@@ -36,7 +36,7 @@ def compile_repository(
     return cache, served, problems
 
 
-def show_problems(served: Sequence[Served], problems: Sequence[Problem]) -> None:
+def show_problems(served: Sequence[ServedVersion], problems: Sequence[Problem]) -> None:
     """Warnings and problems, one line each, on standard error."""
     for each in served:
         for warning in each.model.warnings:

@@ -15,7 +15,7 @@ from clockwork_serve.errors import ConfigError
 
 if TYPE_CHECKING:
     from clockwork_serve.apps.simulate.play import Played
-    from clockwork_serve.apps.simulate.question import Question
+    from clockwork_serve.apps.simulate.question import SimulationQuestion
     from clockwork_serve.apps.simulate.report import Report
 
 INTERRUPTED = 130
@@ -113,7 +113,7 @@ def _check_files(json_file: str | None, journal: str | None, traces: str | None)
         raise ConfigError(f"trace_dir: expected a folder of trace files, found {traces}; correct it")
 
 
-def _play(question: Question, journal: str | None, *, checks: bool, quiet: bool) -> Played:
+def _play(question: SimulationQuestion, journal: str | None, *, checks: bool, quiet: bool) -> Played:
     from clockwork_serve.apps.simulate.play import play
     from clockwork_serve.telemetry import Journal, head_of
 

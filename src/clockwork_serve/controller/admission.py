@@ -10,7 +10,7 @@ from clockwork_serve.controller.feasibility import Feasibility
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.queues import ServedModel, level
-from clockwork_serve.messages import Announced, Foretold, Outcome, Reason, Request
+from clockwork_serve.messages import AdmissionQuery, AdmissionReply, Outcome, Reason, Request
 from clockwork_serve.units import NS_PER_MS
 
 # ------------------------------------------------------------
@@ -134,8 +134,8 @@ class Backlog:
 
 
 def foretell(
-    announced: Announced, belief: Belief, feasibility: Feasibility, now_ns: int, *, draining: bool
-) -> Foretold:
+    announced: AdmissionQuery, belief: Belief, feasibility: Feasibility, now_ns: int, *, draining: bool
+) -> AdmissionReply:
     """What to tell the gateway."""
     model = belief.models.get(announced.model)
     if model is None or model.quarantined:
@@ -161,9 +161,9 @@ def foretell(
 
 
 def _foretold(
-    announced: Announced, reason: Reason = Reason.NONE, message: str = "", retry_after_ns: int = 0
-) -> Foretold:
-    return Foretold(
+    announced: AdmissionQuery, reason: Reason = Reason.NONE, message: str = "", retry_after_ns: int = 0
+) -> AdmissionReply:
+    return AdmissionReply(
         announced_id=announced.announced_id, gateway=announced.gateway, reason=reason, message=message,
         retry_after_ns=retry_after_ns,
     )  # fmt: skip

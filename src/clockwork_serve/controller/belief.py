@@ -10,10 +10,10 @@ from msgspec.structs import replace
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.devices import (
     LOOK_NS,
-    Batch,
+    AdoptedAction,
+    BatchChoice,
     CodeOnDevice,
     DeviceBelief,
-    Inherited,
     LaneBelief,
     Residency,
     Sent,
@@ -142,7 +142,7 @@ class HungWorker(Timer):
         """As they were believed; they come back as others."""
         self.sent: dict[int, Sent] = {}
         """All and only actions in flight there, by id; their requests may be answered or run elsewhere."""
-        self.inherited: dict[tuple[str, int], Inherited] = {}
+        self.inherited: dict[tuple[str, int], AdoptedAction] = {}
         """All and only actions of another controller that run there, by device and id."""
         self.heads: set[int] = set()
         """INFERs that were first on their lanes: they ran, by belief."""
@@ -401,7 +401,9 @@ class Belief(Measured):
 
     # Actions
 
-    def send_infer(self, strategy: Strategy, batch: Batch, first: int, start_ns: int, now_ns: int) -> None:
+    def send_infer(
+        self, strategy: Strategy, batch: BatchChoice, first: int, start_ns: int, now_ns: int
+    ) -> None:
         """Send ``batch.count`` waiting requests, from place ``first`` of a strategy's queue, as one INFER."""
         residency, device, queue = strategy.residency, strategy.device, strategy.queue
         model = queue.model

@@ -13,7 +13,7 @@ from clockwork_serve.controller.belief import Belief, HungWorker
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.devices import DeviceBelief, Guard, LaneTimer, Look, Residency
 from clockwork_serve.controller.feasibility import Feasibility
-from clockwork_serve.controller.fleet import Fleet, Inheritance, Teller
+from clockwork_serve.controller.fleet import Fleet, ReadinessTracker, Takeover
 from clockwork_serve.controller.hangs import Hangs, Stalls
 from clockwork_serve.controller.life import ANSWERED, READY, SENT, SPENT, WAITING
 from clockwork_serve.controller.policies import scheduler_for
@@ -23,7 +23,7 @@ from clockwork_serve.controller.results import Settler
 from clockwork_serve.controller.tenants import Account
 from clockwork_serve.controller.timers import NEVER_NS, Deadlines, InternalDeadlines, Timer, Watch
 from clockwork_serve.messages import (
-    Announced,
+    AdmissionQuery,
     Answer,
     Cancel,
     CodeAdded,
@@ -38,9 +38,9 @@ from clockwork_serve.messages import (
     ModelAdded,
     ModelRemoved,
     Outcome,
-    Pardon,
     QuotasSet,
     Reason,
+    ReleaseFromQuarantine,
     Request,
     Result,
     Status,
@@ -147,10 +147,10 @@ class Controller:
         self._counts = config.reject_infeasible and self._belief.measures
         self._quarantine = Quarantine(self._belief)
         self._settler = Settler(self._belief, self._scheduler, self._quarantine)
-        self._inheritance = Inheritance(self._belief, self._scheduler, self._feasibility)
+        self._inheritance = Takeover(self._belief, self._scheduler, self._feasibility)
         self._turned_away: list[Refusal] = []
         """Requests that were never admitted, to be answered."""
-        self._announced: list[Announced] = []
+        self._announced: list[AdmissionQuery] = []
         """Requests whose heads have come, to be told if they are hopeless."""
         self._leaving: list[tuple[Waiter, Outcome, Reason, str]] = []
         """Admitted requests to be answered because of what was observed."""
@@ -160,7 +160,7 @@ class Controller:
         self._deadlines = InternalDeadlines(self._timers) if config.released else Deadlines(self._timers)
         self._reject = config.reject_infeasible
         self._draining = False
-        self._readiness = Teller(self._belief)
+        self._readiness = ReadinessTracker(self._belief)
         self._fleet = Fleet(
             self._belief, self._scheduler, self._feasibility, self._quarantine, self._settler,
             inheritance=self._inheritance, readiness=self._readiness,
@@ -190,7 +190,7 @@ class Controller:
                 self._on_worker(event, now_ns)
             case WorkerSilent() | WorkerHeard():
                 self._hangs.told(event)
-            case Pardon() | WorkerCrashed():
+            case ReleaseFromQuarantine() | WorkerCrashed():
                 self._quarantine.told(event)
             case CodeAdded() | CodeRemade():
                 self._on_code(event, now_ns)
@@ -204,7 +204,7 @@ class Controller:
                 self._on_gateway_lost(event.gateway)
             case Drain():
                 self._draining = self._readiness.may_change = True
-            case Announced():
+            case AdmissionQuery():
                 self._announced.append(event)
             case QuotasSet():
                 self._tenants.set_quotas(event, now_ns)

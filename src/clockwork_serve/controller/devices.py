@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Codes that a device is ready to run, and the ways to run a queue with them; it chooses none.
 
 
-class Batch:
+class BatchChoice:
     """A way to run a queue on a device: ``count`` requests at batch size ``size``."""
 
     __slots__ = ("count", "samples", "size")
@@ -44,10 +44,10 @@ class CodeOnDevice:
         self.profile = profile
         self.sizes = sizes
         self.timings = timings
-        self._batches: dict[tuple[tuple[int, int], ...], tuple[Batch, ...]] = {}
+        self._batches: dict[tuple[tuple[int, int], ...], tuple[BatchChoice, ...]] = {}
         """By a queue's sizes, of queues without a signature."""
 
-    def batches(self, queue: Queue) -> tuple[Batch, ...]:
+    def batches(self, queue: Queue) -> tuple[BatchChoice, ...]:
         """The ways to run a queue here: sizes that pay, and always one request alone."""
         if queue.signature:
             return self._ways(queue)  # not kept: clients choose how many there are
@@ -56,10 +56,10 @@ class CodeOnDevice:
             batches = self._batches[queue.sizes] = self._ways(queue)
         return batches
 
-    def _ways(self, queue: Queue) -> tuple[Batch, ...]:
+    def _ways(self, queue: Queue) -> tuple[BatchChoice, ...]:
         return tuple(
             [
-                Batch(count, size, self.timings.infer(size, queue.signature))
+                BatchChoice(count, size, self.timings.infer(size, queue.signature))
                 for count, size in queue.sizes
                 if count == 1 or size in self.sizes
             ]
@@ -103,7 +103,7 @@ _NONE: Final = 1 << 64
 """Above every rank."""
 
 
-class Room(Generic[Holder]):
+class ExtentChoice(Generic[Holder]):
     """Where weights may go, and whom that displaces."""
 
     __slots__ = ("displaced", "extent")
@@ -113,7 +113,7 @@ class Room(Generic[Holder]):
         self.displaced = displaced
 
 
-class Pages(Generic[Holder]):
+class PageMap(Generic[Holder]):
     """Extents by address. Held extents never overlap and lie inside ``0 .. count``."""
 
     def __init__(self, count: int) -> None:
@@ -196,7 +196,7 @@ class Pages(Generic[Holder]):
         extent = self._held[at][0]
         return extent.first + extent.count
 
-    def room(self, count: int, rank: Callable[[Holder], int | None]) -> Room[Holder] | None:
+    def room(self, count: int, rank: Callable[[Holder], int | None]) -> ExtentChoice[Holder] | None:
         """Make room for ``count`` pages, where there is no gap, by displacing neighbours of the lowest rank.
 
         ``rank`` tells how much a holder is wanted, from 0; None, that it may not be displaced. Of all
@@ -226,7 +226,7 @@ class Pages(Generic[Holder]):
         if best_victims == 0:
             return None
         displaced = [holder for _, holder in held[best_at : best_at + best_victims]]
-        return Room(Extent(best_start, count), displaced)
+        return ExtentChoice(Extent(best_start, count), displaced)
 
     def check(self) -> None:
         """Assert the invariants."""
@@ -259,13 +259,13 @@ class LaneTimer(Timer):
 
     __slots__ = ("is_exec", "plan")
 
-    def __init__(self, plan: Plan, order: int, *, is_exec: bool) -> None:
+    def __init__(self, plan: LanePlan, order: int, *, is_exec: bool) -> None:
         super().__init__(order)
         self.plan = plan
         self.is_exec = is_exec
 
 
-class Plan:
+class LanePlan:
     """See the module. The heap keeps itself in order; flags and timers are the policy's to use."""
 
     __slots__ = (
@@ -524,7 +524,7 @@ class Strategy:
         self.least = residency.code.timings.infer(queue.least, queue.signature)
         """How long the least batch takes that the policy will run."""
         self.key_ns = NEVER_NS
-        """Its live key in its device's ``Plan``; NEVER_NS if it has none there."""
+        """Its live key in its device's ``LanePlan``; NEVER_NS if it has none there."""
         self.count = 0
         """The batch (requests) that the key is for; a policy's to use."""
 
@@ -556,7 +556,7 @@ class Sent:
         """When it was sent, if its lane was idle then."""
 
 
-class Inherited:
+class AdoptedAction:
     """An action of another controller, that runs; ``residency``: the weights it moves or reads, if kept.
 
     ``expected_ns`` is what that controller expected it to take, ``load_bytes`` what a LOAD moves.
@@ -633,7 +633,7 @@ class DeviceBelief:
         self.load = LaneBelief(config.network_ns)
         self.delays = Delays(config.network_ns, config.slack_ns)
         """As measured, for a policy that plans with them."""
-        self.pages: Pages[Residency] = Pages(spec.pages)
+        self.pages: PageMap[Residency] = PageMap(spec.pages)
         self.codes: dict[str, CodeOnDevice] = {}
         """All and only codes that the worker prepared here."""
         self.failed_codes: dict[str, str] = {}
@@ -650,7 +650,7 @@ class DeviceBelief:
         """Demand counted for this device: the sum of its residencies' shares."""
         self.load_key_ns = NEVER_NS
         """Where it is among the rejecting layer's load lanes."""
-        self.plan = Plan(self)
+        self.plan = LanePlan(self)
         """The policy's."""
         self.returns = Returns()
         """When those who were refused were told to come again."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import DeviceBelief, Inherited, Residency, Sent
+from clockwork_serve.controller.devices import AdoptedAction, DeviceBelief, Residency, Sent
 from clockwork_serve.controller.feasibility import Feasibility
 from clockwork_serve.controller.life import FAILED, READY
 from clockwork_serve.controller.policies.base import Scheduler
@@ -17,12 +17,12 @@ from clockwork_serve.messages import (
     Code,
     CodeReady,
     DeviceState,
-    Keep,
     Lane,
-    Measured,
+    MeasuredDurations,
     Readiness,
     Resident,
     Result,
+    RetainWeights,
     Running,
     Status,
     WorkerJoined,
@@ -40,16 +40,16 @@ from clockwork_serve.messages import (
 GOOD: Final = Status.OK
 
 
-class Inheritance:
+class Takeover:
     """See the module."""
 
     def __init__(self, belief: Belief, scheduler: Scheduler, feasibility: Feasibility) -> None:
         self._belief = belief
         self._scheduler = scheduler
         self._feasibility = feasibility
-        self.running: dict[tuple[str, int], Inherited] = {}
+        self.running: dict[tuple[str, int], AdoptedAction] = {}
         """All and only those of devices that are up, by device and action id."""
-        self._keeps: list[Keep] = []
+        self._keeps: list[RetainWeights] = []
         """To be told in the next decision."""
 
     def joined(self, states: Iterable[DeviceState], now_ns: int) -> None:
@@ -71,15 +71,15 @@ class Inheritance:
         sizes = {one.version: one.weights.size for one in state.weights if one.version in loading}
         for running in state.running:
             residency = kept.get(running.version)
-            inherited = Inherited(device, running, residency, sizes.get(running.version, 0))
+            inherited = AdoptedAction(device, running, residency, sizes.get(running.version, 0))
             self._expect(running, inherited, now_ns)
-        self._keeps.append(Keep(device=device.name, versions=tuple(kept)))
+        self._keeps.append(RetainWeights(device=device.name, versions=tuple(kept)))
         self._belief.unsettled = True
         for residency in kept.values():
             if residency.version not in loading:
                 self._ready(residency)
 
-    def _learn(self, device: DeviceBelief, measured: tuple[Measured, ...], now_ns: int) -> None:
+    def _learn(self, device: DeviceBelief, measured: tuple[MeasuredDurations, ...], now_ns: int) -> None:
         sizes = {model.code_id: model.model.weights.size for model in self._belief.models.values()}
         for one in measured:
             code = device.codes.get(one.code_id)
@@ -110,7 +110,7 @@ class Inheritance:
         self._belief.stir(model)
         return residency
 
-    def _expect(self, running: Running, one: Inherited, now_ns: int) -> None:
+    def _expect(self, running: Running, one: AdoptedAction, now_ns: int) -> None:
         """A lane is taken until the result of what runs there comes."""
         device, residency = one.device, one.residency
         lane = device.load if one.lane is Lane.LOAD else device.exec
@@ -123,7 +123,7 @@ class Inheritance:
                 residency.in_flight += 1
         self.running[device.name, running.action_id] = one
 
-    def told(self) -> list[Keep]:
+    def told(self) -> list[RetainWeights]:
         """What workers are to be told, before all else."""
         keeps = self._keeps
         if keeps:
@@ -163,7 +163,7 @@ class Inheritance:
         self._belief.drop(residency)
         self._belief.doubt_model(residency.model)
 
-    def leave(self, device: DeviceBelief) -> dict[tuple[str, int], Inherited]:
+    def leave(self, device: DeviceBelief) -> dict[tuple[str, int], AdoptedAction]:
         """A device does not answer any more, or is gone: what ran there."""
         found = {key: one for key, one in self.running.items() if one.device is device}
         for key in found:
@@ -192,7 +192,7 @@ class Inheritance:
 # Tells whether the server can serve, when that changed.
 
 
-class Teller:
+class ReadinessTracker:
     """See the module."""
 
     def __init__(self, belief: Belief) -> None:
@@ -246,8 +246,8 @@ class Fleet:
         quarantine: Quarantine,
         settler: Settler,
         *,
-        inheritance: Inheritance,
-        readiness: Teller,
+        inheritance: Takeover,
+        readiness: ReadinessTracker,
     ) -> None:
         self._belief = belief
         self._scheduler = scheduler

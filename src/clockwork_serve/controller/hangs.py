@@ -7,15 +7,15 @@ from typing import Final
 from clockwork_serve.controller.belief import Belief, HungWorker
 from clockwork_serve.controller.devices import (
     LOOK_NS,
+    AdoptedAction,
     DeviceBelief,
     Guard,
-    Inherited,
     LaneBelief,
     Look,
     Residency,
     Sent,
 )
-from clockwork_serve.controller.fleet import Fleet, Inheritance, Teller
+from clockwork_serve.controller.fleet import Fleet, ReadinessTracker, Takeover
 from clockwork_serve.controller.life import LOADED, LOADING, READY, SPENT
 from clockwork_serve.controller.policies.base import Scheduler
 from clockwork_serve.controller.quarantine import Quarantine
@@ -67,7 +67,7 @@ class Hangs:
 
     def __init__(
         self, belief: Belief, fleet: Fleet, scheduler: Scheduler, settler: Settler, quarantine: Quarantine,
-        *, inheritance: Inheritance, readiness: Teller,
+        *, inheritance: Takeover, readiness: ReadinessTracker,
     ) -> None:  # fmt: skip
         self._belief = belief
         self._fleet = fleet
@@ -202,7 +202,7 @@ class Hangs:
     def _late(self, device: DeviceBelief, lane: LaneBelief, now_ns: int) -> None:
         """The running action of a lane makes its worker hung."""
         head = self._head(device, lane)
-        if isinstance(head, Inherited):
+        if isinstance(head, AdoptedAction):
             what = f"{'a LOAD' if head.lane is Lane.LOAD else 'an INFER'} of before it joined"
         else:
             kind = type(head.action).__name__.upper()
@@ -273,7 +273,7 @@ class Hangs:
 
     # Patience
 
-    def _head(self, device: DeviceBelief, lane: LaneBelief) -> Sent | Inherited:
+    def _head(self, device: DeviceBelief, lane: LaneBelief) -> Sent | AdoptedAction:
         head = self._belief.sent.get(lane.head_id)
         return head if head is not None else self._inheritance.running[device.name, lane.head_id]
 
@@ -295,9 +295,9 @@ class Hangs:
             due_ns = max(due_ns, device.since_ns + PREPARE * self._floor_ns)
         return due_ns or NEVER_NS
 
-    def _patience_ns(self, head: Sent | Inherited) -> int:
+    def _patience_ns(self, head: Sent | AdoptedAction) -> int:
         floor_ns = self._floor_ns
-        if isinstance(head, Inherited):
+        if isinstance(head, AdoptedAction):
             expected_ns, load_bytes = head.expected_ns, head.load_bytes
         elif isinstance(head.action, Unload):
             return FIRST * floor_ns
@@ -309,9 +309,9 @@ class Hangs:
             patience_ns = max(patience_ns, FIRST * floor_ns)
         return patience_ns + load_bytes * floor_ns // SLOW_LOAD_BYTES
 
-    def _is_first(self, head: Sent | Inherited) -> bool:
+    def _is_first(self, head: Sent | AdoptedAction) -> bool:
         """Whether nobody knows how long this takes there; but who may have ended a worker has had its try."""
-        if isinstance(head, Inherited):
+        if isinstance(head, AdoptedAction):
             return True
         samples = head.samples
         return samples is not None and samples.unproven and head.action.model not in self._quarantine.watched
@@ -358,7 +358,7 @@ STILL_NS: Final = ms(1500)
 class Stalls:
     """See the module."""
 
-    def __init__(self, belief: Belief, readiness: Teller) -> None:
+    def __init__(self, belief: Belief, readiness: ReadinessTracker) -> None:
         self._belief = belief
         self._readiness = readiness
 

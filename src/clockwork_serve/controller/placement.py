@@ -8,7 +8,14 @@ from heapq import heapify, heappop, heappush, heapreplace
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import STALE_MIN, Batch, DeviceBelief, Plan, Residency, Room
+from clockwork_serve.controller.devices import (
+    STALE_MIN,
+    BatchChoice,
+    DeviceBelief,
+    ExtentChoice,
+    LanePlan,
+    Residency,
+)
 from clockwork_serve.controller.life import GONE, READY
 from clockwork_serve.controller.queues import ServedModel
 from clockwork_serve.controller.timers import NEVER_NS
@@ -150,7 +157,7 @@ LOOKED_AT_MAX: Final = 64
 """Of the queues that wait for a device, so many are looked at; what the others take is not counted."""
 
 
-def ahead_ns(plan: Plan, urgency: int, due_ns: int, enough_ns: int) -> int:
+def ahead_ns(plan: LanePlan, urgency: int, due_ns: int, enough_ns: int) -> int:
     """What those who are due by then, and in no less urgent class, take of a lane at least.
 
     More than ``enough_ns`` is enough to know.
@@ -174,7 +181,7 @@ def ahead_ns(plan: Plan, urgency: int, due_ns: int, enough_ns: int) -> int:
     return total_ns
 
 
-def usual_cost_ns(batches: Sequence[Batch]) -> int:
+def usual_cost_ns(batches: Sequence[BatchChoice]) -> int:
     """What a request usually takes of a lane in the largest batch, which uses it best."""
     largest = batches[-1]
     return largest.samples.median_ns // largest.count
@@ -189,7 +196,7 @@ def usual_cost_ns(batches: Sequence[Batch]) -> int:
 
 def make_room(
     device: DeviceBelief, model: ServedModel, wanted_ns: int, *, by_heat: bool = False
-) -> Room[Residency] | None:
+) -> ExtentChoice[Residency] | None:
     """Room for a model on a device that lacks it, or None.
 
     Weights in use stay. Those that no request waits for go first, least missed first; then those of models
@@ -200,10 +207,10 @@ def make_room(
     count = device.spec.pages_of(model.model.weights.size)
     gap = pages.gap(count)
     if gap is not None:
-        return Room(gap, [])
+        return ExtentChoice(gap, [])
     if pages.all_of(count):
         victim = _least_missed(device, wanted_ns, by_heat=by_heat)
-        return None if victim is None else Room(pages.instead(victim.extent), [victim])
+        return None if victim is None else ExtentChoice(pages.instead(victim.extent), [victim])
 
     def rank(other: Residency) -> int | None:
         if other.state != READY or other.in_flight:

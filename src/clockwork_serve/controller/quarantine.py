@@ -11,8 +11,8 @@ from clockwork_serve.messages import (
     CodeReady,
     Infer,
     Load,
-    Pardon,
     Quarantined,
+    ReleaseFromQuarantine,
     WorkerCrashed,
     WorkerLost,
 )
@@ -277,9 +277,9 @@ class Quarantine:
         self._held.pop(name, None)
         self._suspects.forget(name)
 
-    def told(self, event: Pardon | WorkerCrashed) -> None:
+    def told(self, event: ReleaseFromQuarantine | WorkerCrashed) -> None:
         """Whoever runs the server wants a model served again, or knows of a worker that nobody killed it."""
-        if isinstance(event, Pardon):
+        if isinstance(event, ReleaseFromQuarantine):
             self._pardoned.append(event.model)
         else:
             self._crashed.append(event.worker)

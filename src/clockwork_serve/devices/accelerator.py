@@ -26,7 +26,8 @@ from clockwork_serve.units import GIB, MIB, NS_PER_MS
 # ------------------------------------------------------------
 # Where the tensors of a torch device live, and how work on them is ordered: every call of CUDA's is here.
 #
-# Two of a kind: ``Host`` (the CPU: all is done when a call returns, so streams and marks are nothing) and
+# Two of a kind: ``HostAccelerator`` (the CPU: all is done when a call returns, so streams and marks are
+# nothing) and
 # ``Cuda``. The device runs the same code on either.
 
 
@@ -107,7 +108,7 @@ class Accelerator(Protocol):
         """Give memory back."""
 
 
-class Host:
+class HostAccelerator:
     """The CPU."""
 
     kind = "torch-cpu"

@@ -245,7 +245,7 @@ def stack(arrays: Sequence[Array], target: Array) -> None:
         target[start:] = target[start - 1]
 
 
-class Room:
+class OutputRoom:
     """The room for one call's outputs, filled from its start; references count from there."""
 
     __slots__ = ("_end", "_memory", "refs")
@@ -307,7 +307,7 @@ def encode_bytes(array: Array) -> bytes:
 
 
 def split(
-    code: Code, spec: TensorSpec, array: Array, batch: int, rows: Sequence[int], rooms: Sequence[Room]
+    code: Code, spec: TensorSpec, array: Array, batch: int, rows: Sequence[int], rooms: Sequence[OutputRoom]
 ) -> None:
     """Copy the rows of an output into their calls' rooms; ModelError if it is not shaped as declared."""
     expected = full_shape(code, spec, batch)

@@ -41,8 +41,8 @@ from msgspec import Struct
 from clockwork_serve.devices.base import (
     CallBuffers,
     DeviceConfig,
+    OutputRoom,
     Phases,
-    Room,
     full_shape,
     io_bytes,
     rows_of,
@@ -72,7 +72,7 @@ class DeviceTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     io_bytes: int | None = None
 
 
-class LoadTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class EmulatedLoad(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[load]`` of a profile file."""
 
     base_us: float = 0.0
@@ -88,7 +88,7 @@ class CodeTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class ProfileFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole profile file."""
 
-    load: LoadTable
+    load: EmulatedLoad
     infer_ms: dict[int, float]
     device: DeviceTable = DeviceTable()
     codes: dict[str, CodeTable] = {}
@@ -152,7 +152,7 @@ class EmulatedDevice:
         rows = rows_of(code, action, calls)
         end = started + self._vary(interpolate(profile.infer_ns, action.batch))
         for call, count in zip(calls, rows, strict=True):
-            room = Room(call)
+            room = OutputRoom(call)
             for spec in code.outputs:
                 _write_zeros(room, spec, full_shape(code, spec, count))
         written = self._clock()
@@ -266,7 +266,7 @@ def _check_curve(where: str, curve: Mapping[int, float]) -> None:
         raise ConfigError(f"{where}: expected a duration above 0 for at least one batch size, found {curve}")
 
 
-def _write_zeros(room: Room, spec: TensorSpec, shape: tuple[int, ...]) -> None:
+def _write_zeros(room: OutputRoom, spec: TensorSpec, shape: tuple[int, ...]) -> None:
     shape = tuple(1 if dim < 0 else dim for dim in shape)
     if spec.datatype == "BYTES":
         room.put(spec, np.full(shape, b"", dtype=object))

@@ -33,8 +33,8 @@ from clockwork_serve.devices.base import (
 from clockwork_serve.devices.files import Blobs, has_file, read_file
 from clockwork_serve.devices.onnx_session import (
     Bindings,
-    Bound,
-    Index,
+    BlobIndex,
+    BoundWeights,
     OpenBatch,
     Session,
     TextBatch,
@@ -62,7 +62,7 @@ COPIED_MAX: Final = 32 * KIB
 
 
 @dataclass(slots=True, eq=False)
-class Slot:
+class OnnxSlot:
     """One input or output and its place in the I/O area: ``array``, which the runtime knows as ``value``."""
 
     spec: TensorSpec
@@ -79,8 +79,8 @@ class Lent:
     """Memory of a request that is bound for one run."""
 
     arrays: list[Array] = field(default_factory=list)
-    inputs: list[Slot] = field(default_factory=list)
-    outputs: list[Slot] = field(default_factory=list)
+    inputs: list[OnnxSlot] = field(default_factory=list)
+    outputs: list[OnnxSlot] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -113,11 +113,13 @@ class StaticBatch:
             shape, dtype = full_shape(code, spec, batch), NUMPY_DTYPES[spec.datatype]
             array = scratch.array(shape, dtype, offset)
             value = value_of(array, spec.datatype)
-            slots.append(Slot(spec, spec.name, shape, dtype, array, value, array.nbytes > COPIED_MAX))
+            slots.append(OnnxSlot(spec, spec.name, shape, dtype, array, value, array.nbytes > COPIED_MAX))
             offset += align(array.nbytes)
         self._inputs, self._outputs = slots[: len(code.inputs)], slots[len(code.inputs) :]
 
-    def run(self, bound: Bound, calls: Sequence[CallBuffers], rows: Sequence[int], started_ns: int) -> Phases:
+    def run(
+        self, bound: BoundWeights, calls: Sequence[CallBuffers], rows: Sequence[int], started_ns: int
+    ) -> Phases:
         """Run the calls as one batch."""
         binding = bound.binding
         if bound.bound_by is not self:
@@ -141,7 +143,7 @@ class StaticBatch:
                 binding.bind_ortvalue_output(slot.name, slot.value)
         return Phases(entered_ns - started_ns, ran_ns - entered_ns, time.monotonic_ns() - ran_ns)
 
-    def _bind(self, bound: Bound) -> None:
+    def _bind(self, bound: BoundWeights) -> None:
         """Bind every tensor to its place, after another batch size had the binding."""
         bound.bound_by = None
         for slot in self._inputs:
@@ -229,7 +231,7 @@ def _lay_out(code: Code, rows: int) -> Layout:
 # A first run of each batch size, so that its workspace is there when a request needs it; decides nothing.
 
 
-class Fill(Struct, frozen=True, kw_only=True):
+class ProbeInput(Struct, frozen=True, kw_only=True):
     """An input of one row that the graph runs on: ``low`` everywhere, for integers (``probe.json``)."""
 
     name: str
@@ -237,7 +239,7 @@ class Fill(Struct, frozen=True, kw_only=True):
     low: int = 0
 
 
-def warm_up(code: Code, bound: Bound, sizes: Sequence[int], limit_ns: int) -> None:
+def warm_up(code: Code, bound: BoundWeights, sizes: Sequence[int], limit_ns: int) -> None:
     """Run batch sizes in order, the first in any case, the others while the time allows.
 
     A graph may refuse made-up inputs (and weights that are all zero); that says nothing about real ones.
@@ -255,7 +257,7 @@ def warm_up(code: Code, bound: Bound, sizes: Sequence[int], limit_ns: int) -> No
             return
 
 
-def _made_up(code: Code, size: int, fills: dict[str, Fill]) -> dict[str, Any]:
+def _made_up(code: Code, size: int, fills: dict[str, ProbeInput]) -> dict[str, Any]:
     """Inputs by name: of the probed shape where the code leaves it open."""
     inputs = {}
     for spec in code.inputs:
@@ -274,12 +276,12 @@ def _made_up(code: Code, size: int, fills: dict[str, Fill]) -> dict[str, Any]:
     return inputs
 
 
-def _fills(code: Code) -> dict[str, Fill]:
+def _fills(code: Code) -> dict[str, ProbeInput]:
     """What compilation found out, if it left a note."""
     if not has_file(code, "probe.json"):
         return {}
     try:
-        fills = msgspec.json.decode(read_file(code, "probe.json"), type=tuple[Fill, ...])
+        fills = msgspec.json.decode(read_file(code, "probe.json"), type=tuple[ProbeInput, ...])
     except (ValueError, RecursionError, msgspec.DecodeError):
         return {}
     return {fill.name: fill for fill in fills}
@@ -289,24 +291,26 @@ def _fills(code: Code) -> dict[str, Fill]:
 # ONNX models on the CPU: weights are copied into arena pages and bound where they lie. Decides nothing.
 
 
-NO_WEIGHTS = Index(tensors=(), blob_bytes=0)
+NO_WEIGHTS = BlobIndex(tensors=(), blob_bytes=0)
 
 
-class Batch(Protocol):
+class OnnxBatch(Protocol):
     """How a code is run at one batch size."""
 
-    def run(self, bound: Bound, calls: Sequence[CallBuffers], rows: Sequence[int], started_ns: int) -> Phases:
+    def run(
+        self, bound: BoundWeights, calls: Sequence[CallBuffers], rows: Sequence[int], started_ns: int
+    ) -> Phases:
         """Run the calls as one batch, which fills their outputs; raises what ONNX Runtime raises."""
 
 
 @dataclass(slots=True)
-class Prepared:
+class PreparedOnnx:
     """A code that is ready. ``session`` is None where each model has a session of its own (not lifted)."""
 
     code: Code
     session: Session | None
-    index: Index
-    batches: dict[int, Batch]
+    index: BlobIndex
+    batches: dict[int, OnnxBatch]
 
 
 class OnnxBackend:
@@ -318,8 +322,10 @@ class OnnxBackend:
         self._scratch = Scratch(config.io_bytes)
         self._blobs = Blobs()
         self._bindings = Bindings()
-        self._prepared_by_code: dict[str, Prepared] = {}
-        self._opened_by_page: dict[int, tuple[str, Bound]] = {}  # sessions of models that are not lifted
+        self._prepared_by_code: dict[str, PreparedOnnx] = {}
+        self._opened_by_page: dict[
+            int, tuple[str, BoundWeights]
+        ] = {}  # sessions of models that are not lifted
         self._placeholder = value_of(np.zeros(1, np.float32), "FP32")
 
     def prepare(self, code: Code) -> None:
@@ -338,7 +344,7 @@ class OnnxBackend:
             # Zeros of its own: the arena's pages may hold the weights of others.
             memory = np.zeros(index.blob_bytes, np.uint8)
             warm_up(code, bind(session, index, memory), sizes, self._config.warm_up_ns)
-        self._prepared_by_code[code.code_id] = Prepared(code, session, index, batches)
+        self._prepared_by_code[code.code_id] = PreparedOnnx(code, session, index, batches)
 
     def retire(self, code_id: str) -> None:
         """Drop the code's session, bindings and models."""
@@ -369,7 +375,7 @@ class OnnxBackend:
         """Look whether a weights file is what its name says; for any thread. DamageError if it is not."""
         self._blobs.verify(weights)
 
-    def _open_apart(self, prepared: Prepared, action: Load) -> int:
+    def _open_apart(self, prepared: PreparedOnnx, action: Load) -> int:
         """Open the session of a model that is not lifted; it is read by its path, so looked at twice."""
         self._arena.view(action.extent, 0)
         began_ns = time.monotonic_ns()
@@ -410,13 +416,13 @@ class OnnxBackend:
         self._blobs.close()
         self._scratch.close()
 
-    def _get(self, code_id: str) -> Prepared:
+    def _get(self, code_id: str) -> PreparedOnnx:
         prepared = self._prepared_by_code.get(code_id)
         if prepared is None:
             raise DeviceError(f"code {code_id}: not prepared on {self._config.device}")
         return prepared
 
-    def _bound(self, prepared: Prepared, action: Infer) -> Bound:
+    def _bound(self, prepared: PreparedOnnx, action: Infer) -> BoundWeights:
         """The session to run, with the weights in the extent bound."""
         page, code_id = action.extent.first, action.code_id
         if prepared.session is not None:
@@ -426,21 +432,21 @@ class OnnxBackend:
             raise DeviceError(f"model {action.model}: not loaded at page {page} of {self._config.device}")
         return bound
 
-    def _batch(self, code: Code, size: int) -> Batch:
+    def _batch(self, code: Code, size: int) -> OnnxBatch:
         if any(spec.datatype == "BYTES" for spec in code.inputs):
             return TextBatch(code, size)
         if fits_area(code, size, self._scratch):
             return StaticBatch(code, size, self._scratch)
         return OpenBatch(code, size, self._scratch, self._placeholder)
 
-    def _bind(self, prepared: Prepared, code_id: str, page: int) -> Bound:
+    def _bind(self, prepared: PreparedOnnx, code_id: str, page: int) -> BoundWeights:
         index = prepared.index
         bound = bind(prepared.session, index, self._arena.bytes_at(page, index.blob_bytes))
         self._bindings.put(code_id, page, bound)
         return bound
 
 
-def _check_names(code: Code, index: Index, session: Session) -> None:
+def _check_names(code: Code, index: BlobIndex, session: Session) -> None:
     """DeviceError unless code, index and graph speak of the same tensors."""
     given = {spec.name for spec in code.inputs} | {tensor.name for tensor in index.tensors}
     wanted = {node.name for node in session.get_inputs()}

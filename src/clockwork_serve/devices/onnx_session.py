@@ -23,8 +23,8 @@ from clockwork_serve.devices.base import (
     NUMPY_DTYPES,
     Array,
     CallBuffers,
+    OutputRoom,
     Phases,
-    Room,
     check_input,
     gather,
     nbytes_of,
@@ -133,18 +133,18 @@ class Tensor(Struct, frozen=True, kw_only=True):
     nbytes: int
 
 
-class Index(Struct, frozen=True, kw_only=True):
+class BlobIndex(Struct, frozen=True, kw_only=True):
     """How the blob of every model of one code is laid out."""
 
     tensors: tuple[Tensor, ...]
     blob_bytes: int
 
 
-def read_index(code: Code) -> Index:
+def read_index(code: Code) -> BlobIndex:
     """The code's ``index.json``; DeviceError if it is not there or contradicts itself."""
     path = Path(code.path) / "index.json"
     try:
-        index = msgspec.json.decode(read_file(code, "index.json"), type=Index)
+        index = msgspec.json.decode(read_file(code, "index.json"), type=BlobIndex)
     except (ValueError, RecursionError, msgspec.DecodeError) as error:
         raise DeviceError(f"code {path}: cannot be read ({error}); compile the model again") from error
     for tensor in index.tensors:
@@ -174,7 +174,7 @@ def element_type(name: str) -> tuple[str, np.dtype[Any]]:
 
 
 @dataclass(slots=True)
-class Bound:
+class BoundWeights:
     """A session with one set of weights bound. ``bound_by`` is who bound the inputs and outputs, to keep."""
 
     session: Session
@@ -183,17 +183,17 @@ class Bound:
     arrays: list[Array]  # what the values point to
     bound_by: object = None
 
-    def anew(self) -> Bound:
+    def anew(self) -> BoundWeights:
         """The same weights in a binding of its own, with no input bound."""
         binding = self.session.io_binding()
         for name, value in self.weights.items():
             binding.bind_ortvalue_input(name, value)
-        return Bound(self.session, binding, self.weights, self.arrays)
+        return BoundWeights(self.session, binding, self.weights, self.arrays)
 
 
-def bind(session: Session, index: Index, memory: Bytes) -> Bound:
+def bind(session: Session, index: BlobIndex, memory: Bytes) -> BoundWeights:
     """Bind every weight of the index to its place in ``memory`` (``blob_bytes`` long); nothing is copied."""
-    bound = Bound(session, session.io_binding(), {}, [])
+    bound = BoundWeights(session, session.io_binding(), {}, [])
     for tensor in index.tensors:
         datatype, dtype = element_type(tensor.dtype)
         array = memory[tensor.offset : tensor.offset + tensor.nbytes].view(dtype).reshape(tensor.shape)
@@ -210,10 +210,10 @@ class Bindings:
     def __init__(self, tensors_max: int = BOUND_TENSORS_MAX) -> None:
         self._tensors_max = tensors_max
         self._tensors = 0  # the weights in all bindings held
-        self._bound_by_place: OrderedDict[tuple[str, int], Bound] = OrderedDict()
+        self._bound_by_place: OrderedDict[tuple[str, int], BoundWeights] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, code_id: str, page: int) -> Bound | None:
+    def get(self, code_id: str, page: int) -> BoundWeights | None:
         """The binding of a code at a page, if it is held."""
         with self._lock:
             bound = self._bound_by_place.get((code_id, page))
@@ -221,7 +221,7 @@ class Bindings:
                 self._bound_by_place.move_to_end((code_id, page))
             return bound
 
-    def put(self, code_id: str, page: int, bound: Bound) -> None:
+    def put(self, code_id: str, page: int, bound: BoundWeights) -> None:
         """Hold a binding."""
         with self._lock:
             self._forget((code_id, page))
@@ -260,7 +260,9 @@ class OpenBatch:
         self._scratch = scratch
         self._placeholder = placeholder
 
-    def run(self, bound: Bound, calls: Sequence[CallBuffers], rows: Sequence[int], started_ns: int) -> Phases:
+    def run(
+        self, bound: BoundWeights, calls: Sequence[CallBuffers], rows: Sequence[int], started_ns: int
+    ) -> Phases:
         """Run the calls as one batch."""
         specs = _given(self._code, calls)
         if len(specs) < len(self._code.inputs):
@@ -314,7 +316,9 @@ class TextBatch:
         self._batch = batch
         self._names = [spec.name for spec in code.outputs]
 
-    def run(self, bound: Bound, calls: Sequence[CallBuffers], rows: Sequence[int], started_ns: int) -> Phases:
+    def run(
+        self, bound: BoundWeights, calls: Sequence[CallBuffers], rows: Sequence[int], started_ns: int
+    ) -> Phases:
         """Run the calls as one batch."""
         feed: dict[str, Any] = dict(bound.weights)
         for spec in _given(self._code, calls):
@@ -339,7 +343,7 @@ def write(
     code: Code, outputs: Sequence[Array], batch: int, calls: Sequence[CallBuffers], rows: Sequence[int]
 ) -> None:
     """Copy whole outputs, in the code's order, into the calls' rooms."""
-    rooms = [Room(call) for call in calls]
+    rooms = [OutputRoom(call) for call in calls]
     for spec, array in zip(code.outputs, outputs, strict=True):
         split(code, spec, array, batch, rows, rooms)
 

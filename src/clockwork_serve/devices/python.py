@@ -32,8 +32,8 @@ from clockwork_serve.devices.base import (
     Array,
     CallBuffers,
     DeviceConfig,
+    OutputRoom,
     Phases,
-    Room,
     fits,
     full_shape,
     gather,
@@ -47,7 +47,7 @@ _Found = TypeVar("_Found")
 
 
 @dataclass(slots=True)
-class Prepared:
+class PreparedPython:
     """A code whose module is imported."""
 
     code: Code
@@ -63,7 +63,7 @@ class PythonBackend:
         self._device = config.device
         self._arena = arena
         self._clock = clock
-        self._prepared_by_code: dict[str, Prepared] = {}
+        self._prepared_by_code: dict[str, PreparedPython] = {}
         self._model_by_page: dict[int, tuple[str, Any]] = {}
 
     def prepare(self, code: Code) -> None:
@@ -77,7 +77,7 @@ class PythonBackend:
         except ModelError:
             sys.modules.pop(_module_name(code.code_id), None)
             raise
-        self._prepared_by_code[code.code_id] = Prepared(code, module)
+        self._prepared_by_code[code.code_id] = PreparedPython(code, module)
 
     def retire(self, code_id: str) -> None:
         """Drop the module and its models."""
@@ -132,7 +132,7 @@ class PythonBackend:
         for code_id in list(self._prepared_by_code):
             self.retire(code_id)
 
-    def _get(self, code_id: str) -> Prepared:
+    def _get(self, code_id: str) -> PreparedPython:
         prepared = self._prepared_by_code.get(code_id)
         if prepared is None:
             raise DeviceError(f"code {code_id}: not prepared on {self._device}")
@@ -159,7 +159,7 @@ def _write(model: str, code: Code, found: object, calls: Sequence[CallBuffers], 
         raise ModelError(f"model {model}: expected a dict with outputs {names}, found {what}")
     total = sum(rows)
     arrays = [_checked(model, code, spec, returned[spec.name], total) for spec in code.outputs]
-    rooms = [Room(call) for call in calls]
+    rooms = [OutputRoom(call) for call in calls]
     try:
         for spec, array in zip(code.outputs, arrays, strict=True):
             split(code, spec, array, total, rows, rooms)

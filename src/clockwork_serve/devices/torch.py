@@ -18,14 +18,14 @@ import msgspec
 import torch
 from torch._C._aoti import AOTIModelPackageLoader
 
-from clockwork_serve.devices.accelerator import Accelerator, Cuda, Host, HostPool, Tensor
+from clockwork_serve.devices.accelerator import Accelerator, Cuda, HostAccelerator, HostPool, Tensor
 from clockwork_serve.devices.base import (
     NUMPY_DTYPES,
     Array,
     CallBuffers,
     DeviceConfig,
+    OutputRoom,
     Phases,
-    Room,
     check_input,
     full_shape,
     gather,
@@ -133,7 +133,7 @@ Views = dict[str, Tensor]
 
 
 @dataclass(slots=True, eq=False)
-class Slot:
+class TorchSlot:
     """A tensor of a batch in the I/O area; ``array`` and ``host`` are the same memory."""
 
     spec: TensorSpec
@@ -144,7 +144,7 @@ class Slot:
 
 
 @dataclass(slots=True, eq=False)
-class Package:
+class LoadedPackage:
     """A compiled batch size, loaded for good.
 
     ``page`` is where the constants lie that it has now (-1: nowhere that counts). ``lock`` is held while it
@@ -153,8 +153,8 @@ class Package:
 
     batch: int
     loader: Any
-    inputs: list[Slot]
-    outputs: list[Slot]
+    inputs: list[TorchSlot]
+    outputs: list[TorchSlot]
     lock: threading.Lock = field(default_factory=threading.Lock)
     page: int = -1
     views: Views = field(default_factory=dict)
@@ -189,7 +189,7 @@ class Package:
 
 def open_package(
     code: Code, index: TorchIndex, batch: int, accelerator: Accelerator, area: tuple[Tensor, Tensor]
-) -> Package:
+) -> LoadedPackage:
     """Load one package; DeviceError if it is not what the index says."""
     path = check_file(code, package_name(batch))
     try:
@@ -207,7 +207,7 @@ def open_package(
             f" not in the package {sorted(wanted - found)[:5]}; compile the model again"
         )
     slots = _slots(code, batch, area)
-    return Package(batch, loader, slots[: len(code.inputs)], slots[len(code.inputs) :])
+    return LoadedPackage(batch, loader, slots[: len(code.inputs)], slots[len(code.inputs) :])
 
 
 def check_code(code: Code, index: TorchIndex, accelerator: Accelerator, device: str) -> None:
@@ -245,19 +245,19 @@ def area_bytes(code: Code, batch: int) -> int:
     return sum(align((spec.row_bytes or 0) * rows) for spec in (*code.inputs, *code.outputs))
 
 
-def _slots(code: Code, batch: int, area: tuple[Tensor, Tensor]) -> list[Slot]:
+def _slots(code: Code, batch: int, area: tuple[Tensor, Tensor]) -> list[TorchSlot]:
     slots, start = [], 0
     for spec in (*code.inputs, *code.outputs):
         shape, dtype = full_shape(code, spec, batch), DTYPES[spec.datatype]
         end = start + nbytes_of(shape, NUMPY_DTYPES[spec.datatype])
         host, device = (memory[start:end].view(dtype).view(shape) for memory in area)
         array = area[0][start:end].numpy().view(NUMPY_DTYPES[spec.datatype]).reshape(shape)
-        slots.append(Slot(spec, dtype, array, host, device))
+        slots.append(TorchSlot(spec, dtype, array, host, device))
         start = align(end)
     return slots
 
 
-def fill(code: Code, slot: Slot, calls: Sequence[CallBuffers], rows: Sequence[int]) -> None:
+def fill(code: Code, slot: TorchSlot, calls: Sequence[CallBuffers], rows: Sequence[int]) -> None:
     """Bring the rows of calls into their place in the area."""
     if code.batched:
         stack(gather(code, slot.spec, calls, rows), slot.array)
@@ -267,7 +267,7 @@ def fill(code: Code, slot: Slot, calls: Sequence[CallBuffers], rows: Sequence[in
     slot.array[...] = array
 
 
-def leave(package: Package, outputs: Sequence[Tensor], accelerator: Accelerator) -> list[Array]:
+def leave(package: LoadedPackage, outputs: Sequence[Tensor], accelerator: Accelerator) -> list[Array]:
     """Have outputs come to the host; the arrays hold them once the lane's mark is reached."""
     fault = package.misfit(outputs)
     if fault:
@@ -282,7 +282,7 @@ def leave(package: Package, outputs: Sequence[Tensor], accelerator: Accelerator)
     ]
 
 
-class Seen:
+class WeightViews:
     """The weights of codes as they lie in extents, by (code, first page): views, made once. Thread-safe."""
 
     def __init__(self, tensors_max: int = VIEWS_MAX) -> None:
@@ -353,12 +353,12 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Prepared:
+class PreparedTorch:
     """A code that is ready."""
 
     code: Code
     index: TorchIndex
-    packages: dict[int, Package]
+    packages: dict[int, LoadedPackage]
 
 
 @dataclass(slots=True)
@@ -381,7 +381,9 @@ class TorchDevice:
                 f"page_bytes: expected a multiple of {mmap.PAGESIZE}, found {page_bytes}; choose for example"
                 " 16777216"
             )
-        self._accelerator = accelerator or (Cuda(config) if config.kind == "cuda" else Host(config))
+        self._accelerator = accelerator or (
+            Cuda(config) if config.kind == "cuda" else HostAccelerator(config)
+        )
         pages = self._accelerator.memory_bytes() // page_bytes
         if pages < 1:
             raise DeviceError(f"memory_bytes: expected at least one page of {page_bytes} bytes; raise it")
@@ -389,9 +391,9 @@ class TorchDevice:
         self._arena = self._accelerator.arena(pages * page_bytes)
         self._area = self._accelerator.area(config.io_bytes)
         self._pool = HostPool(self._accelerator, config.pool_bytes)
-        self._prepared: dict[str, Prepared] = {}
-        self._kept: OrderedDict[str, Prepared] = OrderedDict()  # retired, ready to return
-        self._seen = Seen()
+        self._prepared: dict[str, PreparedTorch] = {}
+        self._kept: OrderedDict[str, PreparedTorch] = OrderedDict()  # retired, ready to return
+        self._seen = WeightViews()
         self._graphs: OrderedDict[tuple[str, int, int], Graph] = OrderedDict()  # by code, page and batch
         self._running: Graph | None = None  # whose memory must stay while it runs
         self._swaps = 0
@@ -455,7 +457,7 @@ class TorchDevice:
         """Look whether a weights file is what its name says, before it is wanted; for any thread."""
         self._pool.verify(weights)
 
-    def _open(self, code: Code) -> Prepared:
+    def _open(self, code: Code) -> PreparedTorch:
         if code.backend != "torch":
             raise DeviceError(f"code {code.code_id}: {self.spec.misfit(code.backend)}")
         index = read_index(code)
@@ -470,9 +472,9 @@ class TorchDevice:
                 f"code {code.code_id}: its inputs and outputs take {area_bytes(code, sizes[0])} bytes, and"
                 f" the I/O area has {self._config.io_bytes}; raise io_memory"
             )
-        return Prepared(code, index, packages)
+        return PreparedTorch(code, index, packages)
 
-    def _warm_up(self, prepared: Prepared) -> None:
+    def _warm_up(self, prepared: PreparedTorch) -> None:
         """Run batch sizes on zeros, so that their workspace is there: on a GPU all, else while time allows.
 
         Weights are zeros of their own, for the arena's pages hold those of others. A model may refuse made-up
@@ -502,7 +504,7 @@ class TorchDevice:
             if left_ns < 2 * took_ns and self._accelerator.shares_memory:
                 return
 
-    def _capture(self, prepared: Prepared, package: Package, page: int, views: Views) -> None:
+    def _capture(self, prepared: PreparedTorch, package: LoadedPackage, page: int, views: Views) -> None:
         """Make a CUDA graph for this place, unless there is one: here, so that no INFER has to."""
         key = (prepared.code.code_id, page, package.batch)
         if key in self._graphs or not package.captures or not self._config.graphs:
@@ -548,7 +550,7 @@ class TorchDevice:
             raise
 
     def _run(
-        self, prepared: Prepared, package: Package, action: Infer, calls: Sequence[CallBuffers],
+        self, prepared: PreparedTorch, package: LoadedPackage, action: Infer, calls: Sequence[CallBuffers],
         rows: Sequence[int], started_ns: int,
     ) -> Phases:  # fmt: skip
         accelerator, code = self._accelerator, prepared.code
@@ -572,7 +574,7 @@ class TorchDevice:
             arrays = leave(package, outputs, accelerator)
             left = accelerator.mark("output")
         accelerator.wait(left)
-        rooms = [Room(call) for call in calls]
+        rooms = [OutputRoom(call) for call in calls]
         for slot, array in zip(package.outputs, arrays, strict=True):
             split(code, slot.spec, array, package.batch, rows, rooms)
         input_ns = filled_ns - started_ns + accelerator.between_ns(came, begun)
@@ -580,7 +582,7 @@ class TorchDevice:
         self.samples.append(Sample(code.code_id, package.batch, run_ns, accelerator.rates))
         return Phases(input_ns, run_ns, max(0, time.monotonic_ns() - started_ns - input_ns - run_ns))
 
-    def _outputs(self, prepared: Prepared, package: Package, page: int) -> list[Tensor]:
+    def _outputs(self, prepared: PreparedTorch, package: LoadedPackage, page: int) -> list[Tensor]:
         """By the graph of this place if there is one, else by the package itself."""
         key = (prepared.code.code_id, page, package.batch)
         self._running = graph = self._graphs.get(key)
@@ -613,12 +615,12 @@ class TorchDevice:
         self._graphs.clear()
         self._prepared.clear()
         self._kept.clear()
-        self._seen = Seen()
+        self._seen = WeightViews()
         self._pool.close()
         self._arena, self._area = None, (None, None)
         self._accelerator.close()
 
-    def _get(self, code_id: str) -> Prepared:
+    def _get(self, code_id: str) -> PreparedTorch:
         prepared = self._prepared.get(code_id)
         if prepared is None:
             raise DeviceError(f"code {code_id}: not prepared on {self._config.device}")
@@ -637,7 +639,7 @@ class TorchDevice:
             )
         return self._arena[first * page_bytes : first * page_bytes + nbytes]
 
-    def _views(self, prepared: Prepared, page: int) -> Views:
+    def _views(self, prepared: PreparedTorch, page: int) -> Views:
         start, index = page * self.spec.page_bytes, prepared.index
         return self._seen.get(
             prepared.code.code_id,

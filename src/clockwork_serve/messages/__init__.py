@@ -35,13 +35,10 @@ from clockwork_serve.messages.links import (
     Fetch,
     GatewayLost,
     Hello,
-    Intake,
-    Keep,
-    Machine,
-    Measured,
+    MachineHello,
+    MeasuredDurations,
     ModelAdded,
     ModelRemoved,
-    Pardon,
     Part,
     Piece,
     Ping,
@@ -51,12 +48,15 @@ from clockwork_serve.messages.links import (
     QuotasSet,
     Readiness,
     Refused,
+    ReleaseFromQuarantine,
     Reply,
+    RequestCredit,
     RequestPiece,
     Resident,
+    RetainWeights,
     Role,
     Running,
-    Unheard,
+    Undelivered,
     WorkerCrashed,
     WorkerHeard,
     WorkerHung,
@@ -80,11 +80,11 @@ from clockwork_serve.messages.records import (
 from clockwork_serve.messages.requests import (
     LEAST_PRIORITY,
     USUAL_PRIORITY,
-    Announced,
+    AdmissionQuery,
+    AdmissionReply,
     Answer,
     Cancel,
     Delivered,
-    Foretold,
     Outcome,
     Reason,
     Release,
@@ -95,22 +95,26 @@ from clockwork_serve.messages.requests import (
 
 ControllerEvent = (
     Request | Cancel | Result | WorkerJoined | WorkerLost | CodeAdded | CodeReady | CodeRemoved | CodeRemade
-    | ModelAdded | ModelRemoved | Pardon | QuotasSet | GatewayLost | Drain | Announced | WorkerCrashed
+    | ModelAdded | ModelRemoved | ReleaseFromQuarantine | QuotasSet | GatewayLost | Drain | AdmissionQuery
+    | WorkerCrashed
     | WorkerSilent | WorkerHeard
 )  # fmt: skip
 """What the controller observes."""
 
 ControllerEffect = (
-    Answer | Release | Load | Unload | Infer | Readiness | Foretold | Quarantined | WorkerHung | Keep
+    Answer | Release | Load | Unload | Infer | Readiness | AdmissionReply | Quarantined | WorkerHung
+    | RetainWeights
 )  # fmt: skip
 """What the controller decides."""
 
 Frame = (
     Hello | Ping | Request | Cancel | Answer | Release | Load | Unload | Infer | Result
     | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved | QuotasSet
-    | Drain | Readiness | Ask | Reply | Announced | Foretold | Quarantined | Pardon | WorkerCrashed
-    | DeviceNumbers | Beat | WorkerHung | Intake | Keep | Machine | Refused | Piece | Fetch | Part
-    | FarGateway | RequestPiece | Unheard | ProcessesEnded | ArtefactDamaged | CodeRemade | DamageCounted
+    | Drain | Readiness | Ask | Reply | AdmissionQuery | AdmissionReply | Quarantined
+    | ReleaseFromQuarantine | WorkerCrashed
+    | DeviceNumbers | Beat | WorkerHung | RequestCredit | RetainWeights | MachineHello | Refused | Piece
+    | Fetch | Part
+    | FarGateway | RequestPiece | Undelivered | ProcessesEnded | ArtefactDamaged | CodeRemade | DamageCounted
     | Delivered
 )  # fmt: skip
 """What may be sent on a link between our processes."""
@@ -120,7 +124,8 @@ __all__ = [
     "LEAST_PRIORITY",
     "USUAL_PRIORITY",
     "Action",
-    "Announced",
+    "AdmissionQuery",
+    "AdmissionReply",
     "Answer",
     "ArtefactDamaged",
     "Ask",
@@ -144,22 +149,18 @@ __all__ = [
     "Extent",
     "FarGateway",
     "Fetch",
-    "Foretold",
     "Frame",
     "GatewayLost",
     "Hello",
     "Infer",
-    "Intake",
-    "Keep",
     "Lane",
     "Load",
-    "Machine",
-    "Measured",
+    "MachineHello",
+    "MeasuredDurations",
     "Model",
     "ModelAdded",
     "ModelRemoved",
     "Outcome",
-    "Pardon",
     "Part",
     "Piece",
     "Ping",
@@ -173,11 +174,14 @@ __all__ = [
     "Reason",
     "Refused",
     "Release",
+    "ReleaseFromQuarantine",
     "Reply",
     "Request",
+    "RequestCredit",
     "RequestPiece",
     "Resident",
     "Result",
+    "RetainWeights",
     "Role",
     "Running",
     "Status",
@@ -186,7 +190,7 @@ __all__ = [
     "Tensors",
     "TorchIndex",
     "TorchTensor",
-    "Unheard",
+    "Undelivered",
     "Unload",
     "Weights",
     "Window",

@@ -69,7 +69,7 @@ class Running(Struct, frozen=True, kw_only=True):
     expected_ns: int = 0
 
 
-class Measured(Struct, frozen=True, kw_only=True):
+class MeasuredDurations(Struct, frozen=True, kw_only=True):
     """The last durations of a code on a device, oldest first, at that batch size (0: LOADs) and signature."""
 
     code_id: str
@@ -86,18 +86,21 @@ class DeviceState(Struct, frozen=True, kw_only=True):
     """Those prepared."""
     weights: tuple[Resident, ...] = ()
     running: tuple[Running, ...] = ()
-    measured: tuple[Measured, ...] = ()
+    measured: tuple[MeasuredDurations, ...] = ()
 
 
 class WorkerJoined(Struct, frozen=True, kw_only=True, tag="worker_joined"):
-    """A worker is up, with empty memory; or back, with what ``states`` tell; a :class:`Keep` then chooses."""
+    """A worker is up, with empty memory, or back with what ``states`` tell.
+
+    Then a :class:`RetainWeights` chooses.
+    """
 
     worker: str
     devices: tuple[DeviceSpec, ...]
     states: tuple[DeviceState, ...] = ()
 
 
-class Keep(Struct, frozen=True, kw_only=True, tag="keep"):
+class RetainWeights(Struct, frozen=True, kw_only=True, tag="keep"):
     """Of the weights on a device when its worker joined, these ``versions`` stay; all others are to go."""
 
     device: str
@@ -239,7 +242,7 @@ class Quarantined(Struct, frozen=True, kw_only=True, tag="quarantined"):
     code_id: str = ""
 
 
-class Pardon(Struct, frozen=True, kw_only=True, tag="pardon"):
+class ReleaseFromQuarantine(Struct, frozen=True, kw_only=True, tag="pardon"):
     """All versions of the model of that name are to leave quarantine."""
 
     model: str
@@ -268,7 +271,7 @@ class Readiness(Struct, frozen=True, kw_only=True, tag="readiness"):
     why: str = ""
 
 
-class Intake(Struct, frozen=True, kw_only=True, tag="intake"):
+class RequestCredit(Struct, frozen=True, kw_only=True, tag="intake"):
     """``heard`` more of a gateway's requests were taken in; ``most`` may be on their way from now on.
 
     0 stands for any number. Those that are too many wait at the gateway. One that has waited there for the
@@ -324,7 +327,7 @@ class Reply(Struct, frozen=True, kw_only=True, tag="reply"):
 # Tensors and artefacts travel in pieces, so that nothing else waits long behind them.
 
 
-class Machine(Struct, frozen=True, kw_only=True, tag="machine"):
+class MachineHello(Struct, frozen=True, kw_only=True, tag="machine"):
     """A worker's first frame: what it runs.
 
     ``runtime`` is what artefacts depend on beside their model, ``kinds`` those of its devices.
@@ -374,7 +377,7 @@ class RequestPiece(Struct, frozen=True, kw_only=True, tag="request_piece"):
     data: bytes
 
 
-class Unheard(Struct, frozen=True, kw_only=True, tag="unheard"):
+class Undelivered(Struct, frozen=True, kw_only=True, tag="unheard"):
     """The controller never heard of a request: there was no room (``why``), or it was cancelled before."""
 
     request_id: str

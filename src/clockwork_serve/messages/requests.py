@@ -97,7 +97,7 @@ class Request(Struct, frozen=True, kw_only=True, tag="request"):
     way_ns: int = 0
 
 
-class Announced(Struct, frozen=True, kw_only=True, tag="announced"):
+class AdmissionQuery(Struct, frozen=True, kw_only=True, tag="announced"):
     """The head of a request has come, and its body is on the way: is it worth reading? Answered at once.
 
     ``announced_id`` is not the id of the :class:`Request` that may follow. Other fields are as there.
@@ -112,7 +112,7 @@ class Announced(Struct, frozen=True, kw_only=True, tag="announced"):
     way_ns: int = 0
 
 
-class Foretold(Struct, frozen=True, kw_only=True, tag="foretold"):
+class AdmissionReply(Struct, frozen=True, kw_only=True, tag="foretold"):
     """What would become of a request that was announced: with a ``reason``, it would be rejected.
 
     Without one it may come; that is no promise. Fields as in :class:`Answer`.

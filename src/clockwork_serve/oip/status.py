@@ -39,7 +39,7 @@ class RegionExists(InvalidRequest):
 # The one table from how a request ended to the status a client sees, HTTP and gRPC; it sends nothing.
 
 
-class Status(NamedTuple):
+class ClientStatus(NamedTuple):
     """An HTTP status, and a gRPC status by its name."""
 
     http: int
@@ -49,29 +49,29 @@ class Status(NamedTuple):
 # An answer that would come too late is 429 and never 503/UNAVAILABLE, which stock clients send again at once:
 # three times the load, after the deadline. 503 says that this server does not serve.
 _BY_OUTCOME: Final = {
-    Outcome.OK: Status(200, "OK"),
-    Outcome.REJECTED: Status(429, "RESOURCE_EXHAUSTED"),
-    Outcome.EXPIRED: Status(504, "DEADLINE_EXCEEDED"),
-    Outcome.CANCELLED: Status(499, "CANCELLED"),
-    Outcome.FAILED: Status(500, "INTERNAL"),
-    Outcome.INVALID: Status(400, "INVALID_ARGUMENT"),
+    Outcome.OK: ClientStatus(200, "OK"),
+    Outcome.REJECTED: ClientStatus(429, "RESOURCE_EXHAUSTED"),
+    Outcome.EXPIRED: ClientStatus(504, "DEADLINE_EXCEEDED"),
+    Outcome.CANCELLED: ClientStatus(499, "CANCELLED"),
+    Outcome.FAILED: ClientStatus(500, "INTERNAL"),
+    Outcome.INVALID: ClientStatus(400, "INVALID_ARGUMENT"),
 }
-_UNAVAILABLE: Final = Status(503, "UNAVAILABLE")
+_UNAVAILABLE: Final = ClientStatus(503, "UNAVAILABLE")
 _TRITONS: Final = frozenset({Outcome.REJECTED, Outcome.EXPIRED})
 """What Triton calls unavailable: its queue is full, or a request's time in it is up."""
 _BY_REASON: Final = {
     (Outcome.REJECTED, Reason.NOT_SERVING): _UNAVAILABLE,
     (Outcome.REJECTED, Reason.DRAINING): _UNAVAILABLE,
-    (Outcome.INVALID, Reason.UNKNOWN_MODEL): Status(404, "NOT_FOUND"),
+    (Outcome.INVALID, Reason.UNKNOWN_MODEL): ClientStatus(404, "NOT_FOUND"),
 }
-_BY_ERROR: Final[dict[type[InvalidRequest], Status]] = {
+_BY_ERROR: Final[dict[type[InvalidRequest], ClientStatus]] = {
     InvalidRequest: _BY_OUTCOME[Outcome.INVALID],
-    UnknownModel: Status(404, "NOT_FOUND"),
-    TooLarge: Status(413, "RESOURCE_EXHAUSTED"),
-    Unsupported: Status(501, "UNIMPLEMENTED"),
-    Forbidden: Status(403, "PERMISSION_DENIED"),
-    UnknownRegion: Status(404, "NOT_FOUND"),
-    RegionExists: Status(409, "ALREADY_EXISTS"),
+    UnknownModel: ClientStatus(404, "NOT_FOUND"),
+    TooLarge: ClientStatus(413, "RESOURCE_EXHAUSTED"),
+    Unsupported: ClientStatus(501, "UNIMPLEMENTED"),
+    Forbidden: ClientStatus(403, "PERMISSION_DENIED"),
+    UnknownRegion: ClientStatus(404, "NOT_FOUND"),
+    RegionExists: ClientStatus(409, "ALREADY_EXISTS"),
 }
 _GRPC_BY_HTTP: Final = {
     200: "OK", 400: "INVALID_ARGUMENT", 403: "PERMISSION_DENIED", 404: "NOT_FOUND", 409: "ALREADY_EXISTS",
@@ -83,14 +83,14 @@ _GRPC_BY_HTTP: Final = {
 OK: Final = _BY_OUTCOME[Outcome.OK]
 
 
-def status_of(outcome: Outcome, reason: Reason, *, triton: bool = False) -> Status:
+def status_of(outcome: Outcome, reason: Reason, *, triton: bool = False) -> ClientStatus:
     """The status of a request that ended that way; ``triton``: for clients that insist on Triton's."""
     if triton and outcome in _TRITONS:
         return _UNAVAILABLE
     return _BY_REASON.get((outcome, reason)) or _BY_OUTCOME[outcome]
 
 
-def status_of_error(error: InvalidRequest) -> Status:
+def status_of_error(error: InvalidRequest) -> ClientStatus:
     """The status of a request that is wrong in that way."""
     return _BY_ERROR[type(error)]
 

@@ -30,7 +30,7 @@ class _Itimerspec(ctypes.Structure):
     _fields_ = (("interval", _Timespec), ("value", _Timespec))
 
 
-class Timer:
+class LoopTimer:
     """Calls ``on_time`` on the running loop when CLOCK_MONOTONIC reaches the armed time; one shot."""
 
     def __init__(self, on_time: Callable[[], None]) -> None:
@@ -104,7 +104,7 @@ class Driver(Generic[Event, Effect]):
         clock: Callable[[], int] = time.monotonic_ns,
         journal: Callable[[int, list[Event], list[Effect]], None] | None = None,
         woke: Callable[[int], None] = lambda late_ns: None,
-        timer: Callable[[Callable[[], None]], Timer] = Timer,
+        timer: Callable[[Callable[[], None]], LoopTimer] = LoopTimer,
     ) -> None:
         self.machine = machine
         self._perform = perform

@@ -10,7 +10,15 @@ from typing import Final
 
 from msgspec import structs
 
-from clockwork_serve.messages import Beat, Frame, Intake, Request, WorkerHeard, WorkerHung, WorkerSilent
+from clockwork_serve.messages import (
+    Beat,
+    Frame,
+    Request,
+    RequestCredit,
+    WorkerHeard,
+    WorkerHung,
+    WorkerSilent,
+)
 from clockwork_serve.serve.transport import Link
 from clockwork_serve.units import NS_PER_S, ms
 
@@ -44,7 +52,7 @@ class _Pace:
         self.last_ns = now_ns
 
 
-class Hearing:
+class CreditIssuer:
     """Methods are for the loop's own thread."""
 
     def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
@@ -54,7 +62,7 @@ class Hearing:
     def welcome(self, link: Link) -> None:
         """A gateway is there."""
         self._paces[link] = _Pace(self._clock())
-        link.send(Intake(heard=0, most=FIRST))
+        link.send(RequestCredit(heard=0, most=FIRST))
 
     def forget(self, link: Link) -> None:
         """It is gone."""
@@ -73,7 +81,7 @@ class Hearing:
         pace.gap_ns += (gap_ns - pace.gap_ns) // WEIGHT
         least = max(LEAST_EACH, LEAST // len(self._paces))
         pace.most = min(MOST, max(least, DELAY_NS // max(1, pace.gap_ns)))
-        link.send(Intake(heard=pace.heard, most=pace.most))
+        link.send(RequestCredit(heard=pace.heard, most=pace.most))
         pace.heard, pace.last_ns = 0, now_ns
 
 
@@ -211,7 +219,7 @@ SWEEP_NS: Final = 2_000_000
 """Who has waited for too long is looked for as often as that."""
 
 
-class Turnstile:
+class CreditGate:
     """For one thread. ``refuse`` gets a request that is not passed on, and for how long it waited, in ns."""
 
     def __init__(
@@ -223,7 +231,7 @@ class Turnstile:
         self._send = send
         self._refuse = refuse
         self._clock = clock
-        self._rule = Intake(heard=0, most=0)
+        self._rule = RequestCredit(heard=0, most=0)
         self._unheard = 0  # sent and not heard, since there is a rule
         self._held: dict[str, tuple[Request, int]] = {}  # who waits, and since when; the oldest first
 
@@ -249,7 +257,7 @@ class Turnstile:
                 self._refuse(oldest, now_ns - since_ns)
         return bool(self._held)
 
-    def take(self, rule: Intake) -> None:
+    def take(self, rule: RequestCredit) -> None:
         """What the controller says."""
         self._rule = rule
         self._unheard = max(0, self._unheard - rule.heard)
@@ -286,4 +294,4 @@ class Turnstile:
         """The link is gone, and all that was sent."""
         self._held.clear()
         self._unheard = 0
-        self._rule = Intake(heard=0, most=0)
+        self._rule = RequestCredit(heard=0, most=0)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from clockwork_serve.serve.driver import Timer
+from clockwork_serve.serve.driver import LoopTimer
 from clockwork_serve.units import ms
 
 # ------------------------------------------------------------
@@ -38,8 +38,8 @@ TURNS: Final = 4
 _PARAMETERS: Final = os.sched_param(0)
 
 
-class UrgentTimer(Timer):
-    """As :class:`Timer`; it sets the scheduling class of the thread that makes it and arms it.
+class UrgentTimer(LoopTimer):
+    """As :class:`LoopTimer`; it sets the scheduling class of the thread that makes it and arms it.
 
     Whom the operator gave another policy than the ordinary one keeps that.
     """

@@ -20,7 +20,7 @@ import msgspec
 
 from clockwork_serve.errors import TransportError, encodable
 from clockwork_serve.messages import (
-    Announced,
+    AdmissionQuery,
     Frame,
     Hello,
     Infer,
@@ -255,7 +255,7 @@ def to_controller(frame: Frame, offset_ns: int) -> Frame:
             return msgspec.structs.replace(
                 frame, started_ns=frame.started_ns - offset_ns, ended_ns=frame.ended_ns - offset_ns
             )
-        case Request() | Announced():
+        case Request() | AdmissionQuery():
             return msgspec.structs.replace(
                 frame, arrival_ns=frame.arrival_ns - offset_ns, deadline_ns=frame.deadline_ns - offset_ns
             )

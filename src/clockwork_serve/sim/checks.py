@@ -26,7 +26,7 @@ from clockwork_serve.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from clockwork_serve.sim.host import LEAST_NS, Asked, Host, World, is_cut
+from clockwork_serve.sim.host import LEAST_NS, Asked, SimulatedWorker, World, is_cut
 from clockwork_serve.sim.restarts import taken_over
 from clockwork_serve.telemetry import Recorder
 from clockwork_serve.units import NS_PER_S, NS_PER_US
@@ -126,7 +126,7 @@ STRIDE: Final = 64
 fifty steps."""
 
 
-class CheckedHost(Host):
+class CheckedHost(SimulatedWorker):
     """See the module."""
 
     __slots__ = ("_checks", "_steps", "truth")
@@ -263,11 +263,11 @@ class Checks:
         self._infer_noise = _span(noise.infer_us)
         self._load_noise = _span(noise.load_us)
 
-    def host(self, name: str, specs: tuple[DeviceSpec, ...]) -> Host:
+    def host(self, name: str, specs: tuple[DeviceSpec, ...]) -> SimulatedWorker:
         """A worker that is checked."""
         return CheckedHost(name, specs, self._simulation.world, self)
 
-    def started(self, host: Host, action: Action) -> None:
+    def started(self, host: SimulatedWorker, action: Action) -> None:
         """A worker starts what the controller waits for, unless that believes the worker lost."""
         if action.action_id < 0 or is_cut(host) or self._simulation.hosts.get(host.name) is not host:
             return

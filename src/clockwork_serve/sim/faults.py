@@ -25,7 +25,7 @@ from clockwork_serve.messages import (
     WorkerCrashed,
 )
 from clockwork_serve.sim.constants import Cluster
-from clockwork_serve.sim.host import CALL, TO_CONTROLLER, TO_WORKER, Host, Trouble, is_cut
+from clockwork_serve.sim.host import CALL, TO_CONTROLLER, TO_WORKER, SimulatedWorker, Trouble, is_cut
 from clockwork_serve.sim.restarts import Restarts, Stops
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, ms
 from clockwork_serve.worker.events import ControllerLost
@@ -111,7 +111,7 @@ class Faults:
         if table.for_s is not None:
             self.later(round(table.for_s * NS_PER_S), what)
 
-    def hit(self, table: FaultTable) -> list[Host]:
+    def hit(self, table: FaultTable) -> list[SimulatedWorker]:
         """The workers up that a fault means."""
         hosts = [host for host in self._simulation.hosts.values() if not host.gone]
         if table.device is not None:
@@ -126,7 +126,7 @@ class Faults:
             self.crash(host, table.for_s)
         return NOTHING
 
-    def crash(self, host: Host, for_s: float | None) -> None:
+    def crash(self, host: SimulatedWorker, for_s: float | None) -> None:
         """It dies; what it said before still arrives, then the controller learns that its link ended."""
         host.die()
         now_ns = self._simulation.now_ns
@@ -149,14 +149,14 @@ class Faults:
         self._world.killers.pop(key, None)
         return NOTHING
 
-    def _killed(self, host: Host) -> Events:
+    def _killed(self, host: SimulatedWorker) -> Events:
         if not host.gone:
             self.executed["kills"] += 1
             self.crash(host, None)
             self.later(NS_PER_MS, lambda: (WorkerCrashed(worker=host.name),))
         return NOTHING
 
-    def _lost(self, host: Host) -> Events:
+    def _lost(self, host: SimulatedWorker) -> Events:
         """The controller learns that a worker's link is gone, if it does not know."""
         simulation = self._simulation
         if simulation.hosts.get(host.name) is not host:
@@ -167,12 +167,12 @@ class Faults:
         self._world.forget(host, (TO_CONTROLLER,))
         return (host.autopsy(),)
 
-    def _restart(self, dead: Host) -> Events:
+    def _restart(self, dead: SimulatedWorker) -> Events:
         host = self._simulation.host(dead.name, dead.specs)
         host.slowness = dead.slowness
         return self._rejoin(host)
 
-    def _join(self, host: Host) -> Events:
+    def _join(self, host: SimulatedWorker) -> Events:
         """A worker connects. A link that it had before is over by that; codes are sent to it at once."""
         simulation, now_ns = self._simulation, self._simulation.now_ns
         before = simulation.hosts.get(host.name)
@@ -195,7 +195,7 @@ class Faults:
                     self.after(table, partial(self._usual, host, spec.device))
         return NOTHING
 
-    def _usual(self, host: Host, device: str) -> Events:
+    def _usual(self, host: SimulatedWorker, device: str) -> Events:
         host.slowness.pop(device, None)
         return NOTHING
 
@@ -207,14 +207,14 @@ class Faults:
             self.after(table, partial(self._skew_back, host, ms(table.ms)))
         return NOTHING
 
-    def _skew_back(self, host: Host, by_ns: int) -> Events:
+    def _skew_back(self, host: SimulatedWorker, by_ns: int) -> Events:
         if not host.gone:
             host.set_skew(host.skew_ns - by_ns, self._simulation.now_ns)
         return NOTHING
 
     # Links
 
-    def _trouble(self, host: Host) -> Trouble:
+    def _trouble(self, host: SimulatedWorker) -> Trouble:
         if not isinstance(host.trouble, Trouble):
             host.trouble = Trouble(self._dice, partial(self._cut, host))
         return host.trouble
@@ -242,7 +242,7 @@ class Faults:
         trouble.loss = 0.0
         return NOTHING
 
-    def _cut(self, host: Host) -> None:
+    def _cut(self, host: SimulatedWorker) -> None:
         """A message was lost: each side notices by its own timer, and the worker connects again."""
         self.executed["loss"] += 1
         link = host.trouble
@@ -251,11 +251,11 @@ class Faults:
         self.later(int(self._dice.integers(low, high)), partial(self._unheard, host, link))
         self.later(int(self._dice.integers(low, high)), partial(self._unlinked, host, link))
 
-    def _unheard(self, host: Host, link: object) -> Events:
+    def _unheard(self, host: SimulatedWorker, link: object) -> Events:
         """The controller notices; it did already, if the worker is back."""
         return self._lost(host) if host.trouble is link else NOTHING
 
-    def _unlinked(self, host: Host, link: object) -> Events:
+    def _unlinked(self, host: SimulatedWorker, link: object) -> Events:
         """The worker notices."""
         if not host.gone and host.trouble is link:
             self._world.forget(host, (TO_WORKER,))
@@ -263,7 +263,7 @@ class Faults:
             self.later(self._times.rejoin_ns, partial(self._rejoin, host))
         return NOTHING
 
-    def _rejoin(self, host: Host) -> Events:
+    def _rejoin(self, host: SimulatedWorker) -> Events:
         if host.gone:
             return NOTHING
         if host.stopped is not None or self._simulation.down is not None:

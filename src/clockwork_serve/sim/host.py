@@ -25,7 +25,6 @@ from clockwork_serve.messages import (
     Drain,
     GatewayLost,
     Infer,
-    Keep,
     Load,
     ModelAdded,
     ModelRemoved,
@@ -35,6 +34,7 @@ from clockwork_serve.messages import (
     Reason,
     Request,
     Result,
+    RetainWeights,
     Status,
     Unload,
     WorkerJoined,
@@ -110,10 +110,10 @@ class World:
         self.jitter: Draws | None = None
         self.infer_noise: Draws | None = None
         self.load_noise: Draws | None = None
-        self.killers: dict[str, Callable[[Host], Sequence[ControllerEvent]]] = {}
+        self.killers: dict[str, Callable[[SimulatedWorker], Sequence[ControllerEvent]]] = {}
         """By a model's key: what happens to a host that has run it, before anybody hears of the result."""
 
-        self.endless: dict[str, Callable[[Host], None]] = {}
+        self.endless: dict[str, Callable[[SimulatedWorker], None]] = {}
         """By a model's key: told of a host that has begun to run it, and will never be done with it."""
 
     def at(self, when_ns: int, kind: int, whom: Any, what: Any) -> None:
@@ -139,7 +139,7 @@ class FaultInjector(Protocol):
         """When a message arrives that would arrive at ``when_ns``; None: never."""
 
 
-class Host:
+class SimulatedWorker:
     """One worker process and its devices."""
 
     __slots__ = (
@@ -192,7 +192,7 @@ class Host:
         assert joined is not None
         return joined
 
-    def send(self, message: Action | CodeAdded | CodeRemoved | Keep, now_ns: int) -> None:
+    def send(self, message: Action | CodeAdded | CodeRemoved | RetainWeights, now_ns: int) -> None:
         """The controller sends it something."""
         world = self.world
         jitter = world.jitter
@@ -525,6 +525,6 @@ class Trouble:
         return None if self.cut else when_ns + self.delay_ns
 
 
-def is_cut(host: Host) -> bool:
+def is_cut(host: SimulatedWorker) -> bool:
     """Whether nothing arrives on its link any more."""
     return isinstance(host.trouble, Trouble) and host.trouble.cut

@@ -43,7 +43,7 @@ import numpy as np
 from msgspec import Struct
 
 from clockwork_serve.sim.constants import Network, Noise, read_constants
-from clockwork_serve.sim.oracle_costs import Costs, LanePrices, ModelCosts, Requests
+from clockwork_serve.sim.oracle_costs import Costs, LanePrices, ModelCosts, OracleRequests
 from clockwork_serve.sim.oracle_exact import FEW, Search
 from clockwork_serve.sim.oracle_online import Online
 from clockwork_serve.sim.oracle_prices import Market, with_foresight, without_foresight
@@ -53,10 +53,17 @@ from clockwork_serve.workload.zoo import ZooModel
 if TYPE_CHECKING:
     from clockwork_serve.sim.constants import Cluster
 
-__all__ = ["Bound", "ModelCosts", "Requests", "closed_loop_limit_rps", "model_costs", "upper_bound"]
+__all__ = [
+    "ModelCosts",
+    "OracleBound",
+    "OracleRequests",
+    "closed_loop_limit_rps",
+    "model_costs",
+    "upper_bound",
+]
 
 
-class Bound(Struct, frozen=True, kw_only=True):
+class OracleBound(Struct, frozen=True, kw_only=True):
     """At most ``goodput`` requests (or weight) can be answered in time; ``count`` is it without fractions.
 
     ``prices``: requests per second of an exec lane (on average), of a load lane, and of a page. ``limits``:
@@ -88,7 +95,7 @@ def model_costs(row: ZooModel, page_bytes: int, max_batch: int | None = None) ->
 
 
 def upper_bound(
-    requests: Requests,
+    requests: OracleRequests,
     models: Sequence[ModelCosts],
     cluster: Cluster,
     *,
@@ -97,7 +104,7 @@ def upper_bound(
     warm_start: bool = False,
     weights: Sequence[float] | None = None,
     rates_rps: Sequence[float] | None = None,
-) -> Bound:
+) -> OracleBound:
     """The most of ``requests`` that can be answered in time on ``cluster`` from an empty start at time 0.
 
     ``noise``: durations may be as short as it allows (else they are the profile's); policies that do not know
@@ -118,7 +125,7 @@ def upper_bound(
         first_load_ns=None if warm_start else network.worker_ns,
     )  # fmt: skip
     if not len(costs.source):
-        return Bound(offered=offered, goodput=0.0, prices={}, limits={})
+        return OracleBound(offered=offered, goodput=0.0, prices={}, limits={})
     market = Market(costs, LanePrices(costs), cluster.devices, cluster.pages, first_ns)
     found = with_foresight(market, warm=warm_start)
     if rates_rps is not None:
@@ -135,7 +142,9 @@ def upper_bound(
     goodput = found.bound
     if weights is None and not warm_start and len(costs.source) <= FEW:
         goodput = _exact(costs, models, cluster, network, goodput)
-    return Bound(offered=offered, goodput=goodput, prices=prices, limits=limits, foresight=found.foresight)
+    return OracleBound(
+        offered=offered, goodput=goodput, prices=prices, limits=limits, foresight=found.foresight
+    )
 
 
 def _exact(

@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-class Requests(Protocol):
+class OracleRequests(Protocol):
     """Open-loop requests in any order: when sent (ns), index of their model, SLO (ns)."""
 
     @property
@@ -70,7 +70,7 @@ class Costs:
 
     def __init__(
         self,
-        requests: Requests,
+        requests: OracleRequests,
         models: Sequence[ModelCosts],
         network: Network,
         *,

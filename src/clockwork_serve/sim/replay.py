@@ -16,7 +16,7 @@ from msgspec import Struct
 from clockwork_serve.controller import Controller
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import ControllerEffect, ControllerEvent
-from clockwork_serve.telemetry import Head, Step, Torn, read_records
+from clockwork_serve.telemetry import JournalHead, Step, Torn, read_records
 from clockwork_serve.telemetry.journal import journal_files
 
 TELL_EVERY: Final = 256
@@ -49,7 +49,7 @@ class Run(Struct, kw_only=True):
     after the last one that could be replayed; ``torn_bytes`` how much is missing of its last record.
     """
 
-    head: Head
+    head: JournalHead
     other_build: str
     first_record: int
     decisions: int = 0
@@ -114,7 +114,7 @@ def replay(
     return player.replayed
 
 
-def _records(path: Path) -> Iterator[tuple[int, Head | Step | Torn]]:
+def _records(path: Path) -> Iterator[tuple[int, JournalHead | Step | Torn]]:
     try:
         yield from read_records(path)
     except msgspec.DecodeError as error:
@@ -129,9 +129,9 @@ class _Player:
         self._checks = checks
         self._controller: Controller | None = None
 
-    def take(self, number: int, record: Head | Step | Torn) -> None:
+    def take(self, number: int, record: JournalHead | Step | Torn) -> None:
         """The next record, which is the ``number``-th."""
-        if isinstance(record, Head):
+        if isinstance(record, JournalHead):
             self._controller = Controller(record.controller_config())
             self.replayed.runs.append(Run(head=record, other_build=record.other_build(), first_record=number))
         elif not self.replayed.runs:

@@ -31,7 +31,7 @@ from clockwork_serve.messages import (
     WorkerHeard,
     WorkerSilent,
 )
-from clockwork_serve.sim.host import LANE_DONE, TO_CONTROLLER, Entry, Host, Trouble, is_cut
+from clockwork_serve.sim.host import LANE_DONE, TO_CONTROLLER, Entry, SimulatedWorker, Trouble, is_cut
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 from clockwork_serve.worker.events import LaneDone
 from clockwork_serve.workload.tables import FaultTable
@@ -76,7 +76,7 @@ class Restarts:
 
     def __init__(
         self, simulation: Simulation, dice: np.random.Generator, later: Later, served: Mapping[str, Model],
-        unlinked: Callable[[Host, object], Events], executed: Counter[str],
+        unlinked: Callable[[SimulatedWorker, object], Events], executed: Counter[str],
     ) -> None:  # fmt: skip
         self._simulation = simulation
         self._dice = dice
@@ -244,9 +244,9 @@ class Stops:
         self._times = simulation.constants.faults
         self._ends = not simulation.controller.config.hang_ns
         """Nobody will ask for hung workers to be ended."""
-        self._halted: dict[Host, tuple[int, int, list[Entry]]] = {}
+        self._halted: dict[SimulatedWorker, tuple[int, int, list[Entry]]] = {}
         """Workers whose lanes are stopped: since when, how its clock was off, and what was to be done."""
-        self._silent: set[Host] = set()
+        self._silent: set[SimulatedWorker] = set()
         """Stopped workers that were missed."""
 
     def hang(self, table: FaultTable) -> Events:
@@ -267,7 +267,7 @@ class Stops:
         self._world.endless.pop(key, None)
         return NOTHING
 
-    def _stuck(self, host: Host) -> None:
+    def _stuck(self, host: SimulatedWorker) -> None:
         self._faults.executed["hangs"] += 1
         if self._ends:
             self._faults.later(self._times.kill_ns, partial(self._end, host))
@@ -288,21 +288,21 @@ class Stops:
                 self._faults.later(self._times.kill_ns, partial(self._end_unasked, host))
         return NOTHING
 
-    def _end_unasked(self, host: Host) -> Events:
+    def _end_unasked(self, host: SimulatedWorker) -> Events:
         """A worker is stopped for good: its keeper ends it where the controller cannot ask for that."""
         if self._ends or not self._linked(host):
             return self._end(host)
         self._faults.later(self._times.kill_ns, partial(self._end_unasked, host))
         return NOTHING
 
-    def _take_lanes(self, host: Host) -> list[Entry]:
+    def _take_lanes(self, host: SimulatedWorker) -> list[Entry]:
         heap = self._world.heap
         found = [entry for entry in heap if entry[2] == LANE_DONE and entry[3] is host]
         heap[:] = [entry for entry in heap if entry[2] != LANE_DONE or entry[3] is not host]
         heapify(heap)
         return found
 
-    def _goes_on(self, host: Host) -> Events:
+    def _goes_on(self, host: SimulatedWorker) -> Events:
         if host.gone:
             return NOTHING
         now_ns = self._simulation.now_ns
@@ -325,7 +325,7 @@ class Stops:
 
     # Beats
 
-    def _missed(self, host: Host, since_ns: int) -> Events:
+    def _missed(self, host: SimulatedWorker, since_ns: int) -> Events:
         """The controller misses the beats of a stopped worker, if it does not believe it lost already."""
         if host.stopped is None or host.stopped_ns != since_ns or host.gone or not self._linked(host):
             return NOTHING
@@ -333,10 +333,10 @@ class Stops:
         self._faults.later(self._times.silent_ns, partial(self._missed, host, since_ns))
         return (WorkerSilent(worker=host.name, for_ns=self._simulation.now_ns - since_ns),)
 
-    def _back(self, host: Host) -> Events:
+    def _back(self, host: SimulatedWorker) -> Events:
         return (WorkerHeard(worker=host.name),) if self._linked(host) and not host.gone else NOTHING
 
-    def _linked(self, host: Host) -> bool:
+    def _linked(self, host: SimulatedWorker) -> bool:
         return self._simulation.hosts.get(host.name) is host and not is_cut(host)
 
     # The keeper
@@ -347,7 +347,7 @@ class Stops:
         if host is not None:
             self._faults.later(self._times.end_ns, partial(self._end, host))
 
-    def _end(self, host: Host) -> Events:
+    def _end(self, host: SimulatedWorker) -> Events:
         if host.gone:
             return NOTHING
         by_itself = host.stopped is None

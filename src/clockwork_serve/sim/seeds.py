@@ -32,7 +32,7 @@ from clockwork_serve.sim.faults import (
 )
 from clockwork_serve.sim.simulation import Simulation, Watcher
 from clockwork_serve.units import MIB, NS_PER_S, ms
-from clockwork_serve.workload.scenario import Load, ModelSet, Scenario
+from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
 from clockwork_serve.workload.stream import Workload, build
 from clockwork_serve.workload.tables import ClusterTable, FaultKind, FaultTable, TenantTable
 from clockwork_serve.workload.zoo import Zoo, ZooModel
@@ -80,7 +80,7 @@ class Chance:
 
 
 @dataclass(slots=True)
-class Played:
+class PlayedSeed:
     """What became of a seed: requests sent, faults that hit something by kind, what devices did.
 
     ``failure`` is empty, or says what was wrong after the command that repeats it.
@@ -169,7 +169,7 @@ def simulation_of(chance: Chance, *, checks: bool = True, watchers: Sequence[Wat
     )  # fmt: skip
 
 
-def play_seed(seed: int, requests: int = REQUESTS, watchers: Sequence[Watcher] = ()) -> Played:
+def play_seed(seed: int, requests: int = REQUESTS, watchers: Sequence[Watcher] = ()) -> PlayedSeed:
     """Play one seed with all checks. Raises AssertionError with the command that repeats it."""
     chance = random_scenario(seed, requests)
     simulation = simulation_of(chance, watchers=watchers)
@@ -180,7 +180,7 @@ def play_seed(seed: int, requests: int = REQUESTS, watchers: Sequence[Watcher] =
         raise AssertionError(f"{again}: at {simulation.now_ns} ns: {error!r}") from error
     tally = simulation.tally
     busy, faults = tally.busy, simulation.faults
-    return Played(
+    return PlayedSeed(
         seed=seed,
         requests=tally.total().offered,
         faults={} if faults is None else dict(faults.executed),
@@ -211,18 +211,18 @@ def _quiet_ns(faults: Sequence[FaultTable], config: ControllerConfig, now_ns: in
     return max(now_ns, round(max(ends_s, default=0.0) * NS_PER_S)) + QUIET_NS + found_ns
 
 
-def play_seeds(seeds: Iterable[int], jobs: int, requests: int = REQUESTS) -> Iterator[Played]:
+def play_seeds(seeds: Iterable[int], jobs: int, requests: int = REQUESTS) -> Iterator[PlayedSeed]:
     """Play seeds in so many processes, in order; what fails is told in ``failure``."""
     work = partial(_attempt, requests=requests)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         yield from pool.map(work, seeds, chunksize=4)
 
 
-def _attempt(seed: int, requests: int) -> Played:
+def _attempt(seed: int, requests: int) -> PlayedSeed:
     try:
         return play_seed(seed, requests)
     except AssertionError as error:
-        return Played(seed, failure=str(error))
+        return PlayedSeed(seed, failure=str(error))
 
 
 def _kinds(rng: np.random.Generator) -> list[ZooModel]:
@@ -241,7 +241,7 @@ def _pages(rng: np.random.Generator, kinds: list[ZooModel], sets: list[ModelSet]
     return max(largest + int(rng.integers(0, largest + 1)), round(total / devices * rng.uniform(0.2, 1.5)))
 
 
-def _loads(rng: np.random.Generator, sets: list[ModelSet], rate_rps: float) -> list[Load]:
+def _loads(rng: np.random.Generator, sets: list[ModelSet], rate_rps: float) -> list[LoadTable]:
     """One to three open loads, with SLOs of their own, and perhaps closed clients."""
     count = int(rng.integers(1, 4))
     shares = rng.dirichlet(np.full(count, 2.0))
@@ -249,7 +249,7 @@ def _loads(rng: np.random.Generator, sets: list[ModelSet], rate_rps: float) -> l
     if rng.random() < 0.4:
         entry = sets[int(rng.integers(len(sets)))]
         loads.append(
-            Load(
+            LoadTable(
                 name="closed", models=(entry.name,), arrivals="closed", slo_ms=_slo_ms(rng),
                 concurrency=int(rng.integers(1, 5)), retry="fixed" if rng.random() < 0.5 else "retry_after",
                 retry_ms=float(rng.uniform(5, 50)), start_jitter_s=float(rng.uniform(0, 0.2)),
@@ -258,7 +258,9 @@ def _loads(rng: np.random.Generator, sets: list[ModelSet], rate_rps: float) -> l
     return loads
 
 
-def _with_tenants(seed: int, loads: list[Load], devices: int) -> tuple[tuple[TenantTable, ...], list[Load]]:
+def _with_tenants(
+    seed: int, loads: list[LoadTable], devices: int
+) -> tuple[tuple[TenantTable, ...], list[LoadTable]]:
     """The loads, some of them of a class of priority or of a tenant with a quota. It has dice of its own."""
     rng = np.random.Generator(np.random.PCG64([seed, MISHAPS_STREAM + 1]))
     tenants = tuple(
@@ -278,13 +280,13 @@ def _with_tenants(seed: int, loads: list[Load], devices: int) -> tuple[tuple[Ten
     return tenants, changed
 
 
-def _open(rng: np.random.Generator, name: str, sets: list[ModelSet], rate_rps: float) -> Load:
+def _open(rng: np.random.Generator, name: str, sets: list[ModelSet], rate_rps: float) -> LoadTable:
     arrivals = _of(rng, "poisson", "gamma", "fixed")
     popular = rng.random() < 0.6
     bursts = rng.random() < 0.3
     on_s, off_s = (float(rng.uniform(0.05, 0.5)), float(rng.uniform(0.05, 0.5))) if bursts else (None, None)
     chosen = [entry.name for entry in sets if rng.random() < 0.7] or [sets[0].name]
-    return Load(
+    return LoadTable(
         name=name, models=tuple(chosen), arrivals=arrivals,  # type: ignore[arg-type]
         rate_rps=max(1.0, rate_rps), cv=float(rng.uniform(0.5, 4)) if arrivals == "gamma" else None,
         popularity="zipf" if popular else "uniform", zipf_s=float(rng.uniform(0.5, 1.5)) if popular else None,
@@ -299,7 +301,7 @@ def _slo_ms(rng: np.random.Generator) -> float | None:
 def _long_enough(
     seed: int,
     sets: list[ModelSet],
-    loads: list[Load],
+    loads: list[LoadTable],
     tenants: tuple[TenantTable, ...],
     seconds: float,
     requests: int,

@@ -28,7 +28,6 @@ from clockwork_serve.messages import (
     ControllerEvent,
     DeviceSpec,
     Infer,
-    Keep,
     Load,
     Model,
     ModelAdded,
@@ -36,6 +35,7 @@ from clockwork_serve.messages import (
     Profile,
     QuotasSet,
     Request,
+    RetainWeights,
     Unload,
     WorkerHung,
 )
@@ -43,7 +43,7 @@ from clockwork_serve.sim.checks import Checks
 from clockwork_serve.sim.constants import Cluster, Constants, read_constants
 from clockwork_serve.sim.dice import Draws, uniform_us
 from clockwork_serve.sim.faults import Faults
-from clockwork_serve.sim.host import CALL, CLIENT, FAR_NS, TO_CONTROLLER, WAKE, Host, World
+from clockwork_serve.sim.host import CALL, CLIENT, FAR_NS, TO_CONTROLLER, WAKE, SimulatedWorker, World
 from clockwork_serve.sim.tally import Tally
 from clockwork_serve.worker.events import Prepare, Prepared
 from clockwork_serve.workload.stream import Arrivals, ClosedLoad, Workload
@@ -124,9 +124,9 @@ class Simulation:
         """Of all and only models that are served."""
         self.models: list[Model] = [zoo.model(name, one) for name, one in workload.models]
         self.world = self._world(truth, seed, noise)
-        self.hosts: dict[str, Host] = {}
+        self.hosts: dict[str, SimulatedWorker] = {}
         """All and only workers that the controller believes up, by name."""
-        self.by_device: dict[str, Host] = {}
+        self.by_device: dict[str, SimulatedWorker] = {}
         self.gateways = ["g0", "g1"]
         """Requests come through them in turn."""
         self.checks = Checks(self) if checks else None
@@ -139,14 +139,16 @@ class Simulation:
         self._stream = workload.open()
         self._arrivals: Arrivals | None = None
         self._at = self._sent = 0
-        self._dirty: list[Host] = []
+        self._dirty: list[SimulatedWorker] = []
         self._start([self.host(f"w{at}", specs) for at, specs in enumerate(cluster.specs(kind))])
         self._refill()
         self.faults = Faults(self, faults, seed) if faults else None
 
-    def host(self, name: str, specs: tuple[DeviceSpec, ...]) -> Host:
+    def host(self, name: str, specs: tuple[DeviceSpec, ...]) -> SimulatedWorker:
         """A worker that begins, with empty memory."""
-        return Host(name, specs, self.world) if self.checks is None else self.checks.host(name, specs)
+        return (
+            SimulatedWorker(name, specs, self.world) if self.checks is None else self.checks.host(name, specs)
+        )
 
     def _world(self, truth: dict[str, Profile] | None, seed: int, noise: bool) -> World:  # noqa: FBT001
         truth = truth or {one.code.code_id: one.profiles[0] for one in self.codes}
@@ -160,7 +162,7 @@ class Simulation:
             world.load_noise = Draws(seed, LOAD_NOISE, constants.noise.load_us)
         return world
 
-    def _start(self, hosts: list[Host]) -> None:
+    def _start(self, hosts: list[SimulatedWorker]) -> None:
         """All workers are up and have prepared all codes when time begins."""
         events: list[ControllerEvent] = [*self.codes, *[ModelAdded(model=model) for model in self.models]]
         if self.workload.quotas:
@@ -173,7 +175,7 @@ class Simulation:
         self._step_controller(events, 0)
         self._start_clients()
 
-    def prepare(self, host: Host) -> list[CodeReady]:
+    def prepare(self, host: SimulatedWorker) -> list[CodeReady]:
         """A worker prepares all codes before time begins; what it says of that."""
         machine = host.machine
         said: list[CodeReady] = []
@@ -256,7 +258,7 @@ class Simulation:
             if kind == TO_CONTROLLER:
                 events.append(what)
             elif kind <= WAKE:
-                host: Host = whom
+                host: SimulatedWorker = whom
                 if kind == WAKE:
                     if what == host.wake_ns and host.stopped is None:
                         dirty.append(host)
@@ -290,7 +292,7 @@ class Simulation:
             kind = type(effect)
             if kind is Answer:
                 self.hear(effect, now_ns)  # type: ignore[arg-type]
-            elif kind is Infer or kind is Load or kind is Unload or kind is Keep:
+            elif kind is Infer or kind is Load or kind is Unload or kind is RetainWeights:
                 self.by_device[effect.device].send(effect, now_ns)  # type: ignore[union-attr,arg-type]
             elif kind is WorkerHung and effect.end:  # type: ignore[union-attr]
                 assert self.faults is not None, f"{effect}, and nothing went wrong"

@@ -11,7 +11,7 @@ SUB_BITS = 6
 """Histogram buckets are 2**-SUB_BITS wide against their value: 1.6 %."""
 
 
-class Histogram:
+class DurationHistogram:
     """Counts of durations in ns, in buckets of constant relative width."""
 
     __slots__ = ("count", "counts", "max_ns", "sum_ns")
@@ -78,8 +78,8 @@ class Count:
         self.batch_sum = 0
         """Sum of the batch sizes of good answers: over ``ok``, the mean batch that a request saw."""
         self.others: Counter[str] = Counter()
-        self.answered = Histogram()
-        self.refused = Histogram()
+        self.answered = DurationHistogram()
+        self.refused = DurationHistogram()
 
     @property
     def ended(self) -> int:

@@ -10,7 +10,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from clockwork_serve.store.repository import Entry, Repository
-from clockwork_serve.store.settings import Damage, ModelSettings, Problem, ProblemError, Served, StoreConfig
+from clockwork_serve.store.settings import (
+    Damage,
+    ModelSettings,
+    Problem,
+    ProblemError,
+    ServedVersion,
+    StoreConfig,
+)
 from clockwork_serve.store.trial import Fill, made_up
 
 if TYPE_CHECKING:
@@ -26,7 +33,8 @@ _MODULE_OF = {
 
 __all__ = [
     "Cache", "Compiler", "Damage", "Entry", "Fill", "Index", "ModelSettings", "Problem", "ProblemError",
-    "Repository", "Served", "StoreConfig", "compile_all", "made_up", "opened_code", "runtime_fingerprint",
+    "Repository", "ServedVersion", "StoreConfig", "compile_all", "made_up", "opened_code",
+    "runtime_fingerprint",
 ]  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from clockwork_serve.store.settings import (
     ModelSettings,
     Problem,
     ProblemError,
-    Served,
+    ServedVersion,
     StoreConfig,
     TensorSettings,
     placed,
@@ -200,7 +200,7 @@ def _untold(text: str) -> None:
     """Nobody listens."""
 
 
-class Seen(Struct, frozen=True):
+class SeenFile(Struct, frozen=True):
     """What a model compiled to, valid as long as all its files (external data too) are the same."""
 
     files: tuple[FileFacts, ...]
@@ -221,7 +221,7 @@ class Compiler:
         self.torch = TorchCompiler(cache, config)
         self._one_large = threading.Lock()
 
-    def compile(self, entry: Entry, version: int, on_step: OnStep = _untold) -> Served:
+    def compile(self, entry: Entry, version: int, on_step: OnStep = _untold) -> ServedVersion:
         """One version. Raises ``ProblemError`` (a ``RepositoryError``) that names the model."""
         try:
             return self._compile(entry, version, on_step)
@@ -233,7 +233,7 @@ class Compiler:
                 found=str(error), advice="check the model's folder and the cache folder",
             ) from error  # fmt: skip
 
-    def _compile(self, entry: Entry, version: int, on_step: OnStep) -> Served:
+    def _compile(self, entry: Entry, version: int, on_step: OnStep) -> ServedVersion:
         if entry.problems:
             raise ProblemError(entry.problems[0])
         key = f"{entry.name}/{version}"
@@ -261,7 +261,7 @@ class Compiler:
         path = model_file(entry, version)
         runtime = self.torch.place() if entry.backend == "torch" else b""
         place = digest_of(str(path), entry.settings.compile_key(self._config), runtime)
-        seen = self.cache.record("seen", place, Seen)
+        seen = self.cache.record("seen", place, SeenFile)
         if seen is not None and current(seen.files) and seen.compiled.present(self.cache):
             return seen.compiled
         large = entry.backend == "onnx" and path.stat().st_size >= _LARGE_MODEL
@@ -275,10 +275,12 @@ class Compiler:
                     files = source.files
                     compiled = self._onnx.compile(source, entry.settings)
         if all(facts.settled for facts in files) and current(files):
-            self.cache.save_record("seen", place, Seen(files, compiled))
+            self.cache.save_record("seen", place, SeenFile(files, compiled))
         return compiled
 
-    def _served(self, entry: Entry, version: int, compiled: Compiled, code: Code, weights: Weights) -> Served:
+    def _served(
+        self, entry: Entry, version: int, compiled: Compiled, code: Code, weights: Weights
+    ) -> ServedVersion:
         settings = entry.settings
         unknown = sorted(set(settings.labels) - {spec.name for spec in code.outputs})
         extra = [f"labels for {unknown}, which are no outputs, are ignored"] if unknown else []
@@ -300,7 +302,7 @@ class Compiler:
             config=model_config(entry.name, settings, code, compiled.max_batch_size),
             warnings=tuple([printable(each) for each in (*entry.warnings, *compiled.warnings, *extra)]),
         )
-        return Served(model=model, code=code)
+        return ServedVersion(model=model, code=code)
 
 
 def _without_meaning(entry: Entry) -> list[str]:
@@ -327,7 +329,7 @@ def compile_all(
     entries: Sequence[Entry] | None = None,
     threads: int | None = None,
     begin: Callable[[str, str], None] = lambda name, version: None,
-) -> tuple[list[Served], list[Problem]]:
+) -> tuple[list[ServedVersion], list[Problem]]:
     """Scan and compile every version to be served; what cannot be served is in the second list.
 
     ``progress`` hears of each version, and between them of the steps of those that take long.
@@ -349,7 +351,7 @@ def compile_all(
         )
         for (entry, version), result in zip(work, results, strict=True):
             text = f"{entry.name}/{version}"
-            if isinstance(result, Served):
+            if isinstance(result, ServedVersion):
                 served.append(result)
             else:
                 problems.append(result)
@@ -391,7 +393,7 @@ class _Told:
 
 def _result(
     compiler: Compiler, begin: Callable[[str, str], None], entry: Entry, version: int, on_step: OnStep
-) -> Served | Problem:
+) -> ServedVersion | Problem:
     begin(entry.name, str(version))
     try:
         return compiler.compile(entry, version, on_step)

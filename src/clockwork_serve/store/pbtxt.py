@@ -40,7 +40,7 @@ class Word:
 
 
 @dataclass(slots=True)
-class Block:
+class PbtxtMessage:
     """One message: every field with its values in the order written, and the line of its first one."""
 
     fields: dict[str, list[object]] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class _Token:
     line: int
 
 
-def parse_prototext(text: str, where: str) -> Block:
+def parse_prototext(text: str, where: str) -> PbtxtMessage:
     """The top-level message in ``text``. Raises ``ProblemError`` with the line that makes no sense."""
     return _Reader(_tokens(text, where), where).block(closing="", depth=0)
 
@@ -89,8 +89,8 @@ class _Reader:
         self._next = 0
         self._where = where
 
-    def block(self, closing: str, depth: int) -> Block:
-        block = Block()
+    def block(self, closing: str, depth: int) -> PbtxtMessage:
+        block = PbtxtMessage()
         if depth > _MOST_NESTED:
             raise self._wrong(f"at most {_MOST_NESTED} nested blocks")
         while self._peek().text != closing or not closing:
@@ -105,7 +105,7 @@ class _Reader:
         self._next += 1
         return block
 
-    def _field(self, block: Block, name: _Token, depth: int) -> None:
+    def _field(self, block: PbtxtMessage, name: _Token, depth: int) -> None:
         colon = self._peek().text == ":"
         if colon:
             self._next += 1
@@ -250,7 +250,7 @@ def _ignored(path: str) -> str:
     return f"{FILE_NAME}: {path} has no meaning here and is ignored"
 
 
-def _known(block: Block, known: tuple[str, ...], prefix: str) -> None:
+def _known(block: PbtxtMessage, known: tuple[str, ...], prefix: str) -> None:
     for key, line in block.lines.items():
         if key not in known:
             raise problem(
@@ -259,20 +259,20 @@ def _known(block: Block, known: tuple[str, ...], prefix: str) -> None:
             )  # fmt: skip
 
 
-def _leaves(block: Block, key: str, prefix: str = "") -> Iterator[str]:
+def _leaves(block: PbtxtMessage, key: str, prefix: str = "") -> Iterator[str]:
     """The paths of all that is said below a field: ``optimization.cuda.graphs``."""
     for value in block.fields[key] or [None]:
         path = prefix + key
-        if isinstance(value, Block) and key == "parameters":
+        if isinstance(value, PbtxtMessage) and key == "parameters":
             yield f"{path}[{_string(value, 'key')!r}]"
-        elif isinstance(value, Block) and value.fields:
+        elif isinstance(value, PbtxtMessage) and value.fields:
             for inner in value.fields:
                 yield from _leaves(value, inner, path + ".")
         else:
             yield path
 
 
-def _refuse(config: Block) -> None:
+def _refuse(config: PbtxtMessage) -> None:
     refused = {
         "ensemble_scheduling": "an ensemble",
         "sequence_batching": "sequence batching",
@@ -295,7 +295,7 @@ def _refuse(config: Block) -> None:
             )
 
 
-def _backend(config: Block) -> str | None:
+def _backend(config: PbtxtMessage) -> str | None:
     for key in ("backend", "platform"):
         name = _string(config, key)
         if not name:
@@ -309,7 +309,7 @@ def _backend(config: Block) -> str | None:
     return None
 
 
-def _max_batch_size(config: Block) -> int | None:
+def _max_batch_size(config: PbtxtMessage) -> int | None:
     values = config.fields.get("max_batch_size")
     if not values:
         # Triton reads an absent max_batch_size as 0, except that it completes it for models whose inputs are
@@ -323,7 +323,7 @@ def _max_batch_size(config: Block) -> int | None:
     return value
 
 
-def _queue_limit(config: Block, warnings: list[str]) -> int | None:
+def _queue_limit(config: PbtxtMessage, warnings: list[str]) -> int | None:
     limit = None
     for batching in _blocks(config, "dynamic_batching"):
         for key in batching.fields:
@@ -339,7 +339,7 @@ def _queue_limit(config: Block, warnings: list[str]) -> int | None:
     return limit
 
 
-def _version_policy(config: Block) -> VersionPolicy | None:
+def _version_policy(config: PbtxtMessage) -> VersionPolicy | None:
     for policy in _blocks(config, "version_policy"):
         for specific in _blocks(policy, "specific"):
             versions = [v for v in specific.fields.get("versions", []) if isinstance(v, int)]
@@ -359,7 +359,7 @@ def _version_policy(config: Block) -> VersionPolicy | None:
 
 
 def _tensors(
-    config: Block, key: str, known: tuple[str, ...], warnings: list[str]
+    config: PbtxtMessage, key: str, known: tuple[str, ...], warnings: list[str]
 ) -> tuple[tuple[TensorSettings, ...], dict[str, str]]:
     tensors, label_files = [], {}
     for index, block in enumerate(_blocks(config, key)):
@@ -390,7 +390,7 @@ def _tensors(
     return tuple(tensors), label_files
 
 
-def _dims(block: Block, where: str) -> tuple[int, ...] | None:
+def _dims(block: PbtxtMessage, where: str) -> tuple[int, ...] | None:
     values = block.fields.get("dims")
     if values is None:
         return None
@@ -401,7 +401,7 @@ def _dims(block: Block, where: str) -> tuple[int, ...] | None:
     return tuple(cast("list[int]", values))
 
 
-def _datatype(block: Block, where: str) -> str | None:
+def _datatype(block: PbtxtMessage, where: str) -> str | None:
     values = block.fields.get("data_type")
     if not values:
         return None
@@ -409,17 +409,17 @@ def _datatype(block: Block, where: str) -> str | None:
     return datatype_of(value.text if isinstance(value, Word) else str(value), f"{where}.data_type")
 
 
-def _blocks(block: Block, key: str) -> list[Block]:
+def _blocks(block: PbtxtMessage, key: str) -> list[PbtxtMessage]:
     values = block.fields.get(key, [])
-    if not all(isinstance(value, Block) for value in values):
+    if not all(isinstance(value, PbtxtMessage) for value in values):
         raise problem(
             f"{FILE_NAME} line {block.lines[key]} {key}", expected="a block { ... }", found=values[0],
             advice="correct it",
         )  # fmt: skip
-    return cast("list[Block]", values)
+    return cast("list[PbtxtMessage]", values)
 
 
-def _string(block: Block, key: str) -> str:
+def _string(block: PbtxtMessage, key: str) -> str:
     values = block.fields.get(key)
     if not values:
         return ""
@@ -432,6 +432,6 @@ def _string(block: Block, key: str) -> str:
     return value
 
 
-def _boolean(block: Block, key: str) -> bool:
+def _boolean(block: PbtxtMessage, key: str) -> bool:
     values = block.fields.get(key, [])
     return any(value in (Word("true"), Word("True"), Word("t"), 1) for value in values[-1:])

@@ -424,7 +424,7 @@ def _emulated(value: object) -> EmulatedSettings:
 # What compiling gives: a model and its code, ready to be served; nothing but the record.
 
 
-class Served(Struct, frozen=True, kw_only=True):
+class ServedVersion(Struct, frozen=True, kw_only=True):
     """A version of a model ready to be served. Models of one architecture have equal codes."""
 
     model: Model

@@ -10,11 +10,33 @@ from clockwork_serve.telemetry.counters import (
     encode,
     outcome_key,
 )
-from clockwork_serve.telemetry.journal import Head, Journal, Step, Torn, head_of, read_journal, read_records
+from clockwork_serve.telemetry.journal import (
+    Journal,
+    JournalHead,
+    Step,
+    Torn,
+    head_of,
+    read_journal,
+    read_records,
+)
 from clockwork_serve.telemetry.metrics import CONTENT_TYPE, render
 from clockwork_serve.telemetry.recorder import Recorder
 
 __all__ = [
-    "CONTENT_TYPE", "Counters", "GatewayCounters", "Head", "Histogram", "Journal", "Recorder", "Step", "Torn",
-    "decode", "encode", "head_of", "outcome_key", "read_journal", "read_records", "render",
+    "CONTENT_TYPE",
+    "Counters",
+    "GatewayCounters",
+    "Histogram",
+    "Journal",
+    "JournalHead",
+    "Recorder",
+    "Step",
+    "Torn",
+    "decode",
+    "encode",
+    "head_of",
+    "outcome_key",
+    "read_journal",
+    "read_records",
+    "render",
 ]  # fmt: skip

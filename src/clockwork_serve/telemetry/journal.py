@@ -1,7 +1,8 @@
 """A journal of every step on disk; it never makes the driver wait and never grows without bound.
 
 A file is a row of records, each a 4-byte little-endian length and that many bytes of msgpack: a
-:class:`Head` where a run begins, then one :class:`Step` each. A thread writes; when it falls behind by more
+:class:`JournalHead` where a run begins,
+then one :class:`Step` each. A thread writes; when it falls behind by more
 than ``BACKLOG_BYTES``, steps are left out and the next record says how many. A full file is renamed to
 ``NAME.1`` (and that to ``NAME.2``, ...), the oldest is deleted.
 """
@@ -41,7 +42,7 @@ DECIDES: Final = ("controller", "messages", "machine.py", "errors.py", "units.py
 """What a decision follows from, beside the events and the configuration."""
 
 
-class Head(Struct, frozen=True, kw_only=True, tag="clockwork journal", tag_field="record"):
+class JournalHead(Struct, frozen=True, kw_only=True, tag="clockwork journal", tag_field="record"):
     """Who decided what follows, and how it was set; a controller has no other start and rolls no dice.
 
     ``sources`` is a hash of the code that decides, ``build`` says whether it was compiled, ``config`` holds
@@ -84,10 +85,10 @@ class Head(Struct, frozen=True, kw_only=True, tag="clockwork journal", tag_field
         return ""
 
 
-def head_of(config: ControllerConfig, started: datetime | None = None) -> Head:
+def head_of(config: ControllerConfig, started: datetime | None = None) -> JournalHead:
     """The head of a run that this process begins."""
     module = sys.modules[Controller.__module__]
-    return Head(
+    return JournalHead(
         version=clockwork_serve.__version__,
         sources=sources_hash(Path(clockwork_serve.__file__).parent),
         build=PYTHON if str(module.__file__).endswith(".py") else COMPILED,
@@ -153,7 +154,7 @@ class Journal:
     """
 
     def __init__(
-        self, path: Path, head: Head | None = None, *, file_bytes: int = 256 * MIB, files: int = 4
+        self, path: Path, head: JournalHead | None = None, *, file_bytes: int = 256 * MIB, files: int = 4
     ) -> None:
         assert file_bytes > 0 and files > 0, (file_bytes, files)
         self.path = path
@@ -261,9 +262,9 @@ def read_journal(path: Path) -> Iterator[Step]:
     return (record for _, record in read_records(path) if type(record) is Step)
 
 
-def read_records(path: Path) -> Iterator[tuple[int, Head | Step | Torn]]:
+def read_records(path: Path) -> Iterator[tuple[int, JournalHead | Step | Torn]]:
     """All records of a journal, oldest first, streamed; with each, how many bytes were read so far."""
-    steps, heads = msgspec.msgpack.Decoder(Step), msgspec.msgpack.Decoder(Head)
+    steps, heads = msgspec.msgpack.Decoder(Step), msgspec.msgpack.Decoder(JournalHead)
     done = 0
     for name in journal_files(path):
         with name.open("rb") as file:

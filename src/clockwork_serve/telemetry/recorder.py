@@ -21,7 +21,6 @@ from clockwork_serve.messages import (
     DeviceState,
     GatewayLost,
     Infer,
-    Keep,
     Lane,
     Load,
     ModelAdded,
@@ -34,6 +33,7 @@ from clockwork_serve.messages import (
     Request,
     Resident,
     Result,
+    RetainWeights,
     Status,
     Unload,
     WorkerHung,
@@ -55,7 +55,7 @@ from clockwork_serve.telemetry.counters import (
 from clockwork_serve.telemetry.metrics import render
 
 
-class Listener(Protocol):
+class StepListener(Protocol):
     """Whoever wants to know what a driver's steps did."""
 
     def on_step(
@@ -103,7 +103,7 @@ class Recorder:
             WorkerJoined: self._on_worker_joined, WorkerLost: self._on_worker_lost,
             GatewayLost: self._on_gateway_lost, Readiness: self._on_readiness,
             QuotasSet: self._on_quotas, Quarantined: self._on_quarantined, WorkerHung: self._on_worker_hung,
-            Keep: self._on_keep,
+            RetainWeights: self._on_keep,
         }  # fmt: skip
 
     def on_step(
@@ -349,7 +349,7 @@ class Recorder:
             known.pages, known.page_bytes, known.pages_used = spec.pages, spec.page_bytes, 0
         self._found.update((state.device, state) for state in event.states)
 
-    def _on_keep(self, effect: Keep, now_ns: int) -> None:
+    def _on_keep(self, effect: RetainWeights, now_ns: int) -> None:
         """Of what a worker brought, this stays."""
         state = self._found.pop(effect.device, None)
         device = self.counters.devices.get(effect.device)

@@ -12,25 +12,25 @@ from clockwork_serve.messages import (
     DeviceSpec,
     Extent,
     Infer,
-    Keep,
     Lane,
     Load,
     Result,
+    RetainWeights,
     Status,
     Unload,
     Window,
 )
 from clockwork_serve.units import NS_PER_S
 from clockwork_serve.worker.events import LaneDone, Prepare, Prepared, Retire, Retired, Start, WorkerEffect
-from clockwork_serve.worker.lanes import Job, LaneQueue, Work
+from clockwork_serve.worker.lanes import LaneJob, LaneQueue, Work
 from clockwork_serve.worker.pages import (
     CODE_READY,
     WEIGHTS_LOADING,
     WEIGHTS_READY,
     CodeState,
     CodeStep,
-    Held,
     HeldCode,
+    HeldExtent,
     Pages,
     WeightsState,
     WeightsStep,
@@ -176,7 +176,7 @@ def leaving(extent: Extent, pages: Pages) -> bool:
     return all(held.stale for held in pages.overlapping(extent))
 
 
-def judge_unload(action: Unload, held: Held | None, pages: Pages, now_ns: int) -> Refusal | None:
+def judge_unload(action: Unload, held: HeldExtent | None, pages: Pages, now_ns: int) -> Refusal | None:
     """Weights go only while nothing reads them. ``held`` is what is in the action's extent.
 
     Stale ones are gone for the controller, and the worker unloads them itself (with an id below zero).
@@ -228,7 +228,7 @@ class Ledger:
         self.live: set[int] = set()
         """Ids of all and only the jobs that are owed a result."""
 
-    def open(self, job: Job) -> None:
+    def open(self, job: LaneJob) -> None:
         """A result is owed from now on."""
         assert not job.owed and job.action_id not in self.live
         job.owed = True
@@ -238,7 +238,7 @@ class Ledger:
         """The one result of an action that never became a job."""
         self.effects.append(_refused(action, refusal, now_ns))
 
-    def refuse(self, job: Job, refusal: Refusal, now_ns: int) -> None:
+    def refuse(self, job: LaneJob, refusal: Refusal, now_ns: int) -> None:
         """The one result of a job, given before it ends or instead of its run."""
         if job.owed:
             action = job.work
@@ -247,7 +247,7 @@ class Ledger:
             self.live.remove(job.action_id)
             self.effects.append(_refused(action, refusal, now_ns))
 
-    def close(self, job: Job, done: LaneDone, status: Status, message: str) -> None:
+    def close(self, job: LaneJob, done: LaneDone, status: Status, message: str) -> None:
         """The one result of a job that ran; outputs only if it is good."""
         if not job.owed:
             return
@@ -308,7 +308,7 @@ class DeviceWorker:
         self.codes: dict[str, HeldCode] = {}
         self._ledger = ledger
         self._codes_due: dict[str, None] = {}  # codes that may need a chore or an answer, in order
-        self._stale: list[Held] = []  # all and only the stale weights that wait to be unloaded
+        self._stale: list[HeldExtent] = []  # all and only the stale weights that wait to be unloaded
         self._own_unloads = 0
         self._stopping = False
 
@@ -317,7 +317,7 @@ class DeviceWorker:
         """Whether nothing runs or waits."""
         return all(lane.running is None and not len(lane) for lane in self.lanes.values())
 
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[LaneJob]:
         """All jobs that run or wait."""
         lanes = self.lanes.values()
         return [job for lane in lanes for job in (lane.running, *lane.queued()) if job is not None]
@@ -421,7 +421,7 @@ class DeviceWorker:
                 held.readers += 1
             else:
                 held = None
-        job = Job(action, code, action_id, held)
+        job = LaneJob(action, code, action_id, held)
         self._ledger.open(job)
         # What may start already queues as it came, so that the order in which it was sent is kept.
         earliest_ns = action.window.earliest_ns
@@ -432,7 +432,7 @@ class DeviceWorker:
         code = self.codes.get(action.code_id) if type(action) is Load else None
         if self._turn_away(action, code, now_ns):
             return
-        job = Job(action, code, action.action_id)
+        job = LaneJob(action, code, action.action_id)
         if code is not None:
             code.users += 1
         self._ledger.open(job)
@@ -464,7 +464,7 @@ class DeviceWorker:
         for code in self.codes.values():
             code.answer_due = False
 
-    def keep(self, event: Keep) -> None:
+    def keep(self, event: RetainWeights) -> None:
         """Have all weights forgotten that the controller does not want."""
         for held in self.pages.all():
             if held.version not in event.versions and not held.stale:
@@ -480,7 +480,7 @@ class DeviceWorker:
                 else:
                     self._refuse(job, refusal, now_ns)
 
-    def _refuse(self, job: Job, refusal: Refusal, now_ns: int) -> None:
+    def _refuse(self, job: LaneJob, refusal: Refusal, now_ns: int) -> None:
         """The end of an action's job that was dropped."""
         if job.held is not None:
             job.held.readers -= 1
@@ -504,7 +504,7 @@ class DeviceWorker:
         return load_lane.wake_ns is not None or exec_lane.wake_ns is not None
 
     def _forget_stale(self, now_ns: int) -> None:
-        waiting: list[Held] = []
+        waiting: list[HeldExtent] = []
         for held in self._stale:
             if held.state is WeightsState.READY and not held.readers:
                 self._own_unloads += 1
@@ -513,7 +513,7 @@ class DeviceWorker:
                     extent=held.extent, version=held.version, window=Window(now_ns, FAR_NS),
                 )  # fmt: skip
                 # Before all else: the controller believes that the pages are empty already.
-                self.load_lane.push(Job(action, None, action.action_id), 0)
+                self.load_lane.push(LaneJob(action, None, action.action_id), 0)
             elif held.state in (WeightsState.LOADING, WeightsState.READY):
                 waiting.append(held)
         self._stale = waiting
@@ -552,7 +552,7 @@ class DeviceWorker:
                 assert isinstance(work, (Prepare, Retire)), f"{work} on the load lane"
                 self._begin_chore(lane, job, work, now_ns)
 
-    def _begin_load(self, job: Job, action: Load, now_ns: int) -> bool:
+    def _begin_load(self, job: LaneJob, action: Load, now_ns: int) -> bool:
         """Start or refuse it; False if it has to wait."""
         refusal = judge_load(action, self.pages, now_ns)
         if refusal is not None:
@@ -562,7 +562,9 @@ class DeviceWorker:
             self.load_lane.drop(job)
             self._refuse(job, refusal, now_ns)
             return True
-        held = job.held = Held(action.extent, action.version, action.model, action.code_id, action.weights)
+        held = job.held = HeldExtent(
+            action.extent, action.version, action.model, action.code_id, action.weights
+        )
         self.pages.claim(held)
         self.codes[action.code_id].users += 1
         for waiting in self.exec_lane.actions:
@@ -574,7 +576,7 @@ class DeviceWorker:
         self._start_load(job, action, now_ns)
         return True
 
-    def _begin_unload(self, job: Job, action: Unload, now_ns: int) -> None:
+    def _begin_unload(self, job: LaneJob, action: Unload, now_ns: int) -> None:
         held = self.pages.at(action.extent, action.version)
         refusal = judge_unload(action, held, self.pages, now_ns)
         if refusal is not None:
@@ -586,11 +588,11 @@ class DeviceWorker:
         held.step(_UNLOAD)
         self._start_load(job, action, now_ns)
 
-    def _start_load(self, job: Job, action: Load | Unload, now_ns: int) -> None:
+    def _start_load(self, job: LaneJob, action: Load | Unload, now_ns: int) -> None:
         self.load_lane.start(job, now_ns)
         self._ledger.effects.append(Start(device=self.name, lane=_LOAD, action=action))
 
-    def _is_coming(self, action: Infer, held: Held | None) -> bool:
+    def _is_coming(self, action: Infer, held: HeldExtent | None) -> bool:
         """Whether a LOAD of its weights (``held``, once they are claimed) runs or waits."""
         if held is not None and held.state is WEIGHTS_LOADING:
             return True
@@ -607,7 +609,7 @@ class DeviceWorker:
                 return True
         return False
 
-    def _begin_chore(self, lane: LaneQueue, job: Job, work: Prepare | Retire, now_ns: int) -> None:
+    def _begin_chore(self, lane: LaneQueue, job: LaneJob, work: Prepare | Retire, now_ns: int) -> None:
         code = job.code
         assert code is not None and code.chore
         code.chore = False
@@ -638,4 +640,4 @@ class DeviceWorker:
                     else Retire(device=device, code_id=code_id)
                 )
                 code.chore = True
-                self.load_lane.push_chore(Job(work, code), now_ns)
+                self.load_lane.push_chore(LaneJob(work, code), now_ns)

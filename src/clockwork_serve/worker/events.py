@@ -15,10 +15,10 @@ from clockwork_serve.messages import (
     CodeReady,
     CodeRemoved,
     Infer,
-    Keep,
     Lane,
     Load,
     Result,
+    RetainWeights,
     Status,
     Unload,
     WorkerJoined,
@@ -105,7 +105,7 @@ class Retire(Struct, frozen=True, kw_only=True):
 
 WorkerEvent = (
     Load | Unload | Infer | CodeAdded | CodeRemoved | LaneDone | Prepared | Retired | ControllerLost
-    | ControllerFound | Keep | Stop
+    | ControllerFound | RetainWeights | Stop
 )  # fmt: skip
 """What a worker observes."""
 

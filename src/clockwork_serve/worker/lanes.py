@@ -17,7 +17,7 @@ from typing import Final
 from clockwork_serve.messages import Action
 from clockwork_serve.units import NS_PER_MS
 from clockwork_serve.worker.events import Prepare, Retire
-from clockwork_serve.worker.pages import Held, HeldCode
+from clockwork_serve.worker.pages import HeldCode, HeldExtent
 
 Work = Action | Prepare | Retire
 
@@ -57,7 +57,7 @@ _START: Final = JobStep.START
 _FINISH: Final = JobStep.FINISH
 
 
-class Job:
+class LaneJob:
     """One piece of work for a lane. ``code`` is what it uses, ``held`` the weights that it moves or reads.
 
     ``owed`` tells that a Result is due; it is given exactly once. ``held`` is known once the job runs; for an
@@ -68,7 +68,7 @@ class Job:
     __slots__ = ("action_id", "code", "earliest_ns", "held", "owed", "state", "work")
 
     def __init__(
-        self, work: Work, code: HeldCode | None, action_id: int = 0, held: Held | None = None
+        self, work: Work, code: HeldCode | None, action_id: int = 0, held: HeldExtent | None = None
     ) -> None:
         self.work = work
         self.code = code
@@ -94,15 +94,15 @@ class LaneQueue:
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self.running: Job | None = None
+        self.running: LaneJob | None = None
         self.wake_ns: int | None = None
         """When the lane, if it is free, must be looked at again; None: an event will tell."""
         self.asked_ns: int | None = None
         """The last ``wake_ns`` that the worker noted, if that is still noted; the worker's own."""
-        self.actions: list[Job] = []
+        self.actions: list[LaneJob] = []
         """All and only queued actions, by earliest start, then arrival. They are few, and nearly all come in
         that order: cheaper than a heap."""
-        self.chores: deque[tuple[int, Job]] = deque()
+        self.chores: deque[tuple[int, LaneJob]] = deque()
         """All and only queued chores, and since when each waits."""
         self.started_ns = 0
         """When the last job started."""
@@ -113,7 +113,7 @@ class LaneQueue:
     def __len__(self) -> int:
         return len(self.actions) + len(self.chores)
 
-    def push(self, job: Job, earliest_ns: int) -> None:
+    def push(self, job: LaneJob, earliest_ns: int) -> None:
         """Queue an action."""
         job.earliest_ns = earliest_ns
         actions = self.actions
@@ -122,11 +122,11 @@ class LaneQueue:
             at -= 1
         actions.insert(at, job)
 
-    def push_chore(self, job: Job, now_ns: int) -> None:
+    def push_chore(self, job: LaneJob, now_ns: int) -> None:
         """Queue a chore."""
         self.chores.append((now_ns, job))
 
-    def turn(self, now_ns: int) -> Job | None:
+    def turn(self, now_ns: int) -> LaneJob | None:
         """The job whose turn it is now. If there is none, ``wake_ns`` tells when to look again.
 
         Actions go before chores, so that a LOAD does not wait for all codes of a new worker; but each chore
@@ -151,7 +151,7 @@ class LaneQueue:
         """From when on the lane, if it is free, may begin a chore."""
         return self._ended_ns + min(REST_MAX_NS, (self._ended_ns - self.started_ns) // REST_SHARE)
 
-    def start(self, job: Job, now_ns: int) -> None:
+    def start(self, job: LaneJob, now_ns: int) -> None:
         """Run the job whose turn it is."""
         assert self.running is None, f"{self.running} still runs"
         if self.actions and self.actions[0] is job:
@@ -164,7 +164,7 @@ class LaneQueue:
         self.running = job
         self.started_ns = now_ns
 
-    def drop(self, job: Job) -> None:
+    def drop(self, job: LaneJob) -> None:
         """Take the job whose turn it is out; it will not run."""
         if self.actions and self.actions[0] is job:
             self.actions.pop(0)
@@ -172,11 +172,11 @@ class LaneQueue:
             self._take_chore(job)
         job.step(JobStep.DROP)
 
-    def _take_chore(self, job: Job) -> None:
+    def _take_chore(self, job: LaneJob) -> None:
         assert self.chores and self.chores[0][1] is job, f"{job.work} is not next"
         self.chores.popleft()
 
-    def drop_all(self) -> list[Job]:
+    def drop_all(self) -> list[LaneJob]:
         """Take all jobs out that wait, actions in their order first."""
         jobs = self.queued()
         self.actions.clear()
@@ -186,7 +186,7 @@ class LaneQueue:
             job.step(JobStep.DROP)
         return jobs
 
-    def finish(self, now_ns: int) -> Job:
+    def finish(self, now_ns: int) -> LaneJob:
         """The running job ended."""
         job = self.running
         assert job is not None, "nothing runs on this lane"
@@ -197,7 +197,7 @@ class LaneQueue:
             self._chored_ns = now_ns
         return job
 
-    def queued(self) -> list[Job]:
+    def queued(self) -> list[LaneJob]:
         """All jobs that wait, actions in their order first."""
         return self.actions + [job for _, job in self.chores]
 

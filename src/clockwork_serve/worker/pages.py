@@ -54,7 +54,7 @@ WEIGHTS_READY: Final = WeightsState.READY
 WEIGHTS_EMPTY: Final = WeightsState.EMPTY
 
 
-class Held:
+class HeldExtent:
     """An extent that is not empty, and whose weights it holds.
 
     ``stale`` weights were loaded for a controller that is gone, and its successor does not want them: they go
@@ -104,24 +104,24 @@ class Pages:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.by_first: dict[int, Held] = {}
+        self.by_first: dict[int, HeldExtent] = {}
         """All held extents by their first page."""
         self._firsts: list[int] = []  # the keys of by_first, ascending
 
-    def at(self, extent: Extent, version: int) -> Held | None:
+    def at(self, extent: Extent, version: int) -> HeldExtent | None:
         """The weights of that version in exactly that extent."""
         held = self.by_first.get(extent.first)
         if held is None or held.count != extent.count or held.version != version:
             return None
         return held
 
-    def overlapping(self, extent: Extent) -> list[Held]:
+    def overlapping(self, extent: Extent) -> list[HeldExtent]:
         """All weights that hold a page of ``extent``, by address."""
         first = extent.first
         end = first + extent.count
         firsts = self._firsts
         at = bisect_left(firsts, first)
-        found: list[Held] = []
+        found: list[HeldExtent] = []
         if at > 0:
             before = self.by_first[firsts[at - 1]]
             if before.first + before.count > first:
@@ -131,19 +131,19 @@ class Pages:
             at += 1
         return found
 
-    def claim(self, held: Held) -> None:
+    def claim(self, held: HeldExtent) -> None:
         """Give weights an extent of pages that nobody holds."""
         self._firsts.insert(bisect_left(self._firsts, held.first), held.first)
         self.by_first[held.first] = held
 
-    def leave(self, held: Held) -> None:
+    def leave(self, held: HeldExtent) -> None:
         """Make the extent of weights that are no more empty."""
         assert held.state is WEIGHTS_EMPTY, f"{held.model} leaves while {held.state.name}"
         assert self.by_first.get(held.first) is held, f"{held.model} does not hold {held.extent}"
         del self._firsts[bisect_left(self._firsts, held.first)]
         del self.by_first[held.first]
 
-    def all(self) -> list[Held]:
+    def all(self) -> list[HeldExtent]:
         """All held extents, by address."""
         return [self.by_first[first] for first in self._firsts]
 

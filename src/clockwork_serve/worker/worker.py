@@ -15,11 +15,11 @@ from clockwork_serve.messages import (
     DeviceSpec,
     DeviceState,
     Infer,
-    Keep,
     Lane,
     Load,
-    Measured,
+    MeasuredDurations,
     Resident,
+    RetainWeights,
     Running,
     Status,
     Unload,
@@ -39,7 +39,7 @@ from clockwork_serve.worker.events import (
     WorkerEvent,
 )
 from clockwork_serve.worker.lanes import LaneQueue, Work
-from clockwork_serve.worker.pages import WEIGHTS_LOADING, WEIGHTS_READY, CodeState, Held, WeightsState
+from clockwork_serve.worker.pages import WEIGHTS_LOADING, WEIGHTS_READY, CodeState, HeldExtent, WeightsState
 
 # ------------------------------------------------------------
 # What a device tells a controller that is new to it: codes, weights, what runs, durations.
@@ -65,7 +65,7 @@ def state_of(device: DeviceWorker, now_ns: int) -> DeviceState:
         ),
         measured=tuple(
             [
-                Measured(code_id=code_id, batch=batch, signature=signature, lasted_ns=tuple(recent))
+                MeasuredDurations(code_id=code_id, batch=batch, signature=signature, lasted_ns=tuple(recent))
                 for code_id, code in device.codes.items()
                 for (batch, signature), recent in code.recent.items()
             ]
@@ -143,7 +143,7 @@ def _check_codes(device: DeviceWorker) -> None:
         assert not code.users or code.state is CodeState.READY, f"{code_id} is used while {code.state}"
 
 
-def _serves(held: Held, work: Work) -> bool:
+def _serves(held: HeldExtent, work: Work) -> bool:
     return isinstance(work, Infer) and held.serves(work, work.extent.first, work.extent.count)
 
 
@@ -160,7 +160,7 @@ class Worker:
         self._devices = {device.name: device for device in self._all}
         assert len(self._devices) == len(devices) > 0, "devices: at least one, each with its name"
         self._inbox: list[
-            Action | ControllerLost | ControllerFound | Keep | Stop
+            Action | ControllerLost | ControllerFound | RetainWeights | Stop
         ] = []  # what must be decided in the order it came
         self._dirty: list[DeviceWorker] = []  # devices whose lanes must be looked at, in order
         self._wakes: list[tuple[int, int]] = []
@@ -192,7 +192,9 @@ class Worker:
     def _observe_other(self, event: WorkerEvent, now_ns: int) -> None:
         assert not isinstance(event, LaneDone)
         match event:
-            case Infer() | Load() | Unload() | ControllerLost() | ControllerFound() | Keep() | Stop():
+            case (
+                Infer() | Load() | Unload() | ControllerLost() | ControllerFound() | RetainWeights() | Stop()
+            ):
                 self._inbox.append(event)
             case Prepared():
                 device = self._devices[event.device]
@@ -283,7 +285,7 @@ class Worker:
                 else:
                     self._mark(device)
                     device.admit(item, now_ns)
-            elif isinstance(item, Keep):
+            elif isinstance(item, RetainWeights):
                 if (kept := self._devices.get(item.device)) is not None:
                     self._mark(kept)
                     kept.keep(item)

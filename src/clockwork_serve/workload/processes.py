@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clockwork_serve.units import NS_PER_S
-from clockwork_serve.workload.tables import MOST_RPS, Load, Ramp
+from clockwork_serve.workload.tables import MOST_RPS, LoadTable, Ramp
 
 # ------------------------------------------------------------
 # Pieces of time in which a load's rate does not change; it draws bursts and nothing else.
@@ -22,7 +22,7 @@ MOST_EXPECTED: Final = 1 << 16
 
 
 @dataclass(slots=True)
-class Piece:
+class RatePiece:
     """Until before ``end_ns``, ``rate_rps`` requests per second go to the first ``active`` models."""
 
     start_ns: int
@@ -41,7 +41,7 @@ def steps_at(ramp: Ramp | None, elapsed_ns: int) -> int:
     return elapsed_ns // ramp.every_ns if ramp else 0
 
 
-def pieces(load: Load, models: int, until_ns: int, rng: np.random.Generator) -> Iterator[Piece]:
+def pieces(load: LoadTable, models: int, until_ns: int, rng: np.random.Generator) -> Iterator[RatePiece]:
     """The life of an open load, gapless until ``until_ns``; bursts begin with one that is on."""
     assert load.rate_rps is not None
     start_ns = round(load.start_s * NS_PER_S)
@@ -63,7 +63,7 @@ def pieces(load: Load, models: int, until_ns: int, rng: np.random.Generator) -> 
             end_ns = min(end_ns, start_ns + (steps + 1) * load.model_ramp.every_ns)
         if rate > 0:
             end_ns = min(end_ns, now_ns + max(1, int(MOST_EXPECTED * NS_PER_S / rate)))
-        yield Piece(now_ns, end_ns, rate if on else 0.0, active)
+        yield RatePiece(now_ns, end_ns, rate if on else 0.0, active)
         now_ns = end_ns
         if load.on_s is not None and load.off_s is not None and now_ns == switch_ns:
             on = not on
@@ -200,7 +200,7 @@ def in_order(start_ns: int, end_ns: int, places: Floats, models: Ints | Indices)
     return Block(end_ns, times[order], models[order].astype(np.int32, copy=False))
 
 
-def poisson(parts: Iterable[Piece], popularity: Popularity, rng: np.random.Generator) -> Iterator[Block]:
+def poisson(parts: Iterable[RatePiece], popularity: Popularity, rng: np.random.Generator) -> Iterator[Block]:
     """A Poisson process over all models together, which makes every model's own stream Poisson too."""
     for part in parts:
         size = int(rng.poisson(part.expected))
@@ -210,7 +210,7 @@ def poisson(parts: Iterable[Piece], popularity: Popularity, rng: np.random.Gener
 
 
 def renewals(
-    parts: Iterable[Piece], popularity: Popularity, cv: float, rng: np.random.Generator
+    parts: Iterable[RatePiece], popularity: Popularity, cv: float, rng: np.random.Generator
 ) -> Iterator[Block]:
     """A renewal process for every model: gamma gaps of that coefficient of variation, regular if it is 0."""
     streams = Renewals(rng, cv, popularity.weights.size)

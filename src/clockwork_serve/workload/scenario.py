@@ -21,7 +21,7 @@ from clockwork_serve.workload.tables import (
     ClusterTable,
     FaultTable,
     FieldError,
-    Load,
+    LoadTable,
     ModelSet,
     Ramp,
     TenantTable,
@@ -36,7 +36,7 @@ from clockwork_serve.workload.tables import (
 )
 
 __all__ = [
-    "NO_SLO_MS", "ClusterTable", "FaultTable", "Load", "ModelSet", "Ramp", "Scenario", "Source",
+    "NO_SLO_MS", "ClusterTable", "FaultTable", "LoadTable", "ModelSet", "Ramp", "Scenario", "Source",
     "TenantTable", "check_kinds", "read_scenario",
 ]  # fmt: skip
 
@@ -45,7 +45,7 @@ LONGEST_S: Final = 1e8
 """Seconds of a run, some three years: an axis of ns in 64 bits holds more."""
 _LARGEST_FILE: Final = 1 << 20
 _TABLES: Final[dict[str, type[Struct]]] = {
-    "models": ModelSet, "loads": Load, "tenants": TenantTable, "faults": FaultTable,
+    "models": ModelSet, "loads": LoadTable, "tenants": TenantTable, "faults": FaultTable,
 }  # fmt: skip
 _TOP: Final = ("name", "seconds", "warmup_s", "cluster", "models", "loads", "tenants", "faults")
 _AT: Final = re.compile(r"(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
@@ -87,7 +87,7 @@ class Scenario(Struct, frozen=True, kw_only=True):
     name: str
     seconds: float
     models: tuple[ModelSet, ...]
-    loads: tuple[Load, ...]
+    loads: tuple[LoadTable, ...]
     warmup_s: float = 0.0
     cluster: ClusterTable = ClusterTable()
     tenants: tuple[TenantTable, ...] = ()
@@ -102,7 +102,7 @@ class Scenario(Struct, frozen=True, kw_only=True):
         if self.warmup_s >= self.seconds:
             raise unfit("warmup_s", f"less than seconds = {self.seconds:g}", self.warmup_s, "shorten it")
         for table in ("models", "loads", "tenants"):
-            entries: tuple[ModelSet | Load | TenantTable, ...] = getattr(self, table)
+            entries: tuple[ModelSet | LoadTable | TenantTable, ...] = getattr(self, table)
             if not entries and table != "tenants":
                 raise unfit(table, f"at least one [[{table}]]", (), "add one")
             names = [entry.name for entry in entries]
@@ -206,7 +206,7 @@ def _read_text(path: Path) -> str:
 def _record(source: Source, path: str, values: object, kind: type[Record]) -> Record:
     """One table as its record; errors of msgspec and of the record itself become ours."""
     prefix = f"{path}." if path else ""
-    if isinstance(values, dict) and kind is Load:
+    if isinstance(values, dict) and kind is LoadTable:
         ramps = {key: _record(source, prefix + key, values[key], Ramp) for key in _RAMPS if key in values}
         values = {**values, **ramps}
     try:

@@ -33,7 +33,7 @@ from clockwork_serve.workload.processes import (
     renewals,
 )
 from clockwork_serve.workload.scenario import ALL_KINDS, Scenario
-from clockwork_serve.workload.tables import NO_SLO_MS, FieldError, Load, Ramp, Retry, did_you_mean
+from clockwork_serve.workload.tables import NO_SLO_MS, FieldError, LoadTable, Ramp, Retry, did_you_mean
 from clockwork_serve.workload.traces import Place, trace_files, trace_load
 from clockwork_serve.workload.zoo import Zoo
 
@@ -302,7 +302,7 @@ def _models(scenario: Scenario) -> tuple[tuple[tuple[str, str], ...], dict[str, 
     return tuple(models.items()), members
 
 
-def _closed(index: int, load: Load, models: np.ndarray, slo: Slo, stop_ns: int) -> ClosedLoad:
+def _closed(index: int, load: LoadTable, models: np.ndarray, slo: Slo, stop_ns: int) -> ClosedLoad:
     assert load.concurrency is not None
     return ClosedLoad(
         load=index,
@@ -317,7 +317,7 @@ def _closed(index: int, load: Load, models: np.ndarray, slo: Slo, stop_ns: int) 
     )
 
 
-def _open_blocks(load: Load, models: int, place: Place) -> Blocks:
+def _open_blocks(load: LoadTable, models: int, place: Place) -> Blocks:
     """How to begin the blocks of an open load that is no trace."""
     popularity = Popularity(models, (load.zipf_s or 1.0) if load.popularity == "zipf" else None)
     cv = (load.cv or 1.0) if load.arrivals == "gamma" else 0.0
@@ -333,7 +333,7 @@ def _open_blocks(load: Load, models: int, place: Place) -> Blocks:
 
 
 def _trace_blocks(
-    scenario: Scenario, load: Load, models: int, place: Place, base: Path | None
+    scenario: Scenario, load: LoadTable, models: int, place: Place, base: Path | None
 ) -> tuple[Blocks, tuple[str, ...]]:
     """How to begin the blocks of a trace, and the notes about it."""
     beside = Path(scenario.source.file).parent if scenario.source else Path()

@@ -153,7 +153,7 @@ class ModelSet(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         require_within(self, ("copies",), 1, 1_000_000)
 
 
-class Load(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LoadTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One class of requests: to which models, how they come, until when they must be answered.
 
     Rates are totals over the models of the load, in requests per second; while bursts are on if ``on_s`` is
@@ -349,7 +349,11 @@ _FAULT_NEEDS: Final = {
 }  # fmt: skip
 
 _DEFAULTS: Final[dict[str, Any]] = dict(
-    zip(Load.__struct_fields__[-len(Load.__struct_defaults__) :], Load.__struct_defaults__, strict=True)
+    zip(
+        LoadTable.__struct_fields__[-len(LoadTable.__struct_defaults__) :],
+        LoadTable.__struct_defaults__,
+        strict=True,
+    )
 )
 _ALWAYS: Final = {"slo_ms", "slo_ramp", "start_s", "stop_s", "priority", "tenant"}
 _POPULAR: Final = {"popularity", "zipf_s"}

@@ -25,7 +25,7 @@ from clockwork_serve.workload.processes import (
     in_order,
     steps_at,
 )
-from clockwork_serve.workload.tables import MOST_RPS, Counts, FieldError, Load, Ramp, unfit
+from clockwork_serve.workload.tables import MOST_RPS, Counts, FieldError, LoadTable, Ramp, unfit
 from clockwork_serve.workload.trace_files import (
     CallTrace,
     MinuteTrace,
@@ -202,7 +202,7 @@ class Assignment:
     notes: tuple[str, ...]
 
 
-def assign(volumes: Floats, load: Load, models: int, rng: np.random.Generator) -> Assignment:
+def assign(volumes: Floats, load: LoadTable, models: int, rng: np.random.Generator) -> Assignment:
     """Map functions, given by their volumes in descending order, to models as the load asks.
 
     ``block``: function i of F goes to model floor(i * M / F). ``stripe``: to i mod M. ``shuffled``: striped
@@ -304,7 +304,7 @@ class Place:
     stop_ns: int
 
 
-def trace_load(load: Load, models: int, files: list[Path], place: Place) -> TraceLoad:
+def trace_load(load: LoadTable, models: int, files: list[Path], place: Place) -> TraceLoad:
     """Read the trace of a load of ``models`` models. Raises :class:`ConfigError`."""
     if load.arrivals == "generated":
         return _generated(load, models, place)
@@ -313,7 +313,7 @@ def trace_load(load: Load, models: int, files: list[Path], place: Place) -> Trac
     return _called(load, models, files, place)
 
 
-def _generated(load: Load, models: int, place: Place) -> TraceLoad:
+def _generated(load: LoadTable, models: int, place: Place) -> TraceLoad:
     assert load.functions is not None
     trace = GeneratedTrace(
         load.functions,
@@ -333,7 +333,7 @@ def _generated(load: Load, models: int, place: Place) -> TraceLoad:
     return _minutes(load, place, trace, given, process, natural_rps=given.volume / 3600)
 
 
-def _azure_2019(load: Load, models: int, files: list[Path], place: Place) -> TraceLoad:
+def _azure_2019(load: LoadTable, models: int, files: list[Path], place: Place) -> TraceLoad:
     wanted = -(-(place.stop_ns - place.start_ns) // MINUTE_NS)
     trace: MinuteTrace = read_minutes(files, load.first_minute, load.minutes, wanted)
     calls = trace.volumes.sum()
@@ -350,7 +350,7 @@ def _azure_2019(load: Load, models: int, files: list[Path], place: Place) -> Tra
 
 
 def _minutes(
-    load: Load, place: Place, trace: Minutes, given: Assignment, process: Process, *, natural_rps: float
+    load: LoadTable, place: Place, trace: Minutes, given: Assignment, process: Process, *, natural_rps: float
 ) -> TraceLoad:
     """Calls per minute, scaled: from here on, traces read and generated are alike."""
     scale = _scale(load, natural_rps)
@@ -368,7 +368,7 @@ def _minutes(
     )
 
 
-def _called(load: Load, models: int, files: list[Path], place: Place) -> TraceLoad:
+def _called(load: LoadTable, models: int, files: list[Path], place: Place) -> TraceLoad:
     """Traces of single calls."""
     if len(files) > 1:
         raise unfit("trace", "one file of single calls", [file.name for file in files], "join the files")
@@ -408,14 +408,16 @@ def _called(load: Load, models: int, files: list[Path], place: Place) -> TraceLo
     )
 
 
-def _refuse(load: Load, fields: tuple[str, ...], why: str) -> None:
+def _refuse(load: LoadTable, fields: tuple[str, ...], why: str) -> None:
     for field in fields:
-        default = dict(zip(Load.__struct_fields__[3:], Load.__struct_defaults__, strict=True))[field]
+        default = dict(zip(LoadTable.__struct_fields__[3:], LoadTable.__struct_defaults__, strict=True))[
+            field
+        ]
         if getattr(load, field) != default:
             raise unfit(field, "no value with this trace", getattr(load, field), why)
 
 
-def _scale(load: Load, natural_rps: float) -> float:
+def _scale(load: LoadTable, natural_rps: float) -> float:
     if load.rate_rps is not None:
         return load.rate_rps / natural_rps
     return 1.0 if load.rate_scale is None else load.rate_scale
@@ -425,11 +427,11 @@ def _mapping_dice(place: Place) -> np.random.Generator:
     return dice(place.seed, place.load, purposes.MAPPING)
 
 
-def _named(load: Load, notes: tuple[str, ...]) -> tuple[str, ...]:
+def _named(load: LoadTable, notes: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{load.name}: {note}" for note in notes)
 
 
-def trace_files(load: Load, folders: list[Path]) -> list[Path]:
+def trace_files(load: LoadTable, folders: list[Path]) -> list[Path]:
     """The files of a load's trace, in the first folder that has them. Raises :class:`FieldError`."""
     files = []
     for path in load.traces:

@@ -15,8 +15,8 @@ from clockwork_serve.apps.demo.load import Hit, Shot
 from clockwork_serve.apps.demo.meters import read
 from clockwork_serve.apps.demo.report import (
     Counted,
+    DemoReport,
     PredictionError,
-    Report,
     counted_by_base,
     model_row,
     prediction_error,
@@ -51,7 +51,7 @@ SERVED = Counted(cold_starts=3, rejected=Counter(queue_full=1))
 
 
 def report(row):
-    return Report(
+    return DemoReport(
         models=(row,), instances=3, loads=12, unloads=5,
         prediction_error=PredictionError(p50=0.5, p99=None, lane_p50=2.0, lane_p99=200.0),
         duration_s=61.0, device_bytes=1 << 20, weights_bytes=5 << 20, rate=50.0, utilisation=0.55,

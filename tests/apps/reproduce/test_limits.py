@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from clockwork_serve.apps.reproduce.fig7 import DEVICES, KIND
-from clockwork_serve.apps.reproduce.limits import Stretch, bound, satisfactions, stretches
+from clockwork_serve.apps.reproduce.limits import LimitStretch, bound, satisfactions, stretches
 from clockwork_serve.apps.reproduce.run import Run
 from clockwork_serve.units import NS_PER_S, ms
-from clockwork_serve.workload.scenario import Load, ModelSet, Scenario
+from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
 from clockwork_serve.workload.stream import Arrivals
 
 SCENARIO = Scenario(
@@ -16,14 +16,14 @@ SCENARIO = Scenario(
     seconds=6.0,
     models=(ModelSet(name="m", kind=KIND, copies=2),),
     loads=(
-        Load(name="loose", models=("m",), arrivals="fixed", rate_rps=100.0, slo_ms=100.0, stop_s=3.0),
-        Load(name="tight", models=("m",), arrivals="fixed", rate_rps=200.0, slo_ms=2.0, start_s=3.0),
+        LoadTable(name="loose", models=("m",), arrivals="fixed", rate_rps=100.0, slo_ms=100.0, stop_s=3.0),
+        LoadTable(name="tight", models=("m",), arrivals="fixed", rate_rps=200.0, slo_ms=2.0, start_s=3.0),
     ),
 )
 
 
 def test_stretches_are_cut_out_of_the_stream():
-    first, second = stretches(Run(), SCENARIO, [Stretch(1.0, 1.0), Stretch(4.0, 0.5)])
+    first, second = stretches(Run(), SCENARIO, [LimitStretch(1.0, 1.0), LimitStretch(4.0, 0.5)])
 
     assert len(first.times_ns) == pytest.approx(100, abs=1)
     assert set(first.loads) == {0}
@@ -34,7 +34,7 @@ def test_stretches_are_cut_out_of_the_stream():
 
 
 def test_an_slo_below_the_duration_cannot_be_met_and_a_loose_one_can():
-    found = stretches(Run(), SCENARIO, [Stretch(0.0, 2.0), Stretch(4.0, 1.0)])
+    found = stretches(Run(), SCENARIO, [LimitStretch(0.0, 2.0), LimitStretch(4.0, 1.0)])
 
     assert satisfactions(Run(), KIND, found, devices=DEVICES) == [1.0, 0.0]
 

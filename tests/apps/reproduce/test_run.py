@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from clockwork_serve.apps.reproduce.players import players
 from clockwork_serve.apps.reproduce.run import Run
-from clockwork_serve.workload.scenario import Load, ModelSet, Scenario
+from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
 
 SCENARIO = Scenario(
     name="tiny",
     seconds=0.5,
     models=(ModelSet(name="m", kind="resnet18_v1"),),
-    loads=(Load(name="l", models=("m",), arrivals="poisson", rate_rps=200.0, slo_ms=100.0),),
+    loads=(LoadTable(name="l", models=("m",), arrivals="poisson", rate_rps=200.0, slo_ms=100.0),),
 )
 
 

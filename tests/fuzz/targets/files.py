@@ -16,7 +16,7 @@ from clockwork_serve.errors import ConfigError
 from clockwork_serve.integrity import sealed
 from clockwork_serve.messages import Profile
 from clockwork_serve.store import Cache, Repository, StoreConfig
-from clockwork_serve.store.onnx.compiler import Architecture
+from clockwork_serve.store.onnx.compiler import OnnxArchitecture
 from clockwork_serve.store.pbtxt import read_pbtxt
 from clockwork_serve.store.repository import model_file
 from clockwork_serve.store.settings import ProblemError, merged, read_toml
@@ -152,7 +152,7 @@ def _journal(data: bytes) -> None:
 
 def _cache_records(data: bytes) -> None:
     """What was torn counts as absent; a record that can be read can be written."""
-    for kind in (Profile, Architecture):
+    for kind in (Profile, OnnxArchitecture):
         (_CACHE.root / "records").mkdir(exist_ok=True)
         for stored in (data, sealed("records/k.json", data)):
             (_CACHE.root / "records" / "k.json").write_bytes(stored)

@@ -31,7 +31,7 @@ from clockwork_serve.serve.gateway.access import Denied, KeyRing, Right
 from clockwork_serve.serve.gateway.client_shm import OBJECTS, Regions
 from clockwork_serve.serve.grpc.call import Aborted
 from clockwork_serve.serve.grpc.service import GatewayGrpc
-from clockwork_serve.serve.http.routes import Endpoints, Refused, find_route
+from clockwork_serve.serve.http.routes import Endpoints, RouteRefused, find_route
 from clockwork_serve.units import MIB
 from tests.fuzz import mutators
 from tests.fuzz.engine import Target, scratch
@@ -230,7 +230,7 @@ _GRPC_ERRORS = (InvalidRequest, DecodeError)
 TARGETS = (
     Target("http_connection", _connection, (), _HTTP),
     Target("http_infer", _http_infer, (InvalidRequest,), _mutate_infer),
-    Target("http_routes", _routes, (Refused, UnknownModel), mutators.text),
+    Target("http_routes", _routes, (RouteRefused, UnknownModel), mutators.text),
     Target("grpc_infer", _grpc_infer, _GRPC_ERRORS, mutators.headed(2, mutators.protobuf)),
     Target("grpc_rpcs", _grpc_rpcs, (Aborted, DecodeError), mutators.headed(1, mutators.protobuf)),
     Target("compression", _compression, (InvalidRequest,), mutators.packed, growth_bytes=16 * MIB),

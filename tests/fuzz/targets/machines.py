@@ -7,10 +7,10 @@ import struct
 from collections.abc import Iterator
 
 from clockwork_serve.errors import TransportError
-from clockwork_serve.messages import Answer, Cancel, Frame, Release, Request, RequestPiece, Unheard
+from clockwork_serve.messages import Answer, Cancel, Frame, Release, Request, RequestPiece, Undelivered
 from clockwork_serve.oip import InputTensor
 from clockwork_serve.serve.gateway.requests import Slots
-from clockwork_serve.serve.remote.bridge import Requests
+from clockwork_serve.serve.remote.bridge import FarRequests
 from clockwork_serve.serve.remote.gateway import FarController
 from clockwork_serve.serve.transport import FrameReader
 from tests.fuzz import mutators
@@ -37,7 +37,7 @@ def _frames(data: bytes) -> Iterator[Frame]:
 
 def _far_requests(data: bytes) -> None:
     """What a gateway elsewhere sends, and what the controller says to it."""
-    requests = Requests(_ROOM)
+    requests = FarRequests(_ROOM)
     try:
         for frame in _frames(data):
             match frame:
@@ -95,7 +95,7 @@ async def _hear(data: bytes) -> None:
                 controller.on_frames(network, [frame])  # type: ignore[arg-type]
         assert not any(isinstance(frame, RequestPiece) for frame in told)
         # A gateway takes the first end of a request; another is of one that is not open.
-        ends = [one for one in told if isinstance(one, Answer | Unheard) and one.request_id == "g-1"]
+        ends = [one for one in told if isinstance(one, Answer | Undelivered) and one.request_id == "g-1"]
         if ends and isinstance(ends[0], Answer) and ends[0].outputs:
             slot.outputs(ends[0].outputs)
         assert bytes(_SLOTS.region.buffer[slot.tensors.output_offset + 64 :]) == others, "beyond its room"

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from clockwork_serve.store import StoreConfig
-from clockwork_serve.store.onnx.graph import Plan, batching_of, declared, interface_of, prepared
+from clockwork_serve.store.onnx.graph import GraphPlan, batching_of, declared, interface_of, prepared
 from clockwork_serve.store.onnx.recipe import Recipe
 from clockwork_serve.store.onnx.source import read_source
 from clockwork_serve.store.onnx.wire import elements, filled
@@ -57,7 +57,7 @@ def _read_onnx(data: bytes) -> None:
     settings = ModelSettings()
     batching = batching_of(found, settings, _CONFIG)
     interface = declared(found, settings, batched=batching.max_batch_size > 0)
-    prepared(model, Plan(interface=interface, max_batch_size=batching.max_batch_size, declared=True))
+    prepared(model, GraphPlan(interface=interface, max_batch_size=batching.max_batch_size, declared=True))
 
 
 def _onnx_external(data: bytes) -> None:

@@ -70,7 +70,7 @@ class Client:
         self._grpc.close()
 
 
-class Prepared:
+class PreparedRequest:
     """One request, encoded once for both protocols."""
 
     def __init__(self, tensors: Tensors) -> None:
@@ -87,7 +87,7 @@ class AsyncClient:
         )
         self._grpc = triton_grpc_aio.InferenceServerClient(grpc_url)
 
-    async def ask(self, model: str, request: Prepared, slo_ms: int, *, http: bool) -> Any:
+    async def ask(self, model: str, request: PreparedRequest, slo_ms: int, *, http: bool) -> Any:
         """The raw answer. Raises ``InferenceServerException`` if there is none."""
         parameters = {"slo_ms": slo_ms}
         if http:

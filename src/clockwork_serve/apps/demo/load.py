@@ -12,7 +12,7 @@ import aiohttp
 import numpy as np
 from tritonclient.utils import InferenceServerException
 
-from clockwork_serve.apps.demo.client import AsyncClient, Prepared, outputs_of, parameters_of, refusal
+from clockwork_serve.apps.demo.client import AsyncClient, PreparedRequest, outputs_of, parameters_of, refusal
 from clockwork_serve.apps.demo.judgement import Tensors
 
 ZIPF = 0.9
@@ -78,7 +78,7 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class DemoPlan:
     """A load: ``rate`` requests a second are ``utilisation`` of the device if nothing is batched."""
 
     shots: tuple[Shot, ...]
@@ -87,7 +87,7 @@ class Plan:
     floor_ms: float
 
 
-def plan(mixes: Sequence[Mix], seconds: float, utilisation: float, seed: int = 0) -> Plan:
+def plan(mixes: Sequence[Mix], seconds: float, utilisation: float, seed: int = 0) -> DemoPlan:
     """Poisson arrivals that take ``utilisation`` of the device, or as much as the client can send.
 
     A model's share of the requests falls with its duration, so that short and long ones are heard alike; its
@@ -110,14 +110,14 @@ def plan(mixes: Sequence[Mix], seconds: float, utilisation: float, seed: int = 0
         case = int(dice.integers(len(mix.cases)))
         http = bool(dice.random() >= GRPC_SHARE)
         shots.append(Shot(now, mix.name, instance, case, slo_ms, http))
-    return Plan(tuple(shots), rate, rate * mean_ms / 1000.0, floor_ms)
+    return DemoPlan(tuple(shots), rate, rate * mean_ms / 1000.0, floor_ms)
 
 
 class Load:
     """Sends a plan and gathers what comes back."""
 
     def __init__(self, mixes: Sequence[Mix], on_progress: Callable[[Answers], None]) -> None:
-        self._requests = {mix.name: [Prepared(case) for case in mix.cases] for mix in mixes}
+        self._requests = {mix.name: [PreparedRequest(case) for case in mix.cases] for mix in mixes}
         self._on_progress = on_progress
         self.answers = Answers()
 

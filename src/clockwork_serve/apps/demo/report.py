@@ -53,7 +53,7 @@ class PredictionError(Struct, frozen=True, kw_only=True):
     unit: str = "ms"
 
 
-class Report(Struct, frozen=True, kw_only=True):
+class DemoReport(Struct, frozen=True, kw_only=True):
     """The whole demo. ``client_lag_p99_ms`` is how late the client itself sent requests.
 
     ``busy`` is the load average per core when the demo began: the machine's other work.

@@ -16,7 +16,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from clockwork_serve.apps.demo.report import ModelRow, Report
+from clockwork_serve.apps.demo.report import DemoReport, ModelRow
 from clockwork_serve.apps.demo.zoo import EXACT
 from clockwork_serve.units import MIB
 
@@ -42,7 +42,7 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
-def show(report: Report, console: Console) -> None:
+def show(report: DemoReport, console: Console) -> None:
     """The one screen."""
     wide = console.width >= WIDE
     console.print(_table(report, wide=wide))
@@ -54,7 +54,7 @@ def show(report: Report, console: Console) -> None:
         console.print(line, highlight=False)
 
 
-def _table(report: Report, *, wide: bool) -> Table:
+def _table(report: DemoReport, *, wide: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("model", no_wrap=True)
     if wide:
@@ -85,7 +85,7 @@ def _numbers(row: ModelRow) -> tuple[Text | str, ...]:
     )
 
 
-def _lines(report: Report) -> list[str]:
+def _lines(report: DemoReport) -> list[str]:
     rows, error = report.models, report.prediction_error
     total, good = sum(row.requests for row in rows), sum(row.ok for row in rows)
     reasons: Counter[str] = Counter()

@@ -18,15 +18,21 @@ from tritonclient.utils import InferenceServerException
 
 from clockwork_serve.apps.demo.client import Client
 from clockwork_serve.apps.demo.judgement import Judgement, Tensors, relative_error
-from clockwork_serve.apps.demo.load import Answers, Load, Mix, Plan, plan
+from clockwork_serve.apps.demo.load import Answers, DemoPlan, Load, Mix, plan
 from clockwork_serve.apps.demo.meters import Meters, scrape
 from clockwork_serve.apps.demo.options import DemoOptions
 from clockwork_serve.apps.demo.plain import Recorder, open_plain
-from clockwork_serve.apps.demo.report import Report, counted_by_base, model_row, percentile, prediction_error
+from clockwork_serve.apps.demo.report import (
+    DemoReport,
+    counted_by_base,
+    model_row,
+    percentile,
+    prediction_error,
+)
 from clockwork_serve.apps.demo.screen import progress_bar, show
 from clockwork_serve.apps.demo.stage import Stage, set_up
 from clockwork_serve.devices import DeviceConfig
-from clockwork_serve.serve.supervisor.server import Progress, RunningServer, ServerConfig, running_server
+from clockwork_serve.serve.supervisor.server import RunningServer, ServerConfig, StartProgress, running_server
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import KIB, align
 
@@ -123,7 +129,7 @@ class Demo:
             mixes.append(Mix(model.name, stage.instances_of(model), cases, self._batch_1_ms[model.name]))
         return mixes
 
-    def _send(self, planned: Plan, mixes: list[Mix], server: RunningServer, bars: Bars) -> Answers:
+    def _send(self, planned: DemoPlan, mixes: list[Mix], server: RunningServer, bars: Bars) -> Answers:
         task = bars.add_task("open-loop load", total=len(planned.shots), note="")
 
         def on_progress(answers: Answers) -> None:
@@ -154,15 +160,15 @@ class Demo:
         bars.remove_task(task)
 
     def _report(
-        self, stage: Stage, device: DeviceConfig, planned: Plan, answers: Answers,
+        self, stage: Stage, device: DeviceConfig, planned: DemoPlan, answers: Answers,
         meters: Meters, duration_s: float,
-    ) -> Report:  # fmt: skip
+    ) -> DemoReport:  # fmt: skip
         counted = counted_by_base({each.name: each.base for each in stage.instances}, meters)
         hits = {
             model.name: [hit for hit in answers.hits if hit.shot.model == model.name]
             for model in stage.models
         }
-        return Report(
+        return DemoReport(
             models=tuple(
                 model_row(
                     model, self._judgements[model.name], hits[model.name], self._errors[model.name],
@@ -231,11 +237,11 @@ def _server_config(stage: Stage, device: DeviceConfig) -> ServerConfig:
     )
 
 
-def _on_progress(bars: Bars) -> Callable[[Progress], None]:
+def _on_progress(bars: Bars) -> Callable[[StartProgress], None]:
     """Show the server's own steps, one bar for each stage."""
     tasks: dict[str, int] = {}
 
-    def progress(step: Progress) -> None:
+    def progress(step: StartProgress) -> None:
         task = tasks.get(step.stage)
         if task is None:
             words = {"compile": "reading compiled models", "profile": "profiling", "start": "starting"}

@@ -20,7 +20,7 @@ from clockwork_serve.apps.demo.fetch import FetchError, Files, fetch, missing
 from clockwork_serve.apps.demo.options import DemoOptions
 from clockwork_serve.apps.demo.zoo import MODELS, DemoModel, available
 from clockwork_serve.errors import RepositoryError
-from clockwork_serve.store import Cache, Repository, Served, StoreConfig, compile_all
+from clockwork_serve.store import Cache, Repository, ServedVersion, StoreConfig, compile_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Stage:
     files: Files
     models: tuple[DemoModel, ...]
     instances: tuple[Instance, ...]
-    served: tuple[Served, ...]
+    served: tuple[ServedVersion, ...]
     offline: bool
     fetched_s: float
 
@@ -142,7 +142,7 @@ def _tiny_repository(files: Files) -> tuple[Path, Manifest]:
     return root, Manifest(instances=instances)
 
 
-def _compile(root: Path, cache: Path, progress: Callable[[int, int, str], None]) -> tuple[Served, ...]:
+def _compile(root: Path, cache: Path, progress: Callable[[int, int, str], None]) -> tuple[ServedVersion, ...]:
     config = StoreConfig(cache_dir=str(cache))
     store = Cache(cache)
     try:

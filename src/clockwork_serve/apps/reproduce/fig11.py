@@ -16,7 +16,7 @@ from clockwork_serve.apps.reproduce.paper_curves import curve, value
 from clockwork_serve.apps.reproduce.players import Player, players, soloists
 from clockwork_serve.apps.reproduce.run import Run
 from clockwork_serve.units import ms
-from clockwork_serve.workload.scenario import Load, Ramp, Scenario
+from clockwork_serve.workload.scenario import LoadTable, Ramp, Scenario
 
 WORKERS, SHORT_WORKERS = (10, 30, 40, 50, 70, 90, 110, 130, 150), (5, 10)
 FIRST_RPS, FACTOR, STEPS = 500.0, 1.5, 4
@@ -119,9 +119,9 @@ def _scenario(run: Run, workers: int, step_s: float) -> Scenario:
         warmup_s=WARM_S,
         models=sets,
         loads=(
-            Load(name="warm", models=names, arrivals="generated", functions=FUNCTIONS, rate_rps=first,
+            LoadTable(name="warm", models=names, arrivals="generated", functions=FUNCTIONS, rate_rps=first,
                  slo_ms=SLO_MS, stop_s=WARM_S),
-            Load(name="calls", models=names, arrivals="generated", functions=FUNCTIONS, rate_rps=first,
+            LoadTable(name="calls", models=names, arrivals="generated", functions=FUNCTIONS, rate_rps=first,
                  slo_ms=SLO_MS, start_s=WARM_S, counts="rates",
                  rate_ramp=Ramp(every_s=step_s, factor=FACTOR)),
         ),

@@ -9,9 +9,9 @@ from clockwork_serve.apps.reproduce.players import GOAL_CAP, Player, players, so
 from clockwork_serve.apps.reproduce.run import Run
 from clockwork_serve.sim import Tally
 from clockwork_serve.sim.oracle import closed_loop_limit_rps
-from clockwork_serve.sim.tally import Histogram
+from clockwork_serve.sim.tally import DurationHistogram
 from clockwork_serve.units import ms, to_ms
-from clockwork_serve.workload.scenario import Load, ModelSet, Scenario
+from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
 
 KIND = "resnet50_v2"
 SLOS_MS = (10.0, 25.0, 50.0, 100.0, 250.0, 500.0)
@@ -75,9 +75,11 @@ def _scenario(slo_ms: float, seconds: float) -> Scenario:
         warmup_s=WARMUP_S,
         models=(ModelSet(name="resnet50", kind=KIND, copies=MODELS),),
         loads=(
-            Load(name="clients", models=("resnet50",), arrivals="closed", concurrency=CLIENTS, slo_ms=slo_ms,
+            LoadTable(name="clients", models=("resnet50",), arrivals="closed", concurrency=CLIENTS,
+            slo_ms=slo_ms,
                  start_s=WARM_S),
-            Load(name="warm", models=("resnet50",), arrivals="fixed", rate_rps=WARM_RPS, slo_ms=WARM_SLO_MS,
+            LoadTable(name="warm", models=("resnet50",), arrivals="fixed", rate_rps=WARM_RPS,
+            slo_ms=WARM_SLO_MS,
                  stop_s=WARM_S),
         ),
     )  # fmt: skip
@@ -123,7 +125,7 @@ def _limits(run: Run, slos: tuple[float, ...]) -> list[Series]:
 
 def _quantile_ms(tally: Tally, share: float) -> float:
     """A quantile of the latencies of all answers, good and refused."""
-    both = Histogram()
+    both = DurationHistogram()
     for part in (tally.loads[0].answered, tally.loads[0].refused):
         both.count += part.count
         both.max_ns = max(both.max_ns, part.max_ns)

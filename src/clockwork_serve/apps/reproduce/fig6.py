@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 
 from clockwork_serve.apps.reproduce.dominance import dominance_claims
 from clockwork_serve.apps.reproduce.figure import Claim, Figure, Panel, Role, Series, points
-from clockwork_serve.apps.reproduce.limits import OTHERS_WEIGH, Stretch, bound, stretches
+from clockwork_serve.apps.reproduce.limits import OTHERS_WEIGH, LimitStretch, bound, stretches
 from clockwork_serve.apps.reproduce.paper_curves import curve, value
 from clockwork_serve.apps.reproduce.players import Player, players, soloists
 from clockwork_serve.apps.reproduce.run import Run
 from clockwork_serve.sim import Tally
 from clockwork_serve.sim.tally import Busy, Count
 from clockwork_serve.units import NS_PER_S, to_ms
-from clockwork_serve.workload.scenario import Load, ModelSet, Ramp, Scenario
+from clockwork_serve.workload.scenario import LoadTable, ModelSet, Ramp, Scenario
 
 KIND = "resnet50_v2"
 MODELS, MINOR_RPS, MAJOR_RPS, SLO_MS = 3600, 200.0, 1000.0, 100.0
@@ -84,8 +84,8 @@ def _scenario(lead_s: float, hour_s: float) -> Scenario:
         seconds=lead_s + hour_s,
         models=(ModelSet(name="minor", kind=KIND), ModelSet(name="major", kind=KIND, copies=MODELS)),
         loads=(
-            Load(name="Minor", models=("minor",), arrivals="poisson", rate_rps=MINOR_RPS, slo_ms=SLO_MS),
-            Load(
+            LoadTable(name="Minor", models=("minor",), arrivals="poisson", rate_rps=MINOR_RPS, slo_ms=SLO_MS),
+            LoadTable(
                 name="Major", models=("major",), arrivals="poisson", rate_rps=MAJOR_RPS, slo_ms=SLO_MS,
                 start_s=lead_s, active_models=1,
                 model_ramp=Ramp(every_s=hour_s / MODELS, add=1, until=float(MODELS)),
@@ -125,7 +125,7 @@ def _limit(run: Run, lead_s: float, hour_s: float) -> Series:
     shrink = hour_s / HOUR_S
     seconds = LIMIT_S * shrink
     minutes = [point.x for point in curve("fig6", "Major goodput", "goodput_rps").points]
-    wanted = [Stretch(lead_s + minute * 60 * shrink - seconds / 2, seconds) for minute in minutes]
+    wanted = [LimitStretch(lead_s + minute * 60 * shrink - seconds / 2, seconds) for minute in minutes]
     values = []
     for minute, requests in zip(minutes, stretches(run, _scenario(lead_s, hour_s), wanted), strict=True):
         each_rps = MAJOR_RPS / max(1.0, minute * MODELS / 60)

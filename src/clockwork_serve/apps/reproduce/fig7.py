@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from clockwork_serve.apps.reproduce.dominance import dominance_claims
 from clockwork_serve.apps.reproduce.figure import Claim, Figure, Panel, Role, Series, points
-from clockwork_serve.apps.reproduce.limits import Stretch, satisfactions, stretches
+from clockwork_serve.apps.reproduce.limits import LimitStretch, satisfactions, stretches
 from clockwork_serve.apps.reproduce.paper_curves import curve
 from clockwork_serve.apps.reproduce.players import Player, players, soloists
 from clockwork_serve.apps.reproduce.run import Run
-from clockwork_serve.workload.scenario import Load, ModelSet, Ramp, Scenario
+from clockwork_serve.workload.scenario import LoadTable, ModelSet, Ramp, Scenario
 
 KIND, DEVICES = "resnet50_v2", 6
 CASES = tuple((models, rate) for rate in (600, 1200, 2400) for models in (12, 48))
@@ -66,9 +66,10 @@ def _scenario(models: int, rate: int, step_s: float) -> Scenario:
         seconds=end_s,
         models=(ModelSet(name="resnet50", kind=KIND, copies=models),),
         loads=(
-            Load(name="warm", models=("resnet50",), arrivals="poisson", rate_rps=float(rate),
+            LoadTable(name="warm", models=("resnet50",), arrivals="poisson", rate_rps=float(rate),
                  slo_ms=WARM_SLO_MS, stop_s=step_s),
-            Load(name="ramp", models=("resnet50",), arrivals="poisson", rate_rps=float(rate), slo_ms=FIRST_MS,
+            LoadTable(name="ramp", models=("resnet50",), arrivals="poisson", rate_rps=float(rate),
+            slo_ms=FIRST_MS,
                  slo_ramp=Ramp(every_s=step_s, factor=FACTOR, until=100.0), start_s=step_s),
         ),
     )  # fmt: skip
@@ -77,7 +78,7 @@ def _scenario(models: int, rate: int, step_s: float) -> Scenario:
 def _limit(run: Run, scenario: Scenario, step_s: float) -> Series:
     """The oracle's, from the first seconds of each step."""
     seconds = min(LIMIT_S, step_s)
-    wanted = [Stretch(step_s * (1 + step), seconds) for step in range(len(STEPS_MS))]
+    wanted = [LimitStretch(step_s * (1 + step), seconds) for step in range(len(STEPS_MS))]
     values = satisfactions(run, KIND, stretches(run, scenario, wanted), devices=DEVICES)
     return Series(name="limit", role=Role.LIMIT, points=points(zip(STEPS_MS, values, strict=True)))
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from clockwork_serve.apps.reproduce.fig7 import FACTOR, FIRST_MS, LIMIT_S, STEPS_MS, WARM_SLO_MS
 from clockwork_serve.apps.reproduce.figure import Claim, Figure, Panel, Role, Series, points
-from clockwork_serve.apps.reproduce.limits import Stretch, stretches
+from clockwork_serve.apps.reproduce.limits import LimitStretch, stretches
 from clockwork_serve.apps.reproduce.limits import satisfactions as share_limits
 from clockwork_serve.apps.reproduce.paper_curves import curve
 from clockwork_serve.apps.reproduce.players import Player, players, soloists
 from clockwork_serve.apps.reproduce.run import Run
 from clockwork_serve.sim import Tally
-from clockwork_serve.workload.scenario import Load, ModelSet, Ramp, Scenario
+from clockwork_serve.workload.scenario import LoadTable, ModelSet, Ramp, Scenario
 
 KIND, DEVICES = "resnet50_v2", 6
 SENSITIVE, SENSITIVE_RPS = 6, 200.0
@@ -60,16 +60,16 @@ def _scenario(case: str, step_s: float) -> Scenario:
     rate = SENSITIVE * SENSITIVE_RPS
     sets = [ModelSet(name="sensitive", kind=KIND, copies=SENSITIVE)]
     loads = [
-        Load(name="warm", models=("sensitive",), arrivals="poisson", rate_rps=rate, slo_ms=WARM_SLO_MS,
+        LoadTable(name="warm", models=("sensitive",), arrivals="poisson", rate_rps=rate, slo_ms=WARM_SLO_MS,
              stop_s=step_s),
-        Load(name="sensitive", models=("sensitive",), arrivals="poisson", rate_rps=rate, slo_ms=FIRST_MS,
+        LoadTable(name="sensitive", models=("sensitive",), arrivals="poisson", rate_rps=rate, slo_ms=FIRST_MS,
              slo_ramp=Ramp(every_s=step_s, factor=FACTOR, until=100.0), start_s=step_s),
     ]  # fmt: skip
     if models:
         sets.append(ModelSet(name="batch", kind=KIND, copies=models))
         jitter_s = min(JITTER_S, step_s / 2)
         loads.append(
-            Load(name="batch", models=("batch",), arrivals="closed", concurrency=concurrency,
+            LoadTable(name="batch", models=("batch",), arrivals="closed", concurrency=concurrency,
                  start_jitter_s=jitter_s)
         )  # fmt: skip
     return Scenario(name=case, seconds=step_s * (1 + len(STEPS_MS)), models=tuple(sets), loads=tuple(loads))
@@ -87,7 +87,7 @@ def batch_rates(tally: Tally, step_s: float) -> list[float]:
 
 def alone_limit(run: Run, step_s: float) -> Series:
     """The oracle's for the latency-sensitive clients alone, from the first seconds of each step."""
-    wanted = [Stretch(step_s * (1 + step), min(LIMIT_S, step_s)) for step in range(len(STEPS_MS))]
+    wanted = [LimitStretch(step_s * (1 + step), min(LIMIT_S, step_s)) for step in range(len(STEPS_MS))]
     found = stretches(run, _scenario("alone", step_s), wanted)
     values = share_limits(run, KIND, found, devices=DEVICES)
     return Series(name="limit, alone", role=Role.LIMIT, points=points(zip(STEPS_MS, values, strict=True)))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from clockwork_serve.apps.reproduce.fig9_workloads import DEVICES, SLO_MS, Source, sources
 from clockwork_serve.apps.reproduce.figure import Claim, Figure, Panel, Role, Series, points
-from clockwork_serve.apps.reproduce.limits import Stretch, bound, stretches
+from clockwork_serve.apps.reproduce.limits import LimitStretch, bound, stretches
 from clockwork_serve.apps.reproduce.paper_curves import value
 from clockwork_serve.apps.reproduce.players import Player, players, soloists
 from clockwork_serve.apps.reproduce.run import Run
@@ -181,7 +181,7 @@ def _sweep(run: Run, source: Source, everyone: tuple[Player, ...], factors: tupl
 def _unavoidable(run: Run, source: Source, rates: list[float]) -> Series:
     """What nobody could save, by the oracle, who knows every request beforehand."""
     kinds = [each.kind for each in source.models for _ in range(each.copies)]
-    stretch = Stretch(SHORT_WARMUP_S, 1.0) if run.short else Stretch(SWEEP_WARMUP_S, LIMIT_S)
+    stretch = LimitStretch(SHORT_WARMUP_S, 1.0) if run.short else LimitStretch(SWEEP_WARMUP_S, LIMIT_S)
     pairs = []
     for rate in rates:
         scenario = source.scenario(stretch.seconds, stretch.start_s, rate)

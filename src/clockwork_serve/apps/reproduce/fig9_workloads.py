@@ -7,7 +7,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from clockwork_serve.apps.reproduce.run import Run
-from clockwork_serve.workload.scenario import Load, ModelSet, Scenario
+from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
 from clockwork_serve.workload.zoo import Zoo
 
 DEVICES, SLO_MS = 12, 100.0
@@ -32,10 +32,10 @@ class Source(Struct, frozen=True, kw_only=True):
         rate = rate_rps or self.rate_rps
         names = tuple(each.name for each in self.models)
         load = (
-            Load(name="calls", models=names, arrivals="generated", functions=FUNCTIONS, rate_rps=rate,
+            LoadTable(name="calls", models=names, arrivals="generated", functions=FUNCTIONS, rate_rps=rate,
                  mapping="stripe", slo_ms=SLO_MS)
             if self.trace is None
-            else Load(name="calls", models=names, arrivals="azure", trace=self.trace, rate_rps=rate,
+            else LoadTable(name="calls", models=names, arrivals="azure", trace=self.trace, rate_rps=rate,
                       cap_share=REAL_CAP, slo_ms=SLO_MS)
         )  # fmt: skip
         return Scenario(

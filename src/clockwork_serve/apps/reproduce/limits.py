@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from clockwork_serve.apps.reproduce.run import Run
 from clockwork_serve.sim import Cluster
-from clockwork_serve.sim.oracle import Bound, model_costs, upper_bound
+from clockwork_serve.sim.oracle import OracleBound, model_costs, upper_bound
 from clockwork_serve.units import NS_PER_S
 from clockwork_serve.workload.scenario import Scenario
 from clockwork_serve.workload.stream import Arrivals, build
@@ -17,14 +17,14 @@ OTHERS_WEIGH = 10.0
 """A class of requests that is to be served in full counts so much that it always wins."""
 
 
-class Stretch(Struct, frozen=True):
+class LimitStretch(Struct, frozen=True):
     """A stretch of a workload: from ``start_s``, so many seconds."""
 
     start_s: float
     seconds: float
 
 
-def stretches(run: Run, scenario: Scenario, wanted: Sequence[Stretch]) -> list[Arrivals]:
+def stretches(run: Run, scenario: Scenario, wanted: Sequence[LimitStretch]) -> list[Arrivals]:
     """The requests of open loads in each stretch, read in one pass; stretches ascend and do not overlap."""
     found = [Arrivals([], [], [], []) for _ in wanted]
     bounds = [
@@ -52,7 +52,7 @@ def _take(block: Arrivals, from_ns: int, to_ns: int, into: Arrivals) -> None:
 def bound(
     run: Run, kinds: str | Sequence[str], requests: Arrivals, *, devices: int,
     rates_rps: Sequence[float] | None = None, first_class: int | None = None,
-) -> Bound:  # fmt: skip
+) -> OracleBound:  # fmt: skip
     """The oracle's bound for a stretch of a longer run, on models of one kind, or of a kind each.
 
     Noise may shorten every duration, and any weights may be there at the start. ``first_class`` is a load

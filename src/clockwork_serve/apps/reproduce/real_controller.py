@@ -25,7 +25,7 @@ from clockwork_serve.errors import ClockworkError
 from clockwork_serve.messages import Ask, Code, CodeAdded, Frame, Model, ModelAdded, TensorSpec, Weights
 from clockwork_serve.serve.processes.controller import SOCKET_NAME, ControllerProcessConfig
 from clockwork_serve.serve.processes.worker import WorkerConfig
-from clockwork_serve.serve.supervisor.keeper import ControllerLink
+from clockwork_serve.serve.supervisor.keeper import KeeperLink
 from clockwork_serve.serve.supervisor.processes import Child, Launch, describe_exit
 from clockwork_serve.units import MIB
 
@@ -70,12 +70,12 @@ async def started(
 ) -> AsyncIterator[Processes]:
     """The same with any devices and any models: ``frames`` are what the controller is told of those."""
     children: list[Child] = []
-    link: ControllerLink | None = None
+    link: KeeperLink | None = None
     with tempfile.TemporaryDirectory(prefix="clockwork-") as folder:
         try:
             launches = _launches(Path(folder), config, configs, workers)
             children.extend(Child(launch, logging.getLogger(__name__).debug) for launch in launches)
-            link = ControllerLink(Path(folder) / SOCKET_NAME, lambda: frames, _ignore)
+            link = KeeperLink(Path(folder) / SOCKET_NAME, lambda: frames, _ignore)
             await _until_ready(link, children)
             yield Processes(
                 Path(folder) / SOCKET_NAME,
@@ -139,7 +139,7 @@ def _process_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def _until_ready(link: ControllerLink, children: list[Child]) -> None:
+async def _until_ready(link: KeeperLink, children: list[Child]) -> None:
     deadline_s = time.monotonic() + READY_S
     while not link.readiness.ready:
         _check(children)

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from clockwork_serve.devices import CallBuffers, Device
 from clockwork_serve.messages import Call, Extent, Infer, Load, Window
-from clockwork_serve.store import Cache, Compiler, Repository, Served, StoreConfig
+from clockwork_serve.store import Cache, Compiler, Repository, ServedVersion, StoreConfig
 
 SIDE: Final = 32
 INPUT_SHAPE: Final = (3, SIDE, SIDE)
@@ -57,7 +57,7 @@ def write_model(root: Path, name: str, seed: int) -> Path:
     return path
 
 
-def compile_models(root: Path, cache_dir: Path) -> list[Served]:
+def compile_models(root: Path, cache_dir: Path) -> list[ServedVersion]:
     """All models of a repository, compiled."""
     config = StoreConfig(cache_dir=str(cache_dir))
     compiler = Compiler(Cache(cache_dir), config)
@@ -68,7 +68,7 @@ def compile_models(root: Path, cache_dir: Path) -> list[Served]:
 class Lane:
     """One model on a device of this process, run by whoever calls: alone if one thread does."""
 
-    def __init__(self, device: Device, served: Served) -> None:
+    def __init__(self, device: Device, served: ServedVersion) -> None:
         self._device = device
         self._served = served
         name = device.spec.device

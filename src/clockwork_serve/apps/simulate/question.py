@@ -23,7 +23,7 @@ SHORT_S = 120.0
 """Scenarios up to this length are looked at second by second, longer ones minute by minute."""
 
 
-class Question(Struct, frozen=True, kw_only=True):
+class SimulationQuestion(Struct, frozen=True, kw_only=True):
     """A scenario made ready for one run; ``scenario`` has the caller's changes in it."""
 
     scenario: Scenario
@@ -74,7 +74,7 @@ def ask(
     zoo: str | None = None,
     devices: int | None = None,
     traces: str | Path | None = None,
-) -> Question:
+) -> SimulationQuestion:
     """Read a scenario and make it ready.
 
     ``zoo`` and ``devices`` stand in for those of the scenario's cluster; ``traces`` is the folder of its
@@ -92,7 +92,7 @@ def ask(
     workload = build(scenario, seed, None if traces is None else Path(traces))
     cluster = cluster_of(table)
     _check_memory(scenario, cluster, models, workload)
-    return Question(
+    return SimulationQuestion(
         scenario=scenario,
         workload=workload,
         zoo=models,

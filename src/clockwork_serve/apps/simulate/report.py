@@ -12,10 +12,10 @@ from msgspec import Struct
 
 from clockwork_serve import __version__
 from clockwork_serve.apps.simulate.play import Played
-from clockwork_serve.apps.simulate.question import Question
-from clockwork_serve.sim.tally import Busy, Count, Histogram
+from clockwork_serve.apps.simulate.question import SimulationQuestion
+from clockwork_serve.sim.tally import Busy, Count, DurationHistogram
 from clockwork_serve.units import MIB, NS_PER_S, to_ms
-from clockwork_serve.workload.tables import Load
+from clockwork_serve.workload.tables import LoadTable
 
 
 class Latency(Struct, frozen=True, kw_only=True):
@@ -114,7 +114,7 @@ class Report(Struct, frozen=True, kw_only=True):
         return msgspec.json.format(msgspec.json.encode(self), indent=1)
 
 
-def report(question: Question, played: Played) -> Report:
+def report(question: SimulationQuestion, played: Played) -> Report:
     """How it went."""
     scenario, tally = question.scenario, played.tally
     reached_s = played.reached_ns / NS_PER_S
@@ -142,7 +142,7 @@ def report(question: Question, played: Played) -> Report:
     )
 
 
-def _setup(question: Question) -> dict[str, Any]:
+def _setup(question: SimulationQuestion) -> dict[str, Any]:
     """What was simulated, for whoever wants to do it again."""
     scenario, cluster = question.scenario, question.cluster
     source = scenario.source
@@ -166,13 +166,13 @@ def _setup(question: Question) -> dict[str, Any]:
     }
 
 
-def _on_s(load: Load, from_s: float, until_s: float) -> float:
+def _on_s(load: LoadTable, from_s: float, until_s: float) -> float:
     """How long a load was on within that time."""
     stop_s = until_s if load.stop_s is None else min(until_s, load.stop_s)
     return max(0.0, stop_s - max(from_s, load.start_s))
 
 
-def _load(load: Load, count: Count, on_s: float) -> LoadReport:
+def _load(load: LoadTable, count: Count, on_s: float) -> LoadReport:
     return LoadReport(
         name=load.name,
         arrivals=load.arrivals,
@@ -192,7 +192,7 @@ def _load(load: Load, count: Count, on_s: float) -> LoadReport:
     )
 
 
-def _latency(histogram: Histogram) -> Latency:
+def _latency(histogram: DurationHistogram) -> Latency:
     values = [
         to_ms(histogram.quantile_ns(share)) if histogram.count else None for share in (0.5, 0.99, 0.999, 1.0)
     ]
@@ -214,7 +214,7 @@ def _devices(busy: Busy, devices: int, seconds: float) -> DeviceReport:
     )
 
 
-def _stretches(question: Question, played: Played) -> tuple[Stretch, ...]:
+def _stretches(question: SimulationQuestion, played: Played) -> tuple[Stretch, ...]:
     found = []
     for at, row in enumerate(played.tally.rows):
         ok, late = sum(count.ok for count in row), sum(count.late for count in row)
@@ -232,7 +232,7 @@ def _stretches(question: Question, played: Played) -> tuple[Stretch, ...]:
     return tuple(found)
 
 
-def _first_break(question: Question, played: Played) -> FirstBreak | None:
+def _first_break(question: SimulationQuestion, played: Played) -> FirstBreak | None:
     length_s = question.stretch_s
     for at, row in enumerate(played.tally.rows):
         from_s = at * length_s

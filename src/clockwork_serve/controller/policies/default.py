@@ -27,7 +27,7 @@ from heapq import heappop
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import Batch, DeviceBelief, Plan, Strategy
+from clockwork_serve.controller.devices import BatchChoice, DeviceBelief, LanePlan, Strategy
 from clockwork_serve.controller.estimates import Timings, hotter
 from clockwork_serve.controller.placement import Candidates
 from clockwork_serve.controller.policies.paper import PaperScheduler
@@ -69,7 +69,7 @@ class Choice:
 
     __slots__ = ("batch", "cost_ns", "first", "lasts_ns", "latest_ns", "strategy")
 
-    def __init__(self, strategy: Strategy, first: int, batch: Batch, due_ns: int) -> None:
+    def __init__(self, strategy: Strategy, first: int, batch: BatchChoice, due_ns: int) -> None:
         self.strategy = strategy
         self.first = first
         self.batch = batch
@@ -114,7 +114,7 @@ class DefaultScheduler(PaperScheduler):
         self._short = False
         """It was, for some model."""
         self._network_ns = belief.config.network_ns
-        self._tight: dict[Plan, Tight] = {}
+        self._tight: dict[LanePlan, Tight] = {}
 
     def queued(self, queue: Queue) -> None:
         """A request joined: as in ``paper``; and its SLO may be the tightest."""
@@ -139,7 +139,7 @@ class DefaultScheduler(PaperScheduler):
 
     # Exec lanes
 
-    def _top_up_exec(self, plan: Plan, now_ns: int) -> None:
+    def _top_up_exec(self, plan: LanePlan, now_ns: int) -> None:
         lane, heap = plan.device.exec, plan.heap
         reach_ns = lane.network_ns + MARGIN_NS
         late_ns = now_ns - lane.head_end_ns
@@ -201,10 +201,10 @@ class DefaultScheduler(PaperScheduler):
             if batch.count <= waiting:
                 best = batch
             elif waiting * best.samples.estimate_ns > best.count * infer_ns:
-                best = Batch(waiting, batch.size, batch.samples)
+                best = BatchChoice(waiting, batch.size, batch.samples)
         return Choice(strategy, first, best, due_ns)
 
-    def _least_loss(self, plan: Plan, urgent: Choice, start_ns: int) -> Choice:
+    def _least_loss(self, plan: LanePlan, urgent: Choice, start_ns: int) -> Choice:
         """The first to run of the most urgent choices, without those that others must be passed over for.
 
         Moore and Hodgson: in order of urgency, whenever one would start too late, leave out the one (so far)
@@ -237,7 +237,7 @@ class DefaultScheduler(PaperScheduler):
                 plan.push(choice.strategy, choice.latest_ns + band_ns)
         return winner
 
-    def _better(self, plan: Plan, choice: Choice, start_ns: int, now_ns: int) -> Choice:
+    def _better(self, plan: LanePlan, choice: Choice, start_ns: int, now_ns: int) -> Choice:
         """The most urgent batch that uses the lane better, if time is short; others are put back.
 
         It is if the lane has been busy for long and this batch is smaller than those who wait could fill.
@@ -280,7 +280,7 @@ class DefaultScheduler(PaperScheduler):
         fuller = Choice(strategy, self._first, larger, strategy.queue.dues[self._first])
         return fuller if start_ns + choice.cost_ns > fuller.latest_ns else choice
 
-    def _relaxed(self, plan: Plan, choice: Choice, now_ns: int) -> Choice:
+    def _relaxed(self, plan: LanePlan, choice: Choice, now_ns: int) -> Choice:
         """A shorter batch, if these requests have time and others on this device have not."""
         tight = self._tight.get(plan)
         if tight is None or now_ns > tight.until_ns:
@@ -302,12 +302,12 @@ class DefaultScheduler(PaperScheduler):
 
     # LOADs
 
-    def _load_ahead_ns(self, plan: Plan) -> int:
+    def _load_ahead_ns(self, plan: LanePlan) -> int:
         """As late as for an exec lane."""
         device = plan.device
         return max(device.exec.network_ns, device.load.network_ns) + MARGIN_NS
 
-    def _has_room(self, plan: Plan, now_ns: int) -> bool:
+    def _has_room(self, plan: LanePlan, now_ns: int) -> bool:
         """Not where that would make INFERs late."""
         return not self._infers_first(plan, now_ns) and super()._has_room(plan, now_ns)
 
@@ -316,7 +316,7 @@ class DefaultScheduler(PaperScheduler):
             self._infers_first(plan, now_ns)
         super()._offer(model, now_ns)
 
-    def _infers_first(self, plan: Plan, now_ns: int) -> bool:
+    def _infers_first(self, plan: LanePlan, now_ns: int) -> bool:
         """Whether a LOAD has to wait for INFERs; if so, it is looked at again when the exec lane has changed.
 
         It has where it takes their time, the exec lane is pressed, and nobody more urgent waits for a LOAD.
@@ -339,7 +339,7 @@ class DefaultScheduler(PaperScheduler):
         plan.starved = True
         return True
 
-    def _load_one(self, plan: Plan, now_ns: int) -> bool:
+    def _load_one(self, plan: LanePlan, now_ns: int) -> bool:
         """Where time is short, first for models that could wait for another LOAD.
 
         Weights that come at the last moment are often of no use: the exec lane has other work just then.
@@ -349,7 +349,7 @@ class DefaultScheduler(PaperScheduler):
         self._spare = False
         return sent or (self._short and super()._load_one(plan, now_ns))
 
-    def _timely(self, plan: Plan, model: ServedModel, load_ns: int, now_ns: int) -> bool:
+    def _timely(self, plan: LanePlan, model: ServedModel, load_ns: int, now_ns: int) -> bool:
         """Whether a LOAD could save a waiting request; if none ever could, it is for those who come next."""
         timings = plan.device.codes[model.code_id].timings
         needed_ns = timings.load(model.model.weights.size).estimate_ns

@@ -13,7 +13,14 @@ from heapq import heappop
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import Batch, DeviceBelief, LaneTimer, Plan, Residency, Strategy
+from clockwork_serve.controller.devices import (
+    BatchChoice,
+    DeviceBelief,
+    LanePlan,
+    LaneTimer,
+    Residency,
+    Strategy,
+)
 from clockwork_serve.controller.estimates import LASTS_NS, doubt, forget_strays
 from clockwork_serve.controller.placement import Candidates, make_room
 from clockwork_serve.controller.policies.base import Scheduler
@@ -36,11 +43,11 @@ class PaperScheduler(Scheduler):
         self._by_heat = False
         """Weights of the models least asked for are displaced first, not those least recently used."""
         self._candidates = Candidates(belief)
-        self._changed: list[Plan] = []
+        self._changed: list[LanePlan] = []
         """Devices whose exec lanes to look at in the next ``schedule``, in order of change."""
-        self._free: dict[Plan, None] = {}
+        self._free: dict[LanePlan, None] = {}
         """Devices whose load lanes may take a LOAD, as far as was last seen."""
-        self._awake: list[Plan] = []
+        self._awake: list[LanePlan] = []
         """Of these, those to be offered all candidates; the others declined all but new ones."""
         self._fresh: list[ServedModel] = []
         """Candidates whose demand or residencies changed."""
@@ -119,12 +126,12 @@ class PaperScheduler(Scheduler):
             plan.changed = True
             self._changed.append(plan)
 
-    def _look_at_exec(self, plan: Plan) -> None:
+    def _look_at_exec(self, plan: LanePlan) -> None:
         if not plan.exec_rests and not plan.changed:
             plan.changed = True
             self._changed.append(plan)
 
-    def _wake_load(self, plan: Plan) -> None:
+    def _wake_load(self, plan: LanePlan) -> None:
         plan.starved = False
         if not plan.load_awake:
             plan.load_awake = True
@@ -157,7 +164,7 @@ class PaperScheduler(Scheduler):
         if self._awake or (self._free and self._belief.stirred):
             self._top_up_loads(now_ns)
 
-    def _top_up_exec(self, plan: Plan, now_ns: int) -> None:
+    def _top_up_exec(self, plan: LanePlan, now_ns: int) -> None:
         lane, heap = plan.device.exec, plan.heap
         late_ns, limit_ns = now_ns - lane.head_end_ns, now_ns + self._look_ahead_ns
         while True:
@@ -193,7 +200,7 @@ class PaperScheduler(Scheduler):
         ):  # fmt: skip
             self._enter(strategy)
 
-    def _choose(self, strategy: Strategy, start_ns: int) -> Batch | None:
+    def _choose(self, strategy: Strategy, start_ns: int) -> BatchChoice | None:
         """The largest batch, walking up sizes that can be filled, whose requests can all be in time."""
         dues = strategy.queue.dues
         waiting = len(dues)
@@ -202,7 +209,7 @@ class PaperScheduler(Scheduler):
             self._first = 0
             self._urgency_ns = urgency_ns = dues[0] - batch.samples.estimate_ns
             return batch if urgency_ns >= start_ns else None
-        chosen: Batch | None = None
+        chosen: BatchChoice | None = None
         for batch in strategy.batches:
             if waiting < batch.count:
                 break
@@ -250,7 +257,7 @@ class PaperScheduler(Scheduler):
                         self._wake_load(residency.device.plan)
         stirred.clear()
 
-    def _has_room(self, plan: Plan, now_ns: int) -> bool:
+    def _has_room(self, plan: LanePlan, now_ns: int) -> bool:
         """Whether a load lane takes a LOAD now; else its timer or its next result says when to look again."""
         lane = plan.device.load
         ahead_ns = self._load_ahead_ns(plan)
@@ -262,11 +269,11 @@ class PaperScheduler(Scheduler):
             self._timers.set(plan.load_timer, lane.available_ns(now_ns) - ahead_ns + 1)
         return False
 
-    def _load_ahead_ns(self, _: Plan) -> int:
+    def _load_ahead_ns(self, _: LanePlan) -> int:
         """A load lane is topped up when it will be free in less than this."""
         return self._look_ahead_ns
 
-    def _load_one(self, plan: Plan, now_ns: int) -> bool:
+    def _load_one(self, plan: LanePlan, now_ns: int) -> bool:
         """Send one LOAD to a device, if any candidate is worth it there."""
         passed: list[ServedModel] = []
         sent = False
@@ -285,7 +292,7 @@ class PaperScheduler(Scheduler):
             if self._load(plan, model, now_ns):
                 return
 
-    def _load(self, plan: Plan, model: ServedModel, now_ns: int) -> bool:
+    def _load(self, plan: LanePlan, model: ServedModel, now_ns: int) -> bool:
         """Send a LOAD of a model to a device whose lane has room, if it is worth it."""
         device = plan.device
         if device.name in model.residencies or model.code_id not in device.codes:
@@ -319,7 +326,7 @@ class PaperScheduler(Scheduler):
                     doubt(samples, ready_ns - start_ns, now_ns)
         return samples.estimate_ns < before_ns
 
-    def _timely(self, plan: Plan, model: ServedModel, load_ns: int, now_ns: int) -> bool:
+    def _timely(self, plan: LanePlan, model: ServedModel, load_ns: int, now_ns: int) -> bool:
         """Whether a LOAD could still save a waiting request; the released code did not ask."""
         if self._negative:
             return True

@@ -21,7 +21,7 @@ from bisect import bisect_left
 from heapq import heappop
 from typing import Final
 
-from clockwork_serve.controller.devices import Batch, Plan, Strategy
+from clockwork_serve.controller.devices import BatchChoice, LanePlan, Strategy
 from clockwork_serve.controller.policies.paper import PaperScheduler
 from clockwork_serve.controller.queues import Queue
 from clockwork_serve.controller.timers import NEVER_NS
@@ -74,7 +74,7 @@ class ReleasedScheduler(PaperScheduler):
                 plans = [plan for plan in plans if self._send_one(plan, now_ns)]
         super().schedule(now_ns)
 
-    def _send_one(self, plan: Plan, now_ns: int) -> bool:
+    def _send_one(self, plan: LanePlan, now_ns: int) -> bool:
         """Send an INFER to a device whose lane has room; whether there was one."""
         lane, heap = plan.device.exec, plan.heap
         start_ns = lane.available_ns(now_ns)
@@ -95,7 +95,7 @@ class ReleasedScheduler(PaperScheduler):
             self._add(strategy, strategy.count)
         return False
 
-    def _send(self, strategy: Strategy, batch: Batch, start_ns: int, now_ns: int) -> None:
+    def _send(self, strategy: Strategy, batch: BatchChoice, start_ns: int, now_ns: int) -> None:
         """Send a batch; those before it are given up at all sizes."""
         queue, first = strategy.queue, self._first
         if first:
@@ -106,10 +106,10 @@ class ReleasedScheduler(PaperScheduler):
         self._belief.send_infer(strategy, batch, first, start_ns, now_ns)
         self._add(strategy, ANY)
 
-    def _choose(self, strategy: Strategy, start_ns: int) -> Batch | None:
+    def _choose(self, strategy: Strategy, start_ns: int) -> BatchChoice | None:
         """The largest batch, walking up sizes that can be filled; None if it is below the strategy's."""
         dues, floors = strategy.queue.dues, strategy.queue.floors
-        chosen: Batch | None = None
+        chosen: BatchChoice | None = None
         filled = True
         for batch in strategy.batches:
             first = bisect_left(dues, start_ns + batch.samples.estimate_ns)

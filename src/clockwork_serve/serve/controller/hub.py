@@ -13,7 +13,8 @@ import msgspec
 from clockwork_serve.errors import TransportError
 from clockwork_serve.machine import Machine
 from clockwork_serve.messages import (
-    Announced,
+    AdmissionQuery,
+    AdmissionReply,
     Answer,
     ArtefactDamaged,
     Ask,
@@ -30,24 +31,23 @@ from clockwork_serve.messages import (
     DeviceNumbers,
     DeviceSpec,
     Drain,
-    Foretold,
     Frame,
     GatewayLost,
     Infer,
-    Keep,
     Load,
     ModelAdded,
     ModelRemoved,
-    Pardon,
     ProcessesEnded,
     Quarantined,
     Question,
     QuotasSet,
     Readiness,
     Release,
+    ReleaseFromQuarantine,
     Reply,
     Request,
     Result,
+    RetainWeights,
     Role,
     Status,
     Unload,
@@ -55,8 +55,8 @@ from clockwork_serve.messages import (
     WorkerHung,
     WorkerJoined,
 )
-from clockwork_serve.serve.driver import Driver, Timer
-from clockwork_serve.serve.flow_control import Hearing, Heartbeat, Pulse
+from clockwork_serve.serve.driver import Driver, LoopTimer
+from clockwork_serve.serve.flow_control import CreditIssuer, Heartbeat, Pulse
 from clockwork_serve.serve.quarantines import Quarantines
 from clockwork_serve.serve.transport import Link
 from clockwork_serve.serve.worker.black_box import Autopsy, no_autopsy
@@ -151,7 +151,7 @@ class Brain(Machine[ControllerEvent, ControllerEffect], Protocol):
         """What tenants with a quota may use and were charged, by name."""
 
 
-class Exchange:
+class Hub:
     """Runs a brain under a driver and carries frames between it and the links."""
 
     def __init__(
@@ -161,7 +161,7 @@ class Exchange:
         journal: Journal | None = None,
         *,
         autopsy: Autopsy = no_autopsy,
-        timer: Callable[[Callable[[], None]], Timer] = Timer,
+        timer: Callable[[Callable[[], None]], LoopTimer] = LoopTimer,
     ) -> None:
         self.driver: Driver[ControllerEvent, ControllerEffect] = Driver(
             brain, self.perform, journal=self._on_step, woke=recorder.counters.wakeup.add, timer=timer
@@ -184,7 +184,7 @@ class Exchange:
         self._readiness = Readiness(ready=False, why="starting")
         self._questions = Questions(self._answer_to, self._keeper_stuck)
         self._keeper_pulse = Pulse(self._to_keeper, self._on_keeper_pulse)
-        self._hearing = Hearing()
+        self._hearing = CreditIssuer()
         self._heartbeat = Heartbeat(self.driver.post)
         self._lost_level = logging.WARNING  # a lost link is news, unless we are stopping
         self._receivers: dict[Role, Callable[[Link, Frame], bool]] = {
@@ -279,7 +279,7 @@ class Exchange:
         match frame:
             case Request() if frame.gateway == link.peer.name:
                 self.driver.post(frame)
-            case Announced() if frame.gateway == link.peer.name:
+            case AdmissionQuery() if frame.gateway == link.peer.name:
                 self.driver.post(frame)
             case Cancel():
                 self.driver.post(frame)
@@ -361,7 +361,7 @@ class Exchange:
             case ModelRemoved():
                 if self._models.pop(frame.model, None) is not None:
                     self._publish(frame, self._gateways.values())
-            case QuotasSet() | Pardon() | WorkerCrashed():
+            case QuotasSet() | ReleaseFromQuarantine() | WorkerCrashed():
                 self.driver.post(frame)
             case Drain():
                 self._lost_level = logging.INFO
@@ -479,10 +479,10 @@ class Exchange:
     def perform(self, effect: ControllerEffect) -> None:
         """Send one effect where it belongs; what belongs to a process that is gone is dropped."""
         match effect:
-            case Answer() | Release() | Foretold():
+            case Answer() | Release() | AdmissionReply():
                 if (gateway := self._gateways.get(effect.gateway)) is not None:
                     gateway.send(effect)
-            case Load() | Infer() | Unload() | Keep():
+            case Load() | Infer() | Unload() | RetainWeights():
                 self._send_action(effect)
             case Quarantined():
                 self._on_quarantined(effect)
@@ -511,7 +511,7 @@ class Exchange:
                     link.send(code)
         self._tell(effect)
 
-    def _send_action(self, action: Load | Infer | Unload | Keep) -> None:
+    def _send_action(self, action: Load | Infer | Unload | RetainWeights) -> None:
         # A worker that is gone answers nothing: WorkerLost, posted when its link went, ends its actions.
         worker = self._worker_by_device.get(action.device)
         if worker is None:

@@ -79,7 +79,7 @@ class Caps:
         return max(slo_ns, found.min_slo_ns), priority
 
 
-class Unfit(ClockworkError):
+class UnfitTable(ClockworkError):
     """A table that will not do: ``expected`` and ``found`` name the field."""
 
     def __init__(self, expected: str, found: str, remedy: str) -> None:
@@ -101,7 +101,7 @@ FIELDS: Final = ("name", *_LIMITS)
 
 
 def read_tenants(tables: Sequence[Mapping[str, object]]) -> dict[str, Tenant]:
-    """Tenants by name. Raises :class:`Unfit`."""
+    """Tenants by name. Raises :class:`UnfitTable`."""
     found: dict[str, Tenant] = {}
     for index, table in enumerate(tables):
         place = f"tenants[{index}]"
@@ -109,13 +109,13 @@ def read_tenants(tables: Sequence[Mapping[str, object]]) -> dict[str, Tenant]:
             if field not in FIELDS:
                 near = get_close_matches(field, FIELDS, n=1)
                 remedy = f"did you mean {near[0]}?" if near else f"it takes {', '.join(FIELDS)}"
-                raise Unfit(f"a known field in {place}", repr(field), remedy)
+                raise UnfitTable(f"a known field in {place}", repr(field), remedy)
         name = table.get("name")
         if not isinstance(name, str) or not NAME.fullmatch(name):
             shown = "none" if name is None else repr(name)
-            raise Unfit(f"a name of 1 to 64 letters, digits or ._:@/- in {place}", shown, "correct it")
+            raise UnfitTable(f"a name of 1 to 64 letters, digits or ._:@/- in {place}", shown, "correct it")
         if name in found:
-            raise Unfit("each tenant once", f"{name!r} again in {place}", "make it one table")
+            raise UnfitTable("each tenant once", f"{name!r} again in {place}", "make it one table")
         numbers = {field: _number(place, field, table[field]) for field in _LIMITS if field in table}
         min_slo_ms = numbers.pop("min_slo_ms", 0)
         found[name] = Tenant(name=name, min_slo_ns=round(min_slo_ms * NS_PER_MS), **numbers)  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def _number(place: str, field: str, value: object) -> float:
     else:
         right = least <= value <= most
     if not right:
-        raise Unfit(
+        raise UnfitTable(
             f"{place}.{field} to be {kind} from {least:.15g} to {most:.15g}", repr(value), "correct it"
         )
     assert isinstance(value, int | float)
@@ -278,7 +278,7 @@ def read_keys(path: str) -> Keys:
         tenants = read_tenants(file_.tenants)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _wrong("keys as TOML", str(error), path) from None
-    except Unfit as unfit:
+    except UnfitTable as unfit:
         raise _wrong(unfit.expected, unfit.found, path, unfit.remedy) from None
     return Keys(_holders(file_.keys, tenants, path), tenants)
 

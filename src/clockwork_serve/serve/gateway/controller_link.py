@@ -15,15 +15,14 @@ from msgspec import structs
 
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import (
+    AdmissionReply,
     Answer,
     Ask,
     Beat,
     CodeAdded,
     CodeRemoved,
     Delivered,
-    Foretold,
     Frame,
-    Intake,
     Model,
     ModelAdded,
     ModelRemoved,
@@ -33,11 +32,12 @@ from clockwork_serve.messages import (
     Release,
     Reply,
     Request,
+    RequestCredit,
     Role,
-    Unheard,
+    Undelivered,
 )
 from clockwork_serve.oip import Served, UnknownModel, default_slo_ns, missing
-from clockwork_serve.serve.flow_control import SWEEP_NS, Pulse, Turnstile
+from clockwork_serve.serve.flow_control import SWEEP_NS, CreditGate, Pulse
 from clockwork_serve.serve.gateway.requests import Pending, Slots
 from clockwork_serve.serve.quarantines import Quarantines
 from clockwork_serve.serve.transport import connect, hello
@@ -188,11 +188,11 @@ class LinkListener:
     on_release: Callable[[Release], None]
     on_lost: Callable[[str], None]
     on_readiness: Callable[[], None]
-    on_foretold: Callable[[Foretold], None] = lambda _: None
+    on_foretold: Callable[[AdmissionReply], None] = lambda _: None
     on_batch: Callable[[], None] = lambda: None
     on_batch_end: Callable[[], None] = lambda: None
     on_refused: Callable[[Request, int], None] = lambda request, waited_ns: None
-    on_unheard: Callable[[Unheard], None] = lambda _: None
+    on_unheard: Callable[[Undelivered], None] = lambda _: None
     on_stuck: Callable[[], None] = lambda: None
 
 
@@ -215,7 +215,7 @@ class GatewayLink:
         self._asks: dict[int, asyncio.Future[Reply]] = {}  # all and only questions without a reply
         self._ask_count = 0
         self._lost = asyncio.Event()
-        self._turnstile = Turnstile(self.send, listener.on_refused)
+        self._turnstile = CreditGate(self.send, listener.on_refused)
         self._sweep: asyncio.TimerHandle | None = None  # set while requests wait for their turn
         self._pulse = Pulse(self.send, self._on_pulse)
         # Requests whose answers were given to their clients, or are not to be: told soon. For any thread.
@@ -335,17 +335,17 @@ class GatewayLink:
         match frame:
             case Release():
                 listener.on_release(frame)
-            case Foretold():
+            case AdmissionReply():
                 listener.on_foretold(frame)
             case Reply():
                 waiter = self._asks.get(frame.ask_id)
                 if waiter is not None and not waiter.done():
                     waiter.set_result(frame)
-            case Intake():
+            case RequestCredit():
                 self._turnstile.take(frame)
             case Beat():
                 self._pulse.heard()
-            case Unheard():
+            case Undelivered():
                 listener.on_unheard(frame)
                 self._turnstile.take_back()
             case Readiness():
@@ -442,7 +442,7 @@ AGAIN: Final = "-2"
 Pendings = dict[str, Pending]
 
 
-class Stranded:
+class AwaitingFailover:
     """By id, in the order in which they came. It tells no client anything."""
 
     def __init__(self, clock: Callable[[], int]) -> None:

@@ -18,16 +18,16 @@ import msgspec
 
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import (
+    AdmissionReply,
     Answer,
     Cancel,
-    Foretold,
     Outcome,
     Question,
     Reason,
     Release,
     Reply,
     Request,
-    Unheard,
+    Undelivered,
 )
 from clockwork_serve.oip import (
     Checked,
@@ -41,15 +41,15 @@ from clockwork_serve.oip import (
     tightest,
 )
 from clockwork_serve.serve.gateway.access import Caps
-from clockwork_serve.serve.gateway.announcements import Announcements
+from clockwork_serve.serve.gateway.admission_queries import Announcements
 from clockwork_serve.serve.gateway.client_shm import Regions, allowed
 from clockwork_serve.serve.gateway.controller_link import (
     AGAIN,
+    AwaitingFailover,
     GatewayLink,
     GatewayModels,
     LinkListener,
     Reach,
-    Stranded,
     at_home,
 )
 from clockwork_serve.serve.gateway.requests import (
@@ -222,7 +222,7 @@ class Gateway:
         self.link = GatewayLink(reach, settings.default_slo_ns, listener)
         self.turns = Turns(clock, self.link.tell_delivered)
         self._pending: dict[str, Pending] = {}  # all and only requests sent and not answered
-        self._stranded = Stranded(clock)
+        self._stranded = AwaitingFailover(clock)
         self._held: dict[str, Slot] = {}  # slots of answered requests that a worker may still touch
         self._copies = Copies(self._on_filled)
         self._copying = Copying()  # the next one's that needs it, which few do
@@ -446,7 +446,7 @@ class Gateway:
             request.request_id, lambda pending: crowded(request.request_id, pending, waited_ns)
         )
 
-    def _on_unheard(self, unheard: Unheard) -> None:
+    def _on_unheard(self, unheard: Undelivered) -> None:
         request_id = unheard.request_id
         pending = self._pending.get(request_id)
         if pending is None:
@@ -472,7 +472,7 @@ class Gateway:
         self._count_outcome(outcome, reason)
         return pending
 
-    def _on_announced_in_vain(self, inquiry: EarlyInquiry, told: Foretold, deadline_ns: int) -> None:
+    def _on_announced_in_vain(self, inquiry: EarlyInquiry, told: AdmissionReply, deadline_ns: int) -> None:
         self._received += 1
         if self.clock() > deadline_ns:
             self._refuse(inquiry, Outcome.EXPIRED, Reason.NONE, OVER)

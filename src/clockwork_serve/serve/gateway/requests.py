@@ -16,11 +16,11 @@ from clockwork_serve.errors import InvalidRequest, TransportError
 from clockwork_serve.messages import Answer, Outcome, Reason, Request, TensorRef, Tensors
 from clockwork_serve.oip import (
     OK,
+    ClientStatus,
     InferCall,
     InputTensor,
     OutputTensor,
     Served,
-    Status,
     reason_of_error,
     status_of,
     status_of_error,
@@ -358,7 +358,7 @@ class Ending(Struct):
 
     outcome: Outcome
     reason: Reason
-    status: Status
+    status: ClientStatus
     message: str = ""
     request_id: str = ""
     served: Served | None = None

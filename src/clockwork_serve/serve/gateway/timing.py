@@ -58,7 +58,7 @@ def _kernel_tells() -> bool:
 _KERNEL_TELLS: Final = _kernel_tells()
 
 
-class Source:
+class BodySocket:
     """A transport's TCP socket, which stays the transport's: to be closed before that is.
 
     Over TLS its bytes are not those that the client meant: nothing is read or sent here then.
@@ -137,7 +137,7 @@ class Unwanted:
 
     __slots__ = ("_buffer", "_source", "left")
 
-    def __init__(self, source: Source, buffer: memoryview, left: int) -> None:
+    def __init__(self, source: BodySocket, buffer: memoryview, left: int) -> None:
         self.left = left
         self._buffer = buffer
         self._source = source
@@ -251,7 +251,7 @@ class Arrival:
         "_clock", "_read_ns", "_since_ns", "_source", "_turns", "_unpolled_ns", "_waited_ns", "oldest_ns",
     )  # fmt: skip
 
-    def __init__(self, source: Source, turns: Turns, since_ns: int) -> None:
+    def __init__(self, source: BodySocket, turns: Turns, since_ns: int) -> None:
         """``since_ns``: when who accepted it looked last, and it was not there."""
         self._source = source
         self._turns = turns

@@ -98,11 +98,11 @@ class Method:
 
     path: str
     parse: Callable[[bytes], Any]
-    on_message: Callable[[Call, Any], None] | None = None
-    on_open: Callable[[Call], None] | None = None
+    on_message: Callable[[GrpcCall, Any], None] | None = None
+    on_open: Callable[[GrpcCall], None] | None = None
 
 
-class Call:
+class GrpcCall:
     """For the loop's thread. It ends once; what is said to one that has ended or was cancelled goes nowhere.
 
     ``arrival_ns`` is when the latest message arrived. ``on_cancel`` is called if the client goes away or its
@@ -115,7 +115,9 @@ class Call:
         "task",
     )  # fmt: skip
 
-    def __init__(self, core: Core, event: Any, method: Method, identity: str, silence: Silence[Call]) -> None:
+    def __init__(
+        self, core: Core, event: Any, method: Method, identity: str, silence: Silence[GrpcCall]
+    ) -> None:
         """Of an event of the core, in its thread."""
         self.method = method
         self.identity = identity

@@ -14,7 +14,7 @@ from typing import Any, Final
 import grpc
 from grpc._cython import cygrpc
 
-from clockwork_serve.serve.grpc.call import Aborted, Call, Metadata, Method, Silence, details
+from clockwork_serve.serve.grpc.call import Aborted, GrpcCall, Metadata, Method, Silence, details
 from clockwork_serve.serve.grpc.core import ENDED, Core
 
 SWEEP_S: Final = 5.0
@@ -25,7 +25,7 @@ Gate = Callable[[str, Metadata], str]
 _log = logging.getLogger(__name__)
 
 
-def callback(path: str, parse: Callable[[bytes], Any], answer: Callable[[Call, Any], None]) -> Method:
+def callback(path: str, parse: Callable[[bytes], Any], answer: Callable[[GrpcCall, Any], None]) -> Method:
     """One request, one response: ``answer`` replies whenever it can."""
     return Method(path, parse, on_message=answer)
 
@@ -34,11 +34,11 @@ def coroutine(
     path: str,
     parse: Callable[[bytes], Any],
     encode: Callable[[Any], bytes],
-    answer: Callable[[Any, Call], Awaitable[Any]],
+    answer: Callable[[Any, GrpcCall], Awaitable[Any]],
 ) -> Method:
     """One request, one response, which is what ``answer`` returns."""
 
-    async def answered(call: Call, request: Any) -> None:
+    async def answered(call: GrpcCall, request: Any) -> None:
         call.reply(encode(await answer(request, call)))
 
     return Method(path, parse, on_message=lambda call, request: _run(call, partial(answered, call, request)))
@@ -48,11 +48,11 @@ def stream(
     path: str,
     parse: Callable[[bytes], Any],
     encode: Callable[[Any], bytes],
-    answer: Callable[[AsyncIterator[Any], Call], AsyncIterator[Any]],
+    answer: Callable[[AsyncIterator[Any], GrpcCall], AsyncIterator[Any]],
 ) -> Method:
     """Any number of requests, any number of responses."""
 
-    async def answered(call: Call) -> None:
+    async def answered(call: GrpcCall) -> None:
         async with aclosing(answer(_Messages(call), call)) as responses:  # type: ignore[type-var] # a generator
             async for response in responses:
                 await call.send(encode(response))
@@ -75,7 +75,7 @@ class GrpcServer:
         self._methods = {method.path: method for method in methods}
         self._gate = gate
         self._core = Core(options, self._on_new, clock)
-        self._silence: Silence[Call] = Silence(silent_s)
+        self._silence: Silence[GrpcCall] = Silence(silent_s)
         self._sweep: asyncio.TimerHandle | None = None
 
     async def listen(self, address: str, credentials: Any = None) -> int:
@@ -104,7 +104,7 @@ class GrpcServer:
             call.cut(grpc.StatusCode.DEADLINE_EXCEEDED, text)
         self._sweep = asyncio.get_running_loop().call_later(min(SWEEP_S, limit_s / 4), self._end_silent)
 
-    def _on_new(self, event: Any) -> Call | None:
+    def _on_new(self, event: Any) -> GrpcCall | None:
         # In the core's thread.
         path = event.call_details.method.decode("utf-8", "replace")
         try:
@@ -117,12 +117,12 @@ class GrpcServer:
             _turn_away(event.call, Aborted(grpc.StatusCode.INTERNAL, "it failed; see the server's log"))
         return None
 
-    def _taken(self, path: str, event: Any) -> Call:
+    def _taken(self, path: str, event: Any) -> GrpcCall:
         identity = "" if self._gate is None else self._gate(path, event.invocation_metadata)
         method = self._methods.get(path)
         if method is None:
             raise Aborted(grpc.StatusCode.UNIMPLEMENTED, f"{path}: this server has no such method")
-        return Call(self._core, event, method, identity, self._silence)
+        return GrpcCall(self._core, event, method, identity, self._silence)
 
 
 def _turn_away(call: Any, aborted: Aborted) -> None:
@@ -140,7 +140,7 @@ def _turn_away(call: Any, aborted: Aborted) -> None:
 class _Messages:
     """All requests of a call, in turn."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: GrpcCall) -> None:
         self._call = call
 
     def __aiter__(self) -> _Messages:
@@ -153,7 +153,7 @@ class _Messages:
         return self._call.parsed(message)
 
 
-def _run(call: Call, work: Callable[[], Awaitable[None]]) -> None:
+def _run(call: GrpcCall, work: Callable[[], Awaitable[None]]) -> None:
     """Have a task answer a call; it ends with it."""
 
     async def body() -> None:

@@ -33,9 +33,9 @@ from clockwork_serve.serve.gateway.codec import Codec, CodecFailed, Heavy, is_he
 from clockwork_serve.serve.gateway.gateway import Gateway
 from clockwork_serve.serve.gateway.requests import Body, Ending, own_ending
 from clockwork_serve.serve.gateway.settings import HttpLimits, excess, grpc_options
-from clockwork_serve.serve.grpc.call import Aborted, Call, Failure, Metadata, Method
+from clockwork_serve.serve.grpc.call import Aborted, Failure, GrpcCall, Metadata, Method
 from clockwork_serve.serve.grpc.server import Gate, GrpcServer, callback, coroutine, stream
-from clockwork_serve.serve.http.routes import Endpoints, Refused, log_settings, trace_settings
+from clockwork_serve.serve.http.routes import Endpoints, RouteRefused, log_settings, trace_settings
 from clockwork_serve.units import KIB, NS_PER_MS
 
 # ------------------------------------------------------------
@@ -147,12 +147,12 @@ def _bounded(parse: Callable[[bytes], Any], path: str) -> Callable[[bytes], Any]
 def checked(answer: Callable[[Any], Awaitable[dict[str, Any]]], response: Any) -> Callable[..., Any]:
     """An RPC from a coroutine that gives its response's fields."""
 
-    async def answered(request: Any, call: Call) -> Any:
+    async def answered(request: Any, call: GrpcCall) -> Any:
         try:
             return response(**await answer(request))
         except UnknownModel as error:
             raise Aborted(grpc.StatusCode.NOT_FOUND, str(error)) from None
-        except Refused as error:
+        except RouteRefused as error:
             raise Aborted(grpc.StatusCode[grpc_of_http(error.code)], str(error)) from None
 
     return answered
@@ -170,12 +170,12 @@ class Health:
         """Its RPCs by name."""
         return {"Check": self._check, "Watch": self._watch}
 
-    async def _check(self, request: Any, call: Call) -> Any:
+    async def _check(self, request: Any, call: GrpcCall) -> Any:
         if request.service not in _LIVE_SERVICES:
             raise Aborted(grpc.StatusCode.NOT_FOUND, f"unknown service '{request.service}'")
         return _HealthResponse(status=self._serving)
 
-    async def _watch(self, requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
+    async def _watch(self, requests: AsyncIterator[Any], call: GrpcCall) -> AsyncIterator[Any]:
         request = await anext(requests, None)
         if request is None:
             raise Aborted(grpc.StatusCode.UNIMPLEMENTED, "Watch: expected one message, found none")
@@ -198,7 +198,7 @@ class Health:
         changed.set()
 
 
-async def _reflect(requests: AsyncIterator[Any], call: Call) -> AsyncIterator[Any]:
+async def _reflect(requests: AsyncIterator[Any], call: GrpcCall) -> AsyncIterator[Any]:
     async for request in requests:
         yield reflect(request)
 
@@ -237,7 +237,7 @@ class _GrpcInquiry(ABC):
         "version", "write",
     )  # fmt: skip
 
-    def __init__(self, request: Any, rpc: Call, gateway: Gateway, write: _Write) -> None:
+    def __init__(self, request: Any, rpc: GrpcCall, gateway: Gateway, write: _Write) -> None:
         self.write = write
         self.request = request
         self.gateway = gateway
@@ -332,7 +332,7 @@ class _Streamed(_GrpcInquiry):
     __slots__ = ("ended", "ending", "request_id")
 
     def __init__(
-        self, request: Any, rpc: Call, gateway: Gateway, write: _Write, ended: asyncio.Future[Any]
+        self, request: Any, rpc: GrpcCall, gateway: Gateway, write: _Write, ended: asyncio.Future[Any]
     ) -> None:
         super().__init__(request, rpc, gateway, write)
         self.ended = ended
@@ -430,13 +430,13 @@ class GatewayGrpc:
 
     # Inference
 
-    def _infer(self, rpc: Call, request: Any) -> None:
+    def _infer(self, rpc: GrpcCall, request: Any) -> None:
         request_id = self._gateway.infer(_Alone(request, rpc, self._gateway, self._write))
         if request_id and rpc.is_open:
             # The client may go away, or its deadline pass.
             rpc.on_cancel = partial(self._gateway.cancel, request_id)
 
-    async def _stream_infer(self, requests: AsyncIterator[Any], rpc: Call) -> AsyncIterator[bytes]:
+    async def _stream_infer(self, requests: AsyncIterator[Any], rpc: GrpcCall) -> AsyncIterator[bytes]:
         """One response per request, in their order; the requests themselves run side by side.
 
         Errors are told inside, unless the client wants a status, which ends the stream.
@@ -467,7 +467,7 @@ class GatewayGrpc:
             del reader  # else its error, whose traceback names this frame, and it would hold each other
 
     async def _read_stream(
-        self, requests: AsyncIterator[Any], rpc: Call, open_asked: asyncio.Queue[_Streamed | None]
+        self, requests: AsyncIterator[Any], rpc: GrpcCall, open_asked: asyncio.Queue[_Streamed | None]
     ) -> None:
         try:
             async for request in requests:
@@ -536,7 +536,7 @@ class GatewayGrpc:
     async def _model_ready(self, request: Any) -> dict[str, Any]:
         try:
             self._endpoints.check_model_ready(request.name, request.version)
-        except (UnknownModel, Refused):
+        except (UnknownModel, RouteRefused):
             return {"ready": False}
         return {"ready": True}
 
@@ -611,7 +611,7 @@ _LOG_FIELDS: Final = {bool: "bool_param", int: "uint32_param", str: "string_para
 def _checked_local(answer: Callable[..., Awaitable[dict[str, Any]]], response: Any) -> Callable[..., Any]:
     """An RPC from a coroutine that wants to know whether the client is on this host."""
 
-    async def answered(request: Any, rpc: Call) -> Any:
+    async def answered(request: Any, rpc: GrpcCall) -> Any:
         return await checked(partial(answer, local=_local(rpc)), response)(request, rpc)
 
     return answered
@@ -642,7 +642,7 @@ def _read(message: bytes) -> Any:
         raise Aborted(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
 
 
-def _local(rpc: Call) -> bool:
+def _local(rpc: GrpcCall) -> bool:
     # "ipv4:127.0.0.1:40000" or "ipv6:%5B::1%5D:40000".
     _, _, address = unquote(rpc.peer()).partition(":")
     return is_loopback(address.rpartition(":")[0].strip("[]"))

@@ -26,8 +26,8 @@ from clockwork_serve.serve.gateway.settings import (
     json_excess,
     overdue,
 )
-from clockwork_serve.serve.gateway.timing import AT_ONCE, Arrival, Source, Turns, Unwanted
-from clockwork_serve.serve.http.exchange import UPGRADED, WANTED, Exchange, Outbox, byte_count, denial
+from clockwork_serve.serve.gateway.timing import AT_ONCE, Arrival, BodySocket, Turns, Unwanted
+from clockwork_serve.serve.http.exchange import UPGRADED, WANTED, HttpExchange, Outbox, byte_count, denial
 from clockwork_serve.serve.http.responses import Response, error_response, tripped
 from clockwork_serve.serve.http.routes import Route
 from clockwork_serve.units import KIB, NS_PER_S
@@ -107,7 +107,7 @@ class HeadParser:
         return "" if binary else json_excess(limits, length)
 
 
-class Head:
+class ParsedHead:
     """``raw`` is the head as it was sent; with its body a request has ``whole`` bytes."""
 
     __slots__ = (
@@ -123,7 +123,7 @@ class Head:
         "whole",
     )
 
-    def __init__(self, raw: bytes, whole: int, headers: dict[bytes, bytes], like: Exchange) -> None:
+    def __init__(self, raw: bytes, whole: int, headers: dict[bytes, bytes], like: HttpExchange) -> None:
         self.raw = raw
         self.whole = whole
         self.headers = headers
@@ -136,9 +136,9 @@ class Head:
         """Whether what was received is one whole request that begins so."""
         return nbytes == self.whole and received.startswith(self.raw)
 
-    def again(self, on_response: Callable[[], None]) -> Exchange:
+    def again(self, on_response: Callable[[], None]) -> HttpExchange:
         """Another request with this head."""
-        exchange = Exchange(on_response, self._method, self._route)
+        exchange = HttpExchange(on_response, self._method, self._route)
         exchange.keep_alive = True
         exchange.local = self._local
         exchange.header_length = self._header_length
@@ -148,7 +148,7 @@ class Head:
         return exchange
 
 
-def head_of(data: memoryview, exchange: Exchange, headers: dict[bytes, bytes]) -> Head | None:
+def head_of(data: memoryview, exchange: HttpExchange, headers: dict[bytes, bytes]) -> ParsedHead | None:
     """The head of ``data``, which is one whole request; None where it must be parsed each time."""
     size = len(data) - len(exchange.content)
     if size > HEAD_BYTES_MAX or not exchange.keep_alive or exchange.old or exchange.route is None:
@@ -161,7 +161,7 @@ def head_of(data: memoryview, exchange: Exchange, headers: dict[bytes, bytes]) -
     # Empty lines before it, or after its body, are not part of it.
     if raw.find(_END) != size - len(_END):
         return None
-    return Head(raw, len(data), headers, exchange)
+    return ParsedHead(raw, len(data), headers, exchange)
 
 
 # ------------------------------------------------------------
@@ -218,7 +218,7 @@ class RoundRobin:
                 self._loop.call_soon(self._step)
 
 
-class Intake:
+class ReadControl:
     """``paused``: it is not to read until told so. ``feed`` takes what was read, and may keep some of it.
 
     From ``source`` large bodies are read past the loop; ``arrival`` knows when what was read came.
@@ -235,7 +235,7 @@ class Intake:
         since_ns: int,
     ) -> None:
         self._transport = transport
-        self.source = Source(transport)
+        self.source = BodySocket(transport)
         self._readers = readers
         self.arrival = Arrival(self.source, turns, since_ns)
         self._feed = feed
@@ -324,13 +324,13 @@ class HttpHost(Protocol):
     def closed(self, connection: HttpConnection) -> None:
         """A connection is gone."""
 
-    def room(self, exchange: Exchange, length: int) -> memoryview:
+    def room(self, exchange: HttpExchange, length: int) -> memoryview:
         """Where to receive a large body."""
 
-    def announce(self, exchange: Exchange, arrived_ns: Callable[[], int]) -> None:
+    def announce(self, exchange: HttpExchange, arrived_ns: Callable[[], int]) -> None:
         """Ask whether a request with a large body is worth receiving it."""
 
-    def dispatch(self, exchange: Exchange) -> None:
+    def dispatch(self, exchange: HttpExchange) -> None:
         """Have a request that is complete answered."""
 
 
@@ -358,13 +358,13 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._limits = server.limits
         self._transport: asyncio.Transport | None = None
         self._outbox: Outbox
-        self._intake: Intake
-        self._queue: deque[Exchange] = deque()  # requests without a sent response, in order
+        self._intake: ReadControl
+        self._queue: deque[HttpExchange] = deque()  # requests without a sent response, in order
         self._local, self._phase = False, _IDLE
-        self._head: Head | None = None  # of the last request, if others like it need not be parsed
-        self._complete: list[Exchange] = []  # requests that became so in this read
+        self._head: ParsedHead | None = None  # of the last request, if others like it need not be parsed
+        self._complete: list[HttpExchange] = []  # requests that became so in this read
         self._head_bytes = 0  # read since the head or the last piece of a body; -1: in this very read
-        self._current: Exchange | None = None  # the request whose body is being received
+        self._current: HttpExchange | None = None  # the request whose body is being received
         self._content: bytes | memoryview = b""
         self._content_bytes = self._length = 0  # so many of the body; of one that comes next, if it is known
         self._direct: memoryview | None = None  # where a large body goes; _content_bytes of it have arrived
@@ -383,7 +383,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._local = bool(peer) and is_loopback(peer[0])
         turns = self._gateway.turns
         since_ns = turns.before_ns if self._since_ns is None else self._since_ns
-        self._intake = Intake(self._transport, self._server.readers, self._feed, turns, since_ns)
+        self._intake = ReadControl(self._transport, self._server.readers, self._feed, turns, since_ns)
         self._outbox = Outbox(self._transport, self._limits, self._server, self._intake.source)
         self.parse_afresh()
         self.due_s = self._server.tick_s + self._limits.header_s  # not idle_s: it has asked for nothing yet
@@ -467,7 +467,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             return
         self._phase, self._head_bytes = _BODY, -1
         headers, parser, keys = self.headers, self.parser, self._server.keys
-        exchange = Exchange(self.pump, parser.get_method(), self._server.find_route(self.url))
+        exchange = HttpExchange(self.pump, parser.get_method(), self._server.find_route(self.url))
         exchange.keep_alive = parser.should_keep_alive()
         exchange.local, exchange.old = self._local, parser.get_http_version() == "1.0"
         self._current = exchange
@@ -599,7 +599,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._phase = _IDLE
         self.due_s = self._server.tick_s + self._limits.idle_s
 
-    def _stop_receiving(self, exchange: Exchange) -> None:
+    def _stop_receiving(self, exchange: HttpExchange) -> None:
         """It is answered before its body is there: read the rest and throw it away, if it is not too much."""
         assert self._direct is not None and self._transport is not None
         left = len(self._direct) - self._content_bytes
@@ -636,7 +636,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         if len(self._queue) > PIPELINED_MAX:
             self._set_reading()
 
-    def _take_again(self, head: Head) -> None:
+    def _take_again(self, head: ParsedHead) -> None:
         """Take a whole request whose head is the last one's, byte for byte."""
         exchange = head.again(self.pump)
         self._queue.append(exchange)
@@ -656,7 +656,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         if len(self._queue) > PIPELINED_MAX:
             self._set_reading()
 
-    def _read_headers(self, exchange: Exchange, headers: dict[bytes, bytes]) -> None:
+    def _read_headers(self, exchange: HttpExchange, headers: dict[bytes, bytes]) -> None:
         limits = self._limits
         length = byte_count(headers.get(b"content-length", b"0")) or 0
         self._length = length
@@ -702,7 +702,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._closing = True
         exchange = self._current
         if exchange is None:
-            exchange = Exchange(self.pump, b"", None)
+            exchange = HttpExchange(self.pump, b"", None)
             self._queue.append(exchange)
         self._current = None
         self._direct = None

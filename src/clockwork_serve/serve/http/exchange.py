@@ -17,7 +17,7 @@ from clockwork_serve.serve.gateway.codec import Heavy, is_heavy
 from clockwork_serve.serve.gateway.gateway import Gateway
 from clockwork_serve.serve.gateway.requests import Body, Ending
 from clockwork_serve.serve.gateway.settings import HttpLimits
-from clockwork_serve.serve.gateway.timing import SEND_NOW, Source
+from clockwork_serve.serve.gateway.timing import SEND_NOW, BodySocket
 from clockwork_serve.serve.http.responses import Response, error_response, infer_response
 from clockwork_serve.serve.http.routes import METRICS_ENDPOINTS, OPEN_ENDPOINTS, READING_POSTS, Route
 from clockwork_serve.units import KIB, NS_PER_MS
@@ -48,7 +48,7 @@ def byte_count(text: bytes) -> int | None:
     return int(digits or b"0") if len(digits) <= _DIGITS_MAX else None
 
 
-class Exchange:
+class HttpExchange:
     """One request on a connection, and its response once there is one. To the gateway, an inquiry."""
 
     # Of the class, for most requests never set them.
@@ -61,7 +61,7 @@ class Exchange:
     wants_continue = False
     encoding = b""
     accepted = b""
-    pack: Callable[[Exchange, Response], None] | None = None  # what compresses its response
+    pack: Callable[[HttpExchange, Response], None] | None = None  # what compresses its response
     header_length: bytes | None = None
     json_length: int | None = None  # the same, where it was read before
     slo_header: str | None = None
@@ -73,10 +73,10 @@ class Exchange:
     request_id = ""
     announced_id = ""  # while it is asked whether it is worth its body
     held = False  # until then, its body is not read
-    on_complete: Callable[[Exchange], None] | None = None  # what waits for that, if the body is there
+    on_complete: Callable[[HttpExchange], None] | None = None  # what waits for that, if the body is there
     response: Response | None = None
     abandoned = False
-    write: Callable[[Exchange, Heavy], None] | None = None  # what writes a large response elsewhere
+    write: Callable[[HttpExchange, Heavy], None] | None = None  # what writes a large response elsewhere
     read: InferCall | ClockworkError | None = None  # what its JSON says, where that was read elsewhere
     ending: Ending | None = None  # while the core must still hear whether it was in time
 
@@ -229,7 +229,7 @@ class Outbox:
     __slots__ = ("_held", "_limits", "_sender", "_socket", "_transport", "due_s", "unread")
 
     def __init__(
-        self, transport: asyncio.Transport, limits: HttpLimits, sender: Sender, sock: Source
+        self, transport: asyncio.Transport, limits: HttpLimits, sender: Sender, sock: BodySocket
     ) -> None:
         self._transport = transport
         self._socket = sock
@@ -239,7 +239,7 @@ class Outbox:
         self.unread = False
         self.due_s = math.inf
 
-    def write(self, exchange: Exchange, response: Response) -> None:
+    def write(self, exchange: HttpExchange, response: Response) -> None:
         """Send a response."""
         connection = b""
         if not exchange.keep_alive:
@@ -343,7 +343,7 @@ def right_of(method: bytes, route: Route | None) -> Right | None:
     return Right.INFER if method in _READS or endpoint in READING_POSTS else Right.ADMIN
 
 
-def denial(keys: KeyRing, exchange: Exchange, headers: Mapping[bytes, bytes]) -> Response | None:
+def denial(keys: KeyRing, exchange: HttpExchange, headers: Mapping[bytes, bytes]) -> Response | None:
     """The answer to who may not; None for who may, whose tenant the exchange has from then on."""
     right = right_of(exchange.method, exchange.route)
     if right is None:

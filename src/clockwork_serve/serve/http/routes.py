@@ -40,7 +40,7 @@ LOAD_PATIENCE_S = 600.0
 """A model may have to be compiled first."""
 
 
-class Refused(ClockworkError):
+class RouteRefused(ClockworkError):
     """The question has no good answer; ``code`` is its HTTP status."""
 
     def __init__(self, code: int, message: str) -> None:
@@ -50,7 +50,7 @@ class Refused(ClockworkError):
 
 @dataclass(slots=True, frozen=True)
 class Endpoints:
-    """Answers as plain data. All raise :class:`UnknownModel` or :class:`Refused`."""
+    """Answers as plain data. All raise :class:`UnknownModel` or :class:`RouteRefused`."""
 
     gateway: Gateway
     version: str
@@ -62,10 +62,10 @@ class Endpoints:
         return server_metadata(self.version, *more)
 
     def check_ready(self) -> None:
-        """Raise :class:`Refused` unless the server is ready."""
+        """Raise :class:`RouteRefused` unless the server is ready."""
         link = self.gateway.link
         if not link.ready:
-            raise Refused(503, f"not ready: {link.why_not_ready}")
+            raise RouteRefused(503, f"not ready: {link.why_not_ready}")
 
     def check_model_ready(self, name: str, version: str) -> None:
         """Raise unless the model is served now."""
@@ -73,7 +73,7 @@ class Endpoints:
         models = self.gateway.models
         key = models.find(name, version).model.key
         if why := models.quarantines.why(key):
-            raise Refused(503, f"model {key} is not ready: {why}")
+            raise RouteRefused(503, f"model {key} is not ready: {why}")
 
     def models(self) -> list[str]:
         """Names of all models."""
@@ -119,12 +119,14 @@ class Endpoints:
         self._check_control("load")
         for parameter in parameters:
             if parameter == "config" or parameter.startswith("file:"):
-                raise Refused(
+                raise RouteRefused(
                     400,
                     f"parameter '{parameter}': a load takes files and configuration from the repository "
                     "only; put them there and load again",
                 )
-            raise Refused(400, f"parameter '{parameter}': a load has no parameter of that name; leave it out")
+            raise RouteRefused(
+                400, f"parameter '{parameter}': a load has no parameter of that name; leave it out"
+            )
         body = msgspec.json.encode({"model": name})
         _body(await self.gateway.ask(Question.LOAD, body, LOAD_PATIENCE_S))
 
@@ -155,16 +157,20 @@ class Endpoints:
     def cuda_regions(self, name: str) -> list[dict[str, Any]]:
         """All regions of CUDA shared memory: none."""
         if name:
-            raise Refused(404, f"Unable to find cuda shared memory region: '{name}'; {CUDA_SHARED_MEMORY}")
+            raise RouteRefused(
+                404, f"Unable to find cuda shared memory region: '{name}'; {CUDA_SHARED_MEMORY}"
+            )
         return []
 
     def register_cuda(self) -> None:
         """There is no device that could reach it. To unregister what is not there is fine, as elsewhere."""
-        raise Refused(501, CUDA_SHARED_MEMORY)
+        raise RouteRefused(501, CUDA_SHARED_MEMORY)
 
     def _check_control(self, what: str) -> None:
         if not self.model_control:
-            raise Refused(503, f"explicit model {what} is not allowed: this server was started without it")
+            raise RouteRefused(
+                503, f"explicit model {what} is not allowed: this server was started without it"
+            )
 
 
 @contextmanager
@@ -173,7 +179,7 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except InvalidRequest as error:
-        raise Refused(status_of_error(error).http, str(error)) from None
+        raise RouteRefused(status_of_error(error).http, str(error)) from None
 
 
 def _body(reply: Reply) -> bytes:
@@ -183,7 +189,7 @@ def _body(reply: Reply) -> bytes:
         message = str(msgspec.json.decode(reply.body)["error"])
     except (msgspec.DecodeError, KeyError, TypeError, ValueError, RecursionError):
         message = reply.body.decode(errors="replace")
-    raise Refused(reply.code, message)
+    raise RouteRefused(reply.code, message)
 
 
 # ------------------------------------------------------------
@@ -200,7 +206,7 @@ def trace_settings(
 ) -> dict[str, list[str]]:
     """The trace settings of a model or (``""``) of all.
 
-    Raises :class:`UnknownModel`, and :class:`Refused` where ``changes`` would change them.
+    Raises :class:`UnknownModel`, and :class:`RouteRefused` where ``changes`` would change them.
     """
     if model:
         endpoints.gateway.models.find(model, version)
@@ -215,7 +221,7 @@ def trace_settings(
 
 
 def log_settings(changes: Mapping[str, Any]) -> dict[str, bool | int | str]:
-    """The log settings of all processes. Raises :class:`Refused` where ``changes`` would change them."""
+    """The log settings of all processes. Raises :class:`RouteRefused` where ``changes`` would change them."""
     level = logging.getLogger().getEffectiveLevel()
     found: dict[str, bool | int | str] = {
         "log_file": "",
@@ -233,10 +239,10 @@ def log_settings(changes: Mapping[str, Any]) -> dict[str, bool | int | str]:
 def _check_unchanged(what: str, current: Mapping[str, Any], changes: Mapping[str, Any], instead: str) -> None:
     for name, value in changes.items():
         if name not in current:
-            raise Refused(501, f"{what} setting '{name}' is not supported: {instead}")
+            raise RouteRefused(501, f"{what} setting '{name}' is not supported: {instead}")
         # To Python False is 0.
         if value != current[name] or isinstance(value, bool) != isinstance(current[name], bool):
-            raise Refused(
+            raise RouteRefused(
                 501,
                 f"{what} setting '{name}' cannot be changed from {current[name]!r} to {value!r}: {instead}",
             )
@@ -313,7 +319,7 @@ def answer(
     assert route.endpoint is not None
     try:
         found = route.endpoint(endpoints, msgspec.structs.replace(route, local=local), body)
-    except (UnknownModel, Refused) as error:
+    except (UnknownModel, RouteRefused) as error:
         return refusal(error)
     except Exception:  # noqa: BLE001 - as settled
         return tripped()
@@ -324,15 +330,15 @@ async def settled(found: Awaitable[Response]) -> Response:
     """The response, once it is there, whatever became of it."""
     try:
         return await found
-    except (UnknownModel, Refused) as error:
+    except (UnknownModel, RouteRefused) as error:
         return refusal(error)
     except Exception:  # noqa: BLE001 - one request that our own code trips over must not end all others
         return tripped()
 
 
-def refusal(error: UnknownModel | Refused) -> Response:
+def refusal(error: UnknownModel | RouteRefused) -> Response:
     """An error as a response."""
-    return error_response(error.code if isinstance(error, Refused) else 404, str(error))
+    return error_response(error.code if isinstance(error, RouteRefused) else 404, str(error))
 
 
 def unquote_all(path: bytes) -> list[str]:
@@ -406,7 +412,7 @@ async def _metrics(endpoints: Endpoints, route: Route, body: bytes) -> Response:
 async def _index(endpoints: Endpoints, route: Route, body: bytes) -> Response:
     ready = _object(body).get("ready", False)
     if not isinstance(ready, bool):
-        raise Refused(400, f"ready: expected true or false, found {ready!r}")
+        raise RouteRefused(400, f"ready: expected true or false, found {ready!r}")
     return json_response(await endpoints.index(ready=ready))
 
 
@@ -463,7 +469,7 @@ def _generate(endpoints: Endpoints, route: Route, body: bytes) -> Response:
 def _parameters(body: bytes) -> dict[str, Any]:
     parameters = _object(body).get("parameters", {})
     if not isinstance(parameters, dict):
-        raise Refused(400, f"parameters: expected an object, found {type(parameters).__name__}")
+        raise RouteRefused(400, f"parameters: expected an object, found {type(parameters).__name__}")
     return parameters
 
 
@@ -473,7 +479,7 @@ def _object(body: bytes) -> dict[str, Any]:
     try:
         return msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Refused(400, f"body: expected a JSON object, found other: {error}") from None
+        raise RouteRefused(400, f"body: expected a JSON object, found other: {error}") from None
 
 
 _FIXED: Final[dict[str, tuple[bytes, Endpoint]]] = {

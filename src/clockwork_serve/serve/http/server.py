@@ -28,7 +28,7 @@ from clockwork_serve.serve.gateway.settings import SETTING, SMALL_READ_BYTES, js
 from clockwork_serve.serve.gateway.timing import AcceptQueue
 from clockwork_serve.serve.gateway.tls import Tls
 from clockwork_serve.serve.http.connection import HttpConnection, RoundRobin
-from clockwork_serve.serve.http.exchange import Exchange, Outbox, byte_count, send_held
+from clockwork_serve.serve.http.exchange import HttpExchange, Outbox, byte_count, send_held
 from clockwork_serve.serve.http.responses import Packer, Response, error_response
 from clockwork_serve.serve.http.routes import Endpoints, Route, answer, find_route, settled
 from clockwork_serve.units import KIB, MIB
@@ -51,7 +51,7 @@ _FD: Final = struct.Struct("i")
 _SINCE: Final = struct.Struct("q")
 
 
-class Tally:
+class ConnectionCounts:
     """How many connections each gateway has, in a file that all map; ``beats``: how its loop turns.
 
     Row ``i`` counts the connections that gateway ``i`` gave to each (itself included), the last two rows
@@ -107,7 +107,7 @@ class Sharing:
     """One gateway's part in it. All methods are for the loop's own thread. Raises OSError."""
 
     def __init__(self, share: Share) -> None:
-        self._tally = Tally(share.folder / f"{share.name}.tally", share.gateways, share.number)
+        self._tally = ConnectionCounts(share.folder / f"{share.name}.tally", share.gateways, share.number)
         self._number = number = share.number
         self._take: Callable[[socket.socket, int], None] = lambda accepted, _: accepted.close()
         self._paths = [str(share.folder / f"{share.name}-{other}.sock") for other in range(share.gateways)]
@@ -470,7 +470,7 @@ class HttpServer:
         if self._sharing is not None:
             self._sharing.ended()
 
-    def room(self, exchange: Exchange, length: int) -> memoryview:
+    def room(self, exchange: HttpExchange, length: int) -> memoryview:
         """Where to receive a large body: in the region if it is going to be there anyway."""
         route = exchange.route
         if (
@@ -487,7 +487,7 @@ class HttpServer:
         # Unlike a bytearray, it takes no memory before something arrives.
         return np.empty(length, np.uint8).data
 
-    def announce(self, exchange: Exchange, arrived_ns: Callable[[], int]) -> None:
+    def announce(self, exchange: HttpExchange, arrived_ns: Callable[[], int]) -> None:
         """Ask whether an inference request is worth its body.
 
         It has arrived with its head, which says how long it may take.
@@ -504,7 +504,7 @@ class HttpServer:
             exchange.announced_id = announcements.make(exchange, self.gateway.link)
             exchange.held = announcements.refusing and bool(exchange.announced_id)
 
-    def dispatch(self, exchange: Exchange) -> None:
+    def dispatch(self, exchange: HttpExchange) -> None:
         """Have a request that is complete answered."""
         if exchange.encoding and exchange.encoding.lower() != b"identity":
             if len(exchange.content) > UNPACK_BYTES:
@@ -538,7 +538,7 @@ class HttpServer:
             else:
                 self._start(self._respond_soon(exchange, found))
 
-    def _infer_large(self, exchange: Exchange) -> None:
+    def _infer_large(self, exchange: HttpExchange) -> None:
         if exchange.json_bytes > INLINE_BYTES:
             length = exchange.header_length
             at = None if length is None else byte_count(length)
@@ -548,7 +548,7 @@ class HttpServer:
                 return
         exchange.request_id = self.gateway.infer(exchange)
 
-    async def _read_soon(self, exchange: Exchange, length: int | None) -> None:
+    async def _read_soon(self, exchange: HttpExchange, length: int | None) -> None:
         """Have much JSON read by another process, if the model can need so much; then go on as usual."""
         try:
             served = self.gateway.models.find(exchange.model, exchange.version)
@@ -576,10 +576,10 @@ class HttpServer:
         else:
             exchange.request_id = self.gateway.infer(exchange)
 
-    def _write(self, exchange: Exchange, heavy: Heavy) -> None:
+    def _write(self, exchange: HttpExchange, heavy: Heavy) -> None:
         self._start(self._write_soon(exchange, heavy))
 
-    async def _write_soon(self, exchange: Exchange, heavy: Heavy) -> None:
+    async def _write_soon(self, exchange: HttpExchange, heavy: Heavy) -> None:
         try:
             ending = await heavy.ending(self.codec, lambda: not exchange.abandoned)
         except (InvalidRequest, CodecFailed) as error:
@@ -592,17 +592,17 @@ class HttpServer:
         else:
             exchange.end(ending, written=True)
 
-    async def _respond_soon(self, exchange: Exchange, found: Awaitable[Response]) -> None:
+    async def _respond_soon(self, exchange: HttpExchange, found: Awaitable[Response]) -> None:
         exchange.respond(await settled(found))
 
-    def _pack(self, coding: Coding, exchange: Exchange, response: Response) -> None:
+    def _pack(self, coding: Coding, exchange: HttpExchange, response: Response) -> None:
         found = self._packer.pack(response, coding)
         if isinstance(found, Response):
             exchange.respond(found)
         else:
             self._start(self._respond_soon(exchange, found))
 
-    def _unpack(self, exchange: Exchange) -> bool:
+    def _unpack(self, exchange: HttpExchange) -> bool:
         try:
             exchange.content = memoryview(self._unpacked(exchange))
         except InvalidRequest as error:
@@ -610,7 +610,7 @@ class HttpServer:
             return False
         return True
 
-    async def _unpacked_soon(self, exchange: Exchange) -> None:
+    async def _unpacked_soon(self, exchange: HttpExchange) -> None:
         try:
             found = await asyncio.to_thread(self._unpacked, exchange)
         except InvalidRequest as error:
@@ -620,7 +620,7 @@ class HttpServer:
         if not exchange.abandoned:
             self.dispatch(exchange)
 
-    def _unpacked(self, exchange: Exchange) -> bytearray:
+    def _unpacked(self, exchange: HttpExchange) -> bytearray:
         return decompress(exchange.content, exchange.encoding.decode("latin-1"), self.limits.body_bytes)
 
     def _start(self, work: Any) -> None:

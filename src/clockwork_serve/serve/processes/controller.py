@@ -19,7 +19,7 @@ from msgspec import Struct, structs
 from clockwork_serve.controller import Controller, ControllerConfig
 from clockwork_serve.messages import Role
 from clockwork_serve.serve import child
-from clockwork_serve.serve.controller.hub import Brain, Exchange
+from clockwork_serve.serve.controller.hub import Brain, Hub
 from clockwork_serve.serve.kernel import UrgentTimer, run_briefly
 from clockwork_serve.serve.transport import SOCKET_NAME, hello, listen
 from clockwork_serve.serve.worker.black_box import autopsy
@@ -49,7 +49,7 @@ async def serve(config: ControllerProcessConfig, brain: Brain, stop: asyncio.Eve
     journal = None
     if config.journal:
         journal = Journal(Path(config.journal), head_of(config.controller, datetime.now(UTC)))
-    exchange = Exchange(
+    exchange = Hub(
         brain, Recorder(), journal, autopsy=partial(autopsy, Path(config.run_dir)), timer=UrgentTimer
     )
     listener = await listen(

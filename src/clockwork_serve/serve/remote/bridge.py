@@ -17,7 +17,7 @@ from msgspec import structs
 
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import (
-    Announced,
+    AdmissionQuery,
     Answer,
     Ask,
     Beat,
@@ -26,7 +26,7 @@ from clockwork_serve.messages import (
     FarGateway,
     Frame,
     Hello,
-    Machine,
+    MachineHello,
     Model,
     ModelAdded,
     ModelRemoved,
@@ -39,7 +39,7 @@ from clockwork_serve.messages import (
     Role,
     TensorRef,
     Tensors,
-    Unheard,
+    Undelivered,
 )
 from clockwork_serve.serve.remote.bridge_peers import Judge, Peer, WorkerPeer
 from clockwork_serve.serve.remote.config import FAR_GATEWAY, FAR_NAME
@@ -86,7 +86,7 @@ class _Open:
     released: bool = False
 
 
-class Requests:
+class FarRequests:
     """For one thread."""
 
     def __init__(self, region_bytes: int) -> None:
@@ -97,7 +97,7 @@ class Requests:
     def __len__(self) -> int:
         return len(self._open)
 
-    def take(self, request: Request) -> Request | Unheard | None:
+    def take(self, request: Request) -> Request | Undelivered | None:
         """A request came: what to pass on, or to say if there is no room; None while inputs are to come.
 
         Raises :class:`TransportError` for one that no gateway sends.
@@ -112,7 +112,7 @@ class Requests:
         if place is None:
             size = self.region.size
             why = f"no room among {size} bytes at the server for the tensors of one more request"
-            return Unheard(request_id=request_id, why=why)
+            return Undelivered(request_id=request_id, why=why)
         self._epoch += 1
         write_epoch(self.region.buffer, place, self._epoch)
         start = place + _HEADER
@@ -143,13 +143,13 @@ class Requests:
         opened.here = end
         return self._complete(opened)
 
-    def cancel(self, request_id: str) -> Unheard | None:
+    def cancel(self, request_id: str) -> Undelivered | None:
         """The client went away: what to say if the request was not passed on, and is gone now."""
         opened = self._open.get(request_id)
         if opened is None or opened.request is None:
             return None
         self._free(request_id, opened)
-        return Unheard(request_id=request_id)
+        return Undelivered(request_id=request_id)
 
     def answer(self, answer: Answer) -> Iterator[Frame]:
         """What to send for an answer: its outputs, then itself."""
@@ -237,7 +237,7 @@ class GatewayPeer(Peer):
         self._region_bytes = region_bytes
         # As its own ids are: with another gateway's it could cancel, or be answered, for that one.
         self._own_id = re.compile(re.escape(self.name) + r"-[0-9a-f]+-a?\d+(?:-2)?", re.ASCII).fullmatch
-        self._requests: Requests | None = None  # from when it may join to the end
+        self._requests: FarRequests | None = None  # from when it may join to the end
 
     def close(self, why: str) -> None:
         """End both links, and give its memory up."""
@@ -254,7 +254,7 @@ class GatewayPeer(Peer):
 
     def welcomed(self) -> None:
         """Room for its requests."""
-        self._requests = Requests(self._region_bytes)
+        self._requests = FarRequests(self._region_bytes)
 
     def from_there(self, frame: Frame) -> bool:
         """Requests, their inputs, questions."""
@@ -268,7 +268,7 @@ class GatewayPeer(Peer):
             case Cancel():
                 self._check(frame.request_id, self.name)
                 self._tell(self._requests.cancel(frame.request_id) or frame)
-            case Announced():
+            case AdmissionQuery():
                 self._check(frame.announced_id, frame.gateway)
                 self.inward(frame)
             case Delivered():
@@ -285,8 +285,8 @@ class GatewayPeer(Peer):
         if gateway != self.name or not self._own_id(request_id):
             raise TransportError(f"it sent request {request_id!r:.80} of gateway {gateway!r:.80}")
 
-    def _tell(self, frame: Request | Cancel | Unheard | None) -> None:
-        if isinstance(frame, Unheard):
+    def _tell(self, frame: Request | Cancel | Undelivered | None) -> None:
+        if isinstance(frame, Undelivered):
             self.link.send(frame)
         elif frame is not None:
             self.inward(frame)
@@ -437,7 +437,7 @@ def judge_of(version: str, runtime: Mapping[str, str], kinds: Sequence[str]) -> 
     model: it need not have them.
     """
 
-    def judge(machine: Machine | FarGateway) -> Refused | None:
+    def judge(machine: MachineHello | FarGateway) -> Refused | None:
         if machine.version != version:
             return Refused(why=f"clockwork-serve: expected {version}, found {machine.version}; install that")
         if isinstance(machine, FarGateway):

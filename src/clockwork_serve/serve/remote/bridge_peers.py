@@ -26,7 +26,7 @@ from clockwork_serve.messages import (
     Frame,
     Infer,
     Load,
-    Machine,
+    MachineHello,
     Model,
     ModelAdded,
     ModelRemoved,
@@ -61,7 +61,7 @@ from clockwork_serve.serve.transport import Link, connect, hello
 
 _log = logging.getLogger(__name__)
 
-Judge = Callable[[Machine | FarGateway], Refused | None]
+Judge = Callable[[MachineHello | FarGateway], Refused | None]
 
 
 class Peer(ABC):
@@ -136,7 +136,7 @@ class Peer(ABC):
                 return
 
     @abstractmethod
-    def introduction(self, frame: Frame) -> Machine | FarGateway | None:
+    def introduction(self, frame: Frame) -> MachineHello | FarGateway | None:
         """Its first frame, if that is one."""
 
     @abstractmethod
@@ -389,9 +389,9 @@ class WorkerPeer(Peer):
 
     # From there
 
-    def introduction(self, frame: Frame) -> Machine | None:
+    def introduction(self, frame: Frame) -> MachineHello | None:
         """What it runs."""
-        return frame if isinstance(frame, Machine) and frame.worker == self.name else None
+        return frame if isinstance(frame, MachineHello) and frame.worker == self.name else None
 
     def welcomed(self) -> None:
         """Before any code: what is asked of it first is fetched before it is ready."""

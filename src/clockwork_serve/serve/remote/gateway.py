@@ -27,7 +27,7 @@ from clockwork_serve.messages import (
     RequestPiece,
     Role,
     Tensors,
-    Unheard,
+    Undelivered,
 )
 from clockwork_serve.serve.gateway.controller_link import RECONNECT_S
 from clockwork_serve.serve.remote.config import FarServer
@@ -198,7 +198,7 @@ class FarController:
                 self._write(frame)
             case Answer():
                 told.append(self._answered(frame))
-            case Unheard():
+            case Undelivered():
                 self._sent.pop(frame.request_id, None)
                 told.append(frame)
             case Refused():

@@ -82,7 +82,7 @@ def _parts(asked: Fetch, files: list[Path]) -> Iterator[Frame]:
     yield Part(what=asked.what, name=asked.name, last=True)
 
 
-class Arriving:
+class IncomingArtefact:
     """An artefact that comes part by part, and is in the cache once the last one came."""
 
     def __init__(self, asked: Fetch, cache: Cache) -> None:
@@ -168,7 +168,7 @@ class MachineArtefacts:
         self._verify = verify
         self._models: dict[str, Model] = {}
         self._waiting: dict[Fetch, list[Then]] = {}  # all and only artefacts that are to come, in order
-        self._arriving: dict[Fetch, Arriving] = {}  # those of them that were asked for
+        self._arriving: dict[Fetch, IncomingArtefact] = {}  # those of them that were asked for
         self._failed: dict[str, str] = {}  # ids of what the server will not give, and why
 
     def close(self) -> None:
@@ -290,7 +290,7 @@ class MachineArtefacts:
 
     def _arrive(self, asked: Fetch) -> None:
         try:
-            self._arriving[asked] = Arriving(asked, self._cache)
+            self._arriving[asked] = IncomingArtefact(asked, self._cache)
         except OSError as error:
             self._failed[asked.name] = f"it cannot be stored: {error}"
             _log.error("%s %s cannot be stored: %s", asked.what, asked.name, error)

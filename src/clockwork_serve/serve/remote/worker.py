@@ -27,15 +27,15 @@ from clockwork_serve.messages import (
     Frame,
     Hello,
     Infer,
-    Keep,
     Load,
-    Machine,
+    MachineHello,
     ModelAdded,
     ModelRemoved,
     Part,
     Piece,
     Refused,
     Result,
+    RetainWeights,
     Unload,
     WorkerJoined,
 )
@@ -103,7 +103,7 @@ class MachineHost(WorkerHost):
         return float(min(RETRY_S_MAX, RETRY_S * 2 ** min(tries - 1, 10)) * self._dice.uniform(0.5, 1.0))
 
     def _offer(self, link: Link) -> None:
-        machine = Machine(
+        machine = MachineHello(
             worker=self._name, version=__version__, runtime=runtime_fingerprint(), kinds=self._machine.kinds
         )
         link.send(machine)
@@ -111,7 +111,7 @@ class MachineHost(WorkerHost):
         for answer in self._found():
             empty = isinstance(answer, WorkerJoined)
             link.send(msgspec.structs.replace(answer, states=()) if empty else answer)
-        self.hands.post(*(Keep(device=spec.device) for spec in self._specs))
+        self.hands.post(*(RetainWeights(device=spec.device) for spec in self._specs))
         _log.info("offered %s to %s:%d", self._name, self._machine.host, self._machine.port)
 
     def _on_refused(self, link: Link, refused: Refused) -> None:

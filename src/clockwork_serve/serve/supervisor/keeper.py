@@ -27,12 +27,12 @@ from clockwork_serve.messages import (
     Drain,
     Frame,
     ModelRemoved,
-    Pardon,
     ProcessesEnded,
     Quarantined,
     Question,
     QuotasSet,
     Readiness,
+    ReleaseFromQuarantine,
     Reply,
     Role,
     WorkerCrashed,
@@ -46,9 +46,9 @@ from clockwork_serve.serve.supervisor.preparation import (
     Catalogue,
     OnProgress,
     Preparation,
-    Prepared,
-    Progress,
+    PreparedRepository,
     Repairs,
+    StartProgress,
     SuspectArtefact,
     prepare,
 )
@@ -75,7 +75,7 @@ REPLY_S: Final = 5.0
 _log = logging.getLogger(__name__)
 
 
-class ControllerLink:
+class KeeperLink:
     """A link that is connected again whenever it is lost.
 
     ``catalogue`` gives the frames that each new controller is told first; ``on_ask`` gets its questions,
@@ -314,7 +314,7 @@ class Keeper:
         self._on_progress = on_progress
         self._on_line = on_line or _to_stderr
         self.supervisor = Supervisor(self._on_line, self._on_end)
-        self._link: ControllerLink | None = None
+        self._link: KeeperLink | None = None
         self._hung: set[str] = set()  # workers that hung by themselves and were told to end
         self._refreshing: asyncio.Task[None] | None = None
         self._missing: asyncio.Task[None] | None = None
@@ -330,7 +330,7 @@ class Keeper:
         if not prepared.served:
             raise RepositoryError(_nothing_to_serve(self.config.repository, prepared))
         self.catalogue.put(prepared.names, prepared.served, prepared.profiles, prepared.problems)
-        self._link = ControllerLink(
+        self._link = KeeperLink(
             self.run_dir / SOCKET_NAME, self._catalogue, self._on_ask, self._on_quarantined, self._on_hung,
             self.repairs.on_damaged,
         )  # fmt: skip
@@ -353,9 +353,9 @@ class Keeper:
             if time.monotonic() > deadline_s:
                 why = "its gateways do not answer" if link.readiness.ready else link.readiness.why
                 raise StartError(f"not ready within {timeout_s:.0f} s: {why}")
-            self._on_progress(Progress(stage="start", done=0, total=1, text=link.readiness.why))
+            self._on_progress(StartProgress(stage="start", done=0, total=1, text=link.readiness.why))
             await asyncio.sleep(POLL_S)
-        self._on_progress(Progress(stage="start", done=1, total=1, text="ready"))
+        self._on_progress(StartProgress(stage="start", done=1, total=1, text="ready"))
 
     async def stop(self) -> None:
         """Take no new request, finish those in flight within ``drain_s``, and end all processes."""
@@ -394,7 +394,7 @@ class Keeper:
             raise TransportError("the server is not running")
         return msgspec.convert(await self._link.ask(Question.METRICS), Counters, strict=False)
 
-    async def _gateways_ready(self, link: ControllerLink) -> bool:
+    async def _gateways_ready(self, link: KeeperLink) -> bool:
         ports = self.ports.number_by_name
         host, port = self.config.host, ports["http_port"]
         # The keeper has no certificate that a server could ask for.
@@ -412,12 +412,14 @@ class Keeper:
 
     # Preparing
 
-    async def _prepare_again(self, names: tuple[str, ...], suspects: tuple[SuspectArtefact, ...]) -> Prepared:
+    async def _prepare_again(
+        self, names: tuple[str, ...], suspects: tuple[SuspectArtefact, ...]
+    ) -> PreparedRepository:
         return await self._prepare(names, LOAD_NICE, suspects)
 
     async def _prepare(
         self, names: tuple[str, ...], nice: int, suspects: tuple[SuspectArtefact, ...] = ()
-    ) -> Prepared:
+    ) -> PreparedRepository:
         config = self.config
         preparation = Preparation(
             repository=config.repository,
@@ -435,7 +437,7 @@ class Keeper:
         async with self._preparing:
             return await prepare(preparation, self._on_progress, self._on_line)
 
-    def _report(self, prepared: Prepared) -> None:
+    def _report(self, prepared: PreparedRepository) -> None:
         self.repairs.count(prepared.damage)
         for problem in prepared.problems:
             _log.error("%s", problem)
@@ -527,7 +529,7 @@ class Keeper:
         codes = self.catalogue.codes(prepared.served, prepared.profiles)
         wanted = {each.model.key: each.code.code_id for each in prepared.served}
         again = [CodeRemade(code_id=code_id) for code_id in dict.fromkeys(wanted.values())]
-        self._link.send(Pardon(model=name), *codes, *again, self.repairs.counted)
+        self._link.send(ReleaseFromQuarantine(model=name), *codes, *again, self.repairs.counted)
         try:
             await self._until_prepared(wanted)
         except RepositoryError:
@@ -590,7 +592,7 @@ class Keeper:
 
     # Stopping
 
-    async def _drain(self, link: ControllerLink) -> None:
+    async def _drain(self, link: KeeperLink) -> None:
         link.send(Drain())
         deadline_s = time.monotonic() + self.config.drain_s
         try:
@@ -611,7 +613,7 @@ def _folders(repository: str) -> list[str]:
     return [shown(name) for name in folder_names(repository)]
 
 
-def _nothing_to_serve(repository: str, prepared: Prepared) -> str:
+def _nothing_to_serve(repository: str, prepared: PreparedRepository) -> str:
     if prepared.problems:
         return "no model can be served:\n" + "\n".join(f"  {problem}" for problem in prepared.problems)
     return (

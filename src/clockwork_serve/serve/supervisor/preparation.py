@@ -33,7 +33,7 @@ from clockwork_serve.messages import (
     Profile,
 )
 from clockwork_serve.serve.supervisor.processes import Child, Launch, describe_exit
-from clockwork_serve.store import Damage, Problem, Served, StoreConfig
+from clockwork_serve.store import Damage, Problem, ServedVersion, StoreConfig
 
 # ------------------------------------------------------------
 # Compiles and profiles what a repository holds, in a child process; the keeper stays light and cannot crash.
@@ -80,21 +80,21 @@ class Preparation(Struct, frozen=True, kw_only=True):
     log_format: str = "text"
 
 
-class Prepared(Struct, frozen=True, kw_only=True):
+class PreparedRepository(Struct, frozen=True, kw_only=True):
     """What can be served and what cannot; ``names`` are the models that were looked at.
 
     ``damage`` is what was found in the cache, and set aside.
     """
 
     names: tuple[str, ...]
-    served: tuple[Served, ...]
+    served: tuple[ServedVersion, ...]
     profiles: tuple[Profile, ...]
     problems: tuple[Problem, ...]
     warnings: tuple[str, ...] = ()
     damage: tuple[Damage, ...] = ()
 
 
-class Progress(Struct, frozen=True, kw_only=True, tag="progress"):
+class StartProgress(Struct, frozen=True, kw_only=True, tag="progress"):
     """How far a start is; ``stage`` is ``compile``, ``profile`` or ``start``."""
 
     stage: str
@@ -117,12 +117,12 @@ class Begun(Struct, frozen=True, kw_only=True, tag="begun", omit_defaults=True):
     version: str = ""
 
 
-OnProgress = Callable[[Progress], None]
+OnProgress = Callable[[StartProgress], None]
 
 
 async def prepare(
     preparation: Preparation, on_progress: OnProgress, on_line: Callable[[str], None]
-) -> Prepared:
+) -> PreparedRepository:
     """Run a child that prepares; cancelling stops it.
 
     If it is killed while it compiles, another one does the same in one thread, so that it is known of which
@@ -153,7 +153,7 @@ class _Ended(Struct, frozen=True):
     tail: tuple[str, ...]
     stuck: bool = False
 
-    def prepared(self, preparation: Preparation) -> Prepared:
+    def prepared(self, preparation: Preparation) -> PreparedRepository:
         """What it prepared; raises what it failed of."""
         if self.failure is not None:
             raise (ConfigError if self.failure.setting else RepositoryError)(self.failure.text)
@@ -192,13 +192,15 @@ async def _run(preparation: Preparation, on_progress: OnProgress, on_line: Calla
 
     def on_output(line: str) -> None:
         try:
-            said: Progress | Failure | Begun = msgspec.json.decode(line, type=Progress | Failure | Begun)
+            said: StartProgress | Failure | Begun = msgspec.json.decode(
+                line, type=StartProgress | Failure | Begun
+            )
         except (msgspec.MsgspecError, ValueError, RecursionError):
             on_line(line)  # something a model printed
             return
         heard[0] = time.monotonic()
         match said:
-            case Progress():
+            case StartProgress():
                 on_progress(said)
             case Begun():
                 begun[0] = said
@@ -231,9 +233,9 @@ async def _outlived(child: Child, heard: list[float], begun: list[Begun], silenc
         return True
 
 
-def _taken(result: Path) -> Prepared:
+def _taken(result: Path) -> PreparedRepository:
     try:
-        prepared = msgspec.msgpack.decode(unsealed(RESULT, result.read_bytes()), type=Prepared)
+        prepared = msgspec.msgpack.decode(unsealed(RESULT, result.read_bytes()), type=PreparedRepository)
     except (OSError, ValueError, msgspec.MsgspecError) as error:
         raise RepositoryError(
             f"{result}: expected what was compiled, found no such file ({error})"
@@ -284,7 +286,7 @@ class Catalogue:
     def put(
         self,
         names: Iterable[str],
-        served: Sequence[Served],
+        served: Sequence[ServedVersion],
         profiles: Sequence[Profile],
         problems: Sequence[Problem],
     ) -> list[Frame]:
@@ -319,7 +321,7 @@ class Catalogue:
             )
         )
 
-    def codes(self, served: Sequence[Served], profiles: Sequence[Profile]) -> list[CodeAdded]:
+    def codes(self, served: Sequence[ServedVersion], profiles: Sequence[Profile]) -> list[CodeAdded]:
         """What is new about the codes of ``served``; nothing changes by asking."""
         found = []
         for code in {each.code.code_id: each.code for each in served}.values():
@@ -421,7 +423,9 @@ FORGET_S: Final = 3600.0
 class PrepareModels(Protocol):
     """Compiles some models after it looked at suspects."""
 
-    def __call__(self, names: tuple[str, ...], suspects: tuple[SuspectArtefact, ...]) -> Awaitable[Prepared]:
+    def __call__(
+        self, names: tuple[str, ...], suspects: tuple[SuspectArtefact, ...]
+    ) -> Awaitable[PreparedRepository]:
         """What can be served of them."""
 
 
@@ -433,7 +437,7 @@ class Repairs:
         catalogue: Catalogue,
         prepare: PrepareModels,
         send: Callable[..., None],
-        report: Callable[[Prepared], None],
+        report: Callable[[PreparedRepository], None],
     ) -> None:
         self._catalogue = catalogue
         self._prepare = prepare

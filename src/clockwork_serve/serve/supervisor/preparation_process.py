@@ -20,8 +20,8 @@ from clockwork_serve.serve.supervisor.preparation import (
     Begun,
     Failure,
     Preparation,
-    Prepared,
-    Progress,
+    PreparedRepository,
+    StartProgress,
 )
 from clockwork_serve.serve.supervisor.profiling import profile_all
 from clockwork_serve.serve.transport import escaped
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _prepare(preparation: Preparation) -> Prepared:
+def _prepare(preparation: Preparation) -> PreparedRepository:
     repository = Repository(preparation.repository, preparation.store)
     asked = bool(preparation.names or preparation.suspects)
     cache = Cache(preparation.store.cache_dir, reads_weights=asked)
@@ -62,7 +62,7 @@ def _prepare(preparation: Preparation) -> Prepared:
         profiled = profile_all(served, preparation.devices, cache, _teller("profile"))
     finally:
         cache.close()
-    return Prepared(
+    return PreparedRepository(
         names=preparation.names or tuple(entry.name for entry in entries),
         served=profiled.without_problems(served),
         profiles=profiled.profiles,
@@ -126,12 +126,12 @@ def _without(crashed: Sequence[Problem], entries: Sequence[Entry]) -> list[Entry
 
 def _teller(stage: str) -> Callable[[int, int, str], None]:
     def tell(done: int, total: int, text: str) -> None:
-        _say(Progress(stage=stage, done=done, total=total, text=text))
+        _say(StartProgress(stage=stage, done=done, total=total, text=text))
 
     return tell
 
 
-def _say(record: Progress | Failure | Begun) -> None:
+def _say(record: StartProgress | Failure | Begun) -> None:
     sys.stdout.write(msgspec.json.encode(record).decode() + "\n")
     sys.stdout.flush()
 

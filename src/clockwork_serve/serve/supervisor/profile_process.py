@@ -190,7 +190,7 @@ _WHENEVER: Final = Window(0, 1 << 62)
 _log = logging.getLogger(__name__)
 
 
-class Measured(Struct, frozen=True, kw_only=True, tag=True):
+class MeasuredProfile(Struct, frozen=True, kw_only=True, tag=True):
     """A profile, and what is doubtful about it."""
 
     profile: Profile
@@ -204,7 +204,7 @@ def profile(
     clock: Callable[[], int] = time.monotonic_ns,
     between: Callable[[], object] | None = None,
     on_prepared: Callable[[], object] = lambda: None,
-) -> Measured:
+) -> MeasuredProfile:
     """Measure ``code`` on ``device`` with the weights of ``model``. Takes seconds; the device must be idle.
 
     ``between`` is called before each run, to leave it no warm caches (default: :func:`others_turn`), and
@@ -237,7 +237,7 @@ class _Measurement:
         self._resident = self._used()
         self._extent = Extent(0, device.spec.pages_of(model.weights.size))
 
-    def run(self, on_prepared: Callable[[], object]) -> Measured:
+    def run(self, on_prepared: Callable[[], object]) -> MeasuredProfile:
         """Prepare, load, run each batch size, and leave the device as it was."""
         # Weights that are not lifted live outside the device's arena, and are accounted for as weights.
         held = 0 if self._code.lifted else self._model.weights.size
@@ -258,7 +258,7 @@ class _Measurement:
             f"model {self._model.key}: it refused all inputs tried; its durations are a guess until it serves"
         )
         warnings = () if fills is not None else (refused,)
-        return Measured(
+        return MeasuredProfile(
             profile=Profile(
                 code_id=self._code.code_id, device_kind=self._device.spec.kind, infer_ns=batches.infer_ns,
                 load_base_ns=base_ns, load_ns_per_mib=per_mib_ns, workspace_bytes=batches.workspace_bytes,
@@ -427,7 +427,7 @@ PREPARED: Final = b"prepared"
 
 
 class ImportFailed(Struct, frozen=True, tag=True):
-    """Said instead of a ``Measured``: the code's own Python raised where it was imported."""
+    """Said instead of a ``MeasuredProfile``: the code's own Python raised where it was imported."""
 
     why: str
 
@@ -443,7 +443,10 @@ class ProfileConfig(Struct, frozen=True, kw_only=True):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure what the JSON in ``argv[1]`` says; stdout ends with a ``Measured`` or an ``ImportFailed``."""
+    """Measure what the JSON in ``argv[1]`` says.
+
+    Stdout ends with a ``MeasuredProfile`` or an ``ImportFailed``.
+    """
     stdout = os.dup(1)
     os.dup2(2, 1)
     config = msgspec.json.decode(argv[1], type=ProfileConfig)
@@ -462,7 +465,9 @@ def main(argv: Sequence[str]) -> int:
         _say(stdout, PREPARED)
 
     try:
-        found: Measured | ImportFailed = profile(device, config.code, config.model, on_prepared=on_prepared)
+        found: MeasuredProfile | ImportFailed = profile(
+            device, config.code, config.model, on_prepared=on_prepared
+        )
     except ModelError as error:
         if prepared:
             raise

@@ -22,10 +22,10 @@ from clockwork_serve.serve.supervisor.profile_process import (
     REFUSED_NS,
     WORKSPACE_MIN,
     ImportFailed,
-    Measured,
+    MeasuredProfile,
     ProfileConfig,
 )
-from clockwork_serve.store import Problem, Served
+from clockwork_serve.store import Problem, ServedVersion
 from clockwork_serve.store.settings import shown
 from clockwork_serve.units import KIB, MIB, NS_PER_MS
 
@@ -35,7 +35,7 @@ TIME_LIMIT_S: Final = 120.0
 TRIES: Final = 2
 """If so many models of one code crash who measures them, so will the others."""
 
-_Found = Measured | ImportFailed
+_Found = MeasuredProfile | ImportFailed
 Progress = Callable[[int, int, str], None]
 """Told (done, total, text) after each code."""
 
@@ -60,7 +60,7 @@ class Profiled(Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
 
-    def without_problems(self, served: Sequence[Served]) -> tuple[Served, ...]:
+    def without_problems(self, served: Sequence[ServedVersion]) -> tuple[ServedVersion, ...]:
         """Those of ``served`` that can be."""
         gone = {f"{problem.model}/{problem.version}" for problem in self.problems}
         return tuple([each for each in served if each.model.key not in gone])
@@ -75,7 +75,7 @@ class Unprepared(Exception):
 
 
 def profile_all(
-    served: Sequence[Served],
+    served: Sequence[ServedVersion],
     devices: Sequence[DeviceConfig],
     cache: ProfileCache,
     progress: Progress | None = None,
@@ -89,7 +89,7 @@ def profile_all(
 
     Raises :class:`ConfigError` if a device is described wrongly.
     """
-    sharing: dict[str, list[Served]] = {}
+    sharing: dict[str, list[ServedVersion]] = {}
     for each in served:
         sharing.setdefault(each.code.code_id, []).append(each)
     kinds = {profile_kind(config): config for config in reversed(devices)}
@@ -147,19 +147,21 @@ def _unprepared(model: Model, error: Unprepared) -> Problem:
 
 def _profile_one(
     code: Code, model: Model, config: DeviceConfig, cache: ProfileCache, *, again: bool, limit_s: float
-) -> Measured:
+) -> MeasuredProfile:
     if config.kind == "emulated":
-        return Measured(profile=emulated_profile(config, code))
+        return MeasuredProfile(profile=emulated_profile(config, code))
     known = None if again else cache.profile(code.code_id, profile_kind(config))
     if known is not None:
-        return Measured(profile=known)
+        return MeasuredProfile(profile=known)
     measured = measure_apart(code, model, config, limit_s)
     if not measured.warnings:
         cache.save_profile(measured.profile)
     return measured
 
 
-def measure_apart(code: Code, model: Model, config: DeviceConfig, limit_s: float = TIME_LIMIT_S) -> Measured:
+def measure_apart(
+    code: Code, model: Model, config: DeviceConfig, limit_s: float = TIME_LIMIT_S
+) -> MeasuredProfile:
     """Measure in a process of its own; if that fails, a guess and a warning that says why.
 
     Raises :class:`Crashed` if the process ends by a signal, or without a word, and :class:`Unprepared`.
@@ -177,7 +179,9 @@ def measure_apart(code: Code, model: Model, config: DeviceConfig, limit_s: float
         raise Crashed(describe_exit(ended.returncode))
     if ended.returncode == 0:
         try:
-            found: Measured | ImportFailed = msgspec.json.decode(ended.stdout.splitlines()[-1], type=_Found)
+            found: MeasuredProfile | ImportFailed = msgspec.json.decode(
+                ended.stdout.splitlines()[-1], type=_Found
+            )
         except (msgspec.MsgspecError, ValueError, RecursionError):
             raise Crashed("ended without a result: does the model end its process?") from None
         if isinstance(found, ImportFailed):
@@ -234,9 +238,9 @@ class _Tail(threading.Thread):
         return bytes(self._bytes)
 
 
-def _guessed(code: Code, config: DeviceConfig, warning: str) -> Measured:
+def _guessed(code: Code, config: DeviceConfig, warning: str) -> MeasuredProfile:
     sizes = code.batch_sizes
-    return Measured(
+    return MeasuredProfile(
         profile=Profile(
             code_id=code.code_id,
             device_kind=profile_kind(config),

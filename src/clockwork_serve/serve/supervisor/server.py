@@ -14,7 +14,7 @@ import uvloop
 
 from clockwork_serve.serve.supervisor.config import ServerConfig
 from clockwork_serve.serve.supervisor.keeper import Keeper, StartError
-from clockwork_serve.serve.supervisor.preparation import OnProgress, Progress
+from clockwork_serve.serve.supervisor.preparation import OnProgress, StartProgress
 from clockwork_serve.serve.supervisor.run_dir import addresses
 from clockwork_serve.telemetry import Counters
 
@@ -64,7 +64,7 @@ async def unless(event: asyncio.Event, coroutine: Coroutine[Any, Any, object]) -
 # A whole server as one object: for the command line, for tests and for demonstrations.
 
 
-__all__ = ["Progress", "RunningServer", "Server", "ServerConfig", "StartError", "run", "running_server"]
+__all__ = ["RunningServer", "Server", "ServerConfig", "StartError", "StartProgress", "run", "running_server"]
 
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)

@@ -18,17 +18,17 @@ from clockwork_serve.messages import (
     Frame,
     Hello,
     Infer,
-    Keep,
     Lane,
     Load,
     ModelAdded,
+    RetainWeights,
     Role,
     Unload,
     WorkerJoined,
 )
 from clockwork_serve.serve.transport import SOCKET_NAME, Link, connect, hello
 from clockwork_serve.serve.worker.black_box import create
-from clockwork_serve.serve.worker.lanes import Answer, Hands
+from clockwork_serve.serve.worker.lanes import Answer, LaneExecutors
 from clockwork_serve.serve.worker.verifier import Verifier
 from clockwork_serve.worker import ControllerFound, ControllerLost, Stop, Worker, WorkerEvent
 
@@ -63,7 +63,7 @@ class WorkerHost:
         self._loop = asyncio.get_running_loop()
         self._link: Link | None = None  # None while there is no controller
         self._unlinked = asyncio.Event()
-        self.hands = Hands(
+        self.hands = LaneExecutors(
             Worker(self._specs),
             devices,
             self._wake,
@@ -166,7 +166,7 @@ class WorkerHost:
         events: list[WorkerEvent] = []
         for frame in frames:
             match frame:
-                case Load() | Unload() | Infer() | CodeAdded() | CodeRemoved() | Keep():
+                case Load() | Unload() | Infer() | CodeAdded() | CodeRemoved() | RetainWeights():
                     events.append(frame)
                 case ModelAdded():
                     self.verifier.add(frame.model.weights)

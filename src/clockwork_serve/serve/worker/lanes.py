@@ -86,7 +86,7 @@ def leave_device(error: DeviceGone) -> None:
     os._exit(EXIT_BROKEN)
 
 
-class Hands:
+class LaneExecutors:
     """The lanes of all devices of a worker, around its brain.
 
     ``tell`` is called by lane threads when there is something to :meth:`take`, once until it is taken;
@@ -238,7 +238,7 @@ class Hands:
 class LaneThread:
     """One lane of one device. Fields are guarded by the lock of the hands."""
 
-    def __init__(self, hands: Hands, device: Device, name: str, lane: Lane, note: Note) -> None:
+    def __init__(self, hands: LaneExecutors, device: Device, name: str, lane: Lane, note: Note) -> None:
         self.thread = threading.Thread(target=self._run, name=f"{name} {lane}", daemon=True)
         self._hands = hands
         self._device = device

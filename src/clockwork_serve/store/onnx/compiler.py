@@ -11,7 +11,7 @@ from clockwork_serve.messages import Code
 from clockwork_serve.store.cache import Cache, Compiled, batch_sizes, digest_of
 from clockwork_serve.store.onnx.graph import (
     Batching,
-    Plan,
+    GraphPlan,
     batching_of,
     declared,
     interface_of,
@@ -29,7 +29,7 @@ from clockwork_serve.store.onnx.row_trial import (
     output_room,
     settled_outputs,
 )
-from clockwork_serve.store.onnx.source import Source
+from clockwork_serve.store.onnx.source import ModelSource
 from clockwork_serve.store.onnx.weights import RECURRENT_OPS, Index, Lifted, lift
 from clockwork_serve.store.onnx.wire import elements, filled
 from clockwork_serve.store.optimiser import Optimiser, Session, open_optimised, parse_model
@@ -62,24 +62,24 @@ class Proved(Struct, frozen=True):
     """A lowered model and the plan that made it; ``obstacle`` says why the lifted graph cannot be used."""
 
     lowered: Lowered
-    plan: Plan
+    plan: GraphPlan
     obstacle: str
 
 
-def lower(data: memoryview | bytes, plan: Plan, optimiser: Optimiser) -> Lowered:
+def lower(data: memoryview | bytes, plan: GraphPlan, optimiser: Optimiser) -> Lowered:
     """Optimise and lift a model. Raises ``ProblemError`` if ONNX Runtime does not open it."""
     session, optimised = optimiser.optimise(prepared(parse_model(data), plan))
     return _lifted(session, optimised, plan)
 
 
-def _lifted(session: Session, optimised: bytes, plan: Plan) -> Lowered:
+def _lifted(session: Session, optimised: bytes, plan: GraphPlan) -> Lowered:
     model = parse_model(optimised)
     if plan.block:
         rows_as_pixels(model, plan.block)
     return Lowered(session, optimised, lift(model, branches=plan.branches))
 
 
-def prove(lowered: Lowered, plan: Plan, trial: Trial | str) -> Proved:
+def prove(lowered: Lowered, plan: GraphPlan, trial: Trial | str) -> Proved:
     """Compare the lifted graph with the ordinary session; by a lesser plan if need be, told by the result."""
     if not isinstance(trial, Trial):
         return Proved(lowered, plan, f"it could not be tried out ({trial})")
@@ -92,7 +92,7 @@ def prove(lowered: Lowered, plan: Plan, trial: Trial | str) -> Proved:
     return proved
 
 
-def _lesser(lowered: Lowered, plan: Plan) -> list[Plan]:
+def _lesser(lowered: Lowered, plan: GraphPlan) -> list[GraphPlan]:
     """Plans that leave out what may be the obstacle: rewritten products, the weights of branches, both."""
     change = msgspec.structs.replace
     rewritten = bool(plan.block) and "ReorderInput" in lowered.lifted.operators
@@ -134,14 +134,14 @@ _BAKED_WORTH_A_WARNING = 1 * MIB
 _RECIPES_KEPT_BYTES = 512 * MIB
 
 
-class Architecture(Struct, frozen=True, kw_only=True):
+class OnnxArchitecture(Struct, frozen=True, kw_only=True):
     """What copies share: how they are prepared, what the first compiled to, and how the others are made.
 
     ``copies``: ``once`` after the first, then ``gather`` (there is a recipe) or ``each`` (there is none).
     ``digest`` is that of the lifted graph.
     """
 
-    plan: Plan
+    plan: GraphPlan
     first: Compiled
     digest: str
     copies: str = "once"
@@ -156,7 +156,7 @@ class OnnxCompiler:
         self._optimiser = optimiser
         self._recipes: dict[str, Recipe] = {}
 
-    def compile(self, source: Source, settings: ModelSettings) -> Compiled:
+    def compile(self, source: ModelSource, settings: ModelSettings) -> Compiled:
         """Code and weights of a model, stored unless they are already. Raises ``ProblemError``."""
         key = digest_of(source.frame.digest, settings.compile_key(self._config))
         gathered = self._gathered(source, key)
@@ -180,7 +180,7 @@ class OnnxCompiler:
         compiled = self._cache.record("compiled", content, Compiled)
         return compiled if compiled is not None and compiled.present(self._cache) else None
 
-    def _optimised(self, source: Source, settings: ModelSettings, key: str) -> Compiled:
+    def _optimised(self, source: ModelSource, settings: ModelSettings, key: str) -> Compiled:
         known = self._known(key)
         if known is None:
             return self._first(source, settings, key)
@@ -194,7 +194,7 @@ class OnnxCompiler:
 
     # The first of an architecture
 
-    def _first(self, source: Source, settings: ModelSettings, key: str) -> Compiled:
+    def _first(self, source: ModelSource, settings: ModelSettings, key: str) -> Compiled:
         found = interface_of(parse_model(source.data))
         batching = batching_of(found, settings, self._config)
         plan = _planned(found, batching, settings, self._optimiser.block)
@@ -210,7 +210,7 @@ class OnnxCompiler:
         plan = msgspec.structs.replace(plan, lost=verdict.doubt or plan.lost)
         proved = prove(lowered, plan, trial)
         compiled = self._stored(proved, settings, trial)
-        architecture = Architecture(
+        architecture = OnnxArchitecture(
             plan=proved.plan,
             first=compiled,
             digest=proved.lowered.lifted.digest,
@@ -220,7 +220,7 @@ class OnnxCompiler:
         return compiled
 
     def _verdict(
-        self, data: memoryview, lowered: Lowered, plan: Plan, trial: Trial | str, *, asked: bool
+        self, data: memoryview, lowered: Lowered, plan: GraphPlan, trial: Trial | str, *, asked: bool
     ) -> Verdict:
         """Whether the rows of a batch are apart, by analysis of the graph and by trial."""
         if not plan.max_batch_size:
@@ -232,7 +232,7 @@ class OnnxCompiler:
             trial = compared(lowered.session, plan.interface, trial, gently=bool(why))
         return judged(trial, plan.interface, batched=True, asked=asked, veto=why)
 
-    def _lower(self, data: memoryview | bytes, plan: Plan) -> Lowered:
+    def _lower(self, data: memoryview | bytes, plan: GraphPlan) -> Lowered:
         return lower(data, plan, self._optimiser)
 
     def _stored(self, proved: Proved, settings: ModelSettings, trial: Trial | str) -> Compiled:
@@ -283,11 +283,11 @@ class OnnxCompiler:
 
     # Further copies
 
-    def _known(self, key: str) -> Architecture | None:
-        known = self._cache.record("architectures", key, Architecture)
+    def _known(self, key: str) -> OnnxArchitecture | None:
+        known = self._cache.record("architectures", key, OnnxArchitecture)
         return known if known is not None and self._cache.code(known.first.code_id) is not None else None
 
-    def _gathered(self, source: Source, key: str) -> Compiled | None:
+    def _gathered(self, source: ModelSource, key: str) -> Compiled | None:
         """The model by the recipe of its architecture, if there is one."""
         known = self._known(key)
         if known is None or known.copies != "gather":
@@ -295,10 +295,10 @@ class OnnxCompiler:
         recipe = self._recipe(key)
         return None if recipe is None else self._copy(known, recipe.blob(_flat(source)))
 
-    def _copy(self, known: Architecture, blob: npt.NDArray[np.uint8]) -> Compiled:
+    def _copy(self, known: OnnxArchitecture, blob: npt.NDArray[np.uint8]) -> Compiled:
         return msgspec.structs.replace(known.first, weights_id=self._cache.save_weights(blob))
 
-    def _learn(self, source: Source, key: str, known: Architecture, true: Lifted) -> None:
+    def _learn(self, source: ModelSource, key: str, known: OnnxArchitecture, true: Lifted) -> None:
         """Find the recipe on the second copy, and prove it there: same graph, same blob, byte for byte."""
         recipe = self._probed(source, known) if true.digest == known.digest else None
         if recipe is not None:
@@ -309,7 +309,7 @@ class OnnxCompiler:
         copies = "each" if recipe is None else "gather"
         self._cache.save_record("architectures", key, msgspec.structs.replace(known, copies=copies))
 
-    def _probed(self, source: Source, known: Architecture) -> Recipe | None:
+    def _probed(self, source: ModelSource, known: OnnxArchitecture) -> Recipe | None:
         frame = source.frame
         blobs = []
         for probe in PROBES:
@@ -344,13 +344,13 @@ class OnnxCompiler:
         return sum(recipe.blob_bytes for recipe in self._recipes.values())
 
 
-def _flat(source: Source) -> npt.NDArray[np.uint32]:
+def _flat(source: ModelSource) -> npt.NDArray[np.uint32]:
     return elements(source.data, source.frame.holes)
 
 
-def _planned(found: Interface, batching: Batching, settings: ModelSettings, block: int) -> Plan:
+def _planned(found: Interface, batching: Batching, settings: ModelSettings, block: int) -> GraphPlan:
     interface = declared(found, settings, batched=batching.max_batch_size > 0)
-    return Plan(
+    return GraphPlan(
         interface=interface,
         max_batch_size=batching.max_batch_size,
         declared=interface != found,

@@ -16,7 +16,7 @@ from clockwork_serve.store.trial import Dim, GraphTensor, Interface
 # Rewrites a model's graph before it is optimised: shapes declared, batches restored; never its weights.
 
 
-class Plan(Struct, frozen=True, kw_only=True):
+class GraphPlan(Struct, frozen=True, kw_only=True):
     """How copies of one architecture are prepared, found out on the first of them.
 
     ``squeezed`` are outputs that lose their batch axis at batch 1, with the shape of a row. ``lost`` says why
@@ -33,7 +33,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     block: int = 0
 
 
-def prepared(model: onnx.ModelProto, plan: Plan) -> bytes:
+def prepared(model: onnx.ModelProto, plan: GraphPlan) -> bytes:
     """The model as it is handed to the optimiser. Changes ``model``."""
     graph = model.graph
     given = {tensor.name for tensor in graph.initializer}

@@ -55,7 +55,7 @@ def current(files: tuple[FileFacts, ...]) -> bool:
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A self-contained model: its bytes, where its weights are in them, and the files it came from."""
 
     data: memoryview
@@ -68,7 +68,7 @@ class Source:
         return hashlib.sha256(self.data).hexdigest()
 
 
-def read_source(path: Path, folder: Path) -> Source:
+def read_source(path: Path, folder: Path) -> ModelSource:
     """The model at ``path``, external data (of the same ``folder``) put in. Raises ``ProblemError``."""
     facts = FileFacts.of(path)
     if not facts.size:
@@ -84,7 +84,7 @@ def read_source(path: Path, folder: Path) -> Source:
     if frame.external:
         whole, others = _with_external_data(whole, folder)
         frame = _frame(whole) if others else frame
-    return Source(memoryview(whole), frame, (facts, *others))
+    return ModelSource(memoryview(whole), frame, (facts, *others))
 
 
 def _frame(whole: bytes) -> Skeleton:

@@ -24,9 +24,9 @@ from clockwork_serve.store.onnx.graph import specs
 from clockwork_serve.store.onnx.row_trial import output_room
 from clockwork_serve.store.settings import ModelSettings, ProblemError, StoreConfig, problem
 from clockwork_serve.store.torch.archive import Archive, read_archive, refuse, write_archive
-from clockwork_serve.store.torch.job import OPTIONS, Job, Report, Step
+from clockwork_serve.store.torch.job import OPTIONS, CompileJob, CompileReport, CompileStep
 from clockwork_serve.store.torch.plan import TorchPlan, planned
-from clockwork_serve.store.torch.program import Bytes, Program, Recipe, read_program
+from clockwork_serve.store.torch.program import BlobRecipe, Bytes, Program, read_program
 from clockwork_serve.store.torch.target import resolved, torch_version
 from clockwork_serve.units import KIB
 
@@ -42,7 +42,7 @@ _MALLOC = {
 """torch on a CPU takes thousands of page faults a run without these, which a device sets too."""
 
 
-class Architecture(Struct, frozen=True, kw_only=True):
+class TorchArchitecture(Struct, frozen=True, kw_only=True):
     """What copies of one program share: all but the id of their weights."""
 
     first: Compiled
@@ -102,13 +102,13 @@ class TorchCompiler:
             known.first, weights_id=self._cache.save_weights(_blob(archive, program, recipe))
         )
 
-    def _known(self, key: str) -> Architecture | None:
-        known = self._cache.record("architectures", key, Architecture)
+    def _known(self, key: str) -> TorchArchitecture | None:
+        known = self._cache.record("architectures", key, TorchArchitecture)
         return known if known is not None and self._cache.code(known.first.code_id) is not None else None
 
-    def _recipe(self, code_id: str) -> Recipe | None:
+    def _recipe(self, code_id: str) -> BlobRecipe | None:
         stored = self._cache.code_file(code_id, "recipe.json")
-        return None if stored is None else msgspec.json.decode(stored, type=Recipe)
+        return None if stored is None else msgspec.json.decode(stored, type=BlobRecipe)
 
     def _first(
         self,
@@ -125,7 +125,7 @@ class TorchCompiler:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         code = _code(key[:32], plan, report)
-        recipe = msgspec.json.decode(files["recipe.json"], type=Recipe)
+        recipe = msgspec.json.decode(files["recipe.json"], type=BlobRecipe)
         index = TorchIndex(
             tensors=recipe.tensors,
             blob_bytes=recipe.blob_bytes,
@@ -156,16 +156,16 @@ class TorchCompiler:
             ),
             warnings=warnings,
         )
-        self._cache.save_record("architectures", key, Architecture(first=compiled))
+        self._cache.save_record("architectures", key, TorchArchitecture(first=compiled))
         return compiled
 
     def _made(
         self, archive: Archive, plan: TorchPlan, folder: Path, on_step: OnStep
-    ) -> tuple[Report, dict[str, bytes]]:
+    ) -> tuple[CompileReport, dict[str, bytes]]:
         """Packages and recipe, made by a process of its own."""
         write_archive(archive, folder / "program.pt2")
         (folder / "made").mkdir()
-        job = Job(
+        job = CompileJob(
             program=str(folder / "program.pt2"),
             folder=str(folder / "made"),
             interface=plan.interface,
@@ -181,7 +181,7 @@ class TorchCompiler:
         return report, {each.name: each.read_bytes() for each in (folder / "made").iterdir()}
 
 
-def _code(code_id: str, plan: TorchPlan, report: Report) -> Code:
+def _code(code_id: str, plan: TorchPlan, report: CompileReport) -> Code:
     batched = plan.batched and not report.lost
     return Code(
         code_id=code_id,
@@ -195,7 +195,7 @@ def _code(code_id: str, plan: TorchPlan, report: Report) -> Code:
     )
 
 
-def _blob(archive: Archive, program: Program, recipe: Recipe) -> Bytes:
+def _blob(archive: Archive, program: Program, recipe: BlobRecipe) -> Bytes:
     """The weights of one model as its code reads them."""
     entries = archive.read(recipe.entries(program.sources))
     sources = program.sources
@@ -205,7 +205,7 @@ def _blob(archive: Archive, program: Program, recipe: Recipe) -> Bytes:
         return refuse("weights of the sizes that the program has", str(error), "copy the file again")
 
 
-def _run(job: Path, target: str, inductor: Path, on_step: OnStep) -> Report:
+def _run(job: Path, target: str, inductor: Path, on_step: OnStep) -> CompileReport:
     """The process that compiles, from its start to its answer. It ends if this one does."""
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         raise problem(
@@ -240,14 +240,14 @@ def _run(job: Path, target: str, inductor: Path, on_step: OnStep) -> Report:
     return report
 
 
-def _heard(stdout: object, tail: collections.deque[str], on_step: OnStep) -> Report | None:
+def _heard(stdout: object, tail: collections.deque[str], on_step: OnStep) -> CompileReport | None:
     for line in stdout:  # type: ignore[attr-defined]
         try:
-            said = msgspec.json.decode(line, type=Step | Report)
+            said = msgspec.json.decode(line, type=CompileStep | CompileReport)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             tail.append(line.decode(errors="replace"))  # something torch printed
             continue
-        if isinstance(said, Report):
+        if isinstance(said, CompileReport):
             return said
         on_step(said.text)
     return None

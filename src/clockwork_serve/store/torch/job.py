@@ -19,7 +19,7 @@ OPTIONS: dict[str, bool | str] = {
 """How programs are compiled: no value of a weight may become part of the code."""
 
 
-class Job(Struct, frozen=True, kw_only=True):
+class CompileJob(Struct, frozen=True, kw_only=True):
     """A program to compile into ``folder``. ``interface`` has every dimension fixed but that of the batch.
 
     ``sizes`` are the batch sizes to try, ascending; the first and the last are always kept.
@@ -34,13 +34,13 @@ class Job(Struct, frozen=True, kw_only=True):
     target: str
 
 
-class Step(Struct, frozen=True, kw_only=True, tag="step"):
+class CompileStep(Struct, frozen=True, kw_only=True, tag="step"):
     """A line on the way: what is being done."""
 
     text: str
 
 
-class Report(Struct, frozen=True, kw_only=True, tag="report"):
+class CompileReport(Struct, frozen=True, kw_only=True, tag="report"):
     """What came of a job: packages in its folder, or a ``problem``.
 
     ``lost`` says why there is no batch after all, ``doubt`` what is strange about it. ``row_ns`` is the time

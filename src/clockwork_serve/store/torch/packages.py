@@ -15,7 +15,7 @@ import torch
 
 from clockwork_serve.store.torch.archive import refuse
 from clockwork_serve.store.torch.job import OPTIONS
-from clockwork_serve.store.torch.program import Norm, Piece, Program, Recipe, Source, laid_out
+from clockwork_serve.store.torch.program import BlobPiece, BlobRecipe, Norm, Program, StoredConstant, laid_out
 from clockwork_serve.store.trial import Array, GraphTensor, RunError, difference
 
 # ------------------------------------------------------------
@@ -42,10 +42,10 @@ class Flat:
     """A flat graph and how its constants are made from the program's. ``pieces`` by the name of a node."""
 
     graph: Any
-    pieces: dict[str, Piece]
-    sources: Sequence[Source]
+    pieces: dict[str, BlobPiece]
+    sources: Sequence[StoredConstant]
     folded: int = 0
-    recipe: Recipe = field(init=False)
+    recipe: BlobRecipe = field(init=False)
 
     def settle(self) -> None:
         """Name the constants that are used, and lay them out."""
@@ -66,9 +66,9 @@ class Flat:
         named = {t.name: piece for t, piece in zip(self.recipe.tensors, self.recipe.pieces, strict=True)}
         self._lay_out({name: piece for name, piece in named.items() if name in names})
 
-    def _lay_out(self, named: dict[str, Piece]) -> None:
+    def _lay_out(self, named: dict[str, BlobPiece]) -> None:
         tensors, blob_bytes = laid_out([(name, *self._kind(piece)) for name, piece in named.items()])
-        self.recipe = Recipe(tensors=tensors, pieces=tuple(named.values()), blob_bytes=blob_bytes)
+        self.recipe = BlobRecipe(tensors=tensors, pieces=tuple(named.values()), blob_bytes=blob_bytes)
 
     def module(self, values: Values, device: str = "cpu") -> Any:
         """The graph with the constants that ``values`` make."""
@@ -89,7 +89,7 @@ class Flat:
             )  # fmt: skip
         return made
 
-    def _kind(self, piece: Piece) -> tuple[str, tuple[int, ...], int]:
+    def _kind(self, piece: BlobPiece) -> tuple[str, tuple[int, ...], int]:
         number = piece.norm.mean if piece.bias and piece.norm is not None else piece.source
         assert number is not None, "only a bias may have no source"
         source = self.sources[number]
@@ -108,7 +108,7 @@ def lowered(exported: Any, program: Program, device: str, *, fold: bool) -> Flat
             number = program.constants[node.name]
             if number not in by_number:
                 by_number[number] = flat.graph.get_attr(f"c{number}")
-                flat.pieces[f"c{number}"] = Piece(source=number)
+                flat.pieces[f"c{number}"] = BlobPiece(source=number)
             made[node] = by_number[number]
         elif node.op == "placeholder" and node.name in program.inputs:
             made[node] = flat.graph.placeholder(node.name)
@@ -165,7 +165,7 @@ def _fold_one(flat: Flat, node: Any) -> None:
     assert mean is not None and variance is not None
     norm = Norm(mean=mean, variance=variance, scale=scale, shift=shift, epsilon=args[6 if native else 7])
     new = []
-    for piece in (Piece(source=weight, norm=norm), Piece(source=own, norm=norm, bias=True)):
+    for piece in (BlobPiece(source=weight, norm=norm), BlobPiece(source=own, norm=norm, bias=True)):
         name = f"f{len(flat.pieces)}"
         flat.pieces[name] = piece
         with flat.graph.inserting_before(before):
@@ -220,7 +220,7 @@ class Eager:
         return [array_of(output) for output in outputs]
 
 
-class Package:
+class FilledPackage:
     """A compiled package with constants put in, as a device does it."""
 
     def __init__(self, path: Path, inputs: Sequence[GraphTensor], device: str) -> None:
@@ -303,7 +303,7 @@ def scrambled(values: Values, dtypes: Sequence[str], seed: int = 1) -> Values:
 
 
 def proved(
-    package: Package, program: Flat, packed: Flat, values: Values, inputs: Mapping[str, Array]
+    package: FilledPackage, program: Flat, packed: Flat, values: Values, inputs: Mapping[str, Array]
 ) -> float:
     """The largest relative difference between program and package, over the model's weights and others."""
     device = package.device
@@ -324,7 +324,7 @@ def allowed(program: Flat, device: str) -> float:
     return max((SAME.get(dtype, SAME_COARSE) for dtype in dtypes), default=SAME["float32"])
 
 
-def timed_ns(package: Package, inputs: Sequence[Any], device: str) -> int:
+def timed_ns(package: FilledPackage, inputs: Sequence[Any], device: str) -> int:
     """The median time of a run: of this process's CPU where that computes, so that others do not matter."""
     package.call(inputs)
     clock = time.process_time_ns if device == "cpu" else time.perf_counter_ns

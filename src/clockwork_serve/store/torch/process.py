@@ -20,11 +20,11 @@ import torch
 from clockwork_serve.store.onnx.row_trial import compared, judged
 from clockwork_serve.store.settings import Problem, ProblemError, problem
 from clockwork_serve.store.torch.archive import FILE, read_archive
-from clockwork_serve.store.torch.job import LEAST_GAIN, Job, Report, Step
+from clockwork_serve.store.torch.job import LEAST_GAIN, CompileJob, CompileReport, CompileStep
 from clockwork_serve.store.torch.packages import (
     Eager,
+    FilledPackage,
     Flat,
-    Package,
     Values,
     allowed,
     compile_package,
@@ -44,15 +44,15 @@ _MOST_WITHOUT_GAIN = 2
 
 def main() -> int:
     """Do the job in the file that is named; the end of stdin ends the process."""
-    job = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Job)
+    job = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=CompileJob)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     try:
         report = _Work(job).done()
     except ProblemError as error:
-        report = Report(problem=error.problem)
+        report = CompileReport(problem=error.problem)
     except Exception as error:  # noqa: BLE001 - compilers raise anything; the model is a problem, not a crash
-        report = Report(problem=_unexpected(error))
+        report = CompileReport(problem=_unexpected(error))
     _say(report)
     return 0
 
@@ -62,7 +62,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _say(record: Step | Report) -> None:
+def _say(record: CompileStep | CompileReport) -> None:
     sys.stdout.write(msgspec.json.encode(record).decode() + "\n")
     sys.stdout.flush()
 
@@ -79,7 +79,7 @@ def _unexpected(error: Exception) -> Problem:
 class _Work:
     """A job while it is done."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: CompileJob) -> None:
         self.job = job
         self.device = job.target.partition(":")[0]
         here = target_here(self.device)
@@ -88,7 +88,7 @@ class _Work:
                 "torch target", expected=f"{job.target} on this machine", found=here or "no such GPU",
                 advice="compile on a machine with the GPU that will serve",
             )  # fmt: skip
-        _say(Step(text="opening"))
+        _say(CompileStep(text="opening"))
         archive = read_archive(Path(job.program))
         self.program: Program = read_program(archive)
         entries = archive.read([source.entry for source in self.program.sources])
@@ -108,7 +108,7 @@ class _Work:
     def _flat(self, *, fold: bool) -> Flat:
         return lowered(self.exported, self.program, self.device, fold=fold)
 
-    def done(self) -> Report:
+    def done(self) -> CompileReport:
         """Compile, prove and measure every size."""
         batched = self.job.batched
         eager = Eager(self.plain.module(self.values, self.device), self.inputs, self.device)
@@ -137,7 +137,7 @@ class _Work:
             )  # fmt: skip
         recipe = msgspec.json.encode(packed.recipe)
         (Path(self.job.folder) / "recipe.json").write_bytes(recipe)
-        return Report(
+        return CompileReport(
             batch_sizes=tuple(kept), outputs=self._outputs(trial, batched=batched), fills=trial.fills,
             lost=lost, doubt=doubt, folded=packed.folded, row_ns=self.row_ns, difference=self.difference,
         )  # fmt: skip
@@ -179,12 +179,12 @@ class _Work:
             last = size == sizes[-1]
             if without >= _MOST_WITHOUT_GAIN and not last:
                 continue
-            _say(Step(text=f"batch size {size} of {sizes[-1]}" if batched else "compiling"))
+            _say(CompileStep(text=f"batch size {size} of {sizes[-1]}" if batched else "compiling"))
             path = Path(self.job.folder) / f"{size}.pt2"
             arrays = made_up(trial.fills, rows=size)
             inputs = tensors_of(arrays, self.inputs, self.device)
             compile_package(module, inputs, path)
-            package = Package(path, self.inputs, self.device)
+            package = FilledPackage(path, self.inputs, self.device)
             self._agree(package, packed, first=not self.row_ns)
             found = proved(package, self.plain, packed, self.values, arrays)
             self.difference = max(self.difference, found)
@@ -199,7 +199,7 @@ class _Work:
             kept.append(size)
         return kept
 
-    def _agree(self, package: Package, packed: Flat, *, first: bool) -> None:
+    def _agree(self, package: FilledPackage, packed: Flat, *, first: bool) -> None:
         """Let the blob hold what the packages read, all of them the same."""
         reads = package.constants()
         if first:

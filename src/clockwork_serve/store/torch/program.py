@@ -31,7 +31,7 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 
-class Source(Struct, frozen=True, kw_only=True):
+class StoredConstant(Struct, frozen=True, kw_only=True):
     """One constant in the file: which entry, and how the tensor lies in it; strides in elements."""
 
     entry: str
@@ -64,7 +64,7 @@ class Norm(Struct, frozen=True, kw_only=True):
     epsilon: float
 
 
-class Piece(Struct, frozen=True, kw_only=True):
+class BlobPiece(Struct, frozen=True, kw_only=True):
     """How one tensor of the blob is made: copied from ``source``, or with ``norm`` folded in.
 
     ``bias`` tells that it is the bias of a convolution (whose own is ``source``, if it has one), not its
@@ -76,11 +76,11 @@ class Piece(Struct, frozen=True, kw_only=True):
     bias: bool = False
 
 
-class Recipe(Struct, frozen=True, kw_only=True):
+class BlobRecipe(Struct, frozen=True, kw_only=True):
     """The file ``recipe.json`` of a code: a piece for every tensor of its index."""
 
     tensors: tuple[TorchTensor, ...]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[BlobPiece, ...]
     blob_bytes: int
 
     def blob(self, values: Callable[[int], npt.NDArray[np.void]]) -> Bytes:
@@ -93,7 +93,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
             blob[tensor.offset : tensor.offset + tensor.size] = made.reshape(-1).view(np.uint8)
         return blob
 
-    def entries(self, sources: Sequence[Source]) -> list[str]:
+    def entries(self, sources: Sequence[StoredConstant]) -> list[str]:
         """The entries of the file that are read, each once."""
         numbers = [number for piece in self.pieces for number in _numbers(piece)]
         return list(dict.fromkeys(sources[number].entry for number in numbers))
@@ -115,14 +115,14 @@ def laid_out(
     return tuple(tensors), offset
 
 
-def _numbers(piece: Piece) -> list[int]:
+def _numbers(piece: BlobPiece) -> list[int]:
     numbers = [piece.source]
     if piece.norm is not None:
         numbers += [piece.norm.mean, piece.norm.variance, piece.norm.scale, piece.norm.shift]
     return [number for number in numbers if number is not None]
 
 
-def _made(piece: Piece, values: Callable[[int], npt.NDArray[np.void]]) -> npt.NDArray[np.generic]:
+def _made(piece: BlobPiece, values: Callable[[int], npt.NDArray[np.void]]) -> npt.NDArray[np.generic]:
     norm = piece.norm
     if norm is None:
         assert piece.source is not None, "what is not folded is copied"
@@ -188,7 +188,7 @@ class Program:
     archive: Archive
     interface: Interface
     inputs: tuple[str, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[StoredConstant, ...]
     constants: dict[str, int]
     ranges: dict[str, tuple[int, int]]
     text: str
@@ -203,7 +203,7 @@ def read_program(archive: Archive) -> Program:
 def _program(archive: Archive) -> Program:
     module = archive.program["graph_module"]
     graph, signature = module["graph"], module["signature"]
-    sources: dict[Source, int] = {}
+    sources: dict[StoredConstant, int] = {}
     constants: dict[str, int] = {}
     inputs: list[str] = []
     for spec in signature["input_specs"]:
@@ -304,12 +304,12 @@ def _range(found: Json) -> tuple[int, int]:
     )
 
 
-def _source(payload: Payload) -> Source:
+def _source(payload: Payload) -> StoredConstant:
     meta = payload.meta
     if meta["dtype"] not in _DTYPES or meta["layout"] != 7:
         refuse("weights that are dense tensors", "another layout or element type", "convert them first")
     dtype, item_bytes = _DTYPES[meta["dtype"]]
-    return Source(
+    return StoredConstant(
         entry=payload.entry,
         dtype=dtype,
         item_bytes=item_bytes,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final, Generic, Protocol, TypeVar
 
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.messages import Announced, Foretold
+from clockwork_serve.messages import AdmissionQuery, AdmissionReply
 from clockwork_serve.oip import requested_slo_ns
 from clockwork_serve.serve.gateway.access import Caps
 from clockwork_serve.serve.gateway.controller_link import GatewayLink
@@ -24,7 +24,7 @@ BODY_S: Final = 0.002
 """A large body that comes quickly is there within so long."""
 
 
-class Head(Protocol):
+class RequestHead(Protocol):
     """What the head of a request says. ``foretold`` is called once: it may come, or the gateway ended it."""
 
     model: str
@@ -37,7 +37,7 @@ class Head(Protocol):
         """The answer is there."""
 
 
-Inquiry = TypeVar("Inquiry", bound=Head)
+Inquiry = TypeVar("Inquiry", bound=RequestHead)
 
 
 class _Open(Generic[Inquiry]):
@@ -45,7 +45,7 @@ class _Open(Generic[Inquiry]):
 
     __slots__ = ("asked", "frame", "inquiry", "wait")
 
-    def __init__(self, inquiry: Inquiry, frame: Announced) -> None:
+    def __init__(self, inquiry: Inquiry, frame: AdmissionQuery) -> None:
         self.inquiry = inquiry
         self.frame = frame
         self.asked = False
@@ -59,7 +59,7 @@ class Announcements(Generic[Inquiry]):
         self,
         name: str,
         prefix: str,
-        in_vain: Callable[[Inquiry, Foretold, int], None],
+        in_vain: Callable[[Inquiry, AdmissionReply, int], None],
         caps: Caps | None = None,
         way: Way | None = None,
     ) -> None:
@@ -93,7 +93,7 @@ class Announcements(Generic[Inquiry]):
         slo_ns, _ = self._caps.of(inquiry.identity, slo_ns)
         self._count += 1
         announced_id = f"{self._prefix}a{self._count}"
-        frame = Announced(
+        frame = AdmissionQuery(
             announced_id=announced_id, gateway=self._name, model=served.model.key,
             arrival_ns=inquiry.arrival_ns, deadline_ns=inquiry.arrival_ns + slo_ns,
             tenant=inquiry.identity, way_ns=self._way.of(slo_ns, inquiry.arrival_ns),
@@ -123,7 +123,7 @@ class Announcements(Generic[Inquiry]):
         if one is not None and one.wait is not None:
             one.wait.cancel()
 
-    def on_foretold(self, told: Foretold) -> None:
+    def on_foretold(self, told: AdmissionReply) -> None:
         """The controller's answer."""
         self.refusing = bool(told.reason)
         one = self._open.get(told.announced_id)
