@@ -249,9 +249,10 @@ def test_another_version_is_refused_and_ends(place: Place, tmp_path: Path) -> No
     program = tmp_path / "other.py"
     program.write_text(
         "import sys\n"
-        "from clockwork_serve.serve import far_controller, gateway_process\n"
-        "far_controller.__version__ = '0.0'\n"
-        "sys.exit(gateway_process.main(sys.argv))\n"
+        "from clockwork_serve.serve.processes import gateway\n"
+        "from clockwork_serve.serve.remote import gateway as remote\n"
+        "remote.__version__ = '0.0'\n"
+        "sys.exit(gateway.main(sys.argv))\n"
     )
     files = machines.cluster_files(place.certificates)
     config = GatewayConfig(

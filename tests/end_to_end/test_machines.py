@@ -185,10 +185,11 @@ def test_another_cpu_or_runtime_is_refused_with_what_differs(cluster: Cluster, t
     program = tmp_path / "other_cpu.py"
     program.write_text(
         "import sys\n"
-        "from clockwork_serve.serve import machine_host, worker_process\n"
-        "honest = machine_host.runtime_fingerprint\n"
-        "machine_host.runtime_fingerprint = lambda: {**honest(), 'onnxruntime': '0.1'}\n"
-        "sys.exit(worker_process.main(sys.argv))\n"
+        "from clockwork_serve.serve.processes import worker\n"
+        "from clockwork_serve.serve.remote import worker as remote\n"
+        "honest = remote.runtime_fingerprint\n"
+        "remote.runtime_fingerprint = lambda: {**honest(), 'onnxruntime': '0.1'}\n"
+        "sys.exit(worker.main(sys.argv))\n"
     )
     config = machines.worker_config(cluster.port, cluster.certificates, tmp_path, "odd.cpu:0")
     ended = subprocess.run(
