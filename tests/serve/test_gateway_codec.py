@@ -105,7 +105,7 @@ def read(text: bytes, whole: memoryview, length: int | None) -> InferCall:
 def test_a_process_that_dies_fails_one_request_and_is_started_anew() -> None:
     once = (
         sys.executable, "-c",
-        ("import socket, os; from clockwork_serve.serve import codec_process as c; "
+        ("import socket, os; from clockwork_serve.serve.gateway import codec_process as c; "
         "c.receive(socket.socket(fileno=os.dup(0)))"),
     )  # fmt: skip
 
