@@ -55,8 +55,10 @@ def count(folder: str | Path) -> int:
 
 
 def shared() -> list[str]:
-    """Named shared memory that could be ours: others' semaphores come and go."""
-    return sorted(path.name for path in Path("/dev/shm").iterdir() if "clockwork" in path.name)
+    """Named shared memory that could be ours: others' semaphores come and go, and what parsers are fed."""
+    return sorted(
+        path.name for path in Path("/dev/shm").iterdir() if path.name.startswith("clockwork-region")
+    )
 
 
 def regions_of(pid: int) -> int:

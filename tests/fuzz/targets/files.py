@@ -77,7 +77,7 @@ def _repository(data: bytes) -> None:
         path = _REPOSITORY / os.fsdecode(name).lstrip("/")
         if b".." in name or b"\0" in line or not name or len(name) > 200:
             continue
-        if not path.parent.resolve().is_relative_to(_REPOSITORY.resolve()):
+        if not Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(_REPOSITORY)):
             continue  # a link leads out of it
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
