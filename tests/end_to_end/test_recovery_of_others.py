@@ -56,9 +56,8 @@ def count(folder: str | Path) -> int:
 
 def shared() -> list[str]:
     """Named shared memory that could be ours: others' semaphores come and go, and what parsers are fed."""
-    return sorted(
-        path.name for path in Path("/dev/shm").iterdir() if path.name.startswith("clockwork-region")
-    )
+    names = [path.name for path in Path("/dev/shm").iterdir()]
+    return sorted(name for name in names if "clockwork" in name and "fuzz" not in name)
 
 
 def regions_of(pid: int) -> int:
