@@ -28,14 +28,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
 
-from benchmarks.faults.processes import Server
-from benchmarks.faults.server_process import Start
 from benchmarks.report import Outcome, finish, parser, table
-from benchmarks.repositories import emulated
-from clockwork_serve.devices import DeviceConfig
-from clockwork_serve.serve.supervisor.server import ServerConfig
-from clockwork_serve.store import StoreConfig
-from clockwork_serve.units import MIB, NS_PER_S
+from benchmarks.stalls.stops import served
 
 WARM: Final = 20
 REQUESTS: Final = 15
@@ -95,28 +89,10 @@ def recorded(folder: pathlib.Path) -> Iterator[mmap.mmap]:
                 os.environ["PYTHONPATH"] = before
 
 
-@contextmanager
-def server_of(folder: pathlib.Path) -> Iterator[Server]:
-    """One model on one emulated device, one gateway."""
-    emulated(folder / "models", "m", {1: 2}, width=1)
-    config = ServerConfig(
-        repository=str(folder / "models"), store=StoreConfig(cache_dir=str(folder / "cache")),
-        devices=(DeviceConfig(device="emulated:0", kind="emulated", memory_bytes=64 * MIB),),
-        http_port=0, grpc_port=0, metrics_port=0, log_level="error", default_slo_ns=20 * NS_PER_S,
-    )  # fmt: skip
-    server = Server(Start(server=config), folder / "server.log")
-    try:
-        server.wait_ready()
-        yield server
-    finally:
-        server.stop()
-        server.close()
-
-
 def ask(connection: http.client.HTTPConnection) -> None:
     """One request, to its end, on a connection that stays."""
-    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1.0]}]}
-    connection.request("POST", "/v2/models/m/infer", json.dumps(body), {"Content-Type": "application/json"})
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}
+    connection.request("POST", "/v2/models/m0/infer", json.dumps(body), {"x-slo-ms": "20000"})
     response = connection.getresponse()
     if response.status != 200 or not response.read():
         raise RuntimeError(f"the request was answered {response.status}")
@@ -150,7 +126,7 @@ def median_path(requests: dict[int, list[str]]) -> RolePath:
 
 def measure(folder: pathlib.Path) -> dict[str, RolePath]:
     """Ask a server that is warm, and read what its processes noted."""
-    with recorded(folder) as switch, server_of(folder) as server:
+    with recorded(folder) as switch, served(folder, gateways=1) as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=30)
         for _ in range(WARM):
             ask(connection)

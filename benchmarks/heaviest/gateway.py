@@ -39,7 +39,7 @@ from clockwork_serve.messages import (
     Weights,
 )
 from clockwork_serve.serve.child import configure
-from clockwork_serve.serve.kernel import run_patiently
+from clockwork_serve.serve.os_scheduling import run_patiently
 from clockwork_serve.serve.processes.gateway import GatewayConfig, GatewayServers, settle_memory
 from clockwork_serve.serve.transport import Link
 from clockwork_serve.units import MIB, ms

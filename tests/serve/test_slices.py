@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from clockwork_serve.serve.kernel import SHORT_NS, own_slice_ns
+from clockwork_serve.serve.os_scheduling import SHORT_NS, own_slice_ns
 
-ASK = "from clockwork_serve.serve.kernel import *; import os; {}; print(run_briefly(), own_slice_ns())"
+ASK = "from clockwork_serve.serve.os_scheduling import *; import os; {}; print(run_briefly(), own_slice_ns())"
 
 
 def told(before: str) -> list[str]:
@@ -34,7 +34,7 @@ def test_whom_the_operator_gave_another_policy_keeps_it() -> None:
 
 def test_who_is_patient_takes_the_core_from_nobody_unless_the_operator_says_otherwise() -> None:
     code = (
-        "import os; from clockwork_serve.serve.kernel import run_patiently; {}; "
+        "import os; from clockwork_serve.serve.os_scheduling import run_patiently; {}; "
         "print(run_patiently(), os.sched_getscheduler(0) == os.{})"
     )
     idle = "os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))"

@@ -12,7 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import uvloop
 
-from clockwork_serve.serve.kernel import CROWD, MARGIN_NS, TURNS, UrgentTimer, own_slice_ns, run_briefly
+from clockwork_serve.serve.os_scheduling import (
+    CROWD,
+    MARGIN_NS,
+    TURNS,
+    UrgentTimer,
+    own_slice_ns,
+    run_briefly,
+)
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 
 MANY = int(CROWD) * TURNS

@@ -139,9 +139,8 @@ def upper_bound(
     limits = {name: rent / found.bound for name, rent in found.rents.items()}
     limits["requests"] = 1.0 - sum(limits.values())
     prices = dict(zip(("exec", "load", "page"), (price * NS_PER_S for price in found.prices), strict=True))
-    goodput = found.bound
-    if weights is None and not warm_start and len(costs.source) <= FEW:
-        goodput = _exact(costs, models, cluster, network, goodput)
+    few = weights is None and not warm_start and len(costs.source) <= FEW
+    goodput = _exact(costs, models, cluster, network, found.bound) if few else found.bound
     return OracleBound(
         offered=offered, goodput=goodput, prices=prices, limits=limits, foresight=found.foresight
     )

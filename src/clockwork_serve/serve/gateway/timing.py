@@ -292,10 +292,8 @@ class Arrival:
         turns = self._turns
         if not turns.noting:
             turns.begin()
-        before_ns, now_ns = (
-            turns.before_ns,
-            self._clock(),
-        )  # as in bound(): of a large body this is often asked
+        # As in bound(), in line: of a large body this is often asked.
+        before_ns, now_ns = turns.before_ns, self._clock()
         bound_ns = self._since_ns if before_ns < self._unpolled_ns else before_ns
         if first:
             self._read_ns = self._waited_ns = 0

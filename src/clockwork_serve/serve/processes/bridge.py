@@ -16,7 +16,7 @@ from clockwork_serve import __version__
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Role
 from clockwork_serve.serve import child
-from clockwork_serve.serve.kernel import run_patiently
+from clockwork_serve.serve.os_scheduling import run_patiently
 from clockwork_serve.serve.remote.bridge import NAME, Bridge, judge_of
 from clockwork_serve.serve.remote.config import BridgeSettings, bound
 from clockwork_serve.serve.remote.link import MachineListener

@@ -26,7 +26,7 @@ from clockwork_serve.serve.gateway.gateway import Gateway
 from clockwork_serve.serve.gateway.settings import GatewaySettings
 from clockwork_serve.serve.http.routes import Endpoints, find_metrics_route
 from clockwork_serve.serve.http.server import HttpServer, Share
-from clockwork_serve.serve.kernel import run_patiently
+from clockwork_serve.serve.os_scheduling import run_patiently
 from clockwork_serve.serve.processes.controller import SOCKET_NAME
 from clockwork_serve.serve.remote.config import FarServer
 from clockwork_serve.serve.remote.gateway import FarReach

@@ -24,7 +24,7 @@ from clockwork_serve.devices import DeviceConfig, build
 from clockwork_serve.devices.base import Device
 from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.serve import child
-from clockwork_serve.serve.kernel import run_patiently
+from clockwork_serve.serve.os_scheduling import run_patiently
 from clockwork_serve.serve.remote.config import MachineConfig
 from clockwork_serve.serve.worker.host import WorkerHost
 from clockwork_serve.serve.worker.lanes import FIFO_PRIORITY, set_realtime
