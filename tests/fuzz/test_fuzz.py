@@ -14,6 +14,7 @@ import pytest
 from tests.fuzz import mutators
 from tests.fuzz.__main__ import fuzz, fuzzed
 from tests.fuzz.engine import NAMES, Target, Wrong, changed, check, everything, plain
+from tests.fuzz.targets import files
 
 ROOT = Path(__file__).parents[2]
 SECONDS = float(os.environ.get("CLOCKWORK_FUZZ_SECONDS", "20"))
@@ -35,6 +36,16 @@ def test_a_row_tells_what_was_done(tmp_path: Path) -> None:
     assert not row.failure, row.failure
     assert row.inputs > 0
     assert str(row).endswith("ok")
+
+
+@pytest.mark.timeout(60)
+def test_a_made_up_repository_waits_for_no_pipe_and_reaches_nothing_outside_it(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for text in ("p a\nf a text", f"l d {outside}\nf d/x text", "l a a\nf a/b text"):
+        files._repository(text.encode())
+
+    assert list(outside.iterdir()) == []
 
 
 def test_it_works_without_guidance_too(tmp_path: Path) -> None:
