@@ -23,6 +23,9 @@ T = TypeVar("T")
 
 LATE_SEND_NS = 5_000_000
 """A request sent later than this after its instant: the client itself was held up."""
+CONNECT_S = 5.0
+"""How long a connection that is refused or reset is tried again."""
+CONNECT_PAUSE_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,12 +313,23 @@ async def closed_loop(
 
 
 async def _connect(url: str, report: Report, done: Callable[[Connection], None]) -> Connection:
+    """Connect within ``CONNECT_S``, or raise the last ConnectionError.
+
+    A process that is killed resets the connections in its accept queue: such a client connects again.
+    """
     parts = urlsplit(url)
-    assert parts.hostname is not None
-    assert parts.port is not None
+    host, port = parts.hostname, parts.port
+    assert host is not None
+    assert port is not None
     loop = asyncio.get_running_loop()
-    _, connection = await loop.create_connection(lambda: Connection(report, done), parts.hostname, parts.port)
-    return connection
+    end = loop.time() + CONNECT_S
+    while True:
+        try:
+            return (await loop.create_connection(lambda: Connection(report, done), host, port))[1]
+        except ConnectionError:
+            if loop.time() > end:
+                raise
+            await asyncio.sleep(CONNECT_PAUSE_S)
 
 
 async def _sleep_until(at_ns: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -84,6 +85,22 @@ async def test_a_connection_that_ends_is_a_request_without_response() -> None:
 async def test_a_second_response_is_noticed() -> None:
     report = await run_open({"/a": OK + OK}, ["/a"])
     assert report.unexpected_bytes == len(OK)
+
+
+@pytest.mark.asyncio
+async def test_a_connection_that_is_refused_is_tried_again() -> None:
+    """A gateway that is killed under load takes its listening socket with it, for a moment."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
+        message = http_message(url, "GET", "/a")
+        load = asyncio.create_task(closed_loop(url, lambda _: message, requests=20, connections=2))
+        await asyncio.sleep(0.1)
+        assert not load.done()
+    server = await asyncio.start_server(lambda r, w: reply(r, w, {"/a": OK}), "127.0.0.1", port)
+    async with server:
+        assert (await load).ends() == {"200": 20}
 
 
 @pytest.mark.asyncio
