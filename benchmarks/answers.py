@@ -25,11 +25,11 @@ import tritonclient.http
 from benchmarks import repositories
 from benchmarks.report import Outcome, finish, parser, table
 from benchmarks.serving import Serving, serve
-from clockwork_serve.apps.demo import copies, plain
-from clockwork_serve.apps.demo.client import inputs_of, outputs_of
-from clockwork_serve.apps.demo.fetch import Files
-from clockwork_serve.apps.demo.judgement import Send, Tensors, relative_error
-from clockwork_serve.apps.demo.zoo import RECURRENT, DemoModel, available
+from clockwork_lab.demo import copies, plain
+from clockwork_lab.demo.client import inputs_of, outputs_of
+from clockwork_lab.demo.fetch import Files
+from clockwork_lab.demo.judgement import Send, Tensors, relative_error
+from clockwork_lab.demo.zoo import RECURRENT, DemoModel, available
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.units import GIB
 

@@ -17,9 +17,9 @@ from statistics import median
 from typing import Any
 
 from benchmarks.report import Outcome, finish, parser
-from clockwork_serve.bench.plan import Options, make_plan
-from clockwork_serve.bench.report import Report
-from clockwork_serve.bench.run import run
+from clockwork_lab.bench.plan import Options, make_plan
+from clockwork_lab.bench.report import Report
+from clockwork_lab.bench.run import run
 
 ROOT = Path(__file__).parents[1]
 STEPS = {"http": (5, 10, 20, 25, 30, 40, 50), "grpc": (5, 10, 15, 20, 25, 30, 40)}

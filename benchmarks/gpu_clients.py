@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from benchmarks.gpu_rig import Floats
-from clockwork_serve.apps.reproduce.real_requests import Books
+from clockwork_lab.reproduce.real_requests import Books
 from clockwork_serve.errors import ClockworkError
 from clockwork_serve.messages import Answer, Outcome, Question, Release, Request
 from clockwork_serve.oip import InputTensor

@@ -10,7 +10,7 @@ from typing import Final
 
 from benchmarks.gpu_rig import Batch, Rig, load_action, rows_of, undisturbed
 from benchmarks.report import Outcome, quantile
-from clockwork_serve.apps.reproduce.prediction import tail
+from clockwork_lab.reproduce.prediction import tail
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.estimates import Estimator, Samples
 from clockwork_serve.devices import Device

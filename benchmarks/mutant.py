@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCE = Path("src/clockwork_serve")
+SOURCE = Path("packages/clockwork-serve/src/clockwork_serve")
 
 
 @dataclass(slots=True)

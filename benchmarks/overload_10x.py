@@ -24,10 +24,10 @@ import numpy.typing as npt
 from benchmarks import machine, repositories
 from benchmarks.report import Outcome, finish, parser, percent, quantile, table
 from benchmarks.serving import Serving, serve
-from clockwork_serve.bench import child
-from clockwork_serve.bench.plan import Options, make_plan
-from clockwork_serve.bench.records import ANSWERED, Records
-from clockwork_serve.bench.run import run
+from clockwork_lab.bench import child
+from clockwork_lab.bench.plan import Options, make_plan
+from clockwork_lab.bench.records import ANSWERED, Records
+from clockwork_lab.bench.run import run
 from clockwork_serve.units import MIB, NS_PER_S
 
 MODEL: Final = "busy"

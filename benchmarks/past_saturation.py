@@ -18,8 +18,8 @@ import numpy as np
 import uvloop
 
 from benchmarks.report import Outcome, finish, parser, percent, table
-from clockwork_serve.apps.reproduce.real_controller import Processes, processes
-from clockwork_serve.apps.reproduce.real_requests import Books, Requests
+from clockwork_lab.reproduce.real_controller import Processes, processes
+from clockwork_lab.reproduce.real_requests import Books, Requests
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.units import ms
 

@@ -22,10 +22,10 @@ from msgspec import structs
 
 from benchmarks.policy_variants import CAP, IDEAS, NOT_KEPT, REJECT, Variant, alone, base, variants, without
 from benchmarks.report import Outcome, finish, parser, table
-from clockwork_serve.apps.reproduce import fig5, fig6, fig7, fig8, fig9_workloads
-from clockwork_serve.apps.reproduce.figure import Role
-from clockwork_serve.apps.reproduce.players import Player
-from clockwork_serve.apps.reproduce.run import Run
+from clockwork_lab.reproduce import fig5, fig6, fig7, fig8, fig9_workloads
+from clockwork_lab.reproduce.figure import Role
+from clockwork_lab.reproduce.players import Player
+from clockwork_lab.reproduce.run import Run
 from clockwork_serve.controller import belief
 from clockwork_serve.sim import Tally
 from clockwork_serve.sim.constants import Cluster

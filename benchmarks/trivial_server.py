@@ -13,7 +13,7 @@ from typing import cast
 
 import uvloop
 
-from clockwork_serve.bench.messages import literal
+from clockwork_lab.bench.messages import literal
 from clockwork_serve.oip.protobuf import ModelInferResponse, message
 
 FLOATS = 256

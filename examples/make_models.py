@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clockwork_serve.apps.demo.tiny import write
+from clockwork_lab.demo.tiny import write
 
 write(Path(__file__).parent / "models")

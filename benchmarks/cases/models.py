@@ -9,8 +9,8 @@ from pathlib import Path
 import onnx
 
 from benchmarks.cases.case import Case
-from clockwork_serve.apps.demo.fetch import FetchError, Files, fetch, missing
-from clockwork_serve.apps.demo.zoo import MODELS, DemoModel, available
+from clockwork_lab.demo.fetch import FetchError, Files, fetch, missing
+from clockwork_lab.demo.zoo import MODELS, DemoModel, available
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "models"
 _SMALL = 1 << 20

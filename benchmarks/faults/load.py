@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.faults.setups import Setup
-from clockwork_serve.bench.crew import Crew
-from clockwork_serve.bench.job import Said
-from clockwork_serve.bench.plan import Options, make_plan
-from clockwork_serve.bench.records import Records
+from clockwork_lab.bench.crew import Crew
+from clockwork_lab.bench.job import Said
+from clockwork_lab.bench.plan import Options, make_plan
+from clockwork_lab.bench.records import Records
 
 DRAIN_S = 6.0
 """After the last request: who has no answer by then has none."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.faults.load import Played, lateness_ms
 from benchmarks.faults.result import SLACK_MS, Ends, Goodput, Result
-from clockwork_serve.bench.records import Kind
+from clockwork_lab.bench.records import Kind
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 
 WARM_NS: Final = 400 * NS_PER_MS

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from clockwork_serve.apps.demo.graphs import Graph
+from clockwork_lab.demo.graphs import Graph
 
 SIDE: Final = 224
 CLASSES: Final = 1000

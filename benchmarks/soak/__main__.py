@@ -32,7 +32,7 @@ from benchmarks.soak.screen import Screen
 from benchmarks.soak.serving import Up, processes, served
 from benchmarks.soak.verdict import Findings, conclude
 from benchmarks.soak.watch import Errors, Watch, as_json
-from clockwork_serve.bench.address import Protocol
+from clockwork_lab.bench.address import Protocol
 
 UNHEARD: Final = "clockwork_gateway_unheard_answers_total"
 LEG_S: Final = (3.0, 45.0)

@@ -11,11 +11,11 @@ from typing import Final
 
 from benchmarks import repositories
 from benchmarks.serving import Serving
-from clockwork_serve.bench.address import Protocol
-from clockwork_serve.bench.live import Moment
-from clockwork_serve.bench.plan import Options, Plan, make_plan
-from clockwork_serve.bench.report import Report
-from clockwork_serve.bench.run import run
+from clockwork_lab.bench.address import Protocol
+from clockwork_lab.bench.live import Moment
+from clockwork_lab.bench.plan import Options, Plan, make_plan
+from clockwork_lab.bench.report import Report
+from clockwork_lab.bench.run import run
 
 QUICK, SLOW = 24, 4
 WIDE, LONG = 64, 16

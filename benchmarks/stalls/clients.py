@@ -25,9 +25,9 @@ import numpy as np
 from msgspec import Struct
 
 from benchmarks.client import infer_message
-from clockwork_serve.bench.address import Address
-from clockwork_serve.bench.inputs import Tensor
-from clockwork_serve.bench.messages import Maker, Message, decode
+from clockwork_lab.bench.address import Address
+from clockwork_lab.bench.inputs import Tensor
+from clockwork_lab.bench.messages import Maker, Message, decode
 from clockwork_serve.units import NS_PER_MS
 
 CHANNELS: Final = 4

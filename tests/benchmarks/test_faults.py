@@ -15,8 +15,8 @@ from benchmarks.faults.rows import ROWS, Row
 from benchmarks.faults.run import play_row
 from benchmarks.faults.setups import SETUPS
 
-from clockwork_serve.bench.job import Said
-from clockwork_serve.bench.records import FIRST_ENDS, ROW, End, Kind, Records
+from clockwork_lab.bench.job import Said
+from clockwork_lab.bench.records import FIRST_ENDS, ROW, End, Kind, Records
 from clockwork_serve.units import NS_PER_MS
 from clockwork_serve.workload.scenario import read_scenario
 

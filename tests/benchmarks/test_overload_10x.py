@@ -22,7 +22,7 @@ from benchmarks.report import Outcome
 from benchmarks.serving import serve
 
 from benchmarks import repositories
-from clockwork_serve.bench.records import ANSWERED, FIRST_ENDS, ROW, Records
+from clockwork_lab.bench.records import ANSWERED, FIRST_ENDS, ROW, Records
 from clockwork_serve.units import MIB, ms
 from tests.timing import Timing
 

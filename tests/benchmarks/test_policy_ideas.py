@@ -10,7 +10,7 @@ from benchmarks.policy_variants import IDEAS, NAMES, REJECT, Variant, alone, bas
 from benchmarks.report import Outcome
 from msgspec import structs
 
-from clockwork_serve.apps.reproduce.run import Run
+from clockwork_lab.reproduce.run import Run
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.policies import SCHEDULERS, DefaultScheduler, PaperScheduler

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from clockwork_serve.client import Client
+from clockwork_client import Client
 from clockwork_serve.messages import DATATYPES
 from tests.serve.fake_controller import served, spec
 from tests.serve.running_gateway import RunningGateway, running_gateway

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import uvloop
 
-from clockwork_serve.client import (
+from clockwork_client import (
     AsyncClient,
     Denied,
     Disconnected,

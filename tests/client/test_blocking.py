@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from clockwork_serve.client import (
+from clockwork_client import (
     Client,
     Denied,
     Disconnected,

@@ -7,10 +7,10 @@ import pickle
 
 import pytest
 
-from clockwork_serve.client import Expired, Failed, Invalid, NotServing, Rejected, ServingError
-from clockwork_serve.client.calls import error_of
-from clockwork_serve.client.errors import error_class
-from clockwork_serve.client.wire import Response
+from clockwork_client import Expired, Failed, Invalid, NotServing, Rejected, ServingError
+from clockwork_client.calls import error_of
+from clockwork_client.errors import error_class
+from clockwork_client.wire import Response
 from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.oip import TooLarge, Unsupported, status_of, status_of_error
 

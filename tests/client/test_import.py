@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import clockwork_serve
-from clockwork_serve import client
+import clockwork_client as client
 
 
 def fresh(code: str) -> str:
@@ -20,7 +20,7 @@ def fresh(code: str) -> str:
 
 
 def test_the_package_alone_imports_nothing_heavy():
-    heavy = ("numpy", "msgspec", "asyncio", "httptools", "clockwork_serve.client")
+    heavy = ("numpy", "msgspec", "asyncio", "httptools", "clockwork_client")
 
     assert fresh(f"import sys, clockwork_serve; print([m for m in {heavy!r} if m in sys.modules])") == "[]"
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from clockwork_serve.client import Expired, Invalid, Rejected
-from clockwork_serve.client.calls import Patience
+from clockwork_client import Expired, Invalid, Rejected
+from clockwork_client.calls import Patience
 
 
 def patience(timeout_s=10.0, slo_ms=None, grace_s=0.1, retries=0):

@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from clockwork_serve.client import Failed, Invalid
-from clockwork_serve.client.tensors import COPIED_BYTES, decode, encode
+from clockwork_client import Failed, Invalid
+from clockwork_client.tensors import COPIED_BYTES, decode, encode
 from clockwork_serve.messages import DATATYPES
 from clockwork_serve.oip.model import DTYPES
 

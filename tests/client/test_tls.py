@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from clockwork_serve.client import AsyncClient, Client, NotServing
+from clockwork_client import AsyncClient, Client, NotServing
 from tests.client.scripted import OK, request, scripted
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork_serve.client import Invalid
-from clockwork_serve.client.wire import DIRECT_BYTES, JOIN_BYTES, Address, Malformed, ResponseReader
+from clockwork_client import Invalid
+from clockwork_client.wire import DIRECT_BYTES, JOIN_BYTES, Address, Malformed, ResponseReader
 
 
 def address(url, api_key=None):

@@ -10,9 +10,9 @@ import pytest
 from benchmarks.serving import Serving, total, until
 
 from benchmarks import repositories
-from clockwork_serve.bench.report import Report
+from clockwork_lab.bench.report import Report
 from clockwork_serve.cli.entry import run
-from tests.bench.loads import ran, written
+from tests.lab.bench.loads import ran, written
 from tests.serve.certificates import Certificates, certificates
 
 Start = Callable[..., AbstractContextManager[Serving]]

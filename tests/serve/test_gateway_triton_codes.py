@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from clockwork_serve.client import Client, Expired, Failed, NotServing, Rejected
+from clockwork_client import Client, Expired, Failed, NotServing, Rejected
 from clockwork_serve.messages import AdmissionQuery, AdmissionReply, Answer, Outcome, Reason, Request
 from clockwork_serve.units import KIB, ms
 from tests.serve.http_requests import IDENT_JSON, INFER, Found, X, ask, get, post

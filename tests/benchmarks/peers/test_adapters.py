@@ -230,7 +230,7 @@ def test_one_that_refuses_is_named_and_if_all_do_nothing_can_be_measured(
 
 
 @pytest.mark.system
-@pytest.mark.skipif(find_spec("clockwork_serve.bench") is None, reason="clockwork bench is not here")
+@pytest.mark.skipif(find_spec("clockwork_lab.bench") is None, reason="clockwork bench is not here")
 def test_a_load_is_played_and_its_record_says_what_became_of_it(
     echo: ThreadingHTTPServer, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from clockwork_serve.bench.records import read_records
+from clockwork_lab.bench.records import read_records
 from clockwork_serve.config.reader import read_settings
 from clockwork_serve.devices.emulated import read_profile
 from clockwork_serve.errors import ConfigError

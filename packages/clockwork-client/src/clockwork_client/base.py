@@ -1,0 +1,114 @@
+"""What the blocking and the asynchronous client have in common; it neither sends nor waits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from clockwork_serve import __version__
+from clockwork_client import calls
+from clockwork_client.calls import Call, Inputs, ModelMetadata, Patience, T, check_seconds
+from clockwork_client.errors import Disconnected, Expired, Invalid, NotServing, ServingError
+from clockwork_client.wire import Address, Malformed
+from clockwork_serve.oip.model import Buffer
+
+if TYPE_CHECKING:
+    import ssl
+
+TIMEOUT_S: Final = 60.0
+LOAD_TIMEOUT_S: Final = 600.0
+"""A model may have to be compiled first."""
+GRACE_S: Final = 0.1
+"""Twice what a gateway itself waits for its controller after a deadline."""
+CONNECTIONS: Final = 100
+
+
+class ClientBase:
+    """Settings, and what is remembered of models. :class:`Client` says what the settings mean.
+
+    ``_set_up`` of each client makes what its connections need.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        grace_s: float = GRACE_S,
+        connections: int = CONNECTIONS,
+        api_key: str | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        check_seconds("timeout_s", timeout_s)
+        if grace_s < 0:
+            raise Invalid(f"parameter 'grace_s': expected seconds, 0 or more, found {grace_s!r}")
+        if connections < 1:
+            raise Invalid(f"parameter 'connections': expected 1 or more, found {connections!r}")
+        self._address = Address.of(url, api_key, f"clockwork-serve/{__version__}")
+        if self._address.tls and tls is None:
+            import ssl
+
+            tls = ssl.create_default_context()
+        self._tls = tls if self._address.tls else None
+        self._timeout_s = timeout_s
+        self._grace_s = grace_s
+        self._connections = connections
+        self._known: dict[tuple[str, str], ModelMetadata] = {}
+        self._closed = False
+        self._set_up(connections)
+
+    def _set_up(self, connections: int) -> None:
+        raise AssertionError("Client and AsyncClient are for use, not what they have in common")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self._address)!r})"
+
+    def _fits(self, model: str, version: str, inputs: Inputs, outputs: Sequence[str] | None) -> None:
+        """Raise :class:`Invalid` where a request does not fit what is known of its model, if anything is."""
+        known = self._known.get((model, version))
+        if known is not None:
+            try:
+                calls.check(known, inputs, outputs)
+            except Invalid:
+                # The model may have been replaced; if the caller insists, the server is asked.
+                self._forget(model)
+                raise
+
+    def _learn(self, model: str, version: str, found: ModelMetadata) -> ModelMetadata:
+        self._known[model, version] = found
+        return found
+
+    def _forget(self, model: str) -> None:
+        for key in [key for key in tuple(self._known) if key[0] == model]:
+            self._known.pop(key, None)
+
+    def _patience(
+        self, now: float, timeout_s: float | None, slo_ms: float | None = None, retries: int = 0
+    ) -> Patience:
+        if self._closed:
+            raise RuntimeError("this client is closed")
+        return Patience(
+            now, self._timeout_s if timeout_s is None else timeout_s, slo_ms, self._grace_s, retries
+        )
+
+    def _message(self, call: Call[T], patience: Patience, now: float) -> tuple[Buffer, ...]:
+        left_ms = patience.left_ms(now)
+        headers = call.headers if left_ms is None else b"%sx-slo-ms: %.3f\r\n" % (call.headers, left_ms)
+        return self._address.message(call.method, call.path, headers, call.parts)
+
+    def _unreachable(self, error: OSError) -> ServingError:
+        said = str(error) or type(error).__name__
+        return NotServing(
+            f"parameter 'url': expected a server at {self._address}, found {said}", reason="unreachable"
+        )
+
+    def _broken(self, error: OSError) -> ServingError:
+        if isinstance(error, TimeoutError):
+            return self._no_answer()
+        if isinstance(error, Malformed):
+            return Disconnected(f"{self._address}: {error}")
+        said = str(error) or type(error).__name__
+        return Disconnected(f"the connection to {self._address} broke before the answer came: {said}")
+
+    def _no_answer(self) -> ServingError:
+        return Expired(f"no answer from {self._address} in the time given; the connection is closed")

@@ -1,0 +1,160 @@
+"""HTTP/1.1 of a client as bytes: where to, what to send, responses from what arrives. It opens no socket."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+import httptools
+import numpy as np
+
+from clockwork_client.errors import Invalid
+from clockwork_serve.oip.model import Buffer
+from clockwork_serve.units import KIB
+
+READ_BYTES: Final = 64 * KIB
+DIRECT_BYTES: Final = READ_BYTES
+"""Bodies above this are received where they stay."""
+JOIN_BYTES: Final = 64 * KIB
+"""Requests up to this are copied together, which is cheaper than several buffers in one write."""
+
+_PORTS: Final = {"http": 80, "https": 443}
+_DEFAULT_PORT: Final = 8000
+_LENGTH: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
+
+
+class Malformed(ConnectionError):
+    """What came is not HTTP as this client speaks it."""
+
+
+@dataclass(slots=True, frozen=True)
+class Address:
+    """Where a server is, and the headers that each request to it carries."""
+
+    host: str
+    port: int
+    tls: bool
+    base: str
+    headers: bytes
+
+    @classmethod
+    def of(cls, url: str, api_key: str | None, agent: str) -> Address:
+        """From ``http://HOST:PORT``, ``https://...`` or ``HOST:PORT``. Raises :class:`Invalid`."""
+        try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            parts, host, port = urlsplit(""), None, None
+        if not host or parts.scheme not in _PORTS or parts.query or parts.fragment or parts.username:
+            raise Invalid(f"parameter 'url': expected http://HOST:PORT or https://HOST:PORT, found {url!r}")
+        if port is None:
+            port = _PORTS[parts.scheme] if "://" in url else _DEFAULT_PORT
+        name = f"[{host}]" if ":" in host else host
+        lines = [f"Host: {name}:{port}", f"User-Agent: {agent}"]
+        if api_key is not None:
+            if not api_key.isascii() or not api_key.isprintable() or " " in api_key or not api_key:
+                raise Invalid("parameter 'api_key': expected visible ASCII characters, found others or none")
+            lines.append(f"Authorization: Bearer {api_key}")
+        headers = "".join(f"{line}\r\n" for line in lines).encode()
+        return cls(host, port, parts.scheme == "https", parts.path.rstrip("/"), headers)
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    def message(
+        self, method: str, path: str, headers: bytes, parts: tuple[Buffer, ...]
+    ) -> tuple[Buffer, ...]:
+        """A whole request, as buffers to send in order; one if it is small."""
+        size = sum(map(len, parts))
+        head = b"%s %s HTTP/1.1\r\n%sContent-Length: %d\r\n%s\r\n" % (
+            method.encode(), (self.base + path).encode(), self.headers, size, headers,
+        )  # fmt: skip
+        return (b"".join((head, *parts)),) if size <= JOIN_BYTES else (head, *parts)
+
+
+class Response(NamedTuple):
+    """A whole response; names of ``headers`` are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: Buffer
+    keep_alive: bool
+
+
+class ResponseReader:
+    """Takes in what arrives on one connection: read into :meth:`get_buffer`, then say how much."""
+
+    def __init__(self) -> None:
+        self._buffer = memoryview(bytearray(READ_BYTES))
+        self.expect()
+
+    def expect(self) -> None:
+        """The next response is to come."""
+        self._parser: Any = httptools.HttpResponseParser(self)
+        self._headers: dict[str, str] = {}
+        self._chunks: list[bytes] = []
+        self._direct: memoryview | None = None  # where a large body goes; _direct_bytes of it have arrived
+        self._direct_bytes = 0
+        self._status = 0
+        self._keep_alive = False
+        self._whole: Response | None = None
+
+    def get_buffer(self) -> memoryview:
+        """Where the next bytes go."""
+        return self._buffer if self._direct is None else self._direct[self._direct_bytes :]
+
+    def received(self, nbytes: int) -> Response | None:
+        """So many bytes came; the response once it is whole. Raises :class:`Malformed`."""
+        if self._direct is not None:
+            self._direct_bytes += nbytes
+        else:
+            try:
+                self._parser.feed_data(self._buffer[:nbytes])
+            except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+                if self._whole is None:
+                    raise Malformed(f"expected an HTTP/1.1 response, found other bytes ({error})") from None
+                return self._whole._replace(keep_alive=False)
+        if self._direct is not None:
+            if self._direct_bytes < len(self._direct):
+                return None
+            return Response(self._status, self._headers, self._direct, self._keep_alive)
+        return self._whole
+
+    # What the parser calls
+
+    def on_message_begin(self) -> None:
+        """A response starts; if it is one that nobody asked for, this connection is of no more use."""
+        if self._whole is not None:
+            self._whole = self._whole._replace(keep_alive=False)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        """Now it is known how long the body is."""
+        if self._whole is not None:
+            return
+        self._status = self._parser.get_status_code()
+        self._keep_alive = self._parser.should_keep_alive()
+        length = self._headers.get("content-length", "")
+        if _LENGTH.fullmatch(length) and int(length) > DIRECT_BYTES:
+            # Unlike a bytearray, it takes no memory before something arrives: a server may say anything.
+            self._direct = np.empty(int(length), np.uint8).data
+
+    def on_body(self, content: bytes) -> None:
+        """A piece of it."""
+        if self._direct is None:
+            self._chunks.append(content)
+            return
+        start = self._direct_bytes
+        self._direct_bytes = start + len(content)
+        self._direct[start : self._direct_bytes] = content
+
+    def on_message_complete(self) -> None:
+        """All of it is there; unless it is but an interim one."""
+        if self._whole is None and self._status >= 200:
+            self._whole = Response(self._status, self._headers, b"".join(self._chunks), self._keep_alive)
+        self._headers = {}

@@ -1,0 +1,348 @@
+"""How a run went, as records: what ``--json`` writes; docs/bench.md explains each number.
+
+Everything is computed from the records of single requests, of those that were due after the warm-up. Latency
+counts from when a request was due.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from clockwork_serve import __version__
+from clockwork_lab.bench.job import Said
+from clockwork_lab.bench.plan import Plan
+from clockwork_lab.bench.records import ANSWERED, OPEN, Kind, Records, Table
+from clockwork_serve.units import NS_PER_MS, NS_PER_S
+from clockwork_serve.workload.tables import NO_SLO_MS, LoadTable
+
+SLO_CLASSES_MAX: Final = 12
+"""More different SLOs than these (a ramp) are put together by steps of a third of a decade."""
+CURVE: Final = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999, 1)
+STRETCHES_MAX: Final = 600
+
+GENERATOR_LATE: Final = (
+    "the load generator sent its requests late: p99 {p99:.3f} ms after they were due, at most {most:g} ms "
+    "are allowed (--max-lateness-ms). {why}"
+)
+NO_CONNECTION: Final = (
+    "{waited:,} requests found no free connection: raise --connections, if the server can have so many"
+)
+NO_CORE: Final = (
+    "It did not get a core when it needed one: give it its own (--cores, --realtime), use --processes, or "
+    "lower the rate"
+)
+
+
+class Quantiles(Struct, frozen=True, kw_only=True):
+    """In ms; None where there is nothing to measure."""
+
+    count: int
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    p999_ms: float | None = None
+    max_ms: float | None = None
+
+
+class Group(Struct, frozen=True, kw_only=True):
+    """What became of some requests. ``offered`` is the sum of the counts from ``good`` to ``unsent``.
+
+    ``good``: answered within the SLO. ``late``: answered after it. ``unanswered``: nothing came until the
+    end. ``unsent``: no connection was free until the end.
+    """
+
+    name: str
+    offered: int
+    offered_rps: float
+    good: int
+    goodput_rps: float
+    satisfaction: float
+    late: int
+    rejected: int
+    expired: int
+    failed: int
+    reset: int
+    broken: int
+    abandoned: int
+    unanswered: int
+    unsent: int
+    answers: Quantiles
+    """All answers, late ones too."""
+    refusals: Quantiles
+    """How long a client waited to hear no: rejected and expired requests."""
+    bytes_per_s: float
+
+
+class Reason(Struct, frozen=True, kw_only=True):
+    """An end that is no answer, in the server's words, and how long it took to hear of it."""
+
+    kind: str
+    reason: str
+    count: int
+    age: Quantiles
+
+
+class Stretch(Struct, frozen=True, kw_only=True):
+    """A stretch of the run, by when requests were due; the warm-up too."""
+
+    from_s: float
+    offered: int
+    good: int
+    late: int
+    refused: int
+    failed: int
+    p50_ms: float | None
+    p99_ms: float | None
+    lateness_p99_ms: float | None
+
+
+class Curve(Struct, frozen=True, kw_only=True):
+    """A distribution: ms by share of all."""
+
+    shares: tuple[float, ...]
+    ms: tuple[float, ...]
+
+
+class Sending(Struct, frozen=True, kw_only=True):
+    """The generator about itself. ``cpu_share``: of a core, for each process.
+
+    ``unexpected``: how often bytes came on a connection that had its one response.
+    """
+
+    processes: int
+    connections: int
+    waited_for_connection: int
+    cpu_share: float
+    unexpected: int
+    unexpected_bytes: int
+
+
+class Report(Struct, frozen=True, kw_only=True):
+    """All of it. A report that is not ``valid`` says why, and proves nothing about the server."""
+
+    version: str
+    scenario: str
+    url: str
+    protocol: str
+    setup: dict[str, Any]
+    seconds: float
+    warmup_s: float
+    measured_s: float
+    cut: bool
+    valid: bool
+    invalid: str
+    lateness: Quantiles
+    sending: Sending
+    total: Group
+    loads: tuple[Group, ...]
+    models: tuple[Group, ...]
+    slos: tuple[Group, ...]
+    reasons: tuple[Reason, ...]
+    stretch_s: float
+    stretches: tuple[Stretch, ...]
+    answers_curve: Curve | None
+    refusals_curve: Curve | None
+
+    def to_json(self) -> bytes:
+        """Indented JSON."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1)
+
+
+def make_report(plan: Plan, records: Records, said: list[Said], *, cut_ns: int | None) -> Report:
+    """Compute it; ``cut_ns``: when it was stopped, if it was."""
+    schedule, options = plan.schedule, plan.options
+    end_ns = schedule.end_ns if cut_ns is None else max(1, min(cut_ns, schedule.end_ns))
+    from_ns = min(schedule.warmup_ns, end_ns)
+    counted = records.table["scheduled_ns"] >= from_ns
+    part = Records(records.table[counted], records.ends)
+    measured_s = (end_ns - from_ns) / NS_PER_S
+    lateness_ns = lateness_of(part.table, end_ns + round(options.drain_s * NS_PER_S))
+    sending = _sending(said, end_ns)
+    late_ms = _quantile(lateness_ns, 0.99)
+    invalid = ""
+    if late_ms is not None and late_ms > options.max_lateness_ms:
+        why = NO_CORE
+        if sending.waited_for_connection * 100 > part.table.size:
+            why = NO_CONNECTION.format(waited=sending.waited_for_connection)
+        invalid = GENERATOR_LATE.format(p99=late_ms, most=options.max_lateness_ms, why=why)
+    elif any(each.full for each in said):
+        invalid = "clients of closed loads stopped early: there is no room for more requests in one run"
+    groups = _Groups(part)
+    stretch_s, stretches = _stretches(records, end_ns)
+    return Report(
+        version=__version__, scenario=plan.scenario.name, url=str(plan.address), protocol=options.protocol,
+        setup=_setup(plan), seconds=schedule.end_ns / NS_PER_S, warmup_s=from_ns / NS_PER_S,
+        measured_s=measured_s, cut=cut_ns is not None, valid=not invalid, invalid=invalid,
+        lateness=_quantiles(lateness_ns), sending=sending,
+        total=groups.of("all", np.ones(part.table.size, bool), measured_s),
+        loads=tuple(_loads(plan, groups, part.table, from_ns, end_ns)),
+        models=tuple(_models(plan, groups, part.table, measured_s)),
+        slos=tuple(_slos(groups, part.table, measured_s)),
+        reasons=tuple(_reasons(part)), stretch_s=stretch_s, stretches=stretches,
+        answers_curve=_curve(groups.took_ns[groups.answered]),
+        refusals_curve=_curve(groups.took_ns[groups.told_no]),
+    )  # fmt: skip
+
+
+def lateness_of(table: Table, end_ns: int) -> Table:
+    """How late each was sent; one that never was, until the end."""
+    sent = np.where(table["sent_ns"] > 0, table["sent_ns"], np.maximum(end_ns, table["scheduled_ns"]))
+    never: Table = sent - table["scheduled_ns"]
+    # Without a connection a request ends before it is sent: that is the server's doing.
+    found: Table = never[(table["sent_ns"] > 0) | (table["end"] == OPEN)]
+    return found
+
+
+class _Groups:
+    """Counts of any part of the records."""
+
+    def __init__(self, records: Records) -> None:
+        table = records.table
+        self._table, self._kinds = table, records.kinds
+        self.took_ns: Table = table["last_ns"] - table["scheduled_ns"]
+        self.answered: Table = table["end"] == ANSWERED
+        self.told_no: Table = (self._kinds == Kind.REJECTED) | (self._kinds == Kind.EXPIRED)
+        self._good = self.answered & (self.took_ns <= table["slo_ns"])
+
+    def of(self, name: str, chosen: Table, seconds: float) -> Group:
+        """Those that are chosen, as if they alone had been asked for so long."""
+        kinds = np.bincount(self._kinds[chosen], minlength=len(Kind))
+        offered = int(np.count_nonzero(chosen))
+        good = int(np.count_nonzero(self._good & chosen))
+        nbytes = float(self._table["nbytes"][chosen].sum(dtype=np.int64))
+        unsent = int(np.count_nonzero(chosen & (self._table["sent_ns"] == 0) & (self._kinds == Kind.OPEN)))
+        return Group(
+            name=name, offered=offered, offered_rps=offered / seconds if seconds else 0.0, good=good,
+            goodput_rps=good / seconds if seconds else 0.0, satisfaction=good / offered if offered else 1.0,
+            late=int(kinds[Kind.ANSWERED]) - good, rejected=int(kinds[Kind.REJECTED]),
+            expired=int(kinds[Kind.EXPIRED]), failed=int(kinds[Kind.FAILED]), reset=int(kinds[Kind.RESET]),
+            broken=int(kinds[Kind.BROKEN]), abandoned=int(kinds[Kind.ABANDONED]),
+            unanswered=int(kinds[Kind.OPEN]) - unsent, unsent=unsent,
+            answers=_quantiles(self.took_ns[self.answered & chosen]),
+            refusals=_quantiles(self.took_ns[self.told_no & chosen]),
+            bytes_per_s=nbytes / seconds if seconds else 0.0,
+        )  # fmt: skip
+
+
+def _loads(plan: Plan, groups: _Groups, table: Table, from_ns: int, end_ns: int) -> Iterable[Group]:
+    """By load; its rates are over the time in which it was on."""
+    for index, load in enumerate(plan.scenario.loads):
+        yield groups.of(load.name, table["load"] == index, _on_s(load, from_ns, end_ns))
+
+
+def _on_s(load: LoadTable, from_ns: int, end_ns: int) -> float:
+    end_s = end_ns / NS_PER_S
+    stop_s = end_s if load.stop_s is None else min(end_s, load.stop_s)
+    return max(0.0, stop_s - max(from_ns / NS_PER_S, load.start_s))
+
+
+def _models(plan: Plan, groups: _Groups, table: Table, seconds: float) -> Iterable[Group]:
+    for index, name in plan.names.items():
+        own = plan.schedule.workload.models[index][0]
+        shown = own if own == name else f"{own} ({name})"
+        yield groups.of(shown, table["model"] == index, seconds)
+
+
+def _slos(groups: _Groups, table: Table, seconds: float) -> Iterable[Group]:
+    slos_ms = table["slo_ns"] / NS_PER_MS
+    different = np.unique(slos_ms)
+    if different.size <= SLO_CLASSES_MAX:
+        for slo_ms in different.tolist():
+            name = "none" if slo_ms >= NO_SLO_MS else f"{slo_ms:g} ms"
+            yield groups.of(name, slos_ms == slo_ms, seconds)
+        return
+    steps = np.floor(np.log10(slos_ms) * 3)
+    for step in np.unique(steps).tolist():
+        name = f"{10 ** (step / 3):.3g} to {10 ** ((step + 1) / 3):.3g} ms"
+        yield groups.of(name, steps == step, seconds)
+
+
+def _reasons(records: Records) -> list[Reason]:
+    table, found = records.table, []
+    took_ns = table["last_ns"] - table["scheduled_ns"]
+    for code, end in enumerate(records.ends):
+        chosen = table["end"] == code
+        count = int(np.count_nonzero(chosen))
+        if count and end.kind not in (Kind.ANSWERED, Kind.OPEN):
+            found.append(
+                Reason(
+                    kind=end.kind.name.lower(),
+                    reason=end.reason,
+                    count=count,
+                    age=_quantiles(took_ns[chosen]),
+                )
+            )
+    return sorted(found, key=lambda reason: -reason.count)
+
+
+def _stretches(records: Records, end_ns: int) -> tuple[float, tuple[Stretch, ...]]:
+    """The run cut into seconds, or longer pieces if it is long."""
+    stretch_s = float(max(1, -(-end_ns // (NS_PER_S * STRETCHES_MAX))))
+    table, groups, kinds = records.table, _Groups(records), records.kinds
+    of = (table["scheduled_ns"] // round(stretch_s * NS_PER_S)).astype(np.int64)
+    edges = np.searchsorted(of, np.arange(int(of[-1]) + 2)) if of.size else np.zeros(1, int)
+    found = []
+    for at in range(edges.size - 1):
+        here = slice(int(edges[at]), int(edges[at + 1]))
+        rows, took = table[here], groups.took_ns[here]
+        answered = groups.answered[here]
+        good = int(np.count_nonzero(answered & (took <= rows["slo_ns"])))
+        refused = int(np.count_nonzero(groups.told_no[here]))
+        late = int(np.count_nonzero(answered)) - good
+        found.append(
+            Stretch(
+                from_s=at * stretch_s, offered=rows.size, good=good, late=late, refused=refused,
+                failed=int(np.count_nonzero(kinds[here] >= Kind.FAILED))
+                + int(np.count_nonzero(kinds[here] == Kind.OPEN)),
+                p50_ms=_quantile(took[answered], 0.5), p99_ms=_quantile(took[answered], 0.99),
+                lateness_p99_ms=_quantile(lateness_of(rows, end_ns), 0.99),
+            )
+        )  # fmt: skip
+    return stretch_s, tuple(found)
+
+
+def _sending(said: list[Said], end_ns: int) -> Sending:
+    total: Callable[[str], int] = lambda name: sum(getattr(each, name) for each in said)  # noqa: E731
+    return Sending(
+        processes=len(said), connections=total("connections"), waited_for_connection=total("waited"),
+        cpu_share=sum(each.cpu_s for each in said) / max(1, len(said)) / (end_ns / NS_PER_S),
+        unexpected=total("unexpected"), unexpected_bytes=total("unexpected_bytes"),
+    )  # fmt: skip
+
+
+def _setup(plan: Plan) -> dict[str, Any]:
+    """What was asked for, for whoever wants to do it again."""
+    options = msgspec.to_builtins(plan.options)
+    hidden = [(name, "...") for name, _ in plan.options.headers]
+    source = plan.scenario.source
+    return {
+        **options, "file": source.file if source else None, "headers": hidden,
+        "deadline": plan.options.deadline_told, "models_asked": len(plan.names),
+        "notes": list(plan.schedule.workload.notes),
+    }  # fmt: skip
+
+
+def _curve(values_ns: Table) -> Curve | None:
+    if not values_ns.size:
+        return None
+    found = np.quantile(values_ns, CURVE, method="inverted_cdf") / NS_PER_MS
+    return Curve(shares=CURVE, ms=tuple(found.tolist()))
+
+
+def _quantile(values_ns: Table, share: float) -> float | None:
+    if not values_ns.size:
+        return None
+    return float(np.quantile(values_ns, share, method="inverted_cdf")) / NS_PER_MS
+
+
+def _quantiles(values_ns: Table) -> Quantiles:
+    if not values_ns.size:
+        return Quantiles(count=0)
+    found = (np.quantile(values_ns, (0.5, 0.99, 0.999, 1), method="inverted_cdf") / NS_PER_MS).tolist()
+    return Quantiles(
+        count=int(values_ns.size), p50_ms=found[0], p99_ms=found[1], p999_ms=found[2], max_ms=found[3]
+    )

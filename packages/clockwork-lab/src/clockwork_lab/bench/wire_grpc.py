@@ -1,0 +1,360 @@
+"""gRPC of a sender: many calls per connection, as frames of HTTP/2 that are mostly made beforehand.
+
+grpcio's own clients cost several times the CPU of what is measured with this. Heads of responses are passed
+over unread, trailers are decoded once for each that differs.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from time import monotonic_ns
+from typing import ClassVar, Final
+
+from clockwork_lab.bench.connection import Connection
+from clockwork_lab.bench.messages import Message, Undecodable, decode
+from clockwork_lab.bench.records import ABANDONED, Kind
+from clockwork_lab.bench.sender import Sender
+
+_DATA, _HEADERS, _PRIORITY, _RESET, _SETTINGS, _PUSH, _PING, _GO_AWAY, _WINDOW, _CONTINUATION = range(10)
+_END_STREAM, _END_HEADERS, _PADDED, _WITH_PRIORITY, _ACK = 1, 4, 8, 32, 1
+_TABLE_SIZE, _PUSHES, _STREAMS, _INITIAL_WINDOW, _FRAME_SIZE = 1, 2, 3, 4, 5
+_HEAD_BYTES: Final = 9
+_LARGEST_WINDOW: Final = 2**31 - 1
+_FIRST_WINDOW: Final = 65_535
+_FIRST_FRAME: Final = 16_384
+_REFUSED: Final = 7
+_CANCEL: Final = 8
+_ERRORS: Final = (
+    "NO_ERROR", "PROTOCOL_ERROR", "INTERNAL_ERROR", "FLOW_CONTROL_ERROR", "SETTINGS_TIMEOUT",
+    "STREAM_CLOSED", "FRAME_SIZE_ERROR", "REFUSED_STREAM", "CANCEL", "COMPRESSION_ERROR", "CONNECT_ERROR",
+    "ENHANCE_YOUR_CALM", "INADEQUATE_SECURITY", "HTTP_1_1_REQUIRED",
+)  # fmt: skip
+_BLOCK_BYTES_MAX: Final = 1 << 16
+FIRST_STREAMS: Final = 100
+"""Calls on one connection before its peer has said how many it takes."""
+STREAMS_MAX: Final = 1000
+ENDS_KNOWN_MAX: Final = 1000
+
+
+def _frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
+    return len(content).to_bytes(3, "big") + struct.pack(">BBI", kind, flags, stream) + content
+
+
+class NotHttp2(ValueError):
+    """What the other side sent is not HTTP/2."""
+
+
+_HELLO: Final = (
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    + _frame(
+        _SETTINGS, 0, 0, struct.pack(">HIHIHI", _TABLE_SIZE, 0, _PUSHES, 0, _INITIAL_WINDOW, _LARGEST_WINDOW)
+    )
+    + _frame(_WINDOW, 0, 0, struct.pack(">I", _LARGEST_WINDOW - _FIRST_WINDOW))
+)
+
+
+class PreparedCalls:
+    """All messages: the frame of their headers without the stream's number, and their data."""
+
+    def __init__(self, messages: list[Message], bodies: list[bytes]) -> None:
+        self.heads: list[bytes] = []
+        self.data_heads: list[bytes] = []
+        self.data: list[tuple[bytes, bytes]] = []
+        self.sizes: list[int] = []
+        for message in messages:
+            body = bodies[message.body]
+            size = len(message.lead) + len(body)
+            self.heads.append(len(message.head).to_bytes(3, "big") + bytes((_HEADERS, _END_HEADERS)))
+            self.data_heads.append(min(size, 0xFFFFFF).to_bytes(3, "big") + bytes((_DATA, _END_STREAM)))
+            self.data.append((message.lead, body))
+            self.sizes.append(size)
+        self.blocks = [message.head for message in messages]
+
+
+class GrpcConnection(Connection):
+    """One connection with many calls open."""
+
+    __slots__ = (
+        "_at_most", "_block", "_block_ends", "_frame_bytes", "_held", "_initial_window", "_leaving",
+        "_listed", "_next", "_out", "_received", "_rows", "_streams", "_unread", "_window", "_windows",
+    )  # fmt: skip
+    http2: ClassVar[bool] = True
+
+    def __init__(self, run: Sender) -> None:
+        self._next = 1
+        self._rows: dict[int, int] = {}  # by stream
+        self._streams: dict[int, int] = {}  # the other way round
+        self._received = b""
+        self._out: list[bytes] = []  # frames of this turn
+        self._held: deque[tuple[int, memoryview]] = deque()  # data that waits for a window
+        self._windows: dict[int, int] = {}  # of streams whose data waits
+        self._window = self._initial_window = _FIRST_WINDOW
+        self._frame_bytes = _FIRST_FRAME
+        self._at_most = FIRST_STREAMS
+        self._unread = 0
+        self._leaving = self._listed = False
+        self._block = b""
+        self._block_ends = False
+        super().__init__(run)
+
+    def stands(self) -> None:
+        """Say hello. How many calls may be made is known when the other side has said hello too."""
+        self.write(_HELLO)
+
+    def send(self, row: int, message: int) -> None:
+        """Make a call, as frames of this turn."""
+        run = self.run
+        prepared: PreparedCalls = run.prepared
+        stream = self._next
+        self._next = stream + 2
+        self._rows[stream] = row
+        self._streams[row] = stream
+        number = stream.to_bytes(4, "big")
+        size = prepared.sizes[message]
+        lead, body = prepared.data[message]
+        if not self._out:
+            run.dirty.append(self)
+        run.sent[row] = monotonic_ns() - run.start_ns
+        if size <= self._frame_bytes and size <= self._window and size <= self._initial_window:
+            self._window -= size
+            self._out += (
+                prepared.heads[message], number, prepared.blocks[message],
+                prepared.data_heads[message], number, lead, body,
+            )  # fmt: skip
+        else:
+            self._out += (prepared.heads[message], number, prepared.blocks[message])
+            self._windows[stream] = self._initial_window
+            self._held.append((stream, memoryview(lead + body)))
+            self._let_go()
+        self._list()
+
+    def _list(self) -> None:
+        """Stand in the row of those that can take a call, if it can."""
+        self._listed = self._has_room()
+        if self._listed:
+            self.run.idle.append(self)
+
+    def _has_room(self) -> bool:
+        """Whether a call would go out at once: what the other side does not take yet is not sent."""
+        return len(self._rows) < self._at_most and self.rest is None and not self._held and not self._leaving
+
+    def _list_again(self) -> None:
+        if not self._listed and self.standing and self._has_room():
+            self._listed = True
+            self.run.free(self)
+
+    def flush(self) -> None:
+        """Write the frames of this turn together."""
+        if self._out and self.rest is None and not self.dead:
+            frames, self._out = self._out, []
+            self.write(b"".join(frames))
+
+    def written(self) -> None:
+        """There is room again."""
+        self.flush()
+        self._list_again()
+
+    def _say(self, frame: bytes) -> None:
+        if not self._out:
+            self.run.dirty.append(self)
+        self._out.append(frame)
+
+    def _let_go(self) -> None:
+        """Send data that waited, as far as the windows allow."""
+        held = self._held
+        for _ in range(len(held)):
+            stream, data = held.popleft()
+            if stream not in self._rows:
+                self._windows.pop(stream, None)
+                continue
+            while data and self._window > 0 and self._windows[stream] > 0:
+                size = min(len(data), self._frame_bytes, self._window, self._windows[stream])
+                last = _END_STREAM if size == len(data) else 0
+                self._say(_frame(_DATA, last, stream, bytes(data[:size])))
+                data = data[size:]
+                self._window -= size
+                self._windows[stream] -= size
+            if data:
+                held.append((stream, data))
+            else:
+                del self._windows[stream]
+
+    def took(self, data: bytes) -> None:
+        """Read whole frames."""
+        received = self._received + data if self._received else data
+        now_ns = monotonic_ns() - self.run.start_ns
+        at, size = 0, len(received)
+        while size - at >= _HEAD_BYTES and not self.dead:
+            length = int.from_bytes(received[at : at + 3], "big")
+            end = at + _HEAD_BYTES + length
+            if size < end and length <= _FIRST_FRAME:
+                break
+            kind, flags, stream = struct.unpack_from(">BBI", received, at + 3)
+            try:
+                _check(kind, flags, length, received[at + _HEAD_BYTES : end])
+                self._frame(kind, flags, stream & _LARGEST_WINDOW, received[at + _HEAD_BYTES : end], now_ns)
+            except NotHttp2 as error:
+                self.lost(str(error))
+                return
+            at = end
+        self._received = received[at:] if at < size else b""
+
+    def _frame(self, kind: int, flags: int, stream: int, content: bytes, now_ns: int) -> None:
+        if kind == _DATA:
+            self._took_data(flags, stream, len(content), now_ns)
+        elif kind == _HEADERS:
+            if flags & _PADDED:
+                content = content[1 : len(content) - content[0]]
+            if flags & _WITH_PRIORITY:
+                content = content[5:]
+            self._took_block(flags, stream, content, ended=bool(flags & _END_STREAM), now_ns=now_ns)
+        elif kind == _CONTINUATION:
+            block, self._block = self._block + content, b""
+            if len(block) > _BLOCK_BYTES_MAX:
+                raise NotHttp2("headers of HTTP/2 without an end")
+            self._took_block(flags, stream, block, ended=self._block_ends, now_ns=now_ns)
+        elif kind == _RESET:
+            self._took_reset(stream, int.from_bytes(content, "big"), now_ns)
+        elif kind == _SETTINGS:
+            if not flags & _ACK:
+                self._took_settings(content)
+        elif kind == _PING:
+            if not flags & _ACK:
+                self._say(_frame(_PING, _ACK, 0, content))
+        elif kind == _WINDOW:
+            self._took_window(stream, int.from_bytes(content, "big") & _LARGEST_WINDOW)
+        elif kind == _GO_AWAY:
+            self._took_leave(content, now_ns)
+
+    def _took_data(self, flags: int, stream: int, size: int, now_ns: int) -> None:
+        row = self._rows.get(stream)
+        if row is not None:
+            if not self.run.first[row]:
+                self.run.first[row] = now_ns
+            self.run.nbytes[row] += size
+            if flags & _END_STREAM:
+                self._over(stream, self.run.ends.grpc({})[0], now_ns)
+        self._unread += size
+        if self._unread > _LARGEST_WINDOW // 2:
+            self._say(_frame(_WINDOW, 0, 0, struct.pack(">I", self._unread)))
+            self._unread = 0
+
+    def _took_block(self, flags: int, stream: int, block: bytes, *, ended: bool, now_ns: int) -> None:
+        if not flags & _END_HEADERS:
+            self._block, self._block_ends = block, ended
+            return
+        row = self._rows.get(stream)
+        if row is None:
+            return
+        if not self.run.first[row]:
+            self.run.first[row] = now_ns
+        if not ended:
+            return
+        known = self.run.trailers.get(block)
+        if known is None:
+            try:
+                known = self.run.ends.grpc(decode(block))
+            except Undecodable:
+                known = self.run.ends.code(Kind.BROKEN, "headers of HTTP/2 that cannot be read"), None
+            if len(self.run.trailers) >= ENDS_KNOWN_MAX:
+                self.run.trailers.clear()
+            self.run.trailers[block] = known
+        self._over(stream, known[0], now_ns, known[1])
+
+    def _took_reset(self, stream: int, code: int, now_ns: int) -> None:
+        """A call is over; one that was too many, by the server's count, waits until another ends."""
+        row = self._rows.get(stream)
+        if code == _REFUSED and row is not None and self.run.may_go_again(row):
+            del self._rows[stream], self._streams[row]
+            if not self._rows:
+                self._list_again()
+            self.run.put_back(row)
+            return
+        self._over(stream, self.run.ends.code(Kind.RESET, f"RST_STREAM {_error(code)}"), now_ns)
+
+    def _took_settings(self, content: bytes) -> None:
+        for at in range(0, len(content) - 5, 6):
+            name, value = struct.unpack_from(">HI", content, at)
+            if name == _STREAMS:
+                self._at_most = min(value, STREAMS_MAX)
+            elif name == _INITIAL_WINDOW:
+                if value > _LARGEST_WINDOW:
+                    raise NotHttp2("a window of HTTP/2 that cannot be")
+                for stream in self._windows:
+                    self._windows[stream] += value - self._initial_window
+                self._initial_window = value
+            elif name == _FRAME_SIZE:
+                if value < _FIRST_FRAME:
+                    raise NotHttp2("a frame size of HTTP/2 that cannot be")
+                self._frame_bytes = value
+        self._say(_frame(_SETTINGS, _ACK, 0, b""))
+        self._let_go()
+        if not self.standing:
+            self._listed = True
+            self.stood()
+        else:
+            self._list_again()
+
+    def _took_window(self, stream: int, more: int) -> None:
+        if not stream:
+            self._window += more
+        elif stream in self._windows:
+            self._windows[stream] += more
+        if self._held:
+            self._let_go()
+            self._list_again()
+
+    def _took_leave(self, content: bytes, now_ns: int) -> None:
+        """No new calls; those that it will not answer end now."""
+        last, code = struct.unpack_from(">II", content)
+        self._leaving = True
+        end = self.run.ends.code(Kind.RESET, f"GOAWAY {_error(code)}")
+        for stream in [each for each in self._rows if each > last & _LARGEST_WINDOW]:
+            self._over(stream, end, now_ns)
+        self._leave_if_done()
+
+    def _leave_if_done(self) -> None:
+        if self._leaving and not self._rows:
+            self.close()
+
+    def _over(self, stream: int, code: int, now_ns: int, wait_ns: int | None = None) -> None:
+        row = self._rows.pop(stream, None)
+        if row is None:
+            return
+        del self._streams[row]
+        self.run.ended(row, code, now_ns, self.run.nbytes[row], wait_ns)
+        self._list_again()
+        self._leave_if_done()
+
+    def lost(self, why: str) -> None:
+        """No call that is open will be answered."""
+        rows, self._rows = list(self._rows.values()), {}
+        now_ns = monotonic_ns() - self.run.start_ns
+        self.close()
+        if not self.standing:
+            self.run.refused(f"{why} before it said a word of HTTP/2")
+        code = self.run.ends.code(Kind.RESET, why)
+        for row in rows:
+            self.run.ended(row, code, now_ns, 0, None)
+
+    def abandon(self, row: int) -> None:
+        """Cancel a call."""
+        stream = self._streams.get(row)
+        if stream is not None:
+            self._say(_frame(_RESET, 0, stream, _CANCEL.to_bytes(4, "big")))
+            self._over(stream, ABANDONED, monotonic_ns() - self.run.start_ns)
+
+
+def _check(kind: int, flags: int, length: int, content: bytes) -> None:
+    """Raise :class:`NotHttp2` for a frame that is larger, or shorter, than one may be."""
+    if length > _FIRST_FRAME:
+        raise NotHttp2("a frame of HTTP/2 larger than this side takes")
+    if (kind in (_RESET, _WINDOW) and length != 4) or (kind == _GO_AWAY and length < 8):
+        raise NotHttp2("a frame of HTTP/2 that is cut")
+    if kind == _HEADERS and flags & _PADDED and (not content or content[0] >= length):
+        raise NotHttp2("a frame of HTTP/2 with more padding than content")
+
+
+def _error(code: int) -> str:
+    return _ERRORS[code] if code < len(_ERRORS) else str(code)

@@ -1,0 +1,251 @@
+"""HTTP/1.1 of a sender: one request out per connection, responses read no further than they must be.
+
+Of a good response the head's length of the body is all that is looked at; what httptools would cost for each
+is spent only on bodies in chunks, or that end with their connection.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from time import monotonic_ns
+from typing import Any, Final
+
+import httptools
+
+from clockwork_lab.bench.connection import Connection
+from clockwork_lab.bench.messages import Message
+from clockwork_lab.bench.records import ABANDONED, ANSWERED, Kind
+from clockwork_lab.bench.sender import Sender
+
+JOINED_BYTES: Final = 16 << 10
+"""Requests up to this are kept whole; of longer ones models of equal inputs share the body."""
+HEAD_BYTES_MAX: Final = 1 << 16
+SAID_BYTES_MAX: Final = 1 << 16
+"""Of a refusal, so much is kept to be understood."""
+_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,15})[ \t]*\r\n", re.IGNORECASE)
+_SPECIAL: Final = re.compile(rb"\r\n(connection:[ \t]*close|transfer-encoding:)", re.IGNORECASE)
+_LATER: Final = (BlockingIOError,)
+
+
+class Prepared:
+    """All messages, as they are written."""
+
+    def __init__(self, messages: list[Message], bodies: list[bytes]) -> None:
+        self.whole: list[bytes | None] = []
+        self.halves: list[tuple[bytes, bytes]] = []
+        for message in messages:
+            body = bodies[message.body]
+            short = len(message.head) + len(body) <= JOINED_BYTES
+            self.whole.append(message.head + body if short else None)
+            self.halves.append((b"", b"") if short else (message.head, body))
+
+
+class HttpConnection(Connection):
+    """``row``: the request that is out, -1 if none."""
+
+    __slots__ = ("_head", "_keep", "_left", "_nbytes", "_parser", "_received", "_said", "_status", "row")
+
+    def __init__(self, run: Sender) -> None:
+        self.row = -1
+        self._received = b""
+        self._left = 0
+        self._nbytes = 0
+        self._status = 0
+        self._head = b""
+        self._said: bytes | None = None
+        self._parser: _Chunks | None = None
+        self._keep = True
+        super().__init__(run)
+
+    def send(self, row: int, message: int) -> None:
+        """Send one request."""
+        run = self.run
+        prepared: Prepared = run.prepared
+        self.row = row
+        data = prepared.whole[message]
+        run.sent[row] = monotonic_ns() - run.start_ns
+        if data is not None:
+            self.write(data)
+            return
+        head, body = prepared.halves[message]
+        if run.tls is not None:
+            self.write(head + body)
+            return
+        try:
+            sent = self.sock.sendmsg((head, body))
+        except _LATER:
+            sent = 0
+        except OSError as error:
+            self.lost(errno.errorcode.get(error.errno or 0, "error"))
+            return
+        if sent < len(head):
+            self.keep(memoryview(head + body)[sent:])
+        elif sent < len(head) + len(body):
+            self.keep(memoryview(body)[sent - len(head) :])
+
+    def written(self) -> None:
+        """Its request is out."""
+        if self.row < 0:  # it was answered before it was sent
+            self.run.free(self)
+
+    def took(self, data: bytes) -> None:
+        """Read on in the response."""
+        row = self.row
+        run = self.run
+        if row < 0:
+            run.nobody_asked(len(data))
+            self.close()
+            return
+        now_ns = monotonic_ns() - run.start_ns
+        if self._left:
+            self._nbytes += len(data)
+            if self._said is not None and len(self._said) < SAID_BYTES_MAX:
+                self._said += data
+            self._left -= len(data)
+            if self._left <= 0:
+                self._whole(now_ns, -self._left)
+            return
+        if self._parser is not None:
+            self._nbytes += len(data)
+            self._feed(data, now_ns)
+            return
+        if self._received:
+            data = self._received + data
+        else:
+            run.first[row] = now_ns
+        end = data.find(b"\r\n\r\n")
+        if end >= 0:
+            self._received = b""
+            self._headed(data, end, now_ns)
+        elif len(data) > HEAD_BYTES_MAX or data[:5] != b"HTTP/"[: len(data)]:
+            self._broken("not HTTP", now_ns)
+        else:
+            self._received = data
+
+    def _headed(self, data: bytes, end: int, now_ns: int) -> None:
+        """The head is whole."""
+        status = int(data[9:12]) if data[:7] == b"HTTP/1." and data[9:12].isdigit() else 0
+        if status < 200:
+            if status < 100:
+                self._broken("not HTTP", now_ns)
+            elif len(data) > end + 4:
+                self.took(data[end + 4 :])
+            return
+        body_at = end + 4
+        self._status, self._nbytes = status, len(data)
+        found = _LENGTH.search(data, 0, body_at)
+        special = _SPECIAL.search(data, 0, body_at)
+        good = status < 300
+        if special is not None or found is None or data[7:8] == b"0":
+            self._keep = special is None and data[7:8] != b"0"
+            if found is None or (special is not None and special[1][:1] in b"tT"):
+                self._head = b"" if good else data[:body_at]
+                self._parser = _Chunks(keep_said=not good)
+                self._feed(data, now_ns)
+                return
+        length = int(found[1])
+        if not good:
+            self._head, self._said = data[:body_at], data[body_at:]
+        left = length - (len(data) - body_at)
+        if left > 0:
+            self._left = left
+        else:
+            self._whole(now_ns, -left)
+
+    def _feed(self, data: bytes, now_ns: int) -> None:
+        parser = self._parser
+        assert parser is not None
+        try:
+            parser.feed(data)
+        except httptools.HttpParserError:
+            self._broken("not HTTP", now_ns)
+            return
+        if parser.whole:
+            self._said = parser.said
+            self._keep = parser.keep_alive()
+            self._whole(now_ns, 0)
+
+    def _whole(self, now_ns: int, beyond: int) -> None:
+        """The response is complete; ``beyond`` bytes came that nobody asked for."""
+        run, row = self.run, self.row
+        self.row, self._left, self._parser = -1, 0, None
+        keep = self._keep and not beyond
+        self._keep = True
+        if beyond:
+            run.nobody_asked(beyond)
+        if self._status < 300:
+            self._said = None
+            run.ended(row, ANSWERED, now_ns, self._nbytes, None)
+        else:
+            code, wait_ns = run.ends.http(self._status, self._head, self._said or b"")
+            self._said, self._head = None, b""
+            run.ended(row, code, now_ns, self._nbytes, wait_ns)
+        if not keep:
+            self.close()
+        elif self.rest is None:
+            run.free(self)
+
+    def _broken(self, why: str, now_ns: int) -> None:
+        row, self.row = self.row, -1
+        self.close()
+        self.run.ended(row, self.run.ends.code(Kind.BROKEN, why), now_ns, 0, None)
+
+    def lost(self, why: str) -> None:
+        """No response will come."""
+        row, self.row = self.row, -1
+        parser, run = self._parser, self.run
+        now_ns = monotonic_ns() - run.start_ns
+        self.close()
+        if row < 0:
+            return
+        if parser is not None and parser.until_end and why == "closed":
+            if self._status < 300:
+                run.ended(row, ANSWERED, now_ns, self._nbytes, None)
+            else:
+                code, wait_ns = run.ends.http(self._status, self._head, parser.said)
+                run.ended(row, code, now_ns, self._nbytes, wait_ns)
+            return
+        run.ended(row, run.ends.code(Kind.RESET, why), now_ns, 0, None)
+
+    def abandon(self, row: int) -> None:
+        """Close the connection: HTTP/1.1 knows no other way."""
+        self.row = -1
+        self.close()
+        self.run.ended(row, ABANDONED, monotonic_ns() - self.run.start_ns, 0, None)
+
+
+class _Chunks:
+    """What httptools finds in a response whose length is not told beforehand."""
+
+    def __init__(self, *, keep_said: bool) -> None:
+        self._parser: Any = httptools.HttpResponseParser(self)
+        self._keep_said = keep_said
+        self._told = False
+        self.said = b""
+        self.whole = False
+
+    @property
+    def until_end(self) -> bool:
+        """Whether the end of the connection ends it."""
+        return not self._told
+
+    def feed(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def keep_alive(self) -> bool:
+        """Whether another request may follow."""
+        return bool(self._parser.should_keep_alive())
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
+        self._told |= name.lower() in (b"transfer-encoding", b"content-length")
+
+    def on_body(self, content: bytes) -> None:
+        """A piece of it."""
+        if self._keep_said and len(self.said) < SAID_BYTES_MAX:
+            self.said += content
+
+    def on_message_complete(self) -> None:
+        """The end."""
+        self.whole = True

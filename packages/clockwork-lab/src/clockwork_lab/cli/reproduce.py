@@ -1,0 +1,111 @@
+"""``clockwork reproduce``: the paper's figures, made again. The work is in ``apps.reproduce``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from clockwork_serve.cli.screen import Progress, note, say, show_table
+from clockwork_serve.errors import ConfigError
+
+if TYPE_CHECKING:
+    from clockwork_lab.reproduce.figure import Figure
+
+TRACES = "CLOCKWORK_TRACES"
+"""The environment variable that names a folder of real traces, for fig9."""
+_STDOUT = "-"
+_FOLDER = "figures"
+
+
+@click.command()
+@click.argument("figure", metavar="FIGURE")
+@click.option(
+    "--json", "json_file", metavar="FILE", help="Write the figure as JSON to FILE; - is standard output."
+)
+@click.option(
+    "--out", metavar="DIR",
+    help=f"Folder for FIGURE.json, .svg and .md. [default: {_FOLDER}, or nothing with --json]",
+)  # fmt: skip
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=1, metavar="N", help="Decides all chance. [default: 1]"
+)
+@click.option(
+    "--short", is_flag=True, help="Seconds instead of minutes: to see that it works, not for numbers."
+)
+def reproduce(figure: str, json_file: str | None, out: str | None, seed: int, short: bool) -> int:  # noqa: FBT001
+    """Make a figure of the Clockwork paper again: fig2, fig5, ..., fig11, or all.
+
+    The published curve, our policies and the limit, from one run: as JSON, as a picture and as a table.
+    """
+    from clockwork_lab.reproduce.names import ALL, NAMES
+
+    if figure not in (*NAMES, ALL):
+        raise ConfigError(f"figure: expected one of {', '.join((*NAMES, ALL))}; found {figure!r}")
+    chosen = NAMES if figure == ALL else (figure,)
+    folder = Path(out) if out is not None else None if json_file is not None else Path(_FOLDER)
+    _check_files(json_file, folder)
+    figures = []
+    for name in chosen:
+        made = _make(name, seed, short=short, quiet=json_file == _STDOUT)
+        figures.append(made)
+        _show(made, folder, quiet=json_file == _STDOUT)
+    if json_file is not None:
+        _write_json(figures, json_file)
+    return 0
+
+
+def _check_files(json_file: str | None, folder: Path | None) -> None:
+    """Complain before the work, not after it."""
+    from clockwork_lab.reproduce.write import check_folder
+
+    if folder is not None:
+        check_folder(folder)
+    if json_file not in {None, _STDOUT}:
+        parent = Path(str(json_file)).absolute().parent
+        if not parent.is_dir():
+            raise ConfigError(
+                f"json: expected a file in a folder that exists, found {json_file}; make {parent}"
+            )
+
+
+def _make(name: str, seed: int, *, short: bool, quiet: bool) -> Figure:
+    from clockwork_lab.reproduce.experiments import EXPERIMENTS
+    from clockwork_lab.reproduce.run import Run
+
+    with Progress(name, quiet=quiet) as progress:
+        folder = os.environ.get(TRACES)
+        traces = None if folder is None else Path(folder)
+        return EXPERIMENTS[name](Run(seed=seed, short=short, progress=progress.step, traces=traces))
+
+
+def _show(made: Figure, folder: Path | None, *, quiet: bool) -> None:
+    from clockwork_lab.reproduce.table import number
+    from clockwork_lab.reproduce.write import write
+
+    if folder is not None:
+        paths = write(made, folder)
+        if not quiet:
+            note(f"wrote {', '.join(str(path) for path in paths)}")
+    if quiet:
+        return
+    rows = [
+        [claim.name, number(claim.paper), number(claim.ours), claim.wanted, "yes" if claim.met else "no"]
+        for claim in made.claims
+    ]
+    if rows:
+        show_table(["claim", ">published", ">ours", ">wanted", "met"], rows, f"{made.figure}: {made.title}")
+    met = sum(claim.met for claim in made.claims)
+    say(f"{made.figure}: {met} of {len(made.claims)} claims met")
+
+
+def _write_json(figures: list[Figure], json_file: str) -> None:
+    """One figure as an object, several as an array."""
+    bodies = [made.to_json() for made in figures]
+    body = bodies[0] if len(bodies) == 1 else b"[\n" + b",\n".join(bodies) + b"\n]"
+    if json_file == _STDOUT:
+        click.echo(body.decode())
+    else:
+        Path(json_file).write_bytes(body + b"\n")

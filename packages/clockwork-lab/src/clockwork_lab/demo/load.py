@@ -1,0 +1,165 @@
+"""An open-loop load: requests leave at times drawn beforehand, however the server fares."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import numpy as np
+from tritonclient.utils import InferenceServerException
+
+from clockwork_lab.demo.client import AsyncClient, PreparedRequest, outputs_of, parameters_of, refusal
+from clockwork_lab.demo.judgement import Tensors
+
+ZIPF = 0.9
+"""Exponent of the popularity of a model's instances."""
+
+SLO_FACTORS = (5, 10, 20)
+"""A request may take so many times what its model takes alone, but never less than the load's floor."""
+
+FLOOR_MS = 100.0
+"""The least SLO, whatever the models: the server's own default for those who ask for none."""
+
+GRPC_SHARE = 0.25
+RATE_MAX = 150.0
+"""Requests a second that the client can send beside the server on two cores."""
+
+GRACE_S = 15.0
+"""How long to wait for answers after the last request has left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """One model in the load: its instances, its requests, and what batch 1 takes on the device."""
+
+    name: str
+    instances: tuple[str, ...]
+    cases: tuple[Tensors, ...]
+    batch_1_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """One request: when it leaves (s from the start), what it asks whom, and how long the answer may take."""
+
+    at_s: float
+    model: str
+    instance: str
+    case: int
+    slo_ms: int
+    http: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """How a request ended: ``ok``, ``late``, ``rejected`` or ``failed``; latency counts from its plan."""
+
+    shot: Shot
+    outcome: str
+    reason: str
+    latency_ms: float
+
+
+@dataclass(slots=True)
+class Answers:
+    """All hits, the first good answer of each instance, and how late the client itself was, in ms.
+
+    ``lanes`` are (measured, expected) times on the execution lane of good answers, in ms, by the server.
+    """
+
+    hits: list[Hit] = field(default_factory=list)
+    lanes: list[tuple[float, float]] = field(default_factory=list)
+    first: dict[str, tuple[int, Tensors]] = field(default_factory=dict)
+    lags_ms: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class DemoPlan:
+    """A load: ``rate`` requests a second are ``utilisation`` of the device if nothing is batched."""
+
+    shots: tuple[Shot, ...]
+    rate: float
+    utilisation: float
+    floor_ms: float
+
+
+def plan(mixes: Sequence[Mix], seconds: float, utilisation: float, seed: int = 0) -> DemoPlan:
+    """Poisson arrivals that take ``utilisation`` of the device, or as much as the client can send.
+
+    A model's share of the requests falls with its duration, so that short and long ones are heard alike; its
+    instances are drawn by Zipf's law. The floor under all SLOs is three times the longest batch-1 duration: a
+    request may find the device taken by that one, which nothing can interrupt.
+    """
+    dice = np.random.default_rng(seed)
+    durations = np.array([mix.batch_1_ms for mix in mixes])
+    shares = 1.0 / (durations + 10.0)
+    shares /= shares.sum()
+    mean_ms = float(shares @ durations)
+    rate = min(RATE_MAX, utilisation * 1000.0 / mean_ms)
+    floor_ms = max(FLOOR_MS, 3.0 * float(durations.max()) + 20.0)
+    shots, now = [], 0.0
+    while (now := now + dice.exponential(1.0 / rate)) < seconds:
+        mix = mixes[int(dice.choice(len(mixes), p=shares))]
+        popularity = np.arange(1, len(mix.instances) + 1) ** -ZIPF
+        instance = mix.instances[int(dice.choice(len(mix.instances), p=popularity / popularity.sum()))]
+        slo_ms = round(max(floor_ms, float(dice.choice(SLO_FACTORS)) * mix.batch_1_ms))
+        case = int(dice.integers(len(mix.cases)))
+        http = bool(dice.random() >= GRPC_SHARE)
+        shots.append(Shot(now, mix.name, instance, case, slo_ms, http))
+    return DemoPlan(tuple(shots), rate, rate * mean_ms / 1000.0, floor_ms)
+
+
+class Load:
+    """Sends a plan and gathers what comes back."""
+
+    def __init__(self, mixes: Sequence[Mix], on_progress: Callable[[Answers], None]) -> None:
+        self._requests = {mix.name: [PreparedRequest(case) for case in mix.cases] for mix in mixes}
+        self._on_progress = on_progress
+        self.answers = Answers()
+
+    async def send(self, shots: Sequence[Shot], http_url: str, grpc_url: str) -> Answers:
+        """Send all shots at their times; returns when every one has ended or the grace is over."""
+        client = AsyncClient(http_url, grpc_url)
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            start_s = time.monotonic() + 0.2
+            for shot in shots:
+                await asyncio.sleep(max(0.0, start_s + shot.at_s - time.monotonic()))
+                tasks.append(asyncio.create_task(self._one(client, shot, start_s + shot.at_s)))
+                self._on_progress(self.answers)
+            if tasks:
+                await asyncio.wait(tasks, timeout=GRACE_S)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await client.close()
+        self._on_progress(self.answers)
+        return self.answers
+
+    async def _one(self, client: AsyncClient, shot: Shot, planned_s: float) -> None:
+        self.answers.lags_ms.append(1000 * (time.monotonic() - planned_s))
+        request = self._requests[shot.model][shot.case]
+        outcome, reason = "failed", "no answer"
+        result: Any = None
+        try:
+            result = await client.ask(shot.instance, request, shot.slo_ms, http=shot.http)
+            outcome, reason = "ok", ""
+        except InferenceServerException as error:
+            outcome, reason = refusal(error)
+        except (OSError, aiohttp.ClientError) as error:
+            reason = type(error).__name__
+        finally:
+            latency_ms = 1000 * (time.monotonic() - planned_s)
+            if outcome == "ok" and latency_ms > shot.slo_ms:
+                outcome, reason = "late", "late"
+            self.answers.hits.append(Hit(shot, outcome, reason, latency_ms))
+        if result is not None:
+            told = parameters_of(result, http=shot.http)
+            self.answers.lanes.append((told["exec_ms"], told["expected_ms"]))
+            if shot.instance not in self.answers.first:
+                self.answers.first[shot.instance] = (shot.case, outputs_of(result, http=shot.http))

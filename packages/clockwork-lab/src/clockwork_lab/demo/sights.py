@@ -1,0 +1,103 @@
+"""Asks the models that look at pictures; knows their pictures and what is in them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from clockwork_lab.demo import wheels
+from clockwork_lab.demo.fetch import Files
+from clockwork_lab.demo.judgement import Judgement, Send, cosine
+from clockwork_lab.demo.pictures import Floats, page, square, text_line
+
+LABELS = {
+    285: "Egyptian cat",
+    967: "espresso",
+    657: "missile",
+    281: "tabby",
+    282: "tiger cat",
+    504: "coffee mug",
+}
+"""Those of the 1000 classes of ImageNet that the demo's pictures may be given."""
+
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
+DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]
+"""Of ImageNet's pictures, by colour."""
+
+LINES = ((8, 12, 142, 34), (145, 10, 290, 34), (0, 114, 180, 132))
+"""Where text is on the page: left, top, right, bottom in pixels."""
+
+PAGE_SIZE = (192, 384)
+LINE_SIZE = (48, 320)
+ANGLE_SIZE = (48, 192)
+
+
+def classify(files: Files, send: Send) -> Judgement:
+    """What is on three photographs."""
+    said = []
+    for member in (wheels.CHELSEA, wheels.COFFEE, wheels.ROCKET):
+        picture = (square(files.read(member)) - np.float32(127 / 255)) / np.float32(128 / 255)
+        logits = send({"image": picture[None]})["logits"][0].astype(np.float64)
+        best = int(logits.argmax())
+        share = np.exp(logits[best] - logits.max()) / np.exp(logits - logits.max()).sum()
+        said.append((best, f"{LABELS.get(best, f'class {best}')} {share:.0%}"))
+    return Judgement(", ".join(text for _, text in said), [best for best, _ in said] == [285, 967, 657])
+
+
+def compare(files: Files, send: Send) -> Judgement:
+    """Whether two views of one motorcycle are more alike than a motorcycle and a cat."""
+
+    def feature(member: str) -> Floats:
+        picture = (square(files.read(member)) - MEAN) / DEVIATION
+        return np.asarray(send({"image": picture[None]})["feature"][0])
+
+    left, right = feature(wheels.MOTORCYCLE_LEFT), feature(wheels.MOTORCYCLE_RIGHT)
+    same, other = cosine(left, right), cosine(left, feature(wheels.CHELSEA))
+    return Judgement(
+        f"motorcycle, two eyes: {same:.2f}; motorcycle, cat: {other:.2f}", same > 0.9 and other < 0.6
+    )
+
+
+def find_text(files: Files, send: Send) -> Judgement:
+    """How many lines of text are on a photographed page (seven are)."""
+    height, width = PAGE_SIZE
+    found = send({"x": page(files.read(wheels.PAGE), height, width)[None]})["fetch_name_0"][0, 0] > 0.3
+    rows = found.mean(axis=1) > 0.02
+    lines = int(np.count_nonzero(np.diff(rows.astype(np.int8), prepend=0) == 1))
+    return Judgement(f"{lines} lines of text on a photographed page", lines == 7)
+
+
+def read_text(files: Files, send: Send) -> Judgement:
+    """What three pieces of the page say."""
+    characters = _characters(files)
+    content = files.read(wheels.PAGE)
+    said = []
+    for box in LINES:
+        scores = send({"x": text_line(content, box, *LINE_SIZE)[None]})["fetch_name_0"][0]
+        said.append(_decode(scores, characters))
+    answer = " | ".join(said)
+    return Judgement(answer, answer == "Region-based | segmentation | histogram of grey values:")
+
+
+def _characters(files: Files) -> list[str]:
+    """The alphabet in the model's metadata; index 0 is the blank between characters."""
+    model = onnx.load(files.path(wheels.OCR_READ), load_external_data=False)
+    listed = next(entry.value for entry in model.metadata_props if entry.key == "character")
+    return ["", *listed.splitlines(), " "]
+
+
+def _decode(scores: Floats, characters: list[str]) -> str:
+    """The best class of each column, repetitions and blanks left out."""
+    best = scores.argmax(axis=1)
+    fresh = best[np.diff(best, prepend=-1) != 0]
+    return "".join(characters[index] if index < len(characters) else "?" for index in fresh)
+
+
+def text_angle(files: Files, send: Send) -> Judgement:
+    """Which of a line and the same line upside down is upside down."""
+    content = files.read(wheels.PAGE)
+    angles = []
+    for turned in (False, True):
+        line = text_line(content, LINES[0], *ANGLE_SIZE, upside_down=turned)
+        angles.append(180 * int(send({"x": line[None]})["save_infer_model/scale_0.tmp_1"][0].argmax()))
+    return Judgement(f"as it is: {angles[0]}°, turned: {angles[1]}°", angles == [0, 180])

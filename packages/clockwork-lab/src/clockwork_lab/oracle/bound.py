@@ -1,0 +1,185 @@
+"""How many requests of an open-loop workload anybody could answer in time. It schedules nothing.
+
+The rules it keeps: an INFER runs in one piece, alone on its device's exec lane, for as long as the profile
+says for its batch size, and serves requests of one model that have reached the worker and whose answers
+reach the client in time, while the model's weights are on the device; a LOAD occupies the device's load
+lane and, until the weights are given up, their pages. The rest is relaxed, as follows.
+
+**Why it is a bound** (weak duality). Take any schedule, and any prices that are not negative: l(t) for exec
+lane time, n for load lane time, m for a page in use. No schedule uses more than all there is, so
+
+    served <= served + sum of l(t) (D - exec lanes busy at t) + n (D T - load lane time)
+                     + m (D P T - page time)
+            = D sum of l + n D T + m D P T                                     (what all there is would bring)
+              + sum over models of (requests served - what they, their LOADs and their pages cost).
+
+The last sum is bounded model by model:
+
+* A request's share of its batch's run is at least c = min over sizes b of infer(b) / min(b, g(b)), where
+  g(b) is the most requests of its model that could start together with it in a batch of size b. The run
+  lies between the request's reaching the worker and the last instant that is in time, so it costs at least
+  c times the least l in between.
+* Weights on several devices at once cost no less than on one of them at a time, so a model's residence is a
+  set of disjoint stays, each with a LOAD (none if it begins warm). A stay that serves requests i..j lasts
+  at least from the last instant at which i can start to the first at which j can end. The best set of stays
+  is found by dynamic programming over the model's requests (exact if deadlines ascend with arrivals; else
+  deadlines are enlarged until they do, which allows more). Models with very many requests are bounded
+  request by request: each pays for a LOAD or for keeping the weights since the request before, whichever is
+  less.
+
+Every price gives a bound; the least that was found is returned. Of up to eight requests (each counting 1,
+from an empty start) the exact number is found by search (see ``oracle_exact``). Where ``rates_rps`` are
+given, arrivals are taken to be Poisson, and policies that do not know them before they come are bounded too,
+in expectation (see ``oracle_online``): with thousands of cold models they can do far less than who knows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from msgspec import Struct
+
+from clockwork_serve.sim.constants import Network, Noise, read_constants
+from clockwork_lab.oracle.costs import Costs, LanePrices, ModelCosts, OracleRequests
+from clockwork_lab.oracle.exact import FEW, Search
+from clockwork_lab.oracle.online import Online
+from clockwork_lab.oracle.prices import Market, with_foresight, without_foresight
+from clockwork_serve.units import NS_PER_S, NS_PER_US
+from clockwork_serve.workload.zoo import ZooModel
+
+if TYPE_CHECKING:
+    from clockwork_serve.sim.constants import Cluster
+
+__all__ = [
+    "ModelCosts",
+    "OracleBound",
+    "OracleRequests",
+    "closed_loop_limit_rps",
+    "model_costs",
+    "upper_bound",
+]
+
+
+class OracleBound(Struct, frozen=True, kw_only=True):
+    """At most ``goodput`` requests (or weight) can be answered in time; ``count`` is it without fractions.
+
+    ``prices``: requests per second of an exec lane (on average), of a load lane, and of a page. ``limits``:
+    by resource, its share of the bound: what is scarce has a large one; ``requests`` is what is left:
+    requests that come too cheap to be limited by anything but their number. ``foresight``: it bounds even
+    those who know the future.
+    """
+
+    offered: int
+    goodput: float
+    prices: Mapping[str, float]
+    limits: Mapping[str, float]
+    foresight: bool = True
+
+    @property
+    def count(self) -> int:
+        """The bound as a number of requests, where each weighs 1."""
+        return _whole(self.goodput)
+
+
+def model_costs(row: ZooModel, page_bytes: int, max_batch: int | None = None) -> ModelCosts:
+    """A row of a zoo as the oracle sees it."""
+    sizes = row.batch_sizes(max_batch)
+    return ModelCosts(
+        infer_ns={size: row.infer_ns[size] for size in sizes},
+        load_ns=row.load_ns,
+        pages=-(-row.weights_bytes // page_bytes),
+    )
+
+
+def upper_bound(
+    requests: OracleRequests,
+    models: Sequence[ModelCosts],
+    cluster: Cluster,
+    *,
+    network: Network | None = None,
+    noise: Noise | None = None,
+    warm_start: bool = False,
+    weights: Sequence[float] | None = None,
+    rates_rps: Sequence[float] | None = None,
+) -> OracleBound:
+    """The most of ``requests`` that can be answered in time on ``cluster`` from an empty start at time 0.
+
+    ``noise``: durations may be as short as it allows (else they are the profile's); policies that do not know
+    arrivals do not know the noise either, so their LOADs take lane time by their mean. ``warm_start``: any
+    weights that fit may be there at no cost when the first request is sent; use it for a stretch of a
+    longer run. ``weights``: what each request counts (by default 1). To bound one class while another is
+    served in full, let the other weigh so much that it always wins (10, say), and take its weight off the
+    result. ``rates_rps``: by model; see the module.
+    """
+    network = network or read_constants().network
+    offered = len(requests.times_ns)
+    first_ns = float(min(requests.times_ns, default=0)) if warm_start else 0.0
+    longer_ns = 0.0 if noise is None else noise.load_over_least_us * NS_PER_US
+    if noise is not None:
+        models = [model.at_least(noise) for model in models]
+    costs = Costs(
+        requests, models, network, weights=weights, most_pages=cluster.pages,
+        first_load_ns=None if warm_start else network.worker_ns,
+    )  # fmt: skip
+    if not len(costs.source):
+        return OracleBound(offered=offered, goodput=0.0, prices={}, limits={})
+    market = Market(costs, LanePrices(costs), cluster.devices, cluster.pages, first_ns)
+    found = with_foresight(market, warm=warm_start)
+    if rates_rps is not None:
+        lasts_ns = (float(max(requests.times_ns)) - first_ns) * (1 + 1 / offered)
+        for frequent_rps in _frequent(costs, rates_rps):
+            online = Online(
+                costs, models, rates_rps, frequent_rps, first_ns, lasts_ns, warm=warm_start,
+                longer_ns=longer_ns,
+            )  # fmt: skip
+            found = min((found, without_foresight(market, online)), key=lambda one: one.bound)
+    limits = {name: rent / found.bound for name, rent in found.rents.items()}
+    limits["requests"] = 1.0 - sum(limits.values())
+    prices = dict(zip(("exec", "load", "page"), (price * NS_PER_S for price in found.prices), strict=True))
+    few = weights is None and not warm_start and len(costs.source) <= FEW
+    goodput = _exact(costs, models, cluster, network, found.bound) if few else found.bound
+    return OracleBound(
+        offered=offered, goodput=goodput, prices=prices, limits=limits, foresight=found.foresight
+    )
+
+
+def _exact(
+    costs: Costs, models: Sequence[ModelCosts], cluster: Cluster, network: Network, bound: float
+) -> float:
+    """The most of a few requests, by search; the bound where the search gives up."""
+    rows = zip(costs.release.tolist(), costs.end.tolist(), costs.model.tolist(), strict=True)
+    search = Search(list(rows), models, cluster.pages, _whole(bound))
+    best = search.run(cluster.devices, network.worker_ns)
+    return bound if best is None else float(best)
+
+
+def _whole(goodput: float) -> int:
+    """The most requests that a bound allows; what rounding may have taken is given back."""
+    return math.floor(goodput * (1 + 1e-9) + 1e-6)
+
+
+def _frequent(costs: Costs, rates_rps: Sequence[float]) -> list[float]:
+    """Rates from which models may be taken as frequent: so many requests per usual window."""
+    window_s = float(np.median(costs.end - costs.release)) / NS_PER_S
+    rates = np.asarray(rates_rps)[np.unique(costs.model)]
+    limits = {
+        int(np.count_nonzero(rates >= share / window_s)): share / window_s for share in (0.05, 0.3, 1.0)
+    }
+    return [limit for models, limit in limits.items() if models < len(rates)]
+
+
+def closed_loop_limit_rps(
+    infer_ns: Mapping[int, int], slo_ns: int, max_batch: int, devices: int = 1, network: Network | None = None
+) -> float:
+    """The most answers in time per second that closed-loop clients can get, however many they are.
+
+    D / min of infer(b) / b over the batch sizes whose run fits into the SLO with the least delays; 0 if
+    none does.
+    """
+    network = network or read_constants().network
+    room_ns = slo_ns - 2 * (network.gateway_ns + network.worker_ns)
+    rates = [size / lasts for size, lasts in infer_ns.items() if size <= max_batch and lasts <= room_ns]
+    return devices * NS_PER_S * max(rates, default=0.0)

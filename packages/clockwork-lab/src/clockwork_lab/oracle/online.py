@@ -1,0 +1,120 @@
+"""What can be had without knowing arrivals before they come, where they are Poisson at known rates.
+
+Who knows the future keeps just the weights that are needed again soon; nobody else can. **Why it is a
+bound** (in expectation, for any policy, even one that knows the rates). Requests that are served came
+
+* while their weights occupied pages. Whether they do is decided before the arrival, which is independent of
+  it; so these requests come at the model's rate times the time that its weights are there, and that time is
+  what pages are charged for. What such a request pays for its lane follows from how many of its model came
+  within a window before it (known) and after it (Poisson, independent): a batch has at most all of these.
+  The best times to have the weights are those in which the first number is such that the gain exceeds the
+  charge.
+* or before the LOAD that serves them started. Each then pays for that LOAD as if the most requests that can
+  wait for one LOAD together with it shared it.
+
+Nobody knows how long a LOAD will take before it has begun, so LOADs take load lane time by their mean;
+whether one fits before a deadline is judged by the shortest.
+
+Served requests scatter about the bound by at most about the square root of their number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from clockwork_lab.oracle.costs import Costs, Floats, ModelCosts
+from clockwork_lab.oracle.weights import Stays
+from clockwork_serve.units import NS_PER_S
+
+MOST = 24
+"""Arrivals in a window are told apart up to this number; more are taken as enough for any batch."""
+
+
+class Chances:
+    """What models with Poisson arrivals earn, by arrivals in the window before an instant."""
+
+    def __init__(
+        self, costs: Costs, models: Sequence[ModelCosts], rates_rps: Sequence[float], lasts_ns: float
+    ) -> None:
+        """``lasts_ns``: how long requests arrive."""
+        present, first = np.unique(costs.model, return_index=True)
+        rate = np.array([rates_rps[one] for one in present]) / NS_PER_S
+        can_wait = np.minimum.reduceat(costs.group, first) > 0
+        curves: dict[tuple[tuple[int, int], ...], int] = {}
+        curve = [curves.setdefault(tuple(models[one].infer_ns.items()), len(curves)) for one in present]
+        columns = (
+            rate, costs.pages[first], np.maximum.reduceat(costs.end - costs.release, first),
+            np.maximum.reduceat(costs.weight, first), np.minimum.reduceat(costs.weight, first),
+            np.where(can_wait, costs.load_ns[first], np.inf), costs.shortest_ns[first], curve,
+        )  # fmt: skip
+        alike, one, count = np.unique(np.column_stack(columns), axis=0, return_index=True, return_counts=True)
+        self._rate, self._pages, room, self._weight, self._least, self._load_ns, self._alone_ns, _ = alike.T
+        self._chance = _poisson(self._rate * (room - self._alone_ns))
+        self._lane_ns = np.array(
+            [_lane_ns(models[present[at]], wide) for at, wide in zip(one, room, strict=True)]
+        )
+        # a model without requests does not show: those that do stand for it too
+        self._times_ns = lasts_ns * count / -np.expm1(-self._rate * lasts_ns)
+
+    def worth(self, lane_price: float, load_price: float, page_price: float) -> float:
+        """At most what requests earn whose weights are there when they come, less what pages cost.
+
+        That is beyond what the least of them is counted to earn anyway, waiting alone for a LOAD.
+        """
+        gain = np.maximum(self._weight[:, None] - lane_price * self._lane_ns, 0.0)
+        before = np.stack(
+            [(self._chance * gain[:, seen : seen + MOST + 1]).sum(axis=1) for seen in range(MOST + 1)], axis=1
+        )
+        alone = self._least - lane_price * self._alone_ns - np.maximum(load_price, 1e-300) * self._load_ns
+        before -= np.maximum(alone, 0.0)[:, None]
+        profit = np.maximum(self._rate[:, None] * before - page_price * self._pages[:, None], 0.0)
+        return float((self._chance * profit).sum(axis=1) @ self._times_ns)
+
+
+class Online:
+    """The bound at given prices, where models of at least ``frequent_rps`` are taken as frequent."""
+
+    def __init__(
+        self, costs: Costs, models: Sequence[ModelCosts], rates_rps: Sequence[float], frequent_rps: float,
+        start_ns: float, lasts_ns: float, *, warm: bool, longer_ns: float = 0.0,
+    ) -> None:  # fmt: skip
+        """``longer_ns``: LOADs last so much longer on average than at the least."""
+        frequent = np.asarray(rates_rps, dtype=np.float64)[costs.model] >= frequent_rps
+        self._often = costs.only(frequent)
+        self._seldom = costs.only(~frequent).longer_loads(longer_ns)
+        self._stays = Stays(self._often, start_ns, warm=warm)
+        self._chances = Chances(self._seldom, models, rates_rps, lasts_ns) if not frequent.all() else None
+
+    def worth(self, lane_price: float, load_price: float, page_price: float) -> float:
+        """At most what requests earn, less what lanes, LOADs and pages cost."""
+        often, seldom = self._often, self._seldom
+        known = np.maximum(often.weight - often.lane_ns * lane_price, 0.0)
+        total = self._stays.worth(known, load_price, page_price)
+        if self._chances is not None:
+            share = seldom.lane_ns * lane_price + seldom.load_ns * load_price / np.maximum(seldom.group, 1.0)
+            total += float(np.maximum(seldom.weight - share, 0.0)[seldom.group > 0].sum())
+            total += self._chances.worth(lane_price, load_price, page_price)
+        return total
+
+
+def _poisson(mean: Floats) -> Floats:
+    """By model, the chances of 0..MOST arrivals; the last is that of MOST or more."""
+    count = np.arange(MOST)
+    logs = np.array([math.lgamma(one + 1.0) for one in count])
+    with np.errstate(divide="ignore"):
+        chance = np.exp(count * np.log(np.maximum(mean, 1e-300))[:, None] - mean[:, None] - logs)
+    return np.concatenate((chance, np.maximum(0.0, 1.0 - chance.sum(axis=1, keepdims=True))), axis=1)
+
+
+def _lane_ns(model: ModelCosts, room_ns: float) -> Floats:
+    """The least lane time of a request in company, by how many others are near: 0..2 MOST."""
+    company = np.arange(1.0, 2 * MOST + 2)
+    company[MOST:] = np.inf
+    least = np.full(len(company), np.inf)
+    for size, lasts in model.infer_ns.items():
+        if lasts <= room_ns:
+            least = np.minimum(least, lasts / np.minimum(company, size))
+    return least

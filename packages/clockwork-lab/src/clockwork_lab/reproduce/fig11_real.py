@@ -1,0 +1,187 @@
+"""Fig 11 in real time: real processes and sockets, emulated devices, more load until goodput falls behind.
+
+It only measures. The paper has a machine for each worker and 18 cores for its controller; here the processes
+share what cores there are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import uvloop
+from msgspec import structs
+
+from clockwork_lab.reproduce.fig9_workloads import SLO_MS
+from clockwork_lab.reproduce.figure import Claim, Panel, Role, Series, points
+from clockwork_lab.reproduce.paper_curves import curve, value
+from clockwork_lab.reproduce.players import Player
+from clockwork_lab.reproduce.real_controller import Processes, processes
+from clockwork_lab.reproduce.real_requests import Books, Requests
+from clockwork_lab.reproduce.run import Run
+from clockwork_serve.units import ms
+
+DEVICES, SHORT_DEVICES = (1, 2, 4, 8, 16, 24, 32, 48), (1, 2)
+DEVICE_RPS: Final = 801.0
+"""What one device answers in batches of 8 back to back (9.99 ms)."""
+SHARES, SHORT_SHARES = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0), (0.4,)
+"""Of what the devices can answer: offered one after the other, until less than ``KEPT`` is answered well."""
+STEP_S, SHORT_STEP_S, WARM_S, SHORT_WARM_S = 2.0, 1.0, 1.5, 0.5
+WARM_SHARE, KEPT = 0.2, 0.95
+MODELS, WORKERS = 4, 2
+"""Models for each device, and the worker processes that the devices are dealt out to."""
+GOAL_RPS: Final = 60_000.0
+US_PER_S: Final = 1e6
+NOTES = (
+    "In real time, requests enter by a gateway's link to the controller: HTTP and gRPC are left out.",
+    "A request counts from when it should have been sent, so that a generator that is behind is no help.",
+    "All processes share this machine's cores; what else runs on it is part of the result.",
+)
+
+
+@dataclass(slots=True, frozen=True)
+class Step:
+    """One rate, offered to so many devices: the books, and seconds of CPU that each kind of process used."""
+
+    devices: int
+    seconds: float
+    books: Books
+    controller_s: float
+    workers_s: float
+    generator_s: float
+
+    @property
+    def good_rps(self) -> float:
+        """Good answers per second."""
+        return self.books.good / self.seconds
+
+    @property
+    def kept(self) -> bool:
+        """Whether what was offered was answered well, but for a few."""
+        return self.books.good >= KEPT * self.books.offered
+
+
+def measure(run: Run, player: Player) -> dict[int, list[Step]]:
+    """All steps for each number of devices. Raises :class:`ClockworkError` if a process ends by itself."""
+    counts = SHORT_DEVICES if run.short else DEVICES
+    run.plan(len(counts))
+    return {count: uvloop.run(_measure(run, player, count)) for count in counts}
+
+
+def best(steps: list[Step]) -> Step:
+    """The step of the greatest goodput."""
+    return max(steps, key=lambda step: step.good_rps)
+
+
+def experiment(run: Run, player: Player) -> str:
+    """What was done, in words."""
+    return (
+        f"one controller process, policy {player.name}, up to {WORKERS} worker processes of emulated devices "
+        f"that take ResNet50's time on a V100, {MODELS} models for each device, SLO {SLO_MS:g} ms; requests "
+        f"at random times, {', '.join(f'{share:.0%}' for share in _shares(run))} of what the devices can "
+        f"answer in batches of {player.cap}, for {_step_s(run):g} s each, until less than {KEPT:.0%} of them "
+        f"are answered well; {len(os.sched_getaffinity(0))} cores for all processes"
+    )
+
+
+def panels(found: dict[int, list[Step]]) -> tuple[Panel, ...]:
+    """Goodput, and CPU time per request where it is greatest, against the number of devices."""
+    most = max(found)
+    published = curve("fig11", "Clockwork", "goodput_rps", name="published: Clockwork")
+    shown = structs.replace(published, points=tuple(each for each in published.points if each.x <= most))
+    tops = [best(steps) for steps in found.values()]
+    return (
+        Panel(
+            name="goodput",
+            x_label="workers (emulated devices)",
+            y_label="requests/s",
+            series=(
+                *((shown,) if shown.points else ()),
+                _series("good answers", 0, [(top.devices, top.good_rps) for top in tops]),
+                _series("offered then", 1, [(top.devices, top.books.offered / top.seconds) for top in tops]),
+                _series("good answers, more offered", 2, [(each, _beyond(found[each])) for each in found]),
+            ),
+        ),
+        Panel(
+            name="controller CPU",
+            x_label="workers (emulated devices)",
+            y_label="us per request",
+            series=(
+                _cpu("controller process", 0, [(top, top.controller_s) for top in tops]),
+                _cpu("worker processes", 1, [(top, top.workers_s) for top in tops]),
+                _cpu("generator of requests", 2, [(top, top.generator_s) for top in tops]),
+            ),
+        ),
+    )
+
+
+def claims(found: dict[int, list[Step]]) -> list[Claim]:
+    """The goal for a whole machine, and what the controller alone would carry."""
+    top = best([step for steps in found.values() for step in steps])
+    paper = value("fig11", "Clockwork", "goodput_rps", 110.0)
+    cores = len(os.sched_getaffinity(0))
+    carried = top.books.offered / top.controller_s if top.controller_s else None
+    return [
+        Claim(name=f"goodput in real time through sockets, at {top.devices} devices, {cores} cores for all",
+              paper=paper, ours=top.good_rps, sense=">=", target=GOAL_RPS),
+        Claim(name="requests/s through sockets that one core carries, by the controller's CPU time then",
+              paper=None, ours=carried, sense=">=", target=GOAL_RPS),
+    ]  # fmt: skip
+
+
+def _beyond(steps: list[Step]) -> float | None:
+    """Goodput at the highest rate, if that is past the best one."""
+    return None if steps[-1] is best(steps) else steps[-1].good_rps
+
+
+def _series(name: str, variant: int, pairs: Sequence[tuple[int, float | None]]) -> Series:
+    return Series(name=f"real time, {name}", role=Role.REAL, variant=variant, points=points(pairs))
+
+
+def _cpu(name: str, variant: int, used: list[tuple[Step, float]]) -> Series:
+    return _series(
+        name, variant, [(step.devices, US_PER_S * used_s / step.books.offered) for step, used_s in used]
+    )
+
+
+def _shares(run: Run) -> tuple[float, ...]:
+    return SHORT_SHARES if run.short else SHARES
+
+
+def _step_s(run: Run) -> float:
+    return SHORT_STEP_S if run.short else STEP_S
+
+
+async def _measure(run: Run, player: Player, devices: int) -> list[Step]:
+    text = f"real time, {devices} devices"
+    run.tell(0.0, text)
+    steps: list[Step] = []
+    rng = np.random.default_rng([run.seed, devices])
+    async with processes(player.config, devices=devices, models=MODELS * devices, workers=WORKERS) as real:
+        requests = Requests(real.socket, real.models, ms(SLO_MS))
+        try:
+            await requests.ready()
+            capacity = DEVICE_RPS * devices
+            await requests.offer(rng, WARM_SHARE * capacity, SHORT_WARM_S if run.short else WARM_S)
+            shares = _shares(run)
+            for number, share in enumerate(shares):
+                run.tell((number + 1) / (len(shares) + 1), text)
+                steps.append(await _step(requests, rng, real, devices, share * capacity, _step_s(run)))
+                if not steps[-1].kept:
+                    break
+        finally:
+            await requests.close()
+    run.finished(text)
+    return steps
+
+
+async def _step(
+    requests: Requests, rng: np.random.Generator, real: Processes, devices: int, rps: float, seconds: float
+) -> Step:
+    before = real.cpu_s()
+    books = await requests.offer(rng, rps, seconds)
+    used = [after - earlier for earlier, after in zip(before, real.cpu_s(), strict=True)]
+    return Step(devices, seconds, books, *used)

@@ -1,0 +1,224 @@
+"""Fig 2: an inference alone takes the same time each time, several at once do not; on the real CPU device."""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from msgspec import Struct
+
+from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, points
+from clockwork_lab.reproduce.paper_curves import curve, value
+from clockwork_lab.reproduce.real_model import INPUT_SHAPE, Lane, compile_models, write_model
+from clockwork_lab.reproduce.run import Run
+from clockwork_serve.devices import DeviceConfig, build
+from clockwork_serve.units import MIB, NS_PER_S, to_ms
+
+RUNS, SHORT_RUNS, WARM_RUNS = 10_000, 300, 50
+SECONDS, SHORT_SECONDS = 8.0, 0.3
+THREADS = (1, 2, 4, 8, 16)
+PERCENTILES = (50.0, 90.0, 99.0, 99.9)
+STEADY, UNSTEADY = 1.10, 4.0
+
+
+class Alone(Struct, frozen=True):
+    """Runs one at a time: how long each took, and the CPU time that its thread had meanwhile, in ms."""
+
+    wall_ms: list[float]
+    cpu_ms: list[float]
+
+
+class Crowd(Struct, frozen=True):
+    """So many threads at once: requests per second, and latencies in ms."""
+
+    rate_rps: float
+    median_ms: float
+    most_ms: float
+
+
+def fig2(run: Run) -> Figure:
+    """One core is the device: first one request at a time, then 1 to 16 threads."""
+    run.plan(1 + len(THREADS))
+    with tempfile.TemporaryDirectory() as folder, one_core() as core, collector_off():
+        path = write_model(Path(folder) / "models", "convolutions", run.seed)
+        alone = isolated(run, Path(folder))
+        crowds = crowded(run, path)
+    median_ms = statistics.median(alone.wall_ms)
+    wall, cpu = (over_median(durations) for durations in (alone.wall_ms, alone.cpu_ms))
+    first = crowds[1]
+    return Figure(
+        figure="fig2",
+        title="one inference at a time, and several at once",
+        setup=run.setup(
+            simulated=False,
+            experiment="a network of 8 convolutions at batch 1 in ONNX Runtime with one thread, on core "
+            f"{core} alone; {len(alone.wall_ms):,} isolated runs through the CPU device, median "
+            f"{median_ms:.3f} ms; then plain sessions called by 1 to 16 threads on that core",
+        ),
+        panels=(
+            Panel(
+                name="isolated runs",
+                x_label="percentile",
+                y_label="latency over its median",
+                series=(_published_isolated(), _real(wall), _real(cpu, "ours: CPU time of the thread", 1)),
+            ),
+            _panel("throughput", "over that of one thread", crowds,
+                   lambda crowd: crowd.rate_rps / first.rate_rps, _published("throughput", "goodput_rps")),
+            _panel("median latency", "over that of one thread", crowds,
+                   lambda crowd: crowd.median_ms / first.median_ms, _published("median", "latency_ms")),
+            _panel("longest latency", "over the median of one thread", crowds,
+                   lambda crowd: crowd.most_ms / first.median_ms,
+                   _published("max", "latency_ms", value("fig2", "median", "latency_ms", 1.0)), y_log=True),
+        ),
+        claims=(
+            Claim(name="isolated: p99 of the CPU time over its median", paper=2.9014 / 2.9005,
+                  ours=cpu[2][1], sense="<=", target=STEADY),
+            Claim(name="16 threads: longest latency over the median of one", paper=166 / 2.90,
+                  ours=crowds[16].most_ms / first.median_ms, sense=">=", target=UNSTEADY),
+        ),
+        notes=(
+            "Ratios, since the paper's device is a GPU and ours a core: both run one thing at a time best.",
+            "What else runs on this machine shows in the isolated runs' tail, and not in their CPU time.",
+            "A time slice of a core is longer than an inference: most runs of a crowd are whole.",
+        ),
+    )  # fmt: skip
+
+
+@contextmanager
+def one_core() -> Iterator[str]:
+    """Have this thread, and those it starts, on one core."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield "(any)"
+        return
+    before = os.sched_getaffinity(0)
+    core = max(before)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield str(core)
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def collector_off() -> Iterator[None]:
+    """As the worker runs: nothing collects garbage meanwhile."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def over_median(durations_ms: list[float]) -> list[tuple[float, float]]:
+    """(percentile, value over the median)."""
+    middle = statistics.median(durations_ms)
+    return [(share, float(np.percentile(durations_ms, share)) / middle) for share in PERCENTILES]
+
+
+def isolated(run: Run, folder: Path) -> Alone:
+    """Runs one after another through the CPU device."""
+    count = SHORT_RUNS if run.short else RUNS
+    (served,) = compile_models(folder / "models", folder / "cache")
+    device = build(DeviceConfig(device="cpu:0", memory_bytes=64 * MIB))
+    try:
+        lane = Lane(device, served)
+        for _ in range(WARM_RUNS):
+            lane.infer()
+        alone = Alone([], [])
+        for at in range(count):
+            used_ns, started_ns = time.thread_time_ns(), time.perf_counter_ns()
+            lane.infer()
+            alone.wall_ms.append(to_ms(time.perf_counter_ns() - started_ns))
+            alone.cpu_ms.append(to_ms(time.thread_time_ns() - used_ns))
+            if not at & 0xFF:
+                run.tell(at / count, "isolated runs")
+    finally:
+        device.close()
+    run.finished("isolated runs")
+    return alone
+
+
+def crowded(run: Run, path: Path) -> dict[int, Crowd]:
+    """What threads get that call one plain session at will."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    picture = {"x": np.zeros((1, *INPUT_SHAPE), np.float32)}
+    for _ in range(WARM_RUNS):
+        session.run(None, picture)
+    found = {}
+    for threads in THREADS:
+        seconds = SHORT_SECONDS if run.short else SECONDS
+        found[threads] = _crowd(lambda: session.run(None, picture), threads, seconds)
+        run.finished(f"{threads} threads")
+    return found
+
+
+def _crowd(work: Callable[[], object], threads: int, seconds: float) -> Crowd:
+    durations: list[list[int]] = [[] for _ in range(threads)]
+    end_ns = time.perf_counter_ns() + round(seconds * NS_PER_S)
+
+    def call(mine: list[int]) -> None:
+        while (started_ns := time.perf_counter_ns()) < end_ns or not mine:
+            work()
+            mine.append(time.perf_counter_ns() - started_ns)
+
+    workers = [threading.Thread(target=call, args=(mine,)) for mine in durations]
+    started_ns = time.perf_counter_ns()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    took_s = (time.perf_counter_ns() - started_ns) / NS_PER_S
+    every = sorted(duration for mine in durations for duration in mine)
+    return Crowd(len(every) / took_s, to_ms(round(statistics.median(every))), to_ms(every[-1]))
+
+
+def _real(pairs: Iterable[tuple[float, float]], name: str = "ours: CPU", variant: int = 0) -> Series:
+    return Series(name=name, role=Role.REAL, points=points(pairs), variant=variant)
+
+
+def _published_isolated() -> Series:
+    found = curve("fig2", "isolated runs", "latency_ms")
+    median = value("fig2", "isolated runs", "latency_ms", 50.0)
+    return Series(
+        name="published: V100",
+        role=Role.PAPER,
+        points=points(
+            (point.x, (point.y or 0) / median) for point in found.points if point.x <= max(PERCENTILES)
+        ),
+    )
+
+
+def _published(series: str, y_name: str, unit: float | None = None) -> Series:
+    found = curve("fig2", series, y_name)
+    one = unit or found.at(1.0) or 1.0
+    return Series(
+        name="published: V100",
+        role=Role.PAPER,
+        points=points((point.x, (point.y or 0) / one) for point in found.points),
+    )
+
+
+def _panel(
+    name: str, y_label: str, crowds: dict[int, Crowd], read: Callable[[Crowd], float], published: Series,
+    *, y_log: bool = False,
+) -> Panel:  # fmt: skip
+    return Panel(
+        name=f"{name}, threads at once",
+        x_label="threads",
+        y_label=y_label,
+        series=(published, _real((float(threads), read(crowd)) for threads, crowd in crowds.items())),
+        x_log=True,
+        y_log=y_log,
+    )

@@ -1,0 +1,212 @@
+"""Fig 9: a trace of 46,000 functions on 4,026 models and twelve GPUs, then more of it. It only measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from clockwork_lab.reproduce.fig9_workloads import DEVICES, SLO_MS, Source, sources
+from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, points
+from clockwork_lab.reproduce.limits import LimitStretch, bound, stretches
+from clockwork_lab.reproduce.paper_curves import value
+from clockwork_lab.reproduce.players import Player, players, soloists
+from clockwork_lab.reproduce.run import Run
+from clockwork_serve.sim import Tally
+from clockwork_serve.sim.tally import Count
+from clockwork_serve.units import NS_PER_S, to_ms
+
+REQUESTS, BASELINE_REQUESTS, SHORT_REQUESTS = 21_600_000, 1_000_000, 15_000
+SWEEP_REQUESTS, SHORT_SWEEP_REQUESTS = 200_000, 4_000
+SWEEP = (0.8, 1.0, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0, 2.4)
+SWEEP_WARMUP_S, LIMIT_S = 20.0, 10.0
+"""The limit of the sweep is that of a stretch so long."""
+
+LOST_MOST, BUSY_LEAST, COLD_LEAST = 5, 0.8, 0.013
+BUCKET_S, SHORT_BUCKET_S = 60.0, 0.5
+
+WARMUP_S, SHORT_WARMUP_S = 60.0, 0.5
+
+Read = Callable[[Count], float | None]
+
+
+def fig9(run: Run, requests: int | None = None) -> Figure:
+    """The trace under every policy; ``requests`` says how long (None: what the run's length stands for)."""
+    everyone = soloists() if run.short else players()
+    rates = SWEEP[::8] if run.short else SWEEP
+    found = [each for each in sources(run) if each.trace is None or not run.short]
+    run.plan(len(everyone) * (len(found) + len(rates)))
+    bucket_s = SHORT_BUCKET_S if run.short else BUCKET_S
+    warmup_s = _warmup_s(run)
+    panels: list[Panel] = []
+    claims: list[Claim] = []
+    for source in found:
+        tallies = {}
+        for player in everyone:
+            seconds = _requests(run, player, requests) / source.rate_rps
+            scenario = source.scenario(seconds, warmup_s)
+            tally = run.simulate(scenario, player, devices=DEVICES, bucket_s=bucket_s, base=source.folder)
+            tallies[player.name] = tally
+            claims += _claims(source, player, tally, seconds)
+        panels += _panels(source, everyone, tallies, bucket_s)
+    sweep = _sweep(run, found[0], everyone, rates)
+    return Figure(
+        figure="fig9",
+        title="a trace on thousands of models, twelve GPUs",
+        setup=run.setup(
+            experiment=f"{DEVICES} GPUs, one a worker; {warmup_s:g} s of warm-up, from cold; "
+            f"SLO {SLO_MS:g} ms; " + "; ".join(source.words for source in found),
+        ),
+        panels=(*panels, sweep),
+        claims=tuple(claims),
+        notes=(
+            "Lost: late, refused or not answered at all; an SLO that is met by refusing is not met here.",
+            "Cold: the model's weights were on no GPU when the request came.",
+        ),
+    )
+
+
+def _requests(run: Run, player: Player, requests: int | None) -> int:
+    if requests is not None:
+        return requests
+    if run.short:
+        return SHORT_REQUESTS
+    return REQUESTS if player.ours else BASELINE_REQUESTS
+
+
+def _warmup_s(run: Run) -> float:
+    """The first calls of thousands of models, all cold at once, are not the question."""
+    return SHORT_WARMUP_S if run.short else WARMUP_S
+
+
+def lost(count: Count) -> int:
+    """Requests that were not answered in time."""
+    return count.late + count.others.total()
+
+
+def _panels(
+    source: Source, everyone: tuple[Player, ...], tallies: dict[str, Tally], bucket_s: float
+) -> list[Panel]:
+    def panel(
+        what: str, y_label: str, read: Read, published: str = "", limit: tuple[Series, ...] = ()
+    ) -> Panel:
+        ours = [player.series(_minutes(tallies[player.name], read, bucket_s)) for player in everyone]
+        return Panel(
+            name=f"{source.name}: {what}",
+            x_label="minutes",
+            y_label=y_label,
+            series=(*_published(published, ours), *ours, *limit),
+        )
+
+    longest = max(tallies.values(), key=lambda tally: len(tally.rows))
+    offered = Series(
+        name="offered",
+        role=Role.LIMIT,
+        points=points(_minutes(longest, lambda count: count.offered / bucket_s, bucket_s)),
+    )
+    return [
+        panel("good answers", "requests/s", lambda count: count.ok / bucket_s, "", (offered,)),
+        panel("median latency", "ms", lambda count: _latency_ms(count, 0.5), "median_ms"),
+        panel("p99 latency", "ms", lambda count: _latency_ms(count, 0.99), "p99_ms"),
+        panel("longest latency", "ms", lambda count: _latency_ms(count, 1.0), "max_ms"),
+        panel("mean batch a request saw", "requests",
+              lambda count: count.batch_sum / count.ok if count.ok else None, "batch"),
+        panel("cold starts", "requests/s", lambda count: count.cold / bucket_s, "cold_rps"),
+        panel("lost", "requests", lambda count: float(lost(count))),
+        _busy_panel(source, everyone, tallies, bucket_s),
+    ]  # fmt: skip
+
+
+def _minutes(tally: Tally, read: Read, bucket_s: float) -> list[tuple[float, float | None]]:
+    """One point for each whole stretch."""
+    rows = tally.rows[:-1] or tally.rows
+    return [((at + 0.5) * bucket_s / 60, read(row[0])) for at, row in enumerate(rows)]
+
+
+def _busy_panel(
+    source: Source, everyone: tuple[Player, ...], tallies: dict[str, Tally], bucket_s: float
+) -> Panel:
+    whole_ns = bucket_s * NS_PER_S * DEVICES
+    return Panel(
+        name=f"{source.name}: EXEC lanes busy",
+        x_label="minutes",
+        y_label="% of the time",
+        series=tuple(
+            player.series(
+                ((at + 0.5) * bucket_s / 60, min(100.0, 100 * busy.exec_ns / whole_ns))
+                for at, busy in enumerate(tallies[player.name].busy_rows[:-1])
+            )
+            for player in everyone
+        ),
+    )
+
+
+def _published(name: str, ours: list[Series]) -> list[Series]:
+    """The mean of the published per-minute series, as a level line."""
+    if not name:
+        return []
+    xs = [point.x for series in ours for point in series.points] or [0.0]
+    level = value("fig9", name, name, 0.0)
+    ends = dict.fromkeys((min(xs), max(xs)))
+    return [Series(name="published: mean", role=Role.PAPER, points=points((x, level) for x in ends))]
+
+
+def _latency_ms(count: Count, share: float) -> float | None:
+    return to_ms(count.answered.quantile_ns(share)) if count.ok else None
+
+
+def _sweep(run: Run, source: Source, everyone: tuple[Player, ...], factors: tuple[float, ...]) -> Panel:
+    """Requests lost in a million, as the load grows."""
+    count = SHORT_SWEEP_REQUESTS if run.short else SWEEP_REQUESTS
+    ours = []
+    for player in everyone:
+        pairs: list[tuple[float, float | None]] = []
+        for factor in factors:
+            rate = source.rate_rps * factor
+            tally = run.simulate(
+                source.scenario(count / rate, SHORT_WARMUP_S if run.short else SWEEP_WARMUP_S, rate),
+                player,
+                devices=DEVICES,
+                base=source.folder,
+            )
+            ended = tally.loads[0]
+            pairs.append((rate, 100 * lost(ended) / max(1, ended.ended)))
+        ours.append(player.series(pairs))
+    return Panel(
+        name=f"{source.name}: lost as the load grows",
+        x_label="offered requests/s",
+        y_label="% of requests lost",
+        series=(*ours, _unavoidable(run, source, [source.rate_rps * factor for factor in factors])),
+    )
+
+
+def _unavoidable(run: Run, source: Source, rates: list[float]) -> Series:
+    """What nobody could save, by the oracle, who knows every request beforehand."""
+    kinds = [each.kind for each in source.models for _ in range(each.copies)]
+    stretch = LimitStretch(SHORT_WARMUP_S, 1.0) if run.short else LimitStretch(SWEEP_WARMUP_S, LIMIT_S)
+    pairs = []
+    for rate in rates:
+        scenario = source.scenario(stretch.seconds, stretch.start_s, rate)
+        limit = bound(run, kinds, stretches(run, scenario, [stretch])[0], devices=DEVICES)
+        pairs.append((rate, 100 * max(0.0, 1 - limit.goodput / limit.offered)))
+    return Series(name="lost at least, by the oracle", role=Role.LIMIT, points=points(pairs))
+
+
+def _claims(source: Source, player: Player, tally: Tally, seconds: float) -> list[Claim]:
+    if not player.ours and not player.agrees:
+        return []
+    count = tally.loads[0]
+    exec_share = tally.busy.exec_ns / (seconds * NS_PER_S * DEVICES)
+    failed = value("fig9", "failed", "failed", 0.0)
+    cold = value("fig9", "cold_share", "cold_share", 0.0)
+    about = f"{source.name}, {count.ended:,} requests: {player.name}"
+    claims = [
+        Claim(name=f"lost (published: of 208 million); {about}", paper=failed, ours=float(lost(count)),
+              sense="<=", target=LOST_MOST),
+        Claim(name=f"GPUs busy; {about}", paper=1.0, ours=min(1.0, exec_share), sense=">=",
+              target=BUSY_LEAST),
+    ]  # fmt: skip
+    if source.trace is None:  # the real trace's instances fit into memory
+        share = count.cold / max(1, count.ok)
+        claims.append(
+            Claim(name=f"cold starts, share; {about}", paper=cold, ours=share, sense=">=", target=COLD_LEAST)
+        )
+    return claims

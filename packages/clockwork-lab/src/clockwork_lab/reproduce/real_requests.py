@@ -1,0 +1,188 @@
+"""Requests in open loop by a gateway's own link to the controller, and their books. It starts no process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from clockwork_lab.reproduce.real_controller import ROW
+from clockwork_serve.errors import ClockworkError
+from clockwork_serve.messages import Answer, Outcome, Release, Request
+from clockwork_serve.oip import InputTensor
+from clockwork_serve.serve.gateway.controller_link import GatewayLink, LinkListener, at_home
+from clockwork_serve.serve.gateway.requests import Slots
+from clockwork_serve.units import MIB, NS_PER_S
+
+NAME: Final = "gateway-0"
+READY_S, TICK_S = 10.0, 0.001
+AT_ONCE: Final = 256
+"""Requests that are sent before answers are read again, however late they are."""
+ANSWER_S: Final = 5.0
+"""How long answers are waited for once the last request was sent."""
+
+
+@dataclass(slots=True)
+class Books:
+    """What became of the requests of one step. An answer is ``good`` if it is OK and here by the deadline.
+
+    ``late``: OK after the deadline, or expired. ``unanswered`` and ``twice`` are never to be.
+    """
+
+    offered: int = 0
+    good: int = 0
+    late: int = 0
+    rejected: int = 0
+    failed: int = 0
+    unanswered: int = 0
+    twice: int = 0
+    behind_s: float = 0.0
+    """How late a request was sent at most: this process is behind then."""
+
+    @property
+    def balanced(self) -> bool:
+        """Whether each request had exactly one answer."""
+        answered = self.good + self.late + self.rejected + self.failed
+        return answered == self.offered and not self.unanswered and not self.twice
+
+
+class Requests:
+    """A gateway without clients. All methods are for the running loop's own thread."""
+
+    def __init__(self, socket: Path, models: Sequence[str], slo_ns: int) -> None:
+        listener = LinkListener(
+            self._on_answer, self._on_release, self._on_lost, lambda: None, on_refused=self._on_refused
+        )
+        self.books = Books()
+        self._link = GatewayLink(at_home(socket, NAME), None, listener)
+        self._models = models
+        self._slo_ns = slo_ns
+        self._slots = Slots(64 * MIB)
+        self._inputs = [InputTensor("x", "FP32", (1, ROW), bytes(4 * ROW))]
+        self._free: list[bytes] = []  # references to slots that nobody uses, as they travel
+        self._open: dict[str, tuple[int, bytes]] = {}  # deadline and slot of all and only those unanswered
+        self._held: dict[str, bytes] = {}  # slots of answered requests that a worker may still touch
+        self._count = 0
+        self._lost = ""
+        self._quiet = asyncio.Event()  # set when there is nothing more to wait for
+        self._running = asyncio.get_running_loop().create_task(self._link.run())
+
+    async def ready(self) -> None:
+        """Return once the controller takes requests of this gateway. Raises :class:`ClockworkError`."""
+        end_s = time.monotonic() + READY_S
+        while not self._link.ready:
+            if time.monotonic() > end_s:
+                raise ClockworkError(f"no link to the controller: {self._link.why_not_ready}")
+            await asyncio.sleep(TICK_S)
+
+    async def offer(self, rng: np.random.Generator, rate_rps: float, seconds: float) -> Books:
+        """Send at this rate, at random times and to random models; the books, once all are answered.
+
+        Raises :class:`ClockworkError` if the controller goes away.
+        """
+        self.books = books = Books()
+        due_ns = _arrivals(rng, rate_rps, seconds)
+        models = rng.integers(len(self._models), size=len(due_ns)).tolist()
+        start_ns = time.monotonic_ns()
+        sent = 0
+        while sent < len(due_ns):
+            now_ns = time.monotonic_ns() - start_ns
+            end = min(sent + AT_ONCE, int(np.searchsorted(due_ns, now_ns, side="right")))
+            for number in range(sent, end):
+                self._send(self._models[models[number]], start_ns + int(due_ns[number]))
+            if end > sent:
+                books.behind_s = max(books.behind_s, (now_ns - int(due_ns[sent])) / NS_PER_S)
+            await asyncio.sleep(0 if end == sent + AT_ONCE else TICK_S)
+            sent = end
+        await self._answered()
+        if self._lost:
+            raise ClockworkError(f"the real controller: {self._lost}")
+        books.unanswered += len(self._open)
+        self._open.clear()
+        return books
+
+    async def close(self) -> None:
+        """Let go of the controller and of the tensors' memory."""
+        self._running.cancel()
+        await asyncio.wait({self._running})
+        self._link.close()
+        self._slots.close()
+
+    async def _answered(self) -> None:
+        self._quiet.clear()
+        if self._open:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._quiet.wait(), ANSWER_S)
+
+    def _send(self, model: str, arrival_ns: int) -> None:
+        slot = self._free.pop() if self._free else self._new_slot()
+        self._count += 1
+        request_id = f"{NAME}-{self._count}"
+        deadline_ns = arrival_ns + self._slo_ns
+        self._open[request_id] = (deadline_ns, slot)
+        self.books.offered += 1
+        self._link.submit(
+            Request(
+                request_id=request_id, gateway=NAME, model=model, arrival_ns=arrival_ns,
+                deadline_ns=deadline_ns, tensors=slot,
+            )
+        )  # fmt: skip
+
+    def _new_slot(self) -> bytes:
+        slot = self._slots.fill(self._inputs, output_bytes=64)
+        if slot is None:
+            raise ClockworkError(f"no memory for the tensors of {self._count:,} requests at a time")
+        return slot.encoded
+
+    def _on_answer(self, answer: Answer) -> None:
+        books = self.books
+        found = self._open.pop(answer.request_id, None)
+        if found is None:
+            books.twice += 1
+            return
+        deadline_ns, slot = found
+        match answer.outcome:
+            case Outcome.OK if time.monotonic_ns() <= deadline_ns:
+                books.good += 1
+            case Outcome.OK | Outcome.EXPIRED:
+                books.late += 1
+            case Outcome.REJECTED:
+                books.rejected += 1
+            case _:
+                books.failed += 1
+        self._ended()
+        if answer.release:
+            self._free.append(slot)
+        else:
+            self._held[answer.request_id] = slot
+
+    def _on_refused(self, request: Request, waited_ns: int) -> None:
+        self._free.append(self._open.pop(request.request_id)[1])
+        self.books.rejected += 1
+        self._ended()
+
+    def _ended(self) -> None:
+        if not self._open:
+            self._quiet.set()
+
+    def _on_release(self, release: Release) -> None:
+        slot = self._held.pop(release.request_id, None)
+        if slot is not None:
+            self._free.append(slot)
+
+    def _on_lost(self, why: str) -> None:
+        self._lost = why
+        self._quiet.set()
+
+
+def _arrivals(rng: np.random.Generator, rate_rps: float, seconds: float) -> npt.NDArray[np.int64]:
+    """When to send, in ns from the start, ascending: a Poisson process."""
+    count = rng.poisson(rate_rps * seconds)
+    return np.sort(rng.random(count) * seconds * NS_PER_S).astype(np.int64)

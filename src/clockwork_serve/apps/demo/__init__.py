@@ -1,8 +1,0 @@
-"""The demo: real pretrained models, real inputs, one screen of results."""
-
-from __future__ import annotations
-
-from clockwork_serve.apps.demo.options import DemoOptions
-from clockwork_serve.apps.demo.start import run
-
-__all__ = ["DemoOptions", "run"]

@@ -1,0 +1,25 @@
+"""A small made-up figure that tests draw, print and read back."""
+
+from __future__ import annotations
+
+from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, points
+
+PAPER = Series(name="published", role=Role.PAPER, points=points([(10, 140), (25, 742)]))
+OURS = Series(name="default", role=Role.DEFAULT, points=points([(10, 1 / 3), (50, None)]))
+LIMIT = Series(name="limit", role=Role.LIMIT, points=points([(10, 681.4)]))
+
+MET = Claim(name="goodput", paper=140, ours=650, sense=">=", target=600)
+MISSED = Claim(name="agreement", paper=801, ours=700, sense="+-", target=801, tolerance=80.1)
+
+
+def figure(panels: int = 2) -> Figure:
+    panel = Panel(name="goodput", x_label="SLO (ms)", y_label="requests/s", series=(PAPER, OURS, LIMIT))
+    other = Panel(name="latency", x_label="SLO (ms)", y_label="ms", series=(OURS,), x_log=True, y_log=True)
+    return Figure(
+        figure="fig5",
+        title="a title",
+        setup={"seed": 1, "workload": ["a note"]},
+        panels=(panel, other)[:panels],
+        claims=(MET, MISSED),
+        notes=("something to know",),
+    )

@@ -1,0 +1,34 @@
+"""More requests than the controller can hear: those that it hears still have time left."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import uvloop
+
+from clockwork_lab.reproduce.real_controller import processes
+from clockwork_lab.reproduce.real_requests import Books, Requests
+from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.units import ms
+
+
+async def flooded() -> tuple[Books, Books]:
+    """Six thousand requests in a second, and sixty thousand."""
+    rng = np.random.default_rng(1)
+    async with processes(ControllerConfig(max_batch=8), devices=16, models=32, workers=1) as real:
+        requests = Requests(real.socket, real.models, ms(100))
+        try:
+            await requests.ready()
+            await requests.offer(rng, 500, 1.0)
+            return await requests.offer(rng, 6_000, 1.0), await requests.offer(rng, 60_000, 1.0)
+        finally:
+            await requests.close()
+
+
+@pytest.mark.system
+def test_goodput_does_not_collapse_and_hardly_any_answer_is_late():
+    few, books = uvloop.run(flooded())
+
+    assert books.balanced
+    assert books.good > few.good / 3, "a few hundred, where all that is heard is stale"
+    assert books.late < books.offered / 5
