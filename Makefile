@@ -10,6 +10,12 @@ STOCK := build/stock
 TRITON := build/triton
 TORCH := .venv/.torch
 PIP := -m pip --quiet --disable-pip-version-check
+# The first pip that knows dependency groups, and the first setuptools that knows licences by their names.
+INSTALLERS := 'pip>=25.1' 'setuptools>=77'
+CLIENT := packages/clockwork-client
+SERVE := packages/clockwork-serve
+LAB := packages/clockwork-lab
+SOURCES := -e $(CLIENT) -e $(SERVE) -e '$(LAB)[demo,figures]'
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench busy cases compiled faults faults-all fuzz hostile soak nightly mutants planted peers stock triton constraints fix clean
@@ -17,16 +23,17 @@ PIP := -m pip --quiet --disable-pip-version-check
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(STAMP) ## make .venv with the server, its tests and its tools; leaves .venv/bin/clockwork
+setup: $(STAMP) ## make .venv with the three distributions, their tests and tools; leaves .venv/bin/clockwork
 
-$(STAMP): pyproject.toml setup.py constraints.txt
+$(STAMP): pyproject.toml packages/*/pyproject.toml $(SERVE)/setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or later found; install one or name it: make PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || { echo "making .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; }
 	@echo "installing into .venv (the versions in constraints.txt)"
-	@$(BIN)/python $(PIP) install -c constraints.txt -e '.[dev]'
+	@$(BIN)/python $(PIP) install -c constraints.txt $(INSTALLERS)
+	@$(BIN)/python $(PIP) install -c constraints.txt $(SOURCES) --group dev
 	@$(BIN)/python $(PIP) install -c constraints.txt perf-analyzer 2>/dev/null \
 	  || echo "perf_analyzer is not for this machine (it needs x86-64 and glibc 2.38): its tests are skipped"
-	@$(BIN)/python $(PIP) install -c constraints.txt --only-binary atheris -e '.[fuzz]' 2>/dev/null \
+	@$(BIN)/python $(PIP) install -c constraints.txt --only-binary atheris --group fuzz 2>/dev/null \
 	  || echo "atheris is not for this machine (it needs x86-64 and Python up to 3.13): fuzzers go by chance alone"
 	@touch $@
 
@@ -38,7 +45,7 @@ $(TRITON)/.set-up: constraints-triton.txt
 # Not part of the set-up, for it is large and only serves model.pt2.
 $(TORCH): $(STAMP)
 	@echo "installing torch into .venv"
-	@$(BIN)/python $(PIP) install -c constraints.txt -e '.[torch]' torchvision
+	@$(BIN)/python $(PIP) install -c constraints.txt -e $(CLIENT) -e '$(SERVE)[torch]' torchvision
 	@touch $@
 
 demo: $(STAMP) ## real pretrained models, real inputs, one screen of results
@@ -72,10 +79,11 @@ cases: $(STAMP) ## known graphs alone and in company: is each batched, and right
 
 compiled: $(STAMP) ## build the brains and the simulator's loop with mypyc in a venv of its own, run their tests
 	@test -x $(COMPILED)/bin/python || $(BIN)/python -m venv $(COMPILED)
-	@$(COMPILED)/bin/python $(PIP) install -c constraints.txt 'setuptools>=77' '.[compiled,test]'
-	@CLOCKWORK_MYPYC=1 $(COMPILED)/bin/python $(PIP) install -c constraints.txt --no-build-isolation --no-deps --force-reinstall .
+	@$(COMPILED)/bin/python $(PIP) install -c constraints.txt $(INSTALLERS)
+	@$(COMPILED)/bin/python $(PIP) install -c constraints.txt $(CLIENT) $(SERVE) '$(LAB)[demo,figures]' --group compiled --group test
+	@CLOCKWORK_MYPYC=1 $(COMPILED)/bin/python $(PIP) install -c constraints.txt --no-build-isolation --no-deps --force-reinstall $(CLIENT) $(SERVE) $(LAB)
 	@$(COMPILED)/bin/python -c 'import clockwork_serve.controller.queues as m, clockwork_serve.sim.host as n; assert (m.__file__ + n.__file__).count(".so") == 2; print("compiled:", m.__file__)'
-	@$(COMPILED)/bin/python -m pytest -q -p no:cacheprovider -m 'not slow' tests/controller tests/worker tests/sim
+	@$(COMPILED)/bin/python -m pytest -q -p no:cacheprovider -m 'not slow' tests/controller tests/worker tests/sim tests/lab/oracle
 
 FUZZ_SECONDS ?= 600
 
@@ -107,7 +115,8 @@ planted: $(STAMP) ## bugs written by hand into the code that recovers: which tes
 
 mutants: $(STAMP) ## break the brains in 400 ways, one at a time: do tests and seeds notice? About 20 minutes
 	@test -x $(MUTANTS)/bin/python || $(BIN)/python -m venv $(MUTANTS)
-	@$(MUTANTS)/bin/python $(PIP) install -c constraints.txt -e '.[mutants,test]'
+	@$(MUTANTS)/bin/python $(PIP) install -c constraints.txt $(INSTALLERS)
+	@$(MUTANTS)/bin/python $(PIP) install -c constraints.txt $(SOURCES) --group mutants --group test
 	@$(MUTANTS)/bin/python -m benchmarks.mutants $(MUTANTS_WITH)
 
 peers: $(STAMP) ## other model servers, each in a venv of its own under build/peers; PEERS="mosec triton" for some
@@ -116,7 +125,8 @@ peers: $(STAMP) ## other model servers, each in a venv of its own under build/pe
 
 stock: $(STAMP) ## KServe's clients, perf_analyzer and the newest tritonclient in a venv of their own, on a server
 	@test -x $(STOCK)/bin/python || $(BIN)/python -m venv $(STOCK)
-	@$(STOCK)/bin/python $(PIP) install -c constraints-stock.txt -e '.[stock,test]'
+	@$(STOCK)/bin/python $(PIP) install $(INSTALLERS)
+	@$(STOCK)/bin/python $(PIP) install -c constraints-stock.txt $(SOURCES) --group stock --group test
 	@$(STOCK)/bin/python -m pytest -q -p no:cacheprovider tests/end_to_end/stock
 
 triton: $(STAMP) ## a real Triton server in a venv of its own, and the same requests to it and to ours
@@ -124,7 +134,7 @@ triton: $(STAMP) ## a real Triton server in a venv of its own, and the same requ
 	@$(BIN)/python -m pytest -q tests/end_to_end/triton
 
 constraints: ## write constraints.txt from what .venv holds
-	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+==' | grep -vE '^(torch|torchvision|triton|nvidia-.*|cuda-.*)=='; } > constraints.new
+	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --all --exclude-editable | grep -E '^[A-Za-z0-9._-]+==' | grep -vE '^(torch|torchvision|triton|nvidia-.*|cuda-.*)=='; } > constraints.new
 	@mv constraints.new constraints.txt
 
 fix: $(STAMP) ## format and repair what ruff can repair
@@ -132,4 +142,4 @@ fix: $(STAMP) ## format and repair what ruff can repair
 	@$(BIN)/ruff format
 
 clean: ## remove what was built; leaves caches of models alone
-	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache src/*.egg-info
+	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache packages/*/build packages/*/dist packages/*/src/*.egg-info

@@ -19,12 +19,12 @@ from benchmarks.gpu_clients import Clients, Told
 from benchmarks.gpu_copies import ERROR, FIXED, Copies, Writer, changes, pool_bytes
 from benchmarks.gpu_rig import Floats, Rig, error_of, grown
 from benchmarks.report import Outcome, percent, quantile
+from clockwork_lab.oracle.bound import closed_loop_limit_rps
 from clockwork_lab.reproduce.real_controller import Processes, started
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.messages import CodeAdded, Frame, ModelAdded
 from clockwork_serve.sim.constants import Network
-from clockwork_lab.oracle.bound import closed_loop_limit_rps
 from clockwork_serve.units import GIB, MIB, ms
 
 PAPER_RPS: Final = {10.0: 140.0, 25.0: 742.0, 50.0: 801.0, 100.0: 801.0}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
+import runpy
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -12,35 +14,44 @@ from pathlib import Path
 
 import pytest
 
+from clockwork_client import DOCS
+
 ROOT = Path(__file__).resolve().parents[1]
 FILE_LINES = 800
 TEST_FILE_LINES = 800
 FUNCTION_LINES = 50
-MODULES_THAT_PRINT = ("src/clockwork_serve/cli/", "src/clockwork_serve/apps/", "benchmarks/", "examples/")
+SOURCE = re.compile(r"packages/clockwork-(client|serve|lab)/src/(clockwork_\1/.*)")
+"""A file of a distribution, and what it is called there."""
+SERVER = "packages/clockwork-serve/src/clockwork_serve/"
+LAB = "packages/clockwork-lab/src/clockwork_lab/"
+MODULES_THAT_PRINT = (
+    SERVER + "cli/", SERVER + "apps/", LAB + "cli/", LAB + "demo/", LAB + "reproduce/", "benchmarks/",
+    "examples/",
+)  # fmt: skip
 SPILL_LINES = 80
 ONE_IMPORTER = {
     **dict.fromkeys(
-        ("cli.compile", "cli.demo", "cli.gateway", "cli.key", "cli.validate", "cli.worker"),
+        ("serve.cli.compile", "serve.cli.gateway", "serve.cli.key", "serve.cli.validate", "serve.cli.worker"),
         "a command is a module, imported when it is given",
     ),
+    "lab.cli.demo": "so is one of the laboratory",
     **dict.fromkeys(
-        ("apps.demo.pictures", "apps.demo.plain", "apps.demo.start", "apps.demo.texts"),
-        "the demo is to leave this package as it is",
+        ("lab.demo.pictures", "lab.demo.plain", "lab.demo.start", "lab.demo.texts"),
+        "one kind of model's inputs and answers a module",
     ),
     **dict.fromkeys(
         (
-            "apps.reproduce.experiments", "apps.reproduce.names", "apps.reproduce.provenance",
-            "apps.reproduce.write",
+            "lab.reproduce.experiments", "lab.reproduce.names", "lab.reproduce.provenance",
+            "lab.reproduce.write",
         ),
-        "so are the figures",
+        "what all figures share, which are modules of their own",
     ),
-    "bench.run": "a whole load test as one call, for the command and for tests",
-    "oip.build_descriptor": "a tool that makes a file that is kept",
-    "serve.processes.bridge": "a process is a module, started by its name",
+    "lab.bench.run": "a whole load test as one call, for the command and for tests",
+    "serve.client": "the name that the client had; users import it",
+    "serve.oip.build_descriptor": "a tool that makes a file that is kept",
+    "serve.serve.processes.bridge": "a process is a module, started by its name",
 }  # fmt: skip
 """Modules that are short and have one importer, and why."""
-PARTS = {"client": ("client/",), "lab": ("bench/", "apps/demo/", "apps/reproduce/")}
-"""What is no part of the server: within each a public class name is used once."""
 EMPTY_NAMES = {"utils", "util", "common", "manager", "helper", "helpers", "misc", "handler", "data", "info"}
 PROMISES = re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X|HACK)\b|NotImplemented" + "Error")
 PLACES = re.compile(r"(?<![\w.~$}])/(?:home|root|work|Users|mnt)/\w")
@@ -144,7 +155,7 @@ def test_nothing_runs_what_a_file_contains() -> None:
     running = [
         f"{path}:{node.lineno} {ast.unparse(node.func)}"
         for path, _, tree in sources()
-        if path.startswith("src/")
+        if SOURCE.match(path)
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and ast.unparse(node.func) in calls
     ]
@@ -166,13 +177,13 @@ def test_no_line_holds(what: str, pattern: re.Pattern[str]) -> None:
 
 def test_no_module_exists_for_one_importer() -> None:
     modules = {
-        path.removeprefix("src/").removesuffix(".py").replace("/", "."): text
+        found[2].removesuffix(".py").replace("/", "."): text
         for path, text, _ in sources()
-        if path.startswith("src/") and not path.endswith(("__init__.py", "__main__.py"))
+        if (found := SOURCE.match(path)) and not path.endswith(("__init__.py", "__main__.py"))
     }
     importers: dict[str, set[str]] = {name: set() for name in modules}
     for path, _, tree in sources():
-        if path.startswith("src/"):
+        if SOURCE.match(path):
             for node in ast.walk(tree):
                 if isinstance(node, ast.ImportFrom):
                     for alias in node.names:
@@ -180,7 +191,7 @@ def test_no_module_exists_for_one_importer() -> None:
                             if name in importers:
                                 importers[name].add(path)
     spilled = {
-        name.removeprefix("clockwork_serve.")
+        name.removeprefix("clockwork_")
         for name, text in modules.items()
         if text.count("\n") < SPILL_LINES and len(importers[name]) < 2
     }
@@ -192,49 +203,68 @@ def test_no_module_exists_for_one_importer() -> None:
 def test_a_class_has_one_name_and_a_name_one_class() -> None:
     found: dict[tuple[str, str], list[str]] = {}
     for path, _, tree in sources():
-        module = path.removeprefix("src/clockwork_serve/")
-        if path.startswith("src/"):
-            part = next((part for part, folders in PARTS.items() if module.startswith(folders)), "server")
+        if source := SOURCE.match(path):
             for node in tree.body:
                 if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                    found.setdefault((part, node.name), []).append(module)
+                    found.setdefault((source[1], node.name), []).append(source[2])
 
     assert {names: modules for names, modules in found.items() if len(modules) > 1} == {}
 
 
-def test_every_brain_is_compiled_but_for_its_records() -> None:
-    loop = next(
-        ast.literal_eval(node.value)
-        for node in ast.parse((ROOT / "setup.py").read_text()).body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LOOP"
-    )
-    brains = re.compile(r"(controller|worker)/.*(?<!__init__)|sim/(" + "|".join(loop) + ")")
-    hot = {
-        path.removeprefix("src/clockwork_serve/").removesuffix(".py"): text
-        for path, text, _ in sources()
-        if brains.fullmatch(path.removeprefix("src/clockwork_serve/").removesuffix(".py"))
+def test_every_brain_is_compiled_but_for_its_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT / "packages" / "clockwork-serve")
+    compiled = {path.removeprefix("src/clockwork_serve/") for path in runpy.run_path("setup.py")["hot"]()}
+    brains = {
+        path.removeprefix(SERVER)
+        for path in tracked()
+        if re.match(SERVER + r"(controller|worker)/.*(?<!__init__)\.py", path)
     }
 
-    assert {f"sim/{name}" for name in loop} <= hot.keys()
-    # A record cannot be compiled, and takes its whole module with it: setup.py leaves these out.
-    assert {name for name, text in hot.items() if "(Struct" in text} == {"controller/config", "worker/events"}
+    loop = {f"sim/{name}.py" for name in ("checks", "faults", "host", "simulation", "tally")}
+    assert compiled - brains == loop
+    # A record takes its whole module with it; a compiled protocol has compiled instances only.
+    assert brains - compiled == {"controller/config.py", "controller/policies/base.py", "worker/events.py"}
+
+
+def test_the_distributions_are_in_lockstep() -> None:
+    versions, urls, licences = set(), set(), {(ROOT / "LICENSE").read_text()}
+    for name in ("client", "serve", "lab"):
+        folder = ROOT / "packages" / f"clockwork-{name}"
+        project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+        licences.add((folder / "LICENSE").read_text())
+        package = (folder / "src" / f"clockwork_{name}" / "__init__.py").read_text()
+        versions |= {project["version"], *re.findall(r'^__version__ = "(.*)"', package, re.MULTILINE)}
+        needed = [
+            *project["dependencies"],
+            *itertools.chain(*project.get("optional-dependencies", {}).values()),
+        ]
+        versions |= {found[1] for one in needed if (found := re.match(r"clockwork-[\w\[\]]+(.*)", one))}
+        urls.add(project["urls"]["Documentation"])
+
+    version = min(versions, key=len)
+    assert versions == {version, f"=={version}"}
+    assert urls == {DOCS}
+    assert len(licences) == 1
 
 
 def test_every_folder_of_the_server_has_its_layers() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    layered = {name for one in contracts if one["type"] == "layers" for name in one["containers"]}
+    layered = {name for one in contracts if one["type"] == "layers" for name in one.get("containers", ())}
     folders = {
-        f"clockwork_serve.serve.{path.split('/')[3]}"
+        f"clockwork_serve.serve.{found[1]}"
         for path in tracked()
-        if re.match(r"src/clockwork_serve/serve/\w+/", path)
+        if (found := re.match(SERVER + r"serve/(\w+)/", path))
     }
 
-    assert folders | {"clockwork_serve.serve"} <= layered
+    assert (
+        folders | {"clockwork_serve", "clockwork_serve.serve", "clockwork_client", "clockwork_lab"} <= layered
+    )
 
 
 def test_every_package_of_tests_has_its_package() -> None:
-    packages = {path.split("/")[2] for path in tracked() if re.match(r"src/clockwork_serve/\w+/", path)}
-    apart = {"benchmarks", "end_to_end", "docs", "fuzz", "golden", "examples"}
+    packages = {found[1] for path in tracked() if (found := re.match(SERVER + r"(\w+)/", path))}
+    packages |= {"client", "lab"}
+    apart = {"benchmarks", "distributions", "end_to_end", "docs", "fuzz", "golden", "examples"}
     tested = {path.split("/")[1] for path in tracked() if re.match(r"tests/\w+/", path)}
 
     assert tested - packages - apart == set()

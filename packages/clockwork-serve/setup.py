@@ -1,6 +1,7 @@
 """Builds the package; with ``CLOCKWORK_MYPYC=1`` the brains and the simulator's loop are compiled by mypyc.
 
-Decides nothing. Records (``msgspec.Struct``) cannot be compiled, so a module that defines one stays as it is.
+Decides nothing. Records (``msgspec.Struct``) cannot be compiled, so a module that defines one stays as it is;
+so does the protocol of policies, of which other packages' interpreted classes must be instances.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from pathlib import Path
 
 from setuptools import setup
 
-SOURCE = Path("packages/clockwork-serve/src/clockwork_serve")
+SOURCE = Path("src/clockwork_serve")
+
+PROTOCOL = SOURCE / "controller" / "policies" / "base.py"
 
 LOOP = ("checks", "faults", "host", "simulation", "tally")
 """Modules of the simulator that every simulated request passes through."""
@@ -21,7 +24,9 @@ def hot() -> list[str]:
     files = [*SOURCE.glob("controller/**/*.py"), *SOURCE.glob("worker/**/*.py")]
     files += [SOURCE / "sim" / f"{name}.py" for name in LOOP]
     return sorted(
-        str(path) for path in files if path.name != "__init__.py" and "(Struct" not in path.read_text()
+        str(path)
+        for path in files
+        if path.name != "__init__.py" and path != PROTOCOL and "(Struct" not in path.read_text()
     )
 
 
@@ -35,4 +40,5 @@ def main() -> None:
     setup(ext_modules=mypycify(["--strict", *hot()], opt_level="3", group_name="clockwork_brains"))
 
 
-main()
+if __name__ == "__main__":  # as setuptools runs it
+    main()

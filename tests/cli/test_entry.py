@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from clockwork_serve import __version__
@@ -30,9 +32,63 @@ print("heavy:", [name for name in {HEAVY} if name in sys.modules])
 
 
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in clockwork.commands:
+    for name in clockwork.list_commands(click.Context(clockwork)):
         assert run([name, "--help"]) == 0
         assert "Usage: clockwork" in capsys.readouterr().out
+
+
+WITHOUT_ENTRY_POINTS = """
+import importlib.metadata, sys
+importlib.metadata.entry_points = lambda **_: ()
+from clockwork_serve.cli.entry import run
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [(["demo", "--seconds", "5"], "demo"), (["bench", "--help"], "lab"), (["reproduce", "fig5"], "figures")],
+)
+def test_where_the_laboratory_is_not_installed_its_commands_say_what_to_install(
+    arguments: list[str], extra: str
+) -> None:
+    command = [sys.executable, "-c", WITHOUT_ENTRY_POINTS]
+    ended = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+    helped = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+
+    assert ended.returncode == 2
+    assert ended.stderr.endswith(f"pip install 'clockwork-serve[{extra}]'\n")
+    assert ended.stderr.startswith(f"error: {arguments[0]}: expected clockwork-lab")
+    assert f"Not installed: pip install 'clockwork-serve[{extra}]'." in " ".join(helped.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("raise OSError('no disk')", "found OSError: no disk; install other-package again"),
+        ("hello = 7", "expected 'other:hello' to be a click.Command; found 7"),
+    ],
+)
+def test_a_command_of_another_package_that_is_broken_breaks_nothing_else(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    (tmp_path / "other.py").write_text(text)
+    metadata = tmp_path / "other_package-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: other-package\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text("[clockwork_serve.commands]\nhello = other:hello\n")
+    command = [sys.executable, "-m", "clockwork_serve"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(tmp_path), *sys.path))}
+
+    helped, given = (
+        subprocess.run([*command, word], env=environment, capture_output=True, text=True, check=False)
+        for word in ("--help", "hello")
+    )
+
+    assert helped.returncode == 0
+    assert "hello      Cannot be loaded." in helped.stdout
+    assert given.returncode == 2
+    assert said in given.stderr
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

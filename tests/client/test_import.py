@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-import clockwork_serve
 import clockwork_client as client
+import clockwork_serve
+import clockwork_serve.client as old
 
 
 def fresh(code: str) -> str:
@@ -31,7 +32,19 @@ def test_the_client_does_not_import_the_server():
         f"import sys; from clockwork_serve import Client; print([m for m in {heavy!r} if m in sys.modules])"
     )
 
-    assert fresh(code) == "['ssl']"  # asyncio's own
+    assert fresh(code) == "[]"  # ssl is imported for an address that asks for it
+
+
+def test_the_client_is_a_package_of_its_own_and_the_servers_names_are_its():
+    code = (
+        "import sys; from clockwork_client import AsyncClient, Client; Client('127.0.0.1:1').close(); "
+        "print([m for m in sys.modules if m.startswith('clockwork_serve')])"
+    )
+
+    assert fresh(code) == "[]"
+    assert {name: getattr(old, name) for name in old.__all__} == {
+        name: getattr(client, name) for name in client.__all__
+    }
 
 
 @pytest.mark.parametrize("name", sorted(set(clockwork_serve.__all__) - {"__version__"}))

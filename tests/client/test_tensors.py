@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from clockwork_client import Failed, Invalid
-from clockwork_client.tensors import COPIED_BYTES, decode, encode
+from clockwork_client.tensors import COPIED_BYTES, DTYPES, decode, encode
 from clockwork_serve.messages import DATATYPES
-from clockwork_serve.oip.model import DTYPES
 
 ARRAYS = {
     datatype: np.array([[0, 1, 1], [1, 0, 1]]).astype(dtype)

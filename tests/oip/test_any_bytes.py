@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clockwork_client.datatypes import decode_strings, encode_strings
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import DATATYPES
 from clockwork_serve.oip import Served, decompress, grpc_infer, parse_infer, requested_slo_ns
-from clockwork_serve.oip.model import check_strings, decode_strings, encode_strings
+from clockwork_serve.oip.model import check_strings
 from clockwork_serve.oip.protobuf import ModelInferRequest
 from tests.oip.models import served, spec
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from clockwork_client import calls
+from clockwork_client.errors import Invalid, ServingError
+from clockwork_client.wire import Address, Malformed, Response, ResponseReader
 from clockwork_lab.bench import address as bench_address
 from clockwork_lab.bench.connection import Connection
 from clockwork_lab.bench.messages import Message, Undecodable, decode
 from clockwork_lab.bench.records import Ends
 from clockwork_lab.bench.wire_grpc import GrpcConnection, PreparedCalls
 from clockwork_lab.bench.wire_http import HttpConnection, Prepared
-from clockwork_client import calls
-from clockwork_client.errors import Invalid, ServingError
-from clockwork_client.wire import Address, Malformed, Response, ResponseReader
 from clockwork_serve.errors import ClockworkError
 from tests.fuzz import mutators
 from tests.fuzz.engine import Target

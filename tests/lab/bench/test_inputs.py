@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clockwork_client.datatypes import decode_strings
+from clockwork_client.tensors import DTYPES
 from clockwork_lab.bench.inputs import Data, TensorInfo, read_shapes
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.oip.model import DTYPES, decode_strings
 
 X = TensorInfo("x", "FP32", (-1, 4))
 WORDS = TensorInfo("words", "BYTES", (2,))

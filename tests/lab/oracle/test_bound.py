@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clockwork_serve.sim.constants import Cluster, Network
 from clockwork_lab.oracle.bound import ModelCosts, OracleBound, closed_loop_limit_rps, upper_bound
 from clockwork_lab.oracle.costs import Costs, range_best
+from clockwork_serve.sim.constants import Cluster, Network
 from clockwork_serve.units import NS_PER_MS, ms
 from clockwork_serve.workload.stream import Arrivals
 from clockwork_serve.workload.zoo import Zoo

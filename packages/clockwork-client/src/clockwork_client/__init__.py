@@ -2,34 +2,67 @@
 
 :class:`Client` blocks, :class:`AsyncClient` awaits. Both are thin: what is sent, what an answer means and how
 long to wait is decided by parts that open no socket and read no clock.
+
+Names are imported when they are used: the server's processes import :mod:`clockwork_client.datatypes` and
+:mod:`clockwork_client.errors`, and need nothing else that is here.
 """
 
 from __future__ import annotations
 
-from clockwork_client.asynchronous import AsyncClient
-from clockwork_client.blocking import Client
-from clockwork_client.calls import (
-    ModelMetadata,
-    ModelState,
-    ModelStatistics,
-    Result,
-    ServerMetadata,
-    Tally,
-    TensorMetadata,
-)
-from clockwork_client.errors import (
-    Denied,
-    Disconnected,
-    Expired,
-    Failed,
-    Invalid,
-    NotServing,
-    Rejected,
-    ServingError,
-)
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from clockwork_client.asynchronous import AsyncClient
+    from clockwork_client.blocking import Client
+    from clockwork_client.calls import (
+        ModelMetadata,
+        ModelState,
+        ModelStatistics,
+        Result,
+        ServerMetadata,
+        Tally,
+        TensorMetadata,
+    )
+    from clockwork_client.errors import (
+        Denied,
+        Disconnected,
+        Expired,
+        Failed,
+        Invalid,
+        NotServing,
+        Rejected,
+        ServingError,
+    )
+
+__version__ = "0.2.0"
+
+DOCS: Final = "https://clockwork-serve.example/docs"
+"""Where the pages are that help and messages name: ``Documentation`` of all three distributions."""
 
 __all__ = [
     "AsyncClient", "Client", "Denied", "Disconnected", "Expired", "Failed", "Invalid", "ModelMetadata",
     "ModelState", "ModelStatistics", "NotServing", "Rejected", "Result", "ServerMetadata", "ServingError",
     "Tally", "TensorMetadata",
 ]  # fmt: skip
+
+_MODULE_OF: Final = {
+    "AsyncClient": "asynchronous", "Client": "blocking",
+    "ModelMetadata": "calls", "ModelState": "calls", "ModelStatistics": "calls", "Result": "calls",
+    "ServerMetadata": "calls", "Tally": "calls", "TensorMetadata": "calls",
+    "Denied": "errors", "Disconnected": "errors", "Expired": "errors", "Failed": "errors",
+    "Invalid": "errors", "NotServing": "errors", "Rejected": "errors", "ServingError": "errors",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    found = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

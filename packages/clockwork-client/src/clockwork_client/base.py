@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from clockwork_serve import __version__
-from clockwork_client import calls
+from clockwork_client import __version__, calls
 from clockwork_client.calls import Call, Inputs, ModelMetadata, Patience, T, check_seconds
+from clockwork_client.datatypes import Buffer
 from clockwork_client.errors import Disconnected, Expired, Invalid, NotServing, ServingError
 from clockwork_client.wire import Address, Malformed
-from clockwork_serve.oip.model import Buffer
 
 if TYPE_CHECKING:
     import ssl
@@ -44,7 +43,7 @@ class ClientBase:
             raise Invalid(f"parameter 'grace_s': expected seconds, 0 or more, found {grace_s!r}")
         if connections < 1:
             raise Invalid(f"parameter 'connections': expected 1 or more, found {connections!r}")
-        self._address = Address.of(url, api_key, f"clockwork-serve/{__version__}")
+        self._address = Address.of(url, api_key, f"clockwork-client/{__version__}")
         if self._address.tls and tls is None:
             import ssl
 

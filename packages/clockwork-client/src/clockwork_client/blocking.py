@@ -24,10 +24,10 @@ from clockwork_client.calls import (
     ServerMetadata,
     T,
 )
+from clockwork_client.datatypes import Buffer, Parameter
 from clockwork_client.errors import Disconnected, Expired, NotServing, ServingError
 from clockwork_client.pool import Pool
 from clockwork_client.wire import Address, Response, ResponseReader
-from clockwork_serve.oip.model import Buffer, Parameter
 
 if TYPE_CHECKING:
     import ssl

@@ -13,12 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from clockwork_client.datatypes import SLO_MAX_MS, Buffer, Parameter
 from clockwork_client.errors import Expired, Failed, Invalid, ServingError, error_class
 from clockwork_client.tensors import decode, encode
 from clockwork_client.wire import Response
-from clockwork_serve.oip.model import Buffer, Parameter
-from clockwork_serve.oip.slo import SLO_MAX_NS
-from clockwork_serve.units import NS_PER_MS
 
 # ------------------------------------------------------------
 # What calls bring back: plain records. Fields that a server adds later are left out, not refused.
@@ -402,9 +400,6 @@ def _read_result(response: Response) -> Result:
 # An attempt's deadline is the caller's SLO from its start; what is left of it when the request is sent is
 # what the server is told. The client itself waits a little longer, so that the server can still say how it
 # ended.
-
-
-SLO_MAX_MS: Final = SLO_MAX_NS / NS_PER_MS
 
 
 class Patience:

@@ -17,14 +17,25 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from clockwork_serve.errors import ClockworkError
-
 _NAMED: Final = (
     re.compile(r"\b(input|output|parameter|header) '([^']*)'"),
     re.compile(r"\bmissing required (input)\(s\) \['([^']*)'"),
     re.compile(r"\b(model):? '([^']*)'"),
 )
 """How the server's messages name what is wrong; the most telling first."""
+
+
+def encodable(text: str) -> str:
+    """The same text, lone surrogates as escapes: it can be written as UTF-8, whatever it was made of."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+class ClockworkError(Exception):
+    """The base of all errors raised on purpose. Its text can always be encoded."""
+
+    def __str__(self) -> str:
+        """The message."""
+        return encodable(super().__str__())
 
 
 class ServingError(ClockworkError):

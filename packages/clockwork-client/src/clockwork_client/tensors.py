@@ -15,11 +15,20 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from clockwork_client.datatypes import Buffer, decode_strings, encode_strings
 from clockwork_client.errors import Failed, Invalid
-from clockwork_serve.oip.model import DTYPES, Buffer, decode_strings, encode_strings
-from clockwork_serve.units import KIB
 
-COPIED_BYTES: Final = 64 * KIB
+DTYPES: Final[dict[str, np.dtype[Any]]] = {
+    name: np.dtype(kind)
+    for name, kind in {
+        "BOOL": "?", "UINT8": "u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
+        "INT8": "i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8",
+        "FP16": "<f2", "BF16": "<u2", "FP32": "<f4", "FP64": "<f8",
+    }.items()
+}  # fmt: skip
+"""All element types of one size; BF16 as its 16 bits."""
+
+COPIED_BYTES: Final = 64 * 1024
 """Up to this much, a copy is cheaper than a view."""
 
 _BY_DTYPE: Final = {

@@ -10,14 +10,13 @@ from urllib.parse import urlsplit
 import httptools
 import numpy as np
 
+from clockwork_client.datatypes import Buffer
 from clockwork_client.errors import Invalid
-from clockwork_serve.oip.model import Buffer
-from clockwork_serve.units import KIB
 
-READ_BYTES: Final = 64 * KIB
+READ_BYTES: Final = 64 * 1024
 DIRECT_BYTES: Final = READ_BYTES
 """Bodies above this are received where they stay."""
-JOIN_BYTES: Final = 64 * KIB
+JOIN_BYTES: Final = 64 * 1024
 """Requests up to this are copied together, which is cheaper than several buffers in one write."""
 
 _PORTS: Final = {"http": 80, "https": 443}

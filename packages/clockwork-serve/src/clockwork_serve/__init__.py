@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         ServingError,
     )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # ONNX Runtime reports its use over the network, from a thread of its own. It reads this when it is imported,
 # so it is said before anything of ours can do that; its disable_telemetry_events() comes too late.

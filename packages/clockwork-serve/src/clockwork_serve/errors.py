@@ -22,6 +22,13 @@ from __future__ import annotations
 
 from typing import Final
 
+from clockwork_client.errors import ClockworkError, encodable
+
+__all__ = [
+    "ClockworkError", "ConfigError", "DamageError", "DeviceError", "DeviceGone", "InvalidRequest",
+    "ModelError", "RepositoryError", "TransportError", "described", "encodable", "printable",
+]  # fmt: skip
+
 TEXT_MAX: Final = 1000
 """Characters of foreign text in a message: it goes through logs, answers and headers."""
 _NAME_OF: Final = type.__dict__["__name__"].__get__
@@ -41,11 +48,6 @@ def printable(text: str, most: int = TEXT_MAX) -> str:
     return text if whole else text[: most - 3] + "..."
 
 
-def encodable(text: str) -> str:
-    """The same text, lone surrogates as escapes: it can be written as UTF-8, whatever it was made of."""
-    return text.encode(errors="backslashreplace").decode()
-
-
 def described(error: BaseException, most: int = TEXT_MAX) -> str:
     """A foreign exception in one printable line, as a traceback ends.
 
@@ -59,14 +61,6 @@ def described(error: BaseException, most: int = TEXT_MAX) -> str:
     name: str = _NAME_OF(type(error))
     text = " ".join(text.split())
     return printable(f"{name}: {text}" if text else name, most)
-
-
-class ClockworkError(Exception):
-    """The base of all errors raised on purpose. Its text can always be encoded."""
-
-    def __str__(self) -> str:
-        """The message."""
-        return encodable(super().__str__())
 
 
 class ConfigError(ClockworkError):

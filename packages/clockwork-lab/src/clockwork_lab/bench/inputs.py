@@ -10,8 +10,9 @@ from typing import Any, Final
 import numpy as np
 from msgspec import Struct
 
+from clockwork_client.datatypes import encode_strings
+from clockwork_client.tensors import DTYPES
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.oip.model import DTYPES, encode_strings
 
 Shape = tuple[int, ...]
 WORD_BYTES: Final = 8

@@ -13,10 +13,10 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from clockwork_serve import __version__
 from clockwork_lab.bench.job import Said
 from clockwork_lab.bench.plan import Plan
 from clockwork_lab.bench.records import ANSWERED, OPEN, Kind, Records, Table
+from clockwork_serve import __version__
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 from clockwork_serve.workload.tables import NO_SLO_MS, LoadTable
 

@@ -42,11 +42,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from msgspec import Struct
 
-from clockwork_serve.sim.constants import Network, Noise, read_constants
 from clockwork_lab.oracle.costs import Costs, LanePrices, ModelCosts, OracleRequests
 from clockwork_lab.oracle.exact import FEW, Search
 from clockwork_lab.oracle.online import Online
 from clockwork_lab.oracle.prices import Market, with_foresight, without_foresight
+from clockwork_serve.sim.constants import Network, Noise, read_constants
 from clockwork_serve.units import NS_PER_S, NS_PER_US
 from clockwork_serve.workload.zoo import ZooModel
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from clockwork_lab.oracle.bound import closed_loop_limit_rps
 from clockwork_lab.reproduce.dominance import dominance_claims
 from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, points
 from clockwork_lab.reproduce.paper_curves import curve, value
 from clockwork_lab.reproduce.players import GOAL_CAP, Player, players, soloists
 from clockwork_lab.reproduce.run import Run
 from clockwork_serve.sim import Tally
-from clockwork_lab.oracle.bound import closed_loop_limit_rps
 from clockwork_serve.sim.tally import DurationHistogram
 from clockwork_serve.units import ms, to_ms
 from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario

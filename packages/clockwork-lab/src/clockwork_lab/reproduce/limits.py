@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
+from clockwork_lab.oracle.bound import OracleBound, model_costs, upper_bound
 from clockwork_lab.reproduce.run import Run
 from clockwork_serve.sim import Cluster
-from clockwork_lab.oracle.bound import OracleBound, model_costs, upper_bound
 from clockwork_serve.units import NS_PER_S
 from clockwork_serve.workload.scenario import Scenario
 from clockwork_serve.workload.stream import Arrivals, build

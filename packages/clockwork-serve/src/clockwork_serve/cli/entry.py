@@ -10,31 +10,103 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from clockwork_serve import __version__
-from clockwork_lab.cli.bench import bench
 from clockwork_serve.cli.compile import compile_
-from clockwork_lab.cli.demo import demo
 from clockwork_serve.cli.gateway import gateway
 from clockwork_serve.cli.key import key
 from clockwork_serve.cli.models import models
 from clockwork_serve.cli.profile import profile
-from clockwork_lab.cli.reproduce import reproduce
 from clockwork_serve.cli.screen import note
 from clockwork_serve.cli.serve import serve
 from clockwork_serve.cli.simulate import simulate
 from clockwork_serve.cli.validate import validate
 from clockwork_serve.cli.worker import worker
-from clockwork_serve.errors import ClockworkError, ConfigError
+from clockwork_serve.errors import ClockworkError, ConfigError, described
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 FAILED = 1
 MISUSED = 2
 INTERRUPTED = 130
+COMMAND_GROUP: Final = "clockwork_serve.commands"
+"""Entry points of this group are commands of other packages: ``name = "module:command"``."""
+LABORATORY: Final = {
+    "demo": "clockwork-serve[demo]", "bench": "clockwork-serve[lab]", "reproduce": "clockwork-serve[figures]",
+}  # fmt: skip
+"""The commands of clockwork-lab, and what to install to have each with all that it needs."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class Commands(click.Group):
+    """Our commands, and those of other packages: entry points, which are looked for when one is asked for.
+
+    Where ``clockwork-lab`` is not installed, its commands say so.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Ours and those of other packages, by name."""
+        return sorted({*self.commands, *LABORATORY, *_installed()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A command of ours, else of another package; None if there is none."""
+        found = self.commands.get(cmd_name)
+        if found is None and (entry := _installed().get(cmd_name)) is not None:
+            return _loaded(entry)
+        return _missing(cmd_name, LABORATORY[cmd_name]) if found is None and cmd_name in LABORATORY else found
+
+
+@cache
+def _installed() -> dict[str, EntryPoint]:
+    from importlib.metadata import entry_points
+
+    return {entry.name: entry for entry in entry_points(group=COMMAND_GROUP)}
+
+
+def _loaded(entry: EntryPoint) -> click.Command:
+    """A command of another package; one that cannot be imported says so when it is given, not before."""
+    try:
+        found = entry.load()
+    except Exception as error:  # noqa: BLE001 - other packages fail as they like, and help must be shown
+        package = entry.dist.name if entry.dist else "its package"
+        return _failing(
+            entry.name,
+            f"{entry.name}: expected {entry.value!r} of {package} to be there to import; found "
+            f"{described(error)}; install {package} again",
+        )
+    if not isinstance(found, click.Command):
+        return _failing(
+            entry.name, f"{entry.name}: expected {entry.value!r} to be a click.Command; found {found!r}"
+        )
+    return found
+
+
+def _missing(name: str, what: str) -> click.Command:
+    return _failing(
+        name,
+        f"{name}: expected clockwork-lab, which has this command, to be installed; found none; "
+        f"pip install '{what}'",
+        f"Not installed: pip install '{what}'.",
+    )
+
+
+def _failing(name: str, message: str, short_help: str = "Cannot be loaded.") -> click.Command:
+    """A command that takes anything and ends with a message."""
+
+    def complain(words: tuple[str, ...]) -> None:
+        raise ConfigError(message)
+
+    return click.Command(
+        name, callback=complain, params=[click.Argument(["words"], nargs=-1)], short_help=short_help,
+        add_help_option=False, context_settings={"ignore_unknown_options": True},
+    )  # fmt: skip
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="clockwork", message="%(prog)s %(version)s")
 def clockwork() -> None:
     """Serve thousands of models on a few devices: every request in time, or refused at once.
@@ -44,7 +116,7 @@ def clockwork() -> None:
 
 
 for _command in (
-    serve, worker, gateway, validate, compile_, profile, models, key, demo, simulate, bench, reproduce,
+    serve, worker, gateway, validate, compile_, profile, models, key, simulate,
 ):  # fmt: skip
     clockwork.add_command(_command)
 

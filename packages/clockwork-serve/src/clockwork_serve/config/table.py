@@ -78,6 +78,16 @@ def one_of(*choices: str) -> Read[str]:
     return read
 
 
+def policy(value: object) -> str:
+    """The name of a scheduling policy, of this package's or of an installed one's."""
+    from clockwork_serve.controller.config import is_policy, known_policies
+
+    if isinstance(value, str) and is_policy(value):
+        return value
+    known = known_policies()
+    raise Unfit(f"one of {known}", did_you_mean(str(value), known.split(", ")))
+
+
 def integer(least: int, most: int, what: str = "a whole number") -> Read[int]:
     """A reader of whole numbers in ``least..most``."""
     expected = f"{what} from {least} to {most}"
@@ -345,7 +355,7 @@ SETTINGS = (
         "slo_ms", number(0, 3_600_000, above=True), None, "none",
         "deadline of requests that name none; none: 100 ms, or 5 times what the model takes if that is more",
     ),
-    Setting("policy", one_of("default", "paper"), "default", "default", "ours, or that of the paper"),
+    Setting("policy", policy, "default", "default", "ours (default), paper, or one that is installed"),
     Setting("reject", switch, True, "true", "refuse a request once no schedule can meet its deadline"),
     Setting("max_batch", integer(1, 1024), 16, "16", "most requests in one batch"),
     Setting("largest_batch", integer(1, 1024), 64, "64", "most that a model's max_batch_size may say"),

@@ -1,14 +1,43 @@
-"""The controller's settings; it takes nothing else from outside."""
+"""The controller's settings, and which policies they may name."""
 
 from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
 POLICIES = ("default", "paper")
-"""Names of the scheduling policies that ``ControllerConfig.policy`` may choose."""
+"""Names of this package's scheduling policies."""
+POLICY_GROUP: Final = "clockwork_serve.policies"
+"""Entry points of this group in other packages are policies, too: ``name = "module:factory"``."""
+
+
+@cache
+def installed_policies() -> dict[str, EntryPoint]:
+    """Policies of other packages by name; none replaces one of ours. Reads once what is installed.
+
+    It is asked when settings are read and when a controller is made, and only for a name that is not ours.
+    """
+    from importlib.metadata import entry_points
+
+    return {entry.name: entry for entry in entry_points(group=POLICY_GROUP) if entry.name not in POLICIES}
+
+
+def is_policy(name: str) -> bool:
+    """Whether ``ControllerConfig.policy`` may be that."""
+    return name in POLICIES or name in installed_policies()
+
+
+def known_policies() -> str:
+    """All policies, for messages."""
+    return ", ".join((*POLICIES, *installed_policies()))
 
 
 class ControllerConfig(Struct, frozen=True, kw_only=True):
@@ -63,7 +92,7 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
 
         A fixed buffer of 5 ms, a floor of look-ahead plus buffer, LOADs of any priority (their check compared
         a pointer), a window of 5 ms, 1 ms of assumed network, no rejection before the deadline less the
-        buffer, and INFERs chosen as ``schedulers.released`` tells.
+        buffer, and INFERs chosen as ``policies.released`` tells.
         """
         return ControllerConfig(
             policy="paper", reject_infeasible=False, slack_ns=5 * NS_PER_MS, floor_ns=10 * NS_PER_MS,
@@ -72,8 +101,11 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
         )  # fmt: skip
 
     def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
-            raise ConfigError(f"policy: expected one of {', '.join(POLICIES)}; found {self.policy!r}")
+        if not is_policy(self.policy):
+            raise ConfigError(
+                f"policy: expected one of {known_policies()}; found {self.policy!r}; install "
+                f"the package that has it (entry point group {POLICY_GROUP})"
+            )
         if self.released and self.policy != "paper":
             raise ConfigError(f"released: expected policy paper; found {self.policy!r}")
         if not 0 < self.estimate_quantile <= 1:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from clockwork_client.datatypes import DATATYPES
 from clockwork_serve.messages.actions import (
     Action,
     Call,
@@ -65,7 +66,6 @@ from clockwork_serve.messages.links import (
     WorkerSilent,
 )
 from clockwork_serve.messages.records import (
-    DATATYPES,
     Code,
     CodeFile,
     DeviceSpec,

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from clockwork_client.datatypes import DATATYPES
+
 # ------------------------------------------------------------
 # Records that describe what is served: codes, weights, models, profiles, devices; and for whom: quotas.
 #
 # *Code* is what is compiled once and shared by every model of one architecture; *weights* are one blob per
 # model. A *model* is what a client names: a version of a name, made of one code and one weights.
-
-
-DATATYPES: dict[str, int] = {
-    "BOOL": 1, "UINT8": 1, "UINT16": 2, "UINT32": 4, "UINT64": 8,
-    "INT8": 1, "INT16": 2, "INT32": 4, "INT64": 8,
-    "FP16": 2, "BF16": 2, "FP32": 4, "FP64": 8, "BYTES": 0,
-}  # fmt: skip
-"""Open Inference Protocol element types and their size in bytes (0: elements differ in size)."""
 
 
 class TensorSpec(Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ The classes of gRPC's messages are in :mod:`clockwork_serve.oip.protobuf`, its c
 
 from __future__ import annotations
 
+from clockwork_client.datatypes import Parameter
 from clockwork_serve.oip.compression import Coding, compress, decompress, wanted_coding
 from clockwork_serve.oip.http_infer import encode_infer, parse_infer
 from clockwork_serve.oip.model import (
@@ -15,7 +16,6 @@ from clockwork_serve.oip.model import (
     Known,
     OutputTensor,
     OutputWish,
-    Parameter,
     Served,
     missing,
     model_metadata,

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+from clockwork_client.datatypes import Buffer
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.oip.model import Buffer
 from clockwork_serve.oip.status import TooLarge, Unsupported
 from clockwork_serve.units import KIB, MIB
 

@@ -9,21 +9,19 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from clockwork_client.datatypes import Buffer, Parameter, encode_strings
+from clockwork_client.tensors import DTYPES
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import DATATYPES
 from clockwork_serve.oip.http_infer import any_shared, check_shape, classes_of, shared_and_sent, shared_wish
 from clockwork_serve.oip.model import (
     BINARY_ONLY,
-    DTYPES,
-    Buffer,
     InferCall,
     InputTensor,
     OutputTensor,
     OutputWish,
-    Parameter,
     Served,
     classify,
-    encode_strings,
 )
 from clockwork_serve.oip.protobuf import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 from clockwork_serve.oip.shared_memory import SharedRef, shared_ref

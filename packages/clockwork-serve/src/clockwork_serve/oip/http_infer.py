@@ -13,24 +13,21 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from clockwork_client.datatypes import Buffer, Parameter, decode_strings, encode_strings
+from clockwork_client.tensors import DTYPES
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import DATATYPES
 from clockwork_serve.oip.model import (
     BINARY_ONLY,
-    DTYPES,
     HEADER_BYTES_MAX,
     STRINGS_MAX,
-    Buffer,
     InferCall,
     InputTensor,
     Known,
     OutputTensor,
     OutputWish,
-    Parameter,
     Served,
     classify,
-    decode_strings,
-    encode_strings,
 )
 from clockwork_serve.oip.shared_memory import SharedRef, shared_ref
 from clockwork_serve.oip.status import TooLarge

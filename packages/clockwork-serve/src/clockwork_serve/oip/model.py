@@ -8,27 +8,24 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from msgspec import Struct
 
+from clockwork_client.datatypes import DATATYPES, Buffer, Parameter, encode_strings
+from clockwork_client.tensors import DTYPES
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.messages import DATATYPES, Code, Model, TensorSpec
+from clockwork_serve.messages import Code, Model, TensorSpec
 from clockwork_serve.oip.shared_memory import SharedRef
 from clockwork_serve.oip.status import TooLarge, Unsupported
 
 # ------------------------------------------------------------
 # An inference request and its answer as both protocols see them, without sockets and without a model.
 #
-# Tensor data is in *wire form*: little-endian, row-major, no padding; BOOL is one byte of 0 or 1; BYTES is,
-# for each element, a 4-byte little-endian length and that many bytes.
-
-
-Parameter = bool | int | float | str
-Buffer = bytes | bytearray | memoryview
+# Tensor data is in wire form, see clockwork_client.datatypes.
 
 
 class InputTensor(Struct):
@@ -196,18 +193,8 @@ def _plain(tensor: InputTensor) -> bool:
 
 
 # ------------------------------------------------------------
-# Element types of the protocol as numpy's, and strings in wire form; it knows no model.
+# What is particular about element types, whatever the model.
 
-
-DTYPES: Final[dict[str, np.dtype[Any]]] = {
-    name: np.dtype(kind)
-    for name, kind in {
-        "BOOL": "?", "UINT8": "u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
-        "INT8": "i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8",
-        "FP16": "<f2", "BF16": "<u2", "FP32": "<f4", "FP64": "<f8",
-    }.items()
-}  # fmt: skip
-"""All element types of one size; BF16 as its 16 bits."""
 
 BINARY_ONLY: Final = frozenset({"FP16", "BF16"})
 """Types that have no form but the binary one."""
@@ -216,21 +203,6 @@ STRINGS_MAX: Final = 1 << 14
 """Elements of one BYTES tensor: they are walked one by one, 0.16 us each, while all others wait."""
 
 _LENGTH: Final = struct.Struct("<I")
-
-
-def encode_strings(elements: Iterable[bytes]) -> bytes:
-    """BYTES elements in wire form."""
-    pack = _LENGTH.pack
-    return b"".join([part for element in elements for part in (pack(len(element)), element)])
-
-
-def decode_strings(data: Buffer) -> Iterator[bytes]:
-    """The elements of a BYTES tensor in wire form that was checked."""
-    view, at = memoryview(data), 0
-    while at < len(view):
-        start = at + _LENGTH.size
-        at = start + _LENGTH.unpack_from(view, at)[0]
-        yield bytes(view[start:at])
 
 
 def check_strings(name: str, data: Buffer, count: int) -> None:

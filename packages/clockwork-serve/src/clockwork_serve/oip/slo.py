@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from clockwork_client.datatypes import SLO_MAX_MS, Parameter
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.oip.model import Parameter
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
-SLO_MAX_NS: Final = 24 * 3600 * NS_PER_S
-"""Beyond a day a limit is a slip of units."""
+SLO_MAX_NS: Final = SLO_MAX_MS * NS_PER_MS
 FLOOR_NS: Final = 100 * NS_PER_MS
 PROFILE_FACTOR: Final = 5
 _GRPC_STEPS_MS: Final = ((1.002, 1), (10.02, 10), (100.2, 100), (1002.0, 1_000))

@@ -16,54 +16,51 @@ Where it finds what it weighs:
 
 ``belief.require(queue, batch)`` tells the rejecting layer that a queue is run at that batch size or more, so
 that it refuses what only a smaller one could save.
+
+A policy is any class with these methods. Another package brings one by an entry point of the group
+``clockwork_serve.policies``. It need not be a subclass of ours, and cannot where those are compiled by mypyc:
+a compiled class has no interpreted subclasses. For the same reason this module is not compiled: of a compiled
+protocol only compiled classes could be instances.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.devices import DeviceBelief, LaneTimer, Residency
 from clockwork_serve.controller.queues import Queue
 
 
-class Scheduler(ABC):
+@runtime_checkable
+class Scheduler(Protocol):
     """One policy. Calls between two ``schedule`` calls may come in any order and number."""
 
-    @abstractmethod
     def queued(self, queue: Queue) -> None:
         """A request joined this queue."""
 
-    @abstractmethod
     def loaded(self, residency: Residency) -> None:
         """Weights became ready: there is a strategy now for each queue of the model."""
 
-    @abstractmethod
     def exec_changed(self, device: DeviceBelief) -> None:
         """An INFER ended: the exec lane's belief changed, and weights are less in use."""
 
-    @abstractmethod
     def load_changed(self, device: DeviceBelief) -> None:
         """A LOAD or UNLOAD ended."""
 
-    @abstractmethod
     def device_changed(self, device: DeviceBelief) -> None:
         """A device came, or a code became ready there."""
 
-    @abstractmethod
     def device_lost(self, device: DeviceBelief) -> None:
         """A device is gone (``device.up`` is false); its weights and actions are forgotten already."""
 
-    @abstractmethod
     def schedule(self, now_ns: int) -> None:
         """Send every action that is due now; doing so again at once would send nothing."""
 
-    @abstractmethod
     def fired(self, timer: LaneTimer) -> None:
         """A timer that the policy set in ``belief.timers`` (``plan.exec_timer``, ``plan.load_timer``)."""
 
-    @abstractmethod
     def check(self) -> None:
         """Assert the policy's invariants."""
 

@@ -23,7 +23,6 @@ from clockwork_serve.controller.devices import (
 )
 from clockwork_serve.controller.estimates import LASTS_NS, doubt, forget_strays
 from clockwork_serve.controller.placement import Candidates, make_room
-from clockwork_serve.controller.policies.base import Scheduler
 from clockwork_serve.controller.queues import Queue, ServedModel
 from clockwork_serve.controller.timers import NEVER_NS
 
@@ -31,7 +30,7 @@ SURFACED_MAX: Final = 64
 """LOAD candidates looked at for one device in one decision."""
 
 
-class PaperScheduler(Scheduler):
+class PaperScheduler:
     """See the module."""
 
     def __init__(self, belief: Belief) -> None:

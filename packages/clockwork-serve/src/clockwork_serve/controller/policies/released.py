@@ -13,6 +13,11 @@ What it does otherwise than ``paper``, for INFERs:
 - Devices take turns, one action each.
 
 Where requests of one model have different SLOs, those due first go first; there it was those that came first.
+
+It is a subclass of ``PaperScheduler``, whose LOADs it makes as they are; so it is compiled with it and is
+here, not in the laboratory that compares policies. There it would have to repeat those LOADs, and its other
+habits are in the brain anyway (``config.released``: internal deadlines, floors of queues, what is rejected
+when).
 """
 
 from __future__ import annotations

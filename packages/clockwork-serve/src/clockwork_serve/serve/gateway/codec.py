@@ -14,9 +14,9 @@ from typing import Final
 
 import msgspec
 
+from clockwork_client.datatypes import Buffer
 from clockwork_serve.errors import ClockworkError, InvalidRequest
 from clockwork_serve.oip import InferCall, InputTensor, OutputTensor, OutputWish, TooLarge, Unsupported
-from clockwork_serve.oip.model import Buffer
 from clockwork_serve.serve.gateway.codec_process import (
     Job,
     Output,

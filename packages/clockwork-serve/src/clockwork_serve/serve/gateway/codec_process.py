@@ -19,10 +19,11 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
+from clockwork_client.datatypes import Buffer
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip import InferCall, OutputTensor, OutputWish, Parameter, SharedRef, parse_infer
 from clockwork_serve.oip.http_infer import to_json
-from clockwork_serve.oip.model import Buffer, classify
+from clockwork_serve.oip.model import classify
 from clockwork_serve.units import MIB
 
 LENGTHS: Final = struct.Struct("<QQ")

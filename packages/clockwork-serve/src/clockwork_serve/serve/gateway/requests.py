@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 import msgspec
 from msgspec import Struct
 
+from clockwork_client.datatypes import Buffer
 from clockwork_serve.errors import InvalidRequest, TransportError
 from clockwork_serve.messages import Answer, Outcome, Reason, Request, TensorRef, Tensors
 from clockwork_serve.oip import (
@@ -25,7 +26,6 @@ from clockwork_serve.oip import (
     status_of,
     status_of_error,
 )
-from clockwork_serve.oip.model import Buffer
 from clockwork_serve.serve.shm import HEADER_BYTES, Region, write_epoch
 from clockwork_serve.units import KIB, NS_PER_MS, NS_PER_S, TENSOR_ALIGN, align
 

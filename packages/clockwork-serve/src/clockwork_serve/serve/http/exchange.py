@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Final, Protocol
 
+from clockwork_client.datatypes import Buffer
 from clockwork_serve.errors import ClockworkError, InvalidRequest
 from clockwork_serve.messages import Outcome
 from clockwork_serve.oip import InferCall, Served, parse_infer
-from clockwork_serve.oip.model import Buffer
 from clockwork_serve.serve.gateway.access import Denied, KeyRing, Right
 from clockwork_serve.serve.gateway.codec import Heavy, is_heavy
 from clockwork_serve.serve.gateway.gateway import Gateway

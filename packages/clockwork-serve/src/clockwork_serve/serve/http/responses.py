@@ -12,9 +12,9 @@ from typing import Any, Final
 
 import msgspec
 
+from clockwork_client.datatypes import Buffer
 from clockwork_serve.messages import Outcome
 from clockwork_serve.oip import Coding, compress, encode_infer
-from clockwork_serve.oip.model import Buffer
 from clockwork_serve.serve.gateway.requests import Ending
 from clockwork_serve.units import KIB, MIB, NS_PER_MS
 

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from clockwork_client.datatypes import Buffer
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip import Coding, TooLarge, decompress, wanted_coding
-from clockwork_serve.oip.model import Buffer
 from clockwork_serve.serve.gateway.access import Door
 from clockwork_serve.serve.gateway.codec import INLINE_BYTES, Codec, CodecFailed, Crowded, Heavy
 from clockwork_serve.serve.gateway.gateway import Gateway
