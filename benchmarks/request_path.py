@@ -47,7 +47,7 @@ def _note():
     def hook(frame, event, _):
         if switch[0] and event == "call":
             code = frame.f_code
-            if "clockwork_serve" in code.co_filename:
+            if "/clockwork_" in code.co_filename:
                 os.write(out, f"{switch[0]}\\t{role}\\t{code.co_filename}\\t{code.co_qualname}\\n".encode())
     threading.setprofile(hook)
     sys.setprofile(hook)
@@ -105,7 +105,8 @@ def calls_of(folder: pathlib.Path) -> dict[str, dict[int, list[str]]]:
         for line in path.read_text().splitlines():
             number, role, file, name = line.split("\t")
             if role.partition("_")[0] in found:
-                short = file.rpartition("clockwork_serve/")[2]
+                ours, _, inside = file.rpartition("/clockwork_")
+                short = inside.removeprefix("serve/") if ours else file
                 found[role.partition("_")[0]][int(number)].append(f"{short}:{name}")
     return found
 

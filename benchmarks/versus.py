@@ -86,7 +86,7 @@ class Tree:
 
     def environment(self) -> dict[str, str]:
         """Such that children, too, import this tree's source before any that is installed."""
-        return {**os.environ, "PYTHONPATH": f"{self.path / 'src'}{os.pathsep}{self.path}"}
+        return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (*sources(self.path), self.path)))}
 
     def check(self) -> None:
         """That its source is what runs. Compiles it, lest the first round be slower. VersusError."""
@@ -98,7 +98,7 @@ class Tree:
                 f"{self.name}: expected {self.python} to import clockwork_serve from {self.path}, found "
                 f"{found or done.stderr.strip()[-500:]}; run this with the Python of the project's .venv"
             )
-        self._run("-m", "compileall", "-q", "src", "benchmarks")
+        self._run("-m", "compileall", "-q", *map(str, sources(self.path)), "benchmarks")
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -190,12 +190,21 @@ def working_tree(root: Path) -> Iterator[Path]:
         yield Path(name)
 
 
+def sources(tree: Path) -> list[Path]:
+    """The folders that a tree's packages are imported from, as it is now and as it was before 0.2."""
+    return [path for path in (*sorted(tree.glob("packages/*/src")), tree / "src") if path.is_dir()]
+
+
 def dependencies(tree: Path) -> tuple[list[str], list[str]]:
     """What a tree needs, and the versions that it is set up with."""
-    project = tomllib.loads((tree / "pyproject.toml").read_text()).get("project", {})
+    projects = [
+        tomllib.loads(path.read_text()).get("project", {})
+        for path in (tree / "pyproject.toml", *tree.glob("packages/*/pyproject.toml"))
+    ]
+    needed = {one for project in projects for one in project.get("dependencies", [])}
     constraints = tree / "constraints.txt"
     lines = constraints.read_text().splitlines() if constraints.exists() else []
-    return sorted(project.get("dependencies", [])), sorted(
+    return sorted(one for one in needed if not one.startswith("clockwork-")), sorted(
         line for line in map(str.strip, lines) if line and not line.startswith("#")
     )
 

@@ -185,7 +185,7 @@ def test_the_networks_are_the_published_ones() -> None:
 def start(tmp_path: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-u", "-m", "benchmarks.gpu", "--device", "torch-cpu", "--short"]
     files = ["--cache", "cache", "--json", "gpu.json", "--page", "gpu.md"]
-    paths = f"{ROOT}:{ROOT / 'src'}:{os.environ.get('PYTHONPATH', '')}"
+    paths = ":".join((*map(str, (ROOT, *ROOT.glob("packages/*/src"))), os.environ.get("PYTHONPATH", "")))
     return subprocess.Popen(
         [*command, *files, *more], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, "PYTHONPATH": paths},

@@ -104,6 +104,18 @@ def test_a_round_that_proves_nothing_is_repeated(root: Path, capsys: pytest.Capt
     assert len((root.parent / "ran").read_text()) == 2 + 9
 
 
+def test_a_revision_of_one_package_is_compared_with_a_workspace_of_three(root: Path) -> None:
+    package = root / "packages" / "clockwork-serve"
+    package.mkdir(parents=True)
+    (root / "src").rename(package / "src")
+    (root / "pyproject.toml").write_text("[tool.ruff]\n")
+    (package / "pyproject.toml").write_text(
+        '[project]\nname = "fake"\ndependencies = ["clockwork-client==2", "one>=1"]\n'
+    )
+
+    assert judge(root, "HEAD", asked(root)).verdict == "passed"
+
+
 def test_rounds_that_never_prove_anything_end(root: Path) -> None:
     outcome = judge(root, "HEAD", asked(root, invalid=",".join(map(str, range(99)))))
     assert outcome.verdict == "invalid"

@@ -71,8 +71,10 @@ def test_the_journal_of_any_seed_replays_the_same(seed):
 
 @pytest.mark.parametrize("writer", ["as it is here", "without mypyc"])
 def test_another_process_and_another_build_wrote_it_and_it_replays_the_same(tmp_path, writer):
-    package = Path(clockwork_serve.__file__).parents[1] if writer == "as it is here" else ROOT / "src"
-    environment = {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{ROOT}", "PYTHONHASHSEED": "7"}
+    here = Path(clockwork_serve.__file__).parents[1]
+    sources = [here] if writer == "as it is here" else sorted(ROOT.glob("packages/*/src"))
+    path = os.pathsep.join(map(str, (*sources, ROOT)))
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "7"}
     command = [sys.executable, "-c", WRITE, str(tmp_path / "journal"), str(SEED)]
     subprocess.run(command, env=environment, check=True, cwd=tmp_path)
 

@@ -62,7 +62,8 @@ class Clockwork(Peer):
     def environment(self, setup: Setup) -> dict[str, str]:
         """Its own source, where it is not installed."""
         found = super().environment(setup)
-        return {**found, "PYTHONPATH": f"{Path(__file__).parents[3] / 'src'}:{found['PYTHONPATH']}"}
+        sources = sorted(map(str, Path(__file__).parents[3].glob("packages/*/src")))
+        return {**found, "PYTHONPATH": ":".join((*sources, found["PYTHONPATH"]))}
 
     def request(self, setup: Setup, x: Floats) -> Request:
         """Binary tensors over HTTP."""

@@ -140,7 +140,7 @@ def test_clients_that_hang_up_are_measured_on_a_real_server(tmp_path: Path) -> N
         "sys.exit(program.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "--out", str(tmp_path), "--only", "abandoned", "--repeats", "1"]
-    path = os.pathsep.join((str(ROOT), str(ROOT / "src")))
+    path = os.pathsep.join(map(str, (ROOT, *ROOT.glob("packages/*/src"))))
     process = subprocess.Popen(
         [*command, "--patience", "0"], cwd=ROOT, env={**os.environ, "PYTHONPATH": path},
         stdout=subprocess.PIPE, text=True,

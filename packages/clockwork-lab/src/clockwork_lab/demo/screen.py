@@ -16,6 +16,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from clockwork_client import DOCS
 from clockwork_lab.demo.report import DemoReport, ModelRow
 from clockwork_lab.demo.zoo import EXACT
 from clockwork_serve.units import MIB
@@ -110,7 +111,7 @@ def _lines(report: DemoReport) -> list[str]:
         ("answers", f"{checked} compared with plain sessions, worst relative error {errors}"),
         ("client", f"sent its requests up to {report.client_lag_p99_ms:.1f} ms late (p99)"),
         ("took", f"{report.duration_s:.0f} s without downloads"),
-        ("next", "clockwork serve examples/models; docs/demo.md; docs/metrics.md; ARCHITECTURE.md"),
+        ("next", f"clockwork serve REPO; {DOCS}/demo.md; {DOCS}/metrics.md"),
     )
     lines = ["", *(f"[dim]{name:<11}[/]{text}" for name, text in facts)]
     if report.busy > BUSY:
@@ -119,7 +120,7 @@ def _lines(report: DemoReport) -> list[str]:
             "that is in these numbers.[/]"
         )
     if report.offline:
-        lines.append("[yellow]These were the tiny models of examples/models: nothing could be fetched.[/]")
+        lines.append("[yellow]These were three tiny models: nothing could be fetched.[/]")
     return lines
 
 

@@ -33,7 +33,7 @@ def commit(folder: Path) -> str:
         return "unknown (not a checkout)"
     return (
         f"{found} with changes"
-        if _ask(git, folder, "status", "--porcelain", "-uno", "--", ":/src")
+        if _ask(git, folder, "status", "--porcelain", "-uno", "--", ":/packages")
         else found
     )
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from clockwork_client import DOCS
 from clockwork_serve.cli.options import json_flag, setting_options, settings_from
 from clockwork_serve.cli.screen import say, show_json_line
 
@@ -21,7 +22,7 @@ _HIDDEN = (
 )  # fmt: skip
 
 
-@click.command(epilog="How to set up several machines: docs/machines.md")
+@click.command(epilog=f"How to set up several machines: {DOCS}/machines.md")
 @setting_options(*_SHOWN, hidden=_HIDDEN)
 @json_flag
 def gateway(config: str | None, as_json: bool, **flags: Any) -> int:  # noqa: FBT001

@@ -7,13 +7,14 @@ import secrets
 
 import click
 
+from clockwork_client import DOCS
 from clockwork_serve.cli.screen import show_json
 
 _BYTES = 32
 _RIGHTS = ("infer", "metrics", "admin")
 
 
-@click.command(epilog="Who may do what: docs/operations.md")
+@click.command(epilog=f"Who may do what: {DOCS}/operations.md")
 @click.argument("name", metavar="NAME")
 @click.option(
     "--may", multiple=True, default=("infer",), show_default=True, type=click.Choice(_RIGHTS),

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from clockwork_client import DOCS
 from clockwork_serve.config import SETTINGS, Setting, Settings, read_settings, setting
 from clockwork_serve.config.table import switch
 
@@ -84,7 +85,8 @@ def settings_from(
         click.echo(f"warning: {warning}", err=True)
     if needs_repository and not settings.repository:
         raise click.UsageError(
-            "REPO: expected the folder of a model repository, found none; try examples/models.",
+            "REPO: expected the folder of a model repository, found none; what is in it: "
+            f"{DOCS}/model-repository.md.",
             click.get_current_context(silent=True),
         )
     return settings

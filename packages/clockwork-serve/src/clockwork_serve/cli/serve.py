@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clockwork_client import DOCS
 from clockwork_serve.cli.options import (
     all_but,
     json_flag,
@@ -31,7 +32,7 @@ _STAGES = {"compile": "compiling", "profile": "profiling", "start": "starting"}
 
 
 @click.command(
-    epilog="More settings, and their names in a file and in the environment: docs/configuration.md"
+    epilog=f"More settings, and their names in a file and in the environment: {DOCS}/configuration.md"
 )
 @repository_argument
 @setting_options(*_SHOWN, hidden=all_but(*_SHOWN, "controller", "machine_name"))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clockwork_client import DOCS
 from clockwork_serve.cli.interrupt import interruptible
 from clockwork_serve.cli.options import setting_options, settings_from
 from clockwork_serve.cli.replay import refuse_others, replay_journal
@@ -76,7 +77,9 @@ def simulate(  # noqa: PLR0913 - one parameter for each option
         _check_files(json_file, None, None)
         return replay_journal(replay, json_file, checks=checks)
     if scenario is None:
-        raise click.UsageError("SCENARIO: expected a file, found none; try examples/scenarios/mixed.toml.")
+        raise click.UsageError(
+            f"SCENARIO: expected a file, found none; how to write one: {DOCS}/workloads.md."
+        )
     from clockwork_serve.apps.simulate.question import ask
     from clockwork_serve.apps.simulate.report import report
     from clockwork_serve.config.records import controller_config

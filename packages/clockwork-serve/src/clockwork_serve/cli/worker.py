@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from clockwork_client import DOCS
 from clockwork_serve.cli.options import setting_options, settings_from
 
 _SHOWN = (
@@ -17,7 +18,7 @@ _HIDDEN = (
 )  # fmt: skip
 
 
-@click.command(epilog="How to set up several machines: docs/machines.md")
+@click.command(epilog=f"How to set up several machines: {DOCS}/machines.md")
 @setting_options(*_SHOWN, hidden=_HIDDEN)
 def worker(config: str | None, **flags: Any) -> int:
     """Join the server at --controller with this machine's devices, and serve until told to stop.
