@@ -247,6 +247,19 @@ def test_the_distributions_are_in_lockstep() -> None:
     assert len(licences) == 1
 
 
+def test_pages_that_messages_and_readmes_name_are_there() -> None:
+    link = re.compile(r"(?:\{DOCS\}|" + re.escape(DOCS) + r")/([\w/-]+\.\w+)")
+    named = {
+        page
+        for path in tracked()
+        if path.startswith("packages/")
+        for page in link.findall((ROOT / path).read_text(encoding="utf-8", errors="replace"))
+    }
+
+    assert len(named) > 8
+    assert {page for page in named if not (ROOT / "docs" / page).is_file()} == set()
+
+
 def test_every_folder_of_the_server_has_its_layers() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     layered = {name for one in contracts if one["type"] == "layers" for name in one.get("containers", ())}

@@ -37,8 +37,8 @@ def path(tmp_path: Path) -> str:
 def simulate(folder: Path, path: str, policy: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "clockwork_serve", "simulate", str(folder / "short.toml"), "--json", "-"]
     return subprocess.run(
-        [*command, "--checks", "--policy", policy], env=os.environ | {"PYTHONPATH": path}, capture_output=True,
-        text=True, timeout=100, check=False,
+        [*command, "--checks", "--policy", policy], env=os.environ | {"PYTHONPATH": path}, timeout=100,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
