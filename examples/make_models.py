@@ -1,4 +1,4 @@
-"""Writes ``examples/models``; run it after changing ``clockwork_serve/apps/demo/tiny.py``."""
+"""Writes ``examples/models``; run it after changing ``clockwork_lab/demo/tiny.py``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``clockwork demo``: real models, real inputs, one screen of results. The work is in ``apps.demo``."""
+"""``clockwork demo``: real models, real inputs, one screen of results. The work is in ``clockwork_lab.demo``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``clockwork reproduce``: the paper's figures, made again. The work is in ``apps.reproduce``."""
+"""``clockwork reproduce``: the paper's figures, made again. It is done in ``clockwork_lab.reproduce``."""
 
 from __future__ import annotations
 
