@@ -24,7 +24,10 @@ from benchmarks.report import Outcome, finish, parser, table
 
 SHARE: Final = 0.75
 OURS: Final = "ours"
+FALL_BACK: Final = "fall-back"
+FALL_BACK_SHARE: Final = 1.5
 BARE: Final = {"sync": "bare grpc.server, 8 threads", "aio": "bare grpc.aio"}
+NAMES: Final = {**BARE, OURS: "our gateway", FALL_BACK: "our gateway on grpc.aio"}
 CONNECTIONS: Final = 4
 WARM_UP_S: Final = 0.3
 
@@ -88,10 +91,11 @@ def measure(given: Any) -> dict[str, list[dict[str, float]]]:
         stack.callback(os.sched_setaffinity, 0, cores)
         os.sched_setaffinity(0, {client_core})
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        port = free_port()
         stack.enter_context(side("stand-in", client_core, folder, 0, given.bytes))
+        ours = {OURS: grpc_sides.GATEWAY} | ({FALL_BACK: grpc_sides.FALL_BACK} if given.fall_back else {})
         up = {name: stack.enter_context(side(name, server_core, folder, 0, given.bytes)) for name in BARE} | {
-            OURS: stack.enter_context(side("gateway", server_core, folder, port, given.bytes))
+            name: stack.enter_context(side(kind, server_core, folder, free_port(), given.bytes))
+            for name, kind in ours.items()
         }
         for _, at in up.values():
             wait_until_up(at, message)
@@ -111,7 +115,7 @@ def judge(found: dict[str, list[dict[str, float]]]) -> Outcome:
     }
     rows = [
         (
-            BARE.get(name, "our gateway"),
+            NAMES[name],
             f"{each['us']:.1f}",
             f"{1e6 / each['us']:,.0f}",
             f"{each['per_s']:,.0f}",
@@ -131,6 +135,15 @@ def judge(found: dict[str, list[dict[str, float]]]) -> Outcome:
         f"requests done, against the {BARE[most]}",
         asked=f">= {SHARE:.2f}x", found=f"{ratio:.2f}x", good=ratio >= SHARE,
     )  # fmt: skip
+    if FALL_BACK in middle:
+        for what, ratio in (
+            ("can do", middle[FALL_BACK]["us"] / middle[OURS]["us"]),
+            ("does", middle[OURS]["per_s"] / middle[FALL_BACK]["per_s"]),
+        ):
+            outcome.judge(
+                f"requests a core {what}, against {NAMES[FALL_BACK]}",
+                asked=f">= {FALL_BACK_SHARE:.2f}x", found=f"{ratio:.2f}x", good=ratio >= FALL_BACK_SHARE,
+            )  # fmt: skip
     failed = sum(shot["failed"] for shots in found.values() for shot in shots)
     outcome.judge("requests that failed", asked="0", found=f"{failed:.0f}", good=failed == 0)
     outcome.figures = {"median": middle, "shots": found}
@@ -143,6 +156,9 @@ def main() -> int:
     options.add_argument("--rounds", type=int, default=9)
     options.add_argument("--seconds", type=float, default=2.0, help="of each server in each round")
     options.add_argument("--in-flight", type=int, default=32, help="calls open at any time")
+    options.add_argument(
+        "--fall-back", action="store_true", help="ask our gateway on grpc.aio, too, and compare"
+    )
     options.add_argument("--bytes", type=int, default=1024, help="of a request's tensor and of its answer's")
     given = options.parse_args()
     if given.bytes * given.in_flight > ROOM_BYTES * CONNECTIONS:

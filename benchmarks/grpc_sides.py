@@ -20,11 +20,15 @@ import uvloop
 from benchmarks.stand_in import FLOAT_BYTES, MODEL, StandIn
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, ModelInferRequest, ModelInferResponse
 from clockwork_serve.serve.child import configure
+from clockwork_serve.serve.grpc.server import FALL_BACK_VARIABLE
 from clockwork_serve.serve.processes.gateway import GatewayConfig, serve
 from clockwork_serve.units import MIB, ms
 
 METHOD: Final = f"/{INFERENCE_SERVICE}/ModelInfer"
 THREADS: Final = 8
+GATEWAY: Final = "gateway"
+FALL_BACK: Final = "gateway-aio"
+"""The same with ``grpc.aio`` instead of grpcio's own core."""
 
 
 def request(tensor_bytes: int) -> bytes:
@@ -78,14 +82,14 @@ async def bare_aio() -> None:
     await asyncio.Event().wait()
 
 
-async def gateway(run_dir: str, port: int, output_bytes: int) -> None:
+async def gateway(name: str, run_dir: str, port: int, output_bytes: int) -> None:
     """A gateway at that port; it finds the stand-in in the folder."""
     region_bytes = max(256 * MIB, 256 * output_bytes)
     config = GatewayConfig(
-        run_dir=run_dir, name="gateway", http_port=0, grpc_port=port, metrics_port=None,
+        run_dir=run_dir, name=name, http_port=0, grpc_port=port, metrics_port=None,
         default_slo_ns=ms(60_000), region_bytes=region_bytes,
     )  # fmt: skip
-    configure("gateway", "warning", "text")
+    configure(name, "warning", "text")
     print(port, flush=True)
     await serve(config, asyncio.Event())
 
@@ -101,12 +105,15 @@ async def stand_in(run_dir: str, tensor_bytes: int) -> None:
 def main(side: str, core: str, run_dir: str, port: str, tensor_bytes: str) -> None:
     """Run one side on one core until it is killed."""
     os.sched_setaffinity(0, {int(core)})
+    if side == FALL_BACK:
+        os.environ[FALL_BACK_VARIABLE] = "1"
     if side == "sync":
         bare_sync()
     else:
         bodies: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             "aio": bare_aio,
-            "gateway": lambda: gateway(run_dir, int(port), int(tensor_bytes)),
+            GATEWAY: lambda: gateway(side, run_dir, int(port), int(tensor_bytes)),
+            FALL_BACK: lambda: gateway(side, run_dir, int(port), int(tensor_bytes)),
             "stand-in": lambda: stand_in(run_dir, int(tensor_bytes)),
         }
         uvloop.run(bodies[side]())

@@ -29,7 +29,7 @@ Code = grpc.StatusCode
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+def shared(tmp_path_factory: pytest.TempPathFactory, grpc_transport: str) -> Iterator[RunningGateway]:
     door = DoorConfig(limits=HttpLimits(json_bytes=JSON_BYTES, calls=CALLS, stream_s=SILENT_S))
     with running_gateway(tmp_path_factory.mktemp("gateway"), door=door, grpc_port=0) as found:
         yield found
@@ -126,6 +126,25 @@ def test_metadata_that_are_named_a_thousand_times_are_counted_each_time(
             part = client.recv(65536)
             assert part, found
             found += part
+
+
+def test_a_bomb_over_grpc_is_refused(gateway: RunningGateway) -> None:
+    options = [("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(gateway.grpc_url, options) as channel:
+        call = channel.unary_unary(f"/{INFERENCE_SERVICE}/ModelInfer")
+        with pytest.raises(grpc.RpcError) as caught:
+            call(bytes(16 * MIB), compression=grpc.Compression.Gzip, timeout=20)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "larger than max" in caught.value.details()
+
+
+def test_large_metadata_over_grpc_is_refused(gateway: RunningGateway) -> None:
+    with grpc.insecure_channel(gateway.grpc_url) as channel:
+        call = channel.unary_unary(f"/{INFERENCE_SERVICE}/ServerLive")
+        assert call(b"", metadata=(("a", "b" * 20_000),), timeout=20)
+        with pytest.raises(grpc.RpcError) as caught:
+            call(b"", metadata=(("a", "b" * 48_000),), timeout=20)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def test_nobody_has_more_open_calls_than_allowed_and_the_next_one_waits(channel: Any) -> None:

@@ -27,12 +27,22 @@ from tests.serve.http_requests import INFER, post
 from tests.serve.running_gateway import RunningGateway, running_gateway
 
 EACH = 12
-OURS = {"HttpConnection", "Exchange", "Head", "TCPTransport", "Call", "Task", "_Alone", "_Streamed"}
+OURS = {
+    "HttpConnection",
+    "Exchange",
+    "Head",
+    "TCPTransport",
+    "CoreCall",
+    "AioCall",
+    "Task",
+    "_Alone",
+    "_Streamed",
+}
 """Of each connection, request or call; what else ends in a test process is not of interest."""
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+def shared(tmp_path_factory: pytest.TempPathFactory, grpc_transport: str) -> Iterator[RunningGateway]:
     with running_gateway(tmp_path_factory.mktemp("gateway"), grpc_port=0) as found:
         attacked = served("m1", (spec("x", "FP32", 64),), (spec("y", "FP32", 64),))
         found.controller.catalogue.append(attacked)

@@ -40,7 +40,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory, files: Certificates) -> Iterator[RunningGateway]:
+def gateway(
+    tmp_path_factory: pytest.TempPathFactory, files: Certificates, grpc_transport: str
+) -> Iterator[RunningGateway]:
     door = files.door(limits=HttpLimits(header_s=1.0, connections=20))
     with running_gateway(tmp_path_factory.mktemp("gateway"), grpc_port=0, metrics_port=0, door=door) as found:
         yield found
@@ -48,7 +50,9 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, files: Certificates) -> It
 
 
 @pytest.fixture(scope="module")
-def mutual(tmp_path_factory: pytest.TempPathFactory, files: Certificates) -> Iterator[RunningGateway]:
+def mutual(
+    tmp_path_factory: pytest.TempPathFactory, files: Certificates, grpc_transport: str
+) -> Iterator[RunningGateway]:
     with running_gateway(
         tmp_path_factory.mktemp("gateway"), grpc_port=0, door=files.door(mutual=True)
     ) as found:
@@ -217,7 +221,7 @@ def test_the_last_words_of_a_refusal_arrive(gateway: RunningGateway, files: Cert
     assert found.endswith(b"raise the server's max_body\"}")
 
 
-def test_a_renewed_certificate_serves_from_the_next_handshake_on(tmp_path: Path) -> None:
+def test_a_renewed_certificate_serves_from_the_next_handshake_on(tmp_path: Path, grpc_transport: str) -> None:
     (old := tmp_path / "old").mkdir()
     (new := tmp_path / "new").mkdir()
     files, others = certificates(old), renewed_certificates(new)

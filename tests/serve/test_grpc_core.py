@@ -7,8 +7,8 @@ from typing import cast
 
 import pytest
 
-from clockwork_serve.serve.grpc.call import GrpcCall, Method, Silence
-from clockwork_serve.serve.grpc.core import AFTER_NS, GAP_NS, Core, Gaps
+from clockwork_serve.serve.grpc.call import AFTER_NS, GAP_NS, Gaps, GrpcCall, Method, Silence
+from clockwork_serve.serve.grpc.core import CoreCall, CoreTransport
 from clockwork_serve.units import NS_PER_S, ms
 
 
@@ -70,7 +70,7 @@ class FakeCore:
 
 def call_of(core: FakeCore) -> GrpcCall:
     method = Method("/t/m", bytes)
-    return GrpcCall(cast("Core", core), Event(), method, "", Silence())
+    return CoreCall(cast("CoreTransport", core), Event(), (method, ""), Silence())
 
 
 def test_a_message_of_a_stream_that_was_there_when_it_was_asked_for_waited_for_that() -> None:
@@ -92,7 +92,7 @@ def test_the_only_message_of_a_call_is_asked_for_at_once() -> None:
 
 def test_a_clients_own_deadline_counts_from_when_its_message_came() -> None:
     call = call_of(FakeCore())
-    call._deadline_s = time.time() + 10
+    call.deadline_s = time.time() + 10
     call.came(ms(100), ms(150))
     left_s = call.time_allowed(lambda: ms(150) + 5 * NS_PER_S)
     assert left_s is not None

@@ -1,4 +1,8 @@
-"""One call of gRPC as its server sees it: what came with it, how to answer, how long it was silent."""
+"""One gRPC call, whichever transport carries it, and what a transport must be. It knows no service.
+
+A transport (``core``, ``aio``) accepts calls, subclasses :class:`GrpcCall` for how its messages are read and
+sent, and reports what happens to it. All that is equal for transports is here.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,13 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Hashable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import grpc
-from grpc._cython import cygrpc
 
-from clockwork_serve.serve.grpc.core import CLOSED, ENDED, MESSAGE, SENT, Core, Operations
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 
 # ------------------------------------------------------------
@@ -55,28 +58,73 @@ class Silence(Generic[Speaker]):
 
 
 # ------------------------------------------------------------
-# One call of gRPC as its server sees it: what came with it, and how to answer. It knows no service.
+# When messages came, where no socket can be seen: by gaps in what comes round regularly.
+
+
+BEAT_S: Final = 0.005
+"""The thread comes round at least as often as that, if it can."""
+IDLE_BEAT_S: Final = 0.02
+IDLE_AFTER: Final = 40
+"""And as often as this after so many rounds without an event: else an idle thread takes 1.4 % of a core."""
+GAP_NS: Final = 10 * NS_PER_MS
+"""A longer time between two rounds: the process did not run, or somebody held Python's lock."""
+IDLE_GAP_NS: Final = 25 * NS_PER_MS
+"""The same where the thread comes round less often."""
+AFTER_NS: Final = (10 * NS_PER_MS, 50 * NS_PER_MS)
+"""For as long as a gap, but no shorter and no longer than these, what surfaces after it may have come in it:
+the core reads by then what waited in its sockets."""
+
+
+class Gaps:
+    """When the messages came that surface now: gRPC shows no sockets, but who takes them knows when it stood.
+
+    For one thread.
+    """
+
+    __slots__ = ("_since_ns", "_until_ns", "last_ns")
+
+    def __init__(self, now_ns: int) -> None:
+        self.last_ns = now_ns
+        """The last beat. One that comes no later than a gap after it may just be noted here."""
+        self._since_ns = self._until_ns = 0  # of the last gap: its start, and till when it counts
+
+    def beat(self, now_ns: int, limit_ns: int = GAP_NS) -> None:
+        """Who takes messages comes round; what is longer than ``limit_ns`` is a gap."""
+        gap_ns = now_ns - self.last_ns
+        if gap_ns > limit_ns:
+            # Two gaps with hardly anything between them are one.
+            self._since_ns = self._since_ns if self.last_ns < self._until_ns else self.last_ns
+            self._until_ns = now_ns + min(max(gap_ns, AFTER_NS[0]), AFTER_NS[1])
+        self.last_ns = now_ns
+
+    def arrival_ns(self, now_ns: int) -> int:
+        """When something came that surfaces now: in a gap, or just after one, when that began."""
+        return self._since_ns if now_ns < self._until_ns else now_ns
+
+
+# ------------------------------------------------------------
+# One call of gRPC as its server sees it: what came with it, and how to answer.
 
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 Failure = tuple[grpc.StatusCode, str, Metadata]
 AT_ONCE_NS: Final = 2 * NS_PER_MS
 """What surfaces so soon after it was asked for was there before."""
-_NO_DEADLINE_S: Final = 1e12
+NO_DEADLINE_S: Final = math.inf
 _DETAILS_MAX: Final = 2000
-_NO_FLAGS: Final = 0
-_OK: Final = 0
 _log = logging.getLogger(__name__)
+# It tells a traceback for each text of a client that is none, at no more than a client's wish.
+logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
 
 
 class Delivery(Protocol):
-    """What becomes of a reply. Both are called in whichever thread gives it to the core."""
+    """What becomes of a reply. Both are called in whichever thread gives it to gRPC."""
 
     def failed(self) -> Failure | None:
         """How the call ends instead of by its reply, if so."""
 
     def sent(self) -> None:
-        """It was given to the core, and has been sent."""
+        """It was given to gRPC, and has been sent."""
 
 
 class Aborted(Exception):
@@ -102,77 +150,51 @@ class Method:
     on_open: Callable[[GrpcCall], None] | None = None
 
 
-class GrpcCall:
+class GrpcCall(ABC):
     """For the loop's thread. It ends once; what is said to one that has ended or was cancelled goes nowhere.
 
     ``arrival_ns`` is when the latest message arrived. ``on_cancel`` is called if the client goes away or its
-    deadline passes. ``identity`` is what the server's gate made of the metadata.
+    deadline passes. ``identity`` is what the server's gate made of the metadata. A transport says how a
+    message is read and sent, and reports by :meth:`open`, :meth:`take`, :meth:`came` and :meth:`cancel`.
     """
 
     __slots__ = (
-        "_asked_ns", "_call", "_core", "_deadline_s", "_delivery", "_headed", "_received", "_reply", "_sent",
-        "_silence", "_surfaced_ns", "arrival_ns", "identity", "is_open", "metadata", "method", "on_cancel",
-        "task",
+        "_asked_ns", "_clock", "_silence", "_surfaced_ns", "arrival_ns", "deadline_s", "identity", "is_open",
+        "metadata", "method", "on_cancel", "task",
     )  # fmt: skip
 
     def __init__(
-        self, core: Core, event: Any, method: Method, identity: str, silence: Silence[GrpcCall]
-    ) -> None:
-        """Of an event of the core, in its thread."""
-        self.method = method
-        self.identity = identity
-        self.metadata: Metadata = event.invocation_metadata
+        self, admitted: Admitted, metadata: Metadata, deadline_s: float, silence: Silence[GrpcCall],
+        clock: Callable[[], int],
+    ) -> None:  # fmt: skip
+        """``deadline_s`` is the client's, in Unix time, or :data:`NO_DEADLINE_S`. In any thread."""
+        self.method, self.identity = admitted
+        self.metadata = metadata
+        self.deadline_s = deadline_s
         self.arrival_ns = 0
-        self._surfaced_ns = core.clock()  # it, or its last message
+        self._clock = clock
+        self._surfaced_ns = clock()  # it, or its last message
         self._asked_ns = 0  # when the next message was asked for, if that was not at once
+        self._silence = silence
         self.is_open = True
         self.on_cancel: Callable[[], object] | None = None
-        self._core = core
-        self._silence = silence
-        self._call = event.call
-        self._deadline_s: float = event.call_details.deadline
         self.task: asyncio.Task[None] | None = None  # what answers it, if that takes a task
-        self._delivery: Delivery | None = None
-        self._reply: tuple[bytes, Metadata] | None = None  # until the core has it
-        self._headed = False  # whether initial metadata were sent
-        self._received: asyncio.Future[Any] | None = None
-        self._sent: asyncio.Future[Any] | None = None
-
-    def begin(self) -> bool:
-        """Ask for what is to come, in the core's thread; whether the loop must hear of the call before."""
-        start = self._call.start_server_batch
-        start((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), (CLOSED, self))
-        if self.method.on_open is not None:
-            return True
-        self._silence.begin(self)
-        start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), (MESSAGE, self))
-        return False
 
     # What came with it
 
+    @abstractmethod
+    def peer(self) -> str:
+        """Who calls, as gRPC writes it."""
+
     def time_remaining(self) -> float | None:
         """Seconds until the client's deadline; None if it has none."""
-        return None if self._deadline_s > _NO_DEADLINE_S else max(self._deadline_s - time.time(), 0.0)
+        return None if self.deadline_s == NO_DEADLINE_S else max(self.deadline_s - time.time(), 0.0)
 
     def time_allowed(self, clock: Callable[[], int]) -> float | None:
         """The same of the latest message, from when it came: the client's deadline began with it."""
-        if self._deadline_s > _NO_DEADLINE_S:
+        if self.deadline_s == NO_DEADLINE_S:
             return None
-        return max(self._deadline_s - time.time() + (clock() - self._surfaced_ns) / NS_PER_S, 0.0)
-
-    def came(self, arrival_ns: int, now_ns: int) -> None:
-        """A message surfaces. In the core's thread.
-
-        One that was there as soon as it was asked for may have waited for that since the last one.
-        """
-        waited = self._asked_ns and now_ns - self._asked_ns < AT_ONCE_NS
-        self.arrival_ns = min(arrival_ns, self._surfaced_ns) if waited else arrival_ns
-        self._surfaced_ns = now_ns
-
-    def peer(self) -> str:
-        """Who calls, as gRPC writes it."""
-        found: bytes = self._call.peer()
-        return found.decode()
+        return max(self.deadline_s - time.time() + (clock() - self._surfaced_ns) / NS_PER_S, 0.0)
 
     def metadatum(self, key: str) -> str | None:
         """The first value under that key."""
@@ -183,23 +205,23 @@ class GrpcCall:
 
     # How it ends
 
-    def reply(self, message: bytes, trailers: Metadata | None = None) -> None:
+    def reply(self, message: bytes, trailers: Metadata = ()) -> None:
         """Send the only message, and end."""
         if self.is_open:
             self._close()
-            self._start(_replied(message, trailers), ENDED)
+            self._send_reply(message, trailers, None)
 
     def reply_unless(self, delivery: Delivery, message: bytes, trailers: Metadata) -> None:
-        """The same, unless its delivery ``failed`` when that is given to the core."""
+        """The same, unless its delivery ``failed`` when that is given to gRPC."""
         if self.is_open:
             self._close()
-            self._delivery = delivery
-            self._reply = (message, trailers)
-            self._start(self._late_batch, ENDED)
+            self._send_reply(message, trailers, delivery)
 
-    def fail(self, code: grpc.StatusCode, text: str, trailers: Metadata | None = None) -> None:
+    def fail(self, code: grpc.StatusCode, text: str, trailers: Metadata = ()) -> None:
         """End with an error."""
-        self._end(code.value[0], details(text), trailers)
+        if self.is_open:
+            self._close()
+            self._send_status(code, text, trailers)
 
     def cut(self, code: grpc.StatusCode, text: str) -> None:
         """End it whatever it does, and whoever answers it."""
@@ -210,7 +232,16 @@ class GrpcCall:
 
     def finish(self) -> None:
         """End after all messages were sent."""
-        self._end(_OK, b"", None)
+        self.fail(grpc.StatusCode.OK, "")
+
+    def fail_by_fault(self) -> None:
+        """End it, for our own code raised what is being handled now. Only the log tells more."""
+        _log.exception("answering a call failed", extra={"method": self.method.path})
+        self.fail(grpc.StatusCode.INTERNAL, "answering failed; see the server's log")
+
+    def answered(self, _: asyncio.Task[None]) -> None:
+        """Its task has ended, if it ever began. A cancelled one and its call must not hold each other."""
+        self.task = None
 
     # Several messages
 
@@ -218,54 +249,17 @@ class GrpcCall:
         """The next message, or None if there are no more. One caller at a time."""
         if not self.is_open:
             return None
-        self._received = asyncio.get_running_loop().create_future()
-        self._asked_ns = self._core.clock()
+        self._asked_ns = self._clock()
         self._silence.begin(self)
-        self._start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), MESSAGE)
-        found: bytes | None = await self._received
-        return found
+        message = await self._next_message()
+        self._silence.end(self)
+        return message
 
     async def send(self, message: bytes) -> None:
         """Send one, and wait until the client takes it. One caller at a time."""
-        if not self.is_open:
-            return
-        self._sent = asyncio.get_running_loop().create_future()
-        self._start((*self._head(), cygrpc.SendMessageOperation(message, _NO_FLAGS)), SENT)
-        await self._sent
-        self._silence.renew(self)
-
-    # What the core tells
-
-    def sent(self) -> None:
-        """Its end was sent, or cannot be. In the core's thread."""
-        delivery, self._delivery = self._delivery, None
-        if delivery is not None:
-            delivery.sent()
-
-    def on_event(self, kind: str, found: Any) -> None:
-        """Something happened. It raises nothing: one call that is stumbled over must not end all others."""
-        try:
-            if kind is MESSAGE:
-                self._take(found)
-            elif kind is CLOSED:
-                self._cancelled()
-            elif kind is SENT:
-                _settle(self._sent, None)
-            elif self.method.on_open is not None:
-                self.method.on_open(self)
-        except Aborted as aborted:
-            self.fail(aborted.code, aborted.text, aborted.trailers)
-        except Exception:  # noqa: BLE001 - see above
-            self.fail_by_fault()
-
-    def answered(self, _: asyncio.Task[None]) -> None:
-        """Its task has ended, if it ever began. A cancelled one and its call must not hold each other."""
-        self.task = None
-
-    def fail_by_fault(self) -> None:
-        """End it, for our own code raised what is being handled now. Only the log tells more."""
-        _log.exception("answering a call failed", extra={"method": self.method.path})
-        self.fail(grpc.StatusCode.INTERNAL, "answering failed; see the server's log")
+        if self.is_open:
+            await self._send_message(message)
+            self._silence.renew(self)
 
     def parsed(self, message: bytes) -> Any:
         """What the bytes say. Raises :class:`Aborted`."""
@@ -277,58 +271,75 @@ class GrpcCall:
             text = f"{self.method.path}: expected a message of its request's type, found other bytes"
             raise Aborted(grpc.StatusCode.INTERNAL, text) from None
 
-    def _take(self, message: bytes | None) -> None:
-        self._silence.end(self)
-        on_message = self.method.on_message
-        if on_message is None:
-            _settle(self._received, message)
-        elif not self.is_open:
-            pass  # cancelled meanwhile
-        elif message is not None:
-            on_message(self, self.parsed(message))
-        else:
-            # What the core refuses, as it is too large, ends in this way too, but has its status already.
-            raise Aborted(
-                grpc.StatusCode.UNIMPLEMENTED, f"{self.method.path}: expected one message, found none"
-            )
+    # What the transport reports. Nothing raises: one call that is stumbled over must not end all others.
 
-    def _cancelled(self) -> None:
+    def came(self, arrival_ns: int, now_ns: int) -> None:
+        """A message surfaces now, and came then at the latest. In the thread that sees it first.
+
+        One that was there as soon as it was asked for may have waited for that since the last one.
+        """
+        waited = self._asked_ns and now_ns - self._asked_ns < AT_ONCE_NS
+        self.arrival_ns = min(arrival_ns, self._surfaced_ns) if waited else arrival_ns
+        self._surfaced_ns = now_ns
+
+    def open(self) -> None:
+        """It began, and its method reads by itself."""
+        assert self.method.on_open is not None
+        try:
+            self.method.on_open(self)
+        except Exception:  # noqa: BLE001 - see above
+            self.fail_by_fault()
+
+    def take(self, message: bytes | None) -> None:
+        """Its only message, or None if there was none."""
+        self._silence.end(self)
+        if not self.is_open:
+            return  # cancelled meanwhile
+        if message is None:
+            # What is refused as too large ends in this way too, but has its status already.
+            text = f"{self.method.path}: expected one message, found none"
+            self.fail(grpc.StatusCode.UNIMPLEMENTED, text)
+            return
+        assert self.method.on_message is not None
+        try:
+            self.method.on_message(self, self.parsed(message))
+        except Aborted as aborted:
+            self.fail(aborted.code, aborted.text, aborted.trailers)
+        except Exception:  # noqa: BLE001 - see above
+            self.fail_by_fault()
+
+    def cancel(self) -> None:
+        """The client went away, or its deadline passed."""
         on_cancel = self.on_cancel
         self._close()
         if on_cancel is not None:
-            on_cancel()
+            try:
+                on_cancel()
+            except Exception:  # noqa: BLE001 - see above
+                self.fail_by_fault()
 
     def _close(self) -> None:
         self.is_open = False
         self.on_cancel = None
         self._silence.end(self)
 
-    def _end(self, code: int, details: bytes, trailers: Metadata | None) -> None:
-        if self.is_open:
-            self._close()
-            status = cygrpc.SendStatusFromServerOperation(trailers, code, details, _NO_FLAGS)
-            self._start((*self._head(), status), ENDED)
+    # What a transport does
 
-    def _head(self) -> tuple[Any, ...]:
-        if self._headed:
-            return ()
-        self._headed = True
-        return (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),)
+    @abstractmethod
+    async def _next_message(self) -> bytes | None:
+        """Read one, once :meth:`came` was called for it; None if there are no more, or never will be."""
 
-    def _late_batch(self) -> tuple[Any, ...]:
-        assert self._delivery is not None
-        assert self._reply is not None
-        reply, self._reply = self._reply, None
-        failure = self._delivery.failed()
-        if failure is None:
-            return _replied(*reply)
-        self._delivery = None
-        code, text, more = failure
-        status = cygrpc.SendStatusFromServerOperation(more, code.value[0], details(text), _NO_FLAGS)
-        return (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS), status)
+    @abstractmethod
+    async def _send_message(self, message: bytes) -> None:
+        """Send one of several, and return once it left, or never will."""
 
-    def _start(self, operations: Operations, kind: str) -> None:
-        self._core.ask(self._call, operations, (kind, self))
+    @abstractmethod
+    def _send_reply(self, message: bytes, trailers: Metadata, delivery: Delivery | None) -> None:
+        """Send the only message and OK; or, if the delivery failed by then, how that ends it."""
+
+    @abstractmethod
+    def _send_status(self, code: grpc.StatusCode, text: str, trailers: Metadata) -> None:
+        """End it, after what was sent before."""
 
 
 def details(text: str) -> bytes:
@@ -336,14 +347,35 @@ def details(text: str) -> bytes:
     return text.encode(errors="backslashreplace")[:_DETAILS_MAX].decode(errors="ignore").encode()
 
 
-def _replied(message: bytes, trailers: Metadata | None) -> tuple[Any, ...]:
-    return (
-        cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
-        cygrpc.SendMessageOperation(message, _NO_FLAGS),
-        cygrpc.SendStatusFromServerOperation(trailers, _OK, b"", _NO_FLAGS),
-    )
+# ------------------------------------------------------------
+# What carries calls.
 
 
-def _settle(waiter: asyncio.Future[Any] | None, found: Any) -> None:
-    if waiter is not None and not waiter.done():
-        waiter.set_result(found)
+Admitted = tuple[Method, str]
+"""What is done with a call, and whose it is: what the server's gate made of its metadata."""
+Admit = Callable[[str, Metadata], Admitted]
+"""Whether a call may come in, by path and metadata, before its message is read. Raises :class:`Aborted` and
+nothing else. It is called in a thread of the transport's own, or in the loop's."""
+
+
+class Transport(Protocol):
+    """Accepts calls and carries their messages. For the loop's thread."""
+
+    def listen(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
+        """Open a port, and return its number. Raises :class:`OSError` if it is not to be had."""
+
+    async def start(self) -> None:
+        """Take calls."""
+
+    async def stop(self, patience_s: float) -> None:
+        """Take no more calls, let those that are open end for a while, then cancel them."""
+
+
+class MakeTransport(Protocol):
+    """How a server has its transport made; options are those of gRPC's channel arguments."""
+
+    def __call__(
+        self, options: Sequence[tuple[str, Any]], admit: Admit, silence: Silence[GrpcCall],
+        clock: Callable[[], int],
+    ) -> Transport:  # fmt: skip
+        """A transport that has no port yet."""

@@ -1,25 +1,43 @@
-"""gRPC's own core, driven by events: it takes calls and hands what happens to a loop. It knows no service.
+"""The transport of choice: grpcio's own core, driven by events. No other module knows grpcio's private part.
 
 The core is used as grpcio's server with a pool of threads uses it, but without the pool: one thread waits for
 events and the loop's thread answers. That costs half of that server, a third of ``grpc.aio``, and no thread
-for a request that waits. The classes are private to grpcio, so :func:`check_grpcio` looks at them first.
+for a request that waits. The classes are private to grpcio, so :func:`check_grpcio` tries them first; where
+they are not as expected, ``aio`` carries calls.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import secrets
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import grpc
 from grpc._cython import cygrpc
 
-from clockwork_serve.errors import ConfigError
-from clockwork_serve.units import NS_PER_MS
+from clockwork_serve.serve.grpc.call import (
+    BEAT_S,
+    GAP_NS,
+    IDLE_AFTER,
+    IDLE_BEAT_S,
+    IDLE_GAP_NS,
+    NO_DEADLINE_S,
+    Aborted,
+    Admit,
+    Admitted,
+    Delivery,
+    Gaps,
+    GrpcCall,
+    Metadata,
+    Method,
+    Silence,
+    details,
+)
 
 NEEDED: Final = {
     "CompletionQueue": ("poll", "shutdown"),
@@ -42,117 +60,53 @@ ACCEPTING: Final = 64
 """Calls that may begin before the thread comes round; the core keeps a thousand more, and refuses others."""
 GATHERED: Final = 64
 """Events at most that go to the loop at once."""
-BEAT_S: Final = 0.005
-"""The thread comes round at least as often as that, if it can."""
-IDLE_BEAT_S: Final = 0.02
-IDLE_AFTER: Final = 40
-"""And as often as this after so many rounds without an event: else an idle thread takes 1.4 % of a core."""
-GAP_NS: Final = 10 * NS_PER_MS
-"""A longer time between two rounds: the process did not run, or somebody held Python's lock."""
-IDLE_GAP_NS: Final = 25 * NS_PER_MS
-"""The same where the thread comes round less often."""
-AFTER_NS: Final = (10 * NS_PER_MS, 50 * NS_PER_MS)
-"""For as long as a gap, but no shorter and no longer than these, what surfaces after it may have come in it:
-the core reads by then what waited in its sockets."""
-
 LARGE_BYTES: Final = 64 * 1024
 """Of messages that are longer, one is taken in a turn of the loop."""
+CHECK_S: Final = 10.0
+"""The check at start takes 20 ms, unless a core is not to be had, or grpcio does not answer as expected."""
 
-NEW: Final = "new"
-OPENED: Final = "opened"
-MESSAGE: Final = "message"
-SENT: Final = "sent"
-CLOSED: Final = "closed"
-ENDED: Final = "ended"
+_NEW: Final = "new"
+_OPENED: Final = "opened"
+_MESSAGE: Final = "message"
+_SENT: Final = "sent"
+_CLOSED: Final = "closed"
+_ENDED: Final = "ended"
 _DOWN: Final = "down"
-_ACCEPT: Final = (NEW, None)
-_WAKE: Final = (ENDED, None)
+_ACCEPT: Final = (_NEW, None)
+_WAKE: Final = (_ENDED, None)
 _NOW_S: Final = 0.0
 _XDS: Final = False
-
-_log = logging.getLogger(__name__)
-# It tells a traceback for each text of a client that is none, at no more than a client's wish.
-logging.getLogger(cygrpc.__name__).setLevel(logging.CRITICAL)
-
-
-def check_grpcio(core: Any = cygrpc) -> None:
-    """Raise :class:`ConfigError` if grpcio is not one that can be used as here."""
-    missing = [
-        f"{owner}.{name}" if name else owner
-        for owner, names in NEEDED.items()
-        for name in ("", *names)
-        if not hasattr(core, owner) or (name and not hasattr(getattr(core, owner), name))
-    ]
-    if missing:
-        raise ConfigError(
-            f"grpcio: expected a version that this server can drive (1.66 to 1.85 are known to do), found "
-            f"{grpc.__version__} without {', '.join(missing)}; install another one, or switch gRPC off"
-        )
-
+_NO_FLAGS: Final = 0
+_OK: Final = 0
+_FOREVER_S: Final = 1e12
 
 Operations = tuple[Any, ...] | Callable[[], tuple[Any, ...]]
 """A batch, or what makes it when it starts."""
 
 
-class Gaps:
-    """When the messages came that surface now: the core shows no sockets, but its thread knows when it stood.
+class CoreTransport:
+    """A server of the core with its thread. ``admit`` is called in that thread, all else in the loop's.
 
-    For one thread.
+    ``on_broken`` is called in the loop if the core does what nobody expects; if it is None, the loop's
+    exception handler is.
     """
 
-    __slots__ = ("_since_ns", "_until_ns", "last_ns")
-
-    def __init__(self, now_ns: int) -> None:
-        self.last_ns = now_ns
-        """The last beat. One that comes no later than a gap after it may just be noted here."""
-        self._since_ns = self._until_ns = 0  # of the last gap: its start, and till when it counts
-
-    def beat(self, now_ns: int) -> None:
-        """The thread comes round."""
-        gap_ns = now_ns - self.last_ns
-        if gap_ns > GAP_NS:
-            # Two gaps with hardly anything between them are one.
-            self._since_ns = self._since_ns if self.last_ns < self._until_ns else self.last_ns
-            self._until_ns = now_ns + min(max(gap_ns, AFTER_NS[0]), AFTER_NS[1])
-        self.last_ns = now_ns
-
-    def arrival_ns(self, now_ns: int) -> int:
-        """When something came that surfaces now: in a gap, or just after one, when that began."""
-        return self._since_ns if now_ns < self._until_ns else now_ns
-
-
-class Taker(Protocol):
-    """A call, as it hears of events; on the loop's thread, but for :meth:`came`."""
-
-    def came(self, arrival_ns: int, now_ns: int) -> None:
-        """A message surfaces now, and came then at the latest. In the core's thread."""
-
-    def sent(self) -> None:
-        """Its end was sent, or cannot be. In the core's thread."""
-
-    def on_event(self, kind: str, found: Any) -> None:
-        """OPENED; MESSAGE with its bytes, or None for no more; SENT; CLOSED, if it was cancelled."""
-
-
-class Core:
-    """A server of the core with its thread. ``on_new`` is called in that thread, all else in the loop's."""
-
     def __init__(
-        self, options: Sequence[tuple[str, Any]], on_new: Callable[[Any], Taker | None],
-        clock: Callable[[], int],
+        self, options: Sequence[tuple[str, Any]], admit: Admit, silence: Silence[GrpcCall],
+        clock: Callable[[], int], on_broken: Callable[[BaseException], object] | None = None,
     ) -> None:  # fmt: skip
-        """Raises :class:`ConfigError` if grpcio is not as expected."""
-        check_grpcio()
         self.serving = True  # whether anything may be asked of the core; changed by the loop's thread
         self._queue = cygrpc.CompletionQueue()
         self._server = cygrpc.Server(tuple(options), _XDS)
         self._server.register_completion_queue(self._queue)
-        self._on_new = on_new
+        self._admit = admit
+        self._silence = silence
         self.clock = clock
+        self._on_broken = self._report if on_broken is None else on_broken
         self._gaps = Gaps(clock())
         self._loop = asyncio.get_running_loop()
         self._down = asyncio.Event()
-        self._handed: deque[tuple[str, Taker, Any]] = deque()  # from the thread to the loop
+        self._handed: deque[tuple[str, CoreCall, Any]] = deque()  # from the thread to the loop
         self._woken = False  # whether the loop is going to take them
         self._asked: deque[tuple[Any, Operations, tuple[str, Any]]] = deque()  # and back
         self._starting = threading.Lock()  # whoever starts what was asked: in order, and not after the end
@@ -161,16 +115,21 @@ class Core:
         self._accepts = True
         self._thread = threading.Thread(target=self._run, name="grpc", daemon=True)
 
-    def listen(self, address: str, credentials: Any) -> int:
-        """The port, or 0 if it is not to be had."""
-        port: int = (
-            self._server.add_http2_port(address.encode())
-            if credentials is None
-            else self._server.add_http2_port(address.encode(), credentials._credentials)  # noqa: SLF001
-        )
+    def listen(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
+        """Open a port, and return its number. Raises :class:`OSError` if it is not to be had."""
+        try:
+            port: int = (
+                self._server.add_http2_port(address.encode())
+                if credentials is None
+                else self._server.add_http2_port(address.encode(), credentials._credentials)  # noqa: SLF001
+            )
+        except RuntimeError as error:
+            raise OSError(str(error)) from None
+        if not port:
+            raise OSError(f"{address} cannot be listened at")
         return port
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Take calls."""
         self._server.start()
         for _ in range(ACCEPTING):
@@ -203,8 +162,7 @@ class Core:
         try:
             self._take_events()
         except BaseException as error:  # noqa: BLE001 - nobody else would hear of it
-            context = {"message": "the thread of gRPC broke", "exception": error}
-            self._loop.call_soon_threadsafe(self._loop.call_exception_handler, context)
+            self._loop.call_soon_threadsafe(self._on_broken, error)
 
     def _take_events(self) -> None:
         poll, take, ended = self._queue.poll, self._take_event, cygrpc.CompletionType.queue_shutdown
@@ -244,22 +202,22 @@ class Core:
 
     def _take_event(self, event: Any) -> None:
         kind, call = event.tag
-        if kind is MESSAGE:
+        if kind is _MESSAGE:
             now_ns, gaps = self.clock(), self._gaps
             if now_ns - gaps.last_ns > GAP_NS:
                 gaps.beat(now_ns)
             gaps.last_ns = now_ns
             call.came(gaps.arrival_ns(now_ns), now_ns)
-            self._handed.append((MESSAGE, call, event.batch_operations[0].message()))
-        elif kind is SENT:
-            self._handed.append((SENT, call, None))
-        elif kind is CLOSED:
+            self._handed.append((_MESSAGE, call, event.batch_operations[0].message()))
+        elif kind is _SENT:
+            self._handed.append((_SENT, call, None))
+        elif kind is _CLOSED:
             if event.batch_operations[0].cancelled():
-                self._handed.append((CLOSED, call, None))
-        elif kind is ENDED:
+                self._handed.append((_CLOSED, call, None))
+        elif kind is _ENDED:
             if call is not None:
                 call.sent()
-        elif kind is NEW:
+        elif kind is _NEW:
             if event.success and not self._ending:
                 self._accept(event)
         elif kind is _DOWN:
@@ -284,9 +242,15 @@ class Core:
                 self._server.request_call(self._queue, self._queue, _ACCEPT)
             except ValueError:
                 self._accepts = False  # it was told to stop at this moment
-        call = self._on_new(event)
-        if call is not None:
-            self._handed.append((OPENED, call, None))
+        path = event.call_details.method.decode("utf-8", "replace")
+        try:
+            admitted = self._admit(path, event.invocation_metadata)
+        except Aborted as aborted:
+            _turn_away(event.call, aborted)
+            return
+        call = CoreCall(self, event, admitted, self._silence)
+        if call.begin():
+            self._handed.append((_OPENED, call, None))
 
     def _wake(self) -> None:
         self._woken = True
@@ -311,6 +275,8 @@ class Core:
         if len(self._asked) == 1 and self._starting.acquire(blocking=False):
             try:
                 self._start_all()
+            except Exception as error:  # noqa: BLE001 - the core is not as expected
+                self._on_broken(error)
             finally:
                 self._starting.release()
         elif self.serving:
@@ -324,8 +290,215 @@ class Core:
         for _ in range(len(handed)):
             kind, call, found = handed.popleft()
             call.on_event(kind, found)
-            if kind is MESSAGE and found is not None and len(found) > LARGE_BYTES and handed:
+            if kind is _MESSAGE and found is not None and len(found) > LARGE_BYTES and handed:
                 # Each may take milliseconds: what else the loop has to do comes between.
                 self._woken = True
                 self._loop.call_soon(self._take_handed)
                 return
+
+    def _report(self, error: BaseException) -> None:
+        self._loop.call_exception_handler({"message": "gRPC's core broke", "exception": error})
+
+
+def _turn_away(call: Any, aborted: Aborted) -> None:
+    """End a call before anything of it is read."""
+    operations = (
+        cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
+        cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),
+        _status(aborted.code, aborted.text, aborted.trailers),
+    )
+    call.start_server_batch(operations, _WAKE)
+
+
+class CoreCall(GrpcCall):
+    """A call of the core. What it asks of :class:`CoreTransport` ends with an event."""
+
+    __slots__ = ("_call", "_delivery", "_headed", "_received", "_reply", "_sent", "_transport")
+
+    def __init__(
+        self, transport: CoreTransport, event: Any, admitted: Admitted, silence: Silence[GrpcCall]
+    ) -> None:
+        """Of an event of the core, in its thread."""
+        deadline_s: float = event.call_details.deadline
+        if deadline_s > _FOREVER_S:
+            deadline_s = NO_DEADLINE_S
+        super().__init__(admitted, event.invocation_metadata, deadline_s, silence, transport.clock)
+        self._transport = transport
+        self._call = event.call
+        self._delivery: Delivery | None = None
+        self._reply: tuple[bytes, Metadata] | None = None  # until the core has it
+        self._headed = False  # whether initial metadata were sent
+        self._received: asyncio.Future[Any] | None = None
+        self._sent: asyncio.Future[Any] | None = None
+
+    def begin(self) -> bool:
+        """Ask for what is to come, in the core's thread; whether the loop must hear of the call before."""
+        start = self._call.start_server_batch
+        start((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), (_CLOSED, self))
+        if self.method.on_open is not None:
+            return True
+        self._silence.begin(self)
+        start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), (_MESSAGE, self))
+        return False
+
+    def peer(self) -> str:
+        """Who calls, as gRPC writes it."""
+        found: bytes = self._call.peer()
+        return found.decode()
+
+    def on_event(self, kind: str, found: Any) -> None:
+        """Something happened that the loop must hear of."""
+        if kind is _MESSAGE:
+            if self.method.on_open is None:
+                self.take(found)
+            else:
+                _settle(self._received, found)
+        elif kind is _CLOSED:
+            self.cancel()
+        elif kind is _SENT:
+            _settle(self._sent, None)
+        else:
+            self.open()
+
+    def sent(self) -> None:
+        """Its end was sent, or cannot be. In the core's thread."""
+        delivery, self._delivery = self._delivery, None
+        if delivery is not None:
+            delivery.sent()
+
+    async def _next_message(self) -> bytes | None:
+        self._received = asyncio.get_running_loop().create_future()
+        self._start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), _MESSAGE)
+        found: bytes | None = await self._received
+        return found
+
+    async def _send_message(self, message: bytes) -> None:
+        self._sent = asyncio.get_running_loop().create_future()
+        self._start((*self._head(), cygrpc.SendMessageOperation(message, _NO_FLAGS)), _SENT)
+        await self._sent
+
+    def _send_reply(self, message: bytes, trailers: Metadata, delivery: Delivery | None) -> None:
+        if delivery is None:
+            self._start(_replied(message, trailers), _ENDED)
+        else:
+            self._delivery = delivery
+            self._reply = (message, trailers)
+            self._start(self._late_batch, _ENDED)
+
+    def _send_status(self, code: grpc.StatusCode, text: str, trailers: Metadata) -> None:
+        self._start((*self._head(), _status(code, text, trailers)), _ENDED)
+
+    def _head(self) -> tuple[Any, ...]:
+        if self._headed:
+            return ()
+        self._headed = True
+        return (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),)
+
+    def _late_batch(self) -> tuple[Any, ...]:
+        assert self._delivery is not None
+        assert self._reply is not None
+        reply, self._reply = self._reply, None
+        failure = self._delivery.failed()
+        if failure is None:
+            return _replied(*reply)
+        self._delivery = None
+        return (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS), _status(*failure))
+
+    def _start(self, operations: Operations, kind: str) -> None:
+        self._transport.ask(self._call, operations, (kind, self))
+
+
+def _status(code: grpc.StatusCode, text: str, trailers: Metadata) -> Any:
+    return cygrpc.SendStatusFromServerOperation(trailers, code.value[0], details(text), _NO_FLAGS)
+
+
+def _replied(message: bytes, trailers: Metadata) -> tuple[Any, ...]:
+    return (
+        cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
+        cygrpc.SendMessageOperation(message, _NO_FLAGS),
+        cygrpc.SendStatusFromServerOperation(trailers, _OK, b"", _NO_FLAGS),
+    )
+
+
+def _settle(waiter: asyncio.Future[Any] | None, found: Any) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(found)
+
+
+# ------------------------------------------------------------
+# Whether grpcio is as expected.
+
+
+class Unexpected(Exception):
+    """grpcio's private part is not as expected; the text goes on after "found grpcio VERSION"."""
+
+
+async def check_grpcio(core: Any = cygrpc) -> None:
+    """Raise :class:`Unexpected` unless what is needed is there, and calls from this process are answered."""
+    missing = [
+        f"{owner}.{name}" if name else owner
+        for owner, names in NEEDED.items()
+        for name in ("", *names)
+        if not hasattr(core, owner) or (name and not hasattr(getattr(core, owner), name))
+    ]
+    if missing:
+        raise Unexpected(f"without {', '.join(missing)}")
+    try:
+        await _try_out()
+    except Exception as error:
+        raise Unexpected(f"where a trial call ends with {type(error).__name__}: {error}") from error
+
+
+async def _try_out() -> None:
+    """Serve two calls, one of them a stream, over a socket that has no port. Raises whatever goes wrong."""
+    broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    transport = CoreTransport(
+        (), lambda path, _: (_TRIALS[path], ""), Silence(), time.monotonic_ns,
+        lambda error: broken.done() or broken.set_exception(error),
+    )  # fmt: skip
+    if sys.platform == "linux":
+        address = f"unix-abstract:clockwork-{secrets.token_hex(16)}"
+        transport.listen(address, None)
+    else:
+        address = f"127.0.0.1:{transport.listen('127.0.0.1:0', None)}"
+    await transport.start()
+    with grpc.insecure_channel(address, (("grpc.enable_http_proxy", 0),)) as channel:
+        asked = asyncio.ensure_future(asyncio.to_thread(_ask, channel))
+        await asyncio.wait((asked, broken), return_when=asyncio.FIRST_COMPLETED)
+        if broken.done():
+            channel.close()  # which ends what was asked
+            await asyncio.wait((asked,))
+            await broken
+        await asked
+    async with asyncio.timeout(CHECK_S):
+        await transport.stop(0)
+
+
+def _ask(channel: grpc.Channel) -> None:
+    once, call = channel.unary_unary("/trial/once").with_call(b"1", timeout=CHECK_S)
+    each = list(channel.stream_stream("/trial/each")(iter((b"1", b"2")), timeout=CHECK_S))
+    found = (once, tuple(call.trailing_metadata()), each)
+    if found != (b"1", (("trial", "1"),), [b"1", b"2"]):
+        raise ValueError(f"other answers: {found}")
+
+
+def _answer_once(call: GrpcCall, message: bytes) -> None:
+    assert call.peer()
+    assert call.time_remaining() is not None
+    call.reply(message, (("trial", "1"),))
+
+
+def _answer_each(call: GrpcCall) -> None:
+    async def answer() -> None:
+        while (message := await call.receive()) is not None:
+            await call.send(message)
+        call.finish()
+
+    call.task = asyncio.get_running_loop().create_task(answer())
+    call.task.add_done_callback(call.answered)
+
+
+_TRIALS: Final = {
+    "/trial/once": Method("/trial/once", bytes, on_message=_answer_once),
+    "/trial/each": Method("/trial/each", bytes, on_open=_answer_each),
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
@@ -12,13 +13,25 @@ from functools import partial
 from typing import Any, Final
 
 import grpc
-from grpc._cython import cygrpc
 
-from clockwork_serve.serve.grpc.call import Aborted, GrpcCall, Metadata, Method, Silence, details
-from clockwork_serve.serve.grpc.core import ENDED, Core
+from clockwork_serve.serve.grpc.aio import AioTransport
+from clockwork_serve.serve.grpc.call import (
+    Aborted,
+    Admitted,
+    GrpcCall,
+    MakeTransport,
+    Metadata,
+    Method,
+    Silence,
+    Transport,
+)
 
 SWEEP_S: Final = 5.0
 """How often it is looked for clients that say nothing."""
+DRIVEN: Final = ">=1.66,<1.86"
+"""The versions of grpcio whose core is known to do as ``core`` expects; ``pyproject.toml`` asks for these."""
+FALL_BACK_VARIABLE: Final = "CLOCKWORK_GRPC_AIO"
+"""Set in the environment, it has calls carried by ``grpc.aio``, whatever grpcio is like."""
 Gate = Callable[[str, Metadata], str]
 """Who calls, by path and metadata. Raises :class:`Aborted`. It is called in a thread of the server's own."""
 
@@ -71,22 +84,21 @@ class GrpcServer:
         self, methods: Iterable[Method], options: Sequence[tuple[str, Any]], gate: Gate | None = None,
         clock: Callable[[], int] = time.monotonic_ns, silent_s: float = math.inf,
     ) -> None:  # fmt: skip
-        """Raises :class:`ConfigError` if grpcio is not as expected."""
         self._methods = {method.path: method for method in methods}
         self._gate = gate
-        self._core = Core(options, self._on_new, clock)
+        self._options = options
+        self._clock = clock
         self._silence: Silence[GrpcCall] = Silence(silent_s)
         self._sweep: asyncio.TimerHandle | None = None
+        self._transport: Transport | None = None
 
     async def listen(self, address: str, credentials: Any = None) -> int:
         """Accept connections; the port (chosen if 0). Raises :class:`OSError` if it is not to be had."""
-        try:
-            port = self._core.listen(address, credentials)
-        except RuntimeError as error:
-            raise OSError(str(error)) from None
-        if not port:
-            raise OSError(f"{address} cannot be listened at")
-        self._core.start()
+        make = await find_transport()
+        transport = make(self._options, self._admit, self._silence, self._clock)
+        port = transport.listen(address, credentials)
+        await transport.start()
+        self._transport = transport
         if self._silence.limit_s < math.inf:
             self._end_silent()
         return port
@@ -95,7 +107,8 @@ class GrpcServer:
         """Accept no more, let open calls end for a while, then cancel them."""
         if self._sweep is not None:
             self._sweep.cancel()
-        await self._core.stop(patience_s)
+        if self._transport is not None:
+            await self._transport.stop(patience_s)
 
     def _end_silent(self) -> None:
         limit_s = self._silence.limit_s
@@ -104,37 +117,39 @@ class GrpcServer:
             call.cut(grpc.StatusCode.DEADLINE_EXCEEDED, text)
         self._sweep = asyncio.get_running_loop().call_later(min(SWEEP_S, limit_s / 4), self._end_silent)
 
-    def _on_new(self, event: Any) -> GrpcCall | None:
-        # In the core's thread.
-        path = event.call_details.method.decode("utf-8", "replace")
+    def _admit(self, path: str, metadata: Metadata) -> Admitted:
+        # In whichever thread the transport meets calls.
         try:
-            call = self._taken(path, event)
-            return call if call.begin() else None
-        except Aborted as aborted:
-            _turn_away(event.call, aborted)
+            identity = "" if self._gate is None else self._gate(path, metadata)
+        except Aborted:
+            raise
         except Exception:  # noqa: BLE001 - one call that is stumbled over must not end all others
-            _log.exception("taking a call failed", extra={"method": path})
-            _turn_away(event.call, Aborted(grpc.StatusCode.INTERNAL, "it failed; see the server's log"))
-        return None
-
-    def _taken(self, path: str, event: Any) -> GrpcCall:
-        identity = "" if self._gate is None else self._gate(path, event.invocation_metadata)
+            _log.exception("admitting a call failed", extra={"method": path})
+            raise Aborted(grpc.StatusCode.INTERNAL, "it failed; see the server's log") from None
         method = self._methods.get(path)
         if method is None:
             raise Aborted(grpc.StatusCode.UNIMPLEMENTED, f"{path}: this server has no such method")
-        return GrpcCall(self._core, event, method, identity, self._silence)
+        return method, identity
 
 
-def _turn_away(call: Any, aborted: Aborted) -> None:
-    """End a call before anything of it is read."""
-    operations = (
-        cygrpc.SendInitialMetadataOperation(None, 0),
-        cygrpc.ReceiveCloseOnServerOperation(0),
-        cygrpc.SendStatusFromServerOperation(
-            aborted.trailers, aborted.code.value[0], details(aborted.text), 0
-        ),
-    )
-    call.start_server_batch(operations, (ENDED, None))
+async def find_transport() -> MakeTransport:
+    """What carries calls: grpcio's own core, or ``grpc.aio`` with a warning where that is not as expected."""
+    why = f"{FALL_BACK_VARIABLE} is set"
+    if not os.environ.get(FALL_BACK_VARIABLE):
+        try:
+            # Not before: an import of what another grpcio may not have.
+            from clockwork_serve.serve.grpc import core
+
+            await core.check_grpcio()
+        except ImportError as error:
+            why = f"found {grpc.__version__}, which cannot be imported from: {error}"
+        except core.Unexpected as error:
+            why = f"found {grpc.__version__} {error}"
+        else:
+            return core.CoreTransport
+        why = f"expected one whose core this server can drive, {why}; install grpcio{DRIVEN}"
+    _log.warning("grpcio: %s. Calls are carried by grpc.aio, at TODO times the CPU each", why)
+    return AioTransport
 
 
 class _Messages:

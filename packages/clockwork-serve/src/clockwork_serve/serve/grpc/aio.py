@@ -1,0 +1,281 @@
+"""The transport to fall back to: grpcio's public server on an event loop, ``grpc.aio``.
+
+It carries calls where grpcio's private part is not what ``core`` expects, and keeps the same limits: all methods
+are streams to gRPC, so that calls are refused before a message is read, and silent ones are ended. It differs in
+what a call costs (docs/benchmarks.md), and in this:
+
+- A call takes two tasks. What holds the loop also holds up the acceptance of calls; of those that begin meanwhile
+  gRPC keeps :data:`WAITING`, and refuses others as RESOURCE_EXHAUSTED.
+- When a message came is known by when the loop stood, not by when a thread of gRPC's own did. A message that
+  waits for some turns of a busy loop, none of which is a gap, counts from when it is read.
+- A call whose path is no UTF-8 ends the acceptance of others (grpcio 1.85 decodes it where nobody catches that).
+  The port is opened again at once and open calls go on, but calls that begin in those milliseconds fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from clockwork_serve.serve.grpc.call import (
+    BEAT_S,
+    GAP_NS,
+    IDLE_AFTER,
+    IDLE_BEAT_S,
+    IDLE_GAP_NS,
+    NO_DEADLINE_S,
+    Aborted,
+    Admit,
+    Admitted,
+    Delivery,
+    Failure,
+    Gaps,
+    GrpcCall,
+    Metadata,
+    Silence,
+    details,
+)
+
+WAITING: Final = 20_000
+"""Calls that may wait for the loop to accept them; gRPC refuses others at once."""
+_WAITING_OPTIONS: Final = (
+    ("grpc.server.max_pending_requests", WAITING),
+    ("grpc.server.max_pending_requests_hard_limit", WAITING),
+)
+
+REOPEN_S: Final = 10.0
+"""For so long a port that gRPC has closed is tried again: it does so in a thread of its own."""
+_REOPEN_EVERY_S: Final = 0.005
+_FOREVER_S: Final = 1e6
+_log = logging.getLogger(__name__)
+
+Ending = tuple[bytes | None, Failure, Delivery | None]
+"""The only message, if there is one; the status; who is to say whether it is still good."""
+
+
+class AioTransport(grpc.GenericRpcHandler):
+    """A server of ``grpc.aio``, all of whose methods are streams of bytes: those can be refused unread."""
+
+    def __init__(
+        self, options: Sequence[tuple[str, Any]], admit: Admit, silence: Silence[GrpcCall],
+        clock: Callable[[], int],
+    ) -> None:  # fmt: skip
+        self._options = (*_WAITING_OPTIONS, *options)
+        self._admit = admit
+        self._silence = silence
+        self.clock = clock
+        self._gaps = Gaps(clock())
+        self._quiet = 0  # beats without a message
+        self._limit_ns = GAP_NS
+        self._loop = asyncio.get_running_loop()
+        self._beats: asyncio.TimerHandle | None = None
+        self._server = self._make_server()
+        self._address = ""
+        self._credentials: grpc.ServerCredentials | None = None
+        self._ended: dict[grpc.aio.Server, asyncio.Task[None]] = {}  # that have calls still
+        self._reopening: asyncio.Task[None] | None = None
+        self._on_error = self._loop.get_exception_handler()
+
+    def listen(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
+        """Open a port, and return its number. Raises :class:`OSError` if it is not to be had."""
+        try:
+            port: int = (
+                self._server.add_insecure_port(address)
+                if credentials is None
+                else self._server.add_secure_port(address, credentials)
+            )
+        except RuntimeError as error:
+            raise OSError(str(error)) from None
+        self._address = f"{address.rpartition(':')[0]}:{port}"
+        self._credentials = credentials
+        return port
+
+    async def start(self) -> None:
+        """Take calls."""
+        await self._server.start()
+        self._loop.set_exception_handler(self._hear_of_error)
+        self._beat()
+
+    async def stop(self, patience_s: float) -> None:
+        """Take no more calls, let those that are open end for a while, then cancel them."""
+        if self._reopening is not None:
+            self._reopening.cancel()
+        await asyncio.gather(*(server.stop(patience_s) for server in (self._server, *self._ended)))
+        if self._beats is not None:
+            self._beats.cancel()
+            self._beats = None
+            self._loop.set_exception_handler(self._on_error)
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """Begin a call; for gRPC alone."""
+        path: str = handler_call_details.method
+        metadata: Metadata = handler_call_details.invocation_metadata
+        try:
+            admitted = self._admit(path, metadata)
+        except Aborted as aborted:
+            return grpc.stream_stream_rpc_method_handler(partial(_turn_away, aborted))
+        return grpc.stream_stream_rpc_method_handler(AioCall(self, admitted, metadata, self._silence).serve)
+
+    def surfaced(self, call: GrpcCall) -> None:
+        """A message of it has just been read."""
+        now_ns = self.clock()
+        self._gaps.beat(now_ns, self._limit_ns)
+        self._quiet = 0
+        call.came(self._gaps.arrival_ns(now_ns), now_ns)
+
+    def _make_server(self) -> grpc.aio.Server:
+        return grpc.aio.server(handlers=(self,), options=self._options)
+
+    def _hear_of_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if (
+            isinstance(error, UnicodeDecodeError)
+            and "grpc" in traceback.extract_tb(error.__traceback__)[-1][0]
+        ):
+            if self._reopening is None:
+                self._reopening = loop.create_task(self._reopen())
+        elif self._on_error is None:
+            loop.default_exception_handler(context)
+        else:
+            self._on_error(loop, context)
+
+    async def _reopen(self) -> None:
+        """Have another server take over the port of one that takes no more calls."""
+        if not self._ended:
+            _log.warning("a call whose path is no UTF-8 closed the port of gRPC; it is opened again")
+        old = self._server
+        self._ended[old] = self._loop.create_task(self._drain(old))
+        async with asyncio.timeout(REOPEN_S):
+            while True:
+                self._server = self._make_server()
+                try:
+                    self.listen(self._address, self._credentials)
+                    break
+                except OSError:
+                    await asyncio.sleep(_REOPEN_EVERY_S)
+        await self._server.start()
+        self._reopening = None
+
+    async def _drain(self, server: grpc.aio.Server) -> None:
+        await server.stop(_FOREVER_S)
+        del self._ended[server]
+
+    def _beat(self) -> None:
+        self._gaps.beat(self.clock(), self._limit_ns)
+        self._quiet += 1
+        idle = self._quiet > IDLE_AFTER
+        self._limit_ns = IDLE_GAP_NS if idle else GAP_NS
+        self._beats = self._loop.call_later(IDLE_BEAT_S if idle else BEAT_S, self._beat)
+
+
+async def _turn_away(aborted: Aborted, _: object, context: Any) -> None:
+    """End a call before anything of it is read."""
+    _set_status(context, (aborted.code, aborted.text, aborted.trailers))
+
+
+def _set_status(context: Any, status: Failure) -> None:
+    """What gRPC sends once the call's coroutine has returned."""
+    code, text, trailers = status
+    context.set_code(code)
+    context.set_details(details(text).decode())
+    context.set_trailing_metadata(trailers)
+
+
+class AioCall(GrpcCall):
+    """A call of ``grpc.aio``: its coroutine waits for how it is to end, and then ends it."""
+
+    __slots__ = ("_context", "_ending", "_handler", "_peer", "_reads", "_transport")
+
+    def __init__(
+        self, transport: AioTransport, admitted: Admitted, metadata: Metadata, silence: Silence[GrpcCall]
+    ) -> None:
+        super().__init__(admitted, metadata, NO_DEADLINE_S, silence, transport.clock)
+        self._transport = transport
+        self._ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        self._reads = False  # whether its coroutine waits for a message, and not for how it ends
+        self._handler: asyncio.Task[Any] | None = None
+        self._context: Any = None
+        self._peer = ""
+
+    async def serve(self, _: object, context: Any) -> None:
+        """Answer it; gRPC cancels this if the client goes away or its deadline passes."""
+        self._context = context
+        self._peer = context.peer()  # later there may be no call to ask
+        left_s = context.time_remaining()
+        if left_s is not None:
+            self.deadline_s = time.time() + left_s
+        try:
+            if self.method.on_open is None:
+                await self._take_message()
+            else:
+                self.open()
+            await self._end(*await self._ending)
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+
+    def peer(self) -> str:
+        """Who calls, as gRPC writes it."""
+        return self._peer
+
+    async def _take_message(self) -> None:
+        self._silence.begin(self)
+        self._handler = asyncio.current_task()
+        self._reads = True
+        try:
+            message = await self._next_message()
+        except asyncio.CancelledError:
+            if not self._ending.done():
+                raise
+            # It was for us to stop waiting, for it has been cut.
+            assert self._handler is not None
+            self._handler.uncancel()
+            return
+        finally:
+            self._reads = False
+            self._handler = None
+        self.take(message)
+
+    async def _end(self, message: bytes | None, status: Failure, delivery: Delivery | None) -> None:
+        failure = None if delivery is None else delivery.failed()
+        if failure is not None:
+            message, status, delivery = None, failure, None
+        _set_status(self._context, status)
+        try:
+            if message is not None:
+                await self._context.write(message)
+        finally:
+            if delivery is not None:
+                delivery.sent()
+
+    async def _next_message(self) -> bytes | None:
+        message = await self._context.read()
+        if message is grpc.aio.EOF:
+            return None
+        self._transport.surfaced(self)
+        found: bytes = message
+        return found
+
+    async def _send_message(self, message: bytes) -> None:
+        await self._context.write(message)
+
+    def _send_reply(self, message: bytes, trailers: Metadata, delivery: Delivery | None) -> None:
+        self._settle((message, (grpc.StatusCode.OK, "", trailers), delivery))
+
+    def _send_status(self, code: grpc.StatusCode, text: str, trailers: Metadata) -> None:
+        self._settle((None, (code, text, trailers), None))
+        if self._reads:
+            assert self._handler is not None
+            self._handler.cancel()
+
+    def _settle(self, ending: Ending) -> None:
+        if not self._ending.done():
+            self._ending.set_result(ending)
