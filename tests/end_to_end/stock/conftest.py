@@ -137,11 +137,12 @@ class Stock:
         return self.module.InferenceServerClient(url)
 
 
+Start = Callable[..., AbstractContextManager[Serving]]
+
+
 @pytest.fixture(scope="session")
-def stock_server(
-    tmp_path_factory: pytest.TempPathFactory, start: Callable[..., AbstractContextManager[Serving]]
-) -> Iterator[Serving]:
-    """The server that stock clients ask; none may harm it."""
+def stock_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models of all kinds that stock clients ask for."""
     root = tmp_path_factory.mktemp("stock") / "models"
     example_models(root)
     for datatype in KINDS:
@@ -149,10 +150,19 @@ def stock_server(
     bytes_echo(root)
     repositories.sleeper(root, "slow", SLOW_S)
     repositories.one_matrix(root, "spare", np.eye(4, dtype=np.float32))
+    return root
+
+
+def start_stock(start: Start, root: Path) -> AbstractContextManager[Serving]:
+    """A server of that repository, for the time of a block."""
     # The slow model is in the others' way, as it should be: without this they would be refused.
-    with start(
-        root, memory_bytes=16 * MIB, default_slo_ns=ms(20_000), shared_memory="/clockwork-stock-"
-    ) as serving:
+    return start(root, memory_bytes=16 * MIB, default_slo_ns=ms(20_000), shared_memory="/clockwork-stock-")
+
+
+@pytest.fixture(scope="session")
+def stock_server(stock_repository: Path, start: Start) -> Iterator[Serving]:
+    """The server that stock clients ask; none may harm it."""
+    with start_stock(start, stock_repository) as serving:
         yield serving
 
 

@@ -25,7 +25,7 @@ from clockwork_serve.config.table import (
 )
 from clockwork_serve.errors import ConfigError
 
-_OTHER_VARIABLES = {f"{PREFIX}{name}" for name in ("CONFIG", "TRACES", "MYPYC", "URL", "CA")}
+_OTHER_VARIABLES = {f"{PREFIX}{name}" for name in ("CONFIG", "TRACES", "MYPYC", "URL", "CA", "GRPC_AIO")}
 _SERVICE_LINK = re.compile(rf"{PREFIX}(?:SERVE_)?(?:SERVICE_(?:HOST|PORT.*)|PORT(?:_\d+_TCP.*)?)")
 """What container platforms put into the environment for a service called clockwork or clockwork-serve."""
 _LARGEST_FILE = 1 << 20

@@ -1,15 +1,15 @@
 """The transport to fall back to: grpcio's public server on an event loop, ``grpc.aio``.
 
-It carries calls where grpcio's private part is not what ``core`` expects, and keeps the same limits: all methods
-are streams to gRPC, so that calls are refused before a message is read, and silent ones are ended. It differs in
-what a call costs (docs/benchmarks.md), and in this:
+It carries calls where grpcio's private part is not what ``core`` expects, and keeps the same limits: to gRPC
+all methods are streams, so that calls are refused before a message is read, and silent ones are ended. It
+differs in what a call costs (docs/operations.md), and in this:
 
-- A call takes two tasks. What holds the loop also holds up the acceptance of calls; of those that begin meanwhile
-  gRPC keeps :data:`WAITING`, and refuses others as RESOURCE_EXHAUSTED.
+- A call takes two tasks. What holds the loop also holds up the acceptance of calls; of those that begin in
+  that time gRPC keeps :data:`WAITING`, and refuses others as RESOURCE_EXHAUSTED.
 - When a message came is known by when the loop stood, not by when a thread of gRPC's own did. A message that
   waits for some turns of a busy loop, none of which is a gap, counts from when it is read.
-- A call whose path is no UTF-8 ends the acceptance of others (grpcio 1.85 decodes it where nobody catches that).
-  The port is opened again at once and open calls go on, but calls that begin in those milliseconds fail.
+- A call whose path is no UTF-8 ends the acceptance of others (grpcio 1.85 decodes it where nobody catches
+  that). The port is opened again at once and open calls go on; calls that begin in those milliseconds fail.
 """
 
 from __future__ import annotations

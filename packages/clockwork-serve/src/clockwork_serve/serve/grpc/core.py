@@ -9,6 +9,7 @@ they are not as expected, ``aio`` carries calls.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import secrets
 import sys
 import threading
@@ -113,6 +114,7 @@ class CoreTransport:
         self._flushes = False
         self._ending = False  # known to the thread alone
         self._accepts = True
+        self._broken = False  # whether the thread ended by an error
         self._thread = threading.Thread(target=self._run, name="grpc", daemon=True)
 
     def listen(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
@@ -139,6 +141,9 @@ class CoreTransport:
     async def stop(self, patience_s: float) -> None:
         """Take no more calls, let those that are open end for a while, then cancel them."""
         if not self._thread.is_alive():
+            if self._broken:
+                # The core waits for ever where a queue is freed from which nobody took what was to come.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._queue))
             return
         self._accepts = False
         self._server.shutdown(self._queue, (_DOWN, None))
@@ -162,6 +167,7 @@ class CoreTransport:
         try:
             self._take_events()
         except BaseException as error:  # noqa: BLE001 - nobody else would hear of it
+            self._broken = True
             self._loop.call_soon_threadsafe(self._on_broken, error)
 
     def _take_events(self) -> None:
@@ -445,6 +451,8 @@ async def check_grpcio(core: Any = cygrpc) -> None:
         raise Unexpected(f"without {', '.join(missing)}")
     try:
         await _try_out()
+    except grpc.RpcError as error:
+        raise Unexpected(f"where a trial call ends with {error.code().name}: {error.details()}") from error
     except Exception as error:
         raise Unexpected(f"where a trial call ends with {type(error).__name__}: {error}") from error
 
@@ -452,26 +460,32 @@ async def check_grpcio(core: Any = cygrpc) -> None:
 async def _try_out() -> None:
     """Serve two calls, one of them a stream, over a socket that has no port. Raises whatever goes wrong."""
     broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    transport = CoreTransport(
-        (), lambda path, _: (_TRIALS[path], ""), Silence(), time.monotonic_ns,
-        lambda error: broken.done() or broken.set_exception(error),
-    )  # fmt: skip
+
+    def break_off(error: BaseException) -> None:
+        if not broken.done():
+            broken.set_exception(error)
+
+    trials = _trials(break_off)
+    transport = CoreTransport((), lambda path, _: (trials[path], ""), Silence(), time.monotonic_ns, break_off)
     if sys.platform == "linux":
         address = f"unix-abstract:clockwork-{secrets.token_hex(16)}"
         transport.listen(address, None)
     else:
         address = f"127.0.0.1:{transport.listen('127.0.0.1:0', None)}"
     await transport.start()
-    with grpc.insecure_channel(address, (("grpc.enable_http_proxy", 0),)) as channel:
-        asked = asyncio.ensure_future(asyncio.to_thread(_ask, channel))
-        await asyncio.wait((asked, broken), return_when=asyncio.FIRST_COMPLETED)
-        if broken.done():
-            channel.close()  # which ends what was asked
-            await asyncio.wait((asked,))
-            await broken
-        await asked
-    async with asyncio.timeout(CHECK_S):
-        await transport.stop(0)
+    try:
+        with grpc.insecure_channel(address, (("grpc.enable_http_proxy", 0),)) as channel:
+            asked = asyncio.ensure_future(asyncio.to_thread(_ask, channel))
+            await asyncio.wait((asked, broken), return_when=asyncio.FIRST_COMPLETED)
+            if broken.done():
+                channel.close()  # which ends what was asked
+                await asyncio.wait((asked,))
+                asked.exception()
+                await broken
+            await asked
+    finally:
+        async with asyncio.timeout(CHECK_S):
+            await transport.stop(0)
 
 
 def _ask(channel: grpc.Channel) -> None:
@@ -482,23 +496,29 @@ def _ask(channel: grpc.Channel) -> None:
         raise ValueError(f"other answers: {found}")
 
 
-def _answer_once(call: GrpcCall, message: bytes) -> None:
-    assert call.peer()
-    assert call.time_remaining() is not None
-    call.reply(message, (("trial", "1"),))
+def _trials(break_off: Callable[[BaseException], None]) -> dict[str, Method]:
+    """Methods that give back what they are sent; they tell what goes wrong where nobody would."""
 
+    def answer_once(call: GrpcCall, message: bytes) -> None:
+        try:
+            known = bool(call.peer()) and call.time_remaining() is not None
+            call.reply(message, (("trial", "1" if known else "no peer, or no deadline"),))
+        except Exception as error:  # noqa: BLE001 - see above
+            break_off(error)
 
-def _answer_each(call: GrpcCall) -> None:
-    async def answer() -> None:
-        while (message := await call.receive()) is not None:
-            await call.send(message)
-        call.finish()
+    async def answer_each(call: GrpcCall) -> None:
+        try:
+            while (message := await call.receive()) is not None:
+                await call.send(message)
+            call.finish()
+        except Exception as error:  # noqa: BLE001 - see above
+            break_off(error)
 
-    call.task = asyncio.get_running_loop().create_task(answer())
-    call.task.add_done_callback(call.answered)
+    def open_each(call: GrpcCall) -> None:
+        call.task = asyncio.get_running_loop().create_task(answer_each(call))
+        call.task.add_done_callback(call.answered)
+        call.on_cancel = call.task.cancel
 
-
-_TRIALS: Final = {
-    "/trial/once": Method("/trial/once", bytes, on_message=_answer_once),
-    "/trial/each": Method("/trial/each", bytes, on_open=_answer_each),
-}
+    once = Method("/trial/once", bytes, on_message=answer_once)
+    each = Method("/trial/each", bytes, on_open=open_each)
+    return {method.path: method for method in (once, each)}

@@ -148,7 +148,7 @@ async def find_transport() -> MakeTransport:
         else:
             return core.CoreTransport
         why = f"expected one whose core this server can drive, {why}; install grpcio{DRIVEN}"
-    _log.warning("grpcio: %s. Calls are carried by grpc.aio, at TODO times the CPU each", why)
+    _log.warning("grpcio: %s. Calls are carried by grpc.aio, at three times the CPU each", why)
     return AioTransport
 
 
