@@ -47,9 +47,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[
     files, port = certificates(root), machines.free_port()
     said: list[str] = []
     settings = machines.settings(files, port)
-    with start(
-        repository, memory_bytes=PAGE, machines=settings, log_level="info", on_line=said.append
-    ) as serving:
+    with start(repository, memory_bytes=PAGE, **settings, log_level="info", on_line=said.append) as serving:
         yield Cluster(serving, port, files, root / "far", said)
 
 

@@ -43,8 +43,8 @@ def serve(repository: str | None, config: str | None, as_json: bool, **flags: An
     """
     settings = settings_from(repository, config, flags)
 
-    from clockwork_serve.config.records import server_config
     from clockwork_serve.serve import child as logs
+    from clockwork_serve.serve.supervisor.config import server_config
     from clockwork_serve.serve.supervisor.server import run
 
     logs.configure("keeper", settings.log_level, settings.log_format)
