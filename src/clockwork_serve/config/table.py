@@ -334,7 +334,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     """
 
     # fmt: off
-    repository: Annotated[str, Setting(path, "folder of models, in Triton's layout")] = ""
+    repository: Annotated[str, Setting(
+        path, "folder of models, in Triton's layout, or one file NAME.onnx or NAME.pt2",
+    )] = ""
 
     # Listening
     host: Annotated[str, Setting(

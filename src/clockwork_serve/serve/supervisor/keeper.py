@@ -63,7 +63,7 @@ from clockwork_serve.serve.supervisor.processes import (
 )
 from clockwork_serve.serve.supervisor.run_dir import Ports, RunDir
 from clockwork_serve.serve.transport import SOCKET_NAME, Link, connect, hello
-from clockwork_serve.store.repository import folder_names
+from clockwork_serve.store.repository import model_names
 from clockwork_serve.store.settings import shown
 from clockwork_serve.telemetry import Counters
 
@@ -511,8 +511,8 @@ class Keeper:
             self._link.send(reply)
 
     async def _index(self, *, ready: bool) -> bytes:
-        folders = await asyncio.to_thread(_folders, self.settings.repository)
-        entries = self.catalogue.index(folders, {} if self._link is None else self._link.quarantines.whys())
+        known = await asyncio.to_thread(_names, self.settings.repository)
+        entries = self.catalogue.index(known, {} if self._link is None else self._link.quarantines.whys())
         return msgspec.json.encode([entry for entry in entries if entry.state == "READY" or not ready])
 
     async def _load(self, name: str) -> bytes:
@@ -589,7 +589,7 @@ class Keeper:
         return b"{}"
 
     async def _check_known(self, name: str) -> None:
-        if name not in await asyncio.to_thread(_folders, self.settings.repository):
+        if name not in await asyncio.to_thread(_names, self.settings.repository):
             raise _UnknownModel(f"no model '{name}' in the repository; see its index")
 
     # Stopping
@@ -611,8 +611,8 @@ class _UnknownModel(RepositoryError):
     """The repository has no model of that name."""
 
 
-def _folders(repository: str) -> list[str]:
-    return [shown(name) for name in folder_names(repository)]
+def _names(repository: str) -> list[str]:
+    return [shown(name) for name in model_names(repository)]
 
 
 def _nothing_to_serve(repository: str, prepared: PreparedRepository) -> str:

@@ -22,6 +22,7 @@ from clockwork_serve.errors import ClockworkError, ConfigError, RepositoryError
 from clockwork_serve.integrity import unsealed
 from clockwork_serve.messages import (
     ArtefactDamaged,
+    Code,
     CodeAdded,
     CodeRemade,
     CodeRemoved,
@@ -274,6 +275,10 @@ class Catalogue:
     def models(self) -> list[Model]:
         """All that are served, ascending by key."""
         return [self._models[key] for key in sorted(self._models)]
+
+    def code_of(self, model: Model) -> Code:
+        """The code of one of them."""
+        return self._codes[model.code_id].code
 
     def names(self) -> set[str]:
         """Names of all that are served."""
