@@ -103,10 +103,10 @@ def serve(
 
     ``on_line`` gets what its processes log. ``settings`` are more settings of the server.
     """
-    given = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "log_level": "warning"} | settings
+    given: dict[str, Any] = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "log_level": "warning"}
     config = ServerConfig(
         settings=Settings(
-            repository=str(repository), journal="" if journal is None else str(journal), **given
+            repository=str(repository), journal="" if journal is None else str(journal), **given | settings
         ),
         store=StoreConfig(cache_dir=str(cache or repository.parent / "cache")),
         devices=(DeviceConfig(device=f"{device}:0", kind=device, memory_bytes=memory_bytes),),

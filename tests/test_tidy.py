@@ -20,7 +20,7 @@ MODULES_THAT_PRINT = ("src/clockwork_serve/cli/", "src/clockwork_serve/apps/", "
 SPILL_LINES = 80
 ONE_IMPORTER = {
     **dict.fromkeys(
-        ("cli.compile", "cli.demo", "cli.gateway", "cli.key", "cli.validate", "cli.worker"),
+        ("cli.demo", "cli.gateway", "cli.key", "cli.worker"),
         "a command is a module, imported when it is given",
     ),
     **dict.fromkeys(

@@ -48,7 +48,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[
     root = tmp_path_factory.mktemp("bench") / "models"
     for number in range(3):
         repositories.emulated(root, f"net{number}", {1: 10.0, 8: 24.0})
-    with start(root, device="emulated", gateways=2, default_slo_ns=None) as serving:
+    with start(root, device="emulated", gateways=2, slo_ms=None) as serving:
         yield serving
 
 

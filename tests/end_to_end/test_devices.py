@@ -16,8 +16,8 @@ from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.serve.supervisor.server import ServerConfig, running_server
 from clockwork_serve.store import StoreConfig
-from clockwork_serve.units import MIB, NS_PER_MS
-from tests.end_to_end.conftest import PATIENT_SLO_NS
+from clockwork_serve.units import MIB
+from tests.end_to_end.conftest import PATIENT_SLO_MS
 from tests.timing import Timing
 
 WORKERS = ("worker-cpu:0", "worker-cpu:1")
@@ -30,7 +30,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Serv
     repositories.sleeper(root, "hot", 0.03)
     config = ServerConfig(
         settings=Settings(
-            repository=str(root), http_port=0, grpc_port=0, metrics_port=0, slo_ms=PATIENT_SLO_NS / NS_PER_MS
+            repository=str(root), http_port=0, grpc_port=0, metrics_port=0, slo_ms=PATIENT_SLO_MS
         ),
         store=StoreConfig(cache_dir=str(cache)),
         devices=tuple(DeviceConfig(device=f"cpu:{n}", memory_bytes=8 * MIB) for n in range(2)),

@@ -25,8 +25,8 @@ from clockwork_serve.messages import WorkerHung
 from clockwork_serve.serve.supervisor.server import RunningServer, ServerConfig, running_server
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.telemetry import read_journal
-from clockwork_serve.units import MIB, NS_PER_MS, ms
-from tests.end_to_end.conftest import PATIENT_SLO_NS, WIDE, call, x_json
+from clockwork_serve.units import MIB, ms
+from tests.end_to_end.conftest import PATIENT_SLO_MS, WIDE, call, x_json
 
 Start = Callable[..., AbstractContextManager[Serving]]
 
@@ -83,11 +83,9 @@ def ready(url: str) -> bool:
 def two_workers(root: Path, cache: Path, lines: list[str], **settings: Any) -> Iterator[Serving]:
     """A server with two CPU devices, each a process; ``Serving.worker`` is the first."""
     given: dict[str, Any] = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "log_level": "warning"}
-    given |= {"slo_ms": PATIENT_SLO_NS / NS_PER_MS} | settings
+    given |= {"slo_ms": PATIENT_SLO_MS} | settings
     config = ServerConfig(
-        settings=Settings(
-            repository=str(root), **{**given, "slo_ms": PATIENT_SLO_NS / NS_PER_MS, **settings}
-        ),
+        settings=Settings(repository=str(root), **{**given, "slo_ms": PATIENT_SLO_MS, **settings}),
         store=StoreConfig(cache_dir=str(cache)),
         devices=tuple(
             DeviceConfig(device=f"cpu:{number}", kind="cpu", memory_bytes=64 * MIB) for number in (0, 1)

@@ -21,8 +21,8 @@ from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import RepositoryError
 from clockwork_serve.serve.supervisor.server import ServerConfig, running_server
 from clockwork_serve.store import StoreConfig
-from clockwork_serve.units import MIB, NS_PER_MS
-from tests.end_to_end.conftest import LONG, PATIENT_SLO_NS, WIDE, call, product, x_json
+from clockwork_serve.units import MIB
+from tests.end_to_end.conftest import LONG, PATIENT_SLO_MS, WIDE, call, product, x_json
 from tests.end_to_end.test_answers import ask
 
 torch = pytest.importorskip("torch", reason="torch is not installed (make test installs it where it can)")
@@ -87,7 +87,7 @@ def serving(cache: Path) -> Callable[..., Iterator[Serving]]:
                 grpc_port=0,
                 metrics_port=0,
                 log_level="warning",
-                slo_ms=PATIENT_SLO_NS / NS_PER_MS,
+                slo_ms=PATIENT_SLO_MS,
             ),
             store=StoreConfig(cache_dir=str(cache), max_batch_size=2),
             devices=devices,

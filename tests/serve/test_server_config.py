@@ -30,6 +30,22 @@ def test_the_defaults_are_the_parts_own() -> None:
     )
 
 
+def test_every_field_of_the_brain_s_record_is_a_setting_or_is_known_not_to_be() -> None:
+    others = {
+        "network_ns", "max_exec_ns", "min_batch_gain", "estimate_window", "estimate_quantile", "lag_ns",
+        "capacity_ns", "floor_ns", "load_negative", "open_window", "released", "first_id",
+        "reject_infeasible", "expected_devices",
+    }  # fmt: skip
+    for name in ControllerConfig.__struct_fields__:
+        stem = name.removesuffix("_ns")
+        is_setting = any(hasattr(Settings(), each) for each in (name, f"{stem}_ms", f"{stem}_s"))
+        assert is_setting is (name not in others), name
+    flags = {"retries": "3", "quarantine_after": "5", "hang_s": "1.5", "hang_grace_s": "4", "policy": "paper"}
+    found = controller_config(read_settings(flags, {}, None))
+    assert (found.retries, found.quarantine_after, found.policy) == (3, 5, "paper")
+    assert (found.hang_ns, found.hang_grace_ns) == (1_500_000_000, 4_000_000_000)
+
+
 def test_what_is_set_arrives_in_the_parts_units() -> None:
     flags = {
         "device": ["cpu", "emulated:v100"], "device_memory": "64MiB", "page_size": "64KiB", "jitter": "0.1",

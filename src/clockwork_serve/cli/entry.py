@@ -15,7 +15,7 @@ import click
 
 from clockwork_serve import __version__
 from clockwork_serve.cli.bench import bench
-from clockwork_serve.cli.compile import compile_
+from clockwork_serve.cli.compile import compile_, validate
 from clockwork_serve.cli.demo import demo
 from clockwork_serve.cli.gateway import gateway
 from clockwork_serve.cli.key import key
@@ -25,7 +25,6 @@ from clockwork_serve.cli.reproduce import reproduce
 from clockwork_serve.cli.screen import note
 from clockwork_serve.cli.serve import serve
 from clockwork_serve.cli.simulate import simulate
-from clockwork_serve.cli.validate import validate
 from clockwork_serve.cli.worker import worker
 from clockwork_serve.errors import ClockworkError, ConfigError
 

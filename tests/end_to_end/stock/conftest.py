@@ -22,7 +22,7 @@ from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
 from benchmarks import repositories
-from clockwork_serve.units import MIB, ms
+from clockwork_serve.units import MIB
 from tests.end_to_end.conftest import example_models
 
 CLIENTS: dict[str, ModuleType] = {
@@ -150,9 +150,7 @@ def stock_server(
     repositories.sleeper(root, "slow", SLOW_S)
     repositories.one_matrix(root, "spare", np.eye(4, dtype=np.float32))
     # The slow model is in the others' way, as it should be: without this they would be refused.
-    with start(
-        root, memory_bytes=16 * MIB, default_slo_ns=ms(20_000), shared_memory="/clockwork-stock-"
-    ) as serving:
+    with start(root, memory_bytes=16 * MIB, slo_ms=20_000, shared_memory="/clockwork-stock-") as serving:
         yield serving
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
@@ -116,19 +116,20 @@ def _gpu(settings: Settings, config: DeviceConfig) -> DeviceConfig:
 
 
 def controller_config(settings: Settings) -> ControllerConfig:
-    """How requests are scheduled."""
-    return ControllerConfig(
-        policy=settings.policy,
-        reject_infeasible=settings.reject,
-        look_ahead_ns=ms(settings.look_ahead_ms),
-        slack_ns=ms(settings.slack_ms),
-        max_batch=settings.max_batch,
-        retries=settings.retries,
-        quarantine_after=settings.quarantine_after,
-        hang_ns=ms(1000 * settings.hang_s),
-        hang_grace_ns=ms(1000 * settings.hang_grace_s),
-        expected_devices=len(settings.device),
-    )
+    """How requests are scheduled.
+
+    A field of the brain's record is the setting of that name; one in ns, the setting in ms or s.
+    """
+    given: dict[str, Any] = {"reject_infeasible": settings.reject, "expected_devices": len(settings.device)}
+    for name in ControllerConfig.__struct_fields__:
+        stem = name.removesuffix("_ns")
+        if hasattr(settings, name):
+            given[name] = getattr(settings, name)
+        elif hasattr(settings, f"{stem}_ms"):
+            given[name] = ms(getattr(settings, f"{stem}_ms"))
+        elif hasattr(settings, f"{stem}_s"):
+            given[name] = ms(1000 * getattr(settings, f"{stem}_s"))
+    return ControllerConfig(**given)
 
 
 def share_of_memory(wanted: float) -> int:

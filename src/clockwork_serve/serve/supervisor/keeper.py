@@ -42,7 +42,7 @@ from clockwork_serve.serve.gateway.access import check_door, read_keys
 from clockwork_serve.serve.gateway.tls import REFRESH_S, Watched
 from clockwork_serve.serve.quarantines import Quarantines
 from clockwork_serve.serve.remote.config import check_listening
-from clockwork_serve.serve.supervisor.config import ServerConfig, share_of_memory
+from clockwork_serve.serve.supervisor.config import ServerConfig
 from clockwork_serve.serve.supervisor.preparation import (
     Catalogue,
     OnProgress,
@@ -422,19 +422,14 @@ class Keeper:
     async def _prepare(
         self, names: tuple[str, ...], nice: int, suspects: tuple[SuspectArtefact, ...] = ()
     ) -> PreparedRepository:
-        config, settings = self.config, self.settings
         preparation = Preparation(
-            repository=settings.repository,
-            store=config.store,
-            devices=config.devices,
+            settings=self.settings,
+            store=self.config.store,
+            devices=self.config.devices,
             result=str(self.run_dir / "prepared.msgpack"),
             names=names,
             suspects=suspects,
             nice=nice,
-            memory_bytes=share_of_memory(settings.compile_memory),
-            silence_s=settings.compile_s,
-            log_level=settings.log_level,
-            log_format=settings.log_format,
         )
         async with self._preparing:
             return await prepare(preparation, self._on_progress, self._on_line)
