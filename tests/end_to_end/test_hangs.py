@@ -85,7 +85,7 @@ def two_workers(root: Path, cache: Path, lines: list[str], **settings: Any) -> I
     given: dict[str, Any] = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "log_level": "warning"}
     given |= {"slo_ms": PATIENT_SLO_MS} | settings
     config = ServerConfig(
-        settings=Settings(repository=str(root), **{**given, "slo_ms": PATIENT_SLO_MS, **settings}),
+        settings=Settings(repository=str(root), **given),
         store=StoreConfig(cache_dir=str(cache)),
         devices=tuple(
             DeviceConfig(device=f"cpu:{number}", kind="cpu", memory_bytes=64 * MIB) for number in (0, 1)
