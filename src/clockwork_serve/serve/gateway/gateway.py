@@ -208,7 +208,7 @@ class Gateway:
         self._prefix = f"{config.name}-{time.time_ns() // NS_PER_MS:x}-"  # unlike any earlier process's
         self._caps = caps or Caps()
         self._way = Way()
-        self.announcements: Announcements[EarlyInquiry] = Announcements(
+        self.announcements = Announcements(
             config.name, self._prefix, self._on_announced_in_vain, self._caps, self._way
         )
         listener = LinkListener(

@@ -16,19 +16,25 @@ import numpy as np
 from clockwork_serve.config import Settings
 from clockwork_serve.serve.gateway.access import KeyRing
 from clockwork_serve.serve.gateway.client_shm import is_loopback
-from clockwork_serve.serve.gateway.gateway import Gateway
 from clockwork_serve.serve.gateway.requests import spread_s
 from clockwork_serve.serve.gateway.settings import (
     LINGER_S,
     PIPELINED_MAX,
     UNWANTED_MAX,
-    GatewayConfig,
     excess,
     json_excess,
     overdue,
 )
 from clockwork_serve.serve.gateway.timing import AT_ONCE, Arrival, BodySocket, Turns, Unwanted
-from clockwork_serve.serve.http.exchange import UPGRADED, WANTED, HttpExchange, Outbox, byte_count, denial
+from clockwork_serve.serve.http.exchange import (
+    UPGRADED,
+    WANTED,
+    HttpExchange,
+    Outbox,
+    Sender,
+    byte_count,
+    denial,
+)
 from clockwork_serve.serve.http.responses import Response, error_response, tripped
 from clockwork_serve.serve.http.routes import Route
 from clockwork_serve.units import KIB, NS_PER_S
@@ -169,18 +175,12 @@ def head_of(data: memoryview, exchange: HttpExchange, headers: dict[bytes, bytes
 # Whether an HTTP connection reads from its socket, and how much is on its way; what it is, is for others.
 
 
-class Counting(Protocol):
-    """``arriving_bytes`` of large bodies are here, outside the region, and not whole yet."""
-
-    arriving_bytes: int
-
-
 class Arriving:
-    """One connection's part of that."""
+    """One connection's part of what its server has received of large bodies."""
 
     __slots__ = ("_all", "_bytes")
 
-    def __init__(self, all_: Counting) -> None:
+    def __init__(self, all_: HttpHost) -> None:
         self._all = all_
         self._bytes = 0
 
@@ -293,27 +293,21 @@ class ReadControl:
 # What an HTTP connection needs of the server that it belongs to. Nothing is done here.
 
 
-class HttpHost(Protocol):
+class HttpHost(Sender, Protocol):
     """``buffer`` is where all connections read, one at a time, and ``received`` is the memory behind it.
 
     ``small_buffer`` is its beginning.
 
-    ``tick_s`` is the loop's time, to a second. ``arriving_bytes`` of large bodies are here, outside the
-    region, and not whole yet.
+    ``arriving_bytes`` of large bodies are here, outside the region, and not whole yet.
     """
 
-    gateway: Gateway
-    config: GatewayConfig
     keys: KeyRing | None
     loop: asyncio.AbstractEventLoop
     readers: RoundRobin
     buffer: memoryview
     small_buffer: memoryview
     received: bytearray
-    tick_s: float
     arriving_bytes: int
-    held: list[Outbox]
-    held_ns: int
     find_route: Callable[[bytes], Route | None]
 
     def opened(self, connection: HttpConnection) -> None:
