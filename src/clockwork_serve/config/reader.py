@@ -43,8 +43,8 @@ def read_settings(given: Mapping[str, object], environment: Mapping[str, str], f
     from_file = _read_file(Path(chosen).expanduser()) if chosen else {}
     for entry in SETTINGS:
         found, source = _find(entry, flags, environment, from_file, str(chosen))
-        sources[entry.name] = source
-        if source != "default":
+        if source:
+            sources[entry.name] = source
             values[entry.name] = _read(entry, found, source)
     values.setdefault("cache", default_cache(environment))
     return Settings(**values, sources=sources, warnings=_unknown_variables(environment))
@@ -57,14 +57,14 @@ def _find(
     from_file: Mapping[str, object],
     file: str,
 ) -> tuple[object, str]:
-    """What was written for a setting, and where."""
+    """What was written for a setting, and where; "" for nowhere."""
     if entry.name in flags:
         return flags[entry.name], entry.flag if entry.name != "repository" else "command line"
     if environment.get(entry.variable):
         return environment[entry.variable], entry.variable
     if entry.name in from_file:
         return from_file[entry.name], file
-    return None, "default"
+    return None, ""
 
 
 def _read(entry: Setting, found: object, source: str) -> object:

@@ -326,11 +326,11 @@ def wrong(name: str, source: str, expected: str, found: object, remedy: str) -> 
     return ConfigError(f"{name} (from {source}): expected {expected}, found {shown}; {remedy}")
 
 
-class Settings(Struct, frozen=True, kw_only=True):
+class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """All settings, each read and checked.
 
-    ``sources`` tells where each one came from; ``warnings`` name variables of the environment that look like
-    ours and are not.
+    ``sources`` tells where each one that was said was read; ``warnings`` name variables of the environment
+    that look like ours and are not. What is default is not encoded, as every process knows it.
     """
 
     # fmt: off
@@ -564,7 +564,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     def said(self, name: str) -> bool:
         """Whether somebody set it, even to its default."""
-        return self.sources.get(name, "default") != "default"
+        return name in self.sources
 
     @property
     def ports(self) -> dict[str, int | None]:
