@@ -60,7 +60,7 @@ async def serve(config: BridgeConfig, stop: asyncio.Event) -> None:
 def main(argv: Sequence[str]) -> int:
     """Run the process whose configuration is the JSON in ``argv[1]``; returns its exit status."""
     config = msgspec.json.decode(argv[1], type=BridgeConfig)
-    child.prepare(NAME, config.settings.log_level, config.settings.log_format)
+    child.prepare(NAME, config.settings)
     run_patiently()
     return child.run_until_stopped(lambda stop: serve(config, stop))
 

@@ -93,7 +93,7 @@ async def _flush_until(stop: asyncio.Event, journal: Journal | None) -> None:
 def main(argv: Sequence[str]) -> int:
     """Run the process whose configuration is the JSON in ``argv[1]``; returns its exit status."""
     config = msgspec.json.decode(argv[1], type=ControllerProcessConfig)
-    child.prepare("controller", config.settings.log_level, config.settings.log_format)
+    child.prepare("controller", config.settings)
     if not run_briefly():
         _log.debug("the kernel gives no short slices: on a busy host decisions will be later")
     brain = structs.replace(

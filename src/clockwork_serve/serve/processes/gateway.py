@@ -153,7 +153,7 @@ def settle_memory() -> None:
 def main(argv: Sequence[str]) -> int:
     """Run the process whose configuration is the JSON in ``argv[1]``; returns its exit status."""
     config = msgspec.json.decode(argv[1], type=GatewayConfig)
-    child.prepare(config.name, config.settings.log_level, config.settings.log_format)
+    child.prepare(config.name, config.settings)
     run_patiently()
     # gRPC's core logs each client's nonsense by itself, from its own threads, as often as clients like.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

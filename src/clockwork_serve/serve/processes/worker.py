@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 def main(argv: Sequence[str]) -> int:
     """Run the process whose configuration is the JSON in ``argv[1]``; returns its exit status."""
     config = msgspec.json.decode(argv[1], type=WorkerConfig)
-    child.prepare(config.name, config.settings.log_level, config.settings.log_format)
+    child.prepare(config.name, config.settings)
     try:
         _set_priorities(config)
         devices = {each.device: build(each) for each in config.devices}

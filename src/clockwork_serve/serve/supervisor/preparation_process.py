@@ -32,10 +32,9 @@ from clockwork_serve.store import Cache, Entry, Problem, ProblemError, Repositor
 def main(argv: Sequence[str]) -> int:
     """Prepare what the JSON in ``argv[1]`` says; returns the exit status."""
     preparation = msgspec.json.decode(argv[1], type=Preparation)
-    settings = preparation.settings
-    child.prepare("prepare", settings.log_level, settings.log_format)
+    child.prepare("prepare", preparation.settings)
     os.nice(preparation.nice)
-    limit_memory(share_of_memory(settings.compile_memory))
+    limit_memory(share_of_memory(preparation.settings.compile_memory))
     try:
         prepared = _prepare(preparation)
     except ClockworkError as error:
