@@ -18,11 +18,13 @@ import grpc.aio
 import uvloop
 
 from benchmarks.stand_in import FLOAT_BYTES, MODEL, StandIn
+from clockwork_serve.config import Settings
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, ModelInferRequest, ModelInferResponse
 from clockwork_serve.serve.child import configure
+from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.grpc.server import FALL_BACK_VARIABLE
-from clockwork_serve.serve.processes.gateway import GatewayConfig, serve
-from clockwork_serve.units import MIB, ms
+from clockwork_serve.serve.processes.gateway import serve
+from clockwork_serve.units import MIB
 
 METHOD: Final = f"/{INFERENCE_SERVICE}/ModelInfer"
 THREADS: Final = 8
@@ -86,9 +88,12 @@ async def gateway(name: str, run_dir: str, port: int, output_bytes: int) -> None
     """A gateway at that port; it finds the stand-in in the folder."""
     region_bytes = max(256 * MIB, 256 * output_bytes)
     config = GatewayConfig(
-        run_dir=run_dir, name=name, http_port=0, grpc_port=port, metrics_port=None,
-        default_slo_ns=ms(60_000), region_bytes=region_bytes,
-    )  # fmt: skip
+        settings=Settings(
+            http_port=0, grpc_port=port, metrics_port=None, slo_ms=60_000, gateway_memory=region_bytes
+        ),
+        run_dir=run_dir,
+        name=name,
+    )
     configure(name, "warning", "text")
     print(port, flush=True)
     await serve(config, asyncio.Event())

@@ -27,7 +27,8 @@ from benchmarks.client import infer_message
 from benchmarks.machine import cpu_ns
 from benchmarks.report import Outcome, finish, parser, table
 from benchmarks.yardsticks import LENGTHS
-from clockwork_serve.serve.processes.gateway import GatewayConfig
+from clockwork_serve.config import Settings
+from clockwork_serve.serve.gateway.settings import GatewayConfig
 
 OURS: Final = "ours"
 SMALL_FLOATS, LARGE_FLOATS = 256, 150_000
@@ -62,7 +63,9 @@ def gateway(core: int, floats: int, run_dir: str) -> Iterator[tuple[int, str]]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     config = GatewayConfig(
-        run_dir=run_dir, name="g0", http_port=port, grpc_port=None, metrics_port=None, log_level="warning"
+        settings=Settings(http_port=port, grpc_port=None, metrics_port=None, log_level="warning"),
+        run_dir=run_dir,
+        name="g0",
     )
     with yardstick(1 - core, "controller", f"{run_dir}:{floats}"):
         text = msgspec.json.encode(config).decode()

@@ -14,6 +14,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks import machine
+from clockwork_serve.config import Settings
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.serve.supervisor.server import RunningServer, ServerConfig, running_server
@@ -100,18 +101,16 @@ def serve(
 ) -> Iterator[Serving]:
     """Serve ``repository`` on one device with free ports until the end of the block.
 
-    ``on_line`` gets what its processes log. ``settings`` are more fields of ``ServerConfig``.
+    ``on_line`` gets what its processes log. ``settings`` are more settings of the server.
     """
+    given: dict[str, Any] = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "log_level": "warning"}
     config = ServerConfig(
-        repository=str(repository),
+        settings=Settings(
+            repository=str(repository), journal="" if journal is None else str(journal), **given | settings
+        ),
         store=StoreConfig(cache_dir=str(cache or repository.parent / "cache")),
         devices=(DeviceConfig(device=f"{device}:0", kind=device, memory_bytes=memory_bytes),),
         controller=controller or ControllerConfig(),
-        http_port=0,
-        grpc_port=0,
-        metrics_port=0,
-        journal="" if journal is None else str(journal),
-        **{"log_level": "warning", **settings},
     )
     with running_server(config, on_line=on_line) as server:
         (worker,) = (name for name in server.names if name.startswith("worker"))

@@ -31,7 +31,7 @@ MODULES_THAT_PRINT = (
 SPILL_LINES = 80
 ONE_IMPORTER = {
     **dict.fromkeys(
-        ("serve.cli.compile", "serve.cli.gateway", "serve.cli.key", "serve.cli.validate", "serve.cli.worker"),
+        ("serve.cli.gateway", "serve.cli.key", "serve.cli.worker"),
         "a command is a module, imported when it is given",
     ),
     "lab.cli.demo": "so is one of the laboratory",

@@ -129,9 +129,10 @@ def _restart(stage: Stage, folder: Path) -> None:
     def port(name: str) -> int:
         return int(facts[name].removesuffix("/metrics").rpartition(":")[2])
 
-    config = structs.replace(
-        start.server, http_port=port("http"), grpc_port=port("grpc"), metrics_port=port("metrics")
+    settings = structs.replace(
+        start.server.settings, http_port=port("http"), grpc_port=port("grpc"), metrics_port=port("metrics")
     )
+    config = structs.replace(start.server, settings=settings)
     stage.server = Server(structs.replace(start, server=config), folder / "log")
     stage.server.wait_ready()
 

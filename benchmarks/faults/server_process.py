@@ -71,7 +71,7 @@ def main() -> int:
     start = msgspec.json.decode(sys.argv[1], type=Start)
     if start.small:
         mount_small(start.small)
-    logs.configure("keeper", start.server.log_level)
+    logs.configure("keeper", start.server.settings.log_level)
     threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
 
     def announce(server: Server) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from benchmarks import repositories
 from benchmarks.faults.server_process import Start
+from clockwork_serve.config import Settings
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.serve.supervisor.config import ServerConfig
@@ -81,13 +82,22 @@ class Setup:
         """The configuration of its server; ``small`` file systems by folder."""
         return Start(
             server=ServerConfig(
-                repository=str(root), store=StoreConfig(cache_dir=str(cache)), devices=self.devices,
-                controller=ControllerConfig(), http_port=0, grpc_port=0, metrics_port=0,
-                gateways=self.gateways, log_level="warning", drain_s=2.0,
+                settings=Settings(
+                    repository=str(root),
+                    http_port=0,
+                    grpc_port=0,
+                    metrics_port=0,
+                    gateways=self.gateways,
+                    log_level="warning",
+                    drain_s=2.0,
+                ),
+                store=StoreConfig(cache_dir=str(cache)),
+                devices=self.devices,
+                controller=ControllerConfig(),
                 run_dir=str(run_dir),
             ),
             small=small,
-        )  # fmt: skip
+        )
 
 
 def _emulated(count: int, infer_ms: float, load_ms: float) -> Callable[[Path], None]:

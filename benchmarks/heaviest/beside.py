@@ -53,9 +53,7 @@ def judge(outcome: Outcome, recipes: list[Recipe], seconds: float) -> None:
     """Alone for a while, then beside those who send ``recipes``."""
     with tempfile.TemporaryDirectory(prefix="cw-") as folder:
         repository(Path(folder) / "models")
-        with serve(
-            Path(folder) / "models", device="emulated", default_slo_ns=None, log_level="error"
-        ) as serving:
+        with serve(Path(folder) / "models", device="emulated", slo_ms=None, log_level="error") as serving:
             honest(serving, 3)
             alone = honest(serving, seconds / 2)
             beside, growth, sent = attacked(serving, recipes, seconds, Path(folder) / "recipes.json")

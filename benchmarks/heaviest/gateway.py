@@ -21,6 +21,7 @@ import msgspec
 
 from benchmarks.machine import anonymous_bytes, children
 from benchmarks.stand_in import StandIn
+from clockwork_serve.config import Settings
 from clockwork_serve.messages import (
     Answer,
     Ask,
@@ -39,8 +40,9 @@ from clockwork_serve.messages import (
     Weights,
 )
 from clockwork_serve.serve.child import configure
+from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.os_scheduling import run_patiently
-from clockwork_serve.serve.processes.gateway import GatewayConfig, GatewayServers, settle_memory
+from clockwork_serve.serve.processes.gateway import GatewayServers, settle_memory
 from clockwork_serve.serve.transport import Link
 from clockwork_serve.units import MIB, ms
 
@@ -148,9 +150,12 @@ class LockProbe(threading.Thread):
 async def _gateway(run_dir: str, selector: TimedSelector) -> None:
     run_patiently()
     config = GatewayConfig(
-        run_dir=run_dir, name="g0", http_port=0, grpc_port=0, metrics_port=None, default_slo_ns=ms(60_000),
-        region_bytes=512 * MIB,
-    )  # fmt: skip
+        settings=Settings(
+            http_port=0, grpc_port=0, metrics_port=None, slo_ms=60_000, gateway_memory=512 * MIB
+        ),
+        run_dir=run_dir,
+        name="g0",
+    )
     servers = GatewayServers(config)
     await servers.start(settle_memory)
     servers.http.codec.start_soon()

@@ -20,6 +20,7 @@ import msgspec
 from benchmarks.faults.processes import name_of
 from benchmarks.machine import children
 from benchmarks.serving import Serving
+from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.serve.supervisor.server import RunningServer, Server, ServerConfig, run
 from clockwork_serve.store import StoreConfig
@@ -104,10 +105,19 @@ def config_of(folder: Path, kind: str, gateways: int) -> ServerConfig:
     """A device that has memory for some of its models."""
     devices = (DeviceConfig(device=f"{kind}:0", kind=kind, memory_bytes=(4 if kind == "cpu" else 12) * MIB),)
     return ServerConfig(
-        repository=str(folder / "models"), store=StoreConfig(cache_dir=str(folder / "cache")),
-        devices=devices, http_port=0, grpc_port=0, metrics_port=0, gateways=gateways, region_bytes=32 * MIB,
-        max_body_bytes=8 * MIB, log_level="warning",
-    )  # fmt: skip
+        settings=Settings(
+            repository=str(folder / "models"),
+            http_port=0,
+            grpc_port=0,
+            metrics_port=0,
+            gateways=gateways,
+            gateway_memory=32 * MIB,
+            max_body=8 * MIB,
+            log_level="warning",
+        ),
+        store=StoreConfig(cache_dir=str(folder / "cache")),
+        devices=devices,
+    )
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from benchmarks.report import Outcome
 from benchmarks.repositories import convolutions
 from benchmarks.stalls.clients import Plan, Seen
 from benchmarks.stalls.judge import GOOD, REFUSED, TICK_MS, Player, ends, judge_books, late, worst_ms
+from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.serve.supervisor.config import ServerConfig
 from clockwork_serve.store import StoreConfig
@@ -32,10 +33,12 @@ def served(folder: Path, core: int) -> Iterator[Server]:
     for model in range(MODELS):
         convolutions(folder / "models", f"m{model}", side=SIDE, channels=8, depth=5, seed=model)
     config = ServerConfig(
-        repository=str(folder / "models"), store=StoreConfig(cache_dir=str(folder / "cache")),
+        settings=Settings(
+            repository=str(folder / "models"), http_port=0, grpc_port=None, metrics_port=0, log_level="error"
+        ),
+        store=StoreConfig(cache_dir=str(folder / "cache")),
         devices=(DeviceConfig(device="cpu:0", kind="cpu", memory_bytes=256 * MIB),),
-        http_port=0, grpc_port=None, metrics_port=0, log_level="error",
-    )  # fmt: skip
+    )
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:

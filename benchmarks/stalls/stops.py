@@ -23,6 +23,7 @@ from benchmarks.report import Outcome
 from benchmarks.repositories import emulated
 from benchmarks.stalls.clients import Plan, Seen
 from benchmarks.stalls.judge import GOOD, REFUSED, Player, ends, judge_books, late, worst_ms
+from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, ModelInferRequest
 from clockwork_serve.serve.supervisor.config import ServerConfig
@@ -46,10 +47,17 @@ def served(folder: Path, gateways: int) -> Iterator[Server]:
     for model in range(MODELS):
         emulated(folder / "models", f"m{model}", {1: 10, 2: 12, 4: 16})
     config = ServerConfig(
-        repository=str(folder / "models"), store=StoreConfig(cache_dir=str(folder / "cache")),
+        settings=Settings(
+            repository=str(folder / "models"),
+            http_port=0,
+            grpc_port=0,
+            metrics_port=0,
+            gateways=gateways,
+            log_level="error",
+        ),
+        store=StoreConfig(cache_dir=str(folder / "cache")),
         devices=(DeviceConfig(device="emulated:0", kind="emulated", memory_bytes=64 * MIB),),
-        http_port=0, grpc_port=0, metrics_port=0, gateways=gateways, log_level="error",
-    )  # fmt: skip
+    )
     server = Server(Start(server=config), folder / "server.log")
     try:
         server.wait_ready()

@@ -27,6 +27,7 @@ from benchmarks.faults.processes import Server
 from benchmarks.faults.server_process import Start
 from benchmarks.report import Outcome, finish, parser
 from benchmarks.serving import read_metrics, total
+from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.serve.supervisor.config import ServerConfig
 from clockwork_serve.store import StoreConfig
@@ -166,10 +167,19 @@ def served(folder: Path, gateways: int) -> Iterator[Server]:
         for n in (0, 1)
     )
     config = ServerConfig(
-        repository=str(root), store=StoreConfig(cache_dir=str(folder / "cache")), devices=devices,
-        http_port=0, grpc_port=0, metrics_port=0, gateways=gateways, log_level="warning", drain_s=2.0,
+        settings=Settings(
+            repository=str(root),
+            http_port=0,
+            grpc_port=0,
+            metrics_port=0,
+            gateways=gateways,
+            log_level="warning",
+            drain_s=2.0,
+        ),
+        store=StoreConfig(cache_dir=str(folder / "cache")),
+        devices=devices,
         run_dir=str(folder),
-    )  # fmt: skip
+    )
     server = Server(Start(server=config), folder / "log")
     try:
         server.wait_ready()

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.serve.supervisor.server import ServerConfig, running_server
 from clockwork_serve.store import StoreConfig
-from clockwork_serve.units import ms
 from tests.end_to_end.conftest import example_models
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -58,11 +58,17 @@ def test_every_example_has_an_expectation():
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     config = ServerConfig(
-        repository=str(example_models(tmp_path_factory.mktemp("examples") / "models")),
+        settings=Settings(
+            repository=str(example_models(tmp_path_factory.mktemp("examples") / "models")),
+            http_port=0,
+            grpc_port=0,
+            metrics_port=None,
+            log_level="warning",
+            slo_ms=20_000,
+        ),
         store=StoreConfig(cache_dir=str(tmp_path_factory.mktemp("cache"))),
         devices=(DeviceConfig(device="cpu:0", memory_bytes=4 << 20),),
-        http_port=0, grpc_port=0, metrics_port=None, log_level="warning", default_slo_ns=ms(20_000),
-    )  # fmt: skip
+    )
     with running_server(config) as server:
         yield server
 

@@ -49,6 +49,17 @@ def test_a_folder_that_is_not_there_is_one_line(
     assert capsys.readouterr().err.startswith("error: model repository: expected a readable folder")
 
 
+def test_one_file_is_validated_by_itself(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "net.onnx"
+    file.write_bytes(b"not a graph")
+    assert run(["validate", str(file)]) == 1
+    assert "problem: model 'net' version 1" in capsys.readouterr().err
+    assert run(["validate", str(tmp_path / "none.onnx")]) == 1
+    assert capsys.readouterr().err.startswith("error: model file: expected a readable file")
+
+
 @pytest.mark.parametrize("command", ["validate", "compile"])
 def test_a_torch_program_for_a_gpu_that_is_not_here_is_a_problem_and_the_rest_is_served(
     command: str, repository: Path, capsys: pytest.CaptureFixture[str]

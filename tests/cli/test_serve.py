@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from onnx import TensorProto, helper
 
 pytestmark = pytest.mark.system
 EMULATED = ("--device", "emulated:v100", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
@@ -88,3 +90,41 @@ def test_a_repository_without_a_model_that_can_be_served_is_one_line(
     assert said.splitlines()[-1].startswith("error: ")
     assert "broken" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("name", "shape"), [("double", (4,)), ("double-image", (3, 32, 32))])
+def test_one_file_is_served_and_the_command_that_is_shown_asks_it(
+    repository: Path, tmp_path: Path, name: str, shape: tuple[int, ...]
+) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not there")
+    file = tmp_path / f"{name}.onnx"
+    file.write_bytes(doubling(shape))
+    with serving(file, "--http-port", "0", "--grpc-port", "off", "--metrics-port", "off") as child:
+        assert child.stdout is not None
+        lines = [child.stdout.readline().strip() for _ in range(5)]
+        assert lines[0] == "ready: 1 model"
+        command = lines[4].removeprefix("ask").strip()
+        assert f"/v2/models/{name}/infer" in command
+        asked = subprocess.run(command, shell=True, capture_output=True, timeout=60, check=True)
+        (output,) = json.loads(asked.stdout)["outputs"]
+        assert (output["shape"], set(output["data"])) == ([1, *shape], {0.0})
+        url = lines[1].split()[1]
+        for action in ("unload", "load"):
+            wish = urllib.request.Request(f"{url}/v2/repository/models/{name}/{action}", b"{}")
+            with urllib.request.urlopen(wish, timeout=60) as answer:
+                assert answer.status == 200
+        child.send_signal(signal.SIGTERM)
+        child.communicate(timeout=60)
+    assert file.read_bytes() == doubling(shape)
+
+
+def doubling(shape: tuple[int, ...]) -> bytes:
+    """A model ``y = x + x`` of such rows."""
+    rows = ["N", *shape]
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, rows) for name in "xy"]
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "x"], ["y"])], "double", tensors[:1], tensors[1:]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(model.SerializeToString())

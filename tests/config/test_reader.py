@@ -34,7 +34,7 @@ def test_with_nothing_said_all_comes_from_defaults() -> None:
 
     assert settings.http_port == 8000
     assert settings.cache == default_cache({})
-    assert set(settings.sources.values()) == {"default"}
+    assert settings.sources == {}
 
 
 def test_command_line_over_environment_over_file_over_default(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_command_line_over_environment_over_file_over_default(tmp_path: Path) ->
     assert settings.sources["host"] == file
     assert settings.sources["http_port"] == "CLOCKWORK_HTTP_PORT"
     assert settings.sources["grpc_port"] == "--grpc-port"
-    assert settings.sources["metrics_port"] == "default"
+    assert not settings.said("metrics_port")
 
 
 def test_the_file_may_be_named_by_the_environment(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))  # the benchmarks are no part of the installed pac
 from benchmarks.serving import Serving, serve  # noqa: E402
 
 from benchmarks import repositories  # noqa: E402
-from clockwork_serve.units import MIB, ms  # noqa: E402
+from clockwork_serve.units import MIB  # noqa: E402
 
 if TYPE_CHECKING:
     from tests.end_to_end.cables import Cable
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Floats = repositories.Floats
 WIDE, LONG = 64, 16
 MATRICES = 30
-PATIENT_SLO_NS = ms(20_000)
+PATIENT_SLO_MS = 20_000.0
 """For requests that name no SLO: the usual default of 100 ms is more than a busy machine can keep."""
 
 MOODY = '''"""Echoes, unless the first number says otherwise."""
@@ -122,7 +122,7 @@ def start(cache: Path) -> Callable[..., AbstractContextManager[Serving]]:
     """Starts a server for the time of a block. Unless a test is about deadlines, there are none to miss."""
 
     def serving(root: Path, **settings: Any) -> AbstractContextManager[Serving]:
-        return serve(root, cache=cache, **{"default_slo_ns": PATIENT_SLO_NS, **settings})
+        return serve(root, cache=cache, **{"slo_ms": PATIENT_SLO_MS, **settings})
 
     return serving
 

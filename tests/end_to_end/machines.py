@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -22,11 +22,11 @@ from benchmarks.machine import children
 from benchmarks.serving import Metrics, Serving, read_metrics, until
 
 from benchmarks import repositories
+from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import TransportError
-from clockwork_serve.serve.processes.worker import WorkerConfig
-from clockwork_serve.serve.remote.config import BridgeSettings, MachineConfig
 from clockwork_serve.serve.remote.tls import ClusterFiles
+from clockwork_serve.serve.worker.host import WorkerConfig
 from tests.serve.certificates import Certificates
 
 WIDE, LONG = 512, 256
@@ -45,9 +45,10 @@ def free_port() -> int:
         return port
 
 
-def settings(certificates: Certificates, port: int, silence_s: float = 2.0) -> BridgeSettings:
+def settings(certificates: Certificates, port: int, silence_s: float = 2.0) -> dict[str, Any]:
+    """Of a server that others may join."""
     files = ClusterFiles(certificate=certificates.certificate, key=certificates.key, ca=certificates.ca)
-    return BridgeSettings(host="127.0.0.1", port=port, files=files, silence_s=silence_s)
+    return {"listen_machines": f"127.0.0.1:{port}", "silence_s": silence_s, **files.named()}
 
 
 def matrices(root: Path) -> Path:
@@ -213,15 +214,16 @@ def worker_config(port: int, certificates: Certificates, folder: Path, name: str
     """The configuration of a worker process by itself, as JSON."""
     run_dir = folder / "run"
     run_dir.mkdir()
-    machine = MachineConfig(
-        host="127.0.0.1",
-        port=port,
-        files=cluster_files(certificates),
-        cache_dir=str(folder / "cache"),
-        kinds=("cpu",),
+    settings = Settings(
+        controller=f"127.0.0.1:{port}",
+        cache=str(folder / "cache"),
+        **cluster_files(certificates).named(),
     )
     config = WorkerConfig(
-        run_dir=str(run_dir), name=name, devices=(DeviceConfig(device=name, memory_bytes=16 * PAGE),),
-        machine=machine,
-    )  # fmt: skip
+        run_dir=str(run_dir),
+        name=name,
+        devices=(DeviceConfig(device=name, memory_bytes=16 * PAGE),),
+        settings=settings,
+        elsewhere=True,
+    )
     return msgspec.json.encode(config).decode()

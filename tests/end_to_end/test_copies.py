@@ -28,7 +28,7 @@ def test_a_large_tensor_is_received_where_the_worker_reads_it(
     config = root / "echo" / "clockwork.toml"
     config.write_text(config.read_text().replace("dims = [4]", f"dims = [{WIDTH}]"))
     sent = np.arange(WIDTH, dtype=np.float32)[None]
-    with start(root, memory_bytes=64 * MIB, default_slo_ns=20_000_000_000) as serving:
+    with start(root, memory_bytes=64 * MIB, slo_ms=20_000) as serving:
         with tritonclient.http.InferenceServerClient(serving.http_url.removeprefix("http://")) as client:
             tensor = tritonclient.http.InferInput("x", list(sent.shape), "FP32")
             for turn in range(REQUESTS):

@@ -12,11 +12,12 @@ from benchmarks.client import Report, closed_loop, infer_message, run
 from benchmarks.serving import Serving, total, until
 
 from benchmarks import repositories
+from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.serve.supervisor.server import ServerConfig, running_server
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB
-from tests.end_to_end.conftest import PATIENT_SLO_NS
+from tests.end_to_end.conftest import PATIENT_SLO_MS
 from tests.timing import Timing
 
 WORKERS = ("worker-cpu:0", "worker-cpu:1")
@@ -28,10 +29,12 @@ def pair(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Serv
     root = tmp_path_factory.mktemp("pair") / "models"
     repositories.sleeper(root, "hot", 0.03)
     config = ServerConfig(
-        repository=str(root), store=StoreConfig(cache_dir=str(cache)), http_port=0, grpc_port=0,
-        metrics_port=0, default_slo_ns=PATIENT_SLO_NS,
+        settings=Settings(
+            repository=str(root), http_port=0, grpc_port=0, metrics_port=0, slo_ms=PATIENT_SLO_MS
+        ),
+        store=StoreConfig(cache_dir=str(cache)),
         devices=tuple(DeviceConfig(device=f"cpu:{n}", memory_bytes=8 * MIB) for n in range(2)),
-    )  # fmt: skip
+    )
     with running_server(config) as server:
         assert set(WORKERS) <= set(server.names)
         yield Serving(server, WORKERS[0])

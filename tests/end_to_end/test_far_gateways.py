@@ -19,11 +19,10 @@ import numpy as np
 import pytest
 from benchmarks.client import Report, closed_loop, infer_message, run
 from benchmarks.serving import Serving, total, until
-from msgspec import structs
 
 from benchmarks import repositories
-from clockwork_serve.serve.processes.gateway import GatewayConfig
-from clockwork_serve.serve.remote.config import FarServer
+from clockwork_serve.config import Settings
+from clockwork_serve.serve.gateway.settings import GatewayConfig
 from tests.end_to_end import cables, machines
 from tests.end_to_end.cables import Cable, certificates_of_cable
 from tests.end_to_end.conftest import call, x_json
@@ -80,11 +79,11 @@ class Place:
 def place(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[Place]:
     root = tmp_path_factory.mktemp("place")
     files, port = certificates(root), machines.free_port()
-    settings = structs.replace(machines.settings(files, port, SILENCE_S), region_bytes=ROOM)
+    settings = machines.settings(files, port, SILENCE_S) | {"gateway_memory": ROOM}
     said: list[str] = []
     repository = machines.matrices(root / "models")
     repositories.python_model(repository, "sleepy", SLEEPY)
-    with start(repository, machines=settings, log_level="info", on_line=said.append) as serving:
+    with start(repository, **settings, log_level="info", on_line=said.append) as serving:
         yield Place(serving, port, files, said)
 
 
@@ -255,10 +254,10 @@ def test_another_version_is_refused_and_ends(place: Place, tmp_path: Path) -> No
         "sys.exit(gateway.main(sys.argv))\n"
     )
     files = machines.cluster_files(place.certificates)
-    config = GatewayConfig(
-        run_dir=str(tmp_path), name="odd.gateway-0", http_port=0, grpc_port=None, metrics_port=None,
-        server=FarServer(host="127.0.0.1", port=place.port, files=files),
-    )  # fmt: skip
+    settings = Settings(
+        http_port=0, grpc_port=None, metrics_port=None, controller=f"127.0.0.1:{place.port}", **files.named()
+    )
+    config = GatewayConfig(settings=settings, run_dir=str(tmp_path), name="odd.gateway-0", elsewhere=True)
     command = [sys.executable, str(program), msgspec.json.encode(config).decode()]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert ended.returncode == 78, ended
@@ -387,11 +386,11 @@ def test_a_pulled_cable_and_a_gateway_in_a_network_of_its_own(
 ) -> None:
     """The kernel's own silence: no proxy, no reset, no end. A worker is beside it."""
     files, port = certificates_of_cable(tmp_path), machines.free_port()
-    bridge = structs.replace(machines.settings(files, port, SILENCE_S), host=cables.HERE)
+    bridge = machines.settings(files, port, SILENCE_S) | {"listen_machines": f"{cables.HERE}:{port}"}
     silence = ("--silence-s", str(SILENCE_S))
     far: dict[str, Any] = {"host": cables.HERE, "before": cable.there}
     with (
-        start(machines.matrices(tmp_path / "models"), memory_bytes=machines.PAGE, machines=bridge) as serving,
+        start(machines.matrices(tmp_path / "models"), memory_bytes=machines.PAGE, **bridge) as serving,
         far_worker(port, files, tmp_path / "far", *silence, **far) as worker,
         far_gateway(port, files, *silence, "--host", cables.THERE, **far) as gateway,
     ):

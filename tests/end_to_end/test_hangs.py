@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 from benchmarks.client import closed_loop, infer_message, run
 from benchmarks.serving import Serving, total, until
 
 from benchmarks import repositories
+from clockwork_serve.config import Settings
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.messages import WorkerHung
@@ -25,7 +26,7 @@ from clockwork_serve.serve.supervisor.server import RunningServer, ServerConfig,
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.telemetry import read_journal
 from clockwork_serve.units import MIB, ms
-from tests.end_to_end.conftest import PATIENT_SLO_NS, WIDE, call, x_json
+from tests.end_to_end.conftest import PATIENT_SLO_MS, WIDE, call, x_json
 
 Start = Callable[..., AbstractContextManager[Serving]]
 
@@ -79,16 +80,18 @@ def ready(url: str) -> bool:
 
 
 @contextmanager
-def two_workers(root: Path, cache: Path, lines: list[str], **settings: object) -> Iterator[Serving]:
+def two_workers(root: Path, cache: Path, lines: list[str], **settings: Any) -> Iterator[Serving]:
     """A server with two CPU devices, each a process; ``Serving.worker`` is the first."""
+    given: dict[str, Any] = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "log_level": "warning"}
+    given |= {"slo_ms": PATIENT_SLO_MS} | settings
     config = ServerConfig(
-        repository=str(root), store=StoreConfig(cache_dir=str(cache)),
+        settings=Settings(repository=str(root), **given),
+        store=StoreConfig(cache_dir=str(cache)),
         devices=tuple(
             DeviceConfig(device=f"cpu:{number}", kind="cpu", memory_bytes=64 * MIB) for number in (0, 1)
         ),
-        controller=SOON, http_port=0, grpc_port=0, metrics_port=0, log_level="warning",
-        **{"default_slo_ns": PATIENT_SLO_NS, **settings},
-    )  # type: ignore[arg-type]  # fmt: skip
+        controller=SOON,
+    )
     with running_server(config, on_line=lines.append) as server:
         yield Serving(server, next(name for name in server.names if name.startswith("worker")))
 

@@ -47,9 +47,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[
     files, port = certificates(root), machines.free_port()
     said: list[str] = []
     settings = machines.settings(files, port)
-    with start(
-        repository, memory_bytes=PAGE, machines=settings, log_level="info", on_line=said.append
-    ) as serving:
+    with start(repository, memory_bytes=PAGE, **settings, log_level="info", on_line=said.append) as serving:
         yield Cluster(serving, port, files, root / "far", said)
 
 
@@ -228,7 +226,7 @@ def test_a_second_worker_of_the_same_name_waits_until_the_first_is_gone(cluster:
 def test_a_model_that_is_loaded_later_is_fetched_then(cluster: Cluster) -> None:
     with far_worker(cluster.port, cluster.certificates, cluster.cache) as worker:
         joined(cluster.serving, worker)
-        root = Path(cluster.serving.server.server.config.repository)
+        root = Path(cluster.serving.server.server.settings.repository)
         repositories.one_matrix(root, "late", repositories.matrix_of(99, WIDE, LONG))
         answer = call(cluster.serving.http_url, "/v2/repository/models/late/load", b"{}")
         assert answer.status == 200, answer.json

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from benchmarks.client import Report, closed_loop, infer_message, run
 from benchmarks.serving import Serving, total, until
-from msgspec import structs
 
 from tests.end_to_end import cables, machines
 from tests.end_to_end.cables import Cable, certificates_of_cable
@@ -47,7 +46,7 @@ def network(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[
     files, port = certificates(root), machines.free_port()
     settings = machines.settings(files, port, SILENCE_S)
     with (
-        start(machines.matrices(root / "models"), memory_bytes=PAGE, machines=settings) as serving,
+        start(machines.matrices(root / "models"), memory_bytes=PAGE, **settings) as serving,
         proxy(port) as between,
         far_worker(
             between.port, files, root / "far", "--silence-s", str(SILENCE_S), "--log-level", "info"
@@ -190,9 +189,9 @@ def test_a_pulled_cable_and_a_worker_in_a_network_of_its_own(
 ) -> None:
     """The kernel's own silence: no proxy, no reset, no end."""
     files, port = certificates_of_cable(tmp_path), machines.free_port()
-    bridge = structs.replace(machines.settings(files, port, SILENCE_S), host=cables.HERE)
+    bridge = machines.settings(files, port, SILENCE_S) | {"listen_machines": f"{cables.HERE}:{port}"}
     with (
-        start(machines.matrices(tmp_path / "models"), memory_bytes=PAGE, machines=bridge) as serving,
+        start(machines.matrices(tmp_path / "models"), memory_bytes=PAGE, **bridge) as serving,
         far_worker(
             port, files, tmp_path / "far", "--silence-s", str(SILENCE_S),
             host=cables.HERE, before=cable.there,

@@ -32,7 +32,6 @@ from clockwork_serve.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from clockwork_serve.serve.gateway.access import DoorConfig
 from clockwork_serve.sim.replay import replay
 from clockwork_serve.telemetry import read_journal
 from tests.end_to_end.conftest import call, x_json
@@ -68,7 +67,7 @@ def served(tmp_path: Path, start: Start, policy: str) -> Iterator[Serving]:
     keys.touch(0o600)
     keys.write_text(KEYS)
     settings = {
-        "gateways": 2, "door": DoorConfig(api_keys=str(keys)), "journal": tmp_path / "journal",
+        "gateways": 2, "api_keys": str(keys), "journal": tmp_path / "journal",
         "controller": ControllerConfig(policy=policy),
         "memory_bytes": 256 << 10,
     }  # fmt: skip

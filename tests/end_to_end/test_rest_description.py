@@ -21,7 +21,7 @@ import pytest
 from benchmarks.serving import Serving
 
 from benchmarks import repositories
-from clockwork_serve.units import MIB, ms
+from clockwork_serve.units import MIB
 from tests.end_to_end.conftest import call, example_models
 from tests.serve.segments import PREFIX, segment
 
@@ -135,7 +135,7 @@ def test_every_answer_is_one_that_the_description_has(
     config, schema, events = (tmp_path / name for name in ("st.toml", "openapi.json", "events.ndjson"))
     config.write_text(CONFIG)
     with (
-        start(repository, memory_bytes=16 * MIB, default_slo_ns=ms(20_000), shared_memory=PREFIX) as server,
+        start(repository, memory_bytes=16 * MIB, slo_ms=20_000, shared_memory=PREFIX) as server,
         segment(4096, b"") as shared,
     ):
         document = focused(call(server.http_url, "/v2/openapi.json").json, shared.key)

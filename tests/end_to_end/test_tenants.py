@@ -19,7 +19,6 @@ from benchmarks.serving import Serving
 from tritonclient.utils import InferenceServerException
 
 from benchmarks import repositories, schedules
-from clockwork_serve.serve.gateway.access import DoorConfig
 from tests.end_to_end.conftest import call, x_json
 from tests.timing import Timing
 
@@ -81,7 +80,7 @@ def two(tmp_path: Path, start: Start) -> Iterator[Two]:
     for name in ("mine", "theirs"):
         repositories.emulated(root, name, {1: LASTS_MS})
     write_keys(keys)
-    with start(root, device="emulated", gateways=2, door=DoorConfig(api_keys=str(keys))) as serving:
+    with start(root, device="emulated", gateways=2, api_keys=str(keys)) as serving:
         for name in ("mine", "theirs"):
             assert asked(serving, "modest", name).status == 200
         yield Two(serving, keys)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import trustme
-
-from clockwork_serve.serve.gateway.access import DoorConfig
 
 
 @dataclass(frozen=True)
@@ -22,13 +21,11 @@ class Certificates:
     client_key: str
     other_key: str
 
-    def door(self, *, mutual: bool = False, **fields: object) -> DoorConfig:
-        return DoorConfig(
-            tls_certificate=self.certificate,
-            tls_key=self.key,
-            tls_client_ca=self.ca if mutual else "",
-            **fields,
-        )
+    def door(self, *, mutual: bool = False, **fields: object) -> dict[str, Any]:
+        """Settings of a gateway that has TLS."""
+        authority = self.ca if mutual else ""
+        files = {"tls_certificate": self.certificate, "tls_key": self.key, "tls_client_ca": authority}
+        return files | fields
 
 
 @cache

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import tritonclient.http
 
-from clockwork_serve.serve.gateway.settings import HttpLimits
 from clockwork_serve.serve.grpc.server import FALL_BACK_VARIABLE
 from clockwork_serve.units import MIB
 from tests.serve.running_gateway import RunningGateway, running_gateway
@@ -25,8 +24,8 @@ def grpc_transport(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
-    limits = HttpLimits(body_bytes=8 * MIB, header_s=1.0, body_s=1.0, bytes_per_s=64 * MIB, header_bytes=8192)
-    with running_gateway(tmp_path_factory.mktemp("gateway"), limits, metrics_port=0) as found:
+    limits = {"head_s": 1.0, "body_s": 1.0, "bytes_per_s": 64 * MIB, "max_head": 8192}
+    with running_gateway(tmp_path_factory.mktemp("gateway"), metrics_port=0, **limits) as found:
         yield found
     gc.collect()  # what stock clients left, in their own thread
 

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from msgspec import structs
 
+from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.integrity import hash_of, sealed
 from clockwork_serve.messages import (
@@ -35,11 +36,11 @@ from clockwork_serve.messages import (
     Window,
     WorkerJoined,
 )
-from clockwork_serve.serve.processes.worker import WorkerConfig
-from clockwork_serve.serve.remote.config import MachineConfig, bound
+from clockwork_serve.serve.remote.config import bound
 from clockwork_serve.serve.remote.link import MachineListener, on_the_way
 from clockwork_serve.serve.remote.tls import ClusterContext
 from clockwork_serve.serve.transport import Link, hello
+from clockwork_serve.serve.worker.host import WorkerConfig
 from clockwork_serve.units import ms
 from tests.serve.certificates import certificates
 from tests.serve.proxy import Proxy, proxy
@@ -153,11 +154,13 @@ async def far_orders(folder: Path, silence_s: float, infer_ms: float = 1) -> Asy
     (folder / "run").mkdir()
     with proxy(port) as between:
         made.proxy = between
-        machine = MachineConfig(
-            host="127.0.0.1", port=between.port, files=theirs(certificates(folder)),
-            cache_dir=str(folder / "cache"), kinds=("emulated",), silence_s=silence_s,
+        settings = Settings(
+            controller=f"127.0.0.1:{between.port}", cache=str(folder / "cache"), silence_s=silence_s,
+            **theirs(certificates(folder)).named(),
         )  # fmt: skip
-        config = WorkerConfig(run_dir=str(folder / "run"), name="gpu:0", devices=(DEVICE,), machine=machine)
+        config = WorkerConfig(
+            run_dir=str(folder / "run"), name="gpu:0", devices=(DEVICE,), settings=settings, elsewhere=True
+        )
         made.process = spawn(config)
         try:
             await made.ready()

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from clockwork_serve.serve.gateway.settings import HttpLimits
-from clockwork_serve.serve.processes.gateway import GatewayConfig, GatewayServers
-from clockwork_serve.units import MIB, NS_PER_S
+from clockwork_serve.config import Settings
+from clockwork_serve.serve.gateway.settings import GatewayConfig
+from clockwork_serve.serve.processes.gateway import GatewayServers
+from clockwork_serve.units import MIB
 from tests.serve.fake_controller import FakeController, served, spec
 
 T = TypeVar("T")
@@ -83,17 +84,21 @@ class RunningGateway:
             return found
 
 
+def gateway_config(**fields: Any) -> GatewayConfig:
+    """Settings and the other fields of a gateway, all in one."""
+    given = {name: fields.pop(name) for name in list(fields) if name in Settings.__struct_fields__}
+    return GatewayConfig(settings=Settings(**given), **fields)
+
+
 @contextmanager
-def running_gateway(
-    run_dir: Path, limits: HttpLimits | None = None, **fields: Any
-) -> Iterator[RunningGateway]:
+def running_gateway(run_dir: Path, **fields: Any) -> Iterator[RunningGateway]:
     found = RunningGateway(run_dir)
     plain: dict[str, Any] = {
         "run_dir": str(run_dir), "name": "g0", "http_port": 0, "grpc_port": None, "metrics_port": None,
-        "region_bytes": 32 * MIB, "max_body_bytes": 8 * MIB,
-        "default_slo_ns": 60 * NS_PER_S,  # what is not about time must not fail where that is short
+        "gateway_memory": 32 * MIB, "max_body": 8 * MIB,
+        "slo_ms": 60_000.0,  # what is not about time must not fail where that is short
     }  # fmt: skip
-    config = GatewayConfig(**(plain | fields))
+    config = gateway_config(**plain | fields)
     started = threading.Event()
     stop: list[Callable[[], None]] = []
 
@@ -103,8 +108,6 @@ def running_gateway(
         stop.append(end.set)
         await found.controller.start()
         found.servers = GatewayServers(config)
-        if limits is not None:
-            found.servers.http.limits = limits
         await found.servers.start()
         while not found.servers.gateway.link.is_open:
             await asyncio.sleep(0.002)

@@ -14,10 +14,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clockwork_serve.config import Settings
 from clockwork_serve.errors import ConfigError, TransportError
 from clockwork_serve.messages import Cancel, Frame
 from clockwork_serve.serve.gateway.access import KeyRing
-from clockwork_serve.serve.gateway.settings import SMALL_READ_BYTES, HttpLimits
+from clockwork_serve.serve.gateway.settings import SMALL_READ_BYTES, GatewayConfig
 from clockwork_serve.serve.http.connection import DIRECT_BYTES, HttpConnection, RoundRobin
 from clockwork_serve.serve.http.exchange import HttpExchange
 from clockwork_serve.serve.http.responses import json_response
@@ -90,7 +91,7 @@ class Host:
 
     def __init__(self) -> None:
         self.loop = Loop()
-        self.limits = HttpLimits(body_bytes=200_000)
+        self.config = GatewayConfig(run_dir="", name="g0", settings=Settings(max_body=200_000))
         self.keys = None
         self.tick_s = 0.0
         self.arriving_bytes = 0

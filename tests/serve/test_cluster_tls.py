@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
+from clockwork_serve.config import Settings
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.remote.config import BridgeSettings
+from clockwork_serve.serve.remote.config import check_listening
 from clockwork_serve.serve.remote.tls import ClusterContext, ClusterFiles, context_of
 from tests.serve.certificates import certificates
 
@@ -31,7 +32,7 @@ def test_all_three_files_are_needed(tmp_path: Path, missing: str) -> None:
 def test_no_port_is_opened_without_them(tmp_path: Path) -> None:
     for given in (ClusterFiles(), structs.replace(files(tmp_path), ca="")):
         with pytest.raises(ConfigError, match="name all three"):
-            BridgeSettings(host="127.0.0.1", port=1, files=given).check()
+            check_listening(Settings(listen_machines="127.0.0.1:1", **given.named()))
 
 
 def test_a_file_that_will_not_do_is_named_with_what_it_holds(tmp_path: Path) -> None:

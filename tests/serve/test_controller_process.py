@@ -15,6 +15,7 @@ import msgspec
 import pytest
 import uvloop
 
+from clockwork_serve.config import Settings
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import (
     Answer,
@@ -136,7 +137,7 @@ def ok(action: Load | Infer) -> Result:
 
 def test_a_request_is_loaded_for_executed_and_answered(tmp_path: Path) -> None:
     async def main() -> None:
-        async with controller(tmp_path, journal=str(tmp_path / "journal")) as child:
+        async with controller(tmp_path, settings=Settings(journal=str(tmp_path / "journal"))) as child:
             keeper, worker, gateway = await warm(tmp_path)
             gateway.link.send(request(1))
             worker.link.send(ok(await worker.until(Load)))
@@ -235,7 +236,7 @@ def test_all_links_end_when_it_is_killed(tmp_path: Path) -> None:
 
 def test_a_journal_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     async def main() -> None:
-        async with controller(tmp_path, journal=str(tmp_path / "no" / "journal")) as child:
+        async with controller(tmp_path, settings=Settings(journal=str(tmp_path / "no" / "journal"))) as child:
             assert await asyncio.wait_for(child.ended, 30) == EXIT_CONFIG
             assert any("journal: cannot write" in line for line in child.tail)
 

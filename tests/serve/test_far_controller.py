@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from clockwork_serve import __version__
+from clockwork_serve.config import Settings
 from clockwork_serve.errors import ConfigError, TransportError
 from clockwork_serve.messages import (
     Answer,
@@ -37,7 +38,6 @@ from clockwork_serve.oip import InputTensor
 from clockwork_serve.serve.gateway.requests import Slot, Slots
 from clockwork_serve.serve.remote import gateway as far_controller
 from clockwork_serve.serve.remote.bridge import FarRequests
-from clockwork_serve.serve.remote.config import FarServer
 from clockwork_serve.serve.remote.gateway import RETRY_S_MAX, FarController, FarReach
 from clockwork_serve.serve.remote.link import decode, encode, on_the_way
 from clockwork_serve.serve.shm import Calls, RegionMap
@@ -379,7 +379,7 @@ class Net:
         self.wires: list[Wire] = []
         self.pauses: list[float] = []
         self.words = "nobody there"
-        server = FarServer(host="h", port=7, files=theirs(certificates(folder)), silence_s=3.0)
+        server = Settings(controller="h:7", silence_s=3.0, **theirs(certificates(folder)).named())
         self.reach = FarReach("a.gateway-0", server)
         self.reach._dice = Dice()  # type: ignore[assignment]
         monkeypatch.setattr(far_controller, "connect_machine", self.connect)
@@ -487,6 +487,6 @@ def test_files_that_will_not_do_are_named_at_once(tmp_path: Path) -> None:
     async def test() -> None:
         files = structs.replace(theirs(certificates(tmp_path)), ca=str(tmp_path / "nothing.pem"))
         with pytest.raises(ConfigError, match="cluster_ca"):
-            FarReach("a.gateway-0", FarServer(host="h", port=7, files=files))
+            FarReach("a.gateway-0", Settings(controller="h:7", **files.named()))
 
     run(test())

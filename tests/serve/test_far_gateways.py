@@ -12,31 +12,27 @@ import msgspec
 import pytest
 
 from clockwork_serve import __version__
-from clockwork_serve.config import read_settings
-from clockwork_serve.config.records import bridge_settings, far_gateways_config, server_config
+from clockwork_serve.config import Settings, read_settings
 from clockwork_serve.errors import ConfigError, TransportError
 from clockwork_serve.messages import Frame
-from clockwork_serve.serve.gateway.access import DoorConfig
-from clockwork_serve.serve.processes.gateway import GatewayConfig
-from clockwork_serve.serve.remote.config import FAR_GATEWAY, FAR_NAME, FarServer
+from clockwork_serve.serve.gateway.settings import GatewayConfig
+from clockwork_serve.serve.remote.config import FAR_GATEWAY, FAR_NAME
 from clockwork_serve.serve.remote.gateway import FarReach
-from clockwork_serve.serve.remote.tls import ClusterFiles
 from clockwork_serve.serve.supervisor import children as far_children
 from clockwork_serve.serve.supervisor import children as far_gateways
-from clockwork_serve.serve.supervisor.children import FarGatewaysConfig
-from clockwork_serve.serve.supervisor.config import GatewaysConfig
 from clockwork_serve.serve.supervisor.processes import Launch
 from tests.serve.certificates import certificates
 from tests.serve.test_bridge import GATEWAY, READY, middle, run
 from tests.serve.test_machine_link import theirs
 from tests.serve.test_transport import until
 
-SERVER = FarServer(host="10.0.0.1", port=7000, files=ClusterFiles(certificate="/c"), silence_s=3.0)
 
-
-def config(**fields: Any) -> FarGatewaysConfig:
-    plain: dict[str, Any] = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "machine": "alpha"}
-    return FarGatewaysConfig(**(plain | {"server": SERVER} | fields))
+def config(**fields: Any) -> Settings:
+    plain: dict[str, Any] = {
+        "http_port": 0, "grpc_port": 0, "metrics_port": 0, "machine_name": "alpha",
+        "controller": "10.0.0.1:7000", "silence_s": 3.0,
+    }  # fmt: skip
+    return Settings(**(plain | fields))
 
 
 class Children:
@@ -47,9 +43,10 @@ class Children:
         self.taken: list[bool] = []
         self.at: dict[str, str] = {}
         monkeypatch.setattr(far_children, "run_until_stopped", self._run)
+        monkeypatch.setattr(far_children, "check_joining", lambda settings, joining: None)
 
-    def run(self, made: FarGatewaysConfig) -> int:
-        return far_gateways.run_gateways(made, self.at.update)
+    def run(self, settings: Settings) -> int:
+        return far_gateways.run_gateways(settings, self.at.update)
 
     @property
     def configs(self) -> list[GatewayConfig]:
@@ -64,8 +61,7 @@ class Children:
 
     @property
     def ports(self) -> list[int]:
-        found = self.configs[0]
-        return [port for port in (found.http_port, found.grpc_port, found.metrics_port) if port is not None]
+        return [port for port in self.configs[0].settings.ports.values() if port is not None]
 
 
 def taken(port: int) -> bool:
@@ -97,23 +93,27 @@ def test_ports_are_held_for_gateways_for_as_long_as_they_run(children: Children)
 def test_ports_that_are_off_are_none(children: Children) -> None:
     children.run(config(grpc_port=None, metrics_port=None))
     (found,) = children.configs
-    assert (found.grpc_port, found.metrics_port) == (None, None)
+    assert (found.settings.grpc_port, found.settings.metrics_port) == (None, None)
     assert (children.at["grpc"], children.at["metrics"]) == ("", "")
 
 
 def test_each_is_called_after_its_machine_and_knows_the_server(children: Children) -> None:
-    children.run(config(gateways=12, region_bytes=2**28, model_control=False, default_slo_ns=5))
+    given = config(gateways=12, model_control=False, slo_ms=5.0)
+    children.run(given)
     found = children.configs
     names = [f"alpha.gateway-{number}" for number in range(12)]
     assert [launch.name for launch in children.launches] == [each.name for each in found] == names
     assert {launch.silence_s for launch in children.launches} == {3.0}
     assert all(FAR_GATEWAY.fullmatch(name) and not FAR_NAME.fullmatch(name) for name in names)
     assert {launch.module for launch in children.launches} == {"clockwork_serve.serve.processes.gateway"}
-    assert all(each.server == SERVER for each in found)
-    assert [(each.number, each.gateways) for each in found] == [(number, 12) for number in range(12)]
-    assert [each.metrics_port is None for each in found] == [False] + [True] * 11
-    assert len({each.http_port for each in found}) == 1
-    assert (found[0].region_bytes, found[0].model_control, found[0].default_slo_ns) == (2**28, False, 5)
+    assert all(each.elsewhere for each in found)
+    assert [each.number for each in found] == list(range(12))
+    assert [each.settings.metrics_port is None for each in found] == [False] + [True] * 11
+    assert len({each.settings.http_port for each in found}) == 1
+    all_but_ports = [name for name in Settings.__struct_fields__ if not name.endswith("_port")]
+    for each in found:
+        for name in all_but_ports:
+            assert getattr(each.settings, name) == getattr(given, name), name
 
 
 def test_every_setting_that_a_process_is_given_it_knows(children: Children) -> None:
@@ -127,15 +127,15 @@ def test_a_server_s_own_gateway_has_no_name_that_a_far_one_may_have() -> None:
     assert FAR_GATEWAY.fullmatch("a.b-c_d.gateway-63")
 
 
-@pytest.mark.parametrize("machine", ["", "a b", ".a", "-a", "a/b", "x" * 65, "a\n"])
-def test_a_machine_after_which_no_gateway_can_be_called_is_named(machine: str) -> None:
+@pytest.mark.parametrize("machine", ["a b", ".a", "-a", "a/b", "x" * 65, "a\n"])
+def test_a_machine_after_which_no_gateway_can_be_called_is_named(children: Children, machine: str) -> None:
     with pytest.raises(ConfigError, match=r"machine_name: expected a name such that .*; give --machine-name"):
-        config(machine=machine)
+        children.run(config(machine_name=machine))
 
 
-def test_what_no_server_takes_no_gateway_elsewhere_takes() -> None:
+def test_what_no_server_takes_no_gateway_elsewhere_takes(children: Children) -> None:
     with pytest.raises(ConfigError, match="gateways: expected 1 to 64; found 65"):
-        config(gateways=65)
+        children.run(config(gateways=65))
 
 
 def test_a_port_that_is_taken_is_named_before_anything_runs(children: Children) -> None:
@@ -148,9 +148,8 @@ def test_a_port_that_is_taken_is_named_before_anything_runs(children: Children) 
 
 
 def test_files_of_the_door_are_looked_at_before_anything_runs(children: Children, tmp_path: Path) -> None:
-    door = DoorConfig(tls_certificate=str(tmp_path / "none"), tls_key=str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="tls_certificate"):
-        children.run(config(door=door))
+        children.run(config(tls_certificate=str(tmp_path / "none"), tls_key=str(tmp_path / "none")))
     assert (children.at, children.launches) == ({}, [])
 
 
@@ -165,39 +164,19 @@ def flags(folder: Path, **more: object) -> dict[str, object]:
     }  # fmt: skip
 
 
-def test_settings_arrive_and_are_those_of_a_server_s_gateways(tmp_path: Path) -> None:
-    given = {"gateways": "3", "silence_s": "7", "slo_ms": "5", "gateway_memory": "300MiB", "http_port": "81"}
-    settings = read_settings(flags(tmp_path, machine_name="beta", **given), {}, None)
-    found, own = far_gateways_config(settings), server_config(settings)
-    assert (found.machine, found.server.host, found.server.port, found.server.silence_s) == (
-        "beta", "10.0.0.1", 7000, 7.0,
-    )  # fmt: skip
-    assert found.server.files.certificate == certificates(tmp_path).client_certificate
-    shared = GatewaysConfig.__struct_fields__
-    assert [getattr(found, name) for name in shared] == [getattr(own, name) for name in shared]
-    assert (found.gateways, found.http_port, found.region_bytes) == (3, 81, 300 << 20)
-
-
 def test_a_machine_without_a_name_is_called_as_its_host_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    children: Children, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "box.example.org")
-    assert far_gateways_config(read_settings(flags(tmp_path), {}, None)).machine == "box"
+    children.run(config(machine_name=""))
+    assert [each.name for each in children.configs] == ["box.gateway-0"]
 
 
 def test_it_says_which_setting_lacks(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"controller: expected HOST:PORT .* give it with --controller"):
-        far_gateways_config(read_settings({}, {}, None))
+        far_gateways.run_gateways(read_settings({}, {}, None))
     with pytest.raises(ConfigError, match="cluster_ca: expected a PEM file, as a gateway on another machine"):
-        far_gateways_config(read_settings(flags(tmp_path, cluster_ca=None), {}, None))
-
-
-def test_a_server_has_as_much_memory_for_each_of_them_as_its_own_have(tmp_path: Path) -> None:
-    given = flags(tmp_path, listen_machines="10.0.0.1:7000", gateway_memory="300MiB", silence_s="7")
-    found = bridge_settings(read_settings(given, {}, None))
-    assert found is not None
-    assert (found.host, found.port, found.region_bytes, found.silence_s) == ("10.0.0.1", 7000, 300 << 20, 7.0)
-    assert bridge_settings(read_settings({}, {}, None)) is None
+        far_gateways.run_gateways(read_settings(flags(tmp_path, cluster_ca=None), {}, None))
 
 
 # With a bridge
@@ -207,9 +186,10 @@ def test_a_server_has_as_much_memory_for_each_of_them_as_its_own_have(tmp_path: 
 def test_a_gateway_reaches_the_controller_from_there_or_gives_up(tmp_path: Path, version: str) -> None:
     async def test() -> None:
         async with middle(tmp_path, version=version) as at:
-            server = FarServer(host="127.0.0.1", port=at.port, files=theirs(certificates(tmp_path)))
+            files = theirs(certificates(tmp_path))
+            settings = Settings(controller=f"127.0.0.1:{at.port}", **files.named())
             told: list[Frame] = []
-            reach = FarReach(GATEWAY, server)
+            reach = FarReach(GATEWAY, settings)
             reaching = asyncio.ensure_future(reach(told.extend, lambda why: None))
             if version == __version__:
                 await at.controller.linked()

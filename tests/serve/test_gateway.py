@@ -14,6 +14,7 @@ import msgspec
 import pytest
 import uvloop
 
+from clockwork_serve.config import Settings
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import Answer, Outcome, Question, Readiness, Reason, Reply, Request, Undelivered
 from clockwork_serve.oip import InferCall, InputTensor, Parameter, Served
@@ -21,7 +22,7 @@ from clockwork_serve.serve.gateway import controller_link as gateway_stranded
 from clockwork_serve.serve.gateway.access import Caps, Tenant
 from clockwork_serve.serve.gateway.gateway import GRACE_NS, LOOK_LEAST_S, Gateway
 from clockwork_serve.serve.gateway.requests import Body, Ending
-from clockwork_serve.serve.gateway.settings import GatewaySettings
+from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.units import MIB, NS_PER_S, ms
 from tests.serve.fake_controller import FakeController, served, spec
 
@@ -68,12 +69,15 @@ class Client:
         return ending.outcome, ending.reason
 
 
+SMALL = Settings(gateway_memory=1 * MIB, max_body=MIB // 2)
+
+
 class World:
     def __init__(self, run_dir: Path) -> None:
         self.controller = FakeController(run_dir / "controller.sock", IDENT, ANY)
-        settings = GatewaySettings(name="g0", controller=str(self.controller.path), region_bytes=1 * MIB)
+        config = GatewayConfig(run_dir=str(run_dir), name="g0", settings=SMALL)
         self.tenants: dict[str, Tenant] = {}
-        self.gateway = Gateway(settings, caps=Caps(lambda: self.tenants))
+        self.gateway = Gateway(config, caps=Caps(lambda: self.tenants))
 
     def keep(self, request: Request) -> Answer | None:
         """Answer later."""
@@ -136,7 +140,7 @@ def test_ids_are_never_used_again(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         for _ in range(50):
             await world.infer(Client())
-        other = Gateway(GatewaySettings(name="g0", controller="/nowhere", region_bytes=1 * MIB))
+        other = Gateway(GatewayConfig(run_dir="/nowhere", name="g0", settings=SMALL))
         ids = {request.request_id for request in world.controller.requests}
         assert len(ids) == 50
         assert all(request_id.startswith("g0-") for request_id in ids)

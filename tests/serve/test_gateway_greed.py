@@ -14,8 +14,6 @@ import pytest
 
 from benchmarks import hostile_frames
 from clockwork_serve.oip.protobuf import HEALTH_SERVICE, INFERENCE_SERVICE
-from clockwork_serve.serve.gateway.access import DoorConfig
-from clockwork_serve.serve.gateway.settings import HttpLimits
 from clockwork_serve.units import KIB, MIB
 from tests.serve.http_requests import INFER, ask, post
 from tests.serve.running_gateway import RunningGateway, running_gateway
@@ -30,8 +28,13 @@ Code = grpc.StatusCode
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, grpc_transport: str) -> Iterator[RunningGateway]:
-    door = DoorConfig(limits=HttpLimits(json_bytes=JSON_BYTES, calls=CALLS, stream_s=SILENT_S))
-    with running_gateway(tmp_path_factory.mktemp("gateway"), door=door, grpc_port=0) as found:
+    with running_gateway(
+        tmp_path_factory.mktemp("gateway"),
+        max_json=JSON_BYTES,
+        max_calls=CALLS,
+        stream_s=SILENT_S,
+        grpc_port=0,
+    ) as found:
         yield found
 
 

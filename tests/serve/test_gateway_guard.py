@@ -21,7 +21,7 @@ from tritonclient.utils import InferenceServerException
 from clockwork_serve.messages import Question
 from clockwork_serve.oip.openapi import description
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, rpcs
-from clockwork_serve.serve.gateway.access import DoorConfig, Right
+from clockwork_serve.serve.gateway.access import Right
 from clockwork_serve.serve.grpc.service import right_of as right_of_rpc
 from clockwork_serve.serve.http.exchange import right_of
 from clockwork_serve.serve.http.routes import find_route
@@ -44,7 +44,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, grpc_transport: str) -> Ite
         entry("ops", "omega", "admin", "infer"),
         entry("prometheus", "scrape", "metrics"),
     )
-    with running_gateway(folder, grpc_port=0, metrics_port=0, door=DoorConfig(api_keys=path)) as found:
+    with running_gateway(folder, grpc_port=0, metrics_port=0, api_keys=path) as found:
         yield found
     gc.collect()  # what stock clients left, in their own thread
 
@@ -262,7 +262,7 @@ def test_a_request_bears_its_holder_s_name(gateway: RunningGateway, client: Any)
 
 def test_a_key_that_was_taken_away_is_denied_soon(tmp_path: Path) -> None:
     path = written(tmp_path, entry("a", "old", "infer"))
-    with running_gateway(tmp_path, door=DoorConfig(api_keys=path)) as found:
+    with running_gateway(tmp_path, api_keys=path) as found:
         assert ask(found, get("/v2", "x-api-key: old")).status == 200
         (tmp_path / "new").mkdir()
         new = written(tmp_path / "new", entry("a", "new", "infer"))

@@ -95,7 +95,7 @@ def test_no_connection_over_tls_leaves_garbage(
     files = certificates(tmp_path)
     trusting = ssl.create_default_context(cafile=files.ca)
     (tmp_path / "run").mkdir()
-    with running_gateway(tmp_path / "run", door=files.door()) as gateway:
+    with running_gateway(tmp_path / "run", **files.door()) as gateway:
         garbage()  # of its start
         for _ in range(EACH):
             with gateway.connect() as plain:

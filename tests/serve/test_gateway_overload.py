@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 from clockwork_serve.messages import RequestCredit
-from clockwork_serve.serve.gateway.access import DoorConfig
-from clockwork_serve.serve.gateway.settings import HttpLimits
 from tests.serve.http_requests import IDENT_JSON, INFER, Found, post
 from tests.serve.running_gateway import RunningGateway, running_gateway
 
@@ -19,7 +17,7 @@ from tests.serve.running_gateway import RunningGateway, running_gateway
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[RunningGateway]:
     """Its controller answers nothing by itself, and hears two at a time."""
-    with running_gateway(tmp_path, door=DoorConfig(limits=HttpLimits(requests=6))) as found:
+    with running_gateway(tmp_path, max_requests=6) as found:
         found.controller.on_request = lambda request: None
         found.do(lambda: found.controller.send(RequestCredit(heard=0, most=2)))
         found.until(lambda: found.servers.gateway.link._turnstile._rule.most == 2)

@@ -16,7 +16,6 @@ import pytest
 
 from clockwork_serve.messages import Answer, Outcome, Request
 from clockwork_serve.oip import Coding
-from clockwork_serve.serve.gateway.access import DoorConfig
 from clockwork_serve.serve.http.responses import INLINE_BYTES, LEAST_BYTES, WAITING_BYTES, Packer, Response
 from tests.serve.certificates import certificates
 from tests.serve.http_requests import IDENT_JSON, INFER, Found, ask, get, post, tensor
@@ -133,10 +132,9 @@ def test_responses_keep_their_order_on_one_connection(gateway: RunningGateway) -
 
 def test_over_tls_a_connection_goes_on_behind_it(tmp_path: Path) -> None:
     files = certificates(tmp_path)
-    door = DoorConfig(tls_certificate=files.certificate, tls_key=files.key)
     context = ssl.create_default_context(cafile=files.ca)
     with (
-        running_gateway(tmp_path, door=door) as found,
+        running_gateway(tmp_path, tls_certificate=files.certificate, tls_key=files.key) as found,
         context.wrap_socket(found.connect(), server_hostname="localhost") as client,
     ):
         for coding, unpack in UNPACK.items():

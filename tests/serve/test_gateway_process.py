@@ -18,9 +18,11 @@ import msgspec
 import pytest
 import uvloop
 
+from clockwork_serve.config import Settings
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.processes.gateway import EXIT_CONFIG, GatewayConfig, GatewayServers
-from tests.serve.running_gateway import running_gateway
+from clockwork_serve.serve.gateway.settings import GatewayConfig
+from clockwork_serve.serve.processes.gateway import EXIT_CONFIG, GatewayServers
+from tests.serve.running_gateway import gateway_config, running_gateway
 
 
 def launch(**fields: Any) -> subprocess.Popen[bytes]:
@@ -31,7 +33,7 @@ def launch(**fields: Any) -> subprocess.Popen[bytes]:
         "metrics_port": None,
         "log_format": "json",
     }
-    config = msgspec.json.encode(GatewayConfig(**(plain | fields))).decode()
+    config = msgspec.json.encode(gateway_config(**plain | fields)).decode()
     return subprocess.Popen(
         [sys.executable, "-m", "clockwork_serve.serve.processes.gateway", config],
         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
@@ -103,7 +105,9 @@ def test_http_is_listened_on_when_all_that_takes_long_is_done(tmp_path: Path) ->
     """A request that came before would wait unread, and be answered late as if it were in time."""
 
     async def main() -> None:
-        config = GatewayConfig(run_dir=str(tmp_path), name="g", http_port=0, grpc_port=0, metrics_port=0)
+        config = GatewayConfig(
+            settings=Settings(http_port=0, grpc_port=0, metrics_port=0), run_dir=str(tmp_path), name="g"
+        )
         servers = GatewayServers(config)
         listening: list[list[str]] = []
         try:
@@ -117,8 +121,8 @@ def test_http_is_listened_on_when_all_that_takes_long_is_done(tmp_path: Path) ->
 
 
 def test_a_region_must_hold_two_bodies(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="region_bytes: expected at least twice max_body_bytes"):
-        GatewayConfig(run_dir=str(tmp_path), name="g", region_bytes=100, max_body_bytes=51)
+    with pytest.raises(ConfigError, match="gateway_memory: expected at least twice max_body"):
+        GatewayConfig(settings=Settings(gateway_memory=100, max_body=51), run_dir=str(tmp_path), name="g")
 
 
 def test_grpc_may_be_off(tmp_path: Path) -> None:
@@ -132,11 +136,9 @@ def test_a_start_that_failed_can_be_closed(tmp_path: Path) -> None:
             other.bind(("127.0.0.1", 0))
             other.listen()
             config = GatewayConfig(
+                settings=Settings(http_port=0, grpc_port=other.getsockname()[1], metrics_port=None),
                 run_dir=str(tmp_path),
                 name="g",
-                http_port=0,
-                grpc_port=other.getsockname()[1],
-                metrics_port=None,
             )
             servers = GatewayServers(config)
             with pytest.raises(ConfigError, match="grpc_port"):

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.processes.bridge import BridgeConfig
+from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.processes.controller import ControllerProcessConfig
-from clockwork_serve.serve.processes.worker import WorkerConfig
-from clockwork_serve.serve.remote.config import BridgeSettings
-from clockwork_serve.serve.remote.tls import ClusterFiles
+from clockwork_serve.serve.remote.config import BridgeConfig
 from clockwork_serve.serve.supervisor.config import ServerConfig
 from clockwork_serve.serve.supervisor.processes import launches, pinned_cores, workers_of
+from clockwork_serve.serve.worker.host import WorkerConfig
 from clockwork_serve.store import StoreConfig
 
 DEVICES = (
@@ -26,11 +27,13 @@ DEVICES = (
     DeviceConfig(device="cpu:1"),
     DeviceConfig(device="emulated:1", kind="emulated", profile="v100"),
 )
-MACHINES = BridgeSettings(host="::1", port=7, files=ClusterFiles(certificate="/c"), region_bytes=5)
+MACHINES = {"listen_machines": "[::1]:7", "cluster_certificate": "/c"}
 
 
 def config(**fields: Any) -> ServerConfig:
-    return ServerConfig(repository="/r", store=StoreConfig(cache_dir="/c"), **fields)
+    devices = {"devices": fields.pop("devices")} if "devices" in fields else {}
+    settings = Settings(repository="/r", **fields)
+    return ServerConfig(settings=settings, store=StoreConfig(cache_dir="/c"), **devices)
 
 
 def test_each_real_device_has_a_process_and_emulated_ones_share_one() -> None:
@@ -38,7 +41,7 @@ def test_each_real_device_has_a_process_and_emulated_ones_share_one() -> None:
     assert [launch.name for launch in made] == [
         "controller", "worker-cpu:0", "worker-cpu:1", "worker-emulated", "gateway-0", "gateway-1",
     ]  # fmt: skip
-    assert workers_of(DEVICES)[2][1] == [DEVICES[1], DEVICES[3]]
+    assert workers_of(DEVICES)[2][1] == (DEVICES[1], DEVICES[3])
     controller = msgspec.json.decode(made[0].config, type=ControllerProcessConfig)
     assert (controller.run_dir, controller.devices) == (
         "/run", ("cpu:0", "emulated:0", "cpu:1", "emulated:1"),
@@ -49,7 +52,7 @@ def test_each_real_device_has_a_process_and_emulated_ones_share_one() -> None:
 
 def test_all_but_workers_are_watched_unless_that_is_off() -> None:
     for stuck_s in (3.0, 7.0, 0.0):
-        made = launches(config(machines=MACHINES, stuck_s=stuck_s), Path("/run"), {"http_port": 1})
+        made = launches(config(**MACHINES, stuck_s=stuck_s), Path("/run"), {"http_port": 1})
         assert {launch.name: launch.silence_s for launch in made} == {
             "controller": stuck_s, "worker-cpu:0": 0.0, "gateway-0": stuck_s, "bridge": stuck_s,
         }  # fmt: skip
@@ -68,38 +71,36 @@ def test_emulated_devices_that_are_set_apart_have_a_process_each() -> None:
 def test_gateways_share_ports_but_not_metrics() -> None:
     ports = {"http_port": 1, "metrics_port": 3}
     made = [
-        msgspec.json.decode(launch.config)
+        msgspec.json.decode(launch.config, type=GatewayConfig)
         for launch in launches(config(gateways=2), Path("/run"), ports)
         if launch.name.startswith("gateway")
     ]
-    assert [each["http_port"] for each in made] == [1, 1]
-    assert [each["grpc_port"] for each in made] == [None, None]
-    assert [each["metrics_port"] for each in made] == [3, None]
-    assert all(each["reuse_port"] for each in made)
-    assert [each["server"] for each in made] == [None, None], "which is here"
+    assert [each.settings.http_port for each in made] == [1, 1]
+    assert [each.settings.grpc_port for each in made] == [None, None]
+    assert [each.settings.metrics_port for each in made] == [3, None]
+    assert all(each.reuse_port for each in made)
+    assert not any(each.elsewhere for each in made), "their server is here"
 
 
 def test_other_machines_may_join_only_where_a_server_says_so() -> None:
     ports = {"http_port": 1}
     assert "bridge" not in {launch.name for launch in launches(config(), Path("/run"), ports)}
     (made,) = (
-        launch
-        for launch in launches(config(machines=MACHINES), Path("/run"), ports)
-        if launch.name == "bridge"
+        launch for launch in launches(config(**MACHINES), Path("/run"), ports) if launch.name == "bridge"
     )
     found = msgspec.json.decode(made.config, type=BridgeConfig)
-    assert (found.run_dir, found.settings, found.kinds) == ("/run", MACHINES, ("cpu",))
+    assert (found.run_dir, found.settings.listen_machines, found.kinds) == ("/run", "[::1]:7", ("cpu",))
 
 
 def test_every_module_takes_exactly_the_configuration_that_it_is_given() -> None:
     ports = {"http_port": 1, "grpc_port": 2, "metrics_port": 3}
-    for launch in launches(config(machines=MACHINES), Path("/run"), ports):
-        module = importlib.import_module(launch.module)
-        record = next(
-            value
-            for name, value in vars(module).items()
-            if name.endswith("Config") and getattr(value, "__module__", "") == module.__name__
-        )
+    records = {
+        "gateway": GatewayConfig, "controller": ControllerProcessConfig, "worker": WorkerConfig,
+        "bridge": BridgeConfig,
+    }  # fmt: skip
+    for launch in launches(config(**MACHINES), Path("/run"), ports):
+        record = records[launch.module.rpartition(".")[2]]
+        assert f"type={record.__name__})" in inspect.getsource(importlib.import_module(launch.module))
         given = msgspec.json.decode(launch.config)
         assert set(given) <= set(record.__struct_fields__), launch.module
         msgspec.json.decode(launch.config, type=record)
@@ -119,7 +120,7 @@ def test_workers_are_pinned_to_cores_of_their_own() -> None:
         ({"devices": (DEVICES[0], DEVICES[0])}, "devices"),
         ({"gateways": 0}, "gateways"),
         ({"drain_s": -1.0}, "drain_s"),
-        ({"region_bytes": 100, "max_body_bytes": 51}, "region_bytes"),
+        ({"gateway_memory": 100, "max_body": 51}, "gateway_memory"),
     ],
 )
 def test_wrong_settings_are_named(fields: dict[str, Any], named: str) -> None:

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 import uvloop
 
+from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import ConfigError, RepositoryError
 from clockwork_serve.serve.supervisor.preparation import (
@@ -33,7 +34,7 @@ def preparation(tmp_path: Path) -> Preparation:
     put(root, "b", affine(2))
     put(root, "c", b"this is no model")
     return Preparation(
-        repository=str(root),
+        settings=Settings(repository=str(root)),
         store=StoreConfig(cache_dir=str(tmp_path / "cache"), largest_batch=2, max_batch_size=2),
         devices=(EMULATED,),
         result=str(tmp_path / "result"),
@@ -73,7 +74,7 @@ def test_a_repository_that_is_not_there_is_named(preparation: Preparation, tmp_p
     with pytest.raises(
         RepositoryError, match=r"model repository: expected a readable folder, found .*nowhere"
     ):
-        run(msgspec.structs.replace(preparation, repository=str(tmp_path / "nowhere")))
+        run(msgspec.structs.replace(preparation, settings=Settings(repository=str(tmp_path / "nowhere"))))
 
 
 def test_a_wrong_setting_is_told_from_a_wrong_repository(preparation: Preparation) -> None:
@@ -83,7 +84,7 @@ def test_a_wrong_setting_is_told_from_a_wrong_repository(preparation: Preparatio
 
 
 def test_a_child_that_ends_without_a_word_is_an_error_with_its_last_lines(preparation: Preparation) -> None:
-    beyond = msgspec.structs.replace(preparation, log_level="no such level")
+    beyond = msgspec.structs.replace(preparation, settings=Settings(log_level="no such level"))
     with pytest.raises(RepositoryError, match=r"exit status 1; it said:[^$]*log_level"):
         run(beyond)
 
@@ -120,7 +121,7 @@ def test_models_that_crash_the_compiler_are_named_and_all_others_are_served(
     preparation: Preparation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("x", "y", "z"):
-        put(Path(preparation.repository), name, affine(3))
+        put(Path(preparation.settings.repository), name, affine(3))
     (tmp_path / "sitecustomize.py").write_text(KILLS)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     prepared, _, _ = run(preparation)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import resource
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import uvloop
-from msgspec.structs import replace
 from onnx import TensorProto as T
 from onnx import helper as h
 from onnx import numpy_helper
 
+from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.serve.supervisor.preparation import Preparation, PreparedRepository, prepare
 from clockwork_serve.store import StoreConfig
@@ -56,23 +57,23 @@ def greedy() -> onnx.ModelProto:
     return model(nodes, {"shape": np.array([1 << 16, 1 << 16], np.int64)})
 
 
-def prepared(root: Path, bad: onnx.ModelProto, **more: float) -> PreparedRepository:
+def prepared(root: Path, bad: onnx.ModelProto, **more: Any) -> PreparedRepository:
     put(root / "repository", "good", affine(1))
     put(root / "repository", "bad", bad.SerializeToString())
     preparation = Preparation(
-        repository=str(root / "repository"),
+        settings=Settings(repository=str(root / "repository"), **more),
         store=StoreConfig(cache_dir=str(root / "cache"), largest_batch=2, max_batch_size=2),
         devices=(DeviceConfig(device="cpu:0"),),
         result=str(root / "result"),
     )
-    return uvloop.run(prepare(replace(preparation, **more), lambda told: None, lambda line: None))
+    return uvloop.run(prepare(preparation, lambda told: None, lambda line: None))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_model_that_never_ends_is_left_out(tmp_path: Path) -> None:
     """Found stuck twice, with others and alone; a silence that a busy machine does not keep."""
-    found = prepared(tmp_path, endless(), silence_s=15.0)
+    found = prepared(tmp_path, endless(), compile_s=15.0)
 
     assert [each.model.name for each in found.served] == ["good"]
     assert [(each.model, each.found) for each in found.problems] == [
@@ -83,7 +84,7 @@ def test_a_model_that_never_ends_is_left_out(tmp_path: Path) -> None:
 
 def test_a_model_that_takes_all_memory_takes_it_from_nobody(tmp_path: Path) -> None:
     """It is not tried out then, and its weights stay in its code."""
-    found = prepared(tmp_path, greedy(), memory_bytes=2 * GIB)
+    found = prepared(tmp_path, greedy(), compile_memory=2 * GIB)
 
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < 3 * GIB
     by_name = {each.model.name: each.model for each in found.served}

@@ -24,6 +24,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import ConfigError, RepositoryError
 from clockwork_serve.serve.supervisor.server import RunningServer, ServerConfig, StartError, running_server
@@ -37,18 +38,21 @@ pytestmark = pytest.mark.system
 def config(root: Path, **fields: Any) -> ServerConfig:
     settings: dict[str, Any] = {
         "repository": str(root / "repository"),
-        "store": StoreConfig(cache_dir=str(root / "cache"), max_batch_size=4, largest_batch=4),
-        "devices": (DeviceConfig(device="cpu:0", memory_bytes=64 * MIB),),
-        "run_dir": str(root),
         "http_port": 0,
         "grpc_port": 0,
         "metrics_port": 0,
-        "region_bytes": 16 * MIB,
-        "max_body_bytes": 4 * MIB,
-        "default_slo_ns": 20_000_000_000,
+        "gateway_memory": 16 * MIB,
+        "max_body": 4 * MIB,
+        "slo_ms": 20_000.0,
         "drain_s": 5.0,
     }
-    return ServerConfig(**(settings | fields))
+    own: dict[str, Any] = {
+        "store": StoreConfig(cache_dir=str(root / "cache"), max_batch_size=4, largest_batch=4),
+        "devices": (DeviceConfig(device="cpu:0", memory_bytes=64 * MIB),),
+        "run_dir": str(root),
+    }
+    own |= {name: fields.pop(name) for name in list(fields) if name in ServerConfig.__struct_fields__}
+    return ServerConfig(settings=Settings(**settings | fields), **own)
 
 
 @pytest.fixture(scope="module")

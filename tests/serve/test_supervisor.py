@@ -44,8 +44,9 @@ time.sleep(60)
 DIES = "import sys; print('no luck', file=sys.stderr); print('today', end='', file=sys.stderr); sys.exit(3)"
 BROKEN = """
 import asyncio, sys
+from clockwork_serve.config import Settings
 from clockwork_serve.serve import child
-child.prepare("broken", "info", "text")
+child.prepare("broken", Settings())
 async def serve(stop):
     asyncio.get_running_loop().call_soon(lambda: 1 / 0)
     await stop.wait()
@@ -53,8 +54,9 @@ sys.exit(child.run_until_stopped(serve))
 """
 ANSWERS = """
 import asyncio, sys, time
+from clockwork_serve.config import Settings
 from clockwork_serve.serve import child
-child.prepare("answers", "info", "text")
+child.prepare("answers", Settings())
 async def serve(stop):
     child.answer_beats()
     print("up", file=sys.stderr, flush=True)
@@ -66,8 +68,9 @@ sys.exit(child.run_until_stopped(serve))
 """
 TAME = """
 import sys
+from clockwork_serve.config import Settings
 from clockwork_serve.serve import child
-child.prepare("tame", "info", "text")
+child.prepare("tame", Settings())
 async def serve(stop):
     print("up", file=sys.stderr, flush=True)
     await stop.wait()

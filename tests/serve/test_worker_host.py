@@ -27,7 +27,7 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.serve.shm import Region
 from clockwork_serve.serve.worker import host as worker_host
-from clockwork_serve.serve.worker.host import WorkerHost
+from clockwork_serve.serve.worker.host import WorkerConfig, WorkerHost
 from tests.serve.ordering import PATIENCE_S, Orders, orders
 from tests.serve.slots import answer, slot
 from tests.serve.test_lanes import Toy, over, timely
@@ -45,7 +45,7 @@ class Running:
 
     def __init__(self, run_dir: Path, toy: Toy) -> None:
         self.stop = asyncio.Event()
-        self.host = WorkerHost("w0", run_dir, {GPU: toy})
+        self.host = WorkerHost(WorkerConfig(run_dir=str(run_dir), name="w0", devices=()), {GPU: toy})
         self.task = asyncio.get_running_loop().create_task(self.host.run(self.stop))
 
     async def end(self) -> None:

@@ -19,6 +19,7 @@ import pytest
 import uvloop
 from msgspec import structs
 
+from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.integrity import hash_of
 from clockwork_serve.messages import (
@@ -30,8 +31,9 @@ from clockwork_serve.messages import (
     Status,
     WorkerJoined,
 )
-from clockwork_serve.serve.processes.worker import EXIT_CONFIG, WorkerConfig
+from clockwork_serve.serve.processes.worker import EXIT_CONFIG
 from clockwork_serve.serve.shm import Region
+from clockwork_serve.serve.worker.host import WorkerConfig
 from tests.serve.ordering import PATIENCE_S, Orders, orders
 from tests.serve.slots import answer, slot
 from tests.serve.test_lanes import over, timely
@@ -147,7 +149,7 @@ def test_its_threads_stay_on_the_cpus_it_was_given(tmp_path: Path) -> None:
 
 def test_real_time_is_had_or_refused_with_what_it_needs(tmp_path: Path) -> None:
     async def test() -> None:
-        async with worker(tmp_path, realtime=True) as process, orders(tmp_path) as at:
+        async with worker(tmp_path, settings=Settings(realtime=True)) as process, orders(tmp_path) as at:
             joined = asyncio.create_task(ready(at, tmp_path))
             refused = asyncio.create_task(asyncio.to_thread(process.wait))
             await asyncio.wait((joined, refused), return_when=asyncio.FIRST_COMPLETED)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from clockwork_serve.errors import RepositoryError
 from clockwork_serve.store import ProblemError, Repository
-from clockwork_serve.store.repository import folder_names
+from clockwork_serve.store.repository import model_file, model_names
 from tests.store import graphs
 
 
@@ -150,7 +152,58 @@ def test_folders_whose_names_are_no_text_and_links_without_an_end_are_listed(sho
     (shop.root / "circle").symlink_to("circle")
     shop.add("m", graphs.mlp())
     (shop.root / "README").write_text("not a model")
-    assert sorted(folder_names(shop.root)) == ["circle", "m", "no\udcfftext"]
+    assert sorted(model_names(shop.root)) == ["circle", "m", "no\udcfftext"]
     entries, problems = scan(shop)
     assert list(entries) == ["circle", "m", r"no\udcfftext"]
     assert [problem.model for problem in problems] == ["circle", r"no\udcfftext"]
+
+
+def test_one_file_is_a_repository_of_one_model_called_after_it(shop, tmp_path):
+    file = tmp_path / "elsewhere" / "two-layers.onnx"
+    file.parent.mkdir()
+    file.write_bytes(graphs.mlp().SerializeToString())
+    (file.parent / "clockwork.toml").write_text("not for a model")
+    repository = Repository(file, shop.config)
+    (entry,) = repository.scan()
+    assert (entry.name, entry.versions, entry.backend) == ("two-layers", (1,), "onnx")
+    assert model_file(entry, 1) == file
+    assert repository.find("two-layers") == entry
+    assert model_names(file) == ["two-layers"]
+    with pytest.raises(ProblemError, match="none of that name"):
+        repository.find("another")
+
+
+def test_a_file_that_is_a_link_is_called_as_the_link_is(shop, tmp_path):
+    blob = tmp_path / "blobs" / "0123"
+    blob.parent.mkdir()
+    blob.write_bytes(graphs.mlp().SerializeToString())
+    (tmp_path / "net.pt2").symlink_to(blob)
+    (entry,) = Repository(tmp_path / "net.pt2", shop.config).scan()
+    assert (entry.name, entry.backend, model_file(entry, 1)) == ("net", "torch", blob)
+
+
+def test_a_folder_is_a_repository_whatever_its_name(shop, tmp_path):
+    (tmp_path / "folder.onnx").mkdir()
+    assert Repository(tmp_path / "folder.onnx", shop.config).scan() == []
+
+
+@pytest.mark.parametrize("name", ["my net", "-net", "né"])
+def test_a_file_whose_name_no_model_may_have_is_a_problem(shop, tmp_path, name):
+    file = tmp_path / f"{name}.onnx"
+    file.write_bytes(graphs.mlp().SerializeToString())
+    repository = Repository(file, shop.config)
+    assert repository.scan()[0].versions == ()
+    (problem,) = repository.problems
+    assert (problem.field, problem.found) == ("name", name)
+    assert "rename the file" in problem.advice
+
+
+def test_a_model_file_that_cannot_be_read_is_an_error(shop, tmp_path):
+    os.mkfifo(tmp_path / "pipe.onnx")
+    (tmp_path / "circle.onnx").symlink_to(tmp_path / "circle.onnx")
+    for name in ("none.onnx", "pipe.onnx", "circle.onnx"):
+        with pytest.raises(RepositoryError, match=f"model file: expected a readable file, found '.*{name}'"):
+            Repository(tmp_path / name, shop.config)
+    (tmp_path / "words.txt").write_text("")
+    with pytest.raises(RepositoryError, match=r"or one file NAME\.onnx or NAME\.pt2"):
+        Repository(tmp_path / "words.txt", shop.config)

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
 from benchmarks import repositories
-from clockwork_serve.units import MIB, ms
+from clockwork_serve.units import MIB
 from tests.end_to_end.conftest import example_models
 
 CLIENTS: dict[str, ModuleType] = {
@@ -156,7 +156,7 @@ def stock_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start_stock(start: Start, root: Path) -> AbstractContextManager[Serving]:
     """A server of that repository, for the time of a block."""
     # The slow model is in the others' way, as it should be: without this they would be refused.
-    return start(root, memory_bytes=16 * MIB, default_slo_ns=ms(20_000), shared_memory="/clockwork-stock-")
+    return start(root, memory_bytes=16 * MIB, slo_ms=20_000, shared_memory="/clockwork-stock-")
 
 
 @pytest.fixture(scope="session")

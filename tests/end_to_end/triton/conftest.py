@@ -13,7 +13,7 @@ from benchmarks.triton import Triton, running_triton
 
 from clockwork_serve.messages import Profile
 from clockwork_serve.store import Cache, Repository, StoreConfig, compile_all
-from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_S, ms
+from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_S
 from tests.end_to_end.triton.asking import Answer, Case, Http, ask
 from tests.end_to_end.triton.models import LATER, MODELS, SLOW_S
 
@@ -42,7 +42,7 @@ def serving_both(root: Path, cache: Path, start: Start) -> Iterator[Both]:
     with running_triton(root, *MODELS, options=["--strict-readiness=false"]) as triton:
         _know_durations(root, cache)
         # Of what is compared none is about deadlines unless it says so.
-        with start(root, memory_bytes=1024 * MIB, default_slo_ns=ms(20_000)) as ours:
+        with start(root, memory_bytes=1024 * MIB, slo_ms=20_000) as ours:
             both = Both(triton, ours)
             LATER.write(root)
             for model, verb in ((LATER.name, "load"), ("gone", "unload")):

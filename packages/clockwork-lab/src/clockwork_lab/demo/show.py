@@ -31,6 +31,7 @@ from clockwork_lab.demo.report import (
 )
 from clockwork_lab.demo.screen import progress_bar, show
 from clockwork_lab.demo.stage import Stage, set_up
+from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.serve.supervisor.server import RunningServer, ServerConfig, StartProgress, running_server
 from clockwork_serve.store import StoreConfig
@@ -227,13 +228,11 @@ def _device(stage: Stage) -> DeviceConfig:
 
 def _server_config(stage: Stage, device: DeviceConfig) -> ServerConfig:
     return ServerConfig(
-        repository=str(stage.root),
+        settings=Settings(
+            repository=str(stage.root), http_port=0, grpc_port=0, metrics_port=0, log_level="warning"
+        ),
         store=StoreConfig(cache_dir=str(stage.cache)),
         devices=(device,),
-        http_port=0,
-        grpc_port=0,
-        metrics_port=0,
-        log_level="warning",
     )
 
 

@@ -12,6 +12,7 @@ from clockwork_lab.reproduce.prediction import Errors, errors_of, tail
 from clockwork_lab.reproduce.real_load import Asking, Told, ask
 from clockwork_lab.reproduce.real_model import write_model
 from clockwork_lab.reproduce.run import Run
+from clockwork_serve.config import Settings
 from clockwork_serve.controller import POLICIES, ControllerConfig
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.serve.supervisor.server import ServerConfig, running_server
@@ -72,9 +73,12 @@ def serve_and_ask(run: Run, folder: Path, config: ControllerConfig) -> Told:
     for number, name in enumerate(names):
         write_model(folder / "models", name, run.seed + number)
     server_config = ServerConfig(
-        repository=str(folder / "models"), store=StoreConfig(cache_dir=str(folder / "cache")),
-        devices=(DeviceConfig(device="cpu:0", memory_bytes=MEMORY_BYTES),), controller=config, http_port=0,
-        grpc_port=None, metrics_port=None, journal=str(folder / "journal"), log_level="warning",
+        settings=Settings(
+            repository=str(folder / "models"), http_port=0, grpc_port=None, metrics_port=None,
+            journal=str(folder / "journal"), log_level="warning",
+        ),
+        store=StoreConfig(cache_dir=str(folder / "cache")),
+        devices=(DeviceConfig(device="cpu:0", memory_bytes=MEMORY_BYTES),), controller=config,
     )  # fmt: skip
     asking = Asking(
         models=names, clients=CLIENTS, think_s=THINK_S, seconds=SHORT_SECONDS if run.short else SECONDS,

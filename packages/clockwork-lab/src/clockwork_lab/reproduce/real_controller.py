@@ -18,15 +18,16 @@ from typing import Final
 
 from msgspec import Struct
 
+from clockwork_serve.config import Settings
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices.base import DeviceConfig
 from clockwork_serve.devices.emulated import emulated_config, emulated_profile
 from clockwork_serve.errors import ClockworkError
 from clockwork_serve.messages import Ask, Code, CodeAdded, Frame, Model, ModelAdded, TensorSpec, Weights
 from clockwork_serve.serve.processes.controller import SOCKET_NAME, ControllerProcessConfig
-from clockwork_serve.serve.processes.worker import WorkerConfig
 from clockwork_serve.serve.supervisor.keeper import KeeperLink
 from clockwork_serve.serve.supervisor.processes import Child, Launch, describe_exit
+from clockwork_serve.serve.worker.host import WorkerConfig
 from clockwork_serve.units import MIB
 
 PROFILE: Final = "v100"
@@ -95,16 +96,17 @@ async def started(
 def _launches(
     folder: Path, config: ControllerConfig, devices: list[DeviceConfig], workers: int
 ) -> list[Launch]:
-    settings = ControllerProcessConfig(
+    settings = Settings(log_level="warning")
+    controller = ControllerProcessConfig(
         run_dir=str(folder),
+        settings=settings,
         controller=config,
         devices=tuple(each.device for each in devices),
-        log_level="warning",
     )
-    launches = [Launch.of("controller", "controller", settings)]
+    launches = [Launch.of("controller", "controller", controller)]
     for number in range(min(workers, len(devices))):
         name, own = f"worker-{number}", tuple(devices[number::workers])
-        worker = WorkerConfig(run_dir=str(folder), name=name, devices=own, log_level="warning")
+        worker = WorkerConfig(run_dir=str(folder), name=name, devices=own, settings=settings)
         launches.append(Launch.of(name, "worker", worker))
     return launches
 

@@ -1,13 +1,17 @@
-"""``clockwork compile``: fills the cache with codes and weights, so that a later start is quick."""
+"""``clockwork compile`` and ``validate``: what serving does before it starts; they measure and start nothing.
+
+Both compile every model into the cache, so that a later start is quick. They differ in what they show.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from clockwork_serve.cli.options import (
+    Command,
     json_flag,
     repository_argument,
     setting_options,
@@ -17,23 +21,42 @@ from clockwork_serve.cli.options import (
 from clockwork_serve.cli.repository import compile_repository, counted, show_problems
 from clockwork_serve.cli.screen import say, show_json, show_table, size_text
 
+if TYPE_CHECKING:
+    from clockwork_serve.config import Settings
+    from clockwork_serve.store import Problem, ServedVersion
 
-@click.command("compile")
-@repository_argument
-@setting_options("cache", "max_batch", "largest_batch")
-@torch_target_option
-@json_flag
-def compile_(repository: str | None, config: str | None, as_json: bool, **flags: Any) -> int:  # noqa: FBT001
-    """Compile the models in REPO into shared code and weights; exits with 1 if one fails."""
+
+def _compiling(command: Command) -> Command:
+    """The arguments of both commands."""
+    for decorate in (
+        json_flag, torch_target_option, setting_options("cache", "max_batch", "largest_batch"),
+        repository_argument,
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+def _compiled(
+    repository: str | None, config: str | None, flags: dict[str, Any], *, quiet: bool
+) -> tuple[Settings, str, list[ServedVersion], list[Problem]]:
+    """What both commands do; the second is the folder of what was compiled."""
     target = flags.pop("torch_target")
     settings = settings_from(repository, config, flags)
-    cache, served, problems = compile_repository(settings, quiet=as_json, torch_target=target)
+    cache, served, problems = compile_repository(settings, quiet=quiet, torch_target=target)
     cache.close()
+    return settings, str(cache.root), served, problems
+
+
+@click.command("compile")
+@_compiling
+def compile_(repository: str | None, config: str | None, as_json: bool, **flags: Any) -> int:  # noqa: FBT001
+    """Compile the models in REPO into shared code and weights; exits with 1 if one fails."""
+    settings, root, served, problems = _compiled(repository, config, flags, quiet=as_json)
     if as_json:
         show_json(
             {
                 "repository": settings.repository,
-                "cache": str(cache.root),
+                "cache": root,
                 "models": [
                     {
                         "name": each.model.name,
@@ -69,6 +92,45 @@ def compile_(repository: str | None, config: str | None, as_json: bool, **flags:
     show_problems(served, problems)
     say(
         f"{counted(len(served), 'model version')} share {counted(len(sharing), 'code')}, "
-        f"{counted(len(problems), 'problem')}; cache: {cache.root}"
+        f"{counted(len(problems), 'problem')}; cache: {root}"
     )
     return 1 if problems else 0
+
+
+@click.command()
+@_compiling
+def validate(repository: str | None, config: str | None, as_json: bool, **flags: Any) -> int:  # noqa: FBT001
+    """Check that every model in REPO can be served; exits with 1 if one cannot."""
+    settings, _, served, problems = _compiled(repository, config, flags, quiet=as_json)
+    if as_json:
+        show_json(
+            {
+                "repository": settings.repository,
+                "ok": not problems,
+                "models": [
+                    {"name": each.model.name, "version": each.model.version, "warnings": each.model.warnings}
+                    for each in served
+                ],
+                "problems": problems,
+            }
+        )
+        return 1 if problems else 0
+    rows = [
+        [each.model.key, each.model.platform, str(each.model.max_batch_size), counted_warnings(each.model)]
+        for each in served
+    ]
+    rows += [[_name(problem), "", "", "cannot be served"] for problem in problems]
+    if rows:
+        show_table(["model", "platform", ">max batch", "result"], sorted(rows))
+    show_problems(served, problems)
+    say(f"{counted(len(served), 'model version')} can be served, {counted(len(problems), 'problem')}")
+    return 1 if problems else 0
+
+
+def counted_warnings(model: Any) -> str:
+    """``ok``, with the number of warnings."""
+    return f"ok, {counted(len(model.warnings), 'warning')}" if model.warnings else "ok"
+
+
+def _name(problem: Any) -> str:
+    return f"{problem.model}/{problem.version}" if problem.version else problem.model or "(repository)"

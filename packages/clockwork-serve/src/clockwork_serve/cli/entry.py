@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from clockwork_serve import __version__
-from clockwork_serve.cli.compile import compile_
+from clockwork_serve.cli.compile import compile_, validate
 from clockwork_serve.cli.gateway import gateway
 from clockwork_serve.cli.key import key
 from clockwork_serve.cli.models import models
@@ -24,7 +24,6 @@ from clockwork_serve.cli.profile import profile
 from clockwork_serve.cli.screen import note
 from clockwork_serve.cli.serve import serve
 from clockwork_serve.cli.simulate import simulate
-from clockwork_serve.cli.validate import validate
 from clockwork_serve.cli.worker import worker
 from clockwork_serve.errors import ClockworkError, ConfigError, described
 

@@ -10,7 +10,7 @@ import click
 
 from clockwork_client import DOCS
 from clockwork_serve.config import SETTINGS, Setting, Settings, read_settings, setting
-from clockwork_serve.config.table import switch
+from clockwork_serve.config.table import JoiningProcess, switch
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _METAVARS = {
@@ -54,6 +54,11 @@ def setting_options(*shown: str, hidden: tuple[str, ...] = ()) -> Callable[[Comm
 def all_but(*names: str) -> tuple[str, ...]:
     """The names of all settings that are options, without some."""
     return tuple(entry.name for entry in SETTINGS if entry.name not in {*names, "repository"})
+
+
+def taken_by(process: JoiningProcess, *but: str) -> tuple[str, ...]:
+    """The names of all settings that such a process takes, without some."""
+    return tuple(entry.name for entry in SETTINGS if process in entry.elsewhere and entry.name not in but)
 
 
 def _option(entry: Setting, *, hidden: bool) -> Callable[[Command], Command]:

@@ -27,8 +27,8 @@ def profile(
     repository: str | None, config: str | None, again: bool, as_json: bool, **flags: Any  # noqa: FBT001
 ) -> int:  # fmt: skip
     """Measure every code in REPO on the devices, and keep the profiles; exits with 1 if a model fails."""
-    from clockwork_serve.config.records import device_configs
     from clockwork_serve.devices import torch_target
+    from clockwork_serve.serve.supervisor.config import device_configs
     from clockwork_serve.serve.supervisor.profiling import profile_all
 
     settings = settings_from(repository, config, flags)

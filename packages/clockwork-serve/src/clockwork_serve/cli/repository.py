@@ -23,7 +23,7 @@ def compile_repository(
     ``torch_target``: ``cpu`` or ``cuda``; None: what there is here; "": nothing runs torch models.
     Raises :class:`~clockwork_serve.errors.RepositoryError` if repository or cache cannot be used.
     """
-    from clockwork_serve.config.records import store_config
+    from clockwork_serve.serve.supervisor.config import store_config
     from clockwork_serve.store import Cache, Repository, compile_all
 
     store = msgspec.structs.replace(

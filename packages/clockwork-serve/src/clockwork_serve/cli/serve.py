@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+import math
+import shlex
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -16,6 +19,7 @@ from clockwork_serve.cli.options import (
 )
 from clockwork_serve.cli.repository import counted
 from clockwork_serve.cli.screen import Progress, say, show_json_line
+from clockwork_serve.messages import DATATYPES, Code, Model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +32,10 @@ _SHOWN = (
     "model_control", "pin", "realtime", "listen_machines", "cluster_certificate", "cluster_key", "cluster_ca",
     "log_format", "log_level",
 )  # fmt: skip
+FEW_ELEMENTS: Final = 32
+"""So many are written down in the request that is shown."""
+_ONLY_BINARY: Final = frozenset({"FP16", "BF16"})
+_ZEROS: Final[dict[str, object]] = {"BOOL": False, "BYTES": ""}
 _STAGES = {"compile": "compiling", "profile": "profiling", "start": "starting"}
 
 
@@ -38,14 +46,14 @@ _STAGES = {"compile": "compiling", "profile": "profiling", "start": "starting"}
 @setting_options(*_SHOWN, hidden=all_but(*_SHOWN, "controller", "machine_name"))
 @json_flag
 def serve(repository: str | None, config: str | None, as_json: bool, **flags: Any) -> int:  # noqa: FBT001
-    """Serve the models in REPO until told to stop.
+    """Serve the models in REPO, or the one in a file NAME.onnx or NAME.pt2, until told to stop.
 
     Ctrl-C or SIGTERM once: finish what waits, then stop. Twice: stop at once.
     """
     settings = settings_from(repository, config, flags)
 
-    from clockwork_serve.config.records import server_config
     from clockwork_serve.serve import child as logs
+    from clockwork_serve.serve.supervisor.config import server_config
     from clockwork_serve.serve.supervisor.server import run
 
     logs.configure("keeper", settings.log_level, settings.log_format)
@@ -82,8 +90,42 @@ class Stages:
             self._progress = None
 
 
+def sample_request(url: str, model: Model, code: Code, *, key: bool) -> str:
+    """A command that asks a model, with zeros for its inputs: any shell and curl will do.
+
+    ``key``: the server wants an API key, which is left to be filled in.
+    """
+    inputs: list[dict[str, Any]] = []
+    for spec in code.inputs:
+        if not spec.optional:
+            shape = [1 if size < 0 else size for size in ([1] if code.batched else []) + list(spec.shape)]
+            inputs.append({"name": spec.name, "datatype": spec.datatype, "shape": shape})
+    body: dict[str, Any] = {"inputs": inputs}
+    asking = f"curl -s {url}/v2/models/{model.name}/infer" + (" -H 'x-api-key: KEY'" if key else "")
+    if any(spec.datatype in _ONLY_BINARY for spec in code.outputs):
+        body["parameters"] = {"binary_data_output": True}
+        asking += " -o answer.bin"
+    counts = [math.prod(each["shape"]) for each in inputs]
+    if sum(counts) <= FEW_ELEMENTS and not any(each["datatype"] in _ONLY_BINARY for each in inputs):
+        for each, count in zip(inputs, counts, strict=True):
+            each["data"] = [_ZEROS.get(each["datatype"], 0)] * count
+        return f"{asking} -d {shlex.quote(json.dumps(body))}"
+    # Too many to be written down: a head that says how many, and as many bytes of nothing.
+    for each, count in zip(inputs, counts, strict=True):
+        # A string has its length before it, in four bytes.
+        each["parameters"] = {"binary_data_size": count * (DATATYPES[each["datatype"]] or 4)}
+    nbytes = sum(each["parameters"]["binary_data_size"] for each in inputs)
+    head = json.dumps(body)
+    return (
+        f"(printf %s {shlex.quote(head)}; head -c {nbytes} /dev/zero) | {asking} "
+        f"-H 'Inference-Header-Content-Length: {len(head)}' --data-binary @-"
+    )
+
+
 def _announcer(shown: Stages, *, as_json: bool) -> Callable[[Server], None]:
     def announce(server: Server) -> None:
+        from clockwork_serve.store.repository import is_model_file
+
         shown.close()
         facts = {
             "http": server.http_url,
@@ -97,5 +139,11 @@ def _announcer(shown: Stages, *, as_json: bool) -> Callable[[Server], None]:
         say(f"ready: {counted(len(server.catalogue.models), 'model')}")
         for name in ("http", "grpc", "metrics"):
             say(f"  {name:<8} {facts[name] or 'off'}")
+        if is_model_file(server.settings.repository):
+            (model,) = server.catalogue.models
+            ask = sample_request(
+                server.http_url, model, server.catalogue.code_of(model), key=bool(server.settings.api_keys)
+            )
+            say(f"  ask      {ask}")
 
     return announce

@@ -82,7 +82,7 @@ def simulate(  # noqa: PLR0913 - one parameter for each option
         )
     from clockwork_serve.apps.simulate.question import ask
     from clockwork_serve.apps.simulate.report import report
-    from clockwork_serve.config.records import controller_config
+    from clockwork_serve.serve.supervisor.config import controller_config
 
     settings = settings_from(None, config, flags, needs_repository=False)
     _check_files(json_file, journal, traces)

@@ -7,19 +7,17 @@ from typing import Any
 import click
 
 from clockwork_client import DOCS
-from clockwork_serve.cli.options import setting_options, settings_from
+from clockwork_serve.cli.options import setting_options, settings_from, taken_by
+from clockwork_serve.config.table import WORKER
 
 _SHOWN = (
     "controller", "device", "machine_name", "cluster_certificate", "cluster_key", "cluster_ca", "cache",
     "device_memory", "page_size", "threads", "pin", "realtime", "silence_s", "log_format", "log_level",
 )  # fmt: skip
-_HIDDEN = (
-    "workspace", "io_memory", "gateway_memory", "host_memory", "cuda_graphs", "jitter", "seed", "drain_s",
-)  # fmt: skip
 
 
 @click.command(epilog=f"How to set up several machines: {DOCS}/machines.md")
-@setting_options(*_SHOWN, hidden=_HIDDEN)
+@setting_options(*_SHOWN, hidden=taken_by(WORKER, *_SHOWN))
 def worker(config: str | None, **flags: Any) -> int:
     """Join the server at --controller with this machine's devices, and serve until told to stop.
 
@@ -27,9 +25,8 @@ def worker(config: str | None, **flags: Any) -> int:
     """
     settings = settings_from(None, config, flags, needs_repository=False)
 
-    from clockwork_serve.config.records import far_workers_config
     from clockwork_serve.serve import child as logs
     from clockwork_serve.serve.supervisor.children import run_workers
 
     logs.configure("worker", settings.log_level, settings.log_format)
-    return run_workers(far_workers_config(settings))
+    return run_workers(settings)

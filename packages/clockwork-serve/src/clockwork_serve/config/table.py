@@ -1,4 +1,8 @@
-"""Every setting: its name, how its value is read, its default, what it is for."""
+"""Every setting, declared once: its name, type and default, how it is read, what it is for, and who takes it.
+
+:class:`Settings` is the declaration and the record at once. Each process of a server gets the whole record,
+and each part of a process reads from it what it needs.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,14 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from enum import Flag, auto
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar, get_type_hints
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from clockwork_serve.errors import encodable
-from clockwork_serve.units import GIB, KIB, MIB
+from clockwork_serve.errors import ConfigError, encodable
+from clockwork_serve.units import GIB, KIB, MIB, ms
 
 # ------------------------------------------------------------
 # Turns what was written into values, or says what was expected; it knows no setting by name.
@@ -274,23 +279,39 @@ def _next_name(kind: str, taken: set[str]) -> str:
 
 
 # ------------------------------------------------------------
-# Every setting: its name, how it is read, its default, what it is for. It reads nothing itself.
-#
-# One name serves everywhere: ``slo_ms`` in the file is ``CLOCKWORK_SLO_MS`` in the environment and ``--slo-
-# ms`` on the command line (where the command takes it).
+# Every setting. Its field's name serves everywhere: ``slo_ms`` in the file is ``CLOCKWORK_SLO_MS`` in the
+# environment and ``--slo-ms`` on the command line (where the command takes it).
 
 
 PREFIX = "CLOCKWORK_"
 
 
-class Setting(Struct, frozen=True):
-    """One setting. ``shown`` is its default as a person writes it; ``help`` completes "NAME: ..."."""
+class JoiningProcess(Flag):
+    """A process that joins a server on another machine, by a command of its own."""
 
-    name: str
+    NONE = 0
+    GATEWAY = auto()
+    WORKER = auto()
+
+
+GATEWAY: Final = JoiningProcess.GATEWAY
+WORKER: Final = JoiningProcess.WORKER
+
+
+class Setting(Struct, frozen=True):
+    """What is said about the field that it annotates.
+
+    ``read`` checks what was written; ``help`` completes "NAME: ..."; ``elsewhere`` are the processes on other
+    machines that take it too; ``shown`` is the default as a person writes it, where that is not plain. The
+    field gives ``name`` and ``default``.
+    """
+
     read: Callable[[object], Any]
-    default: Any
-    shown: str
     help: str
+    elsewhere: JoiningProcess = JoiningProcess.NONE
+    shown: str | None = None
+    name: str = ""
+    default: Any = None
 
     @property
     def variable(self) -> str:
@@ -309,128 +330,282 @@ def default_cache(environment: Mapping[str, str]) -> str:
     return str(Path(base) / "clockwork-serve")
 
 
-SETTINGS = (
-    Setting("repository", path, "", "", "folder of models, in Triton's layout"),
-    # Listening
-    Setting("host", text, "127.0.0.1", "127.0.0.1", "address to listen on; 0.0.0.0 for every interface"),
-    Setting("http_port", port, 8000, "8000", "port of HTTP; 0 lets the system choose"),
-    Setting("grpc_port", port_or_off, 8001, "8001", "port of gRPC, or off"),
-    Setting("metrics_port", port_or_off, 8002, "8002", "port of /metrics, or off"),
-    Setting("gateways", integer(1, 64), 1, "1", "gateway processes, which share the HTTP and gRPC ports"),
-    Setting("max_body", size(1024), 64 * MIB, "64MiB", "largest body of a request"),
-    Setting(
-        "max_message", size(1024), 8 * MIB, "8MiB", "largest message over gRPC, and no larger than max_body",
-    ),
-    Setting("max_json", size(1024), 16 * MIB, "16MiB", "most JSON of a request; tensors may be binary"),
-    Setting("gateway_memory", size(MIB), 256 * MIB, "256MiB", "room for tensors in flight, per gateway"),
-    Setting("model_control", switch, True, "true", "whether clients may load and unload models"),
-    Setting(
-        "shared_memory", prefix_or_off, None, "off",
-        "prefix of the keys of shared memory that clients on this host may use, such as /clockwork-; or off",
-    ),
-    Setting(
-        "triton_codes", switch, False, "false",
-        "answer refusals and missed deadlines as Triton does, with 503 and UNAVAILABLE",
-    ),
-    # The door
-    Setting("tls_certificate", path, "", "", "PEM file of the server's certificate chain; turns TLS on"),
-    Setting("tls_key", path, "", "", "PEM file of that certificate's key, without a passphrase"),
-    Setting("tls_client_ca", path, "", "", "PEM file of authorities, whose certificates clients must show"),
-    Setting("api_keys", path, "", "", "TOML file of API keys and tenants; none: everybody may do everything"),
-    Setting(
-        "max_connections", integer(1, 1_000_000), 10_000, "10000", "connections at once, per gateway and port"
-    ),
-    Setting("max_head", size(1024), 32 * KIB, "32KiB", "largest head of a request"),
-    Setting("max_headers", integer(1, 10_000), 100, "100", "most headers of a request"),
-    Setting("max_calls", integer(1, 1_000_000), 1000, "1000", "open calls of one gRPC connection"),
-    Setting("max_requests", integer(1, 10_000_000), 20_000, "20000", "open requests of one gateway"),
-    Setting("max_unsent", size(64 * KIB), 256 * MIB, "256MiB", "most that a client may leave unread"),
-    Setting("head_s", number(1, 3600), 10.0, "10", "seconds for a request's head, and for a TLS handshake"),
-    Setting("body_s", number(1, 3600), 30.0, "30", "seconds for a request's body, and one per 128KiB of it"),
-    Setting("send_s", number(1, 3600), 30.0, "30", "seconds to read a response, and one per 128KiB of it"),
-    Setting("idle_s", number(1, 86_400), 600.0, "600", "seconds that a connection may be idle"),
-    Setting("stream_s", number(1, 86_400), 600.0, "600", "seconds that a gRPC call may say nothing"),
-    # Deadlines and scheduling
-    Setting(
-        "slo_ms", number(0, 3_600_000, above=True), None, "none",
-        "deadline of requests that name none; none: 100 ms, or 5 times what the model takes if that is more",
-    ),
-    Setting("policy", policy, "default", "default", "ours (default), paper, or one that is installed"),
-    Setting("reject", switch, True, "true", "refuse a request once no schedule can meet its deadline"),
-    Setting("max_batch", integer(1, 1024), 16, "16", "most requests in one batch"),
-    Setting("largest_batch", integer(1, 1024), 64, "64", "most that a model's max_batch_size may say"),
-    Setting("look_ahead_ms", number(0, 1000, above=True), 5.0, "5", "how far ahead lanes are filled"),
-    Setting("slack_ms", number(0, 1000), 2.0, "2", "how long before its deadline a request should end"),
-    Setting("queue_limit", integer(1, 1_000_000), 1000, "1000", "waiting requests per model"),
-    Setting("retries", integer(0, 100), 1, "1", "times a request on a lost worker is planned again"),
-    Setting(
-        "quarantine_after", integer(0, 1000), 3, "3",
-        "workers that a model may take down before it is not served any more; 0: any number",
-    ),
-    Setting(
-        "hang_s", number(0, 3600), 2.0, "2",
-        "seconds that an action may be late before its worker counts as hung; 0: for ever",
-    ),
-    Setting(
-        "hang_grace_s", number(0, 3600, above=True), 10.0, "10",
-        "seconds that a hung worker has to answer before it is ended and started again",
-    ),
-    Setting(
-        "stuck_s", number(0, 3600), 3.0, "3",
-        "seconds that any other process may not answer before it is ended and started again; 0: for ever",
-    ),
-    # Devices
-    Setting(
-        "device", read_devices, (DeviceChoice("cpu:0", "cpu"),), "cpu",
-        "cpu, torch-cpu, cuda (each also with :N) or emulated:PROFILE; may be given several times",
-    ),
-    Setting(
-        "device_memory", size_or_share(MIB), 10**9, "1GB",
-        "memory for weights, per device; of GPUs also a share of what is free, 80% if nothing is said",
-    ),
-    Setting(
-        "page_size", size(4 * KIB), 256 * KIB, "256KiB",
-        "page of that memory: a multiple of 4KiB; of GPUs 16MiB if nothing is said",
-    ),
-    Setting("host_memory", size(0), 1024 * MIB, "1GiB", "weights kept ready in pinned memory, per GPU"),
-    Setting("cuda_graphs", integer(0, 100_000), 256, "256", "CUDA graphs kept, per GPU; 0 for none"),
-    Setting("workspace", size(MIB), 1024 * MIB, "1GiB", "most scratch memory of one batch, per device"),
-    Setting("io_memory", size(MIB), 256 * MIB, "256MiB", "most inputs and outputs of one batch, per device"),
-    Setting("threads", integer(1, 1024), 1, "1", "threads that run one model on a CPU device"),
-    Setting("jitter", number(0, 1), 0.0, "0", "share by which emulated durations vary"),
-    Setting("seed", integer(0, 1 << 31), 0, "0", "seed of that jitter"),
-    Setting("pin", switch, False, "false", "give every device cores of its own"),
-    Setting("realtime", switch, False, "false", "run lanes at real-time priority (needs CAP_SYS_NICE)"),
-    # Other machines
-    Setting(
-        "listen_machines", address, "", "", "HOST:PORT where workers and gateways on other machines may join"
-    ),
-    Setting(
-        "controller", address, "", "", "HOST:PORT of the server that `clockwork worker` or `gateway` joins"
-    ),
-    Setting("machine_name", machine_name, "", "", "what this machine is called there; none: its host name"),
-    Setting("cluster_certificate", path, "", "", "PEM file of this machine's certificate, for the others"),
-    Setting("cluster_key", path, "", "", "PEM file of that certificate's key, without a passphrase"),
-    Setting("cluster_ca", path, "", "", "PEM file of the authority of all machines' certificates"),
-    Setting(
-        "silence_s", number(0.2, 60), 2.0, "2", "seconds of silence after which the link to a machine is lost"
-    ),
-    # Running
-    Setting("cache", path, None, "~/.cache/clockwork-serve", "folder of compiled models and profiles"),
-    Setting(
-        "compile_memory", size_or_share(512 * MIB), 0.75, "75%",
-        "most memory that compiling and profiling models may take, or a share of the machine's",
-    ),
-    Setting(
-        "compile_s", number(10, 86_400), 900.0, "900",
-        "seconds after which compiling that says nothing is stuck, and ended",
-    ),
-    Setting("drain_s", number(0, 3600), 10.0, "10", "seconds given to waiting requests when it stops"),
-    Setting("log_format", one_of("text", "json"), "text", "text", "text for people, json for collectors"),
-    Setting("log_level", one_of("debug", "info", "warning", "error"), "info", "info", "least level logged"),
-    Setting("journal", path, "", "", "file to which every event and decision is appended"),
-)  # fmt: skip
+def wrong(name: str, source: str, expected: str, found: object, remedy: str) -> ConfigError:
+    """The one form of our messages about settings."""
+    shown = repr(found) if len(repr(found)) <= 80 else f"{repr(found)[:77]}..."
+    return ConfigError(f"{name} (from {source}): expected {expected}, found {shown}; {remedy}")
 
+
+class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """All settings, each read and checked.
+
+    ``sources`` tells where each one that was said was read; ``warnings`` name variables of the environment
+    that look like ours and are not. What is default is not encoded, as every process knows it.
+    """
+
+    # fmt: off
+    repository: Annotated[str, Setting(
+        path, "folder of models, in Triton's layout, or one file NAME.onnx or NAME.pt2",
+    )] = ""
+
+    # Listening
+    host: Annotated[str, Setting(
+        text, "address to listen on; 0.0.0.0 for every interface", GATEWAY,
+    )] = "127.0.0.1"
+    http_port: Annotated[int, Setting(port, "port of HTTP; 0 lets the system choose", GATEWAY)] = 8000
+    grpc_port: Annotated[int | None, Setting(port_or_off, "port of gRPC, or off", GATEWAY)] = 8001
+    metrics_port: Annotated[int | None, Setting(port_or_off, "port of /metrics, or off", GATEWAY)] = 8002
+    gateways: Annotated[int, Setting(
+        integer(1, 64), "gateway processes, which share the HTTP and gRPC ports", GATEWAY,
+    )] = 1
+    max_body: Annotated[int, Setting(size(1024), "largest body of a request", GATEWAY, "64MiB")] = 64 * MIB
+    max_message: Annotated[int, Setting(
+        size(1024), "largest message over gRPC, and no larger than max_body", GATEWAY, "8MiB",
+    )] = 8 * MIB
+    max_json: Annotated[int, Setting(
+        size(1024), "most JSON of a request; tensors may be binary", GATEWAY, "16MiB",
+    )] = 16 * MIB
+    gateway_memory: Annotated[int, Setting(
+        size(MIB), "room for tensors in flight, per gateway", GATEWAY | WORKER, "256MiB",
+    )] = 256 * MIB
+    model_control: Annotated[bool, Setting(
+        switch, "whether clients may load and unload models", GATEWAY,
+    )] = True
+    shared_memory: Annotated[str | None, Setting(
+        prefix_or_off,
+        "prefix of the keys of shared memory that clients on this host may use, such as /clockwork-; or off",
+        GATEWAY, "off",
+    )] = None
+    triton_codes: Annotated[bool, Setting(
+        switch, "answer refusals and missed deadlines as Triton does, with 503 and UNAVAILABLE", GATEWAY,
+    )] = False
+
+    # The door
+    tls_certificate: Annotated[str, Setting(
+        path, "PEM file of the server's certificate chain; turns TLS on", GATEWAY,
+    )] = ""
+    tls_key: Annotated[str, Setting(
+        path, "PEM file of that certificate's key, without a passphrase", GATEWAY,
+    )] = ""
+    tls_client_ca: Annotated[str, Setting(
+        path, "PEM file of authorities, whose certificates clients must show", GATEWAY,
+    )] = ""
+    api_keys: Annotated[str, Setting(
+        path, "TOML file of API keys and tenants; none: everybody may do everything", GATEWAY,
+    )] = ""
+    max_connections: Annotated[int, Setting(
+        integer(1, 1_000_000), "connections at once, per gateway and port", GATEWAY,
+    )] = 10_000
+    max_head: Annotated[int, Setting(size(1024), "largest head of a request", GATEWAY, "32KiB")] = 32 * KIB
+    max_headers: Annotated[int, Setting(integer(1, 10_000), "most headers of a request", GATEWAY)] = 100
+    max_calls: Annotated[int, Setting(
+        integer(1, 1_000_000), "open calls of one gRPC connection", GATEWAY,
+    )] = 1000
+    max_requests: Annotated[int, Setting(
+        integer(1, 10_000_000), "open requests of one gateway", GATEWAY,
+    )] = 20_000
+    max_unsent: Annotated[int, Setting(
+        size(64 * KIB), "most that a client may leave unread", GATEWAY, "256MiB",
+    )] = 256 * MIB
+    head_s: Annotated[float, Setting(
+        number(1, 3600), "seconds for a request's head, and for a TLS handshake", GATEWAY,
+    )] = 10.0
+    body_s: Annotated[float, Setting(
+        number(1, 3600), "seconds for a request's body, and one per 128KiB of it", GATEWAY,
+    )] = 30.0
+    send_s: Annotated[float, Setting(
+        number(1, 3600), "seconds to read a response, and one per 128KiB of it", GATEWAY,
+    )] = 30.0
+    idle_s: Annotated[float, Setting(
+        number(1, 86_400), "seconds that a connection may be idle", GATEWAY,
+    )] = 600.0
+    stream_s: Annotated[float, Setting(
+        number(1, 86_400), "seconds that a gRPC call may say nothing", GATEWAY,
+    )] = 600.0
+
+    # Deadlines and scheduling
+    slo_ms: Annotated[float | None, Setting(
+        number(0, 3_600_000, above=True),
+        "deadline of requests that name none; none: 100 ms, or 5 times what the model takes if that is more",
+        GATEWAY, "none",
+    )] = None
+    policy: Annotated[str, Setting(one_of("default", "paper"), "ours, or that of the paper")] = "default"
+    reject: Annotated[bool, Setting(switch, "refuse a request once no schedule can meet its deadline")] = True
+    max_batch: Annotated[int, Setting(integer(1, 1024), "most requests in one batch")] = 16
+    largest_batch: Annotated[int, Setting(
+        integer(1, 1024), "most that a model's max_batch_size may say",
+    )] = 64
+    look_ahead_ms: Annotated[float, Setting(
+        number(0, 1000, above=True), "how far ahead lanes are filled",
+    )] = 5.0
+    slack_ms: Annotated[float, Setting(
+        number(0, 1000), "how long before its deadline a request should end",
+    )] = 2.0
+    queue_limit: Annotated[int, Setting(integer(1, 1_000_000), "waiting requests per model")] = 1000
+    retries: Annotated[int, Setting(integer(0, 100), "times a request on a lost worker is planned again")] = 1
+    quarantine_after: Annotated[int, Setting(
+        integer(0, 1000),
+        "workers that a model may take down before it is not served any more; 0: any number",
+    )] = 3
+    hang_s: Annotated[float, Setting(
+        number(0, 3600), "seconds that an action may be late before its worker counts as hung; 0: for ever",
+    )] = 2.0
+    hang_grace_s: Annotated[float, Setting(
+        number(0, 3600, above=True),
+        "seconds that a hung worker has to answer before it is ended and started again",
+    )] = 10.0
+    stuck_s: Annotated[float, Setting(
+        number(0, 3600),
+        "seconds that any other process may not answer before it is ended and started again; 0: for ever",
+        GATEWAY,
+    )] = 3.0
+
+    # Devices
+    device: Annotated[tuple[DeviceChoice, ...], Setting(
+        read_devices,
+        "cpu, torch-cpu, cuda (each also with :N) or emulated:PROFILE; may be given several times",
+        WORKER, "cpu",
+    )] = (DeviceChoice("cpu:0", "cpu"),)
+    device_memory: Annotated[int | float, Setting(
+        size_or_share(MIB),
+        "memory for weights, per device; of GPUs also a share of what is free, 80% if nothing is said",
+        WORKER, "1GB",
+    )] = 10**9
+    page_size: Annotated[int, Setting(
+        size(4 * KIB),
+        "page of that memory: a multiple of 4KiB; of GPUs 16MiB if nothing is said",
+        WORKER, "256KiB",
+    )] = 256 * KIB
+    host_memory: Annotated[int, Setting(
+        size(0), "weights kept ready in pinned memory, per GPU", WORKER, "1GiB",
+    )] = 1024 * MIB
+    cuda_graphs: Annotated[int, Setting(
+        integer(0, 100_000), "CUDA graphs kept, per GPU; 0 for none", WORKER,
+    )] = 256
+    workspace: Annotated[int, Setting(
+        size(MIB), "most scratch memory of one batch, per device", WORKER, "1GiB",
+    )] = 1024 * MIB
+    io_memory: Annotated[int, Setting(
+        size(MIB), "most inputs and outputs of one batch, per device", WORKER, "256MiB",
+    )] = 256 * MIB
+    threads: Annotated[int, Setting(
+        integer(1, 1024), "threads that run one model on a CPU device", WORKER,
+    )] = 1
+    jitter: Annotated[float, Setting(number(0, 1), "share by which emulated durations vary", WORKER)] = 0.0
+    seed: Annotated[int, Setting(integer(0, 1 << 31), "seed of that jitter", WORKER)] = 0
+    pin: Annotated[bool, Setting(switch, "give every device cores of its own", WORKER)] = False
+    realtime: Annotated[bool, Setting(
+        switch, "run lanes at real-time priority (needs CAP_SYS_NICE)", WORKER,
+    )] = False
+
+    # Other machines
+    listen_machines: Annotated[str, Setting(
+        address, "HOST:PORT where workers and gateways on other machines may join",
+    )] = ""
+    controller: Annotated[str, Setting(
+        address, "HOST:PORT of the server that `clockwork worker` or `gateway` joins", GATEWAY | WORKER,
+    )] = ""
+    machine_name: Annotated[str, Setting(
+        machine_name, "what this machine is called there; none: its host name", GATEWAY | WORKER,
+    )] = ""
+    cluster_certificate: Annotated[str, Setting(
+        path, "PEM file of this machine's certificate, for the others", GATEWAY | WORKER,
+    )] = ""
+    cluster_key: Annotated[str, Setting(
+        path, "PEM file of that certificate's key, without a passphrase", GATEWAY | WORKER,
+    )] = ""
+    cluster_ca: Annotated[str, Setting(
+        path, "PEM file of the authority of all machines' certificates", GATEWAY | WORKER,
+    )] = ""
+    silence_s: Annotated[float, Setting(
+        number(0.2, 60), "seconds of silence after which the link to a machine is lost", GATEWAY | WORKER,
+    )] = 2.0
+
+    # Running
+    cache: Annotated[str, Setting(
+        path, "folder of compiled models and profiles", WORKER, "~/.cache/clockwork-serve",
+    )] = ""
+    compile_memory: Annotated[int | float, Setting(
+        size_or_share(512 * MIB),
+        "most memory that compiling and profiling models may take, or a share of the machine's",
+        shown="75%",
+    )] = 0.75
+    compile_s: Annotated[float, Setting(
+        number(10, 86_400), "seconds after which compiling that says nothing is stuck, and ended",
+    )] = 900.0
+    drain_s: Annotated[float, Setting(
+        number(0, 3600), "seconds given to waiting requests when it stops", GATEWAY | WORKER,
+    )] = 10.0
+    log_format: Annotated[str, Setting(
+        one_of("text", "json"), "text for people, json for collectors", GATEWAY | WORKER,
+    )] = "text"
+    log_level: Annotated[str, Setting(
+        one_of("debug", "info", "warning", "error"), "least level logged", GATEWAY | WORKER,
+    )] = "info"
+    journal: Annotated[str, Setting(path, "file to which every event and decision is appended")] = ""
+    # fmt: on
+
+    sources: dict[str, str] = {}
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check what concerns several settings. Raises :class:`ConfigError`."""
+        ports = [("http_port", self.http_port), ("grpc_port", self.grpc_port)]
+        ports.append(("metrics_port", self.metrics_port))
+        seen: dict[int, str] = {}
+        for name, number in ports:
+            if not number:
+                continue
+            if number in seen:
+                raise self._wrong(
+                    name, f"another port than {seen[number]}'s", number, "choose a free one, or 0"
+                )
+            seen[number] = name
+        if self.page_size % 4096:
+            raise self._wrong("page_size", "a multiple of 4KiB", self.page_size, "write it like 256KiB")
+        if isinstance(self.device_memory, int) and self.device_memory < self.page_size:
+            raise self._wrong(
+                "device_memory", f"at least one page of {self.page_size} bytes", self.device_memory,
+                "write it like 1GB, or make page_size smaller",
+            )  # fmt: skip
+
+    def _wrong(self, name: str, expected: str, found: object, remedy: str) -> ConfigError:
+        return wrong(name, self.sources.get(name, "default"), expected, found, remedy)
+
+    def said(self, name: str) -> bool:
+        """Whether somebody set it, even to its default."""
+        return name in self.sources
+
+    @property
+    def ports(self) -> dict[str, int | None]:
+        """The ports wanted, by setting; None for off."""
+        return {"http_port": self.http_port, "grpc_port": self.grpc_port, "metrics_port": self.metrics_port}
+
+    @property
+    def default_slo_ns(self) -> int | None:
+        """The deadline of requests and models that name none; None: from the model's profile."""
+        return None if self.slo_ms is None else ms(self.slo_ms)
+
+
+def _declared() -> tuple[Setting, ...]:
+    """The settings, in the order of their fields."""
+    hints = get_type_hints(Settings, include_extras=True)
+    found = []
+    for field in structs.fields(Settings):
+        for said in getattr(hints[field.name], "__metadata__", ()):
+            shown = _plain(field.default) if said.shown is None else said.shown
+            found.append(structs.replace(said, name=field.name, default=field.default, shown=shown))
+    return tuple(found)
+
+
+def _plain(default: object) -> str:
+    """A default as a person writes it, where there is but one way."""
+    if isinstance(default, bool):
+        return str(default).lower()
+    return f"{default:g}" if isinstance(default, int | float) else str(default)
+
+
+SETTINGS = _declared()
 _BY_NAME = {entry.name: entry for entry in SETTINGS}
 
 

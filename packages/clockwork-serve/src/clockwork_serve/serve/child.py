@@ -20,6 +20,7 @@ from typing import Any, Final
 import msgspec
 import uvloop
 
+from clockwork_serve.config import Settings
 from clockwork_serve.errors import ConfigError, encodable, printable
 from clockwork_serve.units import KIB, MIB
 
@@ -167,10 +168,10 @@ _PR_SET_PDEATHSIG: Final = 1
 _log = logging.getLogger(__name__)
 
 
-def prepare(process: str, log_level: str, log_format: str) -> None:
+def prepare(process: str, settings: Settings) -> None:
     """Log under this name, die with the keeper, and leave Ctrl-C to it."""
     # The keeper reads what is logged; it may be stopped, and that is to stop nobody else.
-    configure(process, log_level, log_format, UnblockedHandler(sys.stderr.fileno()))
+    configure(process, settings.log_level, settings.log_format, UnblockedHandler(sys.stderr.fileno()))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     keeper_pid = os.environ.get(KEEPER_PID_VARIABLE)

@@ -27,7 +27,8 @@ from clockwork_serve.store.settings import (
 )
 
 # ------------------------------------------------------------
-# A model repository on disk in Triton's layout: what is there and what was said about it.
+# A model repository on disk in Triton's layout: what is there and what was said about it. One model file by
+# itself is a repository too, of one model that is called after it.
 #
 # It never opens a file outside its root, symbolic links resolved, and one bad model never hides another.
 
@@ -37,6 +38,8 @@ _VERSION = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 _LARGEST_TEXT = 4 << 20
 """Bytes of the largest configuration or label file that is read."""
 FILE_OF_BACKEND = {"onnx": "model.onnx", "torch": "model.pt2", "python": "model.py"}
+_BACKEND_OF_ENDING = {".onnx": "onnx", ".pt2": "torch"}
+"""Of a model file that is served by itself."""
 _FOREIGN_FILES = {
     "model.pt": "TorchScript", "model.plan": "TensorRT", "model.savedmodel": "TensorFlow",
     "model.graphdef": "TensorFlow", "model.xml": "OpenVINO",
@@ -48,6 +51,7 @@ class Entry(Struct, frozen=True, kw_only=True):
 
     ``versions`` are those to serve, ascending; ``present`` all those on disk. An entry with ``problems`` has
     no versions. ``settings`` is what its files say, merged (``clockwork.toml`` over ``config.pbtxt``).
+    ``alone``: it is one file, named by ``settings``, and ``path`` is the folder that this lies in.
     """
 
     name: str
@@ -59,17 +63,26 @@ class Entry(Struct, frozen=True, kw_only=True):
     settings: ModelSettings = ModelSettings()
     problems: tuple[Problem, ...] = ()
     warnings: tuple[str, ...] = ()
+    alone: bool = False
 
     def folder(self, version: int) -> Path:
         """The folder of a version."""
-        return Path(self.path) / str(version)
+        return Path(self.path) if self.alone else Path(self.path) / str(version)
 
 
 class Repository:
-    """The models below ``root``. Raises ``RepositoryError`` if the root is not a readable folder."""
+    """The models below ``root``, or the one in the file that it is.
+
+    Raises ``RepositoryError`` if the root is not a readable folder, nor a readable model file.
+    """
 
     def __init__(self, root: str | os.PathLike[str], config: StoreConfig) -> None:
         self.config = config
+        self.entries: tuple[Entry, ...] = ()
+        self._alone = _file_alone(Path(root)) if is_model_file(root) else None
+        if self._alone is not None:
+            self.root = Path(self._alone.root)
+            return
         try:
             self.root = Path(root).resolve(strict=True)
             readable = self.root.is_dir() and os.access(self.root, os.R_OK | os.X_OK)
@@ -78,9 +91,8 @@ class Repository:
         if not readable:
             raise RepositoryError(
                 f"model repository: expected a readable folder, found {os.fspath(root)!r}; "
-                "give the folder that holds MODEL/VERSION/model.onnx"
+                "give the folder that holds MODEL/VERSION/model.onnx, or one file NAME.onnx or NAME.pt2"
             )
-        self.entries: tuple[Entry, ...] = ()
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -89,12 +101,17 @@ class Repository:
 
     def scan(self) -> list[Entry]:
         """Look at every model, ascending by name. A model that cannot be read has ``problems``."""
-        self.entries = tuple(self._entry(name) for name in sorted(folder_names(self.root)))
+        if self._alone is not None:
+            self.entries = (self._alone,)
+        else:
+            self.entries = tuple(self._entry(name) for name in sorted(model_names(self.root)))
         return list(self.entries)
 
     def find(self, name: str) -> Entry:
         """Look at one model again. Raises ``ProblemError`` if there is none of that name."""
-        if not _NAME.fullmatch(name) or not (self.root / name).is_dir():
+        if self._alone is not None and name == self._alone.name:
+            return self.scan()[0]
+        if self._alone is not None or not _NAME.fullmatch(name) or not (self.root / name).is_dir():
             raise problem(
                 "name", model=name, expected=f"a folder in {self.root}", found="none of that name",
                 advice="see the repository index",
@@ -210,8 +227,45 @@ def model_file(entry: Entry, version: int) -> Path:
     return real
 
 
-def folder_names(root: str | os.PathLike[str]) -> list[str]:
-    """The folders below ``root`` that may be models, as the system names them: that need not be text."""
+def is_model_file(root: str | os.PathLike[str]) -> bool:
+    """Whether that is, by its name, one model file and no repository."""
+    return Path(root).suffix in _BACKEND_OF_ENDING and not Path(root).is_dir()
+
+
+def _file_alone(given: Path) -> Entry:
+    """The only model of a repository that is a file. Raises ``RepositoryError`` if that cannot be read."""
+    try:
+        file = given.resolve(strict=True)
+        readable = file.is_file() and os.access(file, os.R_OK)
+    except (OSError, RuntimeError):
+        readable = False
+    if not readable:
+        raise RepositoryError(
+            f"model file: expected a readable file, found {os.fspath(given)!r}; correct its name"
+        )
+    folder = shown(str(file.parent))
+    entry = Entry(
+        name=shown(given.stem), path=folder, root=folder, alone=True, versions=(1,), present=(1,),
+        backend=_BACKEND_OF_ENDING[given.suffix], settings=ModelSettings(file_name=shown(file.name)),
+    )  # fmt: skip
+    wrong = [text for text in (given.stem, str(file)) if shown(text) != text]
+    if _NAME.fullmatch(given.stem) and not wrong:
+        return entry
+    found = Problem(
+        model=entry.name, field="name", found=shown(wrong[0] if wrong else given.stem),
+        expected="letters, digits and _ . + -, the first one a letter, a digit or _",
+        advice="rename the file, whose name is the model's",
+    )  # fmt: skip
+    return Entry(name=entry.name, path=folder, root=folder, problems=(found,))
+
+
+def model_names(root: str | os.PathLike[str]) -> list[str]:
+    """What may be models: the folders below ``root``, as the system names them (that need not be text).
+
+    Of a model file it is the name without its ending.
+    """
+    if is_model_file(root):
+        return [Path(root).stem]
     with os.scandir(root) as found:
         return [item.name for item in found if not item.name.startswith(".") and _is_folder(item)]
 

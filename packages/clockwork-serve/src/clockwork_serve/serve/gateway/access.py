@@ -20,10 +20,11 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta, Struct
 
+from clockwork_serve.config import Settings
 from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.messages import LEAST_PRIORITY, USUAL_PRIORITY, Quota
 from clockwork_serve.serve.gateway.client_shm import is_loopback
-from clockwork_serve.serve.gateway.settings import HttpLimits
+from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.gateway.tls import REFRESH_S, Tls, TlsFiles, Watched, server_context, warn_of_modes
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, ms
 
@@ -301,49 +302,27 @@ def _wrong(expected: str, found: str, path: str, remedy: str = _REMEDY) -> Confi
 
 
 # ------------------------------------------------------------
-# Who may come in, and how: TLS, API keys and limits of a gateway, as settings and as what they become.
+# Who may come in, and how: TLS and API keys of a gateway, as settings and as what they become.
 
 
-class DoorConfig(Struct, frozen=True, kw_only=True):
-    """Paths, empty for none. Without a certificate nothing is encrypted, without keys all may do all.
-
-    ``body_bytes`` and ``arriving_bytes`` of the limits give way to what the gateway itself was told.
-    """
-
-    tls_certificate: str = ""
-    tls_key: str = ""
-    tls_client_ca: str = ""
-    api_keys: str = ""
-    limits: HttpLimits = HttpLimits()
-
-    def __post_init__(self) -> None:
-        """Check that what belongs together is there. Raises :class:`ConfigError`."""
-        files = {"tls_certificate": self.tls_certificate, "tls_key": self.tls_key}
-        missing = [name for name, path in files.items() if not path]
-        if missing and (len(missing) == 1 or self.tls_client_ca):
-            raise ConfigError(
-                f"{missing[0]}: expected a PEM file, as TLS needs a certificate and its key; found none; "
-                "name both, or no file of TLS at all"
-            )
-
-    @property
-    def tls(self) -> TlsFiles | None:
-        """The files of TLS, if it is on."""
-        if not self.tls_certificate:
-            return None
-        return TlsFiles(certificate=self.tls_certificate, key=self.tls_key, client_ca=self.tls_client_ca)
+def tls_files(settings: Settings) -> TlsFiles | None:
+    """The files of TLS, if it is on."""
+    if not settings.tls_certificate:
+        return None
+    return TlsFiles(
+        certificate=settings.tls_certificate, key=settings.tls_key, client_ca=settings.tls_client_ca
+    )
 
 
 class Door:
     """What a gateway's servers share. Without ``keys`` everybody may do everything."""
 
-    def __init__(self, config: DoorConfig, body_bytes: int, region_bytes: int) -> None:
+    def __init__(self, config: GatewayConfig) -> None:
         """Raises :class:`ConfigError` for a file that will not do."""
-        self.limits = msgspec.structs.replace(
-            config.limits, body_bytes=body_bytes, arriving_bytes=region_bytes
-        )
-        self.keys = KeyRing(config.api_keys) if config.api_keys else None
-        self.tls = None if config.tls is None else Tls(config.tls)
+        self.config = config
+        api_keys, files = config.settings.api_keys, tls_files(config.settings)
+        self.keys = KeyRing(api_keys) if api_keys else None
+        self.tls = None if files is None else Tls(files)
 
     async def keep_fresh(self) -> None:
         """Read files again when they change, for ever."""
@@ -355,24 +334,25 @@ class Door:
                 self.tls.refresh()
 
 
-def check_door(config: DoorConfig, host: str) -> None:
+def check_door(settings: Settings) -> None:
     """Check all files before anything is started, and tell what is open to whom.
 
     Raises :class:`ConfigError`.
     """
-    if config.tls is not None:
-        server_context(config.tls)
-        warn_of_modes(config.tls)
-    if config.api_keys:
-        check_keys(config.api_keys)
+    files, host = tls_files(settings), settings.host
+    if files is not None:
+        server_context(files)
+        warn_of_modes(files)
+    if settings.api_keys:
+        check_keys(settings.api_keys)
     if host == "localhost" or is_loopback(host):
         return
-    if not config.api_keys and not config.tls_client_ca:
+    if not settings.api_keys and not settings.tls_client_ca:
         _log.warning(
             "host: listening on %s, and whoever reaches it may do everything; "
             "name a file of API keys with api_keys", host,
         )  # fmt: skip
-    elif config.tls is None:
+    elif files is None:
         _log.warning(
             "host: listening on %s without TLS, so API keys can be read on their way; set tls_certificate "
             "and tls_key, or let a proxy in front of it encrypt", host,

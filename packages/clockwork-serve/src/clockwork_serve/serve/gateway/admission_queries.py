@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final
 
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import AdmissionQuery, AdmissionReply
 from clockwork_serve.oip import requested_slo_ns
 from clockwork_serve.serve.gateway.access import Caps
 from clockwork_serve.serve.gateway.controller_link import GatewayLink
+from clockwork_serve.serve.gateway.requests import EarlyInquiry
 from clockwork_serve.serve.gateway.timing import Way
 from clockwork_serve.units import NS_PER_S
 
@@ -24,42 +25,26 @@ BODY_S: Final = 0.002
 """A large body that comes quickly is there within so long."""
 
 
-class RequestHead(Protocol):
-    """What the head of a request says. ``foretold`` is called once: it may come, or the gateway ended it."""
-
-    model: str
-    version: str
-    identity: str
-    arrival_ns: int
-    slo_header: str | None
-
-    def foretold(self) -> None:
-        """The answer is there."""
-
-
-Inquiry = TypeVar("Inquiry", bound=RequestHead)
-
-
-class _Open(Generic[Inquiry]):
+class _Open:
     """One request that was announced, or is about to be. ``wait``: until it is asked, or told."""
 
     __slots__ = ("asked", "frame", "inquiry", "wait")
 
-    def __init__(self, inquiry: Inquiry, frame: AdmissionQuery) -> None:
+    def __init__(self, inquiry: EarlyInquiry, frame: AdmissionQuery) -> None:
         self.inquiry = inquiry
         self.frame = frame
         self.asked = False
         self.wait: asyncio.TimerHandle | None = None
 
 
-class Announcements(Generic[Inquiry]):
+class Announcements:
     """``in_vain`` is called with a request that the controller would reject, its word, and the deadline."""
 
     def __init__(
         self,
         name: str,
         prefix: str,
-        in_vain: Callable[[Inquiry, AdmissionReply, int], None],
+        in_vain: Callable[[EarlyInquiry, AdmissionReply, int], None],
         caps: Caps | None = None,
         way: Way | None = None,
     ) -> None:
@@ -70,13 +55,13 @@ class Announcements(Generic[Inquiry]):
         self._way = way or Way()
         self._loop = asyncio.get_running_loop()
         # All and only requests that wait for what is foretold, or to be asked about.
-        self._open: dict[str, _Open[Inquiry]] = {}
+        self._open: dict[str, _Open] = {}
         self._count = 0
         self._wary_until_s = 0.0
         self.refusing = False
         """Whether the last word was no: then bodies had better not be read before there is one."""
 
-    def make(self, inquiry: Inquiry, link: GatewayLink) -> str:
+    def make(self, inquiry: EarlyInquiry, link: GatewayLink) -> str:
         """Ask whether a request is worth its body, now or soon; its id until it is told, "" if it never is.
 
         Nothing is asked where the head does not say how long the request may take: the body may.
@@ -136,7 +121,7 @@ class Announcements(Generic[Inquiry]):
         for announced_id in tuple(self._open):
             self._told(announced_id)
 
-    def _ask(self, one: _Open[Inquiry], link: GatewayLink) -> None:
+    def _ask(self, one: _Open, link: GatewayLink) -> None:
         if not link.ready:
             self._told(one.frame.announced_id)
             return

@@ -10,7 +10,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from random import Random
 from typing import Final
 
@@ -71,7 +70,7 @@ from clockwork_serve.serve.gateway.requests import (
     too_late,
     wrong,
 )
-from clockwork_serve.serve.gateway.settings import GatewaySettings
+from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.gateway.timing import Turns, Way
 from clockwork_serve.telemetry import GatewayCounters, outcome_key
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
@@ -183,23 +182,22 @@ _log = logging.getLogger(__name__)
 class Gateway:
     """All methods are for the running loop's own thread. ``dice`` spread those who come back.
 
-    ``reach``: the controller is elsewhere, and not where ``settings`` say.
+    ``reach``: the controller is elsewhere, and not where ``config`` says.
     """
 
     def __init__(
         self,
-        settings: GatewaySettings,
+        config: GatewayConfig,
         clock: Callable[[], int] = time.monotonic_ns,
         caps: Caps | None = None,
         reach: Reach | None = None,
     ) -> None:
-        self.name = settings.name
+        self.name = config.name
+        self._settings = config.settings
         self.regions: Regions | None = None  # set where clients may use shared memory
-        self.slots = Slots(settings.region_bytes)
+        self.slots = Slots(self._settings.gateway_memory)
         self.clock = clock
         self.dice = Random()
-        self._triton_codes = settings.triton_codes
-        self._requests_max = settings.requests
         self.connections = 0
         self.readiness_listeners: list[Callable[[], None]] = []
         self.batching = False
@@ -207,19 +205,19 @@ class Gateway:
         self.looked_ns = 0
         """The instant of the batch's begin, or of its last response: none of them is looked at for less."""
         self.batch_listeners: list[Callable[[], None]] = []
-        self._prefix = f"{settings.name}-{time.time_ns() // NS_PER_MS:x}-"  # unlike any earlier process's
+        self._prefix = f"{config.name}-{time.time_ns() // NS_PER_MS:x}-"  # unlike any earlier process's
         self._caps = caps or Caps()
         self._way = Way()
-        self.announcements: Announcements[EarlyInquiry] = Announcements(
-            settings.name, self._prefix, self._on_announced_in_vain, self._caps, self._way
+        self.announcements = Announcements(
+            config.name, self._prefix, self._on_announced_in_vain, self._caps, self._way
         )
         listener = LinkListener(
             self._on_answer, self._on_release, self._on_lost, self._on_readiness,
             self.announcements.on_foretold, self._on_batch, self._on_batch_end, self._on_refused,
             self._on_unheard, self.announcements.on_lost,
         )  # fmt: skip
-        reach = reach or at_home(Path(settings.controller), settings.name)
-        self.link = GatewayLink(reach, settings.default_slo_ns, listener)
+        reach = reach or at_home(config.controller, config.name)
+        self.link = GatewayLink(reach, self._settings.default_slo_ns, listener)
         self.turns = Turns(clock, self.link.tell_delivered)
         self._pending: dict[str, Pending] = {}  # all and only requests sent and not answered
         self._stranded = AwaitingFailover(clock)
@@ -398,8 +396,8 @@ class Gateway:
         if not link.ready and (not link.is_open or link.stuck or not link.models.versions(inquiry.model)):
             self._refuse(inquiry, Outcome.REJECTED, Reason.NOT_SERVING, f"not ready: {link.why_not_ready}")
             return False
-        if len(self._pending) >= self._requests_max:
-            message = f"{self._requests_max} requests wait for answers already; raise max_requests"
+        if len(self._pending) >= self._settings.max_requests:
+            message = f"{self._settings.max_requests} requests wait for answers already; raise max_requests"
             self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
             return False
         return True
@@ -557,7 +555,7 @@ class Gateway:
         if needed > size:
             error = InvalidRequest(
                 f"the request needs {needed} bytes for its inputs and outputs, expected at most {size}; "
-                "send fewer rows at once, or raise the server's region_bytes"
+                "send fewer rows at once, or raise the server's gateway_memory"
             )
             inquiry.end(self.invalid(error, served))
             return
@@ -597,7 +595,7 @@ class Gateway:
         inquiry.end(ending)
 
     def _shown(self, ending: Ending) -> Ending:
-        if self._triton_codes and ending.outcome is not Outcome.OK:
+        if self._settings.triton_codes and ending.outcome is not Outcome.OK:
             ending.status = status_of(ending.outcome, ending.reason, triton=True)
         return ending
 

@@ -1,35 +1,17 @@
-"""Limits of a gateway's connections, and what its core is told when it starts."""
+"""What a gateway is told when it starts, and what its clients are told who are beyond a limit."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
 
+from clockwork_serve.config import Settings
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.serve.transport import SOCKET_NAME
 from clockwork_serve.units import KIB, MIB
 
-# ------------------------------------------------------------
-# What a client may ask of a gateway's connections, and which setting says so; nothing is enforced here.
-
-
-SETTING: Final = {
-    "header_bytes": "max_head",
-    "headers": "max_headers",
-    "body_bytes": "max_body",
-    "message_bytes": "max_message",
-    "json_bytes": "max_json",
-    "arriving_bytes": "gateway_memory",
-    "connections": "max_connections",
-    "unsent_bytes": "max_unsent",
-    "header_s": "head_s",
-    "body_s": "body_s",
-    "idle_s": "idle_s",
-    "stream_s": "stream_s",
-    "calls": "max_calls",
-    "requests": "max_requests",
-    "send_s": "send_s",
-}
-"""The setting behind each limit, to be named where it is reached."""
 PIPELINED_MAX: Final = 128
 """Requests of one connection without an answer, before no more is read from it."""
 UNWANTED_MAX: Final = 8 * MIB
@@ -42,91 +24,101 @@ _ENVELOPE_BYTES: Final = 64 * KIB
 """What a message of gRPC may have beside its tensors."""
 
 
-class HttpLimits(Struct, frozen=True, kw_only=True):
-    """Times are kept to a second or two, and never cut short.
+_BYTES_PER_S: Final = 128 * KIB
+"""The slowest client that is served: a body or response has a second more for each of so many bytes."""
 
-    A request's head (its line and headers) has at most ``header_bytes`` and ``headers`` of them, and arrives
-    within ``header_s``. A body may take ``body_s`` and a second for each ``bytes_per_s`` of it; so may the
-    responses that a client has not read. ``json_bytes`` of it may be JSON. A message of gRPC has
-    ``message_bytes`` and no more than a body: its core copies it twice, with Python's lock, 8 MiB in 4 ms.
-    ``connections`` are counted per port, and so are ``arriving_bytes`` of large bodies that are not whole
-    yet; ``requests`` are all that have no answer, by whatever protocol. Over gRPC a connection may have
-    ``calls`` open at once, and one whose client is to speak says something within ``stream_s``.
+
+class GatewayConfig(Struct, frozen=True, kw_only=True):
+    """All that a gateway's process is told, and each part of it.
+
+    ``settings`` are the server's, with the ports that this process listens on. It is the one of ``number``
+    among all ``settings.gateways``, from 0. ``reuse_port``: other processes of ours listen there too.
+    ``elsewhere``: the server is the one at ``settings.controller``, on another machine.
+
+    Times are kept to a second or two, and never cut short. A body may take ``body_s`` and a second for each
+    ``bytes_per_s`` of it; so may the responses that a client has not read. A message of gRPC has
+    ``max_message`` and no more than a body: its core copies it twice, with Python's lock, 8 MiB in 4 ms.
+    ``max_connections`` are counted per port, and so are large bodies that are not whole yet, which have
+    ``gateway_memory``; ``max_requests`` are all that have no answer, by whatever protocol.
     """
 
-    header_bytes: int = 32 * KIB
-    headers: int = 100
-    body_bytes: int = 64 * MIB
-    message_bytes: int = 8 * MIB
-    json_bytes: int = 16 * MIB
-    arriving_bytes: int = 256 * MIB
-    header_s: float = 10.0
-    body_s: float = 30.0
-    bytes_per_s: int = 128 * KIB
-    idle_s: float = 600.0
-    send_s: float = 30.0
-    unsent_bytes: int = 256 * MIB
-    connections: int = 10_000
-    calls: int = 1000
-    requests: int = 20_000
-    stream_s: float = 600.0
+    run_dir: str
+    name: str
+    settings: Settings = Settings()
+    number: int = 0
+    reuse_port: bool = False
+    elsewhere: bool = False
+    bytes_per_s: int = _BYTES_PER_S
+
+    def __post_init__(self) -> None:
+        """Raise :class:`ConfigError` for settings that do not fit together."""
+        check_gateways(self.settings)
+
+    @property
+    def controller(self) -> Path:
+        """The socket of the controller, if that is on this machine."""
+        return Path(self.run_dir) / SOCKET_NAME
+
+
+def check_gateways(settings: Settings) -> None:
+    """Check what no part of a gateway checks for itself. Raises :class:`ConfigError`."""
+    files = {"tls_certificate": settings.tls_certificate, "tls_key": settings.tls_key}
+    missing = [name for name, path in files.items() if not path]
+    if missing and (len(missing) == 1 or settings.tls_client_ca):
+        raise ConfigError(
+            f"{missing[0]}: expected a PEM file, as TLS needs a certificate and its key; found none; "
+            "name both, or no file of TLS at all"
+        )
+    if not 1 <= settings.gateways <= 64:
+        raise ConfigError(f"gateways: expected 1 to 64; found {settings.gateways}")
+    if settings.gateway_memory < 2 * settings.max_body:
+        raise ConfigError(
+            f"gateway_memory: expected at least twice max_body ({settings.max_body}), for inputs and "
+            f"outputs; found {settings.gateway_memory}"
+        )
+    if not 0 <= settings.drain_s <= 3600:
+        raise ConfigError(f"drain_s: expected 0 to 3600; found {settings.drain_s}")
+    if settings.stuck_s and not 1 <= settings.stuck_s <= 3600:
+        raise ConfigError(f"stuck_s: expected 1 to 3600, or 0 for ever; found {settings.stuck_s}")
 
 
 _WORDS: Final = {
-    "header_bytes": ("header", "bytes", "send less in it"),
-    "headers": ("header", "lines", "send fewer"),
-    "body_bytes": ("body", "bytes", "send less at once"),
-    "json_bytes": ("JSON", "bytes", "send tensors as binary data"),
-    "arriving_bytes": ("large bodies on their way", "bytes together", "come again later"),
-    "connections": ("connections", "of this port at once", "come again later"),
+    "max_head": ("header", "bytes", "send less in it"),
+    "max_headers": ("header", "lines", "send fewer"),
+    "max_body": ("body", "bytes", "send less at once"),
+    "max_json": ("JSON", "bytes", "send tensors as binary data"),
+    "gateway_memory": ("large bodies on their way", "bytes together", "come again later"),
+    "max_connections": ("connections", "of this port at once", "come again later"),
 }
 
 
 def excess(limit: str, most: int, found: int | None = None) -> str:
-    """What to tell a client who is beyond a limit."""
+    """What to tell a client who is beyond a ``limit``, the name of a setting."""
     what, unit, remedy = _WORDS[limit]
     return (
         f"{what}: expected at most {most} {unit}, found {'more' if found is None else found}; "
-        f"{remedy}, or raise the server's {SETTING[limit]}"
+        f"{remedy}, or raise the server's {limit}"
     )
 
 
-def json_excess(limits: HttpLimits, length: int) -> str:
+def json_excess(settings: Settings, length: int) -> str:
     """What to tell a client whose JSON is too long; "" if it is not."""
-    return excess("json_bytes", limits.json_bytes, length) if length > limits.json_bytes else ""
+    return excess("max_json", settings.max_json, length) if length > settings.max_json else ""
 
 
 def overdue(what: str, limit: str) -> str:
     """What to tell a client whose header or body came too slowly."""
-    return f"the request's {what} did not arrive in time ({SETTING[limit]}); its connection is closed"
+    return f"the request's {what} did not arrive in time ({limit}); its connection is closed"
 
 
-def grpc_options(limits: HttpLimits) -> tuple[tuple[str, int], ...]:
+def grpc_options(settings: Settings) -> tuple[tuple[str, int], ...]:
     """The limits that gRPC keeps for us. No more of a message is decompressed than it may have."""
     return (
-        ("grpc.max_receive_message_length", min(limits.body_bytes, limits.message_bytes) + _ENVELOPE_BYTES),
-        ("grpc.max_metadata_size", limits.header_bytes),
-        ("grpc.absolute_max_metadata_size", limits.header_bytes),
-        ("grpc.max_concurrent_streams", limits.calls),
-        ("grpc.max_allowed_incoming_connections", limits.connections),
-        ("grpc.server_handshake_timeout_ms", int(limits.header_s * 1000)),
-        ("grpc.max_connection_idle_ms", int(limits.idle_s * 1000)),
+        ("grpc.max_receive_message_length", min(settings.max_body, settings.max_message) + _ENVELOPE_BYTES),
+        ("grpc.max_metadata_size", settings.max_head),
+        ("grpc.absolute_max_metadata_size", settings.max_head),
+        ("grpc.max_concurrent_streams", settings.max_calls),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.server_handshake_timeout_ms", int(settings.head_s * 1000)),
+        ("grpc.max_connection_idle_ms", int(settings.idle_s * 1000)),
     )
-
-
-# ------------------------------------------------------------
-# What the core of a gateway is told when it starts.
-
-
-class GatewaySettings(Struct, frozen=True, kw_only=True):
-    """What the core of a gateway needs to know. ``controller`` is the path of the controller's socket.
-
-    ``triton_codes``: what is refused or expired gets Triton's status. No more than ``requests`` may be open.
-    """
-
-    name: str
-    controller: str
-    region_bytes: int = 256 * MIB
-    default_slo_ns: int | None = None
-    triton_codes: bool = False
-    requests: int = 20_000

@@ -13,6 +13,7 @@ import grpc
 import msgspec
 from google.protobuf import json_format
 
+from clockwork_serve.config import Settings
 from clockwork_serve.errors import ConfigError, InvalidRequest
 from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.oip import InferCall, Served, UnknownModel, grpc_of_http
@@ -32,7 +33,7 @@ from clockwork_serve.serve.gateway.client_shm import is_loopback
 from clockwork_serve.serve.gateway.codec import Codec, CodecFailed, Heavy, is_heavy
 from clockwork_serve.serve.gateway.gateway import Gateway
 from clockwork_serve.serve.gateway.requests import Body, Ending, own_ending
-from clockwork_serve.serve.gateway.settings import HttpLimits, excess, grpc_options
+from clockwork_serve.serve.gateway.settings import excess, grpc_options
 from clockwork_serve.serve.grpc.call import Aborted, Failure, GrpcCall, Metadata, Method
 from clockwork_serve.serve.grpc.server import Gate, GrpcServer, callback, coroutine, stream
 from clockwork_serve.serve.http.routes import Endpoints, RouteRefused, log_settings, trace_settings
@@ -60,7 +61,7 @@ def right_of(method: str) -> Right | None:
     return _RIGHTS.get(method, Right.ADMIN)
 
 
-def door_gate(limits: HttpLimits, keys: KeyRing | None) -> Gate:
+def door_gate(settings: Settings, keys: KeyRing | None) -> Gate:
     """Lets in whose metadata is no more than it may be, and who may under ``keys``, if there are any.
 
     gRPC's core does not count what a client names by its place in a table: 4,000 bytes can stand for 12 MB.
@@ -69,10 +70,10 @@ def door_gate(limits: HttpLimits, keys: KeyRing | None) -> Gate:
 
     def gate(path: str, metadata: Metadata) -> str:
         wrong = ""
-        if len(metadata) > limits.headers:
-            wrong = excess("headers", limits.headers, len(metadata))
-        elif sum([len(name) + len(value) for name, value in metadata]) > limits.header_bytes:
-            wrong = excess("header_bytes", limits.header_bytes)
+        if len(metadata) > settings.max_headers:
+            wrong = excess("max_headers", settings.max_headers, len(metadata))
+        elif sum([len(name) + len(value) for name, value in metadata]) > settings.max_head:
+            wrong = excess("max_head", settings.max_head)
         if wrong:
             raise Aborted(grpc.StatusCode.RESOURCE_EXHAUSTED, wrong)
         return "" if admit is None else admit(path, metadata)
@@ -403,14 +404,14 @@ class GatewayGrpc:
                 *methods(REFLECTION_SERVICE, REFLECTION, OLD_REFLECTION_SERVICE),
             ],
             options=[
-                *grpc_options(door.limits),
+                *grpc_options(door.config.settings),
                 ("grpc.max_send_message_length", -1),
                 # Else a port that another program has would be shared without a word.
                 ("grpc.so_reuseport", int(reuse_port)),
             ],
-            gate=door_gate(door.limits, door.keys),
+            gate=door_gate(door.config.settings, door.keys),
             clock=gateway.clock,
-            silent_s=door.limits.stream_s,
+            silent_s=door.config.settings.stream_s,
         )
 
     async def listen(self, host: str, port: int) -> int:

@@ -13,21 +13,28 @@ from typing import Any, Final, Protocol, cast
 import httptools
 import numpy as np
 
+from clockwork_serve.config import Settings
 from clockwork_serve.serve.gateway.access import KeyRing
 from clockwork_serve.serve.gateway.client_shm import is_loopback
-from clockwork_serve.serve.gateway.gateway import Gateway
 from clockwork_serve.serve.gateway.requests import spread_s
 from clockwork_serve.serve.gateway.settings import (
     LINGER_S,
     PIPELINED_MAX,
     UNWANTED_MAX,
-    HttpLimits,
     excess,
     json_excess,
     overdue,
 )
 from clockwork_serve.serve.gateway.timing import AT_ONCE, Arrival, BodySocket, Turns, Unwanted
-from clockwork_serve.serve.http.exchange import UPGRADED, WANTED, HttpExchange, Outbox, byte_count, denial
+from clockwork_serve.serve.http.exchange import (
+    UPGRADED,
+    WANTED,
+    HttpExchange,
+    Outbox,
+    Sender,
+    byte_count,
+    denial,
+)
 from clockwork_serve.serve.http.responses import Response, error_response, tripped
 from clockwork_serve.serve.http.routes import Route
 from clockwork_serve.units import KIB, NS_PER_S
@@ -91,20 +98,20 @@ class HeadParser:
         if name in WANTED:
             self.headers[name] = value
 
-    def beyond(self, limits: HttpLimits) -> str:
+    def beyond(self, settings: Settings) -> str:
         """Which limit it is beyond; "" if none."""
-        if self._header_count > limits.headers:
-            return excess("headers", limits.headers, self._header_count)
-        if self._header_bytes + len(self.url) > limits.header_bytes:
-            return excess("header_bytes", limits.header_bytes)
+        if self._header_count > settings.max_headers:
+            return excess("max_headers", settings.max_headers, self._header_count)
+        if self._header_bytes + len(self.url) > settings.max_head:
+            return excess("max_head", settings.max_head)
         return ""
 
-    def body_beyond(self, limits: HttpLimits, length: int) -> str:
+    def body_beyond(self, settings: Settings, length: int) -> str:
         """Which limit a body of ``length`` is beyond, that the head announces; "" if none."""
-        if length > limits.body_bytes:
-            return excess("body_bytes", limits.body_bytes, length)
+        if length > settings.max_body:
+            return excess("max_body", settings.max_body, length)
         binary = b"inference-header-content-length" in self.headers
-        return "" if binary else json_excess(limits, length)
+        return "" if binary else json_excess(settings, length)
 
 
 class ParsedHead:
@@ -168,18 +175,12 @@ def head_of(data: memoryview, exchange: HttpExchange, headers: dict[bytes, bytes
 # Whether an HTTP connection reads from its socket, and how much is on its way; what it is, is for others.
 
 
-class Counting(Protocol):
-    """``arriving_bytes`` of large bodies are here, outside the region, and not whole yet."""
-
-    arriving_bytes: int
-
-
 class Arriving:
-    """One connection's part of that."""
+    """One connection's part of what its server has received of large bodies."""
 
     __slots__ = ("_all", "_bytes")
 
-    def __init__(self, all_: Counting) -> None:
+    def __init__(self, all_: HttpHost) -> None:
         self._all = all_
         self._bytes = 0
 
@@ -292,34 +293,28 @@ class ReadControl:
 # What an HTTP connection needs of the server that it belongs to. Nothing is done here.
 
 
-class HttpHost(Protocol):
+class HttpHost(Sender, Protocol):
     """``buffer`` is where all connections read, one at a time, and ``received`` is the memory behind it.
 
     ``small_buffer`` is its beginning.
 
-    ``tick_s`` is the loop's time, to a second. ``arriving_bytes`` of large bodies are here, outside the
-    region, and not whole yet.
+    ``arriving_bytes`` of large bodies are here, outside the region, and not whole yet.
     """
 
-    gateway: Gateway
-    limits: HttpLimits
     keys: KeyRing | None
     loop: asyncio.AbstractEventLoop
     readers: RoundRobin
     buffer: memoryview
     small_buffer: memoryview
     received: bytearray
-    tick_s: float
     arriving_bytes: int
-    held: list[Outbox]
-    held_ns: int
     find_route: Callable[[bytes], Route | None]
 
     def opened(self, connection: HttpConnection) -> None:
         """A connection was made; perhaps one too many."""
 
     def reached(self, limit: str) -> None:
-        """A client was cut off by that limit; to be told in the log."""
+        """A client was cut off by the limit of that setting; to be told in the log."""
 
     def closed(self, connection: HttpConnection) -> None:
         """A connection is gone."""
@@ -355,7 +350,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._since_ns = since_ns
         self._server = server
         self._gateway = server.gateway
-        self._limits = server.limits
+        self._settings = server.config.settings
         self._transport: asyncio.Transport | None = None
         self._outbox: Outbox
         self._intake: ReadControl
@@ -384,9 +379,9 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         turns = self._gateway.turns
         since_ns = turns.before_ns if self._since_ns is None else self._since_ns
         self._intake = ReadControl(self._transport, self._server.readers, self._feed, turns, since_ns)
-        self._outbox = Outbox(self._transport, self._limits, self._server, self._intake.source)
+        self._outbox = Outbox(self._transport, self._server, self._intake.source)
         self.parse_afresh()
-        self.due_s = self._server.tick_s + self._limits.header_s  # not idle_s: it has asked for nothing yet
+        self.due_s = self._server.tick_s + self._settings.head_s  # not idle_s: it has asked for nothing yet
         self._server.opened(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -458,7 +453,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
     def on_message_begin(self) -> None:
         """A request starts."""
         self._phase, self._head_bytes = _HEAD, -1
-        self.due_s = self._server.tick_s + self._limits.header_s
+        self.due_s = self._server.tick_s + self._settings.head_s
         self.begin_head()
 
     def on_headers_complete(self) -> None:
@@ -472,7 +467,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         exchange.local, exchange.old = self._local, parser.get_http_version() == "1.0"
         self._current = exchange
         self._queue.append(exchange)
-        if wrong := self.beyond(self._limits):
+        if wrong := self.beyond(self._settings):
             self._refuse(431, wrong)
         elif keys is not None and (denied := denial(keys, exchange, headers)) is not None:
             self._refuse_with(denied)
@@ -489,8 +484,8 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             self._direct[start:end] = content
             self._count(len(content))
             return
-        if end > self._limits.body_bytes:
-            self._refuse(413, excess("body_bytes", self._limits.body_bytes))
+        if end > self._settings.max_body:
+            self._refuse(413, excess("max_body", self._settings.max_body))
         elif not self._content:
             self._content = content
         else:
@@ -498,7 +493,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             if isinstance(room, bytes):
                 # Not a list of pieces: they may be many, and small. Room for the longest body takes no memory
                 # before something arrives, and what is there need not be moved when more does.
-                before, room = room, np.empty(self._limits.body_bytes, np.uint8).data
+                before, room = room, np.empty(self._settings.max_body, np.uint8).data
                 room[:start] = before
                 self._content = room
             room[start:end] = content
@@ -539,7 +534,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             outbox = self._outbox
             if outbox.unread and outbox.full:
                 exchange.abandon(self._gateway)
-                self.cut("unsent_bytes")
+                self.cut("max_unsent")
                 return
             outbox.write(exchange, exchange.in_time(response, self._gateway))
             if not exchange.keep_alive:
@@ -563,7 +558,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             if not self._queue:
                 self.stop()
         else:
-            what, limit = ("header", "header_s") if self._phase == _HEAD else ("body", "body_s")
+            what, limit = ("header", "head_s") if self._phase == _HEAD else ("body", "body_s")
             self._server.reached(limit)
             self._refuse(408, overdue(what, limit))
 
@@ -572,7 +567,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         if self._transport is not None:
             self._outbox.flush()
             self._stopped = True
-            self.due_s = self._server.tick_s + self._limits.send_s
+            self.due_s = self._server.tick_s + self._settings.send_s
             self._transport.close()
 
     def cut(self, limit: str) -> None:
@@ -586,7 +581,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         """Tell a client that there is too much of something already."""
         self._server.reached(limit)
         wait_s = spread_s(NS_PER_S, self._gateway.dice)
-        self._refuse(429, excess(limit, getattr(self._limits, limit)), b"Retry-After: %d\r\n" % wait_s)
+        self._refuse(429, excess(limit, getattr(self._settings, limit)), b"Retry-After: %d\r\n" % wait_s)
 
     @property
     def idle(self) -> bool:
@@ -597,7 +592,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._content_bytes = self._length = 0
         self._arriving.forget()
         self._phase = _IDLE
-        self.due_s = self._server.tick_s + self._limits.idle_s
+        self.due_s = self._server.tick_s + self._settings.idle_s
 
     def _stop_receiving(self, exchange: HttpExchange) -> None:
         """It is answered before its body is there: read the rest and throw it away, if it is not too much."""
@@ -628,8 +623,8 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             # Where in the first read it began is not known. Chunks' sizes and trailers count as heads do.
             fresh = self._head_bytes < 0 or self._content_bytes != content_bytes
             self._head_bytes = 0 if fresh else self._head_bytes + len(data) - len(rest)
-            if self._head_bytes > self._limits.header_bytes:
-                self._refuse(431, excess("header_bytes", self._limits.header_bytes))
+            if self._head_bytes > self._settings.max_head:
+                self._refuse(431, excess("max_head", self._settings.max_head))
         elif whole and len(self._complete) == 1 and not self._closing:
             self._head = head_of(data, self._complete[0], self.headers)
         self._complete.clear()
@@ -647,7 +642,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             return
         exchange.arrival_ns = self._intake.arrival.of_one()
         exchange.content = memoryview(bytes(self._server.buffer[len(head.raw) : head.whole]))
-        self.due_s = self._server.tick_s + self._limits.idle_s
+        self.due_s = self._server.tick_s + self._settings.idle_s
         try:
             self._server.dispatch(exchange)
         except Exception:  # noqa: BLE001 - as where the parser calls
@@ -657,10 +652,10 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             self._set_reading()
 
     def _read_headers(self, exchange: HttpExchange, headers: dict[bytes, bytes]) -> None:
-        limits = self._limits
+        settings = self._settings
         length = byte_count(headers.get(b"content-length", b"0")) or 0
         self._length = length
-        if much := self.body_beyond(limits, length):
+        if much := self.body_beyond(settings, length):
             self._refuse(413, much)
             return
         if wrong := exchange.take(headers):
@@ -675,8 +670,8 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             self._direct = self._server.room(exchange, length)
             self._server.announce(exchange, self._arrived_ns)
             self._set_reading()
-        expected_bytes = length or limits.body_bytes
-        self.due_s = self._server.tick_s + limits.body_s + expected_bytes / limits.bytes_per_s
+        expected_bytes = length or settings.max_body
+        self.due_s = self._server.tick_s + settings.body_s + expected_bytes / self._server.config.bytes_per_s
         if exchange.wants_continue:
             self.pump()
 
@@ -740,10 +735,10 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         """More of a large body is here; too much of all of them together is not kept."""
         if self._current is not None and self._current.body is None:
             self._arriving.add(nbytes)
-            if self._server.arriving_bytes > self._limits.arriving_bytes:
-                self.turn_away("arriving_bytes")
+            if self._server.arriving_bytes > self._settings.gateway_memory:
+                self.turn_away("gateway_memory")
 
     def _set_reading(self) -> None:
         held = self._current is not None and self._current.held
         if self._intake.hold(pause=held or self._outbox.unread or len(self._queue) > PIPELINED_MAX):
-            self.due_s = max(self.due_s, self._server.tick_s + self._limits.header_s)
+            self.due_s = max(self.due_s, self._server.tick_s + self._settings.head_s)

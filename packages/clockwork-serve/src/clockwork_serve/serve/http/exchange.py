@@ -16,7 +16,7 @@ from clockwork_serve.serve.gateway.access import Denied, KeyRing, Right
 from clockwork_serve.serve.gateway.codec import Heavy, is_heavy
 from clockwork_serve.serve.gateway.gateway import Gateway
 from clockwork_serve.serve.gateway.requests import Body, Ending
-from clockwork_serve.serve.gateway.settings import HttpLimits
+from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.gateway.timing import SEND_NOW, BodySocket
 from clockwork_serve.serve.http.responses import Response, error_response, infer_response
 from clockwork_serve.serve.http.routes import METRICS_ENDPOINTS, OPEN_ENDPOINTS, READING_POSTS, Route
@@ -218,6 +218,7 @@ class Sender(Protocol):
     """``tick_s`` is the loop's time, to a second; ``held_ns`` is since when the first of ``held`` waits."""
 
     tick_s: float
+    config: GatewayConfig
     gateway: Gateway
     held: list[Outbox]
     held_ns: int
@@ -226,14 +227,11 @@ class Sender(Protocol):
 class Outbox:
     """``unread``: more was written than the loop likes to hold; by ``due_s`` the client must have read it."""
 
-    __slots__ = ("_held", "_limits", "_sender", "_socket", "_transport", "due_s", "unread")
+    __slots__ = ("_held", "_sender", "_socket", "_transport", "due_s", "unread")
 
-    def __init__(
-        self, transport: asyncio.Transport, limits: HttpLimits, sender: Sender, sock: BodySocket
-    ) -> None:
+    def __init__(self, transport: asyncio.Transport, sender: Sender, sock: BodySocket) -> None:
         self._transport = transport
         self._socket = sock
-        self._limits = limits
         self._sender = sender
         self._held = b""
         self.unread = False
@@ -283,7 +281,9 @@ class Outbox:
     @property
     def full(self) -> bool:
         """Whether a client left so much unread that it gets no more. One response alone is never too much."""
-        return self.unread and self._transport.get_write_buffer_size() > self._limits.unsent_bytes
+        return (
+            self.unread and self._transport.get_write_buffer_size() > self._sender.config.settings.max_unsent
+        )
 
     def pause(self) -> None:
         """The client does not read."""
@@ -309,9 +309,9 @@ class Outbox:
         transport.write(message)
 
     def _expect(self) -> None:
-        limits = self._limits
-        allowed_s = limits.send_s + self._transport.get_write_buffer_size() / limits.bytes_per_s
-        self.due_s = self._sender.tick_s + allowed_s
+        config = self._sender.config
+        unread_s = self._transport.get_write_buffer_size() / config.bytes_per_s
+        self.due_s = self._sender.tick_s + config.settings.send_s + unread_s
 
 
 def send_held(held: list[Outbox]) -> None:

@@ -24,7 +24,7 @@ from clockwork_serve.oip import Coding, TooLarge, decompress, wanted_coding
 from clockwork_serve.serve.gateway.access import Door
 from clockwork_serve.serve.gateway.codec import INLINE_BYTES, Codec, CodecFailed, Crowded, Heavy
 from clockwork_serve.serve.gateway.gateway import Gateway
-from clockwork_serve.serve.gateway.settings import SETTING, SMALL_READ_BYTES, json_excess
+from clockwork_serve.serve.gateway.settings import SMALL_READ_BYTES, json_excess
 from clockwork_serve.serve.gateway.timing import AcceptQueue
 from clockwork_serve.serve.gateway.tls import Tls
 from clockwork_serve.serve.http.connection import HttpConnection, RoundRobin
@@ -357,7 +357,8 @@ class HttpServer:
         self, gateway: Gateway, endpoints: Endpoints, door: Door, find_route: FindRoute = find_route
     ) -> None:
         self.gateway = gateway
-        self.limits = door.limits
+        self.config = door.config
+        self._settings = door.config.settings
         self.keys = door.keys
         self._tls = door.tls
         self.find_route = find_route
@@ -389,7 +390,7 @@ class HttpServer:
         if self._tls is not None:
             listener = listening_socket(host, port, reuse_port=reuse_port)
             number = listener.getsockname()[1]
-            admission = Admission(lambda: HttpConnection(self), self._admits, self.limits.header_s)
+            admission = Admission(lambda: HttpConnection(self), self._admits, self._settings.head_s)
             self._servers.append(TlsAcceptor(listener, self._tls, admission, sharing))
             return number
 
@@ -419,9 +420,9 @@ class HttpServer:
 
     def _admits(self, greeting: int) -> bool:
         """Whether one more may shake hands while ``greeting`` do."""
-        if len(self._connections) + greeting < self.limits.connections + SPARE_CONNECTIONS:
+        if len(self._connections) + greeting < self._settings.max_connections + SPARE_CONNECTIONS:
             return True
-        self.reached("connections")
+        self.reached("max_connections")
         return False
 
     async def close(self, patience_s: float) -> None:
@@ -453,11 +454,11 @@ class HttpServer:
         if self._sweep is None:
             self.tick_s = self.loop.time()
             self._sweep = self.loop.call_later(SWEEP_S, self._end_overdue)
-        beyond = len(self._connections) - self.limits.connections
+        beyond = len(self._connections) - self._settings.max_connections
         if beyond > SPARE_CONNECTIONS:
-            connection.cut("connections")
+            connection.cut("max_connections")
         elif beyond > 0:
-            connection.turn_away("connections")
+            connection.turn_away("max_connections")
 
     def reached(self, limit: str) -> None:
         """A client was cut off by that limit; to be told in the log."""
@@ -513,7 +514,7 @@ class HttpServer:
             if not self._unpack(exchange):
                 return
         route, method, size = exchange.route, exchange.method, len(exchange.content)
-        much = json_excess(self.limits, exchange.json_bytes) if size > self.limits.json_bytes else ""
+        much = json_excess(self._settings, exchange.json_bytes) if size > self._settings.max_json else ""
         if route is None:
             exchange.respond(error_response(404, "Not Found"))
         elif method != route.method and not route.takes(method):
@@ -621,7 +622,7 @@ class HttpServer:
             self.dispatch(exchange)
 
     def _unpacked(self, exchange: HttpExchange) -> bytearray:
-        return decompress(exchange.content, exchange.encoding.decode("latin-1"), self.limits.body_bytes)
+        return decompress(exchange.content, exchange.encoding.decode("latin-1"), self._settings.max_body)
 
     def _start(self, work: Any) -> None:
         task = self.loop.create_task(work)
@@ -640,7 +641,7 @@ class HttpServer:
             # What a connection set its deadline by was as old as that: none is cut off before its time.
             connection.check(self.tick_s - SWEEP_S)
         if self._reached:
-            told = ", ".join(f"{SETTING[limit]} {count}" for limit, count in sorted(self._reached.items()))
+            told = ", ".join(f"{limit} {count}" for limit, count in sorted(self._reached.items()))
             _log.warning("clients cut off, by the setting that they reached: %s", told)
             self._reached.clear()
         if self._connections:

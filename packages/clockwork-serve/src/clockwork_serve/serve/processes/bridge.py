@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-from msgspec import Struct
 
 from clockwork_serve import __version__
+from clockwork_serve.config.table import split_address
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Role
 from clockwork_serve.serve import child
 from clockwork_serve.serve.os_scheduling import run_patiently
 from clockwork_serve.serve.remote.bridge import NAME, Bridge, judge_of
-from clockwork_serve.serve.remote.config import BridgeSettings, bound
+from clockwork_serve.serve.remote.config import BridgeConfig, bound, cluster_files
 from clockwork_serve.serve.remote.link import MachineListener
 from clockwork_serve.serve.remote.tls import ClusterContext
 from clockwork_serve.serve.transport import SOCKET_NAME, hello
@@ -27,33 +27,24 @@ from clockwork_serve.store import runtime_fingerprint
 _log = logging.getLogger(__name__)
 
 
-class BridgeConfig(Struct, frozen=True, kw_only=True):
-    """``kinds`` are those of the server's devices, as profiles name them."""
-
-    run_dir: str
-    settings: BridgeSettings
-    kinds: tuple[str, ...]
-    log_level: str = "info"
-    log_format: str = "text"
-
-
 async def serve(config: BridgeConfig, stop: asyncio.Event) -> None:
     """Accept machines until ``stop``. Raises :class:`ConfigError` for files or a port that will not do."""
+    settings = config.settings
+    host, port = split_address(settings.listen_machines)
     bridge = Bridge(
         Path(config.run_dir) / SOCKET_NAME,
         judge_of(__version__, runtime_fingerprint(), config.kinds),
-        config.settings.region_bytes,
+        settings.gateway_memory,
     )
     listener = MachineListener(
-        ClusterContext(config.settings.files, server=True), hello(Role.CONTROLLER, NAME),
-        bridge.on_link, bridge.on_frames, bridge.on_lost, config.settings.silence_s,
+        ClusterContext(cluster_files(settings), server=True), hello(Role.CONTROLLER, NAME),
+        bridge.on_link, bridge.on_frames, bridge.on_lost, settings.silence_s,
     )  # fmt: skip
-    settings = config.settings
     try:
-        listener.listen(bound(settings.host, settings.port))
+        listener.listen(bound(host, port))
     except OSError as error:
-        raise ConfigError(f"listen_machines: {settings.host}:{settings.port}: {error.strerror}") from None
-    _log.info("workers and gateways may join at %s:%d", settings.host, settings.port)
+        raise ConfigError(f"listen_machines: {host}:{port}: {error.strerror}") from None
+    _log.info("workers and gateways may join at %s:%d", host, port)
     catalogue = asyncio.get_running_loop().create_task(bridge.run())
     gc.collect()
     gc.freeze()
@@ -69,7 +60,7 @@ async def serve(config: BridgeConfig, stop: asyncio.Event) -> None:
 def main(argv: Sequence[str]) -> int:
     """Run the process whose configuration is the JSON in ``argv[1]``; returns its exit status."""
     config = msgspec.json.decode(argv[1], type=BridgeConfig)
-    child.prepare(NAME, config.log_level, config.log_format)
+    child.prepare(NAME, config.settings)
     run_patiently()
     return child.run_until_stopped(lambda stop: serve(config, stop))
 

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct, structs
 
+from clockwork_serve.config import Settings
 from clockwork_serve.controller import Controller, ControllerConfig
 from clockwork_serve.messages import Role
 from clockwork_serve.serve import child
@@ -34,21 +35,19 @@ _log = logging.getLogger(__name__)
 
 
 class ControllerProcessConfig(Struct, frozen=True, kw_only=True):
-    """``devices`` are those expected: ready means that all are warm. ``journal`` is a file, or empty."""
+    """All that the process is told. ``devices`` are those expected: ready means that all are warm."""
 
     run_dir: str
     controller: ControllerConfig = ControllerConfig()
+    settings: Settings = Settings()
     devices: tuple[str, ...] = ()
-    journal: str = ""
-    log_level: str = "info"
-    log_format: str = "text"
 
 
 async def serve(config: ControllerProcessConfig, brain: Brain, stop: asyncio.Event) -> None:
     """Run ``brain`` on RUN_DIR/controller.sock until ``stop``."""
     journal = None
-    if config.journal:
-        journal = Journal(Path(config.journal), head_of(config.controller, datetime.now(UTC)))
+    if config.settings.journal:
+        journal = Journal(Path(config.settings.journal), head_of(config.controller, datetime.now(UTC)))
     exchange = Hub(
         brain, Recorder(), journal, autopsy=partial(autopsy, Path(config.run_dir)), timer=UrgentTimer
     )
@@ -94,17 +93,17 @@ async def _flush_until(stop: asyncio.Event, journal: Journal | None) -> None:
 def main(argv: Sequence[str]) -> int:
     """Run the process whose configuration is the JSON in ``argv[1]``; returns its exit status."""
     config = msgspec.json.decode(argv[1], type=ControllerProcessConfig)
-    child.prepare("controller", config.log_level, config.log_format)
+    child.prepare("controller", config.settings)
     if not run_briefly():
         _log.debug("the kernel gives no short slices: on a busy host decisions will be later")
-    settings = structs.replace(
+    brain = structs.replace(
         config.controller,
         expected_devices=max(1, len(config.devices)),
         # Less than one id is used per ns, so those of an earlier life are all below.
         first_id=time.time_ns(),
     )
-    config = structs.replace(config, controller=settings)
-    return child.run_until_stopped(lambda stop: serve(config, Controller(settings), stop))
+    config = structs.replace(config, controller=brain)
+    return child.run_until_stopped(lambda stop: serve(config, Controller(brain), stop))
 
 
 if __name__ == "__main__":

@@ -14,19 +14,16 @@ import asyncio
 import gc
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 import msgspec
-from msgspec import Struct
 
-from clockwork_serve.devices import DeviceConfig, build
+from clockwork_serve.devices import build
 from clockwork_serve.devices.base import Device
 from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.serve import child
 from clockwork_serve.serve.os_scheduling import run_patiently
-from clockwork_serve.serve.remote.config import MachineConfig
-from clockwork_serve.serve.worker.host import WorkerHost
+from clockwork_serve.serve.worker.host import WorkerConfig, WorkerHost
 from clockwork_serve.serve.worker.lanes import FIFO_PRIORITY, set_realtime
 
 EXIT_CONFIG: Final = 78
@@ -37,28 +34,10 @@ SWITCH_INTERVAL_S: Final = 1e-4
 _log = logging.getLogger(__name__)
 
 
-class WorkerConfig(Struct, frozen=True, kw_only=True):
-    """``pin_cpus`` are the CPUs that all its threads are kept on (empty: any).
-
-    ``realtime`` runs its threads under SCHED_FIFO, which needs CAP_SYS_NICE or an rtprio limit of 11 or more,
-    and two CPUs at least: a lane that computes leaves none to the others. ``machine``: the server is on
-    another machine.
-    """
-
-    run_dir: str
-    name: str
-    devices: tuple[DeviceConfig, ...]
-    pin_cpus: tuple[int, ...] = ()
-    realtime: bool = False
-    machine: MachineConfig | None = None
-    log_level: str = "info"
-    log_format: str = "text"
-
-
 def main(argv: Sequence[str]) -> int:
     """Run the process whose configuration is the JSON in ``argv[1]``; returns its exit status."""
     config = msgspec.json.decode(argv[1], type=WorkerConfig)
-    child.prepare(config.name, config.log_level, config.log_format)
+    child.prepare(config.name, config.settings)
     try:
         _set_priorities(config)
         devices = {each.device: build(each) for each in config.devices}
@@ -83,12 +62,11 @@ async def _serve(config: WorkerConfig, devices: dict[str, Device], stop: asyncio
 
 
 def _host(config: WorkerConfig, devices: dict[str, Device]) -> WorkerHost:
-    run_dir, realtime = Path(config.run_dir), config.realtime
-    if config.machine is None:
-        return WorkerHost(config.name, run_dir, devices, realtime=realtime, tidy=settle_memory)
+    if not config.elsewhere:
+        return WorkerHost(config, devices, settle_memory)
     from clockwork_serve.serve.remote.worker import MachineHost
 
-    return MachineHost(config.name, run_dir, devices, config.machine, realtime=realtime, tidy=settle_memory)
+    return MachineHost(config, devices, settle_memory)
 
 
 def _set_priorities(config: WorkerConfig) -> None:
@@ -101,7 +79,7 @@ def _set_priorities(config: WorkerConfig) -> None:
                 f"pin_cpus of {config.name}: expected CPUs among {sorted(os.sched_getaffinity(0))}, "
                 f"found {list(config.pin_cpus)} ({error})"
             ) from None
-    if config.realtime:
+    if config.settings.realtime:
         try:
             # Its wakes are short, and a lane's computation is not.
             set_realtime(FIFO_PRIORITY + 1)

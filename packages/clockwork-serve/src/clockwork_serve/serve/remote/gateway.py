@@ -17,6 +17,8 @@ from typing import Final
 from msgspec import structs
 
 from clockwork_serve import __version__
+from clockwork_serve.config import Settings
+from clockwork_serve.config.table import split_address
 from clockwork_serve.errors import ConfigError, TransportError
 from clockwork_serve.messages import (
     Answer,
@@ -30,7 +32,7 @@ from clockwork_serve.messages import (
     Undelivered,
 )
 from clockwork_serve.serve.gateway.controller_link import RECONNECT_S
-from clockwork_serve.serve.remote.config import FarServer
+from clockwork_serve.serve.remote.config import cluster_files
 from clockwork_serve.serve.remote.link import (
     MachineLink,
     connect_machine,
@@ -55,16 +57,16 @@ OnLost = Callable[[str], None]
 
 
 class FarReach:
-    """Reaches the controller of that ``server``, less and less often where that lets go at once.
+    """Reaches the controller of the server elsewhere, less and less often where that lets go at once.
 
     ``refused`` ends with a :class:`ConfigError` if the server will not have this gateway, as it is.
     """
 
-    def __init__(self, name: str, server: FarServer) -> None:
+    def __init__(self, name: str, settings: Settings) -> None:
         """Raises :class:`ConfigError` naming the setting of a file that will not do."""
         self._name = name
-        self._server = server
-        self._context = ClusterContext(server.files, server=False)
+        self._settings = settings
+        self._context = ClusterContext(cluster_files(settings), server=False)
         self._loop = asyncio.get_running_loop()
         self.refused: asyncio.Future[None] = self._loop.create_future()
         self._dice = Random()
@@ -90,11 +92,10 @@ class FarReach:
         return found
 
     async def _connect(self, on_frames: OnFrames, on_lost: OnLost) -> FarController:
-        server = self._server
         controller = FarController(on_frames, on_lost)
         link = await connect_machine(
-            (server.host, server.port), self._context.now(), hello(Role.GATEWAY, self._name),
-            controller.on_frames, controller.on_link_lost, server.silence_s,
+            split_address(self._settings.controller), self._context.now(), hello(Role.GATEWAY, self._name),
+            controller.on_frames, controller.on_link_lost, self._settings.silence_s,
         )  # fmt: skip
         link.send(FarGateway(gateway=self._name, version=__version__))
         try:

@@ -9,13 +9,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from random import Random
 from typing import Final
 
 import msgspec
 
 from clockwork_serve import __version__
+from clockwork_serve.config.table import split_address
+from clockwork_serve.devices import profile_kind
 from clockwork_serve.devices.base import Device
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import (
@@ -39,12 +40,12 @@ from clockwork_serve.messages import (
     Unload,
     WorkerJoined,
 )
-from clockwork_serve.serve.remote.config import MachineConfig
+from clockwork_serve.serve.remote.config import cluster_files
 from clockwork_serve.serve.remote.link import MachineLink, MachineTensors, connect_machine, waiting_s
 from clockwork_serve.serve.remote.tls import ClusterContext
 from clockwork_serve.serve.remote.transfer import MachineArtefacts
 from clockwork_serve.serve.transport import Link
-from clockwork_serve.serve.worker.host import RETRY_S, WorkerHost
+from clockwork_serve.serve.worker.host import RETRY_S, WorkerConfig, WorkerHost
 from clockwork_serve.store import Cache, runtime_fingerprint
 from clockwork_serve.worker import WorkerEvent
 
@@ -56,20 +57,22 @@ _log = logging.getLogger(__name__)
 
 
 class MachineHost(WorkerHost):
-    """See :class:`WorkerHost`. ``machine`` says where the server is."""
+    """See :class:`WorkerHost`. Its server is the one at ``settings.controller``."""
 
     def __init__(
-        self, name: str, run_dir: Path, devices: Mapping[str, Device], machine: MachineConfig, *,
-        realtime: bool = False, tidy: Callable[[], None] = lambda: None,
-    ) -> None:  # fmt: skip
-        super().__init__(name, run_dir, devices, realtime=realtime, tidy=tidy)
-        self._machine = machine
-        self._context = ClusterContext(machine.files, server=False)
+        self, config: WorkerConfig, devices: Mapping[str, Device], tidy: Callable[[], None] = lambda: None
+    ) -> None:
+        super().__init__(config, devices, tidy)
+        settings = self._settings = config.settings
+        self._kinds = tuple(profile_kind(device) for device in config.devices)
+        self._context = ClusterContext(cluster_files(settings), server=False)
         self._dice = Random()
         self._artefacts = MachineArtefacts(
-            Cache(machine.cache_dir, reads_weights=False), self._ask, self._tell_damage, self.verifier.add
+            Cache(settings.cache, reads_weights=False), self._ask, self._tell_damage, self.verifier.add
         )
-        self._tensors = MachineTensors(machine.region_bytes, self._post)
+        # Inputs and outputs of what runs, and of what comes next.
+        region_bytes = 2 * max(settings.io_memory, settings.gateway_memory)
+        self._tensors = MachineTensors(region_bytes, self._post)
         self._removed: set[str] = set()  # codes that the controller no longer wants, though they may come
         self._refused: asyncio.Future[None] = self._loop.create_future()
         self._linked_s = 0.0  # when the last link began
@@ -90,11 +93,10 @@ class MachineHost(WorkerHost):
     # Joining
 
     async def _connect(self, own: Hello) -> Link:
-        machine = self._machine
         await asyncio.sleep(self._pause_s)
         link = await connect_machine(
-            (machine.host, machine.port), self._context.now(), own, self._on_frames, self._on_lost,
-            machine.silence_s,
+            split_address(self._settings.controller), self._context.now(), own, self._on_frames,
+            self._on_lost, self._settings.silence_s,
         )  # fmt: skip
         self._linked_s = self._loop.time()
         return link
@@ -104,7 +106,7 @@ class MachineHost(WorkerHost):
 
     def _offer(self, link: Link) -> None:
         machine = MachineHello(
-            worker=self._name, version=__version__, runtime=runtime_fingerprint(), kinds=self._machine.kinds
+            worker=self._name, version=__version__, runtime=runtime_fingerprint(), kinds=self._kinds
         )
         link.send(machine)
         # With empty memory, whatever is there: where a server is new, its weights have other versions.
@@ -112,7 +114,7 @@ class MachineHost(WorkerHost):
             empty = isinstance(answer, WorkerJoined)
             link.send(msgspec.structs.replace(answer, states=()) if empty else answer)
         self.hands.post(*(RetainWeights(device=spec.device) for spec in self._specs))
-        _log.info("offered %s to %s:%d", self._name, self._machine.host, self._machine.port)
+        _log.info("offered %s to %s", self._name, self._settings.controller)
 
     def _on_refused(self, link: Link, refused: Refused) -> None:
         if refused.final:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -14,17 +15,17 @@ from typing import Final
 
 import msgspec
 import uvloop
-from msgspec import Struct
 
-from clockwork_serve.devices import DeviceConfig, profile_kind
+from clockwork_serve.config import Settings
 from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.serve.gateway.access import check_door
-from clockwork_serve.serve.processes.worker import WorkerConfig
-from clockwork_serve.serve.remote.config import FAR_GATEWAY, FAR_NAME, FarServer, MachineConfig
-from clockwork_serve.serve.supervisor.config import GatewaysConfig
+from clockwork_serve.serve.gateway.settings import check_gateways
+from clockwork_serve.serve.remote.config import FAR_GATEWAY, FAR_NAME, check_joining
+from clockwork_serve.serve.supervisor.config import device_configs
 from clockwork_serve.serve.supervisor.processes import Launch, Supervisor, gateway_launches, pinned_cores
 from clockwork_serve.serve.supervisor.run_dir import Ports, addresses
 from clockwork_serve.serve.supervisor.server import Stopping, unless
+from clockwork_serve.serve.worker.host import WorkerConfig
 
 # ------------------------------------------------------------
 # Keeps processes running that join a server elsewhere; what they are for it does not know.
@@ -85,44 +86,39 @@ SILENCE_S: Final = 40.0
 here; at home it gives one that has work 30 s and a grace of 10, unless told otherwise."""
 
 
-class FarWorkersConfig(Struct, frozen=True, kw_only=True):
-    """``devices`` are called as the server will call them; ``machine`` lacks their kinds."""
-
-    devices: tuple[DeviceConfig, ...]
-    machine: MachineConfig
-    realtime: bool = False
-    pin: bool = False
-    drain_s: float = 10.0
-    log_level: str = "info"
-    log_format: str = "text"
-
-    def __post_init__(self) -> None:
-        """Check the names. Raises :class:`ConfigError`."""
-        for device in self.devices:
-            if not FAR_NAME.fullmatch(device.device):
-                raise ConfigError(
-                    f"machine_name: expected a name such that a device is called NAME.cpu:0; found "
-                    f"{device.device}; give --machine-name"
-                )
-
-
-def worker_launches(config: FarWorkersConfig, run_dir: Path) -> list[Launch]:
-    """A process for each device. Raises :class:`ConfigError`."""
-    pins = pinned_cores(len(config.devices), os.sched_getaffinity(0)) if config.pin else {}
+def worker_launches(settings: Settings, run_dir: Path) -> list[Launch]:
+    """A process for each device, which the server will call as its process. Raises :class:`ConfigError`."""
+    machine = machine_of(settings)
+    devices = [
+        msgspec.structs.replace(device, device=f"{machine}.{device.device}")
+        for device in device_configs(settings)
+    ]
+    for device in devices:
+        if not FAR_NAME.fullmatch(device.device):
+            raise ConfigError(
+                f"machine_name: expected a name such that a device is called NAME.cpu:0; found "
+                f"{device.device}; give --machine-name"
+            )
+    pins = pinned_cores(len(devices), os.sched_getaffinity(0)) if settings.pin else {}
     found = []
-    for number, device in enumerate(config.devices):
+    for number, device in enumerate(devices):
         worker = WorkerConfig(
-            run_dir=str(run_dir), name=device.device, devices=(device,), pin_cpus=pins.get(number, ()),
-            realtime=config.realtime, log_level=config.log_level, log_format=config.log_format,
-            machine=msgspec.structs.replace(config.machine, kinds=(profile_kind(device),)),
+            run_dir=str(run_dir), name=device.device, devices=(device,), settings=settings, elsewhere=True,
+            pin_cpus=pins.get(number, ()),
         )  # fmt: skip
         found.append(Launch.of(f"worker-{device.device}", "worker", worker, SILENCE_S))
     return found
 
 
-def run_workers(config: FarWorkersConfig) -> int:
-    """As :func:`far_children.run`."""
-    return run_until_stopped(lambda run_dir: worker_launches(config, run_dir), config.drain_s)
+def run_workers(settings: Settings) -> int:
+    """As :func:`run_until_stopped`. Raises :class:`ConfigError` for what is missing."""
+    check_joining(settings, "a worker")
+    return run_until_stopped(lambda run_dir: worker_launches(settings, run_dir), settings.drain_s)
+
+
+def machine_of(settings: Settings) -> str:
+    """What the server will call this machine."""
+    return settings.machine_name or socket.gethostname().partition(".")[0]
 
 
 # ------------------------------------------------------------
@@ -135,38 +131,27 @@ ENDING_S: Final = 1.0
 """For a gateway to end in, once it has drained."""
 
 
-class FarGatewaysConfig(GatewaysConfig, frozen=True, kw_only=True):
-    """``machine`` is what the server will call this one."""
+def run_gateways(settings: Settings, on_listening: Callable[[dict[str, str]], None] = lambda at: None) -> int:
+    """As :func:`run_until_stopped`. ``on_listening`` is told the addresses once their ports are held.
 
-    machine: str
-    server: FarServer
-
-    def __post_init__(self) -> None:
-        """Check the name, too. Raises :class:`ConfigError`."""
-        GatewaysConfig.__post_init__(self)
-        if not FAR_GATEWAY.fullmatch(f"{self.machine}.gateway-0"):
-            raise ConfigError(
-                f"machine_name: expected a name such that a gateway is called NAME.gateway-0; found "
-                f"{self.machine!r:.80}; give --machine-name"
-            )
-
-
-def run_gateways(
-    config: FarGatewaysConfig, on_listening: Callable[[dict[str, str]], None] = lambda at: None
-) -> int:
-    """As :func:`far_children.run`. ``on_listening`` is told the addresses once their ports are held.
-
-    Raises :class:`ConfigError` for a port that is not to be had, or files of the door that will not do.
+    Raises :class:`ConfigError` for what is missing, a port that is not to be had, or a file that will not do.
     """
-    check_door(config.door, config.host)
-    ports = Ports(config.host, config.ports)
+    check_joining(settings, "a gateway")
+    check_gateways(settings)
+    machine = machine_of(settings)
+    if not FAR_GATEWAY.fullmatch(f"{machine}.gateway-0"):
+        raise ConfigError(
+            f"machine_name: expected a name such that a gateway is called NAME.gateway-0; found "
+            f"{machine!r:.80}; give --machine-name"
+        )
+    check_door(settings)
+    ports = Ports(settings.host, settings.ports)
     try:
-        on_listening(addresses(config.host, ports.number_by_name, tls=config.door.tls is not None))
+        on_listening(addresses(settings.host, ports.number_by_name, tls=bool(settings.tls_certificate)))
 
         def launches(run_dir: Path) -> list[Launch]:
-            prefix = f"{config.machine}."
-            return gateway_launches(config, run_dir, ports.number_by_name, config.server, prefix)
+            return gateway_launches(settings, run_dir, ports.number_by_name, machine)
 
-        return run_until_stopped(launches, config.drain_s + ENDING_S)
+        return run_until_stopped(launches, settings.drain_s + ENDING_S)
     finally:
         ports.close()

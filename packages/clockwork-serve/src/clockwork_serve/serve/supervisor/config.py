@@ -1,92 +1,144 @@
-"""What a server is made of; plain settings that start nothing."""
+"""What a server is made of: settings, and the records of parts that are made from them. It starts nothing."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
 from msgspec import Struct
 
+from clockwork_serve.config import Settings, setting
+from clockwork_serve.config.table import DeviceChoice
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.devices import DeviceConfig
+from clockwork_serve.devices import DeviceConfig, emulated_config, torch_target
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.gateway.access import DoorConfig
-from clockwork_serve.serve.remote.config import BridgeSettings
+from clockwork_serve.serve.gateway.settings import check_gateways
 from clockwork_serve.store import StoreConfig
-from clockwork_serve.units import MIB
+from clockwork_serve.units import MIB, ms
 
 
-class GatewaysConfig(Struct, frozen=True, kw_only=True):
-    """Settings of the gateways of one machine.
+class ServerConfig(Struct, frozen=True, kw_only=True):
+    """All that the keeper of a server is told.
 
-    A port of 0 is chosen by the system; ``grpc_port`` and ``metrics_port`` may be None for off.
-    ``default_slo_ns``: deadline of requests that name none (None: see the gateway). ``shared_memory``: the
-    prefix of keys of shared memory that local clients may use (None: off). ``triton_codes``: what is refused
-    or expired gets Triton's status. ``drain_s``: how long a stop waits for requests in flight.
+    ``store``, ``devices`` and ``controller`` are the records of parts that know no settings.
+    ``run_dir``: where the private folder of sockets is made (empty: XDG_RUNTIME_DIR or the temporary folder).
     """
 
-    host: str = "127.0.0.1"
-    http_port: int = 8000
-    grpc_port: int | None = 8001
-    metrics_port: int | None = 8002
-    default_slo_ns: int | None = None
-    gateways: int = 1
-    region_bytes: int = 256 * MIB
-    max_body_bytes: int = 64 * MIB
-    model_control: bool = True
-    shared_memory: str | None = None
-    triton_codes: bool = False
-    door: DoorConfig = DoorConfig()
-    drain_s: float = 10.0
-    stuck_s: float = 3.0
-    log_level: str = "info"
-    log_format: str = "text"
-
-    def __post_init__(self) -> None:
-        """Check what no part checks for itself. Raises :class:`ConfigError`."""
-        if not 1 <= self.gateways <= 64:
-            raise ConfigError(f"gateways: expected 1 to 64; found {self.gateways}")
-        if self.region_bytes < 2 * self.max_body_bytes:
-            raise ConfigError(
-                f"region_bytes: expected at least twice max_body_bytes ({self.max_body_bytes}), for inputs "
-                f"and outputs; found {self.region_bytes}"
-            )
-        if not 0 <= self.drain_s <= 3600:
-            raise ConfigError(f"drain_s: expected 0 to 3600; found {self.drain_s}")
-        if self.stuck_s and not 1 <= self.stuck_s <= 3600:
-            raise ConfigError(f"stuck_s: expected 1 to 3600, or 0 for ever; found {self.stuck_s}")
-
-    @property
-    def ports(self) -> dict[str, int | None]:
-        """The ports wanted, by setting."""
-        return {
-            "http_port": self.http_port,
-            "grpc_port": self.grpc_port,
-            "metrics_port": self.metrics_port,
-        }
-
-
-class ServerConfig(GatewaysConfig, frozen=True, kw_only=True):
-    """Settings of ``clockwork serve``.
-
-    ``repository`` is a folder in Triton's layout. ``compile_memory_bytes`` and ``compile_s``: what a
-    preparation may take, and its silence. ``run_dir``: where the private folder of sockets is made (empty:
-    XDG_RUNTIME_DIR or the temporary folder). ``pin``: each device gets cores of its own. ``machines``: where
-    workers and gateways on other machines may join (None: nowhere).
-    """
-
-    repository: str
+    settings: Settings
     store: StoreConfig
     devices: tuple[DeviceConfig, ...] = (DeviceConfig(device="cpu:0"),)
     controller: ControllerConfig = ControllerConfig()
-    compile_memory_bytes: int = 0
-    compile_s: float = 900.0
-    journal: str = ""
     run_dir: str = ""
-    pin: bool = False
-    realtime: bool = False
-    machines: BridgeSettings | None = None
 
     def __post_init__(self) -> None:
         """Check what no part checks for itself. Raises :class:`ConfigError`."""
         names = [config.device for config in self.devices]
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"devices: expected at least one, each once; found {names}; correct --device")
-        GatewaysConfig.__post_init__(self)
+        check_gateways(self.settings)
+
+
+def server_config(settings: Settings) -> ServerConfig:
+    """A whole server. Raises :class:`ConfigError` also where torch or a GPU is asked for and not there."""
+    devices, store = device_configs(settings), store_config(settings)
+    target = torch_target(devices)
+    return ServerConfig(
+        settings=settings,
+        store=store if target is None else msgspec.structs.replace(store, torch_target=target),
+        devices=devices,
+        controller=controller_config(settings),
+    )
+
+
+GPU_SHARE: Final = 0.8
+"""Of a GPU's free memory; the rest is for workspace, inputs and outputs."""
+GPU_PAGE: Final = 16 * MIB
+_SIZES = {
+    "device_memory": "memory_bytes",
+    "page_size": "page_bytes",
+    "workspace": "workspace_bytes",
+    "io_memory": "io_bytes",
+}
+
+
+def store_config(settings: Settings) -> StoreConfig:
+    """What the store compiles for."""
+    return StoreConfig(
+        cache_dir=settings.cache,
+        max_batch_size=settings.max_batch,
+        largest_batch=max(settings.largest_batch, settings.max_batch),
+        queue_limit=settings.queue_limit,
+    )
+
+
+def device_configs(settings: Settings) -> tuple[DeviceConfig, ...]:
+    """The devices to build. An emulated one has the memory of its profile, unless a size was set."""
+    return tuple(_device(settings, choice, number) for number, choice in enumerate(settings.device))
+
+
+def _device(settings: Settings, choice: DeviceChoice, number: int) -> DeviceConfig:
+    if choice.kind == "emulated":
+        chosen = {
+            field: getattr(settings, name)
+            for name, field in _SIZES.items()
+            if settings.said(name) and isinstance(getattr(settings, name), int)
+        }
+        return emulated_config(
+            choice.device, choice.profile, **chosen, jitter=settings.jitter, seed=settings.seed + number
+        )
+    memory = settings.device_memory
+    config = DeviceConfig(
+        device=choice.device,
+        kind=choice.kind,
+        threads=settings.threads,
+        # A share is for the GPUs; what is not one keeps its default beside them.
+        memory_bytes=memory if isinstance(memory, int) else setting("device_memory").default,
+        page_bytes=settings.page_size,
+        workspace_bytes=settings.workspace,
+        io_bytes=settings.io_memory,
+    )
+    return _gpu(settings, config) if choice.kind == "cuda" else config
+
+
+def _gpu(settings: Settings, config: DeviceConfig) -> DeviceConfig:
+    """What is different of a GPU: most of its memory, large pages, weights kept ready in host memory."""
+    memory = settings.device_memory
+    default = 0.0 if settings.said("device_memory") else GPU_SHARE
+    return msgspec.structs.replace(
+        config,
+        memory_share=default if isinstance(memory, int) else memory,
+        page_bytes=config.page_bytes if settings.said("page_size") else GPU_PAGE,
+        pool_bytes=settings.host_memory,
+        graphs=settings.cuda_graphs,
+    )
+
+
+def controller_config(settings: Settings) -> ControllerConfig:
+    """How requests are scheduled.
+
+    A field of the brain's record is the setting of that name; one in ns, the setting in ms or s.
+    """
+    given: dict[str, Any] = {"reject_infeasible": settings.reject, "expected_devices": len(settings.device)}
+    for name in ControllerConfig.__struct_fields__:
+        stem = name.removesuffix("_ns")
+        if hasattr(settings, name):
+            given[name] = getattr(settings, name)
+        elif hasattr(settings, f"{stem}_ms"):
+            given[name] = ms(getattr(settings, f"{stem}_ms"))
+        elif hasattr(settings, f"{stem}_s"):
+            given[name] = ms(1000 * getattr(settings, f"{stem}_s"))
+    return ControllerConfig(**given)
+
+
+def share_of_memory(wanted: float) -> int:
+    """So many bytes, or that share of the machine's memory (of the container's, where it has less)."""
+    if isinstance(wanted, int):
+        return wanted
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text()
+    except OSError:
+        limit = ""
+    return round(wanted * (min(memory, int(limit)) if limit.strip().isdecimal() else memory))

@@ -41,6 +41,7 @@ from clockwork_serve.messages import (
 from clockwork_serve.serve.gateway.access import check_door, read_keys
 from clockwork_serve.serve.gateway.tls import REFRESH_S, Watched
 from clockwork_serve.serve.quarantines import Quarantines
+from clockwork_serve.serve.remote.config import check_listening
 from clockwork_serve.serve.supervisor.config import ServerConfig
 from clockwork_serve.serve.supervisor.preparation import (
     Catalogue,
@@ -62,7 +63,7 @@ from clockwork_serve.serve.supervisor.processes import (
 )
 from clockwork_serve.serve.supervisor.run_dir import Ports, RunDir
 from clockwork_serve.serve.transport import SOCKET_NAME, Link, connect, hello
-from clockwork_serve.store.repository import folder_names
+from clockwork_serve.store.repository import model_names
 from clockwork_serve.store.settings import shown
 from clockwork_serve.telemetry import Counters
 
@@ -301,13 +302,14 @@ class Keeper:
 
         Raises :class:`ConfigError` for a port or a file that will not do.
         """
-        check_door(config.door, config.host)
-        if config.machines is not None:
-            config.machines.check()
+        settings = self.settings = config.settings
+        check_door(settings)
+        if settings.listen_machines:
+            check_listening(settings)
         self.config = config
-        self.ports = Ports(config.host, config.ports)
+        self.ports = Ports(settings.host, settings.ports)
         self.catalogue = Catalogue()
-        self.quotas = Quotas(config.door.api_keys)
+        self.quotas = Quotas(settings.api_keys)
         self.warnings: tuple[str, ...] = ()
         self._run_dir = RunDir(config.run_dir)
         self.run_dir = self._run_dir.path
@@ -328,7 +330,7 @@ class Keeper:
         self.warnings = prepared.warnings
         self._report(prepared)
         if not prepared.served:
-            raise RepositoryError(_nothing_to_serve(self.config.repository, prepared))
+            raise RepositoryError(_nothing_to_serve(self.settings.repository, prepared))
         self.catalogue.put(prepared.names, prepared.served, prepared.profiles, prepared.problems)
         self._link = KeeperLink(
             self.run_dir / SOCKET_NAME, self._catalogue, self._on_ask, self._on_quarantined, self._on_hung,
@@ -396,19 +398,19 @@ class Keeper:
 
     async def _gateways_ready(self, link: KeeperLink) -> bool:
         ports = self.ports.number_by_name
-        host, port = self.config.host, ports["http_port"]
+        host, port = self.settings.host, ports["http_port"]
         # The keeper has no certificate that a server could ask for.
-        if not await (healthy(host, port) if self.config.door.tls is None else listens(host, port)):
+        if not await (listens(host, port) if self.settings.tls_certificate else healthy(host, port)):
             return False
         # They share a port, where only one of them answered.
         try:
             there = (await link.ask(Question.STATE))["gateways"]
-            if sum(name.startswith("gateway") for name in there) < self.config.gateways:
+            if sum(name.startswith("gateway") for name in there) < self.settings.gateways:
                 return False
         except TransportError:
             return False
         others = [port for name, port in ports.items() if name != "http_port"]
-        return all([await listens(self.config.host, port) for port in others])
+        return all([await listens(self.settings.host, port) for port in others])
 
     # Preparing
 
@@ -420,19 +422,14 @@ class Keeper:
     async def _prepare(
         self, names: tuple[str, ...], nice: int, suspects: tuple[SuspectArtefact, ...] = ()
     ) -> PreparedRepository:
-        config = self.config
         preparation = Preparation(
-            repository=config.repository,
-            store=config.store,
-            devices=config.devices,
+            settings=self.settings,
+            store=self.config.store,
+            devices=self.config.devices,
             result=str(self.run_dir / "prepared.msgpack"),
             names=names,
             suspects=suspects,
             nice=nice,
-            memory_bytes=config.compile_memory_bytes,
-            silence_s=config.compile_s,
-            log_level=config.log_level,
-            log_format=config.log_format,
         )
         async with self._preparing:
             return await prepare(preparation, self._on_progress, self._on_line)
@@ -509,8 +506,8 @@ class Keeper:
             self._link.send(reply)
 
     async def _index(self, *, ready: bool) -> bytes:
-        folders = await asyncio.to_thread(_folders, self.config.repository)
-        entries = self.catalogue.index(folders, {} if self._link is None else self._link.quarantines.whys())
+        known = await asyncio.to_thread(_names, self.settings.repository)
+        entries = self.catalogue.index(known, {} if self._link is None else self._link.quarantines.whys())
         return msgspec.json.encode([entry for entry in entries if entry.state == "READY" or not ready])
 
     async def _load(self, name: str) -> bytes:
@@ -587,14 +584,14 @@ class Keeper:
         return b"{}"
 
     async def _check_known(self, name: str) -> None:
-        if name not in await asyncio.to_thread(_folders, self.config.repository):
+        if name not in await asyncio.to_thread(_names, self.settings.repository):
             raise _UnknownModel(f"no model '{name}' in the repository; see its index")
 
     # Stopping
 
     async def _drain(self, link: KeeperLink) -> None:
         link.send(Drain())
-        deadline_s = time.monotonic() + self.config.drain_s
+        deadline_s = time.monotonic() + self.settings.drain_s
         try:
             while (waiting := (await link.ask(Question.STATE))["open"]) > 0:
                 if time.monotonic() > deadline_s:
@@ -609,8 +606,8 @@ class _UnknownModel(RepositoryError):
     """The repository has no model of that name."""
 
 
-def _folders(repository: str) -> list[str]:
-    return [shown(name) for name in folder_names(repository)]
+def _names(repository: str) -> list[str]:
+    return [shown(name) for name in model_names(repository)]
 
 
 def _nothing_to_serve(repository: str, prepared: PreparedRepository) -> str:

@@ -11,17 +11,19 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import ClockworkError, ConfigError, RepositoryError
 from clockwork_serve.integrity import unsealed
 from clockwork_serve.messages import (
     ArtefactDamaged,
+    Code,
     CodeAdded,
     CodeRemade,
     CodeRemoved,
@@ -61,11 +63,11 @@ class Preparation(Struct, frozen=True, kw_only=True):
     worker verifies what it copies. ``suspects`` are read in any case. What is damaged is set aside, and made.
 
     ``nice`` lowers the child's priority, for when others serve. ``crashed`` versions are left out.
-    ``threads`` compile (None: as many as there are cores). ``memory_bytes``: the most that the child and each
-    that it starts may take (0: any). ``silence_s``: so long after its last word it is stuck, and is killed.
+    ``threads`` compile (None: as many as there are cores). The child and each that it starts may take
+    ``settings.compile_memory``; so long as ``compile_s`` after its last word it is stuck, and is killed.
     """
 
-    repository: str
+    settings: Settings
     store: StoreConfig
     devices: tuple[DeviceConfig, ...]
     result: str
@@ -74,10 +76,6 @@ class Preparation(Struct, frozen=True, kw_only=True):
     nice: int = 0
     crashed: tuple[Problem, ...] = ()
     threads: int | None = None
-    memory_bytes: int = 0
-    silence_s: float = 900.0
-    log_level: str = "info"
-    log_format: str = "text"
 
 
 class PreparedRepository(Struct, frozen=True, kw_only=True):
@@ -171,7 +169,7 @@ def _crash(ended: _Ended, preparation: Preparation) -> Problem:
             model=ended.begun.model,
             version=ended.begun.version,
             field="model",
-            expected=f"a model that is compiled within {preparation.silence_s:g} s",
+            expected=f"a model that is compiled within {preparation.settings.compile_s:g} s",
             found="one that takes longer, or for ever",
             advice="raise compile_s, or serve a smaller model",
         )
@@ -209,7 +207,7 @@ async def _run(preparation: Preparation, on_progress: OnProgress, on_line: Calla
 
     child = Child(Launch.of("prepare", "supervisor.preparation_process", preparation), on_line, on_output)
     try:
-        stuck = not await _outlived(child, heard, begun, preparation.silence_s)
+        stuck = not await _outlived(child, heard, begun, preparation.settings.compile_s)
         status = await asyncio.shield(child.ended)
     except asyncio.CancelledError:
         await child.stop(grace_s=1.0)
@@ -274,6 +272,10 @@ class Catalogue:
     def models(self) -> list[Model]:
         """All that are served, ascending by key."""
         return [self._models[key] for key in sorted(self._models)]
+
+    def code_of(self, model: Model) -> Code:
+        """The code of one of them."""
+        return self._codes[model.code_id].code
 
     def names(self) -> set[str]:
         """Names of all that are served."""
@@ -420,22 +422,16 @@ REST_MAX_S: Final = 60.0
 FORGET_S: Final = 3600.0
 
 
-class PrepareModels(Protocol):
-    """Compiles some models after it looked at suspects."""
-
-    def __call__(
-        self, names: tuple[str, ...], suspects: tuple[SuspectArtefact, ...]
-    ) -> Awaitable[PreparedRepository]:
-        """What can be served of them."""
-
-
 class Repairs:
-    """For one loop. ``send`` tells the controller, ``report`` logs what was prepared."""
+    """For one loop. ``prepare`` compiles models of these names, after it looked at suspects.
+
+    ``send`` tells the controller, ``report`` logs what was prepared.
+    """
 
     def __init__(
         self,
         catalogue: Catalogue,
-        prepare: PrepareModels,
+        prepare: Callable[[tuple[str, ...], tuple[SuspectArtefact, ...]], Awaitable[PreparedRepository]],
         send: Callable[..., None],
         report: Callable[[PreparedRepository], None],
     ) -> None:

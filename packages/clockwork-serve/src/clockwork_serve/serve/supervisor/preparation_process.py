@@ -15,6 +15,7 @@ from clockwork_serve.devices import DeviceConfig, runs
 from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.integrity import sealed
 from clockwork_serve.serve import child
+from clockwork_serve.serve.supervisor.config import share_of_memory
 from clockwork_serve.serve.supervisor.preparation import (
     RESULT,
     Begun,
@@ -31,10 +32,9 @@ from clockwork_serve.store import Cache, Entry, Problem, ProblemError, Repositor
 def main(argv: Sequence[str]) -> int:
     """Prepare what the JSON in ``argv[1]`` says; returns the exit status."""
     preparation = msgspec.json.decode(argv[1], type=Preparation)
-    child.prepare("prepare", preparation.log_level, preparation.log_format)
+    child.prepare("prepare", preparation.settings)
     os.nice(preparation.nice)
-    if preparation.memory_bytes:
-        limit_memory(preparation.memory_bytes)
+    limit_memory(share_of_memory(preparation.settings.compile_memory))
     try:
         prepared = _prepare(preparation)
     except ClockworkError as error:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _prepare(preparation: Preparation) -> PreparedRepository:
-    repository = Repository(preparation.repository, preparation.store)
+    repository = Repository(preparation.settings.repository, preparation.store)
     asked = bool(preparation.names or preparation.suspects)
     cache = Cache(preparation.store.cache_dir, reads_weights=asked)
     missing: list[Problem] = []

@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
+from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig, profile_kind
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.child import BEAT, BEATS_FD_VARIABLE, EXIT_BROKEN, EXIT_CONFIG, KEEPER_PID_VARIABLE
+from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.processes.controller import ControllerProcessConfig
-from clockwork_serve.serve.remote.config import FarServer
-from clockwork_serve.serve.supervisor.config import GatewaysConfig, ServerConfig
+from clockwork_serve.serve.remote.config import BridgeConfig
+from clockwork_serve.serve.supervisor.config import ServerConfig
+from clockwork_serve.serve.worker.host import WorkerConfig
 from clockwork_serve.units import KIB
 
 # ------------------------------------------------------------
@@ -506,44 +509,33 @@ def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int
     Workers are the controller's to watch, which knows what they are at.
     Raises :class:`ConfigError`.
     """
-    logs = {"log_level": config.log_level, "log_format": config.log_format}
+    settings, place = config.settings, str(run_dir)
     controller = ControllerProcessConfig(
-        run_dir=str(run_dir),
-        controller=config.controller,
+        run_dir=place, settings=settings, controller=config.controller,
         devices=tuple(device.device for device in config.devices),
-        journal=config.journal,
-        **logs,
-    )
-    pins = pinned_cores(len(config.devices), os.sched_getaffinity(0)) if config.pin else {}
-    workers = [
-        Launch.of(
-            name,
-            "worker",
-            {
-                "run_dir": str(run_dir),
-                "name": name,
-                "devices": devices,
-                "pin_cpus": pins.get(number, ()),
-                "realtime": config.realtime,
-                **logs,
-            },
+    )  # fmt: skip
+    pins = pinned_cores(len(config.devices), os.sched_getaffinity(0)) if settings.pin else {}
+    workers = []
+    for number, (name, devices) in enumerate(workers_of(config.devices)):
+        worker = WorkerConfig(
+            run_dir=place, name=name, settings=settings, devices=devices, pin_cpus=pins.get(number, ())
         )
-        for number, (name, devices) in enumerate(workers_of(config.devices))
-    ]
+        workers.append(Launch.of(name, "worker", worker))
     bridges = []
-    if config.machines is not None:
+    if settings.listen_machines:
         kinds = tuple(dict.fromkeys(profile_kind(device) for device in config.devices))
-        bridge = {"run_dir": str(run_dir), "settings": config.machines, "kinds": kinds, **logs}
-        bridges.append(Launch.of("bridge", "bridge", bridge, config.stuck_s))
-    gateways = gateway_launches(config, run_dir, port_by_name)
-    watched = Launch.of("controller", "controller", controller, config.stuck_s)
+        bridge = BridgeConfig(run_dir=place, settings=settings, kinds=kinds)
+        bridges.append(Launch.of("bridge", "bridge", bridge, settings.stuck_s))
+    gateways = gateway_launches(settings, run_dir, port_by_name)
+    watched = Launch.of("controller", "controller", controller, settings.stuck_s)
     return [watched, *workers, *gateways, *bridges]
 
 
-def workers_of(devices: tuple[DeviceConfig, ...]) -> list[tuple[str, list[DeviceConfig]]]:
+def workers_of(devices: tuple[DeviceConfig, ...]) -> list[tuple[str, tuple[DeviceConfig, ...]]]:
     """Names of workers and their devices: a process each, but one for all emulated ones not set apart."""
-    emulated = [device for device in devices if device.kind == "emulated" and not device.apart]
-    workers = [(f"worker-{device.device}", [device]) for device in devices if device not in emulated]
+    emulated = tuple(device for device in devices if device.kind == "emulated" and not device.apart)
+    workers: list[tuple[str, tuple[DeviceConfig, ...]]]
+    workers = [(f"worker-{each.device}", (each,)) for each in devices if each not in emulated]
     return [*workers, ("worker-emulated", emulated)] if emulated else workers
 
 
@@ -558,45 +550,24 @@ def pinned_cores(workers: int, cores: set[int]) -> dict[int, tuple[int, ...]]:
 
 
 def gateway_launches(
-    config: GatewaysConfig, run_dir: Path, port_by_name: Mapping[str, int], server: FarServer | None = None,
-    prefix: str = "",
-) -> list[Launch]:  # fmt: skip
-    """The gateways of one machine, called ``gateway-0`` and so on after ``prefix``.
+    settings: Settings, run_dir: Path, port_by_name: Mapping[str, int], machine: str = ""
+) -> list[Launch]:
+    """The gateways of one machine, called ``gateway-0`` and so on, and after the ``machine``.
 
-    ``server``: they are not the server's own, which is elsewhere.
+    That is the one whose server is elsewhere; "" where they are the server's own.
     """
-    return [
-        Launch.of(
-            f"{prefix}gateway-{number}",
-            "gateway",
-            {
-                "run_dir": str(run_dir),
-                "name": f"{prefix}gateway-{number}",
-                "host": config.host,
-                "http_port": port_by_name["http_port"],
-                "grpc_port": port_by_name.get("grpc_port"),
-                # Gateways count apart, so they cannot share one page of metrics.
-                "metrics_port": port_by_name.get("metrics_port") if number == 0 else None,
-                "default_slo_ns": config.default_slo_ns,
-                "region_bytes": config.region_bytes,
-                "max_body_bytes": config.max_body_bytes,
-                "reuse_port": True,
-                "gateways": config.gateways,
-                "number": number,
-                "model_control": config.model_control,
-                "shared_memory": config.shared_memory,
-                "triton_codes": config.triton_codes,
-                "door": config.door,
-                "server": server,
-                # At home the keeper drains the whole server before it ends one.
-                **({} if server is None else {"drain_s": config.drain_s}),
-                "log_level": config.log_level,
-                "log_format": config.log_format,
-            },
-            config.stuck_s,
-        )
-        for number in range(config.gateways)
-    ]
+    prefix = f"{machine}." if machine else ""
+    ports = {name: port_by_name.get(name) for name in settings.ports}
+    launches = []
+    for number in range(settings.gateways):
+        # Gateways count apart, so they cannot share one page of metrics.
+        own = ports if number == 0 else ports | {"metrics_port": None}
+        config = GatewayConfig(
+            run_dir=str(run_dir), name=f"{prefix}gateway-{number}", number=number, reuse_port=True,
+            settings=structs.replace(settings, **own), elsewhere=bool(machine),
+        )  # fmt: skip
+        launches.append(Launch.of(config.name, "gateway", config, settings.stuck_s))
+    return launches
 
 
 # ------------------------------------------------------------

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
+from clockwork_serve.config import Settings
 from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build, io_bytes
 from clockwork_serve.devices.base import Array
 from clockwork_serve.devices.files import has_file, read_file
@@ -438,8 +439,6 @@ class ProfileConfig(Struct, frozen=True, kw_only=True):
     device: DeviceConfig
     code: Code
     model: Model
-    log_level: str = "warning"
-    log_format: str = "text"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -450,7 +449,7 @@ def main(argv: Sequence[str]) -> int:
     stdout = os.dup(1)
     os.dup2(2, 1)
     config = msgspec.json.decode(argv[1], type=ProfileConfig)
-    child.prepare("profile", config.log_level, config.log_format)
+    child.prepare("profile", Settings(log_level="warning"))
     page_bytes = config.device.page_bytes
     device = build(
         msgspec.structs.replace(

@@ -90,8 +90,8 @@ class Server(Keeper):
 
     @property
     def _addresses(self) -> dict[str, str]:
-        config = self.config
-        return addresses(config.host, self.ports.number_by_name, tls=config.door.tls is not None)
+        settings = self.settings
+        return addresses(settings.host, self.ports.number_by_name, tls=bool(settings.tls_certificate))
 
 
 class RunningServer:

@@ -8,6 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from msgspec import Struct
+
+from clockwork_serve.config import Settings
+from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.devices.base import Device
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import (
@@ -42,19 +46,33 @@ _IDLE_POLL_S: Final = 0.005
 _log = logging.getLogger(__name__)
 
 
+class WorkerConfig(Struct, frozen=True, kw_only=True):
+    """All that a worker's process is told. ``pin_cpus`` are the CPUs of all its threads (empty: any).
+
+    ``settings.realtime`` runs its threads under SCHED_FIFO, which needs CAP_SYS_NICE or an rtprio limit of 11
+    or more, and two CPUs at least: a lane that computes leaves none to the others. ``elsewhere``: the server
+    is the one at ``settings.controller``, on another machine.
+    """
+
+    run_dir: str
+    name: str
+    devices: tuple[DeviceConfig, ...]
+    settings: Settings = Settings()
+    pin_cpus: tuple[int, ...] = ()
+    elsewhere: bool = False
+
+
 class WorkerHost:
     """One worker on the running loop."""
 
     def __init__(
         self,
-        name: str,
-        run_dir: Path,
+        config: WorkerConfig,
         devices: Mapping[str, Device],
-        *,
-        realtime: bool = False,
         tidy: Callable[[], None] = lambda: None,
     ) -> None:
-        self._name = name
+        name = self._name = config.name
+        run_dir = Path(config.run_dir)
         self._path = run_dir / SOCKET_NAME
         self._counting = {
             name: count for name, device in devices.items() if (count := getattr(device, "counters", None))
@@ -67,7 +85,7 @@ class WorkerHost:
             Worker(self._specs),
             devices,
             self._wake,
-            realtime=realtime,
+            realtime=config.settings.realtime,
             tidy=tidy,
             box=create(run_dir, name, len(devices) * len(Lane)),
         )

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork_serve.config import read_settings
-from clockwork_serve.config.records import (
+from clockwork_serve.config import Settings, read_settings
+from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.devices import DeviceConfig, emulated_config, kinds
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.serve.supervisor.config import (
+    ServerConfig,
     controller_config,
     device_configs,
     server_config,
     share_of_memory,
     store_config,
 )
-from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.devices import DeviceConfig, emulated_config, kinds
-from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.gateway.settings import HttpLimits
-from clockwork_serve.serve.supervisor.config import ServerConfig
 from clockwork_serve.store import StoreConfig
 
 
@@ -27,9 +26,24 @@ def test_the_defaults_are_the_parts_own() -> None:
     assert store_config(settings) == StoreConfig(cache_dir=settings.cache)
     assert device_configs(settings) == (DeviceConfig(device="cpu:0", memory_bytes=10**9),)
     assert server_config(settings) == ServerConfig(
-        repository="", store=StoreConfig(cache_dir=settings.cache), devices=device_configs(settings),
-        compile_memory_bytes=share_of_memory(0.75),
-    )  # fmt: skip
+        settings=settings, store=StoreConfig(cache_dir=settings.cache), devices=device_configs(settings)
+    )
+
+
+def test_every_field_of_the_brain_s_record_is_a_setting_or_is_known_not_to_be() -> None:
+    others = {
+        "network_ns", "max_exec_ns", "min_batch_gain", "estimate_window", "estimate_quantile", "lag_ns",
+        "capacity_ns", "floor_ns", "load_negative", "open_window", "released", "first_id",
+        "reject_infeasible", "expected_devices",
+    }  # fmt: skip
+    for name in ControllerConfig.__struct_fields__:
+        stem = name.removesuffix("_ns")
+        is_setting = any(hasattr(Settings(), each) for each in (name, f"{stem}_ms", f"{stem}_s"))
+        assert is_setting is (name not in others), name
+    flags = {"retries": "3", "quarantine_after": "5", "hang_s": "1.5", "hang_grace_s": "4", "policy": "paper"}
+    found = controller_config(read_settings(flags, {}, None))
+    assert (found.retries, found.quarantine_after, found.policy) == (3, 5, "paper")
+    assert (found.hang_ns, found.hang_grace_ns) == (1_500_000_000, 4_000_000_000)
 
 
 def test_what_is_set_arrives_in_the_parts_units() -> None:
@@ -100,38 +114,16 @@ def test_a_profile_that_is_not_there_is_an_error_with_its_name() -> None:
         device_configs(settings)
 
 
-def test_the_door_s_settings_arrive_in_the_server() -> None:
-    flags = {
-        "tls_certificate": "/c", "tls_key": "/k", "tls_client_ca": "/a", "api_keys": "/t",
-        "max_connections": "7", "max_head": "2KiB", "max_headers": "8", "max_unsent": "1MiB",
-        "max_body": "9MiB", "gateway_memory": "20MiB",
-        "head_s": "1", "body_s": "2", "send_s": "3", "idle_s": "4",
-    }  # fmt: skip
-
-    door = server_config(read_settings(flags, {}, None)).door
-
-    assert (door.tls_certificate, door.tls_key, door.tls_client_ca, door.api_keys) == ("/c", "/k", "/a", "/t")
-    assert door.limits == HttpLimits(
-        header_bytes=2048, headers=8, body_bytes=9 << 20, header_s=1.0, body_s=2.0, idle_s=4.0, send_s=3.0,
-        unsent_bytes=1 << 20, connections=7, arriving_bytes=20 << 20,
-    )  # fmt: skip
+def test_a_share_of_memory_is_at_most_the_machine_s() -> None:
+    assert share_of_memory(1000) == 1000
+    assert 0 < share_of_memory(0.5) <= share_of_memory(1.0)
 
 
-def test_deadline_and_ports_arrive_in_the_server() -> None:
-    flags = {"slo_ms": "2.5", "grpc_port": "off", "drain_s": "3", "gateways": "2", "max_body": "1MiB"}
-
-    config = server_config(read_settings(flags, {}, None))
-
-    assert (config.default_slo_ns, config.grpc_port, config.drain_s) == (2_500_000, None, 3.0)
-    assert (config.gateways, config.max_body_bytes) == (2, 1 << 20)
-
-
-def test_triton_s_codes_are_off_unless_asked_for() -> None:
-    assert server_config(read_settings({}, {}, None)).triton_codes is False
-    assert server_config(read_settings({"triton_codes": True}, {}, None)).triton_codes is True
-
-
-def test_shared_memory_is_off_unless_it_has_a_prefix() -> None:
-    assert server_config(read_settings({}, {}, None)).shared_memory is None
-    environment = {"CLOCKWORK_SHARED_MEMORY": "/clockwork-"}
-    assert server_config(read_settings({}, environment, None)).shared_memory == "/clockwork-"
+def test_what_gateways_are_told_is_the_settings_themselves() -> None:
+    flags = {"slo_ms": "2.5", "grpc_port": "off", "triton_codes": True, "max_body": "1MiB"}
+    settings = read_settings(flags, {"CLOCKWORK_SHARED_MEMORY": "/clockwork-"}, None)
+    config = server_config(settings)
+    assert config.settings is settings
+    assert (settings.default_slo_ns, settings.ports["grpc_port"]) == (2_500_000, None)
+    assert (settings.triton_codes, settings.shared_memory) == (True, "/clockwork-")
+    assert Settings().default_slo_ns is None
