@@ -10,10 +10,11 @@ import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, json
 
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import DATATYPES, Code, Model, TensorSpec
@@ -560,11 +561,19 @@ EXTENSIONS: Final = (
     "statistics",
 )  # fmt: skip
 """Extensions of the protocol that this server always has."""
+_DESCRIPTION: Final = Path(__file__).with_name("openapi.json")
 
 
 def server_metadata(version: str, *more: str) -> dict[str, Any]:
     """Who serves, and what of the protocol; ``more`` are extensions that were turned on."""
     return {"name": SERVER_NAME, "version": version, "extensions": sorted((*EXTENSIONS, *more))}
+
+
+def http_description(version: str) -> dict[str, Any]:
+    """The HTTP port as OpenAPI 3.1, for ``GET /v2/openapi.json``: ``openapi.json`` with a version."""
+    document: dict[str, Any] = json.decode(_DESCRIPTION.read_bytes())
+    document["info"]["version"] = version
+    return document
 
 
 def model_metadata(served: Served, versions: list[str]) -> dict[str, Any]:
