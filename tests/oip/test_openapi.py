@@ -9,13 +9,20 @@ from typing import Any
 import pytest
 
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.messages import Outcome, Reason
-from clockwork_serve.oip import Forbidden, TooLarge, UnknownModel, Unsupported, status_of, status_of_error
-from clockwork_serve.oip.openapi import description
+from clockwork_serve.messages import DATATYPES, Outcome, Reason
+from clockwork_serve.oip import (
+    Forbidden,
+    TooLarge,
+    UnknownModel,
+    Unsupported,
+    http_description,
+    status_of,
+    status_of_error,
+)
 from clockwork_serve.serve.http import routes as gateway_routes
 from clockwork_serve.serve.http.routes import find_route
 
-DOCUMENT = description("1.2.3")
+DOCUMENT = http_description("1.2.3")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "rest.md"
 NAMES = {"{model}": "m", "{version}": "1", "{region}": "r"}
 
@@ -82,6 +89,27 @@ def test_outcomes_and_reasons_are_all_there() -> None:
     fields = DOCUMENT["components"]["schemas"]["Refusal"]["properties"]
     assert set(fields["outcome"]["enum"]) == {str(each) for each in Outcome} - {"ok"}
     assert set(fields["reason"]["enum"]) == {str(each) for each in Reason}
+    assert DOCUMENT["components"]["schemas"]["Datatype"]["enum"] == list(DATATYPES)
+
+
+def test_every_operation_may_end_before_it_is_understood() -> None:
+    early = {code for code in DOCUMENT["components"]["responses"] if code.isdigit()}
+    assert early == {"400", "401", "403", "408", "413", "417", "429", "431", "501"}
+    for (_, path), operation in operations().items():
+        of_infer = "Infer" if path.endswith("/infer") else ""
+        for code in early:
+            assert operation["responses"][code] == {"$ref": f"#/components/responses/{of_infer}{code}"}
+
+
+def test_a_model_s_versions_are_described_as_the_model_is() -> None:
+    for path, item in DOCUMENT["paths"].items():
+        if path.startswith("/v2/models/{model}") and "{version}" not in path:
+            versioned = DOCUMENT["paths"][path.replace("{model}", "{model}/versions/{version}")]
+            assert versioned["parameters"][:1] == item["parameters"]
+            assert [each["name"] for each in versioned["parameters"]] == ["model", "version"]
+            for method in item.keys() - {"parameters"}:
+                operation = versioned[method]
+                assert operation | {"operationId": ""} == item[method] | {"operationId": ""}
 
 
 def test_every_operation_has_a_name_of_its_own() -> None:

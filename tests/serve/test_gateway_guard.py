@@ -19,7 +19,7 @@ import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 from clockwork_serve.messages import Question
-from clockwork_serve.oip.openapi import description
+from clockwork_serve.oip import http_description
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, rpcs
 from clockwork_serve.serve.gateway.access import Right
 from clockwork_serve.serve.grpc.service import right_of as right_of_rpc
@@ -141,7 +141,7 @@ def test_who_gets_in_over_http(gateway: RunningGateway, sent: bytes, status: int
 
 
 def test_whatever_is_described_as_needing_a_key_needs_one_and_nothing_else(gateway: RunningGateway) -> None:
-    for path, item in description("1")["paths"].items():
+    for path, item in http_description("1")["paths"].items():
         asked = path.format(model="ident", version="1", region="r")
         for method in item.keys() & {"get", "post"}:
             found = ask(gateway, get(asked) if method == "get" else post(asked))

@@ -10,16 +10,17 @@ import onnx
 import onnxruntime
 import pytest
 
+from clockwork_serve.messages import OnnxIndex
 from clockwork_serve.store import (
     Cache,
     Compiler,
-    Index,
     Problem,
     Repository,
     ServedVersion,
     StoreConfig,
     compile_all,
 )
+from clockwork_serve.store.onnx.weights import views
 
 
 class Shop:
@@ -66,10 +67,10 @@ class Shop:
         if not served.code.lifted:
             return _open(served.model.weights.path, options).run(None, inputs)
         folder = Path(served.code.path)
-        index = msgspec.json.decode((folder / "index.json").read_bytes(), type=Index)
+        index = msgspec.json.decode((folder / "index.json").read_bytes(), type=OnnxIndex)
         blob = np.fromfile(served.model.weights.path, np.uint8)
         assert len(blob) == index.blob_bytes == served.model.weights.size
-        return _open(str(folder / "model.onnx"), options).run(None, {**inputs, **index.views(blob)})
+        return _open(str(folder / "model.onnx"), options).run(None, {**inputs, **views(index, blob)})
 
 
 def _open(path: str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 
-from clockwork_serve.messages import TensorSpec
-from clockwork_serve.store import Compiler, Index
+from clockwork_serve.messages import OnnxIndex, TensorSpec
+from clockwork_serve.store import Compiler
 from clockwork_serve.store.optimiser import Optimiser
 from clockwork_serve.store.trial import difference
 from clockwork_serve.units import MIB, TENSOR_ALIGN
@@ -93,7 +93,7 @@ def test_products_are_left_as_they_are_if_rewriting_them_changes_answers_and_cop
 def test_every_float_weight_is_in_the_blob_on_an_aligned_place_and_none_in_the_code(shop):
     served = shop.served("m", graphs.convnet())
     folder = served.code.path
-    index = msgspec.json.decode(Path(folder, "index.json").read_bytes(), type=Index)
+    index = msgspec.json.decode(Path(folder, "index.json").read_bytes(), type=OnnxIndex)
     assert all(tensor.offset % TENSOR_ALIGN == 0 for tensor in index.tensors)
     ends = [tensor.offset + tensor.nbytes for tensor in index.tensors]
     assert all(end <= other.offset for end, other in zip(ends, index.tensors[1:], strict=False))
@@ -105,7 +105,7 @@ def test_every_float_weight_is_in_the_blob_on_an_aligned_place_and_none_in_the_c
 
 def test_only_float32_is_lifted_out_of_a_quantised_model(shop):
     served = shop.served("m", graphs.quantised())
-    index = msgspec.json.decode(Path(served.code.path, "index.json").read_bytes(), type=Index)
+    index = msgspec.json.decode(Path(served.code.path, "index.json").read_bytes(), type=OnnxIndex)
     assert [tensor.shape for tensor in index.tensors] == [(32,)]
     graph = onnx.load(f"{served.code.path}/model.onnx").graph
     kept = {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in graph.initializer}

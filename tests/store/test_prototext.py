@@ -40,6 +40,11 @@ def test_scalars_lists_and_blocks_in_every_spelling():
     assert block.lines["kind"] == 4
 
 
+def test_numbers_are_those_of_protobuf():
+    block = parse_prototext("a: 010 a: -0x10 a: 18446744073709551615 a: .5 a: 1f a: -inf", "file")
+    assert block.fields["a"] == [8, -16, (1 << 64) - 1, 0.5, 1.0, float("-inf")]
+
+
 def test_escapes_are_those_of_c():
     assert parse_prototext(r'a: "x\n\"\x41\101"', "file").fields["a"] == ['x\n"AA']
 
@@ -48,13 +53,15 @@ def test_escapes_are_those_of_c():
     ("text", "line", "expected"),
     [
         ("a: 1\nb: {", 2, "'}'"),
-        ("a: 1\n\nb: @", 3, "protobuf text"),
+        ("a: 1\n\nb: @", 3, "a value"),
         ("a 1", 1, "':' or '{'"),
         ("a: }", 1, "a value"),
         ("a: [1 2]", 1, "',' or ']'"),
         ("1: 2", 1, "a field name"),
-        ('a: "x', 1, "protobuf text"),
-        ('a: "x"\nb: "\\ud800"', 2, "a string of Unicode with known escapes"),
+        ('a: "x', 1, "a closed string of Unicode with known escapes"),
+        ('a: "x"\nb: "\\ud800"', 2, "a closed string of Unicode with known escapes"),
+        ("a: 18446744073709551616", 1, "a number of at most 64 bits"),
+        ("a: 1e", 1, "a number of at most 64 bits"),
         ("a {" * 100, 1, "at most 64 nested blocks"),
     ],
 )

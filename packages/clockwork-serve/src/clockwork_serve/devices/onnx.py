@@ -33,7 +33,6 @@ from clockwork_serve.devices.base import (
 from clockwork_serve.devices.files import Blobs, has_file, read_file
 from clockwork_serve.devices.onnx_session import (
     Bindings,
-    BlobIndex,
     BoundWeights,
     OpenBatch,
     Session,
@@ -47,7 +46,7 @@ from clockwork_serve.devices.onnx_session import (
     value_of,
 )
 from clockwork_serve.errors import DeviceError, ModelError
-from clockwork_serve.messages import Code, Infer, Load, TensorRef, TensorSpec, Unload, Weights
+from clockwork_serve.messages import Code, Infer, Load, OnnxIndex, TensorRef, TensorSpec, Unload, Weights
 from clockwork_serve.units import KIB, align
 
 # ------------------------------------------------------------
@@ -291,7 +290,7 @@ def _fills(code: Code) -> dict[str, ProbeInput]:
 # ONNX models on the CPU: weights are copied into arena pages and bound where they lie. Decides nothing.
 
 
-NO_WEIGHTS = BlobIndex(tensors=(), blob_bytes=0)
+NO_WEIGHTS = OnnxIndex(tensors=(), blob_bytes=0)
 
 
 class OnnxBatch(Protocol):
@@ -309,7 +308,7 @@ class PreparedOnnx:
 
     code: Code
     session: Session | None
-    index: BlobIndex
+    index: OnnxIndex
     batches: dict[int, OnnxBatch]
 
 
@@ -446,7 +445,7 @@ class OnnxBackend:
         return bound
 
 
-def _check_names(code: Code, index: BlobIndex, session: Session) -> None:
+def _check_names(code: Code, index: OnnxIndex, session: Session) -> None:
     """DeviceError unless code, index and graph speak of the same tensors."""
     given = {spec.name for spec in code.inputs} | {tensor.name for tensor in index.tensors}
     wanted = {node.name for node in session.get_inputs()}

@@ -16,7 +16,6 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 import onnxruntime as ort
-from msgspec import Struct
 
 from clockwork_serve.devices.arena import Bytes, Scratch
 from clockwork_serve.devices.base import (
@@ -33,7 +32,7 @@ from clockwork_serve.devices.base import (
 )
 from clockwork_serve.devices.files import read_file
 from clockwork_serve.errors import DeviceError, ModelError
-from clockwork_serve.messages import Code, TensorSpec
+from clockwork_serve.messages import Code, OnnxIndex, TensorSpec
 from clockwork_serve.units import align
 
 # ------------------------------------------------------------
@@ -123,28 +122,11 @@ BOUND_TENSORS_MAX: Final = 100_000
 """Weights bound at once, over all bindings: each takes about 1 kB; binding it again takes 2 us."""
 
 
-class Tensor(Struct, frozen=True, kw_only=True):
-    """One lifted weight: ``nbytes`` from ``offset`` in the blob. ``dtype`` is OIP's or numpy's name."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    offset: int
-    nbytes: int
-
-
-class BlobIndex(Struct, frozen=True, kw_only=True):
-    """How the blob of every model of one code is laid out."""
-
-    tensors: tuple[Tensor, ...]
-    blob_bytes: int
-
-
-def read_index(code: Code) -> BlobIndex:
+def read_index(code: Code) -> OnnxIndex:
     """The code's ``index.json``; DeviceError if it is not there or contradicts itself."""
     path = Path(code.path) / "index.json"
     try:
-        index = msgspec.json.decode(read_file(code, "index.json"), type=BlobIndex)
+        index = msgspec.json.decode(read_file(code, "index.json"), type=OnnxIndex)
     except (ValueError, RecursionError, msgspec.DecodeError) as error:
         raise DeviceError(f"code {path}: cannot be read ({error}); compile the model again") from error
     for tensor in index.tensors:
@@ -191,7 +173,7 @@ class BoundWeights:
         return BoundWeights(self.session, binding, self.weights, self.arrays)
 
 
-def bind(session: Session, index: BlobIndex, memory: Bytes) -> BoundWeights:
+def bind(session: Session, index: OnnxIndex, memory: Bytes) -> BoundWeights:
     """Bind every weight of the index to its place in ``memory`` (``blob_bytes`` long); nothing is copied."""
     bound = BoundWeights(session, session.io_binding(), {}, [])
     for tensor in index.tensors:

@@ -174,7 +174,25 @@ class Quota(Struct, frozen=True, kw_only=True):
 
 
 # ------------------------------------------------------------
-# The file ``index.json`` of a torch code, which the store writes and a device reads; no logic, no torch.
+# The file ``index.json`` of a code, which the store writes and a device reads: where in the blob of each of
+# its models every weight lies.
+
+
+class OnnxTensor(Struct, frozen=True, kw_only=True):
+    """Where one lifted weight is in the blob: ``nbytes`` from ``offset``. ``dtype`` is numpy's name."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int
+    nbytes: int
+
+
+class OnnxIndex(Struct, frozen=True, kw_only=True):
+    """How a blob is laid out, in the order of the graph's inputs."""
+
+    tensors: tuple[OnnxTensor, ...]
+    blob_bytes: int
 
 
 class TorchTensor(Struct, frozen=True, kw_only=True):

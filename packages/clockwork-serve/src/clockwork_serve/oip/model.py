@@ -10,10 +10,11 @@ import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, json
 
 from clockwork_client.datatypes import DATATYPES, Buffer, Parameter, encode_strings
 from clockwork_client.tensors import DTYPES
@@ -532,11 +533,19 @@ EXTENSIONS: Final = (
     "statistics",
 )  # fmt: skip
 """Extensions of the protocol that this server always has."""
+_DESCRIPTION: Final = Path(__file__).with_name("openapi.json")
 
 
 def server_metadata(version: str, *more: str) -> dict[str, Any]:
     """Who serves, and what of the protocol; ``more`` are extensions that were turned on."""
     return {"name": SERVER_NAME, "version": version, "extensions": sorted((*EXTENSIONS, *more))}
+
+
+def http_description(version: str) -> dict[str, Any]:
+    """The HTTP port as OpenAPI 3.1, for ``GET /v2/openapi.json``: ``openapi.json`` with a version."""
+    document: dict[str, Any] = json.decode(_DESCRIPTION.read_bytes())
+    document["info"]["version"] = version
+    return document
 
 
 def model_metadata(served: Served, versions: list[str]) -> dict[str, Any]:

@@ -23,16 +23,15 @@ from clockwork_serve.store.trial import Fill, made_up
 if TYPE_CHECKING:
     from clockwork_serve.store.cache import Cache, opened_code
     from clockwork_serve.store.compiler import Compiler, compile_all
-    from clockwork_serve.store.onnx.weights import Index
     from clockwork_serve.store.optimiser import runtime_fingerprint
 
 _MODULE_OF = {
     "Cache": "cache", "opened_code": "cache", "Compiler": "compiler", "compile_all": "compiler",
-    "Index": "onnx.weights", "runtime_fingerprint": "optimiser",
+    "runtime_fingerprint": "optimiser",
 }  # fmt: skip
 
 __all__ = [
-    "Cache", "Compiler", "Damage", "Entry", "Fill", "Index", "ModelSettings", "Problem", "ProblemError",
+    "Cache", "Compiler", "Damage", "Entry", "Fill", "ModelSettings", "Problem", "ProblemError",
     "Repository", "ServedVersion", "StoreConfig", "compile_all", "made_up", "opened_code",
     "runtime_fingerprint",
 ]  # fmt: skip

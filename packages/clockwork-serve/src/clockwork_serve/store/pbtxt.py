@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, Final, TypeVar, cast
+
+from google.protobuf.text_format import ParseError, ParseFloat, ParseInteger, Tokenizer
 
 from clockwork_serve.store.settings import (
     ModelSettings,
@@ -18,18 +19,15 @@ from clockwork_serve.store.settings import (
 )
 
 # ------------------------------------------------------------
-# A reader of protobuf's text format without a schema; it knows the grammar, never what a field means.
+# Protobuf's text format without a schema: protobuf's own tokens, kept with the line that each field is on.
+#
+# protobuf's own parser wants a descriptor of all that Triton ever put into its configuration. What is not in
+# that it refuses, or drops without a word; here fields that have no meaning are to be named.
 
 
-_TOKEN = re.compile(
-    r"""(?P<space>[\s]+|\#[^\n]*)
-      | (?P<word>[A-Za-z_][A-Za-z0-9_.]*)
-      | (?P<number>[-+]?(?:0[xX][0-9a-fA-F]+|(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)[fF]?)
-      | (?P<string>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')
-      | (?P<mark>[{}<>\[\]:,;-])""",
-    re.VERBOSE,
-)
-_MOST_NESTED = 64
+_INTEGER: Final = re.compile(r"[-+]?(?:0[xX][0-9a-fA-F]+|\d+)")
+_MOST_NESTED: Final = 64
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True, frozen=True)
@@ -46,141 +44,91 @@ class PbtxtMessage:
     fields: dict[str, list[object]] = field(default_factory=dict)
     lines: dict[str, int] = field(default_factory=dict)
 
-    def add(self, name: str, value: object, line: int) -> None:
-        """Append a value of a field."""
-        self.fields.setdefault(name, []).append(value)
+    def add(self, name: str, values: list[object], line: int) -> None:
+        """Append values of a field; it is there even if they are none."""
+        self.fields.setdefault(name, []).extend(values)
         self.lines.setdefault(name, line)
-
-
-@dataclass(slots=True, frozen=True)
-class _Token:
-    kind: str
-    text: str
-    line: int
 
 
 def parse_prototext(text: str, where: str) -> PbtxtMessage:
     """The top-level message in ``text``. Raises ``ProblemError`` with the line that makes no sense."""
-    return _Reader(_tokens(text, where), where).block(closing="", depth=0)
-
-
-def _tokens(text: str, where: str) -> list[_Token]:
-    tokens = []
-    position, line = 0, 1
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if match is None:
-            found = text[position : position + 20].splitlines()[0]
-            raise problem(
-                f"{where} line {line}", expected="protobuf text", found=found, advice="correct that line"
-            )
-        kind = match.lastgroup or ""
-        if kind != "space":
-            tokens.append(_Token(kind, match.group(), line))
-        line += match.group().count("\n")
-        position = match.end()
-    tokens.append(_Token("end", "end of file", line))
-    return tokens
+    return _Reader(text, where).block(closing="", depth=0)
 
 
 class _Reader:
-    def __init__(self, tokens: list[_Token], where: str) -> None:
-        self._tokens = tokens
-        self._next = 0
+    def __init__(self, text: str, where: str) -> None:
+        # Any: the published types of its errors are wrong.
+        self._tokens: Any = Tokenizer(text.split("\n"))
         self._where = where
 
     def block(self, closing: str, depth: int) -> PbtxtMessage:
+        """The fields up to ``closing``, which is taken too; those of the whole text if it is empty."""
         block = PbtxtMessage()
         if depth > _MOST_NESTED:
             raise self._wrong(f"at most {_MOST_NESTED} nested blocks")
-        while self._peek().text != closing or not closing:
-            if self._peek().kind == "end":
-                if closing:
-                    raise self._wrong(f"'{closing}'")
-                break
-            name = self._take("word", "a field name")
-            self._field(block, name, depth)
-            if self._peek().text in (",", ";"):
-                self._next += 1
-        self._next += 1
+        # The token at the end of the text is empty, as is what closes the text as a whole.
+        while not self._tokens.LookingAt(closing):
+            if self._tokens.AtEnd():
+                raise self._wrong(f"'{closing}'")
+            self._field(block, depth)
+        self._tokens.NextToken()
         return block
 
-    def _field(self, block: PbtxtMessage, name: _Token, depth: int) -> None:
-        colon = self._peek().text == ":"
-        if colon:
-            self._next += 1
-        if self._peek().text == "[":
-            self._next += 1
-            while self._peek().text != "]":
-                block.add(name.text, self._value(depth, scalar=colon), name.line)
-                if self._peek().text == ",":
-                    self._next += 1
-                elif self._peek().text != "]":
-                    raise self._wrong("',' or ']'")
-            self._next += 1
-            block.fields.setdefault(name.text, [])
-            block.lines.setdefault(name.text, name.line)
-            return
-        block.add(name.text, self._value(depth, scalar=colon), name.line)
+    def _field(self, block: PbtxtMessage, depth: int) -> None:
+        name = self._take(self._tokens.ConsumeIdentifier, "a field name")
+        line = self._tokens.ParseErrorPreviousToken("").GetLine()
+        scalar = self._tokens.TryConsume(":")
+        if self._tokens.TryConsume("["):
+            block.add(name, self._list(depth, scalar=scalar), line)
+        else:
+            block.add(name, [self._value(depth, scalar=scalar)], line)
+        self._tokens.TryConsume(",") or self._tokens.TryConsume(";")
+
+    def _list(self, depth: int, *, scalar: bool) -> list[object]:
+        values: list[object] = []
+        while not self._tokens.TryConsume("]"):
+            values.append(self._value(depth, scalar=scalar))
+            if not self._tokens.TryConsume(",") and not self._tokens.LookingAt("]"):
+                raise self._wrong("',' or ']'")
+        return values
 
     def _value(self, depth: int, *, scalar: bool) -> object:
-        token = self._peek()
-        if token.text in ("{", "<"):
-            self._next += 1
-            return self.block("}" if token.text == "{" else ">", depth + 1)
+        for opening, closing in (("{", "}"), ("<", ">")):
+            if self._tokens.TryConsume(opening):
+                return self.block(closing, depth + 1)
         if not scalar:
             raise self._wrong("':' or '{'")
-        self._next += 1
-        if token.kind == "string":
-            return self._strings(token)
-        if token.kind == "number":
-            number = _number(token.text)
-            if number is None:
-                self._next -= 1
-                raise self._wrong("a number of at most 64 bits")
-            return number
-        if token.kind == "word":
-            return Word(token.text)
-        self._next -= 1
-        raise self._wrong("a value")
+        token = self._tokens.token
+        if token.startswith(('"', "'")):
+            return self._take(self._tokens.ConsumeString, "a closed string of Unicode with known escapes")
+        if token[:1] in tuple("+-.0123456789"):
+            return self._take(self._number, "a number of at most 64 bits")
+        return Word(self._take(self._tokens.ConsumeIdentifier, "a value"))
 
-    def _strings(self, first: _Token) -> str:
-        """Adjacent strings are one, as in C."""
-        parts = [first]
-        while self._peek().kind == "string":
-            parts.append(self._take("string", "a string"))
-        try:
-            text = "".join(str(ast.literal_eval(part.text)) for part in parts)
-            text.encode()
-        except (ValueError, SyntaxError):
-            self._next -= 1
-            raise self._wrong("a string of Unicode with known escapes") from None
-        return text
-
-    def _peek(self) -> _Token:
-        return self._tokens[self._next]
-
-    def _take(self, kind: str, wanted: str) -> _Token:
-        token = self._peek()
-        if token.kind != kind:
-            raise self._wrong(wanted)
-        self._next += 1
-        return token
-
-    def _wrong(self, wanted: str) -> Exception:
-        token = self._peek()
-        return problem(
-            f"{self._where} line {token.line}", expected=wanted, found=token.text, advice="correct that line"
+    def _number(self) -> int | float:
+        token = self._tokens.token
+        number = (
+            ParseInteger(token, is_signed=token.startswith("-"), is_long=True)
+            if _INTEGER.fullmatch(token)
+            else ParseFloat(token)
         )
+        self._tokens.NextToken()
+        return number
 
+    def _take(self, consume: Callable[[], _T], expected: str) -> _T:
+        try:
+            return consume()
+        except (ParseError, ValueError):
+            raise self._wrong(expected) from None
 
-def _number(text: str) -> int | float | None:
-    """A number; None for a whole one that no field of protobuf holds."""
-    try:
-        whole = int(text, 16) if text.lower().lstrip("+-").startswith("0x") else int(text.rstrip("fF"), 10)
-    except ValueError:
-        return float(text.rstrip("fF"))
-    return whole if -(1 << 63) <= whole < 1 << 64 else None
+    def _wrong(self, expected: str) -> Exception:
+        line = self._tokens.ParseError("").GetLine()
+        return problem(
+            f"{self._where} line {line}",
+            expected=expected,
+            found=self._tokens.token or "end of file",
+            advice="correct that line",
+        )
 
 
 # ------------------------------------------------------------

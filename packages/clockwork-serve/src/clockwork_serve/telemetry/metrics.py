@@ -1,7 +1,10 @@
 """Counters in Prometheus' text format; it counts nothing, and never runs in the controller's process.
 
-The text is written here and not by ``prometheus_client``, which takes five times as long: a scrape of a
-thousand models would hold a gateway's loop for 20 ms. Tests read the text with that library's parser.
+The text is written here and not by ``prometheus_client``, for a scrape holds the loop of the gateway that
+answers it. CPU time of a scrape of 1,000 models on a core of an AMD EPYC, Python 3.11, median of 7 rounds in
+turn: with 14 outcomes and reasons a model (20,868 samples) 10 to 12 ms here, 101 to 104 ms by a collector and
+``generate_latest`` of prometheus_client 0.26; with 6 (12,700 samples) 6, and 54 to 56 ms. Tests read the text
+with that library's parser.
 """
 
 from __future__ import annotations
@@ -23,24 +26,23 @@ _SHOWN: Final = tuple(
 
 Samples = Iterable[tuple[str, float | int]]
 """(labels as they stand inside braces, value)."""
+Family = tuple[str, str, str, Samples | Mapping[str, Histogram]]
+"""(name without ``clockwork_``, type, help, samples); those of a histogram are histograms by their labels."""
 
 
 def render(counters: Counters, gateway: GatewayCounters | None = None) -> bytes:
     """All metrics as text; ``gateway`` adds what the answering gateway counted itself."""
     lines: list[str] = []
-    for part in (_requests, _histograms, _tenants, _models, _devices):
-        lines.extend(part(counters))
+    for part in (_requests, _times, _tenants, _models, _devices):
+        lines.extend(_lines(part(counters)))
     if gateway is not None:
-        lines.extend(_gateway(gateway))
+        lines.extend(_lines(_gateway(gateway)))
     lines.append("")
     return "\n".join(lines).encode()
 
 
-def _requests(counters: Counters) -> Iterator[str]:
-    yield from _family(
-        "clockwork_requests_total", "counter", "Requests by how they ended, and why.",
-        _ends(counters.outcomes),
-    )  # fmt: skip
+def _requests(counters: Counters) -> Iterator[Family]:
+    yield "requests_total", "counter", "Requests by how they ended, and why.", _ends(counters.outcomes)
     for name, kind, text, value in (
         ("requests_received_total", "counter", "Requests that reached the controller.", counters.received),
         ("requests_late_total", "counter", "Executed, but finished after the deadline.", counters.late),
@@ -51,146 +53,132 @@ def _requests(counters: Counters) -> Iterator[str]:
         ("workers_hung_total", "counter", "Workers that did not answer in time.", counters.workers_hung),
         ("workers_ended_total", "counter", "Workers ended because they hung.", counters.workers_ended),
         ("quarantines_total", "counter", "Models that came into quarantine.", counters.quarantines),
-        (
-            "cache_artefacts_remade_total",
-            "counter",
-            "Damaged artefacts made again from the repository.",
-            counters.artefacts_remade,
-        ),
-        (
-            "cache_models_lost_total",
-            "counter",
-            "Models that could not be made again from the repository.",
-            counters.models_lost,
-        ),
+        ("cache_artefacts_remade_total", "counter", "Damaged artefacts made again from the repository.",
+         counters.artefacts_remade),
+        ("cache_models_lost_total", "counter", "Models that could not be made again from the repository.",
+         counters.models_lost),
         ("gateways_lost_total", "counter", "Gateways that died or left.", counters.gateways_lost),
         ("ready", "gauge", "Whether the server can serve.", int(counters.ready)),
         ("keeper_up", "gauge", "Whether the keeper answers.", int(counters.keeper_up)),
-    ):
-        yield from _family(f"clockwork_{name}", kind, text, [("", value)])
-    yield from _family(
-        "clockwork_processes_ended_total", "counter", "Processes ended because they did not answer.",
+    ):  # fmt: skip
+        yield name, kind, text, [("", value)]
+    yield (
+        "processes_ended_total", "counter", "Processes ended because they did not answer.",
         [(f'process="{name}"', count) for name, count in sorted(counters.processes_ended.items())],
     )  # fmt: skip
-    yield from _family(
-        "clockwork_cache_damaged_total", "counter", "Files of the cache found damaged, and set aside.",
+    yield (
+        "cache_damaged_total", "counter", "Files of the cache found damaged, and set aside.",
         [(f'what="{what}"', count) for what, count in sorted(counters.damaged_files.items())],
     )  # fmt: skip
 
 
-def _histograms(counters: Counters) -> Iterator[str]:
-    yield from _histogram(
-        "clockwork_request_seconds", "Arrival to answer, by outcome.",
-        {f'outcome="{outcome}"': histogram for outcome, histogram in sorted(counters.latency.items())},
-    )  # fmt: skip
-    yield from _histogram(
-        "clockwork_queue_seconds", "Arrival to start of good answers.", {"": counters.queue}
-    )
-    yield from _histogram(
-        "clockwork_execution_seconds", "Time on the lane of good answers.", {"": counters.execution}
-    )
-    yield from _histogram("clockwork_load_seconds", "Time that LOADs took.", {"": counters.load})
-    yield from _histogram(
-        "clockwork_wakeup_lateness_seconds", "How much later than it had asked the controller decided.",
-        {"": counters.wakeup},
-    )  # fmt: skip
-    yield from _histogram(
-        "clockwork_prediction_error_seconds",
-        "Measured against expected lane time: under, it took longer; over, it did not.",
-        {
-            f'action="{kind}",direction="{direction}"': histogram
-            for kind, errors in sorted(counters.prediction.items())
-            for direction, histogram in (("under", errors.under), ("over", errors.over))
-        },
-    )
-    yield from _family(
-        "clockwork_executions_total", "counter", "Batches that ran well, by batch size.",
+def _times(counters: Counters) -> Iterator[Family]:
+    ends = {f'outcome="{outcome}"': times for outcome, times in sorted(counters.latency.items())}
+    errors = {
+        f'action="{kind}",direction="{direction}"': times
+        for kind, found in sorted(counters.prediction.items())
+        for direction, times in (("under", found.under), ("over", found.over))
+    }
+    for name, text, histograms in (
+        ("request_seconds", "Arrival to answer, by outcome.", ends),
+        ("queue_seconds", "Arrival to start of good answers.", {"": counters.queue}),
+        ("execution_seconds", "Time on the lane of good answers.", {"": counters.execution}),
+        ("load_seconds", "Time that LOADs took.", {"": counters.load}),
+        ("wakeup_lateness_seconds", "How much later than it had asked the controller decided.",
+         {"": counters.wakeup}),
+        ("prediction_error_seconds",
+         "Measured against expected lane time: under, it took longer; over, it did not.", errors),
+    ):  # fmt: skip
+        yield name, "histogram", text, histograms
+    yield (
+        "executions_total", "counter", "Batches that ran well, by batch size.",
         ((f'batch="{batch}"', count) for batch, count in sorted(counters.batches.items())),
     )  # fmt: skip
 
 
-def _tenants(counters: Counters) -> Iterator[str]:
+def _tenants(counters: Counters) -> Iterator[Family]:
     """Those that have a quota: a file names them, so clients cannot make more."""
     tenants = [(f'tenant="{_escape(name)}"', tenant) for name, tenant in sorted(counters.tenants.items())]
     if not tenants:
         return
-    yield from _family(
-        "clockwork_tenant_requests_total", "counter", "Requests of a tenant by how they ended, and why.",
+    yield (
+        "tenant_requests_total", "counter", "Requests of a tenant by how they ended, and why.",
         ((f"{labels},{end}", count) for labels, tenant in tenants for end, count in _ends(tenant.outcomes)),
     )  # fmt: skip
-    for name, kind, text, values in (
-        ("late_total", "counter", "Its requests that finished after their deadline.",
-         [tenant.late for _, tenant in tenants]),
-        ("device_seconds_total", "counter", "Device time that it was charged.",
-         [tenant.device_ns / NS_PER_S for _, tenant in tenants]),
-        ("device_quota", "gauge", "Seconds of device time a second that it may use; 0: no limit.",
-         [tenant.device_ns_per_s / NS_PER_S for _, tenant in tenants]),
-        ("loaded_bytes_total", "counter", "Bytes of weights loaded that it was charged.",
-         [tenant.loaded_bytes for _, tenant in tenants]),
-        ("loaded_bytes_quota", "gauge", "Bytes a second that may be loaded for it; 0: no limit.",
-         [tenant.loaded_bytes_per_s for _, tenant in tenants]),
-    ):  # fmt: skip
-        samples = [(labels, value) for (labels, _), value in zip(tenants, values, strict=True)]
-        yield from _family(f"clockwork_tenant_{name}", kind, text, samples)
+    yield (
+        "tenant_late_total", "counter", "Its requests that finished after their deadline.",
+        ((labels, tenant.late) for labels, tenant in tenants),
+    )  # fmt: skip
+    yield (
+        "tenant_device_seconds_total", "counter", "Device time that it was charged.",
+        ((labels, tenant.device_ns / NS_PER_S) for labels, tenant in tenants),
+    )  # fmt: skip
+    yield (
+        "tenant_device_quota", "gauge", "Seconds of device time a second that it may use; 0: no limit.",
+        ((labels, tenant.device_ns_per_s / NS_PER_S) for labels, tenant in tenants),
+    )  # fmt: skip
+    yield (
+        "tenant_loaded_bytes_total", "counter", "Bytes of weights loaded that it was charged.",
+        ((labels, tenant.loaded_bytes) for labels, tenant in tenants),
+    )  # fmt: skip
+    yield (
+        "tenant_loaded_bytes_quota", "gauge", "Bytes a second that may be loaded for it; 0: no limit.",
+        ((labels, tenant.loaded_bytes_per_s) for labels, tenant in tenants),
+    )  # fmt: skip
 
 
-def _models(counters: Counters) -> Iterator[str]:
+def _models(counters: Counters) -> Iterator[Family]:
     """Models appear with their first request: what was never asked for costs no line."""
     models = [
         (f'model="{_escape(model.name)}",version="{_escape(model.version)}"', model)
         for model in counters.models.values()
     ]
     used = [(labels, model) for labels, model in models if model.received]
-    yield from _family(
-        "clockwork_model_requests_total", "counter", "Requests of a model by how they ended, and why.",
+    yield (
+        "model_requests_total", "counter", "Requests of a model by how they ended, and why.",
         ((f"{labels},{end}", count) for labels, model in used for end, count in _ends(model.outcomes)),
     )  # fmt: skip
-    yield from _family(
-        "clockwork_model_late_total", "counter", "Requests of a model that finished after their deadline.",
+    yield (
+        "model_late_total", "counter", "Requests of a model that finished after their deadline.",
         ((labels, model.late) for labels, model in used if model.late),
     )  # fmt: skip
-    yield from _family(
-        "clockwork_model_queued", "gauge", "Open requests of a model in no INFER.",
+    yield (
+        "model_queued", "gauge", "Open requests of a model in no INFER.",
         ((labels, model.queued) for labels, model in used),
     )  # fmt: skip
-    yield from _family(
-        "clockwork_model_queue_seconds_total", "counter", "Arrival to start, summed over good answers.",
+    yield (
+        "model_queue_seconds_total", "counter", "Arrival to start, summed over good answers.",
         ((labels, model.queue.ns / NS_PER_S) for labels, model in used),
     )  # fmt: skip
-    yield from _family(
-        "clockwork_model_run_seconds_total", "counter", "Run time of a model's batches.",
-        (
-            (labels, sum(batch.run_ns for batch in model.batches.values()) / NS_PER_S)
-            for labels, model in used
-        ),
+    yield (
+        "model_run_seconds_total", "counter", "Run time of a model's batches.",
+        ((labels, sum(each.run_ns for each in model.batches.values()) / NS_PER_S) for labels, model in used),
     )  # fmt: skip
-    yield from _family(
-        "clockwork_model_executions_total", "counter", "Batches of a model that ran well.",
-        ((labels, sum(batch.executions for batch in model.batches.values())) for labels, model in used),
+    yield (
+        "model_executions_total", "counter", "Batches of a model that ran well.",
+        ((labels, sum(each.executions for each in model.batches.values())) for labels, model in used),
     )  # fmt: skip
-    yield from _family(
-        "clockwork_model_cold_starts_total", "counter", "Good answers that waited for a LOAD.",
+    yield (
+        "model_cold_starts_total", "counter", "Good answers that waited for a LOAD.",
         ((labels, model.cold_starts) for labels, model in used),
     )  # fmt: skip
-    yield from _family(
-        "clockwork_model_quarantined", "gauge", "Models that take devices down, and are not served.",
+    yield (
+        "model_quarantined", "gauge", "Models that take devices down, and are not served.",
         ((labels, 1) for labels, model in models if model.quarantined),
     )  # fmt: skip
-    yield from _family("clockwork_models", "gauge", "Models that are served.", [("", len(counters.models))])
-    yield from _family(
-        "clockwork_models_resident", "gauge", "Models whose weights are on a device.",
-        [("", sum(1 for model in counters.models.values() if model.resident))],
-    )  # fmt: skip
+    yield "models", "gauge", "Models that are served.", [("", len(models))]
+    resident = sum(1 for _, model in models if model.resident)
+    yield "models_resident", "gauge", "Models whose weights are on a device.", [("", resident)]
 
 
-def _devices(counters: Counters) -> Iterator[str]:
+def _devices(counters: Counters) -> Iterator[Family]:
     devices = [(f'device="{_escape(name)}"', device) for name, device in sorted(counters.devices.items())]
-    yield from _family(
-        "clockwork_device_up", "gauge", "Whether a device's worker is there.",
+    yield (
+        "device_up", "gauge", "Whether a device's worker is there.",
         ((labels, int(device.up)) for labels, device in devices),
     )  # fmt: skip
-    yield from _family(
-        "clockwork_actions_total", "counter", "Results of actions, by kind and status.",
+    yield (
+        "actions_total", "counter", "Results of actions, by kind and status.",
         (
             (f'{labels},action="{kind}",status="{status}"', count)
             for labels, device in devices
@@ -198,28 +186,28 @@ def _devices(counters: Counters) -> Iterator[str]:
             for kind, _, status in [key.partition(":")]
         ),
     )  # fmt: skip
-    yield from _family(
-        "clockwork_actions_lost_total", "counter", "Actions that ended with their worker.",
+    yield (
+        "actions_lost_total", "counter", "Actions that ended with their worker.",
         ((labels, device.lost_actions) for labels, device in devices),
     )  # fmt: skip
-    yield from _family(
-        "clockwork_lane_busy_seconds_total", "counter", "Time that a lane was taken.",
+    yield (
+        "lane_busy_seconds_total", "counter", "Time that a lane was taken.",
         (
             (f'{labels},lane="{lane}"', busy_ns / NS_PER_S)
             for labels, device in devices
             for lane, busy_ns in (("exec", device.exec_busy_ns), ("load", device.load_busy_ns))
         ),
     )  # fmt: skip
-    yield from _family(
-        "clockwork_device_number", "gauge", "What a device counts of itself.",
+    yield (
+        "device_number", "gauge", "What a device counts of itself.",
         (
             (f'{labels},number="{_escape(name)}"', value)
             for labels, device in devices
             for name, value in sorted(device.numbers.items())
         ),
     )  # fmt: skip
-    yield from _family(
-        "clockwork_device_pages", "gauge", "Pages of weights memory, all and claimed.",
+    yield (
+        "device_pages", "gauge", "Pages of weights memory, all and claimed.",
         (
             (f'{labels},state="{state}"', pages)
             for labels, device in devices
@@ -228,38 +216,30 @@ def _devices(counters: Counters) -> Iterator[str]:
     )  # fmt: skip
 
 
-def _gateway(gateway: GatewayCounters) -> Iterator[str]:
+def _gateway(gateway: GatewayCounters) -> Iterator[Family]:
     name = f'gateway="{_escape(gateway.gateway)}"'
-    yield from _family(
-        "clockwork_gateway_received_total", "counter", "Inference requests that came to this gateway.",
+    yield (
+        "gateway_received_total", "counter", "Inference requests that came to this gateway.",
         [(name, gateway.received)],
     )  # fmt: skip
-    yield from _family(
-        "clockwork_gateway_requests_total", "counter", "Requests that it answered by itself, and why.",
+    yield (
+        "gateway_requests_total", "counter", "Requests that it answered by itself, and why.",
         ((f"{name},{end}", count) for end, count in _ends(gateway.outcomes)),
     )  # fmt: skip
-    yield from _family(
-        "clockwork_gateway_open", "gauge", "Requests without a response.", [(name, gateway.open)]
-    )
-    yield from _family(
-        "clockwork_gateway_connections", "gauge", "Open client connections.", [(name, gateway.connections)]
-    )
-    yield from _family(
-        "clockwork_gateway_region_bytes", "gauge", "Tensor memory, all and taken.",
-        [
-            (f'{name},state="all"', gateway.region_bytes),
-            (f'{name},state="taken"', gateway.region_used_bytes),
-        ],
+    yield "gateway_open", "gauge", "Requests without a response.", [(name, gateway.open)]
+    yield "gateway_connections", "gauge", "Open client connections.", [(name, gateway.connections)]
+    memory = (("all", gateway.region_bytes), ("taken", gateway.region_used_bytes))
+    yield (
+        "gateway_region_bytes", "gauge", "Tensor memory, all and taken.",
+        [(f'{name},state="{state}"', nbytes) for state, nbytes in memory],
     )  # fmt: skip
-    yield from _family(
-        "clockwork_gateway_input_bytes_total", "counter", "Bytes of inputs, received in place or copied.",
-        [
-            (f'{name},how="in_place"', gateway.received_in_place_bytes),
-            (f'{name},how="copied"', gateway.copied_bytes),
-        ],
+    inputs = (("in_place", gateway.received_in_place_bytes), ("copied", gateway.copied_bytes))
+    yield (
+        "gateway_input_bytes_total", "counter", "Bytes of inputs, received in place or copied.",
+        [(f'{name},how="{how}"', nbytes) for how, nbytes in inputs],
     )  # fmt: skip
-    yield from _family(
-        "clockwork_gateway_unheard_answers_total", "counter", "Good answers for whom nobody waited any more.",
+    yield (
+        "gateway_unheard_answers_total", "counter", "Good answers for whom nobody waited any more.",
         ((f'{name},why="{why}"', count) for why, count in sorted(gateway.unheard.items())),
     )  # fmt: skip
 
@@ -270,27 +250,30 @@ def _ends(outcomes: Mapping[str, int]) -> Samples:
         yield f'outcome="{outcome}",reason="{reason}"', count
 
 
-def _family(name: str, kind: str, text: str, samples: Samples) -> Iterator[str]:
-    yield f"# HELP {name} {text}"
-    yield f"# TYPE {name} {kind}"
-    for labels, value in samples:
-        yield f"{name}{{{labels}}} {value}" if labels else f"{name} {value}"
+def _lines(families: Iterable[Family]) -> Iterator[str]:
+    for short, kind, text, samples in families:
+        name = f"clockwork_{short}"
+        yield f"# HELP {name} {text}"
+        yield f"# TYPE {name} {kind}"
+        if isinstance(samples, Mapping):
+            for labels, histogram in samples.items():
+                yield from _histogram(name, labels, histogram)
+        else:
+            for labels, value in samples:
+                yield f"{name}{{{labels}}} {value}" if labels else f"{name} {value}"
 
 
-def _histogram(name: str, text: str, histograms: Mapping[str, Histogram]) -> Iterator[str]:
-    yield f"# HELP {name} {text}"
-    yield f"# TYPE {name} histogram"
-    for labels, histogram in histograms.items():
-        comma = "," if labels else ""
-        below, start = 0, 0
-        for index, label in _SHOWN:
-            below += sum(histogram.counts[start : index + 1])
-            start = index + 1
-            yield f'{name}_bucket{{{labels}{comma}le="{label}"}} {below}'
-        yield f'{name}_bucket{{{labels}{comma}le="+Inf"}} {histogram.count}'
-        braces = f"{{{labels}}}" if labels else ""
-        yield f"{name}_sum{braces} {histogram.sum_ns / NS_PER_S}"
-        yield f"{name}_count{braces} {histogram.count}"
+def _histogram(name: str, labels: str, histogram: Histogram) -> Iterator[str]:
+    comma = "," if labels else ""
+    below, start = 0, 0
+    for index, label in _SHOWN:
+        below += sum(histogram.counts[start : index + 1])
+        start = index + 1
+        yield f'{name}_bucket{{{labels}{comma}le="{label}"}} {below}'
+    yield f'{name}_bucket{{{labels}{comma}le="+Inf"}} {histogram.count}'
+    braces = f"{{{labels}}}" if labels else ""
+    yield f"{name}_sum{braces} {histogram.sum_ns / NS_PER_S}"
+    yield f"{name}_count{braces} {histogram.count}"
 
 
 def _escape(text: str) -> str:

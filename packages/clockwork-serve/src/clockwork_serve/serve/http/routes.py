@@ -19,6 +19,7 @@ from clockwork_serve.messages import Question, Reply
 from clockwork_serve.oip import (
     CUDA_SHARED_MEMORY,
     UnknownModel,
+    http_description,
     model_metadata,
     server_metadata,
     shared_region,
@@ -378,10 +379,7 @@ def _description(endpoints: Endpoints, route: Route, body: bytes) -> Response:
 
 @lru_cache(maxsize=1)
 def _described(version: str) -> bytes:
-    # Imported when somebody wants it.
-    from clockwork_serve.oip.openapi import description
-
-    return msgspec.json.encode(description(version))
+    return msgspec.json.encode(http_description(version))
 
 
 def _models(endpoints: Endpoints, route: Route, body: bytes) -> Response:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from clockwork_serve.messages import Code
+from clockwork_serve.messages import Code, OnnxIndex
 from clockwork_serve.store.cache import Cache, Compiled, batch_sizes, digest_of
 from clockwork_serve.store.onnx.graph import (
     Batching,
@@ -30,7 +30,7 @@ from clockwork_serve.store.onnx.row_trial import (
     settled_outputs,
 )
 from clockwork_serve.store.onnx.source import ModelSource
-from clockwork_serve.store.onnx.weights import RECURRENT_OPS, Index, Lifted, lift
+from clockwork_serve.store.onnx.weights import RECURRENT_OPS, Lifted, lift, views
 from clockwork_serve.store.onnx.wire import elements, filled
 from clockwork_serve.store.optimiser import Optimiser, Session, open_optimised, parse_model
 from clockwork_serve.store.settings import ModelSettings, ProblemError, StoreConfig
@@ -116,7 +116,7 @@ def _obstacle(lowered: Lowered, trial: Trial) -> str:
                 wanted = lowered.session.run(inputs)
             except RunError:
                 continue
-            gap = difference(session.run({**inputs, **lifted.index.views(lifted.blob)}), wanted)
+            gap = difference(session.run({**inputs, **views(lifted.index, lifted.blob)}), wanted)
             if gap > max(tolerance, _NOISE_FACTOR * trial.noise):
                 return f"with its weights as inputs its answers differ by {gap:.1e} (at most {tolerance:.0e})"
     except ProblemError as error:
@@ -259,7 +259,7 @@ class OnnxCompiler:
         )
         code_id = digest_of(self._cache.runtime, lifted.digest, msgspec.json.encode(code))[:32]
         code = msgspec.structs.replace(code, code_id=code_id)
-        index = Index(tensors=(), blob_bytes=0) if obstacle else lifted.index
+        index = OnnxIndex(tensors=(), blob_bytes=0) if obstacle else lifted.index
         files = {"index.json": msgspec.json.encode(index)}
         if not obstacle:
             files["model.onnx"] = lifted.graph

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx
 from msgspec import Struct
 
+from clockwork_serve.messages import OnnxIndex, OnnxTensor
 from clockwork_serve.units import align
 
 # ------------------------------------------------------------
@@ -198,37 +199,21 @@ RECURRENT_OPS = frozenset({"LSTM", "GRU", "RNN", "Scan", "Loop", "DynamicQuantiz
 """Operators that feed their own results back, so that rounding differences grow."""
 
 
-class IndexedTensor(Struct, frozen=True, kw_only=True):
-    """Where one lifted tensor is in the blob: ``nbytes`` from ``offset``. ``dtype`` is numpy's name."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    offset: int
-    nbytes: int
-
-
-class Index(Struct, frozen=True, kw_only=True):
-    """The file ``index.json`` of a code: how a blob is laid out, in the order of the graph's inputs."""
-
-    tensors: tuple[IndexedTensor, ...]
-    blob_bytes: int
-
-    def views(self, blob: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
-        """The tensors of a blob as arrays that share its memory."""
-        return {
-            tensor.name: blob[tensor.offset : tensor.offset + tensor.nbytes]
-            .view(np.dtype(tensor.dtype))
-            .reshape(tensor.shape)
-            for tensor in self.tensors
-        }
+def views(index: OnnxIndex, blob: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
+    """The tensors of a blob as arrays that share its memory."""
+    return {
+        tensor.name: blob[tensor.offset : tensor.offset + tensor.nbytes]
+        .view(np.dtype(tensor.dtype))
+        .reshape(tensor.shape)
+        for tensor in index.tensors
+    }
 
 
 class Lifted(Struct, frozen=True):
     """A weightless graph, its index, and one model's blob. ``baked_bytes`` of weights stayed in the graph."""
 
     graph: bytes
-    index: Index
+    index: OnnxIndex
     blob: npt.NDArray[np.uint8]
     baked_bytes: int
     operators: frozenset[str]
@@ -311,13 +296,13 @@ def _makes(graph: onnx.GraphProto) -> Iterator[str]:
     yield from (name for node in graph.node for name in node.output if name)
 
 
-def _packed(tensors: list[onnx.TensorProto]) -> tuple[Index, npt.NDArray[np.uint8]]:
+def _packed(tensors: list[onnx.TensorProto]) -> tuple[OnnxIndex, npt.NDArray[np.uint8]]:
     entries = []
     offset = 0
     for tensor in tensors:
         nbytes = math.prod(tensor.dims) * FLOAT_BYTES
         entries.append(
-            IndexedTensor(
+            OnnxTensor(
                 name=tensor.name, shape=tuple(tensor.dims), dtype="float32", offset=offset, nbytes=nbytes
             )
         )
@@ -325,7 +310,7 @@ def _packed(tensors: list[onnx.TensorProto]) -> tuple[Index, npt.NDArray[np.uint
     blob = np.zeros(offset, np.uint8)
     for entry, tensor in zip(entries, tensors, strict=True):
         blob[entry.offset : entry.offset + entry.nbytes] = _element_bytes(tensor)
-    return Index(tensors=tuple(entries), blob_bytes=offset), blob
+    return OnnxIndex(tensors=tuple(entries), blob_bytes=offset), blob
 
 
 def _element_bytes(tensor: onnx.TensorProto) -> npt.NDArray[np.uint8]:
