@@ -21,7 +21,7 @@ _HIDDEN = (
 )  # fmt: skip
 
 
-@click.command(epilog="How to set up several machines: docs/machines.md")
+@click.command(epilog="How to set up several machines: docs/operate/machines.md")
 @setting_options(*_SHOWN, hidden=_HIDDEN)
 @json_flag
 def gateway(config: str | None, as_json: bool, **flags: Any) -> int:  # noqa: FBT001

@@ -13,7 +13,7 @@ _BYTES = 32
 _RIGHTS = ("infer", "metrics", "admin")
 
 
-@click.command(epilog="Who may do what: docs/operations.md")
+@click.command(epilog="Who may do what: docs/operate/operations.md")
 @click.argument("name", metavar="NAME")
 @click.option(
     "--may", multiple=True, default=("infer",), show_default=True, type=click.Choice(_RIGHTS),

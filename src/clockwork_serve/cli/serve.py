@@ -31,7 +31,7 @@ _STAGES = {"compile": "compiling", "profile": "profiling", "start": "starting"}
 
 
 @click.command(
-    epilog="More settings, and their names in a file and in the environment: docs/configuration.md"
+    epilog="More settings, and their names in a file and in the environment: docs/operate/configuration.md"
 )
 @repository_argument
 @setting_options(*_SHOWN, hidden=all_but(*_SHOWN, "controller", "machine_name"))

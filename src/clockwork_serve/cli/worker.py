@@ -17,7 +17,7 @@ _HIDDEN = (
 )  # fmt: skip
 
 
-@click.command(epilog="How to set up several machines: docs/machines.md")
+@click.command(epilog="How to set up several machines: docs/operate/machines.md")
 @setting_options(*_SHOWN, hidden=_HIDDEN)
 def worker(config: str | None, **flags: Any) -> int:
     """Join the server at --controller with this machine's devices, and serve until told to stop.

@@ -30,7 +30,7 @@ _NAMED: Final = (
 class ServingError(ClockworkError):
     """A call that brought no answer. The text says why, in the server's words if it said any.
 
-    ``status`` is HTTP's, 0 where none came. ``reason`` is a word of ``docs/outcomes.md`` or "".
+    ``status`` is HTTP's, 0 where none came. ``reason`` is a word of ``docs/use/outcomes.md`` or "".
     ``request_id`` is the server's name for the request, in its logs and journal, else the caller's own.
     ``retry_after_s`` is when it may be worth trying again, None if the server did not say.
     ``parameters`` is what the server measured before it ended.
