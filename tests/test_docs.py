@@ -6,7 +6,6 @@ Links to other hosts are not followed. The site itself is built where the extra 
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -135,7 +134,9 @@ def test_every_page_is_in_the_index() -> None:
 
 
 def test_pages_named_in_source_and_messages_exist() -> None:
-    sources = [name for name in known() if name.endswith((".py", ".toml", ".sh", ".csv")) or name == "Makefile"]
+    sources = [
+        name for name in known() if name.endswith((".py", ".toml", ".sh", ".csv")) or name == "Makefile"
+    ]
     gone = [
         f"{name}: {page}"
         for name in sources
@@ -155,16 +156,13 @@ def test_each_page_begins_with_what_it_is_for() -> None:
             assert re.match(r"[A-Z`\[]", rest), f"{name}: expected a paragraph after the title"
 
 
-@pytest.mark.slow
-def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    program = shutil.which("zensical", path=str(Path(sys.executable).parent))
-    if program is None:
+def test_the_site_builds_without_a_warning() -> None:
+    if not (Path(sys.executable).parent / "zensical").is_file():
         pytest.skip("the extra docs is not installed: pip install '.[docs]'")
-    shutil.copytree(ROOT / "docs", tmp_path / "docs")
-    shutil.copy(ROOT / "zensical.toml", tmp_path)
+
     done = subprocess.run(
-        [program, "build", "--strict", "--clean"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "docs/build.py"], cwd=ROOT, capture_output=True, text=True, check=False
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "build" / "site" / "index.html").is_file()
+    assert (ROOT / "build" / "site" / "html" / "search.json").is_file()
