@@ -148,6 +148,13 @@ def test_pages_named_in_source_and_messages_exist() -> None:
     assert not gone
 
 
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "docs/develop/policies.md"])
+def test_source_files_that_a_page_names_exist(page: str) -> None:
+    named = re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)`", (ROOT / page).read_text(encoding="utf-8"))
+
+    assert [path for path in named if not any(f"/{one}".endswith(f"/{path}") for one in known())] == []
+
+
 def test_each_page_begins_with_what_it_is_for() -> None:
     for name in pages():
         if name.startswith("docs/") and not name.startswith("docs/figures/"):
