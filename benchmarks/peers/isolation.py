@@ -21,7 +21,7 @@ def isolated() -> bool:
 
 
 def isolate(module: str = "benchmarks.peers") -> str:
-    """Become a process that has one, by starting the module anew. "" in one that has it, else why there is none."""
+    """Become a process that has one, by starting ``module`` anew. "" in one that has it, else why not."""
     if isolated():
         _loopback_up()
         return ""

@@ -110,7 +110,10 @@ def _lines(report: DemoReport) -> list[str]:
         ("answers", f"{checked} compared with plain sessions, worst relative error {errors}"),
         ("client", f"sent its requests up to {report.client_lag_p99_ms:.1f} ms late (p99)"),
         ("took", f"{report.duration_s:.0f} s without downloads"),
-        ("next", "clockwork serve examples/models; docs/use/demo.md; docs/operate/metrics.md; ARCHITECTURE.md"),
+        (
+            "next",
+            "clockwork serve examples/models; docs/use/demo.md; docs/operate/metrics.md; ARCHITECTURE.md",
+        ),
     )
     lines = ["", *(f"[dim]{name:<11}[/]{text}" for name, text in facts)]
     if report.busy > BUSY:
