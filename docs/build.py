@@ -58,7 +58,8 @@ def with_links_to(page: Path, there: set[Path]) -> str:
 def navigation() -> str:
     """The pages in the order of the index, by its sections, as TOML."""
     entries = ['{ "Overview" = "README.md" }', '{ "What to read" = "docs/index.md" }']
-    title, pages = "", []
+    title = ""
+    pages: list[str] = []
     for line in [*(DOCS / "index.md").read_text(encoding="utf-8").splitlines(), "## "]:
         if line.startswith("## "):
             if title:
