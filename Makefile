@@ -18,7 +18,7 @@ LAB := packages/clockwork-lab
 SOURCES := -e $(CLIENT) -e $(SERVE) -e '$(LAB)[demo,figures]'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench busy cases compiled faults faults-all fuzz hostile soak nightly mutants planted peers stock triton constraints fix clean
+.PHONY: help setup demo test check bench busy cases compiled docs faults faults-all fuzz hostile soak nightly mutants planted peers stock triton constraints fix clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -84,6 +84,9 @@ compiled: $(STAMP) ## build the brains and the simulator's loop with mypyc in a 
 	@CLOCKWORK_MYPYC=1 $(COMPILED)/bin/python $(PIP) install -c constraints.txt --no-build-isolation --no-deps --force-reinstall $(CLIENT) $(SERVE) $(LAB)
 	@$(COMPILED)/bin/python -c 'import clockwork_serve.controller.queues as m, clockwork_serve.sim.host as n; assert (m.__file__ + n.__file__).count(".so") == 2; print("compiled:", m.__file__)'
 	@$(COMPILED)/bin/python -m pytest -q -p no:cacheprovider -m 'not slow' tests/controller tests/worker tests/sim tests/lab/oracle
+
+docs: $(STAMP) ## the documentation as a site with search, build/site/html; a link that leads nowhere fails it
+	@$(BIN)/python docs/build.py
 
 FUZZ_SECONDS ?= 600
 

@@ -1,7 +1,7 @@
 """End to end against a real Triton: the same Python identity model, the same lean client, in turns.
 
 Each server has one core with all its processes, the client has the other. Ours runs twice: as it is, and as
-``chrt -b 0 clockwork serve`` does, which docs/operations.md advises where all processes share a core.
+``chrt -b 0 clockwork serve`` does, which docs/operate/operations.md advises where all processes share a core.
 ``make triton`` installs Triton.
 """
 

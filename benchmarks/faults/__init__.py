@@ -1,5 +1,6 @@
 """Faults done to the real processes of a server under load: what was lost, and how long it took.
 
 ``rows`` is the table of faults, as data; ``acts_*`` do them; ``run`` plays one row and ``judge`` says what is
-wrong with it; ``kills`` are two longer scenarios; ``table`` writes the page. docs/faults.md explains it all.
+wrong with it; ``kills`` are two longer scenarios; ``table`` writes the page,
+docs/develop/faults.md, which explains it all.
 """

@@ -4,7 +4,7 @@ python -m benchmarks.faults --short              the short form, under five minu
 python -m benchmarks.faults                      every row, as long as it takes
 python -m benchmarks.faults --only worker-kill-infer worker-stop
 python -m benchmarks.faults kills [--short]      workers killed every 5 s, controllers every 10 s
-python -m benchmarks.faults table FILE... --page docs/faults.md
+python -m benchmarks.faults table FILE... --page docs/develop/faults.md
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ KEPT, BROKEN, NOT_MEASURED = "kept", "BROKEN", "not measured"
 
 
 class Ends(Struct, frozen=True, kw_only=True):
-    """How requests ended, each once. docs/faults.md says what each is."""
+    """How requests ended, each once. docs/develop/faults.md says what each is."""
 
     sent: int = 0
     good: int = 0

@@ -20,8 +20,8 @@ def isolated() -> bool:
     return os.environ.get(_MARK) == "1"
 
 
-def isolate() -> str:
-    """Become a process that has one, by starting anew. "" in one that has it, else why there is none."""
+def isolate(module: str = "benchmarks.peers") -> str:
+    """Become a process that has one, by starting ``module`` anew. "" in one that has it, else why not."""
     if isolated():
         _loopback_up()
         return ""
@@ -29,7 +29,7 @@ def isolate() -> str:
     if why := _why_not(unshare):
         return why
     os.environ[_MARK] = "1"
-    return os.execvp(unshare[0], [*unshare, sys.executable, "-m", "benchmarks.peers", *sys.argv[1:]])  # noqa: S606
+    return os.execvp(unshare[0], [*unshare, sys.executable, "-m", module, *sys.argv[1:]])  # noqa: S606
 
 
 def _unshare() -> list[str]:

@@ -2,7 +2,7 @@
 
 python -m benchmarks.promises --out DIR                     all questions, three times in turns
 python -m benchmarks.promises --out DIR --only zipf,hot     some of them
-python -m benchmarks.promises --out DIR --page docs/compare.md
+python -m benchmarks.promises --out DIR --page docs/develop/promises.md
 
 What is in DIR is not measured again, so what was stopped goes on with the same command.
 It needs cores 0 and 1, and nothing else running.

@@ -10,7 +10,7 @@ import clockwork_serve
 from clockwork_serve.messages import Outcome
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "client.md").read_text()
+PAGE = (ROOT / "docs" / "use" / "client.md").read_text()
 ERRORS = [
     name
     for name in clockwork_serve.__all__

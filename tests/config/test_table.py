@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clockwork_serve.config import SETTINGS, default_cache, setting
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "operate" / "configuration.md"
 
 
 def test_the_page_has_each_setting_with_its_default_and_meaning() -> None:

@@ -23,7 +23,7 @@ from clockwork_serve.serve.http import routes as gateway_routes
 from clockwork_serve.serve.http.routes import find_route
 
 DOCUMENT = http_description("1.2.3")
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "rest.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "use" / "rest.md"
 NAMES = {"{model}": "m", "{version}": "1", "{region}": "r"}
 
 

@@ -115,5 +115,5 @@ def test_quotas_that_change_are_told_again_even_when_none_is_left(
 def test_the_example_is_read_and_the_page_knows_every_field() -> None:
     tenants = KeyRing(str(ROOT / "examples" / "keys.toml")).tenants()
     assert {name: tenant.max_priority for name, tenant in tenants.items()} == {"shop": 4, "reports": 12}
-    page = (ROOT / "docs" / "tenants.md").read_text()
+    page = (ROOT / "docs" / "operate" / "tenants.md").read_text()
     assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(FIELDS)

@@ -93,7 +93,7 @@ def test_a_gateway_adds_what_it_decided_itself() -> None:
 def test_every_family_is_listed_in_the_docs() -> None:
     from pathlib import Path
 
-    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "operate" / "metrics.md").read_text()
     text = recorded().metrics(GatewayCounters(gateway="g0")).decode()
     names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
     assert len(names) == len(set(names)) > 20

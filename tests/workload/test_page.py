@@ -22,7 +22,7 @@ from clockwork_serve.workload.scenario import (
 from clockwork_serve.workload.tables import _DEFAULTS, _USED, Arrival, FaultKind, Mapping
 from tests.workload.scenarios import ROOT
 
-PAGE = (ROOT / "docs" / "workloads.md").read_text()
+PAGE = (ROOT / "docs" / "use" / "workloads.md").read_text()
 TABLES = {
     "## The run": Scenario,
     "## `[[models]]`": ModelSet,

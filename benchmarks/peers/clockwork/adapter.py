@@ -20,7 +20,7 @@ class Clockwork(Peer):
     name = "clockwork"
     package = "clockwork-serve"
     configured = "`chrt -b 0`, defaults; header `x-slo-ms` on every request"
-    source = "docs/operations.md"
+    source = "docs/operate/operations.md"
     loads_on_demand = True
     ready_path = "/v2/health/ready"
     start_s = 180.0  # the first time, it compiles

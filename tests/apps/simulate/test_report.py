@@ -92,7 +92,7 @@ def test_json_has_the_documented_fields(surge: Report) -> None:
     assert found["loads"][1]["refused"]["rejected/would_miss_deadline"] > 0
     assert found["setup"]["seed"] == 1
     assert found["setup"]["memory_mib"] == 256
-    guide = (Path(__file__).parents[3] / "docs" / "simulate.md").read_text(encoding="utf-8")
+    guide = (Path(__file__).parents[3] / "docs" / "use" / "simulate.md").read_text(encoding="utf-8")
     assert [field for field in FIELDS | LOAD_FIELDS if f"`{field}`" not in guide] == []
 
 

@@ -322,4 +322,4 @@ CASES: dict[str, Case] = {
     "get_cuda_shared_memory_status": get_cuda_shared_memory_status,
     "unregister_cuda_shared_memory": unregister_cuda_shared_memory,
 }
-"""By method, in the order of the table in ``docs/clients.md``."""
+"""By method, in the order of the table in ``docs/use/clients.md``."""

@@ -9,7 +9,7 @@ from tests.end_to_end.conftest import ROOT
 from tests.end_to_end.stock.cases import CASES
 from tests.end_to_end.stock.conftest import CLIENTS, Stock
 
-PAGE = ROOT / "docs" / "clients.md"
+PAGE = ROOT / "docs" / "use" / "clients.md"
 ABSENT = ""
 
 

@@ -1,4 +1,4 @@
-"""Triton's perf_analyzer, unmodified, in the modes that ``docs/clients.md`` names."""
+"""Triton's perf_analyzer, unmodified, in the modes that ``docs/use/clients.md`` names."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from tests.end_to_end.triton.http_control import control
 from tests.end_to_end.triton.http_infer import deadly, inferences
 from tests.end_to_end.triton.http_wire import wires
 
-PAGE = Path(__file__).parents[3] / "docs" / "differences.md"
+PAGE = Path(__file__).parents[3] / "docs" / "use" / "differences.md"
 LIST = Path(__file__).with_name("differences.toml")
 WIDTH = 118
 HEAD = """\

@@ -155,7 +155,7 @@ def test_what_does_not_fit_the_server_is_said_before_any_load(
 
 
 def test_the_page_names_every_option() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "bench.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "use" / "bench.md").read_text()
     options = [option for parameter in bench.params for option in parameter.opts if option[:2] == "--"]
     assert [option for option in options if f"{option}" not in page] == []
 

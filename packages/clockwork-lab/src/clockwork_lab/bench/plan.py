@@ -205,7 +205,7 @@ HTTP_CONNECTIONS: Final = 1024
 
 
 class Options(Struct, frozen=True, kw_only=True):
-    """All that a caller says beside the scenario. docs/bench.md explains each."""
+    """All that a caller says beside the scenario. docs/use/bench.md explains each."""
 
     url: str
     protocol: Protocol = "http"

@@ -1,6 +1,6 @@
 """What became of every request: its row in shared memory, how it ended, and the columns of the file.
 
-docs/bench.md describes the file byte by byte.
+docs/use/bench.md describes the file byte by byte.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def _plain(words: str) -> str:
 
 
 # ------------------------------------------------------------
-# What became of every request, as columns and as a file; docs/bench.md describes the file byte by byte.
+# What became of every request, as columns and as a file; docs/use/bench.md describes the file byte by byte.
 
 
 MAGIC: Final = b"CWBENCH1"

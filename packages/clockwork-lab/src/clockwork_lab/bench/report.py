@@ -1,4 +1,4 @@
-"""How a run went, as records: what ``--json`` writes; docs/bench.md explains each number.
+"""How a run went, as records: what ``--json`` writes; docs/use/bench.md explains each number.
 
 Everything is computed from the records of single requests, of those that were due after the warm-up. Latency
 counts from when a request was due.

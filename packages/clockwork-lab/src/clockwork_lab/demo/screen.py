@@ -111,7 +111,7 @@ def _lines(report: DemoReport) -> list[str]:
         ("answers", f"{checked} compared with plain sessions, worst relative error {errors}"),
         ("client", f"sent its requests up to {report.client_lag_p99_ms:.1f} ms late (p99)"),
         ("took", f"{report.duration_s:.0f} s without downloads"),
-        ("next", f"clockwork serve REPO; {DOCS}/demo.md; {DOCS}/metrics.md"),
+        ("next", f"clockwork serve examples/models; {DOCS}/use/demo.md; {DOCS}/operate/metrics.md"),
     )
     lines = ["", *(f"[dim]{name:<11}[/]{text}" for name, text in facts)]
     if report.busy > BUSY:

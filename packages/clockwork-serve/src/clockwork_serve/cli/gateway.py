@@ -18,7 +18,7 @@ _SHOWN = (
 )  # fmt: skip
 
 
-@click.command(epilog=f"How to set up several machines: {DOCS}/machines.md")
+@click.command(epilog=f"How to set up several machines: {DOCS}/operate/machines.md")
 @setting_options(*_SHOWN, hidden=taken_by(GATEWAY, *_SHOWN))
 @json_flag
 def gateway(config: str | None, as_json: bool, **flags: Any) -> int:  # noqa: FBT001

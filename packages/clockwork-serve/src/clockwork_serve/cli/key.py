@@ -14,7 +14,7 @@ _BYTES = 32
 _RIGHTS = ("infer", "metrics", "admin")
 
 
-@click.command(epilog=f"Who may do what: {DOCS}/operations.md")
+@click.command(epilog=f"Who may do what: {DOCS}/operate/operations.md")
 @click.argument("name", metavar="NAME")
 @click.option(
     "--may", multiple=True, default=("infer",), show_default=True, type=click.Choice(_RIGHTS),

@@ -91,7 +91,7 @@ def settings_from(
     if needs_repository and not settings.repository:
         raise click.UsageError(
             "REPO: expected the folder of a model repository, found none; what is in it: "
-            f"{DOCS}/model-repository.md.",
+            f"{DOCS}/use/model-repository.md.",
             click.get_current_context(silent=True),
         )
     return settings

@@ -40,7 +40,7 @@ _STAGES = {"compile": "compiling", "profile": "profiling", "start": "starting"}
 
 
 @click.command(
-    epilog=f"More settings, and their names in a file and in the environment: {DOCS}/configuration.md"
+    epilog=f"More settings, and their names in a file and in the environment: {DOCS}/operate/configuration.md"
 )
 @repository_argument
 @setting_options(*_SHOWN, hidden=all_but(*_SHOWN, "controller", "machine_name"))

@@ -78,7 +78,7 @@ def simulate(  # noqa: PLR0913 - one parameter for each option
         return replay_journal(replay, json_file, checks=checks)
     if scenario is None:
         raise click.UsageError(
-            f"SCENARIO: expected a file, found none; how to write one: {DOCS}/workloads.md."
+            f"SCENARIO: expected a file, found none; how to write one: {DOCS}/use/workloads.md."
         )
     from clockwork_serve.apps.simulate.question import ask
     from clockwork_serve.apps.simulate.report import report

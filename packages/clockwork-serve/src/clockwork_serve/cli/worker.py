@@ -16,7 +16,7 @@ _SHOWN = (
 )  # fmt: skip
 
 
-@click.command(epilog=f"How to set up several machines: {DOCS}/machines.md")
+@click.command(epilog=f"How to set up several machines: {DOCS}/operate/machines.md")
 @setting_options(*_SHOWN, hidden=taken_by(WORKER, *_SHOWN))
 def worker(config: str | None, **flags: Any) -> int:
     """Join the server at --controller with this machine's devices, and serve until told to stop.

@@ -157,7 +157,7 @@ class LoadTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One class of requests: to which models, how they come, until when they must be answered.
 
     Rates are totals over the models of the load, in requests per second; while bursts are on if ``on_s`` is
-    given. None stands for "not given". Every field is explained in docs/workloads.md.
+    given. None stands for "not given". Every field is explained in docs/use/workloads.md.
     """
 
     name: str

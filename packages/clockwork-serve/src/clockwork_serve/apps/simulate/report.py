@@ -1,4 +1,4 @@
-"""How a simulation went, as records: what ``--json`` writes; docs/simulate.md explains the fields.
+"""How a simulation went, as records: what ``--json`` writes; docs/use/simulate.md explains the fields.
 
 Seconds, milliseconds and shares (0 to 1) as their names say. Requests sent during the warm-up are left out.
 """

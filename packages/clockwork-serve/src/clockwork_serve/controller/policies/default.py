@@ -1,6 +1,6 @@
 """Our policy: the paper's, with late choices, trade-offs where time is short, and loads that still help.
 
-What it does otherwise than ``paper``; each idea's gain is in docs/policies.md:
+What it does otherwise than ``paper``; each idea's gain is in docs/develop/policies.md:
 
 - *Measured delays*: plans leave as much room as delays were lately seen to need (``delays``).
 - *Late choices*: a lane is topped up only as far ahead as the network needs, not 5 ms.

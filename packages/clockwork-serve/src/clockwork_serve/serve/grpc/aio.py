@@ -2,7 +2,7 @@
 
 It carries calls where grpcio's private part is not what ``core`` expects, and keeps the same limits: to gRPC
 all methods are streams, so that calls are refused before a message is read, and silent ones are ended. It
-differs in what a call costs (docs/operations.md), and in this:
+differs in what a call costs (docs/operate/operations.md), and in this:
 
 - A call takes two tasks. What holds the loop also holds up the acceptance of calls; of those that begin in
   that time gRPC keeps :data:`WAITING`, and refuses others as RESOURCE_EXHAUSTED.
