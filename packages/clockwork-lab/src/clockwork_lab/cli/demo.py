@@ -1,4 +1,4 @@
-"""``clockwork demo``: real models, real inputs, one screen of results. The work is in ``clockwork_lab.demo``."""
+"""``clockwork demo``: real models, real inputs, one screen of results. ``clockwork_lab.demo`` does it."""
 
 from __future__ import annotations
 
