@@ -1,4 +1,4 @@
-"""``clockwork demo``: real models, real inputs, one screen of results; its command line."""
+"""``clockwork demo``: real models, real inputs, one screen of results. ``clockwork_lab.demo`` does it."""
 
 from __future__ import annotations
 
