@@ -106,13 +106,13 @@ class Backlog:
             self.learn(model, now_ns)
         if not model.pace_ns:
             return 0, ""
-        due_ns = request.deadline_ns - request.way_ns - self._belief.slack_ns
+        due_ns = self._belief.due_ns(request)
         start_ns = now_ns
         sole = model.sole
         if sole is not None and self._belief.able(model.code.backend) == 1:
             lane = sole.device.exec
             start_ns = lane.available_ns(now_ns)
-            slo_ns = request.deadline_ns - request.arrival_ns
+            slo_ns = request.slo_ns
             if now_ns - lane.busy_since_ns > LONG * slo_ns:
                 due_ns -= min(slo_ns // SPARE, SPARE_NS)
         ahead, urgency = 0, level(priority)
@@ -151,11 +151,11 @@ def foretell(
             return _foretold(announced, Reason.TENANT_QUOTA, shortage.message, shortage.retry_after_ns)
     if model.main is None or not belief.config.reject_infeasible:
         return _foretold(announced)
-    due_ns = announced.deadline_ns - announced.way_ns - belief.slack_ns
+    due_ns = belief.due_ns(announced)
     hope = feasibility.foretell(model.main, due_ns, now_ns)
     if hope is None:
         return _foretold(announced)
-    time_ns = announced.deadline_ns - announced.way_ns - announced.arrival_ns
+    time_ns = due_ns + belief.slack_ns - announced.arrival_ns
     retry_after_ns, message = feasibility.advise(model.main, hope, due_ns, time_ns, now_ns)
     return _foretold(announced, Reason.WOULD_MISS_DEADLINE, message, retry_after_ns)
 

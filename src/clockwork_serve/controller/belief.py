@@ -36,6 +36,7 @@ from clockwork_serve.controller.queues import Queue, ServedModel, Waiter, calls_
 from clockwork_serve.controller.tenants import Tenants
 from clockwork_serve.controller.timers import NEVER_NS, Timer, Timers
 from clockwork_serve.messages import (
+    AdmissionQuery,
     Answer,
     Code,
     ControllerEffect,
@@ -264,23 +265,27 @@ class Belief(Measured):
 
     # Requests
 
+    def due_ns(self, asked: Request | AdmissionQuery) -> int:
+        """When the execution of a request must have ended, so that its answer is with the client in time."""
+        return asked.deadline_ns - asked.way_ns - self.slack_ns
+
     def admit(self, request: Request, model: ServedModel) -> Waiter:
         """Put a request into its queue."""
         if self.measures and request.arrival_ns > self._slack_until_ns:
             self._forget_delays()
-        due_ns = request.deadline_ns - request.way_ns - self.slack_ns
-        slo_ns = request.deadline_ns - request.arrival_ns - self._usual_slack_ns
+        due_ns, slo_ns = self.due_ns(request), request.slo_ns
+        wanted_ns = slo_ns - self._usual_slack_ns
         if self._floor_ns:
             due_ns = max(due_ns, request.arrival_ns + self._floor_ns)
-            slo_ns = due_ns - request.arrival_ns
-        if slo_ns < NS_PER_MS:
-            slo_ns = NS_PER_MS
-        demand_ns = (model.base_ns or self._base_ns(model)) * self._capacity_ns // slo_ns or 1
+            wanted_ns = due_ns - request.arrival_ns
+        if wanted_ns < NS_PER_MS:
+            wanted_ns = NS_PER_MS
+        demand_ns = (model.base_ns or self._base_ns(model)) * self._capacity_ns // wanted_ns or 1
         queue = model.main
         if queue is None or request.signature or request.rows != 1 or request.priority != model.priority:
             queue = self._queue(model, request, alone=False)
         cold = model.sole is None and not model.residencies
-        waiter = Waiter(request, due_ns, demand_ns, queue, cold=cold)
+        waiter = Waiter(request, due_ns, slo_ns, demand_ns, queue, cold=cold)
         self.waiters[request.request_id] = waiter
         self._wait(waiter, queue, model)
         return waiter

@@ -244,7 +244,7 @@ class Feasibility:
     def _pass_over(self, queue: Queue) -> None:
         """Its head hopes for a LOAD: where the model alone takes longer than it had is no reason for none."""
         request = queue.waiters[0].request
-        time_ns = request.deadline_ns - request.way_ns - request.arrival_ns - self._belief.slack_ns
+        time_ns = self._belief.due_ns(request) - request.arrival_ns
         for strategy in queue.strategies:
             residency = strategy.residency
             if not residency.slow and strategy.least.estimate_ns + strategy.lane.network_ns > time_ns:
@@ -355,8 +355,7 @@ class Feasibility:
         start_ns = now_ns + hope.rest_ns - hope.samples.estimate_ns
         if not hope.lane:
             forget_strays(hope.samples, head.due_ns - start_ns, now_ns, at_once=True)
-        request = head.request
-        time_ns = request.deadline_ns - request.way_ns - request.arrival_ns
+        time_ns = head.slo_ns - head.request.way_ns
         self._doubt(queue, hope, time_ns, now_ns)
         retry_after_ns, message = self.advise(queue, hope, head.due_ns, time_ns, now_ns)
         self._belief.answer(

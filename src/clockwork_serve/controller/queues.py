@@ -33,12 +33,18 @@ def level(priority: int) -> int:
 class Waiter:
     """A request that is not over yet, and what we know of it."""
 
-    __slots__ = ("alone", "cold", "demand_ns", "due_ns", "held", "queue", "request", "retries", "state")
+    __slots__ = (
+        "alone", "cold", "demand_ns", "due_ns", "held", "queue", "request", "retries", "slo_ns", "state",
+    )  # fmt: skip
 
-    def __init__(self, request: Request, due_ns: int, demand_ns: int, queue: Queue, *, cold: bool) -> None:
+    def __init__(
+        self, request: Request, due_ns: int, slo_ns: int, demand_ns: int, queue: Queue, *, cold: bool
+    ) -> None:
         self.request = request
         self.due_ns = due_ns
-        """When its execution must have ended, by plan: a little before the deadline."""
+        """When its execution must have ended, by plan: a little before the deadline; see ``Belief.due_ns``."""
+        self.slo_ns = slo_ns
+        """As in its request, which computes it anew each time."""
         self.demand_ns = demand_ns
         """What it adds to its model's demand while it waits."""
         self.queue = queue

@@ -201,7 +201,7 @@ class SimulatedWorker:
         self.answered_ns = self._post(TO_CONTROLLER, message, now_ns, self.answered_ns)
 
     def _post(self, kind: int, message: object, now_ns: int, before_ns: int) -> int:
-        """Put a message on one direction of its link, which keeps the order: none arrives before ``before_ns``.
+        """Put a message on one direction of its link, which keeps the order: not before ``before_ns``.
 
         Returns when it arrives, or, if it is lost, ``before_ns``.
         """

@@ -118,15 +118,15 @@ class DefaultScheduler(PaperScheduler):
 
     def queued(self, queue: Queue) -> None:
         """A request joined: as in ``paper``; and its SLO may be the tightest."""
-        head = queue.waiters[0].request
-        slo_ns = head.deadline_ns - head.arrival_ns
+        first = queue.waiters[0]
+        slo_ns, arrival_ns = first.slo_ns, first.request.arrival_ns
         queue.model.heat = hotter(queue.model.heat, queue.waiters[-1].request.arrival_ns)
-        until_ns = head.arrival_ns + TIGHT_NS
+        until_ns = arrival_ns + TIGHT_NS
         for strategy in queue.strategies:
             tight = self._tight.get(strategy.device.plan)
             if tight is not None and slo_ns == tight.slo_ns:
                 tight.until_ns = until_ns
-            elif tight is None or slo_ns < tight.slo_ns or head.arrival_ns > tight.until_ns:
+            elif tight is None or slo_ns < tight.slo_ns or arrival_ns > tight.until_ns:
                 wait_ns = slo_ns - strategy.batches[0].samples.estimate_ns - 2 * self._network_ns
                 if wait_ns >= 0:  # else nobody can meet it, and nothing is gained by hurry
                     self._tight[strategy.device.plan] = Tight(strategy, slo_ns, wait_ns, until_ns)
@@ -288,8 +288,7 @@ class DefaultScheduler(PaperScheduler):
         strategy = choice.strategy
         if tight.band_ns > strategy.queue.band_ns:
             return choice
-        request = strategy.queue.waiters[choice.first].request
-        if request.deadline_ns - request.arrival_ns <= RELAXED * tight.slo_ns:
+        if strategy.queue.waiters[choice.first].slo_ns <= RELAXED * tight.slo_ns:
             return choice
         room_ns = tight.room_ns()
         if choice.lasts_ns <= room_ns:
@@ -377,8 +376,7 @@ def _latest(choice: Choice) -> int:
 
 def _slo_ns(queue: Queue) -> int:
     """Of the request that is due last."""
-    request = queue.waiters[-1].request
-    return request.deadline_ns - request.arrival_ns
+    return queue.waiters[-1].slo_ns
 
 
 def _yield(choice: Choice) -> float:
