@@ -12,13 +12,17 @@ from dataclasses import dataclass
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import LanePlan, Strategy
+from clockwork_serve.controller.cluster import (
+    LanePlan,
+    Queue,
+    ServedModel,
+    Strategy,
+)
 from clockwork_serve.controller.estimates import Timings
 from clockwork_serve.controller.placement import Candidates, make_room
 from clockwork_serve.controller.policies import SCHEDULERS, DefaultScheduler, PaperScheduler, default
 from clockwork_serve.controller.policies.base import SchedulerFactory
 from clockwork_serve.controller.policies.default import Choice
-from clockwork_serve.controller.queues import Queue, ServedModel
 
 CAP = 16
 """Largest batch, the same for all."""

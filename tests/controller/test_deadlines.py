@@ -5,9 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clockwork_serve.controller.cluster import ServedModel, Waiter
+from clockwork_serve.controller.deadlines import BUCKET_BITS, Deadlines, InternalDeadlines
 from clockwork_serve.controller.life import ANSWER, ANSWERED, SEND
-from clockwork_serve.controller.queues import ServedModel, Waiter
-from clockwork_serve.controller.timers import BUCKET_BITS, NEVER_NS, Deadlines, InternalDeadlines, Timers
+from clockwork_serve.controller.timers import NEVER_NS, Timers
 from clockwork_serve.messages import Request
 from tests.controller.honest import CODE, model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from clockwork_serve.controller.cluster import ServedModel, Waiter
 from clockwork_serve.controller.life import (
     LOADING,
     NEVER,
@@ -18,7 +19,6 @@ from clockwork_serve.controller.life import (
     WEIGHTS_STATES,
     WEIGHTS_STEPS,
 )
-from clockwork_serve.controller.queues import ServedModel, Waiter
 from clockwork_serve.messages import Request
 from tests.controller.honest import CODE, model
 

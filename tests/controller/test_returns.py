@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.controller.devices import RETURNS_MAX_NS, Returns
+from clockwork_serve.controller.timers import RETURNS_MAX_NS, Returns
 from clockwork_serve.units import ms
 from tests.controller.honest import World, device, model, profile
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clockwork_serve.controller.queues import ServedModel, Waiter
+from clockwork_serve.controller.cluster import ServedModel, Waiter
 from clockwork_serve.controller.tenants import Account, Tenants
 from clockwork_serve.messages import Cancel, Load, Outcome, QuotasSet, Request, Status
 from clockwork_serve.units import MIB, NS_PER_S, ms

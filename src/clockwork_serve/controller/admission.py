@@ -6,10 +6,10 @@ from bisect import bisect_right
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.cluster import ServedModel, level
 from clockwork_serve.controller.feasibility import Feasibility
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.quarantine import Quarantine
-from clockwork_serve.controller.queues import ServedModel, level
 from clockwork_serve.messages import AdmissionQuery, AdmissionReply, Outcome, Reason, Request
 from clockwork_serve.units import NS_PER_MS
 
@@ -79,7 +79,7 @@ class Backlog:
         best_ns, model.batch = 0.0, 1
         for residency in model.residencies.values():
             if residency.state == READY and model.main is not None:
-                for batch in residency.code.batches(model.main):
+                for batch in residency.code.batches("", model.main.sizes):
                     each_ns = batch.samples.median_ns / batch.count
                     if not best_ns or each_ns < best_ns:
                         best_ns, model.batch = each_ns, batch.count

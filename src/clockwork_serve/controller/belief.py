@@ -7,20 +7,19 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from clockwork_serve.controller.config import ControllerConfig
-from clockwork_serve.controller.devices import (
+from clockwork_serve.controller.cluster import (
     LOOK_NS,
-    AdoptedAction,
-    BatchChoice,
-    CodeOnDevice,
     DeviceBelief,
     LaneBelief,
+    Queue,
     Residency,
-    Sent,
+    ServedModel,
     Strategy,
-    useful_sizes,
+    Waiter,
 )
-from clockwork_serve.controller.estimates import LASTS_NS, Estimator
+from clockwork_serve.controller.codes import BatchChoice, CodeOnDevice, useful_sizes
+from clockwork_serve.controller.config import ControllerConfig
+from clockwork_serve.controller.estimates import LASTS_NS, Estimator, Samples
 from clockwork_serve.controller.life import (
     ANSWER,
     ANSWER_EARLY,
@@ -32,12 +31,13 @@ from clockwork_serve.controller.life import (
     UNLOAD,
     WAITING,
 )
-from clockwork_serve.controller.queues import Queue, ServedModel, Waiter, calls_of, half_slack_ns
 from clockwork_serve.controller.tenants import Tenants
 from clockwork_serve.controller.timers import NEVER_NS, Timer, Timers
 from clockwork_serve.messages import (
+    Action,
     AdmissionQuery,
     Answer,
+    Call,
     Code,
     ControllerEffect,
     Extent,
@@ -47,10 +47,78 @@ from clockwork_serve.messages import (
     Reason,
     Release,
     Request,
+    Running,
     Unload,
     Window,
 )
 from clockwork_serve.units import NS_PER_MS
+
+# ------------------------------------------------------------
+# Actions in flight.
+
+
+class Sent:
+    """An action in flight."""
+
+    __slots__ = ("action", "device", "idle_ns", "residency", "samples", "waiters")
+
+    def __init__(
+        self,
+        action: Action,
+        device: DeviceBelief,
+        residency: Residency | None,
+        samples: Samples | None,
+        waiters: list[Waiter],
+    ) -> None:
+        self.action = action
+        self.device = device
+        self.residency = residency
+        self.samples = samples
+        """Where its duration is learned; None for an UNLOAD."""
+        self.waiters = waiters
+        """The requests of an INFER, in the order of its calls."""
+        self.idle_ns = -1
+        """When it was sent, if its lane was idle then."""
+
+
+class AdoptedAction:
+    """An action of another controller, that runs; ``residency``: the weights it moves or reads, if kept.
+
+    ``expected_ns`` is what that controller expected it to take, ``load_bytes`` what a LOAD moves.
+    """
+
+    __slots__ = ("device", "expected_ns", "lane", "load_bytes", "residency")
+
+    def __init__(
+        self, device: DeviceBelief, running: Running, residency: Residency | None, load_bytes: int
+    ) -> None:
+        self.device = device
+        self.lane = running.lane
+        self.expected_ns = running.expected_ns
+        self.load_bytes = load_bytes
+        self.residency = residency
+
+
+def calls_of(waiters: list[Waiter]) -> tuple[Call, ...]:
+    """What a worker is told of requests."""
+    if len(waiters) == 1:
+        return (_call(waiters[0].request),)
+    return tuple([_call(waiter.request) for waiter in waiters])
+
+
+def _call(request: Request) -> Call:
+    return Call(request_id=request.request_id, rows=request.rows, tensors=request.tensors)
+
+
+def half_slack_ns(waiters: list[Waiter]) -> int:
+    """The latest end that leaves half of everyone's slack; each has the slack of when it came."""
+    least_ns = waiters[0].due_ns + waiters[0].request.deadline_ns
+    for waiter in waiters:
+        both_ns = waiter.due_ns + waiter.request.deadline_ns
+        if both_ns < least_ns:
+            least_ns = both_ns
+    return least_ns // 2
+
 
 # ------------------------------------------------------------
 # Devices, how long requests take on them, and how much time plans leave before deadlines, as measured.

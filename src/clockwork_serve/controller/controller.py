@@ -11,18 +11,27 @@ from typing import Final, assert_never
 from clockwork_serve.controller import state
 from clockwork_serve.controller.admission import Backlog, Refusal, foretell, refusal
 from clockwork_serve.controller.belief import Belief, HungWorker
+from clockwork_serve.controller.cluster import (
+    DeviceBelief,
+    Guard,
+    LaneTimer,
+    Look,
+    Residency,
+    ServedModel,
+    Waiter,
+    Watch,
+)
 from clockwork_serve.controller.config import ControllerConfig
-from clockwork_serve.controller.devices import DeviceBelief, Guard, LaneTimer, Look, Residency
+from clockwork_serve.controller.deadlines import Deadlines, InternalDeadlines
 from clockwork_serve.controller.feasibility import Feasibility
 from clockwork_serve.controller.fleet import Fleet, ReadinessTracker, Takeover
 from clockwork_serve.controller.hangs import Hangs, Stalls
 from clockwork_serve.controller.life import ANSWERED, READY, SENT, SPENT, WAITING
 from clockwork_serve.controller.policies import scheduler_for
 from clockwork_serve.controller.quarantine import Quarantine
-from clockwork_serve.controller.queues import ServedModel, Waiter
 from clockwork_serve.controller.results import Settler
 from clockwork_serve.controller.tenants import Account
-from clockwork_serve.controller.timers import NEVER_NS, Deadlines, InternalDeadlines, Timer, Watch
+from clockwork_serve.controller.timers import NEVER_NS, Timer
 from clockwork_serve.messages import (
     AdmissionQuery,
     Answer,

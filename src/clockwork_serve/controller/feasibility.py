@@ -6,12 +6,17 @@ from heapq import heappop, heappush
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import DeviceBelief, LaneBelief
+from clockwork_serve.controller.cluster import (
+    DeviceBelief,
+    LaneBelief,
+    Queue,
+    ServedModel,
+    Watch,
+)
 from clockwork_serve.controller.estimates import Samples, doubt, forget_strays
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.placement import ahead_ns, usual_cost_ns
-from clockwork_serve.controller.queues import Queue, ServedModel
-from clockwork_serve.controller.timers import NEVER_NS, Watch
+from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.units import NS_PER_MS
 
@@ -383,7 +388,7 @@ class Feasibility:
             return 0, _miss_message(shortage_ns, hope, impossible=True)
         device = hope.device
         code = device.codes.get(queue.model.code_id) if hope.lane is device.exec else None
-        cost_ns = hope.rest_ns if code is None else usual_cost_ns(code.batches(queue))
+        cost_ns = hope.rest_ns if code is None else usual_cost_ns(code.batches(queue.signature, queue.sizes))
         turn_ns = device.returns.turn_ns(now_ns + shortage_ns, cost_ns, now_ns)
         return turn_ns - now_ns, _miss_message(shortage_ns, hope, impossible=False)
 

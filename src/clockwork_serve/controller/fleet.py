@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import AdoptedAction, DeviceBelief, Residency, Sent
+from clockwork_serve.controller.belief import AdoptedAction, Belief, Sent
+from clockwork_serve.controller.cluster import DeviceBelief, Residency
 from clockwork_serve.controller.feasibility import Feasibility
 from clockwork_serve.controller.life import FAILED, READY
 from clockwork_serve.controller.policies.base import Scheduler

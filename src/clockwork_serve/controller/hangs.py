@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from typing import Final
 
-from clockwork_serve.controller.belief import Belief, HungWorker
-from clockwork_serve.controller.devices import (
+from clockwork_serve.controller.belief import AdoptedAction, Belief, HungWorker, Sent
+from clockwork_serve.controller.cluster import (
     LOOK_NS,
-    AdoptedAction,
     DeviceBelief,
     Guard,
     LaneBelief,
     Look,
     Residency,
-    Sent,
+    Waiter,
 )
 from clockwork_serve.controller.fleet import Fleet, ReadinessTracker, Takeover
 from clockwork_serve.controller.life import LOADED, LOADING, READY, SPENT
 from clockwork_serve.controller.policies.base import Scheduler
 from clockwork_serve.controller.quarantine import Quarantine
-from clockwork_serve.controller.queues import Waiter
 from clockwork_serve.controller.results import BELIEF_WRONG, Settler
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import (

@@ -8,16 +8,16 @@ from heapq import heapify, heappop, heappush, heapreplace
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import (
+from clockwork_serve.controller.cluster import (
     STALE_MIN,
-    BatchChoice,
     DeviceBelief,
-    ExtentChoice,
     LanePlan,
     Residency,
+    ServedModel,
 )
+from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.life import GONE, READY
-from clockwork_serve.controller.queues import ServedModel
+from clockwork_serve.controller.pages import ExtentChoice
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.units import NS_PER_MS
 

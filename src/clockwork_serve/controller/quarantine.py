@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import DeviceBelief, Sent
-from clockwork_serve.controller.queues import ServedModel
+from clockwork_serve.controller.belief import Belief, Sent
+from clockwork_serve.controller.cluster import DeviceBelief, ServedModel
 from clockwork_serve.messages import (
     CodeReady,
     Infer,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import Residency, Sent
+from clockwork_serve.controller.belief import Belief, Sent
+from clockwork_serve.controller.cluster import Residency, ServedModel, Waiter
 from clockwork_serve.controller.life import FAILED, READY, SPENT, UNLOAD, WAITING
 from clockwork_serve.controller.policies.base import Scheduler
 from clockwork_serve.controller.quarantine import Quarantine
-from clockwork_serve.controller.queues import ServedModel, Waiter
 from clockwork_serve.messages import Answer, Infer, Load, Outcome, Reason, Result, Status
 
 GOOD: Final = Status.OK

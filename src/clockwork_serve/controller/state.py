@@ -26,23 +26,32 @@ from clockwork_serve import messages
 from clockwork_serve.controller import (
     admission,
     belief,
+    cluster,
+    codes,
     config,
-    devices,
+    deadlines,
     estimates,
     feasibility,
     fleet,
     hangs,
+    pages,
     placement,
     quarantine,
-    queues,
     results,
     tenants,
     timers,
 )
-from clockwork_serve.controller.devices import BatchChoice, DeviceBelief, Residency, Strategy
+from clockwork_serve.controller.cluster import (
+    DeviceBelief,
+    Queue,
+    Residency,
+    ServedModel,
+    Strategy,
+    Waiter,
+)
+from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.estimates import Samples
 from clockwork_serve.controller.policies import default, paper, released
-from clockwork_serve.controller.queues import Queue, ServedModel, Waiter
 from clockwork_serve.errors import StateError
 from clockwork_serve.messages import Extent
 
@@ -50,8 +59,8 @@ FORMAT: Final = 1
 """Of saved states. To be raised with every change of a record's fields or of what they mean."""
 
 MODULES: Final = (
-    admission, belief, default, devices, estimates, feasibility, fleet, hangs, paper, placement, quarantine,
-    queues, released, results, tenants, timers,
+    admission, belief, cluster, codes, deadlines, default, estimates, feasibility, fleet, hangs, pages, paper,
+    placement, quarantine, released, results, tenants, timers,
 )  # fmt: skip
 """Where the classes of records are, beside the controller's own."""
 

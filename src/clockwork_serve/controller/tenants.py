@@ -12,7 +12,7 @@ until the result, and taken if it is good.
 
 from __future__ import annotations
 
-from clockwork_serve.controller.queues import ServedModel, Waiter
+from clockwork_serve.controller.cluster import ServedModel, Waiter
 from clockwork_serve.messages import Quota, QuotasSet, Request
 from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_S
 

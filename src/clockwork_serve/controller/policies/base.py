@@ -24,8 +24,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import DeviceBelief, LaneTimer, Residency
-from clockwork_serve.controller.queues import Queue
+from clockwork_serve.controller.cluster import (
+    DeviceBelief,
+    LaneTimer,
+    Queue,
+    Residency,
+)
 
 
 class Scheduler(ABC):

@@ -27,11 +27,17 @@ from heapq import heappop
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import BatchChoice, DeviceBelief, LanePlan, Strategy
+from clockwork_serve.controller.cluster import (
+    DeviceBelief,
+    LanePlan,
+    Queue,
+    ServedModel,
+    Strategy,
+)
+from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.estimates import Timings, hotter
 from clockwork_serve.controller.placement import Candidates
 from clockwork_serve.controller.policies.paper import PaperScheduler
-from clockwork_serve.controller.queues import Queue, ServedModel
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
 

@@ -13,18 +13,19 @@ from heapq import heappop
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import (
-    BatchChoice,
+from clockwork_serve.controller.cluster import (
     DeviceBelief,
     LanePlan,
     LaneTimer,
+    Queue,
     Residency,
+    ServedModel,
     Strategy,
 )
+from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.estimates import LASTS_NS, doubt, forget_strays
 from clockwork_serve.controller.placement import Candidates, make_room
 from clockwork_serve.controller.policies.base import Scheduler
-from clockwork_serve.controller.queues import Queue, ServedModel
 from clockwork_serve.controller.timers import NEVER_NS
 
 SURFACED_MAX: Final = 64

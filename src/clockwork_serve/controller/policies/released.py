@@ -21,9 +21,9 @@ from bisect import bisect_left
 from heapq import heappop
 from typing import Final
 
-from clockwork_serve.controller.devices import BatchChoice, LanePlan, Strategy
+from clockwork_serve.controller.cluster import LanePlan, Queue, Strategy
+from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.policies.paper import PaperScheduler
-from clockwork_serve.controller.queues import Queue
 from clockwork_serve.controller.timers import NEVER_NS
 
 ANY: Final = 1 << 30
