@@ -144,12 +144,6 @@ class Feasibility:
         self._loaders = Loaders()
         self._load_moves = 0
         """As of when ``_loaders`` knows load lanes."""
-        self._rest_ns = 0
-        """What ``_cold_end_ns`` found, beside the end."""
-        self._slow = False
-        """Weights were found too slow for who waits for them."""
-        self._soonest: DeviceBelief | None = None
-        """Which device that lacks the weights ``_hopeful`` found best, where none sufficed."""
 
     def device_joined(self, device: DeviceBelief) -> None:
         """Watch a device's lanes."""
@@ -184,16 +178,20 @@ class Feasibility:
             if not belief.doubted:
                 return False
         self._renew_loaders()
-        refused = self._slow = False
+        changed = False
         doubted = belief.doubted
         while doubted:
             queue = doubted.pop()
             queue.doubted = False
             dues = queue.dues
             while dues and not self._hopeful(queue, dues[0], now_ns):
-                self._refuse(queue, now_ns)
-                refused = True
-        return refused or self._slow
+                promised, soonest = self._hopeful_cold(queue, dues[0], now_ns)
+                if promised:
+                    changed = self._pass_over(queue) or changed
+                    break
+                self._refuse(queue, soonest, now_ns)
+                changed = True
+        return changed
 
     def _renew_loaders(self) -> None:
         if self._load_moves != self._belief.load_moves:
@@ -221,7 +219,10 @@ class Feasibility:
         self._timers.set(watch, first_ns - behind_ns + 1)
 
     def _hopeful(self, queue: Queue, due_ns: int, now_ns: int) -> bool:
-        """Whether some lane promises an end by ``due_ns``; it is watched there from now on."""
+        """Whether a lane that has, or will have, the weights promises an end by ``due_ns``.
+
+        It is watched there from now on.
+        """
         for strategy in queue.strategies:
             lane = strategy.lane
             latest_ns = due_ns - strategy.least.estimate_ns
@@ -241,20 +242,22 @@ class Feasibility:
                 if residency.ready_ns <= latest_ns and lane.available_ns(now_ns) <= latest_ns:
                     self._watch(queue, lane, latest_ns, now_ns)
                     return True
-        if not self._hopeful_cold(queue, due_ns, now_ns):
-            return False
-        self._pass_over(queue)
-        return True
+        return False
 
-    def _pass_over(self, queue: Queue) -> None:
-        """Its head hopes for a LOAD: where the model alone takes longer than it had is no reason for none."""
+    def _pass_over(self, queue: Queue) -> bool:
+        """Its head hopes for a LOAD: where the model alone takes longer than it had is no reason for none.
+
+        Whether there is such a device, and the policy is to look.
+        """
+        found = False
         request = queue.waiters[0].request
         time_ns = self._belief.due_ns(request) - request.arrival_ns
         for strategy in queue.strategies:
             residency = strategy.residency
             if not residency.slow and strategy.least.estimate_ns + strategy.lane.network_ns > time_ns:
-                residency.slow = self._slow = True
+                residency.slow = found = True
                 self._belief.stir(residency.model)
+        return found
 
     def foretell(self, queue: Queue, due_ns: int, now_ns: int) -> Hope | None:
         """The best that a request which is about to join a queue can hope for, if that is too late.
@@ -279,61 +282,64 @@ class Feasibility:
             if best is None or hope.end_ns < best.end_ns:
                 best = hope
         self._renew_loaders()
-        if self._hopeful_cold(queue, due_ns, now_ns, watch=False):
+        promised, soonest = self._hopeful_cold(queue, due_ns, now_ns, watch=False)
+        if promised:
             return None
-        return best or self._best(queue, now_ns)
+        return best or self._best(queue, soonest, now_ns)
 
-    def _hopeful_cold(self, queue: Queue, due_ns: int, now_ns: int, *, watch: bool = True) -> bool:
-        """Whether a device that lacks the weights promises an end by ``due_ns``.
+    def _hopeful_cold(
+        self, queue: Queue, due_ns: int, now_ns: int, *, watch: bool = True
+    ) -> tuple[bool, DeviceBelief | None]:
+        """Whether a device that lacks the weights promises an end by ``due_ns``; if none, the soonest one.
 
         Of those that do, one whose load lane is free late is watched: it is given away last.
         """
-        self._soonest, soonest_ns = None, NEVER_NS
+        soonest: DeviceBelief | None = None
+        soonest_ns = NEVER_NS
         probe = min(PROBED, len(self._loaders) - 1)
         if probe >= LOADERS_MAX:
             probed = self._loaders.get(probe, now_ns)
-            if probed is not None and self._cold_end_ns(queue, probed, now_ns) <= due_ns:
-                if watch:
-                    self._watch(queue, self._lane(queue, probed), due_ns - self._rest_ns, now_ns)
-                return True
+            if probed is not None:
+                end_ns, rest_ns = self._cold_end_ns(queue, probed, now_ns)
+                if end_ns <= due_ns:
+                    if watch:
+                        self._watch(queue, self._lane(queue, probed), due_ns - rest_ns, now_ns)
+                    return True, None
         at = looked_at = latest_ns = 0
         lane: LaneBelief | None = None
         while looked_at < LOADERS_MAX and (device := self._loaders.get(at, now_ns)) is not None:
             at += 1
-            end_ns = self._cold_end_ns(queue, device, now_ns)
+            end_ns, rest_ns = self._cold_end_ns(queue, device, now_ns)
             if end_ns <= due_ns:
-                lane, latest_ns = self._lane(queue, device), due_ns - self._rest_ns
+                lane, latest_ns = self._lane(queue, device), due_ns - rest_ns
             if end_ns != NEVER_NS:
                 looked_at += 1
                 if end_ns < soonest_ns:
-                    self._soonest, soonest_ns = device, end_ns
+                    soonest, soonest_ns = device, end_ns
         if watch and lane is not None:
             self._watch(queue, lane, latest_ns, now_ns)
-        return lane is not None
+        return lane is not None, soonest
 
-    def _cold_end_ns(self, queue: Queue, device: DeviceBelief, now_ns: int) -> int:
-        """When a device that lacks the weights could end; NEVER_NS if it cannot serve them.
+    def _cold_end_ns(self, queue: Queue, device: DeviceBelief, now_ns: int) -> tuple[int, int]:
+        """When a device that lacks the weights could end, and how long that takes once the lane is free.
 
-        ``_rest_ns`` is then how long that takes from when the lane is free. A device that is still preparing
-        the code gets the benefit of the doubt.
+        ``NEVER_NS`` if it cannot serve them. One that still prepares the code is counted as if it had it.
         """
         model = queue.model
         if device.name in model.residencies or model.model.weights.size > device.room_bytes:
-            return NEVER_NS
+            return NEVER_NS, 0
         if device.pending_codes and model.code_id in device.pending_codes:
             samples = self._pending_samples(queue, device)
             if samples is not None:
-                self._rest_ns = samples.estimate_ns
-                return device.exec.available_ns(now_ns) + samples.estimate_ns
+                return device.exec.available_ns(now_ns) + samples.estimate_ns, samples.estimate_ns
         code = device.codes.get(model.code_id)
         if code is None:
-            return NEVER_NS
+            return NEVER_NS, 0
         infer_ns = code.timings.infer(queue.least, queue.signature).estimate_ns
         load_ns = code.timings.load(model.model.weights.size).estimate_ns
-        self._rest_ns = load_ns + infer_ns
         ready_ns = device.load.available_ns(now_ns) + load_ns
         exec_ns = device.exec.available_ns(now_ns)
-        return (max(exec_ns, ready_ns)) + infer_ns
+        return max(exec_ns, ready_ns) + infer_ns, load_ns + infer_ns
 
     def _pending_samples(self, queue: Queue, device: DeviceBelief) -> Samples | None:
         estimator, code_id, kind = self._belief.estimator, queue.model.code_id, device.spec.kind
@@ -351,9 +357,9 @@ class Feasibility:
         if (queue.watch is not watch or queue.place_ns > latest_ns) and watch.place(queue, latest_ns):
             self._aim(watch, latest_ns, now_ns)
 
-    def _refuse(self, queue: Queue, now_ns: int) -> None:
-        """Refuse a queue's head, and say what it lacked."""
-        head, hope = queue.waiters[0], self._best(queue, now_ns)
+    def _refuse(self, queue: Queue, soonest: DeviceBelief | None, now_ns: int) -> None:
+        """Refuse a queue's head, and say what it lacked; ``soonest`` as ``_hopeful_cold`` found it."""
+        head, hope = queue.waiters[0], self._best(queue, soonest, now_ns)
         if hope is None:
             self._belief.answer(head, Outcome.REJECTED, Reason.NOT_SERVING, message=self._why(queue.model))
             return
@@ -392,10 +398,10 @@ class Feasibility:
         turn_ns = device.returns.turn_ns(now_ns + shortage_ns, cost_ns, now_ns)
         return turn_ns - now_ns, _miss_message(shortage_ns, hope, impossible=False)
 
-    def _best(self, queue: Queue, now_ns: int) -> Hope | None:
+    def _best(self, queue: Queue, soonest: DeviceBelief | None, now_ns: int) -> Hope | None:
         """The earliest end that any device promises; None where none can serve the model at all.
 
-        ``_hopeful`` was asked just before, in vain.
+        Of devices that lack the weights, ``soonest`` is the one that counts.
         """
         best: Hope | None = None
         for residency in queue.model.residencies.values():
@@ -407,13 +413,13 @@ class Feasibility:
             hope = _warm(device, samples, start_ns)
             if best is None or hope.end_ns < best.end_ns:
                 best = hope
-        if self._soonest is not None:
-            end_ns = self._cold_end_ns(queue, self._soonest, now_ns)
+        if soonest is not None:
+            end_ns, rest_ns = self._cold_end_ns(queue, soonest, now_ns)
             if best is None or end_ns < best.end_ns:
-                best = self._cold(queue, self._soonest, end_ns)
+                best = self._cold(queue, soonest, end_ns, rest_ns)
         return best
 
-    def _cold(self, queue: Queue, device: DeviceBelief, end_ns: int) -> Hope:
+    def _cold(self, queue: Queue, device: DeviceBelief, end_ns: int, rest_ns: int) -> Hope:
         """What ``_cold_end_ns`` just found, with the estimate that weighs most."""
         lane = self._lane(queue, device)
         samples = self._pending_samples(queue, device) if lane is device.exec else None
@@ -422,7 +428,7 @@ class Feasibility:
             load = timings.load(queue.model.model.weights.size)
             infer = timings.infer(queue.least, queue.signature)
             samples = load if load.estimate_ns > infer.estimate_ns else infer
-        return Hope(device, lane, end_ns, self._rest_ns, samples)
+        return Hope(device, lane, end_ns, rest_ns, samples)
 
     def _why(self, model: ServedModel) -> str:
         """Why no device can serve a model."""

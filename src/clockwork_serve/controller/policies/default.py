@@ -280,10 +280,13 @@ class DefaultScheduler(PaperScheduler):
         strategy, batch = choice.strategy, choice.batch
         if len(strategy.queue.dues) - choice.first <= batch.count:
             return choice
-        larger = self._choose(strategy, start_ns)
-        if larger is None or larger.count * choice.lasts_ns <= batch.count * larger.samples.estimate_ns:
+        fit = self._choose(strategy, start_ns)
+        if fit is None:
             return choice
-        fuller = Choice(strategy, self._first, larger, strategy.queue.dues[self._first])
+        larger, first, _ = fit
+        if larger.count * choice.lasts_ns <= batch.count * larger.samples.estimate_ns:
+            return choice
+        fuller = Choice(strategy, first, larger, strategy.queue.dues[first])
         return fuller if start_ns + choice.cost_ns > fuller.latest_ns else choice
 
     def _relaxed(self, plan: LanePlan, choice: Choice, now_ns: int) -> Choice:

@@ -31,6 +31,9 @@ from clockwork_serve.controller.timers import NEVER_NS
 SURFACED_MAX: Final = 64
 """LOAD candidates looked at for one device in one decision."""
 
+Fit = tuple[BatchChoice, int, int]
+"""A batch whose requests can be in time: the place of its first one in the queue, its latest start."""
+
 
 class PaperScheduler(Scheduler):
     """See the module."""
@@ -53,9 +56,6 @@ class PaperScheduler(Scheduler):
         self._fresh: list[ServedModel] = []
         """Candidates whose demand or residencies changed."""
         self._timers = belief.timers
-        self._first = 0
-        self._urgency_ns = 0
-        """What ``_choose`` found, beside the batch: its first request's place, its latest start."""
 
     # What changed
 
@@ -181,15 +181,16 @@ class PaperScheduler(Scheduler):
                 return
             strategy = heappop(heap)[2]
             top_ns, strategy.key_ns = strategy.key_ns, NEVER_NS
-            batch = self._choose(strategy, start_ns)
-            if batch is None:
+            fit = self._choose(strategy, start_ns)
+            if fit is None:
                 self._passed_over(strategy, start_ns, now_ns)
                 continue
-            urgency_ns = self._urgency_ns + strategy.queue.band_ns
+            batch, first, latest_ns = fit
+            urgency_ns = latest_ns + strategy.queue.band_ns
             if urgency_ns > top_ns and (after := plan.top()) is not None and urgency_ns > after.key_ns:
                 plan.push(strategy, urgency_ns)
                 continue
-            self._belief.send_infer(strategy, batch, self._first, start_ns, now_ns)
+            self._belief.send_infer(strategy, batch, first, start_ns, now_ns)
             if strategy.queue.dues:
                 self._enter(strategy)
 
@@ -201,16 +202,16 @@ class PaperScheduler(Scheduler):
         ):  # fmt: skip
             self._enter(strategy)
 
-    def _choose(self, strategy: Strategy, start_ns: int) -> BatchChoice | None:
+    def _choose(self, strategy: Strategy, start_ns: int) -> Fit | None:
         """The largest batch, walking up sizes that can be filled, whose requests can all be in time."""
         dues = strategy.queue.dues
         waiting = len(dues)
         if waiting == 1:
             batch = strategy.batches[0]
-            self._first = 0
-            self._urgency_ns = urgency_ns = dues[0] - batch.samples.estimate_ns
-            return batch if urgency_ns >= start_ns else None
+            urgency_ns = dues[0] - batch.samples.estimate_ns
+            return (batch, 0, urgency_ns) if urgency_ns >= start_ns else None
         chosen: BatchChoice | None = None
+        place = latest_ns = 0
         for batch in strategy.batches:
             if waiting < batch.count:
                 break
@@ -220,11 +221,11 @@ class PaperScheduler(Scheduler):
             if waiting - first < batch.count:
                 break
             urgency_ns = dues[first] - infer_ns
-            if chosen is None or urgency_ns < self._urgency_ns:
-                self._urgency_ns = urgency_ns
-            self._first = first
+            if chosen is None or urgency_ns < latest_ns:
+                latest_ns = urgency_ns
+            place = first
             chosen = batch
-        return chosen
+        return None if chosen is None else (chosen, place, latest_ns)
 
     # LOADs
 
