@@ -36,8 +36,8 @@ RARE = (WorkerCrashed, WorkerJoined, WorkerLost, WorkerSilent)
 """After these as well: they leave records that are gone soon."""
 
 ENCODER = msgspec.msgpack.Encoder()
-PASSING = {"Choice", "ExtentChoice", "Guilty", "Hope", "Measured", "Shortage", "Timer"}
-"""Classes of what lives within one call, and classes that only others are made of."""
+BASES = {"Measured", "Timer"}
+"""Classes that only others are made of."""
 
 
 def mutable(controller: Controller) -> list[object]:
@@ -137,7 +137,7 @@ def test_copies_decide_what_the_original_decides_and_disturb_it_in_nothing():
         kinds |= copies.kinds
     assert compared > len(SEEDS) * REQUESTS
     # Policies, takeovers, workers that hang, quarantine and tenants are among them.
-    assert set(state.classes_of_records()) - kinds == PASSING
+    assert set(state.classes_of_records()) - kinds == BASES
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from clockwork_serve.controller.cluster import ServedModel, level
 from clockwork_serve.controller.feasibility import Feasibility
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.quarantine import Quarantine
+from clockwork_serve.controller.record import Record
 from clockwork_serve.messages import AdmissionQuery, AdmissionReply, Outcome, Reason, Request
 from clockwork_serve.units import NS_PER_MS
 
@@ -68,7 +69,7 @@ FRESH_NS: Final = 10 * NS_PER_MS
 """A pace is looked up anew after so long."""
 
 
-class Backlog:
+class Backlog(Record):
     """See the module. It reads belief, and keeps ``pace_ns`` of models."""
 
     def __init__(self, belief: Belief) -> None:

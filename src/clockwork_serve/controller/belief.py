@@ -31,6 +31,7 @@ from clockwork_serve.controller.life import (
     UNLOAD,
     WAITING,
 )
+from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.tenants import Tenants
 from clockwork_serve.controller.timers import NEVER_NS, Timer, Timers
 from clockwork_serve.messages import (
@@ -57,7 +58,7 @@ from clockwork_serve.units import NS_PER_MS
 # Actions in flight.
 
 
-class Sent:
+class Sent(Record):
     """An action in flight."""
 
     __slots__ = ("action", "device", "idle_ns", "residency", "samples", "waiters")
@@ -81,7 +82,7 @@ class Sent:
         """When it was sent, if its lane was idle then."""
 
 
-class AdoptedAction:
+class AdoptedAction(Record):
     """An action of another controller, that runs; ``residency``: the weights it moves or reads, if kept.
 
     ``expected_ns`` is what that controller expected it to take, ``load_bytes`` what a LOAD moves.
@@ -124,7 +125,7 @@ def half_slack_ns(waiters: list[Waiter]) -> int:
 # Devices, how long requests take on them, and how much time plans leave before deadlines, as measured.
 
 
-class Measured:
+class Measured(Record):
     """The part of belief that measured durations and delays correct; see the module."""
 
     def __init__(self, config: ControllerConfig) -> None:

@@ -26,6 +26,7 @@ from clockwork_serve.controller.life import (
     WEIGHTS_STEPS,
 )
 from clockwork_serve.controller.pages import PageMap
+from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.timers import NEVER_NS, Returns, Timer
 from clockwork_serve.messages import (
     LEAST_PRIORITY,
@@ -68,7 +69,7 @@ def level(priority: int) -> int:
     return min(priority, LEAST_PRIORITY)
 
 
-class Waiter:
+class Waiter(Record):
     """A request that is not over yet, and what we know of it."""
 
     __slots__ = (
@@ -106,7 +107,7 @@ class Waiter:
         self.state = after
 
 
-class Queue:
+class Queue(Record):
     """Requests of one model that may share a batch: equal class and signature, one row each, or each alone.
 
     ``sizes`` are the batch sizes to choose from, as (requests, batch size to run), ascending.
@@ -191,7 +192,7 @@ class Queue:
             assert strategy.residency is self.model.residencies[strategy.device.name]
 
 
-class ServedModel:
+class ServedModel(Record):
     """A model that is served: its queues, its demand and where its weights are."""
 
     __slots__ = (
@@ -306,7 +307,7 @@ class ServedModel:
 # Lanes, and the queues whose heads can be in time on them.
 
 
-class LaneBelief:
+class LaneBelief(Record):
     """When a lane will be free. Actions on it run one after another, in the order sent."""
 
     __slots__ = (
@@ -485,7 +486,7 @@ class LaneTimer(Timer):
         self.is_exec = is_exec
 
 
-class LanePlan:
+class LanePlan(Record):
     """See the module. The heap keeps itself in order; flags and timers are the policy's to use."""
 
     __slots__ = (
@@ -549,7 +550,7 @@ class LanePlan:
 # Weights on a device, and devices.
 
 
-class Residency:
+class Residency(Record):
     """One model's weights on one device."""
 
     __slots__ = (
@@ -589,7 +590,7 @@ class Residency:
         self.state = after
 
 
-class Strategy:
+class Strategy(Record):
     """A queue on one device that has its weights READY: what a policy weighs against others there."""
 
     __slots__ = ("batches", "count", "device", "key_ns", "lane", "least", "plan", "queue", "residency")
@@ -650,7 +651,7 @@ class Look(Timer):
         return not (self.still or self.silent)
 
 
-class DeviceBelief:
+class DeviceBelief(Record):
     """One device."""
 
     __slots__ = (

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.estimates import Samples, Timings
+from clockwork_serve.controller.record import Record
 from clockwork_serve.messages import Code, DeviceSpec, Profile
 
 
-class BatchChoice:
+class BatchChoice(Record):
     """A way to run a queue on a device: ``count`` requests at batch size ``size``."""
 
     __slots__ = ("count", "samples", "size")
@@ -19,7 +20,7 @@ class BatchChoice:
         """``samples.estimate_ns`` is how long it will take there."""
 
 
-class CodeOnDevice:
+class CodeOnDevice(Record):
     """A code that a device is ready to run: its profile there and the batch sizes that fit and pay."""
 
     __slots__ = ("_batches", "profile", "sizes", "timings")

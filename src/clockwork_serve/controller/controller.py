@@ -29,6 +29,7 @@ from clockwork_serve.controller.hangs import Hangs, Stalls
 from clockwork_serve.controller.life import ANSWERED, READY, SENT, SPENT, WAITING
 from clockwork_serve.controller.policies import scheduler_for
 from clockwork_serve.controller.quarantine import Quarantine
+from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.results import Settler
 from clockwork_serve.controller.tenants import Account
 from clockwork_serve.controller.timers import NEVER_NS, Timer
@@ -145,7 +146,7 @@ def check_belief(belief: Belief) -> None:
 GOOD: Final = Status.OK
 
 
-class Controller:
+class Controller(Record):
     """See the module; ``machine.Machine`` of ``ControllerEvent`` and ``ControllerEffect``."""
 
     def __init__(self, config: ControllerConfig) -> None:

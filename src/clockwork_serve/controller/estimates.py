@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import log2
 from typing import Final
 
+from clockwork_serve.controller.record import Record
 from clockwork_serve.messages import Profile
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
@@ -20,7 +21,7 @@ SIGNATURES_MAX: Final = 1024
 """Windows of one code on one device for shapes that requests choose: clients could choose for ever."""
 
 
-class Samples:
+class Samples(Record):
     """The last ``size`` samples of one duration, and their quantile.
 
     A seed (the profile) counts as the first sample, so that a first measurement alone decides nothing; unless
@@ -114,7 +115,7 @@ class Samples:
         self._second_ns = ordered[last - 1] if last and low >= last - 1 and last + 1 == self.size else 0
 
 
-class Timings:
+class Timings(Record):
     """How long one code takes on one device: a window per (batch size, signature), and one for LOAD.
 
     Windows are made at first use. Models that share a code share them. Of those with a signature the ones
@@ -168,7 +169,7 @@ class Timings:
         return profile
 
 
-class Estimator:
+class Estimator(Record):
     """Timings by device and code, seeded from profiles."""
 
     def __init__(self, window: int, quantile: float) -> None:
@@ -245,7 +246,7 @@ ANSWER_NS: Final = 50 * NS_PER_US
 """From the controller to the client's gateway, which no result tells."""
 
 
-class Worst:
+class Worst(Record):
     """The largest of the last values."""
 
     __slots__ = ("_blocks", "_count", "value")
@@ -274,7 +275,7 @@ class Worst:
                 self.value = value
 
 
-class Delays:
+class Delays(Record):
     """Of one device; ``reach_ns`` and ``slack_ns`` are what to plan with."""
 
     __slots__ = ("_error", "_most_slack_ns", "_reach", "_usual_ns", "heard_ns", "reach_ns", "slack_ns")

@@ -16,6 +16,7 @@ from clockwork_serve.controller.cluster import (
 from clockwork_serve.controller.estimates import Samples, doubt, forget_strays
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.placement import ahead_ns, usual_cost_ns
+from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.units import NS_PER_MS
@@ -28,7 +29,7 @@ LOOK_MIN: Final = 4
 """So many are looked for at least, once one is asked for."""
 
 
-class Loaders:
+class Loaders(Record):
     """All devices that are up; each has one live entry, never later than true, corrected as it surfaces."""
 
     __slots__ = ("_count", "_heap", "_soonest", "_until_ns")
@@ -134,7 +135,7 @@ class Hope:
         self.samples = samples
 
 
-class Feasibility:
+class Feasibility(Record):
     """See the module. It reads belief; the answers are given by the caller."""
 
     def __init__(self, belief: Belief) -> None:

@@ -11,6 +11,7 @@ from clockwork_serve.controller.feasibility import Feasibility
 from clockwork_serve.controller.life import FAILED, READY
 from clockwork_serve.controller.policies.base import Scheduler
 from clockwork_serve.controller.quarantine import Quarantine
+from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.results import Settler
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import (
@@ -40,7 +41,7 @@ from clockwork_serve.messages import (
 GOOD: Final = Status.OK
 
 
-class Takeover:
+class Takeover(Record):
     """See the module."""
 
     def __init__(self, belief: Belief, scheduler: Scheduler, feasibility: Feasibility) -> None:
@@ -192,7 +193,7 @@ class Takeover:
 # Tells whether the server can serve, when that changed.
 
 
-class ReadinessTracker:
+class ReadinessTracker(Record):
     """See the module."""
 
     def __init__(self, belief: Belief) -> None:
@@ -235,7 +236,7 @@ class ReadinessTracker:
 # Workers that come, prepare codes and go: what that changes in belief. It sends nothing.
 
 
-class Fleet:
+class Fleet(Record):
     """See the module."""
 
     def __init__(

@@ -18,6 +18,7 @@ from clockwork_serve.controller.fleet import Fleet, ReadinessTracker, Takeover
 from clockwork_serve.controller.life import LOADED, LOADING, READY, SPENT
 from clockwork_serve.controller.policies.base import Scheduler
 from clockwork_serve.controller.quarantine import Quarantine
+from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.results import BELIEF_WRONG, Settler
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import (
@@ -60,7 +61,7 @@ SURE: Final = 8
 """Who is late is judged again after this part of a floor: the controller itself may have slept till now."""
 
 
-class Hangs:
+class Hangs(Record):
     """See the module."""
 
     def __init__(
@@ -353,7 +354,7 @@ STILL_NS: Final = ms(1500)
 """And as long as the action was expected to take: where models are slow, late is later."""
 
 
-class Stalls:
+class Stalls(Record):
     """See the module."""
 
     def __init__(self, belief: Belief, readiness: ReadinessTracker) -> None:

@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
+from clockwork_serve.controller.record import Record
 from clockwork_serve.messages import Extent
 
 # ruff: noqa: PLR1730 - max() costs 100 ns more than a condition
@@ -29,7 +30,7 @@ class ExtentChoice(Generic[Holder]):
         self.displaced = displaced
 
 
-class PageMap(Generic[Holder]):
+class PageMap(Record, Generic[Holder]):
     """Extents by address. Held extents never overlap and lie inside ``0 .. count``."""
 
     def __init__(self, count: int) -> None:

@@ -18,6 +18,7 @@ from clockwork_serve.controller.cluster import (
 from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.life import GONE, READY
 from clockwork_serve.controller.pages import ExtentChoice
+from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.units import NS_PER_MS
 
@@ -29,7 +30,7 @@ from clockwork_serve.units import NS_PER_MS
 # cannot serve of it within the horizon. One that stalled (``stalls``), or became too slow, serves nothing.
 
 
-class Candidates:
+class Candidates(Record):
     """See the module.
 
     More urgent classes of requests come first. Of models that want a LOAD equally, the one that was served

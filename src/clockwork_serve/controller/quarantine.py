@@ -6,6 +6,7 @@ from typing import Final
 
 from clockwork_serve.controller.belief import Belief, Sent
 from clockwork_serve.controller.cluster import DeviceBelief, ServedModel
+from clockwork_serve.controller.record import Record
 from clockwork_serve.messages import (
     CodeReady,
     Infer,
@@ -32,7 +33,7 @@ from clockwork_serve.units import NS_PER_S
 #   counts against nobody else.
 
 
-class Loss:
+class Loss(Record):
     """A worker that died."""
 
     __slots__ = ("at_ns", "proven")
@@ -42,7 +43,7 @@ class Loss:
         self.proven = False
 
 
-class Suspect:
+class Suspect(Record):
     """A name, and the ``requests`` that were run for it."""
 
     __slots__ = ("name", "requests")
@@ -63,7 +64,7 @@ class Guilty:
         self.first_ns = first_ns
 
 
-class Suspects:
+class Suspects(Record):
     """See the module. ``after`` 0: nobody is ever guilty."""
 
     def __init__(self, after: int, window_ns: int) -> None:
@@ -179,7 +180,7 @@ WINDOW_NS: Final = 600 * NS_PER_S
 """Losses further apart have nothing to do with each other."""
 
 
-class Held:
+class Held(Record):
     """Why somebody is in quarantine, and since when."""
 
     __slots__ = ("since_ns", "why")
@@ -189,7 +190,7 @@ class Held:
         self.since_ns = since_ns
 
 
-class Quarantine:
+class Quarantine(Record):
     """See the module."""
 
     def __init__(self, belief: Belief) -> None:

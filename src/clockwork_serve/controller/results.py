@@ -9,6 +9,7 @@ from clockwork_serve.controller.cluster import Residency, ServedModel, Waiter
 from clockwork_serve.controller.life import FAILED, READY, SPENT, UNLOAD, WAITING
 from clockwork_serve.controller.policies.base import Scheduler
 from clockwork_serve.controller.quarantine import Quarantine
+from clockwork_serve.controller.record import Record
 from clockwork_serve.messages import Answer, Infer, Load, Outcome, Reason, Result, Status
 
 GOOD: Final = Status.OK
@@ -27,7 +28,7 @@ ATTEMPTS_MAX = 3
 """How often one request is planned again because belief was wrong."""
 
 
-class Settler:
+class Settler(Record):
     """See the module."""
 
     def __init__(self, belief: Belief, scheduler: Scheduler, quarantine: Quarantine) -> None:

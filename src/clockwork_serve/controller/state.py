@@ -4,9 +4,9 @@ The state is plain records: no closures, no clocks, no handles. So a second cont
 like the first, in the same process (``fork``) or in another one, now or later (``save``, ``restore``):
 to explain a decision, to plan, to try how many devices are enough, or to keep a warm standby.
 
-*Records* are the instances of the classes in ``MODULES``; they and their containers are copied. Everything
-else that a state refers to is immutable (numbers, strings, messages, settings) and is shared by a fork. Who
-refers to whom, and the order of every heap with its stale entries, are kept: decisions depend on them.
+*Records* (``record.Record``) and their containers are copied. Everything else that a state refers to never
+changes (numbers, strings, messages, settings) and is shared by a fork. Who refers to whom, and the order of
+every heap with its stale entries, are kept: decisions depend on them.
 
 A fork of 1,000 models has to take a few milliseconds, so the records that exist once per model, request or
 duration are copied field by field here, and all others by the names of their fields. A field that is
@@ -52,6 +52,7 @@ from clockwork_serve.controller.cluster import (
 from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.estimates import Samples
 from clockwork_serve.controller.policies import default, paper, released
+from clockwork_serve.controller.record import Record
 from clockwork_serve.errors import StateError
 from clockwork_serve.messages import Extent
 
@@ -88,7 +89,7 @@ def classes_of_records() -> dict[str, type]:
         name: kind
         for module in MODULES
         for name, kind in vars(module).items()
-        if isinstance(kind, type) and kind.__module__ == module.__name__
+        if isinstance(kind, type) and issubclass(kind, Record) and kind.__module__ == module.__name__
     }
 
 
@@ -171,6 +172,8 @@ class Forking:
             if issubclass(kind, Struct | Enum):
                 self._shared.add(kind)
                 return value
+            if not issubclass(kind, Record):
+                raise TypeError(f"state: expected a Record or a value that never changes; found a {kind}")
             self._copied.add(kind)
         found = self._twins.get(value)
         if found is not None:
@@ -405,6 +408,7 @@ class Saving:
         elif isinstance(found, Struct):
             holds = msgpack.encode(found)
         else:
+            assert isinstance(found, Record), f"a {kind} is in the state"
             names = fields_of(found)
             holds = [self._reference(getattr(found, name)) for name in names]
         return self._kinds.setdefault((kind.__name__, names), len(self._kinds)), holds

@@ -13,11 +13,12 @@ until the result, and taken if it is good.
 from __future__ import annotations
 
 from clockwork_serve.controller.cluster import ServedModel, Waiter
+from clockwork_serve.controller.record import Record
 from clockwork_serve.messages import Quota, QuotasSet, Request
 from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_S
 
 
-class Bucket:
+class Bucket(Record):
     """What may be used of one thing: ``rate`` a second (0: all), and what comes in ``burst_ns`` at once."""
 
     __slots__ = ("burst_ns", "full_ns", "held", "rate", "used")
@@ -70,7 +71,7 @@ class Bucket:
         return -(-amount * NS_PER_S // self.rate)
 
 
-class Account:
+class Account(Record):
     """One tenant's buckets: ns of devices, and bytes of weights loaded."""
 
     __slots__ = ("device", "loaded", "tenant")
@@ -86,7 +87,7 @@ class Account:
         self.loaded.set(quota.loaded_bytes_per_s or 0, quota.burst_ns, now_ns)
 
 
-class Claim:
+class Claim(Record):
     """A tenant's requests wait for weights that were nowhere when the first of them came."""
 
     __slots__ = ("account", "count", "model", "size")
@@ -99,7 +100,7 @@ class Claim:
         """How many of them are not over."""
 
 
-class Charge:
+class Charge(Record):
     """What one request holds of its tenant's buckets."""
 
     __slots__ = ("account", "claim", "held_ns")
@@ -125,7 +126,7 @@ class Shortage:
         self.message = message
 
 
-class Tenants:
+class Tenants(Record):
     """See the module."""
 
     def __init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from heapq import heappop, heappush, heapreplace
 from typing import Final
 
+from clockwork_serve.controller.record import Record
 from clockwork_serve.units import NS_PER_S
 
 # ------------------------------------------------------------
@@ -15,7 +16,7 @@ NEVER_NS: Final = 1 << 62
 """A time that never comes."""
 
 
-class Timer:
+class Timer(Record):
     """A subject's instant. Whatever else the subject is, a subclass says."""
 
     __slots__ = ("at_ns", "entry_ns", "order")
@@ -32,7 +33,7 @@ class Timer:
         return self.order < other.order
 
 
-class Timers:
+class Timers(Record):
     """Pending timers by instant."""
 
     __slots__ = ("heap",)
@@ -95,7 +96,7 @@ RETURNS_MAX_NS: Final = 2 * NS_PER_S
 """No turn is later than this: many never come again, or sooner than told, and others would wait for them."""
 
 
-class Returns:
+class Returns(Record):
     """The turns that were given on a device."""
 
     __slots__ = ("_next_ns",)

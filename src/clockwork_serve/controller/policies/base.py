@@ -30,9 +30,10 @@ from clockwork_serve.controller.cluster import (
     Queue,
     Residency,
 )
+from clockwork_serve.controller.record import Record
 
 
-class Scheduler(ABC):
+class Scheduler(Record, ABC):
     """One policy. Calls between two ``schedule`` calls may come in any order and number."""
 
     @abstractmethod

@@ -38,6 +38,7 @@ from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.estimates import Timings, hotter
 from clockwork_serve.controller.placement import Candidates
 from clockwork_serve.controller.policies.paper import PaperScheduler
+from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
@@ -84,7 +85,7 @@ class Choice:
         self.cost_ns = self.lasts_ns // len(strategy.queue.strategies)
 
 
-class Tight:
+class Tight(Record):
     """The tightest SLO that lately came to a device."""
 
     __slots__ = ("_infer_ns", "_queue", "_wait_ns", "band_ns", "slo_ns", "until_ns")
