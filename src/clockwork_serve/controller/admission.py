@@ -75,7 +75,7 @@ class Backlog(Record):
     def __init__(self, belief: Belief) -> None:
         self._belief = belief
 
-    def learn(self, model: ServedModel, now_ns: int) -> None:
+    def find_pace(self, model: ServedModel, now_ns: int) -> None:
         """Find how long one of many requests takes a device, divided by the devices there are for it."""
         best_ns, model.batch = 0.0, 1
         for residency in model.residencies.values():
@@ -92,11 +92,11 @@ class Backlog(Record):
         shortage_ns, why = self.shortage(request, model, request.priority, now_ns)
         if shortage_ns <= 0:
             return None
-        turn_ns = now_ns + shortage_ns
+        slot_ns = now_ns + shortage_ns
         for residency in model.residencies.values():
-            turn_ns = residency.device.returns.turn_ns(turn_ns, model.pace_ns, now_ns)
+            slot_ns = residency.device.returns.slot_ns(slot_ns, model.pace_ns, now_ns)
             break
-        return request, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, why, turn_ns - now_ns
+        return request, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, why, slot_ns - now_ns
 
     def shortage(self, request: Request, model: ServedModel, priority: int, now_ns: int) -> tuple[int, str]:
         """By how much it would end too late at least, and why; 0 or less if nothing says that it would.
@@ -104,7 +104,7 @@ class Backlog(Record):
         To be asked where ``model.waiting`` times ``model.pace_ns`` is more than half of the time left.
         """
         if now_ns - model.pace_at_ns > FRESH_NS:
-            self.learn(model, now_ns)
+            self.find_pace(model, now_ns)
         if not model.pace_ns:
             return 0, ""
         due_ns = self._belief.due_ns(request)
@@ -134,34 +134,34 @@ class Backlog(Record):
 # A question, no promise: one that is not told so now may be rejected when it is there.
 
 
-def foretell(
+def earliest_finish(
     announced: AdmissionQuery, belief: Belief, feasibility: Feasibility, now_ns: int, *, draining: bool
 ) -> AdmissionReply:
     """What to tell the gateway."""
     model = belief.models.get(announced.model)
     if model is None or model.quarantined:
-        return _foretold(announced)
+        return _reply(announced)
     if draining:
-        return _foretold(announced, Reason.DRAINING, DRAINING)
+        return _reply(announced, Reason.DRAINING, DRAINING)
     if model.waiting >= model.queue_limit:
-        return _foretold(announced, Reason.QUEUE_FULL, queue_full(model))
+        return _reply(announced, Reason.QUEUE_FULL, queue_full(model))
     account = belief.tenants.accounts.get(announced.tenant)
     if account is not None:
         shortage = belief.tenants.shortage(account, model, belief.cost_ns(model, 1), now_ns)
         if shortage is not None:
-            return _foretold(announced, Reason.TENANT_QUOTA, shortage.message, shortage.retry_after_ns)
+            return _reply(announced, Reason.TENANT_QUOTA, shortage.message, shortage.retry_after_ns)
     if model.main is None or not belief.config.reject_infeasible:
-        return _foretold(announced)
+        return _reply(announced)
     due_ns = belief.due_ns(announced)
-    hope = feasibility.foretell(model.main, due_ns, now_ns)
-    if hope is None:
-        return _foretold(announced)
+    finish = feasibility.earliest_finish(model.main, due_ns, now_ns)
+    if finish is None:
+        return _reply(announced)
     time_ns = due_ns + belief.slack_ns - announced.arrival_ns
-    retry_after_ns, message = feasibility.advise(model.main, hope, due_ns, time_ns, now_ns)
-    return _foretold(announced, Reason.WOULD_MISS_DEADLINE, message, retry_after_ns)
+    retry_after_ns, message = feasibility.retry_advice(model.main, finish, due_ns, time_ns, now_ns)
+    return _reply(announced, Reason.WOULD_MISS_DEADLINE, message, retry_after_ns)
 
 
-def _foretold(
+def _reply(
     announced: AdmissionQuery, reason: Reason = Reason.NONE, message: str = "", retry_after_ns: int = 0
 ) -> AdmissionReply:
     return AdmissionReply(

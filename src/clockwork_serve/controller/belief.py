@@ -174,7 +174,7 @@ class Measured(Record):
         reach_ns = started_ns - sent.idle_ns if sent.idle_ns >= 0 else -1
         delays = device.delays
         before_ns = delays.slack_ns
-        delays.heard(now_ns - device.exec.head_end_ns, reach_ns, now_ns)
+        delays.measured(now_ns - device.exec.head_end_ns, reach_ns, now_ns)
         device.exec.network_ns = delays.reach_ns
         self._slack_until_ns = now_ns + LASTS_NS
         if delays.slack_ns > self.slack_ns:
@@ -202,7 +202,7 @@ class Measured(Record):
 class HungWorker(Timer):
     """See the module. It fires when its grace is over: then it is to be ended."""
 
-    __slots__ = ("devices", "ended", "heads", "heard", "inherited", "kept", "name", "sent", "why")
+    __slots__ = ("adopted", "answered", "devices", "ended", "heads", "kept", "name", "sent", "why")
 
     def __init__(self, name: str, why: str, devices: list[DeviceBelief], order: int) -> None:
         super().__init__(order)
@@ -212,13 +212,13 @@ class HungWorker(Timer):
         """As they were believed; they come back as others."""
         self.sent: dict[int, Sent] = {}
         """All and only actions in flight there, by id; their requests may be answered or run elsewhere."""
-        self.inherited: dict[tuple[str, int], AdoptedAction] = {}
+        self.adopted: dict[tuple[str, int], AdoptedAction] = {}
         """All and only actions of another controller that run there, by device and id."""
         self.heads: set[int] = set()
         """INFERs that were first on their lanes: they ran, by belief."""
         self.kept: list[Residency] = []
         """Weights that are or will be there: their states go on, and nothing else of them does."""
-        self.heard = False
+        self.answered = False
         """It owes nothing any more: it may come back."""
         self.ended = False
         """It is to be ended, and will not come back."""
@@ -263,16 +263,16 @@ class Belief(Measured):
         self._charges = self.tenants.charges
         self.effects: list[ControllerEffect] = []
         """Decided and not yet handed to the driver."""
-        self.stirred: list[ServedModel] = []
+        self.dirty_models: list[ServedModel] = []
         """Models that may want a LOAD more or less than when the policy last looked (it clears the list and
         their flags); each once, those no longer served too. A model on one device only stirs when its demand
         rises while that device has more than it can serve, or while it is a candidate.
         """
-        self.stir_above_ns = -1 if config.load_negative else config.capacity_ns
+        self.dirty_above_ns = -1 if config.load_negative else config.capacity_ns
         """Demand that one device can serve within the horizon; a policy may set it lower, to hear more."""
-        self.moved: list[LaneBelief] = []
+        self.dirty_lanes: list[LaneBelief] = []
         """Lanes that were given work since the rejecting layer last looked."""
-        self.doubted: list[Queue] = []
+        self.rechecks: list[Queue] = []
         """Queues that the rejecting layer is to judge; each once."""
         self.timers = Timers()
         """When time alone changes something: the policy's lane timers, broken promises, deadlines."""
@@ -287,29 +287,29 @@ class Belief(Measured):
         self._counter += 1
         return self._counter
 
-    def doubt(self, queue: Queue) -> None:
+    def recheck(self, queue: Queue) -> None:
         """Judge this queue before this instant ends: its head or its hope changed."""
-        if not queue.doubted and self._reject:
-            queue.doubted = True
-            self.doubted.append(queue)
+        if not queue.to_recheck and self._reject:
+            queue.to_recheck = True
+            self.rechecks.append(queue)
 
-    def doubt_model(self, model: ServedModel) -> None:
+    def recheck_model(self, model: ServedModel) -> None:
         """Judge all queues of a model."""
         for queue in model.queues.values():
-            self.doubt(queue)
+            self.recheck(queue)
 
     def require(self, queue: Queue, batch: int) -> None:
         """From now on a policy runs this queue at batch size ``batch`` at least; no hope rests on less."""
         queue.least = batch
         for strategy in queue.strategies:
             strategy.least = strategy.residency.code.timings.infer(batch, queue.signature)
-        self.doubt(queue)
+        self.recheck(queue)
 
-    def stir(self, model: ServedModel) -> None:
+    def mark_dirty(self, model: ServedModel) -> None:
         """Let the policy look at a model again."""
-        if not model.stirred:
-            model.stirred = True
-            self.stirred.append(model)
+        if not model.dirty:
+            model.dirty = True
+            self.dirty_models.append(model)
 
     # Estimates
 
@@ -446,17 +446,17 @@ class Belief(Measured):
         return queue
 
     def _wait(self, waiter: Waiter, queue: Queue, model: ServedModel) -> None:
-        if (queue.add(waiter) or queue.watch is None) and not queue.doubted and self._reject:
-            queue.doubted = True
-            self.doubted.append(queue)
+        if (queue.add(waiter) or queue.watch is None) and not queue.to_recheck and self._reject:
+            queue.to_recheck = True
+            self.rechecks.append(queue)
         model.waiting += 1
         model.demand_ns += waiter.demand_ns
         if model.sole is not None:
             device = model.sole.device
             device.load_ns += waiter.demand_ns
-            if device.load_ns <= self.stir_above_ns and not (model.sole.slow or device.exec.stalled):
+            if device.load_ns <= self.dirty_above_ns and not (model.sole.slow or device.exec.stalled):
                 return
-        self.stir(model)
+        self.mark_dirty(model)
 
     def _gone(self, queue: Queue, model: ServedModel, count: int, demand_ns: int) -> None:
         """So many requests, of so much demand, were taken out of a queue."""
@@ -469,9 +469,9 @@ class Belief(Measured):
         if model.sole is not None:
             device = model.sole.device
             device.load_ns -= demand_ns
-            if model.load_key is None and not device.plan.starved:
+            if model.load_key is None and not device.plan.load_blocked:
                 return
-        self.stir(model)
+        self.mark_dirty(model)
 
     # Actions
 
@@ -529,8 +529,8 @@ class Belief(Measured):
         if self._charges:
             self.tenants.loading(model, action_id)
         device.hold(residency)
-        model.enter(residency)
-        self.stir(model)
+        model.add_residency(residency)
+        self.mark_dirty(model)
         action = Load(
             action_id=action_id, device=device.name, model=model.key, code_id=model.code_id,
             weights=model.model.weights, extent=extent, version=residency.version, expected_ns=expected_ns,
@@ -571,11 +571,11 @@ class Belief(Measured):
         lane.send(action_id, expected_ns, now_ns)
         watch = lane.watch
         if (
-            watch is not None and not lane.moved
+            watch is not None and not lane.dirty
             and (lane.free_ns > watch.first_ns or lane.behind_ns > watch.behind_ns)
         ):  # fmt: skip
-            lane.moved = True
-            self.moved.append(lane)
+            lane.dirty = True
+            self.dirty_lanes.append(lane)
 
     # Weights
 
@@ -584,13 +584,13 @@ class Belief(Measured):
         residency.step(LOADED)
         for queue in residency.model.queues.values():
             queue.strategies = (*queue.strategies, Strategy(queue, residency))
-            self.doubt(queue)
+            self.recheck(queue)
 
     def drop(self, residency: Residency) -> None:
         """Forget weights that are gone."""
         device, model = residency.device, residency.model
         device.pages.release(residency.extent)
-        model.leave(residency)
+        model.remove_residency(residency)
         for queue in model.queues.values():
             for strategy in queue.strategies:
                 if strategy.residency is residency:
@@ -598,5 +598,5 @@ class Belief(Measured):
                     queue.strategies = tuple([one for one in queue.strategies if one is not strategy])
                     break
             if queue.waiters:
-                self.doubt(queue)
-        self.stir(model)
+                self.recheck(queue)
+        self.mark_dirty(model)

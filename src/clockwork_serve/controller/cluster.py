@@ -27,7 +27,7 @@ from clockwork_serve.controller.life import (
 )
 from clockwork_serve.controller.pages import PageMap
 from clockwork_serve.controller.record import Record
-from clockwork_serve.controller.timers import NEVER_NS, Returns, Timer
+from clockwork_serve.controller.timers import NEVER_NS, RetrySlots, Timer
 from clockwork_serve.messages import (
     LEAST_PRIORITY,
     USUAL_PRIORITY,
@@ -114,8 +114,22 @@ class Queue(Record):
     """
 
     __slots__ = (
-        "alone", "band_ns", "doubted", "dues", "floors", "least", "level", "model", "order", "place_ns",
-        "rows", "signature", "sizes", "strategies", "waiters", "watch",
+        "alone",
+        "band_ns",
+        "dues",
+        "floors",
+        "least",
+        "level",
+        "model",
+        "order",
+        "place_ns",
+        "rows",
+        "signature",
+        "sizes",
+        "strategies",
+        "to_recheck",
+        "waiters",
+        "watch",
     )  # fmt: skip
 
     def __init__(
@@ -141,7 +155,7 @@ class Queue(Record):
         """By batch (requests): those due before this are given up at that size; a policy's to use."""
         self.least = self.sizes[0][1]
         """The least batch size that the policy will run this queue at; see ``Belief.require``."""
-        self.doubted = False
+        self.to_recheck = False
         """The rejecting layer is to judge it."""
         self.watch: Watch | None = None
         """Where the rejecting layer has its entry, at ``place_ns``."""
@@ -196,9 +210,28 @@ class ServedModel(Record):
     """A model that is served: its queues, its demand and where its weights are."""
 
     __slots__ = (
-        "base_ns", "batch", "code", "code_id", "demand_ns", "heat", "key", "load_key", "main", "model",
-        "order", "pace_at_ns", "pace_ns", "priority", "quarantined", "queue_limit", "queues", "removed",
-        "residencies", "sole", "stirred", "waiting",
+        "base_ns",
+        "batch",
+        "code",
+        "code_id",
+        "demand_ns",
+        "dirty",
+        "heat",
+        "key",
+        "load_key",
+        "main",
+        "model",
+        "order",
+        "pace_at_ns",
+        "pace_ns",
+        "priority",
+        "quarantined",
+        "queue_limit",
+        "queues",
+        "removed",
+        "residencies",
+        "sole",
+        "waiting",
     )  # fmt: skip
 
     def __init__(self, model: Model, code: Code, order: int) -> None:
@@ -233,8 +266,8 @@ class ServedModel(Record):
         """How many run together then."""
         self.pace_at_ns = 0
         """When that was looked up."""
-        self.stirred = False
-        """Its demand or where it is changed since the policy last looked; see ``Belief.stirred``."""
+        self.dirty = False
+        """Its demand or where it is changed since the policy last looked; see ``Belief.dirty_models``."""
         self.load_key: int | None = None
         """Its priority in the scheduler's heap of LOAD candidates; None if it is not there."""
         self.removed = False
@@ -245,7 +278,7 @@ class ServedModel(Record):
         """How much of the demand a device that has the weights is counted for."""
         return self.demand_ns if residency is self.sole else residency.share_ns
 
-    def enter(self, residency: Residency) -> None:
+    def add_residency(self, residency: Residency) -> None:
         """A LOAD of the weights is sent; a device that has them alone takes the whole demand."""
         sole = self.sole
         if sole is not None:
@@ -256,7 +289,7 @@ class ServedModel(Record):
             residency.device.load_ns += self.demand_ns
         self.residencies[residency.device.name] = residency
 
-    def leave(self, residency: Residency) -> None:
+    def remove_residency(self, residency: Residency) -> None:
         """Weights are gone from a device."""
         residency.device.load_ns -= self.share_ns(residency)
         residency.share_ns = 0
@@ -311,8 +344,15 @@ class LaneBelief(Record):
     """When a lane will be free. Actions on it run one after another, in the order sent."""
 
     __slots__ = (
-        "_outstanding", "behind_ns", "busy_since_ns", "free_ns", "head_end_ns", "moved", "network_ns",
-        "stalled", "watch",
+        "_outstanding",
+        "behind_ns",
+        "busy_since_ns",
+        "dirty",
+        "free_ns",
+        "head_end_ns",
+        "network_ns",
+        "stalled",
+        "watch",
     )  # fmt: skip
 
     def __init__(self, network_ns: int) -> None:
@@ -330,8 +370,8 @@ class LaneBelief(Record):
         """When it was last given work after a pause."""
         self.stalled = False
         """The first of them is so late that nobody knows when it ends; see ``stalls``."""
-        self.moved = False
-        """It was given work since the rejecting layer last looked; see ``Belief.moved``."""
+        self.dirty = False
+        """It was given work since the rejecting layer last looked; see ``Belief.dirty_lanes``."""
         self.watch: Watch | None = None
         """The rejecting layer's; None where that is off."""
 
@@ -490,8 +530,15 @@ class LanePlan(Record):
     """See the module. The heap keeps itself in order; flags and timers are the policy's to use."""
 
     __slots__ = (
-        "changed", "device", "exec_rests", "exec_timer", "full", "heap", "load_awake", "load_timer",
-        "starved",
+        "changed",
+        "device",
+        "exec_full",
+        "exec_timer",
+        "full",
+        "heap",
+        "load_blocked",
+        "load_dirty",
+        "load_timer",
     )  # fmt: skip
 
     def __init__(self, device: DeviceBelief) -> None:
@@ -502,12 +549,12 @@ class LanePlan(Record):
         """With so many entries, the heap is cleared of stale ones."""
         self.changed = False
         """The exec lane is to be looked at."""
-        self.exec_rests = False
+        self.exec_full = False
         """The exec lane is full: its timer or its next result says when to look again."""
         self.exec_timer = LaneTimer(self, 2 * device.index, is_exec=True)
-        self.load_awake = False
+        self.load_dirty = False
         """The load lane is to be offered all candidates, not only new ones."""
-        self.starved = False
+        self.load_blocked = False
         """A candidate found no room or no time here; when that may have changed, it is offered again."""
         self.load_timer = LaneTimer(self, 2 * device.index + 1, is_exec=False)
 
@@ -692,7 +739,7 @@ class DeviceBelief(Record):
         """Where it is among the rejecting layer's load lanes."""
         self.plan = LanePlan(self)
         """The policy's."""
-        self.returns = Returns()
+        self.returns = RetrySlots()
         """When those who were refused were told to come again."""
         self.guard = Guard(self, off=not config.hang_ns)
         self.look = Look(self, off=config.released)

@@ -29,8 +29,16 @@ class Samples(Record):
     """
 
     __slots__ = (
-        "_hoped_ns", "_second_ns", "estimate_ns", "guessed", "in_vain", "measured_ns", "quantile", "samples",
-        "seed_ns", "size",
+        "_second_ns",
+        "_trial_ns",
+        "estimate_ns",
+        "guessed",
+        "measured_ns",
+        "quantile",
+        "samples",
+        "seed_ns",
+        "size",
+        "trial_failed",
     )  # fmt: skip
 
     def __init__(self, seed_ns: int, size: int, quantile: float, *, guessed: bool = False) -> None:
@@ -41,9 +49,9 @@ class Samples(Record):
         self.seed_ns = self.estimate_ns = seed_ns
         self.measured_ns = 0
         """When one was measured last."""
-        self.in_vain = False
+        self.trial_failed = False
         """When longer ones were forgotten last, the next measurement was longer again."""
-        self._hoped_ns = 0
+        self._trial_ns = 0
         """They were forgotten, and nothing was measured since: what it was hoped to take at most."""
         self._second_ns = 0
         """Where the estimate rests on the two largest samples of a full window: the smaller of the two."""
@@ -51,11 +59,11 @@ class Samples(Record):
     def copy(self) -> Samples:
         """The same samples apart, for a fork; field by field, for there are thousands."""
         new = Samples.__new__(Samples)
-        new._hoped_ns = self._hoped_ns  # noqa: SLF001 - it is one of us
+        new._trial_ns = self._trial_ns  # noqa: SLF001 - it is one of us
         new._second_ns = self._second_ns  # noqa: SLF001
         new.estimate_ns = self.estimate_ns
         new.guessed = self.guessed
-        new.in_vain = self.in_vain
+        new.trial_failed = self.trial_failed
         new.measured_ns = self.measured_ns
         new.quantile = self.quantile
         new.samples = self.samples.copy()
@@ -66,9 +74,9 @@ class Samples(Record):
     def learn(self, lasted_ns: int, now_ns: int) -> None:
         """One duration was measured, and is heard now."""
         self.measured_ns = now_ns
-        if self._hoped_ns:
-            self.in_vain = lasted_ns > self._hoped_ns
-            self._hoped_ns = 0
+        if self._trial_ns:
+            self.trial_failed = lasted_ns > self._trial_ns
+            self._trial_ns = 0
         self.add(lasted_ns)
 
     def add(self, sample_ns: int) -> None:
@@ -85,14 +93,14 @@ class Samples(Record):
     def forget_above(self, most_ns: int) -> None:
         """Forget all samples above ``most_ns``; one at least is not."""
         self.samples = [sample_ns for sample_ns in self.samples if sample_ns <= most_ns]
-        self._hoped_ns = most_ns
+        self._trial_ns = most_ns
         self._update()
 
     def restart(self, most_ns: int) -> None:
         """Return to the seed, in the hope of ``most_ns``; the next measurement replaces it, as if a guess."""
         self.guessed = True
         self.samples = [self.seed_ns]
-        self._hoped_ns = most_ns
+        self._trial_ns = most_ns
         self._update()
 
     @property
@@ -278,28 +286,28 @@ class Worst(Record):
 class Delays(Record):
     """Of one device; ``reach_ns`` and ``slack_ns`` are what to plan with."""
 
-    __slots__ = ("_error", "_most_slack_ns", "_reach", "_usual_ns", "heard_ns", "reach_ns", "slack_ns")
+    __slots__ = ("_error", "_reach", "_slack_max_ns", "_usual_ns", "measured_ns", "reach_ns", "slack_ns")
 
     def __init__(self, network_ns: int, slack_ns: int) -> None:
         self._usual_ns = network_ns
-        self._most_slack_ns = slack_ns
+        self._slack_max_ns = slack_ns
         self._error = Worst()
         self._reach = Worst()
-        self.heard_ns = 0
+        self.measured_ns = 0
         """When something was measured last."""
         self.reach_ns = network_ns
         self.slack_ns = min(FIRST_SLACK_NS, slack_ns)
 
-    def heard(self, error_ns: int, reach_ns: int, now_ns: int) -> None:
+    def measured(self, error_ns: int, reach_ns: int, now_ns: int) -> None:
         """A result came ``error_ns`` after its believed end; ``reach_ns`` is below 0 if not measured."""
-        if now_ns > self.heard_ns + LASTS_NS:
+        if now_ns > self.measured_ns + LASTS_NS:
             self.forget()
-        self.heard_ns = now_ns
+        self.measured_ns = now_ns
         self._error.add(error_ns)
         slack_ns = self._error.value + ANSWER_NS
         if slack_ns < LEAST_SLACK_NS:
             slack_ns = LEAST_SLACK_NS
-        self.slack_ns = slack_ns if slack_ns < self._most_slack_ns else self._most_slack_ns
+        self.slack_ns = slack_ns if slack_ns < self._slack_max_ns else self._slack_max_ns
         if reach_ns >= 0:
             self._reach.add(reach_ns)
             most_ns = 5 * self._usual_ns
@@ -311,7 +319,7 @@ class Delays(Record):
         self._error.clear()
         self._reach.clear()
         self.reach_ns = self._usual_ns
-        self.slack_ns = min(FIRST_SLACK_NS, self._most_slack_ns)
+        self.slack_ns = min(FIRST_SLACK_NS, self._slack_max_ns)
 
 
 # ------------------------------------------------------------
@@ -330,31 +338,31 @@ RARELY: Final = 5
 """After a trial in vain the next one waits so many times as long as it would take: it costs others a lane."""
 
 
-def forget_strays(samples: Samples, allowed_ns: int, now_ns: int, *, at_once: bool = False) -> bool:
+def drop_outliers(samples: Samples, allowed_ns: int, now_ns: int, *, at_once: bool = False) -> bool:
     """A request may take ``allowed_ns`` at most: forget what alone is in its way, if it is old; whether so.
 
     ``at_once``: it need not be old, unless it was forgotten in vain before.
     """
     if samples.estimate_ns <= allowed_ns or samples.median_ns > allowed_ns:
         return False
-    if not (at_once and not samples.in_vain) and not _is_old(samples, now_ns):
+    if not (at_once and not samples.trial_failed) and not _is_old(samples, now_ns):
         return False
     samples.forget_above(allowed_ns)
     return True
 
 
-def doubt(samples: Samples, allowed_ns: int, now_ns: int) -> None:
+def reset_stale(samples: Samples, allowed_ns: int, now_ns: int) -> None:
     """A request was refused that may take ``allowed_ns`` at most: if need be, have the next one tried."""
     if (
         samples.seed_ns <= allowed_ns < samples.estimate_ns
-        and not forget_strays(samples, allowed_ns, now_ns)
+        and not drop_outliers(samples, allowed_ns, now_ns)
         and _is_old(samples, now_ns)
     ):
         samples.restart(allowed_ns)
 
 
 def _is_old(samples: Samples, now_ns: int) -> bool:
-    wait_ns = max(LASTS_NS, RARELY * samples.estimate_ns) if samples.in_vain else LASTS_NS
+    wait_ns = max(LASTS_NS, RARELY * samples.estimate_ns) if samples.trial_failed else LASTS_NS
     return now_ns >= samples.measured_ns + wait_ns
 
 

@@ -13,7 +13,7 @@ from clockwork_serve.controller.cluster import (
     ServedModel,
     Watch,
 )
-from clockwork_serve.controller.estimates import Samples, doubt, forget_strays
+from clockwork_serve.controller.estimates import Samples, drop_outliers, reset_stale
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.placement import ahead_ns, usual_cost_ns
 from clockwork_serve.controller.record import Record
@@ -116,7 +116,7 @@ PROBED: Final = 7
 """The place of the load lane that is looked at first, where there are so many: it is given away late."""
 
 
-class Hope:
+class EarliestFinish:
     """What a queue's head can hope for on one lane.
 
     It ends at ``end_ns`` if it starts in ``lane`` of ``device`` when that is free; it may do so until the
@@ -160,7 +160,7 @@ class Feasibility(Record):
             if watch is not None:
                 self._timers.set(watch, NEVER_NS)
                 for queue in watch.clear():
-                    self._belief.doubt(queue)
+                    self._belief.recheck(queue)
 
     def load_ended(self, device: DeviceBelief, now_ns: int) -> None:
         """A load lane may be free sooner than was believed."""
@@ -170,25 +170,25 @@ class Feasibility(Record):
     def reject(self, now_ns: int) -> bool:
         """Refuse every hopeless request, given what moved and is doubted; whether the policy is to look."""
         belief = self._belief
-        if belief.moved:
-            for lane in belief.moved:
-                lane.moved = False
+        if belief.dirty_lanes:
+            for lane in belief.dirty_lanes:
+                lane.dirty = False
                 if lane.watch is not None:
                     self.look(lane.watch, now_ns)
-            belief.moved.clear()
-            if not belief.doubted:
+            belief.dirty_lanes.clear()
+            if not belief.rechecks:
                 return False
         self._renew_loaders()
         changed = False
-        doubted = belief.doubted
-        while doubted:
-            queue = doubted.pop()
-            queue.doubted = False
+        to_recheck = belief.rechecks
+        while to_recheck:
+            queue = to_recheck.pop()
+            queue.to_recheck = False
             dues = queue.dues
-            while dues and not self._hopeful(queue, dues[0], now_ns):
-                promised, soonest = self._hopeful_cold(queue, dues[0], now_ns)
+            while dues and not self._feasible(queue, dues[0], now_ns):
+                promised, soonest = self._feasible_after_load(queue, dues[0], now_ns)
                 if promised:
-                    changed = self._pass_over(queue) or changed
+                    changed = self._mark_slow(queue) or changed
                     break
                 self._refuse(queue, soonest, now_ns)
                 changed = True
@@ -203,14 +203,14 @@ class Feasibility(Record):
         """Judge the queues of a watch whose heads can no longer start there in time."""
         if watch.heap:
             for queue in watch.surface(watch.lane.available_ns(now_ns)):
-                self._belief.doubt(queue)
+                self._belief.recheck(queue)
         if watch.heap:
-            self._aim(watch, watch.heap[0][0], now_ns)
+            self._arm(watch, watch.heap[0][0], now_ns)
         else:
             watch.first_ns = NEVER_NS
             self._timers.set(watch, NEVER_NS)
 
-    def _aim(self, watch: Watch, first_ns: int, now_ns: int) -> None:
+    def _arm(self, watch: Watch, first_ns: int, now_ns: int) -> None:
         """Look again before the first promise breaks: a little early, so that it holds if work is added."""
         behind_ns = max(watch.lane.behind_ns, watch.lane.network_ns)
         if behind_ns < self._look_ahead_ns < first_ns - now_ns:
@@ -219,7 +219,7 @@ class Feasibility(Record):
         watch.behind_ns = behind_ns
         self._timers.set(watch, first_ns - behind_ns + 1)
 
-    def _hopeful(self, queue: Queue, due_ns: int, now_ns: int) -> bool:
+    def _feasible(self, queue: Queue, due_ns: int, now_ns: int) -> bool:
         """Whether a lane that has, or will have, the weights promises an end by ``due_ns``.
 
         It is watched there from now on.
@@ -233,7 +233,7 @@ class Feasibility(Record):
                     watch is not None and (queue.watch is not watch or queue.place_ns > latest_ns)
                     and watch.place(queue, latest_ns)
                 ):  # fmt: skip
-                    self._aim(watch, latest_ns, now_ns)
+                    self._arm(watch, latest_ns, now_ns)
                 return True
         for residency in queue.model.residencies.values():
             if residency.state != READY:
@@ -245,7 +245,7 @@ class Feasibility(Record):
                     return True
         return False
 
-    def _pass_over(self, queue: Queue) -> bool:
+    def _mark_slow(self, queue: Queue) -> bool:
         """Its head hopes for a LOAD: where the model alone takes longer than it had is no reason for none.
 
         Whether there is such a device, and the policy is to look.
@@ -257,16 +257,16 @@ class Feasibility(Record):
             residency = strategy.residency
             if not residency.slow and strategy.least.estimate_ns + strategy.lane.network_ns > time_ns:
                 residency.slow = found = True
-                self._belief.stir(residency.model)
+                self._belief.mark_dirty(residency.model)
         return found
 
-    def foretell(self, queue: Queue, due_ns: int, now_ns: int) -> Hope | None:
+    def earliest_finish(self, queue: Queue, due_ns: int, now_ns: int) -> EarliestFinish | None:
         """The best that a request which is about to join a queue can hope for, if that is too late.
 
         None if it is not, or if no device can serve the model at all. Nothing is watched. Those who wait and
         are due before it go first.
         """
-        best: Hope | None = None
+        best: EarliestFinish | None = None
         for residency in queue.model.residencies.values():
             samples = residency.code.timings.infer(queue.least, queue.signature)
             lane = residency.device.exec
@@ -277,18 +277,18 @@ class Feasibility(Record):
                     start_ns += ahead_ns(residency.device.plan, queue.level, due_ns, room_ns)
             else:
                 start_ns = max(start_ns, residency.ready_ns)
-            hope = _warm(residency.device, samples, start_ns)
-            if hope.end_ns <= due_ns:
+            finish = _finish_where_loaded(residency.device, samples, start_ns)
+            if finish.end_ns <= due_ns:
                 return None
-            if best is None or hope.end_ns < best.end_ns:
-                best = hope
+            if best is None or finish.end_ns < best.end_ns:
+                best = finish
         self._renew_loaders()
-        promised, soonest = self._hopeful_cold(queue, due_ns, now_ns, watch=False)
+        promised, soonest = self._feasible_after_load(queue, due_ns, now_ns, watch=False)
         if promised:
             return None
         return best or self._best(queue, soonest, now_ns)
 
-    def _hopeful_cold(
+    def _feasible_after_load(
         self, queue: Queue, due_ns: int, now_ns: int, *, watch: bool = True
     ) -> tuple[bool, DeviceBelief | None]:
         """Whether a device that lacks the weights promises an end by ``due_ns``; if none, the soonest one.
@@ -301,7 +301,7 @@ class Feasibility(Record):
         if probe >= LOADERS_MAX:
             probed = self._loaders.get(probe, now_ns)
             if probed is not None:
-                end_ns, rest_ns = self._cold_end_ns(queue, probed, now_ns)
+                end_ns, rest_ns = self._end_after_load_ns(queue, probed, now_ns)
                 if end_ns <= due_ns:
                     if watch:
                         self._watch(queue, self._lane(queue, probed), due_ns - rest_ns, now_ns)
@@ -310,7 +310,7 @@ class Feasibility(Record):
         lane: LaneBelief | None = None
         while looked_at < LOADERS_MAX and (device := self._loaders.get(at, now_ns)) is not None:
             at += 1
-            end_ns, rest_ns = self._cold_end_ns(queue, device, now_ns)
+            end_ns, rest_ns = self._end_after_load_ns(queue, device, now_ns)
             if end_ns <= due_ns:
                 lane, latest_ns = self._lane(queue, device), due_ns - rest_ns
             if end_ns != NEVER_NS:
@@ -321,7 +321,7 @@ class Feasibility(Record):
             self._watch(queue, lane, latest_ns, now_ns)
         return lane is not None, soonest
 
-    def _cold_end_ns(self, queue: Queue, device: DeviceBelief, now_ns: int) -> tuple[int, int]:
+    def _end_after_load_ns(self, queue: Queue, device: DeviceBelief, now_ns: int) -> tuple[int, int]:
         """When a device that lacks the weights could end, and how long that takes once the lane is free.
 
         ``NEVER_NS`` if it cannot serve them. One that still prepares the code is counted as if it had it.
@@ -356,72 +356,80 @@ class Feasibility(Record):
         watch = lane.watch
         assert watch is not None
         if (queue.watch is not watch or queue.place_ns > latest_ns) and watch.place(queue, latest_ns):
-            self._aim(watch, latest_ns, now_ns)
+            self._arm(watch, latest_ns, now_ns)
 
     def _refuse(self, queue: Queue, soonest: DeviceBelief | None, now_ns: int) -> None:
-        """Refuse a queue's head, and say what it lacked; ``soonest`` as ``_hopeful_cold`` found it."""
-        head, hope = queue.waiters[0], self._best(queue, soonest, now_ns)
-        if hope is None:
-            self._belief.answer(head, Outcome.REJECTED, Reason.NOT_SERVING, message=self._why(queue.model))
+        """Refuse a queue's head, and say what it lacked; ``soonest`` as ``_feasible_after_load`` found it."""
+        head, finish = queue.waiters[0], self._best(queue, soonest, now_ns)
+        if finish is None:
+            self._belief.answer(
+                head, Outcome.REJECTED, Reason.NOT_SERVING, message=self._why_unservable(queue.model)
+            )
             return
-        start_ns = now_ns + hope.rest_ns - hope.samples.estimate_ns
-        if not hope.lane:
-            forget_strays(hope.samples, head.due_ns - start_ns, now_ns, at_once=True)
+        start_ns = now_ns + finish.rest_ns - finish.samples.estimate_ns
+        if not finish.lane:
+            drop_outliers(finish.samples, head.due_ns - start_ns, now_ns, at_once=True)
         time_ns = head.slo_ns - head.request.way_ns
-        self._doubt(queue, hope, time_ns, now_ns)
-        retry_after_ns, message = self.advise(queue, hope, head.due_ns, time_ns, now_ns)
+        self._reset_stale(queue, finish, time_ns, now_ns)
+        retry_after_ns, message = self.retry_advice(queue, finish, head.due_ns, time_ns, now_ns)
         self._belief.answer(
             head, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, message=message, retry_after_ns=retry_after_ns
         )
 
-    def _doubt(self, queue: Queue, hope: Hope, time_ns: int, now_ns: int) -> None:
+    def _reset_stale(self, queue: Queue, finish: EarliestFinish, time_ns: int, now_ns: int) -> None:
         """Doubt estimates that leave no hope for any request with ``time_ns`` to its deadline."""
         time_ns -= self._belief.slack_ns
         for strategy in queue.strategies:
             allowed_ns = time_ns - strategy.lane.network_ns
             for batch in strategy.batches:
                 if batch.samples.estimate_ns > allowed_ns:
-                    doubt(batch.samples, allowed_ns, now_ns)
-        allowed_ns = time_ns - hope.lane.network_ns - (hope.rest_ns - hope.samples.estimate_ns)
-        doubt(hope.samples, allowed_ns, now_ns)
+                    reset_stale(batch.samples, allowed_ns, now_ns)
+        allowed_ns = time_ns - finish.lane.network_ns - (finish.rest_ns - finish.samples.estimate_ns)
+        reset_stale(finish.samples, allowed_ns, now_ns)
 
-    def advise(self, queue: Queue, hope: Hope, due_ns: int, time_ns: int, now_ns: int) -> tuple[int, str]:
+    def retry_advice(
+        self, queue: Queue, finish: EarliestFinish, due_ns: int, time_ns: int, now_ns: int
+    ) -> tuple[int, str]:
         """For a hopeless request with ``time_ns`` to its deadline: how long to wait before another, and why.
 
         No time where none would help. Each who is told has a turn of its own (``returns``).
         """
-        shortage_ns = hope.end_ns - due_ns
-        if hope.rest_ns + self._belief.slack_ns > time_ns:
-            return 0, _miss_message(shortage_ns, hope, impossible=True)
-        device = hope.device
-        code = device.codes.get(queue.model.code_id) if hope.lane is device.exec else None
-        cost_ns = hope.rest_ns if code is None else usual_cost_ns(code.batches(queue.signature, queue.sizes))
-        turn_ns = device.returns.turn_ns(now_ns + shortage_ns, cost_ns, now_ns)
-        return turn_ns - now_ns, _miss_message(shortage_ns, hope, impossible=False)
+        shortage_ns = finish.end_ns - due_ns
+        if finish.rest_ns + self._belief.slack_ns > time_ns:
+            return 0, _miss_message(shortage_ns, finish, impossible=True)
+        device = finish.device
+        code = device.codes.get(queue.model.code_id) if finish.lane is device.exec else None
+        cost_ns = (
+            finish.rest_ns if code is None else usual_cost_ns(code.batches(queue.signature, queue.sizes))
+        )
+        slot_ns = device.returns.slot_ns(now_ns + shortage_ns, cost_ns, now_ns)
+        return slot_ns - now_ns, _miss_message(shortage_ns, finish, impossible=False)
 
-    def _best(self, queue: Queue, soonest: DeviceBelief | None, now_ns: int) -> Hope | None:
+    def _best(self, queue: Queue, soonest: DeviceBelief | None, now_ns: int) -> EarliestFinish | None:
         """The earliest end that any device promises; None where none can serve the model at all.
 
         Of devices that lack the weights, ``soonest`` is the one that counts.
         """
-        best: Hope | None = None
+        best: EarliestFinish | None = None
         for residency in queue.model.residencies.values():
             device = residency.device
             start_ns = device.exec.available_ns(now_ns)
             if residency.state != READY:
                 start_ns = max(start_ns, residency.ready_ns)
             samples = residency.code.timings.infer(queue.least, queue.signature)
-            hope = _warm(device, samples, start_ns)
-            if best is None or hope.end_ns < best.end_ns:
-                best = hope
+            finish = _finish_where_loaded(device, samples, start_ns)
+            if best is None or finish.end_ns < best.end_ns:
+                best = finish
         if soonest is not None:
-            end_ns, rest_ns = self._cold_end_ns(queue, soonest, now_ns)
+            end_ns, rest_ns = self._end_after_load_ns(queue, soonest, now_ns)
             if best is None or end_ns < best.end_ns:
-                best = self._cold(queue, soonest, end_ns, rest_ns)
+                best = self._finish_after_load(queue, soonest, end_ns, rest_ns)
         return best
 
-    def _cold(self, queue: Queue, device: DeviceBelief, end_ns: int, rest_ns: int) -> Hope:
-        """What ``_cold_end_ns`` just found, with the estimate that weighs most."""
+    def _finish_after_load(
+        self, queue: Queue, device: DeviceBelief, end_ns: int, rest_ns: int
+    ) -> EarliestFinish:
+        """What ``_end_after_load_ns`` just found, with the estimate that weighs most."""
         lane = self._lane(queue, device)
         samples = self._pending_samples(queue, device) if lane is device.exec else None
         if samples is None:
@@ -429,9 +437,9 @@ class Feasibility(Record):
             load = timings.load(queue.model.model.weights.size)
             infer = timings.infer(queue.least, queue.signature)
             samples = load if load.estimate_ns > infer.estimate_ns else infer
-        return Hope(device, lane, end_ns, rest_ns, samples)
+        return EarliestFinish(device, lane, end_ns, rest_ns, samples)
 
-    def _why(self, model: ServedModel) -> str:
+    def _why_unservable(self, model: ServedModel) -> str:
         """Why no device can serve a model."""
         devices = self._belief.devices
         if not devices:
@@ -454,19 +462,19 @@ class Feasibility(Record):
         for model in self._belief.models.values():
             for queue in model.queues.values():
                 watch = queue.watch
-                assert not queue.waiters or queue.doubted or watch is not None
+                assert not queue.waiters or queue.to_recheck or watch is not None
                 assert watch is None or (queue.place_ns, queue.order, queue) in watch.heap
                 assert watch is None or watch.first_ns <= queue.place_ns
 
 
-def _warm(device: DeviceBelief, samples: Samples, start_ns: int) -> Hope:
+def _finish_where_loaded(device: DeviceBelief, samples: Samples, start_ns: int) -> EarliestFinish:
     """An INFER at ``start_ns`` on a device that has, or will have, the weights."""
-    return Hope(device, device.exec, start_ns + samples.estimate_ns, samples.estimate_ns, samples)
+    return EarliestFinish(device, device.exec, start_ns + samples.estimate_ns, samples.estimate_ns, samples)
 
 
-def _miss_message(shortage_ns: int, hope: Hope, *, impossible: bool) -> str:
-    needs = f"it takes {hope.rest_ns / NS_PER_MS:.1f} ms"
+def _miss_message(shortage_ns: int, finish: EarliestFinish, *, impossible: bool) -> str:
+    needs = f"it takes {finish.rest_ns / NS_PER_MS:.1f} ms"
     if impossible:
         return f"the deadline cannot be met: {needs}, more than the time allowed"
     short = f"{shortage_ns / NS_PER_MS:.1f} ms"
-    return f"the deadline would be missed by {short}: {needs}, {hope.device.name} is busy"
+    return f"the deadline would be missed by {short}: {needs}, {finish.device.name} is busy"

@@ -145,7 +145,7 @@ class Candidates(Record):
             assert model.load_key is None or id(model) in entered, f"{model.key} fell out"
             shares_ns = sum(model.share_ns(residency) for residency in model.residencies.values())
             low_ns = model.demand_ns - len(model.residencies) if model.residencies else 0
-            assert model.stirred or low_ns <= shares_ns <= model.demand_ns, model.key
+            assert model.dirty or low_ns <= shares_ns <= model.demand_ns, model.key
 
 
 # ------------------------------------------------------------

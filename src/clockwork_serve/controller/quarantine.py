@@ -214,7 +214,7 @@ class Quarantine(Record):
 
     # Told
 
-    def lost(self, event: WorkerLost) -> set[int]:
+    def worker_lost(self, event: WorkerLost) -> set[int]:
         """A worker died, and is not forgotten yet; ids of what it was at, 0 for a code, none if unknown."""
         hung = self._belief.hung.get(event.worker)
         known = self._belief.sent if hung is None else hung.sent
@@ -235,14 +235,14 @@ class Quarantine(Record):
                 doing[code_id] = "preparing its code" + how
         if suspects:
             self._lost.append((event.worker, suspects, doing))
-            self._stir()
+            self._unsettle()
         return {one.action.action_id for one in ran} | ({0} if event.preparing else set())
 
     def succeeded(self, model: str) -> None:
         """A model answered."""
         self._suspects.succeeded(model)
 
-    def has(self, event: CodeReady) -> bool:
+    def code_prepared(self, event: CodeReady) -> bool:
         """Whether the code that a worker speaks of is in quarantine; if not, it may have done well there."""
         if event.ok:
             self._suspects.succeeded(event.code_id)
@@ -262,7 +262,7 @@ class Quarantine(Record):
     def added(self, model: ServedModel) -> None:
         """A model came into service; its code may be in quarantine."""
         self._changed.append(model)
-        self._stir()
+        self._unsettle()
 
     def removed(self, model: ServedModel) -> None:
         """A model left service: if it comes again, it starts anew."""
@@ -270,20 +270,20 @@ class Quarantine(Record):
         if model.quarantined:
             model.quarantined = False
             self._gone.append(model.key)
-            self._stir()
+            self._unsettle()
 
     def forget(self, name: str) -> None:
         """A model or code is gone."""
         self._held.pop(name, None)
         self._suspects.forget(name)
 
-    def told(self, event: ReleaseFromQuarantine | WorkerCrashed) -> None:
+    def observe(self, event: ReleaseFromQuarantine | WorkerCrashed) -> None:
         """Whoever runs the server wants a model served again, or knows of a worker that nobody killed it."""
         if isinstance(event, ReleaseFromQuarantine):
             self._pardoned.append(event.model)
         else:
             self._crashed.append(event.worker)
-        self._stir()
+        self._unsettle()
 
     # Decided
 
@@ -328,7 +328,7 @@ class Quarantine(Record):
         for device in self._belief.devices.values():
             assert not self._held.keys() & (device.pending_codes | device.codes.keys())
 
-    def _stir(self) -> None:
+    def _unsettle(self) -> None:
         self.unsettled = self._belief.unsettled = True
 
     def _of(self, model: ServedModel) -> Held | None:

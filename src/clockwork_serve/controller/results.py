@@ -42,12 +42,12 @@ class Settler(Record):
         self._retired: dict[ServedModel, None] = {}
         """Models that are not served any more and whose weights are on a device."""
 
-    def took(self, sent: Sent, result: Result) -> None:
+    def observe_result(self, sent: Sent, result: Result) -> None:
         """A result came."""
         self._results.append((sent, result))
         self._belief.unsettled = True
 
-    def lost(self, sent: Sent, *, ran: bool) -> None:
+    def action_lost(self, sent: Sent, *, ran: bool) -> None:
         """A worker was lost with this action in flight; ``ran``: it may have run by then."""
         self._lost.append((sent, ran))
         self._belief.unsettled = True
@@ -57,12 +57,12 @@ class Settler(Record):
         self._retired[model] = None
         self._belief.unsettled = True
 
-    def replaced(self, model: ServedModel, leaving: list[tuple[Waiter, Outcome, Reason, str]]) -> None:
+    def move_waiters(self, model: ServedModel, ending: list[tuple[Waiter, Outcome, Reason, str]]) -> None:
         """A model came in place of one just removed: who waits for that waits on, if it is asked alike."""
-        for leaver in [one for one in leaving if one[2] is Reason.NOT_SERVING]:
-            waiter = leaver[0]
+        for one in [one for one in ending if one[2] is Reason.NOT_SERVING]:
+            waiter = one[0]
             if waiter.state == WAITING and _asked_alike(waiter, model):
-                leaving.remove(leaver)
+                ending.remove(one)
                 self._scheduler.queued(self._belief.move(waiter, model))
 
     def settle(self, now_ns: int) -> None:
@@ -112,7 +112,7 @@ class Settler(Record):
         for queue in list(model.queues.values()):
             for waiter in list(queue.waiters):
                 self._belief.answer(waiter, Outcome.FAILED, Reason.QUARANTINED, message=message)
-                self._belief.doubt(queue)
+                self._belief.recheck(queue)
         self._retired[model] = None
 
     def _answer(self, sent: Sent, result: Result, now_ns: int) -> None:
@@ -213,9 +213,9 @@ class Settler(Record):
             for queue in list(model.queues.values()):
                 for waiter in list(queue.waiters):
                     self._belief.answer(waiter, Outcome.FAILED, reason, message=message)
-        self._belief.doubt_model(model)
+        self._belief.recheck_model(model)
 
-    def suspected(self, sent: Sent, now_ns: int, *, ran: bool) -> None:
+    def action_hung(self, sent: Sent, now_ns: int, *, ran: bool) -> None:
         """A worker hung with this action in flight, which keeps its requests' tensors until it is over."""
         tenants = self._belief.tenants
         if sent.waiters:

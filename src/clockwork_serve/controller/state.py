@@ -258,7 +258,7 @@ class Forking:
         new.quarantined = old.quarantined
         new.queue_limit = old.queue_limit
         new.removed = old.removed
-        new.stirred = old.stirred
+        new.dirty = old.dirty
         new.waiting = old.waiting
         new.residencies = residencies = {}
         for name, residency in old.residencies.items():
@@ -293,7 +293,7 @@ class Forking:
         self._twins[old] = new
         new.alone = old.alone
         new.band_ns = old.band_ns
-        new.doubted = old.doubted
+        new.to_recheck = old.to_recheck
         new.dues = old.dues.copy()
         new.floors = old.floors.copy()
         new.least = old.least

@@ -136,7 +136,7 @@ class Pages:
         self._firsts.insert(bisect_left(self._firsts, held.first), held.first)
         self.by_first[held.first] = held
 
-    def leave(self, held: HeldExtent) -> None:
+    def release(self, held: HeldExtent) -> None:
         """Make the extent of weights that are no more empty."""
         assert held.state is WEIGHTS_EMPTY, f"{held.model} leaves while {held.state.name}"
         assert self.by_first.get(held.first) is held, f"{held.model} does not hold {held.extent}"
@@ -233,7 +233,7 @@ class HeldCode:
         self.recent: dict[tuple[int, str], deque[int]] = {}
         """Durations in ns by batch size and signature."""
 
-    def took(self, work: object, lasted_ns: int) -> None:
+    def learn_duration(self, work: object, lasted_ns: int) -> None:
         """Remember how long a LOAD or an INFER took, for a controller that will not know."""
         if type(work) is Infer:
             key = work.batch, work.signature

@@ -274,14 +274,14 @@ class Worker:
             if type(item) is Infer:
                 device = self._devices.get(item.device)
                 if device is None:
-                    self._turn_away(item, now_ns)
+                    self._reject(item, now_ns)
                 else:
                     self._mark(device)
                     device.admit_infer(item, now_ns)
             elif type(item) is Load or type(item) is Unload:
                 device = self._devices.get(item.device)
                 if device is None:
-                    self._turn_away(item, now_ns)
+                    self._reject(item, now_ns)
                 else:
                     self._mark(device)
                     device.admit(item, now_ns)
@@ -305,10 +305,10 @@ class Worker:
         specs = tuple([device.spec for device in self._all])
         self._ledger.effects.append(WorkerJoined(worker=found.worker, devices=specs, states=states))
 
-    def _turn_away(self, action: Action, now_ns: int) -> None:
+    def _reject(self, action: Action, now_ns: int) -> None:
         known = ", ".join(self._devices)
         refusal = Status.UNKNOWN_DEVICE, f"device: expected one of {known}; found {action.device!r}"
-        self._ledger.turn_away(action, refusal, now_ns)
+        self._ledger.reject(action, refusal, now_ns)
 
     def _note_wakes(self, device: DeviceWorker) -> None:
         """Remember when its lanes must be looked at, where that is not noted yet."""

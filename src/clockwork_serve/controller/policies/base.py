@@ -12,7 +12,7 @@ Where it finds what it weighs:
 - ``device.exec``, ``device.load``: ``available_ns(now_ns)`` is when an action sent now could start
 - ``model.residencies``: devices that have, or are loading, its weights; ``Candidates``: who wants a LOAD
 - ``belief.timers``: where it asks, by ``device.plan``'s timers, to be called again if nothing happens
-- ``belief.stirred``: models whose demand or residencies changed since the policy last cleared it
+- ``belief.dirty_models``: models whose demand or residencies changed since the policy last cleared it
 
 ``belief.require(queue, batch)`` tells the rejecting layer that a queue is run at that batch size or more, so
 that it refuses what only a smaller one could save.

@@ -157,7 +157,7 @@ class DefaultScheduler(PaperScheduler):
                 return
             start_ns = lane.available_ns(now_ns)
             if start_ns >= now_ns + reach_ns or (late_ns > self._lag_ns and (lane.stalled or len(lane) > 1)):
-                plan.exec_rests = True
+                plan.exec_full = True
                 if late_ns <= 0:  # else its next result tells when there is room again
                     self._timers.set(plan.exec_timer, start_ns - reach_ns + 1)
                 return
@@ -165,7 +165,7 @@ class DefaultScheduler(PaperScheduler):
             top_ns, strategy.key_ns = strategy.key_ns, NEVER_NS
             choice = self._best(strategy, start_ns)
             if choice is None:
-                self._passed_over(strategy, start_ns, now_ns)
+                self._drop_outliers(strategy, start_ns, now_ns)
                 continue
             after = plan.top()
             if after is not None:
@@ -235,7 +235,7 @@ class DefaultScheduler(PaperScheduler):
             late = end_ns > choice.latest_ns
             end_ns += choice.cost_ns
             if late:
-                worst = min(reversed(kept), key=_yield)  # of equals, the one that is due last
+                worst = min(reversed(kept), key=_requests_per_ns)  # of equals, the one that is due last
                 kept.remove(worst)
                 end_ns -= worst.cost_ns
         winner = kept[0] if kept else rivals[0]
@@ -266,7 +266,9 @@ class DefaultScheduler(PaperScheduler):
             other = self._best(strategy, start_ns)
             if other is None:
                 continue
-            if _slo_ns(strategy.queue) <= RELAXED * slo_ns and _yield(other) > BETTER * _yield(choice):
+            if _slo_ns(strategy.queue) <= RELAXED * slo_ns and _requests_per_ns(
+                other
+            ) > BETTER * _requests_per_ns(choice):
                 winner = other
             else:
                 passed.append(other)
@@ -345,7 +347,7 @@ class DefaultScheduler(PaperScheduler):
         ):
             return False
         self._free.pop(plan, None)
-        plan.starved = True
+        plan.load_blocked = True
         return True
 
     def _load_one(self, plan: LanePlan, now_ns: int) -> bool:
@@ -389,6 +391,6 @@ def _slo_ns(queue: Queue) -> int:
     return queue.waiters[-1].slo_ns
 
 
-def _yield(choice: Choice) -> float:
+def _requests_per_ns(choice: Choice) -> float:
     """Requests served per ns of lane."""
     return choice.batch.count / choice.lasts_ns

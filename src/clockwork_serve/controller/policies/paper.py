@@ -23,7 +23,7 @@ from clockwork_serve.controller.cluster import (
     Strategy,
 )
 from clockwork_serve.controller.codes import BatchChoice
-from clockwork_serve.controller.estimates import LASTS_NS, doubt, forget_strays
+from clockwork_serve.controller.estimates import LASTS_NS, drop_outliers, reset_stale
 from clockwork_serve.controller.placement import Candidates, make_room
 from clockwork_serve.controller.policies.base import Scheduler
 from clockwork_serve.controller.timers import NEVER_NS
@@ -51,9 +51,9 @@ class PaperScheduler(Scheduler):
         """Devices whose exec lanes to look at in the next ``schedule``, in order of change."""
         self._free: dict[LanePlan, None] = {}
         """Devices whose load lanes may take a LOAD, as far as was last seen."""
-        self._awake: list[LanePlan] = []
+        self._dirty_loads: list[LanePlan] = []
         """Of these, those to be offered all candidates; the others declined all but new ones."""
-        self._fresh: list[ServedModel] = []
+        self._new_candidates: list[ServedModel] = []
         """Candidates whose demand or residencies changed."""
         self._timers = belief.timers
 
@@ -70,7 +70,7 @@ class PaperScheduler(Scheduler):
                     plan.push(strategy, key_ns)
             else:
                 self._enter(strategy)
-            if not plan.exec_rests and not plan.changed:
+            if not plan.exec_full and not plan.changed:
                 plan.changed = True
                 self._changed.append(plan)
 
@@ -82,31 +82,31 @@ class PaperScheduler(Scheduler):
             strategy = queue.strategies[-1]
             if queue.waiters and strategy.residency is residency:
                 self._enter(strategy)
-        self._look_at_exec(residency.device.plan)
+        self._mark_exec_dirty(residency.device.plan)
 
     def exec_changed(self, device: DeviceBelief) -> None:
         """Look at the exec lane next time; at the load lane too, if a candidate waits for just that."""
         plan = device.plan
-        if plan.starved:
-            self._wake_load(plan)
-        if plan.exec_rests:
+        if plan.load_blocked:
+            self._mark_load_dirty(plan)
+        if plan.exec_full:
             timer_ns = plan.exec_timer.at_ns
             if timer_ns != NEVER_NS and device.exec.free_ns - self._look_ahead_ns >= timer_ns - 1:
                 return  # it is full until the timer fires, as was believed
-            plan.exec_rests = False
+            plan.exec_full = False
         if not plan.changed:
             plan.changed = True
             self._changed.append(plan)
 
     def load_changed(self, device: DeviceBelief) -> None:
         """Look at the load lane next time."""
-        self._wake_load(device.plan)
+        self._mark_load_dirty(device.plan)
 
     def device_changed(self, device: DeviceBelief) -> None:
         """Look at both lanes next time."""
-        device.plan.exec_rests = False
-        self._look_at_exec(device.plan)
-        self._wake_load(device.plan)
+        device.plan.exec_full = False
+        self._mark_exec_dirty(device.plan)
+        self._mark_load_dirty(device.plan)
 
     def device_lost(self, device: DeviceBelief) -> None:
         """Forget the device."""
@@ -120,23 +120,23 @@ class PaperScheduler(Scheduler):
         """A lane that was full has room again."""
         plan = timer.plan
         if not timer.is_exec:
-            self._wake_load(plan)
+            self._mark_load_dirty(plan)
             return
-        plan.exec_rests = False
+        plan.exec_full = False
         if not plan.changed:
             plan.changed = True
             self._changed.append(plan)
 
-    def _look_at_exec(self, plan: LanePlan) -> None:
-        if not plan.exec_rests and not plan.changed:
+    def _mark_exec_dirty(self, plan: LanePlan) -> None:
+        if not plan.exec_full and not plan.changed:
             plan.changed = True
             self._changed.append(plan)
 
-    def _wake_load(self, plan: LanePlan) -> None:
-        plan.starved = False
-        if not plan.load_awake:
-            plan.load_awake = True
-            self._awake.append(plan)
+    def _mark_load_dirty(self, plan: LanePlan) -> None:
+        plan.load_blocked = False
+        if not plan.load_dirty:
+            plan.load_dirty = True
+            self._dirty_loads.append(plan)
 
     def _enter(self, strategy: Strategy) -> None:
         """Give a strategy its key: what its largest batch that can be filled asks for."""
@@ -162,7 +162,7 @@ class PaperScheduler(Scheduler):
                 plan.changed = False
                 self._top_up_exec(plan, now_ns)
             changed.clear()
-        if self._awake or (self._free and self._belief.stirred):
+        if self._dirty_loads or (self._free and self._belief.dirty_models):
             self._top_up_loads(now_ns)
 
     def _top_up_exec(self, plan: LanePlan, now_ns: int) -> None:
@@ -175,7 +175,7 @@ class PaperScheduler(Scheduler):
                 return
             start_ns = lane.available_ns(now_ns)
             if start_ns >= limit_ns or (late_ns > self._lag_ns and (lane.stalled or len(lane) > 1)):
-                plan.exec_rests = True
+                plan.exec_full = True
                 if late_ns <= 0:  # else its next result tells when there is room again
                     self._timers.set(plan.exec_timer, start_ns - self._look_ahead_ns + 1)
                 return
@@ -183,7 +183,7 @@ class PaperScheduler(Scheduler):
             top_ns, strategy.key_ns = strategy.key_ns, NEVER_NS
             fit = self._choose(strategy, start_ns)
             if fit is None:
-                self._passed_over(strategy, start_ns, now_ns)
+                self._drop_outliers(strategy, start_ns, now_ns)
                 continue
             batch, first, latest_ns = fit
             urgency_ns = latest_ns + strategy.queue.band_ns
@@ -194,10 +194,10 @@ class PaperScheduler(Scheduler):
             if strategy.queue.dues:
                 self._enter(strategy)
 
-    def _passed_over(self, strategy: Strategy, start_ns: int, now_ns: int) -> None:
+    def _drop_outliers(self, strategy: Strategy, start_ns: int, now_ns: int) -> None:
         """Nobody who waits would be in time; where the lane is free, old estimates may be wrong."""
         dues = strategy.queue.dues
-        if dues and not strategy.lane and forget_strays(
+        if dues and not strategy.lane and drop_outliers(
             strategy.batches[0].samples, dues[-1] - start_ns, now_ns
         ):  # fmt: skip
             self._enter(strategy)
@@ -231,33 +231,33 @@ class PaperScheduler(Scheduler):
 
     def _top_up_loads(self, now_ns: int) -> None:
         """Send LOADs until no free load lane finds one worth it; one sent may change what others find."""
-        self._rank_stirred()
-        while self._awake or self._fresh:
-            if self._awake:
-                awake, self._awake = self._awake, []
+        self._rank_dirty()
+        while self._dirty_loads or self._new_candidates:
+            if self._dirty_loads:
+                awake, self._dirty_loads = self._dirty_loads, []
                 for plan in awake:
-                    plan.load_awake = False
+                    plan.load_dirty = False
                     if plan.device.up and self._has_room(plan, now_ns) and self._load_one(plan, now_ns):
-                        self._wake_load(plan)
+                        self._mark_load_dirty(plan)
                 continue
-            fresh, self._fresh = self._fresh, []
+            fresh, self._new_candidates = self._new_candidates, []
             if len(fresh) > 1:
                 fresh.sort(key=_wanted)
             for model in fresh:
                 if model.load_key is not None:
                     self._offer(model, now_ns)
 
-    def _rank_stirred(self) -> None:
-        stirred = self._belief.stirred
-        for model in stirred:
-            model.stirred = False
+    def _rank_dirty(self) -> None:
+        dirty = self._belief.dirty_models
+        for model in dirty:
+            model.dirty = False
             if self._candidates.rank(model):
-                self._fresh.append(model)
+                self._new_candidates.append(model)
             elif not model.waiting:
                 for residency in model.residencies.values():
-                    if residency.device.plan.starved:
-                        self._wake_load(residency.device.plan)
-        stirred.clear()
+                    if residency.device.plan.load_blocked:
+                        self._mark_load_dirty(residency.device.plan)
+        dirty.clear()
 
     def _has_room(self, plan: LanePlan, now_ns: int) -> bool:
         """Whether a load lane takes a LOAD now; else its timer or its next result says when to look again."""
@@ -301,22 +301,23 @@ class PaperScheduler(Scheduler):
             return False
         start_ns = device.load.available_ns(now_ns)
         if not self._timely(plan, model, start_ns, now_ns) and not (
-            self._doubted(device, model, start_ns, now_ns) and self._timely(plan, model, start_ns, now_ns)
+            self._reset_stale_load(device, model, start_ns, now_ns)
+            and self._timely(plan, model, start_ns, now_ns)
         ):
             return False
         wanted_ns = NEVER_NS if self._negative else self._candidates.priority(model)
         room = make_room(device, model, wanted_ns, by_heat=self._by_heat)
         if room is None:
-            plan.starved = True
+            plan.load_blocked = True
             return False
         for residency in room.displaced:
             self._belief.send_unload(residency, now_ns)
         self._belief.send_load(device, model, room.extent, start_ns, now_ns)
-        self._rank_stirred()
+        self._rank_dirty()
         self._has_room(plan, now_ns)
         return True
 
-    def _doubted(self, device: DeviceBelief, model: ServedModel, start_ns: int, now_ns: int) -> bool:
+    def _reset_stale_load(self, device: DeviceBelief, model: ServedModel, start_ns: int, now_ns: int) -> bool:
         """A LOAD would help nobody: whether that rested on an old estimate alone, which is forgotten."""
         timings = device.codes[model.code_id].timings
         samples = timings.load(model.model.weights.size)
@@ -325,7 +326,7 @@ class PaperScheduler(Scheduler):
             for queue in model.queues.values():
                 if queue.dues:
                     ready_ns = queue.dues[-1] - timings.infer(queue.least, queue.signature).estimate_ns
-                    doubt(samples, ready_ns - start_ns, now_ns)
+                    reset_stale(samples, ready_ns - start_ns, now_ns)
         return samples.estimate_ns < before_ns
 
     def _timely(self, plan: LanePlan, model: ServedModel, load_ns: int, now_ns: int) -> bool:
@@ -345,7 +346,7 @@ class PaperScheduler(Scheduler):
                         return True
                     soon = True
         if soon:
-            plan.starved = True
+            plan.load_blocked = True
         return False
 
     def check(self) -> None:

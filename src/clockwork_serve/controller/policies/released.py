@@ -41,7 +41,7 @@ class ReleasedScheduler(PaperScheduler):
             queue.floors.clear()
         for strategy in queue.strategies:
             self._enter(strategy)
-            self._look_at_exec(strategy.plan)
+            self._mark_exec_dirty(strategy.plan)
 
     def _enter(self, strategy: Strategy) -> None:
         if strategy.key_ns == NEVER_NS:
@@ -82,7 +82,7 @@ class ReleasedScheduler(PaperScheduler):
         full = start_ns >= now_ns + self._look_ahead_ns or (late_ns > self._lag_ns and len(lane) > 1)
         while plan.top() is not None:
             if full:
-                plan.exec_rests = True
+                plan.exec_full = True
                 if late_ns <= 0:  # else its next result tells when there is room again
                     self._timers.set(plan.exec_timer, start_ns - self._look_ahead_ns + 1)
                 return False
