@@ -15,7 +15,7 @@ from clockwork_serve.messages import AdmissionQuery, AdmissionReply, Outcome, Re
 from clockwork_serve.units import NS_PER_MS
 
 # ------------------------------------------------------------
-# Why a request is not admitted at all: words and reasons; who asks answers it.
+# Why a request is not admitted at all: outcome, reason and message; the caller sends the answer.
 
 
 DRAINING: Final = "the server is shutting down"
@@ -50,10 +50,10 @@ def refusal(
 
 
 # ------------------------------------------------------------
-# Whether so many requests wait before a new one that it cannot be its turn in time; it answers none itself.
+# Backpressure: whether a new request is infeasible because of those queued before it. It answers none itself.
 #
-# The rejecting layer (``feasibility``) watches the first of each queue: those behind it hear when it is their
-# turn to be hopeless, shortly before their deadlines. Under overload nearly all wait there for nothing. Here
+# The rejecting layer (``feasibility``) watches the head of each queue: a request behind it is rejected once
+# it is the head and infeasible, shortly before its deadline. Under overload most wait there for nothing. Here
 # a request is judged when it comes: those of its model that are due before it take at least so long, on all
 # devices that can run it together, each in its best batches. Of requests that cannot all be met the one that
 # is due last is as good to refuse as any; and it is the one that can still try elsewhere.
@@ -88,7 +88,7 @@ class Backlog(Record):
         model.pace_ns = int(best_ns / max(1, self._belief.able(model.code.backend)))
 
     def refusal(self, request: Request, model: ServedModel, now_ns: int) -> Refusal | None:
-        """What to tell a request that is not in its queue yet, if it is hopeless there."""
+        """The rejection of a request that is about to be queued, if it would be infeasible there."""
         shortage_ns, why = self.shortage(request, model, request.priority, now_ns)
         if shortage_ns <= 0:
             return None
@@ -129,15 +129,16 @@ class Backlog(Record):
 
 
 # ------------------------------------------------------------
-# Whether a request whose head alone has come would be rejected now: then its body need not come.
+# Admission queries: whether a request of which only the head has arrived would be rejected now, so that the
+# gateway need not receive its body.
 #
-# A question, no promise: one that is not told so now may be rejected when it is there.
+# The reply is no promise: a request that would be admitted now may be rejected once it is complete.
 
 
-def earliest_finish(
+def admission_reply(
     announced: AdmissionQuery, belief: Belief, feasibility: Feasibility, now_ns: int, *, draining: bool
 ) -> AdmissionReply:
-    """What to tell the gateway."""
+    """The reply to a gateway's query; without a reason the body may come."""
     model = belief.models.get(announced.model)
     if model is None or model.quarantined:
         return _reply(announced)

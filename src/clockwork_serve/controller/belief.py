@@ -101,7 +101,7 @@ class AdoptedAction(Record):
 
 
 def calls_of(waiters: list[Waiter]) -> tuple[Call, ...]:
-    """What a worker is told of requests."""
+    """The requests of an INFER, as they are sent to a worker."""
     if len(waiters) == 1:
         return (_call(waiters[0].request),)
     return tuple([_call(waiter.request) for waiter in waiters])
@@ -133,7 +133,7 @@ class Measured(Record):
         """Plans end so long before the deadline; a policy may correct it by what is measured."""
         self.estimator = Estimator(config.estimate_window, config.estimate_quantile)
         self.measures = False
-        """The policy plans with what delays are measured, and wants to know."""
+        """The policy plans with measured delays, so they are measured."""
         self._slack_until_ns = 0
         self.devices: dict[str, DeviceBelief] = {}
         """Devices of all workers that are up."""
@@ -169,7 +169,7 @@ class Measured(Record):
         return NS_PER_MS
 
     def measure(self, sent: Sent, started_ns: int, now_ns: int) -> None:
-        """The result of an INFER is heard: correct the delays to plan with (before its lane hears of it)."""
+        """Correct the delays to plan with by an INFER's result; to be called before its lane is updated."""
         device = sent.device
         reach_ns = started_ns - sent.idle_ns if sent.idle_ns >= 0 else -1
         delays = device.delays
@@ -264,18 +264,18 @@ class Belief(Measured):
         self.effects: list[ControllerEffect] = []
         """Decided and not yet handed to the driver."""
         self.dirty_models: list[ServedModel] = []
-        """Models that may want a LOAD more or less than when the policy last looked (it clears the list and
-        their flags); each once, those no longer served too. A model on one device only stirs when its demand
-        rises while that device has more than it can serve, or while it is a candidate.
+        """Models whose LOAD priority may have changed since the policy last looked (it clears the list and
+        their flags); each once, those no longer served too. A model on one device only is marked when its
+        demand rises while that device has more than it can serve, or while it is a candidate.
         """
         self.dirty_above_ns = -1 if config.load_negative else config.capacity_ns
-        """Demand that one device can serve within the horizon; a policy may set it lower, to hear more."""
+        """Demand that one device can serve within the horizon; a policy may set it lower, to see more."""
         self.dirty_lanes: list[LaneBelief] = []
         """Lanes that were given work since the rejecting layer last looked."""
         self.rechecks: list[Queue] = []
         """Queues that the rejecting layer is to judge; each once."""
         self.timers = Timers()
-        """When time alone changes something: the policy's lane timers, broken promises, deadlines."""
+        """When time alone changes something: lane timers, heads that become infeasible, deadlines."""
         self.load_moves = 0
         """How often a load lane was given work or finished some."""
         self.unsettled = False
@@ -288,25 +288,25 @@ class Belief(Measured):
         return self._counter
 
     def recheck(self, queue: Queue) -> None:
-        """Judge this queue before this instant ends: its head or its hope changed."""
+        """Have this queue judged before this instant ends: what feasibility rests on changed."""
         if not queue.to_recheck and self._reject:
             queue.to_recheck = True
             self.rechecks.append(queue)
 
     def recheck_model(self, model: ServedModel) -> None:
-        """Judge all queues of a model."""
+        """Recheck all queues of a model."""
         for queue in model.queues.values():
             self.recheck(queue)
 
     def require(self, queue: Queue, batch: int) -> None:
-        """From now on a policy runs this queue at batch size ``batch`` at least; no hope rests on less."""
+        """From now on a policy runs this queue at size ``batch`` at least; feasibility counts with that."""
         queue.least = batch
         for strategy in queue.strategies:
             strategy.least = strategy.residency.code.timings.infer(batch, queue.signature)
         self.recheck(queue)
 
     def mark_dirty(self, model: ServedModel) -> None:
-        """Let the policy look at a model again."""
+        """Have the policy rank a model's LOAD anew in its next decision."""
         if not model.dirty:
             model.dirty = True
             self.dirty_models.append(model)
@@ -567,7 +567,7 @@ class Belief(Measured):
             self.timers.set(device.look, now_ns + LOOK_NS)
 
     def _give(self, lane: LaneBelief, action_id: int, expected_ns: int, now_ns: int) -> None:
-        """Give a lane work; if that may break a promise, the rejecting layer is to look."""
+        """Give a lane work; if that may make a head infeasible, the rejecting layer rechecks the lane."""
         lane.send(action_id, expected_ns, now_ns)
         watch = lane.watch
         if (

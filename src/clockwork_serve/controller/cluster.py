@@ -70,7 +70,7 @@ def level(priority: int) -> int:
 
 
 class Waiter(Record):
-    """A request that is not over yet, and what we know of it."""
+    """A request that is not over yet, and its state in the controller."""
 
     __slots__ = (
         "alone", "cold", "demand_ns", "due_ns", "held", "queue", "request", "retries", "slo_ns", "state",
@@ -156,7 +156,7 @@ class Queue(Record):
         self.least = self.sizes[0][1]
         """The least batch size that the policy will run this queue at; see ``Belief.require``."""
         self.to_recheck = False
-        """The rejecting layer is to judge it."""
+        """The rejecting layer is to judge it: it is in ``Belief.rechecks``."""
         self.watch: Watch | None = None
         """Where the rejecting layer has its entry, at ``place_ns``."""
         self.place_ns = 0
@@ -267,7 +267,7 @@ class ServedModel(Record):
         self.pace_at_ns = 0
         """When that was looked up."""
         self.dirty = False
-        """Its demand or where it is changed since the policy last looked; see ``Belief.dirty_models``."""
+        """Its demand or residencies changed since the policy last looked; see ``Belief.dirty_models``."""
         self.load_key: int | None = None
         """Its priority in the scheduler's heap of LOAD candidates; None if it is not there."""
         self.removed = False
@@ -369,7 +369,7 @@ class LaneBelief(Record):
         self.busy_since_ns = 0
         """When it was last given work after a pause."""
         self.stalled = False
-        """The first of them is so late that nobody knows when it ends; see ``stalls``."""
+        """The first of them is so late that its end cannot be predicted; see ``hangs.Stalls``."""
         self.dirty = False
         """It was given work since the rejecting layer last looked; see ``Belief.dirty_lanes``."""
         self.watch: Watch | None = None
@@ -462,14 +462,14 @@ class Watch(Timer):
         self.heap: list[tuple[int, int, Queue]] = []
         """(latest start, queue order, queue); stale unless the queue's ``watch`` and ``place_ns`` say so."""
         self.first_ns = NEVER_NS
-        """The earliest latest start: once the lane is not free before, the promise is broken."""
+        """The earliest latest start: if the lane is not free by then, a head has become infeasible here."""
         self.behind_ns = 0
         """The timer is early enough while no more work than this waits behind the running action."""
         self.full = STALE_MIN
         """With so many entries, the heap is cleared of stale ones."""
 
     def place(self, queue: Queue, latest_ns: int) -> bool:
-        """Watch a queue here from now on; true if its promise may break before any other."""
+        """Watch a queue here from now on; true if its head may become infeasible before any other."""
         queue.watch = self
         queue.place_ns = latest_ns
         heap = self.heap
@@ -516,7 +516,7 @@ class Watch(Timer):
 
 
 class LaneTimer(Timer):
-    """When a policy wants to look at a lane again."""
+    """When a policy is to top up a lane again."""
 
     __slots__ = ("is_exec", "plan")
 
@@ -623,7 +623,7 @@ class Residency(Record):
         self.share_ns = 0
         """How much of the model's demand its device is counted for, unless it is the only one."""
         self.slow = False
-        """Here alone it took longer than a request had, which hoped for a LOAD elsewhere; no INFER since."""
+        """It took longer here than a request had that was feasible by a LOAD elsewhere; no INFER since."""
 
     @property
     def serves(self) -> bool:
@@ -686,7 +686,7 @@ class Look(Timer):
         self.late_id = 0
         """The action that was too late when it was looked at last."""
         self.still = False
-        """It has not moved for so long that the device serves nobody."""
+        """Its exec lane has not moved for so long that the device counts as not serving."""
         self.silent = False
         """Its worker returned no beats, and was at nothing that explains it."""
         if off:
@@ -740,11 +740,11 @@ class DeviceBelief(Record):
         self.plan = LanePlan(self)
         """The policy's."""
         self.returns = RetrySlots()
-        """When those who were refused were told to come again."""
+        """When rejected clients were advised to retry."""
         self.guard = Guard(self, off=not config.hang_ns)
         self.look = Look(self, off=config.released)
         self.since_ns = 0
-        """When it was last told of a code to prepare, or had prepared one."""
+        """When it was last sent a code to prepare, or had prepared one."""
 
     def expect(self, code: Code) -> None:
         """The worker will prepare a code here, if the device can run it."""

@@ -9,7 +9,7 @@ from collections import Counter
 from typing import Final, assert_never
 
 from clockwork_serve.controller import state
-from clockwork_serve.controller.admission import Backlog, Refusal, earliest_finish, refusal
+from clockwork_serve.controller.admission import Backlog, Refusal, admission_reply, refusal
 from clockwork_serve.controller.belief import Belief, HungWorker
 from clockwork_serve.controller.cluster import (
     DeviceBelief,
@@ -137,10 +137,10 @@ def check_belief(belief: Belief) -> None:
 
 
 # ------------------------------------------------------------
-# The controller's machine: it hears of requests, results and workers, and decides through its layers.
+# The controller's machine: it observes requests, results and workers, and decides through its layers.
 #
 # ``decide`` reads as what happens at one instant: results are settled, deadlines that passed are answered,
-# the scheduler tops up lanes, hopeless requests are refused, and readiness is told when it changed.
+# the scheduler tops up lanes, infeasible requests are rejected, and readiness is sent when it changed.
 
 
 GOOD: Final = Status.OK
@@ -162,7 +162,7 @@ class Controller(Record):
         self._rejected: list[Refusal] = []
         """Requests that were never admitted, to be answered."""
         self._queries: list[AdmissionQuery] = []
-        """Requests whose heads have come, to be told if they are hopeless."""
+        """Admission queries, to be replied to."""
         self._ending: list[tuple[Waiter, Outcome, Reason, str]] = []
         """Admitted requests to be answered because of what was observed."""
         self._timers = self._belief.timers
@@ -235,9 +235,9 @@ class Controller(Record):
             return
         left_ns = request.deadline_ns - now_ns
         if model.waiting * model.pace_ns > left_ns >> 1 >= 0:  # whose time is up expires
-            hopeless = self._backlog.refusal(request, model, now_ns)
-            if hopeless is not None:
-                self._reject_at_once(hopeless)
+            rejection = self._backlog.refusal(request, model, now_ns)
+            if rejection is not None:
+                self._reject_at_once(rejection)
                 return
         if self._accounts:
             account = self._accounts.get(request.tenant)
@@ -396,9 +396,9 @@ class Controller(Record):
         while (belief.rechecks or belief.dirty_lanes) and self._feasibility.reject(now_ns):
             scheduler.schedule(now_ns)
         if self._queries:
-            for announced in self._queries:
-                told = earliest_finish(announced, belief, self._feasibility, now_ns, draining=self._draining)
-                belief.effects.append(told)
+            for query in self._queries:
+                reply = admission_reply(query, belief, self._feasibility, now_ns, draining=self._draining)
+                belief.effects.append(reply)
             self._queries.clear()
         if self._readiness.may_change:
             self._readiness.update(draining=self._draining)
@@ -421,7 +421,7 @@ class Controller(Record):
         self._ending.clear()
 
     def _fire(self, timer: Timer, now_ns: int) -> None:
-        """A promise may be broken, or deadlines have come."""
+        """A timer's instant has come: a watched lane, a device to check, or deadlines."""
         if isinstance(timer, Watch):
             self._feasibility.look(timer, now_ns)
             return
@@ -438,7 +438,7 @@ class Controller(Record):
         self._deadlines.correct()
 
     def next_wakeup_ns(self) -> int | None:
-        """The earliest of: a lane with room again, a request about to be hopeless, a deadline."""
+        """The earliest of: a lane with room again, a head about to be infeasible, a deadline."""
         timers, deadlines = self._timers, self._deadlines
         if not timers.heap:
             return None

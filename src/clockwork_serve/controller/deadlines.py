@@ -94,7 +94,7 @@ class Deadlines(Timer):
 
 
 class InternalDeadlines(Deadlines):
-    """As in the authors' code: a request that waits hears at its due time, one that was sent at its deadline.
+    """As in the authors' code: a request that waits expires at its due time, a sent one at its deadline.
 
     The due time may be the later one, where the policy's floor is above what was asked for.
     """
@@ -106,7 +106,7 @@ class InternalDeadlines(Deadlines):
         self._look_again(waiter, waiter.due_ns)
 
     def passed(self, now_ns: int) -> list[Waiter]:
-        """Take out requests that are to hear now, in the order of these times."""
+        """Take out requests that expire now, in the order of these times."""
         passed: list[Waiter] = []
         while self._near and self._near[0][0] <= now_ns:
             waiter = heappop(self._near)[2]

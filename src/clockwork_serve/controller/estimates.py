@@ -50,9 +50,9 @@ class Samples(Record):
         self.measured_ns = 0
         """When one was measured last."""
         self.trial_failed = False
-        """When longer ones were forgotten last, the next measurement was longer again."""
+        """The last trial measured a longer duration again."""
         self._trial_ns = 0
-        """They were forgotten, and nothing was measured since: what it was hoped to take at most."""
+        """Longer ones were dropped for a trial that is not measured yet: what it may take; 0: no trial."""
         self._second_ns = 0
         """Where the estimate rests on the two largest samples of a full window: the smaller of the two."""
 
@@ -72,7 +72,7 @@ class Samples(Record):
         return new
 
     def learn(self, lasted_ns: int, now_ns: int) -> None:
-        """One duration was measured, and is heard now."""
+        """Take one measured duration, from a result that is observed now."""
         self.measured_ns = now_ns
         if self._trial_ns:
             self.trial_failed = lasted_ns > self._trial_ns
@@ -97,7 +97,7 @@ class Samples(Record):
         self._update()
 
     def restart(self, most_ns: int) -> None:
-        """Return to the seed, in the hope of ``most_ns``; the next measurement replaces it, as if a guess."""
+        """Return to the seed, for a trial of at most ``most_ns``; the next measurement replaces it."""
         self.guessed = True
         self.samples = [self.seed_ns]
         self._trial_ns = most_ns
@@ -228,7 +228,7 @@ def _infer_seed_ns(profile: Profile, batch: int) -> int:
 # How long messages and small delays really take on a device, so that plans leave room enough and no more.
 #
 # Two delays are measured at each result: from sending an action to an idle lane until it started (the
-# *reach*), and from the end that was believed until the result was heard (the *error*). What counts is the
+# *reach*), and from the predicted end until the result was observed (the *error*). What counts is the
 # largest of about the last hundred, and only for a second: what nobody measures any more is not believed
 # either.
 
@@ -251,7 +251,7 @@ LEAST_REACH_NS: Final = 20 * NS_PER_US
 """Less is never assumed."""
 
 ANSWER_NS: Final = 50 * NS_PER_US
-"""From the controller to the client's gateway, which no result tells."""
+"""From the controller to the client's gateway, which no result measures."""
 
 
 class Worst(Record):
@@ -327,7 +327,7 @@ class Delays(Record):
 #
 # A device that stopped for a moment, or was slow, leaves durations that no deadline allows. So nothing runs
 # there any more, nothing is measured, and it would be believed slow without end. What is in a request's way,
-# and was not measured for a while, is doubted, so that the next ones are tried: longer durations than it
+# and was not measured for a while, is stale, so that the next ones are tried: longer durations than it
 # allows are forgotten where the usual one is none of them; where it is one, the profile is believed until
 # something is measured.
 #
@@ -335,13 +335,13 @@ class Delays(Record):
 
 
 RARELY: Final = 5
-"""After a trial in vain the next one waits so many times as long as it would take: it costs others a lane."""
+"""After a failed trial the next one waits so many times as long as it would take: it costs others a lane."""
 
 
 def drop_outliers(samples: Samples, allowed_ns: int, now_ns: int, *, at_once: bool = False) -> bool:
     """A request may take ``allowed_ns`` at most: forget what alone is in its way, if it is old; whether so.
 
-    ``at_once``: it need not be old, unless it was forgotten in vain before.
+    ``at_once``: it need not be old, unless the last trial failed.
     """
     if samples.estimate_ns <= allowed_ns or samples.median_ns > allowed_ns:
         return False
@@ -352,7 +352,7 @@ def drop_outliers(samples: Samples, allowed_ns: int, now_ns: int, *, at_once: bo
 
 
 def reset_stale(samples: Samples, allowed_ns: int, now_ns: int) -> None:
-    """A request was refused that may take ``allowed_ns`` at most: if need be, have the next one tried."""
+    """A request that may take ``allowed_ns`` was rejected: if the estimate is stale, have the next tried."""
     if (
         samples.seed_ns <= allowed_ns < samples.estimate_ns
         and not drop_outliers(samples, allowed_ns, now_ns)

@@ -101,12 +101,12 @@ class Loaders(Record):
 
 
 # ------------------------------------------------------------
-# Refuses a request the moment that no schedule can meet its deadline; a layer of its own, which can be off.
+# Rejects a request as soon as it is infeasible; a layer of its own, which can be switched off.
 #
-# A request is hopeless when on no device the earliest start that is still free, plus the estimate of the
-# least batch, lies within its due time; weights that are not there add their LOAD. Only each queue's head is
-# watched (the others are due later), on one lane that promises an end in time: it is judged again when that
-# lane is given so much work, or so much time passes, that the promise is broken.
+# A request is infeasible when on no device the earliest start that is still free, plus the estimate of the
+# least batch, lies within its due time; weights that are not resident add their LOAD. Only each queue's head
+# is watched (the others are due later), on one lane where it is feasible: it is rechecked when that lane is
+# given so much work, or so much time passes, that it no longer is.
 
 
 LOADERS_MAX: Final = 4
@@ -117,7 +117,7 @@ PROBED: Final = 7
 
 
 class EarliestFinish:
-    """What a queue's head can hope for on one lane.
+    """The earliest end of a queue's head on one lane.
 
     It ends at ``end_ns`` if it starts in ``lane`` of ``device`` when that is free; it may do so until the
     instant that leaves ``rest_ns`` before its due time. ``samples`` is the estimate that weighs most.
@@ -144,7 +144,7 @@ class Feasibility(Record):
         self._look_ahead_ns = belief.config.look_ahead_ns
         self._loaders = Loaders()
         self._load_moves = 0
-        """As of when ``_loaders`` knows load lanes."""
+        """``Belief.load_moves`` when ``_loaders`` was last brought up to date."""
 
     def device_joined(self, device: DeviceBelief) -> None:
         """Watch a device's lanes."""
@@ -153,7 +153,7 @@ class Feasibility(Record):
         self._loaders.joined(device)
 
     def device_lost(self, device: DeviceBelief) -> None:
-        """Judge what hoped for a lost device anew."""
+        """Recheck the queues that were watched on a lost device."""
         self._loaders.lost(device)
         for lane in (device.exec, device.load):
             watch, lane.watch = lane.watch, None
@@ -168,7 +168,10 @@ class Feasibility(Record):
         self._belief.load_moves += 1
 
     def reject(self, now_ns: int) -> bool:
-        """Refuse every hopeless request, given what moved and is doubted; whether the policy is to look."""
+        """Reject every infeasible head of the queues to recheck.
+
+        For ``Controller.decide``, after the policy: true if it is to schedule again.
+        """
         belief = self._belief
         if belief.dirty_lanes:
             for lane in belief.dirty_lanes:
@@ -186,8 +189,8 @@ class Feasibility(Record):
             queue.to_recheck = False
             dues = queue.dues
             while dues and not self._feasible(queue, dues[0], now_ns):
-                promised, soonest = self._feasible_after_load(queue, dues[0], now_ns)
-                if promised:
+                loadable, soonest = self._feasible_after_load(queue, dues[0], now_ns)
+                if loadable:
                     changed = self._mark_slow(queue) or changed
                     break
                 self._refuse(queue, soonest, now_ns)
@@ -200,7 +203,7 @@ class Feasibility(Record):
             self._loaders.forget()
 
     def look(self, watch: Watch, now_ns: int) -> None:
-        """Judge the queues of a watch whose heads can no longer start there in time."""
+        """Recheck the queues of a watch whose heads can no longer start there in time."""
         if watch.heap:
             for queue in watch.surface(watch.lane.available_ns(now_ns)):
                 self._belief.recheck(queue)
@@ -211,7 +214,7 @@ class Feasibility(Record):
             self._timers.set(watch, NEVER_NS)
 
     def _arm(self, watch: Watch, first_ns: int, now_ns: int) -> None:
-        """Look again before the first promise breaks: a little early, so that it holds if work is added."""
+        """Set the timer to before the first head becomes infeasible: early enough if some work is added."""
         behind_ns = max(watch.lane.behind_ns, watch.lane.network_ns)
         if behind_ns < self._look_ahead_ns < first_ns - now_ns:
             behind_ns = self._look_ahead_ns
@@ -220,9 +223,9 @@ class Feasibility(Record):
         self._timers.set(watch, first_ns - behind_ns + 1)
 
     def _feasible(self, queue: Queue, due_ns: int, now_ns: int) -> bool:
-        """Whether a lane that has, or will have, the weights promises an end by ``due_ns``.
+        """Whether a device that has, or is loading, the weights can end the head by ``due_ns``.
 
-        It is watched there from now on.
+        The queue is watched on that lane from now on.
         """
         for strategy in queue.strategies:
             lane = strategy.lane
@@ -246,9 +249,10 @@ class Feasibility(Record):
         return False
 
     def _mark_slow(self, queue: Queue) -> bool:
-        """Its head hopes for a LOAD: where the model alone takes longer than it had is no reason for none.
+        """Mark the devices where the model alone takes longer than the head had, which is feasible by a LOAD.
 
-        Whether there is such a device, and the policy is to look.
+        Their weights count as serving nothing, or the policy would find a LOAD needless. True if one was
+        marked: the policy is to look.
         """
         found = False
         request = queue.waiters[0].request
@@ -261,10 +265,10 @@ class Feasibility(Record):
         return found
 
     def earliest_finish(self, queue: Queue, due_ns: int, now_ns: int) -> EarliestFinish | None:
-        """The best that a request which is about to join a queue can hope for, if that is too late.
+        """When a request that is about to join a queue could end at the earliest, if that is too late.
 
-        None if it is not, or if no device can serve the model at all. Nothing is watched. Those who wait and
-        are due before it go first.
+        For admission queries: nothing is watched, and requests that are due before it go first. None if it is
+        feasible, or if no device can serve the model at all.
         """
         best: EarliestFinish | None = None
         for residency in queue.model.residencies.values():
@@ -283,22 +287,23 @@ class Feasibility(Record):
             if best is None or finish.end_ns < best.end_ns:
                 best = finish
         self._renew_loaders()
-        promised, soonest = self._feasible_after_load(queue, due_ns, now_ns, watch=False)
-        if promised:
+        loadable, soonest = self._feasible_after_load(queue, due_ns, now_ns, watch=False)
+        if loadable:
             return None
         return best or self._best(queue, soonest, now_ns)
 
     def _feasible_after_load(
         self, queue: Queue, due_ns: int, now_ns: int, *, watch: bool = True
     ) -> tuple[bool, DeviceBelief | None]:
-        """Whether a device that lacks the weights promises an end by ``due_ns``; if none, the soonest one.
+        """Whether a device that lacks the weights can load them and end by ``due_ns``; if none, the soonest.
 
-        Of those that do, one whose load lane is free late is watched: it is given away last.
+        Of those that can, one whose load lane is free late is watched: the policy uses it last.
         """
         soonest: DeviceBelief | None = None
         soonest_ns = NEVER_NS
         probe = min(PROBED, len(self._loaders) - 1)
         if probe >= LOADERS_MAX:
+            # The policy uses a lane that is free late last: a queue watched there is rarely rechecked.
             probed = self._loaders.get(probe, now_ns)
             if probed is not None:
                 end_ns, rest_ns = self._end_after_load_ns(queue, probed, now_ns)
@@ -312,8 +317,9 @@ class Feasibility(Record):
             at += 1
             end_ns, rest_ns = self._end_after_load_ns(queue, device, now_ns)
             if end_ns <= due_ns:
+                # The last one found is kept: lanes come in the order in which they are free.
                 lane, latest_ns = self._lane(queue, device), due_ns - rest_ns
-            if end_ns != NEVER_NS:
+            if end_ns != NEVER_NS:  # devices that have the weights, or cannot hold them, do not count
                 looked_at += 1
                 if end_ns < soonest_ns:
                     soonest, soonest_ns = device, end_ns
@@ -359,7 +365,7 @@ class Feasibility(Record):
             self._arm(watch, latest_ns, now_ns)
 
     def _refuse(self, queue: Queue, soonest: DeviceBelief | None, now_ns: int) -> None:
-        """Refuse a queue's head, and say what it lacked; ``soonest`` as ``_feasible_after_load`` found it."""
+        """Reject a queue's head, and say what it lacked; ``soonest`` as ``_feasible_after_load`` found it."""
         head, finish = queue.waiters[0], self._best(queue, soonest, now_ns)
         if finish is None:
             self._belief.answer(
@@ -377,7 +383,7 @@ class Feasibility(Record):
         )
 
     def _reset_stale(self, queue: Queue, finish: EarliestFinish, time_ns: int, now_ns: int) -> None:
-        """Doubt estimates that leave no hope for any request with ``time_ns`` to its deadline."""
+        """Reset stale estimates by which no request with ``time_ns`` to its deadline is feasible."""
         time_ns -= self._belief.slack_ns
         for strategy in queue.strategies:
             allowed_ns = time_ns - strategy.lane.network_ns
@@ -390,9 +396,9 @@ class Feasibility(Record):
     def retry_advice(
         self, queue: Queue, finish: EarliestFinish, due_ns: int, time_ns: int, now_ns: int
     ) -> tuple[int, str]:
-        """For a hopeless request with ``time_ns`` to its deadline: how long to wait before another, and why.
+        """How long to wait before a like request, if this one is infeasible; and the message to its client.
 
-        No time where none would help. Each who is told has a turn of its own (``returns``).
+        0 where none of ``time_ns`` to its deadline would ever be feasible. Each has a retry slot of its own.
         """
         shortage_ns = finish.end_ns - due_ns
         if finish.rest_ns + self._belief.slack_ns > time_ns:
@@ -406,7 +412,7 @@ class Feasibility(Record):
         return slot_ns - now_ns, _miss_message(shortage_ns, finish, impossible=False)
 
     def _best(self, queue: Queue, soonest: DeviceBelief | None, now_ns: int) -> EarliestFinish | None:
-        """The earliest end that any device promises; None where none can serve the model at all.
+        """The earliest finish on any device; None where none can serve the model at all.
 
         Of devices that lack the weights, ``soonest`` is the one that counts.
         """

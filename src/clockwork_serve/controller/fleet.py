@@ -34,8 +34,8 @@ from clockwork_serve.messages import (
 # What a controller takes over with a worker that had another before: codes, weights, durations, what runs.
 #
 # Nothing is loaded or prepared again that is there. Actions of the other controller that still run keep their
-# lanes and weights busy until their results come, and answer no request: those that wanted them are asked
-# anew. Weights that nobody wants are not kept; the worker is told which are, before all else.
+# lanes and weights busy until their results come, and answer no request: gateways send those requests again.
+# Weights of models that are not served are not kept; the worker is sent the list of those that are, first.
 
 
 GOOD: Final = Status.OK
@@ -51,7 +51,7 @@ class Takeover(Record):
         self.running: dict[tuple[str, int], AdoptedAction] = {}
         """All and only those of devices that are up, by device and action id."""
         self._retained: list[RetainWeights] = []
-        """To be told in the next decision."""
+        """To be sent in the next decision."""
 
     def adopt(self, states: Iterable[DeviceState], now_ns: int) -> None:
         """Devices came, with what another controller left on them."""
@@ -127,7 +127,7 @@ class Takeover(Record):
         self.running[device.name, running.action_id] = one
 
     def pop_effects(self) -> list[RetainWeights]:
-        """What workers are to be told, before all else."""
+        """The lists of weights to retain, which workers are sent before any action."""
         keeps = self._retained
         if keeps:
             self._retained = []
@@ -192,7 +192,7 @@ class Takeover(Record):
 
 
 # ------------------------------------------------------------
-# Tells whether the server can serve, when that changed.
+# Whether the server can serve, sent when that changed.
 
 
 class ReadinessTracker(Record):
@@ -213,7 +213,7 @@ class ReadinessTracker(Record):
         """Look again; once it was ready, one warm device is enough."""
         self.may_change = False
         devices = self._belief.devices.values()
-        # Long before anybody knows whether its worker hung.
+        # Long before it can be said whether its worker hung.
         still = [device.name for device in devices if device.warm and not device.look.serves]
         warm = sum(device.warm for device in devices) - len(still)
         wanted = 1 if self._was_ready else self._belief.config.expected_devices
@@ -262,7 +262,7 @@ class Fleet(Record):
         self._reject = belief.config.reject_infeasible
 
     def joined(self, event: WorkerJoined, now_ns: int) -> None:
-        """A worker is up, with what its states tell; one of its name is forgotten already."""
+        """A worker is up, with what it reports of its devices; one of its name is forgotten already."""
         belief = self._belief
         for spec in event.devices:
             assert spec.device not in belief.devices, f"device {spec.device} joined twice"
@@ -289,7 +289,7 @@ class Fleet(Record):
         self._scheduler.device_changed(device)
 
     def changed(self) -> None:
-        """Devices came: who waits may hope."""
+        """Devices came: waiting requests may be feasible now."""
         for model in self._belief.models.values():
             if model.waiting:
                 self._belief.recheck_model(model)

@@ -35,7 +35,7 @@ from clockwork_serve.messages import (
 from clockwork_serve.units import MIB, NS_PER_S, ms
 
 # ------------------------------------------------------------
-# Workers that do not answer: told in ``observe``, judged in ``decide``. It ends none, but says which to end.
+# Workers that do not answer: observed first, judged in ``decide``. It ends none, but says which to end.
 #
 # An action is *late* when the instant at which its lane was expected to be done with it is past by more than
 # its patience. Then its worker *hung*: nothing is planned on it, and what was in flight there is planned
@@ -78,10 +78,10 @@ class Hangs(Record):
         self._floor_ns = belief.config.hang_ns
         self._grace_ns = belief.config.hang_grace_ns
         self.unsettled = False
-        """Something was told that ``settle`` has to judge."""
+        """Something was observed that ``settle`` has to judge."""
         self._silent: list[WorkerSilent] = []
         self._ended: list[Sent] = []
-        """Actions of hung workers that are over: nobody there touches their tensors any more."""
+        """Actions of hung workers that are over: their requests' tensors are no longer in use there."""
 
     # Told
 
@@ -159,7 +159,7 @@ class Hangs(Record):
     # Decided
 
     def settle(self, now_ns: int) -> None:
-        """Draw the consequences of all that was told."""
+        """Draw the consequences of all that was observed."""
         self.unsettled = False
         for sent in self._ended:
             for waiter in sent.waiters:
@@ -309,7 +309,7 @@ class Hangs(Record):
         return patience_ns + load_bytes * floor_ns // SLOW_LOAD_BYTES
 
     def _is_first(self, head: Sent | AdoptedAction) -> bool:
-        """Whether nobody knows how long this takes there; but who may have ended a worker has had its try."""
+        """Whether it was never measured there; a model that may have ended a worker has been tried."""
         if isinstance(head, AdoptedAction):
             return True
         samples = head.samples
@@ -340,7 +340,7 @@ def _seconds(lasts_ns: int) -> str:
 
 
 # ------------------------------------------------------------
-# Devices whose exec lanes do not move: the models there are wanted elsewhere before anybody knows why.
+# Devices whose exec lanes do not move: their models are loaded elsewhere before the reason is known.
 #
 # A worker hung when an action is late by its patience (``hangs``), which is long: seconds. Until then what
 # waits for its weights would miss its deadline, though another device could load them. So an exec lane

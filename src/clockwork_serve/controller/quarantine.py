@@ -108,7 +108,7 @@ class Suspects(Record):
         return True
 
     def joined(self, worker: str) -> None:
-        """A new process of that name: how the last one ended will not be told any more."""
+        """A new process of that name: how the last one ended will not be reported any more."""
         self._last.pop(worker, None)
 
     def succeeded(self, name: str) -> None:
@@ -170,7 +170,7 @@ def _when(loss: Loss) -> int:
 
 
 # ------------------------------------------------------------
-# Models that are not served because they take devices down: told in ``observe``, decided in ``decide``.
+# Models that are not served because they take devices down: observed first, decided in ``decide``.
 #
 # Of a code that kills who prepares it, all models are in quarantine. It knows no request: who waits for such
 # a model is answered by others.
@@ -197,9 +197,9 @@ class Quarantine(Record):
         self._belief = belief
         self._suspects = Suspects(belief.config.quarantine_after, WINDOW_NS)
         self.watched = self._suspects.losses
-        """Not empty while a success matters: then, and only then, ``succeeded`` need be told."""
+        """Not empty while a success matters: then, and only then, ``succeeded`` need be called."""
         self.unsettled = False
-        """Something was told that ``settle`` has to judge."""
+        """Something was observed that ``settle`` has to judge."""
         self._held: dict[str, Held] = {}
         """All that are in quarantine, by a model's key or a code's id."""
         self._lost: list[tuple[str, list[Suspect], dict[str, str]]] = []
@@ -278,7 +278,7 @@ class Quarantine(Record):
         self._suspects.forget(name)
 
     def observe(self, event: ReleaseFromQuarantine | WorkerCrashed) -> None:
-        """Whoever runs the server wants a model served again, or knows of a worker that nobody killed it."""
+        """An operator releases a model, or a worker's loss was a crash: no process killed it."""
         if isinstance(event, ReleaseFromQuarantine):
             self._pardoned.append(event.model)
         else:
@@ -306,7 +306,7 @@ class Quarantine(Record):
         return [model for model in changed if self._move(model)]
 
     def reason(self, model: ServedModel, now_ns: int) -> str:
-        """What a client is told whose model is in quarantine."""
+        """The message for a client whose model is in quarantine."""
         held = self._of(model)
         assert held is not None, f"{model.key} is not in quarantine"
         ago_s = (now_ns - held.since_ns) // NS_PER_S

@@ -1,4 +1,4 @@
-"""What follows from results: answers, or another attempt; told in ``observe``, done in ``decide``."""
+"""What follows from results: answers, or another attempt; noted in ``observe``, done in ``decide``."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Settler(Record):
                 self._scheduler.queued(self._belief.move(waiter, model))
 
     def settle(self, now_ns: int) -> None:
-        """Draw the consequences of all that was told."""
+        """Draw the consequences of all that was observed."""
         quarantine = self._quarantine
         if quarantine.watched:
             for sent, result in self._results:
@@ -84,7 +84,7 @@ class Settler(Record):
         if self._lost:
             tenants = self._belief.tenants
             for sent, ran in self._lost:
-                if sent.waiters:  # nobody tells how long it ran
+                if sent.waiters:  # no result says how long it ran
                     assert isinstance(sent.action, Infer)
                     tenants.measured(sent.waiters, sent.action.expected_ns if ran else 0, now_ns)
                 tenants.loaded(sent.action.action_id, now_ns, good=False)

@@ -1,8 +1,8 @@
 """What tenants may still use, and who is charged for what; it refuses nobody itself.
 
-A tenant's bucket holds what it may use at once, and fills by the time that events tell. What a request is
+A tenant's bucket holds what it may use at once, and fills with the time of events. What a request is
 expected to cost is *held* from its admission on, so that all who wait can be paid for; what it did cost is
-*taken* when its result tells. So within any time t a tenant uses no more than its rate times t and what the
+*taken* when its result comes. So within any time t a tenant uses no more than its rate times t and what the
 bucket holds, as far as estimates hold; what a result costs beyond them is repaid before more is admitted.
 
 Weights are claimed by the first request of a tenant that found them nowhere. Those who have a claim when the
@@ -117,7 +117,7 @@ class Charge(Record):
 
 
 class Shortage:
-    """Why a request may not come now: how long to wait, and what to tell."""
+    """Why a request may not come now: how long to wait, and the message."""
 
     __slots__ = ("message", "retry_after_ns")
 

@@ -86,18 +86,19 @@ class Timers(Record):
 
 
 # ------------------------------------------------------------
-# When those who are told to come again should: one after another, as fast as a device could serve them.
+# Retry slots: when rejected clients are advised to retry, one after another, as fast as a device could serve
+# them.
 #
-# Told the same, all who were refused in one instant would come again in one instant, and almost all in vain.
-# So each is told a turn of its own. Nothing is kept free for it: a turn is advice, not a reservation.
+# With the same advice, all clients that were rejected in one instant would return in one instant, and most
+# would be rejected again. So each has a slot of its own. It is advice, no reservation: no lane is kept free.
 
 
 RETRY_MAX_NS: Final = 2 * NS_PER_S
-"""No turn is later than this: many never come again, or sooner than told, and others would wait for them."""
+"""No slot is later than this: many clients never retry, or sooner, and the others would wait for them."""
 
 
 class RetrySlots(Record):
-    """The turns that were given on a device."""
+    """The slots that were given on a device."""
 
     __slots__ = ("_next_ns",)
 
@@ -105,7 +106,7 @@ class RetrySlots(Record):
         self._next_ns = 0
 
     def slot_ns(self, soonest_ns: int, cost_ns: int, now_ns: int) -> int:
-        """The next turn, not before ``soonest_ns``; who takes it will use ``cost_ns`` of the device."""
+        """The next slot, not before ``soonest_ns``; who takes it uses ``cost_ns`` of the device."""
         slot_ns = max(soonest_ns, min(self._next_ns, now_ns + RETRY_MAX_NS))
         self._next_ns = slot_ns + cost_ns
         return slot_ns

@@ -44,7 +44,7 @@ from clockwork_serve.worker.pages import (
 
 
 EARLY_MAX_NS: Final = 10 * NS_PER_S
-"""A window that opens later than this is not waited for: nobody plans so far ahead, so clocks disagree."""
+"""A window that opens later than this is not waited for: no plan reaches so far ahead, so clocks disagree."""
 
 Refusal = tuple[Status, str]
 
@@ -172,7 +172,7 @@ def judge_load(action: Load, pages: Pages, now_ns: int) -> Refusal | None:
 
 
 def holds_only_stale(extent: Extent, pages: Pages) -> bool:
-    """Whether an extent holds only what no controller wants: it is believed gone, and goes when unread."""
+    """Whether an extent holds only stale weights: for the controller they are gone; they go once unread."""
     return all(held.stale for held in pages.overlapping(extent))
 
 
@@ -325,7 +325,7 @@ class DeviceWorker:
     # Belief
 
     def add_code(self, event: CodeAdded) -> None:
-        """The controller wants this code here, and to know when it is ready."""
+        """Prepare a code, and report to the controller when it is ready."""
         code_id, backend = event.code.code_id, event.code.backend
         if not self.spec.runs(backend):
             refusal = self.spec.misfit(backend)
@@ -340,7 +340,7 @@ class DeviceWorker:
         self._codes_due[code_id] = None
 
     def remove_code(self, code_id: str) -> None:
-        """The controller does not want this code any more."""
+        """Retire a code once no action uses it."""
         held = self.codes.get(code_id)
         if held is not None:
             held.wanted = held.answer_due = False
@@ -465,7 +465,7 @@ class DeviceWorker:
             code.answer_due = False
 
     def keep(self, event: RetainWeights) -> None:
-        """Have all weights forgotten that the controller does not want."""
+        """Mark all weights stale that the controller does not list; they are unloaded once unread."""
         for held in self.pages.all():
             if held.version not in event.versions and not held.stale:
                 held.stale = True

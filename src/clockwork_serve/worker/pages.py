@@ -132,7 +132,7 @@ class Pages:
         return found
 
     def claim(self, held: HeldExtent) -> None:
-        """Give weights an extent of pages that nobody holds."""
+        """Give weights an extent of free pages."""
         self._firsts.insert(bisect_left(self._firsts, held.first), held.first)
         self.by_first[held.first] = held
 
@@ -234,7 +234,7 @@ class HeldCode:
         """Durations in ns by batch size and signature."""
 
     def learn_duration(self, work: object, lasted_ns: int) -> None:
-        """Remember how long a LOAD or an INFER took, for a controller that will not know."""
+        """Keep how long a LOAD or an INFER took, for a controller that has measured nothing yet."""
         if type(work) is Infer:
             key = work.batch, work.signature
         elif type(work) is Load:
@@ -249,7 +249,7 @@ class HeldCode:
         recent.append(lasted_ns)
 
     def add(self, event: CodeAdded, spec: DeviceSpec) -> None:
-        """The controller wants it, and to know when it is ready."""
+        """The controller added it; a CodeReady is owed."""
         self.code = event.code
         self.wanted = self.answer_due = True
         for profile in event.profiles:

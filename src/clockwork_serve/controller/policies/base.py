@@ -1,4 +1,4 @@
-"""What a scheduling policy is: it is told what changed, and once per instant it may send actions.
+"""What a scheduling policy is: it is called for every change, and once per instant it may send actions.
 
 A policy reads ``Belief`` and changes it only by ``send_infer``, ``send_load``, ``send_unload`` and
 ``require``. It never answers requests: that it leaves them waiting is how it passes them over.
@@ -14,8 +14,8 @@ Where it finds what it weighs:
 - ``belief.timers``: where it asks, by ``device.plan``'s timers, to be called again if nothing happens
 - ``belief.dirty_models``: models whose demand or residencies changed since the policy last cleared it
 
-``belief.require(queue, batch)`` tells the rejecting layer that a queue is run at that batch size or more, so
-that it refuses what only a smaller one could save.
+``belief.require(queue, batch)`` has the rejecting layer count with that batch size or more, so that it
+rejects what only a smaller one could save.
 """
 
 from __future__ import annotations

@@ -156,9 +156,11 @@ class DefaultScheduler(PaperScheduler):
             if not heap:
                 return
             start_ns = lane.available_ns(now_ns)
+            # Full: it holds work for as long as the next action needs to get there, or it is so late that its
+            # end cannot be predicted.
             if start_ns >= now_ns + reach_ns or (late_ns > self._lag_ns and (lane.stalled or len(lane) > 1)):
                 plan.exec_full = True
-                if late_ns <= 0:  # else its next result tells when there is room again
+                if late_ns <= 0:  # else its next result says when there is room again
                     self._timers.set(plan.exec_timer, start_ns - reach_ns + 1)
                 return
             strategy = heappop(heap)[2]
@@ -171,9 +173,11 @@ class DefaultScheduler(PaperScheduler):
             if after is not None:
                 band_ns = strategy.queue.band_ns
                 key_ns = choice.latest_ns + band_ns
+                # Keys are lower bounds: this one was too low, and another strategy is more urgent.
                 if key_ns > after.key_ns and key_ns > top_ns:
                     plan.push(strategy, key_ns)
                     continue
+                # If it runs first, the next one starts too late: weigh who is to be passed over.
                 if start_ns + choice.cost_ns + band_ns > after.key_ns:
                     choice = self._least_loss(plan, choice, start_ns)
             if choice.batch.count < len(choice.strategy.queue.dues):
@@ -187,7 +191,7 @@ class DefaultScheduler(PaperScheduler):
             self._enter(strategy)
 
     def _best(self, strategy: Strategy, start_ns: int) -> Choice | None:
-        """The batch that serves most requests and meets the deadline of the first that can be met at all."""
+        """The batch that serves most requests and meets the due time of the first that can be met at all."""
         dues, batches = strategy.queue.dues, strategy.batches
         if not dues:
             return None
@@ -207,6 +211,7 @@ class DefaultScheduler(PaperScheduler):
                 break
             if batch.count <= waiting:
                 best = batch
+            # One that is not full runs all who wait, where that takes less time each than a full one below.
             elif waiting * best.samples.estimate_ns > best.count * infer_ns:
                 best = BatchChoice(waiting, batch.size, batch.samples)
         return Choice(strategy, first, best, due_ns)
@@ -221,7 +226,7 @@ class DefaultScheduler(PaperScheduler):
         band_ns = urgent.strategy.queue.band_ns
         while len(rivals) < RIVALS_MAX and (strategy := plan.top()) is not None:
             if strategy.key_ns >= end_ns + band_ns:
-                break
+                break  # it and all after it can wait until the rivals so far have run
             plan.pop()
             choice = self._best(strategy, start_ns)
             if choice is not None:
@@ -234,11 +239,11 @@ class DefaultScheduler(PaperScheduler):
             kept.append(choice)
             late = end_ns > choice.latest_ns
             end_ns += choice.cost_ns
-            if late:
+            if late:  # even so much work does not fit: drop what uses the lane least well
                 worst = min(reversed(kept), key=_requests_per_ns)  # of equals, the one that is due last
                 kept.remove(worst)
                 end_ns -= worst.cost_ns
-        winner = kept[0] if kept else rivals[0]
+        winner = kept[0] if kept else rivals[0]  # none in time: the most urgent may still be
         for choice in rivals:
             if choice is not winner:
                 plan.push(choice.strategy, choice.latest_ns + band_ns)
@@ -256,12 +261,12 @@ class DefaultScheduler(PaperScheduler):
             return choice
         waiting = len(queue.dues) - choice.first
         if not any(count < batch.count <= waiting for batch in choice.strategy.batches):
-            return choice
+            return choice  # all who wait are served: no other batch is fuller
         passed: list[Choice] = []
         winner = choice
         while len(passed) < SCANNED_MAX and winner is choice and (strategy := plan.top()) is not None:
             if strategy.queue.band_ns != queue.band_ns:
-                break
+                break  # a class of priority never gives way to a less urgent one
             plan.pop()
             other = self._best(strategy, start_ns)
             if other is None:
@@ -299,7 +304,7 @@ class DefaultScheduler(PaperScheduler):
             return choice
         strategy = choice.strategy
         if tight.band_ns > strategy.queue.band_ns:
-            return choice
+            return choice  # those who are in a hurry are of a less urgent class
         if strategy.queue.waiters[choice.first].slo_ns <= RELAXED * tight.slo_ns:
             return choice
         room_ns = tight.room_ns()
@@ -330,8 +335,8 @@ class DefaultScheduler(PaperScheduler):
     def _infers_first(self, plan: LanePlan, now_ns: int) -> bool:
         """Whether a LOAD has to wait for INFERs; if so, it is looked at again when the exec lane has changed.
 
-        It has where it takes their time, the exec lane is pressed, and nobody more urgent waits for a LOAD.
-        One an SLO is sent all the same: models that nobody loaded yet are to be served, too.
+        It has where both use the same cores, the exec lane is pressed, and no model of a more urgent class
+        wants a LOAD. One LOAD per SLO is sent all the same, or models that are on no device would starve.
         """
         device = plan.device
         first = self._candidates.top() if device.spec.lanes_share else None

@@ -176,7 +176,7 @@ class PaperScheduler(Scheduler):
             start_ns = lane.available_ns(now_ns)
             if start_ns >= limit_ns or (late_ns > self._lag_ns and (lane.stalled or len(lane) > 1)):
                 plan.exec_full = True
-                if late_ns <= 0:  # else its next result tells when there is room again
+                if late_ns <= 0:  # else its next result says when there is room again
                     self._timers.set(plan.exec_timer, start_ns - self._look_ahead_ns + 1)
                 return
             strategy = heappop(heap)[2]
@@ -195,7 +195,7 @@ class PaperScheduler(Scheduler):
                 self._enter(strategy)
 
     def _drop_outliers(self, strategy: Strategy, start_ns: int, now_ns: int) -> None:
-        """Nobody who waits would be in time; where the lane is free, old estimates may be wrong."""
+        """No waiting request would be in time: on a free lane that may be for an outlier, so drop it."""
         dues = strategy.queue.dues
         if dues and not strategy.lane and drop_outliers(
             strategy.batches[0].samples, dues[-1] - start_ns, now_ns
@@ -318,7 +318,7 @@ class PaperScheduler(Scheduler):
         return True
 
     def _reset_stale_load(self, device: DeviceBelief, model: ServedModel, start_ns: int, now_ns: int) -> bool:
-        """A LOAD would help nobody: whether that rested on an old estimate alone, which is forgotten."""
+        """A LOAD would save no request: reset its estimate if that is stale; true if it is shorter now."""
         timings = device.codes[model.code_id].timings
         samples = timings.load(model.model.weights.size)
         before_ns = samples.estimate_ns

@@ -83,7 +83,7 @@ class ReleasedScheduler(PaperScheduler):
         while plan.top() is not None:
             if full:
                 plan.exec_full = True
-                if late_ns <= 0:  # else its next result tells when there is room again
+                if late_ns <= 0:  # else its next result says when there is room again
                     self._timers.set(plan.exec_timer, start_ns - self._look_ahead_ns + 1)
                 return False
             strategy = heappop(heap)[2]
