@@ -1,4 +1,4 @@
-"""Hope is what a plain search over all devices finds, now and as time passes with nothing done."""
+"""What is feasible is what a plain search over all devices finds, now and as time passes with nothing done."""
 
 from __future__ import annotations
 
