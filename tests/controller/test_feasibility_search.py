@@ -1,4 +1,4 @@
-"""What is feasible is what a plain search over all devices finds, now and as time passes with nothing done."""
+"""Requests are feasible where a plain search over all devices says so, now and as time passes."""
 
 from __future__ import annotations
 

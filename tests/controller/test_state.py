@@ -36,7 +36,7 @@ RARE = (WorkerCrashed, WorkerJoined, WorkerLost, WorkerSilent)
 """After these as well: they leave records that are gone soon."""
 
 ENCODER = msgspec.msgpack.Encoder()
-BASES = {"Measured", "Timer"}
+BASES = {"Measured", "Record", "Scheduler", "Timer"}
 """Classes that only others are made of."""
 
 

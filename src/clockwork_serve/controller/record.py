@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mypy_extensions import mypyc_attr
-else:
-
-    def mypyc_attr(**_: object) -> object:
-        """Nothing: what it says is for the compiler, which reads it and runs it not."""
-        return lambda kind: kind
+from clockwork_serve.machine import mypyc_attr
 
 
 @mypyc_attr(serializable=True)

@@ -89,7 +89,7 @@ def classes_of_records() -> dict[str, type]:
         name: kind
         for module in MODULES
         for name, kind in vars(module).items()
-        if isinstance(kind, type) and issubclass(kind, Record) and kind.__module__ == module.__name__
+        if isinstance(kind, type) and issubclass(kind, Record)
     }
 
 
