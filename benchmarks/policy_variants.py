@@ -12,13 +12,17 @@ from dataclasses import dataclass
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import LanePlan, Strategy
+from clockwork_serve.controller.cluster import (
+    LanePlan,
+    Queue,
+    ServedModel,
+    Strategy,
+)
 from clockwork_serve.controller.estimates import Timings
 from clockwork_serve.controller.placement import Candidates, make_room
 from clockwork_serve.controller.policies import SCHEDULERS, DefaultScheduler, PaperScheduler, default
 from clockwork_serve.controller.policies.base import SchedulerFactory
 from clockwork_serve.controller.policies.default import Choice
-from clockwork_serve.controller.queues import Queue, ServedModel
 
 CAP = 16
 """Largest batch, the same for all."""
@@ -51,11 +55,12 @@ class LargestFull(DefaultScheduler):
     """The largest batch that can be filled with requests in time, whoever is passed over for it."""
 
     def _best(self, strategy: Strategy, start_ns: int) -> Choice | None:
-        batch = self._choose(strategy, start_ns)
-        if batch is None:
+        fit = self._choose(strategy, start_ns)
+        if fit is None:
             return None
-        choice = Choice(strategy, self._first, batch, strategy.queue.dues[self._first])
-        choice.latest_ns = self._urgency_ns
+        batch, first, latest_ns = fit
+        choice = Choice(strategy, first, batch, strategy.queue.dues[first])
+        choice.latest_ns = latest_ns
         return choice
 
 
@@ -89,10 +94,11 @@ class Sacrificing(DefaultScheduler):
 
     def _fuller(self, choice: Choice, start_ns: int) -> Choice:
         strategy, batch = choice.strategy, choice.batch
-        larger = self._choose(strategy, start_ns)
-        if larger is None or larger.count * choice.lasts_ns <= batch.count * larger.samples.estimate_ns:
+        fit = self._choose(strategy, start_ns)
+        if fit is None or fit[0].count * choice.lasts_ns <= batch.count * fit[0].samples.estimate_ns:
             return choice
-        return Choice(strategy, self._first, larger, strategy.queue.dues[self._first])
+        larger, first, _ = fit
+        return Choice(strategy, first, larger, strategy.queue.dues[first])
 
 
 class Sparing(DefaultScheduler):
@@ -165,7 +171,7 @@ class Deferred(DefaultScheduler):
         if larger is None or len(queue.dues) - choice.first > choice.batch.count:
             return choice
         request = queue.waiters[choice.first].request
-        spare_ns = round(self.SPARE * (request.deadline_ns - request.arrival_ns))
+        spare_ns = round(self.SPARE * request.slo_ns)
         until_ns = queue.dues[choice.first] - larger.samples.estimate_ns - spare_ns
         if start_ns >= until_ns:
             return choice

@@ -113,7 +113,9 @@ def timer_cost_ns() -> int:
 class Bench:
     """One controller and honest workers, on a virtual clock."""
 
-    def __init__(self, devices: int, models: int, policy: str, seed: int, tenants: int = 0) -> None:
+    def __init__(
+        self, devices: int, models: int, policy: str, seed: int, tenants: int = 0, slots: int = SLOTS
+    ) -> None:
         self.models = models
         self.tenants = tenants
         self.rate_ns = devices * RATE / NS_PER_S
@@ -131,12 +133,12 @@ class Bench:
         self._free_ns: dict[tuple[str, bool], int] = {}
         self._inbox: list[tuple[int, int, Result]] = []
         self._flying: dict[int, Load] = {}
-        self._join(devices)
+        self._join(devices, slots)
 
-    def _join(self, devices: int) -> None:
+    def _join(self, devices: int, slots: int) -> None:
         specs = tuple(
             DeviceSpec(
-                device=f"d{at}", kind="emulated", pages=SLOTS, page_bytes=MIB, workspace_bytes=1 << 30,
+                device=f"d{at}", kind="emulated", pages=slots, page_bytes=MIB, workspace_bytes=1 << 30,
                 io_bytes=1 << 30,
             )
             for at in range(devices)
@@ -161,15 +163,16 @@ class Bench:
         events += [CodeReady(device=spec.device, code_id="c") for spec in specs]
         self._call(events)
 
-    def traffic(self, requests: int, *, timed: bool) -> Part:
-        """So many requests at random; what they cost."""
+    def traffic(self, requests: int, *, timed: bool, settle: bool = True) -> Part:
+        """So many requests at random; what they cost. ``settle``: until all are answered."""
         self.part, self._timed = Part(requests=requests), timed
         arrival_ns = self._now_ns
         for _ in range(requests):
             arrival_ns += max(1, round(self._rng.expovariate(self.rate_ns)))
             self._until(arrival_ns)
             self._call([self._request(self._rng.randrange(self.models), arrival_ns, SLO_NS)])
-        self._until(self._now_ns + 2 * SLO_NS)
+        if settle:
+            self._until(self._now_ns + 2 * SLO_NS)
         return self.part
 
     def place_all(self) -> int:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import DeviceBelief, Residency
-from clockwork_serve.controller.queues import Queue, ServedModel
+from clockwork_serve.controller.cluster import (
+    DeviceBelief,
+    Queue,
+    Residency,
+    ServedModel,
+)
 from clockwork_serve.messages import Extent, Request
 from clockwork_serve.units import ms
 from tests.controller.honest import CODE, device, model, profile

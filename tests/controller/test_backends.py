@@ -6,7 +6,7 @@ import pytest
 from msgspec import structs
 
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.controller.devices import DeviceBelief
+from clockwork_serve.controller.cluster import DeviceBelief
 from clockwork_serve.controller.placement import Candidates
 from clockwork_serve.messages import (
     CodeAdded,

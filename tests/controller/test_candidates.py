@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.controller.devices import STALE_MIN
+from clockwork_serve.controller.cluster import STALE_MIN
 from clockwork_serve.controller.placement import Candidates
 from tests.controller.clusters import ask, belief, place, serve
 

@@ -6,7 +6,7 @@ import pytest
 from msgspec import structs
 
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.controller.devices import useful_sizes
+from clockwork_serve.controller.codes import useful_sizes
 from clockwork_serve.units import ms
 from tests.controller.clusters import ask, belief, place, serve
 from tests.controller.honest import CODE, device, profile

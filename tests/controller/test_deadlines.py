@@ -5,9 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clockwork_serve.controller.cluster import ServedModel, Waiter
+from clockwork_serve.controller.deadlines import BUCKET_BITS, Deadlines, InternalDeadlines
 from clockwork_serve.controller.life import ANSWER, ANSWERED, SEND
-from clockwork_serve.controller.queues import ServedModel, Waiter
-from clockwork_serve.controller.timers import BUCKET_BITS, NEVER_NS, Deadlines, InternalDeadlines, Timers
+from clockwork_serve.controller.timers import NEVER_NS, Timers
 from clockwork_serve.messages import Request
 from tests.controller.honest import CODE, model
 
@@ -16,7 +17,7 @@ QUEUE = ServedModel(model("a"), CODE, 1).open("", 1, 2, alone=False)
 
 def waiter(name: str, deadline_ns: int, due_ns: int | None = None) -> Waiter:
     request = Request(request_id=name, gateway="g", model="a/1", arrival_ns=0, deadline_ns=deadline_ns)
-    return Waiter(request, deadline_ns if due_ns is None else due_ns, 1, QUEUE, cold=False)
+    return Waiter(request, deadline_ns if due_ns is None else due_ns, request.slo_ns, 1, QUEUE, cold=False)
 
 
 def test_an_answered_request_needs_no_timer() -> None:

@@ -22,29 +22,29 @@ def test_the_worst_is_that_of_about_the_last_hundred(values: list[int]) -> None:
 def test_the_slack_follows_the_worst_error_within_its_bounds() -> None:
     delays = Delays(network_ns=us(200), slack_ns=ms(2))
     assert delays.slack_ns == FIRST_SLACK_NS
-    delays.heard(us(300), -1, 0)
+    delays.measured(us(300), -1, 0)
     assert delays.slack_ns == us(300) + ANSWER_NS
-    delays.heard(ms(7), -1, 0)
+    delays.measured(ms(7), -1, 0)
     assert delays.slack_ns == ms(2), "never more than was allowed: a device that hangs stops nobody else"
     for _ in range(BLOCK * BLOCKS):
-        delays.heard(-ms(1), -1, 0)
+        delays.measured(-ms(1), -1, 0)
     assert delays.slack_ns == us(100), "never less than a little"
 
 
 def test_the_reach_is_measured_only_where_the_lane_was_idle() -> None:
     delays = Delays(network_ns=us(200), slack_ns=ms(2))
-    delays.heard(0, -1, 0)
+    delays.measured(0, -1, 0)
     assert delays.reach_ns == us(200)
-    delays.heard(0, us(90), 0)
+    delays.measured(0, us(90), 0)
     assert delays.reach_ns == us(90)
-    delays.heard(0, ms(50), 0)
+    delays.measured(0, ms(50), 0)
     assert delays.reach_ns == us(1000)
 
 
 def test_what_is_not_measured_for_a_second_is_forgotten() -> None:
     delays = Delays(network_ns=us(200), slack_ns=ms(2))
-    delays.heard(ms(7), ms(1), 0)
-    delays.heard(us(60), us(90), NS_PER_S + 1)
+    delays.measured(ms(7), ms(1), 0)
+    delays.measured(us(60), us(90), NS_PER_S + 1)
     assert (delays.slack_ns, delays.reach_ns) == (us(110), us(90))
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import Residency
+from clockwork_serve.controller.cluster import Residency
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.placement import make_room
 from clockwork_serve.controller.timers import NEVER_NS

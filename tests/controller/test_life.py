@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from clockwork_serve.controller.cluster import ServedModel, Waiter
 from clockwork_serve.controller.life import (
     LOADING,
     NEVER,
@@ -18,7 +19,6 @@ from clockwork_serve.controller.life import (
     WEIGHTS_STATES,
     WEIGHTS_STEPS,
 )
-from clockwork_serve.controller.queues import ServedModel, Waiter
 from clockwork_serve.messages import Request
 from tests.controller.honest import CODE, model
 
@@ -51,6 +51,6 @@ def test_the_rows_by_number_say_what_the_table_says(life, states, steps, rows) -
 def test_a_step_that_is_not_in_the_table_is_a_bug_with_its_story() -> None:
     queue = ServedModel(model("a"), CODE, 1).open("", 1, 2, alone=False)
     request = Request(request_id="r1", gateway="g", model="a/1", arrival_ns=0, deadline_ns=9)
-    waiter = Waiter(request, 9, 1, queue, cold=False)
+    waiter = Waiter(request, 9, request.slo_ns, 1, queue, cold=False)
     with pytest.raises(AssertionError, match="r1: release while waiting"):
         waiter.step(RELEASE)

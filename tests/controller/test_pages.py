@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clockwork_serve.controller.devices import PageMap
+from clockwork_serve.controller.pages import PageMap
 from clockwork_serve.messages import Extent
 
 

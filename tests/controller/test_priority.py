@@ -7,7 +7,7 @@ import random
 import pytest
 
 from clockwork_serve.controller import POLICIES, ControllerConfig
-from clockwork_serve.controller.queues import BAND_NS, level
+from clockwork_serve.controller.cluster import BAND_NS, level
 from clockwork_serve.messages import Infer, Load, Outcome, Unload
 from tests.controller.honest import World, device, model
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import LOOK_NS, DeviceBelief
+from clockwork_serve.controller.cluster import LOOK_NS, DeviceBelief
 from clockwork_serve.controller.fleet import ReadinessTracker
 from clockwork_serve.controller.hangs import STILL_NS, Stalls
 from clockwork_serve.messages import Infer, Load, Outcome, Readiness, WorkerHeard, WorkerSilent

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from clockwork_serve.controller.devices import LaneBelief
-from clockwork_serve.controller.queues import Queue
-from clockwork_serve.controller.timers import STALE_MIN, Watch
+from clockwork_serve.controller.cluster import (
+    STALE_MIN,
+    LaneBelief,
+    Queue,
+    Watch,
+)
 from tests.controller.clusters import ask, belief, serve
 
 

@@ -31,7 +31,7 @@ def test_claims_and_leaves_agree_with_a_list_of_pages(steps: list[Extent]) -> No
         assert [held.version for held in overlapping] == inside
         if overlapping:
             gone = overlapping[0]
-            pages.leave(emptied(gone))
+            pages.release(emptied(gone))
             book = [None if held is gone else held for held in book]
         else:
             held = HeldExtent(extent, version, "m", "net")
@@ -55,7 +55,7 @@ def test_weights_leave_only_once_they_are_empty() -> None:
     pages, held = Pages(COUNT), HeldExtent(Extent(0, 1), 1, "m", "net")
     pages.claim(held)
     with pytest.raises(AssertionError, match="leaves while"):
-        pages.leave(held)
+        pages.release(held)
 
 
 @pytest.mark.parametrize("extents", [(Extent(0, 3), Extent(2, 2)), (Extent(10, 3),)])

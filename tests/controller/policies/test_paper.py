@@ -160,6 +160,6 @@ def test_the_batch_is_the_largest_on_the_way_up_whose_requests_can_all_be_in_tim
             break
         found, urgency_ns = (size, len(queue.dues) - len(due)), min(urgency_ns, due[0] - infer_ns)
     scheduler = PaperScheduler(made)
-    batch = scheduler._choose(queue.strategies[0], start_ns)
-    assert (batch and (batch.size, scheduler._first)) == found
-    assert batch is None or scheduler._urgency_ns == urgency_ns
+    fit = scheduler._choose(queue.strategies[0], start_ns)
+    assert (fit and (fit[0].size, fit[1])) == found
+    assert fit is None or fit[2] == urgency_ns

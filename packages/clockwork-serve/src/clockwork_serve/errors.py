@@ -8,6 +8,7 @@
     │   ├── DamageError    a compiled artefact is not what its name says
     │   └── DeviceGone     the device is lost to this process, which must end
     ├── InvalidRequest     a client's request does not fit the model
+    ├── StateError         a controller's saved state cannot be restored by this version
     └── TransportError     a peer broke the protocol between our processes
 
 Every message names the field, what was expected, what was found and what to do. Expected ends of a
@@ -97,6 +98,10 @@ class InvalidRequest(ClockworkError):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+class StateError(ClockworkError):
+    """A controller's saved state cannot be restored: another version saved it, or it is damaged."""
 
 
 class TransportError(ClockworkError):

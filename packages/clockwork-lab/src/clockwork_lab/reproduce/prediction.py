@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from msgspec import Struct, field
 
-from clockwork_serve.controller.devices import LaneBelief
+from clockwork_serve.controller.cluster import LaneBelief
 from clockwork_serve.messages import Infer, Load, Result, Status
 from clockwork_serve.telemetry.journal import Step
 from clockwork_serve.units import NS_PER_MS

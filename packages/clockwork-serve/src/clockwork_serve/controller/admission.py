@@ -6,15 +6,16 @@ from bisect import bisect_right
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.cluster import ServedModel, level
 from clockwork_serve.controller.feasibility import Feasibility
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.quarantine import Quarantine
-from clockwork_serve.controller.queues import ServedModel, level
+from clockwork_serve.controller.record import Record
 from clockwork_serve.messages import AdmissionQuery, AdmissionReply, Outcome, Reason, Request
 from clockwork_serve.units import NS_PER_MS
 
 # ------------------------------------------------------------
-# Why a request is not admitted at all: words and reasons; who asks answers it.
+# Why a request is not admitted at all: outcome, reason and message; the caller sends the answer.
 
 
 DRAINING: Final = "the server is shutting down"
@@ -49,10 +50,10 @@ def refusal(
 
 
 # ------------------------------------------------------------
-# Whether so many requests wait before a new one that it cannot be its turn in time; it answers none itself.
+# Backpressure: whether a new request is infeasible because of those queued before it. It answers none itself.
 #
-# The rejecting layer (``feasibility``) watches the first of each queue: those behind it hear when it is their
-# turn to be hopeless, shortly before their deadlines. Under overload nearly all wait there for nothing. Here
+# The rejecting layer (``feasibility``) watches the head of each queue: a request behind it is rejected once
+# it is the head and infeasible, shortly before its deadline. Under overload most wait there for nothing. Here
 # a request is judged when it comes: those of its model that are due before it take at least so long, on all
 # devices that can run it together, each in its best batches. Of requests that cannot all be met the one that
 # is due last is as good to refuse as any; and it is the one that can still try elsewhere.
@@ -68,18 +69,18 @@ FRESH_NS: Final = 10 * NS_PER_MS
 """A pace is looked up anew after so long."""
 
 
-class Backlog:
+class Backlog(Record):
     """See the module. It reads belief, and keeps ``pace_ns`` of models."""
 
     def __init__(self, belief: Belief) -> None:
         self._belief = belief
 
-    def learn(self, model: ServedModel, now_ns: int) -> None:
+    def find_pace(self, model: ServedModel, now_ns: int) -> None:
         """Find how long one of many requests takes a device, divided by the devices there are for it."""
         best_ns, model.batch = 0.0, 1
         for residency in model.residencies.values():
             if residency.state == READY and model.main is not None:
-                for batch in residency.code.batches(model.main):
+                for batch in residency.code.batches("", model.main.sizes):
                     each_ns = batch.samples.median_ns / batch.count
                     if not best_ns or each_ns < best_ns:
                         best_ns, model.batch = each_ns, batch.count
@@ -87,15 +88,15 @@ class Backlog:
         model.pace_ns = int(best_ns / max(1, self._belief.able(model.code.backend)))
 
     def refusal(self, request: Request, model: ServedModel, now_ns: int) -> Refusal | None:
-        """What to tell a request that is not in its queue yet, if it is hopeless there."""
+        """The rejection of a request that is about to be queued, if it would be infeasible there."""
         shortage_ns, why = self.shortage(request, model, request.priority, now_ns)
         if shortage_ns <= 0:
             return None
-        turn_ns = now_ns + shortage_ns
+        slot_ns = now_ns + shortage_ns
         for residency in model.residencies.values():
-            turn_ns = residency.device.returns.turn_ns(turn_ns, model.pace_ns, now_ns)
+            slot_ns = residency.device.returns.slot_ns(slot_ns, model.pace_ns, now_ns)
             break
-        return request, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, why, turn_ns - now_ns
+        return request, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, why, slot_ns - now_ns
 
     def shortage(self, request: Request, model: ServedModel, priority: int, now_ns: int) -> tuple[int, str]:
         """By how much it would end too late at least, and why; 0 or less if nothing says that it would.
@@ -103,16 +104,16 @@ class Backlog:
         To be asked where ``model.waiting`` times ``model.pace_ns`` is more than half of the time left.
         """
         if now_ns - model.pace_at_ns > FRESH_NS:
-            self.learn(model, now_ns)
+            self.find_pace(model, now_ns)
         if not model.pace_ns:
             return 0, ""
-        due_ns = request.deadline_ns - request.way_ns - self._belief.slack_ns
+        due_ns = self._belief.due_ns(request)
         start_ns = now_ns
         sole = model.sole
         if sole is not None and self._belief.able(model.code.backend) == 1:
             lane = sole.device.exec
             start_ns = lane.available_ns(now_ns)
-            slo_ns = request.deadline_ns - request.arrival_ns
+            slo_ns = request.slo_ns
             if now_ns - lane.busy_since_ns > LONG * slo_ns:
                 due_ns -= min(slo_ns // SPARE, SPARE_NS)
         ahead, urgency = 0, level(priority)
@@ -128,39 +129,40 @@ class Backlog:
 
 
 # ------------------------------------------------------------
-# Whether a request whose head alone has come would be rejected now: then its body need not come.
+# Admission queries: whether a request of which only the head has arrived would be rejected now, so that the
+# gateway need not receive its body.
 #
-# A question, no promise: one that is not told so now may be rejected when it is there.
+# The reply is no promise: a request that would be admitted now may be rejected once it is complete.
 
 
-def foretell(
+def admission_reply(
     announced: AdmissionQuery, belief: Belief, feasibility: Feasibility, now_ns: int, *, draining: bool
 ) -> AdmissionReply:
-    """What to tell the gateway."""
+    """The reply to a gateway's query; without a reason the body may come."""
     model = belief.models.get(announced.model)
     if model is None or model.quarantined:
-        return _foretold(announced)
+        return _reply(announced)
     if draining:
-        return _foretold(announced, Reason.DRAINING, DRAINING)
+        return _reply(announced, Reason.DRAINING, DRAINING)
     if model.waiting >= model.queue_limit:
-        return _foretold(announced, Reason.QUEUE_FULL, queue_full(model))
+        return _reply(announced, Reason.QUEUE_FULL, queue_full(model))
     account = belief.tenants.accounts.get(announced.tenant)
     if account is not None:
         shortage = belief.tenants.shortage(account, model, belief.cost_ns(model, 1), now_ns)
         if shortage is not None:
-            return _foretold(announced, Reason.TENANT_QUOTA, shortage.message, shortage.retry_after_ns)
+            return _reply(announced, Reason.TENANT_QUOTA, shortage.message, shortage.retry_after_ns)
     if model.main is None or not belief.config.reject_infeasible:
-        return _foretold(announced)
-    due_ns = announced.deadline_ns - announced.way_ns - belief.slack_ns
-    hope = feasibility.foretell(model.main, due_ns, now_ns)
-    if hope is None:
-        return _foretold(announced)
-    time_ns = announced.deadline_ns - announced.way_ns - announced.arrival_ns
-    retry_after_ns, message = feasibility.advise(model.main, hope, due_ns, time_ns, now_ns)
-    return _foretold(announced, Reason.WOULD_MISS_DEADLINE, message, retry_after_ns)
+        return _reply(announced)
+    due_ns = belief.due_ns(announced)
+    finish = feasibility.earliest_finish(model.main, due_ns, now_ns)
+    if finish is None:
+        return _reply(announced)
+    time_ns = due_ns + belief.slack_ns - announced.arrival_ns
+    retry_after_ns, message = feasibility.retry_advice(model.main, finish, due_ns, time_ns, now_ns)
+    return _reply(announced, Reason.WOULD_MISS_DEADLINE, message, retry_after_ns)
 
 
-def _foretold(
+def _reply(
     announced: AdmissionQuery, reason: Reason = Reason.NONE, message: str = "", retry_after_ns: int = 0
 ) -> AdmissionReply:
     return AdmissionReply(

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from clockwork_serve.controller.config import ControllerConfig
-from clockwork_serve.controller.devices import (
+from clockwork_serve.controller.cluster import (
     LOOK_NS,
-    AdoptedAction,
-    BatchChoice,
-    CodeOnDevice,
     DeviceBelief,
     LaneBelief,
+    Queue,
     Residency,
-    Sent,
+    ServedModel,
     Strategy,
-    useful_sizes,
+    Waiter,
 )
-from clockwork_serve.controller.estimates import LASTS_NS, Estimator
+from clockwork_serve.controller.codes import BatchChoice, CodeOnDevice, useful_sizes
+from clockwork_serve.controller.config import ControllerConfig
+from clockwork_serve.controller.estimates import LASTS_NS, Estimator, Samples
 from clockwork_serve.controller.life import (
     ANSWER,
     ANSWER_EARLY,
@@ -32,11 +31,14 @@ from clockwork_serve.controller.life import (
     UNLOAD,
     WAITING,
 )
-from clockwork_serve.controller.queues import Queue, ServedModel, Waiter, calls_of, half_slack_ns
+from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.tenants import Tenants
 from clockwork_serve.controller.timers import NEVER_NS, Timer, Timers
 from clockwork_serve.messages import (
+    Action,
+    AdmissionQuery,
     Answer,
+    Call,
     Code,
     ControllerEffect,
     Extent,
@@ -46,16 +48,84 @@ from clockwork_serve.messages import (
     Reason,
     Release,
     Request,
+    Running,
     Unload,
     Window,
 )
 from clockwork_serve.units import NS_PER_MS
 
 # ------------------------------------------------------------
+# Actions in flight.
+
+
+class Sent(Record):
+    """An action in flight."""
+
+    __slots__ = ("action", "device", "idle_ns", "residency", "samples", "waiters")
+
+    def __init__(
+        self,
+        action: Action,
+        device: DeviceBelief,
+        residency: Residency | None,
+        samples: Samples | None,
+        waiters: list[Waiter],
+    ) -> None:
+        self.action = action
+        self.device = device
+        self.residency = residency
+        self.samples = samples
+        """Where its duration is learned; None for an UNLOAD."""
+        self.waiters = waiters
+        """The requests of an INFER, in the order of its calls."""
+        self.idle_ns = -1
+        """When it was sent, if its lane was idle then."""
+
+
+class AdoptedAction(Record):
+    """An action of another controller, that runs; ``residency``: the weights it moves or reads, if kept.
+
+    ``expected_ns`` is what that controller expected it to take, ``load_bytes`` what a LOAD moves.
+    """
+
+    __slots__ = ("device", "expected_ns", "lane", "load_bytes", "residency")
+
+    def __init__(
+        self, device: DeviceBelief, running: Running, residency: Residency | None, load_bytes: int
+    ) -> None:
+        self.device = device
+        self.lane = running.lane
+        self.expected_ns = running.expected_ns
+        self.load_bytes = load_bytes
+        self.residency = residency
+
+
+def calls_of(waiters: list[Waiter]) -> tuple[Call, ...]:
+    """The requests of an INFER, as they are sent to a worker."""
+    if len(waiters) == 1:
+        return (_call(waiters[0].request),)
+    return tuple([_call(waiter.request) for waiter in waiters])
+
+
+def _call(request: Request) -> Call:
+    return Call(request_id=request.request_id, rows=request.rows, tensors=request.tensors)
+
+
+def half_slack_ns(waiters: list[Waiter]) -> int:
+    """The latest end that leaves half of everyone's slack; each has the slack of when it came."""
+    least_ns = waiters[0].due_ns + waiters[0].request.deadline_ns
+    for waiter in waiters:
+        both_ns = waiter.due_ns + waiter.request.deadline_ns
+        if both_ns < least_ns:
+            least_ns = both_ns
+    return least_ns // 2
+
+
+# ------------------------------------------------------------
 # Devices, how long requests take on them, and how much time plans leave before deadlines, as measured.
 
 
-class Measured:
+class Measured(Record):
     """The part of belief that measured durations and delays correct; see the module."""
 
     def __init__(self, config: ControllerConfig) -> None:
@@ -63,7 +133,7 @@ class Measured:
         """Plans end so long before the deadline; a policy may correct it by what is measured."""
         self.estimator = Estimator(config.estimate_window, config.estimate_quantile)
         self.measures = False
-        """The policy plans with what delays are measured, and wants to know."""
+        """The policy plans with measured delays, so they are measured."""
         self._slack_until_ns = 0
         self.devices: dict[str, DeviceBelief] = {}
         """Devices of all workers that are up."""
@@ -99,12 +169,12 @@ class Measured:
         return NS_PER_MS
 
     def measure(self, sent: Sent, started_ns: int, now_ns: int) -> None:
-        """The result of an INFER is heard: correct the delays to plan with (before its lane hears of it)."""
+        """Correct the delays to plan with by an INFER's result; to be called before its lane is updated."""
         device = sent.device
         reach_ns = started_ns - sent.idle_ns if sent.idle_ns >= 0 else -1
         delays = device.delays
         before_ns = delays.slack_ns
-        delays.heard(now_ns - device.exec.head_end_ns, reach_ns, now_ns)
+        delays.measured(now_ns - device.exec.head_end_ns, reach_ns, now_ns)
         device.exec.network_ns = delays.reach_ns
         self._slack_until_ns = now_ns + LASTS_NS
         if delays.slack_ns > self.slack_ns:
@@ -132,7 +202,7 @@ class Measured:
 class HungWorker(Timer):
     """See the module. It fires when its grace is over: then it is to be ended."""
 
-    __slots__ = ("devices", "ended", "heads", "heard", "inherited", "kept", "name", "sent", "why")
+    __slots__ = ("adopted", "answered", "devices", "ended", "heads", "kept", "name", "sent", "why")
 
     def __init__(self, name: str, why: str, devices: list[DeviceBelief], order: int) -> None:
         super().__init__(order)
@@ -142,13 +212,13 @@ class HungWorker(Timer):
         """As they were believed; they come back as others."""
         self.sent: dict[int, Sent] = {}
         """All and only actions in flight there, by id; their requests may be answered or run elsewhere."""
-        self.inherited: dict[tuple[str, int], AdoptedAction] = {}
+        self.adopted: dict[tuple[str, int], AdoptedAction] = {}
         """All and only actions of another controller that run there, by device and id."""
         self.heads: set[int] = set()
         """INFERs that were first on their lanes: they ran, by belief."""
         self.kept: list[Residency] = []
         """Weights that are or will be there: their states go on, and nothing else of them does."""
-        self.heard = False
+        self.answered = False
         """It owes nothing any more: it may come back."""
         self.ended = False
         """It is to be ended, and will not come back."""
@@ -193,19 +263,19 @@ class Belief(Measured):
         self._charges = self.tenants.charges
         self.effects: list[ControllerEffect] = []
         """Decided and not yet handed to the driver."""
-        self.stirred: list[ServedModel] = []
-        """Models that may want a LOAD more or less than when the policy last looked (it clears the list and
-        their flags); each once, those no longer served too. A model on one device only stirs when its demand
-        rises while that device has more than it can serve, or while it is a candidate.
+        self.dirty_models: list[ServedModel] = []
+        """Models whose LOAD priority may have changed since the policy last looked (it clears the list and
+        their flags); each once, those no longer served too. A model on one device only is marked when its
+        demand rises while that device has more than it can serve, or while it is a candidate.
         """
-        self.stir_above_ns = -1 if config.load_negative else config.capacity_ns
-        """Demand that one device can serve within the horizon; a policy may set it lower, to hear more."""
-        self.moved: list[LaneBelief] = []
+        self.dirty_above_ns = -1 if config.load_negative else config.capacity_ns
+        """Demand that one device can serve within the horizon; a policy may set it lower, to see more."""
+        self.dirty_lanes: list[LaneBelief] = []
         """Lanes that were given work since the rejecting layer last looked."""
-        self.doubted: list[Queue] = []
+        self.rechecks: list[Queue] = []
         """Queues that the rejecting layer is to judge; each once."""
         self.timers = Timers()
-        """When time alone changes something: the policy's lane timers, broken promises, deadlines."""
+        """When time alone changes something: lane timers, heads that become infeasible, deadlines."""
         self.load_moves = 0
         """How often a load lane was given work or finished some."""
         self.unsettled = False
@@ -217,29 +287,29 @@ class Belief(Measured):
         self._counter += 1
         return self._counter
 
-    def doubt(self, queue: Queue) -> None:
-        """Judge this queue before this instant ends: its head or its hope changed."""
-        if not queue.doubted and self._reject:
-            queue.doubted = True
-            self.doubted.append(queue)
+    def recheck(self, queue: Queue) -> None:
+        """Have this queue judged before this instant ends: what feasibility rests on changed."""
+        if not queue.to_recheck and self._reject:
+            queue.to_recheck = True
+            self.rechecks.append(queue)
 
-    def doubt_model(self, model: ServedModel) -> None:
-        """Judge all queues of a model."""
+    def recheck_model(self, model: ServedModel) -> None:
+        """Recheck all queues of a model."""
         for queue in model.queues.values():
-            self.doubt(queue)
+            self.recheck(queue)
 
     def require(self, queue: Queue, batch: int) -> None:
-        """From now on a policy runs this queue at batch size ``batch`` at least; no hope rests on less."""
+        """From now on a policy runs this queue at size ``batch`` at least; feasibility counts with that."""
         queue.least = batch
         for strategy in queue.strategies:
             strategy.least = strategy.residency.code.timings.infer(batch, queue.signature)
-        self.doubt(queue)
+        self.recheck(queue)
 
-    def stir(self, model: ServedModel) -> None:
-        """Let the policy look at a model again."""
-        if not model.stirred:
-            model.stirred = True
-            self.stirred.append(model)
+    def mark_dirty(self, model: ServedModel) -> None:
+        """Have the policy rank a model's LOAD anew in its next decision."""
+        if not model.dirty:
+            model.dirty = True
+            self.dirty_models.append(model)
 
     # Estimates
 
@@ -264,23 +334,27 @@ class Belief(Measured):
 
     # Requests
 
+    def due_ns(self, asked: Request | AdmissionQuery) -> int:
+        """When the execution of a request must have ended, so that its answer is with the client in time."""
+        return asked.deadline_ns - asked.way_ns - self.slack_ns
+
     def admit(self, request: Request, model: ServedModel) -> Waiter:
         """Put a request into its queue."""
         if self.measures and request.arrival_ns > self._slack_until_ns:
             self._forget_delays()
-        due_ns = request.deadline_ns - request.way_ns - self.slack_ns
-        slo_ns = request.deadline_ns - request.arrival_ns - self._usual_slack_ns
+        due_ns, slo_ns = self.due_ns(request), request.slo_ns
+        wanted_ns = slo_ns - self._usual_slack_ns
         if self._floor_ns:
             due_ns = max(due_ns, request.arrival_ns + self._floor_ns)
-            slo_ns = due_ns - request.arrival_ns
-        if slo_ns < NS_PER_MS:
-            slo_ns = NS_PER_MS
-        demand_ns = (model.base_ns or self._base_ns(model)) * self._capacity_ns // slo_ns or 1
+            wanted_ns = due_ns - request.arrival_ns
+        if wanted_ns < NS_PER_MS:
+            wanted_ns = NS_PER_MS
+        demand_ns = (model.base_ns or self._base_ns(model)) * self._capacity_ns // wanted_ns or 1
         queue = model.main
         if queue is None or request.signature or request.rows != 1 or request.priority != model.priority:
             queue = self._queue(model, request, alone=False)
         cold = model.sole is None and not model.residencies
-        waiter = Waiter(request, due_ns, demand_ns, queue, cold=cold)
+        waiter = Waiter(request, due_ns, slo_ns, demand_ns, queue, cold=cold)
         self.waiters[request.request_id] = waiter
         self._wait(waiter, queue, model)
         return waiter
@@ -372,17 +446,17 @@ class Belief(Measured):
         return queue
 
     def _wait(self, waiter: Waiter, queue: Queue, model: ServedModel) -> None:
-        if (queue.add(waiter) or queue.watch is None) and not queue.doubted and self._reject:
-            queue.doubted = True
-            self.doubted.append(queue)
+        if (queue.add(waiter) or queue.watch is None) and not queue.to_recheck and self._reject:
+            queue.to_recheck = True
+            self.rechecks.append(queue)
         model.waiting += 1
         model.demand_ns += waiter.demand_ns
         if model.sole is not None:
             device = model.sole.device
             device.load_ns += waiter.demand_ns
-            if device.load_ns <= self.stir_above_ns and not (model.sole.slow or device.exec.stalled):
+            if device.load_ns <= self.dirty_above_ns and not (model.sole.slow or device.exec.stalled):
                 return
-        self.stir(model)
+        self.mark_dirty(model)
 
     def _gone(self, queue: Queue, model: ServedModel, count: int, demand_ns: int) -> None:
         """So many requests, of so much demand, were taken out of a queue."""
@@ -395,9 +469,9 @@ class Belief(Measured):
         if model.sole is not None:
             device = model.sole.device
             device.load_ns -= demand_ns
-            if model.load_key is None and not device.plan.starved:
+            if model.load_key is None and not device.plan.load_blocked:
                 return
-        self.stir(model)
+        self.mark_dirty(model)
 
     # Actions
 
@@ -455,8 +529,8 @@ class Belief(Measured):
         if self._charges:
             self.tenants.loading(model, action_id)
         device.hold(residency)
-        model.enter(residency)
-        self.stir(model)
+        model.add_residency(residency)
+        self.mark_dirty(model)
         action = Load(
             action_id=action_id, device=device.name, model=model.key, code_id=model.code_id,
             weights=model.model.weights, extent=extent, version=residency.version, expected_ns=expected_ns,
@@ -493,15 +567,15 @@ class Belief(Measured):
             self.timers.set(device.look, now_ns + LOOK_NS)
 
     def _give(self, lane: LaneBelief, action_id: int, expected_ns: int, now_ns: int) -> None:
-        """Give a lane work; if that may break a promise, the rejecting layer is to look."""
+        """Give a lane work; if that may make a head infeasible, the rejecting layer rechecks the lane."""
         lane.send(action_id, expected_ns, now_ns)
         watch = lane.watch
         if (
-            watch is not None and not lane.moved
+            watch is not None and not lane.dirty
             and (lane.free_ns > watch.first_ns or lane.behind_ns > watch.behind_ns)
         ):  # fmt: skip
-            lane.moved = True
-            self.moved.append(lane)
+            lane.dirty = True
+            self.dirty_lanes.append(lane)
 
     # Weights
 
@@ -510,13 +584,13 @@ class Belief(Measured):
         residency.step(LOADED)
         for queue in residency.model.queues.values():
             queue.strategies = (*queue.strategies, Strategy(queue, residency))
-            self.doubt(queue)
+            self.recheck(queue)
 
     def drop(self, residency: Residency) -> None:
         """Forget weights that are gone."""
         device, model = residency.device, residency.model
         device.pages.release(residency.extent)
-        model.leave(residency)
+        model.remove_residency(residency)
         for queue in model.queues.values():
             for strategy in queue.strategies:
                 if strategy.residency is residency:
@@ -524,5 +598,5 @@ class Belief(Measured):
                     queue.strategies = tuple([one for one in queue.strategies if one is not strategy])
                     break
             if queue.waiters:
-                self.doubt(queue)
-        self.stir(model)
+                self.recheck(queue)
+        self.mark_dirty(model)

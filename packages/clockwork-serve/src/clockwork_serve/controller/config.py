@@ -44,7 +44,7 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     """Settings of the controller; all times in ns.
 
     ``policy`` names a scheduler. ``reject_infeasible`` refuses a request the moment that no schedule can meet
-    its deadline (off: it hears at its deadline, as in the paper). ``look_ahead_ns``: lanes are topped up
+    its deadline (off: it expires at its deadline, as in the paper). ``look_ahead_ns``: lanes are topped up
     while they hold less work than this (paper section 5.3: 5 ms). ``slack_ns``: plans end this much before
     the deadline. ``network_ns``: assumed delay to a worker. ``max_batch``: largest batch. ``max_exec_ns``:
     batches that take longer are not used (batch 1 always is). ``min_batch_gain``: a larger batch must save
@@ -59,8 +59,8 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     end sooner than this after it came. ``load_negative``: LOADs that the paper's priority calls needless are
     made too. ``open_window``: an INFER may start up to ``look_ahead_ns`` later than planned, whatever its
     deadline. ``released``: policy ``paper`` chooses INFERs with all habits of the authors' code, and a
-    request that waits hears when its plan fails, ``slack_ns`` before its deadline. ``first_id``: ids of
-    actions and versions of weights are above; who follows another must not use those that workers know.
+    request that waits expires when its plan fails, ``slack_ns`` before its deadline. ``first_id``: ids of
+    actions and versions of weights are above; a successor must not reuse those that workers have seen.
     """
 
     policy: str = "default"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import log2
 from typing import Final
 
+from clockwork_serve.controller.record import Record
 from clockwork_serve.messages import Profile
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
@@ -20,7 +21,7 @@ SIGNATURES_MAX: Final = 1024
 """Windows of one code on one device for shapes that requests choose: clients could choose for ever."""
 
 
-class Samples:
+class Samples(Record):
     """The last ``size`` samples of one duration, and their quantile.
 
     A seed (the profile) counts as the first sample, so that a first measurement alone decides nothing; unless
@@ -28,8 +29,16 @@ class Samples:
     """
 
     __slots__ = (
-        "_hoped_ns", "_second_ns", "estimate_ns", "guessed", "in_vain", "measured_ns", "quantile", "samples",
-        "seed_ns", "size",
+        "_second_ns",
+        "_trial_ns",
+        "estimate_ns",
+        "guessed",
+        "measured_ns",
+        "quantile",
+        "samples",
+        "seed_ns",
+        "size",
+        "trial_failed",
     )  # fmt: skip
 
     def __init__(self, seed_ns: int, size: int, quantile: float, *, guessed: bool = False) -> None:
@@ -40,19 +49,34 @@ class Samples:
         self.seed_ns = self.estimate_ns = seed_ns
         self.measured_ns = 0
         """When one was measured last."""
-        self.in_vain = False
-        """When longer ones were forgotten last, the next measurement was longer again."""
-        self._hoped_ns = 0
-        """They were forgotten, and nothing was measured since: what it was hoped to take at most."""
+        self.trial_failed = False
+        """The last trial measured a longer duration again."""
+        self._trial_ns = 0
+        """Longer ones were dropped for a trial that is not measured yet: what it may take; 0: no trial."""
         self._second_ns = 0
         """Where the estimate rests on the two largest samples of a full window: the smaller of the two."""
 
+    def copy(self) -> Samples:
+        """The same samples apart, for a fork; field by field, for there are thousands."""
+        new = Samples.__new__(Samples)
+        new._trial_ns = self._trial_ns  # noqa: SLF001 - it is one of us
+        new._second_ns = self._second_ns  # noqa: SLF001
+        new.estimate_ns = self.estimate_ns
+        new.guessed = self.guessed
+        new.trial_failed = self.trial_failed
+        new.measured_ns = self.measured_ns
+        new.quantile = self.quantile
+        new.samples = self.samples.copy()
+        new.seed_ns = self.seed_ns
+        new.size = self.size
+        return new
+
     def learn(self, lasted_ns: int, now_ns: int) -> None:
-        """One duration was measured, and is heard now."""
+        """Take one measured duration, from a result that is observed now."""
         self.measured_ns = now_ns
-        if self._hoped_ns:
-            self.in_vain = lasted_ns > self._hoped_ns
-            self._hoped_ns = 0
+        if self._trial_ns:
+            self.trial_failed = lasted_ns > self._trial_ns
+            self._trial_ns = 0
         self.add(lasted_ns)
 
     def add(self, sample_ns: int) -> None:
@@ -69,14 +93,14 @@ class Samples:
     def forget_above(self, most_ns: int) -> None:
         """Forget all samples above ``most_ns``; one at least is not."""
         self.samples = [sample_ns for sample_ns in self.samples if sample_ns <= most_ns]
-        self._hoped_ns = most_ns
+        self._trial_ns = most_ns
         self._update()
 
     def restart(self, most_ns: int) -> None:
-        """Return to the seed, in the hope of ``most_ns``; the next measurement replaces it, as if a guess."""
+        """Return to the seed, for a trial of at most ``most_ns``; the next measurement replaces it."""
         self.guessed = True
         self.samples = [self.seed_ns]
-        self._hoped_ns = most_ns
+        self._trial_ns = most_ns
         self._update()
 
     @property
@@ -99,7 +123,7 @@ class Samples:
         self._second_ns = ordered[last - 1] if last and low >= last - 1 and last + 1 == self.size else 0
 
 
-class Timings:
+class Timings(Record):
     """How long one code takes on one device: a window per (batch size, signature), and one for LOAD.
 
     Windows are made at first use. Models that share a code share them. Of those with a signature the ones
@@ -153,7 +177,7 @@ class Timings:
         return profile
 
 
-class Estimator:
+class Estimator(Record):
     """Timings by device and code, seeded from profiles."""
 
     def __init__(self, window: int, quantile: float) -> None:
@@ -204,7 +228,7 @@ def _infer_seed_ns(profile: Profile, batch: int) -> int:
 # How long messages and small delays really take on a device, so that plans leave room enough and no more.
 #
 # Two delays are measured at each result: from sending an action to an idle lane until it started (the
-# *reach*), and from the end that was believed until the result was heard (the *error*). What counts is the
+# *reach*), and from the predicted end until the result was observed (the *error*). What counts is the
 # largest of about the last hundred, and only for a second: what nobody measures any more is not believed
 # either.
 
@@ -227,10 +251,10 @@ LEAST_REACH_NS: Final = 20 * NS_PER_US
 """Less is never assumed."""
 
 ANSWER_NS: Final = 50 * NS_PER_US
-"""From the controller to the client's gateway, which no result tells."""
+"""From the controller to the client's gateway, which no result measures."""
 
 
-class Worst:
+class Worst(Record):
     """The largest of the last values."""
 
     __slots__ = ("_blocks", "_count", "value")
@@ -259,31 +283,31 @@ class Worst:
                 self.value = value
 
 
-class Delays:
+class Delays(Record):
     """Of one device; ``reach_ns`` and ``slack_ns`` are what to plan with."""
 
-    __slots__ = ("_error", "_most_slack_ns", "_reach", "_usual_ns", "heard_ns", "reach_ns", "slack_ns")
+    __slots__ = ("_error", "_reach", "_slack_max_ns", "_usual_ns", "measured_ns", "reach_ns", "slack_ns")
 
     def __init__(self, network_ns: int, slack_ns: int) -> None:
         self._usual_ns = network_ns
-        self._most_slack_ns = slack_ns
+        self._slack_max_ns = slack_ns
         self._error = Worst()
         self._reach = Worst()
-        self.heard_ns = 0
+        self.measured_ns = 0
         """When something was measured last."""
         self.reach_ns = network_ns
         self.slack_ns = min(FIRST_SLACK_NS, slack_ns)
 
-    def heard(self, error_ns: int, reach_ns: int, now_ns: int) -> None:
+    def measured(self, error_ns: int, reach_ns: int, now_ns: int) -> None:
         """A result came ``error_ns`` after its believed end; ``reach_ns`` is below 0 if not measured."""
-        if now_ns > self.heard_ns + LASTS_NS:
+        if now_ns > self.measured_ns + LASTS_NS:
             self.forget()
-        self.heard_ns = now_ns
+        self.measured_ns = now_ns
         self._error.add(error_ns)
         slack_ns = self._error.value + ANSWER_NS
         if slack_ns < LEAST_SLACK_NS:
             slack_ns = LEAST_SLACK_NS
-        self.slack_ns = slack_ns if slack_ns < self._most_slack_ns else self._most_slack_ns
+        self.slack_ns = slack_ns if slack_ns < self._slack_max_ns else self._slack_max_ns
         if reach_ns >= 0:
             self._reach.add(reach_ns)
             most_ns = 5 * self._usual_ns
@@ -295,7 +319,7 @@ class Delays:
         self._error.clear()
         self._reach.clear()
         self.reach_ns = self._usual_ns
-        self.slack_ns = min(FIRST_SLACK_NS, self._most_slack_ns)
+        self.slack_ns = min(FIRST_SLACK_NS, self._slack_max_ns)
 
 
 # ------------------------------------------------------------
@@ -303,7 +327,7 @@ class Delays:
 #
 # A device that stopped for a moment, or was slow, leaves durations that no deadline allows. So nothing runs
 # there any more, nothing is measured, and it would be believed slow without end. What is in a request's way,
-# and was not measured for a while, is doubted, so that the next ones are tried: longer durations than it
+# and was not measured for a while, is stale, so that the next ones are tried: longer durations than it
 # allows are forgotten where the usual one is none of them; where it is one, the profile is believed until
 # something is measured.
 #
@@ -311,34 +335,34 @@ class Delays:
 
 
 RARELY: Final = 5
-"""After a trial in vain the next one waits so many times as long as it would take: it costs others a lane."""
+"""After a failed trial the next one waits so many times as long as it would take: it costs others a lane."""
 
 
-def forget_strays(samples: Samples, allowed_ns: int, now_ns: int, *, at_once: bool = False) -> bool:
+def drop_outliers(samples: Samples, allowed_ns: int, now_ns: int, *, at_once: bool = False) -> bool:
     """A request may take ``allowed_ns`` at most: forget what alone is in its way, if it is old; whether so.
 
-    ``at_once``: it need not be old, unless it was forgotten in vain before.
+    ``at_once``: it need not be old, unless the last trial failed.
     """
     if samples.estimate_ns <= allowed_ns or samples.median_ns > allowed_ns:
         return False
-    if not (at_once and not samples.in_vain) and not _is_old(samples, now_ns):
+    if not (at_once and not samples.trial_failed) and not _is_old(samples, now_ns):
         return False
     samples.forget_above(allowed_ns)
     return True
 
 
-def doubt(samples: Samples, allowed_ns: int, now_ns: int) -> None:
-    """A request was refused that may take ``allowed_ns`` at most: if need be, have the next one tried."""
+def reset_stale(samples: Samples, allowed_ns: int, now_ns: int) -> None:
+    """A request that may take ``allowed_ns`` was rejected: if the estimate is stale, have the next tried."""
     if (
         samples.seed_ns <= allowed_ns < samples.estimate_ns
-        and not forget_strays(samples, allowed_ns, now_ns)
+        and not drop_outliers(samples, allowed_ns, now_ns)
         and _is_old(samples, now_ns)
     ):
         samples.restart(allowed_ns)
 
 
 def _is_old(samples: Samples, now_ns: int) -> bool:
-    wait_ns = max(LASTS_NS, RARELY * samples.estimate_ns) if samples.in_vain else LASTS_NS
+    wait_ns = max(LASTS_NS, RARELY * samples.estimate_ns) if samples.trial_failed else LASTS_NS
     return now_ns >= samples.measured_ns + wait_ns
 
 

@@ -6,12 +6,18 @@ from heapq import heappop, heappush
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import DeviceBelief, LaneBelief
-from clockwork_serve.controller.estimates import Samples, doubt, forget_strays
+from clockwork_serve.controller.cluster import (
+    DeviceBelief,
+    LaneBelief,
+    Queue,
+    ServedModel,
+    Watch,
+)
+from clockwork_serve.controller.estimates import Samples, drop_outliers, reset_stale
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.placement import ahead_ns, usual_cost_ns
-from clockwork_serve.controller.queues import Queue, ServedModel
-from clockwork_serve.controller.timers import NEVER_NS, Watch
+from clockwork_serve.controller.record import Record
+from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.units import NS_PER_MS
 
@@ -23,7 +29,7 @@ LOOK_MIN: Final = 4
 """So many are looked for at least, once one is asked for."""
 
 
-class Loaders:
+class Loaders(Record):
     """All devices that are up; each has one live entry, never later than true, corrected as it surfaces."""
 
     __slots__ = ("_count", "_heap", "_soonest", "_until_ns")
@@ -95,12 +101,12 @@ class Loaders:
 
 
 # ------------------------------------------------------------
-# Refuses a request the moment that no schedule can meet its deadline; a layer of its own, which can be off.
+# Rejects a request as soon as it is infeasible; a layer of its own, which can be switched off.
 #
-# A request is hopeless when on no device the earliest start that is still free, plus the estimate of the
-# least batch, lies within its due time; weights that are not there add their LOAD. Only each queue's head is
-# watched (the others are due later), on one lane that promises an end in time: it is judged again when that
-# lane is given so much work, or so much time passes, that the promise is broken.
+# A request is infeasible when on no device the earliest start that is still free, plus the estimate of the
+# least batch, lies within its due time; weights that are not resident add their LOAD. Only each queue's head
+# is watched (the others are due later), on one lane where it is feasible: it is rechecked when that lane is
+# given so much work, or so much time passes, that it no longer is.
 
 
 LOADERS_MAX: Final = 4
@@ -110,8 +116,8 @@ PROBED: Final = 7
 """The place of the load lane that is looked at first, where there are so many: it is given away late."""
 
 
-class Hope:
-    """What a queue's head can hope for on one lane.
+class EarliestFinish:
+    """The earliest end of a queue's head on one lane.
 
     It ends at ``end_ns`` if it starts in ``lane`` of ``device`` when that is free; it may do so until the
     instant that leaves ``rest_ns`` before its due time. ``samples`` is the estimate that weighs most.
@@ -129,7 +135,7 @@ class Hope:
         self.samples = samples
 
 
-class Feasibility:
+class Feasibility(Record):
     """See the module. It reads belief; the answers are given by the caller."""
 
     def __init__(self, belief: Belief) -> None:
@@ -138,13 +144,7 @@ class Feasibility:
         self._look_ahead_ns = belief.config.look_ahead_ns
         self._loaders = Loaders()
         self._load_moves = 0
-        """As of when ``_loaders`` knows load lanes."""
-        self._rest_ns = 0
-        """What ``_cold_end_ns`` found, beside the end."""
-        self._slow = False
-        """Weights were found too slow for who waits for them."""
-        self._soonest: DeviceBelief | None = None
-        """Which device that lacks the weights ``_hopeful`` found best, where none sufficed."""
+        """``Belief.load_moves`` when ``_loaders`` was last brought up to date."""
 
     def device_joined(self, device: DeviceBelief) -> None:
         """Watch a device's lanes."""
@@ -153,14 +153,14 @@ class Feasibility:
         self._loaders.joined(device)
 
     def device_lost(self, device: DeviceBelief) -> None:
-        """Judge what hoped for a lost device anew."""
+        """Recheck the queues that were watched on a lost device."""
         self._loaders.lost(device)
         for lane in (device.exec, device.load):
             watch, lane.watch = lane.watch, None
             if watch is not None:
                 self._timers.set(watch, NEVER_NS)
                 for queue in watch.clear():
-                    self._belief.doubt(queue)
+                    self._belief.recheck(queue)
 
     def load_ended(self, device: DeviceBelief, now_ns: int) -> None:
         """A load lane may be free sooner than was believed."""
@@ -168,27 +168,34 @@ class Feasibility:
         self._belief.load_moves += 1
 
     def reject(self, now_ns: int) -> bool:
-        """Refuse every hopeless request, given what moved and is doubted; whether the policy is to look."""
+        """Reject every infeasible head of the queues to recheck.
+
+        For ``Controller.decide``, after the policy: true if it is to schedule again.
+        """
         belief = self._belief
-        if belief.moved:
-            for lane in belief.moved:
-                lane.moved = False
+        if belief.dirty_lanes:
+            for lane in belief.dirty_lanes:
+                lane.dirty = False
                 if lane.watch is not None:
                     self.look(lane.watch, now_ns)
-            belief.moved.clear()
-            if not belief.doubted:
+            belief.dirty_lanes.clear()
+            if not belief.rechecks:
                 return False
         self._renew_loaders()
-        refused = self._slow = False
-        doubted = belief.doubted
-        while doubted:
-            queue = doubted.pop()
-            queue.doubted = False
+        changed = False
+        to_recheck = belief.rechecks
+        while to_recheck:
+            queue = to_recheck.pop()
+            queue.to_recheck = False
             dues = queue.dues
-            while dues and not self._hopeful(queue, dues[0], now_ns):
-                self._refuse(queue, now_ns)
-                refused = True
-        return refused or self._slow
+            while dues and not self._feasible(queue, dues[0], now_ns):
+                loadable, soonest = self._feasible_after_load(queue, dues[0], now_ns)
+                if loadable:
+                    changed = self._mark_slow(queue) or changed
+                    break
+                self._refuse(queue, soonest, now_ns)
+                changed = True
+        return changed
 
     def _renew_loaders(self) -> None:
         if self._load_moves != self._belief.load_moves:
@@ -196,18 +203,18 @@ class Feasibility:
             self._loaders.forget()
 
     def look(self, watch: Watch, now_ns: int) -> None:
-        """Judge the queues of a watch whose heads can no longer start there in time."""
+        """Recheck the queues of a watch whose heads can no longer start there in time."""
         if watch.heap:
             for queue in watch.surface(watch.lane.available_ns(now_ns)):
-                self._belief.doubt(queue)
+                self._belief.recheck(queue)
         if watch.heap:
-            self._aim(watch, watch.heap[0][0], now_ns)
+            self._arm(watch, watch.heap[0][0], now_ns)
         else:
             watch.first_ns = NEVER_NS
             self._timers.set(watch, NEVER_NS)
 
-    def _aim(self, watch: Watch, first_ns: int, now_ns: int) -> None:
-        """Look again before the first promise breaks: a little early, so that it holds if work is added."""
+    def _arm(self, watch: Watch, first_ns: int, now_ns: int) -> None:
+        """Set the timer to before the first head becomes infeasible: early enough if some work is added."""
         behind_ns = max(watch.lane.behind_ns, watch.lane.network_ns)
         if behind_ns < self._look_ahead_ns < first_ns - now_ns:
             behind_ns = self._look_ahead_ns
@@ -215,8 +222,11 @@ class Feasibility:
         watch.behind_ns = behind_ns
         self._timers.set(watch, first_ns - behind_ns + 1)
 
-    def _hopeful(self, queue: Queue, due_ns: int, now_ns: int) -> bool:
-        """Whether some lane promises an end by ``due_ns``; it is watched there from now on."""
+    def _feasible(self, queue: Queue, due_ns: int, now_ns: int) -> bool:
+        """Whether a device that has, or is loading, the weights can end the head by ``due_ns``.
+
+        The queue is watched on that lane from now on.
+        """
         for strategy in queue.strategies:
             lane = strategy.lane
             latest_ns = due_ns - strategy.least.estimate_ns
@@ -226,7 +236,7 @@ class Feasibility:
                     watch is not None and (queue.watch is not watch or queue.place_ns > latest_ns)
                     and watch.place(queue, latest_ns)
                 ):  # fmt: skip
-                    self._aim(watch, latest_ns, now_ns)
+                    self._arm(watch, latest_ns, now_ns)
                 return True
         for residency in queue.model.residencies.values():
             if residency.state != READY:
@@ -236,28 +246,31 @@ class Feasibility:
                 if residency.ready_ns <= latest_ns and lane.available_ns(now_ns) <= latest_ns:
                     self._watch(queue, lane, latest_ns, now_ns)
                     return True
-        if not self._hopeful_cold(queue, due_ns, now_ns):
-            return False
-        self._pass_over(queue)
-        return True
+        return False
 
-    def _pass_over(self, queue: Queue) -> None:
-        """Its head hopes for a LOAD: where the model alone takes longer than it had is no reason for none."""
+    def _mark_slow(self, queue: Queue) -> bool:
+        """Mark the devices where the model alone takes longer than the head had, which is feasible by a LOAD.
+
+        Their weights count as serving nothing, or the policy would find a LOAD needless. True if one was
+        marked: the policy is to look.
+        """
+        found = False
         request = queue.waiters[0].request
-        time_ns = request.deadline_ns - request.way_ns - request.arrival_ns - self._belief.slack_ns
+        time_ns = self._belief.due_ns(request) - request.arrival_ns
         for strategy in queue.strategies:
             residency = strategy.residency
             if not residency.slow and strategy.least.estimate_ns + strategy.lane.network_ns > time_ns:
-                residency.slow = self._slow = True
-                self._belief.stir(residency.model)
+                residency.slow = found = True
+                self._belief.mark_dirty(residency.model)
+        return found
 
-    def foretell(self, queue: Queue, due_ns: int, now_ns: int) -> Hope | None:
-        """The best that a request which is about to join a queue can hope for, if that is too late.
+    def earliest_finish(self, queue: Queue, due_ns: int, now_ns: int) -> EarliestFinish | None:
+        """When a request that is about to join a queue could end at the earliest, if that is too late.
 
-        None if it is not, or if no device can serve the model at all. Nothing is watched. Those who wait and
-        are due before it go first.
+        For admission queries: nothing is watched, and requests that are due before it go first. None if it is
+        feasible, or if no device can serve the model at all.
         """
-        best: Hope | None = None
+        best: EarliestFinish | None = None
         for residency in queue.model.residencies.values():
             samples = residency.code.timings.infer(queue.least, queue.signature)
             lane = residency.device.exec
@@ -268,67 +281,72 @@ class Feasibility:
                     start_ns += ahead_ns(residency.device.plan, queue.level, due_ns, room_ns)
             else:
                 start_ns = max(start_ns, residency.ready_ns)
-            hope = _warm(residency.device, samples, start_ns)
-            if hope.end_ns <= due_ns:
+            finish = _finish_where_loaded(residency.device, samples, start_ns)
+            if finish.end_ns <= due_ns:
                 return None
-            if best is None or hope.end_ns < best.end_ns:
-                best = hope
+            if best is None or finish.end_ns < best.end_ns:
+                best = finish
         self._renew_loaders()
-        if self._hopeful_cold(queue, due_ns, now_ns, watch=False):
+        loadable, soonest = self._feasible_after_load(queue, due_ns, now_ns, watch=False)
+        if loadable:
             return None
-        return best or self._best(queue, now_ns)
+        return best or self._best(queue, soonest, now_ns)
 
-    def _hopeful_cold(self, queue: Queue, due_ns: int, now_ns: int, *, watch: bool = True) -> bool:
-        """Whether a device that lacks the weights promises an end by ``due_ns``.
+    def _feasible_after_load(
+        self, queue: Queue, due_ns: int, now_ns: int, *, watch: bool = True
+    ) -> tuple[bool, DeviceBelief | None]:
+        """Whether a device that lacks the weights can load them and end by ``due_ns``; if none, the soonest.
 
-        Of those that do, one whose load lane is free late is watched: it is given away last.
+        Of those that can, one whose load lane is free late is watched: the policy uses it last.
         """
-        self._soonest, soonest_ns = None, NEVER_NS
+        soonest: DeviceBelief | None = None
+        soonest_ns = NEVER_NS
         probe = min(PROBED, len(self._loaders) - 1)
         if probe >= LOADERS_MAX:
+            # The policy uses a lane that is free late last: a queue watched there is rarely rechecked.
             probed = self._loaders.get(probe, now_ns)
-            if probed is not None and self._cold_end_ns(queue, probed, now_ns) <= due_ns:
-                if watch:
-                    self._watch(queue, self._lane(queue, probed), due_ns - self._rest_ns, now_ns)
-                return True
+            if probed is not None:
+                end_ns, rest_ns = self._end_after_load_ns(queue, probed, now_ns)
+                if end_ns <= due_ns:
+                    if watch:
+                        self._watch(queue, self._lane(queue, probed), due_ns - rest_ns, now_ns)
+                    return True, None
         at = looked_at = latest_ns = 0
         lane: LaneBelief | None = None
         while looked_at < LOADERS_MAX and (device := self._loaders.get(at, now_ns)) is not None:
             at += 1
-            end_ns = self._cold_end_ns(queue, device, now_ns)
+            end_ns, rest_ns = self._end_after_load_ns(queue, device, now_ns)
             if end_ns <= due_ns:
-                lane, latest_ns = self._lane(queue, device), due_ns - self._rest_ns
-            if end_ns != NEVER_NS:
+                # The last one found is kept: lanes come in the order in which they are free.
+                lane, latest_ns = self._lane(queue, device), due_ns - rest_ns
+            if end_ns != NEVER_NS:  # devices that have the weights, or cannot hold them, do not count
                 looked_at += 1
                 if end_ns < soonest_ns:
-                    self._soonest, soonest_ns = device, end_ns
+                    soonest, soonest_ns = device, end_ns
         if watch and lane is not None:
             self._watch(queue, lane, latest_ns, now_ns)
-        return lane is not None
+        return lane is not None, soonest
 
-    def _cold_end_ns(self, queue: Queue, device: DeviceBelief, now_ns: int) -> int:
-        """When a device that lacks the weights could end; NEVER_NS if it cannot serve them.
+    def _end_after_load_ns(self, queue: Queue, device: DeviceBelief, now_ns: int) -> tuple[int, int]:
+        """When a device that lacks the weights could end, and how long that takes once the lane is free.
 
-        ``_rest_ns`` is then how long that takes from when the lane is free. A device that is still preparing
-        the code gets the benefit of the doubt.
+        ``NEVER_NS`` if it cannot serve them. One that still prepares the code is counted as if it had it.
         """
         model = queue.model
         if device.name in model.residencies or model.model.weights.size > device.room_bytes:
-            return NEVER_NS
+            return NEVER_NS, 0
         if device.pending_codes and model.code_id in device.pending_codes:
             samples = self._pending_samples(queue, device)
             if samples is not None:
-                self._rest_ns = samples.estimate_ns
-                return device.exec.available_ns(now_ns) + samples.estimate_ns
+                return device.exec.available_ns(now_ns) + samples.estimate_ns, samples.estimate_ns
         code = device.codes.get(model.code_id)
         if code is None:
-            return NEVER_NS
+            return NEVER_NS, 0
         infer_ns = code.timings.infer(queue.least, queue.signature).estimate_ns
         load_ns = code.timings.load(model.model.weights.size).estimate_ns
-        self._rest_ns = load_ns + infer_ns
         ready_ns = device.load.available_ns(now_ns) + load_ns
         exec_ns = device.exec.available_ns(now_ns)
-        return (max(exec_ns, ready_ns)) + infer_ns
+        return max(exec_ns, ready_ns) + infer_ns, load_ns + infer_ns
 
     def _pending_samples(self, queue: Queue, device: DeviceBelief) -> Samples | None:
         estimator, code_id, kind = self._belief.estimator, queue.model.code_id, device.spec.kind
@@ -344,73 +362,80 @@ class Feasibility:
         watch = lane.watch
         assert watch is not None
         if (queue.watch is not watch or queue.place_ns > latest_ns) and watch.place(queue, latest_ns):
-            self._aim(watch, latest_ns, now_ns)
+            self._arm(watch, latest_ns, now_ns)
 
-    def _refuse(self, queue: Queue, now_ns: int) -> None:
-        """Refuse a queue's head, and say what it lacked."""
-        head, hope = queue.waiters[0], self._best(queue, now_ns)
-        if hope is None:
-            self._belief.answer(head, Outcome.REJECTED, Reason.NOT_SERVING, message=self._why(queue.model))
+    def _refuse(self, queue: Queue, soonest: DeviceBelief | None, now_ns: int) -> None:
+        """Reject a queue's head, and say what it lacked; ``soonest`` as ``_feasible_after_load`` found it."""
+        head, finish = queue.waiters[0], self._best(queue, soonest, now_ns)
+        if finish is None:
+            self._belief.answer(
+                head, Outcome.REJECTED, Reason.NOT_SERVING, message=self._why_unservable(queue.model)
+            )
             return
-        start_ns = now_ns + hope.rest_ns - hope.samples.estimate_ns
-        if not hope.lane:
-            forget_strays(hope.samples, head.due_ns - start_ns, now_ns, at_once=True)
-        request = head.request
-        time_ns = request.deadline_ns - request.way_ns - request.arrival_ns
-        self._doubt(queue, hope, time_ns, now_ns)
-        retry_after_ns, message = self.advise(queue, hope, head.due_ns, time_ns, now_ns)
+        start_ns = now_ns + finish.rest_ns - finish.samples.estimate_ns
+        if not finish.lane:
+            drop_outliers(finish.samples, head.due_ns - start_ns, now_ns, at_once=True)
+        time_ns = head.slo_ns - head.request.way_ns
+        self._reset_stale(queue, finish, time_ns, now_ns)
+        retry_after_ns, message = self.retry_advice(queue, finish, head.due_ns, time_ns, now_ns)
         self._belief.answer(
             head, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, message=message, retry_after_ns=retry_after_ns
         )
 
-    def _doubt(self, queue: Queue, hope: Hope, time_ns: int, now_ns: int) -> None:
-        """Doubt estimates that leave no hope for any request with ``time_ns`` to its deadline."""
+    def _reset_stale(self, queue: Queue, finish: EarliestFinish, time_ns: int, now_ns: int) -> None:
+        """Reset stale estimates by which no request with ``time_ns`` to its deadline is feasible."""
         time_ns -= self._belief.slack_ns
         for strategy in queue.strategies:
             allowed_ns = time_ns - strategy.lane.network_ns
             for batch in strategy.batches:
                 if batch.samples.estimate_ns > allowed_ns:
-                    doubt(batch.samples, allowed_ns, now_ns)
-        allowed_ns = time_ns - hope.lane.network_ns - (hope.rest_ns - hope.samples.estimate_ns)
-        doubt(hope.samples, allowed_ns, now_ns)
+                    reset_stale(batch.samples, allowed_ns, now_ns)
+        allowed_ns = time_ns - finish.lane.network_ns - (finish.rest_ns - finish.samples.estimate_ns)
+        reset_stale(finish.samples, allowed_ns, now_ns)
 
-    def advise(self, queue: Queue, hope: Hope, due_ns: int, time_ns: int, now_ns: int) -> tuple[int, str]:
-        """For a hopeless request with ``time_ns`` to its deadline: how long to wait before another, and why.
+    def retry_advice(
+        self, queue: Queue, finish: EarliestFinish, due_ns: int, time_ns: int, now_ns: int
+    ) -> tuple[int, str]:
+        """How long to wait before a like request, if this one is infeasible; and the message to its client.
 
-        No time where none would help. Each who is told has a turn of its own (``returns``).
+        0 where none of ``time_ns`` to its deadline would ever be feasible. Each has a retry slot of its own.
         """
-        shortage_ns = hope.end_ns - due_ns
-        if hope.rest_ns + self._belief.slack_ns > time_ns:
-            return 0, _miss_message(shortage_ns, hope, impossible=True)
-        device = hope.device
-        code = device.codes.get(queue.model.code_id) if hope.lane is device.exec else None
-        cost_ns = hope.rest_ns if code is None else usual_cost_ns(code.batches(queue))
-        turn_ns = device.returns.turn_ns(now_ns + shortage_ns, cost_ns, now_ns)
-        return turn_ns - now_ns, _miss_message(shortage_ns, hope, impossible=False)
+        shortage_ns = finish.end_ns - due_ns
+        if finish.rest_ns + self._belief.slack_ns > time_ns:
+            return 0, _miss_message(shortage_ns, finish, impossible=True)
+        device = finish.device
+        code = device.codes.get(queue.model.code_id) if finish.lane is device.exec else None
+        cost_ns = (
+            finish.rest_ns if code is None else usual_cost_ns(code.batches(queue.signature, queue.sizes))
+        )
+        slot_ns = device.returns.slot_ns(now_ns + shortage_ns, cost_ns, now_ns)
+        return slot_ns - now_ns, _miss_message(shortage_ns, finish, impossible=False)
 
-    def _best(self, queue: Queue, now_ns: int) -> Hope | None:
-        """The earliest end that any device promises; None where none can serve the model at all.
+    def _best(self, queue: Queue, soonest: DeviceBelief | None, now_ns: int) -> EarliestFinish | None:
+        """The earliest finish on any device; None where none can serve the model at all.
 
-        ``_hopeful`` was asked just before, in vain.
+        Of devices that lack the weights, ``soonest`` is the one that counts.
         """
-        best: Hope | None = None
+        best: EarliestFinish | None = None
         for residency in queue.model.residencies.values():
             device = residency.device
             start_ns = device.exec.available_ns(now_ns)
             if residency.state != READY:
                 start_ns = max(start_ns, residency.ready_ns)
             samples = residency.code.timings.infer(queue.least, queue.signature)
-            hope = _warm(device, samples, start_ns)
-            if best is None or hope.end_ns < best.end_ns:
-                best = hope
-        if self._soonest is not None:
-            end_ns = self._cold_end_ns(queue, self._soonest, now_ns)
+            finish = _finish_where_loaded(device, samples, start_ns)
+            if best is None or finish.end_ns < best.end_ns:
+                best = finish
+        if soonest is not None:
+            end_ns, rest_ns = self._end_after_load_ns(queue, soonest, now_ns)
             if best is None or end_ns < best.end_ns:
-                best = self._cold(queue, self._soonest, end_ns)
+                best = self._finish_after_load(queue, soonest, end_ns, rest_ns)
         return best
 
-    def _cold(self, queue: Queue, device: DeviceBelief, end_ns: int) -> Hope:
-        """What ``_cold_end_ns`` just found, with the estimate that weighs most."""
+    def _finish_after_load(
+        self, queue: Queue, device: DeviceBelief, end_ns: int, rest_ns: int
+    ) -> EarliestFinish:
+        """What ``_end_after_load_ns`` just found, with the estimate that weighs most."""
         lane = self._lane(queue, device)
         samples = self._pending_samples(queue, device) if lane is device.exec else None
         if samples is None:
@@ -418,9 +443,9 @@ class Feasibility:
             load = timings.load(queue.model.model.weights.size)
             infer = timings.infer(queue.least, queue.signature)
             samples = load if load.estimate_ns > infer.estimate_ns else infer
-        return Hope(device, lane, end_ns, self._rest_ns, samples)
+        return EarliestFinish(device, lane, end_ns, rest_ns, samples)
 
-    def _why(self, model: ServedModel) -> str:
+    def _why_unservable(self, model: ServedModel) -> str:
         """Why no device can serve a model."""
         devices = self._belief.devices
         if not devices:
@@ -443,19 +468,19 @@ class Feasibility:
         for model in self._belief.models.values():
             for queue in model.queues.values():
                 watch = queue.watch
-                assert not queue.waiters or queue.doubted or watch is not None
+                assert not queue.waiters or queue.to_recheck or watch is not None
                 assert watch is None or (queue.place_ns, queue.order, queue) in watch.heap
                 assert watch is None or watch.first_ns <= queue.place_ns
 
 
-def _warm(device: DeviceBelief, samples: Samples, start_ns: int) -> Hope:
+def _finish_where_loaded(device: DeviceBelief, samples: Samples, start_ns: int) -> EarliestFinish:
     """An INFER at ``start_ns`` on a device that has, or will have, the weights."""
-    return Hope(device, device.exec, start_ns + samples.estimate_ns, samples.estimate_ns, samples)
+    return EarliestFinish(device, device.exec, start_ns + samples.estimate_ns, samples.estimate_ns, samples)
 
 
-def _miss_message(shortage_ns: int, hope: Hope, *, impossible: bool) -> str:
-    needs = f"it takes {hope.rest_ns / NS_PER_MS:.1f} ms"
+def _miss_message(shortage_ns: int, finish: EarliestFinish, *, impossible: bool) -> str:
+    needs = f"it takes {finish.rest_ns / NS_PER_MS:.1f} ms"
     if impossible:
         return f"the deadline cannot be met: {needs}, more than the time allowed"
     short = f"{shortage_ns / NS_PER_MS:.1f} ms"
-    return f"the deadline would be missed by {short}: {needs}, {hope.device.name} is busy"
+    return f"the deadline would be missed by {short}: {needs}, {finish.device.name} is busy"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import AdoptedAction, DeviceBelief, Residency, Sent
+from clockwork_serve.controller.belief import AdoptedAction, Belief, Sent
+from clockwork_serve.controller.cluster import DeviceBelief, Residency
 from clockwork_serve.controller.feasibility import Feasibility
 from clockwork_serve.controller.life import FAILED, READY
 from clockwork_serve.controller.policies.base import Scheduler
 from clockwork_serve.controller.quarantine import Quarantine
+from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.results import Settler
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import (
@@ -33,14 +34,14 @@ from clockwork_serve.messages import (
 # What a controller takes over with a worker that had another before: codes, weights, durations, what runs.
 #
 # Nothing is loaded or prepared again that is there. Actions of the other controller that still run keep their
-# lanes and weights busy until their results come, and answer no request: those that wanted them are asked
-# anew. Weights that nobody wants are not kept; the worker is told which are, before all else.
+# lanes and weights busy until their results come, and answer no request: gateways send those requests again.
+# Weights of models that are not served are not kept; the worker is sent the list of those that are, first.
 
 
 GOOD: Final = Status.OK
 
 
-class Takeover:
+class Takeover(Record):
     """See the module."""
 
     def __init__(self, belief: Belief, scheduler: Scheduler, feasibility: Feasibility) -> None:
@@ -49,31 +50,31 @@ class Takeover:
         self._feasibility = feasibility
         self.running: dict[tuple[str, int], AdoptedAction] = {}
         """All and only those of devices that are up, by device and action id."""
-        self._keeps: list[RetainWeights] = []
-        """To be told in the next decision."""
+        self._retained: list[RetainWeights] = []
+        """To be sent in the next decision."""
 
-    def joined(self, states: Iterable[DeviceState], now_ns: int) -> None:
+    def adopt(self, states: Iterable[DeviceState], now_ns: int) -> None:
         """Devices came, with what another controller left on them."""
         for state in states:
             device = self._belief.devices[state.device]
-            self._take_over(device, state, now_ns)
+            self._adopt_device(device, state, now_ns)
             device.warm = not device.pending_codes
 
-    def _take_over(self, device: DeviceBelief, state: DeviceState, now_ns: int) -> None:
+    def _adopt_device(self, device: DeviceBelief, state: DeviceState, now_ns: int) -> None:
         for code_id in state.codes:
             if code_id in device.pending_codes and self._belief.prepare(device, code_id):
                 device.pending_codes.discard(code_id)
         self._learn(device, state.measured, now_ns)
         self._scheduler.device_changed(device)
         loading = {one.version: one for one in state.running if one.lane is Lane.LOAD}
-        found = [self._take(device, one, loading) for one in state.weights]
+        found = [self._adopt_weights(device, one, loading) for one in state.weights]
         kept = {residency.version: residency for residency in found if residency is not None}
         sizes = {one.version: one.weights.size for one in state.weights if one.version in loading}
         for running in state.running:
             residency = kept.get(running.version)
-            inherited = AdoptedAction(device, running, residency, sizes.get(running.version, 0))
-            self._expect(running, inherited, now_ns)
-        self._keeps.append(RetainWeights(device=device.name, versions=tuple(kept)))
+            adopted = AdoptedAction(device, running, residency, sizes.get(running.version, 0))
+            self._adopt_action(running, adopted, now_ns)
+        self._retained.append(RetainWeights(device=device.name, versions=tuple(kept)))
         self._belief.unsettled = True
         for residency in kept.values():
             if residency.version not in loading:
@@ -92,7 +93,9 @@ class Takeover:
             for lasted_ns in one.lasted_ns:
                 samples.learn(lasted_ns, now_ns)
 
-    def _take(self, device: DeviceBelief, found: Resident, loading: dict[int, Running]) -> Residency | None:
+    def _adopt_weights(
+        self, device: DeviceBelief, found: Resident, loading: dict[int, Running]
+    ) -> Residency | None:
         """Believe in weights that are there, if they are those of a model that is served."""
         model, code = self._belief.models.get(found.model), device.codes.get(found.code_id)
         if model is None or model.quarantined or code is None or model.code_id != found.code_id:
@@ -106,11 +109,11 @@ class Takeover:
             return None
         residency = Residency(model, device, code, found.extent, found.version)
         device.hold(residency)
-        model.enter(residency)
-        self._belief.stir(model)
+        model.add_residency(residency)
+        self._belief.mark_dirty(model)
         return residency
 
-    def _expect(self, running: Running, one: AdoptedAction, now_ns: int) -> None:
+    def _adopt_action(self, running: Running, one: AdoptedAction, now_ns: int) -> None:
         """A lane is taken until the result of what runs there comes."""
         device, residency = one.device, one.residency
         lane = device.load if one.lane is Lane.LOAD else device.exec
@@ -123,18 +126,18 @@ class Takeover:
                 residency.in_flight += 1
         self.running[device.name, running.action_id] = one
 
-    def told(self) -> list[RetainWeights]:
-        """What workers are to be told, before all else."""
-        keeps = self._keeps
+    def pop_effects(self) -> list[RetainWeights]:
+        """The lists of weights to retain, which workers are sent before any action."""
+        keeps = self._retained
         if keeps:
-            self._keeps = []
+            self._retained = []
         return keeps
 
     def _ready(self, residency: Residency) -> None:
         self._belief.loaded(residency)
         self._scheduler.loaded(residency)
 
-    def ended(self, result: Result, now_ns: int) -> None:
+    def observe_result(self, result: Result, now_ns: int) -> None:
         """A result of what this controller never sent, or has given up."""
         one = self.running.pop((result.device, result.action_id), None)
         if one is None:
@@ -161,14 +164,14 @@ class Takeover:
             return
         residency.step(FAILED)
         self._belief.drop(residency)
-        self._belief.doubt_model(residency.model)
+        self._belief.recheck_model(residency.model)
 
-    def leave(self, device: DeviceBelief) -> dict[tuple[str, int], AdoptedAction]:
+    def release_device(self, device: DeviceBelief) -> dict[tuple[str, int], AdoptedAction]:
         """A device does not answer any more, or is gone: what ran there."""
         found = {key: one for key, one in self.running.items() if one.device is device}
         for key in found:
             del self.running[key]
-        self._keeps = [keep for keep in self._keeps if keep.device != device.name]
+        self._retained = [keep for keep in self._retained if keep.device != device.name]
         return found
 
     def at_work(self, event: WorkerLost) -> set[int]:
@@ -189,10 +192,10 @@ class Takeover:
 
 
 # ------------------------------------------------------------
-# Tells whether the server can serve, when that changed.
+# Whether the server can serve, sent when that changed.
 
 
-class ReadinessTracker:
+class ReadinessTracker(Record):
     """See the module."""
 
     def __init__(self, belief: Belief) -> None:
@@ -200,17 +203,17 @@ class ReadinessTracker:
         self.may_change = True
         """Something happened that readiness depends on."""
         self._was_ready = False
-        self._told: Readiness | None = None
+        self._last_sent: Readiness | None = None
 
     def take_over(self) -> None:
         """Another controller was there before: it, too, was ready once."""
         self._was_ready = True
 
-    def tell(self, *, draining: bool) -> None:
+    def update(self, *, draining: bool) -> None:
         """Look again; once it was ready, one warm device is enough."""
         self.may_change = False
         devices = self._belief.devices.values()
-        # Long before anybody knows whether its worker hung.
+        # Long before it can be said whether its worker hung.
         still = [device.name for device in devices if device.warm and not device.look.serves]
         warm = sum(device.warm for device in devices) - len(still)
         wanted = 1 if self._was_ready else self._belief.config.expected_devices
@@ -226,8 +229,8 @@ class ReadinessTracker:
             late = [f"{name} does not answer" for name in still]
             hung = [f"{one.name} hung: {one.why}" for one in self._belief.hung.values()]
             readiness = Readiness(ready=False, why="; ".join([why, *late, *hung]))
-        if self._told is None or readiness.ready != self._told.ready:
-            self._told = readiness
+        if self._last_sent is None or readiness.ready != self._last_sent.ready:
+            self._last_sent = readiness
             self._belief.effects.append(readiness)
 
 
@@ -235,7 +238,7 @@ class ReadinessTracker:
 # Workers that come, prepare codes and go: what that changes in belief. It sends nothing.
 
 
-class Fleet:
+class Fleet(Record):
     """See the module."""
 
     def __init__(
@@ -246,7 +249,7 @@ class Fleet:
         quarantine: Quarantine,
         settler: Settler,
         *,
-        inheritance: Takeover,
+        takeover: Takeover,
         readiness: ReadinessTracker,
     ) -> None:
         self._belief = belief
@@ -254,26 +257,26 @@ class Fleet:
         self._feasibility = feasibility
         self._quarantine = quarantine
         self._settler = settler
-        self._inheritance = inheritance
+        self._takeover = takeover
         self._readiness = readiness
         self._reject = belief.config.reject_infeasible
 
     def joined(self, event: WorkerJoined, now_ns: int) -> None:
-        """A worker is up, with what its states tell; one of its name is forgotten already."""
+        """A worker is up, with what it reports of its devices; one of its name is forgotten already."""
         belief = self._belief
         for spec in event.devices:
             assert spec.device not in belief.devices, f"device {spec.device} joined twice"
             device = DeviceBelief(spec, event.worker, belief.fresh(), belief.config)
             for code in belief.codes.values():
                 device.expect(code)
-            self.enter(device, now_ns)
+            self.add_device(device, now_ns)
             device.warm = not device.pending_codes
         self.changed()
         if event.states:
-            self._inheritance.joined(event.states, now_ns)
+            self._takeover.adopt(event.states, now_ns)
             self._readiness.take_over()
 
-    def enter(self, device: DeviceBelief, now_ns: int) -> None:
+    def add_device(self, device: DeviceBelief, now_ns: int) -> None:
         """Believe a device there."""
         belief = self._belief
         self._quarantine.joined(device)
@@ -286,10 +289,10 @@ class Fleet:
         self._scheduler.device_changed(device)
 
     def changed(self) -> None:
-        """Devices came: who waits may hope."""
+        """Devices came: waiting requests may be feasible now."""
         for model in self._belief.models.values():
             if model.waiting:
-                self._belief.doubt_model(model)
+                self._belief.recheck_model(model)
         self._belief.forget_bases()
         self._readiness.may_change = True
 
@@ -320,7 +323,7 @@ class Fleet:
     def prepared(self, device: DeviceBelief, event: CodeReady, now_ns: int) -> None:
         """A device prepared a code, or could not."""
         belief = self._belief
-        if event.code_id not in belief.codes or self._quarantine.has(event):
+        if event.code_id not in belief.codes or self._quarantine.code_prepared(event):
             return
         device.pending_codes.discard(event.code_id)
         device.since_ns = now_ns
@@ -336,9 +339,9 @@ class Fleet:
         self._scheduler.device_changed(device)
         for model in belief.models.values():
             if model.waiting and model.code_id == event.code_id:
-                belief.doubt_model(model)
+                belief.recheck_model(model)
 
-    def leave(self, device: DeviceBelief) -> list[Sent]:
+    def remove_device(self, device: DeviceBelief) -> list[Sent]:
         """Believe a device gone, and its weights with it; what was in flight there."""
         belief = self._belief
         del belief.devices[device.name]
@@ -349,7 +352,7 @@ class Fleet:
             del belief.sent[sent.action.action_id]
         for residency in list(device.pages.holders()):
             belief.drop(residency)
-        self._inheritance.leave(device)
+        self._takeover.release_device(device)
         self._scheduler.device_lost(device)
         if device.guard.entry_ns != NEVER_NS:
             belief.timers.set(device.guard, NEVER_NS)
@@ -360,13 +363,13 @@ class Fleet:
         belief.forget_bases()
         return found
 
-    def lost(self, worker: str, at_work: set[int]) -> None:
+    def worker_lost(self, worker: str, at_work: set[int]) -> None:
         """A worker is gone; ``at_work`` are the actions that it was at (empty: that is not known)."""
         belief = self._belief
         for device in [one for one in belief.devices.values() if one.worker == worker]:
             belief.estimator.forget_device(device.name)
-            for sent in self.leave(device):
-                self._settler.lost(sent, ran=not at_work or sent.action.action_id in at_work)
+            for sent in self.remove_device(device):
+                self._settler.action_lost(sent, ran=not at_work or sent.action.action_id in at_work)
 
     def _all(self) -> list[DeviceBelief]:
         """Those of workers that hung, too."""

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from typing import Final
 
-from clockwork_serve.controller.belief import Belief, HungWorker
-from clockwork_serve.controller.devices import (
+from clockwork_serve.controller.belief import AdoptedAction, Belief, HungWorker, Sent
+from clockwork_serve.controller.cluster import (
     LOOK_NS,
-    AdoptedAction,
     DeviceBelief,
     Guard,
     LaneBelief,
     Look,
     Residency,
-    Sent,
+    Waiter,
 )
 from clockwork_serve.controller.fleet import Fleet, ReadinessTracker, Takeover
 from clockwork_serve.controller.life import LOADED, LOADING, READY, SPENT
 from clockwork_serve.controller.policies.base import Scheduler
 from clockwork_serve.controller.quarantine import Quarantine
-from clockwork_serve.controller.queues import Waiter
+from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.results import BELIEF_WRONG, Settler
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import (
@@ -36,7 +35,7 @@ from clockwork_serve.messages import (
 from clockwork_serve.units import MIB, NS_PER_S, ms
 
 # ------------------------------------------------------------
-# Workers that do not answer: told in ``observe``, judged in ``decide``. It ends none, but says which to end.
+# Workers that do not answer: observed first, judged in ``decide``. It ends none, but says which to end.
 #
 # An action is *late* when the instant at which its lane was expected to be done with it is past by more than
 # its patience. Then its worker *hung*: nothing is planned on it, and what was in flight there is planned
@@ -62,31 +61,31 @@ SURE: Final = 8
 """Who is late is judged again after this part of a floor: the controller itself may have slept till now."""
 
 
-class Hangs:
+class Hangs(Record):
     """See the module."""
 
     def __init__(
         self, belief: Belief, fleet: Fleet, scheduler: Scheduler, settler: Settler, quarantine: Quarantine,
-        *, inheritance: Takeover, readiness: ReadinessTracker,
+        *, takeover: Takeover, readiness: ReadinessTracker,
     ) -> None:  # fmt: skip
         self._belief = belief
         self._fleet = fleet
         self._scheduler = scheduler
         self._settler = settler
         self._quarantine = quarantine
-        self._inheritance = inheritance
+        self._takeover = takeover
         self._readiness = readiness
         self._floor_ns = belief.config.hang_ns
         self._grace_ns = belief.config.hang_grace_ns
         self.unsettled = False
-        """Something was told that ``settle`` has to judge."""
+        """Something was observed that ``settle`` has to judge."""
         self._silent: list[WorkerSilent] = []
         self._ended: list[Sent] = []
-        """Actions of hung workers that are over: nobody there touches their tensors any more."""
+        """Actions of hung workers that are over: their requests' tensors are no longer in use there."""
 
     # Told
 
-    def told(self, event: WorkerSilent | WorkerHeard) -> None:
+    def observe(self, event: WorkerSilent | WorkerHeard) -> None:
         """A worker returns no beats, or returns them again."""
         for device in self._belief.devices.values():
             if device.worker != event.worker:
@@ -100,13 +99,13 @@ class Hangs:
         if isinstance(event, WorkerSilent):
             self._silent.append(event)
         elif event.worker in self._belief.hung:
-            self._belief.hung[event.worker].heard = True
-        self._stir()
+            self._belief.hung[event.worker].answered = True
+        self._unsettle()
 
     def progressed(self, hung: HungWorker) -> None:
         """A worker that hung prepared a code."""
-        hung.heard = True
-        self._stir()
+        hung.answered = True
+        self._unsettle()
 
     def of_device(self, name: str) -> tuple[HungWorker, DeviceBelief] | None:
         """The worker that hung which has that device."""
@@ -116,14 +115,14 @@ class Hangs:
                 return hung, device
         return None
 
-    def result(self, result: Result, now_ns: int) -> None:
+    def observe_result(self, result: Result, now_ns: int) -> None:
         """A result of no action that is in flight: perhaps one that a worker owed which hung."""
         found = self.of_device(result.device)
         if found is None:
             return
         hung, good = found[0], result.status is Status.OK
         sent = hung.sent.pop(result.action_id, None)
-        owed = sent or hung.inherited.pop((result.device, result.action_id), None)
+        owed = sent or hung.adopted.pop((result.device, result.action_id), None)
         if owed is None:
             return
         residency = owed.residency
@@ -134,12 +133,12 @@ class Hangs:
                 residency.step(LOADED)
             elif residency.state == LOADING or result.status in BELIEF_WRONG:
                 hung.kept.remove(residency)
-        hung.heard = True
+        hung.answered = True
         if sent is not None:
             self._ended.append(sent)
-        self._stir()
+        self._unsettle()
 
-    def lost(self, worker: str, at_work: set[int]) -> None:
+    def worker_lost(self, worker: str, at_work: set[int]) -> None:
         """A worker is gone; ``at_work`` are the actions that it was at."""
         hung = self._belief.hung.pop(worker, None)
         if hung is None:
@@ -152,23 +151,23 @@ class Hangs:
                 for waiter in sent.waiters:
                     waiter.retries += 1
             self._ended.append(sent)
-        self._stir()
+        self._unsettle()
 
-    def _stir(self) -> None:
+    def _unsettle(self) -> None:
         self.unsettled = self._belief.unsettled = True
 
     # Decided
 
     def settle(self, now_ns: int) -> None:
-        """Draw the consequences of all that was told."""
+        """Draw the consequences of all that was observed."""
         self.unsettled = False
         for sent in self._ended:
             for waiter in sent.waiters:
-                self._let_go(waiter)
+                self._release_hold(waiter)
         self._ended.clear()
         for hung in list(self._belief.hung.values()):
-            if hung.heard and not hung.sent and not hung.inherited and not hung.ended:
-                self._take_back(hung, now_ns)
+            if hung.answered and not hung.sent and not hung.adopted and not hung.ended:
+                self._reinstate(hung, now_ns)
         silent, self._silent = self._silent, []
         for event in silent:
             self._judge_silent(event, now_ns)
@@ -230,12 +229,12 @@ class Hangs:
             if device.exec:
                 hung.heads.add(device.exec.head_id)
             hung.kept += device.pages.holders()
-            hung.inherited |= self._inheritance.leave(device)
-            hung.sent.update((sent.action.action_id, sent) for sent in self._fleet.leave(device))
+            hung.adopted |= self._takeover.release_device(device)
+            hung.sent.update((sent.action.action_id, sent) for sent in self._fleet.remove_device(device))
         for action_id, sent in hung.sent.items():
-            self._settler.suspected(sent, now_ns, ran=action_id in hung.heads)
+            self._settler.action_hung(sent, now_ns, ran=action_id in hung.heads)
 
-    def _take_back(self, hung: HungWorker, now_ns: int) -> None:
+    def _reinstate(self, hung: HungWorker, now_ns: int) -> None:
         """A worker owes nothing any more: it is as it was."""
         belief = self._belief
         del belief.hung[hung.name]
@@ -245,7 +244,7 @@ class Hangs:
             device = DeviceBelief(before.spec, before.worker, belief.fresh(), belief.config)
             device.codes, device.failed_codes = before.codes, before.failed_codes
             device.pending_codes, device.warm = before.pending_codes, before.warm
-            self._fleet.enter(device, now_ns)
+            self._fleet.add_device(device, now_ns)
             for residency in hung.kept:
                 if residency.device is before:
                     self._restore(residency, device)
@@ -256,15 +255,15 @@ class Hangs:
         model = kept.model
         residency = Residency(model, device, kept.code, kept.extent, kept.version)
         device.hold(residency)
-        model.enter(residency)
+        model.add_residency(residency)
         self._belief.loaded(residency)
         if model.removed or model.quarantined:
             self._settler.retire(model)
         else:
-            self._belief.stir(model)
+            self._belief.mark_dirty(model)
             self._scheduler.loaded(residency)
 
-    def _let_go(self, waiter: Waiter) -> None:
+    def _release_hold(self, waiter: Waiter) -> None:
         """One action less keeps the tensors of a request."""
         if waiter.state == SPENT:
             self._belief.release(waiter)
@@ -275,7 +274,7 @@ class Hangs:
 
     def _head(self, device: DeviceBelief, lane: LaneBelief) -> Sent | AdoptedAction:
         head = self._belief.sent.get(lane.head_id)
-        return head if head is not None else self._inheritance.running[device.name, lane.head_id]
+        return head if head is not None else self._takeover.running[device.name, lane.head_id]
 
     def _exec_due_ns(self, device: DeviceBelief) -> int:
         """When its running INFER makes it hung; ``NEVER_NS`` if there is none."""
@@ -310,7 +309,7 @@ class Hangs:
         return patience_ns + load_bytes * floor_ns // SLOW_LOAD_BYTES
 
     def _is_first(self, head: Sent | AdoptedAction) -> bool:
-        """Whether nobody knows how long this takes there; but who may have ended a worker has had its try."""
+        """Whether it was never measured there; a model that may have ended a worker has been tried."""
         if isinstance(head, AdoptedAction):
             return True
         samples = head.samples
@@ -325,9 +324,9 @@ class Hangs:
             for sent in hung.sent.values():
                 assert sent.action.action_id not in belief.sent
                 assert isinstance(sent.action, Infer) == bool(sent.waiters)
-            inherited = hung.inherited.values()
+            adopted = hung.adopted.values()
             for kept in hung.kept:
-                loads = kept.version in hung.sent or any(one.residency is kept for one in inherited)
+                loads = kept.version in hung.sent or any(one.residency is kept for one in adopted)
                 loading = loads and kept.state == LOADING
                 assert loading or kept.state == READY, f"{name}: {kept.model.key} neither comes nor is there"
         if self._floor_ns:
@@ -341,7 +340,7 @@ def _seconds(lasts_ns: int) -> str:
 
 
 # ------------------------------------------------------------
-# Devices whose exec lanes do not move: the models there are wanted elsewhere before anybody knows why.
+# Devices whose exec lanes do not move: their models are loaded elsewhere before the reason is known.
 #
 # A worker hung when an action is late by its patience (``hangs``), which is long: seconds. Until then what
 # waits for its weights would miss its deadline, though another device could load them. So an exec lane
@@ -355,7 +354,7 @@ STILL_NS: Final = ms(1500)
 """And as long as the action was expected to take: where models are slow, late is later."""
 
 
-class Stalls:
+class Stalls(Record):
     """See the module."""
 
     def __init__(self, belief: Belief, readiness: ReadinessTracker) -> None:
@@ -381,4 +380,4 @@ class Stalls:
         lane.stalled = True
         for residency in look.device.pages.holders():
             if residency.model.waiting:
-                self._belief.stir(residency.model)
+                self._belief.mark_dirty(residency.model)

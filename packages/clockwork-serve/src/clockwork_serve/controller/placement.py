@@ -8,16 +8,17 @@ from heapq import heapify, heappop, heappush, heapreplace
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import (
+from clockwork_serve.controller.cluster import (
     STALE_MIN,
-    BatchChoice,
     DeviceBelief,
-    ExtentChoice,
     LanePlan,
     Residency,
+    ServedModel,
 )
+from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.life import GONE, READY
-from clockwork_serve.controller.queues import ServedModel
+from clockwork_serve.controller.pages import ExtentChoice
+from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.units import NS_PER_MS
 
@@ -29,7 +30,7 @@ from clockwork_serve.units import NS_PER_MS
 # cannot serve of it within the horizon. One that stalled (``stalls``), or became too slow, serves nothing.
 
 
-class Candidates:
+class Candidates(Record):
     """See the module.
 
     More urgent classes of requests come first. Of models that want a LOAD equally, the one that was served
@@ -144,7 +145,7 @@ class Candidates:
             assert model.load_key is None or id(model) in entered, f"{model.key} fell out"
             shares_ns = sum(model.share_ns(residency) for residency in model.residencies.values())
             low_ns = model.demand_ns - len(model.residencies) if model.residencies else 0
-            assert model.stirred or low_ns <= shares_ns <= model.demand_ns, model.key
+            assert model.dirty or low_ns <= shares_ns <= model.demand_ns, model.key
 
 
 # ------------------------------------------------------------

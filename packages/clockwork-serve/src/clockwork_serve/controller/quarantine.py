@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import DeviceBelief, Sent
-from clockwork_serve.controller.queues import ServedModel
+from clockwork_serve.controller.belief import Belief, Sent
+from clockwork_serve.controller.cluster import DeviceBelief, ServedModel
+from clockwork_serve.controller.record import Record
 from clockwork_serve.messages import (
     CodeReady,
     Infer,
@@ -33,7 +33,7 @@ from clockwork_serve.units import NS_PER_S
 #   counts against nobody else.
 
 
-class Loss:
+class Loss(Record):
     """A worker that died."""
 
     __slots__ = ("at_ns", "proven")
@@ -43,7 +43,7 @@ class Loss:
         self.proven = False
 
 
-class Suspect:
+class Suspect(Record):
     """A name, and the ``requests`` that were run for it."""
 
     __slots__ = ("name", "requests")
@@ -64,7 +64,7 @@ class Guilty:
         self.first_ns = first_ns
 
 
-class Suspects:
+class Suspects(Record):
     """See the module. ``after`` 0: nobody is ever guilty."""
 
     def __init__(self, after: int, window_ns: int) -> None:
@@ -108,7 +108,7 @@ class Suspects:
         return True
 
     def joined(self, worker: str) -> None:
-        """A new process of that name: how the last one ended will not be told any more."""
+        """A new process of that name: how the last one ended will not be reported any more."""
         self._last.pop(worker, None)
 
     def succeeded(self, name: str) -> None:
@@ -170,7 +170,7 @@ def _when(loss: Loss) -> int:
 
 
 # ------------------------------------------------------------
-# Models that are not served because they take devices down: told in ``observe``, decided in ``decide``.
+# Models that are not served because they take devices down: observed first, decided in ``decide``.
 #
 # Of a code that kills who prepares it, all models are in quarantine. It knows no request: who waits for such
 # a model is answered by others.
@@ -180,7 +180,7 @@ WINDOW_NS: Final = 600 * NS_PER_S
 """Losses further apart have nothing to do with each other."""
 
 
-class Held:
+class Held(Record):
     """Why somebody is in quarantine, and since when."""
 
     __slots__ = ("since_ns", "why")
@@ -190,16 +190,16 @@ class Held:
         self.since_ns = since_ns
 
 
-class Quarantine:
+class Quarantine(Record):
     """See the module."""
 
     def __init__(self, belief: Belief) -> None:
         self._belief = belief
         self._suspects = Suspects(belief.config.quarantine_after, WINDOW_NS)
         self.watched = self._suspects.losses
-        """Not empty while a success matters: then, and only then, ``succeeded`` need be told."""
+        """Not empty while a success matters: then, and only then, ``succeeded`` need be called."""
         self.unsettled = False
-        """Something was told that ``settle`` has to judge."""
+        """Something was observed that ``settle`` has to judge."""
         self._held: dict[str, Held] = {}
         """All that are in quarantine, by a model's key or a code's id."""
         self._lost: list[tuple[str, list[Suspect], dict[str, str]]] = []
@@ -214,7 +214,7 @@ class Quarantine:
 
     # Told
 
-    def lost(self, event: WorkerLost) -> set[int]:
+    def worker_lost(self, event: WorkerLost) -> set[int]:
         """A worker died, and is not forgotten yet; ids of what it was at, 0 for a code, none if unknown."""
         hung = self._belief.hung.get(event.worker)
         known = self._belief.sent if hung is None else hung.sent
@@ -235,14 +235,14 @@ class Quarantine:
                 doing[code_id] = "preparing its code" + how
         if suspects:
             self._lost.append((event.worker, suspects, doing))
-            self._stir()
+            self._unsettle()
         return {one.action.action_id for one in ran} | ({0} if event.preparing else set())
 
     def succeeded(self, model: str) -> None:
         """A model answered."""
         self._suspects.succeeded(model)
 
-    def has(self, event: CodeReady) -> bool:
+    def code_prepared(self, event: CodeReady) -> bool:
         """Whether the code that a worker speaks of is in quarantine; if not, it may have done well there."""
         if event.ok:
             self._suspects.succeeded(event.code_id)
@@ -262,7 +262,7 @@ class Quarantine:
     def added(self, model: ServedModel) -> None:
         """A model came into service; its code may be in quarantine."""
         self._changed.append(model)
-        self._stir()
+        self._unsettle()
 
     def removed(self, model: ServedModel) -> None:
         """A model left service: if it comes again, it starts anew."""
@@ -270,20 +270,20 @@ class Quarantine:
         if model.quarantined:
             model.quarantined = False
             self._gone.append(model.key)
-            self._stir()
+            self._unsettle()
 
     def forget(self, name: str) -> None:
         """A model or code is gone."""
         self._held.pop(name, None)
         self._suspects.forget(name)
 
-    def told(self, event: ReleaseFromQuarantine | WorkerCrashed) -> None:
-        """Whoever runs the server wants a model served again, or knows of a worker that nobody killed it."""
+    def observe(self, event: ReleaseFromQuarantine | WorkerCrashed) -> None:
+        """An operator releases a model, or a worker's loss was a crash: no process killed it."""
         if isinstance(event, ReleaseFromQuarantine):
             self._pardoned.append(event.model)
         else:
             self._crashed.append(event.worker)
-        self._stir()
+        self._unsettle()
 
     # Decided
 
@@ -306,7 +306,7 @@ class Quarantine:
         return [model for model in changed if self._move(model)]
 
     def reason(self, model: ServedModel, now_ns: int) -> str:
-        """What a client is told whose model is in quarantine."""
+        """The message for a client whose model is in quarantine."""
         held = self._of(model)
         assert held is not None, f"{model.key} is not in quarantine"
         ago_s = (now_ns - held.since_ns) // NS_PER_S
@@ -328,7 +328,7 @@ class Quarantine:
         for device in self._belief.devices.values():
             assert not self._held.keys() & (device.pending_codes | device.codes.keys())
 
-    def _stir(self) -> None:
+    def _unsettle(self) -> None:
         self.unsettled = self._belief.unsettled = True
 
     def _of(self, model: ServedModel) -> Held | None:

@@ -1,15 +1,15 @@
-"""What follows from results: answers, or another attempt; told in ``observe``, done in ``decide``."""
+"""What follows from results: answers, or another attempt; noted in ``observe``, done in ``decide``."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import Residency, Sent
+from clockwork_serve.controller.belief import Belief, Sent
+from clockwork_serve.controller.cluster import Residency, ServedModel, Waiter
 from clockwork_serve.controller.life import FAILED, READY, SPENT, UNLOAD, WAITING
 from clockwork_serve.controller.policies.base import Scheduler
 from clockwork_serve.controller.quarantine import Quarantine
-from clockwork_serve.controller.queues import ServedModel, Waiter
+from clockwork_serve.controller.record import Record
 from clockwork_serve.messages import Answer, Infer, Load, Outcome, Reason, Result, Status
 
 GOOD: Final = Status.OK
@@ -28,7 +28,7 @@ ATTEMPTS_MAX = 3
 """How often one request is planned again because belief was wrong."""
 
 
-class Settler:
+class Settler(Record):
     """See the module."""
 
     def __init__(self, belief: Belief, scheduler: Scheduler, quarantine: Quarantine) -> None:
@@ -42,12 +42,12 @@ class Settler:
         self._retired: dict[ServedModel, None] = {}
         """Models that are not served any more and whose weights are on a device."""
 
-    def took(self, sent: Sent, result: Result) -> None:
+    def observe_result(self, sent: Sent, result: Result) -> None:
         """A result came."""
         self._results.append((sent, result))
         self._belief.unsettled = True
 
-    def lost(self, sent: Sent, *, ran: bool) -> None:
+    def action_lost(self, sent: Sent, *, ran: bool) -> None:
         """A worker was lost with this action in flight; ``ran``: it may have run by then."""
         self._lost.append((sent, ran))
         self._belief.unsettled = True
@@ -57,16 +57,16 @@ class Settler:
         self._retired[model] = None
         self._belief.unsettled = True
 
-    def replaced(self, model: ServedModel, leaving: list[tuple[Waiter, Outcome, Reason, str]]) -> None:
+    def move_waiters(self, model: ServedModel, ending: list[tuple[Waiter, Outcome, Reason, str]]) -> None:
         """A model came in place of one just removed: who waits for that waits on, if it is asked alike."""
-        for leaver in [one for one in leaving if one[2] is Reason.NOT_SERVING]:
-            waiter = leaver[0]
+        for one in [one for one in ending if one[2] is Reason.NOT_SERVING]:
+            waiter = one[0]
             if waiter.state == WAITING and _asked_alike(waiter, model):
-                leaving.remove(leaver)
+                ending.remove(one)
                 self._scheduler.queued(self._belief.move(waiter, model))
 
     def settle(self, now_ns: int) -> None:
-        """Draw the consequences of all that was told."""
+        """Draw the consequences of all that was observed."""
         quarantine = self._quarantine
         if quarantine.watched:
             for sent, result in self._results:
@@ -84,7 +84,7 @@ class Settler:
         if self._lost:
             tenants = self._belief.tenants
             for sent, ran in self._lost:
-                if sent.waiters:  # nobody tells how long it ran
+                if sent.waiters:  # no result says how long it ran
                     assert isinstance(sent.action, Infer)
                     tenants.measured(sent.waiters, sent.action.expected_ns if ran else 0, now_ns)
                 tenants.loaded(sent.action.action_id, now_ns, good=False)
@@ -112,7 +112,7 @@ class Settler:
         for queue in list(model.queues.values()):
             for waiter in list(queue.waiters):
                 self._belief.answer(waiter, Outcome.FAILED, Reason.QUARANTINED, message=message)
-                self._belief.doubt(queue)
+                self._belief.recheck(queue)
         self._retired[model] = None
 
     def _answer(self, sent: Sent, result: Result, now_ns: int) -> None:
@@ -213,9 +213,9 @@ class Settler:
             for queue in list(model.queues.values()):
                 for waiter in list(queue.waiters):
                     self._belief.answer(waiter, Outcome.FAILED, reason, message=message)
-        self._belief.doubt_model(model)
+        self._belief.recheck_model(model)
 
-    def suspected(self, sent: Sent, now_ns: int, *, ran: bool) -> None:
+    def action_hung(self, sent: Sent, now_ns: int, *, ran: bool) -> None:
         """A worker hung with this action in flight, which keeps its requests' tensors until it is over."""
         tenants = self._belief.tenants
         if sent.waiters:

@@ -1,8 +1,8 @@
 """What tenants may still use, and who is charged for what; it refuses nobody itself.
 
-A tenant's bucket holds what it may use at once, and fills by the time that events tell. What a request is
+A tenant's bucket holds what it may use at once, and fills with the time of events. What a request is
 expected to cost is *held* from its admission on, so that all who wait can be paid for; what it did cost is
-*taken* when its result tells. So within any time t a tenant uses no more than its rate times t and what the
+*taken* when its result comes. So within any time t a tenant uses no more than its rate times t and what the
 bucket holds, as far as estimates hold; what a result costs beyond them is repaid before more is admitted.
 
 Weights are claimed by the first request of a tenant that found them nowhere. Those who have a claim when the
@@ -12,12 +12,13 @@ until the result, and taken if it is good.
 
 from __future__ import annotations
 
-from clockwork_serve.controller.queues import ServedModel, Waiter
+from clockwork_serve.controller.cluster import ServedModel, Waiter
+from clockwork_serve.controller.record import Record
 from clockwork_serve.messages import Quota, QuotasSet, Request
 from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_S
 
 
-class Bucket:
+class Bucket(Record):
     """What may be used of one thing: ``rate`` a second (0: all), and what comes in ``burst_ns`` at once."""
 
     __slots__ = ("burst_ns", "full_ns", "held", "rate", "used")
@@ -70,7 +71,7 @@ class Bucket:
         return -(-amount * NS_PER_S // self.rate)
 
 
-class Account:
+class Account(Record):
     """One tenant's buckets: ns of devices, and bytes of weights loaded."""
 
     __slots__ = ("device", "loaded", "tenant")
@@ -86,7 +87,7 @@ class Account:
         self.loaded.set(quota.loaded_bytes_per_s or 0, quota.burst_ns, now_ns)
 
 
-class Claim:
+class Claim(Record):
     """A tenant's requests wait for weights that were nowhere when the first of them came."""
 
     __slots__ = ("account", "count", "model", "size")
@@ -99,7 +100,7 @@ class Claim:
         """How many of them are not over."""
 
 
-class Charge:
+class Charge(Record):
     """What one request holds of its tenant's buckets."""
 
     __slots__ = ("account", "claim", "held_ns")
@@ -116,7 +117,7 @@ class Charge:
 
 
 class Shortage:
-    """Why a request may not come now: how long to wait, and what to tell."""
+    """Why a request may not come now: how long to wait, and the message."""
 
     __slots__ = ("message", "retry_after_ns")
 
@@ -125,7 +126,7 @@ class Shortage:
         self.message = message
 
 
-class Tenants:
+class Tenants(Record):
     """See the module."""
 
     def __init__(self) -> None:

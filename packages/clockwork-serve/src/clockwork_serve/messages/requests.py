@@ -96,6 +96,11 @@ class Request(Struct, frozen=True, kw_only=True, tag="request"):
     tenant: str = ""
     way_ns: int = 0
 
+    @property
+    def slo_ns(self) -> int:
+        """How long its client gave it: from its arrival to its deadline."""
+        return self.deadline_ns - self.arrival_ns
+
 
 class AdmissionQuery(Struct, frozen=True, kw_only=True, tag="announced"):
     """The head of a request has come, and its body is on the way: is it worth reading? Answered at once.

@@ -279,7 +279,7 @@ class CreditGate:
         overdue = [
             (request, now_ns - since_ns)
             for request, since_ns in self._held.values()
-            if (now_ns - since_ns) * patience > request.deadline_ns - request.arrival_ns
+            if (now_ns - since_ns) * patience > request.slo_ns
         ]
         for request, _ in overdue:
             del self._held[request.request_id]

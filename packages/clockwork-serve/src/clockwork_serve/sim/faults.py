@@ -346,7 +346,7 @@ class Faults:
 
     def leave(self, request: Request) -> None:
         """A client will go away, at some moment until its deadline; perhaps it is answered before."""
-        patience_ns = min(request.deadline_ns - request.arrival_ns, PATIENCE_MAX_NS)
+        patience_ns = min(request.slo_ns, PATIENCE_MAX_NS)
         self.later(int(self._dice.integers(patience_ns + 1)), partial(self._left, request.request_id))
 
     def chance(self, share: float) -> bool:

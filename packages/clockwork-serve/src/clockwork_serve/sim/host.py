@@ -194,6 +194,17 @@ class SimulatedWorker:
 
     def send(self, message: Action | CodeAdded | CodeRemoved | RetainWeights, now_ns: int) -> None:
         """The controller sends it something."""
+        self.heard_ns = self._post(TO_WORKER, message, now_ns, self.heard_ns)
+
+    def _tell(self, message: WorkerEffect, now_ns: int) -> None:
+        """It sends the controller something."""
+        self.answered_ns = self._post(TO_CONTROLLER, message, now_ns, self.answered_ns)
+
+    def _post(self, kind: int, message: object, now_ns: int, before_ns: int) -> int:
+        """Put a message on one direction of its link, which keeps the order: not before ``before_ns``.
+
+        Returns when it arrives, or, if it is lost, ``before_ns``.
+        """
         world = self.world
         jitter = world.jitter
         when_ns = now_ns + world.worker_delay_ns
@@ -202,14 +213,13 @@ class SimulatedWorker:
         if self.trouble is not None:
             troubled_ns = self.trouble.arrival_ns(when_ns)
             if troubled_ns is None:
-                return
+                return before_ns
             when_ns = troubled_ns
-        if when_ns < self.heard_ns:
-            when_ns = self.heard_ns
-        else:
-            self.heard_ns = when_ns
+        if when_ns < before_ns:
+            when_ns = before_ns
         world.order = order = world.order + 1
-        heappush(world.heap, (when_ns, order, TO_WORKER, self, message))
+        heappush(world.heap, (when_ns, order, kind, self, message))
+        return when_ns
 
     def observe(self, event: WorkerEvent, now_ns: int) -> None:
         """Its machine hears of something."""
@@ -303,25 +313,6 @@ class SimulatedWorker:
             self.joined = effect
         else:
             self._tell(effect, now_ns)
-
-    def _tell(self, message: WorkerEffect, now_ns: int) -> None:
-        """A message to the controller."""
-        world = self.world
-        jitter = world.jitter
-        when_ns = now_ns + world.worker_delay_ns
-        if jitter is not None:
-            when_ns += jitter.next()
-        if self.trouble is not None:
-            troubled_ns = self.trouble.arrival_ns(when_ns)
-            if troubled_ns is None:
-                return
-            when_ns = troubled_ns
-        if when_ns < self.answered_ns:
-            when_ns = self.answered_ns
-        else:
-            self.answered_ns = when_ns
-        world.order = order = world.order + 1
-        heappush(world.heap, (when_ns, order, TO_CONTROLLER, self, message))
 
     # Faults
 

@@ -208,7 +208,7 @@ class Restarts:
 def taken_over(controller: Controller, known: set[int]) -> Counter[tuple[str, int]]:
     """How many INFERs of others a controller believes to run, by device and version; ``known``: all ids."""
     found: Counter[tuple[str, int]] = Counter()
-    running = controller._inheritance.running  # noqa: SLF001 - a book to be checked
+    running = controller._takeover.running  # noqa: SLF001 - a book to be checked
     for (device, action_id), one in running.items():
         assert action_id in known, f"{action_id} is taken over, and nobody sent it"
         if one.residency is not None and one.lane is Lane.EXEC:

@@ -44,7 +44,7 @@ from clockwork_serve.worker.pages import (
 
 
 EARLY_MAX_NS: Final = 10 * NS_PER_S
-"""A window that opens later than this is not waited for: nobody plans so far ahead, so clocks disagree."""
+"""A window that opens later than this is not waited for: no plan reaches so far ahead, so clocks disagree."""
 
 Refusal = tuple[Status, str]
 
@@ -171,8 +171,8 @@ def judge_load(action: Load, pages: Pages, now_ns: int) -> Refusal | None:
     return None
 
 
-def leaving(extent: Extent, pages: Pages) -> bool:
-    """Whether an extent holds only what no controller wants: it is believed gone, and goes when unread."""
+def holds_only_stale(extent: Extent, pages: Pages) -> bool:
+    """Whether an extent holds only stale weights: for the controller they are gone; they go once unread."""
     return all(held.stale for held in pages.overlapping(extent))
 
 
@@ -234,7 +234,7 @@ class Ledger:
         job.owed = True
         self.live.add(job.action_id)
 
-    def turn_away(self, action: Action, refusal: Refusal, now_ns: int) -> None:
+    def reject(self, action: Action, refusal: Refusal, now_ns: int) -> None:
         """The one result of an action that never became a job."""
         self.effects.append(_refused(action, refusal, now_ns))
 
@@ -325,7 +325,7 @@ class DeviceWorker:
     # Belief
 
     def add_code(self, event: CodeAdded) -> None:
-        """The controller wants this code here, and to know when it is ready."""
+        """Prepare a code, and report to the controller when it is ready."""
         code_id, backend = event.code.code_id, event.code.backend
         if not self.spec.runs(backend):
             refusal = self.spec.misfit(backend)
@@ -340,7 +340,7 @@ class DeviceWorker:
         self._codes_due[code_id] = None
 
     def remove_code(self, code_id: str) -> None:
-        """The controller does not want this code any more."""
+        """Retire a code once no action uses it."""
         held = self.codes.get(code_id)
         if held is not None:
             held.wanted = held.answer_due = False
@@ -376,7 +376,7 @@ class DeviceWorker:
         assert event.started_ns <= event.ended_ns, f"{event} ends before it starts"
         status, message = event.status, event.message
         if status is _OK:
-            self.codes[held.code_id].took(work, event.ended_ns - event.started_ns - event.once_ns)
+            self.codes[held.code_id].learn_duration(work, event.ended_ns - event.started_ns - event.once_ns)
         # Records have no subclasses, and asking for one that a record is not takes isinstance 50 ns.
         if type(work) is Infer:
             held.readers -= 1
@@ -387,7 +387,7 @@ class DeviceWorker:
             held.step(_LOADED)
         else:
             held.step(WeightsStep.FAILED if type(work) is Load else _FORGOTTEN)
-            self.pages.leave(held)
+            self.pages.release(held)
             self._unuse(self.codes[held.code_id])
         if job.code is not None:
             self._unuse(job.code)
@@ -409,7 +409,7 @@ class DeviceWorker:
             self._stopping
             or action_id in self._ledger.live
             or not acceptable(action, self.spec, code, now_ns)
-        ) and self._turn_away(action, code, now_ns):
+        ) and self._reject(action, code, now_ns):
             return
         assert code is not None
         code.users += 1
@@ -430,7 +430,7 @@ class DeviceWorker:
     def admit(self, action: Load | Unload, now_ns: int) -> None:
         """Queue what moves weights, or refuse what can never be done."""
         code = self.codes.get(action.code_id) if type(action) is Load else None
-        if self._turn_away(action, code, now_ns):
+        if self._reject(action, code, now_ns):
             return
         job = LaneJob(action, code, action.action_id)
         if code is not None:
@@ -438,7 +438,7 @@ class DeviceWorker:
         self._ledger.open(job)
         self.load_lane.push(job, max(action.window.earliest_ns, now_ns))
 
-    def _turn_away(self, action: Action, code: HeldCode | None, now_ns: int) -> bool:
+    def _reject(self, action: Action, code: HeldCode | None, now_ns: int) -> bool:
         """Refuse what can not be queued; whether it was."""
         refusal: Refusal | None
         if self._stopping:
@@ -449,7 +449,7 @@ class DeviceWorker:
             refusal = refuse(action, self.spec, code, now_ns)
         if refusal is None:
             return False
-        self._ledger.turn_away(action, refusal, now_ns)
+        self._ledger.reject(action, refusal, now_ns)
         return True
 
     def stop(self, now_ns: int) -> None:
@@ -465,7 +465,7 @@ class DeviceWorker:
             code.answer_due = False
 
     def keep(self, event: RetainWeights) -> None:
-        """Have all weights forgotten that the controller does not want."""
+        """Mark all weights stale that the controller does not list; they are unloaded once unread."""
         for held in self.pages.all():
             if held.version not in event.versions and not held.stale:
                 held.stale = True
@@ -556,7 +556,7 @@ class DeviceWorker:
         """Start or refuse it; False if it has to wait."""
         refusal = judge_load(action, self.pages, now_ns)
         if refusal is not None:
-            if refusal[0] is Status.IN_USE and leaving(action.extent, self.pages):
+            if refusal[0] is Status.IN_USE and holds_only_stale(action.extent, self.pages):
                 self.load_lane.wake_ns = action.window.latest_ns + 1
                 return False
             self.load_lane.drop(job)

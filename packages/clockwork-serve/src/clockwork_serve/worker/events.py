@@ -1,4 +1,4 @@
-"""What a worker's hands tell its brain, and what the brain asks of them. No logic lives here.
+"""What a worker's process reports to its brain, and what the brain has it do. No logic lives here.
 
 Each of ``Start``, ``Prepare`` and ``Retire`` takes a lane and ends in exactly one ``LaneDone``, ``Prepared``
 or ``Retired``; until then the lane is taken.
@@ -64,12 +64,12 @@ class Retired(Struct, frozen=True, kw_only=True):
 class ControllerLost(Struct, frozen=True, kw_only=True):
     """The link to the controller is gone.
 
-    What waits is refused (nobody hears), what runs goes on; codes and weights stay.
+    What waits is refused (no controller is there to see it), what runs goes on; codes and weights stay.
     """
 
 
 class ControllerFound(Struct, frozen=True, kw_only=True):
-    """There is a controller, perhaps a new one: it is to be told what is here. ``worker`` is our name."""
+    """There is a controller, perhaps a new one: report to it what is here. ``worker`` is our name."""
 
     worker: str
 
@@ -81,7 +81,7 @@ class Stop(Struct, frozen=True, kw_only=True):
 class Start(Struct, frozen=True, kw_only=True):
     """Execute an action on its lane, now.
 
-    An UNLOAD with a negative ``action_id`` is the worker's own; nobody but the brain hears of its end.
+    An UNLOAD with a negative ``action_id`` is the worker's own; only the brain observes its end.
     """
 
     device: str

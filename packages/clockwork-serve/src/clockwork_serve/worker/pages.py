@@ -132,11 +132,11 @@ class Pages:
         return found
 
     def claim(self, held: HeldExtent) -> None:
-        """Give weights an extent of pages that nobody holds."""
+        """Give weights an extent of free pages."""
         self._firsts.insert(bisect_left(self._firsts, held.first), held.first)
         self.by_first[held.first] = held
 
-    def leave(self, held: HeldExtent) -> None:
+    def release(self, held: HeldExtent) -> None:
         """Make the extent of weights that are no more empty."""
         assert held.state is WEIGHTS_EMPTY, f"{held.model} leaves while {held.state.name}"
         assert self.by_first.get(held.first) is held, f"{held.model} does not hold {held.extent}"
@@ -233,8 +233,8 @@ class HeldCode:
         self.recent: dict[tuple[int, str], deque[int]] = {}
         """Durations in ns by batch size and signature."""
 
-    def took(self, work: object, lasted_ns: int) -> None:
-        """Remember how long a LOAD or an INFER took, for a controller that will not know."""
+    def learn_duration(self, work: object, lasted_ns: int) -> None:
+        """Keep how long a LOAD or an INFER took, for a controller that has measured nothing yet."""
         if type(work) is Infer:
             key = work.batch, work.signature
         elif type(work) is Load:
@@ -249,7 +249,7 @@ class HeldCode:
         recent.append(lasted_ns)
 
     def add(self, event: CodeAdded, spec: DeviceSpec) -> None:
-        """The controller wants it, and to know when it is ready."""
+        """The controller added it; a CodeReady is owed."""
         self.code = event.code
         self.wanted = self.answer_due = True
         for profile in event.profiles:

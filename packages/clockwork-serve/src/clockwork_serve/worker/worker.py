@@ -42,11 +42,11 @@ from clockwork_serve.worker.lanes import LaneQueue, Work
 from clockwork_serve.worker.pages import WEIGHTS_LOADING, WEIGHTS_READY, CodeState, HeldExtent, WeightsState
 
 # ------------------------------------------------------------
-# What a device tells a controller that is new to it: codes, weights, what runs, durations.
+# What a device reports to a controller that is new to it: codes, weights, what runs, durations.
 
 
 def state_of(device: DeviceWorker, now_ns: int) -> DeviceState:
-    """All of it; but weights on their way out are not told of: a controller is to believe them gone."""
+    """All of it, but for weights on their way out: a controller is to believe them gone."""
     return DeviceState(
         device=device.name,
         codes=tuple([code_id for code_id, code in device.codes.items() if code.state is CodeState.READY]),
@@ -74,7 +74,7 @@ def state_of(device: DeviceWorker, now_ns: int) -> DeviceState:
 
 
 def _running(name: Lane, lane: LaneQueue, now_ns: int) -> Running | None:
-    """The action that a lane is at; its chores are told of by no result."""
+    """The action that a lane is at; chores have no result, and are not reported."""
     job = lane.running
     if job is None or isinstance(job.work, Prepare | Retire | Unload):
         return None
@@ -148,7 +148,7 @@ def _serves(held: HeldExtent, work: Work) -> bool:
 
 
 # ------------------------------------------------------------
-# The worker's machine: hears of actions and lanes that are done, for all its devices. It never chooses.
+# The worker's machine: observes actions and lanes that are done, for all its devices. It never chooses.
 
 
 class Worker:
@@ -274,14 +274,14 @@ class Worker:
             if type(item) is Infer:
                 device = self._devices.get(item.device)
                 if device is None:
-                    self._turn_away(item, now_ns)
+                    self._reject(item, now_ns)
                 else:
                     self._mark(device)
                     device.admit_infer(item, now_ns)
             elif type(item) is Load or type(item) is Unload:
                 device = self._devices.get(item.device)
                 if device is None:
-                    self._turn_away(item, now_ns)
+                    self._reject(item, now_ns)
                 else:
                     self._mark(device)
                     device.admit(item, now_ns)
@@ -305,10 +305,10 @@ class Worker:
         specs = tuple([device.spec for device in self._all])
         self._ledger.effects.append(WorkerJoined(worker=found.worker, devices=specs, states=states))
 
-    def _turn_away(self, action: Action, now_ns: int) -> None:
+    def _reject(self, action: Action, now_ns: int) -> None:
         known = ", ".join(self._devices)
         refusal = Status.UNKNOWN_DEVICE, f"device: expected one of {known}; found {action.device!r}"
-        self._ledger.turn_away(action, refusal, now_ns)
+        self._ledger.reject(action, refusal, now_ns)
 
     def _note_wakes(self, device: DeviceWorker) -> None:
         """Remember when its lanes must be looked at, where that is not noted yet."""

@@ -31,7 +31,7 @@ def _installed(name: str, belief: Belief) -> Scheduler:
             f"policy {name}: expected {entry.value!r} to be there to import; found {error}; "
             f"install {entry.dist.name if entry.dist else 'its package'} again"
         ) from error
-    scheduler = factory(belief)
+    scheduler: object = factory(belief)  # another package's: anything
     if not isinstance(scheduler, Scheduler):
         lacking = [one for one in _METHODS if not callable(getattr(scheduler, one, None))]
         raise ConfigError(

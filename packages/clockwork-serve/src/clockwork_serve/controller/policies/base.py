@@ -1,4 +1,4 @@
-"""What a scheduling policy is: it is told what changed, and once per instant it may send actions.
+"""What a scheduling policy is: it is called for every change, and once per instant it may send actions.
 
 A policy reads ``Belief`` and changes it only by ``send_infer``, ``send_load``, ``send_unload`` and
 ``require``. It never answers requests: that it leaves them waiting is how it passes them over.
@@ -12,10 +12,10 @@ Where it finds what it weighs:
 - ``device.exec``, ``device.load``: ``available_ns(now_ns)`` is when an action sent now could start
 - ``model.residencies``: devices that have, or are loading, its weights; ``Candidates``: who wants a LOAD
 - ``belief.timers``: where it asks, by ``device.plan``'s timers, to be called again if nothing happens
-- ``belief.stirred``: models whose demand or residencies changed since the policy last cleared it
+- ``belief.dirty_models``: models whose demand or residencies changed since the policy last cleared it
 
-``belief.require(queue, batch)`` tells the rejecting layer that a queue is run at that batch size or more, so
-that it refuses what only a smaller one could save.
+``belief.require(queue, batch)`` has the rejecting layer count with that batch size or more, so that it
+rejects what only a smaller one could save.
 
 A policy is any class with these methods. Another package brings one by an entry point of the group
 ``clockwork_serve.policies``. It need not be a subclass of ours, and cannot where those are compiled by mypyc:
@@ -29,8 +29,12 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import DeviceBelief, LaneTimer, Residency
-from clockwork_serve.controller.queues import Queue
+from clockwork_serve.controller.cluster import (
+    DeviceBelief,
+    LaneTimer,
+    Queue,
+    Residency,
+)
 
 
 @runtime_checkable

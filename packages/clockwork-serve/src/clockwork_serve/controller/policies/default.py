@@ -27,11 +27,18 @@ from heapq import heappop
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import BatchChoice, DeviceBelief, LanePlan, Strategy
+from clockwork_serve.controller.cluster import (
+    DeviceBelief,
+    LanePlan,
+    Queue,
+    ServedModel,
+    Strategy,
+)
+from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.estimates import Timings, hotter
 from clockwork_serve.controller.placement import Candidates
 from clockwork_serve.controller.policies.paper import PaperScheduler
-from clockwork_serve.controller.queues import Queue, ServedModel
+from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
@@ -78,7 +85,7 @@ class Choice:
         self.cost_ns = self.lasts_ns // len(strategy.queue.strategies)
 
 
-class Tight:
+class Tight(Record):
     """The tightest SLO that lately came to a device."""
 
     __slots__ = ("_infer_ns", "_queue", "_wait_ns", "band_ns", "slo_ns", "until_ns")
@@ -118,19 +125,19 @@ class DefaultScheduler(PaperScheduler):
 
     def queued(self, queue: Queue) -> None:
         """A request joined: as in ``paper``; and its SLO may be the tightest."""
-        head = queue.waiters[0].request
-        slo_ns = head.deadline_ns - head.arrival_ns
+        first = queue.waiters[0]
+        slo_ns, arrival_ns = first.slo_ns, first.request.arrival_ns
         queue.model.heat = hotter(queue.model.heat, queue.waiters[-1].request.arrival_ns)
-        until_ns = head.arrival_ns + TIGHT_NS
+        until_ns = arrival_ns + TIGHT_NS
         for strategy in queue.strategies:
             tight = self._tight.get(strategy.device.plan)
             if tight is not None and slo_ns == tight.slo_ns:
                 tight.until_ns = until_ns
-            elif tight is None or slo_ns < tight.slo_ns or head.arrival_ns > tight.until_ns:
+            elif tight is None or slo_ns < tight.slo_ns or arrival_ns > tight.until_ns:
                 wait_ns = slo_ns - strategy.batches[0].samples.estimate_ns - 2 * self._network_ns
                 if wait_ns >= 0:  # else nobody can meet it, and nothing is gained by hurry
                     self._tight[strategy.device.plan] = Tight(strategy, slo_ns, wait_ns, until_ns)
-        super().queued(queue)
+        PaperScheduler.queued(self, queue)  # super() takes 100 ns more
 
     def device_lost(self, device: DeviceBelief) -> None:
         """Forget the device."""
@@ -149,24 +156,28 @@ class DefaultScheduler(PaperScheduler):
             if not heap:
                 return
             start_ns = lane.available_ns(now_ns)
+            # Full: it holds work for as long as the next action needs to get there, or it is so late that its
+            # end cannot be predicted.
             if start_ns >= now_ns + reach_ns or (late_ns > self._lag_ns and (lane.stalled or len(lane) > 1)):
-                plan.exec_rests = True
-                if late_ns <= 0:  # else its next result tells when there is room again
+                plan.exec_full = True
+                if late_ns <= 0:  # else its next result says when there is room again
                     self._timers.set(plan.exec_timer, start_ns - reach_ns + 1)
                 return
             strategy = heappop(heap)[2]
             top_ns, strategy.key_ns = strategy.key_ns, NEVER_NS
             choice = self._best(strategy, start_ns)
             if choice is None:
-                self._passed_over(strategy, start_ns, now_ns)
+                self._drop_outliers(strategy, start_ns, now_ns)
                 continue
             after = plan.top()
             if after is not None:
                 band_ns = strategy.queue.band_ns
                 key_ns = choice.latest_ns + band_ns
+                # Keys are lower bounds: this one was too low, and another strategy is more urgent.
                 if key_ns > after.key_ns and key_ns > top_ns:
                     plan.push(strategy, key_ns)
                     continue
+                # If it runs first, the next one starts too late: weigh who is to be passed over.
                 if start_ns + choice.cost_ns + band_ns > after.key_ns:
                     choice = self._least_loss(plan, choice, start_ns)
             if choice.batch.count < len(choice.strategy.queue.dues):
@@ -180,7 +191,7 @@ class DefaultScheduler(PaperScheduler):
             self._enter(strategy)
 
     def _best(self, strategy: Strategy, start_ns: int) -> Choice | None:
-        """The batch that serves most requests and meets the deadline of the first that can be met at all."""
+        """The batch that serves most requests and meets the due time of the first that can be met at all."""
         dues, batches = strategy.queue.dues, strategy.batches
         if not dues:
             return None
@@ -200,6 +211,7 @@ class DefaultScheduler(PaperScheduler):
                 break
             if batch.count <= waiting:
                 best = batch
+            # One that is not full runs all who wait, where that takes less time each than a full one below.
             elif waiting * best.samples.estimate_ns > best.count * infer_ns:
                 best = BatchChoice(waiting, batch.size, batch.samples)
         return Choice(strategy, first, best, due_ns)
@@ -214,7 +226,7 @@ class DefaultScheduler(PaperScheduler):
         band_ns = urgent.strategy.queue.band_ns
         while len(rivals) < RIVALS_MAX and (strategy := plan.top()) is not None:
             if strategy.key_ns >= end_ns + band_ns:
-                break
+                break  # it and all after it can wait until the rivals so far have run
             plan.pop()
             choice = self._best(strategy, start_ns)
             if choice is not None:
@@ -227,11 +239,11 @@ class DefaultScheduler(PaperScheduler):
             kept.append(choice)
             late = end_ns > choice.latest_ns
             end_ns += choice.cost_ns
-            if late:
-                worst = min(reversed(kept), key=_yield)  # of equals, the one that is due last
+            if late:  # even so much work does not fit: drop what uses the lane least well
+                worst = min(reversed(kept), key=_requests_per_ns)  # of equals, the one that is due last
                 kept.remove(worst)
                 end_ns -= worst.cost_ns
-        winner = kept[0] if kept else rivals[0]
+        winner = kept[0] if kept else rivals[0]  # none in time: the most urgent may still be
         for choice in rivals:
             if choice is not winner:
                 plan.push(choice.strategy, choice.latest_ns + band_ns)
@@ -244,22 +256,24 @@ class DefaultScheduler(PaperScheduler):
         Requests with much longer SLOs have no claim: they can wait until time is not short.
         """
         queue, count = choice.strategy.queue, choice.batch.count
-        slo_ns = _slo_ns(queue)
+        slo_ns = queue.waiters[-1].slo_ns  # of the request that is due last, here and below
         if now_ns - plan.device.exec.busy_since_ns <= SHORT * slo_ns:
             return choice
         waiting = len(queue.dues) - choice.first
         if not any(count < batch.count <= waiting for batch in choice.strategy.batches):
-            return choice
+            return choice  # all who wait are served: no other batch is fuller
         passed: list[Choice] = []
         winner = choice
         while len(passed) < SCANNED_MAX and winner is choice and (strategy := plan.top()) is not None:
             if strategy.queue.band_ns != queue.band_ns:
-                break
+                break  # a class of priority never gives way to a less urgent one
             plan.pop()
             other = self._best(strategy, start_ns)
             if other is None:
                 continue
-            if _slo_ns(strategy.queue) <= RELAXED * slo_ns and _yield(other) > BETTER * _yield(choice):
+            if strategy.queue.waiters[-1].slo_ns <= RELAXED * slo_ns and _requests_per_ns(
+                other
+            ) > BETTER * _requests_per_ns(choice):
                 winner = other
             else:
                 passed.append(other)
@@ -274,10 +288,13 @@ class DefaultScheduler(PaperScheduler):
         strategy, batch = choice.strategy, choice.batch
         if len(strategy.queue.dues) - choice.first <= batch.count:
             return choice
-        larger = self._choose(strategy, start_ns)
-        if larger is None or larger.count * choice.lasts_ns <= batch.count * larger.samples.estimate_ns:
+        fit = self._choose(strategy, start_ns)
+        if fit is None:
             return choice
-        fuller = Choice(strategy, self._first, larger, strategy.queue.dues[self._first])
+        larger, first, _ = fit
+        if larger.count * choice.lasts_ns <= batch.count * larger.samples.estimate_ns:
+            return choice
+        fuller = Choice(strategy, first, larger, strategy.queue.dues[first])
         return fuller if start_ns + choice.cost_ns > fuller.latest_ns else choice
 
     def _relaxed(self, plan: LanePlan, choice: Choice, now_ns: int) -> Choice:
@@ -287,9 +304,8 @@ class DefaultScheduler(PaperScheduler):
             return choice
         strategy = choice.strategy
         if tight.band_ns > strategy.queue.band_ns:
-            return choice
-        request = strategy.queue.waiters[choice.first].request
-        if request.deadline_ns - request.arrival_ns <= RELAXED * tight.slo_ns:
+            return choice  # those who are in a hurry are of a less urgent class
+        if strategy.queue.waiters[choice.first].slo_ns <= RELAXED * tight.slo_ns:
             return choice
         room_ns = tight.room_ns()
         if choice.lasts_ns <= room_ns:
@@ -319,8 +335,8 @@ class DefaultScheduler(PaperScheduler):
     def _infers_first(self, plan: LanePlan, now_ns: int) -> bool:
         """Whether a LOAD has to wait for INFERs; if so, it is looked at again when the exec lane has changed.
 
-        It has where it takes their time, the exec lane is pressed, and nobody more urgent waits for a LOAD.
-        One an SLO is sent all the same: models that nobody loaded yet are to be served, too.
+        It has where both use the same cores, the exec lane is pressed, and no model of a more urgent class
+        wants a LOAD. One LOAD per SLO is sent all the same, or models that are on no device would starve.
         """
         device = plan.device
         first = self._candidates.top() if device.spec.lanes_share else None
@@ -328,7 +344,7 @@ class DefaultScheduler(PaperScheduler):
         if first is None or top is None or not top.queue.waiters:
             return False
         queue = top.queue
-        slo_ns, band_ns = _slo_ns(queue), queue.band_ns
+        slo_ns, band_ns = queue.waiters[-1].slo_ns, queue.band_ns
         if (
             top.key_ns - band_ns - device.exec.available_ns(now_ns) >= slo_ns // PRESSED
             or first.band_ns() < band_ns
@@ -336,7 +352,7 @@ class DefaultScheduler(PaperScheduler):
         ):
             return False
         self._free.pop(plan, None)
-        plan.starved = True
+        plan.load_blocked = True
         return True
 
     def _load_one(self, plan: LanePlan, now_ns: int) -> bool:
@@ -356,7 +372,7 @@ class DefaultScheduler(PaperScheduler):
         queues = [queue for queue in model.queues.values() if queue.waiters]
         if self._spare:
             busy_ns = now_ns - plan.device.load.busy_since_ns
-            if any(busy_ns > SHORT * _slo_ns(queue) for queue in queues):
+            if any(busy_ns > SHORT * queue.waiters[-1].slo_ns for queue in queues):
                 self._short = True
                 load_ns += needed_ns
         return super()._timely(plan, model, load_ns, now_ns) or self._for_others(queues, timings, needed_ns)
@@ -366,7 +382,7 @@ class DefaultScheduler(PaperScheduler):
         slack_ns = self._belief.config.slack_ns + NS_PER_MS
         for queue in queues:
             infer_ns = timings.infer(queue.least, queue.signature).estimate_ns
-            if _slo_ns(queue) < load_ns + infer_ns + slack_ns:
+            if queue.waiters[-1].slo_ns < load_ns + infer_ns + slack_ns:
                 return True
         return False
 
@@ -375,12 +391,6 @@ def _latest(choice: Choice) -> int:
     return choice.latest_ns
 
 
-def _slo_ns(queue: Queue) -> int:
-    """Of the request that is due last."""
-    request = queue.waiters[-1].request
-    return request.deadline_ns - request.arrival_ns
-
-
-def _yield(choice: Choice) -> float:
+def _requests_per_ns(choice: Choice) -> float:
     """Requests served per ns of lane."""
     return choice.batch.count / choice.lasts_ns

@@ -13,24 +13,29 @@ from heapq import heappop
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.devices import (
-    BatchChoice,
+from clockwork_serve.controller.cluster import (
     DeviceBelief,
     LanePlan,
     LaneTimer,
+    Queue,
     Residency,
+    ServedModel,
     Strategy,
 )
-from clockwork_serve.controller.estimates import LASTS_NS, doubt, forget_strays
+from clockwork_serve.controller.codes import BatchChoice
+from clockwork_serve.controller.estimates import LASTS_NS, drop_outliers, reset_stale
 from clockwork_serve.controller.placement import Candidates, make_room
-from clockwork_serve.controller.queues import Queue, ServedModel
+from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.timers import NEVER_NS
 
 SURFACED_MAX: Final = 64
 """LOAD candidates looked at for one device in one decision."""
 
+Fit = tuple[BatchChoice, int, int]
+"""A batch whose requests can be in time: the place of its first one in the queue, its latest start."""
 
-class PaperScheduler:
+
+class PaperScheduler(Record):
     """See the module."""
 
     def __init__(self, belief: Belief) -> None:
@@ -46,14 +51,11 @@ class PaperScheduler:
         """Devices whose exec lanes to look at in the next ``schedule``, in order of change."""
         self._free: dict[LanePlan, None] = {}
         """Devices whose load lanes may take a LOAD, as far as was last seen."""
-        self._awake: list[LanePlan] = []
+        self._dirty_loads: list[LanePlan] = []
         """Of these, those to be offered all candidates; the others declined all but new ones."""
-        self._fresh: list[ServedModel] = []
+        self._new_candidates: list[ServedModel] = []
         """Candidates whose demand or residencies changed."""
         self._timers = belief.timers
-        self._first = 0
-        self._urgency_ns = 0
-        """What ``_choose`` found, beside the batch: its first request's place, its latest start."""
 
     # What changed
 
@@ -68,7 +70,7 @@ class PaperScheduler:
                     plan.push(strategy, key_ns)
             else:
                 self._enter(strategy)
-            if not plan.exec_rests and not plan.changed:
+            if not plan.exec_full and not plan.changed:
                 plan.changed = True
                 self._changed.append(plan)
 
@@ -80,31 +82,31 @@ class PaperScheduler:
             strategy = queue.strategies[-1]
             if queue.waiters and strategy.residency is residency:
                 self._enter(strategy)
-        self._look_at_exec(residency.device.plan)
+        self._mark_exec_dirty(residency.device.plan)
 
     def exec_changed(self, device: DeviceBelief) -> None:
         """Look at the exec lane next time; at the load lane too, if a candidate waits for just that."""
         plan = device.plan
-        if plan.starved:
-            self._wake_load(plan)
-        if plan.exec_rests:
+        if plan.load_blocked:
+            self._mark_load_dirty(plan)
+        if plan.exec_full:
             timer_ns = plan.exec_timer.at_ns
             if timer_ns != NEVER_NS and device.exec.free_ns - self._look_ahead_ns >= timer_ns - 1:
                 return  # it is full until the timer fires, as was believed
-            plan.exec_rests = False
+            plan.exec_full = False
         if not plan.changed:
             plan.changed = True
             self._changed.append(plan)
 
     def load_changed(self, device: DeviceBelief) -> None:
         """Look at the load lane next time."""
-        self._wake_load(device.plan)
+        self._mark_load_dirty(device.plan)
 
     def device_changed(self, device: DeviceBelief) -> None:
         """Look at both lanes next time."""
-        device.plan.exec_rests = False
-        self._look_at_exec(device.plan)
-        self._wake_load(device.plan)
+        device.plan.exec_full = False
+        self._mark_exec_dirty(device.plan)
+        self._mark_load_dirty(device.plan)
 
     def device_lost(self, device: DeviceBelief) -> None:
         """Forget the device."""
@@ -118,23 +120,23 @@ class PaperScheduler:
         """A lane that was full has room again."""
         plan = timer.plan
         if not timer.is_exec:
-            self._wake_load(plan)
+            self._mark_load_dirty(plan)
             return
-        plan.exec_rests = False
+        plan.exec_full = False
         if not plan.changed:
             plan.changed = True
             self._changed.append(plan)
 
-    def _look_at_exec(self, plan: LanePlan) -> None:
-        if not plan.exec_rests and not plan.changed:
+    def _mark_exec_dirty(self, plan: LanePlan) -> None:
+        if not plan.exec_full and not plan.changed:
             plan.changed = True
             self._changed.append(plan)
 
-    def _wake_load(self, plan: LanePlan) -> None:
-        plan.starved = False
-        if not plan.load_awake:
-            plan.load_awake = True
-            self._awake.append(plan)
+    def _mark_load_dirty(self, plan: LanePlan) -> None:
+        plan.load_blocked = False
+        if not plan.load_dirty:
+            plan.load_dirty = True
+            self._dirty_loads.append(plan)
 
     def _enter(self, strategy: Strategy) -> None:
         """Give a strategy its key: what its largest batch that can be filled asks for."""
@@ -160,7 +162,7 @@ class PaperScheduler:
                 plan.changed = False
                 self._top_up_exec(plan, now_ns)
             changed.clear()
-        if self._awake or (self._free and self._belief.stirred):
+        if self._dirty_loads or (self._free and self._belief.dirty_models):
             self._top_up_loads(now_ns)
 
     def _top_up_exec(self, plan: LanePlan, now_ns: int) -> None:
@@ -173,42 +175,43 @@ class PaperScheduler:
                 return
             start_ns = lane.available_ns(now_ns)
             if start_ns >= limit_ns or (late_ns > self._lag_ns and (lane.stalled or len(lane) > 1)):
-                plan.exec_rests = True
-                if late_ns <= 0:  # else its next result tells when there is room again
+                plan.exec_full = True
+                if late_ns <= 0:  # else its next result says when there is room again
                     self._timers.set(plan.exec_timer, start_ns - self._look_ahead_ns + 1)
                 return
             strategy = heappop(heap)[2]
             top_ns, strategy.key_ns = strategy.key_ns, NEVER_NS
-            batch = self._choose(strategy, start_ns)
-            if batch is None:
-                self._passed_over(strategy, start_ns, now_ns)
+            fit = self._choose(strategy, start_ns)
+            if fit is None:
+                self._drop_outliers(strategy, start_ns, now_ns)
                 continue
-            urgency_ns = self._urgency_ns + strategy.queue.band_ns
+            batch, first, latest_ns = fit
+            urgency_ns = latest_ns + strategy.queue.band_ns
             if urgency_ns > top_ns and (after := plan.top()) is not None and urgency_ns > after.key_ns:
                 plan.push(strategy, urgency_ns)
                 continue
-            self._belief.send_infer(strategy, batch, self._first, start_ns, now_ns)
+            self._belief.send_infer(strategy, batch, first, start_ns, now_ns)
             if strategy.queue.dues:
                 self._enter(strategy)
 
-    def _passed_over(self, strategy: Strategy, start_ns: int, now_ns: int) -> None:
-        """Nobody who waits would be in time; where the lane is free, old estimates may be wrong."""
+    def _drop_outliers(self, strategy: Strategy, start_ns: int, now_ns: int) -> None:
+        """No waiting request would be in time: on a free lane that may be for an outlier, so drop it."""
         dues = strategy.queue.dues
-        if dues and not strategy.lane and forget_strays(
+        if dues and not strategy.lane and drop_outliers(
             strategy.batches[0].samples, dues[-1] - start_ns, now_ns
         ):  # fmt: skip
             self._enter(strategy)
 
-    def _choose(self, strategy: Strategy, start_ns: int) -> BatchChoice | None:
+    def _choose(self, strategy: Strategy, start_ns: int) -> Fit | None:
         """The largest batch, walking up sizes that can be filled, whose requests can all be in time."""
         dues = strategy.queue.dues
         waiting = len(dues)
         if waiting == 1:
             batch = strategy.batches[0]
-            self._first = 0
-            self._urgency_ns = urgency_ns = dues[0] - batch.samples.estimate_ns
-            return batch if urgency_ns >= start_ns else None
+            urgency_ns = dues[0] - batch.samples.estimate_ns
+            return (batch, 0, urgency_ns) if urgency_ns >= start_ns else None
         chosen: BatchChoice | None = None
+        place = latest_ns = 0
         for batch in strategy.batches:
             if waiting < batch.count:
                 break
@@ -218,43 +221,43 @@ class PaperScheduler:
             if waiting - first < batch.count:
                 break
             urgency_ns = dues[first] - infer_ns
-            if chosen is None or urgency_ns < self._urgency_ns:
-                self._urgency_ns = urgency_ns
-            self._first = first
+            if chosen is None or urgency_ns < latest_ns:
+                latest_ns = urgency_ns
+            place = first
             chosen = batch
-        return chosen
+        return None if chosen is None else (chosen, place, latest_ns)
 
     # LOADs
 
     def _top_up_loads(self, now_ns: int) -> None:
         """Send LOADs until no free load lane finds one worth it; one sent may change what others find."""
-        self._rank_stirred()
-        while self._awake or self._fresh:
-            if self._awake:
-                awake, self._awake = self._awake, []
+        self._rank_dirty()
+        while self._dirty_loads or self._new_candidates:
+            if self._dirty_loads:
+                awake, self._dirty_loads = self._dirty_loads, []
                 for plan in awake:
-                    plan.load_awake = False
+                    plan.load_dirty = False
                     if plan.device.up and self._has_room(plan, now_ns) and self._load_one(plan, now_ns):
-                        self._wake_load(plan)
+                        self._mark_load_dirty(plan)
                 continue
-            fresh, self._fresh = self._fresh, []
+            fresh, self._new_candidates = self._new_candidates, []
             if len(fresh) > 1:
                 fresh.sort(key=_wanted)
             for model in fresh:
                 if model.load_key is not None:
                     self._offer(model, now_ns)
 
-    def _rank_stirred(self) -> None:
-        stirred = self._belief.stirred
-        for model in stirred:
-            model.stirred = False
+    def _rank_dirty(self) -> None:
+        dirty = self._belief.dirty_models
+        for model in dirty:
+            model.dirty = False
             if self._candidates.rank(model):
-                self._fresh.append(model)
+                self._new_candidates.append(model)
             elif not model.waiting:
                 for residency in model.residencies.values():
-                    if residency.device.plan.starved:
-                        self._wake_load(residency.device.plan)
-        stirred.clear()
+                    if residency.device.plan.load_blocked:
+                        self._mark_load_dirty(residency.device.plan)
+        dirty.clear()
 
     def _has_room(self, plan: LanePlan, now_ns: int) -> bool:
         """Whether a load lane takes a LOAD now; else its timer or its next result says when to look again."""
@@ -298,23 +301,24 @@ class PaperScheduler:
             return False
         start_ns = device.load.available_ns(now_ns)
         if not self._timely(plan, model, start_ns, now_ns) and not (
-            self._doubted(device, model, start_ns, now_ns) and self._timely(plan, model, start_ns, now_ns)
+            self._reset_stale_load(device, model, start_ns, now_ns)
+            and self._timely(plan, model, start_ns, now_ns)
         ):
             return False
         wanted_ns = NEVER_NS if self._negative else self._candidates.priority(model)
         room = make_room(device, model, wanted_ns, by_heat=self._by_heat)
         if room is None:
-            plan.starved = True
+            plan.load_blocked = True
             return False
         for residency in room.displaced:
             self._belief.send_unload(residency, now_ns)
         self._belief.send_load(device, model, room.extent, start_ns, now_ns)
-        self._rank_stirred()
+        self._rank_dirty()
         self._has_room(plan, now_ns)
         return True
 
-    def _doubted(self, device: DeviceBelief, model: ServedModel, start_ns: int, now_ns: int) -> bool:
-        """A LOAD would help nobody: whether that rested on an old estimate alone, which is forgotten."""
+    def _reset_stale_load(self, device: DeviceBelief, model: ServedModel, start_ns: int, now_ns: int) -> bool:
+        """A LOAD would save no request: reset its estimate if that is stale; true if it is shorter now."""
         timings = device.codes[model.code_id].timings
         samples = timings.load(model.model.weights.size)
         before_ns = samples.estimate_ns
@@ -322,7 +326,7 @@ class PaperScheduler:
             for queue in model.queues.values():
                 if queue.dues:
                     ready_ns = queue.dues[-1] - timings.infer(queue.least, queue.signature).estimate_ns
-                    doubt(samples, ready_ns - start_ns, now_ns)
+                    reset_stale(samples, ready_ns - start_ns, now_ns)
         return samples.estimate_ns < before_ns
 
     def _timely(self, plan: LanePlan, model: ServedModel, load_ns: int, now_ns: int) -> bool:
@@ -342,7 +346,7 @@ class PaperScheduler:
                         return True
                     soon = True
         if soon:
-            plan.starved = True
+            plan.load_blocked = True
         return False
 
     def check(self) -> None:

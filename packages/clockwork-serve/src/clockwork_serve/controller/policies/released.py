@@ -26,9 +26,9 @@ from bisect import bisect_left
 from heapq import heappop
 from typing import Final
 
-from clockwork_serve.controller.devices import BatchChoice, LanePlan, Strategy
-from clockwork_serve.controller.policies.paper import PaperScheduler
-from clockwork_serve.controller.queues import Queue
+from clockwork_serve.controller.cluster import LanePlan, Queue, Strategy
+from clockwork_serve.controller.codes import BatchChoice
+from clockwork_serve.controller.policies.paper import Fit, PaperScheduler
 from clockwork_serve.controller.timers import NEVER_NS
 
 ANY: Final = 1 << 30
@@ -46,7 +46,7 @@ class ReleasedScheduler(PaperScheduler):
             queue.floors.clear()
         for strategy in queue.strategies:
             self._enter(strategy)
-            self._look_at_exec(strategy.plan)
+            self._mark_exec_dirty(strategy.plan)
 
     def _enter(self, strategy: Strategy) -> None:
         if strategy.key_ns == NEVER_NS:
@@ -87,22 +87,23 @@ class ReleasedScheduler(PaperScheduler):
         full = start_ns >= now_ns + self._look_ahead_ns or (late_ns > self._lag_ns and len(lane) > 1)
         while plan.top() is not None:
             if full:
-                plan.exec_rests = True
-                if late_ns <= 0:  # else its next result tells when there is room again
+                plan.exec_full = True
+                if late_ns <= 0:  # else its next result says when there is room again
                     self._timers.set(plan.exec_timer, start_ns - self._look_ahead_ns + 1)
                 return False
             strategy = heappop(heap)[2]
             strategy.key_ns = NEVER_NS
-            batch = self._choose(strategy, start_ns)
-            if batch is not None:
-                self._send(strategy, batch, start_ns, now_ns)
+            fit = self._choose(strategy, start_ns)
+            if fit is not None:
+                self._send(strategy, fit, start_ns, now_ns)
                 return True
             self._add(strategy, strategy.count)
         return False
 
-    def _send(self, strategy: Strategy, batch: BatchChoice, start_ns: int, now_ns: int) -> None:
+    def _send(self, strategy: Strategy, fit: Fit, start_ns: int, now_ns: int) -> None:
         """Send a batch; those before it are given up at all sizes."""
-        queue, first = strategy.queue, self._first
+        queue = strategy.queue
+        batch, first, _ = fit
         if first:
             gone_ns = queue.dues[first - 1] + 1
             for count, _ in queue.sizes:
@@ -111,10 +112,11 @@ class ReleasedScheduler(PaperScheduler):
         self._belief.send_infer(strategy, batch, first, start_ns, now_ns)
         self._add(strategy, ANY)
 
-    def _choose(self, strategy: Strategy, start_ns: int) -> BatchChoice | None:
+    def _choose(self, strategy: Strategy, start_ns: int) -> Fit | None:
         """The largest batch, walking up sizes that can be filled; None if it is below the strategy's."""
         dues, floors = strategy.queue.dues, strategy.queue.floors
         chosen: BatchChoice | None = None
+        place = 0
         filled = True
         for batch in strategy.batches:
             first = bisect_left(dues, start_ns + batch.samples.estimate_ns)
@@ -123,5 +125,7 @@ class ReleasedScheduler(PaperScheduler):
             first = bisect_left(dues, floors.get(batch.count, 0))
             filled = filled and len(dues) - first >= batch.count
             if filled:
-                chosen, self._first = batch, first
-        return None if chosen is None or chosen.count < strategy.count else chosen
+                chosen, place = batch, first
+        if chosen is None or chosen.count < strategy.count:
+            return None
+        return chosen, place, dues[place] - chosen.samples.estimate_ns

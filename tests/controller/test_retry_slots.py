@@ -5,28 +5,28 @@ from __future__ import annotations
 import itertools
 
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.controller.devices import RETURNS_MAX_NS, Returns
+from clockwork_serve.controller.timers import RETRY_MAX_NS, RetrySlots
 from clockwork_serve.units import ms
 from tests.controller.honest import World, device, model, profile
 
 
 def test_turns_follow_one_another_by_what_each_costs() -> None:
-    returns = Returns()
-    assert [returns.turn_ns(ms(5), ms(2), 0) for _ in range(3)] == [ms(5), ms(7), ms(9)]
+    returns = RetrySlots()
+    assert [returns.slot_ns(ms(5), ms(2), 0) for _ in range(3)] == [ms(5), ms(7), ms(9)]
 
 
 def test_no_turn_is_before_there_could_be_room_again() -> None:
-    returns = Returns()
-    returns.turn_ns(ms(5), ms(2), 0)
-    assert returns.turn_ns(ms(50), ms(2), ms(6)) == ms(50)
+    returns = RetrySlots()
+    returns.slot_ns(ms(5), ms(2), 0)
+    assert returns.slot_ns(ms(50), ms(2), ms(6)) == ms(50)
 
 
 def test_no_turn_is_later_than_the_limit_unless_there_is_no_room_before() -> None:
-    returns = Returns()
+    returns = RetrySlots()
     for _ in range(2000):
-        assert returns.turn_ns(ms(5), ms(2), 0) <= RETURNS_MAX_NS
-    assert returns.turn_ns(ms(5), ms(2), 0) == RETURNS_MAX_NS
-    assert returns.turn_ns(2 * RETURNS_MAX_NS, ms(2), 0) == 2 * RETURNS_MAX_NS
+        assert returns.slot_ns(ms(5), ms(2), 0) <= RETRY_MAX_NS
+    assert returns.slot_ns(ms(5), ms(2), 0) == RETRY_MAX_NS
+    assert returns.slot_ns(2 * RETRY_MAX_NS, ms(2), 0) == 2 * RETRY_MAX_NS
 
 
 def test_who_is_refused_in_one_instant_is_not_told_to_come_back_in_one_instant() -> None:

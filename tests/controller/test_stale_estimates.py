@@ -7,7 +7,7 @@ import random
 import pytest
 
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.controller.estimates import Samples, doubt, forget_strays
+from clockwork_serve.controller.estimates import Samples, drop_outliers, reset_stale
 from clockwork_serve.messages import Infer, Load, Outcome
 from clockwork_serve.units import MIB, ms
 from tests.controller.honest import World, device, model, profile
@@ -160,20 +160,20 @@ def test_what_leaves_room_or_was_measured_just_now_or_could_not_help_is_left_alo
         (window(10, 900), 901, 9000), (window(10, 900), 50, 1999), (window(10, 900), 9, 9000),
     ):  # fmt: skip
         before = list(samples.samples)
-        assert not forget_strays(samples, ms(allowed_ms), ms(now_ms))
-        doubt(samples, ms(allowed_ms), ms(now_ms))
+        assert not drop_outliers(samples, ms(allowed_ms), ms(now_ms))
+        reset_stale(samples, ms(allowed_ms), ms(now_ms))
         assert samples.samples == before
 
 
 def test_what_is_in_the_way_is_forgotten_and_what_is_not_stays() -> None:
     samples = window(10, 14, 900, 60, 12)
-    assert forget_strays(samples, ms(50), ms(2000))
+    assert drop_outliers(samples, ms(50), ms(2000))
     assert samples.samples == [ms(10), ms(10), ms(14), ms(12)]
 
 
 def test_where_all_is_in_the_way_the_profile_counts_until_the_next_measurement() -> None:
     samples = window(*[900] * 10)
-    doubt(samples, ms(50), ms(2000))
+    reset_stale(samples, ms(50), ms(2000))
     assert samples.estimate_ns == ms(10)
     samples.learn(ms(30), ms(2100))
     assert samples.estimate_ns == ms(30)
@@ -181,14 +181,14 @@ def test_where_all_is_in_the_way_the_profile_counts_until_the_next_measurement()
 
 def test_after_a_trial_in_vain_the_next_one_waits_for_longer() -> None:
     samples = window(*[900] * 10)
-    doubt(samples, ms(50), ms(2000))
+    reset_stale(samples, ms(50), ms(2000))
     samples.learn(ms(900), ms(2000))
-    doubt(samples, ms(50), ms(6499))
+    reset_stale(samples, ms(50), ms(6499))
     assert samples.estimate_ns == ms(900)
-    doubt(samples, ms(50), ms(6500))
+    reset_stale(samples, ms(50), ms(6500))
     assert samples.estimate_ns == ms(10)
     samples.learn(ms(50), ms(6500))
     for _ in range(10):
         samples.learn(ms(900), ms(6500))
-    doubt(samples, ms(50), ms(7500))
+    reset_stale(samples, ms(50), ms(7500))
     assert samples.estimate_ns == ms(10), "the last one was not in vain"

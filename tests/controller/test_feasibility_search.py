@@ -1,4 +1,4 @@
-"""Hope is what a plain search over all devices finds, now and as time passes with nothing done."""
+"""Requests are feasible where a plain search over all devices says so, now and as time passes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.cluster import Queue, Watch
 from clockwork_serve.controller.feasibility import LOADERS_MAX, Feasibility
-from clockwork_serve.controller.queues import Queue
-from clockwork_serve.controller.timers import NEVER_NS, Watch
+from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import Answer, Infer, Load
 from clockwork_serve.units import ms
 from tests.controller.clusters import ask, belief, place, serve

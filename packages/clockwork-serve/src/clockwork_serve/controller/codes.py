@@ -1,0 +1,73 @@
+"""Codes that a device is ready to run, and the ways to run a queue with them; it chooses none."""
+
+from __future__ import annotations
+
+from clockwork_serve.controller.config import ControllerConfig
+from clockwork_serve.controller.estimates import Samples, Timings
+from clockwork_serve.controller.record import Record
+from clockwork_serve.messages import Code, DeviceSpec, Profile
+
+
+class BatchChoice(Record):
+    """A way to run a queue on a device: ``count`` requests at batch size ``size``."""
+
+    __slots__ = ("count", "samples", "size")
+
+    def __init__(self, count: int, size: int, samples: Samples) -> None:
+        self.count = count
+        self.size = size
+        self.samples = samples
+        """``samples.estimate_ns`` is how long it will take there."""
+
+
+class CodeOnDevice(Record):
+    """A code that a device is ready to run: its profile there and the batch sizes that fit and pay."""
+
+    __slots__ = ("_batches", "profile", "sizes", "timings")
+
+    def __init__(self, profile: Profile, sizes: frozenset[int], timings: Timings) -> None:
+        self.profile = profile
+        self.sizes = sizes
+        self.timings = timings
+        self._batches: dict[tuple[tuple[int, int], ...], tuple[BatchChoice, ...]] = {}
+        """By a queue's sizes, of queues without a signature."""
+
+    def batches(self, signature: str, sizes: tuple[tuple[int, int], ...]) -> tuple[BatchChoice, ...]:
+        """The ways to run a queue of such sizes here: those that pay, and always one request alone."""
+        if signature:
+            return self._ways(signature, sizes)  # not kept: clients choose how many there are
+        batches = self._batches.get(sizes)
+        if batches is None:
+            batches = self._batches[sizes] = self._ways("", sizes)
+        return batches
+
+    def _ways(self, signature: str, sizes: tuple[tuple[int, int], ...]) -> tuple[BatchChoice, ...]:
+        return tuple(
+            [
+                BatchChoice(count, size, self.timings.infer(size, signature))
+                for count, size in sizes
+                if count == 1 or size in self.sizes
+            ]
+        )
+
+
+def useful_sizes(code: Code, profile: Profile, spec: DeviceSpec, config: ControllerConfig) -> frozenset[int]:
+    """Batch sizes that fit the device and the limits, and that save time per request.
+
+    Enough of it against sizes half as large or smaller; against those between, any.
+    """
+    least = code.batch_sizes[0]
+    row_ns = {least: profile.infer_ns.get(least, 0) / least}
+    for size in code.batch_sizes[1:]:
+        infer_ns = profile.infer_ns.get(size)
+        if infer_ns is None or size > config.max_batch or infer_ns > config.max_exec_ns:
+            continue
+        if profile.workspace_bytes.get(size, 0) > spec.workspace_bytes:
+            continue
+        if profile.io_bytes.get(size, 0) > spec.io_bytes:
+            continue
+        half_ns = min([ns for smaller, ns in row_ns.items() if 2 * smaller <= size])
+        each_ns = infer_ns / size
+        if each_ns <= half_ns * (1 - config.min_batch_gain) and each_ns <= min(row_ns.values()):
+            row_ns[size] = each_ns
+    return frozenset(row_ns)

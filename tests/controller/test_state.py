@@ -1,0 +1,212 @@
+"""A controller's state forked, saved and restored: what continues from there is the same, byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from enum import Enum
+from random import Random
+
+import msgspec
+import pytest
+
+from clockwork_serve.controller import Controller, state
+from clockwork_serve.errors import StateError
+from clockwork_serve.messages import (
+    ControllerEffect,
+    ControllerEvent,
+    Drain,
+    WorkerCrashed,
+    WorkerJoined,
+    WorkerLost,
+    WorkerSilent,
+)
+from clockwork_serve.sim.seeds import Digest, play_seed, random_scenario, run_through, simulation_of
+from clockwork_serve.sim.simulation import Simulation
+from clockwork_serve.units import ms
+from tests.controller.honest import World, device, model
+
+SEEDS = (*range(20), 349)
+"""In the last one a controller takes over a worker that runs an action."""
+REQUESTS = 150
+EVERY = 40
+"""About one instant in so many sees its controller copied."""
+
+RARE = (WorkerCrashed, WorkerJoined, WorkerLost, WorkerSilent)
+"""After these as well: they leave records that are gone soon."""
+
+ENCODER = msgspec.msgpack.Encoder()
+BASES = {"Measured", "Record", "Scheduler", "Timer"}
+"""Classes that only others are made of."""
+
+
+def mutable(controller: Controller) -> list[object]:
+    """Everything in a controller's state that can change."""
+    saving = state.Saving()
+    saving.save(controller)
+    return [
+        one for one in saving.found
+        if not isinstance(one, msgspec.Struct | Enum | tuple | frozenset) and type(one) not in state.ATOMS
+    ]  # fmt: skip
+
+
+class Copies:
+    """A watcher: copies of the controller decide what it decides, though they are copied again and again."""
+
+    def __init__(self, seed: int) -> None:
+        self.simulation: Simulation | None = None
+        self.kinds: set[str] = set()
+        """Names of the classes of all records that were copied."""
+        self.compared = 0
+        self._dice = Random(seed)
+        self._of: Controller | None = None
+        self._follower: Controller | None = None
+
+    def on_step(
+        self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
+    ) -> None:
+        """Have the copy do the same, and compare."""
+        if self.simulation is None:
+            return
+        controller = self.simulation.controller
+        if controller is not self._of:  # the first one, or the successor of one that died
+            self._of = controller
+            self._follower = self._copy(controller, now_ns)
+            return
+        follower = self._follower
+        assert follower is not None
+        for event in events:
+            follower.observe(event, now_ns)
+        rare = any(isinstance(event, RARE) for event in events)
+        if rare or self._dice.randrange(EVERY) == 0:  # in the middle of an instant
+            follower = self._follower = self._copy(follower, now_ns)
+        assert ENCODER.encode(follower.decide(now_ns)) == ENCODER.encode(effects)
+        assert follower.next_wakeup_ns() == controller.next_wakeup_ns()
+        self.compared += 1
+
+    def _copy(self, original: Controller, now_ns: int) -> Controller:
+        """A copy, when another copy has gone its own way to the end."""
+        saved = original.save()
+        copy, lost = original.fork(), original.fork()
+        assert copy.save() == saved, "a field or a shared object is missing in the fork"
+        assert not {id(one) for one in mutable(copy)} & {id(one) for one in mutable(original)}
+        self.kinds |= {type(one).__name__ for one in mutable(original)}
+        restored = Controller.restore(saved)
+        assert restored.save() == saved, "a field or a shared object is missing in what was restored"
+        self._disturb(lost, now_ns)
+        assert original.save() == saved, "what a fork does shows in its original"
+        return copy if self._dice.random() < 0.5 else restored
+
+    def _disturb(self, controller: Controller, now_ns: int) -> None:
+        """All its workers die, its gateways go on asking, and it is to end: that changes everything in it."""
+        snapshot = controller.snapshot()
+        devices: list[dict[str, str]] = snapshot["devices"]
+        for at, worker in enumerate(dict.fromkeys(one["worker"] for one in devices)):
+            controller.observe(WorkerLost(worker=worker, running=(1,)), now_ns + at)
+            controller.decide(now_ns + at)
+        controller.observe(Drain(), now_ns + ms(1))
+        for _ in range(1000):
+            at_ns = controller.next_wakeup_ns()
+            if at_ns is None:
+                break
+            now_ns = max(at_ns, now_ns + ms(1))
+            controller.decide(now_ns)
+
+
+def played(seed: int) -> tuple[Copies, str]:
+    """A seed whose controller is copied; the hash of its journal."""
+    chance = random_scenario(seed, REQUESTS)
+    copies, digest = Copies(seed), Digest()
+    simulation = simulation_of(chance, watchers=(copies, digest))
+    copies.simulation = simulation
+    run_through(simulation, chance.scenario.faults)
+    return copies, digest.hex()
+
+
+def test_copies_decide_what_the_original_decides_and_disturb_it_in_nothing():
+    kinds: set[str] = set()
+    compared = 0
+    for seed in SEEDS:
+        plain = Digest()
+        play_seed(seed, REQUESTS, (plain,))
+
+        copies, found = played(seed)
+
+        assert found == plain.hex(), f"seed {seed}: copying its controller changes what it decides"
+        compared += copies.compared
+        kinds |= copies.kinds
+    assert compared > len(SEEDS) * REQUESTS
+    # Policies, takeovers, workers that hang, quarantine and tenants are among them.
+    assert set(state.classes_of_records()) - kinds == BASES
+
+
+@pytest.fixture
+def saved() -> bytes:
+    """What a controller saves that has a model, a device and requests that wait."""
+    world = World()
+    world.serve(model("a"))
+    world.join(device())
+    world.request("a", slo_ms=100)
+    return world.controller.save()
+
+
+def kinds_of(saved: bytes) -> list[list[object]]:
+    """The name and the fields of each kind of object in a saved state."""
+    kinds, _ = msgspec.msgpack.decode(msgspec.msgpack.decode(saved)[2])
+    return kinds
+
+
+def with_kinds(saved: bytes, kinds: list[list[object]], version: int = state.FORMAT) -> bytes:
+    """The same state as another version would have saved it."""
+    body = msgspec.msgpack.encode((kinds, msgspec.msgpack.decode(msgspec.msgpack.decode(saved)[2])[1]))
+    return msgspec.msgpack.encode((version, hashlib.sha256(body).digest(), body))
+
+
+def test_what_a_controller_saved_is_restored(saved: bytes):
+    assert Controller.restore(with_kinds(saved, kinds_of(saved))).save() == saved
+
+
+def test_another_format_is_refused(saved: bytes):
+    with pytest.raises(StateError, match=f"expected format {state.FORMAT}; found {state.FORMAT + 1}: it was"):
+        Controller.restore(with_kinds(saved, kinds_of(saved), state.FORMAT + 1))
+
+
+def test_records_of_other_fields_are_refused(saved: bytes):
+    kinds = kinds_of(saved)
+    queue = next(kind for kind in kinds if kind[0] == "Queue")
+    queue[1] = ["patience", *queue[1][1:]]
+
+    with pytest.raises(StateError, match=r"expected a Queue of .*; found one of .*patience"):
+        Controller.restore(with_kinds(saved, kinds))
+
+
+def test_records_of_other_classes_are_refused(saved: bytes):
+    kinds = kinds_of(saved)
+    next(kind for kind in kinds if kind[0] == "Queue")[0] = "Popen"
+
+    with pytest.raises(StateError, match="found a Popen"):
+        Controller.restore(with_kinds(saved, kinds))
+
+
+@pytest.mark.parametrize("other", [b"", b"GIF89a", b"\x90", b"\xc0", msgspec.msgpack.encode((1, 2))])
+def test_other_bytes_are_refused(other: bytes):
+    with pytest.raises(StateError, match="expected what a controller saved"):
+        Controller.restore(other)
+
+
+def test_damage_is_found(saved: bytes):
+    dice = Random(1)
+    for _ in range(100):
+        damaged = bytearray(saved)
+        damaged[dice.randrange(len(damaged))] ^= 1 << dice.randrange(8)
+        with pytest.raises(StateError, match="state: expected"):
+            Controller.restore(bytes(damaged))
+
+
+def test_a_change_of_what_is_saved_raises_the_format(saved: bytes):
+    fields = sorted((name, sorted(names)) for name, names in kinds_of(saved))
+
+    found = hashlib.sha256(msgspec.json.encode(fields)).hexdigest()[:12]
+
+    # Another one? Then raise ``state.FORMAT``, and note here what was found.
+    assert (state.FORMAT, found) == (1, "7c422832a5e7")
