@@ -61,7 +61,7 @@ Ending = tuple[bytes | None, Failure, Delivery | None]
 """The only message, if there is one; the status; who is to say whether it is still good."""
 
 
-class AioTransport(grpc.GenericRpcHandler):
+class AioTransport(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no types
     """A server of ``grpc.aio``, all of whose methods are streams of bytes: those can be refused unread."""
 
     def __init__(
@@ -82,6 +82,7 @@ class AioTransport(grpc.GenericRpcHandler):
         self._credentials: grpc.ServerCredentials | None = None
         self._ended: dict[grpc.aio.Server, asyncio.Task[None]] = {}  # that have calls still
         self._reopening: asyncio.Task[None] | None = None
+        self._reopened = False  # whether it ever was, which is logged once
         self._on_error = self._loop.get_exception_handler()
 
     def listen(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
@@ -109,6 +110,7 @@ class AioTransport(grpc.GenericRpcHandler):
         if self._reopening is not None:
             self._reopening.cancel()
         await asyncio.gather(*(server.stop(patience_s) for server in (self._server, *self._ended)))
+        await asyncio.gather(*self._ended.values())
         if self._beats is not None:
             self._beats.cancel()
             self._beats = None
@@ -136,10 +138,7 @@ class AioTransport(grpc.GenericRpcHandler):
 
     def _hear_of_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        if (
-            isinstance(error, UnicodeDecodeError)
-            and "grpc" in traceback.extract_tb(error.__traceback__)[-1][0]
-        ):
+        if isinstance(error, UnicodeDecodeError) and _raised_by_grpc(error):
             if self._reopening is None:
                 self._reopening = loop.create_task(self._reopen())
         elif self._on_error is None:
@@ -149,20 +148,28 @@ class AioTransport(grpc.GenericRpcHandler):
 
     async def _reopen(self) -> None:
         """Have another server take over the port of one that takes no more calls."""
-        if not self._ended:
-            _log.warning("a call whose path is no UTF-8 closed the port of gRPC; it is opened again")
+        if not self._reopened:
+            _log.warning(
+                "a call whose path is no UTF-8 closed the port of gRPC; it is opened again, each time"
+            )
+        self._reopened = True
         old = self._server
         self._ended[old] = self._loop.create_task(self._drain(old))
-        async with asyncio.timeout(REOPEN_S):
-            while True:
-                self._server = self._make_server()
-                try:
-                    self.listen(self._address, self._credentials)
-                    break
-                except OSError:
-                    await asyncio.sleep(_REOPEN_EVERY_S)
+        end_s = self._loop.time() + REOPEN_S
+        while True:
+            self._server = self._make_server()
+            try:
+                self.listen(self._address, self._credentials)
+                break
+            except OSError as error:
+                if self._loop.time() > end_s:
+                    broken = RuntimeError(f"{self._address}: {error}")
+                    message = "the port of gRPC cannot be opened again"
+                    self._loop.call_exception_handler({"message": message, "exception": broken})
+                    return
+                await asyncio.sleep(_REOPEN_EVERY_S)
+        self._reopening = None  # before anybody can close it again
         await self._server.start()
-        self._reopening = None
 
     async def _drain(self, server: grpc.aio.Server) -> None:
         await server.stop(_FOREVER_S)
@@ -174,6 +181,11 @@ class AioTransport(grpc.GenericRpcHandler):
         idle = self._quiet > IDLE_AFTER
         self._limit_ns = IDLE_GAP_NS if idle else GAP_NS
         self._beats = self._loop.call_later(IDLE_BEAT_S if idle else BEAT_S, self._beat)
+
+
+def _raised_by_grpc(error: BaseException) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and "_cygrpc" in frames[-1].filename
 
 
 async def _turn_away(aborted: Aborted, _: object, context: Any) -> None:

@@ -382,7 +382,6 @@ class GatewayGrpc:
     def __init__(
         self, gateway: Gateway, endpoints: Endpoints, door: Door, codec: Codec, *, reuse_port: bool
     ) -> None:
-        """Raises :class:`ConfigError` if grpcio is not as expected."""
         self._gateway = gateway
         self._endpoints = endpoints
         self._codec = codec
