@@ -79,7 +79,7 @@ class Place:
 def place(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[Place]:
     root = tmp_path_factory.mktemp("place")
     files, port = certificates(root), machines.free_port()
-    settings = machines.settings(files, port, SILENCE_S) | {"gateway_memory": ROOM}
+    settings = machines.settings(files, port, SILENCE_S) | {"gateway_memory": ROOM, "max_body": ROOM // 2}
     said: list[str] = []
     repository = machines.matrices(root / "models")
     repositories.python_model(repository, "sleepy", SLEEPY)
