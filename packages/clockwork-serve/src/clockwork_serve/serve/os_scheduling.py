@@ -1,4 +1,23 @@
-"""What is asked of the kernel's scheduler: a timer thread that wakes in time, time slices per thread."""
+"""What is asked of the kernel's scheduler: a timer thread that wakes in time, time slices per thread.
+
+Measured together: servers with all of it and servers without one part each took turns of 400 to 500 requests,
+40 each, from 16 HTTP connections in a closed loop to an emulated device (0.5 ms, 0.8 ms a batch of 16); all
+processes of a server on one core, the client on another. Linux 6.18, two cores of an AMD EPYC that other
+programs wanted too (load average 9 to 15). Ratios are of neighbours in time, without over with:
+
+=====================  ===================  ================  ================  ===================
+without                late, median         late, p99         CPU a request     requests/s
+=====================  ===================  ================  ================  ===================
+short slices           4.65 (37 of 40 > 1)  1.77 (31 of 40)   0.99 (17 of 40)   0.98 (13 of 40)
+waiting in a crowd     1.54 (28 of 40)      1.27 (23 of 40)   1.06 (28 of 40)   0.99 (19 of 40)
+patient data movers    1.47 (25 of 40)      1.00 (19 of 40)   1.04 (23 of 40)   1.00 (20 of 40)
+=====================  ===================  ================  ================  ===================
+
+Short slices are worth it: in the median decisions came 0.09 ms late and not 0.51, in the p99 2.1 ms and not
+3.7. Of the other two such a machine tells little. Beside a busy loop on the same core a server that does not
+wait in a crowd answered 1.28 times the requests (0.93 to 1.71 in nine turns of 600); what is gained where
+nothing else wants the core is said below, and stands as it was measured there.
+"""
 
 from __future__ import annotations
 
