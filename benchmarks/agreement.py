@@ -8,8 +8,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.calibration import Calibration, Delays
-from benchmarks.machine import Disturbance
-from benchmarks.report import Outcome, percent, quantile, table
+from harness.machine import Disturbance
+from harness.report import Outcome, percent, quantile, table
 
 GOODPUT_TOLERANCE, P99_TOLERANCE = 0.05, 0.15
 """What is always near enough; else the spread of the real runs decides."""

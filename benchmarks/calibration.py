@@ -11,13 +11,13 @@ from statistics import mean, median
 
 from msgspec import structs
 
-from benchmarks.client import Sample, header_of
 from benchmarks.lane_story import Execution, Story
-from benchmarks.report import quantile
 from clockwork_serve.messages import Model, Profile
 from clockwork_serve.sim import Constants, read_constants
 from clockwork_serve.sim.constants import Network, Noise, Quantiles
 from clockwork_serve.units import NS_PER_MS, NS_PER_US
+from harness.http_load import Sample, header_of
+from harness.report import quantile
 
 SHARES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
 ENOUGH = 20

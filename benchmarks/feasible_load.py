@@ -13,11 +13,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import repositories, schedules
-from benchmarks.client import Report, Shot, infer_message, open_loop, run
-from benchmarks.machine import Disturbance, Watch
-from benchmarks.report import Outcome, finish, milliseconds, parser, percent, quantile
-from benchmarks.serving import Serving, serve, total
+from harness import repositories, schedules
+from harness.http_load import Report, Shot, infer_message, open_loop, run
+from harness.machine import Disturbance, Watch
+from harness.report import Outcome, finish, milliseconds, parser, percent, quantile
+from harness.serving import Serving, serve, total
 
 MODEL, WIDTH, DEPTH = "layers", 1024, 12
 WARM_UP = 50

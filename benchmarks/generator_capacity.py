@@ -16,10 +16,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.report import Outcome, finish, parser
 from clockwork_serve.bench.plan import Options, make_plan
 from clockwork_serve.bench.report import Report
 from clockwork_serve.bench.run import run
+from harness.report import Outcome, finish, parser
 
 ROOT = Path(__file__).parents[1]
 STEPS = {"http": (5, 10, 20, 25, 30, 40, 50), "grpc": (5, 10, 15, 20, 25, 30, 40)}

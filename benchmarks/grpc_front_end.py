@@ -18,9 +18,9 @@ from statistics import median
 from typing import Any, Final
 
 from benchmarks import grpc_sides
-from benchmarks.grpc_load import ROOM_BYTES, Load
-from benchmarks.machine import cpu_s
-from benchmarks.report import Outcome, finish, parser, table
+from harness.grpc_load import ROOM_BYTES, Load
+from harness.machine import cpu_s
+from harness.report import Outcome, finish, parser, table
 
 SHARE: Final = 0.75
 OURS: Final = "ours"

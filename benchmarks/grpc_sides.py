@@ -17,11 +17,11 @@ import grpc
 import grpc.aio
 import uvloop
 
-from benchmarks.stand_in import FLOAT_BYTES, MODEL, StandIn
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, ModelInferRequest, ModelInferResponse
 from clockwork_serve.serve.child import configure
 from clockwork_serve.serve.processes.gateway import GatewayConfig, serve
 from clockwork_serve.units import MIB, ms
+from harness.stand_in import FLOAT_BYTES, MODEL, StandIn
 
 METHOD: Final = f"/{INFERENCE_SERVICE}/ModelInfer"
 THREADS: Final = 8

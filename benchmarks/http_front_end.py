@@ -23,11 +23,11 @@ from typing import Any, Final
 
 import msgspec
 
-from benchmarks.client import infer_message
-from benchmarks.machine import cpu_ns
-from benchmarks.report import Outcome, finish, parser, table
 from benchmarks.yardsticks import LENGTHS
 from clockwork_serve.serve.processes.gateway import GatewayConfig
+from harness.http_load import infer_message
+from harness.machine import cpu_ns
+from harness.report import Outcome, finish, parser, table
 
 OURS: Final = "ours"
 SMALL_FLOATS, LARGE_FLOATS = 256, 150_000
@@ -93,7 +93,7 @@ class Subject:
 def ask(server: Subject, core: int, connections: int, seconds: float) -> dict[str, float]:
     """What a server does for a while: requests/s, us of CPU a request of its processes, p50 and p99 in us."""
     command = [
-        "taskset", "-c", str(core), sys.executable, "-m", "benchmarks.lean_client", server.kind,
+        "taskset", "-c", str(core), sys.executable, "-m", "harness.lean_client", server.kind,
         server.address, str(connections), str(seconds),
     ]  # fmt: skip
     pids = server.pids

@@ -16,13 +16,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import repositories, schedules
-from benchmarks.client import Report, Sample, Shot, header_of, infer_message, open_loop, run
 from benchmarks.oracle import Job, Run, could_join, hopeless_at, most_in_time
-from benchmarks.report import Outcome, finish, milliseconds, parser, percent, quantile
-from benchmarks.serving import Serving, serve
 from clockwork_serve.messages import Infer, Result, Status
 from clockwork_serve.telemetry import read_journal
+from harness import repositories, schedules
+from harness.http_load import Report, Sample, Shot, header_of, infer_message, open_loop, run
+from harness.report import Outcome, finish, milliseconds, parser, percent, quantile
+from harness.serving import Serving, serve
 
 MODEL = "slow"
 X = [("x", "FP32", (1, 4), bytes(16))]

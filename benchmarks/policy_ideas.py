@@ -21,7 +21,6 @@ from typing import Any
 from msgspec import structs
 
 from benchmarks.policy_variants import CAP, IDEAS, NOT_KEPT, REJECT, Variant, alone, base, variants, without
-from benchmarks.report import Outcome, finish, parser, table
 from clockwork_serve.apps.reproduce import fig5, fig6, fig7, fig8, fig9_workloads
 from clockwork_serve.apps.reproduce.figure import Role
 from clockwork_serve.apps.reproduce.players import Player
@@ -30,6 +29,7 @@ from clockwork_serve.controller import belief
 from clockwork_serve.sim import Tally
 from clockwork_serve.sim.constants import Cluster
 from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
+from harness.report import Outcome, finish, parser, table
 
 STEP_S = 3.0
 """A step of a ramp of SLOs; the published ones last 30 s."""

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any
 
-from benchmarks.report import Outcome, finish, parser, quantile, table
 from clockwork_serve.controller import POLICIES, Controller, ControllerConfig, belief
 from clockwork_serve.messages import (
     Answer,
@@ -45,6 +44,7 @@ from clockwork_serve.messages import (
     WorkerJoined,
 )
 from clockwork_serve.units import MIB, NS_PER_S, ms
+from harness.report import Outcome, finish, parser, quantile, table
 
 ROWS: dict[str, tuple[int, int, float | None, float | None]] = {
     "1x15": (1, 15, None, None), "6x15": (6, 15, None, None), "6x1000": (6, 1000, 8, 4),

@@ -20,14 +20,9 @@ from statistics import median
 
 from msgspec import structs
 
-from benchmarks import repositories
 from benchmarks.agreement import Pair, Run, conclude, why_invalid
 from benchmarks.calibration import Calibration, Delays, calibrate, delays_of, truth_of, write_zoo
-from benchmarks.client import Sample, Shot, infer_message, open_loop, run
 from benchmarks.lane_story import Execution, Story, story_of
-from benchmarks.machine import Watch
-from benchmarks.report import Outcome, finish, parser, quantile
-from benchmarks.serving import Serving, serve
 from clockwork_serve.apps.simulate.play import play
 from clockwork_serve.apps.simulate.question import SimulationQuestion, ask
 from clockwork_serve.apps.simulate.report import Report, report
@@ -36,6 +31,11 @@ from clockwork_serve.messages import Profile
 from clockwork_serve.telemetry import read_journal
 from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_S, to_ms
 from clockwork_serve.workload.stream import Workload
+from harness import repositories
+from harness.http_load import Sample, Shot, infer_message, open_loop, run
+from harness.machine import Watch
+from harness.report import Outcome, finish, parser, quantile
+from harness.serving import Serving, serve
 
 SIDE, CHANNELS = 64, 64
 DEPTHS = {"shallow": 6, "deep": 14}

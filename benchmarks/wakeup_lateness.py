@@ -20,14 +20,14 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from benchmarks import repositories
-from benchmarks.client import infer_message
-from benchmarks.generator import SHARES, Found, Generator, Plan
-from benchmarks.machine import cpu_s, stolen_s, used_s, wait_for_peace
-from benchmarks.report import Outcome, finish, milliseconds, parser, table
-from benchmarks.serving import Serving, serve
 from benchmarks.wakeup_probe import Probe
 from clockwork_serve.telemetry import Histogram
+from harness import repositories
+from harness.generator import SHARES, Found, Generator, Plan
+from harness.http_load import infer_message
+from harness.machine import cpu_s, stolen_s, used_s, wait_for_peace
+from harness.report import Outcome, finish, milliseconds, parser, table
+from harness.serving import Serving, serve
 
 LIMIT_NS = 500_000
 LATE_NS = 5_000_000

@@ -19,7 +19,6 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.report import Outcome, finish, parser, table
 from clockwork_serve.messages import (
     Action,
     Call,
@@ -41,6 +40,7 @@ from clockwork_serve.messages import (
 from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_US
 from clockwork_serve.worker import LaneDone, Prepare, Prepared, Start, Worker, WorkerEvent
 from clockwork_serve.worker import worker as worker_module
+from harness.report import Outcome, finish, parser, table
 
 COMPILED = not worker_module.__file__.endswith(".py")
 GOAL_NS = 1500 if COMPILED else 4000

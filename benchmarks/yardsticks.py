@@ -16,8 +16,8 @@ import httptools
 import msgspec
 import uvloop
 
-from benchmarks.stand_in import StandIn
 from clockwork_serve.units import MIB
+from harness.stand_in import StandIn
 
 OUTPUT_FLOATS: Final = 16
 OUTPUT: Final = bytes(4 * OUTPUT_FLOATS)

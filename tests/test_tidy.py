@@ -16,7 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 FILE_LINES = 800
 TEST_FILE_LINES = 800
 FUNCTION_LINES = 50
-MODULES_THAT_PRINT = ("src/clockwork_serve/cli/", "src/clockwork_serve/apps/", "benchmarks/", "examples/")
+MODULES_THAT_PRINT = (
+    "src/clockwork_serve/cli/", "src/clockwork_serve/apps/",
+    "benchmarks/", "comparison/", "examples/", "harness/", "qa/",
+)  # fmt: skip
 SPILL_LINES = 80
 ONE_IMPORTER = {
     **dict.fromkeys(
@@ -234,7 +237,7 @@ def test_every_folder_of_the_server_has_its_layers() -> None:
 
 def test_every_package_of_tests_has_its_package() -> None:
     packages = {path.split("/")[2] for path in tracked() if re.match(r"src/clockwork_serve/\w+/", path)}
-    apart = {"benchmarks", "end_to_end", "docs", "fuzz", "golden", "examples"}
+    apart = {"benchmarks", "comparison", "end_to_end", "docs", "fuzz", "golden", "examples", "harness", "qa"}
     tested = {path.split("/")[1] for path in tracked() if re.match(r"tests/\w+/", path)}
 
     assert tested - packages - apart == set()

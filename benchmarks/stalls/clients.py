@@ -24,11 +24,11 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from benchmarks.client import infer_message
 from clockwork_serve.bench.address import Address
 from clockwork_serve.bench.inputs import Tensor
 from clockwork_serve.bench.messages import Maker, Message, decode
 from clockwork_serve.units import NS_PER_MS
+from harness.http_load import infer_message
 
 CHANNELS: Final = 4
 _DATA, _HEADERS, _RESET, _SETTINGS, _PING, _WINDOW = 0, 1, 3, 4, 6, 8

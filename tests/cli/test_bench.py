@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-from tests.bench.loads import CLOSED, STEADY, written
-from tests.bench.scripted import scripted
 
 from clockwork_serve.bench.live import Moment
 from clockwork_serve.bench.records import read_records
 from clockwork_serve.cli.bench import bench
 from clockwork_serve.cli.bench_screen import panel
 from clockwork_serve.cli.entry import run
+from tests.bench.loads import CLOSED, STEADY, written
+from tests.bench.scripted import scripted
 
 LAX = ("--max-lateness-ms", "60000", "--drain", "1")
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.bench.loads import STEADY, written
-from tests.bench.scripted import scripted
 
 from clockwork_serve.bench.live import Moment
 from clockwork_serve.cli.bench_screen import panel
+from tests.bench.loads import STEADY, written
+from tests.bench.scripted import scripted
 
 LONG = STEADY.replace(
     'name = "steady"\nseconds = 1', f'name = "{"-".join(["long"] * 12)}"\nseconds = 1000\nwarmup_s = 0.2'

@@ -18,15 +18,15 @@ from typing import TypeVar
 
 import msgspec
 import numpy as np
-from benchmarks.machine import children
-from benchmarks.serving import Metrics, Serving, read_metrics, until
 
-from benchmarks import repositories
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import TransportError
 from clockwork_serve.serve.processes.worker import WorkerConfig
 from clockwork_serve.serve.remote.config import BridgeSettings, MachineConfig
 from clockwork_serve.serve.remote.tls import ClusterFiles
+from harness import repositories
+from harness.machine import children
+from harness.serving import Metrics, Serving, read_metrics, until
 from tests.serve.certificates import Certificates
 
 WIDE, LONG = 512, 256

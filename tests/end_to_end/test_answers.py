@@ -11,9 +11,9 @@ import onnxruntime as ort
 import pytest
 import tritonclient.grpc
 import tritonclient.http
-from benchmarks.serving import Serving, total
 from tritonclient.utils import InferenceServerException
 
+from harness.serving import Serving, total
 from tests.end_to_end.conftest import LONG, MATRICES, WIDE, call, product, x_json
 
 EXACT = 1e-5

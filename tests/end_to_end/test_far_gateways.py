@@ -17,13 +17,13 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from benchmarks.client import Report, closed_loop, infer_message, run
-from benchmarks.serving import Serving, total, until
 from msgspec import structs
 
-from benchmarks import repositories
 from clockwork_serve.serve.processes.gateway import GatewayConfig
 from clockwork_serve.serve.remote.config import FarServer
+from harness import repositories
+from harness.http_load import Report, closed_loop, infer_message, run
+from harness.serving import Serving, total, until
 from tests.end_to_end import cables, machines
 from tests.end_to_end.cables import Cable, certificates_of_cable
 from tests.end_to_end.conftest import call, x_json

@@ -14,10 +14,7 @@ from pathlib import Path
 from typing import Self
 
 import pytest
-from benchmarks.client import closed_loop, infer_message, run
-from benchmarks.serving import Serving, total, until
 
-from benchmarks import repositories
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.messages import WorkerHung
@@ -25,6 +22,9 @@ from clockwork_serve.serve.supervisor.server import RunningServer, ServerConfig,
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.telemetry import read_journal
 from clockwork_serve.units import MIB, ms
+from harness import repositories
+from harness.http_load import closed_loop, infer_message, run
+from harness.serving import Serving, total, until
 from tests.end_to_end.conftest import PATIENT_SLO_NS, WIDE, call, x_json
 
 Start = Callable[..., AbstractContextManager[Serving]]

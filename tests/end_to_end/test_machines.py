@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.serving import Serving, total, until
 
-from benchmarks import repositories
+from harness import repositories
+from harness.serving import Serving, total, until
 from tests.end_to_end import machines
 from tests.end_to_end.conftest import MOODY, call, x_json
 from tests.end_to_end.machines import LONG, MODELS, PAGE, WIDE, far_worker, joined, product

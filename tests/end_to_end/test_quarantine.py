@@ -9,12 +9,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from benchmarks.serving import Serving, total, until
 
-from benchmarks import repositories
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import Quarantined
 from clockwork_serve.telemetry import read_journal
+from harness import repositories
+from harness.serving import Serving, total, until
 from tests.end_to_end.conftest import call, x_json
 
 Start = Callable[..., AbstractContextManager[Serving]]

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.serving import until
 
-from benchmarks import machine, repositories
+from harness import machine, repositories
+from harness.serving import until
 from tests.end_to_end.conftest import ROOT, call, x_json
 
 START_S = 120.0

@@ -14,12 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import tritonclient.grpc
-from benchmarks.client import Sample, Shot, infer_message, open_loop, reason_of, run
-from benchmarks.serving import Serving
 from tritonclient.utils import InferenceServerException
 
-from benchmarks import repositories, schedules
 from clockwork_serve.serve.gateway.access import DoorConfig
+from harness import repositories, schedules
+from harness.http_load import Sample, Shot, infer_message, open_loop, reason_of, run
+from harness.serving import Serving
 from tests.end_to_end.conftest import call, x_json
 from tests.timing import Timing
 

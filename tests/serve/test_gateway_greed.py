@@ -12,11 +12,11 @@ from typing import Any
 import grpc
 import pytest
 
-from benchmarks import hostile_frames
 from clockwork_serve.oip.protobuf import HEALTH_SERVICE, INFERENCE_SERVICE
 from clockwork_serve.serve.gateway.access import DoorConfig
 from clockwork_serve.serve.gateway.settings import HttpLimits
 from clockwork_serve.units import KIB, MIB
+from qa.hostile import frames as hostile_frames
 from tests.serve.http_requests import INFER, ask, post
 from tests.serve.running_gateway import RunningGateway, running_gateway
 

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.hostile_plan import Plan
-from benchmarks.hostile_traffic import attack
 
-from benchmarks import hostile_frames, hostile_http
 from clockwork_serve.serve.child import MUCH_BYTES, Trimmer, own_bytes
+from qa.hostile import frames as hostile_frames
+from qa.hostile import http as hostile_http
+from qa.hostile.plan import Plan
+from qa.hostile.traffic import attack
 from tests.serve.certificates import certificates
 from tests.serve.fake_controller import served, spec
 from tests.serve.http_requests import INFER, post
