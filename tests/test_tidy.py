@@ -241,3 +241,14 @@ def test_every_package_of_tests_has_its_package() -> None:
     tested = {path.split("/")[1] for path in tracked() if re.match(r"tests/\w+/", path)}
 
     assert tested - packages - apart == set()
+
+
+def test_no_test_is_imported_by_another() -> None:
+    importing = [
+        f"{path}:{node.lineno} {node.module}"
+        for path, _, tree in sources()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and re.match(r"tests\.(\w+\.)*test_\w+$", node.module or "")
+    ]
+
+    assert importing == [], "what several tests use stands in a module beside them"

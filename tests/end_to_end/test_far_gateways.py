@@ -27,8 +27,18 @@ from harness.serving import Serving, total, until
 from tests.end_to_end import cables, machines
 from tests.end_to_end.cables import Cable, certificates_of_cable
 from tests.end_to_end.conftest import call, x_json
-from tests.end_to_end.machines import LONG, MODELS, WIDE, FarGateway, far_gateway, far_worker, joined, product
-from tests.end_to_end.test_machines import OTHER_CLOCK, other_clocks
+from tests.end_to_end.machines import (
+    LONG,
+    MODELS,
+    OTHER_CLOCK,
+    WIDE,
+    FarGateway,
+    far_gateway,
+    far_worker,
+    joined,
+    other_clocks,
+    product,
+)
 from tests.serve.certificates import Certificates, certificates
 from tests.serve.proxy import Proxy, proxy
 

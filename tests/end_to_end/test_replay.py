@@ -36,7 +36,7 @@ from harness import repositories
 from harness.http_load import closed_loop, infer_message, run
 from harness.serving import Serving, until
 from tests.end_to_end.conftest import call, x_json
-from tests.end_to_end.test_quarantine import KILLER
+from tests.end_to_end.killers import KILLER
 
 Start = Callable[..., AbstractContextManager[Serving]]
 

@@ -21,8 +21,8 @@ from clockwork_serve.units import MIB
 from harness import repositories
 from harness.http_load import closed_loop, infer_message, run
 from harness.serving import Serving, total, until
+from tests.end_to_end.asking import ask
 from tests.end_to_end.conftest import LONG, PATIENT_SLO_NS, WIDE, call, product, x_json
-from tests.end_to_end.test_answers import ask
 
 torch = pytest.importorskip("torch", reason="torch is not installed (make test installs it where it can)")
 

@@ -42,9 +42,9 @@ from clockwork_serve.serve.remote.tls import ClusterContext
 from clockwork_serve.serve.transport import Link, hello
 from clockwork_serve.units import ms
 from tests.serve.certificates import certificates
+from tests.serve.machine_links import ours, theirs
 from tests.serve.proxy import Proxy, proxy
-from tests.serve.test_machine_link import ours, theirs
-from tests.serve.test_worker_process import spawn
+from tests.serve.worker_processes import spawn
 from tests.worker.actions import CODE, infer, load
 
 Wanted = TypeVar("Wanted", bound=Frame)

@@ -30,7 +30,7 @@ from clockwork_serve.serve.remote.transfer import (
     weights_parts,
 )
 from clockwork_serve.store import Cache
-from tests.serve.test_bridge import MODEL
+from tests.serve.bridges import MODEL
 from tests.worker.actions import CODE, load
 
 BLOB = bytes(range(256)) * 2000

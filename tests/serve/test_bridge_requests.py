@@ -29,6 +29,7 @@ from clockwork_serve.serve.remote.bridge import NO_EPOCH, FarRequests
 from clockwork_serve.serve.remote.link import PIECE_BYTES, decode, encode, on_the_way, packed
 from clockwork_serve.serve.shm import Calls, RegionMap, read_epoch
 from clockwork_serve.units import KIB, MIB, align
+from tests.serve.bridges import used
 from tests.worker.actions import infer
 
 
@@ -38,10 +39,6 @@ def requests() -> Iterator[FarRequests]:
     yield made
     made.region.check()
     made.close()
-
-
-def used(requests: FarRequests) -> int:
-    return requests.region.size - requests.region.free_bytes
 
 
 def tensor(nbytes: int, offset: int = 0, name: str = "x") -> TensorRef:

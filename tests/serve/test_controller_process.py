@@ -43,8 +43,8 @@ from clockwork_serve.serve.supervisor.processes import Child, Launch
 from clockwork_serve.serve.transport import SOCKET_NAME, Link, connect, hello
 from clockwork_serve.telemetry import read_journal
 from clockwork_serve.units import NS_PER_S
-from tests.serve.test_catalogue import profile, served
-from tests.serve.test_exchange import joined
+from tests.serve.catalogues import profile, served
+from tests.serve.exchanges import joined
 
 A = served("a/1")
 CODE = CodeAdded(code=A.code, profiles=(profile(infer_ns=1_000_000),))

@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
-import uvloop
 
 from clockwork_serve.messages import (
     Answer,
     ArtefactDamaged,
     Ask,
-    Beat,
     Cancel,
-    Code,
-    CodeAdded,
     CodeReady,
     CodeRemade,
     CodeRemoved,
-    ControllerEffect,
-    ControllerEvent,
     DamageCounted,
-    DeviceSpec,
     Drain,
     Extent,
     Frame,
     GatewayLost,
     Infer,
     Load,
-    Model,
-    ModelAdded,
     ModelRemoved,
     Outcome,
     Question,
@@ -47,149 +36,11 @@ from clockwork_serve.messages import (
     Status,
     Weights,
     Window,
-    WorkerJoined,
     WorkerLost,
 )
-from clockwork_serve.serve.controller.hub import Hub
-from clockwork_serve.serve.transport import Link, connect, hello, listen
-from clockwork_serve.telemetry import Recorder, decode
-from tests.serve.test_transport import until
-
-
-class Brain:
-    """Remembers what it observes and decides what the test puts into ``effects``."""
-
-    def __init__(self) -> None:
-        self.seen: list[ControllerEvent] = []
-        self.effects: list[ControllerEffect] = []
-
-    def observe(self, event: ControllerEvent, now_ns: int) -> None:
-        self.seen.append(event)
-
-    def decide(self, now_ns: int) -> list[ControllerEffect]:
-        effects, self.effects = self.effects, []
-        return effects
-
-    def next_wakeup_ns(self) -> int | None:
-        return None
-
-    def check(self) -> None:
-        pass
-
-    def snapshot(self) -> dict[str, object]:
-        return {"seen": len(self.seen)}
-
-    def accounts(self) -> dict[str, dict[str, int]]:
-        return {}
-
-
-class Peer:
-    """A process at the other end, as a test plays it."""
-
-    def __init__(self) -> None:
-        self.frames: list[Frame] = []
-        self.is_lost = False
-        self.beats = True  # whether it returns them, where it is the keeper
-        self.link: Link
-
-    def of(self, kind: type) -> list[Any]:
-        return [frame for frame in self.frames if isinstance(frame, kind)]
-
-    def send(self, *frames: Frame) -> None:
-        for frame in frames:
-            self.link.send(frame)
-
-
-class World:
-    """An exchange that listens, and its brain."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.brain = Brain()
-        self.recorder = Recorder()
-        self.exchange = Hub(self.brain, self.recorder)
-
-    async def peer(self, role: Role, name: str) -> Peer:
-        peer = Peer()
-
-        def lost(link: Link) -> None:
-            peer.is_lost = True
-
-        def take(link: Link, frames: list[Frame]) -> None:
-            for frame in frames:
-                if role is not Role.KEEPER or not isinstance(frame, Beat):
-                    peer.frames.append(frame)
-                elif peer.beats:
-                    link.send(frame)
-
-        peer.link = await connect(self.path, hello(role, name), take, lost)
-        return peer
-
-    async def keeper(self, *frames: Frame) -> Peer:
-        """A keeper that has told its catalogue."""
-        keeper = await self.peer(Role.KEEPER, "keeper")
-        keeper.send(*frames, Ask(ask_id=1, what=Question.STATE))
-        await until(lambda: keeper.of(Reply))
-        return keeper
-
-    async def worker(self, name: str, *devices: str) -> Peer:
-        worker = await self.peer(Role.WORKER, name)
-        worker.send(joined(name, *devices))
-        return worker
-
-    def decide(self, *effects: ControllerEffect) -> None:
-        self.brain.effects += effects
-        self.exchange.driver.wake()
-
-
-def play(
-    tmp_path: Path, story: Callable[[World], Coroutine[Any, Any, None]], make: Callable[[Path], World] = World
-) -> None:
-    async def main() -> None:
-        world = make(tmp_path / "c.sock")
-        exchange = world.exchange
-        listener = await listen(
-            world.path,
-            hello(Role.CONTROLLER, "controller"),
-            exchange.on_link,
-            exchange.on_frames,
-            exchange.on_lost,
-        )
-        try:
-            await story(world)
-        finally:
-            listener.close()
-            exchange.driver.close()
-
-    uvloop.run(main())
-
-
-def joined(worker: str, *devices: str) -> WorkerJoined:
-    specs = tuple(
-        DeviceSpec(device=device, kind="cpu", pages=4, page_bytes=4096, workspace_bytes=1, io_bytes=1)
-        for device in devices
-    )
-    return WorkerJoined(worker=worker, devices=specs)
-
-
-def code(code_id: str = "c1") -> CodeAdded:
-    return CodeAdded(
-        code=Code(
-            code_id=code_id, backend="onnx", path="/c", inputs=(), outputs=(), batched=True,
-            batch_sizes=(1,), lifted=True,
-        )
-    )  # fmt: skip
-
-
-def model(key: str = "m/1", code_id: str = "c1", priority: int = 0) -> ModelAdded:
-    name, version = key.split("/")
-    return ModelAdded(
-        model=Model(
-            key=key, name=name, version=version, code_id=code_id, platform="", max_batch_size=1,
-            batch_sizes=(1,), weights=Weights(weights_id="w", path="/w", size=1), output_bytes=1,
-            priority=priority,
-        )
-    )  # fmt: skip
+from clockwork_serve.telemetry import decode
+from tests.serve.exchanges import World, code, joined, model, play
+from tests.serve.links import until
 
 
 def request(request_id: str = "r1", gateway: str = "g") -> Request:

@@ -8,7 +8,8 @@ import msgspec
 
 from clockwork_serve.messages import CodeRemoved, DeviceNumbers, Role, WorkerJoined
 from clockwork_serve.telemetry.metrics import render
-from tests.serve.test_exchange import World, code, joined, play, until
+from tests.serve.exchanges import World, code, joined, play
+from tests.serve.links import until
 
 
 def test_a_worker_hears_only_of_codes_that_one_of_its_devices_runs(tmp_path: Path) -> None:

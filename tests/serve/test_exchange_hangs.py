@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from clockwork_serve.messages import Ask, Beat, ProcessesEnded, Question, Readiness, Reply, Role, WorkerHung
-from tests.serve.test_exchange import World, play, until
+from tests.serve.exchanges import World, play
+from tests.serve.links import until
 
 
 def test_a_worker_is_sent_beats_and_may_return_them(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ from clockwork_serve.serve.remote.link import decode, encode, on_the_way
 from clockwork_serve.serve.shm import Calls, RegionMap
 from clockwork_serve.units import MIB, align
 from tests.serve.certificates import certificates
-from tests.serve.test_machine_link import theirs
+from tests.serve.machine_links import theirs
 from tests.worker.actions import infer
 
 READY = Readiness(ready=True)

@@ -26,10 +26,10 @@ from clockwork_serve.serve.supervisor import children as far_gateways
 from clockwork_serve.serve.supervisor.children import FarGatewaysConfig
 from clockwork_serve.serve.supervisor.config import GatewaysConfig
 from clockwork_serve.serve.supervisor.processes import Launch
+from tests.serve.bridges import GATEWAY, READY, middle, run
 from tests.serve.certificates import certificates
-from tests.serve.test_bridge import GATEWAY, READY, middle, run
-from tests.serve.test_machine_link import theirs
-from tests.serve.test_transport import until
+from tests.serve.links import until
+from tests.serve.machine_links import theirs
 
 SERVER = FarServer(host="10.0.0.1", port=7000, files=ClusterFiles(certificate="/c"), silence_s=3.0)
 

@@ -12,7 +12,7 @@ from clockwork_serve.serve.supervisor.config import ServerConfig
 from clockwork_serve.serve.supervisor.server import Server
 from clockwork_serve.store import StoreConfig
 from tests.serve.certificates import certificates
-from tests.serve.test_gateway_keys import entry, written
+from tests.serve.keys import entry, written
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ from clockwork_serve.serve.grpc.service import right_of as right_of_rpc
 from clockwork_serve.serve.http.exchange import right_of
 from clockwork_serve.serve.http.routes import find_route
 from tests.serve.http_requests import IDENT_JSON, INFER, Found, X, ask, get, post, tensor
+from tests.serve.keys import entry, written
 from tests.serve.running_gateway import RunningGateway, running_gateway
-from tests.serve.test_gateway_keys import entry, written
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*InferenceServerClient.__del__")
 

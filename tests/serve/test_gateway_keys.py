@@ -10,18 +10,7 @@ import pytest
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.gateway.access import Denied, KeyRing, Right, check_keys
-
-
-def entry(name: str, key: str, *may: str) -> str:
-    digest = hashlib.sha256(key.encode()).hexdigest()
-    return f'[[keys]]\nname = "{name}"\nsha256 = "{digest}"\nmay = {list(may)}\n'
-
-
-def written(folder: Path, *entries: str) -> str:
-    path = folder / "keys.toml"
-    path.write_text("\n".join(entries))
-    path.chmod(0o600)
-    return str(path)
+from tests.serve.keys import entry, replaced, written
 
 
 @pytest.fixture
@@ -126,13 +115,6 @@ def test_a_file_that_everybody_may_read_is_warned_of(path: str, caplog: pytest.L
     Path(path).chmod(0o644)
     check_keys(path)
     assert "chmod 600" in caplog.text
-
-
-def replaced(path: str, content: str) -> None:
-    new = Path(f"{path}.new")
-    new.write_text(content)
-    new.chmod(0o600)
-    new.replace(path)
 
 
 def test_a_change_is_noticed(path: str) -> None:

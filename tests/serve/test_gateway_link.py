@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 
 from clockwork_serve.messages import Outcome, Quarantined, Question, Readiness, Reason
+from tests.serve.gateway_worlds import Client, World, in_world
 from tests.serve.http_requests import IDENT_JSON, INFER, Found, get, post
 from tests.serve.running_gateway import RunningGateway, running_gateway
-from tests.serve.test_gateway import Client, World, in_world
 
 
 def test_a_controller_that_does_not_answer_is_asked_nothing_more(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from clockwork_serve.serve.gateway import controller_link as gateway_stranded
 from clockwork_serve.serve.gateway.controller_link import AGAIN
 from clockwork_serve.serve.gateway.requests import Slots
 from clockwork_serve.units import MIB, ms
-from tests.serve.test_gateway import Client, World, in_world
+from tests.serve.gateway_worlds import Client, World, in_world
 
 X = struct.pack("<2f", 1.5, -2.0)
 

@@ -12,7 +12,7 @@ from clockwork_serve.messages import Quota, QuotasSet
 from clockwork_serve.serve.gateway.access import FIELDS, Caps, KeyRing, Right, Tenant
 from clockwork_serve.serve.supervisor.keeper import Quotas
 from clockwork_serve.units import NS_PER_S, ms
-from tests.serve.test_gateway_keys import entry, replaced, written
+from tests.serve.keys import entry, replaced, written
 
 ROOT = Path(__file__).parents[2]
 GOLD = '[[tenants]]\nname = "gold"\ndevice_ms_per_s = 250.5\nloaded_bytes_per_s = 100\nburst_s = 0.5\n'

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import msgspec
 import pytest
 import uvloop
 
@@ -18,31 +17,10 @@ from clockwork_serve.messages import (
     Question,
     Readiness,
     Reply,
-    Role,
 )
 from clockwork_serve.serve.supervisor.keeper import KeeperLink
-from clockwork_serve.serve.transport import Link, Listener, hello, listen
-from tests.serve.test_transport import until
-
-
-class FakeController:
-    """Answers STATE, and keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.told: list[Frame] = []
-        self.links: list[Link] = []
-        self.silent = False
-
-    async def listen(self, path: Path) -> Listener:
-        return await listen(
-            path, hello(Role.CONTROLLER, "controller"), self.links.append, self._on_frames, lambda link: None
-        )
-
-    def _on_frames(self, link: Link, frames: list[Frame]) -> None:
-        self.told += frames
-        for frame in frames:
-            if isinstance(frame, Ask) and not self.silent:
-                link.send(Reply(ask_id=frame.ask_id, ok=True, body=msgspec.json.encode({"open": 3})))
+from tests.serve.keeper_links import FakeController
+from tests.serve.links import until
 
 
 def test_each_controller_is_told_the_catalogue_then_asked(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from clockwork_serve.serve.child import EXIT_BROKEN
 from clockwork_serve.serve.shm import Region
 from clockwork_serve.serve.worker.lanes import LaneExecutors
 from clockwork_serve.worker import Worker
+from tests.serve.lane_bench import Bench, Toy, X, bench, over, timely
 from tests.serve.slots import slot
-from tests.serve.test_lanes import Bench, Toy, X, bench, over, timely
 from tests.worker.actions import CODE, GPU, SPEC, infer, load
 
 

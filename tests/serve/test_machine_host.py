@@ -25,7 +25,7 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.serve.remote.link import decode
 from tests.serve.far_orders import X, asking, far_orders, inputs, timely
-from tests.serve.test_transport import until
+from tests.serve.links import until
 from tests.worker.actions import CODE, load
 
 

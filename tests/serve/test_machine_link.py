@@ -19,26 +19,17 @@ from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Cancel, Extent, Frame, Piece, Role, Unload, Window
 from clockwork_serve.serve.remote import link as machine_link
 from clockwork_serve.serve.remote.config import bound
-from clockwork_serve.serve.remote.link import MachineLink, MachineListener, connect_machine
+from clockwork_serve.serve.remote.link import MachineLink, MachineListener
 from clockwork_serve.serve.remote.tls import ClusterContext, ClusterFiles, context_of
 from clockwork_serve.serve.transport import Link, hello
-from tests.serve.certificates import Certificates, certificates, renewed_certificates
+from tests.serve.certificates import certificates, renewed_certificates
+from tests.serve.links import Side, cancels, until
+from tests.serve.machine_links import SILENCE_S, connect, ours, theirs
 from tests.serve.proxy import proxy
-from tests.serve.test_transport import Side, cancels, until
-
-SILENCE_S = 0.5
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
     uvloop.run(asyncio.wait_for(test, 60))
-
-
-def ours(made: Certificates) -> ClusterFiles:
-    return ClusterFiles(certificate=made.certificate, key=made.key, ca=made.ca)
-
-
-def theirs(made: Certificates) -> ClusterFiles:
-    return ClusterFiles(certificate=made.client_certificate, key=made.client_key, ca=made.ca)
 
 
 class Far:
@@ -62,14 +53,6 @@ async def far(folder: Path, silence_s: float = SILENCE_S) -> AsyncIterator[Far]:
     yield made
     made.listener.close()
     await asyncio.sleep(0.05)
-
-
-async def connect(
-    side: Side, port: int, files: ClusterFiles, silence_s: float = SILENCE_S, **fields: Any
-) -> MachineLink:
-    own = msgspec.structs.replace(hello(Role.WORKER, "w"), **fields)
-    context = context_of(files, server=False)
-    return await connect_machine(("127.0.0.1", port), context, own, side.on_frames, side.on_lost, silence_s)
 
 
 def test_frames_go_both_ways_and_pings_stay_inside(tmp_path: Path) -> None:

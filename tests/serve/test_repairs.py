@@ -22,7 +22,7 @@ from clockwork_serve.serve.supervisor.preparation import (
     SuspectArtefact,
 )
 from clockwork_serve.store import Damage, Problem
-from tests.serve.test_catalogue import served
+from tests.serve.catalogues import served
 
 A = served("a/1")
 DAMAGED = ArtefactDamaged(what="code", name=A.code.code_id)

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -27,28 +26,10 @@ import pytest
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import ConfigError, RepositoryError
 from clockwork_serve.serve.supervisor.server import RunningServer, ServerConfig, StartError, running_server
-from clockwork_serve.store import StoreConfig
-from clockwork_serve.units import MIB
 from tests.serve.onnx_models import affine, put
+from tests.serve.servers import call, config, infer, refusal, until
 
 pytestmark = pytest.mark.system
-
-
-def config(root: Path, **fields: Any) -> ServerConfig:
-    settings: dict[str, Any] = {
-        "repository": str(root / "repository"),
-        "store": StoreConfig(cache_dir=str(root / "cache"), max_batch_size=4, largest_batch=4),
-        "devices": (DeviceConfig(device="cpu:0", memory_bytes=64 * MIB),),
-        "run_dir": str(root),
-        "http_port": 0,
-        "grpc_port": 0,
-        "metrics_port": 0,
-        "region_bytes": 16 * MIB,
-        "max_body_bytes": 4 * MIB,
-        "default_slo_ns": 20_000_000_000,
-        "drain_s": 5.0,
-    }
-    return ServerConfig(**(settings | fields))
 
 
 @pytest.fixture(scope="module")
@@ -68,31 +49,10 @@ def server(place: Path) -> Iterator[RunningServer]:
         yield running
 
 
-def call(server: RunningServer, path: str, body: object = None) -> Any:
-    data = None if body is None else json.dumps(body).encode()
-    asked = urllib.request.Request(f"{server.http_url}/v2/{path}", data=data)
-    with urllib.request.urlopen(asked, timeout=60) as reply:
-        found = reply.read()
-    return json.loads(found) if found else None
-
-
-def infer(server: RunningServer, model: str, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    entry = {"name": "x", "datatype": "FP32", "shape": list(x.shape), "data": x.ravel().tolist()}
-    reply = call(server, f"models/{model}/infer", {"inputs": [entry]})
-    return np.array(reply["outputs"][0]["data"], np.float32).reshape(reply["outputs"][0]["shape"])
-
-
 def start(settings: ServerConfig, on_line: Callable[[str], None] | None = None) -> None:
     """Start a server that is expected not to."""
     with running_server(settings, on_line=on_line):
         pass
-
-
-def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def served(server: RunningServer, model: str) -> bool:
@@ -104,14 +64,6 @@ def served(server: RunningServer, model: str) -> bool:
     except (urllib.error.URLError, ConnectionError):
         return False
     return True
-
-
-def refusal(server: RunningServer, path: str, body: object) -> tuple[int, str]:
-    """Status and error of a request that is expected to be refused."""
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        call(server, path, body)
-    with refused.value:
-        return refused.value.code, json.loads(refused.value.read())["error"]
 
 
 def test_answers_equal_a_plain_session(server: RunningServer, place: Path) -> None:

@@ -28,9 +28,9 @@ from clockwork_serve.messages import (
 from clockwork_serve.serve.shm import Region
 from clockwork_serve.serve.worker import host as worker_host
 from clockwork_serve.serve.worker.host import WorkerHost
+from tests.serve.lane_bench import Toy, over, timely
 from tests.serve.ordering import PATIENCE_S, Orders, orders
 from tests.serve.slots import answer, slot
-from tests.serve.test_lanes import Toy, over, timely
 from tests.worker.actions import CODE, GPU, SPEC, infer, load
 
 X = np.ones((1, 4), np.float32)

@@ -7,19 +7,15 @@ import json
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import uvloop
 from msgspec import structs
 
-from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.integrity import hash_of
 from clockwork_serve.messages import (
     CodeAdded,
@@ -32,29 +28,17 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.serve.processes.worker import EXIT_CONFIG, WorkerConfig
 from clockwork_serve.serve.shm import Region
+from tests.serve.lane_bench import over, timely
 from tests.serve.ordering import PATIENCE_S, Orders, orders
 from tests.serve.slots import answer, slot
-from tests.serve.test_lanes import over, timely
+from tests.serve.worker_processes import DEVICE, spawn, worker
 from tests.worker.actions import CODE, GPU, infer, load
 
 X = np.ones((1, 4), np.float32)
-DEVICE = DeviceConfig(device="gpu:0", kind="emulated", memory_bytes=1000, page_bytes=100)
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
     uvloop.run(asyncio.wait_for(test, 2 * PATIENCE_S))
-
-
-def spawn(config: WorkerConfig) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "clockwork_serve.serve.processes.worker",
-            msgspec.json.encode(config).decode(),
-        ],
-        stderr=subprocess.PIPE,
-    )
 
 
 async def ended(process: subprocess.Popen[bytes]) -> tuple[int, str]:
@@ -66,16 +50,6 @@ async def ended(process: subprocess.Popen[bytes]) -> tuple[int, str]:
 def affinities(pid: int) -> list[set[int]]:
     """Of each of its threads."""
     return [os.sched_getaffinity(int(entry.name)) for entry in Path(f"/proc/{pid}/task").iterdir()]
-
-
-@asynccontextmanager
-async def worker(run_dir: Path, **settings: Any) -> AsyncIterator[subprocess.Popen[bytes]]:
-    process = spawn(WorkerConfig(run_dir=str(run_dir), name="w0", devices=(DEVICE,), **settings))
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 async def ready(at: Orders, run_dir: Path, *, infer_ms: float = 1) -> None:
