@@ -21,7 +21,7 @@ from harness import machine
 from tests.end_to_end.commands import alive, command, first_line
 from tests.end_to_end.steady import how, steady
 from tests.serve.onnx_models import affine, put
-from tests.serve.servers import call, config, infer, refusal, until
+from tests.serve.supervisor.servers import call, config, infer, refusal, until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 

@@ -25,7 +25,7 @@ from harness.serving import read_metrics, total
 from tests.end_to_end.commands import command, first_line
 from tests.end_to_end.steady import how, steady
 from tests.serve.onnx_models import affine, put
-from tests.serve.servers import config, infer, until
+from tests.serve.supervisor.servers import config, infer, until
 
 pytestmark = pytest.mark.system
 
