@@ -28,8 +28,8 @@ import numpy as np
 
 from clockwork_serve.oip.protobuf import message
 from harness import repositories
-from harness.generator import Found, Generator, Plan, connected
 from harness.http_load import http_message
+from harness.lean_load import Found, Generator, Plan, connected
 from harness.machine import cpu_s, used_s, wait_for_peace
 from harness.report import Outcome, finish, milliseconds, parser, percent, quantile, table
 from harness.serving import Serving, serve

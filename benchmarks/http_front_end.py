@@ -7,7 +7,6 @@ controller's stand-in have another core.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -16,22 +15,23 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
 
 import msgspec
 
-from benchmarks.yardsticks import LENGTHS
 from clockwork_serve.serve.processes.gateway import GatewayConfig
 from harness.http_load import infer_message
+from harness.lean_load import LENGTHS, Generator, Plan
 from harness.machine import cpu_ns
 from harness.report import Outcome, finish, parser, table
 
 OURS: Final = "ours"
 SMALL_FLOATS, LARGE_FLOATS = 256, 150_000
 SMALL_SHARE, LARGE_SHARE = 0.4, 0.7
+WARM_UP_S: Final = 0.2
 
 
 @contextmanager
@@ -92,18 +92,22 @@ class Subject:
 
 def ask(server: Subject, core: int, connections: int, seconds: float) -> dict[str, float]:
     """What a server does for a while: requests/s, us of CPU a request of its processes, p50 and p99 in us."""
-    command = [
-        "taskset", "-c", str(core), sys.executable, "-m", "harness.lean_client", server.kind,
-        server.address, str(connections), str(seconds),
-    ]  # fmt: skip
-    pids = server.pids
-    before = sum(map(cpu_ns, pids))
-    done = subprocess.run(command, input=server.message, stdout=subprocess.PIPE, check=True)
-    used_ns = sum(map(cpu_ns, pids)) - before
-    found = json.loads(done.stdout)
+    host, _, port = server.address.rpartition(":")
+    with tempfile.NamedTemporaryFile() as message:
+        message.write(server.message)
+        message.flush()
+        plan = Plan(
+            host=host, port=int(port), message=message.name, seconds=seconds, connections=connections,
+            warmup_s=WARM_UP_S, cores=(core,), framed=server.kind == "frames",
+        )  # fmt: skip
+        before = sum(map(cpu_ns, server.pids))
+        with closing(Generator(plan)) as generator:
+            found = generator.result()
+        used_ns = sum(map(cpu_ns, server.pids)) - before
     return {
-        "per_s": found["requests"] / found["seconds"], "us": used_ns / 1e3 / found["all_requests"],
-        "p50_us": found["p50_us"], "p99_us": found["p99_us"], "bad": found["bad"],
+        "per_s": found.ends.get(200, 0) / seconds, "us": used_ns / 1e3 / found.sent,
+        "p50_us": found.latency_ns[0] / 1e3, "p99_us": found.latency_ns[2] / 1e3,
+        "bad": sum(found.ends.values()) - found.ends.get(200, 0),
     }  # fmt: skip
 
 

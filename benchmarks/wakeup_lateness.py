@@ -23,8 +23,8 @@ import numpy as np
 from benchmarks.wakeup_probe import Probe
 from clockwork_serve.telemetry import Histogram
 from harness import repositories
-from harness.generator import SHARES, Found, Generator, Plan
 from harness.http_load import infer_message
+from harness.lean_load import SHARES, Found, Generator, Plan
 from harness.machine import cpu_s, stolen_s, used_s, wait_for_peace
 from harness.report import Outcome, finish, milliseconds, parser, table
 from harness.serving import Serving, serve

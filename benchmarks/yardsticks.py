@@ -8,7 +8,6 @@ that has every request answered at once, so that a gateway can be measured alone
 from __future__ import annotations
 
 import asyncio
-import struct
 import sys
 from typing import Any, Final, cast
 
@@ -17,12 +16,11 @@ import msgspec
 import uvloop
 
 from clockwork_serve.units import MIB
+from harness.lean_load import LENGTHS
 from harness.stand_in import StandIn
 
 OUTPUT_FLOATS: Final = 16
 OUTPUT: Final = bytes(4 * OUTPUT_FLOATS)
-LENGTHS: Final = struct.Struct("<II")
-"""A frame's: of its header, and of its tensor."""
 
 
 class _Tensor(msgspec.Struct):

@@ -1,9 +1,11 @@
-"""A process that does nothing but ask: one prepared HTTP request again and again, on keep-alive sockets.
+"""A process that only sends load: one prepared HTTP request again and again, on keep-alive sockets.
 
-Open loop: requests come as a Poisson process, and each counts from its instant. It is lean, for it shares the
-machine with what it measures: no event loop, no parser, no copies of the message. It never retries.
+Open loop: requests arrive as a Poisson process, and the latency of each counts from its arrival. Closed loop:
+each connection sends its next request when it has its answer. It is lean where ``harness.http_load`` is
+convenient, for it shares the machine with the server that it measures: no event loop, no parser, no copies of
+the message, no samples. It never retries.
 
-    python -m harness.generator '{"host": ...}'
+    python -m harness.lean_load '{"host": ...}'
 
 writes one line of JSON when its connections stand and the load begins, and one when all is answered.
 """
@@ -11,16 +13,19 @@ writes one line of JSON when its connections stand and the load begins, and one 
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import random
 import select
 import socket
+import struct
 import subprocess
 import sys
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 import msgspec
 from msgspec import Struct
@@ -32,27 +37,32 @@ SHARES = (0.5, 0.9, 0.99, 0.999, 1.0)
 GRACE_NS = 5_000_000_000
 
 
+LENGTHS: Final = struct.Struct("<II")
+"""What a frame begins with, instead of HTTP: the lengths of its header and of its tensor."""
+
+
 class Plan(Struct, frozen=True, kw_only=True):
-    """``message`` is a file that holds the whole request.
+    """``message`` is a file that holds the whole request; ``rate``: requests a second, 0 for a closed loop.
 
     ``own_streams``: each connection is a client of its own, whose requests wait for one another; else a
     request takes the connection that has been idle for longest. ``split``: how many of the connections each
     gateway shall have, the first-named first; others are opened and closed until they do (empty: they stay as
-    they fall). Requests of the first ``warmup_s`` are not counted.
+    they fall). Requests of the first ``warmup_s`` are not counted. ``framed``: answers are frames, not HTTP.
     """
 
     host: str
     port: int
     message: str
-    rate: float
     seconds: float
     connections: int
+    rate: float = 0.0
     warmup_s: float = 1.0
     seed: int = 1
     own_streams: bool = False
     split: tuple[int, ...] = ()
     nice: int = 0
     cores: tuple[int, ...] = ()
+    framed: bool = False
 
 
 class Started(Struct, frozen=True, kw_only=True):
@@ -67,6 +77,8 @@ class Found(Struct, frozen=True, kw_only=True):
 
     seconds: float
     asked: int
+    sent: int
+    """All requests, those that are not counted too."""
     ends: dict[int, int]
     """By HTTP status; 0 for those that the server cut off or never answered."""
     by_gateway: dict[str, int]
@@ -84,7 +96,7 @@ class Generator:
     def __init__(self, plan: Plan) -> None:
         """Start it, and wait until the load begins."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "harness.generator", msgspec.json.encode(plan).decode()],
+            [sys.executable, "-m", "harness.lean_load", msgspec.json.encode(plan).decode()],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, start_new_session=True,
         )  # fmt: skip
         self.pid = self._process.pid
@@ -111,10 +123,14 @@ class Generator:
         return line
 
 
+Parse = Callable[[bytes], tuple[int, int] | None]
+"""Status and length of the answer that some bytes start with; None while it is not whole."""
+
+
 class _Connection:
     """One keep-alive socket with at most one request out."""
 
-    __slots__ = ("due_ns", "gateway", "received", "rest", "socket", "waiting")
+    __slots__ = ("answers", "due_ns", "gateway", "received", "rest", "socket", "waiting")
 
     def __init__(self, plan: Plan) -> None:
         self.socket = socket.create_connection((plan.host, plan.port))
@@ -123,13 +139,14 @@ class _Connection:
         self.rest: memoryview | None = None  # what is left to be sent of it
         self.received = b""
         self.gateway = ""
+        self.answers = 0  # those that count
         self.waiting: deque[int] = deque()  # instants of requests that come after it
 
-    def ask_once(self, message: bytes) -> None:
+    def ask_once(self, message: bytes, parse: Parse) -> None:
         """One request, to learn which gateway answers here."""
         self.socket.sendall(message)
         received = b""
-        while (found := _response(received)) is None:
+        while (found := parse(received)) is None:
             data = self.socket.recv(1 << 16)
             if not data:
                 raise RuntimeError(f"the server closed the connection after {received!r}")
@@ -139,14 +156,22 @@ class _Connection:
         self.gateway = _gateway(received)
 
 
-def _response(received: bytes) -> tuple[int, int] | None:
-    """Status and length of the response that ``received`` starts with; None while it is not whole."""
+def _http_answer(received: bytes) -> tuple[int, int] | None:
     end = received.find(b"\r\n\r\n")
     if end < 0:
         return None
-    at = received.index(b"Content-Length: ") + 16
-    length = end + 4 + int(received[at : received.index(b"\r", at)])
+    at = received.find(b"Content-Length: ")
+    if received[at - 2 : at] != b"\r\n":  # a longer name that ends like it
+        at = received.index(b"\r\nContent-Length: ") + 2
+    length = end + 4 + int(received[at + 16 : received.index(b"\r", at)])
     return (int(received[9:12]), length) if len(received) >= length else None
+
+
+def _frame(received: bytes) -> tuple[int, int] | None:
+    if len(received) < LENGTHS.size:
+        return None
+    length = LENGTHS.size + sum(LENGTHS.unpack_from(received))
+    return (200, length) if len(received) >= length else None
 
 
 def _gateway(received: bytes) -> str:
@@ -163,7 +188,7 @@ def connected(plan: Plan, message: bytes) -> list[_Connection]:
     surplus = []
     for _ in range(100 * plan.connections):
         connection = _Connection(plan)
-        connection.ask_once(message)
+        connection.ask_once(message, _frame if plan.framed else _http_answer)
         if have[connection.gateway] < wanted.get(connection.gateway, 0 if wanted else plan.connections):
             have[connection.gateway] += 1
             found.append(connection)
@@ -186,8 +211,8 @@ class _Load:
         self._own_streams = plan.own_streams
         self._connections = connections
         self._random = random.Random(plan.seed)
-        gaps = (self._random.expovariate(plan.rate) for _ in range(1 << 60))
-        self._gaps_ns = (round(gap * 1e9) for gap in gaps)
+        self._rate = plan.rate
+        self._parse: Parse = _frame if plan.framed else _http_answer
         self._idle = deque(connections)
         self._waiting: deque[int] = deque()
         self._epoll = select.epoll()
@@ -196,26 +221,42 @@ class _Load:
             connection.socket.setblocking(False)  # noqa: FBT003 (the socket's own word)
             self._epoll.register(fd, select.EPOLLIN)
         self._out = 0
-        self._counted_ns = 0
-        self.asked = self.waited = 0
+        self._counted_ns = self._end_ns = 0
+        self.asked = self.sent = self.waited = 0
         self.ends: Counter[int] = Counter()
-        self.by_gateway: Counter[str] = Counter()
         self.latencies_ns: list[int] = []
         self.lates_ns: list[int] = []
 
     def run(self, start_ns: int, counted_ns: int, end_ns: int) -> None:
         """Ask from ``start_ns`` until ``end_ns``, and wait a while for what is out."""
-        self._counted_ns = counted_ns
-        due_ns = start_ns + next(self._gaps_ns)
+        self._counted_ns, self._end_ns = counted_ns, end_ns
+        if self._rate:
+            self._open_loop(start_ns, end_ns)
+        else:
+            for _ in self._connections:
+                self._ask(time.monotonic_ns())
+        while self._out and time.monotonic_ns() < end_ns + GRACE_NS:
+            self._take(0.1)
+        self.ends[0] += self.asked - sum(self.ends.values())
+
+    def by_gateway(self) -> dict[str, int]:
+        """How many of the counted answers came from whom."""
+        found: Counter[str] = Counter()
+        for connection in self._connections:
+            found[connection.gateway] += connection.answers
+        return dict(+found)
+
+    def _open_loop(self, start_ns: int, end_ns: int) -> None:
+        gaps = (self._random.expovariate(self._rate) for _ in itertools.count())
+        arrivals = itertools.accumulate((round(gap * 1e9) for gap in gaps), initial=start_ns)
+        next(arrivals)
+        due_ns = next(arrivals)
         while due_ns < end_ns:
             now_ns = time.monotonic_ns()
             while due_ns <= now_ns and due_ns < end_ns:
                 self._ask(due_ns)
-                due_ns += next(self._gaps_ns)
+                due_ns = next(arrivals)
             self._listen(due_ns)
-        while self._out and time.monotonic_ns() < end_ns + GRACE_NS:
-            self._listen(end_ns + GRACE_NS)
-        self.ends[0] += self.asked - sum(self.ends.values())
 
     def _ask(self, due_ns: int) -> None:
         counted = due_ns >= self._counted_ns
@@ -237,9 +278,14 @@ class _Load:
         self._send(free, due_ns)
 
     def _send(self, connection: _Connection, due_ns: int) -> None:
+        self.sent += 1
         connection.due_ns = due_ns
-        connection.rest = memoryview(self._message)
-        if not self._go_on(connection):
+        try:
+            sent = connection.socket.send(self._message)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(self._message):
+            connection.rest = memoryview(self._message)[sent:]
             self._epoll.modify(connection.socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
 
     def _go_on(self, connection: _Connection) -> bool:
@@ -256,7 +302,10 @@ class _Load:
         left_s = (until_ns - time.monotonic_ns()) / 1e9
         if left_s > 0:
             select.select([self._epoll.fileno()], [], [], left_s)
-        for fd, events in self._epoll.poll(0):
+        self._take(0)
+
+    def _take(self, timeout_s: float) -> None:
+        for fd, events in self._epoll.poll(timeout_s):
             connection = self._by_fd[fd]
             if connection.rest is not None and events & select.EPOLLOUT and self._go_on(connection):
                 self._epoll.modify(fd, select.EPOLLIN)
@@ -272,8 +321,8 @@ class _Load:
             return
         if not data:
             raise RuntimeError(f"the server closed a connection after {connection.received!r}")
-        received = connection.received + data
-        found = _response(received)
+        received = connection.received + data if connection.received else data
+        found = self._parse(received)
         if found is None:
             connection.received = received
             return
@@ -283,7 +332,7 @@ class _Load:
         if due_ns >= self._counted_ns:
             self.latencies_ns.append(time.monotonic_ns() - due_ns)
             self.ends[found[0]] += 1
-            self.by_gateway[connection.gateway] += 1
+            connection.answers += 1
         if connection.rest is None:  # else it was refused before it was sent, which comes first
             self._free(connection)
 
@@ -291,6 +340,12 @@ class _Load:
         waiting = connection.waiting if self._own_streams else self._waiting
         if waiting:
             self._send(connection, waiting.popleft())
+        elif not self._rate:
+            now_ns = time.monotonic_ns()
+            if now_ns < self._end_ns:
+                self._out += 1
+                self.asked += now_ns >= self._counted_ns
+                self._send(connection, now_ns)
         elif not self._own_streams:
             self._idle.append(connection)
 
@@ -315,8 +370,9 @@ def main() -> int:
     counted = plan.seconds / (plan.seconds + plan.warmup_s)
     _tell(
         Found(
-            seconds=plan.seconds, asked=load.asked, ends={end: n for end, n in load.ends.items() if n},
-            by_gateway=dict(load.by_gateway), latency_ns=latency_ns, late_ns=late_ns, waited=load.waited,
+            seconds=plan.seconds, asked=load.asked, sent=load.sent + len(connections),
+            ends={end: n for end, n in load.ends.items() if n}, by_gateway=load.by_gateway(),
+            latency_ns=latency_ns, late_ns=late_ns, waited=load.waited,
             cpu_s=(time.process_time() - cpu_s) * counted,
         )
     )  # fmt: skip

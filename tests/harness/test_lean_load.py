@@ -18,7 +18,7 @@ from benchmarks.gateway_balance import split_of
 from benchmarks.wakeup_lateness import LATE_NS, Phase, less
 from benchmarks.wakeup_probe import Probe
 from clockwork_serve.telemetry import Histogram
-from harness.generator import Generator, Plan, connected
+from harness.lean_load import Generator, Plan, connected
 
 ANSWER = "HTTP/1.1 {} X\r\nContent-Length: 2\r\nClockwork-Request-Id: gateway-{}-1f-7\r\n\r\nok"
 
@@ -92,6 +92,17 @@ def test_every_request_is_counted_by_its_end_and_by_who_answered(
     assert sum(found.by_gateway.values()) == found.asked
     assert sorted(found.latency_ns) == found.latency_ns
     assert found.latency_ns[0] > 400_000
+
+
+def test_in_a_closed_loop_every_connection_asks_again_when_it_has_its_answer(tmp_path: Path) -> None:
+    wanted = plan(0, tmp_path, rate=0, connections=2)
+    with server() as port, closing(Generator(structs.replace(wanted, port=port))) as generator:
+        found = generator.result()
+    # Each answer takes the server half a millisecond at least.
+    assert 20 < found.asked <= 2 * (0.5 / 0.0005 + 1)
+    assert found.ends == {200: found.asked}
+    assert found.sent > found.asked
+    assert found.waited == 0
 
 
 @pytest.mark.parametrize("early", [False, True])
