@@ -13,8 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from harness import repositories, schedules
-from harness.http_load import Report, Shot, infer_message, open_loop, run
+from harness import repositories
+from harness.http_load import Report, Shot, infer_message, open_loop, poisson, run
 from harness.machine import Disturbance, Watch
 from harness.report import Outcome, finish, milliseconds, parser, percent, quantile
 from harness.serving import Serving, serve, total
@@ -97,7 +97,7 @@ def measure(serving: Serving, share: float, seconds: float, seed: int) -> Outcom
     service_ns = batch_1_ns(serving, infer_message(serving.http_url, MODEL, x, slo_ms=5000))
     slo_ns = 10 * service_ns
     message = infer_message(serving.http_url, MODEL, x, slo_ms=slo_ns / 1e6)
-    arrivals = schedules.poisson(share * 1e9 / service_ns, seconds, random.Random(seed))
+    arrivals = poisson(share * 1e9 / service_ns, seconds, random.Random(seed))
     schedule = [Shot(at_ns, message) for at_ns in arrivals]
     lane = (serving.worker_pid(), serving.exec_thread())
     before = serving.metrics()

@@ -17,17 +17,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from benchmarks.grpc_sides import METHOD
-from benchmarks.http_front_end import Subject, ask
-from clockwork_serve.oip.protobuf import ModelInferRequest
+from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, ModelInferRequest
 from comparison.triton import identity, running_triton, why_not
 from harness.grpc_load import Load
 from harness.http_load import infer_message
+from harness.lean_load import Subject, ask
 from harness.machine import cpu_ns
 from harness.report import Outcome, finish, parser, table
 from harness.serving import serve
 
 FLOATS: Final = 256
+METHOD: Final = f"/{INFERENCE_SERVICE}/ModelInfer"
 MODEL: Final = "identity"
 CONNECTIONS: Final = (1, 16, 32)
 SLO_MS: Final = 10_000

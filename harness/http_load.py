@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
@@ -140,6 +141,13 @@ def header_of(sample: Sample, name: str) -> str:
         if found.lower() == name.encode():
             return value.strip().decode()
     return ""
+
+
+def poisson(rate: float, seconds: float, rng: random.Random) -> Iterator[int]:
+    """Instants in ns from 0 of a Poisson process of ``rate`` per second."""
+    now_s = 0.0
+    while (now_s := now_s + rng.expovariate(rate)) < seconds:
+        yield round(now_s * 1e9)
 
 
 class Connection(asyncio.Protocol):

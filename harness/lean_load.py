@@ -21,20 +21,25 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
 import msgspec
 from msgspec import Struct
 
+from harness.machine import cpu_ns
 from harness.report import quantile
 
 ROOT = Path(__file__).parents[1]
 SHARES = (0.5, 0.9, 0.99, 0.999, 1.0)
 GRACE_NS = 5_000_000_000
+WARM_UP_S: Final = 0.2
 
 
 LENGTHS: Final = struct.Struct("<II")
@@ -121,6 +126,37 @@ class Generator:
         if not line:
             raise RuntimeError(f"the load generator ended with status {self._process.wait()}")
         return line
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A server to ask: its processes, its address, and what is sent there again and again."""
+
+    pids: list[int]
+    kind: str
+    address: str
+    message: bytes
+
+
+def ask(server: Subject, core: int, connections: int, seconds: float) -> dict[str, float]:
+    """What a server does for a while: requests/s, us of CPU a request of its processes, p50 and p99 in us."""
+    host, _, port = server.address.rpartition(":")
+    with tempfile.NamedTemporaryFile() as message:
+        message.write(server.message)
+        message.flush()
+        plan = Plan(
+            host=host, port=int(port), message=message.name, seconds=seconds, connections=connections,
+            warmup_s=WARM_UP_S, cores=(core,), framed=server.kind == "frames",
+        )  # fmt: skip
+        before = sum(map(cpu_ns, server.pids))
+        with closing(Generator(plan)) as generator:
+            found = generator.result()
+        used_ns = sum(map(cpu_ns, server.pids)) - before
+    return {
+        "per_s": found.ends.get(200, 0) / seconds, "us": used_ns / 1e3 / found.sent,
+        "p50_us": found.latency_ns[0] / 1e3, "p99_us": found.latency_ns[2] / 1e3,
+        "bad": sum(found.ends.values()) - found.ends.get(200, 0),
+    }  # fmt: skip
 
 
 Parse = Callable[[bytes], tuple[int, int] | None]

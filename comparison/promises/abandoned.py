@@ -18,7 +18,7 @@ from comparison.promises.loads import EMULATED, NS_PER_MS, names
 from comparison.promises.question import Figures, Question, Row, Runs, at_most, column
 from comparison.promises.rejections import message
 from comparison.promises.rig import Rig, Serving
-from harness import schedules
+from harness.http_load import poisson
 
 MODELS: Final = 15
 SLO_MS: Final = 1000
@@ -49,7 +49,7 @@ def measure(rig: Rig, variant: str, repeat: int) -> Figures:
 def _asks(serving: Serving, variant: str, repeat: int) -> list[Ask]:
     rng, setup = random.Random(repeat), serving.setup
     found = []
-    for number, at_ns in enumerate(schedules.poisson(RATE, SECONDS, rng)):
+    for number, at_ns in enumerate(poisson(RATE, SECONDS, rng)):
         model = setup.names[rng.randrange(MODELS)]
         if variant == "http":
             sent = message(serving, model, number, SLO_MS)

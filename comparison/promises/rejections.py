@@ -24,8 +24,7 @@ from comparison.promises.loads import (
 )
 from comparison.promises.question import Figures, Question, Row, Runs, at_most, column
 from comparison.promises.rig import Rig, Serving
-from harness import schedules
-from harness.http_load import Sample, Shot, http_message, open_loop, run
+from harness.http_load import Sample, Shot, http_message, open_loop, poisson, run
 
 MODELS: Final = 15
 TIMES: Final = 3.0
@@ -64,7 +63,7 @@ def _numbers(serving: Serving, rate: float, repeat: int) -> Figures:
     setup, rng = serving.setup, random.Random(repeat)
     slos = SLOS_MS if len(setup.names) == 1 else (SLO_MS[EMULATED],)
     shots = []
-    for number, at_ns in enumerate(schedules.poisson(rate, SECONDS + WARMUP_S, rng)):
+    for number, at_ns in enumerate(poisson(rate, SECONDS + WARMUP_S, rng)):
         model, slo_ms = rng.choice(setup.names), rng.choice(slos)
         shots.append(Shot(at_ns, message(serving, model, number, slo_ms), f"{number} {model} {slo_ms}"))
     log = log_of(setup)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.oracle import Job, Run, could_join, feasible, hopeless_at, most_in_time
+from benchmarks.overload.oracle import Job, Run, could_join, feasible, hopeless_at, most_in_time
 
 SERVICE = 10
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.oracle import Run
-from benchmarks.overload import conclude, judge, runs_of
+from benchmarks.overload.__main__ import conclude, judge, runs_of
+from benchmarks.overload.oracle import Run
 from clockwork_serve.messages import Status
 from clockwork_serve.telemetry import Journal
 from clockwork_serve.units import ms

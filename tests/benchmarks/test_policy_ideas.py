@@ -7,8 +7,18 @@ from dataclasses import replace
 import pytest
 from msgspec import structs
 
-from benchmarks.policy_ideas import CASES, LONGER, Case, Found, gain, in_time, judge, play, summary
-from benchmarks.policy_variants import IDEAS, NAMES, REJECT, Variant, alone, base, having, variants, without
+from benchmarks.policy_ideas.__main__ import CASES, LONGER, Case, Found, gain, in_time, judge, play, summary
+from benchmarks.policy_ideas.variants import (
+    IDEAS,
+    NAMES,
+    REJECT,
+    Variant,
+    alone,
+    base,
+    having,
+    variants,
+    without,
+)
 from clockwork_serve.apps.reproduce.run import Run
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.config import ControllerConfig

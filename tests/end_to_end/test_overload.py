@@ -12,7 +12,7 @@ import pytest
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
-from benchmarks import overload
+from benchmarks.overload import __main__ as overload
 from harness import repositories
 from harness.http_load import header_of, infer_message, open_loop, run
 from harness.serving import Serving, total, until

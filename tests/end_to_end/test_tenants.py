@@ -17,8 +17,8 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from clockwork_serve.serve.gateway.access import DoorConfig
-from harness import repositories, schedules
-from harness.http_load import Sample, Shot, infer_message, open_loop, reason_of, run
+from harness import repositories
+from harness.http_load import Sample, Shot, infer_message, open_loop, poisson, reason_of, run
 from harness.serving import Serving
 from tests.end_to_end.conftest import call, x_json
 from tests.timing import Timing
@@ -95,7 +95,7 @@ def shots(url: str, key: str, model: str, rate: float, slo_ms: float, seed: int)
     message = infer_message(url, model, X, slo_ms=slo_ms)
     line, rest = message.split(b"\r\n", 1)
     message = b"%s\r\nx-api-key: %s\r\n%s" % (line, key.encode(), rest)
-    return [Shot(at_ns, message, key) for at_ns in schedules.poisson(rate, SECONDS, random.Random(seed))]
+    return [Shot(at_ns, message, key) for at_ns in poisson(rate, SECONDS, random.Random(seed))]
 
 
 def played(serving: Serving, greedy_rps: float) -> dict[str, list[Sample]]:

@@ -1,7 +1,7 @@
 """A server that answers every inference at once and does nothing else, to measure a load generator with.
 
-``python -m benchmarks.trivial_server http|grpc`` prints its port, and ends with its standard input. It speaks
-just enough of the Open Inference Protocol.
+``python -m benchmarks.generator_capacity.trivial_server http|grpc`` prints its port, and ends with its
+standard input. It speaks just enough of the Open Inference Protocol.
 """
 
 from __future__ import annotations

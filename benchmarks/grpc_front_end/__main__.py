@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from statistics import median
 from typing import Any, Final
 
-from benchmarks import grpc_sides
+from benchmarks.grpc_front_end import sides as grpc_sides
 from harness.grpc_load import ROOM_BYTES, Load
 from harness.machine import cpu_s
 from harness.report import Outcome, finish, parser, table
@@ -32,7 +32,7 @@ WARM_UP_S: Final = 0.3
 @contextmanager
 def side(name: str, core: int, *arguments: object) -> Iterator[tuple[int, int]]:
     """A process on one core; its id and port."""
-    command = [sys.executable, "-m", "benchmarks.grpc_sides", name, *map(str, (core, *arguments))]
+    command = [sys.executable, "-m", "benchmarks.grpc_front_end.sides", name, *map(str, (core, *arguments))]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:

@@ -20,9 +20,16 @@ from statistics import median
 
 from msgspec import structs
 
-from benchmarks.agreement import Pair, Run, conclude, why_invalid
-from benchmarks.calibration import Calibration, Delays, calibrate, delays_of, truth_of, write_zoo
-from benchmarks.lane_story import Execution, Story, story_of
+from benchmarks.simulate_reality.agreement import Pair, Run, conclude, why_invalid
+from benchmarks.simulate_reality.calibration import (
+    Calibration,
+    Delays,
+    calibrate,
+    delays_of,
+    truth_of,
+    write_zoo,
+)
+from benchmarks.simulate_reality.lane_story import Execution, Story, story_of
 from clockwork_serve.apps.simulate.play import play
 from clockwork_serve.apps.simulate.question import SimulationQuestion, ask
 from clockwork_serve.apps.simulate.report import Report, report

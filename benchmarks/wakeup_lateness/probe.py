@@ -2,7 +2,7 @@
 
 It sleeps and wakes as the controller does (uvloop, timerfd), every millisecond or so, and has nothing to do.
 
-    python -m benchmarks.wakeup_probe SECONDS
+    python -m benchmarks.wakeup_lateness.probe SECONDS
 
 writes a histogram of its lateness as JSON.
 """
@@ -23,7 +23,7 @@ import uvloop
 from clockwork_serve.serve.driver import LoopTimer
 from clockwork_serve.telemetry import Histogram
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Probe:
@@ -31,7 +31,7 @@ class Probe:
 
     def __init__(self, seconds: float) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.wakeup_probe", str(seconds)],
+            [sys.executable, "-m", "benchmarks.wakeup_lateness.probe", str(seconds)],
             stdout=subprocess.PIPE, cwd=ROOT, start_new_session=True,
         )  # fmt: skip
         self.pid = self._process.pid

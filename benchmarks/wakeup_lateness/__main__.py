@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from benchmarks.wakeup_probe import Probe
+from benchmarks.wakeup_lateness.probe import Probe
 from clockwork_serve.telemetry import Histogram
 from harness import repositories
 from harness.http_load import infer_message

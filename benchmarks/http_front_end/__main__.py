@@ -15,8 +15,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from statistics import median
 from typing import Any, Final
 
@@ -24,14 +23,12 @@ import msgspec
 
 from clockwork_serve.serve.processes.gateway import GatewayConfig
 from harness.http_load import infer_message
-from harness.lean_load import LENGTHS, Generator, Plan
-from harness.machine import cpu_ns
+from harness.lean_load import LENGTHS, Subject, ask
 from harness.report import Outcome, finish, parser, table
 
 OURS: Final = "ours"
 SMALL_FLOATS, LARGE_FLOATS = 256, 150_000
 SMALL_SHARE, LARGE_SHARE = 0.4, 0.7
-WARM_UP_S: Final = 0.2
 
 
 @contextmanager
@@ -50,8 +47,8 @@ def process(core: int, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 
 @contextmanager
 def yardstick(core: int, kind: str, given: str = "-") -> Iterator[tuple[int, str]]:
-    """One of :mod:`benchmarks.yardsticks`; its process and address."""
-    with process(core, "benchmarks.yardsticks", kind, given) as found:
+    """One of :mod:`benchmarks.http_front_end.yardsticks`; its process and address."""
+    with process(core, "benchmarks.http_front_end.yardsticks", kind, given) as found:
         assert found.stdout is not None
         yield found.pid, found.stdout.readline().decode().strip()
 
@@ -78,37 +75,6 @@ def gateway(core: int, floats: int, run_dir: str) -> Iterator[tuple[int, str]]:
                 else:
                     break
             yield found.pid, f"127.0.0.1:{port}"
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A server to ask: its processes, its address, and what is sent there again and again."""
-
-    pids: list[int]
-    kind: str
-    address: str
-    message: bytes
-
-
-def ask(server: Subject, core: int, connections: int, seconds: float) -> dict[str, float]:
-    """What a server does for a while: requests/s, us of CPU a request of its processes, p50 and p99 in us."""
-    host, _, port = server.address.rpartition(":")
-    with tempfile.NamedTemporaryFile() as message:
-        message.write(server.message)
-        message.flush()
-        plan = Plan(
-            host=host, port=int(port), message=message.name, seconds=seconds, connections=connections,
-            warmup_s=WARM_UP_S, cores=(core,), framed=server.kind == "frames",
-        )  # fmt: skip
-        before = sum(map(cpu_ns, server.pids))
-        with closing(Generator(plan)) as generator:
-            found = generator.result()
-        used_ns = sum(map(cpu_ns, server.pids)) - before
-    return {
-        "per_s": found.ends.get(200, 0) / seconds, "us": used_ns / 1e3 / found.sent,
-        "p50_us": found.latency_ns[0] / 1e3, "p99_us": found.latency_ns[2] / 1e3,
-        "bad": sum(found.ends.values()) - found.ends.get(200, 0),
-    }  # fmt: skip
 
 
 def compare(floats: int, connections: int, given: Any) -> dict[str, list[dict[str, float]]]:

@@ -20,7 +20,17 @@ from typing import Any
 
 from msgspec import structs
 
-from benchmarks.policy_variants import CAP, IDEAS, NOT_KEPT, REJECT, Variant, alone, base, variants, without
+from benchmarks.policy_ideas.variants import (
+    CAP,
+    IDEAS,
+    NOT_KEPT,
+    REJECT,
+    Variant,
+    alone,
+    base,
+    variants,
+    without,
+)
 from clockwork_serve.apps.reproduce import fig5, fig6, fig7, fig8, fig9_workloads
 from clockwork_serve.apps.reproduce.figure import Role
 from clockwork_serve.apps.reproduce.players import Player

@@ -21,7 +21,7 @@ from clockwork_serve.bench.report import Report
 from clockwork_serve.bench.run import run
 from harness.report import Outcome, finish, parser
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STEPS = {"http": (5, 10, 20, 25, 30, 40, 50), "grpc": (5, 10, 15, 20, 25, 30, 40)}
 """Thousands of requests a second."""
 ASKED_RPS = 20_000
@@ -46,7 +46,7 @@ slo_ms = 100
 def trivial_server(kind: str, core: int, *, realtime: bool) -> Iterator[str]:
     """Where it is."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.trivial_server", kind],
+        [sys.executable, "-m", "benchmarks.generator_capacity.trivial_server", kind],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True,
     )  # fmt: skip
     assert process.stdout is not None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from benchmarks.calibration import Calibration, Delays
+from benchmarks.simulate_reality.calibration import Calibration, Delays
 from harness.machine import Disturbance
 from harness.report import Outcome, percent, quantile, table
 

@@ -3,7 +3,7 @@
 An emulated (or Python) model takes 500 ms; requests with SLOs of 100, 600 and 1200 ms arrive in an open
 loop. From the journal come the lane's executions, and from the client's clock when each request was sent and
 answered. What was hopeless when, and what could have been served at best, is calculated by
-``benchmarks.oracle`` alone.
+``benchmarks.overload.oracle`` alone.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.oracle import Job, Run, could_join, hopeless_at, most_in_time
+from benchmarks.overload.oracle import Job, Run, could_join, hopeless_at, most_in_time
 from clockwork_serve.messages import Infer, Result, Status
 from clockwork_serve.telemetry import read_journal
-from harness import repositories, schedules
-from harness.http_load import Report, Sample, Shot, header_of, infer_message, open_loop, run
+from harness import repositories
+from harness.http_load import Report, Sample, Shot, header_of, infer_message, open_loop, poisson, run
 from harness.report import Outcome, finish, milliseconds, parser, percent, quantile
 from harness.serving import Serving, serve
 
@@ -52,7 +52,7 @@ def shots(url: str, rate: float, seconds: float, slos_ms: Sequence[int], seed: i
     messages = {slo: infer_message(url, MODEL, X, slo_ms=slo) for slo in slos_ms}
     return [
         Shot(at_ns, messages[slo], str(slo))
-        for at_ns in schedules.poisson(rate, seconds, rng)
+        for at_ns in poisson(rate, seconds, rng)
         for slo in [rng.choice(slos_ms)]
     ]
 

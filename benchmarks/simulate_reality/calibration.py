@@ -11,7 +11,7 @@ from statistics import mean, median
 
 from msgspec import structs
 
-from benchmarks.lane_story import Execution, Story
+from benchmarks.simulate_reality.lane_story import Execution, Story
 from clockwork_serve.messages import Model, Profile
 from clockwork_serve.sim import Constants, read_constants
 from clockwork_serve.sim.constants import Network, Noise, Quantiles
