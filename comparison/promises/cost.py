@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Final
 
@@ -15,11 +19,67 @@ from comparison.peers.measure import SERVER_CORE
 from comparison.peers.models import Kinds
 from comparison.peers.peer import INSTALLED
 from comparison.peers.served import Network
-from comparison.promises.cpu import between, by_role, total_s
 from comparison.promises.loads import MOBILENET, NS_PER_MS, names, steady
 from comparison.promises.question import Figures, Question, Row, Runs, at_most, column, paired, percent
 from comparison.promises.rig import Rig
+from harness.machine import TICK_S
 from harness.serving import total
+
+# ------------------------------------------------------------
+# CPU time by process of a server, user and system apart: reads /proc, changes nothing.
+
+
+_ROLE: Final = re.compile(r"clockwork_serve\.serve\.\w+\.(\w+?)(?:_process)?(?!\w)")
+KEEPER: Final = "keeper"
+"""The first process, which starts the others, and whatever else it started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """Seconds."""
+
+    user_s: float = 0.0
+    system_s: float = 0.0
+
+    def __add__(self, other: Used) -> Used:
+        return Used(self.user_s + other.user_s, self.system_s + other.system_s)
+
+    def __sub__(self, other: Used) -> Used:
+        return Used(self.user_s - other.user_s, self.system_s - other.system_s)
+
+
+def by_role(pids: Iterable[int]) -> dict[str, Used]:
+    """What gateway, controller, worker and keeper have used so far."""
+    found: dict[str, Used] = {}
+    for pid in pids:
+        with suppress(OSError):
+            line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            used = Used(int(fields[11]) * TICK_S, int(fields[12]) * TICK_S)
+            role = role_of(line)
+            found[role] = found.get(role, Used()) + used
+    return found
+
+
+def role_of(line: str) -> str:
+    """Which process it is, by its command line."""
+    told = _ROLE.search(line)
+    return told.group(1) if told else KEEPER
+
+
+def between(before: Mapping[str, Used], after: Mapping[str, Used]) -> dict[str, dict[str, float]]:
+    """What each used between two readings."""
+    return {
+        role: {"user_s": used.user_s, "system_s": used.system_s}
+        for role in sorted(after)
+        for used in [after[role] - before.get(role, Used())]
+    }
+
+
+def total_s(used: Mapping[str, Mapping[str, float]]) -> float:
+    """Of all processes."""
+    return sum(one["user_s"] + one["system_s"] for one in used.values())
+
 
 MODELS: Final = 15
 SHARE: Final = 0.8

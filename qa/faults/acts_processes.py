@@ -1,18 +1,21 @@
-"""Acts that kill and stop processes of the server. Each is made with what differs between rows."""
+"""Acts that kill and stop processes of the server, or take from the machine. Each is made with what differs."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from harness.server import alive, until
 from harness.serving import read_metrics, total
-from qa.faults.stage import Act, Stage
+from qa.faults.stage import Act, NotMeasured, Stage
 
 KILL, STOP, CONT, TERM = signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT, signal.SIGTERM
 
@@ -190,3 +193,65 @@ def keeper_killed(stage: Stage) -> None:
     stage.notes.append(f"all {len(others)} children ended within {(ended_ns - start) / 1e6:.0f} ms")
     stage.restart()
     stage.marks[-1] = ended_ns
+
+
+# ------------------------------------------------------------
+# Acts on the machine: cores taken away, files out of the page cache, a stepped clock.
+
+
+MAY_STEP_CLOCK = "CLOCKWORK_MAY_STEP_CLOCK"
+"""Set by whoever owns the machine alone: everything on it sees the step."""
+
+
+def hog(stage: Stage) -> None:
+    """A program on each core that wants all of it."""
+    cores = sorted(os.sched_getaffinity(0))
+    code = "import os,sys\nos.sched_setaffinity(0,{int(sys.argv[1])})\nwhile True: pass"
+    stage.mark()
+    hogs = [subprocess.Popen([sys.executable, "-c", code, str(core)]) for core in cores]
+    try:
+        stage.sleep(2.0 if stage.short else 5.0)
+    finally:
+        for each in hogs:
+            each.kill()
+            each.wait()
+    stage.mark()
+
+
+def page_cache_dropped(stage: Stage) -> None:
+    """The files of repository and cache, which must be read from the disk again."""
+    for _ in range(3):
+        stage.mark()
+        for folder in (stage.root, stage.cache):
+            for path in folder.rglob("*"):
+                if path.is_file():
+                    _drop(path)
+        stage.sleep(0.3)
+
+
+def _drop(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
+def clock_stepped(stage: Stage) -> None:
+    """CLOCK_REALTIME an hour ahead, and back."""
+    if not os.environ.get(MAY_STEP_CLOCK):
+        raise NotMeasured(f"it steps the whole machine's clock: set {MAY_STEP_CLOCK}=1 to allow it")
+    for seconds in (3600, -3600):
+        now = time.clock_gettime(time.CLOCK_REALTIME)
+        stage.mark()
+        try:
+            time.clock_settime(time.CLOCK_REALTIME, now + seconds)
+        except PermissionError as error:
+            raise NotMeasured(f"the clock may not be set here ({error.strerror})") from None
+        stage.sleep(0.5)
+
+
+def nothing(stage: Stage) -> None:
+    """What the measuring itself costs."""
+    stage.mark()

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from qa.faults import acts_clients as clients
-from qa.faults import acts_machine as host
 from qa.faults import acts_models as models
+from qa.faults import acts_processes as host
 from qa.faults import acts_processes as processes
 from qa.faults import setups
 from qa.faults.stage import Act

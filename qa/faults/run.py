@@ -1,28 +1,131 @@
-"""One row, from an empty folder to a result: server, load, fault, what is left."""
+"""One row, from an empty folder to a verdict: server, load, fault, what is left, what was promised."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from msgspec import structs
 
 from clockwork_serve.units import MIB, NS_PER_S
 from harness.server import Held, Server, until
 from harness.server_process import may_mount
-from qa.faults import judge, measure
-from qa.faults.books import books
+from harness.serving import Metrics, read_metrics, total
+from qa.faults import measure
 from qa.faults.load import play, scenario
 from qa.faults.proxy import Proxy
-from qa.faults.result import NOT_MEASURED, Holding, Result
+from qa.faults.result import BROKEN, KEPT, NOT_MEASURED, Holding, Result
 from qa.faults.rows import Row
 from qa.faults.setups import SETUPS
 from qa.faults.stage import NotMeasured, Stage
+
+# ------------------------------------------------------------
+# What must be equal in /metrics once nobody asks anything.
+
+
+def books(server: Server, gateways: int, same: bool) -> dict[str, int]:  # noqa: FBT001
+    """Differences that must be 0. ``same``: who counts was not replaced, so all of them agree."""
+    pages: dict[str, Metrics] = {}
+    for _ in range(60):
+        try:
+            page = read_metrics(f"{server.http_url}/metrics", 5)  # of whichever gateway is reached
+        except OSError:
+            return {"metrics cannot be read": 1}
+        pages[_gateway(page)] = page
+        if len(pages) >= gateways:
+            break
+    last = list(pages.values())[-1]
+    received = total(last, "clockwork_requests_received_total")
+    found: dict[str, Any] = {
+        "received without an outcome": received - total(last, "clockwork_requests_total"),
+        "open": total(last, "clockwork_requests_open"),
+        "answers unmatched": total(last, "clockwork_answers_unmatched_total"),
+        "open at gateways": sum(total(page, "clockwork_gateway_open") for page in pages.values()),
+        "tensor memory taken": sum(
+            total(page, "clockwork_gateway_region_bytes", state="taken") for page in pages.values()
+        ),
+    }
+    if same and len(pages) == gateways:
+        came = sum(total(page, "clockwork_gateway_received_total") for page in pages.values())
+        own = sum(total(page, "clockwork_gateway_requests_total") for page in pages.values())
+        found["received at gateways and not passed on"] = came - own - received
+    return {what: int(count) for what, count in found.items()}
+
+
+def _gateway(page: Metrics) -> str:
+    return next((dict(labels)["gateway"] for name, labels in page if name == "clockwork_gateway_open"), "?")
+
+
+# ------------------------------------------------------------
+# What a row promises, held against what it showed.
+
+
+GROWTH_MIB: Final = 48.0
+"""More than any process's memory differs by itself: the C library may keep 32 MiB of what one body took."""
+GROWTH_FILES: Final = 8
+"""A worker keeps a file open for each model in its memory."""
+GROWTH_THREADS: Final = 4
+FIRST_MS: Final = 2000.0
+_KNOWN: Final = re.compile(r"failed: 500 (worker_lost|model_raised|device_fault|quarantined)")
+"""What a request of a good model may be told while workers die; an invalid or unknown one it never is."""
+
+
+def conclude(result: Result, row: Row) -> None:
+    """Add what is wrong, and the status."""
+    ends = result.ends
+    result.wrong += [
+        f"{count} {words}"
+        for count, words in (
+            (ends.lost, "requests lost"),
+            (result.twice, "answered twice"),
+            (0 if row.cuts else ends.refused, "found no connection"),
+            (max(0, ends.reset - result.in_flight), "more reset than were in flight"),
+            (0 if row.slow else result.late_as_good, "late answers sent as good ones"),
+            (0 if row.slow else result.overdue, "heard more than 50 ms after their deadline"),
+            (result.tracebacks, "tracebacks in the log"),
+        )
+        if count
+    ]
+    for words, count in result.reasons.items():
+        if words.startswith("failed") and not _KNOWN.match(words):
+            result.wrong.append(f"{count} were told {words.removeprefix('failed: ')}")
+    for what, count in result.books.items():
+        if count:
+            result.wrong.append(f"books: {what}: {count}")
+    limit_ms = max(FIRST_MS, row.whole_s * 1000)
+    if result.first_good_ms is None or result.first_good_ms > limit_ms:
+        result.wrong.append(f"first good answer {shown_ms(result.first_good_ms)}")
+    if result.whole_ms is None or result.whole_ms > row.whole_s * 1000:
+        result.wrong.append(f"90 % of goodput {shown_ms(result.whole_ms)}, asked: {row.whole_s:g} s")
+    result.wrong += grown(result)
+    result.status = BROKEN if result.wrong else KEPT
+
+
+def grown(result: Result) -> list[str]:
+    """Processes that hold more than before."""
+    found = []
+    for name, held in result.holdings.items():
+        more = [after - before for before, after in (held.rss_mib, held.files, held.threads)]
+        if held.pid[0] != held.pid[1]:
+            more[0] = 0.0  # a new process takes its memory as it warms
+        if more[0] > GROWTH_MIB or more[1] > GROWTH_FILES or more[2] > GROWTH_THREADS:
+            found.append(f"{name} grew: {more[0]:+.0f} MiB, {more[1]:+.0f} files, {more[2]:+.0f} threads")
+    before, after = result.segments
+    if after > before:
+        found.append(f"{after - before} more segments of shared memory")
+    return found
+
+
+def shown_ms(found: float | None) -> str:
+    """Milliseconds, or never."""
+    return "not within the run" if found is None else f"after {found:.0f} ms"
+
 
 BEFORE_S: Final = (1.6, 2.5)
 AFTER_S: Final = (2.6, 4.5)
@@ -62,7 +165,7 @@ def play_row(
         if stage.extra.get("not_measured"):
             result.status, result.notes = NOT_MEASURED, [stage.extra["not_measured"]]
         elif not stopped.is_set():
-            judge.conclude(result, row)
+            conclude(result, row)
     result.seconds = time.monotonic() - began
     return result
 
@@ -148,9 +251,7 @@ def _look_back(row: Row, stage: Stage, result: Result, before: dict[str, Held]) 
         result.holdings = {n: _holding(before[n], after[n]) for n in names if n in after}
         result.segments = (_segments(before), _segments(after))
         result.books = books(server, stage.setup.gateways, _same(before, after))
-        return (
-            len(result.holdings) == len(names) and not judge.grown(result) and not any(result.books.values())
-        )
+        return len(result.holdings) == len(names) and not grown(result) and not any(result.books.values())
 
     with contextlib.suppress(TimeoutError):
         until("it is as before", settled, row.settle_s, 0.2)

@@ -13,7 +13,8 @@ from clockwork_serve.bench.job import Said
 from clockwork_serve.bench.records import FIRST_ENDS, ROW, End, Kind, Records
 from clockwork_serve.units import NS_PER_MS
 from clockwork_serve.workload.scenario import read_scenario
-from qa.faults import judge, kills, measure, table
+from qa.faults import kills, measure, table
+from qa.faults import run as judge
 from qa.faults.load import Played, scenario
 from qa.faults.result import BROKEN, KEPT, Holding, Result
 from qa.faults.rows import ROWS, Row

@@ -15,7 +15,7 @@ import pytest
 
 from clockwork_serve.oip.protobuf import ModelInferRequest, ModelInferResponse
 from comparison.peers import ask, load, served, summary, v2
-from comparison.peers.forms import form
+from comparison.peers.litserve.adapter import form
 from comparison.peers.peer import Answer, Floats, Setup, differs
 from comparison.peers.registry import NAMES, peer
 

@@ -13,7 +13,7 @@ import pytest
 from clockwork_serve.workload.scenario import read_scenario
 from clockwork_serve.workload.stream import build
 from comparison.peers import load, networks, served
-from comparison.peers.load_calls import turn
+from comparison.peers.measure import turn
 from comparison.peers.peer import Setup
 from comparison.peers.registry import peer
 from comparison.peers.run import LOADS, load_names

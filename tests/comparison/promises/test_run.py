@@ -15,7 +15,7 @@ from comparison.peers.measure import cores
 from comparison.peers.run import write_result
 from comparison.promises import __main__ as program
 from comparison.promises import table
-from comparison.promises.cpu import Used, between, by_role, role_of, total_s
+from comparison.promises.cost import Used, between, by_role, role_of, total_s
 from comparison.promises.question import Question, Row, Runs, at_least, at_most, column, paired
 from comparison.promises.rig import Rig
 
