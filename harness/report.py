@@ -15,6 +15,8 @@ from typing import Any
 from harness.machine import machine_line
 
 PASSED, MISSED, INVALID = "passed", "missed", "invalid"
+MARKS = ("<!-- measured: begin -->", "<!-- measured: end -->")
+"""Lines of a page between which what was measured stands."""
 
 
 @dataclass(slots=True)
@@ -91,6 +93,18 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def page_row(cells: Sequence[str]) -> str:
     """A line of a table for a page."""
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def between_marks(page: str, text: str, marks: tuple[str, str] = MARKS) -> str:
+    """The page with this text between its marks."""
+    before, begin, rest = page.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
+    if not begin or not end:
+        raise SystemExit(
+            f"error: the page: expected lines {marks[0]} and {marks[1]}, found none; "
+            "put them where tables belong"
+        )
+    return f"{before}{begin}\n\n{text}\n{end}{after}"
 
 
 def quantile(values: Iterable[float], share: float) -> float:

@@ -254,3 +254,21 @@ def test_no_test_is_imported_by_another() -> None:
     ]
 
     assert importing == [], "what several tests use stands in a module beside them"
+
+
+def test_what_measures_is_in_layers() -> None:
+    below = {
+        "src": (), "packages": (), "harness": ("src",), "benchmarks": ("src", "harness"), "comparison": ("src", "harness"),
+        "qa": ("src", "harness", "benchmarks"),
+    }  # fmt: skip
+    importing = [
+        f"{path}:{node.lineno} {node.module}"
+        for path, _, tree in sources()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        and (layer := path.split("/")[0]) in below
+        and (other := (node.module or "").split(".")[0]) in {*below, "tests"}
+        and other not in {layer, *below[layer]}
+    ]
+
+    assert importing == [], "harness serves benchmarks, comparison and qa, and knows none of them"

@@ -9,10 +9,8 @@ from typing import Any, Final
 
 from clockwork_serve.workload.scenario import read_scenario
 from comparison.peers.summary import main_figures, spread
-from harness.report import page_row
+from harness.report import between_marks, page_row
 
-BEGIN: Final = "<!-- measured: begin -->"
-END: Final = "<!-- measured: end -->"
 Result = dict[str, Any]
 _COLUMNS: Final[tuple[tuple[str, str, Callable[[Result], float | None], str], ...]] = (
     ("in_time_per_s", "in time/s", lambda one: main_figures(one)["in_time_per_s"], "{:.1f}"),
@@ -125,15 +123,3 @@ def write(out: Path, page: Path | None) -> str:
     if page is not None:
         page.write_text(between_marks(page.read_text(), text))
     return text
-
-
-def between_marks(page: str, text: str, marks: tuple[str, str] = (BEGIN, END)) -> str:
-    """The page with this text between its marks."""
-    before, begin, rest = page.partition(marks[0])
-    _, end, after = rest.partition(marks[1])
-    if not begin or not end:
-        raise SystemExit(
-            f"error: the page: expected lines {marks[0]} and {marks[1]}, found none; "
-            "put them where tables belong"
-        )
-    return f"{before}{begin}\n\n{text}\n{end}{after}"

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from comparison.peers.summary import spread
-from comparison.peers.table import between_marks
 from comparison.promises.question import HEAD, MISSED, Question, Row, Runs
 from harness.machine import machine_line
-from harness.report import page_row, table
+from harness.report import between_marks, page_row, table
 
 MARKS: Final = ("<!-- promises: begin -->", "<!-- promises: end -->")
 

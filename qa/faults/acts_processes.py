@@ -1,4 +1,4 @@
-"""Acts that kill and stop processes of the server, or take from the machine. Each is made with what differs."""
+"""Acts that kill and stop processes of the server, or take from the machine, made for each row."""
 
 from __future__ import annotations
 

@@ -9,8 +9,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from comparison.peers.table import between_marks
-from harness.report import page_row, table
+from harness.report import between_marks, page_row, table
 from qa.faults.result import KEPT, NOT_MEASURED, Result
 
 HEAD: Final = (

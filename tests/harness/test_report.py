@@ -13,7 +13,7 @@ import pytest
 from benchmarks.feasible_load import why_invalid
 from harness import machine
 from harness.machine import Disturbance
-from harness.report import Outcome, finish, quantile
+from harness.report import Outcome, between_marks, finish, quantile
 
 
 def outcome(*, good: bool, invalid: str = "") -> Outcome:
@@ -38,6 +38,11 @@ def test_the_verdict_is_printed_written_and_returned(
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["verdict"] == verdict
     assert written["machine"] in capsys.readouterr().out
+
+
+def test_a_page_without_marks_is_left_alone() -> None:
+    with pytest.raises(SystemExit, match="expected lines"):
+        between_marks("no marks", "text")
 
 
 def test_a_quantile_is_a_value_that_was_seen() -> None:

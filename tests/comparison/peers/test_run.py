@@ -17,6 +17,7 @@ from comparison.peers import table
 from comparison.peers.install import licence
 from comparison.peers.measure import Failed, Point
 from comparison.peers.run import done, load_paths, points, result_path, write_result
+from harness import report
 from harness.launch import adopt
 from harness.process_tree import Server, cpu_s, pss_bytes
 
@@ -98,7 +99,7 @@ def test_tables_are_written_beside_the_results_and_into_a_page(tmp_path: Path) -
     }  # fmt: skip
     (tmp_path / "facts.json").write_text(json.dumps({"machine": "m", "servers": {"mosec": told}}))
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    page.write_text("before\n{}\nold\n{}\nafter\n".format(*report.MARKS))
     table.write(tmp_path, page)
 
     assert "old" not in page.read_text()
@@ -107,11 +108,6 @@ def test_tables_are_written_beside_the_results_and_into_a_page(tmp_path: Path) -
     assert "| mosec | 1 | 2 | MIT | [well](https://x) | slow |" in page.read_text()
     written = json.loads((tmp_path / "table.json").read_text())
     assert written["loads"]["gpu_one"]["mosec"]["columns"]["in_time_per_s"]["median"] == 10
-
-
-def test_a_page_without_marks_is_left_alone() -> None:
-    with pytest.raises(SystemExit, match="expected lines"):
-        table.between_marks("no marks", "text")
 
 
 @pytest.mark.parametrize(
