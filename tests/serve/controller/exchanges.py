@@ -11,23 +11,20 @@ import uvloop
 from clockwork_serve.messages import (
     Ask,
     Beat,
-    Code,
     CodeAdded,
     ControllerEffect,
     ControllerEvent,
-    DeviceSpec,
     Frame,
-    Model,
     ModelAdded,
     Question,
     Reply,
     Role,
-    Weights,
     WorkerJoined,
 )
 from clockwork_serve.serve.controller.hub import Hub
 from clockwork_serve.serve.transport import Link, connect, hello, listen
 from clockwork_serve.telemetry import Recorder
+from harness import records
 from tests.serve.links import until
 
 
@@ -141,27 +138,16 @@ def play(
 
 def joined(worker: str, *devices: str) -> WorkerJoined:
     specs = tuple(
-        DeviceSpec(device=device, kind="cpu", pages=4, page_bytes=4096, workspace_bytes=1, io_bytes=1)
-        for device in devices
+        records.device(device, 4, 4096, kind="cpu", workspace_bytes=1, io_bytes=1) for device in devices
     )
     return WorkerJoined(worker=worker, devices=specs)
 
 
 def code(code_id: str = "c1") -> CodeAdded:
-    return CodeAdded(
-        code=Code(
-            code_id=code_id, backend="onnx", path="/c", inputs=(), outputs=(), batched=True,
-            batch_sizes=(1,), lifted=True,
-        )
-    )  # fmt: skip
+    return CodeAdded(code=records.code(code_id, (1,), backend="onnx", path="/c", inputs=(), outputs=()))
 
 
 def model(key: str = "m/1", code_id: str = "c1", priority: int = 0) -> ModelAdded:
     name, version = key.split("/")
-    return ModelAdded(
-        model=Model(
-            key=key, name=name, version=version, code_id=code_id, platform="", max_batch_size=1,
-            batch_sizes=(1,), weights=Weights(weights_id="w", path="/w", size=1), output_bytes=1,
-            priority=priority,
-        )
-    )  # fmt: skip
+    made = records.model(name, code_id, version=version, sizes=(1,), size=1, path="/w", priority=priority)
+    return ModelAdded(model=made)

@@ -16,14 +16,11 @@ from clockwork_serve.messages import (
     Ask,
     Beat,
     Cancel,
-    Code,
     CodeAdded,
     Delivered,
     Frame,
-    Model,
     ModelAdded,
     Outcome,
-    Profile,
     Question,
     Readiness,
     Release,
@@ -33,12 +30,12 @@ from clockwork_serve.messages import (
     TensorRef,
     Tensors,
     TensorSpec,
-    Weights,
 )
 from clockwork_serve.serve.shm import RegionMap, read_epoch
 from clockwork_serve.serve.transport import Link, Listener, hello, listen
 from clockwork_serve.telemetry import Counters, encode
 from clockwork_serve.units import align, ms
+from harness import records
 
 _decoder = msgspec.msgpack.Decoder(Tensors)
 
@@ -58,22 +55,19 @@ def served(
 ) -> tuple[CodeAdded, ModelAdded]:
     """A code and a model of it, as the controller process would tell."""
     sizes = (1, 2, 4, 8) if batched else (1,)
-    code = Code(
-        code_id=f"code-{name}", backend="onnx", path="/nowhere", inputs=inputs, outputs=outputs,
-        batched=batched, batch_sizes=sizes, lifted=True,
-    )  # fmt: skip
-    profile = Profile(
-        code_id=code.code_id, device_kind="cpu", infer_ns={1: ms(1)}, load_base_ns=0, load_ns_per_mib=0
+    code = records.code(
+        f"code-{name}",
+        sizes,
+        backend="onnx",
+        path="/nowhere",
+        inputs=inputs,
+        outputs=outputs,
+        batched=batched,
     )
+    profile = records.profile(code.code_id, {1: ms(1)}, device_kind="cpu")
     plain: dict[str, Any] = {
-        "key": f"{name}/{version}",
-        "name": name,
-        "version": version,
-        "code_id": code.code_id,
-        "weights": Weights(weights_id="w", path="/nowhere", size=1),
         "platform": "onnxruntime_onnx",
         "max_batch_size": 8 if batched else 0,
-        "batch_sizes": sizes,
         "output_bytes": 4096,
         "config": msgspec.json.encode(
             {
@@ -86,7 +80,8 @@ def served(
             }
         ),
     }  # fmt: skip
-    return CodeAdded(code=code, profiles=(profile,)), ModelAdded(model=Model(**(plain | fields)))
+    model = records.model(name, code.code_id, version=version, sizes=sizes, **(plain | fields))
+    return CodeAdded(code=code, profiles=(profile,)), ModelAdded(model=model)
 
 
 class FakeController:

@@ -16,12 +16,10 @@ from clockwork_serve.messages import (
     Frame,
     Hello,
     MachineHello,
-    Model,
     ModelAdded,
     Readiness,
     Refused,
     Role,
-    Weights,
     WorkerJoined,
 )
 from clockwork_serve.serve.remote.bridge import Bridge, FarRequests, GatewayPeer, judge_of
@@ -33,6 +31,7 @@ from clockwork_serve.serve.remote.link import (
 from clockwork_serve.serve.remote.tls import ClusterContext
 from clockwork_serve.serve.transport import hello
 from clockwork_serve.units import MIB
+from harness import records
 from tests.serve.certificates import certificates
 from tests.serve.links import Side, until
 from tests.serve.remote.machine_links import connect, ours, theirs
@@ -44,10 +43,7 @@ MACHINE = MachineHello(worker=NAME, version="1", runtime={"cpu": "good"}, kinds=
 GATEWAY = "alpha.gateway-0"
 GUEST = FarGateway(gateway=GATEWAY, version="1")
 READY = Readiness(ready=True)
-MODEL = Model(
-    key="a/1", name="a", version="1", code_id="net", weights=Weights(weights_id="w", path="/x/w.bin", size=8),
-    platform="toy", max_batch_size=1, batch_sizes=(1,), output_bytes=8,
-)  # fmt: skip
+MODEL = records.model("a", "net", size=8, sizes=(1,), path="/x/w.bin", platform="toy", output_bytes=8)
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:

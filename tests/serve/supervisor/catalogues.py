@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 from clockwork_serve.messages import (
-    Code,
-    Model,
     Profile,
-    Weights,
 )
 from clockwork_serve.store import ServedVersion
+from harness import records
 
 
 def served(key: str, code_id: str = "c1", priority: int = 0) -> ServedVersion:
     name, version = key.split("/")
-    code = Code(
-        code_id=code_id, backend="onnx", path="/c", inputs=(), outputs=(), batched=True, batch_sizes=(1,),
-        lifted=True,
-    )  # fmt: skip
-    model = Model(
-        key=key, name=name, version=version, code_id=code_id, platform="", max_batch_size=1, batch_sizes=(1,),
-        weights=Weights(weights_id=key, path="/w", size=1), output_bytes=1, priority=priority,
-    )  # fmt: skip
+    code = records.code(code_id, (1,), backend="onnx", path="/c", inputs=(), outputs=())
+    model = records.model(name, code_id, version=version, sizes=(1,), size=1, path="/w", priority=priority)
     return ServedVersion(model=model, code=code)
 
 
 def profile(code_id: str = "c1", infer_ns: int = 5) -> Profile:
-    return Profile(
-        code_id=code_id, device_kind="cpu", infer_ns={1: infer_ns}, load_base_ns=1, load_ns_per_mib=1
-    )
+    return records.profile(code_id, {1: infer_ns}, load_ns=1, device_kind="cpu", load_ns_per_mib=1)

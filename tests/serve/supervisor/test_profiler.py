@@ -17,7 +17,6 @@ from clockwork_serve.messages import (
     Model,
     TensorSpec,
     Unload,
-    Weights,
 )
 from clockwork_serve.serve.supervisor.profile_process import (
     BATCH_TIME_NS,
@@ -31,6 +30,7 @@ from clockwork_serve.serve.supervisor.profile_process import (
     profile,
 )
 from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_S
+from harness import records
 
 
 class TimedDevice:
@@ -82,17 +82,13 @@ class TimedDevice:
 
 def code(*batch_sizes: int, batched: bool = True) -> Code:
     x = TensorSpec(name="x", datatype="FP32", shape=(16,))
-    return Code(
-        code_id="c", backend="onnx", path="/nowhere", inputs=(x,), outputs=(x,), batched=batched,
-        batch_sizes=batch_sizes, lifted=True,
-    )  # fmt: skip
+    return records.code(
+        sizes=batch_sizes, backend="onnx", path="/nowhere", inputs=(x,), outputs=(x,), batched=batched
+    )
 
 
 def model(size: int = 8 * MIB) -> Model:
-    return Model(
-        key="m/1", name="m", version="1", code_id="c", weights=Weights(weights_id="w", path="/w", size=size),
-        platform="", max_batch_size=4, batch_sizes=(1,), output_bytes=64,
-    )  # fmt: skip
+    return records.model("m", size=size, sizes=(1,), path="/w", max_batch_size=4)
 
 
 def test_durations_are_those_of_the_device() -> None:

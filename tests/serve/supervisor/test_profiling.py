@@ -8,11 +8,12 @@ import msgspec
 import pytest
 
 from clockwork_serve.devices import DeviceConfig
-from clockwork_serve.messages import Code, Model, Profile, TensorSpec, Weights
+from clockwork_serve.messages import Profile
 from clockwork_serve.serve.supervisor.profile_process import REFUSED_NS
 from clockwork_serve.serve.supervisor.profiling import Crashed, profile_all
 from clockwork_serve.store import Cache, Repository, ServedVersion, StoreConfig, compile_all
 from clockwork_serve.units import MIB
+from harness import records
 from tests.serve.onnx_models import affine, put
 
 
@@ -47,15 +48,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> list[ServedVersion]:
 
 
 def broken(path: Path) -> ServedVersion:
-    x = TensorSpec(name="x", datatype="FP32", shape=(4,))
-    code = Code(
-        code_id="broken", backend="onnx", path=str(path), inputs=(x,), outputs=(x,), batched=True,
-        batch_sizes=(1, 2), lifted=True,
-    )  # fmt: skip
-    model = Model(
-        key="bad/1", name="bad", version="1", code_id="broken", platform="", max_batch_size=2,
-        batch_sizes=(1, 2), weights=Weights(weights_id="w", path=str(path), size=4), output_bytes=64,
-    )  # fmt: skip
+    code = records.code("broken", (1, 2), backend="onnx", path=str(path))
+    model = records.model("bad", "broken", size=4, sizes=(1, 2), path=str(path))
     return ServedVersion(model=model, code=code)
 
 
