@@ -75,7 +75,7 @@ bench: $(STAMP) ## measure what the docs promise; prints one table per question
 	@$(BIN)/python benchmarks/run.py
 
 cases: $(STAMP) ## known graphs alone and in company: is each batched, and rightly, are its answers right? CASES_WITH="--short"
-	@$(BIN)/python -m benchmarks.cases $(CASES_WITH)
+	@$(BIN)/python -m qa.cases $(CASES_WITH)
 
 compiled: $(STAMP) ## build the brains and the simulator's loop with mypyc in a venv of its own, run their tests
 	@test -x $(COMPILED)/bin/python || $(BIN)/python -m venv $(COMPILED)
@@ -94,37 +94,37 @@ fuzz: $(STAMP) ## every parser fed what is nearly right, FUZZ_SECONDS=600 each: 
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ_WITH)
 
 busy: $(STAMP) ## tests beside programs that want every core; BUSY_WITH="--whole" for make test, else half an hour
-	@$(BIN)/python -m benchmarks.busy $(BUSY_WITH)
+	@$(BIN)/python -m qa.busy $(BUSY_WITH)
 
 faults: $(STAMP) ## faults done to real processes under load: what is lost, how long does it take? Under five minutes
-	@$(BIN)/python -m benchmarks.faults --short $(FAULTS_WITH)
+	@$(BIN)/python -m qa.faults --short $(FAULTS_WITH)
 
 faults-all: $(STAMP) ## every fault, and workers and controllers killed again and again: half an hour
 	@mkdir -p build/faults
-	@$(BIN)/python -m benchmarks.faults --json build/faults/rows.json $(FAULTS_WITH); rows=$$?; \
-	  $(BIN)/python -m benchmarks.faults kills --json build/faults/kills.json && exit $$rows
+	@$(BIN)/python -m qa.faults --json build/faults/rows.json $(FAULTS_WITH); rows=$$?; \
+	  $(BIN)/python -m qa.faults kills --json build/faults/kills.json && exit $$rows
 
 hostile: $(STAMP) ## ten minutes of hostile traffic beside honest clients: does anything end, grow or slow down?
-	@$(BIN)/python -m benchmarks.hostile $(HOSTILE_WITH)
+	@$(BIN)/python -m qa.hostile $(HOSTILE_WITH)
 
 soak: $(STAMP) ## an hour of mixed load with faults: does anything grow, leak, drift or go wrong? SOAK_WITH="--minutes 2"
-	@$(BIN)/python -m benchmarks.soak $(SOAK_WITH)
+	@$(BIN)/python -m qa.soak $(SOAK_WITH)
 
 nightly: $(STAMP) ## 10,000 scenarios by chance with faults and all checks: about an hour; an interrupted night goes on
-	@$(BIN)/python -m benchmarks.simulator_nightly $(NIGHTLY_WITH)
+	@$(BIN)/python -m qa.simulator_nightly $(NIGHTLY_WITH)
 
 planted: $(STAMP) ## bugs written by hand into the code that recovers: which test, and which seed, finds each?
-	@$(BIN)/python -m benchmarks.mutants --planted $(PLANTED_WITH)
+	@$(BIN)/python -m qa.mutants --planted $(PLANTED_WITH)
 
 mutants: $(STAMP) ## break the brains in 400 ways, one at a time: do tests and seeds notice? About 20 minutes
 	@test -x $(MUTANTS)/bin/python || $(BIN)/python -m venv $(MUTANTS)
 	@$(MUTANTS)/bin/python $(PIP) install -c constraints.txt $(INSTALLERS)
 	@$(MUTANTS)/bin/python $(PIP) install -c constraints.txt $(SOURCES) --group mutants --group test
-	@$(MUTANTS)/bin/python -m benchmarks.mutants $(MUTANTS_WITH)
+	@$(MUTANTS)/bin/python -m qa.mutants $(MUTANTS_WITH)
 
 peers: $(STAMP) ## other model servers, each in a venv of its own under build/peers; PEERS="mosec triton" for some
-	@$(BIN)/python -m benchmarks.peers install $(PEERS)
-	@$(BIN)/python -m benchmarks.peers check
+	@$(BIN)/python -m comparison.peers install $(PEERS)
+	@$(BIN)/python -m comparison.peers check
 
 stock: $(STAMP) ## KServe's clients, perf_analyzer and the newest tritonclient in a venv of their own, on a server
 	@test -x $(STOCK)/bin/python || $(BIN)/python -m venv $(STOCK)

@@ -22,9 +22,6 @@ import numpy as np
 import tritonclient.grpc
 import tritonclient.http
 
-from benchmarks import repositories
-from benchmarks.report import Outcome, finish, parser, table
-from benchmarks.serving import Serving, serve
 from clockwork_lab.demo import copies, plain
 from clockwork_lab.demo.client import inputs_of, outputs_of
 from clockwork_lab.demo.fetch import Files
@@ -32,6 +29,9 @@ from clockwork_lab.demo.judgement import Send, Tensors, relative_error
 from clockwork_lab.demo.zoo import RECURRENT, DemoModel, available
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.units import GIB
+from harness import repositories
+from harness.report import Outcome, finish, parser, table
+from harness.serving import Serving, serve
 
 SLO_MS = 60_000
 TOGETHER = 6

@@ -26,15 +26,15 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import repositories
 from benchmarks.device_lane_time import load_action, output
-from benchmarks.report import Outcome, finish, parser
-from benchmarks.serving import Serving, serve, total
 from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build
 from clockwork_serve.errors import ClockworkError, DamageError
 from clockwork_serve.messages import Call, Infer, Window
 from clockwork_serve.store import Cache, Repository, ServedVersion, StoreConfig, compile_all
 from clockwork_serve.units import MIB
+from harness import repositories
+from harness.report import Outcome, finish, parser
+from harness.serving import Serving, serve, total
 
 WIDE, LONG = 256, 64
 MODELS = 4

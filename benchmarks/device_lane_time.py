@@ -26,14 +26,14 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks import repositories
-from benchmarks.machine import Watch
-from benchmarks.report import Outcome, finish, parser, table
 from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build
 from clockwork_serve.messages import Call, Extent, Infer, Load, TensorRef, Window
 from clockwork_serve.store import Compiler, Fill, Repository, ServedVersion, StoreConfig, made_up
 from clockwork_serve.store.cache import Cache
 from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_US
+from harness import repositories
+from harness.machine import Watch
+from harness.report import Outcome, finish, parser, table
 
 WINDOW = Window(0, 1 << 62)
 BLOB_MB = (1, 4, 10, 25, 47, 100)

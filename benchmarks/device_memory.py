@@ -20,14 +20,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from benchmarks import repositories
 from benchmarks.device_lane_time import compiled, convolutions, load_action
-from benchmarks.machine import rss_bytes
-from benchmarks.report import Outcome, finish, parser, table
 from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build
 from clockwork_serve.messages import Call, Extent, Infer, Unload, Weights, Window
 from clockwork_serve.store import ServedVersion
 from clockwork_serve.units import MIB
+from harness import repositories
+from harness.machine import rss_bytes
+from harness.report import Outcome, finish, parser, table
 
 ARENA = 256 * MIB
 GROWTH = 0.03

@@ -13,11 +13,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import repositories, schedules
-from benchmarks.client import Report, Shot, infer_message, open_loop, run
-from benchmarks.machine import Disturbance, Watch
-from benchmarks.report import Outcome, finish, milliseconds, parser, percent, quantile
-from benchmarks.serving import Serving, serve, total
+from harness import repositories
+from harness.http_load import Report, Shot, infer_message, open_loop, poisson, run
+from harness.machine import Disturbance, Watch
+from harness.report import Outcome, finish, milliseconds, parser, percent, quantile
+from harness.serving import Serving, serve, total
 
 MODEL, WIDTH, DEPTH = "layers", 1024, 12
 WARM_UP = 50
@@ -97,7 +97,7 @@ def measure(serving: Serving, share: float, seconds: float, seed: int) -> Outcom
     service_ns = batch_1_ns(serving, infer_message(serving.http_url, MODEL, x, slo_ms=5000))
     slo_ns = 10 * service_ns
     message = infer_message(serving.http_url, MODEL, x, slo_ms=slo_ns / 1e6)
-    arrivals = schedules.poisson(share * 1e9 / service_ns, seconds, random.Random(seed))
+    arrivals = poisson(share * 1e9 / service_ns, seconds, random.Random(seed))
     schedule = [Shot(at_ns, message) for at_ns in arrivals]
     lane = (serving.worker_pid(), serving.exec_thread())
     before = serving.metrics()

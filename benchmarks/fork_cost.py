@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from benchmarks.report import Outcome, finish, parser, table
 from benchmarks.scheduler_cost import Bench
 from clockwork_serve.controller import Controller, belief
+from harness.report import Outcome, finish, parser, table
 
 DEVICES: Final = 3
 MODELS: Final = 1000

@@ -27,10 +27,10 @@ from typing import Final
 
 import msgspec
 
-from benchmarks.report import Outcome, finish, parser
 from clockwork_serve.sim.replay import replay
 from clockwork_serve.sim.seeds import Digest, play_seed
 from clockwork_serve.telemetry import Step, read_records
+from harness.report import Outcome, finish, parser
 
 SEEDS: Final = 2_000
 BLOCK: Final = 100

@@ -26,13 +26,13 @@ import grpc
 import msgspec
 import numpy as np
 
-from benchmarks import repositories
-from benchmarks.client import http_message
-from benchmarks.generator import Found, Generator, Plan, connected
-from benchmarks.machine import cpu_s, used_s, wait_for_peace
-from benchmarks.report import Outcome, finish, milliseconds, parser, percent, quantile, table
-from benchmarks.serving import Serving, serve
 from clockwork_serve.oip.protobuf import message
+from harness import repositories
+from harness.http_load import http_message
+from harness.lean_load import Found, Generator, Plan, connected
+from harness.machine import cpu_s, used_s, wait_for_peace
+from harness.report import Outcome, finish, milliseconds, parser, percent, quantile, table
+from harness.serving import Serving, serve
 
 MODEL, WIDTH = "wide", 8000
 LIMIT = 1.10

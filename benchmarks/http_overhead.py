@@ -18,11 +18,11 @@ import numpy as np
 import onnxruntime as ort
 import tritonclient.http
 
-from benchmarks import repositories
-from benchmarks.client import infer_message
-from benchmarks.report import Outcome, finish, milliseconds, parser, quantile, table
-from benchmarks.serving import Serving, serve
 from clockwork_serve import Client
+from harness import repositories
+from harness.http_load import infer_message
+from harness.report import Outcome, finish, milliseconds, parser, quantile, table
+from harness.serving import Serving, serve
 
 MODEL, WIDTH, DEPTH = "layers", 512, 8
 LIMIT_NS = 800_000

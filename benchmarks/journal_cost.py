@@ -15,13 +15,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
-from benchmarks import machine, repositories
-from benchmarks.client import closed_loop, infer_message, run
-from benchmarks.report import Outcome, finish, parser
-from benchmarks.serving import Serving, serve
 from clockwork_serve.sim.replay import replay
 from clockwork_serve.telemetry import Journal, Step, read_journal
 from clockwork_serve.telemetry.journal import journal_files
+from harness import machine, repositories
+from harness.http_load import closed_loop, infer_message, run
+from harness.report import Outcome, finish, parser
+from harness.serving import Serving, serve
 
 LIMIT_US = 20.0
 """Of CPU for each request: a tenth of what the processes of a server use for one."""

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import machine, repositories
-from benchmarks.client import Report, closed_loop, infer_message, run
-from benchmarks.report import Outcome, finish, milliseconds, parser, percent, quantile
-from benchmarks.serving import Serving, serve, total
 from clockwork_serve.units import MIB
+from harness import machine, repositories
+from harness.http_load import Report, closed_loop, infer_message, run
+from harness.report import Outcome, finish, milliseconds, parser, percent, quantile
+from harness.serving import Serving, serve, total
 
 ROWS, COLUMNS = 1024, 512
 """2 MiB of float32."""

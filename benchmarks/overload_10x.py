@@ -21,14 +21,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks import machine, repositories
-from benchmarks.report import Outcome, finish, parser, percent, quantile, table
-from benchmarks.serving import Serving, serve
 from clockwork_lab.bench import child
 from clockwork_lab.bench.plan import Options, make_plan
 from clockwork_lab.bench.records import ANSWERED, Records
 from clockwork_lab.bench.run import run
 from clockwork_serve.units import MIB, NS_PER_S
+from harness import machine, repositories
+from harness.report import Outcome, finish, parser, percent, quantile, table
+from harness.serving import Serving, serve
 
 MODEL: Final = "busy"
 SERVICE_MS: Final = 10.0

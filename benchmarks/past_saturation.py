@@ -17,11 +17,11 @@ from typing import Final
 import numpy as np
 import uvloop
 
-from benchmarks.report import Outcome, finish, parser, percent, table
 from clockwork_lab.reproduce.real_controller import Processes, processes
 from clockwork_lab.reproduce.real_requests import Books, Requests
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.units import ms
+from harness.report import Outcome, finish, parser, percent, table
 
 SLO_MS: Final = 100.0
 FIRST_RPS, STEP, RATE_MAX = 4000.0, 1.25, 200_000.0

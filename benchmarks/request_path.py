@@ -28,8 +28,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
 
-from benchmarks.report import Outcome, finish, parser, table
 from benchmarks.stalls.stops import served
+from harness.report import Outcome, finish, parser, table
 
 WARM: Final = 20
 REQUESTS: Final = 15

@@ -20,31 +20,27 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any
 
-from benchmarks.report import Outcome, finish, parser, quantile, table
 from clockwork_serve.controller import POLICIES, Controller, ControllerConfig, belief
 from clockwork_serve.messages import (
     Answer,
-    Code,
     CodeAdded,
     CodeReady,
     ControllerEffect,
     ControllerEvent,
-    DeviceSpec,
     Infer,
     Load,
-    Model,
     ModelAdded,
-    Profile,
     Quota,
     QuotasSet,
     Request,
     Result,
     Status,
     Unload,
-    Weights,
     WorkerJoined,
 )
-from clockwork_serve.units import MIB, NS_PER_S, ms
+from clockwork_serve.units import NS_PER_S, ms
+from harness import records
+from harness.report import Outcome, finish, parser, quantile, table
 
 ROWS: dict[str, tuple[int, int, float | None, float | None]] = {
     "1x15": (1, 15, None, None), "6x15": (6, 15, None, None), "6x1000": (6, 1000, 8, 4),
@@ -63,13 +59,8 @@ TENTHS = 10
 SETTLE = 0.25
 """Before the warm part, so much of its traffic passes untimed."""
 
-CODE = Code(
-    code_id="c", backend="emulated", path="", batched=True, batch_sizes=tuple(INFER_NS), lifted=True,
-    inputs=(), outputs=(),
-)  # fmt: skip
-PROFILE = Profile(
-    code_id="c", device_kind="emulated", infer_ns=INFER_NS, load_base_ns=LOAD_NS, load_ns_per_mib=0
-)
+CODE = records.code(sizes=tuple(INFER_NS), inputs=(), outputs=())
+PROFILE = records.profile("c", INFER_NS, load_ns=LOAD_NS)
 
 
 @dataclass(slots=True)
@@ -136,20 +127,10 @@ class Bench:
         self._join(devices, slots)
 
     def _join(self, devices: int, slots: int) -> None:
-        specs = tuple(
-            DeviceSpec(
-                device=f"d{at}", kind="emulated", pages=slots, page_bytes=MIB, workspace_bytes=1 << 30,
-                io_bytes=1 << 30,
-            )
-            for at in range(devices)
-        )  # fmt: skip
+        specs = tuple(records.device(f"d{at}", slots) for at in range(devices))
         events: list[ControllerEvent] = [CodeAdded(code=CODE, profiles=(PROFILE,))]
         for at in range(self.models):
-            weights = Weights(weights_id=f"m{at}", path="", size=MIB)
-            model = Model(
-                key=f"m{at}/1", name=f"m{at}", version="1", code_id="c", weights=weights, platform="emulated",
-                max_batch_size=16, batch_sizes=CODE.batch_sizes, output_bytes=64, queue_limit=1 << 30,
-            )  # fmt: skip
+            model = records.model(f"m{at}", sizes=CODE.batch_sizes, queue_limit=1 << 30)
             events.append(ModelAdded(model=model))
         if self.tenants:
             ample = {

@@ -19,13 +19,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.report import Outcome, finish, parser, table
 from clockwork_serve.controller import POLICIES, ControllerConfig, belief
 from clockwork_serve.sim import Cluster, Simulation, simulation
 from clockwork_serve.units import NS_PER_S
 from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
 from clockwork_serve.workload.stream import Workload, build
 from clockwork_serve.workload.zoo import Zoo
+from harness.report import Outcome, finish, parser, table
 
 DEVICES, COPIES, FUNCTIONS, RATE_RPS, SLO_MS = 12, 66, 46_000, 10_000.0, 100.0
 COMPILED = not belief.__file__.endswith(".py")

@@ -16,6 +16,8 @@ changes on the machine from round to round falls on all three, so only ratios wi
   find something slower with 5 or 9 rounds; where one costs 10 % more and a run strays by 3 %, 81 % and 99 %.
 - A figure is slower if its ratio is above 1.02 and above that spread, whichever is larger.
 
+BENCHMARK is found in each tree where that tree has it: ``faults`` and ``qa.faults`` are one benchmark, which
+older revisions have as ``qa.faults``.
 ``demo`` as BENCHMARK is ``clockwork demo`` of either tree. One environment serves both: it must never compare
 what two environments installed.
 """
@@ -44,9 +46,11 @@ from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any, Final
 
-from benchmarks.report import Outcome, finish, parser, table
+from harness.report import Outcome, finish, parser, table
 
 ROOT: Final = Path(__file__).parents[1]
+FOLDERS: Final = ("benchmarks", "qa", "comparison")
+"""Where there are benchmarks; older revisions have all of them in the first."""
 SIDES: Final = ("A", "B", "A2")
 LIMIT: Final = 1.02
 ROUNDS_MIN: Final = 3
@@ -98,7 +102,8 @@ class Tree:
                 f"{self.name}: expected {self.python} to import clockwork_serve from {self.path}, found "
                 f"{found or done.stderr.strip()[-500:]}; run this with the Python of the project's .venv"
             )
-        self._run("-m", "compileall", "-q", *map(str, sources(self.path)), "benchmarks")
+        folders = (folder for folder in ("src", "harness", *FOLDERS) if (self.path / folder).is_dir())
+        self._run("-m", "compileall", "-q", *folders)
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -231,7 +236,7 @@ def command(asked: Asked, tree: Tree, result: Path) -> list[str]:
     if asked.benchmark == "demo":
         words = ["-m", "clockwork_serve", "demo", "--cache", str(tree.cache)]
     else:
-        words = ["-m", f"benchmarks.{asked.benchmark}"]
+        words = ["-m", module_of(tree.path, asked.benchmark) or f"benchmarks.{asked.benchmark}"]
     return [tree.python, *words, *asked.arguments, "--json", str(result)]
 
 
@@ -368,7 +373,7 @@ def direction(name: str, asked: Asked) -> bool | None:
 
 def compare(asked: Asked, rounds: Sequence[Mapping[str, Mapping[str, float]]]) -> list[Compared]:
     """The figures that every run has, that are chosen, and of which a ratio can be taken. VersusError."""
-    chosen = asked.figures or CHOSEN.get(asked.benchmark, ("*",))
+    chosen = asked.figures or CHOSEN.get(asked.benchmark.removeprefix("benchmarks."), ("*",))
     names = [
         name
         for name in rounds[0]["A"]
@@ -449,8 +454,10 @@ def judge(root: Path, revision: str, asked: Asked, python: str = "") -> Outcome:
         trees["A2"] = trees["A"]
         for side in ("A", "B"):
             trees[side].check()
-            if asked.benchmark != "demo" and not _there(trees[side].path, asked.benchmark):
-                raise VersusError(f"{trees[side].name}: it has no benchmarks.{asked.benchmark}")
+            if asked.benchmark != "demo" and not module_of(trees[side].path, asked.benchmark):
+                raise VersusError(
+                    f"{trees[side].name}: expected {asked.benchmark} in {', '.join(FOLDERS)}; found none"
+                )
         print(f"A and A2: {revision} ({sha[:12]}); B: the working tree; {asked.rounds} rounds", flush=True)
         rounds, invalid = all_rounds(asked, trees)
         if invalid:
@@ -458,9 +465,15 @@ def judge(root: Path, revision: str, asked: Asked, python: str = "") -> Outcome:
         return conclude(asked, compare(asked, rounds))
 
 
-def _there(tree: Path, benchmark: str) -> bool:
-    path = tree / "benchmarks" / benchmark.replace(".", "/")
-    return path.is_dir() or path.with_suffix(".py").is_file()
+def module_of(tree: Path, benchmark: str) -> str:
+    """The module of a benchmark in a tree, whichever folder its name begins with; "" if it has none."""
+    folder, _, rest = benchmark.partition(".")
+    for name in (benchmark, *[rest] * (folder in FOLDERS)):
+        for place in FOLDERS:
+            path = tree / place / name.replace(".", "/")
+            if path.with_suffix(".py").is_file() or (path / "__main__.py").is_file():
+                return f"{place}.{name}"
+    return ""
 
 
 def options() -> argparse.ArgumentParser:

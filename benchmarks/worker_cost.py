@@ -19,18 +19,15 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.report import Outcome, finish, parser, table
 from clockwork_serve.messages import (
     Action,
     Call,
-    Code,
     CodeAdded,
     DeviceSpec,
     Extent,
     Infer,
     Lane,
     Load,
-    Profile,
     Result,
     Status,
     TensorSpec,
@@ -41,6 +38,8 @@ from clockwork_serve.messages import (
 from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_US
 from clockwork_serve.worker import LaneDone, Prepare, Prepared, Start, Worker, WorkerEvent
 from clockwork_serve.worker import worker as worker_module
+from harness import records
+from harness.report import Outcome, finish, parser, table
 
 COMPILED = not worker_module.__file__.endswith(".py")
 GOAL_NS = 1500 if COMPILED else 4000
@@ -50,14 +49,10 @@ REPEATS = 5
 SLOTS, SLOT_PAGES = 8, 7
 SIZES = (1, 2, 4, 8, 16)
 X = TensorSpec(name="x", datatype="FP32", shape=(3, 224, 224))
-CODE = Code(
-    code_id="net", backend="emulated", path="", inputs=(X,), outputs=(X,), batched=True, batch_sizes=SIZES,
-    lifted=True,
-)  # fmt: skip
-PROFILE = Profile(
-    code_id="net", device_kind="emulated:toy", infer_ns={size: size * NS_PER_MS for size in SIZES},
-    load_base_ns=8 * NS_PER_MS, load_ns_per_mib=0, workspace_bytes=dict.fromkeys(SIZES, MIB),
-    io_bytes=dict.fromkeys(SIZES, MIB),
+CODE = records.code("net", SIZES, inputs=(X,), outputs=(X,))
+PROFILE = records.profile(
+    "net", {size: size * NS_PER_MS for size in SIZES}, load_ns=8 * NS_PER_MS, device_kind="emulated:toy",
+    workspace_bytes=dict.fromkeys(SIZES, MIB), io_bytes=dict.fromkeys(SIZES, MIB),
 )  # fmt: skip
 
 Step = tuple[WorkerEvent | None, int]

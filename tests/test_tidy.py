@@ -25,8 +25,8 @@ SOURCE = re.compile(r"packages/clockwork-(client|serve|lab)/src/(clockwork_\1/.*
 SERVER = "packages/clockwork-serve/src/clockwork_serve/"
 LAB = "packages/clockwork-lab/src/clockwork_lab/"
 MODULES_THAT_PRINT = (
-    SERVER + "cli/", SERVER + "apps/", LAB + "cli/", LAB + "demo/", LAB + "reproduce/", "benchmarks/",
-    "examples/",
+    SERVER + "cli/", SERVER + "apps/", LAB + "cli/", LAB + "demo/", LAB + "reproduce/",
+    "benchmarks/", "comparison/", "examples/", "harness/", "qa/",
 )  # fmt: skip
 SPILL_LINES = 80
 ONE_IMPORTER = {
@@ -277,7 +277,41 @@ def test_every_folder_of_the_server_has_its_layers() -> None:
 def test_every_package_of_tests_has_its_package() -> None:
     packages = {found[1] for path in tracked() if (found := re.match(SERVER + r"(\w+)/", path))}
     packages |= {"client", "lab"}
-    apart = {"benchmarks", "distributions", "end_to_end", "docs", "fuzz", "golden", "examples"}
+    apart = {
+        "benchmarks", "comparison", "distributions", "end_to_end", "docs", "fuzz", "golden", "examples",
+        "harness", "qa",
+    }  # fmt: skip
     tested = {path.split("/")[1] for path in tracked() if re.match(r"tests/\w+/", path)}
 
     assert tested - packages - apart == set()
+    inside = {path.split("/")[3] for path in tracked() if re.match(r"src/clockwork_serve/serve/\w+/", path)}
+    assert {path.split("/")[2] for path in tracked() if re.match(r"tests/serve/\w+/", path)} == inside
+
+
+def test_no_test_is_imported_by_another() -> None:
+    importing = [
+        f"{path}:{node.lineno} {node.module}"
+        for path, _, tree in sources()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and re.match(r"tests\.(\w+\.)*test_\w+$", node.module or "")
+    ]
+
+    assert importing == [], "what several tests use stands in a module beside them"
+
+
+def test_what_measures_is_in_layers() -> None:
+    below = {
+        "src": (), "packages": (), "harness": (), "benchmarks": ("harness",), "comparison": ("harness",),
+        "qa": ("harness", "benchmarks"),
+    }  # fmt: skip
+    importing = [
+        f"{path}:{node.lineno} {node.module}"
+        for path, _, tree in sources()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        and (layer := path.split("/")[0]) in below
+        and (other := (node.module or "").split(".")[0]) in {*below, "tests"}
+        and other not in {layer, *below[layer]}
+    ]
+
+    assert importing == [], "harness serves benchmarks, comparison and qa, and knows none of them"

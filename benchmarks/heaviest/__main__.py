@@ -16,8 +16,8 @@ from typing import Final
 from benchmarks.heaviest import beside
 from benchmarks.heaviest.gateway import Measured, measured_gateway
 from benchmarks.heaviest.search import Search, keep, kept, search
-from benchmarks.report import Outcome, finish, parser, table
 from clockwork_serve.units import MIB
+from harness.report import Outcome, finish, parser, table
 
 LOOP_MS: Final = 5.0
 GROWTH_BYTES: Final = 100 * MIB

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from benchmarks import client
-from benchmarks.client import Shot, infer_message
 from benchmarks.heaviest.gateway import MODELS, ROWS_MAX
 from benchmarks.heaviest.messages import Recipe
 from benchmarks.heaviest.search import Sender
-from benchmarks.machine import anonymous_bytes, children
-from benchmarks.report import Outcome, quantile
-from benchmarks.serving import Serving, serve
 from clockwork_serve.units import MIB
+from harness import http_load as client
+from harness.http_load import Shot, infer_message
+from harness.machine import anonymous_bytes, children
+from harness.report import Outcome, quantile
+from harness.serving import Serving, serve
 
 SENDERS: Final = 10
 PER_S: Final = 50

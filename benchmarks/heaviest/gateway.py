@@ -19,8 +19,6 @@ from typing import Any, Final
 
 import msgspec
 
-from benchmarks.machine import anonymous_bytes, children
-from benchmarks.stand_in import StandIn
 from clockwork_serve.config import Settings
 from clockwork_serve.messages import (
     Answer,
@@ -45,6 +43,8 @@ from clockwork_serve.serve.os_scheduling import run_patiently
 from clockwork_serve.serve.processes.gateway import GatewayServers, settle_memory
 from clockwork_serve.serve.transport import Link
 from clockwork_serve.units import MIB, ms
+from harness.machine import anonymous_bytes, children
+from harness.stand_in import StandIn
 
 ROWS_MAX: Final = 8
 MODELS: Final[dict[str, tuple[tuple[str, tuple[int, ...]], tuple[int, ...], bool]]] = {

@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 
 import onnx
 
-from benchmarks.report import Outcome, finish, parser, percent, table
 from benchmarks.rows.generator import graph_of
 from benchmarks.rows.judge import judge, session_of
 from benchmarks.rows.trials import SEEDS_APART, Prober, Tried, probe_all
+from harness.report import Outcome, finish, parser, percent, table
 
 GRAPHS, SHORT = 100_000, 2_000
 WANTED_SHARE = 0.95

@@ -11,8 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.report import Outcome, finish, parser
 from benchmarks.stalls import hasty, stops
+from harness.report import Outcome, finish, parser
 
 PARTS = ("stops", "heavy", "hasty", "stuck")
 

@@ -1,6 +1,7 @@
 """Clients with clocks of their own, in a process of their own; they know what they owe to themselves.
 
-``python -m benchmarks.stalls.clients PLAN``: HTTP and gRPC by plain sockets and one epoll. An answer's
+``python -m benchmarks.stalls.clients PLAN``: HTTP and gRPC by plain sockets and one epoll, beside
+``harness.lean_load`` because what they measure is time that nobody else may own. An answer's
 time is from when its request was begun to be sent until the kernel had the end of its answer (``TCP_INFO``),
 less what the client itself was late: a socket that is ready now was so at the last poll at the earliest.
 """
@@ -24,18 +25,16 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from benchmarks.client import infer_message
 from clockwork_lab.bench.address import Address
 from clockwork_lab.bench.inputs import Tensor
 from clockwork_lab.bench.messages import Maker, Message, decode
 from clockwork_serve.units import NS_PER_MS
+from harness.grpc_load import Connection
+from harness.http_load import infer_message
 
 CHANNELS: Final = 4
-_DATA, _HEADERS, _RESET, _SETTINGS, _PING, _WINDOW = 0, 1, 3, 4, 6, 8
-_ACK = _END_STREAM = 1
-_END_HEADERS: Final = 4
-_FRAME_HEAD: Final = 9
-_LARGEST: Final = 2**31 - 1
+_HEADER_TABLE, _ENABLE_PUSH = 1, 2
+"""Settings of HTTP/2: no table of headers that answers could refer to, no pushes."""
 _STATUS: Final = {"0": "200", "8": "429", "4": "504"}
 """Of gRPC, as HTTP says it."""
 LAST_S: Final = 30.0
@@ -254,47 +253,26 @@ class HttpClients:
 
 
 class _Calls:
-    """One connection of gRPC: frames of HTTP/2, as few as calls of small messages need."""
+    """One connection of gRPC, and the calls that are open on it."""
 
     def __init__(self, address: tuple[str, int]) -> None:
-        self.socket = socket.create_connection(address, timeout=30)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket.sendall(_HELLO)
-        self.stream = -1
+        self._connection = Connection(address, {_HEADER_TABLE: 0, _ENABLE_PUSH: 0})
+        self.socket = self._connection.socket
         self.open: dict[int, Seen] = {}
-        self.received = b""
 
     def begin(self, seen: Seen, message: Message, body: bytes) -> None:
-        """Send a call."""
-        self.stream += 2
-        self.open[self.stream] = seen
-        data = message.lead + body
-        self.socket.sendall(
-            _frame(_HEADERS, _END_HEADERS, self.stream, message.head)
-            + _frame(_DATA, _END_STREAM, self.stream, data)
-        )
+        """Send a call. OSError once the gateway has ended."""
+        self.open[self._connection.next_stream] = seen
+        self._connection.begin((message.head, message.lead + body))
 
     def receive(self) -> list[tuple[Seen, str]]:
         """Calls that ended, and how. OSError once the gateway has ended."""
-        data = self.socket.recv(1 << 16, socket.MSG_DONTWAIT)
-        if not data:
-            raise ConnectionResetError
-        self.received += data
         ended = []
-        while len(self.received) >= _FRAME_HEAD:
-            size = int.from_bytes(self.received[:3], "big")
-            if len(self.received) < _FRAME_HEAD + size:
-                break
-            kind, flags, stream = struct.unpack_from(">BBI", self.received, 3)
-            content = self.received[_FRAME_HEAD : _FRAME_HEAD + size]
-            self.received = self.received[_FRAME_HEAD + size :]
-            if kind in (_SETTINGS, _PING) and not flags & _ACK:
-                self.socket.sendall(_frame(kind, _ACK, 0, content if kind == _PING else b""))
-            elif kind == _RESET or (kind == _HEADERS and flags & _END_STREAM):
-                seen = self.open.pop(stream, None)
-                code = "reset" if kind == _RESET else decode(content).get("grpc-status", "none")
-                if seen is not None:
-                    ended.append((seen, _STATUS.get(code, code)))
+        for one in self._connection.read():
+            seen = self.open.pop(one.stream, None)
+            code = "reset" if one.trailers is None else decode(one.trailers).get("grpc-status", "none")
+            if seen is not None:
+                ended.append((seen, _STATUS.get(code, code)))
         return ended
 
 
@@ -382,18 +360,6 @@ class GrpcClients:
         except OSError:
             self._lose(calls)
         seen.own_ns = time.monotonic_ns() - begun_ns
-
-
-def _frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
-    return len(content).to_bytes(3, "big") + struct.pack(">BBI", kind, flags, stream) + content
-
-
-# No table of headers, no pushes, windows that never fill.
-_HELLO: Final = (
-    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-    + _frame(_SETTINGS, 0, 0, struct.pack(">HIHIHI", 1, 0, 2, 0, 4, _LARGEST))
-    + _frame(_WINDOW, 0, 0, struct.pack(">I", _LARGEST - 65_535))
-)
 
 
 def _shape(floats: int) -> tuple[int, ...]:

@@ -9,10 +9,6 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Final
 
-from benchmarks.faults.processes import Server
-from benchmarks.faults.server_process import Start
-from benchmarks.report import Outcome
-from benchmarks.repositories import convolutions
 from benchmarks.stalls.clients import Plan, Seen
 from benchmarks.stalls.judge import GOOD, REFUSED, TICK_MS, Player, ends, judge_books, late, worst_ms
 from clockwork_serve.config import Settings
@@ -20,6 +16,10 @@ from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.serve.supervisor.config import ServerConfig
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB
+from harness.report import Outcome
+from harness.repositories import convolutions
+from harness.server import Server
+from harness.server_process import Start
 
 MODELS, CLIENTS = 15, 240
 SIDE: Final = 224

@@ -11,10 +11,10 @@ from typing import Final
 
 import msgspec
 
-from benchmarks.faults.processes import Server
-from benchmarks.report import Outcome
-from benchmarks.serving import Metrics, read_metrics, total
 from benchmarks.stalls.clients import Plan, Seen
+from harness.report import Outcome
+from harness.server import Server
+from harness.serving import Metrics, read_metrics, total
 
 ROOT: Final = Path(__file__).parents[2]
 GOOD, REFUSED = "200", "429"

@@ -16,11 +16,6 @@ from typing import Any, Final
 
 import grpc
 
-from benchmarks.client import http_message
-from benchmarks.faults.processes import Server
-from benchmarks.faults.server_process import Start
-from benchmarks.report import Outcome
-from benchmarks.repositories import emulated
 from benchmarks.stalls.clients import Plan, Seen
 from benchmarks.stalls.judge import GOOD, REFUSED, Player, ends, judge_books, late, worst_ms
 from clockwork_serve.config import Settings
@@ -29,6 +24,11 @@ from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, ModelInferRequest
 from clockwork_serve.serve.supervisor.config import ServerConfig
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB
+from harness.http_load import http_message
+from harness.report import Outcome
+from harness.repositories import emulated
+from harness.server import Server
+from harness.server_process import Start
 
 SLOS_MS: Final = (50, 100, 200, 300)
 LATE_MS: Final = 10.0

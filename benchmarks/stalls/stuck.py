@@ -21,17 +21,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
-from benchmarks import repositories
-from benchmarks.client import infer_message
-from benchmarks.faults.processes import Server
-from benchmarks.faults.server_process import Start
-from benchmarks.report import Outcome, finish, parser
-from benchmarks.serving import read_metrics, total
 from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.serve.supervisor.config import ServerConfig
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB
+from harness import repositories
+from harness.http_load import infer_message
+from harness.report import Outcome, finish, parser
+from harness.server import Server
+from harness.server_process import Start
+from harness.serving import read_metrics, total
 
 STAYING, COMING = 6, 6
 """Clients whose connections stay, and clients that connect for each request."""

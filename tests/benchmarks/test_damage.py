@@ -6,9 +6,9 @@ import random
 from pathlib import Path
 
 import pytest
-from benchmarks.damage import KINDS, change, in_one_process, right
 
-from benchmarks import repositories
+from benchmarks.damage import KINDS, change, in_one_process, right
+from harness import repositories
 
 
 @pytest.mark.parametrize("kind", KINDS)

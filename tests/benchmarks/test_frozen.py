@@ -6,8 +6,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from benchmarks.frozen import KEPT, Frozen, conclude, journal_hash, seed_hash, unpacked
-from benchmarks.report import Outcome
+from harness.report import Outcome
 
 
 def judged(found: Frozen, wanted: Frozen) -> list[tuple[str, bool]]:

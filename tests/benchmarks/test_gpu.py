@@ -14,16 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.gpu_copies import Copies, shift
-from benchmarks.gpu_machine import Target, state
-from benchmarks.gpu_page import Part, Results, page, record, write
-from benchmarks.gpu_rig import SHORT, Rig, error_of
-from benchmarks.gpu_steady import errors_of
-from benchmarks.report import Outcome
 
-from benchmarks import gpu
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu.copies import Copies, shift
+from benchmarks.gpu.machine import Target, state
+from benchmarks.gpu.page import Part, Results, page, record, write
+from benchmarks.gpu.rig import SHORT, Rig, error_of
+from benchmarks.gpu.steady import errors_of
 from clockwork_serve.controller.estimates import Samples
 from clockwork_serve.messages import Weights
+from harness.report import Outcome
 
 ROOT = Path(__file__).parents[2]
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
@@ -175,7 +175,7 @@ def test_a_device_that_is_none_is_named(device: str, capsys: pytest.CaptureFixtu
 @needs_torch
 @pytest.mark.slow
 def test_the_networks_are_the_published_ones() -> None:
-    from benchmarks import gpu_models
+    from benchmarks.gpu import models as gpu_models
 
     counts = {"resnet50": 25_557_032, "mobilenet_v3": 5_483_032}
     kinds = gpu_models.kinds(short=False)

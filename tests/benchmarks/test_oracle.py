@@ -7,9 +7,10 @@ import random
 import time
 
 import pytest
-from benchmarks.oracle import Job, Run, could_join, feasible, hopeless_at, most_in_time
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from benchmarks.overload.oracle import Job, Run, could_join, feasible, hopeless_at, most_in_time
 
 SERVICE = 10
 

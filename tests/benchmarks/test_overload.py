@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.client import Sample
-from benchmarks.oracle import Run
-from benchmarks.overload import conclude, judge, runs_of
-
+from benchmarks.overload.__main__ import conclude, judge, runs_of
+from benchmarks.overload.oracle import Run
 from clockwork_serve.messages import Status
 from clockwork_serve.telemetry import Journal
 from clockwork_serve.units import ms
+from harness.http_load import Sample
 from tests.telemetry import stories
 
 REFUSED = (429, b'{"reason":"would_miss_deadline"}')

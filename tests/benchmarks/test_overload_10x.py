@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from benchmarks.overload_10x import (
     CLIENTS,
     MODEL,
@@ -18,12 +19,11 @@ from benchmarks.overload_10x import (
     judged,
     measure,
 )
-from benchmarks.report import Outcome
-from benchmarks.serving import serve
-
-from benchmarks import repositories
 from clockwork_lab.bench.records import ANSWERED, FIRST_ENDS, ROW, Records
 from clockwork_serve.units import MIB, ms
+from harness import repositories
+from harness.report import Outcome
+from harness.serving import serve
 from tests.timing import Timing
 
 

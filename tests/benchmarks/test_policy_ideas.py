@@ -5,16 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from benchmarks.policy_ideas import CASES, LONGER, Case, Found, gain, in_time, judge, play, summary
-from benchmarks.policy_variants import IDEAS, NAMES, REJECT, Variant, alone, base, having, variants, without
-from benchmarks.report import Outcome
 from msgspec import structs
 
+from benchmarks.policy_ideas.__main__ import CASES, LONGER, Case, Found, gain, in_time, judge, play, summary
+from benchmarks.policy_ideas.variants import (
+    IDEAS,
+    NAMES,
+    REJECT,
+    Variant,
+    alone,
+    base,
+    having,
+    variants,
+    without,
+)
 from clockwork_lab.reproduce.run import Run
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.policies import SCHEDULERS, DefaultScheduler, PaperScheduler
 from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
+from harness.report import Outcome
 
 PLACES = {
     "measured delays": {"__init__"},

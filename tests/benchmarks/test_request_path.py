@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from benchmarks.request_path import REQUESTS, ROLES, measure, median_path
 
 

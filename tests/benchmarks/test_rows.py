@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from benchmarks.cases.kinds import kinds
+
 from benchmarks.rows.__main__ import Tally, judged
 from benchmarks.rows.asking import Company
 from benchmarks.rows.generator import graph_of
 from benchmarks.rows.judge import Refused, Rows, gap_of, judge, poisoned, same, session_of
 from benchmarks.rows.trials import Prober, Tried
+from qa.cases.kinds import kinds
 
 NEVER_SHOWN = {"mixing_faint", "mixing_secret", "mixing_hidden_in_integers"}
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from benchmarks.agreement import Pair, Run, agrees, compare, why_invalid
-from benchmarks.calibration import Delays, calibrate, delays_of, truth_of, write_zoo
-from benchmarks.client import Sample
-from benchmarks.lane_story import Execution, story_of
-from benchmarks.machine import Disturbance
-from benchmarks.report import Outcome
-from benchmarks.simulate_reality import DEPTHS, INPUTS, capacity_rps, scenario_text, shots_of
 from msgspec import structs
 
+from benchmarks.simulate_reality.__main__ import DEPTHS, INPUTS, capacity_rps, scenario_text, shots_of
+from benchmarks.simulate_reality.agreement import Pair, Run, agrees, compare, why_invalid
+from benchmarks.simulate_reality.calibration import Delays, calibrate, delays_of, truth_of, write_zoo
+from benchmarks.simulate_reality.lane_story import Execution, story_of
 from clockwork_serve.apps.simulate.question import ask
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import CodeAdded, Profile, Status
@@ -21,6 +18,9 @@ from clockwork_serve.sim import read_constants
 from clockwork_serve.telemetry.journal import Step
 from clockwork_serve.units import ms, us
 from clockwork_serve.workload.zoo import Zoo
+from harness.http_load import Sample
+from harness.machine import Disturbance
+from harness.report import Outcome
 from tests.telemetry import stories
 
 PROFILE = Profile(

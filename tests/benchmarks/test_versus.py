@@ -8,9 +8,12 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from benchmarks import versus
 from benchmarks.versus import (
     LIMIT,
     Asked,
@@ -25,8 +28,6 @@ from benchmarks.versus import (
     numbers,
     spread,
 )
-
-from benchmarks import versus
 
 FAKE = '''"""A benchmark whose figures are made up: they depend on its tree and on how often it ran."""
 
@@ -145,10 +146,20 @@ def test_another_python_for_the_revision_is_nobodys_business_but_the_users(root:
     assert judge(root, "HEAD", asked(root), python=sys.executable).verdict == "passed"
 
 
+@pytest.mark.parametrize("name", ["fake", "qa.fake", "benchmarks.fake"])
+def test_a_benchmark_that_moved_to_another_folder_is_the_same_by_either_name(root: Path, name: str) -> None:
+    (root / "qa").mkdir()
+    (root / "benchmarks" / "fake.py").rename(root / "qa" / "fake.py")
+    given = asked(root)
+    assert judge(root, "HEAD", replace(given, benchmark=name)).verdict == "passed"
+
+
 def test_what_is_not_there_is_named(root: Path) -> None:
     with pytest.raises(VersusError, match="git rev-parse"):
         judge(root, "no-such-revision", asked(root))
-    with pytest.raises(VersusError, match=r"A \(HEAD\): it has no benchmarks.other"):
+    with pytest.raises(
+        VersusError, match=r"A \(HEAD\): expected other in benchmarks, qa, comparison; found none"
+    ):
         judge(root, "HEAD", Asked("other"))
     with pytest.raises(VersusError, match=r"--figure no: .* found good_per_s, took_ms"):
         judge(root, "HEAD", asked(root, figures=("no",)))

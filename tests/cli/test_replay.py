@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.apps.simulate.scenarios import STEADY, written
 
 from clockwork_serve.cli.entry import run
 from clockwork_serve.telemetry import Journal, JournalHead, Step, read_records
+from tests.apps.simulate.scenarios import STEADY, written
 
 
 @pytest.fixture

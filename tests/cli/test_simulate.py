@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.apps.simulate.scenarios import STEADY, written
 
 from clockwork_serve.cli.entry import run
 from clockwork_serve.telemetry import read_journal
+from tests.apps.simulate.scenarios import STEADY, written
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.serve.certificates import certificates
 
 pytestmark = pytest.mark.system

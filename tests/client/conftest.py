@@ -8,8 +8,8 @@ import pytest
 
 from clockwork_client import Client
 from clockwork_serve.messages import DATATYPES
-from tests.serve.fake_controller import served, spec
-from tests.serve.running_gateway import RunningGateway, running_gateway
+from tests.serve.gateway.fake_controller import served, spec
+from tests.serve.gateway.running import RunningGateway, running_gateway
 
 
 @pytest.fixture(scope="package")

@@ -24,8 +24,8 @@ from clockwork_client import (
 )
 from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.units import ms
+from tests.client.arrays import ARRAYS
 from tests.client.scripted import OK, request, scripted
-from tests.client.test_tensors import ARRAYS
 
 X = np.array([[1.5, -2.0]], np.float32)
 Run = Callable[[Any], Any]

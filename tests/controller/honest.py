@@ -23,47 +23,30 @@ from clockwork_serve.messages import (
     Request,
     Result,
     Status,
-    TensorSpec,
     Unload,
-    Weights,
     WorkerJoined,
     WorkerLost,
 )
 from clockwork_serve.units import MIB, ms
+from harness import records
 
-CODE = Code(
-    code_id="c", backend="emulated", path="", batched=True, batch_sizes=(1, 2, 4, 8), lifted=True,
-    inputs=(TensorSpec(name="x", datatype="FP32", shape=(4,)),),
-    outputs=(TensorSpec(name="y", datatype="FP32", shape=(4,)),),
-)  # fmt: skip
+CODE = records.code()
 
 
 def profile(code_id: str = "c", b1_ms: float = 10, step_ms: float = 4, load_ms: float = 8) -> Profile:
     """INFER takes ``b1_ms + step_ms * (batch - 1)``; LOAD takes ``load_ms`` whatever the size."""
-    infer_ns = {batch: ms(b1_ms + step_ms * (batch - 1)) for batch in (1, 2, 4, 8)}
-    return Profile(
-        code_id=code_id,
-        device_kind="emulated",
-        infer_ns=infer_ns,
-        load_base_ns=ms(load_ms),
-        load_ns_per_mib=0,
-    )
+    infer_ns = {batch: ms(b1_ms + step_ms * (batch - 1)) for batch in records.SIZES}
+    return records.profile(code_id, infer_ns, load_ns=ms(load_ms))
 
 
 def model(name: str, code_id: str = "c", mib: int = 4, **settings: object) -> Model:
     """A model of ``mib`` MiB of weights."""
-    weights = Weights(weights_id=name, path="", size=mib * MIB)
-    return Model(
-        key=f"{name}/1", name=name, version="1", code_id=code_id, weights=weights, platform="emulated",
-        max_batch_size=8, batch_sizes=(1, 2, 4, 8), output_bytes=64, **settings,
-    )  # type: ignore[arg-type]  # fmt: skip
+    return records.model(name, code_id, size=mib * MIB, **settings)
 
 
 def device(name: str = "d0", pages: int = 16) -> DeviceSpec:
     """A device of ``pages`` pages of 1 MiB."""
-    return DeviceSpec(
-        device=name, kind="emulated", pages=pages, page_bytes=MIB, workspace_bytes=1 << 30, io_bytes=1 << 30
-    )
+    return records.device(name, pages)
 
 
 class Lane:

@@ -24,7 +24,7 @@ from clockwork_serve.messages import (
     WorkerLost,
 )
 from clockwork_serve.units import NS_PER_MS, ms
-from tests.controller.test_takeover import GPU, Successor, ask, only, resident, result, state
+from tests.controller.successors import GPU, Successor, ask, only, resident, result, state
 
 FLOOR_MS, GRACE_MS = 100, 200
 INFER = Running(action_id=8, lane=Lane.EXEC, version=3, left_ns=0, expected_ns=ms(1))

@@ -12,7 +12,7 @@ from clockwork_serve.controller.hangs import STILL_NS, Stalls
 from clockwork_serve.messages import Infer, Load, Outcome, Readiness, WorkerHeard, WorkerSilent
 from clockwork_serve.units import NS_PER_MS, ms
 from tests.controller.honest import device
-from tests.controller.test_hangs import Stubborn, world_of
+from tests.controller.stubborn import Stubborn, world_of
 
 LOOK_MS = LOOK_NS / NS_PER_MS
 INFER_MS = 10

@@ -6,8 +6,8 @@ from clockwork_serve.controller.cluster import ServedModel, Waiter
 from clockwork_serve.controller.tenants import Account, Tenants
 from clockwork_serve.messages import Cancel, Load, Outcome, QuotasSet, Request, Status
 from clockwork_serve.units import MIB, NS_PER_S, ms
+from tests.controller.accounts import BOTH, accounts, quota, why, world
 from tests.controller.honest import CODE, device, model
-from tests.controller.test_tenants import BOTH, accounts, quota, why, world
 
 
 def a_request(name: str, due_ms: float = 100, signature: str = "") -> Request:

@@ -18,22 +18,19 @@ from tests.devices import torch_models as models
 
 torch = models.torch
 
-from clockwork_serve.devices import DeviceConfig, build  # noqa: E402
+from clockwork_serve.devices import build  # noqa: E402
 from clockwork_serve.devices import torch as torch_device  # noqa: E402
 from clockwork_serve.devices.accelerator import CHUNK  # noqa: E402
 from clockwork_serve.errors import DamageError, DeviceError, ModelError  # noqa: E402
 from clockwork_serve.messages import Extent, TorchIndex  # noqa: E402
 from tests.devices import lifted  # noqa: E402
 from tests.devices.lifted import close, numbers  # noqa: E402
+from tests.devices.torch_models import CONFIG, PAGE, ask  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,  # models are compiled, by the first test that needs one
     pytest.mark.timeout(600),
 ]
-PAGE = 65536
-CONFIG = DeviceConfig(
-    device="torch-cpu:0", kind="torch-cpu", memory_bytes=64 * PAGE, page_bytes=PAGE, io_bytes=4 << 20
-)
 
 
 def make(**settings):
@@ -59,14 +56,6 @@ def loaded(device, code, folder, seed=1, first=0):
     weights = models.weights(code, net, folder / f"weights{seed}")
     device.load(lifted.load(code, weights, first))
     return net
-
-
-def ask(device, code, *xs, batch=None, first=0):
-    """The outputs ``y`` of one INFER of calls with these inputs."""
-    calls = [lifted.call({"x": x}) for x in xs]
-    phases = device.infer(lifted.infer(code, [len(x) for x in xs], batch, first), calls)
-    assert min(phases.input_ns, phases.run_ns, phases.output_ns) >= 0
-    return [lifted.output(call, "y") for call in calls]
 
 
 def test_it_tells_what_it_offers():

@@ -20,7 +20,7 @@ from clockwork_serve.devices.torch import TorchDevice  # noqa: E402
 from clockwork_serve.errors import DeviceError, DeviceGone, ModelError  # noqa: E402
 from tests.devices import lifted  # noqa: E402
 from tests.devices.lifted import close, numbers  # noqa: E402
-from tests.devices.test_torch import CONFIG, ask  # noqa: E402
+from tests.devices.torch_models import CONFIG, ask  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 GPU = msgspec.structs.replace(CONFIG, device="cuda:0", kind="cuda", pool_bytes=9 << 20, warm_up_ns=0)

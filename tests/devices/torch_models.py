@@ -18,9 +18,12 @@ torch = pytest.importorskip("torch", reason="torch is not installed: clockwork-s
 if shutil.which("g++") is None:
     pytest.skip("g++ compiles torch models, and is not there", allow_module_level=True)
 
+
+from clockwork_serve.devices import DeviceConfig  # noqa: E402
 from clockwork_serve.integrity import hash_of  # noqa: E402
 from clockwork_serve.messages import Code, TensorSpec, TorchIndex, TorchTensor, Weights  # noqa: E402
 from clockwork_serve.units import align  # noqa: E402
+from tests.devices import lifted  # noqa: E402
 from tests.devices.lifted import vouched  # noqa: E402
 
 OPTIONS = {
@@ -153,3 +156,17 @@ def plain(model, *arrays: np.ndarray) -> list[np.ndarray]:
     """What the model answers without any of this."""
     with torch.no_grad():
         return [value.numpy() for value in model.eval()(*map(torch.from_numpy, arrays))]
+
+
+PAGE = 65536
+CONFIG = DeviceConfig(
+    device="torch-cpu:0", kind="torch-cpu", memory_bytes=64 * PAGE, page_bytes=PAGE, io_bytes=4 << 20
+)
+
+
+def ask(device, code, *xs, batch=None, first=0):
+    """The outputs ``y`` of one INFER of calls with these inputs."""
+    calls = [lifted.call({"x": x}) for x in xs]
+    phases = device.infer(lifted.infer(code, [len(x) for x in xs], batch, first), calls)
+    assert min(phases.input_ns, phases.run_ns, phases.output_ns) >= 0
+    return [lifted.output(call, "y") for call in calls]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -17,12 +16,9 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # the benchmarks are no part of the installed package
-
-from benchmarks.serving import Serving, serve  # noqa: E402
-
-from benchmarks import repositories  # noqa: E402
 from clockwork_serve.units import MIB  # noqa: E402
+from harness import repositories  # noqa: E402
+from harness.serving import Serving, serve  # noqa: E402
 
 if TYPE_CHECKING:
     from tests.end_to_end.cables import Cable

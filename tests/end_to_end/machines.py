@@ -18,15 +18,15 @@ from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
-from benchmarks.machine import children
-from benchmarks.serving import Metrics, Serving, read_metrics, until
 
-from benchmarks import repositories
 from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import TransportError
 from clockwork_serve.serve.remote.tls import ClusterFiles
 from clockwork_serve.serve.worker.host import WorkerConfig
+from harness import repositories
+from harness.machine import children
+from harness.serving import Metrics, Serving, read_metrics, until
 from tests.serve.certificates import Certificates
 
 WIDE, LONG = 512, 256
@@ -227,3 +227,11 @@ def worker_config(port: int, certificates: Certificates, folder: Path, name: str
         elsewhere=True,
     )
     return msgspec.json.encode(config).decode()
+
+
+# Without --fork: it takes the place of unshare, and its children get the clock.
+OTHER_CLOCK = ("unshare", "--user", "--map-root-user", "--time", "--monotonic", "1000000", "--")
+
+
+def other_clocks() -> bool:
+    return subprocess.run([*OTHER_CLOCK, "true"], capture_output=True, check=False).returncode == 0

@@ -11,9 +11,10 @@ import onnxruntime as ort
 import pytest
 import tritonclient.grpc
 import tritonclient.http
-from benchmarks.serving import Serving, total
 from tritonclient.utils import InferenceServerException
 
+from harness.serving import Serving, total
+from tests.end_to_end.asking import ask
 from tests.end_to_end.conftest import LONG, MATRICES, WIDE, call, product, x_json
 
 EXACT = 1e-5
@@ -21,28 +22,6 @@ EXACT = 1e-5
 
 def http_client(server: Serving) -> tritonclient.http.InferenceServerClient:
     return tritonclient.http.InferenceServerClient(server.http_url.removeprefix("http://"))
-
-
-def ask(
-    server: Serving, protocol: str, model: str, inputs: dict[str, np.ndarray], **more: object
-) -> dict[str, np.ndarray]:
-    """All outputs of one request through an unmodified client."""
-    module = tritonclient.http if protocol == "http" else tritonclient.grpc
-    url = server.http_url.removeprefix("http://") if protocol == "http" else server.grpc_url
-    kinds = {"f": "FP32", "i": "INT32", "O": "BYTES"}
-    tensors = []
-    for name, array in inputs.items():
-        tensors.append(module.InferInput(name, list(array.shape), kinds[array.dtype.kind]))
-        tensors[-1].set_data_from_numpy(array)
-    with module.InferenceServerClient(url) as client:
-        result = client.infer(model, tensors, parameters={"slo_ms": 10_000}, **more)
-    response = result.get_response()
-    names = (
-        [one["name"] for one in response["outputs"]]
-        if protocol == "http"
-        else [o.name for o in response.outputs]
-    )
-    return {name: result.as_numpy(name) for name in names}
 
 
 def plain(repository: Path, model: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -9,10 +9,10 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc
-from benchmarks.client import infer_message
-from benchmarks.serving import Serving, total
 from tritonclient.utils import InferenceServerException
 
+from harness.http_load import infer_message
+from harness.serving import Serving, total
 from tests.end_to_end.conftest import WIDE, call, x_json
 
 GOOD = [1.0, 2.0, 3.0, 4.0]

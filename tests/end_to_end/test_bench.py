@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from benchmarks.serving import Serving, total, until
 
-from benchmarks import repositories
 from clockwork_lab.bench.report import Report
 from clockwork_serve.cli.entry import run
+from harness import repositories
+from harness.serving import Serving, total, until
 from tests.lab.bench.loads import ran, written
 from tests.serve.certificates import Certificates, certificates
 

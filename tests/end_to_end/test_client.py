@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 import pytest
-from benchmarks.serving import Serving, total, until
 
-from benchmarks import repositories
 from clockwork_serve import AsyncClient, Client, Failed, Invalid, Rejected
+from harness import repositories
+from harness.serving import Serving, total, until
 from tests.end_to_end.conftest import LONG, WIDE, product
 
 X = {"x": np.zeros((1, 4), np.float32)}

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.http
-from benchmarks.serving import Serving, total
 
-from benchmarks import repositories
 from clockwork_serve.units import MIB
+from harness import repositories
+from harness.serving import Serving, total
 
 pytestmark = pytest.mark.system
 

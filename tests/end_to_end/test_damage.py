@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.serving import Serving, serve, until
 
-from benchmarks import repositories
 from clockwork_serve.units import MIB
+from harness import repositories
+from harness.serving import Serving, serve, until
 from tests.end_to_end.conftest import call, x_json
 
 WIDE, LONG = 256, 64

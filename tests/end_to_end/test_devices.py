@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from benchmarks.client import Report, closed_loop, infer_message, run
-from benchmarks.serving import Serving, total, until
 
-from benchmarks import repositories
 from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.serve.supervisor.server import ServerConfig, running_server
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB
+from harness import repositories
+from harness.http_load import Report, closed_loop, infer_message, run
+from harness.serving import Serving, total, until
 from tests.end_to_end.conftest import PATIENT_SLO_MS
 from tests.timing import Timing
 

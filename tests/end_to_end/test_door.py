@@ -21,8 +21,8 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
+from tests.end_to_end.commands import command, started
 from tests.end_to_end.conftest import ROOT, example_models
-from tests.end_to_end.test_start_and_stop import command, started
 from tests.serve.certificates import Certificates, certificates
 
 # What the stock client does to check a name, and its destructor, are no business of ours.

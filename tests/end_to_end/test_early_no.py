@@ -8,10 +8,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from benchmarks.client import infer_message
-from benchmarks.serving import Serving, total, until
-
-from benchmarks import repositories
+from harness import repositories
+from harness.http_load import infer_message
+from harness.serving import Serving, total, until
 
 Start = Callable[..., AbstractContextManager[Serving]]
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import pytest
-from benchmarks.client import closed_loop, infer_message, run
-from benchmarks.serving import Serving, total, until
 
-from benchmarks import repositories
+from harness import repositories
+from harness.http_load import closed_loop, infer_message, run
+from harness.serving import Serving, total, until
 from tests.end_to_end.conftest import MOODY, WIDE, call, x_json
 
 Start = Callable[..., AbstractContextManager[Serving]]

@@ -17,17 +17,27 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from benchmarks.client import Report, closed_loop, infer_message, run
-from benchmarks.serving import Serving, total, until
 
-from benchmarks import repositories
 from clockwork_serve.config import Settings
 from clockwork_serve.serve.gateway.settings import GatewayConfig
+from harness import repositories
+from harness.http_load import Report, closed_loop, infer_message, run
+from harness.serving import Serving, total, until
 from tests.end_to_end import cables, machines
 from tests.end_to_end.cables import Cable, certificates_of_cable
 from tests.end_to_end.conftest import call, x_json
-from tests.end_to_end.machines import LONG, MODELS, WIDE, FarGateway, far_gateway, far_worker, joined, product
-from tests.end_to_end.test_machines import OTHER_CLOCK, other_clocks
+from tests.end_to_end.machines import (
+    LONG,
+    MODELS,
+    OTHER_CLOCK,
+    WIDE,
+    FarGateway,
+    far_gateway,
+    far_worker,
+    joined,
+    other_clocks,
+    product,
+)
 from tests.serve.certificates import Certificates, certificates
 from tests.serve.proxy import Proxy, proxy
 

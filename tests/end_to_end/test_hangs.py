@@ -8,25 +8,21 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import pytest
-from benchmarks.client import closed_loop, infer_message, run
-from benchmarks.serving import Serving, total, until
 
-from benchmarks import repositories
-from clockwork_serve.config import Settings
-from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.messages import WorkerHung
-from clockwork_serve.serve.supervisor.server import RunningServer, ServerConfig, running_server
-from clockwork_serve.store import StoreConfig
+from clockwork_serve.serve.supervisor.server import RunningServer
 from clockwork_serve.telemetry import read_journal
-from clockwork_serve.units import MIB, ms
-from tests.end_to_end.conftest import PATIENT_SLO_MS, WIDE, call, x_json
+from harness import repositories
+from harness.http_load import closed_loop, infer_message, run
+from harness.serving import Serving, total, until
+from tests.end_to_end.conftest import WIDE, call, x_json
+from tests.end_to_end.two_workers import SOON, busiest, two_workers
 
 Start = Callable[..., AbstractContextManager[Serving]]
 
@@ -57,8 +53,6 @@ class Model:
 '''
 RECOVERY_S = 30.0
 """Far above what is promised: these machines are shared."""
-SOON = ControllerConfig(hang_ns=ms(300), hang_grace_ns=ms(500))
-"""Such patience that a test is short; the usual one is ten times that."""
 LONG = {"slo_ms": 20000}
 
 
@@ -79,23 +73,6 @@ def ready(url: str) -> bool:
     return call(url, "/v2/health/ready").status == 200
 
 
-@contextmanager
-def two_workers(root: Path, cache: Path, lines: list[str], **settings: Any) -> Iterator[Serving]:
-    """A server with two CPU devices, each a process; ``Serving.worker`` is the first."""
-    given: dict[str, Any] = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "log_level": "warning"}
-    given |= {"slo_ms": PATIENT_SLO_MS} | settings
-    config = ServerConfig(
-        settings=Settings(repository=str(root), **given),
-        store=StoreConfig(cache_dir=str(cache)),
-        devices=tuple(
-            DeviceConfig(device=f"cpu:{number}", kind="cpu", memory_bytes=64 * MIB) for number in (0, 1)
-        ),
-        controller=SOON,
-    )
-    with running_server(config, on_line=lines.append) as server:
-        yield Serving(server, next(name for name in server.names if name.startswith("worker")))
-
-
 def pids(server: RunningServer) -> list[int]:
     """Of the workers that run."""
     found = [server.pid(name) for name in server.names if name.startswith("worker")]
@@ -110,17 +87,6 @@ def models(tmp_path: Path) -> Path:
         repositories.one_matrix(root, f"m{index}", repositories.matrix_of(index, WIDE, 16))
     repositories.python_model(root, "hanging", HANGING.replace("MARK", str(tmp_path / "mark")))
     return root
-
-
-def busiest(serving: Serving) -> str:
-    """The worker that did most: the small models of these tests may all be on one."""
-    metrics = serving.metrics()
-
-    def busy_s(name: str) -> float:
-        device = name.removeprefix("worker-")
-        return total(metrics, "clockwork_lane_busy_seconds_total", device=device, lane="exec")
-
-    return max((name for name in serving.server.names if name.startswith("worker")), key=busy_s)
 
 
 def balanced(serving: Serving) -> None:

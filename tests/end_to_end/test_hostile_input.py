@@ -1,6 +1,6 @@
 """A minute of hostile traffic on a whole server: nothing ends, nothing grows, honest clients are answered.
 
-How much slower they are is for ``benchmarks.hostile`` to say, on a quiet machine.
+How much slower they are is for ``qa.hostile`` to say, on a quiet machine.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from benchmarks.hostile import Findings, Load
-from benchmarks.hostile_traffic import attack
-from benchmarks.serving import Serving
 
-from benchmarks import hostile, hostile_frames
+from harness.serving import Serving
+from qa.hostile import __main__ as hostile
+from qa.hostile import frames as hostile_frames
+from qa.hostile.__main__ import Findings, Load
+from qa.hostile.traffic import attack
 
 SECONDS = 60.0
 WINDOW_S = 10.0

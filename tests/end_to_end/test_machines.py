@@ -15,17 +15,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.serving import Serving, total, until
 
-from benchmarks import repositories
+from harness import repositories
+from harness.serving import Serving, total, until
 from tests.end_to_end import machines
 from tests.end_to_end.conftest import MOODY, call, x_json
-from tests.end_to_end.machines import LONG, MODELS, PAGE, WIDE, far_worker, joined, product
+from tests.end_to_end.machines import (
+    LONG,
+    MODELS,
+    OTHER_CLOCK,
+    PAGE,
+    WIDE,
+    far_worker,
+    joined,
+    other_clocks,
+    product,
+)
 from tests.serve.certificates import Certificates, certificates, renewed_certificates
 
 Start = Callable[..., AbstractContextManager[Serving]]
-# Without --fork: it takes the place of unshare, and its children get the clock.
-OTHER_CLOCK = ("unshare", "--user", "--map-root-user", "--time", "--monotonic", "1000000", "--")
 
 
 @dataclass
@@ -239,10 +247,6 @@ def test_a_model_that_is_loaded_later_is_fetched_then(cluster: Cluster) -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
         assert call(cluster.serving.http_url, "/v2/repository/models/late/unload", b"{}").status == 200
         shutil.rmtree(root / "late")
-
-
-def other_clocks() -> bool:
-    return subprocess.run([*OTHER_CLOCK, "true"], capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.skipif(not other_clocks(), reason="this system lets no process have a clock of its own")

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.client import Report, closed_loop, infer_message, run
-from benchmarks.serving import Serving, total, until
 
+from harness.http_load import Report, closed_loop, infer_message, run
+from harness.serving import Serving, total, until
 from tests.end_to_end import cables, machines
 from tests.end_to_end.cables import Cable, certificates_of_cable
 from tests.end_to_end.conftest import call, x_json

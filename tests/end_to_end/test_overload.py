@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc
-from benchmarks.client import header_of, infer_message, open_loop, run
-from benchmarks.serving import Serving, total, until
 from tritonclient.utils import InferenceServerException
 
-from benchmarks import overload, repositories
+from benchmarks.overload import __main__ as overload
+from harness import repositories
+from harness.http_load import header_of, infer_message, open_loop, run
+from harness.serving import Serving, total, until
 from tests.end_to_end.conftest import call, x_json
 from tests.timing import Timing
 

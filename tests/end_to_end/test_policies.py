@@ -9,7 +9,7 @@ import pytest
 from benchmarks import repositories
 from tests.controller.policies.other_package import written
 from tests.end_to_end.conftest import call, x_json
-from tests.end_to_end.test_start_and_stop import command, started
+from tests.end_to_end.commands import command, started
 
 
 def test_a_policy_of_another_package_serves(

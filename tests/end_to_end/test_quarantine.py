@@ -9,40 +9,17 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from benchmarks.serving import Serving, total, until
 
-from benchmarks import repositories
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import Quarantined
 from clockwork_serve.telemetry import read_journal
+from harness import repositories
+from harness.serving import Serving, total, until
 from tests.end_to_end.conftest import call, x_json
+from tests.end_to_end.killers import KILLER
 
 Start = Callable[..., AbstractContextManager[Serving]]
 
-KILLER = '''"""Echoes; one number ends the process at once, as a crash in native code would."""
-
-import ctypes
-import os
-import time
-
-
-class Model:
-    def load(self, path):
-        pass
-
-    def infer(self, inputs):
-        mood = float(inputs["x"].reshape(-1)[0])
-        if mood > 600.0:
-            time.sleep(0.3)  # in which the other model's LOAD ends, so that nothing else could be to blame
-        if mood == 666.0:
-            ctypes.string_at(0)
-        if mood == 667.0:
-            os._exit(3)
-        return {"y": inputs["x"]}
-
-    def unload(self):
-        pass
-'''
 SLO = {"slo_ms": 20000}
 RECOVERY_S = 30.0
 

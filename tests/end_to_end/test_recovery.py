@@ -17,7 +17,7 @@ import pytest
 from clockwork_serve.serve.supervisor.server import RunningServer, running_server
 from tests.end_to_end.steady import how, steady
 from tests.serve.onnx_models import affine, put
-from tests.serve.test_server import config, infer, until
+from tests.serve.supervisor.servers import config, infer, until
 from tests.timing import Timing
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import machine
 from clockwork_serve.serve.supervisor.server import RunningServer, running_server
+from harness import machine
+from tests.end_to_end.commands import alive, command, first_line
 from tests.end_to_end.steady import how, steady
-from tests.end_to_end.test_start_and_stop import alive, command, first_line
 from tests.serve.onnx_models import affine, put
-from tests.serve.test_server import call, config, infer, refusal, until
+from tests.serve.supervisor.servers import call, config, infer, refusal, until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 

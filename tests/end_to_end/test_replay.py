@@ -14,11 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc
-from benchmarks.client import closed_loop, infer_message, run
-from benchmarks.serving import Serving, until
 from tritonclient.utils import InferenceServerException
 
-from benchmarks import repositories
 from clockwork_serve.cli.entry import run as clockwork
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import (
@@ -34,8 +31,11 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.sim.replay import replay
 from clockwork_serve.telemetry import read_journal
+from harness import repositories
+from harness.http_load import closed_loop, infer_message, run
+from harness.serving import Serving, until
 from tests.end_to_end.conftest import call, x_json
-from tests.end_to_end.test_quarantine import KILLER
+from tests.end_to_end.killers import KILLER
 
 Start = Callable[..., AbstractContextManager[Serving]]
 

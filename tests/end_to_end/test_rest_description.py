@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks.serving import Serving
 
-from benchmarks import repositories
 from clockwork_serve.units import MIB
+from harness import repositories
+from harness.serving import Serving
 from tests.end_to_end.conftest import call, example_models
 from tests.serve.segments import PREFIX, segment
 

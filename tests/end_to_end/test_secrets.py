@@ -23,11 +23,11 @@ from typing import Any
 
 import grpc
 import pytest
-from benchmarks.machine import children
 
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, rpcs
+from harness.machine import children
+from tests.end_to_end.commands import command, first_line
 from tests.end_to_end.conftest import MOODY
-from tests.end_to_end.test_start_and_stop import command, first_line
 from tests.serve.certificates import Certificates, certificates
 
 GOOD, WEAK, WRONG = "sesame-open-Zk3vQ9-good", "sesame-open-Zk3vQ9-weak", "sesame-open-Zk3vQ9-wrong"

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
-from benchmarks.serving import Serving, until
 from tritonclient.utils import InferenceServerException
 
+from harness.serving import Serving, until
 from tests.end_to_end.conftest import LONG, WIDE, call, product
 from tests.serve.segments import PREFIX, Segment, segment
 

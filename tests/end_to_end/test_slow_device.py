@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
-from benchmarks.serving import total
 
-from benchmarks import repositories
 from clockwork_serve.messages import Answer, Infer, Outcome, Request, Result
 from clockwork_serve.telemetry import Step, read_journal
+from harness import repositories
+from harness.serving import total
 from tests.end_to_end.conftest import call, x_json
-from tests.end_to_end.test_hangs import busiest, two_workers
+from tests.end_to_end.two_workers import busiest, two_workers
 from tests.timing import Timing
 
 SLEEPER = '''"""Echoes after a while, which a file for this process may make longer."""

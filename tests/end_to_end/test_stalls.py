@@ -12,12 +12,12 @@ from typing import Any
 
 import grpc
 import pytest
-from benchmarks.client import infer_message
-from benchmarks.serving import Serving, serve, until
-from benchmarks.serving import total as total_of
 
-from benchmarks import repositories
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, ModelInferRequest
+from harness import repositories
+from harness.http_load import infer_message
+from harness.serving import Serving, serve, until
+from harness.serving import total as total_of
 
 SLO_MS, STOP_S = 300, 0.8
 X = bytes(16)

@@ -2,62 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-import selectors
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from benchmarks.serving import until
 
-from benchmarks import machine, repositories
+from harness import machine, repositories
+from harness.serving import until
+from tests.end_to_end.commands import START_S, alive, command, started
 from tests.end_to_end.conftest import ROOT, call, x_json
-
-START_S = 120.0
-
-
-def command(root: Path, cache: Path, *more: str) -> list[str]:
-    options = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--slo-ms", "20000"]
-    return [
-        sys.executable,
-        "-m",
-        "clockwork_serve",
-        "serve",
-        str(root),
-        *options,
-        "--cache",
-        str(cache),
-        *more,
-    ]
-
-
-@contextmanager
-def started(arguments: list[str]) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
-    """The process and what it says when it is ready."""
-    process = subprocess.Popen(
-        [*arguments, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        yield process, json.loads(first_line(process))
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def first_line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        assert selector.select(START_S), "it did not become ready"
-    return process.stdout.readline()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -155,14 +112,6 @@ def test_no_process_outlives_a_killed_keeper(tmp_path: Path, cache: Path) -> Non
                 return
             threading.Event().wait(0.05)
         raise AssertionError([child for child in children if alive(child)])
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
-        return False
 
 
 def test_a_disk_that_takes_no_more_fails_the_compile_and_nothing_later(tmp_path: Path) -> None:

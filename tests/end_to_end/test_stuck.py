@@ -18,14 +18,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.serving import read_metrics, total
 
-from benchmarks import machine
 from clockwork_serve.serve.supervisor.server import RunningServer, running_server
+from harness import machine
+from harness.serving import read_metrics, total
+from tests.end_to_end.commands import command, first_line
 from tests.end_to_end.steady import how, steady
-from tests.end_to_end.test_start_and_stop import command, first_line
 from tests.serve.onnx_models import affine, put
-from tests.serve.test_server import config, infer, until
+from tests.serve.supervisor.servers import config, infer, until
 
 pytestmark = pytest.mark.system
 

@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import tritonclient.grpc
-from benchmarks.client import Sample, Shot, infer_message, open_loop, reason_of, run
-from benchmarks.serving import Serving
 from tritonclient.utils import InferenceServerException
 
-from benchmarks import repositories, schedules
+from harness import repositories
+from harness.http_load import Sample, Shot, infer_message, open_loop, poisson, reason_of, run
+from harness.serving import Serving
 from tests.end_to_end.conftest import call, x_json
 from tests.timing import Timing
 
@@ -94,7 +94,7 @@ def shots(url: str, key: str, model: str, rate: float, slo_ms: float, seed: int)
     message = infer_message(url, model, X, slo_ms=slo_ms)
     line, rest = message.split(b"\r\n", 1)
     message = b"%s\r\nx-api-key: %s\r\n%s" % (line, key.encode(), rest)
-    return [Shot(at_ns, message, key) for at_ns in schedules.poisson(rate, SECONDS, random.Random(seed))]
+    return [Shot(at_ns, message, key) for at_ns in poisson(rate, SECONDS, random.Random(seed))]
 
 
 def played(serving: Serving, greedy_rps: float) -> dict[str, list[Sample]]:

@@ -14,10 +14,10 @@ from urllib.parse import quote
 
 import grpc
 import pytest
-from benchmarks.serving import Serving, total
 
-from benchmarks import repositories
 from clockwork_serve.oip.protobuf import ModelInferRequest
+from harness import repositories
+from harness.serving import Serving, total
 from tests.end_to_end.conftest import call, x_json
 
 Start = Callable[..., AbstractContextManager[Serving]]

@@ -12,18 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.client import closed_loop, infer_message, run
-from benchmarks.serving import Serving, total, until
 
-from benchmarks import repositories
 from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import RepositoryError
 from clockwork_serve.serve.supervisor.server import ServerConfig, running_server
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB
+from harness import repositories
+from harness.http_load import closed_loop, infer_message, run
+from harness.serving import Serving, total, until
+from tests.end_to_end.asking import ask
 from tests.end_to_end.conftest import LONG, PATIENT_SLO_MS, WIDE, call, product, x_json
-from tests.end_to_end.test_answers import ask
 
 torch = pytest.importorskip("torch", reason="torch is not installed (make test installs it where it can)")
 

@@ -11,7 +11,7 @@ import tritonclient.http
 
 from clockwork_serve.serve.grpc.server import FALL_BACK_VARIABLE
 from clockwork_serve.units import MIB
-from tests.serve.running_gateway import RunningGateway, running_gateway
+from tests.serve.gateway.running import RunningGateway, running_gateway
 
 
 @pytest.fixture(scope="module", params=["core", "aio"])

@@ -12,7 +12,7 @@ import uvloop
 
 from clockwork_serve.serve.driver import Driver
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
-from tests.serve.test_transport import until
+from tests.serve.links import until
 
 
 class Echo:

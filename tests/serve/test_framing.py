@@ -12,13 +12,7 @@ from hypothesis import strategies as st
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Ask, Cancel, DeviceNumbers, Frame, Ping, Result, Status
 from clockwork_serve.serve.transport import FRAME_BYTES_MAX, FrameReader, FrameWriter
-
-
-def bytes_of(frames: list[Frame]) -> bytes:
-    writer = FrameWriter()
-    for frame in frames:
-        writer.add(frame)
-    return bytes(writer.take())
+from tests.serve.frames import bytes_of
 
 
 def feed(reader: FrameReader, data: bytes, piece: int) -> list[Frame]:

@@ -24,7 +24,7 @@ from grpc._cython import cygrpc
 
 {changed}
 
-from tests.serve.running_gateway import running_gateway
+from tests.serve.gateway.running import running_gateway
 
 with running_gateway(Path(sys.argv[1]), grpc_port=0) as found:
     print(found.grpc_url, flush=True)

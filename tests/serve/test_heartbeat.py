@@ -11,7 +11,7 @@ import uvloop
 from clockwork_serve.messages import Beat, Hello, Role, WorkerHeard, WorkerHung, WorkerSilent
 from clockwork_serve.serve.flow_control import MISSED, PULSES_MISSED, Heartbeat, Pulse
 from clockwork_serve.serve.transport import Link
-from tests.serve.test_transport import until
+from tests.serve.links import until
 
 BEAT_S = 0.02
 

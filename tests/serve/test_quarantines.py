@@ -20,9 +20,10 @@ from clockwork_serve.serve.controller.hub import Hub
 from clockwork_serve.serve.quarantines import Quarantines
 from clockwork_serve.serve.supervisor.keeper import KeeperLink
 from clockwork_serve.serve.supervisor.preparation import Catalogue
-from tests.serve.test_catalogue import served
-from tests.serve.test_exchange import World, code, model, play, until
-from tests.serve.test_keeper_link import FakeController
+from tests.serve.controller.exchanges import World, code, model, play
+from tests.serve.links import until
+from tests.serve.supervisor.catalogues import served
+from tests.serve.supervisor.keeper_links import FakeController
 
 ALONE = Quarantined(model="m/1", why="it kills", since_ns=5)
 WITH_CODE = Quarantined(model="m/1", why="it kills", since_ns=5, code_id="c1")

@@ -16,7 +16,7 @@ from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Frame, Role
 from clockwork_serve.serve.supervisor.run_dir import RunDir
 from clockwork_serve.serve.transport import Link, connect, hello
-from tests.serve.test_transport import Side, until
+from tests.serve.links import Side, until
 
 NOBODY = 65_534
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can try as another user")

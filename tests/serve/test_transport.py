@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -24,8 +23,6 @@ from clockwork_serve.messages import (
     Ask,
     Cancel,
     Extent,
-    Frame,
-    Hello,
     Result,
     Role,
     Status,
@@ -33,52 +30,8 @@ from clockwork_serve.messages import (
     Window,
 )
 from clockwork_serve.serve import transport
-from clockwork_serve.serve.transport import FRAME_BYTES_MAX, Link, Listener, connect, hello, listen
-
-CONTROLLER = hello(Role.CONTROLLER, "controller")
-
-
-class Side:
-    """Records what one side of a link sees."""
-
-    def __init__(self) -> None:
-        self.links: list[Link] = []
-        self.reads: list[list[Frame]] = []
-        self.lost: list[Link] = []
-        self.reply: Callable[[Link, Frame], None] | None = None
-
-    def on_link(self, link: Link) -> None:
-        self.links.append(link)
-
-    def on_frames(self, link: Link, frames: list[Frame]) -> None:
-        self.reads.append(frames)
-        for frame in frames:
-            if self.reply is not None:
-                self.reply(link, frame)
-
-    def on_lost(self, link: Link) -> None:
-        self.lost.append(link)
-
-    @property
-    def frames(self) -> list[Frame]:
-        return [frame for read in self.reads for frame in read]
-
-    async def listen(self, path: Path, own: Hello = CONTROLLER) -> Listener:
-        return await listen(path, own, self.on_link, self.on_frames, self.on_lost)
-
-    async def connect(self, path: Path, role: Role = Role.WORKER, **fields: Any) -> Link:
-        own = msgspec.structs.replace(hello(role, "peer"), **fields)
-        return await connect(path, own, self.on_frames, self.on_lost)
-
-
-async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.002)
-
-
-def cancels(count: int) -> list[Frame]:
-    return [Cancel(request_id=f"r{i}") for i in range(count)]
+from clockwork_serve.serve.transport import FRAME_BYTES_MAX, hello
+from tests.serve.links import Side, cancels, until
 
 
 def test_both_sides_learn_who_the_other_is(tmp_path: Path) -> None:

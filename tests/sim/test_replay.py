@@ -17,25 +17,16 @@ from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Answer, Infer, Outcome, Request
 from clockwork_serve.sim.replay import replay
-from clockwork_serve.sim.seeds import play_seed, random_scenario
 from clockwork_serve.telemetry import Journal, JournalHead, Step, head_of, read_records
 from clockwork_serve.telemetry.journal import PYTHON, sources_hash
+from tests.sim.journals import SEED, written
 from tests.telemetry import stories
 
 WRITE = (
-    "import sys; from pathlib import Path; from tests.sim.test_replay import written; "
+    "import sys; from pathlib import Path; from tests.sim.journals import written; "
     "written(Path(sys.argv[1]), int(sys.argv[2]))"
 )
 ROOT = Path(__file__).parents[2]
-SEED = next(seed for seed in range(100) if len(random_scenario(seed, 200).scenario.faults) > 5)
-
-
-def written(path: Path, seed: int = SEED, requests: int = 300) -> Path:
-    """The journal of a seed, faults and all."""
-    journal = Journal(path, head_of(random_scenario(seed, requests).config))
-    play_seed(seed, requests, (journal,))
-    journal.close()
-    return path
 
 
 def rewritten(path: Path, change) -> Path:

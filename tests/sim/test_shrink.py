@@ -103,6 +103,6 @@ def test_another_file_is_no_case(tmp_path):
 
 def test_one_command_plays_a_case(tmp_path):
     write_case(tmp_path / "case.json", case_of(random_scenario(1, 50)))
-    command = [sys.executable, "-m", "benchmarks.simulator_seeds", "--case", str(tmp_path / "case.json")]
+    command = [sys.executable, "-m", "qa.simulator_seeds", "--case", str(tmp_path / "case.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "it holds" in done.stdout

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from clockwork_serve.store import Cache, Problem, Repository, StoreConfig, compile_all
 from clockwork_serve.store.settings import ProblemError
 from clockwork_serve.store.torch.archive import check_expression, read_archive
-from tests.store.test_torch_archive import Archive
+from tests.store.archives import Archive
 
 OPSETS = [h.make_opsetid("", 17), h.make_opsetid("own", 1)]
 MIB = 1 << 20

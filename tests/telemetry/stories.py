@@ -5,11 +5,9 @@ from __future__ import annotations
 from clockwork_serve.messages import (
     Answer,
     Call,
-    DeviceSpec,
     Extent,
     Infer,
     Load,
-    Model,
     ModelAdded,
     Outcome,
     Reason,
@@ -22,30 +20,19 @@ from clockwork_serve.messages import (
     WorkerJoined,
 )
 from clockwork_serve.units import MIB, ms
+from harness import records
 
 MODEL = "net/1"
 WINDOW = Window(0, ms(1000))
 
 
 def model_added(name: str = "net", version: str = "1") -> ModelAdded:
-    weights = Weights(weights_id=name, path="", size=3 * MIB)
-    return ModelAdded(
-        model=Model(
-            key=f"{name}/{version}",
-            name=name,
-            version=version,
-            code_id="code",
-            weights=weights,
-            platform="onnx",
-            max_batch_size=4,
-            batch_sizes=(1, 2, 4),
-            output_bytes=64,
-        )
-    )
+    made = records.model(name, "code", version=version, size=3 * MIB, sizes=(1, 2, 4), platform="onnx")
+    return ModelAdded(model=made)
 
 
 def worker_joined(worker: str = "w0", device: str = "cpu:0") -> WorkerJoined:
-    spec = DeviceSpec(device=device, kind="cpu", pages=8, page_bytes=MIB, workspace_bytes=MIB, io_bytes=MIB)
+    spec = records.device(device, 8, kind="cpu", workspace_bytes=MIB, io_bytes=MIB)
     return WorkerJoined(worker=worker, devices=(spec,))
 
 

@@ -20,24 +20,20 @@ from clockwork_serve.messages import (
     Profile,
     Result,
     Status,
-    TensorSpec,
     Unload,
     Weights,
     Window,
 )
 from clockwork_serve.units import ms
 from clockwork_serve.worker import LaneDone, Prepare, Prepared, Start, Worker, WorkerEffect, WorkerEvent
+from harness import records
 
 GPU = "gpu:0"
-SPEC = DeviceSpec(device=GPU, kind="toy", pages=10, page_bytes=100, workspace_bytes=1000, io_bytes=500)
-X = TensorSpec(name="x", datatype="FP32", shape=(4,))
-CODE = Code(
-    code_id="net", backend="emulated", path="", inputs=(X,), outputs=(X,), batched=True,
-    batch_sizes=(1, 2, 4, 8), lifted=True,
-)  # fmt: skip
-PROFILE = Profile(
-    code_id="net", device_kind="toy", infer_ns={1: ms(2), 2: ms(3), 4: ms(5), 8: ms(9)}, load_base_ns=0,
-    load_ns_per_mib=0, workspace_bytes={1: 100, 8: 1001}, io_bytes={1: 100, 2: 100, 4: 501},
+SPEC = records.device(GPU, 10, 100, kind="toy", workspace_bytes=1000, io_bytes=500)
+CODE = records.code("net", outputs=(records.X,))
+PROFILE = records.profile(
+    "net", {1: ms(2), 2: ms(3), 4: ms(5), 8: ms(9)}, device_kind="toy",
+    workspace_bytes={1: 100, 8: 1001}, io_bytes={1: 100, 2: 100, 4: 501},
 )  # fmt: skip
 MORE = structs.replace(CODE, code_id="more")
 OTHER = structs.replace(SPEC, device="gpu:1")

@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from clockwork_serve.workload.scenario import LoadTable, ModelSet, Ramp, Scenario
+from clockwork_serve.workload.scenario import (
+    LoadTable,
+    ModelSet,
+    Ramp,
+    Scenario,
+)
 from clockwork_serve.workload.stream import Arrivals, Workload, build
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,3 +77,52 @@ def open_loads() -> st.SearchStrategy[LoadTable]:
         make, st.sampled_from(["poisson", "gamma", "fixed"]), st.floats(0.2, 8), st.floats(0.5, 400),
         st.floats(0, 15), st.floats(0.5, 20), extras,
     )  # fmt: skip
+
+
+WHOLE = """\
+# a comment
+name = "whole"
+seconds = 60
+warmup_s = 5.5
+
+[cluster]
+zoo = "v100"
+devices = 4
+devices_per_worker = 2
+memory_mib = 1000
+
+[[models]]
+name = "m"
+kind = "resnet50_v2"
+copies = 3
+
+[[models]]
+name = "n"
+kind = "densenet121"
+
+[[loads]]
+name = "first"
+models = ["n", "m"]
+arrivals = "gamma"
+cv = 2
+rate_rps = 10.5
+slo_ms = 20
+slo_ramp = { every_s = 5, factor = 1.5, until = 100 }
+
+[[loads]]
+name = "second"
+models = ["m"]
+arrivals = "azure"
+trace = ["day1.csv", "day2.csv.gz"]
+mapping = "stripe"
+[loads.rate_ramp]
+every_s = 10
+add = 2
+
+[[faults]]
+kind = "slow"
+at_s = 10
+for_s = 2
+device = 3
+factor = 2.5
+"""

@@ -14,7 +14,7 @@ from clockwork_serve.errors import ConfigError
 from clockwork_serve.workload.scenario import LoadTable, read_scenario
 from clockwork_serve.workload.stream import build
 from clockwork_serve.workload.trace_files import read_minutes, rows_2021, rows_timestamps, survey
-from tests.workload.test_scenario import WHOLE
+from tests.workload.scenarios import WHOLE
 
 ODD = (
     "-1", "0", "1", "3", "50", "1e-9", "1e300", "-1e300", "inf", "nan", "true", '""', '"x"', '"*"', "[]",

@@ -17,12 +17,12 @@ import tritonclient.grpc
 import tritonclient.grpc.aio
 import tritonclient.http
 import tritonclient.http.aio
-from benchmarks.serving import Serving
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
-from benchmarks import repositories
 from clockwork_serve.units import MIB
+from harness import repositories
+from harness.serving import Serving
 from tests.end_to_end.conftest import example_models
 
 CLIENTS: dict[str, ModuleType] = {

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from benchmarks.hostile_frames import grpc_paths_that_are_no_text
-from benchmarks.hostile_traffic import attack
-from benchmarks.serving import Serving
 from tritonclient.utils import InferenceServerException
 
 from clockwork_serve.serve.grpc.server import FALL_BACK_VARIABLE
+from harness.serving import Serving
+from qa.hostile.frames import grpc_paths_that_are_no_text
+from qa.hostile.traffic import attack
 from tests.end_to_end.stock import test_inference
 from tests.end_to_end.stock.conftest import Start, Stock, start_stock
 

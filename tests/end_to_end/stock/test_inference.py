@@ -10,9 +10,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from benchmarks.serving import Serving
 from tritonclient.utils import triton_to_np_dtype
 
+from harness.serving import Serving
 from tests.end_to_end.conftest import call
 from tests.end_to_end.stock.conftest import KINDS, SLOW_S, Stock
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.serving import Serving
+
+from harness.serving import Serving
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("kserve") is None,

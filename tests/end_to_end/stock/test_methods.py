@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from benchmarks.serving import Serving
 
+from harness.serving import Serving
 from tests.end_to_end.conftest import ROOT
 from tests.end_to_end.stock.cases import CASES
 from tests.end_to_end.stock.conftest import CLIENTS, Stock

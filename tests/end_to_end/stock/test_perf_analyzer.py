@@ -11,9 +11,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from benchmarks.hostile import books
-from benchmarks.serving import Serving
 
+from harness.serving import Serving
+from qa.hostile.__main__ import books
 from tests.end_to_end.conftest import example_models
 from tests.timing import CouldNotJudge
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from benchmarks.serving import Serving, until
-from benchmarks.triton import Triton, running_triton
 
 from clockwork_serve.messages import Profile
 from clockwork_serve.store import Cache, Repository, StoreConfig, compile_all
 from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_S
+from comparison.triton import Triton, running_triton
+from harness.serving import Serving, until
 from tests.end_to_end.triton.asking import Answer, Case, Http, ask
 from tests.end_to_end.triton.models import LATER, MODELS, SLOW_S
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from benchmarks.triton import running_triton, why_not
 
+from comparison.triton import running_triton, why_not
 from tests.end_to_end.triton.asking import ask, differences
 from tests.end_to_end.triton.conftest import Both
 from tests.end_to_end.triton.listed import LIST, PAGE, cases, deadly_cases, listed, page

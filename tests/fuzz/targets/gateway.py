@@ -36,7 +36,7 @@ from clockwork_serve.units import MIB
 from tests.fuzz import mutators
 from tests.fuzz.engine import Target, scratch
 from tests.oip.models import served, spec
-from tests.serve.test_any_bytes import answers
+from tests.serve.http.any_bytes import answers
 
 _MODELS = [
     served((spec("X", "FP32", 2),), (spec("Y", "FP32", 2),)),

@@ -10,7 +10,7 @@ import pytest
 from clockwork_lab.bench.html import page
 from clockwork_serve.units import NS_PER_MS
 from tests.lab.bench.loads import STEADY
-from tests.lab.bench.test_report import ALL, ANSWERED, records, report
+from tests.lab.bench.reports import ALL, ANSWERED, records, report
 
 LONG = STEADY.replace("seconds = 1", "seconds = 1000\nwarmup_s = 0.5")
 POINTS = re.compile(r'<polyline points="([^"]*)"')

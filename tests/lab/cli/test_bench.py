@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-from tests.lab.bench.loads import CLOSED, STEADY, written
-from tests.lab.bench.scripted import scripted
 
 from clockwork_lab.bench.live import Moment
 from clockwork_lab.bench.records import read_records
 from clockwork_lab.cli.bench import bench
 from clockwork_lab.cli.bench_screen import panel
 from clockwork_serve.cli.entry import run
+from tests.lab.bench.loads import CLOSED, STEADY, written
+from tests.lab.bench.scripted import scripted
 
 LAX = ("--max-lateness-ms", "60000", "--drain", "1")
 

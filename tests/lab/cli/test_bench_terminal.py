@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.lab.bench.loads import STEADY, written
-from tests.lab.bench.scripted import scripted
 
 from clockwork_lab.bench.live import Moment
 from clockwork_lab.cli.bench_screen import panel
+from tests.lab.bench.loads import STEADY, written
+from tests.lab.bench.scripted import scripted
 
 LONG = STEADY.replace(
     'name = "steady"\nseconds = 1', f'name = "{"-".join(["long"] * 12)}"\nseconds = 1000\nwarmup_s = 0.2'

@@ -250,7 +250,7 @@ def _end_if_broken(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
 #
 # gRPC's core allocates in threads of its own, and what hostile clients make it free stays with those threads'
 # arenas. Two gateways that had 33 MiB were sent 1,400 connections whose 200 calls were reset at once, twice
-# (h2_rapid_reset of benchmarks.hostile_frames): 22 s later the one that asks had 47 MiB, the other 151. It
+# (h2_rapid_reset of qa.hostile.frames): 22 s later the one that asks had 47 MiB, the other 151. It
 # takes a thread 3 to 9 ms, and what allocates meanwhile waits; so it is not done for little.
 
 

@@ -63,7 +63,7 @@ SKEW_STAYS_MS: Final = 1.0
 """Clocks that are further off are aligned at last: such a worker refuses all, and requests without a deadline
 would be sent to it for ever."""
 
-REPLAY: Final = "python -m benchmarks.simulator_seeds"
+REPLAY: Final = "python -m qa.simulator_seeds"
 
 
 @dataclass(slots=True, frozen=True)

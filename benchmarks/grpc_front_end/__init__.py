@@ -1,0 +1,1 @@
+"""The gRPC front end alone, against bare servers of grpcio."""

@@ -1,0 +1,1 @@
+"""The HTTP front end alone, against the least that such a server can do."""

@@ -1,0 +1,226 @@
+"""What a server is to the rest of the comparison: how it is started, asked and understood; no more."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal
+from urllib.request import urlopen
+
+import numpy as np
+import numpy.typing as npt
+
+from comparison.peers import served
+
+ROOT: Final = Path(__file__).parents[2]
+INSTALLED: Final = ROOT / "build" / "peers"
+"""Each server's own Python, in a folder of its name."""
+HOST: Final = "127.0.0.1"
+
+Floats = npt.NDArray[np.float32]
+Kind = Literal["rejected", "expired", "failed"]
+"""How a request ends that is not answered: there is too much; its time is up; anything else."""
+Protocol = Literal["http", "grpc"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back; a good one has status 200 over gRPC too, and ``body`` is its message there."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """How to ask: the same for all models, but for ``{model}`` in ``path`` (HTTP), or messages (gRPC)."""
+
+    path: str
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
+    messages: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What is served, and where. ``models`` maps names to files, or to offsets on the emulated device."""
+
+    kind: str
+    models: Mapping[str, str | float]
+    shape: tuple[int, ...]
+    slo_ms: float
+    folder: Path
+    port: int
+    out: tuple[int, ...] = ()
+    cache: Path = INSTALLED / "cache"
+    image_ms: float = 2.0
+    """What one input of a network takes alone, measured on this machine before."""
+    memory_models: int | None = None
+    """Device memory, in models; None: all of them fit."""
+    batch: int = 8
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models."""
+        return tuple(self.models)
+
+    @property
+    def emulated(self) -> bool:
+        """Whether it is the device that uses no core."""
+        return self.kind == served.DEVICE
+
+    def exec_ms(self, rows: int) -> float:
+        """What a batch takes: what some servers have to be told by hand."""
+        return served.exec_ms(rows) if self.emulated else self.image_ms * rows
+
+    @property
+    def reserve_ms(self) -> float:
+        """What must be left of a deadline when a batch starts, for servers that know only queues."""
+        return self.exec_ms(self.batch) + 4.0
+
+    def write(self, more: Mapping[str, Any]) -> Path:
+        """The file that :mod:`comparison.peers.served` reads in the server's processes."""
+        plan = {
+            "kind": self.kind, "models": dict(self.models), "shape": self.shape, "slo_ms": self.slo_ms,
+            "batch": self.batch, "lock": str(self.folder / "device.lock"), "log": str(self.device_log),
+            "memory_models": self.memory_models, "port": self.port, **more,
+        }  # fmt: skip
+        path = self.folder / "models.json"
+        path.write_text(json.dumps(plan))
+        return path
+
+    @property
+    def device_log(self) -> Path:
+        """What the emulated device did."""
+        return self.folder / "device.log"
+
+
+class Peer(ABC):
+    """One server. Its folder holds ``requirements.txt`` and what runs in its own Python."""
+
+    name: ClassVar[str]
+    package: ClassVar[str]
+    """Whose version is its version."""
+    configured: ClassVar[str]
+    """Its configuration for deadlines, in words for the table."""
+    source: ClassVar[str]
+    """Where its documentation advises that."""
+    protocol: ClassVar[Protocol] = "http"
+    binds_all: ClassVar[bool] = False
+    """Whether it listens on all interfaces and cannot be told otherwise."""
+    per_model: ClassVar[bool] = False
+    """Whether each model has processes of its own."""
+    loads_on_demand: ClassVar[bool] = False
+    """Whether it keeps no more models in memory than it is told, and loads the one that is asked for."""
+    loads_by_call: ClassVar[bool] = False
+    """Whether clients can have models loaded and unloaded, see :meth:`load_path`."""
+    stop_s: ClassVar[float] = 10.0
+    start_s: ClassVar[float] = 90.0
+
+    @property
+    def note(self) -> str:
+        """What a reader of the table must know of it."""
+        return ""
+
+    @property
+    def folder(self) -> Path:
+        """Its files here."""
+        return Path(__file__).parent / self.name
+
+    @property
+    def home(self) -> Path:
+        """Its own Python."""
+        return INSTALLED / self.name
+
+    @property
+    def python(self) -> str:
+        """Its interpreter."""
+        return str(self.home / "bin" / "python")
+
+    def why_not(self, setup: Setup | None = None, *, isolated: bool = True) -> str:
+        """Why it cannot be run here and so; "" if it can."""
+        if not (self.home / ".set-up").is_file():
+            return f"not installed: python -m comparison.peers install {self.name}"
+        if self.binds_all and not isolated:
+            return "it listens on all interfaces, and no network namespace could be made for it"
+        if setup is not None and self.per_model and len(setup.models) > MOST_PROCESSES:
+            return f"a process per model: {len(setup.models)} models are too many"
+        return ""
+
+    @abstractmethod
+    def command(self, setup: Setup) -> Sequence[str]:
+        """How to start it; writes what it needs into ``setup.folder``."""
+
+    def environment(self, setup: Setup) -> dict[str, str]:
+        """Its whole environment: the runner's own would bring the runner's Python."""
+        return {
+            "PATH": f"{self.home / 'bin'}:/usr/local/bin:/usr/bin:/bin", "HOME": str(setup.folder),
+            "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(setup.folder),
+            "PEER_MODELS": str(setup.write(self.more(setup))),
+            # One core: libraries that make a thread per core of the machine make one.
+            "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+        }  # fmt: skip
+
+    def more(self, setup: Setup) -> dict[str, Any]:
+        """Its own settings, which its files read in ``served.plan()``; they are recorded with each result."""
+        return {}
+
+    def ready(self, setup: Setup) -> bool:
+        """Whether all models answer; OSError counts as no."""
+        with urlopen(f"http://{HOST}:{setup.port}{self.ready_path}", timeout=2) as response:
+            return bool(response.status == 200)
+
+    ready_path: ClassVar[str] = "/"
+
+    @abstractmethod
+    def request(self, setup: Setup, x: Floats) -> Request:
+        """How to ask for the output of ``x``, one row, in time."""
+
+    def understood(self, kind: Kind, words: str) -> Kind:
+        """What an end means that is no answer.
+
+        ``kind`` is by the status alone: rejected for 429 and 503, expired for 408 and 504. ``words`` are the
+        status and the first words of the body.
+        """
+        return kind
+
+    @abstractmethod
+    def output(self, answer: Answer) -> Floats:
+        """The numbers of a good answer."""
+
+    def left_behind(self, setup: Setup) -> Iterable[Path]:
+        """Files outside ``setup.folder`` that a server may leave when it is killed; they are removed."""
+        return ()
+
+    def load_path(self, name: str, *, unload: bool = False) -> str:
+        """Where to POST to have a model loaded or unloaded, if ``loads_by_call``."""
+        return f"/v2/repository/models/{name}/{'unload' if unload else 'load'}"
+
+
+MOST_PROCESSES: Final = 40
+"""Models of servers with a process for each: 53 to 183 MiB apiece were measured."""
+
+
+def raw(answer: Answer) -> Floats:
+    """A body that is nothing but FP32."""
+    return np.frombuffer(answer.body, np.float32)
+
+
+def differs(found: Floats, expected: Floats) -> float:
+    """The worst error relative to the largest number; infinite for another shape."""
+    if found.size != expected.size:
+        return math.inf
+    scale = float(np.abs(expected).max()) or 1.0
+    return float(np.abs(found.ravel() - expected.ravel()).max()) / scale
+
+
+def binary(name: str) -> str:
+    """A program beside this interpreter."""
+    return os.path.join(os.path.dirname(sys.executable), name)  # noqa: PTH118, PTH120 (not resolved: a venv)

@@ -1,0 +1,437 @@
+"""A process that only sends load: one prepared HTTP request again and again, on keep-alive sockets.
+
+Open loop: requests arrive as a Poisson process, and the latency of each counts from its arrival. Closed loop:
+each connection sends its next request when it has its answer. It is lean where ``harness.http_load`` is
+convenient, for it shares the machine with the server that it measures: no event loop, no parser, no copies of
+the message, no samples. It never retries.
+
+    python -m harness.lean_load '{"host": ...}'
+
+writes one line of JSON when its connections stand and the load begins, and one when all is answered.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import random
+import select
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+import msgspec
+from msgspec import Struct
+
+from harness.machine import cpu_ns
+from harness.report import quantile
+
+ROOT = Path(__file__).parents[1]
+SHARES = (0.5, 0.9, 0.99, 0.999, 1.0)
+GRACE_NS = 5_000_000_000
+WARM_UP_S: Final = 0.2
+
+
+LENGTHS: Final = struct.Struct("<II")
+"""What a frame begins with, instead of HTTP: the lengths of its header and of its tensor."""
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """``message`` is a file that holds the whole request; ``rate``: requests a second, 0 for a closed loop.
+
+    ``own_streams``: each connection is a client of its own, whose requests wait for one another; else a
+    request takes the connection that has been idle for longest. ``split``: how many of the connections each
+    gateway shall have, the first-named first; others are opened and closed until they do (empty: they stay as
+    they fall). Requests of the first ``warmup_s`` are not counted. ``framed``: answers are frames, not HTTP.
+    """
+
+    host: str
+    port: int
+    message: str
+    seconds: float
+    connections: int
+    rate: float = 0.0
+    warmup_s: float = 1.0
+    seed: int = 1
+    own_streams: bool = False
+    split: tuple[int, ...] = ()
+    nice: int = 0
+    cores: tuple[int, ...] = ()
+    framed: bool = False
+
+
+class Started(Struct, frozen=True, kw_only=True):
+    """When the load begins, and how many connections each gateway has."""
+
+    start_ns: int
+    connections: dict[str, int]
+
+
+class Found(Struct, frozen=True, kw_only=True):
+    """What became of the counted requests. Durations in ns by share of ``SHARES``."""
+
+    seconds: float
+    asked: int
+    sent: int
+    """All requests, those that are not counted too."""
+    ends: dict[int, int]
+    """By HTTP status; 0 for those that the server cut off or never answered."""
+    by_gateway: dict[str, int]
+    latency_ns: list[float]
+    late_ns: list[float]
+    """How long after its instant a request was sent although a connection was free."""
+    waited: int
+    """Requests that found no free connection."""
+    cpu_s: float
+
+
+class Generator:
+    """The process, as the benchmark that starts it sees it."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Start it, and wait until the load begins."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "harness.lean_load", msgspec.json.encode(plan).decode()],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, start_new_session=True,
+        )  # fmt: skip
+        self.pid = self._process.pid
+        self.started = msgspec.json.decode(self._line(), type=Started)
+
+    def result(self) -> Found:
+        """Wait for it; the process is there until :meth:`close`, so that its CPU time can be read."""
+        return msgspec.json.decode(self._line(), type=Found)
+
+    def close(self) -> None:
+        """End it, whatever it does."""
+        self._process.kill()
+        self._process.communicate()
+
+    @property
+    def _output(self) -> IO[bytes]:
+        assert self._process.stdout is not None
+        return self._process.stdout
+
+    def _line(self) -> bytes:
+        line = self._output.readline()
+        if not line:
+            raise RuntimeError(f"the load generator ended with status {self._process.wait()}")
+        return line
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A server to ask: its processes, its address, and what is sent there again and again."""
+
+    pids: list[int]
+    kind: str
+    address: str
+    message: bytes
+
+
+def ask(server: Subject, core: int, connections: int, seconds: float) -> dict[str, float]:
+    """What a server does for a while: requests/s, us of CPU a request of its processes, p50 and p99 in us."""
+    host, _, port = server.address.rpartition(":")
+    with tempfile.NamedTemporaryFile() as message:
+        message.write(server.message)
+        message.flush()
+        plan = Plan(
+            host=host, port=int(port), message=message.name, seconds=seconds, connections=connections,
+            warmup_s=WARM_UP_S, cores=(core,), framed=server.kind == "frames",
+        )  # fmt: skip
+        before = sum(map(cpu_ns, server.pids))
+        with closing(Generator(plan)) as generator:
+            found = generator.result()
+        used_ns = sum(map(cpu_ns, server.pids)) - before
+    return {
+        "per_s": found.ends.get(200, 0) / seconds, "us": used_ns / 1e3 / found.sent,
+        "p50_us": found.latency_ns[0] / 1e3, "p99_us": found.latency_ns[2] / 1e3,
+        "bad": sum(found.ends.values()) - found.ends.get(200, 0),
+    }  # fmt: skip
+
+
+Parse = Callable[[bytes], tuple[int, int] | None]
+"""Status and length of the answer that some bytes start with; None while it is not whole."""
+
+
+class _Connection:
+    """One keep-alive socket with at most one request out."""
+
+    __slots__ = ("answers", "due_ns", "gateway", "received", "rest", "socket", "waiting")
+
+    def __init__(self, plan: Plan) -> None:
+        self.socket = socket.create_connection((plan.host, plan.port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.due_ns = 0  # of the request that is out; 0 if there is none
+        self.rest: memoryview | None = None  # what is left to be sent of it
+        self.received = b""
+        self.gateway = ""
+        self.answers = 0  # those that count
+        self.waiting: deque[int] = deque()  # instants of requests that come after it
+
+    def ask_once(self, message: bytes, parse: Parse) -> None:
+        """One request, to learn which gateway answers here."""
+        self.socket.sendall(message)
+        received = b""
+        while (found := parse(received)) is None:
+            data = self.socket.recv(1 << 16)
+            if not data:
+                raise RuntimeError(f"the server closed the connection after {received!r}")
+            received += data
+        if found[0] != 200:
+            raise RuntimeError(f"the first request was answered {received!r}")
+        self.gateway = _gateway(received)
+
+
+def _http_answer(received: bytes) -> tuple[int, int] | None:
+    end = received.find(b"\r\n\r\n")
+    if end < 0:
+        return None
+    at = received.find(b"Content-Length: ")
+    if received[at - 2 : at] != b"\r\n":  # a longer name that ends like it
+        at = received.index(b"\r\nContent-Length: ") + 2
+    length = end + 4 + int(received[at + 16 : received.index(b"\r", at)])
+    return (int(received[9:12]), length) if len(received) >= length else None
+
+
+def _frame(received: bytes) -> tuple[int, int] | None:
+    if len(received) < LENGTHS.size:
+        return None
+    length = LENGTHS.size + sum(LENGTHS.unpack_from(received))
+    return (200, length) if len(received) >= length else None
+
+
+def _gateway(received: bytes) -> str:
+    """Who answered: ``gateway-0`` of ``Clockwork-Request-Id: gateway-0-19a-7``."""
+    at = received.find(b"Clockwork-Request-Id: ")
+    return "-".join(received[at + 22 :].split(b"\r", 1)[0].decode().split("-")[:2]) if at >= 0 else ""
+
+
+def connected(plan: Plan, message: bytes) -> list[_Connection]:
+    """The connections of a plan, each of which has been asked once."""
+    wanted = {f"gateway-{number}": count for number, count in enumerate(plan.split)}
+    found: list[_Connection] = []
+    have: Counter[str] = Counter()
+    surplus = []
+    for _ in range(100 * plan.connections):
+        connection = _Connection(plan)
+        connection.ask_once(message, _frame if plan.framed else _http_answer)
+        if have[connection.gateway] < wanted.get(connection.gateway, 0 if wanted else plan.connections):
+            have[connection.gateway] += 1
+            found.append(connection)
+        else:
+            surplus.append(connection)
+        if len(found) == plan.connections:
+            break
+    else:
+        raise RuntimeError(f"wanted connections to {wanted}, found {dict(have)}")
+    for connection in surplus:
+        connection.socket.close()
+    return found
+
+
+class _Load:
+    """The load itself."""
+
+    def __init__(self, plan: Plan, message: bytes, connections: list[_Connection]) -> None:
+        self._message = message
+        self._own_streams = plan.own_streams
+        self._connections = connections
+        self._random = random.Random(plan.seed)
+        self._rate = plan.rate
+        self._parse: Parse = _frame if plan.framed else _http_answer
+        self._idle = deque(connections)
+        self._waiting: deque[int] = deque()
+        self._epoll = select.epoll()
+        self._by_fd = {connection.socket.fileno(): connection for connection in connections}
+        for fd, connection in self._by_fd.items():
+            connection.socket.setblocking(False)  # noqa: FBT003 (the socket's own word)
+            self._epoll.register(fd, select.EPOLLIN)
+        self._out = 0
+        self._counted_ns = self._end_ns = 0
+        self.asked = self.sent = self.waited = 0
+        self.ends: Counter[int] = Counter()
+        self.latencies_ns: list[int] = []
+        self.lates_ns: list[int] = []
+
+    def run(self, start_ns: int, counted_ns: int, end_ns: int) -> None:
+        """Ask from ``start_ns`` until ``end_ns``, and wait a while for what is out."""
+        self._counted_ns, self._end_ns = counted_ns, end_ns
+        if self._rate:
+            self._open_loop(start_ns, end_ns)
+        else:
+            for _ in self._connections:
+                self._ask(time.monotonic_ns())
+        while self._out and time.monotonic_ns() < end_ns + GRACE_NS:
+            self._take(0.1)
+        self.ends[0] += self.asked - sum(self.ends.values())
+
+    def by_gateway(self) -> dict[str, int]:
+        """How many of the counted answers came from whom."""
+        found: Counter[str] = Counter()
+        for connection in self._connections:
+            found[connection.gateway] += connection.answers
+        return dict(+found)
+
+    def _open_loop(self, start_ns: int, end_ns: int) -> None:
+        gaps = (self._random.expovariate(self._rate) for _ in itertools.count())
+        arrivals = itertools.accumulate((round(gap * 1e9) for gap in gaps), initial=start_ns)
+        next(arrivals)
+        due_ns = next(arrivals)
+        while due_ns < end_ns:
+            now_ns = time.monotonic_ns()
+            while due_ns <= now_ns and due_ns < end_ns:
+                self._ask(due_ns)
+                due_ns = next(arrivals)
+            self._listen(due_ns)
+
+    def _ask(self, due_ns: int) -> None:
+        counted = due_ns >= self._counted_ns
+        self.asked += counted
+        if self._own_streams:
+            connection = self._random.choice(self._connections)
+            waiting = connection.waiting
+            free = connection if not connection.due_ns and connection.rest is None else None
+        else:
+            waiting = self._waiting
+            free = self._idle.popleft() if self._idle else None
+        self._out += 1
+        if free is None:
+            self.waited += counted
+            waiting.append(due_ns)
+            return
+        if counted:
+            self.lates_ns.append(time.monotonic_ns() - due_ns)
+        self._send(free, due_ns)
+
+    def _send(self, connection: _Connection, due_ns: int) -> None:
+        self.sent += 1
+        connection.due_ns = due_ns
+        try:
+            sent = connection.socket.send(self._message)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(self._message):
+            connection.rest = memoryview(self._message)[sent:]
+            self._epoll.modify(connection.socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
+
+    def _go_on(self, connection: _Connection) -> bool:
+        """Send more of its request; whether that was all."""
+        assert connection.rest is not None
+        try:
+            connection.rest = connection.rest[connection.socket.send(connection.rest) :] or None
+        except BlockingIOError:
+            return False
+        return connection.rest is None
+
+    def _listen(self, until_ns: int) -> None:
+        """Take in what comes until that instant; epoll itself would round it to milliseconds."""
+        left_s = (until_ns - time.monotonic_ns()) / 1e9
+        if left_s > 0:
+            select.select([self._epoll.fileno()], [], [], left_s)
+        self._take(0)
+
+    def _take(self, timeout_s: float) -> None:
+        for fd, events in self._epoll.poll(timeout_s):
+            connection = self._by_fd[fd]
+            if connection.rest is not None and events & select.EPOLLOUT and self._go_on(connection):
+                self._epoll.modify(fd, select.EPOLLIN)
+                if not connection.due_ns:
+                    self._free(connection)
+            if events & ~select.EPOLLOUT:
+                self._receive(connection)
+
+    def _receive(self, connection: _Connection) -> None:
+        try:
+            data = connection.socket.recv(1 << 16)
+        except BlockingIOError:
+            return
+        if not data:
+            raise RuntimeError(f"the server closed a connection after {connection.received!r}")
+        received = connection.received + data if connection.received else data
+        found = self._parse(received)
+        if found is None:
+            connection.received = received
+            return
+        connection.received = b""
+        due_ns, connection.due_ns = connection.due_ns, 0
+        self._out -= 1
+        if due_ns >= self._counted_ns:
+            self.latencies_ns.append(time.monotonic_ns() - due_ns)
+            self.ends[found[0]] += 1
+            connection.answers += 1
+        if connection.rest is None:  # else it was refused before it was sent, which comes first
+            self._free(connection)
+
+    def _free(self, connection: _Connection) -> None:
+        waiting = connection.waiting if self._own_streams else self._waiting
+        if waiting:
+            self._send(connection, waiting.popleft())
+        elif not self._rate:
+            now_ns = time.monotonic_ns()
+            if now_ns < self._end_ns:
+                self._out += 1
+                self.asked += now_ns >= self._counted_ns
+                self._send(connection, now_ns)
+        elif not self._own_streams:
+            self._idle.append(connection)
+
+
+def main() -> int:
+    """Run the plan in ``argv[1]``."""
+    plan = msgspec.json.decode(sys.argv[1], type=Plan)
+    _give_way(plan)
+    message = Path(plan.message).read_bytes()
+    connections = connected(plan, message)
+    load = _Load(plan, message, connections)
+    gc.collect()
+    gc.disable()
+    start_ns = time.monotonic_ns() + 50_000_000
+    began = Counter(connection.gateway for connection in connections)
+    _tell(Started(start_ns=start_ns, connections=dict(began)))
+    counted_ns = start_ns + round(plan.warmup_s * 1e9)
+    cpu_s = time.process_time()
+    load.run(start_ns, counted_ns, counted_ns + round(plan.seconds * 1e9))
+    latency_ns = [quantile(load.latencies_ns or [0], share) for share in SHARES]
+    late_ns = [quantile(load.lates_ns or [0], share) for share in SHARES]
+    counted = plan.seconds / (plan.seconds + plan.warmup_s)
+    _tell(
+        Found(
+            seconds=plan.seconds, asked=load.asked, sent=load.sent + len(connections),
+            ends={end: n for end, n in load.ends.items() if n}, by_gateway=load.by_gateway(),
+            latency_ns=latency_ns, late_ns=late_ns, waited=load.waited,
+            cpu_s=(time.process_time() - cpu_s) * counted,
+        )
+    )  # fmt: skip
+    sys.stdin.read()
+    return 0
+
+
+def _give_way(plan: Plan) -> None:
+    if plan.cores:
+        os.sched_setaffinity(0, plan.cores)
+    if plan.nice:
+        os.nice(plan.nice)
+        try:
+            # In a session of its own, the niceness of its group is what counts.
+            Path("/proc/self/autogroup").write_text(str(plan.nice))
+        except OSError:
+            return
+
+
+def _tell(record: Struct) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(record) + b"\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

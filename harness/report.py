@@ -1,0 +1,123 @@
+"""How a benchmark shows its result: a table for people, JSON for machines, an exit status for scripts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.machine import machine_line
+
+PASSED, MISSED, INVALID = "passed", "missed", "invalid"
+MARKS = ("<!-- measured: begin -->", "<!-- measured: end -->")
+"""Lines of a page between which what was measured stands."""
+
+
+@dataclass(slots=True)
+class Verdict:
+    """One promise: what was asked, what was found, and whether that is enough."""
+
+    question: str
+    asked: str
+    found: str
+    good: bool
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The result of a benchmark. ``invalid`` says why the run proves nothing, if it does not."""
+
+    name: str
+    verdicts: list[Verdict] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+    invalid: str = ""
+
+    def judge(self, question: str, *, asked: str, found: str, good: bool) -> None:
+        """Add a promise."""
+        self.verdicts.append(Verdict(question, asked, found, good))
+
+    @property
+    def verdict(self) -> str:
+        """``passed``, ``missed`` or ``invalid``."""
+        if self.invalid:
+            return INVALID
+        return PASSED if all(one.good for one in self.verdicts) else MISSED
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """An argument parser with what every benchmark takes."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+    made.add_argument("--seed", type=int, default=1)
+    return made
+
+
+def finish(outcome: Outcome, json_path: Path | None) -> int:
+    """Print the result; returns the exit status: 0 passed, 1 missed, 2 invalid."""
+    command = f"python -m {outcome.name} {shlex.join(sys.argv[1:])}".strip()
+    print(f"\n{outcome.name}: {outcome.verdict.upper()}{f' ({outcome.invalid})' if outcome.invalid else ''}")
+    print(f"  machine  {machine_line()}\n  command  {command}\n")
+    rows = [(one.question, one.asked, one.found, "yes" if one.good else "NO") for one in outcome.verdicts]
+    print(table(("", "asked", "found", "good"), rows))
+    if json_path is not None:
+        record = {
+            "benchmark": outcome.name, "command": command, "machine": machine_line(),
+            "verdict": outcome.verdict,
+            "invalid": outcome.invalid, "figures": outcome.figures,
+            "verdicts": [
+                {"question": one.question, "asked": one.asked, "found": one.found, "good": one.good}
+                for one in outcome.verdicts
+            ],
+        }  # fmt: skip
+        json_path.write_text(json.dumps(record, indent=1, default=str) + "\n")
+    return {PASSED: 0, MISSED: 1, INVALID: 2}[outcome.verdict]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Aligned columns."""
+    lines = [list(head), *[[str(cell) for cell in row] for row in rows]]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def page_row(cells: Sequence[str]) -> str:
+    """A line of a table for a page."""
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def between_marks(page: str, text: str, marks: tuple[str, str] = MARKS) -> str:
+    """The page with this text between its marks."""
+    before, begin, rest = page.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
+    if not begin or not end:
+        raise SystemExit(
+            f"error: the page: expected lines {marks[0]} and {marks[1]}, found none; "
+            "put them where tables belong"
+        )
+    return f"{before}{begin}\n\n{text}\n{end}{after}"
+
+
+def quantile(values: Iterable[float], share: float) -> float:
+    """The least value that ``share`` of all do not exceed (nan if there are none)."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
+
+
+def milliseconds(nanoseconds: float) -> str:
+    """For a table."""
+    return "-" if math.isnan(nanoseconds) else f"{nanoseconds / 1e6:.2f} ms"
+
+
+def percent(part: float, whole: float) -> str:
+    """For a table."""
+    return f"{100 * part / whole:.2f} %" if whole else "-"

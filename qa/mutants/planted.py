@@ -1,0 +1,159 @@
+"""Bugs written by hand into the code that recovers: what a tired person might do, one line each.
+
+Each is (module, the line as it is, the line as it should not be, what goes wrong). ``python -m
+qa.mutants --planted`` plants one after another.
+"""
+
+# ruff: noqa: E501, ISC004, Q003 - code is quoted as it stands there
+
+from __future__ import annotations
+
+from typing import Final
+
+from qa.mutants.mutant import SOURCE, Mutant
+
+C, W, S = "controller", "worker", "serve"
+
+PLANTED: Final[tuple[tuple[str, str, str, str], ...]] = (
+    # Settling: what follows from results and losses.
+    (f"{C}/results", "            self._lost.clear()", "            pass",
+     "losses are settled again at the next instant"),
+    (f"{C}/results", "                self._return(waiter, alone=ran)\n                return",
+     "                self._return(waiter, alone=False)\n                return",
+     "a request that ran on a dying worker may take companions down"),
+    (f"{C}/results", "            waiter.retries += ran", "            waiter.retries += 0",
+     "a request costs any number of workers"),
+    (f"{C}/results", "            if waiter.retries <= self._belief.config.retries:",
+     "            if waiter.retries < self._belief.config.retries:", "one retry too few"),
+    (f"{C}/results", "        elif not model.removed:\n            waiter.retries += ran",
+     "        else:\n            waiter.retries += ran", "a request of a removed model is planned again"),
+    (f"{C}/results",
+     "        if waiter.state == SPENT:\n            self._belief.release(waiter)\n            return\n"
+     "        request, model",
+     "        if waiter.state == SPENT:\n            return\n        request, model",
+     "tensors of who was answered before its worker died are never released"),
+    (f"{C}/results", "                for waiter in sent.waiters:\n                    self._settle_lost",
+     "                for waiter in sent.waiters[:1]:\n                    self._settle_lost",
+     "only the first request of a lost batch is settled"),
+    (f"{C}/results", "            self._forget(sent.residency)", "            pass",
+     "weights that a worker says are missing are still believed there"),
+    (f"{C}/results", "        if residency.state == READY and not residency.in_flight:\n            residency.step(UNLOAD)",
+     "        if residency.state == READY:\n            residency.step(UNLOAD)",
+     "weights are forgotten while other INFERs read them"),
+    (f"{C}/results", "            residency.step(FAILED)\n            self._belief.drop(residency)",
+     "            residency.step(FAILED)", "pages of a LOAD that failed are never free again"),
+    (f"{C}/results", "            return waiter.retries <= ATTEMPTS_MAX", "            return True",
+     "a request is planned again for ever while belief is wrong"),
+    (f"{C}/results", "                if residency.state == READY and not residency.in_flight:\n                    self._belief.send_unload",
+     "                if residency.state == READY:\n                    self._belief.send_unload",
+     "weights of a removed model are unloaded while they are read"),
+    (f"{C}/results", "        self._retired[model] = None\n\n    def _answer",
+     "        pass\n\n    def _answer", "weights of a model in quarantine stay"),
+    (f"{C}/results", "                if now_ns > request.deadline_ns:",
+     "                if now_ns > request.deadline_ns + 10**9:", "a late answer is called good"),
+    # Stalls: lanes that do not move, and weights that are too slow.
+    (f"{C}/hangs", "        lane.stalled = True", "        pass", "a lane that does not move is believed to serve"),
+    (f"{C}/hangs", "        self._belief.timers.set(look, now_ns + LOOK_NS)", "        pass",
+     "a device is looked at once"),
+    (f"{C}/hangs", "        if look.late_id != lane.head_id:", "        if not look.late_id:",
+     "one look is enough, after the first time"),
+    (f"{C}/cluster", "            self.stalled = False\n            if outstanding:", "            if outstanding:",
+     "a lane that moves again is believed stuck"),
+    (f"{C}/feasibility", "                residency.slow = found = True", "                pass",
+     "models stay where they are too slow"),
+    (f"{C}/belief", "residency.in_flight + 1, False", "residency.in_flight + 1, residency.slow",
+     "who was too slow once is never believed to serve"),
+    # Suspects and quarantine.
+    (f"{C}/quarantine", "            if len(losses) >= self._after:", "            if len(losses) > self._after:",
+     "a model takes one worker too many down"),
+    (f"{C}/quarantine", "        names = [name for name in names if len(self.losses.get(name, ())) == most]",
+     "        pass", "whoever happened to be there is suspected as much"),
+    (f"{C}/quarantine", "            self._keep(name, [loss for loss in losses if loss.proven])",
+     "            self._keep(name, losses)", "a success clears nobody"),
+    (f"{C}/quarantine", "        loss.proven = True", "        loss.proven = False", "nothing is ever proven"),
+    (f"{C}/quarantine", "[loss for loss in losses if loss.at_ns > then_ns])",
+     "[loss for loss in losses if loss.at_ns > 0])", "losses of last month count"),
+    (f"{C}/quarantine", "[loss for loss in losses if loss not in explained])", "losses)",
+     "a guilty model's losses count against others too"),
+    (f"{C}/quarantine", "            return  # sent before it came into quarantine: it explains this loss too",
+     "            pass", "losses of a model in quarantine are held against others"),
+    (f"{C}/quarantine", "        model.queue_limit = 0 if model.quarantined else model.model.queue_limit",
+     "        pass", "a model in quarantine takes requests"),
+    (f"{C}/quarantine", "            if code_id in self._held:\n                self._withhold(device, code_id)",
+     "            pass", "a worker that joins prepares what kills it"),
+    (f"{C}/quarantine", "            self.forget(model.key)\n            self.forget(model.code_id)",
+     "            self.forget(model.key)", "a code is never released"),
+    (f"{C}/quarantine", "        self._lost.clear()", "        pass", "a loss is judged again and again"),
+    (f"{C}/quarantine", "one is not None and one.device.worker == event.worker]", "one is not None]",
+     "what runs on other workers is suspected"),
+    # Workers and gateways that go, codes that come.
+    (f"{C}/fleet", "            del belief.sent[sent.action.action_id]", "            pass",
+     "actions of a lost worker stay in flight"),
+    (f"{C}/fleet", "ran=not at_work or sent.action.action_id in at_work)", "ran=not at_work)",
+     "what ran on a dying worker does not count as run"),
+    (f"{C}/fleet", "        for residency in list(device.pages.holders()):\n            belief.drop(residency)",
+     "        pass", "weights of a lost worker are still believed there"),
+    (f"{C}/fleet", "        self._scheduler.device_lost(device)", "        pass",
+     "the scheduler plans on for a lost device"),
+    (f"{C}/fleet", "            belief.estimator.forget_device(device.name)", "            pass",
+     "a new worker inherits the durations of the old one"),
+    (f"{C}/controller", "        self._fleet.worker_lost(lost.worker, at_work)",
+     "        if isinstance(event, WorkerLost):\n            self._fleet.worker_lost(lost.worker, at_work)",
+     "a worker that joins again keeps what its old self had"),
+    (f"{C}/controller", "            if waiter.request.gateway == gateway:", "            if True:",
+     "one gateway's end cancels the requests of all"),
+    (f"{C}/controller", "        if sent is None:\n            self._takeover.observe_result(result, now_ns)",
+     "        assert sent is not None\n        if sent is None:\n            pass",
+     "a result that comes after its worker was given up breaks the controller"),
+    (f"{C}/controller", "                self._end_early(waiter, Outcome.REJECTED, Reason.NOT_SERVING, \"the model was unloaded\")",
+     "                pass", "requests of a removed model wait for ever"),
+    (f"{C}/belief", "        device.pages.release(residency.extent)", "        pass",
+     "pages of weights that are gone stay taken"),
+    (f"{C}/belief", "                    device.plan.remove(strategy)", "                    pass",
+     "a plan keeps weights that are gone"),
+    # The worker's side.
+    (f"{W}/device", "        if job.owed:", "        if True:", "a job is answered twice"),
+    (f"{W}/device", "        if not job.owed:\n            return", "        if False:\n            return",
+     "what was answered for the last time is answered again"),
+    (f"{W}/device", "                self._stale.append(held)", "                pass",
+     "weights that the next controller does not know stay"),
+    (f"{W}/device", "            held.stale = True", "            pass",
+     "an INFER of the next controller may use weights that go"),
+    (f"{W}/device", "            if held.state is WeightsState.READY and not held.readers:",
+     "            if held.state is WeightsState.READY:", "weights go while an old INFER reads them"),
+    (f"{W}/device", "            if status is _OK and held.state is not WEIGHTS_READY:", "            if False:",
+     "an answer of weights that changed while it ran is good"),
+    (f"{W}/device", "            job.held.readers -= 1\n        if job.code",
+     "            pass\n        if job.code", "weights of a refused INFER are read for ever"),
+    (f"{W}/device", "            self.pages.release(held)", "            pass",
+     "pages of a failed LOAD stay taken"),
+    (f"{W}/pages", "            and self.version == action.version", "            and True",
+     "an INFER runs with another version of the weights"),
+    (f"{W}/pages", "held.count != extent.count or held.version != version:", "held.count != extent.count:",
+     "an UNLOAD takes another version away"),
+    # Links of the controller's process.
+    (f"{S}/controller/hub", "            self.driver.post(GatewayLost(gateway=name))", "            pass",
+     "nobody hears that a gateway died"),
+    (f"{S}/controller/hub", "                self.driver.post(self._autopsy(name, link.peer.pid))", "                pass",
+     "nobody hears that a worker died"),
+    (f"{S}/controller/hub", "                del self._worker_by_device[device]", "                pass",
+     "a worker that comes back may not have its devices"),
+    (f"{S}/controller/hub", "                self._replace(self._workers.get(name))", "                pass",
+     "a worker that connects again has two links"),
+    (f"{S}/controller/hub", "                if self._worker_by_device.get(frame.device) is not link:\n                    return False\n                self.driver.post(frame)",
+     "                self.driver.post(frame)", "results of devices that are others' are believed"),
+)  # fmt: skip
+
+
+def planted(only: list[str]) -> list[Mutant]:
+    """All of them, or those whose module or effect has one of these words in it."""
+    made: list[Mutant] = []
+    for number, (module, before, after, effect) in enumerate(PLANTED):
+        source = (SOURCE / f"{module}.py").read_text()
+        found = source.count(before)
+        if found != 1:
+            raise ValueError(f"planted {number}, {module}: expected {before!r} once, found it {found} times")
+        line = source[: source.index(before)].count("\n") + 1
+        broken = source.replace(before, after)
+        made.append(Mutant(module, number, "planted", line, effect, after.strip(), broken))
+    return [one for one in made if not only or any(part in f"{one.module} {one.before}" for part in only)]

@@ -1,0 +1,163 @@
+"""The load generator against a small server that answers as told."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+
+from benchmarks.gateway_balance import split_of
+from benchmarks.wakeup_lateness.__main__ import LATE_NS, Phase, less
+from benchmarks.wakeup_lateness.probe import Probe
+from clockwork_serve.telemetry import Histogram
+from harness.lean_load import Generator, Plan, connected
+
+ANSWER = "HTTP/1.1 {} X\r\nContent-Length: 2\r\nClockwork-Request-Id: gateway-{}-1f-7\r\n\r\nok"
+
+
+@contextmanager
+def server(*, status: int = 200, body: int = 0, early: bool = False) -> Iterator[int]:
+    """Connections belong to gateway 0, 1, 0, 1 ...; ``early`` ones answer before they read a body."""
+    numbers = itertools.count()
+    ready = threading.Event()
+    made: list[tuple[int, Callable[[], object]]] = []
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number, first = next(numbers) % 2, True
+        writers.append(writer)
+        try:
+            while await reader.readuntil(b"\r\n\r\n"):
+                answer = ANSWER.format(200 if first else status, number).encode()
+                first = False
+                if early:
+                    writer.write(answer)
+                    await asyncio.sleep(0.001)
+                await reader.readexactly(body)
+                if not early:
+                    # In two pieces, as TCP may do.
+                    writer.write(answer[:20])
+                    await asyncio.sleep(0.0005)
+                    writer.write(answer[20:])
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        writer.close()
+
+    async def main() -> None:
+        over, loop = asyncio.Event(), asyncio.get_running_loop()
+        listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = listening.sockets[0].getsockname()[1]
+        made.append((port, lambda: loop.call_soon_threadsafe(over.set)))
+        ready.set()
+        async with listening:
+            await over.wait()
+        for writer in writers:
+            writer.close()
+        await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
+    thread.start()
+    assert ready.wait(20)
+    ((port, stop),) = made
+    yield port
+    stop()
+    thread.join(20)
+
+
+def plan(port: int, folder: Path, **fields: object) -> Plan:
+    body = int(str(fields.pop("body", 0)))
+    file = folder / "message"
+    file.write_bytes(b"POST /x HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % body + bytes(body))
+    settings = {"rate": 300, "seconds": 0.5, "warmup_s": 0.1, "connections": 4}
+    return Plan(host="127.0.0.1", port=port, message=str(file), **(settings | fields))
+
+
+@pytest.mark.parametrize("own_streams", [False, True])
+def test_every_request_is_counted_by_its_end_and_by_who_answered(
+    tmp_path: Path, *, own_streams: bool
+) -> None:
+    with server() as port, closing(Generator(plan(port, tmp_path, own_streams=own_streams))) as generator:
+        assert generator.started.connections == {"gateway-0": 2, "gateway-1": 2}
+        found = generator.result()
+    assert 75 < found.asked < 250
+    assert found.ends == {200: found.asked}
+    assert sum(found.by_gateway.values()) == found.asked
+    assert sorted(found.latency_ns) == found.latency_ns
+    assert found.latency_ns[0] > 400_000
+
+
+def test_in_a_closed_loop_every_connection_asks_again_when_it_has_its_answer(tmp_path: Path) -> None:
+    wanted = plan(0, tmp_path, rate=0, connections=2)
+    with server() as port, closing(Generator(structs.replace(wanted, port=port))) as generator:
+        found = generator.result()
+    # Each answer takes the server half a millisecond at least.
+    assert 20 < found.asked <= 2 * (0.5 / 0.0005 + 1)
+    assert found.ends == {200: found.asked}
+    assert found.sent > found.asked
+    assert found.waited == 0
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_large_requests_are_sent_whole_even_if_refused_before_that(tmp_path: Path, *, early: bool) -> None:
+    size = 3_000_000
+    with (
+        server(status=429, body=size, early=early) as port,
+        closing(Generator(plan(port, tmp_path, body=size, rate=50))) as generator,
+    ):
+        found = generator.result()
+    assert found.ends == {429: found.asked}
+
+
+def test_connections_are_picked_until_each_gateway_has_its_part(tmp_path: Path) -> None:
+    with server() as port:
+        wanted = plan(port, tmp_path, split=(3, 1))
+        connections = connected(wanted, Path(wanted.message).read_bytes())
+        assert Counter(one.gateway for one in connections) == {"gateway-0": 3, "gateway-1": 1}
+        for one in connections:
+            one.socket.close()
+
+
+def test_splits_add_up_and_an_even_one_is_even() -> None:
+    assert split_of("even", 4, 10, 1) == (2, 2, 3, 3)
+    assert split_of("as they fall", 4, 10, 1) == ()
+    hashed = {split_of("as hashed", 2, 16, seed) for seed in range(20)}
+    assert all(sum(split) == 16 for split in hashed)
+    assert len(hashed) > 3
+
+
+def test_what_came_in_between_is_a_difference() -> None:
+    before = Histogram()
+    before.add(1000)
+    after = Histogram(list(before.counts), before.sum_ns)
+    after.add(700_000)
+    assert less(after, before).count == 1
+    assert 600_000 < (less(after, before).quantile_ns(1.0) or 0) <= 710_000
+
+
+def test_a_probe_wakes_about_once_a_millisecond() -> None:
+    found = Probe(0.3).result()
+    assert 20 < found.count < 600
+
+
+def test_a_run_that_was_disturbed_proves_nothing(tmp_path: Path) -> None:
+    with server() as port, closing(Generator(plan(port, tmp_path, seconds=0.1))) as generator:
+        found = generator.result()
+    found = structs.replace(found, late_ns=[0.0] * 5)
+    late = Histogram()
+    for _ in range(1000):
+        late.add(1000)
+    phase = Phase(late, found, {}, others=0.01, stolen=0.0)
+    assert phase.invalid == ""
+    assert "no part used 6%" in replace(phase, others=0.06).invalid
+    assert "0 wake-ups" in replace(phase, late=Histogram()).invalid
+    late_one = structs.replace(found, late_ns=[0, 0, LATE_NS + 1, 0, 0])
+    assert "late" in replace(phase, found=late_one).invalid
+    assert "answered well" in replace(phase, found=structs.replace(found, ends={429: found.asked})).invalid

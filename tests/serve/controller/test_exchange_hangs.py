@@ -1,0 +1,94 @@
+"""The controller's links and workers that hang: beats go out and back, and the keeper hears whom to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from clockwork_serve.messages import Ask, Beat, ProcessesEnded, Question, Readiness, Reply, Role, WorkerHung
+from tests.serve.controller.exchanges import World, play
+from tests.serve.links import until
+
+
+def test_a_worker_is_sent_beats_and_may_return_them(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.keeper()
+        worker = await world.worker("w", "d")
+        await until(lambda: Beat() in worker.frames)
+        worker.send(Beat())
+        await until(lambda: worker.frames.count(Beat()) > 1)
+        assert not worker.is_lost
+
+    play(tmp_path, story)
+
+
+def test_the_keeper_alone_hears_of_a_worker_to_end_and_the_log_of_all(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    end = WorkerHung(worker="w", why="it is late", end=True)
+
+    async def story(world: World) -> None:
+        keeper = await world.keeper()
+        worker = await world.worker("w", "d")
+        for effect in (WorkerHung(worker="w", why="it is late"), end, WorkerHung(worker="w")):
+            world.exchange.perform(effect)
+        world.exchange.perform(Readiness(ready=True))
+        await until(lambda: Readiness(ready=True) in keeper.frames)
+        assert [one for one in keeper.frames if isinstance(one, WorkerHung)] == [end]
+        assert not [one for one in worker.frames if isinstance(one, WorkerHung)]
+
+    play(tmp_path, story)
+    said = [record.message for record in caplog.records if record.message.startswith("w ")]
+    assert said == [
+        "w hung: it is late; nothing is planned on it",
+        "w is ended: it is late",
+        "w answers again",
+    ]
+
+
+def test_a_gateway_gets_its_beats_back(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        gateway = await world.peer(Role.GATEWAY, "g")
+        gateway.send(Beat(), Beat())
+        await until(lambda: gateway.frames.count(Beat()) == 2)
+
+    play(tmp_path, story)
+
+
+def test_who_asks_a_keeper_that_does_not_answer_hears_which_process_it_is(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        keeper = await world.keeper()
+        gateway = await world.peer(Role.GATEWAY, "g")
+        keeper.beats = False
+        gateway.send(Ask(ask_id=1, what=Question.LOAD, body=b'{"model":"m"}'))
+        await until(lambda: gateway.of(Reply))
+        gateway.send(Ask(ask_id=2, what=Question.INDEX))
+        await until(lambda: len(gateway.of(Reply)) == 2)
+        for reply in gateway.of(Reply):
+            assert (reply.ok, reply.code) == (False, 503)
+            said = msgspec.json.decode(reply.body)["error"]
+            assert f"the keeper (process {keeper.link.own.pid}) has not answered for" in said
+            assert "kill -CONT" in said
+        assert [ask.what for ask in keeper.of(Ask)] == [Question.LOAD]
+        assert b"clockwork_keeper_up 0" in world.recorder.metrics()
+        keeper.beats = True
+        keeper.send(Beat())
+        await until(lambda: not world.exchange._keeper_stuck())
+        gateway.send(Ask(ask_id=3, what=Question.INDEX))
+        await until(lambda: len(keeper.of(Ask)) == 2)
+        assert b"clockwork_keeper_up 1" in world.recorder.metrics()
+
+    play(tmp_path, story)
+
+
+def test_the_keeper_tells_whom_it_ended_since_the_start(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        keeper = await world.keeper(ProcessesEnded(unanswering={"controller": 1}))
+        keeper.send(ProcessesEnded(unanswering={"controller": 1, "gateway-0": 2}))
+        text = b'clockwork_processes_ended_total{process="gateway-0"} 2'
+        await until(lambda: text in world.recorder.metrics())
+        assert b'clockwork_processes_ended_total{process="controller"} 1' in world.recorder.metrics()
+
+    play(tmp_path, story)

@@ -1,0 +1,294 @@
+"""When bytes came, by polls that found nothing and by the kernel: never younger for a loop held up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import time
+from functools import partial
+from typing import cast
+
+import pytest
+import uvloop
+
+from clockwork_serve.messages import Answer, Request
+from clockwork_serve.serve.gateway.timing import IDLE_AFTER, NEAR_NS, AcceptQueue, Arrival, BodySocket, Turns
+from clockwork_serve.units import ms
+from tests.serve.gateway.running import RunningGateway
+from tests.serve.http.requests import IDENT_JSON, INFER, post
+
+TICK_NS = ms(10)
+"""What the kernel tells is so exact, where it counts a hundred ticks a second."""
+
+
+class FakeTurns:
+    """``before_ns`` and the time are what the test says."""
+
+    def __init__(self) -> None:
+        self.before_ns = self.now_ns = ms(1000)
+        self.turns = 0
+        self.noting = False
+
+    def clock(self) -> int:
+        return self.now_ns
+
+    def begin(self) -> None:
+        self.turns += 1
+
+    def turn(self, now_ms: int) -> None:
+        """A poll that found this socket empty, and then it is so late."""
+        self.before_ns, self.now_ns = self.now_ns, ms(now_ms)
+
+
+class FakeSource:
+    """A kernel that says how long nothing came, or does not."""
+
+    quiet: int | None = None
+
+    def quiet_ns(self) -> int | None:
+        return self.quiet
+
+
+class Connection:
+    def __init__(self) -> None:
+        self.turns, self.source = FakeTurns(), FakeSource()
+        self.arrival = Arrival(
+            cast("BodySocket", self.source), cast("Turns", self.turns), self.turns.before_ns
+        )
+        self.turns.turn(1001)
+        self.turns.turn(1002)
+
+    def read(
+        self, now_ms: int, quiet_ms: int | None = None, *, first: bool = True, kept: bool = False
+    ) -> None:
+        self.turns.now_ns = ms(now_ms)
+        self.source.quiet = None if quiet_ms is None else ms(quiet_ms)
+        self.arrival.read(first=first, kept=kept)
+
+
+def test_what_is_read_came_after_the_last_poll_that_found_nothing() -> None:
+    connection = Connection()
+    connection.turns.turn(2000)  # polled at 1002, and held up since
+    assert connection.arrival.of_one() == ms(1002)
+    connection.read(2000)
+    assert connection.arrival.arrived_ns == connection.arrival.oldest_ns == ms(1002)
+
+
+def test_the_kernel_says_more_exactly_but_not_that_it_is_older() -> None:
+    connection = Connection()
+    connection.turns.turn(2000)
+    connection.source.quiet = ms(400)
+    assert connection.arrival.of_one() == ms(1600)
+    connection.source.quiet = ms(4000)
+    assert connection.arrival.of_one() == ms(1002)
+    connection.read(2000, 300)
+    assert (connection.arrival.arrived_ns, connection.arrival.oldest_ns) == (ms(1700), ms(1002))
+
+
+def test_a_poll_that_was_just_now_is_near_enough() -> None:
+    connection = Connection()
+    connection.source.quiet = 0
+    connection.turns.now_ns = connection.turns.before_ns + NEAR_NS
+    assert connection.arrival.of_one() == connection.turns.before_ns
+
+
+def test_what_comes_while_it_is_not_read_from_waits_for_us() -> None:
+    connection = Connection()
+    connection.arrival.pause()
+    since_ns = connection.turns.before_ns
+    for now_ms in (1100, 1200, 1300):
+        connection.turns.turn(now_ms)
+    connection.arrival.pause()  # again, for another reason
+    assert connection.arrival.bound() == since_ns
+    connection.arrival.resume()
+    connection.turns.now_ns = ms(1310)
+    assert connection.arrival.of_one() == since_ns, "no poll has looked since"
+    connection.turns.turn(1400)
+    connection.turns.turn(1500)
+    assert connection.arrival.bound() == ms(1400)
+
+
+def test_before_it_was_accepted_it_may_have_waited_since_the_loop_last_looked() -> None:
+    turns = FakeTurns()
+    arrival = Arrival(cast("BodySocket", FakeSource()), cast("Turns", turns), ms(500))
+    turns.before_ns, turns.now_ns = ms(999), ms(1001)
+    assert arrival.of_one() == ms(500)
+
+
+def test_who_waits_behind_others_to_be_accepted_waits_since_there_were_none() -> None:
+    """The loop accepts one in a turn."""
+    turns = FakeTurns()
+    queue = AcceptQueue(cast("Turns", turns))
+    turns.before_ns, turns.now_ns = ms(100), ms(900)  # it was held up
+    assert queue.since_ns() == ms(100)
+    for now_ms in (910, 920):
+        turns.turn(now_ms)
+        assert queue.since_ns() == ms(100), "they may have come with the first"
+    turns.turn(930)
+    turns.turn(940)
+    assert queue.since_ns() == ms(930)
+
+
+def test_of_a_long_body_only_the_time_counts_that_it_waited_for_us() -> None:
+    connection = Connection()
+    connection.turns.turn(1050)
+    connection.read(1050, 40)  # it waited from 1010 on
+    connection.turns.turn(1100)
+    connection.turns.turn(1300)
+    connection.read(1300, 0, first=False)  # its client took its time: came just now
+    connection.turns.turn(1400)
+    connection.read(1400, 90, first=False)  # came at 1310
+    assert connection.arrival.arrived_ns == ms(1400 - 40 - 0 - 90)
+
+
+def test_a_body_that_a_busy_loop_reads_piece_by_piece_came_with_its_head() -> None:
+    """A client waits for room in our socket: what it sends next is there as soon as something was read."""
+    connection = Connection()
+    connection.turns.turn(1050)
+    connection.read(1050, 40)
+    for now_ms in (1100, 1150, 1200):
+        connection.turns.turn(now_ms)
+        connection.read(now_ms, 49, first=False)
+    assert connection.arrival.arrived_ns == ms(1010 + 3)
+
+
+def test_what_was_kept_is_not_what_the_kernel_speaks_of() -> None:
+    connection = Connection()
+    connection.arrival.pause()
+    since_ns = connection.turns.before_ns
+    connection.turns.turn(1100)
+    connection.read(1100, 0, kept=True)
+    assert connection.arrival.arrived_ns == since_ns
+
+
+def test_a_loop_polls_between_two_of_its_instants() -> None:
+    async def main() -> None:
+        beats: list[int] = []
+        turns = Turns(on_beat=lambda: beats.append(1))
+        begun_ns = time.monotonic_ns()
+        while len(beats) < 5:  # it beats while nothing happens
+            await asyncio.sleep(0.001)
+        assert begun_ns <= turns.before_ns <= time.monotonic_ns()
+        held_ns = time.monotonic_ns()
+        while time.monotonic_ns() < held_ns + ms(20):
+            pass
+        turns.begin()
+        await asyncio.sleep(0)
+        assert turns.before_ns <= held_ns, "the last whole poll was before"
+        turns.close()
+
+    uvloop.run(main())
+
+
+def test_a_loop_that_does_nothing_beats_less_often() -> None:
+    async def main() -> None:
+        instants: list[int] = []
+        turns = Turns(on_beat=lambda: instants.append(time.monotonic_ns()))
+        while len(instants) < IDLE_AFTER + 4:
+            await asyncio.sleep(0.2)
+        assert instants[-1] - instants[-2] > ms(15)
+        turns.close()
+
+    uvloop.run(main())
+
+
+# With sockets
+
+
+def hold_up(gateway: RunningGateway, seconds: float) -> None:
+    gateway.loop.call_soon_threadsafe(time.sleep, seconds)
+    time.sleep(0.05)
+
+
+def only(gateway: RunningGateway) -> Request:
+    gateway.until(lambda: gateway.controller.requests)
+    (request,) = gateway.controller.requests
+    return request
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="this system does not tell when bytes came")
+@pytest.mark.parametrize("connected", [True, False])
+def test_who_sends_while_the_loop_is_held_up_counts_from_then(
+    gateway: RunningGateway, *, connected: bool
+) -> None:
+    client = gateway.connect() if connected else None
+    if client is not None:
+        client.sendall(post("/v2/health/live", close=False))
+        client.recv(1000)
+    hold_up(gateway, 0.4)
+    begun_ns = time.monotonic_ns()
+    client = client or gateway.connect()
+    with client:
+        client.sendall(post(INFER, IDENT_JSON, "x-slo-ms: 60000"))
+        sent_ns = time.monotonic_ns()
+        client.recv(1000)
+    assert begun_ns - TICK_NS <= only(gateway).arrival_ns <= sent_ns + TICK_NS
+
+
+def test_of_several_in_one_read_none_is_younger_than_it_is(gateway: RunningGateway) -> None:
+    with gateway.connect() as client:
+        client.sendall(post("/v2/health/live", close=False))
+        client.recv(1000)
+        hold_up(gateway, 0.3)
+        one = post(INFER, IDENT_JSON, "x-slo-ms: 60000", close=False)
+        client.sendall(one)
+        sent_ns = time.monotonic_ns()
+        time.sleep(0.1)
+        client.sendall(one)
+        gateway.until(lambda: len(gateway.controller.requests) == 2)
+    assert all(request.arrival_ns <= sent_ns for request in gateway.controller.requests)
+
+
+def test_what_waited_longer_than_it_may_has_expired_and_is_counted_so(gateway: RunningGateway) -> None:
+    before = gateway.do(gateway.servers.gateway.counters)
+    hold_up(gateway, 0.3)
+    found = gateway.exchange(post(INFER, IDENT_JSON, "x-slo-ms: 20"))
+    assert found.startswith(b"HTTP/1.1 504 ")
+    assert json.loads(found.partition(b"\r\n\r\n")[2])["outcome"] == "expired"
+    assert gateway.controller.requests == []
+    counters = gateway.do(gateway.servers.gateway.counters)
+    assert counters.received == before.received + 1
+    assert counters.outcomes["expired"] == before.outcomes.get("expired", 0) + 1
+
+
+# Answers
+
+
+def held_back(gateway: RunningGateway, request: Request) -> Answer | None:
+    return gateway.controller.echo(request) if len(gateway.controller.requests) > 1 else None
+
+
+def test_an_answer_that_waits_for_its_turn_till_it_is_late_is_none(gateway: RunningGateway) -> None:
+    """The second of a pipeline is answered in time, but the first is not."""
+    gateway.controller.on_request = partial(held_back, gateway)
+    with gateway.connect() as client:
+        client.sendall(post(INFER, IDENT_JSON, "x-slo-ms: 60000", close=False))
+        client.sendall(post(INFER, IDENT_JSON, "x-slo-ms: 1500"))
+        gateway.until(lambda: len(gateway.controller.requests) == 2)
+        first, second = gateway.controller.requests
+        while time.monotonic_ns() <= second.deadline_ns:
+            time.sleep(0.01)
+        gateway.do(lambda: gateway.controller.send(gateway.controller.echo(first)))
+        found = b""
+        while got := client.recv(1 << 16):
+            found += got
+    assert re.findall(rb"HTTP/1.1 (\d+)", found) == [b"200", b"504"]
+    assert b'"outcome":"expired","reason":"late"' in found
+    gateway.until(lambda: second.request_id in gateway.controller.late)
+    assert first.request_id in gateway.controller.in_time
+    assert second.request_id not in gateway.controller.in_time
+
+
+def test_what_becomes_of_each_answer_is_told(gateway: RunningGateway) -> None:
+    assert gateway.exchange(post(INFER, IDENT_JSON)).startswith(b"HTTP/1.1 200 ")
+    gateway.controller.on_request = lambda request: None
+    with gateway.connect() as client:
+        client.sendall(post(INFER, IDENT_JSON, "x-slo-ms: 60000"))
+        gateway.until(lambda: len(gateway.controller.requests) == 2)
+    gateway.until(lambda: gateway.controller.cancels)
+    first, second = gateway.controller.requests
+    gateway.do(lambda: gateway.controller.send(gateway.controller.echo(second)))  # its client is gone
+    gateway.until(lambda: {first.request_id, second.request_id} <= {*gateway.controller.in_time})
+    assert not {first.request_id, second.request_id} & {*gateway.controller.late}

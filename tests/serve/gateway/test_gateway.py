@@ -1,0 +1,387 @@
+"""The core of a gateway against a fake controller: one end a request, and memory as long as it is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from clockwork_serve.errors import InvalidRequest
+from clockwork_serve.messages import Answer, Outcome, Question, Readiness, Reason, Reply, Request, Undelivered
+from clockwork_serve.serve.gateway import controller_link as gateway_stranded
+from clockwork_serve.serve.gateway.access import Tenant
+from clockwork_serve.serve.gateway.gateway import GRACE_NS, LOOK_LEAST_S, Gateway
+from clockwork_serve.serve.gateway.settings import GatewayConfig
+from clockwork_serve.units import MIB, NS_PER_S, ms
+from tests.serve.gateway.worlds import IDENT, SMALL, Client, World, in_world
+
+
+def test_a_request_is_described_to_the_controller_and_its_answer_given(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        client = await world.infer(Client(data=b"12345678" * 3, rows=3, priority=2))
+        assert client.ended == (Outcome.OK, Reason.NONE)
+        assert client.outputs == [b"12345678" * 3]
+        (request,) = world.controller.requests
+        assert (request.model, request.rows, request.signature, request.priority, request.gateway) == (
+            "ident/1", 3, "", 2, "g0",
+        )  # fmt: skip
+        assert request.deadline_ns - request.arrival_ns == ms(100)
+        assert client.ends[0].request_id == request.request_id
+        assert world.controller.tensors(request).output_bytes == 3 * 4096
+        assert client.ends[0].parameters == {
+            "queue_ms": 1.0, "exec_ms": 2.0, "expected_ms": 2.5, "batch_size": 1, "cold_start": False,
+        }  # fmt: skip
+        assert world.gateway.slots.used_bytes == 0
+
+    in_world(tmp_path, story)
+
+
+def test_ids_are_never_used_again(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        for _ in range(50):
+            await world.infer(Client())
+        other = Gateway(GatewayConfig(run_dir="/nowhere", name="g0", settings=SMALL))
+        ids = {request.request_id for request in world.controller.requests}
+        assert len(ids) == 50
+        assert all(request_id.startswith("g0-") for request_id in ids)
+        assert other._prefix != world.gateway._prefix
+        other.close()
+
+    in_world(tmp_path, story)
+
+
+def test_shapes_that_the_request_chose_are_its_signature(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.infer(Client("any", b"123456", rows=2))
+        assert world.controller.requests[0].signature == "X:3"
+
+    in_world(tmp_path, story)
+
+
+def test_the_tightest_slo_sets_the_deadline(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        client = Client(slo_ms=30, timeout=25_000)
+        client.slo_header, client.remaining_s = "20", 0.5
+        await world.infer(client)
+        request = world.controller.requests[0]
+        assert request.deadline_ns - request.arrival_ns == ms(20)
+        assert request.arrival_ns == client.arrival_ns
+
+    in_world(tmp_path, story)
+
+
+def test_a_tenants_requests_are_capped_and_say_whose_they_are(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.tenants["t"] = Tenant(name="t", min_slo_ns=ms(40), max_priority=5)
+        tight, relaxed, other = (
+            Client(slo_ms=30, priority=1),
+            Client(slo_ms=50, priority=9),
+            Client(slo_ms=30),
+        )
+        for client, tenant in ((tight, "t"), (relaxed, "t"), (other, "")):
+            client.identity = tenant
+            await world.infer(client)
+        assert [
+            (request.tenant, request.deadline_ns - request.arrival_ns, request.priority)
+            for request in world.controller.requests
+        ] == [("t", ms(40), 5), ("t", ms(50), 9), ("", ms(30), 0)]
+        given = [client.ends[0].parameters.get("slo_ms") for client in (tight, relaxed, other)]
+        assert given == [40, None, None], "told where it is not what was asked for"
+
+    in_world(tmp_path, story)
+
+
+def test_every_outcome_of_the_controller_is_passed_on(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        for outcome, reason in (
+            (Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE),
+            (Outcome.EXPIRED, Reason.LATE),
+            (Outcome.FAILED, Reason.MODEL_RAISED),
+        ):
+            world.controller.on_request = partial(
+                world.controller.answer, outcome=outcome, reason=reason, message="so it is", retry_after_ns=5
+            )
+            client = await world.infer(Client())
+            assert client.ended == (outcome, reason)
+            assert (client.ends[0].message, client.ends[0].retry_after_ns) == ("so it is", 5)
+        assert world.gateway.slots.used_bytes == 0
+        # The controller counts them.
+        assert world.gateway.counters().outcomes == {}
+
+    in_world(tmp_path, story)
+
+
+@pytest.mark.parametrize(
+    ("client", "status", "reason", "words"),
+    [
+        (Client("nope"), 404, Reason.UNKNOWN_MODEL, "unknown model: 'nope'"),
+        (Client(data=b"123"), 400, Reason.BAD_INPUT, "expected 8 bytes"),
+        (Client(slo_ms=-1), 400, Reason.BAD_INPUT, "'slo_ms'"),
+        (Client(priority="high"), 400, Reason.BAD_INPUT, "'priority'"),
+        (Client("any", bytes(2 * MIB)), 400, Reason.BAD_INPUT, "send fewer rows at once"),
+    ],
+)
+def test_wrong_requests_end_here_and_are_counted_here(
+    tmp_path: Path, client: Client, status: int, reason: Reason, words: str
+) -> None:
+    async def story(world: World) -> None:
+        client.arrival_ns = time.monotonic_ns()
+        assert world.gateway.infer(client) == ""
+        assert client.ended == (Outcome.INVALID, reason)
+        assert client.ends[0].status.http == status
+        assert words in client.ends[0].message
+        counters = world.gateway.counters()
+        assert counters.received == 1
+        assert counters.outcomes == {f"invalid:{reason}": 1}
+        assert world.gateway.invalid_requests("ident/1") == (client.model == "ident")
+        assert world.gateway.slots.used_bytes == 0
+        await asyncio.sleep(0.01)
+        assert world.controller.requests == []
+
+    client.ends.clear()
+    in_world(tmp_path, story)
+
+
+def test_a_request_that_our_code_trips_over_fails_alone(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        client = Client()
+        client.error = ZeroDivisionError("ours")
+        client.body = world.gateway.slots.body(1000, 0)
+        world.gateway.infer(client)
+        assert client.ended == (Outcome.FAILED, Reason.NONE)
+        assert "ours" not in client.ends[0].message
+        assert world.gateway.slots.used_bytes == 0
+        assert (await world.infer(Client())).ended == (Outcome.OK, Reason.NONE)
+
+    in_world(tmp_path, story)
+
+
+def test_a_wrong_request_gives_its_body_back(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        client = Client()
+        client.error = InvalidRequest("no")
+        client.body = world.gateway.slots.body(1000, 0)
+        world.gateway.infer(client)
+        assert client.ended == (Outcome.INVALID, Reason.BAD_INPUT)
+        assert world.gateway.slots.used_bytes == 0
+
+    in_world(tmp_path, story)
+
+
+def test_a_full_region_is_a_full_queue(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.controller.on_request = world.keep
+        big = [Client("any", bytes(400_000)) for _ in range(3)]
+        for client in big:
+            world.gateway.infer(client)
+        assert [len(client.ends) for client in big] == [0, 0, 1]
+        assert big[2].ended == (Outcome.REJECTED, Reason.QUEUE_FULL)
+        assert big[2].ends[0].retry_after_ns > 0
+        assert world.gateway.counters().outcomes == {"rejected:queue_full": 1}
+
+    in_world(tmp_path, story)
+
+
+def test_a_slot_is_kept_until_no_worker_touches_it(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.controller.on_request = lambda request: world.controller.echo(request, release=False)
+        client = await world.infer(Client())
+        (request,) = world.controller.requests
+        tensors = world.controller.tensors(request)
+        assert client.ended == (Outcome.OK, Reason.NONE)
+        assert world.gateway.slots.used_bytes > 0
+        assert world.controller.epoch(tensors) == tensors.epoch
+        world.controller.release(request)
+        await world.until(lambda: world.gateway.slots.used_bytes == 0)
+        assert world.controller.epoch(tensors) != tensors.epoch
+
+    in_world(tmp_path, story)
+
+
+def test_an_answer_that_cannot_be_told_is_a_failure_and_harms_nobody(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        def outside(request: Request) -> Answer:
+            tensors = world.controller.tensors(request)
+            ref = msgspec.structs.replace(tensors.refs[0], offset=tensors.header_offset)
+            outputs = msgspec.msgpack.encode(msgspec.structs.replace(tensors, refs=(ref,)))
+            return world.controller.echo(request, outputs=outputs)
+
+        world.controller.on_request = outside
+        client = await world.infer(Client())
+        assert client.ended == (Outcome.FAILED, Reason.NONE)
+        assert world.gateway.slots.used_bytes == 0
+        world.controller.on_request = world.controller.echo
+        assert (await world.infer(Client())).ended == (Outcome.OK, Reason.NONE)
+
+    in_world(tmp_path, story)
+
+
+def test_a_client_that_left_is_cancelled_and_told_nothing(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.controller.on_request = world.keep
+        client = Client()
+        request_id = world.gateway.infer(client)
+        await world.until(lambda: world.controller.requests)
+        world.gateway.cancel(request_id)
+        world.gateway.cancel(request_id)
+        await world.until(lambda: world.controller.cancels)
+        assert [cancel.request_id for cancel in world.controller.cancels] == [request_id]
+        assert world.gateway.slots.used_bytes > 0
+        (request,) = world.controller.requests
+        world.controller.send(world.controller.answer(request, outcome=Outcome.CANCELLED))
+        await world.until(lambda: world.gateway.slots.used_bytes == 0)
+        assert client.ends == []
+
+    in_world(tmp_path, story)
+
+
+def test_a_stuck_controller_does_not_keep_clients_waiting(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.controller.on_request = world.keep
+        client = Client(slo_ms=100)
+        await world.infer(client)
+        assert client.ended == (Outcome.EXPIRED, Reason.NONE)
+        assert client.ends[0].status.http == 504
+        assert time.monotonic_ns() >= client.arrival_ns + ms(100) + GRACE_NS
+        assert ms(45) >= GRACE_NS + LOOK_LEAST_S * NS_PER_S, "so that clients hear within 50 ms"
+        # A worker may still write there, and the controller counts it when it wakes up.
+        assert world.gateway.slots.used_bytes > 0
+        assert world.gateway.counters().outcomes == {}
+        world.controller.send(world.controller.echo(world.controller.requests[0]))
+        await world.until(lambda: world.gateway.slots.used_bytes == 0)
+        assert len(client.ends) == 1
+        assert world.gateway.counters().unheard == {"left": 0, "over": 1}
+
+    in_world(tmp_path, story)
+
+
+def test_a_good_answer_for_a_client_that_left_is_counted(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.controller.on_request = world.keep
+        world.gateway.cancel(world.gateway.infer(Client(slo_ms=60_000)))
+        await world.until(lambda: len(world.controller.requests) == 1)
+        world.controller.send(world.controller.echo(world.controller.requests[0]))
+        await world.until(lambda: world.gateway.slots.used_bytes == 0)
+        assert world.gateway.counters().unheard == {"left": 1, "over": 0}
+
+    in_world(tmp_path, story)
+
+
+def test_a_gateway_that_slept_reads_before_it_ends_anything(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        def sleep(request: Request) -> Answer:
+            time.sleep(0.1)  # both of them, for they share a process here
+            return world.controller.echo(request)
+
+        world.controller.on_request = sleep
+        client = await world.infer(Client(slo_ms=50))
+        # It was read, for it is known that it ran; but its time is over.
+        assert client.ended == (Outcome.EXPIRED, Reason.LATE)
+
+    in_world(tmp_path, story)
+
+
+def test_what_the_controller_never_heard_of_ends_here(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.controller.on_request = world.keep
+        waiting, left, late = Client(slo_ms=60_000), Client(slo_ms=60_000), Client(slo_ms=100)
+        ids = [world.gateway.infer(client) for client in (waiting, left, late)]
+        world.gateway.cancel(ids[1])
+        await world.until(lambda: late.ends and world.controller.cancels)
+        world.controller.send(*[Undelivered(request_id=each, why="no room") for each in (*ids, "nobody")])
+        await world.until(lambda: world.gateway.slots.used_bytes == 0)
+        assert waiting.ended == (Outcome.REJECTED, Reason.QUEUE_FULL)
+        ending = waiting.ends[0]
+        assert (ending.message, ending.request_id, ending.retry_after_ns > 0) == ("no room", ids[0], True)
+        assert (len(left.ends), len(late.ends)) == (0, 1)
+        counters = world.gateway.counters()
+        assert counters.outcomes == {"rejected:queue_full": 1, "cancelled": 1, "expired": 1}
+        assert counters.open == 0
+
+    in_world(tmp_path, story)
+
+
+def test_a_lost_controller_ends_what_cannot_wait_at_once_and_is_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_stranded, "LEAST_NS", ms(100_000))
+
+    async def story(world: World) -> None:
+        world.controller.on_request = world.keep
+        waiting, left, late = Client(slo_ms=60_000), Client(slo_ms=60_000), Client(slo_ms=100)
+        for client in (waiting, left, late):
+            request_id = world.gateway.infer(client)
+            if client is left:
+                world.gateway.cancel(request_id)
+        await world.until(lambda: late.ends and len(world.controller.requests) == 3)
+        region = world.gateway.slots.region.name
+        world.controller.stop()
+        await world.until(lambda: waiting.ends)
+        assert waiting.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+        assert waiting.ends[0].status.http == 503
+        assert waiting.ends[0].retry_after_ns > 0
+        assert left.ends == []
+        assert world.gateway.counters().outcomes == {
+            "rejected:not_serving": 1, "cancelled": 1, "expired": 1,
+        }  # fmt: skip
+        assert not world.gateway.link.ready
+        refused = Client()
+        world.gateway.infer(refused)
+        assert refused.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+        assert refused.ends[0].retry_after_ns > 0
+        assert refused.ends[0].retry_after_s >= 1
+        assert world.gateway.slots.region.name != region
+        assert world.gateway.slots.used_bytes == 0
+
+        world.controller.on_request = world.controller.echo
+        await world.controller.start()
+        await world.until(lambda: world.gateway.link.ready)
+        assert (await world.infer(Client())).ended == (Outcome.OK, Reason.NONE)
+
+    in_world(tmp_path, story)
+
+
+def test_a_new_controller_without_models_is_not_ready_rather_than_ignorant(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        told = []
+        world.gateway.readiness_listeners.append(lambda: told.append(world.gateway.link.ready))
+        world.controller.stop()
+        world.controller.catalogue.clear()
+        world.controller.ready = Readiness(ready=False, why="starting")
+        await world.controller.start()
+        await world.until(lambda: told and world.gateway.link.is_open)
+        client = Client()
+        world.gateway.infer(client)
+        assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+        assert "starting" in client.ends[0].message
+        world.controller.send(*IDENT, Readiness(ready=True))
+        await world.until(lambda: world.gateway.link.ready)
+        assert told[0] is False
+        assert told[-1] is True
+        unknown = Client("any")
+        world.gateway.infer(unknown)
+        assert unknown.ended == (Outcome.INVALID, Reason.UNKNOWN_MODEL)
+
+    in_world(tmp_path, story)
+
+
+def test_questions_get_replies_or_say_why_not(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        gateway, controller = world.gateway, world.controller
+        controller.on_ask = lambda ask: Reply(ask_id=ask.ask_id, ok=True, body=ask.body)
+        replies = await asyncio.gather(*(gateway.ask(Question.INDEX, b"%d" % n) for n in range(5)))
+        assert [reply.body for reply in replies] == [b"0", b"1", b"2", b"3", b"4"]
+        controller.on_ask = lambda ask: Reply(ask_id=-1, ok=True)
+        slow = await gateway.ask(Question.LOAD, patience_s=0.01)
+        assert (slow.ok, slow.code) == (False, 504)
+        asking = asyncio.ensure_future(gateway.ask(Question.LOAD))
+        await world.until(lambda: len(controller.asks) == 7)
+        controller.stop()
+        assert (await asking).code == 503
+        assert (await gateway.ask(Question.LOAD)).code == 503
+
+    in_world(tmp_path, story)

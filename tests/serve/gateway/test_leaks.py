@@ -1,0 +1,172 @@
+"""What hostile clients leave behind once they are gone: nothing, and nothing that waits for a collection.
+
+Garbage in circles is collected once there is much of it, and holds what its requests brought until then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import gc
+import random
+import ssl
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clockwork_serve.serve.child import MUCH_BYTES, Trimmer, own_bytes
+from qa.hostile import frames as hostile_frames
+from qa.hostile import http as hostile_http
+from qa.hostile.plan import Plan
+from qa.hostile.traffic import attack
+from tests.serve.certificates import certificates
+from tests.serve.gateway.fake_controller import served, spec
+from tests.serve.gateway.running import RunningGateway, running_gateway
+from tests.serve.http.requests import INFER, post
+
+EACH = 12
+OURS = {
+    "HttpConnection",
+    "Exchange",
+    "Head",
+    "TCPTransport",
+    "CoreCall",
+    "AioCall",
+    "Task",
+    "_Alone",
+    "_Streamed",
+}
+"""Of each connection, request or call; what else ends in a test process is not of interest."""
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, grpc_transport: str) -> Iterator[RunningGateway]:
+    with running_gateway(tmp_path_factory.mktemp("gateway"), grpc_port=0) as found:
+        attacked = served("m1", (spec("x", "FP32", 64),), (spec("y", "FP32", 64),))
+        found.controller.catalogue.append(attacked)
+        found.loop.call_soon_threadsafe(found.controller.send, *attacked)
+        found.until(lambda: found.servers.gateway.models.versions("m1"))
+        yield found
+
+
+@pytest.fixture
+def garbage() -> Iterator[Callable[[], Counter[str]]]:
+    """What of ours was found in circles since the test began, by type."""
+
+    def found() -> Counter[str]:
+        gc.collect()
+        kinds = Counter(name for each in gc.garbage if (name := type(each).__qualname__) in OURS)
+        gc.garbage.clear()
+        return kinds
+
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    yield found
+    gc.set_debug(0)
+    gc.garbage.clear()
+    gc.enable()
+
+
+@pytest.mark.parametrize("make", hostile_http.ATTACKS, ids=lambda make: make.__name__)
+def test_no_attack_over_http_leaves_garbage(
+    gateway: RunningGateway, make: Callable[[random.Random], Plan], garbage: Callable[[], Counter[str]]
+) -> None:
+    carry_out(gateway.http_port, make)
+    gateway.until(lambda: gateway.servers.gateway.connections == 0)
+    assert not garbage()
+
+
+@pytest.mark.parametrize("make", hostile_frames.ATTACKS, ids=lambda make: make.__name__)
+def test_no_attack_over_grpc_leaves_garbage(
+    gateway: RunningGateway, make: Callable[[random.Random], Plan], garbage: Callable[[], Counter[str]]
+) -> None:
+    carry_out(gateway.servers.port_by_name["grpc_port"], make)
+    gateway.until(lambda: not calls_of(gateway))
+    assert not garbage()
+
+
+@pytest.mark.parametrize("ends", ["no handshake", "half a request", "answered"])
+def test_no_connection_over_tls_leaves_garbage(
+    tmp_path: Path, ends: str, garbage: Callable[[], Counter[str]]
+) -> None:
+    files = certificates(tmp_path)
+    trusting = ssl.create_default_context(cafile=files.ca)
+    (tmp_path / "run").mkdir()
+    with running_gateway(tmp_path / "run", **files.door()) as gateway:
+        garbage()  # of its start
+        for _ in range(EACH):
+            with gateway.connect() as plain:
+                if ends == "no handshake":
+                    plain.sendall(b"no handshake at all")
+                    plain.recv(1000)
+                    continue
+                with trusting.wrap_socket(plain, server_hostname="localhost") as client:
+                    client.sendall(
+                        b"GET /v2" if ends == "half a request" else post(INFER, b"{}", close=False)
+                    )
+                    assert ends != "answered" or client.recv(1000)
+        gateway.until(lambda: gateway.servers.gateway.connections == 0)
+        # The last end of a handshake is told to nobody.
+        gateway.until(lambda: not gateway.servers.http._servers[0]._greeting)
+        found = garbage()
+    assert not found
+
+
+def carry_out(port: int, make: Callable[[random.Random], Plan]) -> None:
+    dice = random.Random(7)
+    for _ in range(EACH):
+        attack(port, dataclasses.replace(make(dice), hold_s=0.02, pause_s=0))
+
+
+def calls_of(gateway: RunningGateway) -> list[Any]:
+    """Streams that are open still, as tasks of theirs."""
+    return [task for task in asyncio.all_tasks(gateway.loop) if "_run" in task.get_coro().__qualname__]
+
+
+def test_a_connection_that_waits_holds_no_large_body(gateway: RunningGateway) -> None:
+    large = b'{"inputs":[]}' + b" " * 200_000
+    with gateway.connect() as client:
+        client.sendall(post(INFER, large, close=False))
+        assert client.recv(65536).startswith(b"HTTP/1.1 413")
+        (kept,) = gateway.servers.http._connections
+        assert kept._complete == []
+
+
+class Asked:
+    """A C library that gives all but ``used`` back."""
+
+    def __init__(self) -> None:
+        self.held = self.used = 100 << 20
+        self.times = 0
+
+    def trim(self) -> None:
+        self.times += 1
+        self.held = self.used
+
+
+def test_memory_is_asked_for_once_it_is_much_and_not_again_while_it_is_in_use() -> None:
+    library = Asked()
+    trimmer = Trimmer(library.trim, lambda: library.held)
+
+    def look(more_bytes: int, *, in_use: bool) -> int:
+        library.held += more_bytes
+        library.used += more_bytes * in_use
+        asyncio.run(trimmer.look())
+        return library.times
+
+    assert look(MUCH_BYTES, in_use=False) == 0
+    assert look(1, in_use=False) == 1
+    assert look(MUCH_BYTES + 1, in_use=True) == 2
+    assert look(0, in_use=True) == 2
+    assert look(-MUCH_BYTES, in_use=True) == 2
+    assert look(MUCH_BYTES + 1, in_use=False) == 3
+
+
+def test_what_a_process_has_for_itself_is_told() -> None:
+    before = own_bytes()
+    mine = b"\1" * (64 << 20)
+    assert own_bytes() - before > len(mine) // 2

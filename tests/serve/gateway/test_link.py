@@ -1,0 +1,127 @@
+"""Whether a gateway is ready is whether its requests would be served: it says so whatever the reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from clockwork_serve.messages import Outcome, Quarantined, Question, Readiness, Reason
+from tests.serve.gateway.running import RunningGateway, running_gateway
+from tests.serve.gateway.worlds import Client, World, in_world
+from tests.serve.http.requests import IDENT_JSON, INFER, Found, get, post
+
+
+def test_a_controller_that_does_not_answer_is_asked_nothing_more(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        gateway, controller = world.gateway, world.controller
+        changes: list[bool] = []
+        gateway.readiness_listeners.append(lambda: changes.append(gateway.link.ready))
+        controller.on_request = world.keep
+        waits = Client(slo_ms=60_000)
+        gateway.infer(waits)
+        await world.until(lambda: controller.requests)
+        controller.beats = False
+        await world.until(lambda: gateway.link.stuck)
+        assert changes[-1] is False
+        assert "the controller has not answered for" in gateway.link.why_not_ready
+        late = Client(slo_ms=60_000)
+        assert gateway.infer(late) == "", "it is refused at once"
+        assert late.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+        assert late.ends[0].retry_after_ns > 0
+        reply = await gateway.ask(Question.STATISTICS)
+        assert (reply.ok, reply.code) == (False, 503)
+        assert not waits.ends, "its controller may be back, or another one be there, in time"
+        # It goes on: beats come back, and the answer.
+        controller.beats = True
+        controller.send(*controller.kept_beats)
+        await world.until(lambda: gateway.link.ready)
+        assert changes[-1] is True
+        controller.send(controller.echo(controller.requests[0]))
+        await world.until(lambda: waits.ends)
+        assert waits.ended == (Outcome.OK, Reason.NONE)
+        assert len(controller.requests) == 1
+
+    in_world(tmp_path, story)
+
+
+def test_questions_that_wait_hear_when_the_controller_does_not_answer(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.controller.on_ask = lambda ask: None
+        world.controller.beats = False
+        reply = await world.gateway.ask(Question.LOAD, patience_s=600)
+        assert (reply.ok, reply.code) == (False, 503)
+        assert "the controller has not answered" in msgspec.json.decode(reply.body)["error"]
+
+    in_world(tmp_path, story)
+
+
+def test_the_next_controller_is_asked_what_a_stuck_one_left(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.controller.on_request = world.keep
+        client = Client(slo_ms=60_000)
+        world.gateway.infer(client)
+        await world.until(lambda: world.controller.requests)
+        world.controller.beats = False
+        await world.until(lambda: world.gateway.link.stuck)
+        world.controller.stop()
+        world.controller.beats = True
+        world.controller.on_request = world.controller.echo
+        await world.until(lambda: not world.gateway.link.is_open)
+        await world.controller.start()
+        await world.until(lambda: client.ends)
+        assert client.ended == (Outcome.OK, Reason.NONE)
+        assert world.gateway.link.ready
+
+    in_world(tmp_path, story)
+
+
+def probe(gateway: RunningGateway, path: str) -> int:
+    return Found(gateway.exchange(get(path))).status
+
+
+def test_ready_is_503_whenever_requests_are_not_served_and_live_while_the_loop_turns(tmp_path: Path) -> None:
+    with running_gateway(tmp_path) as gateway:
+        controller = gateway.controller
+
+        def serves() -> bool:
+            ready = probe(gateway, "/v2/health/ready") == 200
+            answered = Found(gateway.exchange(post(INFER, IDENT_JSON))).status == 200
+            assert ready == answered
+            assert probe(gateway, "/v2/health/live") == 200
+            return ready
+
+        def turns(*, to: bool) -> None:
+            gateway.until(lambda: gateway.servers.gateway.link.ready is to)
+            assert serves() is to
+
+        assert serves()
+        # All models are in quarantine: the controller would fail every request.
+        on_request = controller.on_request
+        keys = [added.model.key for _, added in controller.catalogue]
+        controller.on_request = lambda request: controller.answer(
+            request, outcome=Outcome.FAILED, reason=Reason.QUARANTINED
+        )
+        gateway.do(lambda: controller.send(*[Quarantined(model=key, why="it kills") for key in keys]))
+        turns(to=False)
+        controller.on_request = on_request
+        gateway.do(lambda: controller.send(Quarantined(model="ident/1")))
+        turns(to=True)
+        # Nobody is there that could run one, or all is being stopped.
+        for why in ("0 of 1 devices are warm", "draining"):
+            controller.on_request = lambda request: controller.answer(
+                request, outcome=Outcome.REJECTED, reason=Reason.NOT_SERVING
+            )
+            gateway.do(lambda why=why: controller.send(Readiness(ready=False, why=why)))
+            turns(to=False)
+            controller.on_request = on_request
+            gateway.do(lambda: controller.send(Readiness(ready=True)))
+            turns(to=True)
+        # The controller is there and stuck; then it is gone.
+        controller.beats = False
+        turns(to=False)
+        gateway.do(controller.stop)
+        turns(to=False)
+        controller.beats = True
+        gateway.run(controller.start())
+        turns(to=True)

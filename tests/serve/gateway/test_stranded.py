@@ -1,0 +1,203 @@
+"""Requests whose controller died: the next one answers those that can wait; nobody is answered twice."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from pathlib import Path
+
+import pytest
+
+from clockwork_serve.messages import Outcome, Readiness, Reason, Request
+from clockwork_serve.oip import InputTensor
+from clockwork_serve.serve.gateway import controller_link as gateway_stranded
+from clockwork_serve.serve.gateway.controller_link import AGAIN
+from clockwork_serve.serve.gateway.requests import Slots
+from clockwork_serve.units import MIB, ms
+from tests.serve.gateway.worlds import Client, World, in_world
+
+X = struct.pack("<2f", 1.5, -2.0)
+
+
+async def sent(world: World, *clients: Client) -> list[Request]:
+    """The controller gets these requests, and keeps them."""
+    world.controller.on_request = world.keep
+    before = len(world.controller.requests)
+    for client in clients:
+        world.gateway.infer(client)
+    await world.until(lambda: len(world.controller.requests) == before + len(clients))
+    return world.controller.requests[before:]
+
+
+async def next_controller(world: World) -> None:
+    world.controller.requests.clear()
+    await world.controller.start()
+    await world.until(lambda: world.gateway.link.ready)
+
+
+def test_the_next_controller_is_asked_once_and_its_answer_given(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        client = Client(data=X, slo_ms=60_000)
+        (first,) = await sent(world, client)
+        old = world.controller.memory(world.controller.tensors(first))
+        world.controller.stop()
+        await world.until(lambda: not world.gateway.link.is_open)
+        assert world.gateway.counters().open == 1
+        # What the dead one sent may still write: where nobody looks.
+        tensors = world.controller.tensors(first)
+        old[tensors.output_offset : tensors.output_offset + 8] = bytes(8)
+        world.controller.on_request = world.controller.echo
+        await next_controller(world)
+        await world.until(lambda: client.ends)
+        (again,) = world.controller.requests
+        assert client.ended == (Outcome.OK, Reason.NONE)
+        assert client.outputs == [X]
+        assert again.request_id == first.request_id + AGAIN, "who lost the link alone may know the first"
+        assert (again.arrival_ns, again.deadline_ns) == (first.arrival_ns, first.deadline_ns)
+        assert world.controller.tensors(again).region != tensors.region
+        world.controller.send(world.controller.answer(again, outcome=Outcome.OK))  # a second answer
+        await asyncio.sleep(0.05)
+        assert len(client.ends) == 1
+        assert world.gateway.slots.used_bytes == 0
+        assert world.gateway.counters().outcomes == {}
+
+    in_world(tmp_path, story)
+
+
+def test_what_is_due_before_a_controller_can_be_back_hears_at_once(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        soon, later = Client(slo_ms=95), Client(slo_ms=60_000)
+        await sent(world, soon, later)
+        world.controller.stop()
+        await world.until(lambda: soon.ends, 0.09)
+        assert soon.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+        assert soon.ends[0].status.http == 503
+        assert soon.ends[0].retry_after_ns > 0
+        assert later.ends == []
+
+    in_world(tmp_path, story)
+
+
+def test_what_waits_for_a_controller_hears_at_its_deadline(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        client = Client(slo_ms=250)
+        await sent(world, client)
+        world.controller.stop()
+        await world.until(lambda: client.ends, 0.5)
+        late_ns = world.gateway.clock() - client.arrival_ns - ms(250)
+        assert 0 <= late_ns < ms(50)
+        assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+        assert world.gateway.slots.used_bytes == 0
+        assert world.gateway.counters().open == 0
+
+    in_world(tmp_path, story)
+
+
+def test_nobody_waits_for_ever_for_a_controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway_stranded, "PATIENCE_NS", ms(100))
+
+    async def story(world: World) -> None:
+        client = Client(slo_ms=60_000)
+        await sent(world, client)
+        world.controller.stop()
+        await world.until(lambda: client.ends, 1)
+        assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+
+    in_world(tmp_path, story)
+
+
+def test_a_request_is_asked_of_two_controllers_at_most(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        client = Client(slo_ms=60_000)
+        await sent(world, client)
+        world.controller.stop()
+        await next_controller(world)
+        await world.until(lambda: world.controller.requests)
+        assert client.ends == []
+        world.controller.stop()
+        await world.until(lambda: client.ends)
+        assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+
+    in_world(tmp_path, story)
+
+
+def test_a_controller_that_cannot_serve_yet_is_not_asked(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        client = Client(slo_ms=60_000)
+        await sent(world, client)
+        world.controller.stop()
+        world.controller.requests.clear()
+        world.controller.ready = Readiness(ready=False, why="0 of 1 devices are warm")
+        await world.controller.start()
+        await world.until(lambda: world.gateway.link.is_open)
+        await asyncio.sleep(0.05)
+        assert world.controller.requests == []
+        # It dies before it could: that costs nobody anything.
+        world.controller.stop()
+        await world.until(lambda: not world.gateway.link.is_open)
+        world.controller.ready = Readiness(ready=True)
+        world.controller.on_request = world.controller.echo
+        await next_controller(world)
+        await world.until(lambda: client.ends)
+        assert client.ended == (Outcome.OK, Reason.NONE)
+
+    in_world(tmp_path, story)
+
+
+def test_a_client_that_leaves_meanwhile_is_asked_for_no_more(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        client = Client(slo_ms=60_000)
+        (request,) = await sent(world, client)
+        world.controller.stop()
+        await world.until(lambda: not world.gateway.link.is_open)
+        world.gateway.cancel(request.request_id)
+        assert world.gateway.slots.used_bytes == 0
+        await next_controller(world)
+        await asyncio.sleep(0.05)
+        assert world.controller.requests == []
+        assert client.ends == []
+        assert world.gateway.counters().outcomes == {"cancelled": 1}
+
+    in_world(tmp_path, story)
+
+
+def test_a_client_that_leaves_after_it_was_asked_again_is_cancelled_by_the_second_id(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        (request,) = await sent(world, Client(slo_ms=60_000))
+        world.controller.stop()
+        await world.until(lambda: not world.gateway.link.is_open)
+        await next_controller(world)
+        await world.until(lambda: world.controller.requests)
+        world.gateway.cancel(request.request_id)
+        await world.until(lambda: world.controller.cancels)
+        assert [one.request_id for one in world.controller.cancels] == [request.request_id + AGAIN]
+
+    in_world(tmp_path, story)
+
+
+def test_what_waits_is_told_when_the_gateway_closes(tmp_path: Path) -> None:
+    client = Client(slo_ms=60_000)
+
+    async def story(world: World) -> None:
+        await sent(world, client)
+        world.controller.stop()
+        await world.until(lambda: not world.gateway.link.is_open)
+
+    in_world(tmp_path, story)
+    assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+
+
+def test_what_has_no_room_in_the_new_memory_is_not_kept() -> None:
+    slots = Slots(MIB)
+    slot = slots.fill([InputTensor("X", "UINT8", (400_000,), b"\1" * 400_000)], 100)
+    assert slot is not None
+    first, second, third = slots.renew([slot, slot, slot])
+    assert first is not None
+    assert second is not None
+    assert third is None
+    (ref,) = second.tensors.refs
+    assert bytes(slots.region.buffer[ref.offset : ref.offset + ref.nbytes]) == b"\1" * 400_000
+    slots.free(first)
+    slots.free(second)
+    assert slots.used_bytes == 0
+    slots.close()

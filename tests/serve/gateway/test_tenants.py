@@ -1,0 +1,119 @@
+"""Tenants in a file of keys: what it may hold, what they may ask for, and what the controller is told."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.messages import Quota, QuotasSet
+from clockwork_serve.serve.gateway.access import FIELDS, Caps, KeyRing, Right, Tenant
+from clockwork_serve.serve.supervisor.keeper import Quotas
+from clockwork_serve.units import NS_PER_S, ms
+from tests.serve.gateway.keys import entry, replaced, written
+
+ROOT = Path(__file__).parents[3]
+GOLD = '[[tenants]]\nname = "gold"\ndevice_ms_per_s = 250.5\nloaded_bytes_per_s = 100\nburst_s = 0.5\n'
+SILVER = '[[tenants]]\nname = "silver"\nmin_slo_ms = 20\nmax_priority = 4\n'
+OF_GOLD = entry("a", "k", "infer") + 'tenant = "gold"\n'
+
+
+def test_several_keys_are_of_one_tenant_and_a_key_without_one_is_its_holders(tmp_path: Path) -> None:
+    second = OF_GOLD.replace(entry("a", "k", "infer"), entry("b", "l", "infer"))
+    ring = KeyRing(written(tmp_path, GOLD, OF_GOLD, second, entry("c", "m", "infer")))
+    holders = [ring.admit(Right.INFER, None, key) for key in (b"k", b"l", b"m")]
+    assert [(one.name, one.tenant) for one in holders] == [("a", "gold"), ("b", "gold"), ("c", "c")]
+
+
+def test_a_tenant_is_read_as_it_was_written(tmp_path: Path) -> None:
+    ring = KeyRing(written(tmp_path, GOLD, SILVER, OF_GOLD))
+    assert ring.tenants() == {
+        "gold": Tenant(name="gold", device_ms_per_s=250.5, loaded_bytes_per_s=100, burst_s=0.5),
+        "silver": Tenant(name="silver", min_slo_ns=ms(20), max_priority=4),
+    }
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        (GOLD + GOLD, "each tenant once; found 'gold' again in tenants[1]"),
+        (GOLD.replace('"gold"', '"g d"'), "a name of 1 to 64 letters"),
+        (GOLD.replace('name = "gold"', ""), "found none"),
+        (GOLD.replace("burst_s", "burst_ms"), "found 'burst_ms'"),
+        (
+            GOLD.replace("0.5", "0"),
+            "tenants[0].burst_s to be a number from 0.001 to 3600; found 0 ",
+        ),
+        (GOLD.replace("250.5", "-1"), "tenants[0].device_ms_per_s to be a number"),
+        (GOLD.replace("250.5", "inf"), "found inf"),
+        (GOLD.replace("250.5", "nan"), "found nan"),
+        (GOLD.replace("250.5", '"much"'), "found 'much'"),
+        (GOLD.replace("= 100", "= 1.5"), "tenants[0].loaded_bytes_per_s to be a whole number"),
+        (GOLD.replace("= 100", "= true"), "found True"),
+        (
+            SILVER.replace("= 4", "= 16"),
+            "tenants[0].max_priority to be a whole number from 1 to 15; found 16",
+        ),
+        (SILVER.replace("= 20", "= 0"), "tenants[0].min_slo_ms"),
+        (SILVER, "keys[0].tenant to be the name of a table [[tenants]]; found 'gold'"),
+        ("tenants = 3", "keys as TOML"),
+    ],
+)
+def test_a_table_that_will_not_do_is_told(tmp_path: Path, tables: str, words: str) -> None:
+    path = written(tmp_path, tables, OF_GOLD)
+    with pytest.raises(ConfigError) as caught:
+        KeyRing(path)
+    assert words in str(caught.value)
+    assert str(caught.value).startswith("api_keys: expected ")
+
+
+def test_caps_widen_slos_and_lower_priorities_and_concern_nobody_else() -> None:
+    caps = Caps(lambda: {"t": Tenant(name="t", min_slo_ns=ms(20), max_priority=6)})
+    assert [caps.of("t", ms(asked))[0] for asked in (1, 20, 50)] == [ms(20), ms(20), ms(50)]
+    assert [caps.of("t", 1, asked)[1] for asked in (0, 1, 6, 7, 99)] == [0, 6, 6, 7, 99]
+    assert (caps.of("u", 1, 1), caps.of("", 1), Caps().of("t", 1)) == ((1, 1), (1, 0), (1, 0))
+    low = Caps(lambda: {"t": Tenant(name="t", max_priority=9)})
+    assert low.of("t", 1, 0) == (1, 9), "the usual class is 8"
+
+
+def test_the_controller_is_told_of_those_that_have_a_quota(tmp_path: Path) -> None:
+    gold = Quota(tenant="gold", burst_ns=NS_PER_S // 2, device_ns_per_s=ms(250.5), loaded_bytes_per_s=100)
+    assert Quotas(written(tmp_path, GOLD, SILVER, OF_GOLD)).frames() == [QuotasSet(quotas=(gold,))]
+    assert Quotas(written(tmp_path, SILVER, entry("a", "k", "infer"))).frames() == []
+    assert Quotas("").frames() == []
+
+
+async def _told_after(path: str, content: str, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    import asyncio
+
+    monkeypatch.setattr("clockwork_serve.serve.supervisor.keeper.REFRESH_S", 0.01)
+    quotas, told = Quotas(path), list[object]()
+    task = asyncio.ensure_future(quotas.keep_fresh(told.append))
+    await asyncio.sleep(0.05)
+    assert told == []
+    replaced(path, content)
+    for _ in range(500):
+        await asyncio.sleep(0.01)
+        if told:
+            break
+    task.cancel()
+    return told
+
+
+def test_quotas_that_change_are_told_again_even_when_none_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import asyncio
+
+    path = written(tmp_path, GOLD, OF_GOLD)
+    told = asyncio.run(_told_after(path, entry("a", "k", "infer"), monkeypatch))
+    assert told == [QuotasSet(quotas=())]
+
+
+def test_the_example_is_read_and_the_page_knows_every_field() -> None:
+    tenants = KeyRing(str(ROOT / "examples" / "keys.toml")).tenants()
+    assert {name: tenant.max_priority for name, tenant in tenants.items()} == {"shop": 4, "reports": 12}
+    page = (ROOT / "docs" / "operate" / "tenants.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(FIELDS)

@@ -1,0 +1,111 @@
+"""A gateway between scripted clients and a controller that is scripted too."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from clockwork_serve.config import Settings
+from clockwork_serve.messages import Answer, Outcome, Reason, Request
+from clockwork_serve.oip import InferCall, InputTensor, Parameter, Served
+from clockwork_serve.serve.gateway.access import Caps, Tenant
+from clockwork_serve.serve.gateway.gateway import Gateway
+from clockwork_serve.serve.gateway.requests import Body, Ending
+from clockwork_serve.serve.gateway.settings import GatewayConfig
+from clockwork_serve.units import MIB
+from tests.serve.gateway.fake_controller import FakeController, served, spec
+
+IDENT = served("ident", (spec("X", "FP32", 2),), (spec("Y", "FP32", 2),))
+ANY = served("any", (spec("X", "UINT8", -1),), (spec("Y", "UINT8", -1),), output_bytes=100)
+
+
+class Client:
+    """A client of no protocol: an inquiry, and how it ended."""
+
+    def __init__(
+        self, model: str = "ident", data: bytes = bytes(8), rows: int = 1, **parameters: Parameter
+    ) -> None:
+        self.model = model
+        self.version = ""
+        self.identity = ""
+        self.arrival_ns = time.monotonic_ns()
+        self.slo_header: str | None = None
+        self.remaining_s: float | None = None
+        self.every_output_binary = True
+        self.body: Body | None = None
+        self.ends: list[Ending] = []
+        self.outputs: list[bytes] = []
+        self.error: Exception | None = None
+        self._data = data
+        self._rows = rows
+        self._parameters = parameters
+
+    def call(self, served: Served) -> InferCall:
+        if self.error is not None:
+            raise self.error
+        kind = served.code.inputs[0]
+        width = 2 if kind.datatype == "FP32" else len(self._data) // self._rows
+        tensor = InputTensor("X", kind.datatype, (self._rows, width), self._data)
+        return InferCall([tensor], parameters=dict(self._parameters))
+
+    def end(self, ending: Ending) -> None:
+        self.ends.append(ending)
+        self.outputs = [bytes(output.data) for output in ending.outputs]
+
+    @property
+    def ended(self) -> tuple[Outcome, Reason]:
+        (ending,) = self.ends
+        return ending.outcome, ending.reason
+
+
+SMALL = Settings(gateway_memory=1 * MIB, max_body=MIB // 2)
+
+
+class World:
+    def __init__(self, run_dir: Path) -> None:
+        self.controller = FakeController(run_dir / "controller.sock", IDENT, ANY)
+        config = GatewayConfig(run_dir=str(run_dir), name="g0", settings=SMALL)
+        self.tenants: dict[str, Tenant] = {}
+        self.gateway = Gateway(config, caps=Caps(lambda: self.tenants))
+
+    def keep(self, request: Request) -> Answer | None:
+        """Answer later."""
+        return None
+
+    async def until(self, condition: Callable[[], object], seconds: float = 20.0) -> None:
+        async with asyncio.timeout(seconds):
+            while not condition():
+                await asyncio.sleep(0.002)
+
+    async def infer(self, client: Client) -> Client:
+        self.gateway.infer(client)
+        await self.until(lambda: client.ends)
+        return client
+
+
+@asynccontextmanager
+async def a_world(run_dir: Path) -> AsyncIterator[World]:
+    world = World(run_dir)
+    await world.controller.start()
+    link = asyncio.get_running_loop().create_task(world.gateway.link.run())
+    await world.until(lambda: world.gateway.link.is_open)
+    try:
+        yield world
+    finally:
+        link.cancel()
+        world.gateway.close()
+        world.controller.stop()
+
+
+def in_world(run_dir: Path, story: Callable[[World], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        async with a_world(run_dir) as world:
+            await story(world)
+
+    uvloop.run(main())

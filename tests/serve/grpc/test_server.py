@@ -1,0 +1,506 @@
+"""The gRPC server alone, with methods made up here, asked by the stock client of another thread."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import pytest
+import uvloop
+from grpc._cython import cygrpc
+
+from clockwork_serve.serve.grpc.call import Aborted, GrpcCall
+from clockwork_serve.serve.grpc.core import Unexpected, check_grpcio
+from clockwork_serve.serve.grpc.server import FALL_BACK_VARIABLE, GrpcServer, callback, coroutine, stream
+from clockwork_serve.units import ms
+from qa.hostile.frames import grpc_paths_that_are_no_text
+from qa.hostile.traffic import attack
+from tests.serve.gateway.running import until
+from tests.timing import Timing
+
+LARGEST = 100_000
+LONG = "a\r\n\ud800" + "€😀" * 10_000
+Code = grpc.StatusCode
+
+
+def parse(message: bytes) -> bytes:
+    if message == b"garbage":
+        raise ValueError(message)
+    return message
+
+
+class Served:
+    """A server on a loop in its own thread; ``held`` are the calls of /t/hold that nobody has answered."""
+
+    def __init__(self) -> None:
+        self.held: list[GrpcCall] = []
+        self.cancelled: list[GrpcCall] = []
+        self.began: list[str] = []
+        self.arrival_ns = 0  # of the call that was told of last
+        self.ended: list[str] = []
+        self.broken: list[Any] = []
+        self.loop = uvloop.new_event_loop()
+        self.loop.set_exception_handler(lambda loop, context: self.broken.append(context))
+        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread.start()
+        self.port = self.run(self._start())
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
+
+    async def _start(self) -> int:
+        self.server = GrpcServer(
+            [
+                callback("/t/hold", parse, self._hold),
+                callback("/t/twice", parse, self._twice),
+                callback("/t/raise", parse, self._raise),
+                callback("/t/tell", parse, self._tell),
+                callback("/t/unless", parse, self._unless),
+                coroutine("/t/double", parse, bytes, self._double),
+                coroutine("/t/sleep", parse, bytes, self._sleep),
+                stream("/t/echo", parse, bytes, self._echo),
+            ],
+            [("grpc.max_receive_message_length", LARGEST), ("grpc.so_reuseport", 0)],
+            self._gate,
+        )
+        return await self.server.listen("127.0.0.1:0")
+
+    def _gate(self, path: str, metadata: Any) -> str:
+        given = dict(metadata)
+        if "stumble" in given:
+            raise KeyError(path)
+        if given.get("name") == "long":
+            raise Aborted(Code.UNAUTHENTICATED, LONG)
+        if given.get("name") == "nobody":
+            raise Aborted(Code.UNAUTHENTICATED, "go away", (("why", "nobody"),))
+        return str(given.get("name", ""))
+
+    def _hold(self, call: GrpcCall, request: bytes) -> None:
+        call.on_cancel = lambda: self.cancelled.append(call)
+        self.held.append(call)
+
+    def _twice(self, call: GrpcCall, request: bytes) -> None:
+        call.reply(request, (("answer", "first"),))
+        call.reply(b"again")
+        call.fail(Code.INTERNAL, "and again")
+
+    def _raise(self, call: GrpcCall, request: bytes) -> None:
+        raise KeyError("a secret")
+
+    def _unless(self, call: GrpcCall, request: bytes) -> None:
+        failure = None if request == b"in time" else (Code.DEADLINE_EXCEEDED, "late", (("why", "slow"),))
+        delivery = SimpleNamespace(failed=lambda: failure, sent=lambda: self.began.append("sent"))
+        call.reply_unless(delivery, b"good", (("answer", "first"),))
+
+    def _tell(self, call: GrpcCall, request: bytes) -> None:
+        age_ns = time.monotonic_ns() - call.arrival_ns
+        assert 0 <= age_ns < 60 * 10**9
+        self.arrival_ns = call.arrival_ns
+        call.reply(f"{call.identity} {call.peer()} {call.metadatum('k')} {call.time_remaining()}".encode())
+
+    async def _double(self, request: bytes, call: GrpcCall) -> bytes:
+        await asyncio.sleep(0)
+        if request == b"raise":
+            raise KeyError("a secret")
+        if request == b"abort":
+            raise Aborted(Code.ABORTED, "as you wish", (("why", "you"),))
+        if request == b"long":
+            raise Aborted(Code.ABORTED, LONG)
+        return request * 2
+
+    async def _sleep(self, request: bytes, call: GrpcCall) -> bytes:
+        self.began.append("sleep")
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            self.ended.append("sleep")
+        return b""
+
+    async def _echo(self, requests: AsyncIterator[bytes], call: GrpcCall) -> AsyncIterator[bytes]:
+        try:
+            yield b"begin"
+            async for request in requests:
+                if request == b"raise":
+                    raise KeyError("a secret")
+                if request == b"end":
+                    return
+                yield request
+        finally:
+            self.ended.append("echo")
+
+    def run(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
+
+    def do(self, function: Callable[[], Any]) -> Any:
+        async def body() -> Any:
+            return function()
+
+        return self.run(body())
+
+    def answer_all(self) -> None:
+        def answer() -> None:
+            held, self.held = self.held, []
+            for call in held:
+                call.reply(b"late")
+
+        self.do(answer)
+
+    def ask(self, method: str, message: bytes = b"x", **more: Any) -> bytes:
+        return self.channel.unary_unary(f"/t/{method}")(message, timeout=20, **more)
+
+    def begin(self, method: str, message: bytes = b"x", **more: Any) -> Any:
+        return self.channel.unary_unary(f"/t/{method}").future(message, **more)
+
+    def close(self, patience_s: float = 0.1) -> None:
+        self.run(self.server.close(patience_s))
+        self.channel.close()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(20)
+        self.loop.close()
+
+
+@pytest.fixture
+def fallen_back() -> Iterator[Served]:
+    """A server whose calls are carried by grpc.aio."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FALL_BACK_VARIABLE, "1")
+        found = Served()
+    yield found
+    found.close()
+    assert found.broken == []
+
+
+@pytest.fixture
+def served(grpc_transport: str) -> Iterator[Served]:
+    found = Served()
+    yield found
+    found.close()
+    assert found.broken == []
+
+
+def refused(asked: Callable[[], Any]) -> Any:
+    with pytest.raises(grpc.RpcError) as caught:
+        asked()
+    return caught.value
+
+
+def threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def test_thousands_that_wait_take_no_thread(served: Served) -> None:
+    waiting = [served.begin("hold") for _ in range(50)]
+    until(lambda: len(served.held) == 50)
+    before = threads()
+    waiting += [served.begin("hold") for _ in range(2950)]
+    until(lambda: len(served.held) == 3000)
+    assert threads() <= before + 2
+    # All of them in one turn of the loop.
+    served.answer_all()
+    assert {call.result(20) for call in waiting} == {b"late"}
+    assert served.cancelled == []
+
+
+def test_what_came_with_a_call_is_known(served: Served) -> None:
+    identity, peer, value, remaining = served.ask("tell", metadata=(("k", "v"), ("name", "me"))).split()
+    assert (identity, peer.partition(b":")[0], value) == (b"me", b"ipv4", b"v")
+    # gRPC sends it rounded up.
+    assert 15 < float(remaining) < 21
+    assert served.channel.unary_unary("/t/tell")(b"x").endswith(b" None None")
+
+
+def test_a_call_ends_once(served: Served) -> None:
+    response, call = served.channel.unary_unary("/t/twice").with_call(b"x", timeout=20)
+    assert (response, call.trailing_metadata()) == (b"x", (("answer", "first"),))
+
+
+def test_a_client_that_goes_away_is_noticed(served: Served) -> None:
+    call = served.begin("hold")
+    until(lambda: served.held)
+    assert served.cancelled == []
+    call.cancel()
+    until(lambda: served.cancelled == served.held)
+    # A message that comes late is not looked at, and what is said goes nowhere.
+    served.do(lambda: served.held[0].take(b"x"))
+    assert len(served.held) == 1
+    served.answer_all()
+    assert served.ask("double") == b"xx"
+
+
+def test_a_deadline_that_passes_is_noticed(served: Served) -> None:
+    call = served.begin("hold", timeout=0.2)
+    assert refused(call.result).code() is Code.DEADLINE_EXCEEDED
+    until(lambda: len(served.cancelled) == 1)
+
+
+def test_a_coroutine_is_cancelled_with_its_call(served: Served) -> None:
+    call = served.begin("sleep", timeout=0.2)
+    assert refused(call.result).code() is Code.DEADLINE_EXCEEDED
+    until(lambda: served.ended == ["sleep"])
+
+
+def test_while_nothing_happens_nothing_counts_as_held_up(served: Served, timing: Timing) -> None:
+    for _ in range(3):
+        time.sleep(0.5)  # in which its thread comes round less and less often
+        sent_ns = time.monotonic_ns()
+        served.ask("tell")
+        with timing.judged():
+            assert served.arrival_ns > sent_ns - ms(30)
+
+
+def test_a_message_that_is_too_large_is_refused(served: Served) -> None:
+    assert refused(lambda: served.ask("double", bytes(LARGEST + 1))).code() is Code.RESOURCE_EXHAUSTED
+    assert served.ask("double", bytes(LARGEST)) == bytes(2 * LARGEST)
+    assert served.held == []
+
+
+def test_a_compressed_message_is_read_and_its_limit_is_that_of_its_content(served: Served) -> None:
+    assert served.ask("double", bytes(1000), compression=grpc.Compression.Gzip) == bytes(2000)
+    bomb = lambda: served.ask("double", bytes(LARGEST + 1), compression=grpc.Compression.Gzip)  # noqa: E731
+    assert refused(bomb).code() is Code.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize("asked", [("raise", b"x"), ("double", b"raise")])
+def test_a_method_that_raises_tells_the_log_and_not_the_client(
+    served: Served, caplog: pytest.LogCaptureFixture, asked: tuple[str, bytes]
+) -> None:
+    error = refused(lambda: served.ask(*asked))
+    assert error.code() is Code.INTERNAL
+    assert "secret" not in error.details()
+    assert "a secret" in caplog.text
+    assert served.ask("double") == b"xx"
+
+
+def test_a_gate_that_raises_lets_nobody_in(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    error = refused(lambda: served.ask("double", metadata=(("stumble", "1"),)))
+    assert (error.code(), "KeyError" in caplog.text) == (Code.INTERNAL, True)
+    assert served.ask("double") == b"xx"
+
+
+def test_the_gate_turns_away_before_a_message_is_read(served: Served) -> None:
+    error = refused(lambda: served.ask("hold", metadata=(("name", "nobody"),)))
+    assert (error.code(), error.details()) == (Code.UNAUTHENTICATED, "go away")
+    assert error.trailing_metadata() == (("why", "nobody"),)
+    endless = served.channel.stream_stream("/t/echo")(
+        iter(lambda: b"x", None), metadata=(("name", "nobody"),)
+    )
+    assert refused(lambda: next(endless)).code() is Code.UNAUTHENTICATED
+    assert (served.held, served.ended) == ([], [])
+
+
+def test_a_method_may_choose_its_error(served: Served) -> None:
+    error = refused(lambda: served.ask("double", b"abort"))
+    assert (error.code(), error.details()) == (Code.ABORTED, "as you wish")
+    assert error.trailing_metadata() == (("why", "you"),)
+
+
+def test_the_text_of_an_error_may_be_anything(served: Served) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        served.ask("double", b"long")
+    assert (caught.value.code(), caught.value.details()[:14]) == (Code.ABORTED, "a\r\n\\ud800€😀€😀€")
+    with pytest.raises(grpc.RpcError) as caught:
+        served.ask("double", b"x", metadata=(("name", "long"),))
+    assert caught.value.code() is Code.UNAUTHENTICATED
+    assert 500 < len(caught.value.details()) < 2000
+
+
+def test_an_unknown_method_is_unimplemented(served: Served) -> None:
+    error = refused(lambda: served.ask("nothing"))
+    assert (error.code(), "/t/nothing" in error.details()) == (Code.UNIMPLEMENTED, True)
+
+
+def test_a_message_that_is_none_is_told(served: Served) -> None:
+    error = refused(lambda: served.ask("double", b"garbage"))
+    assert (error.code(), "/t/double" in error.details()) == (Code.INTERNAL, True)
+    assert refused(lambda: list(served.channel.stream_stream("/t/echo")(iter([b"garbage"])))).code() is (
+        Code.INTERNAL
+    )
+
+
+def test_a_call_without_its_message_is_told(served: Served) -> None:
+    call = served.channel.stream_unary("/t/double")
+    assert refused(lambda: call(iter([]), timeout=20)).code() is Code.UNIMPLEMENTED
+
+
+def test_a_stream_goes_both_ways_while_it_is_open(served: Served) -> None:
+    asked = ["1", "2", "3"]
+    gone = threading.Semaphore(0)
+
+    def requests() -> Iterator[bytes]:
+        for each in asked:
+            gone.acquire()
+            yield each.encode()
+
+    found = []
+    for response in served.channel.stream_stream("/t/echo")(requests(), timeout=20):
+        found.append(response)
+        gone.release()
+    assert found == [b"begin", b"1", b"2", b"3"]
+    assert served.ended == ["echo"]
+
+
+def test_a_stream_may_be_long_and_its_server_may_end_it(served: Served) -> None:
+    sent = [bytes([number % 251]) * 1000 for number in range(2000)]
+    found = list(served.channel.stream_stream("/t/echo")(iter([*sent, b"end"]), timeout=20))
+    assert found == [b"begin", *sent]
+
+
+def test_a_stream_that_raises_ends_as_internal(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    responses = served.channel.stream_stream("/t/echo")(iter([b"1", b"raise"]), timeout=20)
+    assert (next(responses), next(responses)) == (b"begin", b"1")
+    error = refused(lambda: next(responses))
+    assert (error.code(), "secret" in error.details()) == (Code.INTERNAL, False)
+    assert "a secret" in caplog.text
+
+
+def test_a_stream_that_is_cancelled_runs_its_last_words(served: Served) -> None:
+    nothing = threading.Event()
+    responses = served.channel.stream_stream("/t/echo")(iter(lambda: b"x" if nothing.wait(20) else b"", b""))
+    assert next(responses) == b"begin"
+    responses.cancel()
+    until(lambda: served.ended == ["echo"])
+    nothing.set()
+
+
+def test_stopping_lets_open_calls_end(served: Served) -> None:
+    call = served.begin("hold")
+    until(lambda: served.held)
+    stopping = asyncio.run_coroutine_threadsafe(served.server.close(20), served.loop)
+    time.sleep(0.05)
+    assert not stopping.done()
+    served.answer_all()
+    assert call.result(20) == b"late"
+    stopping.result(20)
+    assert not [thread for thread in threading.enumerate() if thread.name == "grpc"]
+    error = refused(lambda: served.begin("double", timeout=0.5).result())
+    assert error.code() in {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED}
+
+
+def test_stopping_cancels_what_does_not_end(served: Served) -> None:
+    calls = [served.begin("hold") for _ in range(20)] + [served.begin("sleep")]
+    responses = served.channel.stream_stream("/t/echo")(iter([]), timeout=20)
+    list(responses)
+    until(lambda: len(served.held) == 20 and served.began)
+    served.run(served.server.close(0.1))
+    assert {refused(call.result).code() for call in calls} <= {Code.CANCELLED, Code.UNAVAILABLE}
+    until(lambda: len(served.cancelled) == 20 and "sleep" in served.ended)
+    served.run(served.server.close(0.1))
+
+
+def test_what_is_said_after_the_end_goes_nowhere(served: Served) -> None:
+    call = served.begin("hold")
+    until(lambda: served.held)
+    served.run(served.server.close(0))
+    refused(call.result)
+    # As if nobody had heard of its end. The core would end the process if it were asked for anything now.
+    served.held[0].is_open = True
+    served.answer_all()
+
+
+def test_a_port_that_is_taken_is_an_error_and_leaves_no_thread(served: Served) -> None:
+    async def second() -> None:
+        await GrpcServer([], [("grpc.so_reuseport", 0)]).listen(f"127.0.0.1:{served.port}")
+
+    before = {thread.name for thread in threading.enumerate()}
+    with pytest.raises(OSError, match=str(served.port)):
+        served.run(second())
+    assert {thread.name for thread in threading.enumerate()} == before
+
+
+UNCLOSED = """
+import asyncio
+from clockwork_serve.serve.grpc.server import GrpcServer, callback
+
+async def main():
+    server = GrpcServer([callback("/t/hold", bytes, lambda call, request: held.append(call))], [])
+    print(await server.listen("127.0.0.1:0"), flush=True)
+    while not held:
+        await asyncio.sleep(0.01)
+
+held = []
+asyncio.run(main())
+print("ends")
+"""
+
+
+def test_a_process_that_never_closed_it_ends_by_itself() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", UNCLOSED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        with grpc.insecure_channel(f"127.0.0.1:{int(process.stdout.readline())}") as channel:
+            call = channel.unary_unary("/t/hold").future(b"x")
+            told, errors = process.communicate(timeout=30)
+            assert (process.returncode, told, errors) == (0, "ends\n", "")
+            assert refused(call.result).code() in {Code.CANCELLED, Code.UNAVAILABLE}
+
+
+def test_a_grpcio_without_what_is_needed_is_named() -> None:
+    asyncio.run(check_grpcio())
+    there = {name: getattr(cygrpc, name) for name in vars(cygrpc)}
+    less = SimpleNamespace(**{**there, "CompletionQueue": object, "SendMessageOperation": None})
+    del less.SendMessageOperation
+    with pytest.raises(Unexpected, match=r"without CompletionQueue.poll, .*SendMessageOperation$"):
+        asyncio.run(check_grpcio(less))
+
+
+def test_whether_an_answer_is_one_is_looked_at_when_the_core_gets_it(served: Served) -> None:
+    answer, call = served.channel.unary_unary("/t/unless").with_call(b"in time", timeout=20)
+    assert (answer, dict(call.trailing_metadata())["answer"]) == (b"good", "first")
+    until(lambda: served.began == ["sent"])
+    with pytest.raises(grpc.RpcError) as caught:
+        served.ask("unless", b"too late")
+    assert (caught.value.code(), caught.value.details()) == (Code.DEADLINE_EXCEEDED, "late")
+    assert dict(caught.value.trailing_metadata())["why"] == "slow"
+    assert served.began == ["sent"]
+
+
+def test_a_path_that_is_no_text_closes_the_port_for_no_longer_than_a_moment(
+    served: Served, grpc_transport: str
+) -> None:
+    waits = served.begin("hold")
+    until(lambda: served.held)
+    for number in range(3):
+        attack(served.port, grpc_paths_that_are_no_text(random.Random(number)))
+        until(lambda: answered(served))
+    served.answer_all()
+    assert waits.result(20) == b"late", "open calls go on"
+
+
+def answered(served: Served) -> bool:
+    with grpc.insecure_channel(
+        f"127.0.0.1:{served.port}", (("grpc.use_local_subchannel_pool", 1),)
+    ) as channel:
+        try:
+            return bool(channel.unary_unary("/t/double")(b"x", timeout=20) == b"xx")
+        except grpc.RpcError:
+            return False  # it began when the port was about to be closed, or while it was
+
+
+def test_what_came_while_the_loop_stood_counts_from_when_that_began(fallen_back: Served) -> None:
+    held = threading.Event()
+
+    def hold() -> None:
+        held.set()
+        time.sleep(0.3)
+
+    fallen_back.ask("tell")
+    begun_ns = time.monotonic_ns()
+    fallen_back.loop.call_soon_threadsafe(hold)
+    assert held.wait(20)
+    fallen_back.ask("tell")
+    assert fallen_back.arrival_ns <= begun_ns + ms(50), "the loop takes messages, and stood for 300 ms"
+
+
+def test_thousands_that_begin_while_the_loop_stands_are_accepted(fallen_back: Served) -> None:
+    fallen_back.ask("double")
+    fallen_back.loop.call_soon_threadsafe(time.sleep, 2.0)
+    calls = [fallen_back.begin("double") for _ in range(3000)]
+    assert {call.result(30) for call in calls} == {b"xx"}

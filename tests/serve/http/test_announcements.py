@@ -1,0 +1,327 @@
+"""A hopeless request is told so by its head: its body is neither parsed nor waited for."""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clockwork_serve.messages import AdmissionQuery, AdmissionReply, Outcome, Reason
+from clockwork_serve.serve.gateway import admission_queries as gateway_announcements
+from clockwork_serve.serve.http import connection as gateway_connection
+from clockwork_serve.serve.http.connection import DIRECT_BYTES
+from clockwork_serve.serve.http.server import SMALL_READ_BYTES
+from clockwork_serve.units import MIB, ms
+from tests.serve.gateway.running import RunningGateway, running_gateway
+from tests.serve.http.requests import get
+
+VALUES = np.arange(150_000, dtype=np.float32)
+URL = "/v2/models/any/infer"
+LIVE = get("/v2/health/live").replace(b"Connection: close\r\n", b"")
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[RunningGateway]:
+    """It has just refused something, and goes on to expect the worst."""
+    with running_gateway(tmp_path) as running:
+        running.do(lambda: expect(running, refusals=True))
+        yield running
+
+
+def expect(gateway: RunningGateway, *, refusals: bool) -> None:
+    gateway.servers.gateway.announcements._wary_until_s = math.inf if refusals else 0.0
+
+
+def message(values: np.ndarray = VALUES, *headers: str, length: int | None = None) -> tuple[bytes, bytes]:
+    """Head and body of a request of 600 kB."""
+    described = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "X", "shape": [len(values)], "datatype": "FP32",
+                    "parameters": {"binary_data_size": values.nbytes},
+                }
+            ]
+        }
+    ).encode()  # fmt: skip
+    body = described + values.tobytes()
+    lines = [
+        f"POST {URL} HTTP/1.1", "Host: h", f"Content-Length: {length or len(body)}",
+        f"Inference-Header-Content-Length: {len(described)}", *headers,
+    ]  # fmt: skip
+    return "\r\n".join([*lines, "", ""]).encode(), body
+
+
+def hopeless(announced: AdmissionQuery) -> AdmissionReply:
+    return AdmissionReply(
+        announced_id=announced.announced_id, gateway=announced.gateway, reason=Reason.WOULD_MISS_DEADLINE,
+        message="the deadline would be missed by 7.0 ms", retry_after_ns=ms(7),
+    )  # fmt: skip
+
+
+def hopeful(announced: AdmissionQuery) -> AdmissionReply:
+    return AdmissionReply(announced_id=announced.announced_id, gateway=announced.gateway)
+
+
+def read_response(client: socket.socket) -> tuple[bytes, dict[str, object]]:
+    """One response, and nothing of the next."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += client.recv(1)
+    body = b""
+    length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+    while len(body) < length:
+        body += client.recv(length - len(body))
+    return head, json.loads(body)
+
+
+def test_a_hopeless_request_is_told_before_its_body_is_there(gateway: RunningGateway) -> None:
+    gateway.controller.on_announced = hopeless
+    head, body = message(VALUES, "x-slo-ms: 60000")
+    with gateway.connect() as client:
+        client.sendall(head + body[:1000])
+        told, answer = read_response(client)
+        assert told.startswith(b"HTTP/1.1 429 ")
+        assert b"Retry-After: 1\r" in told or b"Retry-After: 2\r" in told
+        assert (answer["reason"], answer["retry_after_ms"]) == ("would_miss_deadline", 7.0)
+        client.sendall(body[1000:] + get("/v2/health/live"))
+        assert read_response(client)[1] == {"live": True}, "the connection goes on behind the unwanted body"
+    (announced,) = gateway.controller.announced
+    assert announced.model == "any/1"
+    assert announced.deadline_ns - announced.arrival_ns == ms(60_000)
+    assert gateway.controller.requests == []
+
+
+def test_it_is_counted_once_and_its_room_is_free_again(gateway: RunningGateway) -> None:
+    gateway.controller.on_announced = hopeless
+    head, body = message(VALUES, "x-slo-ms: 60000")
+    with gateway.connect() as client:
+        for _ in range(3):
+            client.sendall(head)
+            assert read_response(client)[0].startswith(b"HTTP/1.1 429 ")
+            client.sendall(body)
+    counters = gateway.do(gateway.servers.gateway.counters)
+    assert counters.received == 3
+    assert counters.outcomes == {"rejected:would_miss_deadline": 3}
+    assert counters.region_used_bytes == 0
+
+
+def test_a_request_with_hope_is_answered_with_the_deadline_of_its_head(gateway: RunningGateway) -> None:
+    head, body = message(VALUES, "x-slo-ms: 5000")
+    with gateway.connect() as client:
+        client.sendall(head)
+        gateway.until(lambda: gateway.controller.announced)
+        client.sendall(body)
+        told, answer = read_response(client)
+    assert told.startswith(b"HTTP/1.1 200 ")
+    assert answer["outputs"][0]["shape"] == [len(VALUES)]
+    (announced,), (request,) = gateway.controller.announced, gateway.controller.requests
+    assert (request.arrival_ns, request.deadline_ns) == (announced.arrival_ns, announced.deadline_ns)
+
+
+def test_a_request_that_is_all_there_waits_for_what_is_foretold(gateway: RunningGateway) -> None:
+    controller = gateway.controller
+    controller.on_announced = lambda _: None
+    head, body = message(VALUES, "x-slo-ms: 5000")
+    with gateway.connect() as client:
+        client.sendall(head + body + LIVE)
+        gateway.until(lambda: controller.announced)
+        assert controller.requests == []
+        gateway.do(lambda: controller.send(hopeless(controller.announced[0])))
+        assert read_response(client)[0].startswith(b"HTTP/1.1 429 ")
+        assert read_response(client)[1] == {"live": True}
+        client.sendall(head + body)
+        gateway.until(lambda: len(controller.announced) == 2)
+        gateway.do(lambda: controller.send(hopeful(controller.announced[1])))
+        assert read_response(client)[0].startswith(b"HTTP/1.1 200 ")
+    assert len(controller.requests) == 1
+
+
+def test_a_controller_that_foretells_nothing_is_waited_for_until_the_deadline(
+    gateway: RunningGateway,
+) -> None:
+    gateway.controller.on_announced = lambda _: None
+    with gateway.connect() as client:
+        client.sendall(b"".join(message(VALUES, "x-slo-ms: 100")))
+        assert read_response(client)[0].startswith(b"HTTP/1.1 504 "), "it was waited for until then"
+    assert gateway.controller.requests == []
+
+
+def test_what_is_foretold_late_or_twice_changes_nothing(gateway: RunningGateway) -> None:
+    controller = gateway.controller
+    controller.on_announced = lambda _: None
+    with gateway.connect() as client:
+        client.sendall(b"".join(message(VALUES, "x-slo-ms: 1000")))
+        assert read_response(client)[0].startswith(b"HTTP/1.1 504 "), "waited for in vain"
+        gateway.do(lambda: controller.send(hopeless(controller.announced[0])))
+        client.sendall(b"".join(message(VALUES, "x-slo-ms: 5000")))
+        gateway.until(lambda: len(controller.announced) == 2)
+        twice = hopeful(controller.announced[1]), hopeless(controller.announced[1])
+        gateway.do(lambda: controller.send(*twice))
+        assert read_response(client)[0].startswith(b"HTTP/1.1 200 "), "the first one counts"
+    assert len(controller.requests) == 1
+    assert gateway.do(gateway.servers.gateway.counters).outcomes == {"expired": 1}
+
+
+@pytest.mark.parametrize("word", [hopeful, hopeless])
+def test_after_a_refusal_no_body_is_read_before_there_is_a_word(
+    gateway: RunningGateway, word: Callable[[AdmissionQuery], AdmissionReply]
+) -> None:
+    controller, http = gateway.controller, gateway.servers.http
+    controller.on_announced = hopeless
+    whole = b"".join(message(VALUES, "x-slo-ms: 5000"))
+    with gateway.connect() as client, ThreadPoolExecutor(1) as another:
+        client.sendall(whole)
+        assert read_response(client)[0].startswith(b"HTTP/1.1 429 ")
+        controller.on_announced = lambda _: None
+        sending = another.submit(client.sendall, whole + LIVE)
+        gateway.until(lambda: len(controller.announced) == 2)
+        time.sleep(0.05)  # in which it could read
+        (connection,) = gateway.do(lambda: tuple(http._connections))
+        assert connection._content_bytes <= SMALL_READ_BYTES
+        gateway.do(lambda: controller.send(word(controller.announced[1])))
+        assert read_response(client)[0].startswith(b"HTTP/1.1 200 " if word is hopeful else b"HTTP/1.1 429 ")
+        sending.result(20)
+        assert read_response(client)[1] == {"live": True}
+
+
+def test_a_controller_that_goes_away_ends_what_waits(gateway: RunningGateway) -> None:
+    gateway.controller.on_announced = lambda _: None
+    with gateway.connect() as client:
+        client.sendall(b"".join(message(VALUES, "x-slo-ms: 3600000")))
+        gateway.until(lambda: gateway.controller.announced)
+        gateway.do(gateway.controller.stop)
+        assert read_response(client)[0].startswith(b"HTTP/1.1 503 ")
+
+
+@pytest.mark.parametrize("headers", [(), ("x-slo-ms: soon",)])
+def test_nothing_is_asked_where_the_head_gives_no_limit(
+    gateway: RunningGateway, headers: tuple[str, ...]
+) -> None:
+    head, body = message(VALUES, *headers)
+    with gateway.connect() as client:
+        client.sendall(head + body)
+        assert read_response(client)[0].startswith(b"HTTP/1.1 400 " if headers else b"HTTP/1.1 200 ")
+    assert gateway.controller.announced == []
+
+
+def test_nothing_is_asked_about_a_small_body(gateway: RunningGateway) -> None:
+    small = VALUES[: DIRECT_BYTES // 8]
+    with gateway.connect() as client:
+        client.sendall(b"".join(message(small, "x-slo-ms: 5000")))
+        assert read_response(client)[0].startswith(b"HTTP/1.1 200 ")
+    assert gateway.controller.announced == []
+
+
+def test_a_body_that_is_too_much_to_throw_away_ends_the_connection(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_connection, "UNWANTED_MAX", MIB)
+    gateway.controller.on_announced = hopeless
+    head, body = message(VALUES, "x-slo-ms: 60000", length=2 * MIB)
+    with gateway.connect() as client:
+        client.sendall(head + body)
+        told, answer = read_response(client)
+        assert told.startswith(b"HTTP/1.1 429 ")
+        assert b"Connection: close" in told
+        assert answer["reason"] == "would_miss_deadline"
+        client.sendall(body)
+        assert client.recv(1) == b""
+
+
+def test_nothing_is_asked_while_nothing_is_refused_and_bodies_come_quickly(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_announcements, "BODY_S", 5.0)
+    gateway.do(lambda: expect(gateway, refusals=False))
+    with gateway.connect() as client:
+        client.sendall(b"".join(message(VALUES, "x-slo-ms: 30000")) + LIVE)
+        assert read_response(client)[0].startswith(b"HTTP/1.1 200 ")
+        assert read_response(client)[1] == {"live": True}
+    time.sleep(0.05)
+    assert gateway.controller.announced == []
+    assert gateway.do(lambda: gateway.servers.gateway.announcements._open) == {}
+
+
+def test_a_body_that_is_slow_to_come_is_asked_about_all_the_same(gateway: RunningGateway) -> None:
+    gateway.do(lambda: expect(gateway, refusals=False))
+    gateway.controller.on_announced = hopeless
+    head, body = message(VALUES, "x-slo-ms: 5000")
+    with gateway.connect() as client:
+        client.sendall(head + body[:1000])
+        assert read_response(client)[0].startswith(b"HTTP/1.1 429 ")
+        client.sendall(body[1000:])
+    assert gateway.controller.requests == []
+
+
+@pytest.mark.parametrize("how", ["told", "answered"])
+def test_after_a_refusal_all_are_asked_about_at_once(
+    gateway: RunningGateway, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_announcements, "BODY_S", 5.0)
+    monkeypatch.setattr(gateway_announcements, "WARY_S", 3600.0)
+    controller = gateway.controller
+    gateway.do(lambda: expect(gateway, refusals=how == "told"))
+    controller.on_request = lambda request: controller.answer(
+        request, outcome=Outcome.REJECTED, reason=Reason.WOULD_MISS_DEADLINE, release=True
+    )
+    controller.on_announced = hopeless if how == "told" else hopeful
+    with gateway.connect() as client:
+        for _ in range(2):
+            client.sendall(b"".join(message(VALUES, "x-slo-ms: 30000")))
+            assert read_response(client)[0].startswith(b"HTTP/1.1 429 ")
+    assert len(controller.announced) == (2 if how == "told" else 1)
+
+
+def test_a_client_that_leaves_before_anything_is_asked_leaves_nothing_behind(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_announcements, "BODY_S", 0.05)
+    gateway.do(lambda: expect(gateway, refusals=False))
+    head, body = message(VALUES, "x-slo-ms: 30000")
+    with gateway.connect() as client:
+        client.sendall(head + body[:1000])
+        gateway.until(lambda: gateway.servers.gateway.announcements._open)
+    gateway.until(lambda: gateway.servers.gateway.counters().connections == 0)
+    time.sleep(0.1)
+    assert gateway.controller.announced == []
+
+
+def test_a_client_that_leaves_while_it_sends_leaves_nothing_behind(gateway: RunningGateway) -> None:
+    gateway.controller.on_announced = lambda _: None
+    head, body = message(VALUES, "x-slo-ms: 5000")
+    with gateway.connect() as client:
+        client.sendall(head + body[:1000])
+        gateway.until(lambda: gateway.controller.announced)
+    gateway.until(lambda: gateway.servers.gateway.counters().connections == 0)
+    gateway.do(lambda: gateway.controller.send(hopeless(gateway.controller.announced[0])))
+    with gateway.connect() as client:
+        client.sendall(get("/v2/health/live"))
+        assert read_response(client)[1] == {"live": True}
+    counters = gateway.do(gateway.servers.gateway.counters)
+    assert (counters.received, counters.region_used_bytes) == (0, 0)
+
+
+def test_a_client_that_resets_while_it_sends_leaves_nothing_behind(gateway: RunningGateway) -> None:
+    """What is read past the loop must not hide from it that the client is gone."""
+    gateway.do(lambda: expect(gateway, refusals=False))
+    head, body = message(VALUES, "x-slo-ms: 30000")
+    for size in (1000, 300_000, len(body) - 1):
+        with gateway.connect() as client:
+            client.sendall(head + body[:size])
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+    def gone() -> bool:
+        # Not only without connections: the last may not have been accepted yet.
+        counters = gateway.servers.gateway.counters()
+        return (counters.connections, counters.region_used_bytes) == (0, 0)
+
+    gateway.until(gone)
+    assert gateway.do(gateway.servers.gateway.counters).received == 0

@@ -1,0 +1,141 @@
+"""Requests on one connection whose heads repeat: each is answered as if its head was the first."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from typing import Any
+
+import pytest
+
+from clockwork_serve.messages import Request
+from clockwork_serve.serve.http import connection as gateway_heads
+from tests.serve.gateway.running import RunningGateway
+from tests.serve.http.requests import IDENT_JSON, INFER, post
+
+
+@pytest.fixture
+def heads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """All heads that are used again."""
+    used: list[object] = []
+    again = gateway_heads.ParsedHead.again
+
+    def counted(self: gateway_heads.ParsedHead, on_response: Any) -> Any:
+        used.append(self)
+        return again(self, on_response)
+
+    monkeypatch.setattr(gateway_heads.ParsedHead, "again", counted)
+    return used
+
+
+def binary(values: tuple[float, float], **parameters: Any) -> bytes:
+    tensor = struct.pack("<2f", *values)
+    inputs = [{"name": "X", "shape": [1, 2], "datatype": "FP32", "parameters": {"binary_data_size": 8}}]
+    head = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True, **parameters}}).encode()
+    return post(INFER, head + tensor, f"Inference-Header-Content-Length: {len(head)}", close=False)
+
+
+def response(client: socket.socket) -> tuple[bytes, bytes]:
+    """Head and body of one response, and nothing of the next."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += client.recv(1)
+    length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+    body = b""
+    while len(body) < length:
+        body += client.recv(length - len(body))
+    return head, body
+
+
+def values(body: bytes) -> tuple[float, ...]:
+    return struct.unpack("<2f", body[-8:])
+
+
+def test_each_request_with_the_same_head_has_its_own_values(
+    gateway: RunningGateway, heads: list[object]
+) -> None:
+    with gateway.connect() as client:
+        for n in range(5):
+            client.sendall(binary((n, -n)))
+            head, body = response(client)
+            assert head.startswith(b"HTTP/1.1 200 ")
+            assert values(body) == (n, -n)
+    assert len(heads) == 4
+
+
+def test_a_head_that_repeats_is_known_with_a_json_body_too(
+    gateway: RunningGateway, heads: list[object]
+) -> None:
+    with gateway.connect() as client:
+        for n in (1.5, 2.5, 3.5):
+            client.sendall(post(INFER, IDENT_JSON.replace(b"1.5", str(n).encode()), close=False))
+            assert json.loads(response(client)[1])["outputs"][0]["data"] == [n, -2]
+    assert len(heads) == 2
+
+
+@pytest.mark.parametrize("cut", [1, 40, -9, -1])
+def test_a_request_that_arrives_in_pieces_after_one_that_did_not(gateway: RunningGateway, cut: int) -> None:
+    message = binary((1, 2))
+    with gateway.connect() as client:
+        client.sendall(message)
+        response(client)
+        client.sendall(message[:cut])
+        gateway.do(lambda: None)
+        client.sendall(message[cut:])
+        assert values(response(client)[1]) == (1, 2)
+        client.sendall(message)
+        assert values(response(client)[1]) == (1, 2)
+
+
+def test_two_requests_in_one_piece_after_one_alone(gateway: RunningGateway) -> None:
+    with gateway.connect() as client:
+        client.sendall(binary((1, 2)))
+        response(client)
+        client.sendall(binary((3, 4)) + binary((5, 6)))
+        assert values(response(client)[1]) == (3, 4)
+        assert values(response(client)[1]) == (5, 6)
+
+
+@pytest.mark.parametrize("around", [(b"\r\n", b""), (b"", b"\r\n"), (b"\r\n\r\n", b"")])
+def test_empty_lines_between_requests_are_no_part_of_them(
+    gateway: RunningGateway, around: tuple[bytes, bytes]
+) -> None:
+    before, after = around
+    with gateway.connect() as client:
+        for n in range(4):
+            client.sendall(before + binary((n, n + 1)) + after)
+            assert values(response(client)[1]) == (n, n + 1)
+
+
+def test_a_head_that_asks_to_close_is_not_used_again(gateway: RunningGateway, heads: list[object]) -> None:
+    with gateway.connect() as client:
+        client.sendall(binary((1, 2)))
+        response(client)
+        client.sendall(post(INFER, IDENT_JSON))
+        response(client)
+        assert client.recv(1) == b""
+    assert not heads
+
+
+def test_an_slo_in_a_head_that_repeats_counts_from_each_request_s_own_arrival(
+    gateway: RunningGateway, heads: list[object]
+) -> None:
+    message = binary((1, 2)).replace(b"Host: here", b"Host: here\r\nx-slo-ms: 250")
+    with gateway.connect() as client:
+        for _ in range(3):
+            client.sendall(message)
+            response(client)
+    assert len(heads) == 2
+    requests: list[Request] = gateway.controller.requests
+    assert [request.deadline_ns - request.arrival_ns for request in requests] == [250_000_000] * 3
+    assert len({request.arrival_ns for request in requests}) == 3
+
+
+def test_a_wrong_body_under_a_head_that_was_good_is_refused(gateway: RunningGateway) -> None:
+    good = binary((1, 2))
+    wrong = good.replace(b'"FP32"', b'"FP16"')
+    with gateway.connect() as client:
+        for message, status in ((good, 200), (good, 200), (wrong, 400), (good, 200)):
+            client.sendall(message)
+            assert response(client)[0].startswith(b"HTTP/1.1 %d " % status)

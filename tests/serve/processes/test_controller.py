@@ -1,0 +1,255 @@
+"""The controller as a real process, with the real brain; the test plays keeper, worker and gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import uvloop
+
+from clockwork_serve.config import Settings
+from clockwork_serve.errors import TransportError
+from clockwork_serve.messages import (
+    Answer,
+    Ask,
+    Cancel,
+    CodeAdded,
+    CodeReady,
+    Drain,
+    Frame,
+    Infer,
+    Load,
+    ModelAdded,
+    Outcome,
+    Question,
+    Readiness,
+    Reason,
+    Reply,
+    Request,
+    Result,
+    Role,
+    Status,
+)
+from clockwork_serve.serve.child import EXIT_BROKEN, EXIT_CONFIG
+from clockwork_serve.serve.processes.controller import ControllerProcessConfig
+from clockwork_serve.serve.supervisor.processes import Child, Launch
+from clockwork_serve.serve.transport import SOCKET_NAME, Link, connect, hello
+from clockwork_serve.telemetry import read_journal
+from clockwork_serve.units import NS_PER_S
+from tests.serve.controller.exchanges import joined
+from tests.serve.supervisor.catalogues import profile, served
+
+A = served("a/1")
+CODE = CodeAdded(code=A.code, profiles=(profile(infer_ns=1_000_000),))
+MODEL = ModelAdded(model=A.model)
+
+
+class Peer:
+    """A link and all that came over it."""
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self.lost = asyncio.Event()
+        self.link: Link
+
+    def of(self, kind: type) -> list[Any]:
+        return [frame for frame in self.frames if isinstance(frame, kind)]
+
+    async def until(self, kind: type, condition: Callable[[Any], bool] = lambda frame: True) -> Any:
+        async with asyncio.timeout(30):
+            while True:
+                for frame in self.of(kind):
+                    if condition(frame):
+                        return frame
+                await asyncio.sleep(0.002)
+
+
+@asynccontextmanager
+async def controller(run_dir: Path, **fields: Any) -> AsyncIterator[Child]:
+    config = ControllerProcessConfig(run_dir=str(run_dir), devices=("d",), **fields)
+    child = Child(Launch.of("controller", "controller", config), lambda line: None)
+    try:
+        yield child
+    finally:
+        await child.stop(grace_s=20)
+
+
+async def peer(run_dir: Path, role: Role, name: str) -> Peer:
+    made = Peer()
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                made.link = await connect(
+                    run_dir / SOCKET_NAME,
+                    hello(role, name),
+                    lambda link, frames: made.frames.extend(frames),
+                    lambda link: made.lost.set(),
+                )
+            except TransportError:
+                await asyncio.sleep(0.01)
+            else:
+                return made
+
+
+async def warm(run_dir: Path) -> tuple[Peer, Peer, Peer]:
+    """Keeper, worker and gateway of a controller that is ready."""
+    keeper = await peer(run_dir, Role.KEEPER, "keeper")
+    for frame in (CODE, MODEL, Ask(ask_id=1, what=Question.STATE)):
+        keeper.link.send(frame)
+    worker = await peer(run_dir, Role.WORKER, "w")
+    worker.link.send(joined("w", "d"))
+    gateway = await peer(run_dir, Role.GATEWAY, "g")
+    await worker.until(CodeAdded)
+    assert not any(frame.ready for frame in gateway.of(Readiness)), "the code is not prepared yet"
+    worker.link.send(CodeReady(device="d", code_id="c1"))
+    await gateway.until(Readiness, lambda frame: frame.ready)
+    await keeper.until(Readiness, lambda frame: frame.ready)
+    return keeper, worker, gateway
+
+
+def request(number: int) -> Request:
+    now_ns = time.monotonic_ns()
+    return Request(
+        request_id=f"r{number}",
+        gateway="g",
+        model="a/1",
+        arrival_ns=now_ns,
+        deadline_ns=now_ns + 20 * NS_PER_S,
+    )
+
+
+def ok(action: Load | Infer) -> Result:
+    now_ns = time.monotonic_ns()
+    outputs = tuple(b"out" for _ in action.calls) if isinstance(action, Infer) else ()
+    return Result(
+        action_id=action.action_id, device=action.device, status=Status.OK, started_ns=now_ns,
+        ended_ns=now_ns + 1_000_000, outputs=outputs,
+    )  # fmt: skip
+
+
+def test_a_request_is_loaded_for_executed_and_answered(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with controller(tmp_path, settings=Settings(journal=str(tmp_path / "journal"))) as child:
+            keeper, worker, gateway = await warm(tmp_path)
+            gateway.link.send(request(1))
+            worker.link.send(ok(await worker.until(Load)))
+            infer = await worker.until(Infer)
+            assert [call.request_id for call in infer.calls] == ["r1"]
+            worker.link.send(ok(infer))
+            answer = await gateway.until(Answer)
+            assert (answer.request_id, answer.outcome, answer.outputs) == ("r1", Outcome.OK, b"out")
+            keeper.link.send(Ask(ask_id=2, what=Question.STATE))
+            state = msgspec.json.decode((await keeper.until(Reply, lambda reply: reply.ask_id == 2)).body)
+            assert (state["open"], state["ready"], state["devices"]["d"]["actions"]) == (
+                0, True, {"load:ok": 1, "infer:ok": 1},
+            )  # fmt: skip
+            assert await child.stop(grace_s=20) == 0
+        events = [event for step in read_journal(tmp_path / "journal") for event in step.events]
+        assert [event.request_id for event in events if isinstance(event, Request)] == ["r1"]
+
+    uvloop.run(main())
+
+
+def test_a_lost_worker_makes_it_not_ready_and_every_request_is_answered(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with controller(tmp_path):
+            _, worker, gateway = await warm(tmp_path)
+            for number in range(5):
+                gateway.link.send(request(number))
+            await worker.until(Load)
+            worker.link.close()
+            await gateway.until(Readiness, lambda frame: not frame.ready and "warm" in frame.why)
+            again = await peer(tmp_path, Role.WORKER, "w")
+            again.link.send(joined("w", "d"))
+            await again.until(CodeAdded)
+            again.link.send(CodeReady(device="d", code_id="c1"))
+            answered: set[str] = set()
+            done: set[int] = set()
+            async with asyncio.timeout(30):
+                while len(answered) < 5:
+                    for action in [*again.of(Load), *again.of(Infer)]:
+                        if action.action_id not in done:
+                            done.add(action.action_id)
+                            again.link.send(ok(action))
+                    answered = {answer.request_id for answer in gateway.of(Answer)}
+                    await asyncio.sleep(0.002)
+            assert len(gateway.of(Answer)) == 5, "each once"
+
+    uvloop.run(main())
+
+
+@pytest.mark.skipif(os.sched_getscheduler(0) != os.SCHED_OTHER, reason="given another scheduling class")
+def test_it_waits_for_others_while_messages_come_in_crowds_only(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with controller(tmp_path) as child:
+            _, _, gateway = await warm(tmp_path)
+
+            async def until(policy: int, messages: int) -> None:
+                async with asyncio.timeout(30):
+                    while os.sched_getscheduler(child.pid) != policy:
+                        for _ in range(messages):
+                            gateway.link.send(Cancel(request_id="of nobody"))
+                        gateway.link.send(Ask(ask_id=1, what=Question.STATE))
+                        await gateway.until(Reply)
+                        gateway.frames.clear()
+
+            assert os.sched_getscheduler(child.pid) == os.SCHED_OTHER
+            await until(os.SCHED_BATCH, 64)
+            await until(os.SCHED_OTHER, 1)
+
+    uvloop.run(main())
+
+
+def test_draining_refuses_new_requests_and_says_so(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with controller(tmp_path):
+            keeper, _, gateway = await warm(tmp_path)
+            keeper.link.send(Drain())
+            await gateway.until(Readiness, lambda frame: frame.why == "draining")
+            gateway.link.send(request(1))
+            answer = await gateway.until(Answer)
+            assert (answer.outcome, answer.reason) == (Outcome.REJECTED, Reason.DRAINING)
+
+    uvloop.run(main())
+
+
+def test_all_links_end_when_it_is_killed(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with controller(tmp_path) as child:
+            peers = await warm(tmp_path)
+            child.signal(signal.SIGKILL)
+            async with asyncio.timeout(30):
+                for each in peers:
+                    await each.lost.wait()
+            assert await child.ended == -signal.SIGKILL
+
+    uvloop.run(main())
+
+
+def test_a_journal_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with controller(tmp_path, settings=Settings(journal=str(tmp_path / "no" / "journal"))) as child:
+            assert await asyncio.wait_for(child.ended, 30) == EXIT_CONFIG
+            assert any("journal: cannot write" in line for line in child.tail)
+
+    uvloop.run(main())
+
+
+def test_a_broken_invariant_ends_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with controller(tmp_path) as child:
+            _, _, gateway = await warm(tmp_path)
+            gateway.link.send(request(1))
+            gateway.link.send(request(1))
+            assert await asyncio.wait_for(child.ended, 30) == EXIT_BROKEN
+            assert any("r1 came twice" in line for line in child.tail)
+
+    uvloop.run(main())

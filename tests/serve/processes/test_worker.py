@@ -1,0 +1,170 @@
+"""A worker as a process of its own, on an emulated device: starts, serves, outlives its controller, ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvloop
+from msgspec import structs
+
+from clockwork_serve.config import Settings
+from clockwork_serve.integrity import hash_of
+from clockwork_serve.messages import (
+    CodeAdded,
+    CodeFile,
+    CodeReady,
+    Result,
+    RetainWeights,
+    Status,
+    WorkerJoined,
+)
+from clockwork_serve.serve.processes.worker import EXIT_CONFIG
+from clockwork_serve.serve.shm import Region
+from clockwork_serve.serve.worker.host import WorkerConfig
+from tests.serve.processes.workers import DEVICE, spawn, worker
+from tests.serve.slots import answer, slot
+from tests.serve.worker.lane_bench import over, timely
+from tests.serve.worker.ordering import PATIENCE_S, Orders, orders
+from tests.worker.actions import CODE, GPU, infer, load
+
+X = np.ones((1, 4), np.float32)
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    uvloop.run(asyncio.wait_for(test, 2 * PATIENCE_S))
+
+
+async def ended(process: subprocess.Popen[bytes]) -> tuple[int, str]:
+    """Its exit status and what it said."""
+    _, said = await asyncio.to_thread(process.communicate, timeout=PATIENCE_S)
+    return process.returncode, said.decode()
+
+
+def affinities(pid: int) -> list[set[int]]:
+    """Of each of its threads."""
+    return [os.sched_getaffinity(int(entry.name)) for entry in Path(f"/proc/{pid}/task").iterdir()]
+
+
+async def ready(at: Orders, run_dir: Path, *, infer_ms: float = 1) -> None:
+    """The worker joined and prepared an emulated code."""
+    await at.linked()
+    await at.hear(WorkerJoined)
+    profile = json.dumps({"infer_ns": {"1": round(infer_ms * 1e6)}, "load_ns": 1000}).encode()
+    (run_dir / "profile.json").write_bytes(profile)
+    files = (CodeFile("profile.json", hash_of(profile)),)
+    told = await at.ask(CodeAdded(code=structs.replace(CODE, path=str(run_dir), files=files)), CodeReady)
+    assert told.ok, told.message
+
+
+def test_it_serves_survives_its_controller_and_ends_when_told(tmp_path: Path) -> None:
+    async def test() -> None:
+        region = Region.create(4096)
+        async with worker(tmp_path) as process:
+            async with orders(tmp_path) as at:
+                await ready(at, tmp_path)
+                assert (await at.ask(timely(load(1, "a", 0)), Result)).status is Status.OK
+                result = await at.ask(over(infer(2, "a", 0), slot(region, {"x": X})), Result)
+                assert result.status is Status.OK, result
+                np.testing.assert_array_equal(answer(region, result.outputs[0])["x"], np.zeros_like(X))
+                assert result.lane_ns >= 1_000_000
+            async with orders(tmp_path) as again:
+                await ready(again, tmp_path)
+                again.send(RetainWeights(device=GPU))
+                assert (await again.ask(timely(infer(1, "a", 0)), Result)).status is Status.WEIGHTS_MISSING
+                process.send_signal(signal.SIGINT)
+                process.send_signal(signal.SIGTERM)
+                status, said = await ended(process)
+        assert status == 0, said
+        assert "lost the controller" in said
+        region.close()
+
+    run(test())
+
+
+def test_sigterm_lets_what_runs_finish(tmp_path: Path) -> None:
+    async def test() -> None:
+        region = Region.create(4096)
+        async with worker(tmp_path) as process, orders(tmp_path) as at:
+            await ready(at, tmp_path, infer_ms=300)
+            await at.ask(timely(load(1, "a", 0)), Result)
+            at.send(
+                over(infer(2, "a", 0), slot(region, {"x": X})), over(infer(3, "a", 0), slot(region, {"x": X}))
+            )
+            await asyncio.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            refused, finished = await at.hear(Result), await at.hear(Result)
+            assert (refused.action_id, refused.status) == (3, Status.SHUTTING_DOWN)
+            assert (finished.action_id, finished.status) == (2, Status.OK)
+            assert (await ended(process))[0] == 0
+        region.close()
+
+    run(test())
+
+
+def test_its_threads_stay_on_the_cpus_it_was_given(tmp_path: Path) -> None:
+    cpu = min(os.sched_getaffinity(0))
+
+    async def test() -> None:
+        async with worker(tmp_path, pin_cpus=(cpu,)) as process, orders(tmp_path) as at:
+            await ready(at, tmp_path)
+            assert affinities(process.pid) == [{cpu}] * 3
+
+    run(test())
+
+
+def test_real_time_is_had_or_refused_with_what_it_needs(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with worker(tmp_path, settings=Settings(realtime=True)) as process, orders(tmp_path) as at:
+            joined = asyncio.create_task(ready(at, tmp_path))
+            refused = asyncio.create_task(asyncio.to_thread(process.wait))
+            await asyncio.wait((joined, refused), return_when=asyncio.FIRST_COMPLETED)
+            if joined.done():
+                assert policies(process.pid) == [os.SCHED_FIFO] * 3
+                process.kill()
+                await refused
+                return
+            joined.cancel()
+            assert process.returncode == EXIT_CONFIG
+            assert "CAP_SYS_NICE, or an rtprio limit of 11 or more" in (await ended(process))[1]
+
+    run(test())
+
+
+def policies(pid: int) -> list[int]:
+    """Of each of its threads."""
+    return [os.sched_getscheduler(int(entry.name)) for entry in Path(f"/proc/{pid}/task").iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"pin_cpus": (100_000,)}, "pin_cpus of w0: expected CPUs among"),
+        ({"devices": (structs.replace(DEVICE, kind="quantum"),)}, "kind: expected one of cpu, torch-cpu"),
+        ({"devices": (structs.replace(DEVICE, kind="cpu", page_bytes=1),)}, "page_bytes: expected"),
+    ],
+)
+def test_a_setting_that_can_not_be_met_ends_it_with_a_reason(
+    tmp_path: Path, settings: dict[str, Any], expected: str
+) -> None:
+    async def test() -> None:
+        config = WorkerConfig(run_dir=str(tmp_path), name="w0", devices=(DEVICE,))
+        process = spawn(structs.replace(config, **settings))
+        try:
+            status, said = await ended(process)
+        finally:
+            process.kill()
+            process.wait()
+        assert status == EXIT_CONFIG
+        assert expected in said
+        assert "Traceback" not in said
+
+    run(test())

@@ -1,0 +1,172 @@
+"""A bridge's part in tests of far workers: accepts one over TCP, gives it artefacts, orders what is said."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+from msgspec import structs
+
+from clockwork_serve.config import Settings
+from clockwork_serve.devices import DeviceConfig
+from clockwork_serve.integrity import hash_of, sealed
+from clockwork_serve.messages import (
+    CodeAdded,
+    CodeFile,
+    CodeReady,
+    Fetch,
+    Frame,
+    Infer,
+    Load,
+    MachineHello,
+    Part,
+    Piece,
+    Result,
+    Role,
+    Status,
+    TensorRef,
+    Window,
+    WorkerJoined,
+)
+from clockwork_serve.serve.remote.config import bound
+from clockwork_serve.serve.remote.link import MachineListener, on_the_way
+from clockwork_serve.serve.remote.tls import ClusterContext
+from clockwork_serve.serve.transport import Link, hello
+from clockwork_serve.serve.worker.host import WorkerConfig
+from clockwork_serve.units import ms
+from tests.serve.certificates import certificates
+from tests.serve.processes.workers import spawn
+from tests.serve.proxy import Proxy, proxy
+from tests.serve.remote.machine_links import ours, theirs
+from tests.worker.actions import CODE, infer, load
+
+Wanted = TypeVar("Wanted", bound=Frame)
+PATIENCE_S = 30.0
+DEVICE = DeviceConfig(device="gpu:0", kind="emulated", memory_bytes=1000, page_bytes=100)
+X = np.arange(4, dtype=np.float32).reshape(1, 4)
+ROOM = 64
+
+
+class FarOrders:
+    """One worker at a time; ``proxy`` is the network to it."""
+
+    def __init__(self, folder: Path, silence_s: float) -> None:
+        self.heard: asyncio.Queue[Frame] = asyncio.Queue()
+        self.infer_ms = 1.0
+        self.link: Link | None = None
+        self.lost: list[Link] = []
+        self.proxy: Proxy
+        self.process: subprocess.Popen[bytes]
+        own = hello(Role.CONTROLLER, "bridge")
+        context = ClusterContext(ours(certificates(folder)), server=True)
+        self.listener = MachineListener(
+            context, own, self._on_link, self._on_frames, self.lost.append, silence_s
+        )
+
+    def send(self, *frames: Frame) -> None:
+        assert self.link is not None
+        for frame in frames:
+            self.link.send(frame)
+
+    async def hear(self, kind: type[Wanted]) -> Wanted:
+        """The next frame, which must be of this kind."""
+        frame = await asyncio.wait_for(self.heard.get(), PATIENCE_S)
+        assert isinstance(frame, kind), f"expected {kind.__name__}, heard {frame}"
+        return frame
+
+    async def results(self, count: int) -> dict[int, Result]:
+        """So many results, by action; outputs beside them are let pass."""
+        found: dict[int, Result] = {}
+        while len(found) < count:
+            frame = await asyncio.wait_for(self.heard.get(), PATIENCE_S)
+            if isinstance(frame, Result):
+                assert frame.action_id not in found, "an action has one result"
+                found[frame.action_id] = frame
+        return found
+
+    async def ready(self) -> None:
+        """It joined, fetched its code, and has the weights of model ``a``."""
+        await self.hear(MachineHello)
+        await self.hear(WorkerJoined)
+        self.send(CodeAdded(code=structs.replace(CODE, path="/on/the/server")))
+        asked = await self.hear(Fetch)
+        assert asked == Fetch(what="code", name=CODE.code_id)
+        self.give_code()
+        told = await self.hear(CodeReady)
+        assert told.ok, told.message
+        self.send(timely(load(1, "a", 0), 10_000))
+        assert (await self.results(1))[1].status is Status.OK
+
+    def give_code(self) -> None:
+        profile = json.dumps({"infer_ns": {"1": round(self.infer_ms * 1e6)}, "load_ns": 1000}).encode()
+        code = structs.replace(CODE, files=(CodeFile("profile.json", hash_of(profile)),))
+        record = sealed(f"codes/{CODE.code_id}/code.json", msgspec.json.encode(code))
+        files = {"code.json": record, "profile.json": profile}
+        for name, data in files.items():
+            self.send(Part(what="code", name=CODE.code_id, file=name, data=data))
+        self.send(Part(what="code", name=CODE.code_id, last=True))
+
+    def _on_link(self, link: Link) -> None:
+        self.link = link
+
+    def _on_frames(self, link: Link, frames: list[Frame]) -> None:
+        for frame in frames:
+            self.heard.put_nowait(frame)
+
+
+Timed = TypeVar("Timed", Load, Infer)
+
+
+def timely(action: Timed, for_ms: float) -> Timed:
+    """The action, which may start from now on for so long."""
+    now_ns = time.monotonic_ns()
+    return structs.replace(action, window=Window(now_ns, now_ns + ms(for_ms)))
+
+
+def asking(action_id: int, for_ms: float) -> Infer:
+    """An INFER of model ``a`` as it travels; its inputs are :func:`inputs`."""
+    ref = TensorRef(name="x", datatype="FP32", shape=(1, 4), offset=0, nbytes=X.nbytes)
+    action = infer(action_id, "a", 0)
+    call = structs.replace(action.calls[0], tensors=on_the_way((ref,), ROOM))
+    return timely(structs.replace(action, calls=(call,)), for_ms)
+
+
+def inputs(action_id: int) -> Piece:
+    return Piece(action_id=action_id, call=0, at=0, data=X.tobytes())
+
+
+@asynccontextmanager
+async def far_orders(folder: Path, silence_s: float, infer_ms: float = 1) -> AsyncIterator[FarOrders]:
+    """A worker process that joins over a network of ours, ready for what is said."""
+    made = FarOrders(folder, silence_s)
+    made.infer_ms = infer_ms
+    listening = bound("127.0.0.1", 0)
+    port = listening.getsockname()[1]
+    made.listener.listen(listening)
+    (folder / "run").mkdir()
+    with proxy(port) as between:
+        made.proxy = between
+        settings = Settings(
+            controller=f"127.0.0.1:{between.port}", cache=str(folder / "cache"), silence_s=silence_s,
+            **theirs(certificates(folder)).named(),
+        )  # fmt: skip
+        config = WorkerConfig(
+            run_dir=str(folder / "run"), name="gpu:0", devices=(DEVICE,), settings=settings, elsewhere=True
+        )
+        made.process = spawn(config)
+        try:
+            await made.ready()
+            yield made
+        finally:
+            made.process.kill()
+            await asyncio.to_thread(made.process.communicate)
+            made.listener.close()
+            await asyncio.sleep(0.05)

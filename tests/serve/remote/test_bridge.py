@@ -1,0 +1,375 @@
+"""The bridge between a controller and machines that are not all as they should be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from clockwork_serve.messages import (
+    AdmissionQuery,
+    AdmissionReply,
+    Answer,
+    Ask,
+    Cancel,
+    FarGateway,
+    Fetch,
+    Frame,
+    ModelAdded,
+    ModelRemoved,
+    Outcome,
+    Part,
+    Piece,
+    Question,
+    Readiness,
+    Refused,
+    Release,
+    Request,
+    RequestPiece,
+    Result,
+    Role,
+    Status,
+    TensorRef,
+    Undelivered,
+    WorkerJoined,
+)
+from clockwork_serve.serve.remote.bridge import judge_of
+from clockwork_serve.serve.remote.config import FAR_NAME
+from clockwork_serve.serve.remote.link import decode, encode, moved, on_the_way
+from clockwork_serve.serve.shm import RegionGone, RegionMap
+from clockwork_serve.units import MIB
+from tests.serve.certificates import certificates
+from tests.serve.links import Side, until
+from tests.serve.remote.bridges import GATEWAY, GUEST, MACHINE, MODEL, NAME, READY, joining, middle, run, used
+from tests.serve.remote.machine_links import connect, theirs
+
+OWN_ID, OWN_HEAD, FOREIGN_ID = f"{GATEWAY}-1a-7", f"{GATEWAY}-1a-a3", "beta.gateway-0-1a-7"
+X = TensorRef(name="x", datatype="UINT8", shape=(1, 3), offset=0, nbytes=3)
+
+
+def test_a_far_worker_is_to_the_controller_a_worker_here(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with middle(tmp_path) as at:
+            far = await at.machine(MACHINE, joining(NAME))
+            inside = await at.controller.linked()
+            told = await at.controller.hear(WorkerJoined)
+            assert (inside.peer.role, inside.peer.name, told.worker) == (
+                Role.WORKER, f"worker-{NAME}", f"worker-{NAME}",
+            )  # fmt: skip
+            await until(lambda: ModelAdded(model=MODEL) in far.side.frames)
+            far.link.close()
+            await until(at.controller.lost.is_set)
+            assert not at.bridge._peers
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"version": "2"}, "clockwork-serve: expected 1, found 2"),
+        ({"runtime": {"cpu": "other"}}, "cpu: expected what the server's models were compiled for"),
+        ({"runtime": {}}, "cpu good here, None there"),
+        ({"kinds": ("cuda:sm_90",)}, "device: expected one of kind toy"),
+    ],
+)
+def test_who_does_not_fit_is_told_why_for_good(tmp_path: Path, changed: dict[str, Any], why: str) -> None:
+    async def test() -> None:
+        async with middle(tmp_path) as at:
+            far = await at.machine(msgspec.structs.replace(MACHINE, **changed))
+            refused = await far.refusal()
+            assert why in refused.why
+            assert refused.final
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("cpu:0", Role.WORKER), ("gateway-0", Role.WORKER), (GATEWAY, Role.WORKER), (NAME, Role.GATEWAY),
+        ("gateway-0", Role.GATEWAY), ("bridge", Role.GATEWAY), ("alpha.gateway-100", Role.GATEWAY),
+        (NAME, Role.KEEPER), (GATEWAY, Role.CONTROLLER),
+    ],
+)  # fmt: skip
+def test_nobody_from_elsewhere_passes_for_a_process_of_the_server(
+    tmp_path: Path, name: str, role: Role
+) -> None:
+    async def test() -> None:
+        async with middle(tmp_path) as at:
+            far = await at.machine(name=name, role=role)
+            refused = await far.refusal()
+            assert "expected a worker that is called NAME.DEVICE:NUMBER" in refused.why
+            assert refused.final
+
+    run(test())
+
+
+def test_no_local_worker_has_a_name_that_a_far_one_may_have() -> None:
+    for local in ("cpu:0", "torch-cpu:1", "cuda:0", "emulated:0", "emulated"):
+        assert FAR_NAME.fullmatch(local) is None
+    assert FAR_NAME.fullmatch(NAME)
+    assert FAR_NAME.fullmatch("../etc.cpu:0") is None
+
+
+def test_without_a_controller_one_is_to_come_again(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with middle(tmp_path, ready=False) as at:
+            refused = await (await at.machine(MACHINE)).refusal()
+            assert not refused.final
+
+    run(test())
+
+
+def test_a_name_that_is_taken_is_to_be_tried_again_but_its_own_process_takes_over(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with middle(tmp_path) as at:
+            first = await at.joined()
+            other = await at.machine(MACHINE)
+            refused = await other.refusal()
+            assert "another worker of this server is called alpha.cpu:0" in refused.why
+            assert not refused.final
+            files = theirs(certificates(tmp_path))
+            again = await connect(Side(), at.port, files, name=NAME, pid=first.link.own.pid)
+            await until(lambda: first.side.lost)
+            assert again.is_open
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        joining("cpu:0"),
+        Result(action_id=7, device=NAME, status=Status.OK, started_ns=1, ended_ns=2),
+        Request(request_id=OWN_ID, gateway="gateway-0", model="a/1", arrival_ns=1, deadline_ns=2),
+        Readiness(ready=False),
+        MACHINE,
+    ],
+    ids=lambda frame: type(frame).__name__,
+)
+def test_who_sends_what_is_not_his_is_cut_off_and_the_controller_hears_nothing_of_it(
+    tmp_path: Path, frame: Frame
+) -> None:
+    async def test() -> None:
+        async with middle(tmp_path) as at:
+            far = await at.joined()
+            far.link.send(frame)
+            await until(lambda: far.side.lost)
+            await until(at.controller.lost.is_set)
+            assert at.controller.heard.empty()
+
+    run(test())
+
+
+def test_what_is_not_served_is_not_given(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with middle(tmp_path) as at:
+            far = await at.joined()
+            far.link.send(Fetch(what="code", name="../../etc"))
+            far.link.send(Fetch(what="weights", name="nobody"))
+            await until(lambda: sum(isinstance(frame, Part) for frame in far.side.frames) == 2)
+            parts = [frame for frame in far.side.frames if isinstance(frame, Part)]
+            assert all(part.last and "is not served here" in part.error and not part.data for part in parts)
+
+    run(test())
+
+
+def test_with_the_controller_all_machines_are_let_go(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with middle(tmp_path) as at:
+            worker, gateway = await at.joined(), await at.guest()
+            gateway.send(request())
+            at.controller.close()
+            await until(lambda: worker.side.lost and gateway.side.lost)
+            await until(lambda: not at.bridge._peers)
+
+    run(test())
+
+
+# Gateways
+
+
+def request(nbytes: int = 3, name: str = OWN_ID, room: int = 64, **fields: Any) -> Request:
+    ref = msgspec.structs.replace(X, shape=(1, nbytes), nbytes=nbytes)
+    made = Request(request_id=name, gateway=GATEWAY, model="a/1", arrival_ns=1, deadline_ns=2)
+    return msgspec.structs.replace(made, **({"tensors": on_the_way((ref,), room)} | fields))
+
+
+def inputs(data: bytes = b"abc", at: int = 0) -> RequestPiece:
+    return RequestPiece(request_id=OWN_ID, at=at, data=data)
+
+
+def answered(passed: Request, data: bytes, *, release: bool) -> Answer:
+    """What a worker here wrote, and the controller says of it."""
+    tensors = decode(passed.tensors)
+    at = tensors.output_offset
+    RegionMap().view(tensors.region)[at : at + len(data)] = data
+    y = moved(msgspec.structs.replace(X, name="y"), at)
+    outputs = encode(msgspec.structs.replace(tensors, refs=(y,)))
+    return Answer(
+        request_id=passed.request_id, gateway=GATEWAY, outcome=Outcome.OK, outputs=outputs, release=release
+    )
+
+
+ASK = Ask(ask_id=1, what=Question.INDEX, body=b"{}")
+ANNOUNCED = AdmissionQuery(announced_id=OWN_HEAD, gateway=GATEWAY, model="a/1", arrival_ns=1, deadline_ns=2)
+
+
+def test_a_far_gateway_is_to_the_controller_a_gateway_of_its_name(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with middle(tmp_path) as at:
+            catalogue = at.controller._link
+            assert catalogue is not None
+            far = await at.machine(GUEST, ASK, name=GATEWAY, role=Role.GATEWAY)
+            inside = await at.controller.linked()
+            assert (inside.peer.role, inside.peer.name) == (Role.GATEWAY, GATEWAY)
+            assert await at.controller.hear(Ask) == ASK
+            far.send(ANNOUNCED)
+            assert await at.controller.hear(AdmissionQuery) == ANNOUNCED
+            catalogue.send(ModelRemoved(model="a/1"))
+            await until(lambda: not at.bridge.models)
+            told = ModelAdded(model=MODEL), READY, AdmissionReply(announced_id=OWN_HEAD, gateway=GATEWAY)
+            at.controller.send(*told)
+            await far.hears(*told)  # from the controller, and nothing from the bridge
+            region = at.requests.region.name
+            far.link.close()
+            await until(at.controller.lost.is_set)
+            assert not at.bridge._peers
+            with pytest.raises(RegionGone):
+                RegionMap().view(region)
+
+    run(test())
+
+
+def test_a_request_comes_with_its_inputs_and_goes_with_its_outputs(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with middle(tmp_path) as at:
+            far = await at.guest()
+            far.send(request(), inputs())
+            passed = await at.controller.hear(Request)
+            tensors = decode(passed.tensors)
+            (x,) = tensors.refs
+            assert bytes(RegionMap().view(tensors.region)[x.offset : x.offset + 3]) == b"abc"
+            assert msgspec.structs.replace(passed, tensors=request().tensors) == request()
+
+            at.controller.send(answered(passed, b"xyz", release=False), READY)
+            await until(lambda: READY in far.side.frames)
+            sent, told, _ = far.side.frames
+            assert sent == RequestPiece(request_id=OWN_ID, at=0, data=b"xyz")
+            assert isinstance(told, Answer)
+            assert (told.release, decode(told.outputs).refs[0].offset) == (True, 0)
+            assert used(at.requests) > 0, "a worker still touches it"
+            at.controller.send(Release(request_id=OWN_ID, gateway=GATEWAY), READY)
+            await far.hears(sent, told, READY, READY)
+            assert used(at.requests) == 0
+
+    run(test())
+
+
+def test_the_controller_never_hears_of_who_left_before_his_inputs_came(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with middle(tmp_path) as at:
+            far = await at.guest()
+            far.send(request(), Cancel(request_id=OWN_ID), inputs(), ASK)
+            await at.controller.hear(Ask)
+            await far.hears(Undelivered(request_id=OWN_ID))
+            assert used(at.requests) == 0
+            far.send(request(), inputs(), Cancel(request_id=OWN_ID))
+            await at.controller.hear(Request)
+            await at.controller.hear(Cancel)
+            assert used(at.requests) > 0
+
+    run(test())
+
+
+def test_the_controller_never_hears_of_who_has_no_room(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with middle(tmp_path) as at:
+            far = await at.guest()
+            far.send(request(room=2 * MIB), inputs(), ASK)
+            await at.controller.hear(Ask)
+            await until(lambda: far.side.frames)
+            (told,) = far.side.frames
+            assert isinstance(told, Undelivered)
+            assert "no room among 1048576 bytes at the server" in told.why
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [request(gateway="beta.gateway-0")],
+        [request(gateway="gateway-0")],
+        [request(name=FOREIGN_ID)],
+        [Cancel(request_id=FOREIGN_ID)],
+        [msgspec.structs.replace(ANNOUNCED, announced_id=FOREIGN_ID)],
+        [request(tensors=b"\xc1")],
+        [request(), request()],
+        [request(), inputs(at=64)],
+        [request(), inputs(b"four")],
+        [msgspec.structs.replace(ANNOUNCED, gateway="gateway-0")],
+        [joining(NAME)],
+        [Result(action_id=7, device=NAME, status=Status.OK, started_ns=1, ended_ns=2)],
+        [Piece(action_id=1, call=0, at=0, data=b"x")],
+        [Fetch(what="weights", name="w")],
+        [Answer(request_id=OWN_ID, gateway=GATEWAY, outcome=Outcome.OK)],
+        [READY],
+        [GUEST],
+    ],
+    ids=lambda frames: " ".join(type(frame).__name__ for frame in frames),
+)
+def test_a_gateway_that_sends_what_is_not_its_to_send_is_cut_off(tmp_path: Path, frames: list[Frame]) -> None:
+    async def test() -> None:
+        async with middle(tmp_path) as at:
+            far = await at.guest()
+            far.send(*frames, ASK)
+            await until(lambda: far.side.lost)
+            await until(at.controller.lost.is_set)
+            assert at.controller.heard.empty()
+            assert not at.bridge._peers
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "first", [FarGateway(gateway="beta.gateway-0", version="1"), MACHINE, request(), ASK]
+)
+def test_who_does_not_say_first_what_he_is_does_not_get_in(tmp_path: Path, first: Frame) -> None:
+    async def test() -> None:
+        async with middle(tmp_path) as at:
+            far = await at.machine(first, name=GATEWAY, role=Role.GATEWAY)
+            await until(lambda: far.side.lost)
+            assert far.side.frames == []
+            assert at.controller._linked.empty()
+
+    run(test())
+
+
+def test_a_gateway_needs_the_server_s_version_and_nothing_else() -> None:
+    judge = judge_of("1", {"cpu": "good"}, ("toy",))
+    assert (judge(GUEST), judge(MACHINE)) == (None, None)
+    other = judge(msgspec.structs.replace(GUEST, version="2"))
+    assert other == Refused(why="clockwork-serve: expected 1, found 2; install that", final=True)
+    for lacking in ({"runtime": {}}, {"kinds": ("strange",)}):
+        assert judge(msgspec.structs.replace(MACHINE, **lacking)) is not None, "a worker needs more"
+
+
+def test_a_gateway_s_name_is_given_once_and_its_own_process_takes_over(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with middle(tmp_path) as at:
+            first = await at.guest()
+            refused = await (await at.machine(GUEST, name=GATEWAY, role=Role.GATEWAY)).refusal()
+            assert "another gateway of this server is called alpha.gateway-0" in refused.why
+            assert not refused.final
+            files, pid = theirs(certificates(tmp_path)), first.link.own.pid
+            again = await connect(Side(), at.port, files, name=GATEWAY, role=Role.GATEWAY, pid=pid)
+            again.send(GUEST)
+            await until(lambda: first.side.lost)
+            await at.controller.linked()
+            assert again.is_open
+
+    run(test())

@@ -1,0 +1,107 @@
+"""The keeper's link comes back by itself and tells each new controller everything."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from clockwork_serve.errors import TransportError
+from clockwork_serve.messages import (
+    Ask,
+    Drain,
+    Frame,
+    ModelRemoved,
+    Question,
+    Readiness,
+    Reply,
+)
+from clockwork_serve.serve.supervisor.keeper import KeeperLink
+from tests.serve.links import until
+from tests.serve.supervisor.keeper_links import FakeController
+
+
+def test_each_controller_is_told_the_catalogue_then_asked(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "c.sock"
+        catalogue: list[Frame] = [ModelRemoved(model="one")]
+        link = KeeperLink(path, lambda: catalogue, lambda ask: None)
+        link.send(ModelRemoved(model="said to nobody"))
+        first = FakeController()
+        listener = await first.listen(path)
+        await asyncio.wait_for(link.connected.wait(), 20)
+        assert first.told == [ModelRemoved(model="one"), Ask(ask_id=1, what=Question.STATE)]
+        first.links[0].send(Readiness(ready=True))
+        await until(lambda: link.readiness.ready)
+        link.send(Drain())
+        await until(lambda: first.told[-1] == Drain())
+        listener.close()
+        await until(lambda: not link.readiness.ready)
+        assert link.readiness.why == "the controller is gone"
+        catalogue.append(ModelRemoved(model="two"))
+        second = FakeController()
+        listener = await second.listen(path)
+        await asyncio.wait_for(link.connected.wait(), 20)
+        assert second.told[:3] == [ModelRemoved(model="one"), ModelRemoved(model="two"), Drain()]
+        link.close()
+        listener.close()
+
+    uvloop.run(main())
+
+
+def test_questions_go_both_ways(tmp_path: Path) -> None:
+    async def main() -> None:
+        asked: list[Ask] = []
+        controller = FakeController()
+        listener = await controller.listen(tmp_path / "c.sock")
+        link = KeeperLink(tmp_path / "c.sock", list, asked.append)
+        await asyncio.wait_for(link.connected.wait(), 20)
+        assert await link.ask(Question.STATE) == {"open": 3}
+        question = Ask(ask_id=9, what=Question.INDEX)
+        controller.links[0].send(question)
+        await until(lambda: asked)
+        assert asked == [question]
+        link.close()
+        listener.close()
+
+    uvloop.run(main())
+
+
+def test_a_question_is_refused_when_the_controller_goes_away(tmp_path: Path) -> None:
+    async def main() -> None:
+        controller = FakeController()
+        listener = await controller.listen(tmp_path / "c.sock")
+        link = KeeperLink(tmp_path / "c.sock", list, lambda ask: None)
+        await asyncio.wait_for(link.connected.wait(), 20)
+        controller.silent = True
+        question = asyncio.ensure_future(link.ask(Question.STATE))
+        await until(lambda: len(controller.told) == 2)
+        listener.close()
+        with pytest.raises(TransportError, match="the controller went away"):
+            await question
+        with pytest.raises(TransportError, match="not connected"):
+            await link.ask(Question.STATE)
+        link.close()
+
+    uvloop.run(main())
+
+
+def test_of_two_questions_at_once_both_are_answered_and_none_is_kept(tmp_path: Path) -> None:
+    async def main() -> None:
+        controller = FakeController()
+        listener = await controller.listen(tmp_path / "c.sock")
+        link = KeeperLink(tmp_path / "c.sock", list, lambda ask: None)
+        await asyncio.wait_for(link.connected.wait(), 20)
+        controller.silent = True
+        questions = [asyncio.ensure_future(link.ask(Question.STATE)) for _ in range(2)]
+        await until(lambda: len(controller.told) == 3)
+        for ask_id in (2, 3):
+            controller.links[0].send(Reply(ask_id=ask_id, ok=True, body=b"{}"))
+            assert await asyncio.wait_for(questions[ask_id - 2], 2) == {}
+        assert link._replies == {}
+        link.close()
+        listener.close()
+
+    uvloop.run(main())

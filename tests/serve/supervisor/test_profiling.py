@@ -1,0 +1,219 @@
+"""Profiles of a repository: measured in a process each, kept, and guessed with a warning where that fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from clockwork_serve.devices import DeviceConfig
+from clockwork_serve.messages import Profile
+from clockwork_serve.serve.supervisor.profile_process import REFUSED_NS
+from clockwork_serve.serve.supervisor.profiling import Crashed, profile_all
+from clockwork_serve.store import Cache, Repository, ServedVersion, StoreConfig, compile_all
+from clockwork_serve.units import MIB
+from harness import records
+from tests.serve.onnx_models import affine, put
+
+
+class Shelf:
+    """A cache of profiles in memory."""
+
+    def __init__(self) -> None:
+        self.profiles: dict[tuple[str, str], Profile] = {}
+
+    def profile(self, code_id: str, device_kind: str) -> Profile | None:
+        return self.profiles.get((code_id, device_kind))
+
+    def save_profile(self, profile: Profile) -> None:
+        self.profiles[profile.code_id, profile.device_kind] = profile
+
+
+CPU = DeviceConfig(device="cpu:0", memory_bytes=MIB)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> list[ServedVersion]:
+    """Two models of one architecture."""
+    root = tmp_path_factory.mktemp("repository")
+    config = StoreConfig(cache_dir=str(tmp_path_factory.mktemp("cache")), largest_batch=2, max_batch_size=2)
+    put(root, "a", affine(1))
+    put(root, "b", affine(2))
+    cache = Cache(config.cache_dir)
+    found, problems = compile_all(Repository(root, config), cache)
+    cache.close()
+    assert problems == []
+    return found
+
+
+def broken(path: Path) -> ServedVersion:
+    code = records.code("broken", (1, 2), backend="onnx", path=str(path))
+    model = records.model("bad", "broken", size=4, sizes=(1, 2), path=str(path))
+    return ServedVersion(model=model, code=code)
+
+
+def test_one_code_is_measured_once_and_kept(served: list[ServedVersion]) -> None:
+    shelf = Shelf()
+    told: list[tuple[int, int, str]] = []
+    first = profile_all(served, [CPU], shelf, lambda *progress: told.append(progress))
+    assert told == [(1, 1, "a/1")]
+    assert first.warnings == ()
+    (measured,) = first.profiles
+    assert measured.device_kind == "cpu"
+    assert measured.infer_ns.keys() == {1, 2}
+    assert all(duration > 0 for duration in measured.infer_ns.values())
+    marked = msgspec.structs.replace(measured, load_base_ns=12345)
+    shelf.save_profile(marked)
+    assert profile_all(served, [CPU, CPU], shelf).profiles == (marked,), (
+        "from the cache, once for equal devices"
+    )
+
+
+def test_a_code_that_cannot_be_measured_is_guessed_with_a_warning(tmp_path: Path) -> None:
+    shelf = Shelf()
+    found = profile_all([broken(tmp_path)], [CPU], shelf)
+    assert found.profiles[0].infer_ns == {1: REFUSED_NS, 2: 2 * REFUSED_NS}
+    assert "bad/1: profiling failed" in found.warnings[0]
+    assert shelf.profiles == {}, "a guess is not kept"
+
+
+def test_an_emulated_device_knows_its_profile(served: list[ServedVersion]) -> None:
+    shelf = Shelf()
+    emulated = DeviceConfig(device="emulated:0", kind="emulated", profile="v100")
+    (found,) = profile_all(served, [emulated], shelf).profiles
+    assert found.device_kind == "emulated:v100"
+    assert shelf.profiles == {}
+
+
+CRASHES = """
+import ctypes
+
+
+class Model:
+    def load(self, path):
+        ctypes.string_at(0)
+
+    def infer(self, inputs):
+        return inputs
+
+    def unload(self):
+        pass
+"""
+SETTINGS = """
+backend = "python"
+max_batch_size = 2
+[[inputs]]
+name = "x"
+datatype = "FP32"
+dims = [4]
+[[outputs]]
+name = "y"
+datatype = "FP32"
+dims = [4]
+"""
+
+
+def python_model(tmp_path: Path, name: str, source: str) -> list[ServedVersion]:
+    folder = tmp_path / "models" / name / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.py").write_text(source)
+    (folder.parent / "clockwork.toml").write_text(SETTINGS)
+    config = StoreConfig(cache_dir=str(tmp_path / "cache"))
+    with Cache(config.cache_dir) as cache:
+        models, problems = compile_all(Repository(tmp_path / "models", config), cache)
+    assert problems == []
+    return models
+
+
+def test_a_model_that_crashes_who_measures_it_is_a_problem_of_its_own(tmp_path: Path) -> None:
+    models, shelf = python_model(tmp_path, "crash", CRASHES), Shelf()
+    found = profile_all(models, [CPU], shelf)
+    (problem,) = found.problems
+    assert str(problem) == (
+        "model 'crash' version 1: model: expected a model that runs on cpu:0, found a crash (killed by "
+        "SIGSEGV); it would take the device down for all others; run it by itself to see why"
+    )
+    assert (found.profiles, found.without_problems(models), shelf.profiles) == ((), (), {})
+
+
+ECHO = """
+class Model:
+    def load(self, path):
+        pass
+
+    def infer(self, inputs):
+        return {"y": inputs["x"]}
+
+    def unload(self):
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "found"),
+    [
+        ("raise ValueError('unknown \\ud800')", r"ValueError: unknown \ud800"),
+        ("import sys; sys.exit(0)", "SystemExit: 0"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("import nothing_of_that_name", "ModuleNotFoundError"),
+    ],
+)
+def test_a_class_that_cannot_be_imported_is_a_problem(tmp_path: Path, first: str, found: str) -> None:
+    models, shelf = python_model(tmp_path, "bad", f"{first}\n{ECHO}"), Shelf()
+    profiled = profile_all(models, [CPU], shelf)
+    (problem,) = profiled.problems
+    assert found in str(problem)
+    assert str(problem).startswith("model 'bad' version 1: model: expected a class that can be imported")
+    assert (profiled.profiles, profiled.without_problems(models), shelf.profiles) == ((), (), {})
+
+
+def test_an_import_without_an_end_is_a_problem_however_much_it_writes(tmp_path: Path) -> None:
+    endless = "import os\nwhile True: os.write(2, b'x' * 65536)\n"
+    profiled = profile_all(python_model(tmp_path, "bad", endless + ECHO), [CPU], Shelf(), limit_s=5.0)
+    (problem,) = profiled.problems
+    assert "found an import that takes longer than 5 s, or for ever" in str(problem)
+
+
+def test_a_class_that_ends_its_process_with_nothing_to_read_is_named(tmp_path: Path) -> None:
+    source = ECHO.replace("        pass", "        import os; os.write(2, b'\\x1c'); os._exit(1)", 1)
+    profiled = profile_all(python_model(tmp_path, "bad", source), [CPU], Shelf())
+    assert "bad/1: profiling failed (exit status 1)" in profiled.warnings[0]
+
+
+def test_what_a_class_prints_is_not_taken_for_its_profile(tmp_path: Path) -> None:
+    noisy = (
+        "import atexit, sys\nprint('\\n{}')\natexit.register(sys.exit, 3)\nsys.stderr = 1\nsys.stdout = 2\n"
+    )
+    profiled = profile_all(python_model(tmp_path, "noisy", noisy + ECHO), [CPU], Shelf())
+    assert (profiled.problems, profiled.warnings) == ((), ())
+    assert len(profiled.profiles) == 1
+
+
+def test_if_two_models_of_one_code_crash_so_would_the_others(served: list[ServedVersion]) -> None:
+    models = [
+        msgspec.structs.replace(
+            served[0], model=msgspec.structs.replace(served[0].model, key=f"m{at}/1", name=f"m{at}")
+        )
+        for at in range(4)
+    ]
+    crashed: list[str] = []
+
+    class Doomed(Shelf):
+        """Stands for a child that dies of each model: ends the measuring where it would begin."""
+
+        def profile(self, code_id: str, device_kind: str) -> Profile | None:
+            crashed.append(code_id)
+            raise Crashed("killed by SIGSEGV")
+
+    found = profile_all(models, [CPU], Doomed())
+    assert len(crashed) == 2
+    assert [problem.model for problem in found.problems] == ["m0", "m1", "m2", "m3"]
+
+
+def test_codes_are_measured_only_on_devices_that_run_them(served: list[ServedVersion]) -> None:
+    torch = DeviceConfig(device="torch-cpu:0", kind="torch-cpu")
+    told: list[tuple[int, int, str]] = []
+    found = profile_all(served, [torch, CPU], Shelf(), lambda *progress: told.append(progress))
+    assert [(profile.device_kind, len(told)) for profile in found.profiles] == [("cpu", 1)]
+    assert found.warnings == ()

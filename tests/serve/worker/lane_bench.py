@@ -1,0 +1,158 @@
+"""Lanes of a worker on a device that does as it is told."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+from msgspec import structs
+
+from clockwork_serve.devices.base import CallBuffers, Phases
+from clockwork_serve.messages import (
+    Code,
+    CodeAdded,
+    CodeReady,
+    DeviceSpec,
+    Infer,
+    Load,
+    Result,
+    Status,
+    TensorRef,
+    Unload,
+    Window,
+)
+from clockwork_serve.serve.worker.lanes import Answer, LaneExecutors
+from clockwork_serve.units import ms
+from clockwork_serve.worker import Worker, WorkerEvent
+from tests.serve.slots import Slot
+from tests.worker.actions import CODE, GPU, SPEC, load
+
+Timed = TypeVar("Timed", Load, Unload, Infer)
+
+
+PATIENCE_S = 30.0
+FAR = 1 << 62
+
+
+class Toy:
+    """A device that notes what it is asked, doubles ``x`` into ``y``, and does as ``act`` says first."""
+
+    def __init__(self, spec: DeviceSpec = SPEC) -> None:
+        self.spec = spec
+        self.log: list[str] = []
+        self.started_ns: dict[int, int] = {}
+        self.act: Callable[[str], None] = lambda what: None
+        self.threads: dict[str, str] = {}
+
+    def _note(self, what: str) -> None:
+        self.threads[what.split(maxsplit=1)[0]] = threading.current_thread().name
+        self.log.append(what)
+        self.act(what)
+
+    def prepare(self, code: Code) -> None:
+        self._note(f"prepare {code.code_id}")
+
+    def retire(self, code_id: str) -> None:
+        self._note(f"retire {code_id}")
+
+    def load(self, action: Load) -> int:
+        self.started_ns[action.action_id] = time.monotonic_ns()
+        self._note(f"load {action.model}")
+        return 0
+
+    def unload(self, action: Unload) -> None:
+        self._note(f"unload {action.model}")
+
+    def infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Phases:
+        self.started_ns[action.action_id] = time.monotonic_ns()
+        self._note(f"infer {action.model} {len(calls)}")
+        for call in calls:
+            y = call.inputs["x"] * 2
+            call.output[: y.nbytes] = y.tobytes()
+            call.outputs.append(
+                TensorRef(name="y", datatype="FP32", shape=y.shape, offset=0, nbytes=y.nbytes)
+            )
+        return Phases(1, 2, 3)
+
+    def close(self) -> None:
+        self._note("close")
+
+
+class Bench:
+    """Hands around a brain and toys, and a mailbox for what they answer."""
+
+    def __init__(self, *devices: Toy, tidy: Callable[[], None] = lambda: None) -> None:
+        self.devices = devices
+        self.told = threading.Semaphore(0)
+        self.broken: list[BaseException] = []
+        self.answers: queue.Queue[Answer] = queue.Queue()
+        self.hands = LaneExecutors(
+            Worker(tuple(device.spec for device in devices)),
+            {device.spec.device: device for device in devices},
+            self.told.release,
+            tidy=tidy,
+            broken=self.broken.append,
+        )
+
+    def post(self, *events: WorkerEvent) -> None:
+        self.hands.post(*events)
+        self._take()
+
+    def _take(self) -> None:
+        for each in self.hands.take():
+            self.answers.put(each)
+
+    def next(self) -> Answer:
+        """The next answer, waited for."""
+        while self.answers.empty():
+            assert self.told.acquire(timeout=PATIENCE_S), f"nothing was told; broken: {self.broken}"
+            self._take()
+        return self.answers.get()
+
+    def result(self) -> Result:
+        got = self.next()
+        assert isinstance(got, Result)
+        return got
+
+    def ask(self, *events: WorkerEvent) -> Result:
+        self.post(*events)
+        return self.result()
+
+    def loaded(self, model: str = "a", first: int = 0, device: str = GPU) -> None:
+        result = self.ask(timely(load(900 + first, model, first, device=device)))
+        assert result.status is Status.OK, result
+
+
+@contextmanager
+def bench(*devices: Toy, tidy: Callable[[], None] = lambda: None) -> Iterator[Bench]:
+    made = Bench(*devices, tidy=tidy)
+    made.hands.start()
+    made.post(CodeAdded(code=CODE))
+    for _ in devices:
+        assert isinstance(made.next(), CodeReady)
+    try:
+        yield made
+    finally:
+        assert made.hands.close(PATIENCE_S)
+        assert not made.broken
+
+
+def timely(action: Timed, after_ms: float = 0) -> Timed:
+    """The action with a window that is open, or opens so much from now, and never closes."""
+    opens = time.monotonic_ns() + ms(after_ms) if after_ms else 0
+    return structs.replace(action, window=Window(opens, FAR))
+
+
+def over(action: Infer, *slots: Slot) -> Infer:
+    """The INFER with these requests as its calls."""
+    calls = tuple(each.call(request_id=f"r{at}") for at, each in enumerate(slots))
+    batch = 1 if len(calls) == 1 else 4
+    return timely(structs.replace(action, calls=calls, batch=batch))
+
+
+X: np.ndarray[Any, Any] = np.arange(4, dtype=np.float32).reshape(1, 4)

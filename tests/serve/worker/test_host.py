@@ -1,0 +1,265 @@
+"""A worker's link: it joins whenever a controller is there, and starts afresh with the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvloop
+
+from clockwork_serve.errors import TransportError
+from clockwork_serve.messages import (
+    Beat,
+    CodeAdded,
+    CodeReady,
+    DeviceNumbers,
+    Drain,
+    Result,
+    RetainWeights,
+    Role,
+    Status,
+    WorkerJoined,
+)
+from clockwork_serve.serve.shm import Region
+from clockwork_serve.serve.worker import host as worker_host
+from clockwork_serve.serve.worker.host import WorkerConfig, WorkerHost
+from tests.serve.slots import answer, slot
+from tests.serve.worker.lane_bench import Toy, over, timely
+from tests.serve.worker.ordering import PATIENCE_S, Orders, orders
+from tests.worker.actions import CODE, GPU, SPEC, infer, load
+
+X = np.ones((1, 4), np.float32)
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    uvloop.run(asyncio.wait_for(test, 2 * PATIENCE_S))
+
+
+class Running:
+    """A worker in this process's own loop."""
+
+    def __init__(self, run_dir: Path, toy: Toy) -> None:
+        self.stop = asyncio.Event()
+        self.host = WorkerHost(WorkerConfig(run_dir=str(run_dir), name="w0", devices=()), {GPU: toy})
+        self.task = asyncio.get_running_loop().create_task(self.host.run(self.stop))
+
+    async def end(self) -> None:
+        self.stop.set()
+        await self.task
+
+
+async def joined(at: Orders) -> None:
+    await at.linked()
+    assert await at.hear(WorkerJoined) == WorkerJoined(worker="w0", devices=(SPEC,))
+
+
+async def prepared(at: Orders) -> None:
+    assert await at.ask(CodeAdded(code=CODE), CodeReady) == CodeReady(device=GPU, code_id="net")
+
+
+def test_it_joins_prepares_loads_and_answers(tmp_path: Path) -> None:
+    async def test() -> None:
+        region = Region.create(4096)
+        async with orders(tmp_path) as at:
+            worker = Running(tmp_path, Toy())
+            await joined(at)
+            await prepared(at)
+            assert (await at.ask(timely(load(1, "a", 0)), Result)).status is Status.OK
+            result = await at.ask(over(infer(2, "a", 0), slot(region, {"x": X})), Result)
+            assert result.status is Status.OK
+            np.testing.assert_array_equal(answer(region, result.outputs[0])["y"], X * 2)
+            await worker.end()
+            await asyncio.wait_for(at.lost.wait(), PATIENCE_S)
+        region.close()
+
+    run(test())
+
+
+def test_a_device_that_counts_tells_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_host, "NUMBERS_S", 0.02)
+
+    class Counting(Toy):
+        def counters(self) -> dict[str, int]:
+            return {"swaps": len(self.log)}
+
+    async def test() -> None:
+        async with orders(tmp_path) as at:
+            worker = Running(tmp_path, Counting())
+            await joined(at)
+            for _ in range(2):
+                assert await at.hear(DeviceNumbers) == DeviceNumbers(device=GPU, numbers={"swaps": 0})
+            await worker.end()
+
+    run(test())
+
+
+def test_the_memory_of_a_gateway_that_died_is_let_go_of_without_a_request_from_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_host, "PRUNE_S", 0.02)
+
+    async def test() -> None:
+        region = Region.create(4096)
+        async with orders(tmp_path) as at:
+            worker = Running(tmp_path, Toy())
+            await joined(at)
+            await prepared(at)
+            assert (await at.ask(timely(load(1, "a", 0)), Result)).status is Status.OK
+            result = await at.ask(over(infer(2, "a", 0), slot(region, {"x": X})), Result)
+            assert result.status is Status.OK
+            await asyncio.sleep(0.1)
+            assert len(worker.host.hands.regions) == 1
+            region.close()
+            while len(worker.host.hands.regions):  # `run` ends in time if this does not
+                await asyncio.sleep(0.01)
+            await worker.end()
+
+    run(test())
+
+
+def test_it_waits_for_a_controller_that_is_not_up_yet(tmp_path: Path) -> None:
+    async def test() -> None:
+        worker = Running(tmp_path, Toy())
+        await asyncio.sleep(0.12)
+        async with orders(tmp_path) as at:
+            await joined(at)
+            await worker.end()
+
+    run(test())
+
+
+def test_it_can_be_stopped_while_it_waits(tmp_path: Path) -> None:
+    async def test() -> None:
+        worker = Running(tmp_path, Toy())
+        await asyncio.sleep(0.01)
+        await worker.end()
+
+    run(test())
+
+
+def test_the_next_controller_finds_weights_and_prepared_codes_and_what_it_does_not_keep_goes(
+    tmp_path: Path,
+) -> None:
+    async def test() -> None:
+        toy = Toy()
+        at = Orders(tmp_path)
+        await at.open()
+        worker = Running(tmp_path, toy)
+        await joined(at)
+        await prepared(at)
+        await at.ask(timely(load(1, "a", 0, version=1)), Result)
+        await at.ask(timely(load(2, "b", 2, version=2)), Result)
+        at.close()
+        again = Orders(tmp_path)
+        await again.open()
+        await again.linked()
+        (state,) = (await again.hear(WorkerJoined)).states
+        assert state.codes == ("net",)
+        assert [(one.model, one.ready) for one in state.weights] == [("a", True), ("b", True)]
+        again.send(RetainWeights(device=GPU, versions=(2,)))
+        await prepared(again)
+        assert (await again.ask(timely(infer(11, "a", 0)), Result)).status is Status.WEIGHTS_MISSING
+        assert (await again.ask(timely(infer(12, "b", 2, version=2)), Result)).status is not (
+            Status.WEIGHTS_MISSING
+        )
+        assert (await again.ask(timely(load(13, "c", 0, version=13)), Result)).status is Status.OK
+        assert toy.log[:4] == ["prepare net", "load a", "load b", "unload a"]
+        await worker.end()
+        again.close()
+
+    run(test())
+
+
+def test_what_a_dead_controller_had_running_is_told_to_the_next_and_ends_there(tmp_path: Path) -> None:
+    async def test() -> None:
+        toy, running, release = Toy(), threading.Event(), threading.Event()
+        at = Orders(tmp_path)
+        await at.open()
+        worker = Running(tmp_path, toy)
+        await joined(at)
+        await prepared(at)
+
+        def until_released(what: str) -> None:
+            running.set()
+            assert release.wait(PATIENCE_S)
+
+        toy.act = until_released
+        at.send(timely(load(1, "a", 0)), timely(load(2, "b", 2)))
+        assert await asyncio.to_thread(running.wait, PATIENCE_S)
+        at.close()
+        again = Orders(tmp_path)
+        await again.open()
+        await again.linked()
+        (state,) = (await again.hear(WorkerJoined)).states
+        assert [one.action_id for one in state.running] == [1]
+        assert [(one.model, one.ready) for one in state.weights] == [("a", False)]
+        toy.act = lambda what: None
+        release.set()
+        result = await again.hear(Result)
+        assert (result.action_id, result.status) == (1, Status.OK)
+        await prepared(again)
+        assert (await again.ask(timely(load(11, "c", 4)), Result)).status is Status.OK
+        assert again.heard.empty()
+        await worker.end()
+        again.close()
+
+    run(test())
+
+
+def test_stop_refuses_what_waits(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with orders(tmp_path) as at:
+            worker = Running(tmp_path, Toy())
+            await joined(at)
+            await prepared(at)
+            at.send(timely(load(1, "a", 0), after_ms=9000))
+            await at.ask(timely(load(2, "b", 2)), Result)
+            await worker.end()
+            result = await at.hear(Result)
+            assert (result.action_id, result.status) == (1, Status.SHUTTING_DOWN)
+
+    run(test())
+
+
+def test_it_returns_beats_at_once(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with orders(tmp_path) as at:
+            worker = Running(tmp_path, Toy())
+            await joined(at)
+            assert await at.ask(Beat(), Beat) == Beat()
+            await worker.end()
+
+    run(test())
+
+
+def test_a_frame_that_no_worker_takes_is_logged_and_ignored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with orders(tmp_path) as at:
+            worker = Running(tmp_path, Toy())
+            await joined(at)
+            at.send(Drain())
+            await prepared(at)
+            await worker.end()
+
+    run(test())
+    assert "the controller sent a Drain, which no worker takes" in caplog.text
+
+
+def test_another_process_where_the_controller_should_be_is_an_error(tmp_path: Path) -> None:
+    async def test() -> None:
+        at = Orders(tmp_path, Role.GATEWAY)
+        await at.open()
+        worker = Running(tmp_path, Toy())
+        with pytest.raises(TransportError, match="expected a controller there, found gateway"):
+            await worker.task
+        worker.host.hands.close()
+        at.close()
+
+    run(test())

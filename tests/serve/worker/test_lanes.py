@@ -1,0 +1,369 @@
+"""Lanes: threads that do what the brain starts, tell how it went, and survive whatever a device does."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from msgspec import structs
+
+from clockwork_serve.errors import DeviceError, ModelError
+from clockwork_serve.messages import (
+    CodeAdded,
+    CodeReady,
+    CodeRemoved,
+    Lane,
+    Status,
+    Window,
+)
+from clockwork_serve.serve.child import EXIT_BROKEN
+from clockwork_serve.serve.shm import Region
+from clockwork_serve.worker import ControllerLost, Stop
+from tests.serve.slots import Slot, answer, slot
+from tests.serve.worker.lane_bench import PATIENCE_S, Bench, Toy, X, bench, over, timely
+from tests.worker.actions import CODE, GPU, SPEC, infer, load, start, unload
+
+
+@pytest.fixture
+def toy() -> Toy:
+    return Toy()
+
+
+@pytest.fixture
+def region() -> Iterator[Region]:
+    made = Region.create(65536)
+    yield made
+    made.close()
+
+
+def test_a_request_goes_in_and_its_answer_comes_out(toy: Toy, region: Region) -> None:
+    with bench(toy) as at:
+        at.loaded()
+        result = at.ask(over(infer(2, "a", 0), slot(region, {"x": X})))
+    assert result.status is Status.OK
+    (encoded,) = result.outputs
+    np.testing.assert_array_equal(answer(region, encoded)["y"], X * 2)
+    assert (result.input_ns, result.run_ns, result.output_ns) == (1, 2, 3)
+    assert result.started_ns <= toy.started_ns[2] <= result.ended_ns
+    assert toy.log == ["prepare net", "load a", "infer a 1"]
+
+
+def test_a_lane_notes_what_it_is_at_until_it_is_done(toy: Toy, region: Region) -> None:
+    noted: list[tuple[int, ...]] = []
+    with bench(toy) as at:
+        words = [lane._note._words for lane in at.hands._all()]
+        toy.act = lambda what: noted.append(tuple([word for note in words for word in note[:3]]))
+        at.loaded()
+        at.ask(over(infer(2, "a", 0), slot(region, {"x": X})))
+        toy.act = lambda what: None
+        assert [tuple(note[:3]) for note in words] == [(0, 900, 0), (0, 2, 0)]
+    assert noted == [(900, 0, 0, 0, 0, 0), (0, 900, 0, 2, 0, 0)]
+
+
+def test_each_call_of_a_batch_gets_its_own_answer(toy: Toy, region: Region) -> None:
+    other = Region.create(4096)
+    with bench(toy) as at:
+        at.loaded()
+        result = at.ask(over(infer(2, "a", 0), slot(region, {"x": X}), slot(other, {"x": X + 1})))
+    first, second = result.outputs
+    np.testing.assert_array_equal(answer(region, first)["y"], X * 2)
+    np.testing.assert_array_equal(answer(other, second)["y"], (X + 1) * 2)
+    other.close()
+
+
+def test_each_lane_is_a_thread(toy: Toy, region: Region) -> None:
+    with bench(toy) as at:
+        at.loaded()
+        at.ask(over(infer(2, "a", 0), slot(region, {"x": X})))
+        at.ask(timely(unload(3, "a", 0)))
+    assert toy.threads == dict.fromkeys(("prepare", "load", "unload"), f"{GPU} load") | {
+        "infer": f"{GPU} exec"
+    }
+
+
+def test_lanes_work_side_by_side(toy: Toy, region: Region) -> None:
+    copying = threading.Event()
+    with bench(toy) as at:
+        at.loaded()
+        toy.act = lambda what: (
+            copying.set() if what == "load b" else None if what != "infer a 1" else _wait(copying)
+        )
+        at.post(over(infer(2, "a", 0), slot(region, {"x": X})), timely(load(3, "b", 2)))
+        assert {at.result().action_id, at.result().action_id} == {2, 3}
+
+
+def test_nothing_starts_before_its_window_however_long_it_is_asked_before(toy: Toy) -> None:
+    with bench(toy) as at:
+        soon = timely(load(1, "a", 0), after_ms=30)
+        result = at.ask(soon)
+    assert result.status is Status.OK
+    assert toy.started_ns[1] >= soon.window.earliest_ns
+
+
+def test_a_sleeping_lane_hears_of_an_earlier_action(toy: Toy) -> None:
+    with bench(toy) as at:
+        at.post(timely(load(1, "a", 0), after_ms=9000))
+        assert at.ask(timely(load(2, "b", 2), after_ms=20)).action_id == 2
+        at.post(Stop())
+        assert at.result().status is Status.SHUTTING_DOWN
+
+
+def test_a_lane_takes_its_next_action_by_itself(toy: Toy, region: Region) -> None:
+    with bench(toy) as at:
+        at.loaded()
+        for action_id in range(10, 30):
+            at.hands.post(over(infer(action_id, "a", 0), slot(region, {"x": X})))
+        assert [at.result().action_id for _ in range(20)] == list(range(10, 30))
+
+
+def test_what_is_told_once_is_told_again_only_after_it_was_taken(toy: Toy) -> None:
+    with bench(toy) as at:
+        for action_id in range(5):
+            at.hands.post(timely(load(action_id, "a", 2 * action_id)))
+        while len(at.hands._answers) < 5:
+            time.sleep(0.001)
+        told = 0
+        while at.told.acquire(timeout=0.05):
+            told += 1
+        assert told == 1
+        assert len(at.hands.take()) == 5
+
+
+def test_a_window_that_closes_while_the_thread_wakes_is_too_late(toy: Toy) -> None:
+    with bench(toy) as at:
+        work = structs.replace(load(1, "a", 0), window=Window(0, 1))
+        done = at.hands._lanes[GPU][Lane.LOAD]._start(start(work))
+    assert done.status is Status.TOO_LATE
+    assert "after its window closed" in done.message
+    assert "load a" not in toy.log
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (ModelError("row 3 is not finite"), Status.MODEL_RAISED, "row 3 is not finite"),
+        (DeviceError("bus error"), Status.DEVICE_FAULT, "bus error"),
+        (ZeroDivisionError("by zero"), Status.DEVICE_FAULT, "ZeroDivisionError: by zero"),
+        (ValueError("no \ud800\nluck"), Status.DEVICE_FAULT, r"ValueError: no \ud800 luck"),
+        (ModelError("op \ud800"), Status.MODEL_RAISED, r"op \ud800"),
+        (ModelError("x" * 5000), Status.MODEL_RAISED, "x" * 997 + "..."),
+        (KeyboardInterrupt(), Status.DEVICE_FAULT, "KeyboardInterrupt"),
+        (SystemExit(3), Status.DEVICE_FAULT, "SystemExit: 3"),
+    ],
+)
+def test_an_error_ends_its_action_and_nothing_else(
+    toy: Toy,
+    region: Region,
+    caplog: pytest.LogCaptureFixture,
+    error: BaseException,
+    status: Status,
+    message: str,
+) -> None:
+    with bench(toy) as at, caplog.at_level(logging.ERROR):
+        at.loaded()
+        toy.act = _raiser(error)
+        failed = at.ask(over(infer(2, "a", 0), slot(region, {"x": X})))
+        toy.act = lambda what: None
+        assert at.ask(over(infer(3, "a", 0), slot(region, {"x": X}))).status is Status.OK
+    assert (failed.status, failed.message, failed.outputs) == (status, message, ())
+    logged = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(logged) == (status is Status.DEVICE_FAULT)
+    if isinstance(error, ZeroDivisionError):
+        assert logged[0].exc_info is not None
+        assert logged[0].request_ids == "r0"  # type: ignore[attr-defined]
+
+
+def test_a_load_that_fails_leaves_its_pages_empty(toy: Toy, region: Region) -> None:
+    with bench(toy) as at:
+        toy.act = _raiser(DeviceError("the blob is gone"))
+        assert at.ask(timely(load(1, "a", 0))).status is Status.DEVICE_FAULT
+        toy.act = lambda what: None
+        assert at.ask(over(infer(2, "a", 0), slot(region, {"x": X}))).status is Status.WEIGHTS_MISSING
+        at.loaded("b")
+
+
+def test_a_code_that_can_not_be_prepared_says_why_and_the_others_go_on(toy: Toy) -> None:
+    with bench(toy) as at:
+        toy.act = _raiser(DeviceError("no such file"))
+        at.post(CodeAdded(code=structs.replace(CODE, code_id="bad")))
+        assert at.next() == CodeReady(device=GPU, code_id="bad", ok=False, message="no such file")
+        toy.act = lambda what: None
+        at.loaded()
+
+
+def test_a_code_that_raises_what_ends_programs_ends_no_lane(toy: Toy) -> None:
+    with bench(toy) as at:
+        toy.act = _raiser(KeyboardInterrupt("\ud800"))
+        at.post(CodeAdded(code=structs.replace(CODE, code_id="bad")))
+        expected = CodeReady(device=GPU, code_id="bad", ok=False, message=r"KeyboardInterrupt: \ud800")
+        assert at.next() == expected
+        toy.act = lambda what: None
+        at.loaded()
+
+
+def test_memory_is_tidied_once_all_codes_have_come(toy: Toy) -> None:
+    tidied = threading.Event()
+    with bench(toy, tidy=tidied.set) as at:
+        assert tidied.wait(PATIENCE_S)
+        tidied.clear()
+        at.loaded()
+        assert not tidied.is_set()
+        at.post(CodeAdded(code=structs.replace(CODE, code_id="more")))
+        at.next()
+        assert tidied.wait(PATIENCE_S)
+
+
+def test_a_code_that_comes_while_its_lane_rests_is_prepared_all_the_same(toy: Toy) -> None:
+    toy.act = lambda what: time.sleep(0.02 * what.startswith("load"))  # so long that the lane rests for 2 ms
+    with bench(toy) as at:
+        for count in range(5):
+            assert at.ask(timely(load(1000 + count, f"m{count}", 0))).status is Status.OK
+            at.post(CodeAdded(code=structs.replace(CODE, code_id=f"c{count}")))
+            assert at.next() == CodeReady(device=GPU, code_id=f"c{count}")
+            assert at.ask(timely(unload(2000 + count, f"m{count}", 0))).status is Status.OK
+
+
+def test_a_broken_brain_ends_the_process() -> None:
+    source = (
+        "from clockwork_serve.serve.worker.lanes import end_process; "
+        "end_process(AssertionError('two at once'))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert ended.returncode == EXIT_BROKEN
+    assert "two at once" in ended.stderr
+
+
+def test_a_removed_code_is_retired(toy: Toy) -> None:
+    with bench(toy) as at:
+        at.post(CodeRemoved(code_id="net"))
+        end_s = time.monotonic() + PATIENCE_S
+        while toy.log[-1] != "retire net" and time.monotonic() < end_s:
+            time.sleep(0.001)  # in one turn with what follows nothing would change
+        at.post(CodeAdded(code=CODE))
+        assert at.next() == CodeReady(device=GPU, code_id="net")
+    assert toy.log == ["prepare net", "retire net", "prepare net"]
+
+
+def test_inputs_taken_back_before_the_run_are_gone(toy: Toy, region: Region) -> None:
+    with bench(toy) as at:
+        at.loaded()
+        made = slot(region, {"x": X})
+        action = over(infer(2, "a", 0), made)
+        made.take_back()
+        assert at.ask(action).status is Status.INPUT_GONE
+    assert "infer a 1" not in toy.log
+
+
+def test_inputs_taken_back_while_it_waits_are_gone(toy: Toy, region: Region) -> None:
+    with bench(toy) as at:
+        at.loaded()
+        made = slot(region, {"x": X})
+        at.post(
+            structs.replace(over(infer(2, "a", 0), made), window=timely(infer(2, "a", 0), after_ms=50).window)
+        )
+        made.take_back()
+        assert at.result().status is Status.INPUT_GONE
+    assert "infer a 1" not in toy.log
+
+
+def test_answers_into_a_slot_that_was_taken_back_are_thrown_away(toy: Toy, region: Region) -> None:
+    with bench(toy) as at:
+        at.loaded()
+        made = slot(region, {"x": X})
+        toy.act = lambda what: made.take_back()
+        result = at.ask(over(infer(2, "a", 0), made))
+    assert (result.status, result.outputs) == (Status.INPUT_GONE, ())
+
+
+def test_references_outside_the_region_never_reach_the_device(toy: Toy, region: Region) -> None:
+    with bench(toy) as at:
+        at.loaded()
+        made = slot(region, {"x": X})
+        wild = structs.replace(made.tensors, output_bytes=1 << 40)
+        result = at.ask(over(infer(2, "a", 0), Slot(region, wild)))
+    assert result.status is Status.BAD_ACTION
+    assert "output: 1099511627776 bytes" in result.message
+    assert "infer a 1" not in toy.log
+
+
+def test_nothing_is_kept_of_an_infer_that_ended(toy: Toy, region: Region) -> None:
+    with bench(toy) as at:
+        at.loaded()
+        at.ask(over(infer(2, "a", 0), slot(region, {"x": X})))
+        at.ask(over(infer(3, "nobody", 4), slot(region, {"x": X})))
+        at.post(timely(infer(4, "a", 0), after_ms=9000))
+        assert list(at.hands._opened) == [4]
+        at.post(ControllerLost())
+        assert at.result().status is Status.SHUTTING_DOWN
+        assert not at.hands._opened
+
+
+def test_stop_finishes_what_runs(toy: Toy, region: Region) -> None:
+    release, running = threading.Event(), threading.Event()
+    with bench(toy) as at:
+        at.loaded()
+
+        def until_released(what: str) -> None:
+            running.set()
+            _wait(release)
+
+        toy.act = until_released
+        at.post(
+            over(infer(2, "a", 0), slot(region, {"x": X})), over(infer(3, "a", 0), slot(region, {"x": X}))
+        )
+        _wait(running)
+        assert at.ask(Stop()).action_id == 3
+        assert not at.hands.idle
+        release.set()
+        assert at.result().status is Status.OK
+        assert at.hands.idle
+
+
+def test_every_device_has_lanes_of_its_own(region: Region) -> None:
+    first, second = Toy(), Toy(structs.replace(SPEC, device="gpu:1"))
+    both = threading.Barrier(2)
+    with bench(first, second) as at:
+        at.loaded()
+        at.loaded("a", device="gpu:1")
+        first.act = second.act = lambda what: _meet(both)
+        at.post(
+            over(infer(2, "a", 0), slot(region, {"x": X})),
+            over(infer(3, "a", 0, device="gpu:1"), slot(region, {"x": X})),
+        )
+        assert {at.result().device, at.result().device} == {GPU, "gpu:1"}
+
+
+def test_a_brain_that_breaks_is_heard_of(toy: Toy) -> None:
+    made = Bench(toy)
+    made.hands.start()
+    made.hands.worker._devices[GPU].lanes.clear()
+    deadline = time.monotonic() + PATIENCE_S
+    while not made.broken and time.monotonic() < deadline:
+        with made.hands.lock:
+            made.hands._lanes[GPU][Lane.LOAD].ring()
+        time.sleep(0.001)
+    assert isinstance(made.broken[0], (KeyError, AssertionError))
+    made.hands.close(0.1)
+
+
+def _raiser(error: BaseException) -> Callable[[str], None]:
+    def act(what: str) -> None:
+        raise error
+
+    return act
+
+
+def _wait(event: threading.Event) -> None:
+    assert event.wait(PATIENCE_S)
+
+
+def _meet(barrier: threading.Barrier) -> None:
+    barrier.wait(PATIENCE_S)
