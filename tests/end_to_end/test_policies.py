@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import repositories
+from harness import repositories
 from tests.controller.policies.other_package import written
-from tests.end_to_end.conftest import call, x_json
 from tests.end_to_end.commands import command, started
+from tests.end_to_end.conftest import call, x_json
 
 
 def test_a_policy_of_another_package_serves(
