@@ -99,7 +99,5 @@ def test_what_fails_names_the_command_that_repeats_it():
         def on_step(self, now_ns, events, effects):
             assert now_ns < 1000, "broken on purpose"
 
-    with pytest.raises(
-        AssertionError, match=r"python -m qa\.simulator_seeds 3 --requests 50: at \d+ ns"
-    ):
+    with pytest.raises(AssertionError, match=r"python -m qa\.simulator_seeds 3 --requests 50: at \d+ ns"):
         play_seed(3, 50, (Broken(),))
