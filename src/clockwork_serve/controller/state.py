@@ -103,6 +103,15 @@ def classes_of_values() -> dict[str, type]:
     }
 
 
+def check_pure() -> None:
+    """Raise ``StateError`` if the records are compiled: mypyc makes none without its ``__init__``."""
+    if hasattr(Queue, "__mypyc_attrs__"):
+        raise StateError(
+            "state: expected brains in pure Python; found them compiled by mypyc, which can neither be forked "
+            "nor restored: build without CLOCKWORK_MYPYC"
+        )
+
+
 def fields_of(record: object) -> tuple[str, ...]:
     """The names of a record's fields, in a definite order."""
     kind = type(record)
@@ -123,6 +132,7 @@ def fields_of(record: object) -> tuple[str, ...]:
 
 def fork(root: Root) -> Root:
     """A controller that continues exactly like this one; neither disturbs the other."""
+    check_pure()
     forking = Forking()
     copy: Root = forking.twin(root)
     forking.fill()
@@ -419,6 +429,7 @@ def restore(saved: bytes, kind: type[Root]) -> Root:
 
     Raises ``StateError`` if another version saved it, if it is damaged, or no saved state at all.
     """
+    check_pure()
     try:
         found, digest, body = msgpack.decode(saved, type=list[Any])
     except (MsgspecError, ValueError) as error:
