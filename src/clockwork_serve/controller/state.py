@@ -107,8 +107,8 @@ def check_pure() -> None:
     """Raise ``StateError`` if the records are compiled: mypyc makes none without its ``__init__``."""
     if hasattr(Queue, "__mypyc_attrs__"):
         raise StateError(
-            "state: expected brains in pure Python; found them compiled by mypyc, which can neither be forked "
-            "nor restored: build without CLOCKWORK_MYPYC"
+            "state: expected brains in pure Python; found them compiled by mypyc, which can not be forked "
+            "or restored: build without CLOCKWORK_MYPYC"
         )
 
 
