@@ -371,6 +371,7 @@ PLAIN: Final = frozenset({bool, float, int, str, type(None)})
 
 def save(root: object) -> bytes:
     """The whole state as bytes, from which ``restore`` makes a controller that continues exactly like it."""
+    check_pure()
     return Saving().save(root)
 
 
@@ -390,7 +391,9 @@ class Saving:
     def save(self, root: object) -> bytes:
         """All that can be reached from there."""
         self._reference(root)
-        objects = [self._object(found) for found in self.found]  # which grows meanwhile
+        objects: list[tuple[int, Any]] = []
+        while len(objects) < len(self.found):  # which grows meanwhile
+            objects.append(self._object(self.found[len(objects)]))
         body = msgpack.encode((list(self._kinds), objects))
         return msgpack.encode((FORMAT, sha256(body).digest(), body))
 
