@@ -85,7 +85,7 @@ def one_of(*choices: str) -> Read[str]:
 
 def read_policy(value: object) -> str:
     """The name of a scheduling policy, of this package's or of an installed one's."""
-    from clockwork_serve.controller.config import is_policy, known_policies
+    from clockwork_serve.controller.policies import is_policy, known_policies
 
     if isinstance(value, str) and is_policy(value):
         return value
