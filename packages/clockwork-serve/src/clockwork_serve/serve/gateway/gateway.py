@@ -1,6 +1,7 @@
-"""The core of a gateway: requests in, one end each out, over a link to the controller.
+"""The core of a gateway: validates requests, submits them to the controller, and ends each exactly once.
 
-It checks requests against their models and answers for a stuck controller; it schedules nothing.
+Scheduling is the controller's task. The gateway ends a request itself only if it is invalid, there is no
+memory for it, the controller is stuck, or the server does not serve.
 """
 
 from __future__ import annotations
@@ -76,11 +77,14 @@ from clockwork_serve.telemetry import GatewayCounters, outcome_key
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 
 # ------------------------------------------------------------
-# Whether a request fits the model that it asks for, and what it asks for.
+# Validation of a request against its model.
 
 
 def check(inquiry: Inquiry, call: InferCall, served: Served, regions: Regions | None, slots: Slots) -> Known:
-    """What a request asks for, remembered for those like it. Raises :class:`InvalidRequest`."""
+    """Validate a request against its model. Raises :class:`InvalidRequest`.
+
+    What is found is remembered for requests with the same header.
+    """
     if call.shared:
         rows, signature = _check_shared(inquiry, call, served, allowed(regions, local=inquiry.local), slots)
     else:
@@ -100,22 +104,27 @@ def _check_shared(
 
 
 # ------------------------------------------------------------
-# Requests that a stuck controller leaves without an answer: found soon after their deadlines; it ends none.
+# Requests that a stuck controller left without an answer, found soon after their deadlines.
 #
-# A deadline is the controller's to keep. Only where its answer does not come either is the client told here,
-# 40 to 45 ms after it: less than 50, with the way to the client.
+# Enforcing deadlines is the controller's task. Only if its answer is missing as well does the gateway end the
+# request, 40 to 45 ms after the deadline: with the response's way to the client that is less than 50 ms.
 
 
 GRACE_NS: Final = 40 * NS_PER_MS
-"""How long after a deadline the controller's answer is waited for."""
+"""How long after a deadline to wait for the controller's answer."""
 LOOK_S, LOOK_LEAST_S = 0.02, 0.005
-"""Who waits is looked at so often; where somebody's grace is over sooner, then, but no sooner than that."""
+"""The interval between sweeps; shorter, but no less than the second, if a request's grace period ends
+sooner."""
 READ_S: Final = 0.001
-"""After so long all has been read that was in the link's socket."""
+"""Within this time everything that was in the link's socket has been read."""
 
 
 class Overdue:
-    """See the module. ``end`` changes no mapping; ``stranded`` looks after its own: whether any is left."""
+    """Periodic sweep for requests whose controller did not answer in time; runs while there are any.
+
+    ``end`` ends one and must not change the mapping. ``awaiting`` sweeps the requests that await failover,
+    and says whether any are left.
+    """
 
     def __init__(
         self,
@@ -129,12 +138,12 @@ class Overdue:
         self.timer: asyncio.TimerHandle | None = None
 
     def watch(self) -> None:
-        """There is a request."""
+        """Start the sweep if it is not running; to be called for each request."""
         if self.timer is None:
             self.timer = self._loop.call_later(LOOK_S, self._look)
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop."""
         if self.timer is not None:
             self.timer.cancel()
 
@@ -147,7 +156,7 @@ class Overdue:
         waiting = [one.deadline_ns for one in pendings.values() if one.inquiry is not None]
         left_s = (min(waiting) - late_ns) / NS_PER_S if waiting else LOOK_S
         if left_s < 0:
-            # Who slept till now finds answers in the socket: they are read first.
+            # If this process was stopped until now, answers wait in the socket: read them first.
             self.timer = self._loop.call_later(READ_S, self._end_late, late_ns)
         else:
             self.timer = self._loop.call_later(min(LOOK_S, max(LOOK_LEAST_S, left_s)), self._look)
@@ -160,29 +169,30 @@ class Overdue:
 
 
 # ------------------------------------------------------------
-# The core of a gateway: requests in, one end each out, over a link to the controller. It chooses nothing.
+# The core of a gateway.
 #
-# Every request ends exactly once: by the controller's answer; at once, where it is wrong or has no room; by
-# itself soon after its deadline, if the controller is stuck; or when the link is lost, unless the
-# next controller can still answer it. Its slot is given back only when the controller says that no worker
-# touches it any more, or with the whole region.
+# Every request ends exactly once: by the controller's answer; at once, if it is invalid or there is no memory
+# for it; soon after its deadline, if the controller is stuck; or when the link is lost, unless the next
+# controller can still answer it. Its slot is freed only when the controller reports that no worker accesses
+# it any more, or together with the whole region.
 
 
 NO_ANSWER: Final = "no answer by the deadline"
 UNREAD: Final = "the gateway failed to read the request; see its log"
-OVER: Final = "its deadline was over before the gateway came round to it"
+OVER: Final = "its deadline passed before the gateway handled it"
 SENT_NS: Final = 10 * NS_PER_MS
-"""What is told to have been sent may have been sent so much earlier."""
+"""A response reported as sent may have left up to this much earlier."""
 BACK_NS: Final = 500 * NS_PER_MS
-"""When to come again if the server does not serve: a controller that died is back by then."""
+"""The retry advice while the server does not serve: a controller that died has restarted by then."""
 
 _log = logging.getLogger(__name__)
 
 
 class Gateway:
-    """All methods are for the running loop's own thread. ``dice`` spread those who come back.
+    """All methods are for the running loop's thread, unless they say otherwise.
 
-    ``reach``: the controller is elsewhere, and not where ``config`` says.
+    ``reach`` replaces the way to the controller that ``config`` describes, for one on another machine.
+    ``rng`` spreads retries.
     """
 
     def __init__(
@@ -201,11 +211,12 @@ class Gateway:
         self.connections = 0
         self.readiness_listeners: list[Callable[[], None]] = []
         self.batching = False
-        """Whether more answers follow at once: responses may wait for them, to be sent together."""
+        """Whether more answers follow in this batch: responses may be held back and sent together."""
         self.looked_ns = 0
-        """The instant of the batch's begin, or of its last response: none of them is looked at for less."""
+        """The clock at the batch's begin or at its last response; answers are compared with it first, for no
+        call."""
         self.batch_listeners: list[Callable[[], None]] = []
-        self._prefix = f"{config.name}-{time.time_ns() // NS_PER_MS:x}-"  # unlike any earlier process's
+        self._prefix = f"{config.name}-{time.time_ns() // NS_PER_MS:x}-"  # unique, also among past processes
         self._caps = caps or Caps()
         self._way = Way()
         self.announcements = Announcements(
@@ -219,11 +230,11 @@ class Gateway:
         reach = reach or at_home(config.controller, config.name)
         self.link = GatewayLink(reach, self._settings.default_slo_ns, listener)
         self.turns = Turns(clock, self.link.tell_delivered)
-        self._pending: dict[str, Pending] = {}  # all and only requests sent and not answered
+        self._pending: dict[str, Pending] = {}  # exactly the requests submitted and not answered
         self._stranded = AwaitingFailover(clock)
-        self._held: dict[str, Slot] = {}  # slots of answered requests that a worker may still touch
+        self._held: dict[str, Slot] = {}  # slots of answered requests that a worker may still access
         self._copies = Copies(self._on_filled)
-        self._copying = Copying()  # the next one's that needs it, which few do
+        self._copying = Copying()  # of the next request that needs it; few do
         self._count = 0
         self._received = 0
         self._outcomes: Counter[str] = Counter()
@@ -233,11 +244,11 @@ class Gateway:
 
     @property
     def models(self) -> GatewayModels:
-        """What is served."""
+        """The catalogue of served models."""
         return self.link.models
 
     def close(self) -> None:
-        """End everything: waiting clients are told, memory is given up."""
+        """Close the link, end all requests as not serving, and free the memory."""
         self.turns.close()
         self.link.close()
         self._copies.clear()
@@ -247,7 +258,7 @@ class Gateway:
         self.slots.close()
 
     def infer(self, inquiry: Inquiry) -> str:
-        """Have a request answered; its id, or "" if it ended already."""
+        """Validate a request and submit it; its id, or "" if it has ended already."""
         self._received += 1
         served: Served | None = None
         try:
@@ -263,7 +274,7 @@ class Gateway:
             self.drop_body(inquiry)
             inquiry.end(self.invalid(error, served))
             return ""
-        except Exception:  # noqa: BLE001 - one request that our own code trips over must not end all others
+        except Exception:  # noqa: BLE001 - a bug that one request triggers must not end all others
             _log.exception("reading a request failed", extra={"model": inquiry.model})
             self._refuse(inquiry, Outcome.FAILED, Reason.NONE, UNREAD)
             return ""
@@ -301,7 +312,7 @@ class Gateway:
         self._copies.begin(request_id, copying)
 
     def cancel(self, request_id: str) -> None:
-        """The client of an open request went away; it is not told of the end."""
+        """The client of an open request left: stop the request; :meth:`Inquiry.end` is not called."""
         sent_id = request_id if request_id in self._pending else request_id + AGAIN
         pending = self._pending.get(sent_id)
         if pending is not None and pending.inquiry is not None:
@@ -315,16 +326,16 @@ class Gateway:
             self._count_outcome(Outcome.CANCELLED, Reason.NONE)
 
     def invalid(self, error: InvalidRequest, served: Served | None = None) -> Ending:
-        """Count a request that is wrong, and say how it ends."""
+        """Count a request as invalid; how it ends."""
         self._count_outcome(Outcome.INVALID, reason_of_error(error))
         if served is not None:
             self._invalid_by_model[served.model.key] += 1
         return wrong(error, served=served)
 
     def delivered(self, ending: Ending) -> Ending | None:
-        """A response is given to its client's socket now: None if in time, else how the request ends instead.
+        """A response is about to be written to its client's socket.
 
-        For any thread, like :meth:`undelivered`.
+        None if that is in time, else what to send instead. For any thread, like :meth:`discard`.
         """
         if self.clock() <= ending.deadline_ns:
             self.link.in_time.append(ending.request_id)
@@ -332,28 +343,31 @@ class Gateway:
         return self.late(ending)
 
     def late(self, ending: Ending) -> Ending | None:
-        """The same, where it is told later that it was :meth:`sent`, if it is in time."""
+        """None if it is not late; else count it as late, and say what to send instead.
+
+        For a response that is reported by :meth:`note_sent` once it was sent. For any thread.
+        """
         if self.clock() <= ending.deadline_ns:
             return None
         self.link.late.append(ending.request_id)
         return self._shown(too_late(ending.request_id, ending.outcome, ending.call))
 
     def sent(self, ending: Ending) -> None:
-        """A response has been sent by who tells that some time after it."""
+        """Count a response whose transport reports only later that it was sent. For any thread."""
         in_time = self.clock() <= ending.deadline_ns + SENT_NS
         (self.link.in_time if in_time else self.link.late).append(ending.request_id)
 
     def undelivered(self, ending: Ending) -> None:
-        """The client is gone, and gets no response."""
+        """The client left before its response was sent; nothing is to be counted as late."""
         self.link.in_time.append(ending.request_id)
 
     def unreadable(self, error: InvalidRequest) -> Ending:
-        """Count a request whose body cannot be had, and say how it ends."""
+        """Count a request whose body cannot be decoded; how it ends."""
         self._received += 1
         return self.invalid(error)
 
     def refuse_unread(self, inquiry: Inquiry, message: str, *, crowded: bool) -> None:
-        """End a request that was not read: too many wait for that, or it failed."""
+        """End a request whose body was not decoded: the codec is overloaded (``crowded``), or it failed."""
         self._received += 1
         if crowded:
             self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
@@ -361,17 +375,17 @@ class Gateway:
             self._refuse(inquiry, Outcome.FAILED, Reason.NONE, message)
 
     def drop_body(self, inquiry: Inquiry) -> None:
-        """Give back where an inquiry that is not passed on was received."""
+        """Free the memory that a request's body was received into, if it is not passed on."""
         body, inquiry.body = inquiry.body, None
         if body is not None:
             self.slots.drop(body)
 
     async def ask(self, what: Question, body: bytes = b"{}", patience_s: float = 5.0) -> Reply:
-        """The controller process's reply; one that says 503 if there can be none, 504 if none comes."""
+        """Ask the controller's process. The reply's code is 503 if that is impossible, 504 on timeout."""
         return await self.link.ask(what, body, patience_s)
 
     def counters(self) -> GatewayCounters:
-        """What this gateway saw and the controller did not."""
+        """What this gateway counted itself, beside the controller's counters."""
         return GatewayCounters(
             gateway=self.name,
             received=self._received,
@@ -386,13 +400,13 @@ class Gateway:
         )
 
     def invalid_requests(self, key: str) -> int:
-        """How many requests of a model were wrong."""
+        """How many requests for a model (``name/version``) were invalid."""
         return self._invalid_by_model.get(key, 0)
 
     def _may_enter(self, inquiry: Inquiry) -> bool:
-        """Whether a request may be read; if not, it is ended."""
+        """Whether the server serves and has capacity; if not, the request is ended."""
         link = self.link
-        # Of a model that it has, the controller itself says best why it is not served.
+        # For a model in the catalogue, let the controller say why it is not served.
         if not link.ready and (not link.is_open or link.stuck or not link.models.versions(inquiry.model)):
             self._refuse(inquiry, Outcome.REJECTED, Reason.NOT_SERVING, f"not ready: {link.why_not_ready}")
             return False
@@ -402,7 +416,7 @@ class Gateway:
             return False
         return True
 
-    # What the link tells
+    # Callbacks of the link
 
     def _on_answer(self, answer: Answer) -> None:
         pending = self._pending.pop(answer.request_id, None)
@@ -415,7 +429,7 @@ class Gateway:
                 self._way.ended(inquiry.arrival_ns + answer.queue_ns + answer.exec_ns)
             self._pass_on(inquiry, pending, answer)
         else:
-            # Who was told that the deadline is over was not answered, however good the answer.
+            # A client that was told EXPIRED got no answer, however good this one is.
             over = pending.expired and answer.outcome in TIMELY
             (self.link.late if over else self.link.in_time).append(answer.request_id)
             if answer.outcome is Outcome.OK:
@@ -448,14 +462,14 @@ class Gateway:
         request_id = unheard.request_id
         pending = self._pending.get(request_id)
         if pending is None:
-            _log.error("unheard, and not open", extra={"request_id": request_id})
+            _log.error("an undelivered request is not open", extra={"request_id": request_id})
         elif pending.inquiry is None:
             self._drop(request_id, Outcome.EXPIRED if pending.expired else Outcome.CANCELLED, Reason.NONE)
         else:
             self._refuse_unheard(request_id, lambda pending: no_room(request_id, pending, unheard.why))
 
     def _refuse_unheard(self, request_id: str, ending_of: Callable[[Pending], Ending]) -> None:
-        """End a request that the controller never heard of, and whose client waits."""
+        """End a request that never reached the controller, and whose client waits."""
         over = self.clock() > self._pending[request_id].deadline_ns
         outcome, reason = (Outcome.EXPIRED, Reason.NONE) if over else (Outcome.REJECTED, Reason.QUEUE_FULL)
         pending = self._drop(request_id, outcome, reason)
@@ -464,7 +478,7 @@ class Gateway:
             self._tell(pending.inquiry, ending)
 
     def _drop(self, request_id: str, outcome: Outcome, reason: Reason) -> Pending:
-        """End a request that the controller never heard of."""
+        """End a request that never reached the controller; its slot is free at once."""
         pending = self._pending.pop(request_id)
         self.slots.free(pending.slot)
         self._count_outcome(outcome, reason)
@@ -478,15 +492,15 @@ class Gateway:
         self._refuse(inquiry, Outcome.REJECTED, told.reason, told.message, told.retry_after_ns)
 
     def _on_lost(self, why: str) -> None:
-        # Workers may still write for requests of this controller: to memory that is theirs alone from now on.
+        # Workers may still write outputs for requests of the lost controller. Its region is left to them.
         for request_id in self._copies.clear():
-            self._pending[request_id].asked_again = True  # not once more: its inputs are not there
+            self._pending[request_id].asked_again = True  # do not resubmit it: its inputs are incomplete
         self._pending = self._stranded.take(self._pending, self.slots)
         self._end_all(why)
         self.announcements.on_lost()
 
     def _ask_again(self) -> None:
-        """There is another controller: what waited for it is its to answer."""
+        """There is a new controller: submit the requests that await failover to it."""
         for request_id, pending in self._stranded.release().items():
             self._pending[request_id] = pending
             pending.request = msgspec.structs.replace(pending.request, tensors=pending.slot.encoded)
@@ -508,10 +522,13 @@ class Gateway:
         for listener in self.readiness_listeners:
             listener()
 
-    # Ends that the controller does not decide
+    # Requests that the gateway ends
 
     def _end_overdue(self, request_id: str, pending: Pending) -> None:
-        """The controller counts it when it wakes up; we do if it never does."""
+        """The controller's answer is overdue: tell the client.
+
+        The outcome is counted later, with the answer or when the link is lost.
+        """
         inquiry, pending.inquiry, pending.expired = pending.inquiry, None, True
         if inquiry is not None:
             self._tell(inquiry, own_ending(Outcome.EXPIRED, Reason.NONE, NO_ANSWER, request_id, pending))
@@ -522,7 +539,7 @@ class Gateway:
         return len(self._stranded) > 0
 
     def _end_stranded(self, stranded: dict[str, Pending]) -> None:
-        why = "the controller went away, and none is back"
+        why = "the link to the controller was lost, and no controller took over in time"
         for request_id, pending in stranded.items():
             self.slots.free(pending.slot)
             if pending.inquiry is not None:
@@ -578,10 +595,10 @@ class Gateway:
             # The controller has counted it as answered.
             self.link.in_time.append(answer.request_id)
             inquiry.end(wrong(error, answer.request_id))
-        except Exception:  # noqa: BLE001 - one answer that cannot be told must not end all others
-            _log.exception("telling an answer failed", extra={"request_id": answer.request_id})
+        except Exception:  # noqa: BLE001 - a bug that one answer triggers must not end all others
+            _log.exception("delivering an answer failed", extra={"request_id": answer.request_id})
             self.link.in_time.append(answer.request_id)
-            why = "the answer could not be told; see the gateway's log"
+            why = "the answer could not be delivered; see the gateway's log"
             inquiry.end(own_ending(Outcome.FAILED, Reason.NONE, why, answer.request_id, pending))
 
     def _tell(self, inquiry: Inquiry, ending: Ending) -> None:

@@ -1,4 +1,4 @@
-"""A gRPC server on an event loop: methods by path, as callbacks, coroutines, streams. It knows no service."""
+"""A gRPC server on an event loop: methods by path, implemented as callbacks, coroutines or streams."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ from clockwork_serve.serve.grpc.call import (
 )
 
 SWEEP_S: Final = 5.0
-"""How often it is looked for clients that say nothing."""
+"""The longest interval between checks for clients that send nothing."""
 DRIVEN: Final = ">=1.66,<1.86"
-"""The versions of grpcio whose core is known to do as ``core`` expects; ``pyproject.toml`` asks for these."""
+"""The versions of grpcio whose core is known to do as ``core`` expects; ``pyproject.toml`` requires these."""
 FALL_BACK_VARIABLE: Final = "CLOCKWORK_GRPC_AIO"
-"""Set in the environment, it has calls carried by ``grpc.aio``, whatever grpcio is like."""
+"""If set in the environment, ``grpc.aio`` is used, whatever grpcio is like."""
 Gate = Callable[[str, Metadata], str]
-"""Who calls, by path and metadata. Raises :class:`Aborted`. It is called in a thread of the server's own."""
+"""Checks access by path and metadata, and returns the client's identity. Raises :class:`Aborted`. It is
+called in the transport's thread."""
 
 _log = logging.getLogger(__name__)
 
 
 def callback(path: str, parse: Callable[[bytes], Any], answer: Callable[[GrpcCall, Any], None]) -> Method:
-    """One request, one response: ``answer`` replies whenever it can."""
+    """One request, one response: ``answer`` replies when it can."""
     return Method(path, parse, on_message=answer)
 
 
@@ -49,7 +50,7 @@ def coroutine(
     encode: Callable[[Any], bytes],
     answer: Callable[[Any, GrpcCall], Awaitable[Any]],
 ) -> Method:
-    """One request, one response, which is what ``answer`` returns."""
+    """One request, one response, which ``answer`` returns."""
 
     async def answered(call: GrpcCall, request: Any) -> None:
         call.reply(encode(await answer(request, call)))
@@ -63,7 +64,7 @@ def stream(
     encode: Callable[[Any], bytes],
     answer: Callable[[AsyncIterator[Any], GrpcCall], AsyncIterator[Any]],
 ) -> Method:
-    """Any number of requests, any number of responses."""
+    """Any number of requests and responses."""
 
     async def answered(call: GrpcCall) -> None:
         async with aclosing(answer(_Messages(call), call)) as responses:  # type: ignore[type-var] # a generator
@@ -75,9 +76,9 @@ def stream(
 
 
 class GrpcServer:
-    """Serves methods. Calls of others end as UNIMPLEMENTED, after the gate.
+    """Serves methods. After the access check, calls of unknown methods end as UNIMPLEMENTED.
 
-    So do, as DEADLINE_EXCEEDED, those whose client is to speak and says nothing for ``silent_s``.
+    Calls whose client is to send a message, and does not for ``silent_s``, end as DEADLINE_EXCEEDED.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class GrpcServer:
         self._transport: Transport | None = None
 
     async def listen(self, address: str, credentials: Any = None) -> int:
-        """Accept connections; the port (chosen if 0). Raises :class:`OSError` if it is not to be had."""
+        """Accept connections; the port (chosen if 0). Raises :class:`OSError` if it cannot be opened."""
         make = await find_transport()
         transport = make(self._options, self._admit, self._silence, self._clock)
         port = transport.listen(address, credentials)
@@ -104,7 +105,7 @@ class GrpcServer:
         return port
 
     async def close(self, patience_s: float) -> None:
-        """Accept no more, let open calls end for a while, then cancel them."""
+        """Accept no more, let open calls complete for ``grace_s``, then cancel them."""
         if self._sweep is not None:
             self._sweep.cancel()
         if self._transport is not None:
@@ -118,12 +119,12 @@ class GrpcServer:
         self._sweep = asyncio.get_running_loop().call_later(min(SWEEP_S, limit_s / 4), self._end_silent)
 
     def _admit(self, path: str, metadata: Metadata) -> Admitted:
-        # In whichever thread the transport meets calls.
+        # In the thread in which the transport accepts calls.
         try:
             identity = "" if self._gate is None else self._gate(path, metadata)
         except Aborted:
             raise
-        except Exception:  # noqa: BLE001 - one call that is stumbled over must not end all others
+        except Exception:  # noqa: BLE001 - a bug that one call triggers must not end all others
             _log.exception("admitting a call failed", extra={"method": path})
             raise Aborted(grpc.StatusCode.INTERNAL, "it failed; see the server's log") from None
         method = self._methods.get(path)
@@ -133,11 +134,11 @@ class GrpcServer:
 
 
 async def find_transport() -> MakeTransport:
-    """What carries calls: grpcio's own core, or ``grpc.aio`` with a warning where that is not as expected."""
+    """The transport to use: grpcio's own core, or ``grpc.aio`` with a warning if that is not as expected."""
     why = f"{FALL_BACK_VARIABLE} is set"
     if not os.environ.get(FALL_BACK_VARIABLE):
         try:
-            # Not before: an import of what another grpcio may not have.
+            # Imported here, because another grpcio may lack what it needs.
             from clockwork_serve.serve.grpc import core
 
             await core.check_grpcio()
@@ -153,7 +154,7 @@ async def find_transport() -> MakeTransport:
 
 
 class _Messages:
-    """All requests of a call, in turn."""
+    """All requests of a call, in order."""
 
     def __init__(self, call: GrpcCall) -> None:
         self._call = call
@@ -169,14 +170,14 @@ class _Messages:
 
 
 def _run(call: GrpcCall, work: Callable[[], Awaitable[None]]) -> None:
-    """Have a task answer a call; it ends with it."""
+    """Handle a call in a task, which is cancelled with the call."""
 
     async def body() -> None:
         try:
             await work()
         except Aborted as aborted:
             call.fail(aborted.code, aborted.text, aborted.trailers)
-        except Exception:  # noqa: BLE001 - one call that is stumbled over must not end all others
+        except Exception:  # noqa: BLE001 - a bug that one call triggers must not end all others
             call.fail_by_fault()
 
     call.task = asyncio.get_running_loop().create_task(body())

@@ -1,4 +1,4 @@
-"""The HTTP server of a gateway: accepts connections, spreads them over gateways, has requests answered."""
+"""The HTTP server of a gateway: accepts connections, balances them between gateways, dispatches requests."""
 
 from __future__ import annotations
 
@@ -34,36 +34,34 @@ from clockwork_serve.serve.http.routes import Endpoints, Route, answer, find_rou
 from clockwork_serve.units import KIB, MIB
 
 # ------------------------------------------------------------
-# Connections spread evenly over the gateways that share a port: who accepts one passes it to who has fewest.
+# Balancing of connections between the gateways that share a port: each is passed to the one with the fewest.
 #
-# The kernel spreads them by a hash, which knows no numbers: of 16 connections, one of two gateways gets 10 or
+# The kernel distributes them by a hash, without counting: of 16 connections, one of two gateways gets 10 or
 # more almost every second time. (benchmarks.gateway_balance --gateways 2 --connections 16 --turns 0, twice 20
 # trials: 8 and 8 each time; without this 10 in the median, 12 at worst.) Passing takes a message between two
-# gateways, once in a connection's life. It never holds a connection up: one that nobody else takes is kept.
-# A gateway whose loop does not turn, as one that is stopped, is passed none: it would neither read it nor
-# refuse it.
+# gateways, once in a connection's life. It does not delay a connection: one that no other gateway can receive
+# is kept. A gateway whose loop is stalled is passed none: it would neither read nor reject it.
 
 
 BURST: Final = 64
-"""Most connections that are taken over before the loop may do other things."""
+"""The most connections accepted before the loop handles other events."""
 BEAT_S: Final = 0.25
 STILL: Final = 3
-"""A gateway that has not beaten by so many of our own beats gets none: nobody is slow because we were."""
+"""A gateway that missed this many of our own beats gets no connections. Our own delays do not count."""
 _FD: Final = struct.Struct("i")
 _SINCE: Final = struct.Struct("q")
 
 
 class ConnectionCounts:
-    """How many connections each gateway has, in a file that all map; ``beats``: how its loop turns.
+    """How many connections each gateway has, in a file that all map; ``beats``: counts turns of its loop.
 
-    Row ``i`` counts the connections that gateway ``i`` gave to each (itself included), the last two rows
-    those that have ended, and beats. Every cell has one writer: ``i`` writes row ``i`` and its own cells of
-    the last two. Nothing is locked: who reads in the middle is wrong by one, and the next connection sets it
-    right.
+    Row ``i`` counts the connections that gateway ``i`` passed to each (itself included). The last two rows
+    count closed connections, and beats. Every cell has one writer: ``i`` writes row ``i`` and its own cells
+    of the last two rows. There is no lock: a reader may be off by one, which the next connection corrects.
     """
 
     def __init__(self, path: Path, gateways: int, number: int) -> None:
-        """What an earlier process of that number had has ended with it."""
+        """Connections of an earlier process of that number count as closed."""
         size = (gateways + 2) * gateways * 8
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -79,25 +77,25 @@ class ConnectionCounts:
         self._ended[number] = self._given[:, number].sum()
 
     def open(self) -> npt.NDArray[np.int64]:
-        """By gateway, how many it has or is about to be given."""
+        """The open connections of each gateway, including those just passed to it."""
         found: npt.NDArray[np.int64] = self._given.sum(axis=0) - self._ended
         return found
 
     def gave(self, to: int) -> None:
-        """One more is that gateway's; it may be our own."""
+        """Count a connection of a gateway, which may be our own."""
         self._given[self._number, to] += 1
 
     def ended(self) -> None:
-        """One of ours is gone."""
+        """Count a closed connection of ours."""
         self._ended[self._number] += 1
 
     def beat(self) -> None:
-        """Our loop turned once more."""
+        """Count a turn of our loop."""
         self.beats[self._number] += 1
 
 
 class Share(Struct, frozen=True):
-    """Gateway ``number`` of ``gateways`` (from 0), which meet in ``folder`` under a port's ``name``."""
+    """Gateway ``number`` of ``gateways`` (from 0), which share a port; its files are ``folder/name*``."""
 
     folder: Path
     name: str
@@ -106,7 +104,7 @@ class Share(Struct, frozen=True):
 
 
 class Sharing:
-    """One gateway's part in it. All methods are for the loop's own thread. Raises OSError."""
+    """One gateway's part in balancing. All methods are for the loop's thread. Raises OSError."""
 
     def __init__(self, share: Share) -> None:
         self._tally = ConnectionCounts(share.folder / f"{share.name}.tally", share.gateways, share.number)
@@ -121,20 +119,21 @@ class Sharing:
         own.chmod(0o600)
         self._loop = asyncio.get_running_loop()
         self._tally.beat()
-        self._beats = self._tally.beats.copy()  # as we saw them when we beat last
+        self._beats = self._tally.beats.copy()  # as of our last beat
         self._still = np.zeros(share.gateways, np.int64)  # by gateway, our beats since its last one
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, take: Callable[[socket.socket, int], None]) -> None:
-        """Have ``take`` called with connections of other gateways, and since when they may wait."""
+        """Have ``on_connection`` called with connections of other gateways, and since when they may wait."""
         self._take = take
         self._loop.add_reader(self._socket.fileno(), self._receive)
         self._beat()
 
     def passed_on(self, fd: int, since_ns: int = 0) -> bool:
-        """Whether another gateway has that connection now, and ours can be closed. It may wait since then.
+        """Pass a connection, which may wait since ``since_ns``, to the gateway with the fewest.
 
-        Else it counts as ours, until :meth:`ended`.
+        True if another gateway has it, and ours is to be closed. Else it counts as ours, until
+        :meth:`count_closed`.
         """
         connections = self._tally.open()
         own = connections[self._number]
@@ -149,18 +148,18 @@ class Sharing:
                 try:
                     self._socket.sendmsg([_SINCE.pack(since_ns)], rights, 0, self._paths[other])
                 except OSError:
-                    continue  # it is not there, or has not taken in what it was given before
+                    continue  # it does not run, or its socket's queue is full
                 self._tally.gave(other)
                 return True
         self._tally.gave(self._number)
         return False
 
     def ended(self) -> None:
-        """A connection that counted as ours is gone."""
+        """A connection that counted as ours was closed."""
         self._tally.ended()
 
     def close(self) -> None:
-        """Take no more; what was given and not taken is closed."""
+        """Receive no more; connections that were passed and not received are closed."""
         if self._timer is not None:
             self._timer.cancel()
         self._loop.remove_reader(self._socket.fileno())
@@ -168,7 +167,7 @@ class Sharing:
         Path(self._paths[self._number]).unlink(missing_ok=True)
 
     def _stands_still(self, other: int) -> bool:
-        """Whether a gateway's loop does not turn. One that was started again since our last beat does."""
+        """Whether a gateway's loop is stalled. One that restarted since our last beat is not."""
         return bool(self._still[other] >= STILL and self._tally.beats[other] == self._beats[other])
 
     def _beat(self) -> None:
@@ -185,16 +184,15 @@ class Sharing:
             except (BlockingIOError, InterruptedError):
                 return
             if not fds:
-                self._tally.ended()  # the system had no more files for us, and closed it
+                self._tally.ended()  # no file descriptor was left, and the system closed it
             for fd in fds:
                 self._take(socket.socket(fileno=fd), *_SINCE.unpack(told))
 
 
 class Newcomer(asyncio.Protocol):
-    """A connection that the loop accepted: it goes to another gateway before it is read, or becomes ours.
+    """A connection that the loop accepted: it is passed to another gateway, or becomes ours.
 
-    So it is where nothing is encrypted, for a socket that we accept ourselves costs 0.1 ms more than one that
-    the loop accepts.
+    Used without TLS only: accepting a socket ourselves costs 0.1 ms more than letting the loop do it.
     """
 
     def __init__(self, sharing: Sharing, make: Callable[[], asyncio.BaseProtocol], since_ns: int) -> None:
@@ -203,10 +201,10 @@ class Newcomer(asyncio.Protocol):
         self._make = make
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Pass it on, or have what ``make`` gives take it from here."""
+        """Pass it on, or replace this protocol by what ``make`` returns."""
         made = cast("asyncio.Transport", transport)
         if self._sharing.passed_on(made.get_extra_info("socket").fileno(), self._since_ns):
-            made.abort()  # it lives on where it went
+            made.abort()  # closes our descriptor only
             return
         protocol = self._make()
         made.set_protocol(protocol)
@@ -214,22 +212,26 @@ class Newcomer(asyncio.Protocol):
 
 
 # ------------------------------------------------------------
-# Accepts TLS connections, so that those whose handshake is not done are counted and end in time.
+# Accepts TLS connections, so that handshakes are limited in number and in time.
 #
-# It reads nothing; the loop's own ``create_server`` does all this where nothing is encrypted.
+# Without TLS the loop's own ``create_server`` is used.
 
 
 BACKLOG: Final = 1024
 SHUTDOWN_S: Final = 5.0
-"""How long a client may take to say farewell."""
+"""How long a client may take for the TLS shutdown."""
 _FULL_S: Final = 0.5
-"""When to try again if the system has no more files for us."""
+"""When to try again if the system has no file descriptor left."""
 
 _log = logging.getLogger(__name__)
 
 
 class Admission(Struct, frozen=True):
-    """``admits(n)``: whether one more may come while ``n`` shake hands, which must end in ``handshake_s``."""
+    """How a TLS acceptor makes and limits connections.
+
+    ``admits(n)``: whether another handshake may begin while ``n`` are in progress; each must end in
+    ``handshake_s``.
+    """
 
     make: Callable[[], asyncio.BaseProtocol]
     admits: Callable[[int], bool]
@@ -237,7 +239,10 @@ class Admission(Struct, frozen=True):
 
 
 class TlsAcceptor:
-    """One listening socket. With ``sharing``, connections are passed on and taken over before they greet."""
+    """One listening socket.
+
+    With ``balancer``, connections are passed between gateways before their handshake.
+    """
 
     def __init__(
         self, listener: socket.socket, tls: Tls, admission: Admission, sharing: Sharing | None = None
@@ -255,7 +260,7 @@ class TlsAcceptor:
         self._again: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
-        """Accept no more, and drop who is not in yet."""
+        """Accept no more, and drop connections whose handshake is not complete."""
         if self._again is not None:
             self._again.cancel()
         self._loop.remove_reader(self._listener.fileno())
@@ -280,7 +285,7 @@ class TlsAcceptor:
                 self._take(accepted)
 
     def _take(self, accepted: socket.socket, _since_ns: int = 0) -> None:
-        """Serve a connection, whoever accepted it: nobody asks for anything before he was greeted."""
+        """Begin a handshake. When it was accepted is not needed: no request arrives before the handshake."""
         if not self._admission.admits(len(self._greeting)):
             accepted.close()
             self._ended()
@@ -291,7 +296,7 @@ class TlsAcceptor:
         task.add_done_callback(self._greeting.discard)
 
     def _ended(self) -> None:
-        """One ended that never became a connection of the server's."""
+        """A connection ended before its handshake was complete."""
         if self._sharing is not None:
             self._sharing.ended()
 
@@ -309,12 +314,12 @@ class TlsAcceptor:
             )
         except (OSError, TimeoutError) as error:
             self._ended()
-            # Not ours to mend: another protocol, no certificate, or nothing at all.
+            # The client's fault: another protocol, no certificate, or nothing sent.
             _log.debug("TLS handshake failed: %s", error)
 
 
 def listening_socket(host: str, port: int, *, reuse_port: bool) -> socket.socket:
-    """Where to accept. Raises OSError."""
+    """A listening socket. Raises OSError."""
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
@@ -332,28 +337,28 @@ def listening_socket(host: str, port: int, *, reuse_port: bool) -> socket.socket
 
 
 # ------------------------------------------------------------
-# The HTTP server of a gateway: listens, keeps its connections, has requests answered. It decides nothing.
+# The HTTP server of a gateway: listens, keeps its connections, dispatches requests.
 
 
 READ_BYTES: Final = 256 * KIB
 UNPACK_BYTES: Final = KIB
-"""Compressed bodies above this are unpacked in a thread: they become up to a thousand times as large."""
+"""Compressed bodies above this are decompressed in a thread: they may become a thousand times as large."""
 ENDPOINT_BYTES: Final = 64 * KIB
-"""Of a body that asks for no inference."""
+"""The largest body of a request other than inference."""
 MIXED_JSON_BYTES: Final = MIB
-"""Of JSON before binary data, which is copied."""
+"""The most JSON before binary data, which is copied."""
 _MUCH_FOR_AN_ENDPOINT: Final = (
     f"body: expected at most {ENDPOINT_BYTES} bytes here, found more; send less in it"
 )
 SWEEP_S: Final = 1.0
-"""How often deadlines are looked at."""
+"""The interval between checks of connections' time limits."""
 SPARE_CONNECTIONS: Final = 64
-"""Clients beyond the limit who are told so at one time; more are cut off without a word."""
+"""Clients beyond the limit that get a response; further ones are disconnected without one."""
 FindRoute = Callable[[bytes], Route | None]
 
 
 class HttpServer:
-    """Listens, and keeps its connections. ``buffer`` is where all of them read: no two at a time."""
+    """Listens, and keeps its connections. All of them read into ``buffer``, one at a time."""
 
     def __init__(
         self, gateway: Gateway, endpoints: Endpoints, door: Door, find_route: FindRoute = find_route
@@ -381,12 +386,12 @@ class HttpServer:
         self._connections: set[HttpConnection] = set()
         self._servers: list[asyncio.Server | TlsAcceptor] = []
         self._sharing: Sharing | None = None
-        self._reached: Counter[str] = Counter()  # limits, since they were last told
+        self._reached: Counter[str] = Counter()  # by limit; since the last log line
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None
 
     async def listen(self, host: str, port: int, *, reuse_port: bool, share: Share | None = None) -> int:
-        """Accept connections, evenly with those of ``share``; the port (chosen if 0). Raises OSError."""
+        """Accept connections, balanced as in ``share``; the port (chosen if 0). Raises OSError."""
         number: int
         sharing = self._sharing = None if share is None else Sharing(share)
         if self._tls is not None:
@@ -412,29 +417,29 @@ class HttpServer:
         return number
 
     async def _take_over(self, accepted: socket.socket, since_ns: int, sharing: Sharing) -> None:
-        """Serve a connection that another gateway accepted."""
+        """Handle a connection that another gateway accepted."""
         accepted.setblocking(False)  # noqa: FBT003 - the socket's own word
         try:
             await self.loop.connect_accepted_socket(lambda: HttpConnection(self, since_ns), accepted)
         except OSError as error:
             sharing.ended()
-            _log.debug("a connection came to nothing on its way from another gateway: %s", error)
+            _log.debug("a connection was lost on its way from another gateway: %s", error)
 
     def _admits(self, greeting: int) -> bool:
-        """Whether one more may shake hands while ``greeting`` do."""
+        """Whether another handshake may begin while ``greeting`` are in progress."""
         if len(self._connections) + greeting < self._settings.max_connections + SPARE_CONNECTIONS:
             return True
         self.reached("max_connections")
         return False
 
     async def close(self, patience_s: float) -> None:
-        """Accept no more, let open requests end for a while, then close all connections."""
+        """Accept no more, let open requests complete for ``grace_s``, then close all connections."""
         for server in self._servers:
             server.close()
         if self._sharing is not None:
             self._sharing.close()
         end_s = self.loop.time() + patience_s
-        # For a moment, once in a process's life.
+        # A short wait, once in a process's life.
         while self.loop.time() < end_s and self._busy():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         for connection in tuple(self._connections):
@@ -463,18 +468,18 @@ class HttpServer:
             connection.turn_away("max_connections")
 
     def reached(self, limit: str) -> None:
-        """A client was cut off by that limit; to be told in the log."""
+        """A client was disconnected by that limit; counted for the log."""
         self._reached[limit] += 1
 
     def closed(self, connection: HttpConnection) -> None:
-        """A connection is gone."""
+        """A connection was closed."""
         self._connections.discard(connection)
         self.gateway.connections -= 1
         if self._sharing is not None:
             self._sharing.ended()
 
     def room(self, exchange: HttpExchange, length: int) -> memoryview:
-        """Where to receive a large body: in the region if it is going to be there anyway."""
+        """The buffer for a large body: in the region if its tensors can be used in place."""
         route = exchange.route
         if (
             route is not None
@@ -487,13 +492,13 @@ class HttpServer:
                 exchange.body = self.gateway.slots.body(length, at)
                 if exchange.body is not None:
                     return exchange.body.view
-        # Unlike a bytearray, it takes no memory before something arrives.
+        # Unlike a bytearray, it takes no memory before data arrives.
         return np.empty(length, np.uint8).data
 
     def announce(self, exchange: HttpExchange, arrived_ns: Callable[[], int]) -> None:
-        """Ask whether an inference request is worth its body.
+        """Send an admission query for an inference request whose head says its SLO.
 
-        It has arrived with its head, which says how long it may take.
+        Its arrival is that of its head.
         """
         route = exchange.route
         if (
@@ -508,7 +513,7 @@ class HttpServer:
             exchange.held = announcements.refusing and bool(exchange.announced_id)
 
     def dispatch(self, exchange: HttpExchange) -> None:
-        """Have a request that is complete answered."""
+        """Handle a complete request."""
         if exchange.encoding and exchange.encoding.lower() != b"identity":
             if len(exchange.content) > UNPACK_BYTES:
                 self._start(self._unpacked_soon(exchange))
@@ -545,14 +550,14 @@ class HttpServer:
         if exchange.json_bytes > INLINE_BYTES:
             length = exchange.header_length
             at = None if length is None else byte_count(length)
-            # A length that is none, or 0, is for others to find.
+            # An invalid length, or 0, is handled where the request is parsed.
             if length is None or at:
                 self._start(self._read_soon(exchange, at))
                 return
         exchange.request_id = self.gateway.infer(exchange)
 
     async def _read_soon(self, exchange: HttpExchange, length: int | None) -> None:
-        """Have much JSON read by another process, if the model can need so much; then go on as usual."""
+        """Have the codec process parse large JSON, if the model can need as much; then go on as usual."""
         try:
             served = self.gateway.models.find(exchange.model, exchange.version)
             served.check_json(exchange.json_bytes)
@@ -562,7 +567,7 @@ class HttpServer:
                     raise TooLarge(
                         f"JSON: expected at most {MIXED_JSON_BYTES} bytes before binary data, found {length}"
                     )
-                # The region may go while that is read.
+                # Copied, for the region may be abandoned meanwhile.
                 text = bytes(text[:length])
             exchange.read = await self.codec.read(
                 text, exchange.content, length, served.tensors_max, lambda: not exchange.abandoned
@@ -640,11 +645,11 @@ class HttpServer:
         self._sweep = None
         self.tick_s = self.loop.time()
         for connection in tuple(self._connections):
-            # What a connection set its deadline by was as old as that: none is cut off before its time.
+            # Their time limits were set by a tick up to this old: none is disconnected too early.
             connection.check(self.tick_s - SWEEP_S)
         if self._reached:
             told = ", ".join(f"{limit} {count}" for limit, count in sorted(self._reached.items()))
-            _log.warning("clients cut off, by the setting that they reached: %s", told)
+            _log.warning("clients disconnected, by the setting that they reached: %s", told)
             self._reached.clear()
         if self._connections:
             self._sweep = self.loop.call_later(SWEEP_S, self._end_overdue)
