@@ -189,7 +189,7 @@ def _api_keys(data: bytes) -> None:
     ring = KeyRing(str(path))
     ring.tenants()
     line = data.partition(b"\n")[0]
-    ring.admit(Right.INFER, line[2:], None)
+    ring.authorize(Right.INFER, line[2:], None)
 
 
 def _shared_memory(data: bytes) -> None:

@@ -14,7 +14,14 @@ import pytest
 import uvloop
 
 from clockwork_serve.messages import Answer, Request
-from clockwork_serve.serve.gateway.timing import IDLE_AFTER, NEAR_NS, AcceptQueue, Arrival, BodySocket, Turns
+from clockwork_serve.serve.gateway.timing import (
+    IDLE_AFTER,
+    NEAR_NS,
+    AcceptQueue,
+    Arrival,
+    BodySocket,
+    LoopTurns,
+)
 from clockwork_serve.units import ms
 from tests.serve.gateway.running import RunningGateway
 from tests.serve.http.requests import IDENT_JSON, INFER, post
@@ -55,7 +62,7 @@ class Connection:
     def __init__(self) -> None:
         self.turns, self.source = FakeTurns(), FakeSource()
         self.arrival = Arrival(
-            cast("BodySocket", self.source), cast("Turns", self.turns), self.turns.before_ns
+            cast("BodySocket", self.source), cast("LoopTurns", self.turns), self.turns.before_ns
         )
         self.turns.turn(1001)
         self.turns.turn(1002)
@@ -71,7 +78,7 @@ class Connection:
 def test_what_is_read_came_after_the_last_poll_that_found_nothing() -> None:
     connection = Connection()
     connection.turns.turn(2000)  # polled at 1002, and held up since
-    assert connection.arrival.of_one() == ms(1002)
+    assert connection.arrival.of_single_read() == ms(1002)
     connection.read(2000)
     assert connection.arrival.arrived_ns == connection.arrival.oldest_ns == ms(1002)
 
@@ -80,9 +87,9 @@ def test_the_kernel_says_more_exactly_but_not_that_it_is_older() -> None:
     connection = Connection()
     connection.turns.turn(2000)
     connection.source.quiet = ms(400)
-    assert connection.arrival.of_one() == ms(1600)
+    assert connection.arrival.of_single_read() == ms(1600)
     connection.source.quiet = ms(4000)
-    assert connection.arrival.of_one() == ms(1002)
+    assert connection.arrival.of_single_read() == ms(1002)
     connection.read(2000, 300)
     assert (connection.arrival.arrived_ns, connection.arrival.oldest_ns) == (ms(1700), ms(1002))
 
@@ -91,7 +98,7 @@ def test_a_poll_that_was_just_now_is_near_enough() -> None:
     connection = Connection()
     connection.source.quiet = 0
     connection.turns.now_ns = connection.turns.before_ns + NEAR_NS
-    assert connection.arrival.of_one() == connection.turns.before_ns
+    assert connection.arrival.of_single_read() == connection.turns.before_ns
 
 
 def test_what_comes_while_it_is_not_read_from_waits_for_us() -> None:
@@ -104,7 +111,7 @@ def test_what_comes_while_it_is_not_read_from_waits_for_us() -> None:
     assert connection.arrival.bound() == since_ns
     connection.arrival.resume()
     connection.turns.now_ns = ms(1310)
-    assert connection.arrival.of_one() == since_ns, "no poll has looked since"
+    assert connection.arrival.of_single_read() == since_ns, "no poll has looked since"
     connection.turns.turn(1400)
     connection.turns.turn(1500)
     assert connection.arrival.bound() == ms(1400)
@@ -112,15 +119,15 @@ def test_what_comes_while_it_is_not_read_from_waits_for_us() -> None:
 
 def test_before_it_was_accepted_it_may_have_waited_since_the_loop_last_looked() -> None:
     turns = FakeTurns()
-    arrival = Arrival(cast("BodySocket", FakeSource()), cast("Turns", turns), ms(500))
+    arrival = Arrival(cast("BodySocket", FakeSource()), cast("LoopTurns", turns), ms(500))
     turns.before_ns, turns.now_ns = ms(999), ms(1001)
-    assert arrival.of_one() == ms(500)
+    assert arrival.of_single_read() == ms(500)
 
 
 def test_who_waits_behind_others_to_be_accepted_waits_since_there_were_none() -> None:
     """The loop accepts one in a turn."""
     turns = FakeTurns()
-    queue = AcceptQueue(cast("Turns", turns))
+    queue = AcceptQueue(cast("LoopTurns", turns))
     turns.before_ns, turns.now_ns = ms(100), ms(900)  # it was held up
     assert queue.since_ns() == ms(100)
     for now_ms in (910, 920):
@@ -166,7 +173,7 @@ def test_what_was_kept_is_not_what_the_kernel_speaks_of() -> None:
 def test_a_loop_polls_between_two_of_its_instants() -> None:
     async def main() -> None:
         beats: list[int] = []
-        turns = Turns(on_beat=lambda: beats.append(1))
+        turns = LoopTurns(on_beat=lambda: beats.append(1))
         begun_ns = time.monotonic_ns()
         while len(beats) < 5:  # it beats while nothing happens
             await asyncio.sleep(0.001)
@@ -185,7 +192,7 @@ def test_a_loop_polls_between_two_of_its_instants() -> None:
 def test_a_loop_that_does_nothing_beats_less_often() -> None:
     async def main() -> None:
         instants: list[int] = []
-        turns = Turns(on_beat=lambda: instants.append(time.monotonic_ns()))
+        turns = LoopTurns(on_beat=lambda: instants.append(time.monotonic_ns()))
         while len(instants) < IDLE_AFTER + 4:
             await asyncio.sleep(0.2)
         assert instants[-1] - instants[-2] > ms(15)

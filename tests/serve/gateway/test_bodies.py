@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from clockwork_serve.serve.gateway.timing import AT_ONCE, SIP_BYTES, BodySocket, Unwanted
+from clockwork_serve.serve.gateway.timing import AT_ONCE, PROBE_BYTES, BodySocket, DiscardedBody
 from clockwork_serve.units import MIB
 
 
@@ -42,8 +42,8 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
-def unwanted(sock: socket.socket, left: int, *, encrypted: bool = False) -> Unwanted:
-    return Unwanted(source(sock, encrypted=encrypted), memoryview(bytearray(MIB)), left)
+def unwanted(sock: socket.socket, left: int, *, encrypted: bool = False) -> DiscardedBody:
+    return DiscardedBody(source(sock, encrypted=encrypted), memoryview(bytearray(MIB)), left)
 
 
 def source(sock: socket.socket, *, encrypted: bool = False) -> BodySocket:
@@ -54,8 +54,8 @@ def test_all_that_is_there_goes_and_what_follows_stays(pair: tuple[socket.socket
     ours, theirs = pair
     rest = unwanted(ours, 100_000)
     theirs.sendall(bytes(60_000))
-    assert ours.recv_into(rest.room()) == SIP_BYTES
-    assert not rest.received(SIP_BYTES)
+    assert ours.recv_into(rest.room()) == PROBE_BYTES
+    assert not rest.received(PROBE_BYTES)
     assert rest.left == 40_000
     theirs.sendall(bytes(40_000) + b"next")
     assert rest.received(ours.recv_into(rest.room()))

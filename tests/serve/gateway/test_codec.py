@@ -17,7 +17,7 @@ from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.oip import OK, InferCall, OutputTensor, OutputWish, TooLarge, encode_infer, parse_infer
 from clockwork_serve.serve.gateway import codec as gateway_codec
-from clockwork_serve.serve.gateway.codec import Codec, CodecFailed, Crowded, Heavy, is_heavy
+from clockwork_serve.serve.gateway.codec import Codec, CodecBusy, CodecFailed, Heavy, is_heavy
 from clockwork_serve.serve.gateway.requests import Ending
 from clockwork_serve.serve.http.exchange import HttpExchange
 from tests.oip.models import served, spec
@@ -132,7 +132,7 @@ def test_what_nobody_waits_for_is_not_read_and_much_that_waits_is_refused() -> N
                 await codec.read(text, memoryview(text), None, TENSORS_MAX, lambda: False)
             assert codec._process is None
             codec._waiting_bytes = gateway_codec.WAITING_BYTES
-            with pytest.raises(Crowded, match="wait to be read already"):
+            with pytest.raises(CodecBusy, match="wait to be read already"):
                 await codec.read(text, memoryview(text), None, TENSORS_MAX, lambda: True)
         finally:
             codec.close()

@@ -14,7 +14,7 @@ from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import Answer, Outcome, Question, Readiness, Reason, Reply, Request, Undelivered
 from clockwork_serve.serve.gateway import controller_link as gateway_stranded
 from clockwork_serve.serve.gateway.access import Tenant
-from clockwork_serve.serve.gateway.gateway import GRACE_NS, LOOK_LEAST_S, Gateway
+from clockwork_serve.serve.gateway.gateway import GRACE_NS, SWEEP_LEAST_S, Gateway
 from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.units import MIB, NS_PER_S, ms
 from tests.serve.gateway.worlds import IDENT, SMALL, Client, World, in_world
@@ -247,7 +247,7 @@ def test_a_stuck_controller_does_not_keep_clients_waiting(tmp_path: Path) -> Non
         assert client.ended == (Outcome.EXPIRED, Reason.NONE)
         assert client.ends[0].status.http == 504
         assert time.monotonic_ns() >= client.arrival_ns + ms(100) + GRACE_NS
-        assert ms(45) >= GRACE_NS + LOOK_LEAST_S * NS_PER_S, "so that clients hear within 50 ms"
+        assert ms(45) >= GRACE_NS + SWEEP_LEAST_S * NS_PER_S, "so that clients hear within 50 ms"
         # A worker may still write there, and the controller counts it when it wakes up.
         assert world.gateway.slots.used_bytes > 0
         assert world.gateway.counters().outcomes == {}
@@ -308,7 +308,7 @@ def test_what_the_controller_never_heard_of_ends_here(tmp_path: Path) -> None:
 def test_a_lost_controller_ends_what_cannot_wait_at_once_and_is_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway_stranded, "LEAST_NS", ms(100_000))
+    monkeypatch.setattr(gateway_stranded, "FAILOVER_LEAST_NS", ms(100_000))
 
     async def story(world: World) -> None:
         world.controller.on_request = world.keep
@@ -376,7 +376,7 @@ def test_questions_get_replies_or_say_why_not(tmp_path: Path) -> None:
         replies = await asyncio.gather(*(gateway.ask(Question.INDEX, b"%d" % n) for n in range(5)))
         assert [reply.body for reply in replies] == [b"0", b"1", b"2", b"3", b"4"]
         controller.on_ask = lambda ask: Reply(ask_id=-1, ok=True)
-        slow = await gateway.ask(Question.LOAD, patience_s=0.01)
+        slow = await gateway.ask(Question.LOAD, timeout_s=0.01)
         assert (slow.ok, slow.code) == (False, 504)
         asking = asyncio.ensure_future(gateway.ask(Question.LOAD))
         await world.until(lambda: len(controller.asks) == 7)

@@ -20,12 +20,12 @@ def path(tmp_path: Path) -> str:
 
 def test_a_key_is_taken_from_either_header(path: str) -> None:
     ring = KeyRing(path)
-    assert ring.admit(Right.INFER, b"Bearer alpha", None).name == "team-a"
-    assert ring.admit(Right.INFER, b"bearer  alpha ", None).name == "team-a"
-    assert ring.admit(Right.INFER, None, b"alpha").name == "team-a"
+    assert ring.authorize(Right.INFER, b"Bearer alpha", None).name == "team-a"
+    assert ring.authorize(Right.INFER, b"bearer  alpha ", None).name == "team-a"
+    assert ring.authorize(Right.INFER, None, b"alpha").name == "team-a"
     # A proxy's own credentials are not ours.
-    assert ring.admit(Right.INFER, b"Basic YTpi", b"alpha").name == "team-a"
-    assert ring.admit(Right.ADMIN, b"Bearer omega", None).name == "ops"
+    assert ring.authorize(Right.INFER, b"Basic YTpi", b"alpha").name == "team-a"
+    assert ring.authorize(Right.ADMIN, b"Bearer omega", None).name == "ops"
 
 
 @pytest.mark.parametrize(
@@ -46,21 +46,21 @@ def test_a_missing_or_unknown_key_is_denied(
     path: str, authorization: bytes | None, api_key: bytes | None, found: str
 ) -> None:
     with pytest.raises(Denied, match=found) as caught:
-        KeyRing(path).admit(Right.INFER, authorization, api_key)
+        KeyRing(path).authorize(Right.INFER, authorization, api_key)
     assert not caught.value.known
 
 
 def test_a_known_key_without_the_right_is_told_so(path: str) -> None:
     with pytest.raises(Denied, match="team-a: expected the right 'admin', found only infer") as caught:
-        KeyRing(path).admit(Right.ADMIN, b"Bearer alpha", None)
+        KeyRing(path).authorize(Right.ADMIN, b"Bearer alpha", None)
     assert caught.value.known
     with pytest.raises(Denied, match="'metrics'"):
-        KeyRing(path).admit(Right.METRICS, b"Bearer omega", None)
+        KeyRing(path).authorize(Right.METRICS, b"Bearer omega", None)
 
 
 def test_a_holder_may_have_two_keys_so_that_one_can_replace_the_other(tmp_path: Path) -> None:
     ring = KeyRing(written(tmp_path, entry("a", "old", "infer"), entry("a", "new", "infer")))
-    assert {ring.admit(Right.INFER, None, key).name for key in (b"old", b"new")} == {"a"}
+    assert {ring.authorize(Right.INFER, None, key).name for key in (b"old", b"new")} == {"a"}
 
 
 GOOD = entry("a", "k", "infer")
@@ -120,11 +120,11 @@ def test_a_file_that_everybody_may_read_is_warned_of(path: str, caplog: pytest.L
 def test_a_change_is_noticed(path: str) -> None:
     ring = KeyRing(path)
     replaced(path, entry("team-b", "beta", "infer"))
-    ring.admit(Right.INFER, None, b"alpha")
+    ring.authorize(Right.INFER, None, b"alpha")
     ring.refresh()
-    assert ring.admit(Right.INFER, None, b"beta").name == "team-b"
+    assert ring.authorize(Right.INFER, None, b"beta").name == "team-b"
     with pytest.raises(Denied):
-        ring.admit(Right.INFER, None, b"alpha")
+        ring.authorize(Right.INFER, None, b"alpha")
 
 
 def test_a_change_that_will_not_do_is_logged_once_and_nothing_changes(
@@ -135,14 +135,14 @@ def test_a_change_that_will_not_do_is_logged_once_and_nothing_changes(
     replaced(path, "nonsense")
     for _ in range(3):
         ring.refresh()
-        assert ring.admit(Right.INFER, None, b"alpha").name == "team-a"
+        assert ring.authorize(Right.INFER, None, b"alpha").name == "team-a"
     Path(path).unlink()
     ring.refresh()
-    assert ring.admit(Right.INFER, None, b"alpha").name == "team-a"
+    assert ring.authorize(Right.INFER, None, b"alpha").name == "team-a"
     assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
     replaced(path, good + entry("c", "gamma", "infer"))
     ring.refresh()
-    assert ring.admit(Right.INFER, None, b"gamma").name == "c"
+    assert ring.authorize(Right.INFER, None, b"gamma").name == "c"
 
 
 def test_denials_are_told_in_the_log_without_the_key(path: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -150,7 +150,7 @@ def test_denials_are_told_in_the_log_without_the_key(path: str, caplog: pytest.L
     ring = KeyRing(path)
     for right, key in ((Right.INFER, b"guess"), (Right.ADMIN, b"alpha"), (Right.INFER, None)):
         with pytest.raises(Denied):
-            ring.admit(right, None, key)
+            ring.authorize(right, None, key)
     ring.refresh()
     ring.refresh()
     (record,) = caplog.records

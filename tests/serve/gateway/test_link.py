@@ -49,7 +49,7 @@ def test_questions_that_wait_hear_when_the_controller_does_not_answer(tmp_path: 
     async def story(world: World) -> None:
         world.controller.on_ask = lambda ask: None
         world.controller.beats = False
-        reply = await world.gateway.ask(Question.LOAD, patience_s=600)
+        reply = await world.gateway.ask(Question.LOAD, timeout_s=600)
         assert (reply.ok, reply.code) == (False, 503)
         assert "the controller has not answered" in msgspec.json.decode(reply.body)["error"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any
 
-from clockwork_serve.serve.gateway.gateway import GRACE_NS, Overdue
+from clockwork_serve.serve.gateway.gateway import GRACE_NS, OverdueSweep
 from clockwork_serve.units import ms
 
 
@@ -18,9 +18,11 @@ class World:
     def __init__(self) -> None:
         self.open: dict[str, Any] = {}
         self.ended: dict[str, list[int]] = {}
-        self.stranded = False
+        self.awaiting = False
         self.looks = 0
-        self.overdue = Overdue(time.monotonic_ns, lambda: self.open, self._end, self._look_after_stranded)
+        self.overdue = OverdueSweep(
+            time.monotonic_ns, lambda: self.open, self._end, self._sweep_awaiting_failover
+        )
 
     def ask(self, name: str, slo_ms: float, *, told: bool = False) -> None:
         due_ns = time.monotonic_ns() + ms(slo_ms)
@@ -31,9 +33,9 @@ class World:
         pending.inquiry = None
         self.ended.setdefault(name, []).append(time.monotonic_ns() - pending.deadline_ns)
 
-    def _look_after_stranded(self) -> bool:
+    def _sweep_awaiting_failover(self) -> bool:
         self.looks += 1
-        return self.stranded
+        return self.awaiting
 
 
 def played(story: Callable[[World], Coroutine[Any, Any, None]]) -> World:
@@ -82,11 +84,11 @@ def test_nobody_is_looked_at_where_nobody_waits() -> None:
 
 def test_who_waits_for_the_next_controller_is_looked_after() -> None:
     async def story(world: World) -> None:
-        world.stranded = True
+        world.awaiting = True
         world.overdue.watch()
         while world.looks < 3:
             await asyncio.sleep(0.005)
-        world.stranded = False
+        world.awaiting = False
         await asyncio.sleep(0.05)
         world.looks = 0
         await asyncio.sleep(0.1)

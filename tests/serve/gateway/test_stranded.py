@@ -11,7 +11,7 @@ import pytest
 from clockwork_serve.messages import Outcome, Readiness, Reason, Request
 from clockwork_serve.oip import InputTensor
 from clockwork_serve.serve.gateway import controller_link as gateway_stranded
-from clockwork_serve.serve.gateway.controller_link import AGAIN
+from clockwork_serve.serve.gateway.controller_link import RESUBMITTED
 from clockwork_serve.serve.gateway.requests import Slots
 from clockwork_serve.units import MIB, ms
 from tests.serve.gateway.worlds import Client, World, in_world
@@ -52,7 +52,9 @@ def test_the_next_controller_is_asked_once_and_its_answer_given(tmp_path: Path) 
         (again,) = world.controller.requests
         assert client.ended == (Outcome.OK, Reason.NONE)
         assert client.outputs == [X]
-        assert again.request_id == first.request_id + AGAIN, "who lost the link alone may know the first"
+        assert again.request_id == first.request_id + RESUBMITTED, (
+            "who lost the link alone may know the first"
+        )
         assert (again.arrival_ns, again.deadline_ns) == (first.arrival_ns, first.deadline_ns)
         assert world.controller.tensors(again).region != tensors.region
         world.controller.send(world.controller.answer(again, outcome=Outcome.OK))  # a second answer
@@ -94,7 +96,7 @@ def test_what_waits_for_a_controller_hears_at_its_deadline(tmp_path: Path) -> No
 
 
 def test_nobody_waits_for_ever_for_a_controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway_stranded, "PATIENCE_NS", ms(100))
+    monkeypatch.setattr(gateway_stranded, "FAILOVER_TIMEOUT_NS", ms(100))
 
     async def story(world: World) -> None:
         client = Client(slo_ms=60_000)
@@ -170,7 +172,7 @@ def test_a_client_that_leaves_after_it_was_asked_again_is_cancelled_by_the_secon
         await world.until(lambda: world.controller.requests)
         world.gateway.cancel(request.request_id)
         await world.until(lambda: world.controller.cancels)
-        assert [one.request_id for one in world.controller.cancels] == [request.request_id + AGAIN]
+        assert [one.request_id for one in world.controller.cancels] == [request.request_id + RESUBMITTED]
 
     in_world(tmp_path, story)
 

@@ -23,7 +23,7 @@ OF_GOLD = entry("a", "k", "infer") + 'tenant = "gold"\n'
 def test_several_keys_are_of_one_tenant_and_a_key_without_one_is_its_holders(tmp_path: Path) -> None:
     second = OF_GOLD.replace(entry("a", "k", "infer"), entry("b", "l", "infer"))
     ring = KeyRing(written(tmp_path, GOLD, OF_GOLD, second, entry("c", "m", "infer")))
-    holders = [ring.admit(Right.INFER, None, key) for key in (b"k", b"l", b"m")]
+    holders = [ring.authorize(Right.INFER, None, key) for key in (b"k", b"l", b"m")]
     assert [(one.name, one.tenant) for one in holders] == [("a", "gold"), ("b", "gold"), ("c", "c")]
 
 

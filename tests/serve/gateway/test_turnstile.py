@@ -160,7 +160,7 @@ def test_a_link_is_told_who_was_unheard_and_sends_the_next() -> None:
         controller = Controller()
         gone: list[Undelivered] = []
         listener = LinkListener(
-            lambda _: None, lambda _: None, lambda _: None, lambda: None, on_unheard=gone.append
+            lambda _: None, lambda _: None, lambda _: None, lambda: None, on_undelivered=gone.append
         )
         link = GatewayLink(controller.reach, None, listener)
         running = asyncio.ensure_future(link.run())

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from clockwork_serve.serve.grpc.call import AFTER_NS, GAP_NS, Gaps, GrpcCall, Method, Silence
+from clockwork_serve.serve.grpc.call import AFTER_NS, GAP_NS, Gaps, GrpcCall, Method, SilentCalls
 from clockwork_serve.serve.grpc.core import CoreCall, CoreTransport
 from clockwork_serve.units import NS_PER_S, ms
 
@@ -70,30 +70,30 @@ class FakeCore:
 
 def call_of(core: FakeCore) -> GrpcCall:
     method = Method("/t/m", bytes)
-    return CoreCall(cast("CoreTransport", core), Event(), (method, ""), Silence())
+    return CoreCall(cast("CoreTransport", core), Event(), (method, ""), SilentCalls())
 
 
 def test_a_message_of_a_stream_that_was_there_when_it_was_asked_for_waited_for_that() -> None:
     core = FakeCore()
     call = call_of(core)
     call._asked_ns = ms(150)
-    call.came(ms(151), ms(151))
+    call.note_arrival(ms(151), ms(151))
     assert call.arrival_ns == ms(100), "since the call began"
     call._asked_ns = ms(160)
-    call.came(ms(190), ms(190))
+    call.note_arrival(ms(190), ms(190))
     assert call.arrival_ns == ms(190), "this one was waited for"
 
 
 def test_the_only_message_of_a_call_is_asked_for_at_once() -> None:
     call = call_of(FakeCore())
-    call.came(ms(150), ms(151))
+    call.note_arrival(ms(150), ms(151))
     assert call.arrival_ns == ms(150)
 
 
 def test_a_clients_own_deadline_counts_from_when_its_message_came() -> None:
     call = call_of(FakeCore())
     call.deadline_s = time.time() + 10
-    call.came(ms(100), ms(150))
+    call.note_arrival(ms(100), ms(150))
     left_s = call.time_allowed(lambda: ms(150) + 5 * NS_PER_S)
     assert left_s is not None
     assert 14 < left_s <= 15

@@ -96,7 +96,7 @@ class Served:
 
     def _unless(self, call: GrpcCall, request: bytes) -> None:
         failure = None if request == b"in time" else (Code.DEADLINE_EXCEEDED, "late", (("why", "slow"),))
-        delivery = SimpleNamespace(failed=lambda: failure, sent=lambda: self.began.append("sent"))
+        delivery = SimpleNamespace(failure=lambda: failure, on_sent=lambda: self.began.append("sent"))
         call.reply_unless(delivery, b"good", (("answer", "first"),))
 
     def _tell(self, call: GrpcCall, request: bytes) -> None:
@@ -158,8 +158,8 @@ class Served:
     def begin(self, method: str, message: bytes = b"x", **more: Any) -> Any:
         return self.channel.unary_unary(f"/t/{method}").future(message, **more)
 
-    def close(self, patience_s: float = 0.1) -> None:
-        self.run(self.server.close(patience_s))
+    def close(self, grace_s: float = 0.1) -> None:
+        self.run(self.server.close(grace_s))
         self.channel.close()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(20)

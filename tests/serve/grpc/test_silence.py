@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clockwork_serve.serve.grpc.call import Silence
+from clockwork_serve.serve.grpc.call import SilentCalls
 
 
 class Clock:
@@ -14,7 +14,7 @@ class Clock:
 
 def test_who_spoke_is_not_overdue_and_who_was_answered_has_as_long_again() -> None:
     clock = Clock()
-    silence: Silence[str] = Silence(10, clock)
+    silence: SilentCalls[str] = SilentCalls(10, clock)
     for name in ("silent", "spoke", "answered"):
         silence.begin(name)
     clock.now_s = 9

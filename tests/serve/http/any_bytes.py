@@ -89,17 +89,21 @@ class Host:
         self.buffer = memoryview(self.received)
         self.small_buffer = self.buffer[:SMALL_READ_BYTES]
         self.readers = RoundRobin(self.loop)  # type: ignore[arg-type] # of a test
-        none = SimpleNamespace(withdraw=lambda name: None, awaited=lambda name: False)
+        none = SimpleNamespace(withdraw=lambda name: None, must_wait=lambda name: False)
         turns = SimpleNamespace(before_ns=0, begin=lambda: None, clock=lambda: 1, noting=True)
         self.gateway: Any = SimpleNamespace(
-            drop_body=lambda exchange: None, announcements=none, batching=False, dice=Random(1), turns=turns
+            drop_body=lambda exchange: None,
+            admission_queries=none,
+            batching=False,
+            rng=Random(1),
+            turns=turns,
         )
         self.held: list[Any] = []
 
     def opened(self, connection: HttpConnection) -> None:
         pass
 
-    def reached(self, limit: str) -> None:
+    def count_disconnect(self, limit: str) -> None:
         pass
 
     def find_route(self, url: bytes) -> Route:
@@ -108,7 +112,7 @@ class Host:
     def room(self, exchange: HttpExchange, length: int) -> memoryview:
         return np.empty(length, np.uint8).data
 
-    def announce(self, exchange: HttpExchange, arrived_ns: Callable[[], int]) -> None:
+    def query_admission(self, exchange: HttpExchange, arrived_ns: Callable[[], int]) -> None:
         pass
 
     def dispatch(self, exchange: HttpExchange) -> None:

@@ -36,7 +36,7 @@ def gateway(tmp_path: Path) -> Iterator[RunningGateway]:
 
 
 def expect(gateway: RunningGateway, *, refusals: bool) -> None:
-    gateway.servers.gateway.announcements._wary_until_s = math.inf if refusals else 0.0
+    gateway.servers.gateway.admission_queries._rejections_until_s = math.inf if refusals else 0.0
 
 
 def message(values: np.ndarray = VALUES, *headers: str, length: int | None = None) -> tuple[bytes, bytes]:
@@ -223,7 +223,7 @@ def test_nothing_is_asked_about_a_small_body(gateway: RunningGateway) -> None:
 def test_a_body_that_is_too_much_to_throw_away_ends_the_connection(
     gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway_connection, "UNWANTED_MAX", MIB)
+    monkeypatch.setattr(gateway_connection, "DISCARDED_MAX", MIB)
     gateway.controller.on_announced = hopeless
     head, body = message(VALUES, "x-slo-ms: 60000", length=2 * MIB)
     with gateway.connect() as client:
@@ -247,7 +247,7 @@ def test_nothing_is_asked_while_nothing_is_refused_and_bodies_come_quickly(
         assert read_response(client)[1] == {"live": True}
     time.sleep(0.05)
     assert gateway.controller.announced == []
-    assert gateway.do(lambda: gateway.servers.gateway.announcements._open) == {}
+    assert gateway.do(lambda: gateway.servers.gateway.admission_queries._open) == {}
 
 
 def test_a_body_that_is_slow_to_come_is_asked_about_all_the_same(gateway: RunningGateway) -> None:
@@ -288,7 +288,7 @@ def test_a_client_that_leaves_before_anything_is_asked_leaves_nothing_behind(
     head, body = message(VALUES, "x-slo-ms: 30000")
     with gateway.connect() as client:
         client.sendall(head + body[:1000])
-        gateway.until(lambda: gateway.servers.gateway.announcements._open)
+        gateway.until(lambda: gateway.servers.gateway.admission_queries._open)
     gateway.until(lambda: gateway.servers.gateway.counters().connections == 0)
     time.sleep(0.1)
     assert gateway.controller.announced == []

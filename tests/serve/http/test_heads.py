@@ -19,13 +19,13 @@ from tests.serve.http.requests import IDENT_JSON, INFER, post
 def heads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """All heads that are used again."""
     used: list[object] = []
-    again = gateway_heads.ParsedHead.again
+    again = gateway_heads.ParsedHead.new_exchange
 
     def counted(self: gateway_heads.ParsedHead, on_response: Any) -> Any:
         used.append(self)
         return again(self, on_response)
 
-    monkeypatch.setattr(gateway_heads.ParsedHead, "again", counted)
+    monkeypatch.setattr(gateway_heads.ParsedHead, "new_exchange", counted)
     return used
 
 

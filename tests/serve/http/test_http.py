@@ -211,7 +211,7 @@ def test_who_is_told_to_come_back_in_a_second_does_not_come_back_with_all_others
         )
 
     gateway.controller.on_request = answered
-    gateway.servers.gateway.dice.seed(3)
+    gateway.servers.gateway.rng.seed(3)
     told = [ask(gateway, post(INFER, IDENT_JSON)) for _ in range(24)]
     assert {found.headers["retry-after"] for found in told} == {"1", "2"}
     assert {found.json["retry_after_ms"] for found in told} == {7.0}, "exact, whatever the header says"

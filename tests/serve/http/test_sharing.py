@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from clockwork_serve.serve.http.server import STILL, ConnectionCounts, Share, Sharing
+from clockwork_serve.serve.http.server import (
+    STALLED_BEATS,
+    BalancerConfig,
+    ConnectionBalancer,
+    ConnectionCounts,
+)
 from tests.serve.certificates import certificates
 from tests.serve.gateway.running import RunningGateway, running_gateway, until
 from tests.serve.http.requests import IDENT_JSON, INFER, Found, post
@@ -23,21 +28,21 @@ class Pair:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.parts: list[Sharing] = []
+        self.parts: list[ConnectionBalancer] = []
         self.taken: list[list[socket.socket]] = [[], []]
         self.clients: list[socket.socket] = []
         for number in range(2):
             self.start(number)
 
     def start(self, number: int) -> None:
-        self.parts.insert(number, Sharing(Share(self.folder, "http", 2, number)))
+        self.parts.insert(number, ConnectionBalancer(BalancerConfig(self.folder, "http", 2, number)))
         self.parts[number].begin(lambda accepted, _: self.taken[number].append(accepted))
 
     def accept(self, number: int) -> bool:
         """A connection comes to that gateway; whether it was passed on."""
         client, accepted = socket.socketpair()
         self.clients.append(client)
-        passed = self.parts[number].passed_on(accepted.fileno())
+        passed = self.parts[number].pass_on(accepted.fileno())
         if passed:
             accepted.close()
         else:
@@ -79,7 +84,7 @@ def test_what_ended_makes_room(tmp_path: Path) -> None:
     def work(pair: Pair) -> None:
         assert not pair.accept(0)
         assert not pair.accept(1)
-        pair.parts[0].ended()
+        pair.parts[0].count_closed()
         assert pair.accept(1)
         assert not pair.accept(1)
 
@@ -111,7 +116,7 @@ def test_nothing_is_passed_to_a_gateway_that_is_stopped(tmp_path: Path) -> None:
         assert timer is not None
         timer.cancel()  # its loop turns no more, and its sockets stay
         async with asyncio.timeout(20):
-            while pair.parts[0]._still[1] < STILL:
+            while pair.parts[0]._missed_beats[1] < STALLED_BEATS:
                 await asyncio.sleep(0.01)
         assert [pair.accept(0) for _ in range(4)] == [False] * 4
         pair.parts[1]._beat()
@@ -136,10 +141,10 @@ def test_a_gateway_that_starts_again_has_none_and_gets_the_next(tmp_path: Path) 
 
 def test_every_gateway_reads_the_same_numbers(tmp_path: Path) -> None:
     tallies = [ConnectionCounts(tmp_path / "tally", 3, number) for number in range(3)]
-    tallies[0].gave(0)
-    tallies[0].gave(2)
-    tallies[1].gave(2)
-    tallies[2].ended()
+    tallies[0].count_passed(0)
+    tallies[0].count_passed(2)
+    tallies[1].count_passed(2)
+    tallies[2].count_closed()
     assert [tally.open().tolist() for tally in tallies] == [[1, 0, 1]] * 3
     assert ConnectionCounts(tmp_path / "tally", 3, 2).open().tolist() == [1, 0, 0]
 
@@ -190,7 +195,7 @@ def test_gateways_have_as_many_each_whatever_the_kernel_chose(tmp_path: Path, *,
             for client in clients:
                 client.close()
             until(lambda: not any(gateway.servers.gateway.connections for gateway in gateways))
-            sharing = gateways[0].servers.http._sharing
+            sharing = gateways[0].servers.http._balancer
             assert sharing is not None
             until(lambda sharing=sharing: sharing._tally.open().tolist() == [0, 0])
 
@@ -204,7 +209,7 @@ def test_connections_that_come_to_nothing_are_not_counted_for_ever(tmp_path: Pat
                 client.sendall(b"GET / HTTP/1.1\r\n\r\n")  # no TLS
                 while client.recv(4096):
                     pass
-        sharing = gateways[0].servers.http._sharing
+        sharing = gateways[0].servers.http._balancer
         assert sharing is not None
         assert sharing._tally._given.sum() == 20
         until(lambda: sharing._tally.open().tolist() == [0, 0])

@@ -80,7 +80,7 @@ class Caps:
         return max(slo_ns, found.min_slo_ns), priority
 
 
-class UnfitTable(ClockworkError):
+class InvalidTenants(ClockworkError):
     """An invalid table ``[[tenants]]``: ``expected`` and ``found`` name the field."""
 
     def __init__(self, expected: str, found: str, remedy: str) -> None:
@@ -110,13 +110,15 @@ def read_tenants(tables: Sequence[Mapping[str, object]]) -> dict[str, Tenant]:
             if field not in FIELDS:
                 near = get_close_matches(field, FIELDS, n=1)
                 remedy = f"did you mean {near[0]}?" if near else f"it takes {', '.join(FIELDS)}"
-                raise UnfitTable(f"a known field in {place}", repr(field), remedy)
+                raise InvalidTenants(f"a known field in {place}", repr(field), remedy)
         name = table.get("name")
         if not isinstance(name, str) or not NAME.fullmatch(name):
             shown = "none" if name is None else repr(name)
-            raise UnfitTable(f"a name of 1 to 64 letters, digits or ._:@/- in {place}", shown, "correct it")
+            raise InvalidTenants(
+                f"a name of 1 to 64 letters, digits or ._:@/- in {place}", shown, "correct it"
+            )
         if name in found:
-            raise UnfitTable("each tenant once", f"{name!r} again in {place}", "make it one table")
+            raise InvalidTenants("each tenant once", f"{name!r} again in {place}", "make it one table")
         numbers = {field: _number(place, field, table[field]) for field in _LIMITS if field in table}
         min_slo_ms = numbers.pop("min_slo_ms", 0)
         found[name] = Tenant(name=name, min_slo_ns=round(min_slo_ms * NS_PER_MS), **numbers)  # type: ignore[arg-type]
@@ -131,7 +133,7 @@ def _number(place: str, field: str, value: object) -> float:
     else:
         right = least <= value <= most
     if not right:
-        raise UnfitTable(
+        raise InvalidTenants(
             f"{place}.{field} to be {kind} from {least:.15g} to {most:.15g}", repr(value), "correct it"
         )
     assert isinstance(value, int | float)
@@ -207,7 +209,7 @@ class KeyRing:
         self._denied: Counter[bool] = Counter()  # by whether the key was known; since the last log line
         self._denials = Lock()
 
-    def admit(self, right: Right, authorization: bytes | None, api_key: bytes | None) -> Holder:
+    def authorize(self, right: Right, authorization: bytes | None, api_key: bytes | None) -> Holder:
         """The holder of the key in a request's headers. Raises :class:`Denied`."""
         key = api_key
         if authorization is not None and authorization[:7].lower() == b"bearer ":
@@ -235,7 +237,7 @@ class KeyRing:
 
     def refresh(self) -> None:
         """Log the denials since the last call, and read the file again if it changed."""
-        self._tell_denials()
+        self._log_denials()
         if self._file.refresh():
             _log.info("api_keys: read %d keys again from %s", len(self._file.content.holders), self._path)
 
@@ -243,7 +245,7 @@ class KeyRing:
         with self._denials:
             self._denied[known] += 1
 
-    def _tell_denials(self) -> None:
+    def _log_denials(self) -> None:
         with self._denials:
             denied, self._denied = self._denied, Counter()
         if denied:
@@ -279,7 +281,7 @@ def read_keys(path: str) -> Keys:
         tenants = read_tenants(file_.tenants)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _wrong("keys as TOML", str(error), path) from None
-    except UnfitTable as unfit:
+    except InvalidTenants as unfit:
         raise _wrong(unfit.expected, unfit.found, path, unfit.remedy) from None
     return Keys(_holders(file_.keys, tenants, path), tenants)
 
@@ -314,7 +316,7 @@ def tls_files(settings: Settings) -> TlsFiles | None:
     )
 
 
-class Door:
+class AccessControl:
     """Access control of one gateway, shared by its servers. Without ``keys`` everything is allowed."""
 
     def __init__(self, config: GatewayConfig) -> None:
@@ -334,7 +336,7 @@ class Door:
                 self.tls.refresh()
 
 
-def check_door(settings: Settings) -> None:
+def check_access_files(settings: Settings) -> None:
     """Check all access files before any process is started, and warn of what is open to everyone.
 
     Raises :class:`ConfigError`.

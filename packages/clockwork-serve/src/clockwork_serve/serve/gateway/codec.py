@@ -42,7 +42,7 @@ INLINE_BYTES: Final = 64 * KIB
 """JSON up to this size is parsed in the loop: the worst case, brackets, takes 1 ms."""
 WAITING_BYTES: Final = 64 * MIB
 """JSON that may be queued for the process."""
-PATIENCE_S: Final = 10.0
+TIMEOUT_S: Final = 10.0
 """For one job: 16 MiB of the worst case take half a second. Past this the process is stuck, and killed."""
 _BUFFER_BYTES: Final = MIB
 _ERRORS: Final = {kind.__name__: kind for kind in (InvalidRequest, TooLarge, Unsupported)}
@@ -52,7 +52,7 @@ _decode: Final = msgspec.msgpack.Decoder(Reply).decode
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
-class Crowded(ClockworkError):
+class CodecBusy(ClockworkError):
     """Too much JSON is queued."""
 
 
@@ -99,7 +99,7 @@ class Codec:
         wanted.
         """
         if self._waiting_bytes and self._waiting_bytes + len(text) > WAITING_BYTES:
-            raise Crowded(f"{self._waiting_bytes} bytes of JSON are queued to be parsed already")
+            raise CodecBusy(f"{self._waiting_bytes} bytes of JSON are queued to be parsed already")
         job = Read(header_length, len(body), tensors_max)
         reply, data = await self._answer(job, [text], wanted)
         assert isinstance(reply, ReadCall)
@@ -127,7 +127,7 @@ class Codec:
         self._waiting_bytes += size
         try:
             loop = asyncio.get_running_loop()
-            reply, found = await loop.run_in_executor(self._executor(), self._ask, job, data, wanted)
+            reply, found = await loop.run_in_executor(self._executor(), self._exchange, job, data, wanted)
         finally:
             self._waiting_bytes -= size
         if isinstance(reply, Wrong):
@@ -144,7 +144,7 @@ class Codec:
 
     # In the thread
 
-    def _ask(self, job: Job, data: list[Buffer], wanted: Callable[[], bool]) -> tuple[Reply, memoryview]:
+    def _exchange(self, job: Job, data: list[Buffer], wanted: Callable[[], bool]) -> tuple[Reply, memoryview]:
         if not wanted():
             raise CodecFailed("the client left")
         try:
@@ -164,7 +164,7 @@ class Codec:
             self._end()
         if self._link is None:
             self._link, theirs = socket.socketpair()
-            self._link.settimeout(PATIENCE_S)
+            self._link.settimeout(TIMEOUT_S)
             self._link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
             theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
             with theirs:

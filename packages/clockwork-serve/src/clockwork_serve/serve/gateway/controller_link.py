@@ -163,7 +163,7 @@ Raises :class:`TransportError` if it cannot be reached now.
 """
 
 
-def at_home(controller: Path, name: str) -> Reach:
+def local_reach(controller: Path, name: str) -> Reach:
     """Connects to a controller on this host, at that socket."""
 
     async def reach(
@@ -192,11 +192,11 @@ class LinkListener:
     on_release: Callable[[Release], None]
     on_lost: Callable[[str], None]
     on_readiness: Callable[[], None]
-    on_foretold: Callable[[AdmissionReply], None] = lambda _: None
+    on_admission_reply: Callable[[AdmissionReply], None] = lambda _: None
     on_batch: Callable[[], None] = lambda: None
     on_batch_end: Callable[[], None] = lambda: None
     on_refused: Callable[[Request, int], None] = lambda request, waited_ns: None
-    on_unheard: Callable[[Undelivered], None] = lambda _: None
+    on_undelivered: Callable[[Undelivered], None] = lambda _: None
     on_stuck: Callable[[], None] = lambda: None
 
 
@@ -217,10 +217,10 @@ class GatewayLink:
         self._link: ControllerLink | None = None
         self._readiness = Readiness(ready=False, why="connecting to the controller")
         self._incoming: GatewayModels | None = None  # the catalogue of a new link, until it is complete
-        self._asks: dict[int, asyncio.Future[Reply]] = {}  # exactly the questions without a reply
+        self._open_questions: dict[int, asyncio.Future[Reply]] = {}  # exactly the questions without a reply
         self._ask_count = 0
         self._lost = asyncio.Event()
-        self._turnstile = CreditGate(self.send, listener.on_refused)
+        self._credit_gate = CreditGate(self.send, listener.on_refused)
         self._sweep: asyncio.TimerHandle | None = None  # set while requests wait for credit
         self._pulse = Pulse(self.send, self._on_pulse)
         # Ids of requests whose answers were delivered, or are not to be; reported soon. For any thread.
@@ -266,7 +266,7 @@ class GatewayLink:
                     self.late.clear()
                     link.send(Delivered())
                     _log.info("connected to the controller")
-                    self._look_again()
+                    self._update_readiness()
                     await self._lost.wait()
             await asyncio.sleep(RECONNECT_S)
 
@@ -277,10 +277,10 @@ class GatewayLink:
 
     def submit(self, request: Request) -> None:
         """Send a request as soon as there is credit for it; else ``on_refused`` is called later."""
-        if self._turnstile.enter(request) and self._sweep is None:
-            self._sweep = self._loop.call_later(SWEEP_NS / NS_PER_S, self._look_for_overdue)
+        if self._credit_gate.enter(request) and self._sweep is None:
+            self._sweep = self._loop.call_later(SWEEP_NS / NS_PER_S, self._sweep_waiting)
 
-    def tell_delivered(self) -> None:
+    def report_delivered(self) -> None:
         """Report to the controller which answers were delivered in time, and which were late."""
         in_time, late = self.in_time, self.late
         if in_time or late:
@@ -293,35 +293,35 @@ class GatewayLink:
 
     def withdraw(self, request_id: str) -> bool:
         """Drop a request that waits for credit; False if it was sent already."""
-        return self._turnstile.withdraw(request_id)
+        return self._credit_gate.withdraw(request_id)
 
     def close(self) -> None:
         """Send what was queued and close; open questions get the code 503."""
-        self.tell_delivered()
+        self.report_delivered()
         link, self._link = self._link, None
         self._pulse.end()
         self.ready = False
         if link is not None:
             link.close()
-        self._fail_asks("the server is shutting down")
+        self._fail_questions("the server is shutting down")
 
-    async def ask(self, what: Question, body: bytes, patience_s: float) -> Reply:
+    async def ask(self, what: Question, body: bytes, timeout_s: float) -> Reply:
         """The controller's reply; with code 503 if it cannot be asked, 504 after ``timeout_s``."""
         if self._link is None or self.stuck:
             return _refusal(503, self.why_not_ready)
-        self.tell_delivered()  # so that the reply includes them
+        self.report_delivered()  # so that the reply includes them
         self._ask_count += 1
         ask_id = self._ask_count
         waiter: asyncio.Future[Reply] = self._loop.create_future()
-        self._asks[ask_id] = waiter
+        self._open_questions[ask_id] = waiter
         self._link.send(Ask(ask_id=ask_id, what=what, body=body))
         try:
-            async with asyncio.timeout(patience_s):
+            async with asyncio.timeout(timeout_s):
                 return await waiter
         except TimeoutError:
-            return _refusal(504, f"{what}: no reply within {patience_s:g} s")
+            return _refusal(504, f"{what}: no reply within {timeout_s:g} s")
         finally:
-            self._asks.pop(ask_id, None)
+            self._open_questions.pop(ask_id, None)
 
     def _on_frames(self, frames: list[Frame]) -> None:
         on_answer = self._listener.on_answer
@@ -331,28 +331,28 @@ class GatewayLink:
                 if type(frame) is Answer:
                     on_answer(frame)
                 else:
-                    self._take(frame)
+                    self._on_frame(frame)
         finally:
             self._listener.on_batch_end()
 
-    def _take(self, frame: Frame) -> None:
+    def _on_frame(self, frame: Frame) -> None:
         listener = self._listener
         match frame:
             case Release():
                 listener.on_release(frame)
             case AdmissionReply():
-                listener.on_foretold(frame)
+                listener.on_admission_reply(frame)
             case Reply():
-                waiter = self._asks.get(frame.ask_id)
+                waiter = self._open_questions.get(frame.ask_id)
                 if waiter is not None and not waiter.done():
                     waiter.set_result(frame)
             case RequestCredit():
-                self._turnstile.take(frame)
+                self._credit_gate.take(frame)
             case Beat():
                 self._pulse.heard()
             case Undelivered():
-                listener.on_unheard(frame)
-                self._turnstile.take_back()
+                listener.on_undelivered(frame)
+                self._credit_gate.take_back()
             case Readiness():
                 self._on_readiness(frame)
             case CodeAdded() | CodeRemoved() | ModelAdded() | ModelRemoved() | Quarantined():
@@ -374,25 +374,25 @@ class GatewayLink:
             case Quarantined():
                 models.quarantines.take(frame)
         if models is self.models and (models.quarantines or isinstance(frame, Quarantined)):
-            self._look_again()
+            self._update_readiness()
 
     def _on_readiness(self, frame: Readiness) -> None:
         # The first one ends the catalogue, which a new link begins with.
         if self._incoming is not None:
             self.models, self._incoming = self._incoming, None
         self._readiness = frame
-        self._look_again()
+        self._update_readiness()
 
     def _on_lost(self, why: str) -> None:
         _log.warning("link lost: %s", why)
         self._link = None
         self._pulse.end()
-        self._turnstile.reset()
+        self._credit_gate.reset()
         self._incoming = GatewayModels(self._server_slo_ns)
-        self._fail_asks("the controller went away")
+        self._fail_questions("the controller went away")
         self.ready = False
         self._listener.on_lost("the controller went away")
-        self._look_again()
+        self._update_readiness()
         self._lost.set()
 
     def _on_pulse(self) -> None:
@@ -400,26 +400,26 @@ class GatewayLink:
             why = self.why_not_ready
             _log.error("%s: requests are refused", why)
             self.ready = False
-            self._fail_asks(why)
+            self._fail_questions(why)
             self._listener.on_stuck()
         else:
             _log.warning("the controller answers again")
-        self._look_again()
+        self._update_readiness()
 
-    def _look_again(self) -> None:
+    def _update_readiness(self) -> None:
         """Something that readiness depends on has changed."""
         serves = self.is_open and self._readiness.ready and not self._pulse.silent
         self.ready = serves and not self.models.all_quarantined
         self._listener.on_readiness()
 
-    def _look_for_overdue(self) -> None:
+    def _sweep_waiting(self) -> None:
         self._sweep = None
-        self._turnstile.sweep()
-        if self._turnstile.holds:
-            self._sweep = self._loop.call_later(SWEEP_NS / NS_PER_S, self._look_for_overdue)
+        self._credit_gate.sweep()
+        if self._credit_gate.holds:
+            self._sweep = self._loop.call_later(SWEEP_NS / NS_PER_S, self._sweep_waiting)
 
-    def _fail_asks(self, why: str) -> None:
-        for waiter in self._asks.values():
+    def _fail_questions(self, why: str) -> None:
+        for waiter in self._open_questions.values():
             if not waiter.done():
                 waiter.set_result(_refusal(503, why))
 
@@ -436,12 +436,12 @@ def _refusal(code: int, why: str) -> Reply:
 # The second time it has another id: if only the link was lost, the controller may still know the first one.
 
 
-LEAST_NS: Final = 100 * NS_PER_MS
+FAILOVER_LEAST_NS: Final = 100 * NS_PER_MS
 """A new controller takes at least this long: requests due sooner are ended at once."""
-PATIENCE_NS: Final = 3 * NS_PER_S
+FAILOVER_TIMEOUT_NS: Final = 3 * NS_PER_S
 """If there is no controller by then, it will take long, and clients had better try another server."""
 
-AGAIN: Final = "-2"
+RESUBMITTED: Final = "-2"
 """Added to the id of a request that is submitted again."""
 
 Pendings = dict[str, Pending]
@@ -458,16 +458,16 @@ class AwaitingFailover:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def take(self, pendings: Pendings, slots: Slots) -> Pendings:
+    def keep(self, pendings: Pendings, slots: Slots) -> Pendings:
         """The controller died before it answered these: keep some; return the others, to be ended."""
         now_ns = self._clock()
-        self._until_ns = now_ns + PATIENCE_NS
+        self._until_ns = now_ns + FAILOVER_TIMEOUT_NS
         waiting = self._waiting | {
             request_id: pending
             for request_id, pending in pendings.items()
             if pending.inquiry is not None
-            and not pending.asked_again
-            and pending.deadline_ns - now_ns >= LEAST_NS
+            and not pending.resubmitted
+            and pending.deadline_ns - now_ns >= FAILOVER_LEAST_NS
         }
         moved = slots.renew([pending.slot for pending in waiting.values()])
         self._waiting = {}
@@ -482,9 +482,9 @@ class AwaitingFailover:
         """There is a new controller: all requests, to be submitted to it, by their new ids."""
         released, self._waiting = self._waiting, {}
         for request_id, pending in released.items():
-            pending.asked_again = True
-            pending.request = structs.replace(pending.request, request_id=request_id + AGAIN)
-        return {request_id + AGAIN: pending for request_id, pending in released.items()}
+            pending.resubmitted = True
+            pending.request = structs.replace(pending.request, request_id=request_id + RESUBMITTED)
+        return {request_id + RESUBMITTED: pending for request_id, pending in released.items()}
 
     def overdue(self) -> Pendings:
         """Remove and return those whose deadline, or whose time to wait, has passed."""

@@ -41,16 +41,16 @@ from clockwork_serve.oip import (
     tightest,
 )
 from clockwork_serve.serve.gateway.access import Caps
-from clockwork_serve.serve.gateway.admission_queries import Announcements
+from clockwork_serve.serve.gateway.admission_queries import AdmissionQueries
 from clockwork_serve.serve.gateway.client_shm import Regions, allowed
 from clockwork_serve.serve.gateway.controller_link import (
-    AGAIN,
+    RESUBMITTED,
     AwaitingFailover,
     GatewayLink,
     GatewayModels,
     LinkListener,
     Reach,
-    at_home,
+    local_reach,
 )
 from clockwork_serve.serve.gateway.requests import (
     ROOM_RETRY_NS,
@@ -63,16 +63,16 @@ from clockwork_serve.serve.gateway.requests import (
     Pending,
     Slot,
     Slots,
-    crowded,
     ending_of,
-    no_room,
-    own_ending,
+    gateway_ending,
+    invalid_ending,
+    late_ending,
+    no_capacity_ending,
+    overloaded_ending,
     spread_s,
-    too_late,
-    wrong,
 )
 from clockwork_serve.serve.gateway.settings import GatewayConfig
-from clockwork_serve.serve.gateway.timing import Turns, Way
+from clockwork_serve.serve.gateway.timing import GatewayDelay, LoopTurns
 from clockwork_serve.telemetry import GatewayCounters, outcome_key
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 
@@ -112,14 +112,14 @@ def _check_shared(
 
 GRACE_NS: Final = 40 * NS_PER_MS
 """How long after a deadline to wait for the controller's answer."""
-LOOK_S, LOOK_LEAST_S = 0.02, 0.005
+SWEEP_S, SWEEP_LEAST_S = 0.02, 0.005
 """The interval between sweeps; shorter, but no less than the second, if a request's grace period ends
 sooner."""
 READ_S: Final = 0.001
 """Within this time everything that was in the link's socket has been read."""
 
 
-class Overdue:
+class OverdueSweep:
     """Periodic sweep for requests whose controller did not answer in time; runs while there are any.
 
     ``end`` ends one and must not change the mapping. ``awaiting`` sweeps the requests that await failover,
@@ -131,41 +131,41 @@ class Overdue:
         clock: Callable[[], int],
         open_requests: Callable[[], Mapping[str, Pending]],
         end: Callable[[str, Pending], None],
-        stranded: Callable[[], bool],
+        awaiting: Callable[[], bool],
     ) -> None:
-        self._clock, self._open, self._end, self._stranded = clock, open_requests, end, stranded
+        self._clock, self._open, self._end, self._awaiting_failover = clock, open_requests, end, awaiting
         self._loop = asyncio.get_running_loop()
         self.timer: asyncio.TimerHandle | None = None
 
     def watch(self) -> None:
         """Start the sweep if it is not running; to be called for each request."""
         if self.timer is None:
-            self.timer = self._loop.call_later(LOOK_S, self._look)
+            self.timer = self._loop.call_later(SWEEP_S, self._sweep)
 
     def close(self) -> None:
         """Stop."""
         if self.timer is not None:
             self.timer.cancel()
 
-    def _look(self) -> None:
+    def _sweep(self) -> None:
         self.timer = None
-        stranded, pendings = self._stranded(), self._open()
-        if not pendings and not stranded:
+        awaiting, pendings = self._awaiting_failover(), self._open()
+        if not pendings and not awaiting:
             return
         late_ns = self._clock() - GRACE_NS
         waiting = [one.deadline_ns for one in pendings.values() if one.inquiry is not None]
-        left_s = (min(waiting) - late_ns) / NS_PER_S if waiting else LOOK_S
+        left_s = (min(waiting) - late_ns) / NS_PER_S if waiting else SWEEP_S
         if left_s < 0:
             # If this process was stopped until now, answers wait in the socket: read them first.
             self.timer = self._loop.call_later(READ_S, self._end_late, late_ns)
         else:
-            self.timer = self._loop.call_later(min(LOOK_S, max(LOOK_LEAST_S, left_s)), self._look)
+            self.timer = self._loop.call_later(min(SWEEP_S, max(SWEEP_LEAST_S, left_s)), self._sweep)
 
     def _end_late(self, late_ns: int) -> None:
         for request_id, pending in self._open().items():
             if pending.inquiry is not None and pending.deadline_ns < late_ns:
                 self._end(request_id, pending)
-        self.timer = self._loop.call_later(LOOK_LEAST_S, self._look)
+        self.timer = self._loop.call_later(SWEEP_LEAST_S, self._sweep)
 
 
 # ------------------------------------------------------------
@@ -182,7 +182,7 @@ UNREAD: Final = "the gateway failed to read the request; see its log"
 OVER: Final = "its deadline passed before the gateway handled it"
 SENT_NS: Final = 10 * NS_PER_MS
 """A response reported as sent may have left up to this much earlier."""
-BACK_NS: Final = 500 * NS_PER_MS
+RECOVERY_NS: Final = 500 * NS_PER_MS
 """The retry advice while the server does not serve: a controller that died has restarted by then."""
 
 _log = logging.getLogger(__name__)
@@ -207,40 +207,42 @@ class Gateway:
         self.regions: Regions | None = None  # set where clients may use shared memory
         self.slots = Slots(self._settings.gateway_memory)
         self.clock = clock
-        self.dice = Random()
+        self.rng = Random()
         self.connections = 0
         self.readiness_listeners: list[Callable[[], None]] = []
         self.batching = False
         """Whether more answers follow in this batch: responses may be held back and sent together."""
-        self.looked_ns = 0
+        self.batch_now_ns = 0
         """The clock at the batch's begin or at its last response; answers are compared with it first, for no
         call."""
         self.batch_listeners: list[Callable[[], None]] = []
         self._prefix = f"{config.name}-{time.time_ns() // NS_PER_MS:x}-"  # unique, also among past processes
         self._caps = caps or Caps()
-        self._way = Way()
-        self.announcements = Announcements(
-            config.name, self._prefix, self._on_announced_in_vain, self._caps, self._way
+        self._delay = GatewayDelay()
+        self.admission_queries = AdmissionQueries(
+            config.name, self._prefix, self._reject_early, self._caps, self._delay
         )
         listener = LinkListener(
             self._on_answer, self._on_release, self._on_lost, self._on_readiness,
-            self.announcements.on_foretold, self._on_batch, self._on_batch_end, self._on_refused,
-            self._on_unheard, self.announcements.on_lost,
+            self.admission_queries.on_admission_reply, self._on_batch, self._on_batch_end, self._on_refused,
+            self._on_undelivered, self.admission_queries.on_lost,
         )  # fmt: skip
-        reach = reach or at_home(config.controller, config.name)
+        reach = reach or local_reach(config.controller, config.name)
         self.link = GatewayLink(reach, self._settings.default_slo_ns, listener)
-        self.turns = Turns(clock, self.link.tell_delivered)
+        self.turns = LoopTurns(clock, self.link.report_delivered)
         self._pending: dict[str, Pending] = {}  # exactly the requests submitted and not answered
-        self._stranded = AwaitingFailover(clock)
+        self._awaiting_failover = AwaitingFailover(clock)
         self._held: dict[str, Slot] = {}  # slots of answered requests that a worker may still access
         self._copies = Copies(self._on_filled)
         self._copying = Copying()  # of the next request that needs it; few do
         self._count = 0
         self._received = 0
         self._outcomes: Counter[str] = Counter()
-        self._unheard = {"left": 0, "over": 0}
+        self._unused_answers = {"left": 0, "over": 0}
         self._invalid_by_model: Counter[str] = Counter()
-        self._overdue = Overdue(clock, lambda: self._pending, self._end_overdue, self._look_after_stranded)
+        self._overdue = OverdueSweep(
+            clock, lambda: self._pending, self._end_overdue, self._sweep_awaiting_failover
+        )
 
     @property
     def models(self) -> GatewayModels:
@@ -252,7 +254,7 @@ class Gateway:
         self.turns.close()
         self.link.close()
         self._copies.clear()
-        self._pending |= self._stranded.release()
+        self._pending |= self._awaiting_failover.release()
         self._end_all("the server is shutting down")
         self._overdue.close()
         self.slots.close()
@@ -262,7 +264,7 @@ class Gateway:
         self._received += 1
         served: Served | None = None
         try:
-            if not self._may_enter(inquiry):
+            if not self._can_accept(inquiry):
                 return ""
             served = self.link.models.find(inquiry.model, inquiry.version)
             call = inquiry.call(served)
@@ -278,9 +280,12 @@ class Gateway:
             _log.exception("reading a request failed", extra={"model": inquiry.model})
             self._refuse(inquiry, Outcome.FAILED, Reason.NONE, UNREAD)
             return ""
-        asked_ns = served.default_slo_ns if slo_ns is None else slo_ns
-        given_ns, priority = self._caps.of(inquiry.identity, asked_ns, known.priority)
-        deadline_ns, told_ns = inquiry.arrival_ns + given_ns, 0 if given_ns == asked_ns else given_ns
+        requested_ns = served.default_slo_ns if slo_ns is None else slo_ns
+        given_ns, priority = self._caps.of(inquiry.identity, requested_ns, known.priority)
+        deadline_ns, changed_slo_ns = (
+            inquiry.arrival_ns + given_ns,
+            0 if given_ns == requested_ns else given_ns,
+        )
         if self.clock() > deadline_ns:
             self._refuse(inquiry, Outcome.EXPIRED, Reason.NONE, OVER)
             return ""
@@ -288,7 +293,7 @@ class Gateway:
         output_bytes = served.model.output_bytes * known.rows
         slot = self.slots.fill(call.inputs, output_bytes, body, self._copying)
         if slot is None:
-            self._refuse_for_room(inquiry, served, self.slots.bytes_for(call.inputs, output_bytes))
+            self._refuse_for_memory(inquiry, served, self.slots.bytes_for(call.inputs, output_bytes))
             return ""
         self._count += 1
         request_id = f"{self._prefix}{self._count}"
@@ -296,9 +301,9 @@ class Gateway:
             request_id=request_id, gateway=self.name, model=served.model.key, rows=known.rows,
             arrival_ns=inquiry.arrival_ns, deadline_ns=deadline_ns, signature=known.signature,
             priority=priority, tensors=slot.encoded, tenant=inquiry.identity,
-            way_ns=self._way.of(given_ns, inquiry.arrival_ns),
+            way_ns=self._delay.reserve_ns(given_ns, inquiry.arrival_ns),
         )  # fmt: skip
-        self._pending[request_id] = Pending(inquiry, served, call, slot, request, told_ns)
+        self._pending[request_id] = Pending(inquiry, served, call, slot, request, changed_slo_ns)
         if self._copying.begun:
             self._copy_first(request_id)
         else:
@@ -313,7 +318,7 @@ class Gateway:
 
     def cancel(self, request_id: str) -> None:
         """The client of an open request left: stop the request; :meth:`Inquiry.end` is not called."""
-        sent_id = request_id if request_id in self._pending else request_id + AGAIN
+        sent_id = request_id if request_id in self._pending else request_id + RESUBMITTED
         pending = self._pending.get(sent_id)
         if pending is not None and pending.inquiry is not None:
             pending.inquiry = None
@@ -321,8 +326,8 @@ class Gateway:
                 self._drop(sent_id, Outcome.CANCELLED, Reason.NONE)
             else:
                 self.link.send(Cancel(request_id=sent_id))
-        elif (stranded := self._stranded.withdraw(request_id)) is not None:
-            self.slots.free(stranded.slot)
+        elif (awaiting := self._awaiting_failover.withdraw(request_id)) is not None:
+            self.slots.free(awaiting.slot)
             self._count_outcome(Outcome.CANCELLED, Reason.NONE)
 
     def invalid(self, error: InvalidRequest, served: Served | None = None) -> Ending:
@@ -330,9 +335,9 @@ class Gateway:
         self._count_outcome(Outcome.INVALID, reason_of_error(error))
         if served is not None:
             self._invalid_by_model[served.model.key] += 1
-        return wrong(error, served=served)
+        return invalid_ending(error, served=served)
 
-    def delivered(self, ending: Ending) -> Ending | None:
+    def check_delivery(self, ending: Ending) -> Ending | None:
         """A response is about to be written to its client's socket.
 
         None if that is in time, else what to send instead. For any thread, like :meth:`discard`.
@@ -340,9 +345,9 @@ class Gateway:
         if self.clock() <= ending.deadline_ns:
             self.link.in_time.append(ending.request_id)
             return None
-        return self.late(ending)
+        return self.check_late(ending)
 
-    def late(self, ending: Ending) -> Ending | None:
+    def check_late(self, ending: Ending) -> Ending | None:
         """None if it is not late; else count it as late, and say what to send instead.
 
         For a response that is reported by :meth:`note_sent` once it was sent. For any thread.
@@ -350,14 +355,14 @@ class Gateway:
         if self.clock() <= ending.deadline_ns:
             return None
         self.link.late.append(ending.request_id)
-        return self._shown(too_late(ending.request_id, ending.outcome, ending.call))
+        return self._with_triton_status(late_ending(ending.request_id, ending.outcome, ending.call))
 
-    def sent(self, ending: Ending) -> None:
+    def note_sent(self, ending: Ending) -> None:
         """Count a response whose transport reports only later that it was sent. For any thread."""
         in_time = self.clock() <= ending.deadline_ns + SENT_NS
         (self.link.in_time if in_time else self.link.late).append(ending.request_id)
 
-    def undelivered(self, ending: Ending) -> None:
+    def discard(self, ending: Ending) -> None:
         """The client left before its response was sent; nothing is to be counted as late."""
         self.link.in_time.append(ending.request_id)
 
@@ -366,10 +371,10 @@ class Gateway:
         self._received += 1
         return self.invalid(error)
 
-    def refuse_unread(self, inquiry: Inquiry, message: str, *, crowded: bool) -> None:
-        """End a request whose body was not decoded: the codec is overloaded (``crowded``), or it failed."""
+    def refuse_unread(self, inquiry: Inquiry, message: str, *, busy: bool) -> None:
+        """End a request whose body was not decoded: the codec is overloaded (``busy``), or it failed."""
         self._received += 1
-        if crowded:
+        if busy:
             self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
         else:
             self._refuse(inquiry, Outcome.FAILED, Reason.NONE, message)
@@ -380,9 +385,9 @@ class Gateway:
         if body is not None:
             self.slots.drop(body)
 
-    async def ask(self, what: Question, body: bytes = b"{}", patience_s: float = 5.0) -> Reply:
+    async def ask(self, what: Question, body: bytes = b"{}", timeout_s: float = 5.0) -> Reply:
         """Ask the controller's process. The reply's code is 503 if that is impossible, 504 on timeout."""
-        return await self.link.ask(what, body, patience_s)
+        return await self.link.ask(what, body, timeout_s)
 
     def counters(self) -> GatewayCounters:
         """What this gateway counted itself, beside the controller's counters."""
@@ -390,20 +395,21 @@ class Gateway:
             gateway=self.name,
             received=self._received,
             outcomes=dict(self._outcomes),
-            open=sum(one.inquiry is not None for one in self._pending.values()) + len(self._stranded),
+            open=sum(one.inquiry is not None for one in self._pending.values())
+            + len(self._awaiting_failover),
             connections=self.connections,
             region_bytes=self.slots.region.size,
             region_used_bytes=self.slots.used_bytes,
             received_in_place_bytes=self.slots.in_place_bytes,
             copied_bytes=self.slots.copied_bytes,
-            unheard=dict(self._unheard),
+            unheard=dict(self._unused_answers),
         )
 
     def invalid_requests(self, key: str) -> int:
         """How many requests for a model (``name/version``) were invalid."""
         return self._invalid_by_model.get(key, 0)
 
-    def _may_enter(self, inquiry: Inquiry) -> bool:
+    def _can_accept(self, inquiry: Inquiry) -> bool:
         """Whether the server serves and has capacity; if not, the request is ended."""
         link = self.link
         # For a model in the catalogue, let the controller say why it is not served.
@@ -426,14 +432,14 @@ class Gateway:
         inquiry = pending.inquiry
         if inquiry is not None:
             if answer.exec_ns:
-                self._way.ended(inquiry.arrival_ns + answer.queue_ns + answer.exec_ns)
-            self._pass_on(inquiry, pending, answer)
+                self._delay.lane_ended(inquiry.arrival_ns + answer.queue_ns + answer.exec_ns)
+            self._deliver_answer(inquiry, pending, answer)
         else:
             # A client that was told EXPIRED got no answer, however good this one is.
             over = pending.expired and answer.outcome in TIMELY
             (self.link.late if over else self.link.in_time).append(answer.request_id)
             if answer.outcome is Outcome.OK:
-                self._unheard["over" if over else "left"] += 1
+                self._unused_answers["over" if over else "left"] += 1
         if answer.release:
             self.slots.free(pending.slot)
         else:
@@ -454,28 +460,32 @@ class Gateway:
             self.slots.free(slot)
 
     def _on_refused(self, request: Request, waited_ns: int) -> None:
-        self._refuse_unheard(
-            request.request_id, lambda pending: crowded(request.request_id, pending, waited_ns)
+        self._reject_undelivered(
+            request.request_id, lambda pending: overloaded_ending(request.request_id, pending, waited_ns)
         )
 
-    def _on_unheard(self, unheard: Undelivered) -> None:
-        request_id = unheard.request_id
+    def _on_undelivered(self, undelivered: Undelivered) -> None:
+        request_id = undelivered.request_id
         pending = self._pending.get(request_id)
         if pending is None:
             _log.error("an undelivered request is not open", extra={"request_id": request_id})
         elif pending.inquiry is None:
             self._drop(request_id, Outcome.EXPIRED if pending.expired else Outcome.CANCELLED, Reason.NONE)
         else:
-            self._refuse_unheard(request_id, lambda pending: no_room(request_id, pending, unheard.why))
+            self._reject_undelivered(
+                request_id, lambda pending: no_capacity_ending(request_id, pending, undelivered.why)
+            )
 
-    def _refuse_unheard(self, request_id: str, ending_of: Callable[[Pending], Ending]) -> None:
+    def _reject_undelivered(self, request_id: str, ending_of: Callable[[Pending], Ending]) -> None:
         """End a request that never reached the controller, and whose client waits."""
         over = self.clock() > self._pending[request_id].deadline_ns
         outcome, reason = (Outcome.EXPIRED, Reason.NONE) if over else (Outcome.REJECTED, Reason.QUEUE_FULL)
         pending = self._drop(request_id, outcome, reason)
         if pending.inquiry is not None:
-            ending = own_ending(outcome, reason, OVER, request_id, pending) if over else ending_of(pending)
-            self._tell(pending.inquiry, ending)
+            ending = (
+                gateway_ending(outcome, reason, OVER, request_id, pending) if over else ending_of(pending)
+            )
+            self._deliver(pending.inquiry, ending)
 
     def _drop(self, request_id: str, outcome: Outcome, reason: Reason) -> Pending:
         """End a request that never reached the controller; its slot is free at once."""
@@ -484,7 +494,7 @@ class Gateway:
         self._count_outcome(outcome, reason)
         return pending
 
-    def _on_announced_in_vain(self, inquiry: EarlyInquiry, told: AdmissionReply, deadline_ns: int) -> None:
+    def _reject_early(self, inquiry: EarlyInquiry, told: AdmissionReply, deadline_ns: int) -> None:
         self._received += 1
         if self.clock() > deadline_ns:
             self._refuse(inquiry, Outcome.EXPIRED, Reason.NONE, OVER)
@@ -494,31 +504,31 @@ class Gateway:
     def _on_lost(self, why: str) -> None:
         # Workers may still write outputs for requests of the lost controller. Its region is left to them.
         for request_id in self._copies.clear():
-            self._pending[request_id].asked_again = True  # do not resubmit it: its inputs are incomplete
-        self._pending = self._stranded.take(self._pending, self.slots)
+            self._pending[request_id].resubmitted = True  # do not resubmit it: its inputs are incomplete
+        self._pending = self._awaiting_failover.keep(self._pending, self.slots)
         self._end_all(why)
-        self.announcements.on_lost()
+        self.admission_queries.on_lost()
 
-    def _ask_again(self) -> None:
+    def _resubmit(self) -> None:
         """There is a new controller: submit the requests that await failover to it."""
-        for request_id, pending in self._stranded.release().items():
+        for request_id, pending in self._awaiting_failover.release().items():
             self._pending[request_id] = pending
             pending.request = msgspec.structs.replace(pending.request, tensors=pending.slot.encoded)
             self.link.submit(pending.request)
 
     def _on_batch(self) -> None:
         self.batching = True
-        self.looked_ns = self.clock()
+        self.batch_now_ns = self.clock()
 
     def _on_batch_end(self) -> None:
         self.batching = False
         for listener in self.batch_listeners:
             listener()
-        self._way.left(self.clock())
+        self._delay.answers_written(self.clock())
 
     def _on_readiness(self) -> None:
-        if self.link.ready and len(self._stranded):
-            self._ask_again()
+        if self.link.ready and len(self._awaiting_failover):
+            self._resubmit()
         for listener in self.readiness_listeners:
             listener()
 
@@ -531,23 +541,25 @@ class Gateway:
         """
         inquiry, pending.inquiry, pending.expired = pending.inquiry, None, True
         if inquiry is not None:
-            self._tell(inquiry, own_ending(Outcome.EXPIRED, Reason.NONE, NO_ANSWER, request_id, pending))
+            self._deliver(
+                inquiry, gateway_ending(Outcome.EXPIRED, Reason.NONE, NO_ANSWER, request_id, pending)
+            )
 
-    def _look_after_stranded(self) -> bool:
-        if len(self._stranded):
-            self._end_stranded(self._stranded.overdue())
-        return len(self._stranded) > 0
+    def _sweep_awaiting_failover(self) -> bool:
+        if len(self._awaiting_failover):
+            self._end_awaiting_failover(self._awaiting_failover.overdue())
+        return len(self._awaiting_failover) > 0
 
-    def _end_stranded(self, stranded: dict[str, Pending]) -> None:
+    def _end_awaiting_failover(self, awaiting: dict[str, Pending]) -> None:
         why = "the link to the controller was lost, and no controller took over in time"
-        for request_id, pending in stranded.items():
+        for request_id, pending in awaiting.items():
             self.slots.free(pending.slot)
             if pending.inquiry is not None:
                 self._end_unserved(pending.inquiry, request_id, pending, why)
 
     def _end_unserved(self, inquiry: Inquiry, request_id: str, pending: Pending, why: str) -> None:
         self._count_outcome(Outcome.REJECTED, Reason.NOT_SERVING)
-        self._tell(inquiry, own_ending(Outcome.REJECTED, Reason.NOT_SERVING, why, request_id, pending))
+        self._deliver(inquiry, gateway_ending(Outcome.REJECTED, Reason.NOT_SERVING, why, request_id, pending))
 
     def _end_all(self, why: str) -> None:
         pendings, self._pending = self._pending, {}
@@ -563,11 +575,11 @@ class Gateway:
     ) -> None:
         self.drop_body(inquiry)
         self._count_outcome(outcome, reason)
-        ending = own_ending(outcome, reason, message)
+        ending = gateway_ending(outcome, reason, message)
         ending.retry_after_ns = retry_after_ns
-        self._tell(inquiry, ending)
+        self._deliver(inquiry, ending)
 
-    def _refuse_for_room(self, inquiry: Inquiry, served: Served, needed: int) -> None:
+    def _refuse_for_memory(self, inquiry: Inquiry, served: Served, needed: int) -> None:
         size = self.slots.region.size
         if needed > size:
             error = InvalidRequest(
@@ -579,10 +591,10 @@ class Gateway:
         message = f"no room among {size} bytes for the tensors of one more request"
         self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
 
-    def _pass_on(self, inquiry: Inquiry, pending: Pending, answer: Answer) -> None:
-        if answer.outcome in TIMELY and self.looked_ns > pending.request.deadline_ns:
+    def _deliver_answer(self, inquiry: Inquiry, pending: Pending, answer: Answer) -> None:
+        if answer.outcome in TIMELY and self.batch_now_ns > pending.request.deadline_ns:
             self.link.late.append(answer.request_id)
-            self._tell(inquiry, too_late(answer.request_id, answer.outcome, pending.call))
+            self._deliver(inquiry, late_ending(answer.request_id, answer.outcome, pending.call))
             return
         try:
             ending = ending_of(pending, answer)
@@ -590,28 +602,28 @@ class Gateway:
                 self.link.in_time.append(answer.request_id)
             if pending.call.shared and self.regions is not None and ending.outcome is Outcome.OK:
                 self.regions.write_outputs(pending.call, ending.outputs)
-            self._tell(inquiry, ending)
+            self._deliver(inquiry, ending)
         except InvalidRequest as error:
             # The controller has counted it as answered.
             self.link.in_time.append(answer.request_id)
-            inquiry.end(wrong(error, answer.request_id))
+            inquiry.end(invalid_ending(error, answer.request_id))
         except Exception:  # noqa: BLE001 - a bug that one answer triggers must not end all others
             _log.exception("delivering an answer failed", extra={"request_id": answer.request_id})
             self.link.in_time.append(answer.request_id)
             why = "the answer could not be delivered; see the gateway's log"
-            inquiry.end(own_ending(Outcome.FAILED, Reason.NONE, why, answer.request_id, pending))
+            inquiry.end(gateway_ending(Outcome.FAILED, Reason.NONE, why, answer.request_id, pending))
 
-    def _tell(self, inquiry: Inquiry, ending: Ending) -> None:
+    def _deliver(self, inquiry: Inquiry, ending: Ending) -> None:
         if ending.outcome is not Outcome.OK:
             if ending.outcome is Outcome.REJECTED:
-                self.announcements.refused()
+                self.admission_queries.note_rejection()
             if ending.reason is Reason.NOT_SERVING and not ending.retry_after_ns:
-                ending.retry_after_ns = BACK_NS
-            ending.retry_after_s = spread_s(ending.retry_after_ns, self.dice)
-            ending = self._shown(ending)
+                ending.retry_after_ns = RECOVERY_NS
+            ending.retry_after_s = spread_s(ending.retry_after_ns, self.rng)
+            ending = self._with_triton_status(ending)
         inquiry.end(ending)
 
-    def _shown(self, ending: Ending) -> Ending:
+    def _with_triton_status(self, ending: Ending) -> Ending:
         if self._settings.triton_codes and ending.outcome is not Outcome.OK:
             ending.status = status_of(ending.outcome, ending.reason, triton=True)
         return ending

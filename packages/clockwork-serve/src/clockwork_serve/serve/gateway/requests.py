@@ -378,13 +378,13 @@ class Ending(Struct):
         return f"{name}: {self.message}" if self.message else name
 
 
-def spread_s(wait_ns: int, dice: Random) -> int:
+def spread_s(wait_ns: int, rng: Random) -> int:
     """Retry advice in whole seconds: rounded up, plus a random part of up to half, or up to one second.
 
     Without the random part all rejected clients would return at once.
     """
     least_s = -(-wait_ns // NS_PER_S)
-    return least_s + dice.randint(0, max(1, least_s // 2)) if least_s > 0 else 0
+    return least_s + rng.randint(0, max(1, least_s // 2)) if least_s > 0 else 0
 
 
 class Inquiry(Protocol):
@@ -417,7 +417,7 @@ class Inquiry(Protocol):
 class EarlyInquiry(Inquiry, Protocol):
     """A request whose head is received before its body."""
 
-    def foretold(self) -> None:
+    def query_done(self) -> None:
         """Its admission query is done: go on, unless :meth:`end` was called before."""
 
 
@@ -446,7 +446,7 @@ class Pending(Struct):
     request: Request
     slo_ns: int = 0  # the SLO it got, if another was requested
     expired: bool = False  # its client was told so, for the controller's answer was overdue
-    asked_again: bool = False  # to a second controller, for the first one died
+    resubmitted: bool = False  # to a second controller, for the first one died
 
     @property
     def deadline_ns(self) -> int:
@@ -479,22 +479,22 @@ def ending_of(pending: Pending, answer: Answer) -> Ending:
     return ending
 
 
-def wrong(error: InvalidRequest, request_id: str = "", served: Served | None = None) -> Ending:
+def invalid_ending(error: InvalidRequest, request_id: str = "", served: Served | None = None) -> Ending:
     """How an invalid request ends."""
     reason = reason_of_error(error)
     return Ending(Outcome.INVALID, reason, status_of_error(error), str(error), request_id, served)
 
 
-def too_late(request_id: str, outcome: Outcome, call: InferCall | None) -> Ending:
+def late_ending(request_id: str, outcome: Outcome, call: InferCall | None) -> Ending:
     """How a request ends whose response, of that outcome, could not be sent to its client in time."""
     message = "the gateway could give its answer to the client only after the deadline"
     reason = Reason.LATE if outcome is Outcome.OK else Reason.NONE
-    ending = own_ending(Outcome.EXPIRED, reason, message, request_id)
+    ending = gateway_ending(Outcome.EXPIRED, reason, message, request_id)
     ending.call = call
     return ending
 
 
-def own_ending(
+def gateway_ending(
     outcome: Outcome, reason: Reason, message: str, request_id: str = "", pending: Pending | None = None
 ) -> Ending:
     """How a request ends that the gateway ends itself."""
@@ -504,16 +504,16 @@ def own_ending(
     return ending
 
 
-def crowded(request_id: str, pending: Pending, waited_ns: int) -> Ending:
+def overloaded_ending(request_id: str, pending: Pending, waited_ns: int) -> Ending:
     """How a request ends that was not sent to the controller for lack of credit."""
     waited = f"{waited_ns / NS_PER_MS:.1f} ms"
-    return no_room(
+    return no_capacity_ending(
         request_id, pending, f"more requests arrive than the server can schedule; this one waited {waited}"
     )
 
 
-def no_room(request_id: str, pending: Pending, message: str) -> Ending:
+def no_capacity_ending(request_id: str, pending: Pending, message: str) -> Ending:
     """How a request ends for lack of capacity between the gateway and the controller."""
-    ending = own_ending(Outcome.REJECTED, Reason.QUEUE_FULL, message, request_id, pending)
+    ending = gateway_ending(Outcome.REJECTED, Reason.QUEUE_FULL, message, request_id, pending)
     ending.retry_after_ns = ROOM_RETRY_NS
     return ending

@@ -14,7 +14,7 @@ from clockwork_serve.units import KIB, MIB
 
 PIPELINED_MAX: Final = 128
 """Requests of one connection without a response, above which no more is read from it."""
-UNWANTED_MAX: Final = 8 * MIB
+DISCARDED_MAX: Final = 8 * MIB
 """Up to this much of a body that is not needed is read and discarded, to keep the connection usable."""
 SMALL_READ_BYTES: Final = 4 * KIB
 """Size of a read that may hold many requests, or chunks of a body: 680 of the smallest, 1 to 3 ms."""

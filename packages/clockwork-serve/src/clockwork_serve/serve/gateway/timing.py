@@ -28,7 +28,7 @@ from clockwork_serve.units import KIB, NS_PER_MS
 # over loopback: 21 us of CPU instead of 61.
 
 
-SIP_BYTES: Final = 4096
+PROBE_BYTES: Final = 4096
 """Bytes of an unneeded body to read the usual way; a full read shows that there is more."""
 AT_ONCE: Final = 768 * KIB
 """Bytes to read before other connections get their turn: under a millisecond, where memory is accessed for
@@ -42,7 +42,7 @@ _DONTWAIT: Final = int(socket.MSG_DONTWAIT)
 SEND_NOW: Final = _DONTWAIT | int(socket.MSG_NOSIGNAL)
 
 
-def _kernel_tells() -> bool:
+def _kernel_reports_receipt() -> bool:
     """Whether this kernel reports when data was last received.
 
     If it does, it reports its uptime for a socket that never received any.
@@ -57,7 +57,7 @@ def _kernel_tells() -> bool:
     return len(found) == _INFO_BYTES and _last_data_ms(found, _LAST_DATA_AT)[0] > 0
 
 
-_KERNEL_TELLS: Final = _kernel_tells()
+_KERNEL_REPORTS_RECEIPT: Final = _kernel_reports_receipt()
 
 
 class BodySocket:
@@ -66,21 +66,21 @@ class BodySocket:
     Over TLS the socket carries other bytes than the application's: nothing is read or sent here then.
     """
 
-    __slots__ = ("_lent", "_plain", "send_now")
+    __slots__ = ("_plain", "_socket", "send_now")
 
     def __init__(self, transport: asyncio.Transport) -> None:
-        self._lent: socket.socket | None = None
+        self._socket: socket.socket | None = None
         self._plain = False
         self.send_now: Callable[[bytes, int], int] | None = None
         """``send`` of the socket itself, for the flags :data:`SEND_NOW`; None over TLS."""
         found = transport.get_extra_info("socket") if sys.platform == "linux" else None
         if found is not None:
             # With all arguments given, Python makes no system calls to find them.
-            self._lent = socket.socket(
+            self._socket = socket.socket(
                 socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=found.fileno()
             )
             self._plain = transport.get_extra_info("sslcontext") is None
-            self.send_now = self._lent.send if self._plain else None
+            self.send_now = self._socket.send if self._plain else None
 
     def __del__(self) -> None:
         """Detach: otherwise garbage collection would close a socket that the transport owns."""
@@ -88,7 +88,7 @@ class BodySocket:
 
     def close(self) -> None:
         """Stop using the socket."""
-        lent, self._lent = self._lent, None
+        lent, self._socket = self._socket, None
         self._plain = False
         self.send_now = None
         if lent is not None:
@@ -101,10 +101,10 @@ class BodySocket:
 
     def quiet_ns(self) -> int | None:
         """Time since the last bytes were received, to a tick of the kernel; None if unknown."""
-        if self._lent is None or not _KERNEL_TELLS:
+        if self._socket is None or not _KERNEL_REPORTS_RECEIPT:
             return None
         try:
-            found = self._lent.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+            found = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
         except OSError:
             return None
         last_ms: int = _last_data_ms(found, _LAST_DATA_AT)[0]
@@ -114,27 +114,27 @@ class BodySocket:
         """Read what is available into ``room``; the number of bytes."""
         end = min(len(room), AT_ONCE)
         at = 0
-        while at < end and (found := self._take(room[at:end])):
+        while at < end and (found := self._receive(room[at:end])):
             at += found
         return at
 
     def drop(self, buffer: memoryview, most: int) -> int:
         """Discard up to ``most`` available bytes; how many. The content of ``buffer`` is overwritten."""
         left = most
-        while left and (found := self._take(buffer[:left], socket.MSG_TRUNC)):
+        while left and (found := self._receive(buffer[:left], socket.MSG_TRUNC)):
             left -= found
         return most - left
 
-    def _take(self, room: memoryview, how: int = 0) -> int:
-        if not self._plain or self._lent is None:
+    def _receive(self, room: memoryview, how: int = 0) -> int:
+        if not self._plain or self._socket is None:
             return 0
         try:
-            return self._lent.recv_into(room, len(room), how | _DONTWAIT)
+            return self._socket.recv_into(room, len(room), how | _DONTWAIT)
         except OSError:  # nothing available, or disconnected: the loop will find out
             return 0
 
 
-class Unwanted:
+class DiscardedBody:
     """The rest of a body that is not needed, ``left`` bytes: read into ``buffer`` and discarded."""
 
     __slots__ = ("_buffer", "_source", "left")
@@ -146,7 +146,7 @@ class Unwanted:
 
     def room(self) -> memoryview:
         """The buffer for the next read."""
-        return self._buffer[: min(self.left, SIP_BYTES if self._source.plain else len(self._buffer))]
+        return self._buffer[: min(self.left, PROBE_BYTES if self._source.plain else len(self._buffer))]
 
     def received(self, nbytes: int) -> bool:
         """Count bytes that were read, and discard what else is available; whether that was all."""
@@ -175,7 +175,7 @@ NEAR_NS: Final = 4 * NS_PER_MS
 NEVER_NS: Final = 1 << 62
 
 
-class Turns:
+class LoopTurns:
     """Notes when the event loop polls. After the instant ``before_ns`` there has been a complete poll.
 
     All events of that poll have been handled. Instants are noted at the start of a turn, before the poll:
@@ -230,7 +230,7 @@ class AcceptQueue:
 
     __slots__ = ("_accepted_ns", "_since_ns", "_turns")
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: LoopTurns) -> None:
         self._turns = turns
         self._since_ns = self._accepted_ns = 0
 
@@ -255,7 +255,7 @@ class Arrival:
         "_clock", "_read_ns", "_since_ns", "_source", "_turns", "_unpolled_ns", "_waited_ns", "oldest_ns",
     )  # fmt: skip
 
-    def __init__(self, source: BodySocket, turns: Turns, since_ns: int) -> None:
+    def __init__(self, source: BodySocket, turns: LoopTurns, since_ns: int) -> None:
         """``since_ns``: when the accepting loop polled last before the connection was there."""
         self._source = source
         self._turns = turns
@@ -281,7 +281,7 @@ class Arrival:
         before_ns = self._turns.before_ns
         return self._since_ns if before_ns < self._unpolled_ns else before_ns
 
-    def of_one(self) -> int:
+    def of_single_read(self) -> int:
         """The arrival of a request that was all there was to read."""
         turns = self._turns
         if not turns.noting:
@@ -289,7 +289,7 @@ class Arrival:
         before_ns = turns.before_ns  # bound() inline: this runs for each small request
         bound_ns = self._since_ns if before_ns < self._unpolled_ns else before_ns
         now_ns = self._clock()
-        return bound_ns if now_ns - bound_ns <= NEAR_NS else self._sharpened(bound_ns, now_ns)
+        return bound_ns if now_ns - bound_ns <= NEAR_NS else self._refined(bound_ns, now_ns)
 
     def read(self, *, first: bool, kept: bool = False) -> None:
         """Note a read.
@@ -306,7 +306,7 @@ class Arrival:
             self._read_ns = self._waited_ns = 0
             self.oldest_ns = bound_ns
         if not kept and now_ns - bound_ns > NEAR_NS:
-            bound_ns = self._sharpened(bound_ns, now_ns)
+            bound_ns = self._refined(bound_ns, now_ns)
         self._waited_ns += now_ns - max(bound_ns, self._read_ns)
         self._read_ns = now_ns
 
@@ -315,7 +315,7 @@ class Arrival:
         """The arrival of what was read so far."""
         return self._read_ns - self._waited_ns
 
-    def _sharpened(self, bound_ns: int, now_ns: int) -> int:
+    def _refined(self, bound_ns: int, now_ns: int) -> int:
         quiet_ns = self._source.quiet_ns()
         return bound_ns if quiet_ns is None else max(bound_ns, now_ns - quiet_ns)
 
@@ -328,38 +328,38 @@ class Arrival:
 # takes about as long, for it waits for the same loop. The scheduler reserves time for both.
 
 
-BOTH: Final = 1.5
+BOTH_WAYS: Final = 1.5
 """Factor for both ways, which seldom both take longest. Measured at twice what a core can do: with 1, 0.6 %
 of answers were late; with 2 none, and 4 % fewer were in time than with 1."""
 SHARE: Final = 2
 """The delay takes at most this fraction of the time that a request has: a half."""
 
 
-class Way:
+class GatewayDelay:
     """The longest delay of the last answers."""
 
-    __slots__ = ("_ended_ns", "_heard_ns", "_worst")
+    __slots__ = ("_ended_ns", "_last_ns", "_worst")
 
     def __init__(self) -> None:
         self._worst = Worst()
         self._ended_ns = NEVER_NS  # of the answers being written, the earliest end of a lane's action
-        self._heard_ns = 0
+        self._last_ns = 0
 
-    def ended(self, ended_ns: int) -> None:
+    def lane_ended(self, ended_ns: int) -> None:
         """An answer is about to be written, whose lane ended at that instant."""
         self._ended_ns = min(self._ended_ns, ended_ns)
 
-    def left(self, now_ns: int) -> None:
+    def answers_written(self, now_ns: int) -> None:
         """All these answers have been written."""
         if self._ended_ns != NEVER_NS:
-            if now_ns > self._heard_ns + LASTS_NS:
+            if now_ns > self._last_ns + LASTS_NS:
                 self._worst.clear()
-            self._heard_ns = now_ns
+            self._last_ns = now_ns
             self._worst.add(now_ns - self._ended_ns)
             self._ended_ns = NEVER_NS
 
-    def of(self, given_ns: int, now_ns: int) -> int:
+    def reserve_ns(self, given_ns: int, now_ns: int) -> int:
         """The part of a request's time to reserve for the delay."""
-        if now_ns > self._heard_ns + LASTS_NS:
+        if now_ns > self._last_ns + LASTS_NS:
             return 0
-        return min(int(BOTH * self._worst.value), given_ns // SHARE)
+        return min(int(BOTH_WAYS * self._worst.value), given_ns // SHARE)

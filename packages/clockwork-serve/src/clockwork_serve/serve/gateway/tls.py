@@ -31,12 +31,12 @@ def load_chain(context: ssl.SSLContext, prefix: str, certificate: str, key: str)
     if b"PRIVATE KEY-----" not in read(setting, key):
         raise _wrong(setting, key, "a private key in PEM form", "other content")
     try:
-        context.load_cert_chain(certificate, key, password=_ask_nobody(setting, key))
+        context.load_cert_chain(certificate, key, password=_refuse_passphrase(setting, key))
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise _wrong(setting, key, f"the key of {certificate}", "another key") from None
         expected = "a certificate in PEM form and its key"
-        raise _wrong(f"{prefix}_certificate", certificate, expected, words_of(error)) from None
+        raise _wrong(f"{prefix}_certificate", certificate, expected, reason_of(error)) from None
 
 
 def load_authorities(context: ssl.SSLContext, setting: str, path: str) -> None:
@@ -44,11 +44,11 @@ def load_authorities(context: ssl.SSLContext, setting: str, path: str) -> None:
     try:
         context.load_verify_locations(path)
     except ssl.SSLError as error:
-        raise _wrong(setting, path, "certificates of authorities in PEM form", words_of(error)) from None
+        raise _wrong(setting, path, "certificates of authorities in PEM form", reason_of(error)) from None
     context.verify_mode = ssl.CERT_REQUIRED
 
 
-def words_of(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """A short reason for an error of a file or a handshake."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate was not accepted: {error.verify_message}"
@@ -57,12 +57,12 @@ def words_of(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _ask_nobody(setting: str, path: str) -> Callable[[], str]:
-    def asked() -> str:
+def _refuse_passphrase(setting: str, path: str) -> Callable[[], str]:
+    def passphrase() -> str:
         # Otherwise OpenSSL prompts at the terminal, and the server blocks there.
         raise _wrong(setting, path, "a key without a passphrase", "one that is encrypted")
 
-    return asked
+    return passphrase
 
 
 def _wrong(setting: str, path: str, expected: str, found: str) -> ConfigError:
@@ -88,7 +88,7 @@ class Watched(Generic[Content]):
         self._paths = paths
         self._read = read
         self._stamp = self._now()
-        self._complained = ""
+        self._logged_error = ""
         self.content = read()
 
     def refresh(self) -> bool:
@@ -102,12 +102,12 @@ class Watched(Generic[Content]):
         try:
             self.content = self._read()
         except ConfigError as error:
-            if str(error) != self._complained:
-                self._complained = str(error)
+            if str(error) != self._logged_error:
+                self._logged_error = str(error)
                 _log.error("%s; its previous content stays in force", error)
             return False
         self._stamp = stamp
-        self._complained = ""
+        self._logged_error = ""
         return True
 
     def _now(self) -> tuple[tuple[int, ...] | None, ...]:

@@ -41,7 +41,7 @@ from clockwork_serve.serve.grpc.call import (
     Gaps,
     GrpcCall,
     Metadata,
-    Silence,
+    SilentCalls,
     details,
 )
 
@@ -66,7 +66,7 @@ class AioTransport(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has 
     """A server of ``grpc.aio``. All its methods are streams of bytes: calls can be rejected unread."""
 
     def __init__(
-        self, options: Sequence[tuple[str, Any]], admit: Admit, silence: Silence[GrpcCall],
+        self, options: Sequence[tuple[str, Any]], admit: Admit, silence: SilentCalls[GrpcCall],
         clock: Callable[[], int],
     ) -> None:  # fmt: skip
         self._options = (*_WAITING_OPTIONS, *options)
@@ -103,14 +103,14 @@ class AioTransport(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has 
     async def start(self) -> None:
         """Accept calls."""
         await self._server.start()
-        self._loop.set_exception_handler(self._hear_of_error)
+        self._loop.set_exception_handler(self._on_loop_error)
         self._beat()
 
-    async def stop(self, patience_s: float) -> None:
+    async def stop(self, grace_s: float) -> None:
         """Accept no more calls, let open ones complete for ``grace_s``, then cancel them."""
         if self._reopening is not None:
             self._reopening.cancel()
-        await asyncio.gather(*(server.stop(patience_s) for server in (self._server, *self._ended)))
+        await asyncio.gather(*(server.stop(grace_s) for server in (self._server, *self._ended)))
         await asyncio.gather(*self._ended.values())
         if self._beats is not None:
             self._beats.cancel()
@@ -124,20 +124,20 @@ class AioTransport(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has 
         try:
             admitted = self._admit(path, metadata)
         except Aborted as aborted:
-            return grpc.stream_stream_rpc_method_handler(partial(_turn_away, aborted))
+            return grpc.stream_stream_rpc_method_handler(partial(_reject, aborted))
         return grpc.stream_stream_rpc_method_handler(AioCall(self, admitted, metadata, self._silence).serve)
 
-    def surfaced(self, call: GrpcCall) -> None:
+    def message_read(self, call: GrpcCall) -> None:
         """A message of the call was just read."""
         now_ns = self.clock()
         self._gaps.beat(now_ns, self._limit_ns)
         self._quiet = 0
-        call.came(self._gaps.arrival_ns(now_ns), now_ns)
+        call.note_arrival(self._gaps.arrival_ns(now_ns), now_ns)
 
     def _make_server(self) -> grpc.aio.Server:
         return grpc.aio.server(handlers=(self,), options=self._options)
 
-    def _hear_of_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         if isinstance(error, UnicodeDecodeError) and _raised_by_grpc(error):
             if self._reopening is None:
@@ -189,7 +189,7 @@ def _raised_by_grpc(error: BaseException) -> bool:
     return bool(frames) and "_cygrpc" in frames[-1].filename
 
 
-async def _turn_away(aborted: Aborted, _: object, context: Any) -> None:
+async def _reject(aborted: Aborted, _: object, context: Any) -> None:
     """End a call before any message is read."""
     _set_status(context, (aborted.code, aborted.text, aborted.trailers))
 
@@ -208,7 +208,7 @@ class AioCall(GrpcCall):
     __slots__ = ("_context", "_ending", "_handler", "_peer", "_reads", "_transport")
 
     def __init__(
-        self, transport: AioTransport, admitted: Admitted, metadata: Metadata, silence: Silence[GrpcCall]
+        self, transport: AioTransport, admitted: Admitted, metadata: Metadata, silence: SilentCalls[GrpcCall]
     ) -> None:
         super().__init__(admitted, metadata, NO_DEADLINE_S, silence, transport.clock)
         self._transport = transport
@@ -227,7 +227,7 @@ class AioCall(GrpcCall):
             self.deadline_s = time.time() + left_s
         try:
             if self.method.on_open is None:
-                await self._take_message()
+                await self._read_only_message()
             else:
                 self.open()
             await self._end(*await self._ending)
@@ -239,7 +239,7 @@ class AioCall(GrpcCall):
         """The client's address, as gRPC writes it."""
         return self._peer
 
-    async def _take_message(self) -> None:
+    async def _read_only_message(self) -> None:
         self._silence.begin(self)
         self._handler = asyncio.current_task()
         self._reads = True
@@ -255,10 +255,10 @@ class AioCall(GrpcCall):
         finally:
             self._reads = False
             self._handler = None
-        self.take(message)
+        self.handle_message(message)
 
     async def _end(self, message: bytes | None, status: Failure, delivery: Delivery | None) -> None:
-        failure = None if delivery is None else delivery.failed()
+        failure = None if delivery is None else delivery.failure()
         if failure is not None:
             message, status, delivery = None, failure, None
         _set_status(self._context, status)
@@ -267,13 +267,13 @@ class AioCall(GrpcCall):
                 await self._context.write(message)
         finally:
             if delivery is not None:
-                delivery.sent()
+                delivery.on_sent()
 
     async def _next_message(self) -> bytes | None:
         message = await self._context.read()
         if message is grpc.aio.EOF:
             return None
-        self._transport.surfaced(self)
+        self._transport.message_read(self)
         found: bytes = message
         return found
 
@@ -281,14 +281,14 @@ class AioCall(GrpcCall):
         await self._context.write(message)
 
     def _send_reply(self, message: bytes, trailers: Metadata, delivery: Delivery | None) -> None:
-        self._settle((message, (grpc.StatusCode.OK, "", trailers), delivery))
+        self._finish((message, (grpc.StatusCode.OK, "", trailers), delivery))
 
     def _send_status(self, code: grpc.StatusCode, text: str, trailers: Metadata) -> None:
-        self._settle((None, (code, text, trailers), None))
+        self._finish((None, (code, text, trailers), None))
         if self._reads:
             assert self._handler is not None
             self._handler.cancel()
 
-    def _settle(self, ending: Ending) -> None:
+    def _finish(self, ending: Ending) -> None:
         if not self._ending.done():
             self._ending.set_result(ending)

@@ -23,10 +23,10 @@ from clockwork_serve.units import NS_PER_MS, NS_PER_S
 # Time limits for clients of open calls that send nothing.
 
 
-Speaker = TypeVar("Speaker", bound=Hashable)
+Waiting = TypeVar("Waiting", bound=Hashable)
 
 
-class Silence(Generic[Speaker]):
+class SilentCalls(Generic[Waiting]):
     """Calls whose client is to send a message, and since when; only finds those that exceed ``limit_s``.
 
     For the loop's thread; :meth:`begin` is for any.
@@ -35,29 +35,29 @@ class Silence(Generic[Speaker]):
     def __init__(self, limit_s: float = math.inf, clock: Callable[[], float] = time.monotonic) -> None:
         self.limit_s = limit_s
         self._clock = clock
-        self._since_s: dict[Speaker, float] = {}
+        self._since_s: dict[Waiting, float] = {}
 
     def __len__(self) -> int:
         return len(self._since_s)
 
-    def begin(self, speaker: Speaker) -> None:
+    def begin(self, call: Waiting) -> None:
         """The client is to send a message."""
-        self._since_s[speaker] = self._clock()
+        self._since_s[call] = self._clock()
 
-    def renew(self, speaker: Speaker) -> None:
+    def renew(self, call: Waiting) -> None:
         """A response was sent: restart the time limit."""
-        if speaker in self._since_s:
-            self.begin(speaker)
+        if call in self._since_s:
+            self.begin(call)
 
-    def end(self, speaker: Speaker) -> None:
+    def end(self, call: Waiting) -> None:
         """The message is there, or the call has ended."""
-        self._since_s.pop(speaker, None)
+        self._since_s.pop(call, None)
 
-    def overdue(self) -> list[Speaker]:
+    def overdue(self) -> list[Waiting]:
         """Calls whose time limit has passed."""
         limit_s = self._clock() - self.limit_s
         # A copy, for another thread may add to it meanwhile.
-        return [speaker for speaker, since_s in list(self._since_s.items()) if since_s < limit_s]
+        return [call for call, since_s in list(self._since_s.items()) if since_s < limit_s]
 
 
 # ------------------------------------------------------------
@@ -124,10 +124,10 @@ logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
 class Delivery(Protocol):
     """The fate of a reply. Both methods are called in the thread that passes it to gRPC."""
 
-    def failed(self) -> Failure | None:
+    def failure(self) -> Failure | None:
         """The status to send instead of the reply, if it comes too late."""
 
-    def sent(self) -> None:
+    def on_sent(self) -> None:
         """The reply was sent by gRPC."""
 
 
@@ -165,12 +165,12 @@ class GrpcCall(ABC):
     """
 
     __slots__ = (
-        "_asked_ns", "_clock", "_silence", "_surfaced_ns", "arrival_ns", "deadline_s", "identity", "is_open",
-        "metadata", "method", "on_cancel", "task",
+        "_clock", "_message_ns", "_requested_ns", "_silence", "arrival_ns", "deadline_s", "identity",
+        "is_open", "metadata", "method", "on_cancel", "task",
     )  # fmt: skip
 
     def __init__(
-        self, admitted: Admitted, metadata: Metadata, deadline_s: float, silence: Silence[GrpcCall],
+        self, admitted: Admitted, metadata: Metadata, deadline_s: float, silence: SilentCalls[GrpcCall],
         clock: Callable[[], int],
     ) -> None:  # fmt: skip
         """``deadline_s`` is the client's, in Unix time, or :data:`NO_DEADLINE_S`. For any thread."""
@@ -179,8 +179,8 @@ class GrpcCall(ABC):
         self.deadline_s = deadline_s
         self.arrival_ns = 0
         self._clock = clock
-        self._surfaced_ns = clock()  # when it, or its last message, was read
-        self._asked_ns = 0  # when the next message was requested, if not from the start
+        self._message_ns = clock()  # when it, or its last message, was read
+        self._requested_ns = 0  # when the next message was requested, if not from the start
         self._silence = silence
         self.is_open = True
         self.on_cancel: Callable[[], object] | None = None
@@ -200,7 +200,7 @@ class GrpcCall(ABC):
         """Seconds from the arrival of the latest message to the client's deadline; None if it has none."""
         if self.deadline_s == NO_DEADLINE_S:
             return None
-        return max(self.deadline_s - time.time() + (clock() - self._surfaced_ns) / NS_PER_S, 0.0)
+        return max(self.deadline_s - time.time() + (clock() - self._message_ns) / NS_PER_S, 0.0)
 
     def metadatum(self, key: str) -> str | None:
         """The first value of that key; None if there is none."""
@@ -229,7 +229,7 @@ class GrpcCall(ABC):
             self._close()
             self._send_status(code, text, trailers)
 
-    def cut(self, code: grpc.StatusCode, text: str) -> None:
+    def terminate(self, code: grpc.StatusCode, text: str) -> None:
         """End the call, and cancel what handles it."""
         on_cancel = self.on_cancel
         self.fail(code, text)
@@ -240,7 +240,7 @@ class GrpcCall(ABC):
         """End with OK, after all messages were sent."""
         self.fail(grpc.StatusCode.OK, "")
 
-    def fail_by_fault(self) -> None:
+    def fail_internally(self) -> None:
         """End with INTERNAL; the exception being handled, a bug of ours, is logged."""
         _log.exception("answering a call failed", extra={"method": self.method.path})
         self.fail(grpc.StatusCode.INTERNAL, "answering failed; see the server's log")
@@ -255,7 +255,7 @@ class GrpcCall(ABC):
         """The next message, or None if there are no more. One caller at a time."""
         if not self.is_open:
             return None
-        self._asked_ns = self._clock()
+        self._requested_ns = self._clock()
         self._silence.begin(self)
         message = await self._next_message()
         self._silence.end(self)
@@ -279,14 +279,14 @@ class GrpcCall(ABC):
 
     # Reported by the transport. Nothing raises: a bug that one call triggers must not end all others.
 
-    def came(self, arrival_ns: int, now_ns: int) -> None:
+    def note_arrival(self, arrival_ns: int, now_ns: int) -> None:
         """A message was read, which arrived at ``arrival_ns`` or earlier. In the thread that reads it.
 
         If it was there as soon as it was requested, it may have been waiting since the last one was read.
         """
-        waited = self._asked_ns and now_ns - self._asked_ns < AT_ONCE_NS
-        self.arrival_ns = min(arrival_ns, self._surfaced_ns) if waited else arrival_ns
-        self._surfaced_ns = now_ns
+        waited = self._requested_ns and now_ns - self._requested_ns < AT_ONCE_NS
+        self.arrival_ns = min(arrival_ns, self._message_ns) if waited else arrival_ns
+        self._message_ns = now_ns
 
     def open(self) -> None:
         """The call began, and its method reads messages itself."""
@@ -294,9 +294,9 @@ class GrpcCall(ABC):
         try:
             self.method.on_open(self)
         except Exception:  # noqa: BLE001 - see above
-            self.fail_by_fault()
+            self.fail_internally()
 
-    def take(self, message: bytes | None) -> None:
+    def handle_message(self, message: bytes | None) -> None:
         """Handle its only message; None if the client sent none."""
         self._silence.end(self)
         if not self.is_open:
@@ -312,7 +312,7 @@ class GrpcCall(ABC):
         except Aborted as aborted:
             self.fail(aborted.code, aborted.text, aborted.trailers)
         except Exception:  # noqa: BLE001 - see above
-            self.fail_by_fault()
+            self.fail_internally()
 
     def cancel(self) -> None:
         """The client left, or its deadline passed."""
@@ -322,7 +322,7 @@ class GrpcCall(ABC):
             try:
                 on_cancel()
             except Exception:  # noqa: BLE001 - see above
-                self.fail_by_fault()
+                self.fail_internally()
 
     def _close(self) -> None:
         self.is_open = False
@@ -373,7 +373,7 @@ class Transport(Protocol):
     async def start(self) -> None:
         """Accept calls."""
 
-    async def stop(self, patience_s: float) -> None:
+    async def stop(self, grace_s: float) -> None:
         """Accept no more calls, let open ones complete for ``grace_s``, then cancel them."""
 
 
@@ -381,7 +381,7 @@ class MakeTransport(Protocol):
     """Creates a server's transport; options are those of gRPC's channel arguments."""
 
     def __call__(
-        self, options: Sequence[tuple[str, Any]], admit: Admit, silence: Silence[GrpcCall],
+        self, options: Sequence[tuple[str, Any]], admit: Admit, silence: SilentCalls[GrpcCall],
         clock: Callable[[], int],
     ) -> Transport:  # fmt: skip
         """A transport that has no port yet."""

@@ -22,17 +22,17 @@ from clockwork_serve.serve.grpc.call import (
     MakeTransport,
     Metadata,
     Method,
-    Silence,
+    SilentCalls,
     Transport,
 )
 
 SWEEP_S: Final = 5.0
 """The longest interval between checks for clients that send nothing."""
-DRIVEN: Final = ">=1.66,<1.86"
+SUPPORTED_GRPCIO: Final = ">=1.66,<1.86"
 """The versions of grpcio whose core is known to do as ``core`` expects; ``pyproject.toml`` requires these."""
 FALL_BACK_VARIABLE: Final = "CLOCKWORK_GRPC_AIO"
 """If set in the environment, ``grpc.aio`` is used, whatever grpcio is like."""
-Gate = Callable[[str, Metadata], str]
+AccessCheck = Callable[[str, Metadata], str]
 """Checks access by path and metadata, and returns the client's identity. Raises :class:`Aborted`. It is
 called in the transport's thread."""
 
@@ -82,14 +82,15 @@ class GrpcServer:
     """
 
     def __init__(
-        self, methods: Iterable[Method], options: Sequence[tuple[str, Any]], gate: Gate | None = None,
-        clock: Callable[[], int] = time.monotonic_ns, silent_s: float = math.inf,
+        self, methods: Iterable[Method], options: Sequence[tuple[str, Any]],
+        access_check: AccessCheck | None = None, clock: Callable[[], int] = time.monotonic_ns,
+        silent_s: float = math.inf,
     ) -> None:  # fmt: skip
         self._methods = {method.path: method for method in methods}
-        self._gate = gate
+        self._access_check = access_check
         self._options = options
         self._clock = clock
-        self._silence: Silence[GrpcCall] = Silence(silent_s)
+        self._silence: SilentCalls[GrpcCall] = SilentCalls(silent_s)
         self._sweep: asyncio.TimerHandle | None = None
         self._transport: Transport | None = None
 
@@ -104,24 +105,24 @@ class GrpcServer:
             self._end_silent()
         return port
 
-    async def close(self, patience_s: float) -> None:
+    async def close(self, grace_s: float) -> None:
         """Accept no more, let open calls complete for ``grace_s``, then cancel them."""
         if self._sweep is not None:
             self._sweep.cancel()
         if self._transport is not None:
-            await self._transport.stop(patience_s)
+            await self._transport.stop(grace_s)
 
     def _end_silent(self) -> None:
         limit_s = self._silence.limit_s
         text = f"nothing was said for {limit_s:g} s (stream_s); call again when there is something to say"
         for call in self._silence.overdue():
-            call.cut(grpc.StatusCode.DEADLINE_EXCEEDED, text)
+            call.terminate(grpc.StatusCode.DEADLINE_EXCEEDED, text)
         self._sweep = asyncio.get_running_loop().call_later(min(SWEEP_S, limit_s / 4), self._end_silent)
 
     def _admit(self, path: str, metadata: Metadata) -> Admitted:
         # In the thread in which the transport accepts calls.
         try:
-            identity = "" if self._gate is None else self._gate(path, metadata)
+            identity = "" if self._access_check is None else self._access_check(path, metadata)
         except Aborted:
             raise
         except Exception:  # noqa: BLE001 - a bug that one call triggers must not end all others
@@ -148,7 +149,7 @@ async def find_transport() -> MakeTransport:
             why = f"found {grpc.__version__} {error}"
         else:
             return core.CoreTransport
-        why = f"expected one whose core this server can drive, {why}; install grpcio{DRIVEN}"
+        why = f"expected one whose core this server can drive, {why}; install grpcio{SUPPORTED_GRPCIO}"
     _log.warning("grpcio: %s. Calls are carried by grpc.aio, at three times the CPU each", why)
     return AioTransport
 
@@ -178,7 +179,7 @@ def _run(call: GrpcCall, work: Callable[[], Awaitable[None]]) -> None:
         except Aborted as aborted:
             call.fail(aborted.code, aborted.text, aborted.trailers)
         except Exception:  # noqa: BLE001 - a bug that one call triggers must not end all others
-            call.fail_by_fault()
+            call.fail_internally()
 
     call.task = asyncio.get_running_loop().create_task(body())
     call.task.add_done_callback(call.answered)

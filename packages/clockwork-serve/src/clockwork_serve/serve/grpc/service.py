@@ -28,14 +28,14 @@ from clockwork_serve.oip.protobuf import (
     reflect,
     rpcs,
 )
-from clockwork_serve.serve.gateway.access import Denied, Door, KeyRing, Right
+from clockwork_serve.serve.gateway.access import AccessControl, Denied, KeyRing, Right
 from clockwork_serve.serve.gateway.client_shm import is_loopback
 from clockwork_serve.serve.gateway.codec import Codec, CodecFailed, Heavy, is_heavy
 from clockwork_serve.serve.gateway.gateway import Gateway
-from clockwork_serve.serve.gateway.requests import Body, Ending, own_ending
+from clockwork_serve.serve.gateway.requests import Body, Ending, gateway_ending
 from clockwork_serve.serve.gateway.settings import excess, grpc_options
 from clockwork_serve.serve.grpc.call import Aborted, Failure, GrpcCall, Metadata, Method
-from clockwork_serve.serve.grpc.server import Gate, GrpcServer, callback, coroutine, stream
+from clockwork_serve.serve.grpc.server import AccessCheck, GrpcServer, callback, coroutine, stream
 from clockwork_serve.serve.http.routes import Endpoints, RouteRefused, log_settings, trace_settings
 from clockwork_serve.units import KIB, NS_PER_MS
 
@@ -61,15 +61,15 @@ def right_of(method: str) -> Right | None:
     return _RIGHTS.get(method, Right.ADMIN)
 
 
-def door_gate(settings: Settings, keys: KeyRing | None) -> Gate:
+def access_check(settings: Settings, keys: KeyRing | None) -> AccessCheck:
     """Checks the size of the metadata, and access under ``keys``, if there are any.
 
     gRPC's core does not count metadata that a client sends as references to its header table: 4,000 bytes can
     stand for 12 MB.
     """
-    admit = None if keys is None else key_gate(keys)
+    admit = None if keys is None else key_check(keys)
 
-    def gate(path: str, metadata: Metadata) -> str:
+    def check(path: str, metadata: Metadata) -> str:
         wrong = ""
         if len(metadata) > settings.max_headers:
             wrong = excess("max_headers", settings.max_headers, len(metadata))
@@ -79,13 +79,13 @@ def door_gate(settings: Settings, keys: KeyRing | None) -> Gate:
             raise Aborted(grpc.StatusCode.RESOURCE_EXHAUSTED, wrong)
         return "" if admit is None else admit(path, metadata)
 
-    return gate
+    return check
 
 
-def key_gate(keys: KeyRing) -> Gate:
+def key_check(keys: KeyRing) -> AccessCheck:
     """Checks API keys; the identity is their holder's tenant. It costs 1.5 us a call."""
 
-    def gate(path: str, metadata: Metadata) -> str:
+    def check(path: str, metadata: Metadata) -> str:
         right = right_of(path)
         if right is None:
             return ""
@@ -96,12 +96,12 @@ def key_gate(keys: KeyRing) -> Gate:
             elif name == "x-api-key":
                 api_key = _bytes(value)
         try:
-            return keys.admit(right, authorization, api_key).tenant
+            return keys.authorize(right, authorization, api_key).tenant
         except Denied as denied:
             code = grpc.StatusCode.PERMISSION_DENIED if denied.known else grpc.StatusCode.UNAUTHENTICATED
             raise Aborted(code, str(denied)) from None
 
-    return gate
+    return check
 
 
 def _bytes(value: str | bytes) -> bytes:
@@ -183,12 +183,12 @@ class Health:
             raise Aborted(grpc.StatusCode.UNIMPLEMENTED, "Watch: expected one message, found none")
         if request.service not in _LIVE_SERVICES:
             yield _HealthResponse(status="SERVICE_UNKNOWN")
-        told = ""
+        last_status = ""
         while True:
             changed = self._changed
-            if request.service in _LIVE_SERVICES and self._serving != told:
-                told = self._serving
-                yield _HealthResponse(status=told)
+            if request.service in _LIVE_SERVICES and self._serving != last_status:
+                last_status = self._serving
+                yield _HealthResponse(status=last_status)
             await changed.wait()
 
     @property
@@ -274,10 +274,10 @@ class _GrpcInquiry(ABC):
         if call is not None and call.outputs and ending.outcome is Outcome.OK and is_heavy(ending):
             self.write(self, Heavy(ending))
         else:
-            self.tell(ending)
+            self.respond(ending)
 
     @abstractmethod
-    def tell(self, ending: Ending) -> None:
+    def respond(self, ending: Ending) -> None:
         """Encode the response."""
 
 
@@ -290,20 +290,20 @@ class _Delivery:
         self._gateway = gateway
         self._ending = ending
 
-    def failed(self) -> Failure | None:
+    def failure(self) -> Failure | None:
         """The status to send instead, if it is late."""
         gateway, ending = self._gateway, self._ending
         if gateway.clock() <= ending.deadline_ns:  # as most are
             return None
-        late = gateway.late(ending)
+        late = gateway.check_late(ending)
         return None if late is None else _failure(late)
 
-    def sent(self) -> None:
+    def on_sent(self) -> None:
         """It was sent."""
-        self._gateway.sent(self._ending)
+        self._gateway.note_sent(self._ending)
 
 
-class _Alone(_GrpcInquiry):
+class _UnaryInquiry(_GrpcInquiry):
     """A ``ModelInfer``."""
 
     __slots__ = ()
@@ -313,22 +313,22 @@ class _Alone(_GrpcInquiry):
         """Whether the client still waits for a response."""
         return self.rpc.is_open
 
-    def tell(self, ending: Ending) -> None:
+    def respond(self, ending: Ending) -> None:
         """Encode the response."""
         if not self.rpc.is_open:
             if ending.deadline_ns:
-                self.gateway.undelivered(ending)
+                self.gateway.discard(ending)
         elif ending.outcome is Outcome.OK:
             message = _encoded(ending)
             ending.outputs = []
             trailers = (("clockwork-request-id", ending.request_id),)
             self.rpc.reply_unless(_Delivery(self.gateway, ending), message, trailers)
         else:
-            late = self.gateway.delivered(ending) if ending.deadline_ns else None
+            late = self.gateway.check_delivery(ending) if ending.deadline_ns else None
             self.rpc.fail(*_failure(late or ending))
 
 
-class _Streamed(_GrpcInquiry):
+class _StreamInquiry(_GrpcInquiry):
     """One request of a ``ModelStreamInfer``. ``ended`` becomes its response, or the :class:`Ending`."""
 
     __slots__ = ("ended", "ending", "request_id")
@@ -346,11 +346,11 @@ class _Streamed(_GrpcInquiry):
         """Whether the client still waits for a response."""
         return not self.ended.done()
 
-    def tell(self, ending: Ending) -> None:
+    def respond(self, ending: Ending) -> None:
         """Encode the response."""
         if self.ended.done():
             if ending.deadline_ns:
-                self.gateway.undelivered(ending)
+                self.gateway.discard(ending)
             return
         found: bytes | Ending = ending
         if ending.outcome is Outcome.OK:
@@ -362,17 +362,17 @@ class _Streamed(_GrpcInquiry):
             self.ending = ending
         self.ended.set_result(found)
 
-    def in_time(self, found: bytes | Ending) -> bytes | Ending:
+    def timely_result(self, found: bytes | Ending) -> bytes | Ending:
         """The response to send now: the given one, or another if the deadline has passed."""
         ending, self.ending = self.ending, None
-        late = None if ending is None else self.gateway.delivered(ending)
+        late = None if ending is None else self.gateway.check_delivery(ending)
         return late or found
 
     def abandon(self, gateway: Gateway) -> None:
         """The client left."""
         ending, self.ending = self.ending, None
         if ending is not None:
-            gateway.undelivered(ending)
+            gateway.discard(ending)
         if self.request_id and (self.ended.cancelled() or not self.ended.done()):
             gateway.cancel(self.request_id)
 
@@ -381,14 +381,14 @@ class GatewayGrpc:
     """All RPCs of the inference service, health and reflection."""
 
     def __init__(
-        self, gateway: Gateway, endpoints: Endpoints, door: Door, codec: Codec, *, reuse_port: bool
+        self, gateway: Gateway, endpoints: Endpoints, access: AccessControl, codec: Codec, *, reuse_port: bool
     ) -> None:
         self._gateway = gateway
         self._endpoints = endpoints
         self._codec = codec
         self._writing: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
-        self._credentials = None if door.tls is None else door.tls.grpc_credentials()
+        self._credentials = None if access.tls is None else access.tls.grpc_credentials()
         self._server = GrpcServer(
             [
                 callback(f"/{INFERENCE_SERVICE}/ModelInfer", _read, self._infer),
@@ -404,14 +404,14 @@ class GatewayGrpc:
                 *methods(REFLECTION_SERVICE, REFLECTION, OLD_REFLECTION_SERVICE),
             ],
             options=[
-                *grpc_options(door.config.settings),
+                *grpc_options(access.config.settings),
                 ("grpc.max_send_message_length", -1),
                 # Otherwise gRPC would silently share a port with another program.
                 ("grpc.so_reuseport", int(reuse_port)),
             ],
-            gate=door_gate(door.config.settings, door.keys),
+            access_check=access_check(access.config.settings, access.keys),
             clock=gateway.clock,
-            silent_s=door.config.settings.stream_s,
+            silent_s=access.config.settings.stream_s,
         )
 
     async def listen(self, host: str, port: int) -> int:
@@ -425,14 +425,14 @@ class GatewayGrpc:
                 "choose another"
             ) from None
 
-    async def close(self, patience_s: float) -> None:
+    async def close(self, grace_s: float) -> None:
         """Accept no more, and let open requests complete for ``grace_s``."""
-        await self._server.close(patience_s)
+        await self._server.close(grace_s)
 
     # Inference
 
     def _infer(self, rpc: GrpcCall, request: Any) -> None:
-        request_id = self._gateway.infer(_Alone(request, rpc, self._gateway, self._write))
+        request_id = self._gateway.infer(_UnaryInquiry(request, rpc, self._gateway, self._write))
         if request_id and rpc.is_open:
             # The client may leave, or its deadline pass.
             rpc.on_cancel = partial(self._gateway.cancel, request_id)
@@ -443,45 +443,48 @@ class GatewayGrpc:
         An error is sent as a response, unless the client wants a status, which ends the stream.
         """
         as_status = rpc.metadatum("triton_grpc_error") == "true"
-        open_asked: asyncio.Queue[_Streamed | None] = asyncio.Queue(_STREAMED_MAX)
-        reader = self._loop.create_task(self._read_stream(requests, rpc, open_asked))
-        asked: _Streamed | None = None
+        open_inquiries: asyncio.Queue[_StreamInquiry | None] = asyncio.Queue(_STREAMED_MAX)
+        reader = self._loop.create_task(self._read_stream(requests, rpc, open_inquiries))
+        inquiry: _StreamInquiry | None = None
         try:
-            while (asked := await open_asked.get()) is not None:
-                found = asked.in_time(await asked.ended)
+            while (inquiry := await open_inquiries.get()) is not None:
+                found = inquiry.timely_result(await inquiry.ended)
                 if not isinstance(found, Ending):
                     yield found
                 elif as_status:
                     raise Aborted(*_failure(found))
                 else:
                     yield ModelStreamInferResponse(
-                        error_message=found.text, infer_response={"id": asked.request.id}
+                        error_message=found.text, infer_response={"id": inquiry.request.id}
                     ).SerializeToString()
             await reader
         finally:
             reader.cancel()
-            if asked is not None:
-                asked.abandon(self._gateway)
-            while not open_asked.empty():
-                if (left := open_asked.get_nowait()) is not None:
+            if inquiry is not None:
+                inquiry.abandon(self._gateway)
+            while not open_inquiries.empty():
+                if (left := open_inquiries.get_nowait()) is not None:
                     left.abandon(self._gateway)
             del reader  # breaks a cycle: its error's traceback refers to this frame
 
     async def _read_stream(
-        self, requests: AsyncIterator[Any], rpc: GrpcCall, open_asked: asyncio.Queue[_Streamed | None]
+        self,
+        requests: AsyncIterator[Any],
+        rpc: GrpcCall,
+        open_inquiries: asyncio.Queue[_StreamInquiry | None],
     ) -> None:
         try:
             async for request in requests:
                 future = self._loop.create_future()
-                asked = _Streamed(request, rpc, self._gateway, self._write, future)
-                asked.request_id = self._gateway.infer(asked)
+                inquiry = _StreamInquiry(request, rpc, self._gateway, self._write, future)
+                inquiry.request_id = self._gateway.infer(inquiry)
                 try:
-                    await open_asked.put(asked)
+                    await open_inquiries.put(inquiry)
                 except asyncio.CancelledError:
-                    asked.abandon(self._gateway)
+                    inquiry.abandon(self._gateway)
                     raise
         finally:
-            await open_asked.put(None)
+            await open_inquiries.put(None)
 
     def _write(self, inquiry: _GrpcInquiry, heavy: Heavy) -> None:
         task = self._loop.create_task(self._write_soon(inquiry, heavy))
@@ -493,9 +496,9 @@ class GatewayGrpc:
             ending = await heavy.ending(self._codec, lambda: inquiry.is_open)
         except (InvalidRequest, CodecFailed) as error:
             # The controller has counted it as answered.
-            self._gateway.undelivered(heavy.original)
-            ending = own_ending(Outcome.FAILED, Reason.NONE, f"the answer could not be written: {error}")
-        inquiry.tell(ending)
+            self._gateway.discard(heavy.original)
+            ending = gateway_ending(Outcome.FAILED, Reason.NONE, f"the answer could not be written: {error}")
+        inquiry.respond(ending)
 
     # All other RPCs
 

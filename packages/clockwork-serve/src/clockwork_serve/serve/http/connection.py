@@ -18,24 +18,24 @@ from clockwork_serve.serve.gateway.access import KeyRing
 from clockwork_serve.serve.gateway.client_shm import is_loopback
 from clockwork_serve.serve.gateway.requests import spread_s
 from clockwork_serve.serve.gateway.settings import (
+    DISCARDED_MAX,
     LINGER_S,
     PIPELINED_MAX,
-    UNWANTED_MAX,
     excess,
     json_excess,
     overdue,
 )
-from clockwork_serve.serve.gateway.timing import AT_ONCE, Arrival, BodySocket, Turns, Unwanted
+from clockwork_serve.serve.gateway.timing import AT_ONCE, Arrival, BodySocket, DiscardedBody, LoopTurns
 from clockwork_serve.serve.http.exchange import (
+    HEADERS_READ,
     UPGRADED,
-    WANTED,
     HttpExchange,
     Outbox,
     Sender,
     byte_count,
     denial,
 )
-from clockwork_serve.serve.http.responses import Response, error_response, tripped
+from clockwork_serve.serve.http.responses import Response, error_response, internal_error_response
 from clockwork_serve.serve.http.routes import Route
 from clockwork_serve.units import KIB, NS_PER_S
 
@@ -63,7 +63,7 @@ class HeadParser:
         self.parser: Any = None  # it refers to us; None before there is something to parse
         self.begin_head()
 
-    def parse_afresh(self) -> None:
+    def new_parser(self) -> None:
         """Start a new parser: the next byte begins a request."""
         self.parser = httptools.HttpRequestParser(self)
 
@@ -76,7 +76,7 @@ class HeadParser:
         try:
             self.parser.feed_data(data[:size])
         except httptools.HttpParserUpgrade as upgrade:
-            self.parse_afresh()
+            self.new_parser()
             return data[upgrade.args[0] :]
         return data[size:]
 
@@ -95,10 +95,10 @@ class HeadParser:
         self._header_count += 1
         self._header_bytes += len(name) + len(value)
         name = name.lower()
-        if name in WANTED:
+        if name in HEADERS_READ:
             self.headers[name] = value
 
-    def beyond(self, settings: Settings) -> str:
+    def limit_error(self, settings: Settings) -> str:
         """The error text for a head beyond a limit; "" if it is within all."""
         if self._header_count > settings.max_headers:
             return excess("max_headers", settings.max_headers, self._header_count)
@@ -106,7 +106,7 @@ class HeadParser:
             return excess("max_head", settings.max_head)
         return ""
 
-    def body_beyond(self, settings: Settings, length: int) -> str:
+    def body_limit_error(self, settings: Settings, length: int) -> str:
         """The error text for a body of ``length`` beyond a limit, by its head; "" if it is within all."""
         if length > settings.max_body:
             return excess("max_body", settings.max_body, length)
@@ -139,11 +139,11 @@ class ParsedHead:
         length = like.header_length
         self._json_length = None if length is None else byte_count(length)
 
-    def fits(self, received: bytearray, nbytes: int) -> bool:
+    def matches(self, received: bytearray, nbytes: int) -> bool:
         """Whether the received bytes are exactly one request with this head."""
         return nbytes == self.whole and received.startswith(self.raw)
 
-    def again(self, on_response: Callable[[], None]) -> HttpExchange:
+    def new_exchange(self, on_response: Callable[[], None]) -> HttpExchange:
         """An exchange for another request with this head."""
         exchange = HttpExchange(on_response, self._method, self._route)
         exchange.keep_alive = True
@@ -175,7 +175,7 @@ def head_of(data: memoryview, exchange: HttpExchange, headers: dict[bytes, bytes
 # Whether an HTTP connection reads from its socket, and how much is incomplete.
 
 
-class Arriving:
+class IncompleteBody:
     """The bytes of one connection's incomplete large body, within its server's total."""
 
     __slots__ = ("_all", "_bytes")
@@ -232,7 +232,7 @@ class ReadControl:
         transport: asyncio.Transport,
         readers: RoundRobin,
         feed: Callable[[memoryview], None],
-        turns: Turns,
+        turns: LoopTurns,
         since_ns: int,
     ) -> None:
         self._transport = transport
@@ -243,7 +243,7 @@ class ReadControl:
         self._kept = b""  # read, and to be fed before anything more is read
         self.paused = False
 
-    def hold(self, *, pause: bool) -> bool:
+    def set_paused(self, *, pause: bool) -> bool:
         """Pause or resume reading; whether it was resumed."""
         before = self.paused
         if self._transport.is_closing() or pause == before:
@@ -260,9 +260,9 @@ class ReadControl:
     def keep(self, rest: memoryview) -> None:
         """Feed these bytes in the loop's next turn."""
         self._kept = bytes(rest)
-        self.let_others_go_first()
+        self.continue_next_turn()
 
-    def let_others_go_first(self) -> None:
+    def continue_next_turn(self) -> None:
         """Go on reading in the loop's next turn.
 
         The loop otherwise reads from one socket, and from no other, for as long as that fills the buffer.
@@ -312,16 +312,16 @@ class HttpHost(Sender, Protocol):
     def opened(self, connection: HttpConnection) -> None:
         """A connection was made; it may exceed the limit."""
 
-    def reached(self, limit: str) -> None:
+    def count_disconnect(self, limit: str) -> None:
         """A client was disconnected by the limit of that setting; counted for the log."""
 
     def closed(self, connection: HttpConnection) -> None:
         """A connection was closed."""
 
-    def room(self, exchange: HttpExchange, length: int) -> memoryview:
+    def body_buffer(self, exchange: HttpExchange, length: int) -> memoryview:
         """The buffer for a large body."""
 
-    def announce(self, exchange: HttpExchange, arrived_ns: Callable[[], int]) -> None:
+    def query_admission(self, exchange: HttpExchange, arrived_ns: Callable[[], int]) -> None:
         """Send an admission query for a request with a large body."""
 
     def dispatch(self, exchange: HttpExchange) -> None:
@@ -353,7 +353,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._settings = server.config.settings
         self._transport: asyncio.Transport | None = None
         self._outbox: Outbox
-        self._intake: ReadControl
+        self._read_control: ReadControl
         self._queue: deque[HttpExchange] = deque()  # requests without a sent response, in order
         self._local, self._phase = False, _IDLE
         self._head: ParsedHead | None = None  # of the last request, if it need not be parsed again
@@ -363,8 +363,8 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._content: bytes | memoryview = b""
         self._content_bytes = self._length = 0  # received of the body; its whole length, if known
         self._direct: memoryview | None = None  # buffer of a large body; _content_bytes of it are filled
-        self._unwanted: Unwanted | None = None  # the rest of the body of a request that is answered
-        self._arriving = Arriving(server)
+        self._discarding: DiscardedBody | None = None  # the rest of the body of a request that is answered
+        self._incomplete = IncompleteBody(server)
         self._began_bytes = -1  # size of this read, if the request began in it
         self._closing = self._stopped = False  # input is discarded; nothing more is written
         self.due_s = 0.0
@@ -378,9 +378,9 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._local = bool(peer) and is_loopback(peer[0])
         turns = self._gateway.turns
         since_ns = turns.before_ns if self._since_ns is None else self._since_ns
-        self._intake = ReadControl(self._transport, self._server.readers, self._feed, turns, since_ns)
-        self._outbox = Outbox(self._transport, self._server, self._intake.source)
-        self.parse_afresh()
+        self._read_control = ReadControl(self._transport, self._server.readers, self._feed, turns, since_ns)
+        self._outbox = Outbox(self._transport, self._server, self._read_control.source)
+        self.new_parser()
         self.due_s = self._server.tick_s + self._settings.head_s  # not idle_s: there was no request yet
         self._server.opened(self)
 
@@ -388,8 +388,8 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         """The buffer for the next read."""
         if self._direct is not None and not self._closing:
             return self._direct[self._content_bytes : self._content_bytes + AT_ONCE]
-        if self._unwanted is not None and not self._closing:
-            return self._unwanted.room()
+        if self._discarding is not None and not self._closing:
+            return self._discarding.room()
         # Small reads where they may hold many requests or chunks, which are handled while all others wait.
         small, left = self._server.small_buffer, self._length - self._content_bytes
         return self._server.buffer[:left] if left > len(small) else small
@@ -398,32 +398,32 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         """Handle bytes that were read."""
         if self._closing:
             return
-        if self._unwanted is not None:
-            if self._unwanted.received(nbytes):
-                self._unwanted = None
-                self.parse_afresh()
+        if self._discarding is not None:
+            if self._discarding.received(nbytes):
+                self._discarding = None
+                self.new_parser()
                 self._await_next()
             return
         if self._direct is None:
             head = self._head
-            if head is not None and self._phase == _IDLE and head.fits(self._server.received, nbytes):
-                self._take_again(head)
+            if head is not None and self._phase == _IDLE and head.matches(self._server.received, nbytes):
+                self._handle_same_head(head)
                 return
             self._feed(self._server.buffer[:nbytes], nbytes)
             if nbytes == len(self._server.small_buffer) and not self._length:
-                self._intake.let_others_go_first()
+                self._read_control.continue_next_turn()
             return
-        nbytes += self._intake.source.read(self._direct[self._content_bytes + nbytes :])
+        nbytes += self._read_control.source.read(self._direct[self._content_bytes + nbytes :])
         self._content_bytes += nbytes
-        self._intake.arrival.read(first=False)
+        self._read_control.arrival.read(first=False)
         self._began_bytes = -1
         self._count(nbytes)
         if self._direct is not None and self._content_bytes == len(self._direct):
             # The parser did not see this body, so start a new one.
-            self.parse_afresh()
+            self.new_parser()
             self.on_message_complete()
         elif nbytes >= AT_ONCE:
-            self._intake.let_others_go_first()
+            self._read_control.continue_next_turn()
 
     def eof_received(self) -> bool:
         """The client closed its side: close ours."""
@@ -432,18 +432,18 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         """The client does not read its responses: read no requests either."""
         self._outbox.pause()
-        self._set_reading()
+        self._update_reading()
 
     def resume_writing(self) -> None:
         """It reads again."""
         self._outbox.resume()
-        self._set_reading()
+        self._update_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel all requests, and break reference cycles, which would keep their buffers."""
         self._transport = self.parser = None
-        self._intake.source.close()
-        del self._outbox, self._intake  # over TLS their transport refers to us
+        self._read_control.source.close()
+        del self._outbox, self._read_control  # over TLS their transport refers to us
         self._closing = True
         self._abandon_all()
         self._server.closed(self)
@@ -467,7 +467,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         exchange.local, exchange.old = self._local, parser.get_http_version() == "1.0"
         self._current = exchange
         self._queue.append(exchange)
-        if wrong := self.beyond(self._settings):
+        if wrong := self.limit_error(self._settings):
             self._refuse(431, wrong)
         elif keys is not None and (denied := denial(keys, exchange, headers)) is not None:
             self._refuse_with(denied)
@@ -515,7 +515,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
                 exchange.content = memoryview(self._content)[: self._content_bytes]
                 self._content = b""
         self._await_next()
-        if self._gateway.announcements.awaited(exchange.announced_id):
+        if self._gateway.admission_queries.must_wait(exchange.query_id):
             exchange.on_complete = self._server.dispatch
         else:
             self._server.dispatch(exchange)
@@ -534,32 +534,32 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             outbox = self._outbox
             if outbox.unread and outbox.full:
                 exchange.abandon(self._gateway)
-                self.cut("max_unsent")
+                self.disconnect("max_unsent")
                 return
-            outbox.write(exchange, exchange.in_time(response, self._gateway))
+            outbox.write(exchange, exchange.timely_response(response, self._gateway))
             if not exchange.keep_alive:
                 self._close()
                 return
         if queue and queue[0].wants_continue:
             queue[0].wants_continue = False
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if self._intake.paused:
-            self._set_reading()
+        if self._read_control.paused:
+            self._update_reading()
 
     def check(self, tick_s: float) -> None:
         """Disconnect a client that is too slow, or idle for too long; called every second or so."""
         if self._outbox.due_s < tick_s:
-            self.cut("send_s")
+            self.disconnect("send_s")
         elif self.due_s >= tick_s or (self._closing and not self._stopped):
             return
         elif self._stopped:
-            self.cut("send_s")
+            self.disconnect("send_s")
         elif self._phase == _IDLE:
             if not self._queue:
                 self.stop()
         else:
             what, limit = ("header", "head_s") if self._phase == _HEAD else ("body", "body_s")
-            self._server.reached(limit)
+            self._server.count_disconnect(limit)
             self._refuse(408, overdue(what, limit))
 
     def stop(self) -> None:
@@ -570,17 +570,17 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             self.due_s = self._server.tick_s + self._settings.send_s
             self._transport.close()
 
-    def cut(self, limit: str) -> None:
+    def disconnect(self, limit: str) -> None:
         """Close at once, without a response, which the client would not read."""
         transport, self._transport = self._transport, None
         if transport is not None:
-            self._server.reached(limit)
+            self._server.count_disconnect(limit)
             transport.abort()
 
-    def turn_away(self, limit: str) -> None:
+    def reject_over_limit(self, limit: str) -> None:
         """Reject a request or a client that exceeds a limit which all of them share."""
-        self._server.reached(limit)
-        wait_s = spread_s(NS_PER_S, self._gateway.dice)
+        self._server.count_disconnect(limit)
+        wait_s = spread_s(NS_PER_S, self._gateway.rng)
         self._refuse(429, excess(limit, getattr(self._settings, limit)), b"Retry-After: %d\r\n" % wait_s)
 
     @property
@@ -590,7 +590,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
 
     def _await_next(self) -> None:
         self._content_bytes = self._length = 0
-        self._arriving.forget()
+        self._incomplete.forget()
         self._phase = _IDLE
         self.due_s = self._server.tick_s + self._settings.idle_s
 
@@ -598,15 +598,15 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         """The request was answered before its body was complete: discard the rest, or close if it is long."""
         assert self._direct is not None and self._transport is not None
         left = len(self._direct) - self._content_bytes
-        self._unwanted = Unwanted(self._intake.source, self._server.buffer, left)
+        self._discarding = DiscardedBody(self._read_control.source, self._server.buffer, left)
         self._current = self._direct = None
-        if left > UNWANTED_MAX:
+        if left > DISCARDED_MAX:
             exchange.keep_alive, self._closing = False, True
 
     def _feed(self, data: memoryview, fresh_bytes: int = 0) -> None:
         """Parse. ``fresh_bytes`` of ``data`` were read just now, and not kept."""
         content_bytes, whole = self._content_bytes, self._phase == _IDLE
-        self._intake.arrival.read(first=whole, kept=not fresh_bytes)
+        self._read_control.arrival.read(first=whole, kept=not fresh_bytes)
         self._began_bytes = fresh_bytes if whole else -1
         rest = data
         try:
@@ -614,11 +614,13 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
                 rest = self.parse(rest, self._length - self._content_bytes)
         except httptools.HttpParserError as error:
             ours = isinstance(error, httptools.HttpParserCallbackError)
-            self._refuse_with(tripped() if ours else error_response(400, f"malformed HTTP request: {error}"))
+            self._refuse_with(
+                internal_error_response() if ours else error_response(400, f"malformed HTTP request: {error}")
+            )
             self._complete.clear()
             return
         if rest and not self._closing:
-            self._intake.keep(rest)
+            self._read_control.keep(rest)
         if self._phase != _IDLE:
             # Where in the first read it began is unknown. Chunks' sizes and trailers count like heads.
             fresh = self._head_bytes < 0 or self._content_bytes != content_bytes
@@ -629,36 +631,36 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             self._head = head_of(data, self._complete[0], self.headers)
         self._complete.clear()
         if len(self._queue) > PIPELINED_MAX:
-            self._set_reading()
+            self._update_reading()
 
-    def _take_again(self, head: ParsedHead) -> None:
+    def _handle_same_head(self, head: ParsedHead) -> None:
         """Handle one whole request whose head equals the last one's, byte for byte."""
-        exchange = head.again(self.pump)
+        exchange = head.new_exchange(self.pump)
         self._queue.append(exchange)
         keys = self._server.keys
         if keys is not None and (denied := denial(keys, exchange, head.headers)) is not None:
             self._current = exchange
             self._refuse_with(denied)
             return
-        exchange.arrival_ns = self._intake.arrival.of_one()
+        exchange.arrival_ns = self._read_control.arrival.of_single_read()
         exchange.content = memoryview(bytes(self._server.buffer[len(head.raw) : head.whole]))
         self.due_s = self._server.tick_s + self._settings.idle_s
         try:
             self._server.dispatch(exchange)
         except Exception:  # noqa: BLE001 - as in a callback of the parser
             self._current = exchange
-            self._refuse_with(tripped())
+            self._refuse_with(internal_error_response())
         if len(self._queue) > PIPELINED_MAX:
-            self._set_reading()
+            self._update_reading()
 
     def _read_headers(self, exchange: HttpExchange, headers: dict[bytes, bytes]) -> None:
         settings = self._settings
         length = byte_count(headers.get(b"content-length", b"0")) or 0
         self._length = length
-        if much := self.body_beyond(settings, length):
+        if much := self.body_limit_error(settings, length):
             self._refuse(413, much)
             return
-        if wrong := exchange.take(headers):
+        if wrong := exchange.read_head(headers):
             self._refuse(417, wrong)
             return
         if not length and b"transfer-encoding" not in headers:
@@ -667,9 +669,9 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             self._refuse(400, UPGRADED)
             return
         if length > DIRECT_BYTES:
-            self._direct = self._server.room(exchange, length)
-            self._server.announce(exchange, self._arrived_ns)
-            self._set_reading()
+            self._direct = self._server.body_buffer(exchange, length)
+            self._server.query_admission(exchange, self._arrived_ns)
+            self._update_reading()
         expected_bytes = length or settings.max_body
         self.due_s = self._server.tick_s + settings.body_s + expected_bytes / self._server.config.bytes_per_s
         if exchange.wants_continue:
@@ -681,7 +683,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         If others arrived in the same read, the kernel reports only the last; then it is the last instant at
         which the socket was empty.
         """
-        arrival, read_bytes = self._intake.arrival, self._began_bytes
+        arrival, read_bytes = self._read_control.arrival, self._began_bytes
         if read_bytes < 0:  # it began in an earlier read
             return arrival.arrived_ns
         head_bytes = self._server.received.find(b"\r\n\r\n", 0, read_bytes) + 4
@@ -703,9 +705,9 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._current = None
         self._direct = None
         self._content = b""
-        self._arriving.forget()
+        self._incomplete.forget()
         self._gateway.drop_body(exchange)
-        self._gateway.announcements.withdraw(exchange.announced_id)
+        self._gateway.admission_queries.withdraw(exchange.query_id)
         exchange.keep_alive = False
         exchange.respond(response)
 
@@ -730,16 +732,18 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._queue.clear()
         self._current = None
         self._direct = None
-        self._arriving.forget()
+        self._incomplete.forget()
 
     def _count(self, nbytes: int) -> None:
         """Count bytes of a large body; reject it if all such bodies together are too large."""
         if self._current is not None and self._current.body is None:
-            self._arriving.add(nbytes)
+            self._incomplete.add(nbytes)
             if self._server.arriving_bytes > self._settings.gateway_memory:
-                self.turn_away("gateway_memory")
+                self.reject_over_limit("gateway_memory")
 
-    def _set_reading(self) -> None:
-        held = self._current is not None and self._current.held
-        if self._intake.hold(pause=held or self._outbox.unread or len(self._queue) > PIPELINED_MAX):
+    def _update_reading(self) -> None:
+        held = self._current is not None and self._current.body_deferred
+        if self._read_control.set_paused(
+            pause=held or self._outbox.unread or len(self._queue) > PIPELINED_MAX
+        ):
             self.due_s = max(self.due_s, self._server.tick_s + self._settings.head_s)

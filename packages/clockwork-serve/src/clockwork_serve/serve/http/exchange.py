@@ -26,7 +26,7 @@ from clockwork_serve.units import KIB, NS_PER_MS
 # One HTTP request and its response, without sockets and parsing of heads.
 
 
-WANTED: Final = frozenset(
+HEADERS_READ: Final = frozenset(
     {b"content-length", b"content-encoding", b"transfer-encoding", b"inference-header-content-length",
      b"x-slo-ms", b"expect", b"accept-encoding", b"authorization", b"x-api-key"}
 )  # fmt: skip
@@ -71,8 +71,8 @@ class HttpExchange:
     content: memoryview = memoryview(b"")
     body: Body | None = None
     request_id = ""
-    announced_id = ""  # of its admission query, while that is open
-    held = False  # its body is not read while the query is open
+    query_id = ""  # of its admission query, while that is open
+    body_deferred = False  # its body is not read while the query is open
     on_complete: Callable[[HttpExchange], None] | None = None  # called at its end if the body is complete
     response: Response | None = None
     abandoned = False
@@ -88,7 +88,7 @@ class HttpExchange:
             self.model = route.model
             self.version = route.version
 
-    def take(self, headers: dict[bytes, bytes]) -> str:
+    def read_head(self, headers: dict[bytes, bytes]) -> str:
         """Read the head's headers; an error text if its ``Expect`` is not supported, else ""."""
         expected = headers.get(b"expect")
         if expected is not None:
@@ -113,9 +113,9 @@ class HttpExchange:
         """The client left: cancel the request and free its memory."""
         self.abandoned = True
         gateway.drop_body(self)
-        gateway.announcements.withdraw(self.announced_id)
+        gateway.admission_queries.withdraw(self.query_id)
         if self.ending is not None:
-            gateway.undelivered(self.ending)
+            gateway.discard(self.ending)
             self.ending = None
         if self.request_id:
             gateway.cancel(self.request_id)
@@ -145,11 +145,11 @@ class HttpExchange:
             self.content, length, served.tensors_max
         )
 
-    def foretold(self) -> None:
+    def query_done(self) -> None:
         """Its admission query is done: go on, unless the request has ended."""
-        self.announced_id = ""
-        if self.held:
-            self.held = False
+        self.query_id = ""
+        if self.body_deferred:
+            self.body_deferred = False
             self.on_response()  # which resumes reading
         go_on, self.on_complete = self.on_complete, None
         if go_on is not None and self.response is None and not self.abandoned:
@@ -180,17 +180,17 @@ class HttpExchange:
             self.response = response
             self.on_response()
 
-    def in_time(self, response: Response, gateway: Gateway) -> Response:
+    def timely_response(self, response: Response, gateway: Gateway) -> Response:
         """The response to write now: the given one, or another if the deadline has passed."""
         ending = self.ending
         if ending is None:
             return response
         self.ending = None
-        now_ns = gateway.looked_ns = gateway.clock()
+        now_ns = gateway.batch_now_ns = gateway.clock()
         if now_ns <= ending.deadline_ns:
             gateway.link.in_time.append(ending.request_id)
             return response
-        late = gateway.late(ending)
+        late = gateway.check_late(ending)
         return response if late is None else infer_response(late)
 
     def respond(self, response: Response) -> None:
@@ -269,7 +269,7 @@ class Outbox:
                 self.flush()
         elif sender.gateway.batching and not self.unread:
             self._held = message
-            now_ns = sender.gateway.looked_ns
+            now_ns = sender.gateway.batch_now_ns
             if not sender.held:
                 sender.held_ns = now_ns
             sender.held.append(self)
@@ -360,7 +360,7 @@ def denial(keys: KeyRing, exchange: HttpExchange, headers: Mapping[bytes, bytes]
     if right is None:
         return None
     try:
-        holder = keys.admit(right, headers.get(b"authorization"), headers.get(b"x-api-key"))
+        holder = keys.authorize(right, headers.get(b"authorization"), headers.get(b"x-api-key"))
     except Denied as denied:
         if denied.known:
             return error_response(403, str(denied))

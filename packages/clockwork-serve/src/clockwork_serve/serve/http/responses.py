@@ -63,7 +63,7 @@ def error_response(status: int, message: str, headers: bytes = b"", **more: Any)
     return Response(status, (_encode({"error": message, **more}),), JSON, headers)
 
 
-def tripped() -> Response:
+def internal_error_response() -> Response:
     """The response to a request that triggered a bug; the exception being handled is logged."""
     _log.exception("answering a request failed")
     return error_response(500, "the gateway failed to answer the request; see its log")

@@ -27,7 +27,12 @@ from clockwork_serve.oip import (
 )
 from clockwork_serve.serve.gateway.client_shm import allowed
 from clockwork_serve.serve.gateway.gateway import Gateway
-from clockwork_serve.serve.http.responses import Response, error_response, json_response, tripped
+from clockwork_serve.serve.http.responses import (
+    Response,
+    error_response,
+    internal_error_response,
+    json_response,
+)
 from clockwork_serve.telemetry import CONTENT_TYPE, decode, render
 from clockwork_serve.units import KIB
 
@@ -35,7 +40,7 @@ from clockwork_serve.units import KIB
 # Endpoints beside inference, for any protocol: health, metadata, statistics, control. Stateless.
 
 
-LOAD_PATIENCE_S = 600.0
+LOAD_TIMEOUT_S = 600.0
 """A model may have to be compiled first."""
 
 
@@ -127,13 +132,13 @@ class Endpoints:
                 400, f"parameter '{parameter}': a load has no parameter of that name; leave it out"
             )
         body = msgspec.json.encode({"model": name})
-        _body(await self.gateway.ask(Question.LOAD, body, LOAD_PATIENCE_S))
+        _body(await self.gateway.ask(Question.LOAD, body, LOAD_TIMEOUT_S))
 
     async def unload(self, name: str) -> None:
         """Stop serving a model."""
         self._check_control("unload")
         body = msgspec.json.encode({"model": name})
-        _body(await self.gateway.ask(Question.UNLOAD, body, LOAD_PATIENCE_S))
+        _body(await self.gateway.ask(Question.UNLOAD, body, LOAD_TIMEOUT_S))
 
     # Shared memory of clients; ``local``: the client is on this host
 
@@ -321,18 +326,18 @@ def answer(
     except (UnknownModel, RouteRefused) as error:
         return refusal(error)
     except Exception:  # noqa: BLE001 - as settled
-        return tripped()
+        return internal_error_response()
     return found
 
 
-async def settled(found: Awaitable[Response]) -> Response:
+async def resolved(found: Awaitable[Response]) -> Response:
     """Wait for a response; errors become responses as well."""
     try:
         return await found
     except (UnknownModel, RouteRefused) as error:
         return refusal(error)
     except Exception:  # noqa: BLE001 - a bug that one request triggers must not end all others
-        return tripped()
+        return internal_error_response()
 
 
 def refusal(error: UnknownModel | RouteRefused) -> Response:

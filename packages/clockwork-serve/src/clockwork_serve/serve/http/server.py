@@ -21,8 +21,8 @@ from msgspec import Struct
 from clockwork_client.datatypes import Buffer
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip import Coding, TooLarge, decompress, wanted_coding
-from clockwork_serve.serve.gateway.access import Door
-from clockwork_serve.serve.gateway.codec import INLINE_BYTES, Codec, CodecFailed, Crowded, Heavy
+from clockwork_serve.serve.gateway.access import AccessControl
+from clockwork_serve.serve.gateway.codec import INLINE_BYTES, Codec, CodecBusy, CodecFailed, Heavy
 from clockwork_serve.serve.gateway.gateway import Gateway
 from clockwork_serve.serve.gateway.settings import SMALL_READ_BYTES, json_excess
 from clockwork_serve.serve.gateway.timing import AcceptQueue
@@ -30,7 +30,7 @@ from clockwork_serve.serve.gateway.tls import Tls
 from clockwork_serve.serve.http.connection import HttpConnection, RoundRobin
 from clockwork_serve.serve.http.exchange import HttpExchange, Outbox, byte_count, send_held
 from clockwork_serve.serve.http.responses import Packer, Response, error_response
-from clockwork_serve.serve.http.routes import Endpoints, Route, answer, find_route, settled
+from clockwork_serve.serve.http.routes import Endpoints, Route, answer, find_route, resolved
 from clockwork_serve.units import KIB, MIB
 
 # ------------------------------------------------------------
@@ -46,7 +46,7 @@ from clockwork_serve.units import KIB, MIB
 BURST: Final = 64
 """The most connections accepted before the loop handles other events."""
 BEAT_S: Final = 0.25
-STILL: Final = 3
+STALLED_BEATS: Final = 3
 """A gateway that missed this many of our own beats gets no connections. Our own delays do not count."""
 _FD: Final = struct.Struct("i")
 _SINCE: Final = struct.Struct("q")
@@ -81,11 +81,11 @@ class ConnectionCounts:
         found: npt.NDArray[np.int64] = self._given.sum(axis=0) - self._ended
         return found
 
-    def gave(self, to: int) -> None:
+    def count_passed(self, to: int) -> None:
         """Count a connection of a gateway, which may be our own."""
         self._given[self._number, to] += 1
 
-    def ended(self) -> None:
+    def count_closed(self) -> None:
         """Count a closed connection of ours."""
         self._ended[self._number] += 1
 
@@ -94,7 +94,7 @@ class ConnectionCounts:
         self.beats[self._number] += 1
 
 
-class Share(Struct, frozen=True):
+class BalancerConfig(Struct, frozen=True):
     """Gateway ``number`` of ``gateways`` (from 0), which share a port; its files are ``folder/name*``."""
 
     folder: Path
@@ -103,13 +103,13 @@ class Share(Struct, frozen=True):
     number: int
 
 
-class Sharing:
+class ConnectionBalancer:
     """One gateway's part in balancing. All methods are for the loop's thread. Raises OSError."""
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, share: BalancerConfig) -> None:
         self._tally = ConnectionCounts(share.folder / f"{share.name}.tally", share.gateways, share.number)
         self._number = number = share.number
-        self._take: Callable[[socket.socket, int], None] = lambda accepted, _: accepted.close()
+        self._on_connection: Callable[[socket.socket, int], None] = lambda accepted, _: accepted.close()
         self._paths = [str(share.folder / f"{share.name}-{other}.sock") for other in range(share.gateways)]
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)  # noqa: FBT003 - the socket's own word
@@ -120,16 +120,16 @@ class Sharing:
         self._loop = asyncio.get_running_loop()
         self._tally.beat()
         self._beats = self._tally.beats.copy()  # as of our last beat
-        self._still = np.zeros(share.gateways, np.int64)  # by gateway, our beats since its last one
+        self._missed_beats = np.zeros(share.gateways, np.int64)  # by gateway, our beats since its last one
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, take: Callable[[socket.socket, int], None]) -> None:
+    def begin(self, on_connection: Callable[[socket.socket, int], None]) -> None:
         """Have ``on_connection`` called with connections of other gateways, and since when they may wait."""
-        self._take = take
+        self._on_connection = on_connection
         self._loop.add_reader(self._socket.fileno(), self._receive)
         self._beat()
 
-    def passed_on(self, fd: int, since_ns: int = 0) -> bool:
+    def pass_on(self, fd: int, since_ns: int = 0) -> bool:
         """Pass a connection, which may wait since ``since_ns``, to the gateway with the fewest.
 
         True if another gateway has it, and ours is to be closed. Else it counts as ours, until
@@ -143,20 +143,20 @@ class Sharing:
             for other in map(int, np.argsort(connections, kind="stable")):
                 if connections[other] >= own:
                     break
-                if self._stands_still(other):
+                if self._is_stalled(other):
                     continue
                 try:
                     self._socket.sendmsg([_SINCE.pack(since_ns)], rights, 0, self._paths[other])
                 except OSError:
                     continue  # it does not run, or its socket's queue is full
-                self._tally.gave(other)
+                self._tally.count_passed(other)
                 return True
-        self._tally.gave(self._number)
+        self._tally.count_passed(self._number)
         return False
 
-    def ended(self) -> None:
+    def count_closed(self) -> None:
         """A connection that counted as ours was closed."""
-        self._tally.ended()
+        self._tally.count_closed()
 
     def close(self) -> None:
         """Receive no more; connections that were passed and not received are closed."""
@@ -166,44 +166,48 @@ class Sharing:
         self._socket.close()
         Path(self._paths[self._number]).unlink(missing_ok=True)
 
-    def _stands_still(self, other: int) -> bool:
+    def _is_stalled(self, other: int) -> bool:
         """Whether a gateway's loop is stalled. One that restarted since our last beat is not."""
-        return bool(self._still[other] >= STILL and self._tally.beats[other] == self._beats[other])
+        return bool(
+            self._missed_beats[other] >= STALLED_BEATS and self._tally.beats[other] == self._beats[other]
+        )
 
     def _beat(self) -> None:
         self._timer = self._loop.call_later(BEAT_S, self._beat)
         self._tally.beat()
         beats = self._tally.beats.copy()
-        self._still = np.where(beats == self._beats, self._still + 1, 0)
+        self._missed_beats = np.where(beats == self._beats, self._missed_beats + 1, 0)
         self._beats = beats
 
     def _receive(self) -> None:
         for _ in range(BURST):
             try:
-                told, fds, _, _ = socket.recv_fds(self._socket, _SINCE.size, 1)
+                data, fds, _, _ = socket.recv_fds(self._socket, _SINCE.size, 1)
             except (BlockingIOError, InterruptedError):
                 return
             if not fds:
-                self._tally.ended()  # no file descriptor was left, and the system closed it
+                self._tally.count_closed()  # no file descriptor was left, and the system closed it
             for fd in fds:
-                self._take(socket.socket(fileno=fd), *_SINCE.unpack(told))
+                self._on_connection(socket.socket(fileno=fd), *_SINCE.unpack(data))
 
 
-class Newcomer(asyncio.Protocol):
+class AcceptedConnection(asyncio.Protocol):
     """A connection that the loop accepted: it is passed to another gateway, or becomes ours.
 
     Used without TLS only: accepting a socket ourselves costs 0.1 ms more than letting the loop do it.
     """
 
-    def __init__(self, sharing: Sharing, make: Callable[[], asyncio.BaseProtocol], since_ns: int) -> None:
+    def __init__(
+        self, balancer: ConnectionBalancer, make: Callable[[], asyncio.BaseProtocol], since_ns: int
+    ) -> None:
         self._since_ns = since_ns
-        self._sharing = sharing
+        self._balancer = balancer
         self._make = make
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Pass it on, or replace this protocol by what ``make`` returns."""
         made = cast("asyncio.Transport", transport)
-        if self._sharing.passed_on(made.get_extra_info("socket").fileno(), self._since_ns):
+        if self._balancer.pass_on(made.get_extra_info("socket").fileno(), self._since_ns):
             made.abort()  # closes our descriptor only
             return
         protocol = self._make()
@@ -226,7 +230,7 @@ _FULL_S: Final = 0.5
 _log = logging.getLogger(__name__)
 
 
-class Admission(Struct, frozen=True):
+class HandshakeConfig(Struct, frozen=True):
     """How a TLS acceptor makes and limits connections.
 
     ``admits(n)``: whether another handshake may begin while ``n`` are in progress; each must end in
@@ -245,16 +249,20 @@ class TlsAcceptor:
     """
 
     def __init__(
-        self, listener: socket.socket, tls: Tls, admission: Admission, sharing: Sharing | None = None
+        self,
+        listener: socket.socket,
+        tls: Tls,
+        handshakes: HandshakeConfig,
+        balancer: ConnectionBalancer | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._sharing = sharing
+        self._balancer = balancer
         self._listener = listener
         self._tls = tls
-        self._admission = admission
-        self._greeting: set[asyncio.Task[None]] = set()
-        if sharing is not None:
-            sharing.begin(self._take)
+        self._handshakes = handshakes
+        self._handshaking: set[asyncio.Task[None]] = set()
+        if balancer is not None:
+            balancer.begin(self._serve)
         listener.setblocking(False)  # noqa: FBT003 - the socket's own word
         self._loop.add_reader(listener.fileno(), self._accept)
         self._again: asyncio.TimerHandle | None = None
@@ -265,7 +273,7 @@ class TlsAcceptor:
             self._again.cancel()
         self._loop.remove_reader(self._listener.fileno())
         self._listener.close()
-        for task in self._greeting:
+        for task in self._handshaking:
             task.cancel()
 
     def _accept(self) -> None:
@@ -279,37 +287,37 @@ class TlsAcceptor:
                 self._loop.remove_reader(self._listener.fileno())
                 self._again = self._loop.call_later(_FULL_S, self._resume)
                 return
-            if self._sharing is not None and self._sharing.passed_on(accepted.fileno()):
+            if self._balancer is not None and self._balancer.pass_on(accepted.fileno()):
                 accepted.close()
             else:
-                self._take(accepted)
+                self._serve(accepted)
 
-    def _take(self, accepted: socket.socket, _since_ns: int = 0) -> None:
+    def _serve(self, accepted: socket.socket, _since_ns: int = 0) -> None:
         """Begin a handshake. When it was accepted is not needed: no request arrives before the handshake."""
-        if not self._admission.admits(len(self._greeting)):
+        if not self._handshakes.admits(len(self._handshaking)):
             accepted.close()
             self._ended()
             return
         accepted.setblocking(False)  # noqa: FBT003 - the socket's own word
-        task = self._loop.create_task(self._greet(accepted))
-        self._greeting.add(task)
-        task.add_done_callback(self._greeting.discard)
+        task = self._loop.create_task(self._handshake(accepted))
+        self._handshaking.add(task)
+        task.add_done_callback(self._handshaking.discard)
 
     def _ended(self) -> None:
         """A connection ended before its handshake was complete."""
-        if self._sharing is not None:
-            self._sharing.ended()
+        if self._balancer is not None:
+            self._balancer.count_closed()
 
     def _resume(self) -> None:
         self._loop.add_reader(self._listener.fileno(), self._accept)
 
-    async def _greet(self, accepted: socket.socket) -> None:
+    async def _handshake(self, accepted: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(
-                self._admission.make,
+                self._handshakes.make,
                 accepted,
                 ssl=self._tls.context,
-                ssl_handshake_timeout=self._admission.handshake_s,
+                ssl_handshake_timeout=self._handshakes.handshake_s,
                 ssl_shutdown_timeout=SHUTDOWN_S,
             )
         except (OSError, TimeoutError) as error:
@@ -361,13 +369,17 @@ class HttpServer:
     """Listens, and keeps its connections. All of them read into ``buffer``, one at a time."""
 
     def __init__(
-        self, gateway: Gateway, endpoints: Endpoints, door: Door, find_route: FindRoute = find_route
+        self,
+        gateway: Gateway,
+        endpoints: Endpoints,
+        access: AccessControl,
+        find_route: FindRoute = find_route,
     ) -> None:
         self.gateway = gateway
-        self.config = door.config
-        self._settings = door.config.settings
-        self.keys = door.keys
-        self._tls = door.tls
+        self.config = access.config
+        self._settings = access.config.settings
+        self.keys = access.keys
+        self._tls = access.tls
         self.find_route = find_route
         self.loop = asyncio.get_running_loop()
         self.readers = RoundRobin(self.loop)
@@ -385,60 +397,66 @@ class HttpServer:
         self._writes = self._write  # bound once
         self._connections: set[HttpConnection] = set()
         self._servers: list[asyncio.Server | TlsAcceptor] = []
-        self._sharing: Sharing | None = None
+        self._balancer: ConnectionBalancer | None = None
         self._reached: Counter[str] = Counter()  # by limit; since the last log line
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None
 
-    async def listen(self, host: str, port: int, *, reuse_port: bool, share: Share | None = None) -> int:
+    async def listen(
+        self, host: str, port: int, *, reuse_port: bool, share: BalancerConfig | None = None
+    ) -> int:
         """Accept connections, balanced as in ``share``; the port (chosen if 0). Raises OSError."""
         number: int
-        sharing = self._sharing = None if share is None else Sharing(share)
+        balancer = self._balancer = None if share is None else ConnectionBalancer(share)
         if self._tls is not None:
             listener = listening_socket(host, port, reuse_port=reuse_port)
             number = listener.getsockname()[1]
-            admission = Admission(lambda: HttpConnection(self), self._admits, self._settings.head_s)
-            self._servers.append(TlsAcceptor(listener, self._tls, admission, sharing))
+            handshakes = HandshakeConfig(lambda: HttpConnection(self), self._admits, self._settings.head_s)
+            self._servers.append(TlsAcceptor(listener, self._tls, handshakes, balancer))
             return number
 
         waiting = AcceptQueue(self.gateway.turns)
 
         def make() -> asyncio.BaseProtocol:
             since_ns = waiting.since_ns()
-            if sharing is None:
+            if balancer is None:
                 return HttpConnection(self, since_ns)
-            return Newcomer(sharing, lambda: HttpConnection(self, since_ns), since_ns)
+            return AcceptedConnection(balancer, lambda: HttpConnection(self, since_ns), since_ns)
 
-        if sharing is not None:
-            sharing.begin(lambda accepted, since: self._start(self._take_over(accepted, since, sharing)))
+        if balancer is not None:
+            balancer.begin(
+                lambda accepted, since: self._start(self._handle_passed(accepted, since, balancer))
+            )
         server = await self.loop.create_server(make, host, port, reuse_port=reuse_port, backlog=BACKLOG)
         self._servers.append(server)
         number = server.sockets[0].getsockname()[1]
         return number
 
-    async def _take_over(self, accepted: socket.socket, since_ns: int, sharing: Sharing) -> None:
+    async def _handle_passed(
+        self, accepted: socket.socket, since_ns: int, balancer: ConnectionBalancer
+    ) -> None:
         """Handle a connection that another gateway accepted."""
         accepted.setblocking(False)  # noqa: FBT003 - the socket's own word
         try:
             await self.loop.connect_accepted_socket(lambda: HttpConnection(self, since_ns), accepted)
         except OSError as error:
-            sharing.ended()
+            balancer.count_closed()
             _log.debug("a connection was lost on its way from another gateway: %s", error)
 
-    def _admits(self, greeting: int) -> bool:
+    def _admits(self, handshaking: int) -> bool:
         """Whether another handshake may begin while ``greeting`` are in progress."""
-        if len(self._connections) + greeting < self._settings.max_connections + SPARE_CONNECTIONS:
+        if len(self._connections) + handshaking < self._settings.max_connections + SPARE_CONNECTIONS:
             return True
-        self.reached("max_connections")
+        self.count_disconnect("max_connections")
         return False
 
-    async def close(self, patience_s: float) -> None:
+    async def close(self, grace_s: float) -> None:
         """Accept no more, let open requests complete for ``grace_s``, then close all connections."""
         for server in self._servers:
             server.close()
-        if self._sharing is not None:
-            self._sharing.close()
-        end_s = self.loop.time() + patience_s
+        if self._balancer is not None:
+            self._balancer.close()
+        end_s = self.loop.time() + grace_s
         # A short wait, once in a process's life.
         while self.loop.time() < end_s and self._busy():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -463,11 +481,11 @@ class HttpServer:
             self._sweep = self.loop.call_later(SWEEP_S, self._end_overdue)
         beyond = len(self._connections) - self._settings.max_connections
         if beyond > SPARE_CONNECTIONS:
-            connection.cut("max_connections")
+            connection.disconnect("max_connections")
         elif beyond > 0:
-            connection.turn_away("max_connections")
+            connection.reject_over_limit("max_connections")
 
-    def reached(self, limit: str) -> None:
+    def count_disconnect(self, limit: str) -> None:
         """A client was disconnected by that limit; counted for the log."""
         self._reached[limit] += 1
 
@@ -475,10 +493,10 @@ class HttpServer:
         """A connection was closed."""
         self._connections.discard(connection)
         self.gateway.connections -= 1
-        if self._sharing is not None:
-            self._sharing.ended()
+        if self._balancer is not None:
+            self._balancer.count_closed()
 
-    def room(self, exchange: HttpExchange, length: int) -> memoryview:
+    def body_buffer(self, exchange: HttpExchange, length: int) -> memoryview:
         """The buffer for a large body: in the region if its tensors can be used in place."""
         route = exchange.route
         if (
@@ -495,7 +513,7 @@ class HttpServer:
         # Unlike a bytearray, it takes no memory before data arrives.
         return np.empty(length, np.uint8).data
 
-    def announce(self, exchange: HttpExchange, arrived_ns: Callable[[], int]) -> None:
+    def query_admission(self, exchange: HttpExchange, arrived_ns: Callable[[], int]) -> None:
         """Send an admission query for an inference request whose head says its SLO.
 
         Its arrival is that of its head.
@@ -508,9 +526,9 @@ class HttpServer:
             and exchange.slo_header
         ):
             exchange.arrival_ns = arrived_ns()
-            announcements = self.gateway.announcements
-            exchange.announced_id = announcements.make(exchange, self.gateway.link)
-            exchange.held = announcements.refusing and bool(exchange.announced_id)
+            queries = self.gateway.admission_queries
+            exchange.query_id = queries.start(exchange, self.gateway.link)
+            exchange.body_deferred = queries.rejecting and bool(exchange.query_id)
 
     def dispatch(self, exchange: HttpExchange) -> None:
         """Handle a complete request."""
@@ -574,10 +592,10 @@ class HttpServer:
             )
         except InvalidRequest as error:
             exchange.read = error.with_traceback(None)
-        except (Crowded, CodecFailed) as error:
+        except (CodecBusy, CodecFailed) as error:
             if not exchange.abandoned:
-                crowded = isinstance(error, Crowded)
-                self.gateway.refuse_unread(exchange, str(error), crowded=crowded)
+                busy = isinstance(error, CodecBusy)
+                self.gateway.refuse_unread(exchange, str(error), busy=busy)
                 return
         if exchange.abandoned:
             self.gateway.drop_body(exchange)
@@ -592,16 +610,16 @@ class HttpServer:
             ending = await heavy.ending(self.codec, lambda: not exchange.abandoned)
         except (InvalidRequest, CodecFailed) as error:
             # The controller has counted it as answered.
-            self.gateway.undelivered(heavy.original)
+            self.gateway.discard(heavy.original)
             exchange.respond(error_response(500, f"the answer could not be written: {error}"))
             return
         if exchange.abandoned:
-            self.gateway.undelivered(ending)
+            self.gateway.discard(ending)
         else:
             exchange.end(ending, written=True)
 
     async def _respond_soon(self, exchange: HttpExchange, found: Awaitable[Response]) -> None:
-        exchange.respond(await settled(found))
+        exchange.respond(await resolved(found))
 
     def _pack(self, coding: Coding, exchange: HttpExchange, response: Response) -> None:
         found = self._packer.pack(response, coding)
@@ -648,8 +666,8 @@ class HttpServer:
             # Their time limits were set by a tick up to this old: none is disconnected too early.
             connection.check(self.tick_s - SWEEP_S)
         if self._reached:
-            told = ", ".join(f"{limit} {count}" for limit, count in sorted(self._reached.items()))
-            _log.warning("clients disconnected, by the setting that they reached: %s", told)
+            counts = ", ".join(f"{limit} {count}" for limit, count in sorted(self._reached.items()))
+            _log.warning("clients disconnected, by the setting that they reached: %s", counts)
             self._reached.clear()
         if self._connections:
             self._sweep = self.loop.call_later(SWEEP_S, self._end_overdue)
