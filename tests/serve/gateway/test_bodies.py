@@ -27,9 +27,9 @@ class Endless(BodySocket):
     """There is always more."""
 
     def __init__(self) -> None:
-        self._lent, self._plain = None, True
+        self._socket, self._plain = None, True
 
-    def _take(self, room: memoryview, how: int = 0) -> int:
+    def _receive(self, room: memoryview, how: int = 0) -> int:
         return max(1, len(room) - 7)
 
 

@@ -96,7 +96,7 @@ def test_no_connection_over_tls_leaves_garbage(
     files = certificates(tmp_path)
     trusting = ssl.create_default_context(cafile=files.ca)
     (tmp_path / "run").mkdir()
-    with running_gateway(tmp_path / "run", **files.door()) as gateway:
+    with running_gateway(tmp_path / "run", **files.tls_settings()) as gateway:
         garbage()  # of its start
         for _ in range(EACH):
             with gateway.connect() as plain:
@@ -111,7 +111,7 @@ def test_no_connection_over_tls_leaves_garbage(
                     assert ends != "answered" or client.recv(1000)
         gateway.until(lambda: gateway.servers.gateway.connections == 0)
         # The last end of a handshake is told to nobody.
-        gateway.until(lambda: not gateway.servers.http._servers[0]._greeting)
+        gateway.until(lambda: not gateway.servers.http._servers[0]._handshaking)
         found = garbage()
     assert not found
 

@@ -20,7 +20,7 @@ def gateway(tmp_path: Path) -> Iterator[RunningGateway]:
     with running_gateway(tmp_path, max_requests=6) as found:
         found.controller.on_request = lambda request: None
         found.do(lambda: found.controller.send(RequestCredit(heard=0, most=2)))
-        found.until(lambda: found.servers.gateway.link._turnstile._rule.most == 2)
+        found.until(lambda: found.servers.gateway.link._credit_gate._rule.most == 2)
         yield found
 
 
@@ -52,7 +52,7 @@ def test_who_waits_for_its_turn_too_long_hears_no_and_when_to_come_again(gateway
         assert len(gateway.controller.requests) == 2
         assert (third.status, third.json["outcome"], third.json["reason"]) == (429, "rejected", "queue_full")
         assert third.json["retry_after_ms"] > 0
-        assert "more requests come than" in third.json["error"]
+        assert "more requests arrive than" in third.json["error"]
         answer(gateway, 0, 1)
         assert [end(client).status for client in (first, second)] == [200, 200]
     counters = gateway.do(gateway.servers.gateway.counters)

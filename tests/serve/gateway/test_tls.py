@@ -42,7 +42,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 def gateway(
     tmp_path_factory: pytest.TempPathFactory, files: Certificates, grpc_transport: str
 ) -> Iterator[RunningGateway]:
-    door = files.door(head_s=1.0, max_connections=20)
+    door = files.tls_settings(head_s=1.0, max_connections=20)
     with running_gateway(tmp_path_factory.mktemp("gateway"), grpc_port=0, metrics_port=0, **door) as found:
         yield found
     gc.collect()  # what stock clients left, in their own thread
@@ -52,7 +52,7 @@ def gateway(
 def mutual(
     tmp_path_factory: pytest.TempPathFactory, files: Certificates, grpc_transport: str
 ) -> Iterator[RunningGateway]:
-    with running_gateway(tmp_path_factory.mktemp("gateway"), grpc_port=0, **files.door(mutual=True)) as found:
+    with running_gateway(tmp_path_factory.mktemp("gateway"), grpc_port=0, **files.tls_settings(mutual=True)) as found:
         yield found
     gc.collect()  # what stock clients left, in their own thread
 
@@ -158,11 +158,11 @@ def test_tls_1_2_is_the_oldest_that_is_spoken(
 
 
 def test_two_gateways_share_their_ports(gateway: RunningGateway, files: Certificates, tmp_path: Path) -> None:
-    with running_gateway(tmp_path, reuse_port=True, grpc_port=0, **files.door()) as first:
+    with running_gateway(tmp_path, reuse_port=True, grpc_port=0, **files.tls_settings()) as first:
         ports = first.servers.port_by_name
         folder = tmp_path / "second"
         folder.mkdir()
-        with running_gateway(folder, name="g1", reuse_port=True, **files.door(), **ports) as second:
+        with running_gateway(folder, name="g1", reuse_port=True, **files.tls_settings(), **ports) as second:
             assert second.servers.port_by_name == ports
             # The system spreads connections over both.
             until(
@@ -185,11 +185,11 @@ def test_who_does_not_shake_hands_is_let_go_and_others_come_in(
     assert all(ended(client) for client in (*garbage, *silent, *more))
     assert over_tls(gateway, trusting(files), get("/v2/health/live")).startswith(b"HTTP/1.1 200")
     (server,) = gateway.servers.http._servers
-    until(lambda: not server._greeting and not gateway.servers.gateway.connections)
+    until(lambda: not server._handshaking and not gateway.servers.gateway.connections)
 
 
 def test_who_comes_while_too_many_shake_hands_is_turned_away(files: Certificates, tmp_path: Path) -> None:
-    door = files.door(max_connections=1)
+    door = files.tls_settings(max_connections=1)
     with running_gateway(tmp_path, **door) as found:
         silent = [found.connect() for _ in range(1 + SPARE_CONNECTIONS)]
         more = [found.connect() for _ in range(20)]
@@ -222,7 +222,7 @@ def test_a_renewed_certificate_serves_from_the_next_handshake_on(tmp_path: Path,
     (old := tmp_path / "old").mkdir()
     (new := tmp_path / "new").mkdir()
     files, others = certificates(old), renewed_certificates(new)
-    with running_gateway(tmp_path, grpc_port=0, **files.door()) as found:
+    with running_gateway(tmp_path, grpc_port=0, **files.tls_settings()) as found:
         with closing(grpc_client(found, files)) as client:
             assert client.is_server_live()
         # For a moment key and certificate do not fit.

@@ -76,10 +76,10 @@ def call_of(core: FakeCore) -> GrpcCall:
 def test_a_message_of_a_stream_that_was_there_when_it_was_asked_for_waited_for_that() -> None:
     core = FakeCore()
     call = call_of(core)
-    call._asked_ns = ms(150)
+    call._requested_ns = ms(150)
     call.note_arrival(ms(151), ms(151))
     assert call.arrival_ns == ms(100), "since the call began"
-    call._asked_ns = ms(160)
+    call._requested_ns = ms(160)
     call.note_arrival(ms(190), ms(190))
     assert call.arrival_ns == ms(190), "this one was waited for"
 

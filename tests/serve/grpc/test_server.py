@@ -228,7 +228,7 @@ def test_a_client_that_goes_away_is_noticed(served: Served) -> None:
     call.cancel()
     until(lambda: served.cancelled == served.held)
     # A message that comes late is not looked at, and what is said goes nowhere.
-    served.do(lambda: served.held[0].take(b"x"))
+    served.do(lambda: served.held[0].handle_message(b"x"))
     assert len(served.held) == 1
     served.answer_all()
     assert served.ask("double") == b"xx"

@@ -239,7 +239,7 @@ def test_a_body_that_is_too_much_to_throw_away_ends_the_connection(
 def test_nothing_is_asked_while_nothing_is_refused_and_bodies_come_quickly(
     gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway_announcements, "BODY_S", 5.0)
+    monkeypatch.setattr(gateway_announcements, "BODY_WAIT_S", 5.0)
     gateway.do(lambda: expect(gateway, refusals=False))
     with gateway.connect() as client:
         client.sendall(b"".join(message(VALUES, "x-slo-ms: 30000")) + LIVE)
@@ -265,8 +265,8 @@ def test_a_body_that_is_slow_to_come_is_asked_about_all_the_same(gateway: Runnin
 def test_after_a_refusal_all_are_asked_about_at_once(
     gateway: RunningGateway, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway_announcements, "BODY_S", 5.0)
-    monkeypatch.setattr(gateway_announcements, "WARY_S", 3600.0)
+    monkeypatch.setattr(gateway_announcements, "BODY_WAIT_S", 5.0)
+    monkeypatch.setattr(gateway_announcements, "REJECTIONS_LIKELY_S", 3600.0)
     controller = gateway.controller
     gateway.do(lambda: expect(gateway, refusals=how == "told"))
     controller.on_request = lambda request: controller.answer(
@@ -283,7 +283,7 @@ def test_after_a_refusal_all_are_asked_about_at_once(
 def test_a_client_that_leaves_before_anything_is_asked_leaves_nothing_behind(
     gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway_announcements, "BODY_S", 0.05)
+    monkeypatch.setattr(gateway_announcements, "BODY_WAIT_S", 0.05)
     gateway.do(lambda: expect(gateway, refusals=False))
     head, body = message(VALUES, "x-slo-ms: 30000")
     with gateway.connect() as client:

@@ -176,7 +176,7 @@ def two_gateways(stack: ExitStack, folder: Path, **fields: object) -> tuple[Runn
 @pytest.mark.parametrize("encrypted", [False, True])
 def test_gateways_have_as_many_each_whatever_the_kernel_chose(tmp_path: Path, *, encrypted: bool) -> None:
     files = certificates(tmp_path)
-    fields = files.door() if encrypted else {}
+    fields = files.tls_settings() if encrypted else {}
     with ExitStack() as stack:
         gateways = two_gateways(stack, tmp_path, **fields)
 
@@ -203,7 +203,7 @@ def test_gateways_have_as_many_each_whatever_the_kernel_chose(tmp_path: Path, *,
 def test_connections_that_come_to_nothing_are_not_counted_for_ever(tmp_path: Path) -> None:
     files = certificates(tmp_path)
     with ExitStack() as stack:
-        gateways = two_gateways(stack, tmp_path, **files.door())
+        gateways = two_gateways(stack, tmp_path, **files.tls_settings())
         for _ in range(20):
             with gateways[0].connect() as client:
                 client.sendall(b"GET / HTTP/1.1\r\n\r\n")  # no TLS

@@ -63,16 +63,16 @@ def test_a_server_that_others_reach_says_what_is_open(
     keys = written(tmp_path, entry("a", "k", "infer"))
     files = certificates(tmp_path)
     check_access_files(Settings(host=host))
-    assert f"listening on {host}, and whoever reaches it may do everything" in caplog.text
+    assert f"listening on {host}, and everyone who can connect may do everything" in caplog.text
     caplog.clear()
     check_access_files(Settings(host=host, api_keys=keys))
     assert "without TLS" in caplog.text
     caplog.clear()
-    check_access_files(Settings(host=host, **files.access()))
+    check_access_files(Settings(host=host, **files.tls_settings()))
     assert "may do everything" in caplog.text
     caplog.clear()
-    check_access_files(Settings(host=host, **files.access(api_keys=keys)))
-    check_access_files(Settings(host=host, **files.access(mutual=True)))
+    check_access_files(Settings(host=host, **files.tls_settings(api_keys=keys)))
+    check_access_files(Settings(host=host, **files.tls_settings(mutual=True)))
     assert not caplog.records
 
 
@@ -86,5 +86,5 @@ def test_one_that_only_its_own_host_reaches_says_nothing(caplog: pytest.LogCaptu
 def test_a_key_that_everybody_may_read_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files = certificates(tmp_path)
     Path(files.key).chmod(0o644)
-    check_access_files(Settings(**files.access()))
+    check_access_files(Settings(**files.tls_settings()))
     assert "tls_key: every user of this host may read" in caplog.text

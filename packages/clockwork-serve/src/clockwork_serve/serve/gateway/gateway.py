@@ -282,10 +282,7 @@ class Gateway:
             return ""
         requested_ns = served.default_slo_ns if slo_ns is None else slo_ns
         given_ns, priority = self._caps.of(inquiry.identity, requested_ns, known.priority)
-        deadline_ns, changed_slo_ns = (
-            inquiry.arrival_ns + given_ns,
-            0 if given_ns == requested_ns else given_ns,
-        )
+        deadline_ns, other_ns = inquiry.arrival_ns + given_ns, 0 if given_ns == requested_ns else given_ns
         if self.clock() > deadline_ns:
             self._refuse(inquiry, Outcome.EXPIRED, Reason.NONE, OVER)
             return ""
@@ -303,7 +300,7 @@ class Gateway:
             priority=priority, tensors=slot.encoded, tenant=inquiry.identity,
             way_ns=self._delay.reserve_ns(given_ns, inquiry.arrival_ns),
         )  # fmt: skip
-        self._pending[request_id] = Pending(inquiry, served, call, slot, request, changed_slo_ns)
+        self._pending[request_id] = Pending(inquiry, served, call, slot, request, other_ns)
         if self._copying.begun:
             self._copy_first(request_id)
         else:
