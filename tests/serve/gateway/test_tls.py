@@ -52,7 +52,9 @@ def gateway(
 def mutual(
     tmp_path_factory: pytest.TempPathFactory, files: Certificates, grpc_transport: str
 ) -> Iterator[RunningGateway]:
-    with running_gateway(tmp_path_factory.mktemp("gateway"), grpc_port=0, **files.tls_settings(mutual=True)) as found:
+    with running_gateway(
+        tmp_path_factory.mktemp("gateway"), grpc_port=0, **files.tls_settings(mutual=True)
+    ) as found:
         yield found
     gc.collect()  # what stock clients left, in their own thread
 
