@@ -1,4 +1,4 @@
-"""A controller that speaks frames and decides nothing: models echo their inputs, tests say what else."""
+"""A fake controller that speaks frames: models echo their inputs, and tests decide the rest."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def served(
     batched: bool = True,
     **fields: Any,
 ) -> tuple[CodeAdded, ModelAdded]:
-    """A code and a model of it, as the controller process would tell."""
+    """A code and a model of it, as the controller's process sends them."""
     sizes = (1, 2, 4, 8) if batched else (1,)
     code = records.code(
         f"code-{name}",
@@ -85,7 +85,7 @@ def served(
 
 
 class FakeController:
-    """Listens as the controller would. ``on_request`` says what happens to a request: by default, an echo."""
+    """Listens like the controller. ``on_request`` handles a request; by default, an echo."""
 
     def __init__(self, path: Path, *catalogue: tuple[CodeAdded, ModelAdded]) -> None:
         self.path = path

@@ -85,7 +85,7 @@ class RunningGateway:
 
 
 def gateway_config(**fields: Any) -> GatewayConfig:
-    """Settings and the other fields of a gateway, all in one."""
+    """A gateway's configuration, from settings and other fields."""
     given = {name: fields.pop(name) for name in list(fields) if name in Settings.__struct_fields__}
     return GatewayConfig(settings=Settings(**given), **fields)
 

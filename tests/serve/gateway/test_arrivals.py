@@ -1,4 +1,4 @@
-"""When bytes came, by polls that found nothing and by the kernel: never younger for a loop held up."""
+"""Arrival times, by polls that found nothing and by the kernel: never later because the loop was held up."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TICK_NS = ms(10)
 
 
 class FakeTurns:
-    """``before_ns`` and the time are what the test says."""
+    """``before_ns`` and the clock are set by the test."""
 
     def __init__(self) -> None:
         self.before_ns = self.now_ns = ms(1000)
@@ -50,7 +50,7 @@ class FakeTurns:
 
 
 class FakeSource:
-    """A kernel that says how long nothing came, or does not."""
+    """A kernel that reports when bytes were received last, or does not."""
 
     quiet: int | None = None
 
@@ -151,7 +151,7 @@ def test_of_a_long_body_only_the_time_counts_that_it_waited_for_us() -> None:
 
 
 def test_a_body_that_a_busy_loop_reads_piece_by_piece_came_with_its_head() -> None:
-    """A client waits for room in our socket: what it sends next is there as soon as something was read."""
+    """A client waits for space in our receive buffer: its next bytes arrive as soon as some were read."""
     connection = Connection()
     connection.turns.turn(1050)
     connection.read(1050, 40)

@@ -1,4 +1,4 @@
-"""What is there of a body is read at once, or dropped where it lies; and nothing behind it."""
+"""Direct reads: what is available of a body is read or discarded at once, and no byte after it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clockwork_serve.units import MIB
 
 
 class Stub:
-    """A transport as far as is asked of it."""
+    """The parts of a transport that are used."""
 
     def __init__(self, sock: socket.socket, *, encrypted: bool = False) -> None:
         self._extra: dict[str, Any] = {"socket": sock, "sslcontext": object() if encrypted else None}
@@ -24,7 +24,7 @@ class Stub:
 
 
 class Endless(BodySocket):
-    """There is always more."""
+    """There is always more to read."""
 
     def __init__(self) -> None:
         self._socket, self._plain = None, True
@@ -93,7 +93,7 @@ def test_a_body_is_read_as_far_as_it_is_there(pair: tuple[socket.socket, socket.
 
 
 def test_what_waits_at_the_other_end_comes_too(pair: tuple[socket.socket, socket.socket]) -> None:
-    """The sender has given it all to its system, which sends on while this end reads."""
+    """The sender's kernel has all of it, and sends on while this end reads."""
     ours, theirs = pair
     body = bytes(range(256)) * 4096
     theirs.setblocking(False)

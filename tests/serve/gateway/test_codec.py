@@ -1,4 +1,4 @@
-"""Large JSON is read by another process: the same calls and errors, and what happens when it dies."""
+"""The codec process: the same calls and errors as in the loop, and what happens when it dies."""
 
 from __future__ import annotations
 

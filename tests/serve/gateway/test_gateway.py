@@ -1,4 +1,4 @@
-"""The core of a gateway against a fake controller: one end a request, and memory as long as it is needed."""
+"""The core of a gateway against a fake controller: each request ends once, and its slot is freed in time."""
 
 from __future__ import annotations
 

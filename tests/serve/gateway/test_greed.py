@@ -1,4 +1,4 @@
-"""JSON, calls and silence beyond what the door allows: what a client is told, and that others are served."""
+"""JSON, calls and idle streams beyond the limits: the errors that clients get; others are served."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def channel(gateway: RunningGateway) -> Iterator[Any]:
 
 
 def body(size: int) -> bytes:
-    """A good request of so many bytes."""
+    """A valid request of this size."""
     tensor = {"name": "X", "shape": [2], "datatype": "FP32", "data": [1.5, -2]}
     text = json.dumps({"inputs": [tensor], "parameters": {"slo_ms": 9000}}).encode()
     return text.replace(b"1.5", b"1.5" + b" " * (size - len(text)))
@@ -172,7 +172,7 @@ def test_a_watch_without_a_question_is_told(channel: Any, caplog: pytest.LogCapt
 
 
 def waiting(seconds: float) -> Iterator[bytes]:
-    """Says nothing for so long."""
+    """Sends nothing for this long."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         time.sleep(0.02)

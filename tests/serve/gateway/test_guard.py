@@ -1,4 +1,4 @@
-"""Keys at the door of HTTP and gRPC: who gets in, where, under which name. Real sockets, stock clients."""
+"""API keys over HTTP and gRPC: who is admitted, and as which tenant. Real sockets, stock clients."""
 
 from __future__ import annotations
 

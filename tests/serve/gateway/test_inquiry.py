@@ -1,4 +1,4 @@
-"""What a refused client is told to wait, spread so that not all come back at once."""
+"""Retry advice for rejected clients, randomised so that not all return at once."""
 
 from __future__ import annotations
 

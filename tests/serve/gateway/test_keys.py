@@ -1,4 +1,4 @@
-"""API keys from a file: what it may hold, who may do what, and what a change of it does."""
+"""API keys from a file: its content, the rights, and changes of the file."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What hostile clients leave behind once they are gone: nothing, and nothing that waits for a collection.
+"""Hostile clients leave nothing behind, nor anything that only garbage collection would free.
 
-Garbage in circles is collected once there is much of it, and holds what its requests brought until then.
+Reference cycles are collected late, and hold their requests' memory until then.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, grpc_transport: str) -> Ite
 
 @pytest.fixture
 def garbage() -> Iterator[Callable[[], Counter[str]]]:
-    """What of ours was found in circles since the test began, by type."""
+    """Our objects found in reference cycles since the test began, by type."""
 
     def found() -> Counter[str]:
         gc.collect()
@@ -123,7 +123,7 @@ def carry_out(port: int, make: Callable[[random.Random], Plan]) -> None:
 
 
 def calls_of(gateway: RunningGateway) -> list[Any]:
-    """Streams that are open still, as tasks of theirs."""
+    """Open streams, by their tasks."""
     return [task for task in asyncio.all_tasks(gateway.loop) if "_run" in task.get_coro().__qualname__]
 
 

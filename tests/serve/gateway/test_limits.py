@@ -1,4 +1,4 @@
-"""Limits of connections and of slow clients, each on real sockets; and that nobody else suffers."""
+"""Limits on connections and slow clients, on real sockets; other clients are not affected."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def gateway(shared: RunningGateway) -> Iterator[RunningGateway]:
 
 
 def gone(gateway: RunningGateway) -> None:
-    """All connections of a test end by themselves; so does what they held."""
+    """All connections of a test end by themselves, and their memory is freed."""
     gateway.until(lambda: gateway.servers.gateway.connections == 0)
     gateway.until(lambda: gateway.servers.gateway.slots.used_bytes == 0)
 
 
 def rest(client: socket.socket) -> bytes:
-    """All that still comes, until the server closes or resets."""
+    """All further bytes, until the server closes or resets."""
     found = b""
     try:
         while part := client.recv(65536):
@@ -67,7 +67,7 @@ def rest(client: socket.socket) -> bytes:
 
 
 def trickled(client: socket.socket, content: bytes, pause_s: float = 0.05) -> bytes:
-    """Send byte by byte until the server has enough; what it says."""
+    """Send byte by byte until the server closes; its response."""
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     client.settimeout(pause_s)
     for at in range(len(content)):
@@ -208,7 +208,7 @@ def test_a_connection_whose_answer_takes_long_is_not_idle(gateway: RunningGatewa
 
 
 def greedy(gateway: RunningGateway, count: int, mib: int) -> socket.socket:
-    """A client that asks for large answers and reads none."""
+    """A client that requests large responses and reads none."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.connect(("127.0.0.1", gateway.http_port))

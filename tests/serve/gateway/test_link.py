@@ -1,4 +1,4 @@
-"""Whether a gateway is ready is whether its requests would be served: it says so whatever the reason."""
+"""Readiness of a gateway: it says whether requests would be served, whatever the reason if not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is left without an answer is ended once, after its grace and not before; others are left alone."""
+"""A request without the controller's answer is ended once, after the grace period; others are not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clockwork_serve.units import ms
 
 
 class World:
-    """Requests by id, as a gateway has them; how long after their deadlines they were ended, in ns."""
+    """Requests by id, as a gateway keeps them; when they were ended, in ns after their deadlines."""
 
     def __init__(self) -> None:
         self.open: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""More requests than a gateway may pass on, or keep: who waits, who hears no, and that nothing is left."""
+"""More requests than a gateway may submit or keep: which wait, which are rejected; nothing is left over."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.serve.http.requests import IDENT_JSON, INFER, Found, post
 
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[RunningGateway]:
-    """Its controller answers nothing by itself, and hears two at a time."""
+    """Its controller answers nothing by itself, and grants credit for two requests."""
     with running_gateway(tmp_path, max_requests=6) as found:
         found.controller.on_request = lambda request: None
         found.do(lambda: found.controller.send(RequestCredit(heard=0, most=2)))

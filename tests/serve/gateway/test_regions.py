@@ -1,4 +1,4 @@
-"""Regions on real shared memory: what is opened and what is not, and clients that shrink it at any moment."""
+"""Regions in real shared memory: what is opened and what is not; clients that shrink objects at any moment."""
 
 from __future__ import annotations
 

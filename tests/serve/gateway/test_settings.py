@@ -1,4 +1,4 @@
-"""Trace and log settings can be read over both protocols; what would change them is refused, and says so."""
+"""Trace and log settings: readable over both protocols; changes are rejected with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shared memory as stock clients use it, over HTTP and gRPC, against one gateway."""
+"""Shared memory with stock clients, over HTTP and gRPC, against one gateway."""
 
 from __future__ import annotations
 
@@ -305,7 +305,7 @@ def test_it_is_off_unless_it_was_turned_on(tmp_path: Any, given: str, shared: Se
 
 
 class Transport:
-    """As much of a connection as tells where it comes from."""
+    """The parts of a connection that tell the peer's address."""
 
     def __init__(self, host: str) -> None:
         self.peername = (host, 40000)

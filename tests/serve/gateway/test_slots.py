@@ -1,4 +1,4 @@
-"""Slots in a region: aligned, filled, used in place, never given out twice."""
+"""Slots in a region: aligned, filled, used in place, never allocated twice."""
 
 from __future__ import annotations
 

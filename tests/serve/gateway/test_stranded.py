@@ -1,4 +1,4 @@
-"""Requests whose controller died: the next one answers those that can wait; nobody is answered twice."""
+"""Requests that await failover: the next controller answers those that can wait; none is answered twice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ X = struct.pack("<2f", 1.5, -2.0)
 
 
 async def sent(world: World, *clients: Client) -> list[Request]:
-    """The controller gets these requests, and keeps them."""
+    """The controller receives these requests, and keeps them."""
     world.controller.on_request = world.keep
     before = len(world.controller.requests)
     for client in clients:

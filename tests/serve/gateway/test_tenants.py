@@ -1,4 +1,4 @@
-"""Tenants in a file of keys: what it may hold, what they may ask for, and what the controller is told."""
+"""Tenants in a key file: content, limits on requests, quotas that the controller receives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TLS on a gateway's ports, with stock clients and with such as are no good; and files that will not do."""
+"""TLS on a gateway's ports, with stock and with misbehaving clients; invalid files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A gateway for clients that insist on Triton's codes, asked through sockets, over both protocols."""
+"""A gateway with Triton's status codes, over both protocols."""
 
 from __future__ import annotations
 

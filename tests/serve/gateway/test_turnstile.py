@@ -1,4 +1,4 @@
-"""How many requests are on their way to the controller: who goes, who waits, who is refused."""
+"""Credit for requests on the gateway's side: which are sent, which wait, which are rejected."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def request(name: str, arrival_ns: int, slo_ms: float) -> Request:
 
 
 class Gate:
-    """A turnstile, its clock, and what came of it."""
+    """A credit gate, its clock, and the requests that it sent or rejected."""
 
     def __init__(self, most: int = 2, held: int = 4096) -> None:
         self.now_ns = ms(1000)
@@ -134,7 +134,7 @@ def test_without_a_rule_nothing_is_to_be_taken_back() -> None:
 
 
 class Controller:
-    """Stands for a link to one, and for how it is reached."""
+    """Stands for a link to a controller, and for how it is reached."""
 
     def __init__(self) -> None:
         self.is_open = True

@@ -1,4 +1,4 @@
-"""What is left of a deadline for the way: one and a half times the longest of the last answers."""
+"""The time reserved for the gateway's delay: one and a half times the longest of the last answers."""
 
 from __future__ import annotations
 

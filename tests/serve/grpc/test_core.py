@@ -1,4 +1,4 @@
-"""When messages of gRPC came, by gaps in what the thread of its core does."""
+"""Arrival times of gRPC messages, by gaps in the thread of its core."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_two_gaps_with_hardly_anything_between_them_are_one() -> None:
 
 
 class Event:
-    """What the core says of a new call."""
+    """The core's event for a new call."""
 
     invocation_metadata = ()
     call = None

@@ -1,4 +1,4 @@
-"""The gRPC server alone, with methods made up here, asked by the stock client of another thread."""
+"""The gRPC server alone, with methods defined here, called by the stock client in another thread."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def parse(message: bytes) -> bytes:
 
 
 class Served:
-    """A server on a loop in its own thread; ``held`` are the calls of /t/hold that nobody has answered."""
+    """A server on a loop in its own thread; ``held`` are the calls of /t/hold that are not answered."""
 
     def __init__(self) -> None:
         self.held: list[GrpcCall] = []
@@ -168,7 +168,7 @@ class Served:
 
 @pytest.fixture
 def fallen_back() -> Iterator[Served]:
-    """A server whose calls are carried by grpc.aio."""
+    """A server on ``grpc.aio``."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FALL_BACK_VARIABLE, "1")
         found = Served()

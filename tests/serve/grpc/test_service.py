@@ -1,4 +1,4 @@
-"""gRPC as a stock client speaks it, in one process with the server, under uvloop."""
+"""gRPC with a stock client, in one process with the server, under uvloop."""
 
 from __future__ import annotations
 

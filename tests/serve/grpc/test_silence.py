@@ -1,4 +1,4 @@
-"""Who is to speak, and who was silent for too long."""
+"""Time limits for clients that send nothing."""
 
 from __future__ import annotations
 

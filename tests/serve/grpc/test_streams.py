@@ -1,4 +1,4 @@
-"""Streams of gRPC as stock clients use them: in order, cancelled with all that waits; and reflection."""
+"""gRPC streams with stock clients: order, cancellation of all open requests, reflection."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def channel(gateway: RunningGateway) -> Iterator[Any]:
 
 @pytest.fixture
 def ends(client: Any) -> Iterator[queue.Queue[Any]]:
-    """What the callback of an open stream was told."""
+    """What the callback of an open stream received."""
     found: queue.Queue[Any] = queue.Queue()
     client.start_stream(callback=lambda result, error: found.put((result, error)))
     yield found

@@ -1,4 +1,4 @@
-"""A hopeless request is told so by its head: its body is neither parsed nor waited for."""
+"""Admission queries over HTTP: an infeasible request is rejected by its head, before its body is received."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LIVE = get("/v2/health/live").replace(b"Connection: close\r\n", b"")
 
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[RunningGateway]:
-    """It has just refused something, and goes on to expect the worst."""
+    """It has just rejected a request, and sends queries at once."""
     with running_gateway(tmp_path) as running:
         running.do(lambda: expect(running, refusals=True))
         yield running
@@ -71,7 +71,7 @@ def hopeful(announced: AdmissionQuery) -> AdmissionReply:
 
 
 def read_response(client: socket.socket) -> tuple[bytes, dict[str, object]]:
-    """One response, and nothing of the next."""
+    """One response, and no byte after it."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         head += client.recv(1)
@@ -310,7 +310,7 @@ def test_a_client_that_leaves_while_it_sends_leaves_nothing_behind(gateway: Runn
 
 
 def test_a_client_that_resets_while_it_sends_leaves_nothing_behind(gateway: RunningGateway) -> None:
-    """What is read past the loop must not hide from it that the client is gone."""
+    """Direct reads from the socket must not hide the disconnect from the loop."""
     gateway.do(lambda: expect(gateway, refusals=False))
     head, body = message(VALUES, "x-slo-ms: 30000")
     for size in (1000, 300_000, len(body) - 1):

@@ -1,4 +1,4 @@
-"""Bytes from outside, however they are cut: connections, files of keys, frames between processes."""
+"""Arbitrary input, split at arbitrary places: HTTP connections, key files, frames between processes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Conversation:
 
 @st.composite
 def conversations(draw: st.DrawFn) -> Conversation:
-    """A few requests in a row, perhaps with a few bytes changed or lost, and where to cut them."""
+    """A few requests in a row, perhaps with a few bytes changed or lost, and where to split them."""
     sent = bytearray(b"".join(draw(st.lists(ONE, min_size=1, max_size=5))))
     heads = min(len(sent), 4000) - 1
     for _ in range(draw(st.integers(0, 3))):

@@ -1,4 +1,4 @@
-"""Requests on one connection whose heads repeat: each is answered as if its head was the first."""
+"""Requests with equal heads on one connection: each is handled as if its head had been parsed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.serve.http.requests import IDENT_JSON, INFER, post
 
 @pytest.fixture
 def heads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """All heads that are used again."""
+    """All heads that are reused."""
     used: list[object] = []
     again = gateway_heads.ParsedHead.new_exchange
 
@@ -37,7 +37,7 @@ def binary(values: tuple[float, float], **parameters: Any) -> bytes:
 
 
 def response(client: socket.socket) -> tuple[bytes, bytes]:
-    """Head and body of one response, and nothing of the next."""
+    """Head and body of one response, and no byte after it."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         head += client.recv(1)

@@ -1,4 +1,4 @@
-"""What one connection sends cannot end the gateway, nor hold it from others; each was once a way to do so."""
+"""Input of one connection can neither crash the gateway nor block others; each case once did."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTTP as stock clients speak it: every answer, its status, every wrong request; and nobody harmed."""
+"""HTTP with stock clients: every endpoint, every status, every kind of invalid request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compressed responses: for who asks and nobody else, whole and in their order."""
+"""Compression of responses: only for clients that accept it, complete, and in order."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def any_json(count: int) -> bytes:
 
 
 def message(client: socket.socket, left: bytes) -> tuple[Found, bytes]:
-    """The next response of a connection, and what came behind it."""
+    """The next response of a connection, and the bytes after it."""
     while b"\r\n\r\n" not in left:
         left += client.recv(65536)
     length = Found(left).headers["content-length"]

@@ -1,4 +1,4 @@
-"""Connections go to the gateway that has fewest, and none is lost on its way."""
+"""Balancing of connections: each goes to the gateway with the fewest, and none is lost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.serve.http.requests import IDENT_JSON, INFER, Found, post
 
 
 class Pair:
-    """Two gateways' parts in one process, with what each took over."""
+    """Two gateways' balancers in one process, with the connections that each received."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -39,7 +39,7 @@ class Pair:
         self.parts[number].begin(lambda accepted, _: self.taken[number].append(accepted))
 
     def accept(self, number: int) -> bool:
-        """A connection comes to that gateway; whether it was passed on."""
+        """A gateway accepts a connection; whether it was passed on."""
         client, accepted = socket.socketpair()
         self.clients.append(client)
         passed = self.parts[number].pass_on(accepted.fileno())
@@ -162,7 +162,7 @@ def answered_by(client: socket.socket) -> str:
 
 
 def two_gateways(stack: ExitStack, folder: Path, **fields: object) -> tuple[RunningGateway, RunningGateway]:
-    """They listen on one port; each has a controller of its own, which they do not share."""
+    """They listen on one port; each has its own controller."""
     first = stack.enter_context(
         running_gateway(folder, name="g0", reuse_port=True, gateways=2, number=0, **fields)
     )

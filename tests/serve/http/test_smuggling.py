@@ -1,4 +1,4 @@
-"""A request that a proxy could read otherwise than we do is refused, and its connection is closed."""
+"""A request that a proxy could parse differently is rejected, and its connection is closed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTTP itself, by raw sockets: pieces, pipelines, slow and hostile clients; and what metrics tell."""
+"""HTTP over raw sockets: split input, pipelines, slow and hostile clients; and metrics."""
 
 from __future__ import annotations
 
