@@ -50,7 +50,7 @@ def source(sock: socket.socket, *, encrypted: bool = False) -> BodySocket:
     return BodySocket(cast("asyncio.Transport", Stub(sock, encrypted=encrypted)))
 
 
-def test_all_that_is_there_goes_and_what_follows_stays(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_available_bytes_are_discarded_and_later_ones_kept(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     rest = unwanted(ours, 100_000)
     theirs.sendall(bytes(60_000))
@@ -71,7 +71,7 @@ def test_the_socket_stays_open(pair: tuple[socket.socket, socket.socket]) -> Non
     assert ours.recv(100) == b"more"
 
 
-def test_what_is_encrypted_is_read_as_ever(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_over_tls_nothing_is_discarded_directly(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     rest = unwanted(ours, 100_000, encrypted=True)
     theirs.sendall(bytes(50_000))
@@ -80,7 +80,7 @@ def test_what_is_encrypted_is_read_as_ever(pair: tuple[socket.socket, socket.soc
     assert rest.left == 80_000
 
 
-def test_a_body_is_read_as_far_as_it_is_there(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_available_bytes_of_a_body_are_read(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     room = bytearray(50_000)
     assert source(ours).read(memoryview(room)) == 0
@@ -92,7 +92,7 @@ def test_a_body_is_read_as_far_as_it_is_there(pair: tuple[socket.socket, socket.
     assert ours.recv(100) == b"next"
 
 
-def test_what_waits_at_the_other_end_comes_too(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_bytes_queued_at_the_sender_are_read_too(pair: tuple[socket.socket, socket.socket]) -> None:
     """The sender's kernel has all of it, and sends on while this end reads."""
     ours, theirs = pair
     body = bytes(range(256)) * 4096
@@ -106,19 +106,19 @@ def test_what_waits_at_the_other_end_comes_too(pair: tuple[socket.socket, socket
     assert room == body[:sent]
 
 
-def test_a_client_that_sends_and_sends_lets_others_have_their_turn() -> None:
+def test_a_client_that_keeps_sending_does_not_block_others() -> None:
     ends = Endless()
     assert ends.read(memoryview(bytearray(3 * AT_ONCE))) == AT_ONCE
 
 
-def test_nothing_of_what_is_encrypted_is_read_here(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_over_tls_nothing_is_read_directly(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     theirs.sendall(b"secret")
     assert source(ours, encrypted=True).read(memoryview(bytearray(10))) == 0
     assert ours.recv(100) == b"secret"
 
 
-def test_a_client_that_is_gone_is_left_to_the_loop_to_find(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_a_disconnect_is_left_to_the_loop(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset
     theirs.close()

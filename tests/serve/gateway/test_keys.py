@@ -18,7 +18,7 @@ def path(tmp_path: Path) -> str:
     return written(tmp_path, entry("team-a", "alpha", "infer"), entry("ops", "omega", "admin", "infer"))
 
 
-def test_a_key_is_taken_from_either_header(path: str) -> None:
+def test_a_key_may_be_in_either_header(path: str) -> None:
     ring = KeyRing(path)
     assert ring.authorize(Right.INFER, b"Bearer alpha", None).name == "team-a"
     assert ring.authorize(Right.INFER, b"bearer  alpha ", None).name == "team-a"
@@ -50,7 +50,7 @@ def test_a_missing_or_unknown_key_is_denied(
     assert not caught.value.known
 
 
-def test_a_known_key_without_the_right_is_told_so(path: str) -> None:
+def test_a_known_key_without_the_right_is_denied(path: str) -> None:
     with pytest.raises(Denied, match="team-a: expected the right 'admin', found only infer") as caught:
         KeyRing(path).authorize(Right.ADMIN, b"Bearer alpha", None)
     assert caught.value.known
@@ -83,7 +83,7 @@ GOOD = entry("a", "k", "infer")
         ("\xff", "keys as TOML"),
     ],
 )
-def test_a_file_that_will_not_do_is_told(tmp_path: Path, content: str, words: str) -> None:
+def test_an_invalid_key_file_is_an_error(tmp_path: Path, content: str, words: str) -> None:
     path = written(tmp_path)
     Path(path).write_text(content, encoding="latin-1")
     with pytest.raises(ConfigError) as caught:
@@ -96,19 +96,19 @@ def test_a_file_that_will_not_do_is_told(tmp_path: Path, content: str, words: st
     assert "secret" not in message
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_key_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="api_keys: expected a readable file; found No such file"):
         KeyRing(str(tmp_path / "none.toml"))
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
-def test_a_file_that_others_may_write_is_refused(path: str, mode: int) -> None:
+def test_a_key_file_that_others_may_write_is_rejected(path: str, mode: int) -> None:
     Path(path).chmod(mode)
     with pytest.raises(ConfigError, match=f"only its owner may write; found mode {mode:04o} .*chmod 600"):
         KeyRing(path)
 
 
-def test_a_file_that_everybody_may_read_is_warned_of(path: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_key_file_that_everyone_may_read_is_warned_of(path: str, caplog: pytest.LogCaptureFixture) -> None:
     Path(path).chmod(0o640)
     check_keys(path)
     assert not caplog.records
@@ -117,7 +117,7 @@ def test_a_file_that_everybody_may_read_is_warned_of(path: str, caplog: pytest.L
     assert "chmod 600" in caplog.text
 
 
-def test_a_change_is_noticed(path: str) -> None:
+def test_a_changed_key_file_is_loaded(path: str) -> None:
     ring = KeyRing(path)
     replaced(path, entry("team-b", "beta", "infer"))
     ring.authorize(Right.INFER, None, b"alpha")
@@ -127,9 +127,7 @@ def test_a_change_is_noticed(path: str) -> None:
         ring.authorize(Right.INFER, None, b"alpha")
 
 
-def test_a_change_that_will_not_do_is_logged_once_and_nothing_changes(
-    path: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_invalid_change_is_logged_once_and_ignored(path: str, caplog: pytest.LogCaptureFixture) -> None:
     ring = KeyRing(path)
     good = Path(path).read_text()
     replaced(path, "nonsense")
@@ -145,7 +143,7 @@ def test_a_change_that_will_not_do_is_logged_once_and_nothing_changes(
     assert ring.authorize(Right.INFER, None, b"gamma").name == "c"
 
 
-def test_denials_are_told_in_the_log_without_the_key(path: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_denials_are_logged_without_the_key(path: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     ring = KeyRing(path)
     for right, key in ((Right.INFER, b"guess"), (Right.ADMIN, b"alpha"), (Right.INFER, None)):

@@ -127,7 +127,7 @@ def calls_of(gateway: RunningGateway) -> list[Any]:
     return [task for task in asyncio.all_tasks(gateway.loop) if "_run" in task.get_coro().__qualname__]
 
 
-def test_a_connection_that_waits_holds_no_large_body(gateway: RunningGateway) -> None:
+def test_a_waiting_connection_holds_no_large_body(gateway: RunningGateway) -> None:
     large = b'{"inputs":[]}' + b" " * 200_000
     with gateway.connect() as client:
         client.sendall(post(INFER, large, close=False))
@@ -148,7 +148,7 @@ class Asked:
         self.held = self.used
 
 
-def test_memory_is_asked_for_once_it_is_much_and_not_again_while_it_is_in_use() -> None:
+def test_memory_is_trimmed_once_it_is_much_and_not_while_in_use() -> None:
     library = Asked()
     trimmer = Trimmer(library.trim, lambda: library.held)
 
@@ -166,7 +166,7 @@ def test_memory_is_asked_for_once_it_is_much_and_not_again_while_it_is_in_use() 
     assert look(MUCH_BYTES + 1, in_use=False) == 3
 
 
-def test_what_a_process_has_for_itself_is_told() -> None:
+def test_a_process_s_private_memory_is_measured() -> None:
     before = own_bytes()
     mine = b"\1" * (64 << 20)
     assert own_bytes() - before > len(mine) // 2

@@ -12,7 +12,7 @@ from tests.serve.gateway.worlds import Client, World, in_world
 from tests.serve.http.requests import IDENT_JSON, INFER, Found, get, post
 
 
-def test_a_controller_that_does_not_answer_is_asked_nothing_more(tmp_path: Path) -> None:
+def test_a_stuck_controller_gets_no_more_questions(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         gateway, controller = world.gateway, world.controller
         changes: list[bool] = []
@@ -45,7 +45,7 @@ def test_a_controller_that_does_not_answer_is_asked_nothing_more(tmp_path: Path)
     in_world(tmp_path, story)
 
 
-def test_questions_that_wait_hear_when_the_controller_does_not_answer(tmp_path: Path) -> None:
+def test_open_questions_fail_when_the_controller_is_stuck(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         world.controller.on_ask = lambda ask: None
         world.controller.beats = False
@@ -56,7 +56,7 @@ def test_questions_that_wait_hear_when_the_controller_does_not_answer(tmp_path: 
     in_world(tmp_path, story)
 
 
-def test_the_next_controller_is_asked_what_a_stuck_one_left(tmp_path: Path) -> None:
+def test_the_next_controller_gets_the_requests_of_a_stuck_one(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         world.controller.on_request = world.keep
         client = Client(slo_ms=60_000)
@@ -80,7 +80,7 @@ def probe(gateway: RunningGateway, path: str) -> int:
     return Found(gateway.exchange(get(path))).status
 
 
-def test_ready_is_503_whenever_requests_are_not_served_and_live_while_the_loop_turns(tmp_path: Path) -> None:
+def test_ready_is_503_whenever_requests_are_not_served_and_live_is_200(tmp_path: Path) -> None:
     with running_gateway(tmp_path) as gateway:
         controller = gateway.controller
 

@@ -48,7 +48,7 @@ def played(story: Callable[[World], Coroutine[Any, Any, None]]) -> World:
     return asyncio.run(main())
 
 
-def test_each_is_ended_once_after_its_grace() -> None:
+def test_each_request_is_ended_once_after_its_grace_period() -> None:
     async def story(world: World) -> None:
         world.ask("soon", 1)
         world.ask("later", 30)
@@ -63,7 +63,7 @@ def test_each_is_ended_once_after_its_grace() -> None:
     assert all(after[0] >= GRACE_NS for after in ended.values())
 
 
-def test_who_is_answered_meanwhile_is_not_ended() -> None:
+def test_answered_requests_are_not_ended() -> None:
     async def story(world: World) -> None:
         world.ask("a", 1)
         await asyncio.sleep(0.02)
@@ -73,7 +73,7 @@ def test_who_is_answered_meanwhile_is_not_ended() -> None:
     assert played(story).ended == {}
 
 
-def test_nobody_is_looked_at_where_nobody_waits() -> None:
+def test_without_requests_there_is_no_sweep() -> None:
     async def story(world: World) -> None:
         world.ask("a", 60_000)
         del world.open["a"]
@@ -82,7 +82,7 @@ def test_nobody_is_looked_at_where_nobody_waits() -> None:
     assert played(story).looks == 1
 
 
-def test_who_waits_for_the_next_controller_is_looked_after() -> None:
+def test_requests_that_await_failover_are_swept() -> None:
     async def story(world: World) -> None:
         world.awaiting = True
         world.overdue.watch()

@@ -45,7 +45,7 @@ def answer(gateway: RunningGateway, *numbers: int) -> None:
     gateway.do(lambda: controller.send(*[controller.echo(controller.requests[number]) for number in numbers]))
 
 
-def test_who_waits_for_its_turn_too_long_hears_no_and_when_to_come_again(gateway: RunningGateway) -> None:
+def test_a_request_without_credit_for_too_long_is_rejected_with_advice(gateway: RunningGateway) -> None:
     with ExitStack() as clients:
         first, second = (begin(gateway, clients, 20_000) for _ in range(2))
         third = end(begin(gateway, clients, 200))
@@ -60,7 +60,7 @@ def test_who_waits_for_its_turn_too_long_hears_no_and_when_to_come_again(gateway
     assert counters.region_used_bytes == 0
 
 
-def test_the_newest_goes_first_when_the_controller_hears_again(gateway: RunningGateway) -> None:
+def test_the_newest_request_is_sent_first_when_there_is_credit(gateway: RunningGateway) -> None:
     with ExitStack() as clients:
         held = [begin(gateway, clients, 20_000) for _ in range(4)]
         gateway.do(lambda: gateway.controller.send(RequestCredit(heard=1, most=2)))
@@ -71,7 +71,7 @@ def test_the_newest_goes_first_when_the_controller_hears_again(gateway: RunningG
         assert [end(client).status for client in held[:3]] == [200] * 3
 
 
-def test_a_client_that_leaves_while_it_waits_is_cancelled_and_not_passed_on(
+def test_a_client_that_leaves_before_submission_is_not_submitted(
     gateway: RunningGateway,
 ) -> None:
     with ExitStack() as clients:
@@ -94,7 +94,7 @@ def test_no_more_requests_are_open_than_may_be(gateway: RunningGateway) -> None:
         assert "max_requests" in refused.json["error"]
 
 
-def test_a_lost_controller_ends_those_who_wait_too(gateway: RunningGateway) -> None:
+def test_a_lost_controller_ends_waiting_requests_too(gateway: RunningGateway) -> None:
     with ExitStack() as clients:
         held = [begin(gateway, clients, 20_000) for _ in range(4)]
         gateway.do(gateway.controller.stop)

@@ -35,7 +35,7 @@ async def next_controller(world: World) -> None:
     await world.until(lambda: world.gateway.link.ready)
 
 
-def test_the_next_controller_is_asked_once_and_its_answer_given(tmp_path: Path) -> None:
+def test_a_request_is_resubmitted_once_and_its_answer_delivered(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         client = Client(data=X, slo_ms=60_000)
         (first,) = await sent(world, client)
@@ -66,7 +66,7 @@ def test_the_next_controller_is_asked_once_and_its_answer_given(tmp_path: Path) 
     in_world(tmp_path, story)
 
 
-def test_what_is_due_before_a_controller_can_be_back_hears_at_once(tmp_path: Path) -> None:
+def test_requests_due_before_a_failover_are_ended_at_once(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         soon, later = Client(slo_ms=95), Client(slo_ms=60_000)
         await sent(world, soon, later)
@@ -80,7 +80,7 @@ def test_what_is_due_before_a_controller_can_be_back_hears_at_once(tmp_path: Pat
     in_world(tmp_path, story)
 
 
-def test_what_waits_for_a_controller_hears_at_its_deadline(tmp_path: Path) -> None:
+def test_requests_that_await_failover_end_at_their_deadlines(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         client = Client(slo_ms=250)
         await sent(world, client)
@@ -95,7 +95,7 @@ def test_what_waits_for_a_controller_hears_at_its_deadline(tmp_path: Path) -> No
     in_world(tmp_path, story)
 
 
-def test_nobody_waits_for_ever_for_a_controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_awaiting_failover_has_a_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gateway_stranded, "FAILOVER_TIMEOUT_NS", ms(100))
 
     async def story(world: World) -> None:
@@ -108,7 +108,7 @@ def test_nobody_waits_for_ever_for_a_controller(tmp_path: Path, monkeypatch: pyt
     in_world(tmp_path, story)
 
 
-def test_a_request_is_asked_of_two_controllers_at_most(tmp_path: Path) -> None:
+def test_a_request_is_submitted_to_two_controllers_at_most(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         client = Client(slo_ms=60_000)
         await sent(world, client)
@@ -123,7 +123,7 @@ def test_a_request_is_asked_of_two_controllers_at_most(tmp_path: Path) -> None:
     in_world(tmp_path, story)
 
 
-def test_a_controller_that_cannot_serve_yet_is_not_asked(tmp_path: Path) -> None:
+def test_requests_await_a_controller_that_is_ready(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         client = Client(slo_ms=60_000)
         await sent(world, client)
@@ -146,7 +146,7 @@ def test_a_controller_that_cannot_serve_yet_is_not_asked(tmp_path: Path) -> None
     in_world(tmp_path, story)
 
 
-def test_a_client_that_leaves_meanwhile_is_asked_for_no_more(tmp_path: Path) -> None:
+def test_a_request_whose_client_left_is_not_resubmitted(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         client = Client(slo_ms=60_000)
         (request,) = await sent(world, client)
@@ -163,7 +163,7 @@ def test_a_client_that_leaves_meanwhile_is_asked_for_no_more(tmp_path: Path) -> 
     in_world(tmp_path, story)
 
 
-def test_a_client_that_leaves_after_it_was_asked_again_is_cancelled_by_the_second_id(tmp_path: Path) -> None:
+def test_a_resubmitted_request_is_cancelled_by_its_second_id(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         (request,) = await sent(world, Client(slo_ms=60_000))
         world.controller.stop()
@@ -177,7 +177,7 @@ def test_a_client_that_leaves_after_it_was_asked_again_is_cancelled_by_the_secon
     in_world(tmp_path, story)
 
 
-def test_what_waits_is_told_when_the_gateway_closes(tmp_path: Path) -> None:
+def test_requests_that_await_failover_end_when_the_gateway_closes(tmp_path: Path) -> None:
     client = Client(slo_ms=60_000)
 
     async def story(world: World) -> None:
@@ -189,7 +189,7 @@ def test_what_waits_is_told_when_the_gateway_closes(tmp_path: Path) -> None:
     assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
 
 
-def test_what_has_no_room_in_the_new_memory_is_not_kept() -> None:
+def test_requests_without_room_in_the_new_region_are_not_kept() -> None:
     slots = Slots(MIB)
     slot = slots.fill([InputTensor("X", "UINT8", (400_000,), b"\1" * 400_000)], 100)
     assert slot is not None

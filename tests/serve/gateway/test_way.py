@@ -12,18 +12,18 @@ def answered(delay: GatewayDelay, *ways_ms: float, now_ns: int = NS_PER_S) -> No
     delay.answers_written(now_ns)
 
 
-def test_nothing_is_left_before_anything_was_measured() -> None:
+def test_nothing_is_reserved_before_the_first_measurement() -> None:
     assert GatewayDelay().reserve_ns(ms(100), NS_PER_S) == 0
 
 
-def test_the_longest_way_counts_of_those_that_left_together_and_of_those_before() -> None:
+def test_the_longest_delay_of_recent_answers_counts() -> None:
     delay = GatewayDelay()
     answered(delay, 1, 4, 2)
     answered(delay, 1)
     assert delay.reserve_ns(ms(100), NS_PER_S) == ms(6)
 
 
-def test_what_was_long_ago_does_not_count() -> None:
+def test_old_measurements_do_not_count() -> None:
     delay = GatewayDelay()
     answered(delay, 4)
     later_ns = 2 * NS_PER_S + 1
@@ -32,13 +32,13 @@ def test_what_was_long_ago_does_not_count() -> None:
     assert delay.reserve_ns(ms(100), later_ns) == ms(1.5)
 
 
-def test_at_least_half_of_the_time_is_left_to_run_in() -> None:
+def test_at_least_half_of_the_time_is_left_to_run() -> None:
     delay = GatewayDelay()
     answered(delay, 40)
     assert delay.reserve_ns(ms(100), NS_PER_S) == ms(50)
 
 
-def test_an_answer_that_no_lane_gave_says_nothing() -> None:
+def test_an_answer_without_a_lane_is_no_measurement() -> None:
     delay = GatewayDelay()
     delay.answers_written(NS_PER_S)
     assert delay.reserve_ns(ms(100), NS_PER_S) == 0

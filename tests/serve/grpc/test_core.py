@@ -19,11 +19,11 @@ def gaps(*beats_ms: int) -> Gaps:
     return found
 
 
-def test_while_the_thread_comes_round_a_message_came_when_it_surfaced() -> None:
+def test_without_a_gap_a_message_arrived_when_it_was_read() -> None:
     assert gaps(5, 10, 15).arrival_ns(ms(17)) == ms(17)
 
 
-def test_what_surfaces_after_a_gap_may_have_come_when_that_began() -> None:
+def test_a_message_after_a_gap_counts_from_its_start() -> None:
     found = gaps(5, 10, 1010)
     assert found.arrival_ns(ms(1010)) == ms(10)
     found.beat(ms(1015))
@@ -39,7 +39,7 @@ def test_a_short_gap_counts_for_a_short_time(gap_ms: int, counts_ms: int) -> Non
     assert found.arrival_ns(end_ns) == end_ns
 
 
-def test_what_is_no_longer_than_it_may_take_is_no_gap() -> None:
+def test_an_interval_within_the_limit_is_no_gap() -> None:
     found = Gaps(0)
     found.beat(GAP_NS)
     assert found.arrival_ns(GAP_NS) == GAP_NS
@@ -73,7 +73,7 @@ def call_of(core: FakeCore) -> GrpcCall:
     return CoreCall(cast("CoreTransport", core), Event(), (method, ""), SilentCalls())
 
 
-def test_a_message_of_a_stream_that_was_there_when_it_was_asked_for_waited_for_that() -> None:
+def test_a_message_that_was_there_when_requested_counts_from_the_last_read() -> None:
     core = FakeCore()
     call = call_of(core)
     call._requested_ns = ms(150)
@@ -84,13 +84,13 @@ def test_a_message_of_a_stream_that_was_there_when_it_was_asked_for_waited_for_t
     assert call.arrival_ns == ms(190), "this one was waited for"
 
 
-def test_the_only_message_of_a_call_is_asked_for_at_once() -> None:
+def test_the_only_message_of_a_call_is_requested_at_once() -> None:
     call = call_of(FakeCore())
     call.note_arrival(ms(150), ms(151))
     assert call.arrival_ns == ms(150)
 
 
-def test_a_clients_own_deadline_counts_from_when_its_message_came() -> None:
+def test_a_client_s_own_deadline_counts_from_its_message_s_arrival() -> None:
     call = call_of(FakeCore())
     call.deadline_s = time.time() + 10
     call.note_arrival(ms(100), ms(150))

@@ -12,7 +12,7 @@ class Clock:
         return self.now_s
 
 
-def test_who_spoke_is_not_overdue_and_who_was_answered_has_as_long_again() -> None:
+def test_a_message_ends_the_time_limit_and_a_response_restarts_it() -> None:
     clock = Clock()
     silence: SilentCalls[str] = SilentCalls(10, clock)
     for name in ("silent", "spoke", "answered"):

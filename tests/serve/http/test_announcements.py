@@ -82,7 +82,7 @@ def read_response(client: socket.socket) -> tuple[bytes, dict[str, object]]:
     return head, json.loads(body)
 
 
-def test_a_hopeless_request_is_told_before_its_body_is_there(gateway: RunningGateway) -> None:
+def test_an_infeasible_request_is_rejected_before_its_body_is_received(gateway: RunningGateway) -> None:
     gateway.controller.on_announced = hopeless
     head, body = message(VALUES, "x-slo-ms: 60000")
     with gateway.connect() as client:
@@ -99,7 +99,7 @@ def test_a_hopeless_request_is_told_before_its_body_is_there(gateway: RunningGat
     assert gateway.controller.requests == []
 
 
-def test_it_is_counted_once_and_its_room_is_free_again(gateway: RunningGateway) -> None:
+def test_it_is_counted_once_and_its_memory_is_freed(gateway: RunningGateway) -> None:
     gateway.controller.on_announced = hopeless
     head, body = message(VALUES, "x-slo-ms: 60000")
     with gateway.connect() as client:
@@ -113,7 +113,7 @@ def test_it_is_counted_once_and_its_room_is_free_again(gateway: RunningGateway) 
     assert counters.region_used_bytes == 0
 
 
-def test_a_request_with_hope_is_answered_with_the_deadline_of_its_head(gateway: RunningGateway) -> None:
+def test_a_feasible_request_keeps_the_deadline_of_its_head(gateway: RunningGateway) -> None:
     head, body = message(VALUES, "x-slo-ms: 5000")
     with gateway.connect() as client:
         client.sendall(head)
@@ -126,7 +126,7 @@ def test_a_request_with_hope_is_answered_with_the_deadline_of_its_head(gateway: 
     assert (request.arrival_ns, request.deadline_ns) == (announced.arrival_ns, announced.deadline_ns)
 
 
-def test_a_request_that_is_all_there_waits_for_what_is_foretold(gateway: RunningGateway) -> None:
+def test_a_complete_request_waits_for_the_reply_to_its_query(gateway: RunningGateway) -> None:
     controller = gateway.controller
     controller.on_announced = lambda _: None
     head, body = message(VALUES, "x-slo-ms: 5000")
@@ -144,7 +144,7 @@ def test_a_request_that_is_all_there_waits_for_what_is_foretold(gateway: Running
     assert len(controller.requests) == 1
 
 
-def test_a_controller_that_foretells_nothing_is_waited_for_until_the_deadline(
+def test_a_query_without_a_reply_ends_at_the_deadline(
     gateway: RunningGateway,
 ) -> None:
     gateway.controller.on_announced = lambda _: None
@@ -154,7 +154,7 @@ def test_a_controller_that_foretells_nothing_is_waited_for_until_the_deadline(
     assert gateway.controller.requests == []
 
 
-def test_what_is_foretold_late_or_twice_changes_nothing(gateway: RunningGateway) -> None:
+def test_late_and_repeated_replies_change_nothing(gateway: RunningGateway) -> None:
     controller = gateway.controller
     controller.on_announced = lambda _: None
     with gateway.connect() as client:
@@ -171,7 +171,7 @@ def test_what_is_foretold_late_or_twice_changes_nothing(gateway: RunningGateway)
 
 
 @pytest.mark.parametrize("word", [hopeful, hopeless])
-def test_after_a_refusal_no_body_is_read_before_there_is_a_word(
+def test_after_a_rejection_no_body_is_read_before_the_reply(
     gateway: RunningGateway, word: Callable[[AdmissionQuery], AdmissionReply]
 ) -> None:
     controller, http = gateway.controller, gateway.servers.http
@@ -192,7 +192,7 @@ def test_after_a_refusal_no_body_is_read_before_there_is_a_word(
         assert read_response(client)[1] == {"live": True}
 
 
-def test_a_controller_that_goes_away_ends_what_waits(gateway: RunningGateway) -> None:
+def test_a_lost_controller_ends_queries(gateway: RunningGateway) -> None:
     gateway.controller.on_announced = lambda _: None
     with gateway.connect() as client:
         client.sendall(b"".join(message(VALUES, "x-slo-ms: 3600000")))
@@ -202,7 +202,7 @@ def test_a_controller_that_goes_away_ends_what_waits(gateway: RunningGateway) ->
 
 
 @pytest.mark.parametrize("headers", [(), ("x-slo-ms: soon",)])
-def test_nothing_is_asked_where_the_head_gives_no_limit(
+def test_there_is_no_query_without_an_slo_in_the_head(
     gateway: RunningGateway, headers: tuple[str, ...]
 ) -> None:
     head, body = message(VALUES, *headers)
@@ -212,7 +212,7 @@ def test_nothing_is_asked_where_the_head_gives_no_limit(
     assert gateway.controller.announced == []
 
 
-def test_nothing_is_asked_about_a_small_body(gateway: RunningGateway) -> None:
+def test_there_is_no_query_for_a_small_body(gateway: RunningGateway) -> None:
     small = VALUES[: DIRECT_BYTES // 8]
     with gateway.connect() as client:
         client.sendall(b"".join(message(small, "x-slo-ms: 5000")))
@@ -220,7 +220,7 @@ def test_nothing_is_asked_about_a_small_body(gateway: RunningGateway) -> None:
     assert gateway.controller.announced == []
 
 
-def test_a_body_that_is_too_much_to_throw_away_ends_the_connection(
+def test_a_body_too_large_to_discard_closes_the_connection(
     gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gateway_connection, "DISCARDED_MAX", MIB)
@@ -236,7 +236,7 @@ def test_a_body_that_is_too_much_to_throw_away_ends_the_connection(
         assert client.recv(1) == b""
 
 
-def test_nothing_is_asked_while_nothing_is_refused_and_bodies_come_quickly(
+def test_there_is_no_query_for_a_fast_body_while_nothing_is_rejected(
     gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gateway_announcements, "BODY_WAIT_S", 5.0)
@@ -250,7 +250,7 @@ def test_nothing_is_asked_while_nothing_is_refused_and_bodies_come_quickly(
     assert gateway.do(lambda: gateway.servers.gateway.admission_queries._open) == {}
 
 
-def test_a_body_that_is_slow_to_come_is_asked_about_all_the_same(gateway: RunningGateway) -> None:
+def test_there_is_a_query_for_a_slow_body(gateway: RunningGateway) -> None:
     gateway.do(lambda: expect(gateway, refusals=False))
     gateway.controller.on_announced = hopeless
     head, body = message(VALUES, "x-slo-ms: 5000")
@@ -262,7 +262,7 @@ def test_a_body_that_is_slow_to_come_is_asked_about_all_the_same(gateway: Runnin
 
 
 @pytest.mark.parametrize("how", ["told", "answered"])
-def test_after_a_refusal_all_are_asked_about_at_once(
+def test_after_a_rejection_queries_are_sent_at_once(
     gateway: RunningGateway, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gateway_announcements, "BODY_WAIT_S", 5.0)
@@ -280,7 +280,7 @@ def test_after_a_refusal_all_are_asked_about_at_once(
     assert len(controller.announced) == (2 if how == "told" else 1)
 
 
-def test_a_client_that_leaves_before_anything_is_asked_leaves_nothing_behind(
+def test_a_client_that_disconnects_before_its_query_leaves_nothing_behind(
     gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gateway_announcements, "BODY_WAIT_S", 0.05)
@@ -294,7 +294,7 @@ def test_a_client_that_leaves_before_anything_is_asked_leaves_nothing_behind(
     assert gateway.controller.announced == []
 
 
-def test_a_client_that_leaves_while_it_sends_leaves_nothing_behind(gateway: RunningGateway) -> None:
+def test_a_client_that_disconnects_while_sending_leaves_nothing_behind(gateway: RunningGateway) -> None:
     gateway.controller.on_announced = lambda _: None
     head, body = message(VALUES, "x-slo-ms: 5000")
     with gateway.connect() as client:
@@ -309,7 +309,7 @@ def test_a_client_that_leaves_while_it_sends_leaves_nothing_behind(gateway: Runn
     assert (counters.received, counters.region_used_bytes) == (0, 0)
 
 
-def test_a_client_that_resets_while_it_sends_leaves_nothing_behind(gateway: RunningGateway) -> None:
+def test_a_client_that_resets_while_sending_leaves_nothing_behind(gateway: RunningGateway) -> None:
     """Direct reads from the socket must not hide the disconnect from the loop."""
     gateway.do(lambda: expect(gateway, refusals=False))
     head, body = message(VALUES, "x-slo-ms: 30000")

@@ -66,7 +66,7 @@ def run(folder: Path, work: Callable[[Pair], object]) -> None:
     uvloop.run(main())
 
 
-def test_who_has_more_passes_on_and_the_connection_lives(tmp_path: Path) -> None:
+def test_the_gateway_with_more_passes_on_a_live_connection(tmp_path: Path) -> None:
     async def work(pair: Pair) -> None:
         passed = [pair.accept(0) for _ in range(6)]
         assert passed == [False, True, False, True, False, True]
@@ -80,7 +80,7 @@ def test_who_has_more_passes_on_and_the_connection_lives(tmp_path: Path) -> None
     run(tmp_path, work)
 
 
-def test_what_ended_makes_room(tmp_path: Path) -> None:
+def test_closed_connections_are_counted(tmp_path: Path) -> None:
     def work(pair: Pair) -> None:
         assert not pair.accept(0)
         assert not pair.accept(1)
@@ -91,7 +91,7 @@ def test_what_ended_makes_room(tmp_path: Path) -> None:
     run(tmp_path, work)
 
 
-def test_nothing_is_passed_to_a_gateway_that_is_gone(tmp_path: Path) -> None:
+def test_nothing_is_passed_to_a_gateway_that_died(tmp_path: Path) -> None:
     def work(pair: Pair) -> None:
         pair.parts.pop().close()
         assert [pair.accept(0) for _ in range(4)] == [False] * 4
@@ -99,7 +99,7 @@ def test_nothing_is_passed_to_a_gateway_that_is_gone(tmp_path: Path) -> None:
     run(tmp_path, work)
 
 
-def test_a_gateway_that_takes_nothing_in_holds_nothing_up(tmp_path: Path) -> None:
+def test_a_gateway_that_receives_nothing_delays_nothing(tmp_path: Path) -> None:
     def work(pair: Pair) -> None:
         passed = [pair.accept(0) for _ in range(3000)]
         assert any(passed)
@@ -125,7 +125,7 @@ def test_nothing_is_passed_to_a_gateway_that_is_stopped(tmp_path: Path) -> None:
     run(tmp_path, work)
 
 
-def test_a_gateway_that_starts_again_has_none_and_gets_the_next(tmp_path: Path) -> None:
+def test_a_restarted_gateway_has_none_and_gets_the_next(tmp_path: Path) -> None:
     def work(pair: Pair) -> None:
         for _ in range(4):
             pair.accept(0)
@@ -200,7 +200,7 @@ def test_gateways_have_as_many_each_whatever_the_kernel_chose(tmp_path: Path, *,
             until(lambda sharing=sharing: sharing._tally.open().tolist() == [0, 0])
 
 
-def test_connections_that_come_to_nothing_are_not_counted_for_ever(tmp_path: Path) -> None:
+def test_failed_handshakes_do_not_stay_counted(tmp_path: Path) -> None:
     files = certificates(tmp_path)
     with ExitStack() as stack:
         gateways = two_gateways(stack, tmp_path, **files.tls_settings())
