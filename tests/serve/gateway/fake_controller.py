@@ -93,16 +93,16 @@ class FakeController:
         self.ready = Readiness(ready=True)
         self.requests: list[Request] = []
         self.cancels: list[Cancel] = []
-        self.announced: list[AdmissionQuery] = []
+        self.admission_queries: list[AdmissionQuery] = []
         self.asks: list[Ask] = []
-        self.in_time: list[str] = []  # requests whose answers were given so, as the gateway says
+        self.in_time: list[str] = []  # requests whose answers were delivered in time, as the gateway reports
         self.late: list[str] = []
         self.links: list[Link] = []
         self.released: list[str] = []
-        self.beats = True  # whether it returns them
+        self.beats = True  # whether it returns heartbeats
         self.kept_beats: list[Beat] = []  # those that it did not return
         self.on_request: Callable[[Request], Answer | None] = self.echo
-        self.on_announced: Callable[[AdmissionQuery], AdmissionReply | None] = lambda announced: (
+        self.on_admission_query: Callable[[AdmissionQuery], AdmissionReply | None] = lambda announced: (
             AdmissionReply(announced_id=announced.announced_id, gateway=announced.gateway)
         )
         self.on_ask: Callable[[Ask], Reply | None] = _replied
@@ -191,10 +191,10 @@ class FakeController:
                 case Cancel():
                     self.cancels.append(frame)
                 case AdmissionQuery():
-                    self.announced.append(frame)
-                    foretold = self.on_announced(frame)
-                    if foretold is not None:
-                        link.send(foretold)
+                    self.admission_queries.append(frame)
+                    admission_reply = self.on_admission_query(frame)
+                    if admission_reply is not None:
+                        link.send(admission_reply)
                 case Ask():
                     self.asks.append(frame)
                     reply = self.on_ask(frame)

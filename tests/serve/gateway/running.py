@@ -75,7 +75,7 @@ class RunningGateway:
         return socket.create_connection(("127.0.0.1", self.http_port), timeout=20)
 
     def exchange(self, sent: bytes) -> bytes:
-        """All that comes back until the server closes."""
+        """All bytes received until the server closes."""
         with self.connect() as client:
             client.sendall(sent)
             found = b""

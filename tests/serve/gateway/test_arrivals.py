@@ -27,7 +27,7 @@ from tests.serve.gateway.running import RunningGateway
 from tests.serve.http.requests import IDENT_JSON, INFER, post
 
 TICK_NS = ms(10)
-"""What the kernel tells is so exact, where it counts a hundred ticks a second."""
+"""The resolution of the kernel's value, at a hundred ticks a second."""
 
 
 class FakeTurns:

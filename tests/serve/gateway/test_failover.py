@@ -10,7 +10,7 @@ import pytest
 
 from clockwork_serve.messages import Outcome, Readiness, Reason, Request
 from clockwork_serve.oip import InputTensor
-from clockwork_serve.serve.gateway import controller_link as gateway_stranded
+from clockwork_serve.serve.gateway import controller_link
 from clockwork_serve.serve.gateway.controller_link import RESUBMITTED
 from clockwork_serve.serve.gateway.requests import Slots
 from clockwork_serve.units import MIB, ms
@@ -43,7 +43,7 @@ def test_a_request_is_resubmitted_once_and_its_answer_delivered(tmp_path: Path) 
         world.controller.stop()
         await world.until(lambda: not world.gateway.link.is_open)
         assert world.gateway.counters().open == 1
-        # What the dead one sent may still write: where nobody looks.
+        # Actions of the dead controller may still write, to the old region.
         tensors = world.controller.tensors(first)
         old[tensors.output_offset : tensors.output_offset + 8] = bytes(8)
         world.controller.on_request = world.controller.echo
@@ -53,7 +53,7 @@ def test_a_request_is_resubmitted_once_and_its_answer_delivered(tmp_path: Path) 
         assert client.ended == (Outcome.OK, Reason.NONE)
         assert client.outputs == [X]
         assert again.request_id == first.request_id + RESUBMITTED, (
-            "who lost the link alone may know the first"
+            "a controller that only lost the link may know the first"
         )
         assert (again.arrival_ns, again.deadline_ns) == (first.arrival_ns, first.deadline_ns)
         assert world.controller.tensors(again).region != tensors.region
@@ -96,7 +96,7 @@ def test_requests_that_await_failover_end_at_their_deadlines(tmp_path: Path) -> 
 
 
 def test_awaiting_failover_has_a_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway_stranded, "FAILOVER_TIMEOUT_NS", ms(100))
+    monkeypatch.setattr(controller_link, "FAILOVER_TIMEOUT_NS", ms(100))
 
     async def story(world: World) -> None:
         client = Client(slo_ms=60_000)
@@ -134,7 +134,7 @@ def test_requests_await_a_controller_that_is_ready(tmp_path: Path) -> None:
         await world.until(lambda: world.gateway.link.is_open)
         await asyncio.sleep(0.05)
         assert world.controller.requests == []
-        # It dies before it could: that costs nobody anything.
+        # It dies before it is ready: that has no effect on requests.
         world.controller.stop()
         await world.until(lambda: not world.gateway.link.is_open)
         world.controller.ready = Readiness(ready=True)

@@ -12,7 +12,7 @@ import pytest
 
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import Answer, Outcome, Question, Readiness, Reason, Reply, Request, Undelivered
-from clockwork_serve.serve.gateway import controller_link as gateway_stranded
+from clockwork_serve.serve.gateway import controller_link
 from clockwork_serve.serve.gateway.access import Tenant
 from clockwork_serve.serve.gateway.gateway import GRACE_NS, SWEEP_LEAST_S, Gateway
 from clockwork_serve.serve.gateway.settings import GatewayConfig
@@ -308,7 +308,7 @@ def test_undelivered_requests_end_here(tmp_path: Path) -> None:
 def test_a_lost_controller_ends_urgent_requests_and_is_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway_stranded, "FAILOVER_LEAST_NS", ms(100_000))
+    monkeypatch.setattr(controller_link, "FAILOVER_LEAST_NS", ms(100_000))
 
     async def story(world: World) -> None:
         world.controller.on_request = world.keep

@@ -110,7 +110,7 @@ def test_no_connection_over_tls_leaves_garbage(
                     )
                     assert ends != "answered" or client.recv(1000)
         gateway.until(lambda: gateway.servers.gateway.connections == 0)
-        # The last end of a handshake is told to nobody.
+        # The end of the last handshake is not reported.
         gateway.until(lambda: not gateway.servers.http._servers[0]._handshaking)
         found = garbage()
     assert not found

@@ -245,7 +245,7 @@ def test_a_client_that_reads_a_little_is_disconnected(gateway: RunningGateway) -
 def test_what_a_client_leaves_unread_is_bounded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     held: list[Request] = []
     with running_gateway(tmp_path, max_unsent=MIB) as found:
-        # Three answers come at once to a client that asked for all of them before it reads.
+        # Three responses at once, to a client that sent all requests before it reads.
         found.controller.on_request = held.append
         with greedy(found, 3, 4):
             found.until(lambda: len(held) == 3)
@@ -256,7 +256,7 @@ def test_what_a_client_leaves_unread_is_bounded(tmp_path: Path, caplog: pytest.L
 
 @waits
 def test_a_closing_connection_that_is_not_read_is_disconnected(tmp_path: Path) -> None:
-    # Who reads slowly has much time; who was told to go has not.
+    # A slow reader has much time; a closing connection has not.
     with running_gateway(tmp_path, send_s=1.0, bytes_per_s=1) as found, greedy(found, 1, 3):
         found.until(lambda: all(each._outbox.unread for each in found.servers.http._connections))
         found.do(lambda: [each.stop() for each in found.servers.http._connections])
@@ -281,7 +281,7 @@ def test_a_connection_beyond_the_limit_gets_an_error(
         client = stack.enter_context(found.connect())
         client.sendall(get("/v2/health/live").replace(b"close", b"keep-alive"))
         assert b"200 OK" in client.recv(1000)
-        # Many at once are closed without a word, and hold nothing.
+        # Many at once are closed without a response, and hold nothing.
         many = [stack.enter_context(found.connect()) for _ in range(200)]
         endings = [rest(each)[:12] for each in many]
         assert set(endings) == {b"HTTP/1.1 429", b""}
@@ -303,7 +303,7 @@ def test_grpc_connections_are_limited_and_silent_ones_closed(tmp_path: Path, grp
             assert channel.unary_unary(f"/{INFERENCE_SERVICE}/ServerLive")(b"", timeout=20)
 
 
-# Nobody is kept from others
+# Other clients are not affected
 
 _random = random.Random(7)
 NASTY: list[Callable[[socket.socket], None]] = [
@@ -337,7 +337,7 @@ def test_a_hundred_slow_and_garbage_clients_do_not_block_others(gateway: Running
         assert answered == asked
         with grpc.insecure_channel(gateway.grpc_url) as channel:
             assert channel.unary_unary(f"/{INFERENCE_SERVICE}/ServerLive")(b"", timeout=20)
-        # And all of them are gone in the end, while they still hold their sides open.
+        # In the end all are closed, though the clients keep their sides open.
         gone(gateway)
 
 

@@ -32,7 +32,7 @@ def test_a_stuck_controller_gets_no_more_questions(tmp_path: Path) -> None:
         reply = await gateway.ask(Question.STATISTICS)
         assert (reply.ok, reply.code) == (False, 503)
         assert not waits.ends, "its controller may be back, or another one be there, in time"
-        # It goes on: beats come back, and the answer.
+        # It continues: heartbeats are returned, and the answer is sent.
         controller.beats = True
         controller.send(*controller.kept_beats)
         await world.until(lambda: gateway.link.ready)
@@ -107,7 +107,7 @@ def test_ready_is_503_whenever_requests_are_not_served_and_live_is_200(tmp_path:
         controller.on_request = on_request
         gateway.do(lambda: controller.send(Quarantined(model="ident/1")))
         turns(to=True)
-        # Nobody is there that could run one, or all is being stopped.
+        # There is no worker that could run one, or the server is stopping.
         for why in ("0 of 1 devices are warm", "draining"):
             controller.on_request = lambda request: controller.answer(
                 request, outcome=Outcome.REJECTED, reason=Reason.NOT_SERVING
@@ -117,7 +117,7 @@ def test_ready_is_503_whenever_requests_are_not_served_and_live_is_200(tmp_path:
             controller.on_request = on_request
             gateway.do(lambda: controller.send(Readiness(ready=True)))
             turns(to=True)
-        # The controller is there and stuck; then it is gone.
+        # The controller is connected and stuck; then it dies.
         controller.beats = False
         turns(to=False)
         gateway.do(controller.stop)

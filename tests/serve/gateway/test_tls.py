@@ -131,7 +131,7 @@ def test_a_client_with_a_valid_certificate_can_connect(mutual: RunningGateway, f
 
 
 def test_a_client_without_a_certificate_cannot_connect(mutual: RunningGateway, files: Certificates) -> None:
-    # With TLS 1.3 the server's refusal comes after the client's handshake.
+    # With TLS 1.3 the server's rejection follows the client's handshake.
     with pytest.raises((ssl.SSLError, ConnectionError)):
         over_tls(mutual, trusting(files), get("/v2/health/live"))
     with closing(grpc_client(mutual, files)) as client, pytest.raises(InferenceServerException):
@@ -182,7 +182,7 @@ def test_a_stalled_handshake_times_out_and_others_can_connect(
     garbage = [gateway.connect() for _ in range(40)]
     for client in garbage:
         client.sendall(b"GET / HTTP/1.1\r\n\r\n")
-    # More than max_connections and the few that are told: they are closed unread.
+    # More than max_connections and the few that get a response: these are closed unread.
     more = [gateway.connect() for _ in range(60)]
     assert all(ended(client) for client in (*garbage, *silent, *more))
     assert over_tls(gateway, trusting(files), get("/v2/health/live")).startswith(b"HTTP/1.1 200")

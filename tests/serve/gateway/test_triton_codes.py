@@ -93,13 +93,13 @@ def test_outcomes_of_the_gateway_itself_have_triton_s_status(gateway: RunningGat
 
 
 def test_an_infeasible_large_body_gets_503_before_it_is_received(gateway: RunningGateway) -> None:
-    def hopeless(announced: AdmissionQuery) -> AdmissionReply:
+    def infeasible(announced: AdmissionQuery) -> AdmissionReply:
         return AdmissionReply(
             announced_id=announced.announced_id, gateway=announced.gateway, retry_after_ns=ms(7),
             reason=Reason.WOULD_MISS_DEADLINE,
         )  # fmt: skip
 
-    gateway.controller.on_announced = hopeless
+    gateway.controller.on_admission_query = infeasible
     sent = post("/v2/models/any/infer", np.zeros(100 * KIB, np.uint8).tobytes(), "x-slo-ms: 60000")
     with gateway.connect() as client:
         client.sendall(sent[:-1])

@@ -227,7 +227,7 @@ def test_a_cancelled_call_is_noticed(served: Served) -> None:
     assert served.cancelled == []
     call.cancel()
     until(lambda: served.cancelled == served.held)
-    # A message that comes late is not looked at, and what is said goes nowhere.
+    # A late message is not parsed, and replies are ignored.
     served.do(lambda: served.held[0].handle_message(b"x"))
     assert len(served.held) == 1
     served.answer_all()
@@ -401,7 +401,7 @@ def test_replies_after_the_end_are_ignored(served: Served) -> None:
     until(lambda: served.held)
     served.run(served.server.close(0))
     refused(call.result)
-    # As if nobody had heard of its end. The core would end the process if it were asked for anything now.
+    # As if its end had not been noticed. The core would abort the process if it were used now.
     served.held[0].is_open = True
     served.answer_all()
 

@@ -152,7 +152,7 @@ def test_a_client_that_wants_a_status_gets_one_and_the_stream_ends(
     _, error = ends.get(timeout=20)
     assert (error.status(), "unknown model" in error.message()) == ("StatusCode.NOT_FOUND", True)
     client.stop_stream()
-    # What came behind it was not sent, or was given up.
+    # Later messages were not sent, or were dropped.
     gateway.until(lambda: len(gateway.controller.cancels) == len(held))
     answers = [gateway.controller.answer(request, outcome=Outcome.CANCELLED) for request in held]
     gateway.do(lambda: gateway.controller.send(*answers))

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from clockwork_serve.messages import AdmissionQuery, AdmissionReply, Outcome, Reason
-from clockwork_serve.serve.gateway import admission_queries as gateway_announcements
-from clockwork_serve.serve.http import connection as gateway_connection
+from clockwork_serve.serve.gateway import admission_queries
+from clockwork_serve.serve.http import connection
 from clockwork_serve.serve.http.connection import DIRECT_BYTES
 from clockwork_serve.serve.http.server import SMALL_READ_BYTES
 from clockwork_serve.units import MIB, ms
@@ -59,14 +59,14 @@ def message(values: np.ndarray = VALUES, *headers: str, length: int | None = Non
     return "\r\n".join([*lines, "", ""]).encode(), body
 
 
-def hopeless(announced: AdmissionQuery) -> AdmissionReply:
+def infeasible(announced: AdmissionQuery) -> AdmissionReply:
     return AdmissionReply(
         announced_id=announced.announced_id, gateway=announced.gateway, reason=Reason.WOULD_MISS_DEADLINE,
         message="the deadline would be missed by 7.0 ms", retry_after_ns=ms(7),
     )  # fmt: skip
 
 
-def hopeful(announced: AdmissionQuery) -> AdmissionReply:
+def feasible(announced: AdmissionQuery) -> AdmissionReply:
     return AdmissionReply(announced_id=announced.announced_id, gateway=announced.gateway)
 
 
@@ -83,24 +83,24 @@ def read_response(client: socket.socket) -> tuple[bytes, dict[str, object]]:
 
 
 def test_an_infeasible_request_is_rejected_before_its_body_is_received(gateway: RunningGateway) -> None:
-    gateway.controller.on_announced = hopeless
+    gateway.controller.on_admission_query = infeasible
     head, body = message(VALUES, "x-slo-ms: 60000")
     with gateway.connect() as client:
         client.sendall(head + body[:1000])
-        told, answer = read_response(client)
-        assert told.startswith(b"HTTP/1.1 429 ")
-        assert b"Retry-After: 1\r" in told or b"Retry-After: 2\r" in told
+        head, answer = read_response(client)
+        assert head.startswith(b"HTTP/1.1 429 ")
+        assert b"Retry-After: 1\r" in head or b"Retry-After: 2\r" in head
         assert (answer["reason"], answer["retry_after_ms"]) == ("would_miss_deadline", 7.0)
         client.sendall(body[1000:] + get("/v2/health/live"))
         assert read_response(client)[1] == {"live": True}, "the connection goes on behind the unwanted body"
-    (announced,) = gateway.controller.announced
+    (announced,) = gateway.controller.admission_queries
     assert announced.model == "any/1"
     assert announced.deadline_ns - announced.arrival_ns == ms(60_000)
     assert gateway.controller.requests == []
 
 
 def test_it_is_counted_once_and_its_memory_is_freed(gateway: RunningGateway) -> None:
-    gateway.controller.on_announced = hopeless
+    gateway.controller.on_admission_query = infeasible
     head, body = message(VALUES, "x-slo-ms: 60000")
     with gateway.connect() as client:
         for _ in range(3):
@@ -117,29 +117,29 @@ def test_a_feasible_request_keeps_the_deadline_of_its_head(gateway: RunningGatew
     head, body = message(VALUES, "x-slo-ms: 5000")
     with gateway.connect() as client:
         client.sendall(head)
-        gateway.until(lambda: gateway.controller.announced)
+        gateway.until(lambda: gateway.controller.admission_queries)
         client.sendall(body)
-        told, answer = read_response(client)
-    assert told.startswith(b"HTTP/1.1 200 ")
+        head, answer = read_response(client)
+    assert head.startswith(b"HTTP/1.1 200 ")
     assert answer["outputs"][0]["shape"] == [len(VALUES)]
-    (announced,), (request,) = gateway.controller.announced, gateway.controller.requests
+    (announced,), (request,) = gateway.controller.admission_queries, gateway.controller.requests
     assert (request.arrival_ns, request.deadline_ns) == (announced.arrival_ns, announced.deadline_ns)
 
 
 def test_a_complete_request_waits_for_the_reply_to_its_query(gateway: RunningGateway) -> None:
     controller = gateway.controller
-    controller.on_announced = lambda _: None
+    controller.on_admission_query = lambda _: None
     head, body = message(VALUES, "x-slo-ms: 5000")
     with gateway.connect() as client:
         client.sendall(head + body + LIVE)
-        gateway.until(lambda: controller.announced)
+        gateway.until(lambda: controller.admission_queries)
         assert controller.requests == []
-        gateway.do(lambda: controller.send(hopeless(controller.announced[0])))
+        gateway.do(lambda: controller.send(infeasible(controller.admission_queries[0])))
         assert read_response(client)[0].startswith(b"HTTP/1.1 429 ")
         assert read_response(client)[1] == {"live": True}
         client.sendall(head + body)
-        gateway.until(lambda: len(controller.announced) == 2)
-        gateway.do(lambda: controller.send(hopeful(controller.announced[1])))
+        gateway.until(lambda: len(controller.admission_queries) == 2)
+        gateway.do(lambda: controller.send(feasible(controller.admission_queries[1])))
         assert read_response(client)[0].startswith(b"HTTP/1.1 200 ")
     assert len(controller.requests) == 1
 
@@ -147,7 +147,7 @@ def test_a_complete_request_waits_for_the_reply_to_its_query(gateway: RunningGat
 def test_a_query_without_a_reply_ends_at_the_deadline(
     gateway: RunningGateway,
 ) -> None:
-    gateway.controller.on_announced = lambda _: None
+    gateway.controller.on_admission_query = lambda _: None
     with gateway.connect() as client:
         client.sendall(b"".join(message(VALUES, "x-slo-ms: 100")))
         assert read_response(client)[0].startswith(b"HTTP/1.1 504 "), "it was waited for until then"
@@ -156,47 +156,47 @@ def test_a_query_without_a_reply_ends_at_the_deadline(
 
 def test_late_and_repeated_replies_change_nothing(gateway: RunningGateway) -> None:
     controller = gateway.controller
-    controller.on_announced = lambda _: None
+    controller.on_admission_query = lambda _: None
     with gateway.connect() as client:
         client.sendall(b"".join(message(VALUES, "x-slo-ms: 1000")))
         assert read_response(client)[0].startswith(b"HTTP/1.1 504 "), "waited for in vain"
-        gateway.do(lambda: controller.send(hopeless(controller.announced[0])))
+        gateway.do(lambda: controller.send(infeasible(controller.admission_queries[0])))
         client.sendall(b"".join(message(VALUES, "x-slo-ms: 5000")))
-        gateway.until(lambda: len(controller.announced) == 2)
-        twice = hopeful(controller.announced[1]), hopeless(controller.announced[1])
+        gateway.until(lambda: len(controller.admission_queries) == 2)
+        twice = feasible(controller.admission_queries[1]), infeasible(controller.admission_queries[1])
         gateway.do(lambda: controller.send(*twice))
         assert read_response(client)[0].startswith(b"HTTP/1.1 200 "), "the first one counts"
     assert len(controller.requests) == 1
     assert gateway.do(gateway.servers.gateway.counters).outcomes == {"expired": 1}
 
 
-@pytest.mark.parametrize("word", [hopeful, hopeless])
+@pytest.mark.parametrize("word", [feasible, infeasible])
 def test_after_a_rejection_no_body_is_read_before_the_reply(
     gateway: RunningGateway, word: Callable[[AdmissionQuery], AdmissionReply]
 ) -> None:
     controller, http = gateway.controller, gateway.servers.http
-    controller.on_announced = hopeless
+    controller.on_admission_query = infeasible
     whole = b"".join(message(VALUES, "x-slo-ms: 5000"))
     with gateway.connect() as client, ThreadPoolExecutor(1) as another:
         client.sendall(whole)
         assert read_response(client)[0].startswith(b"HTTP/1.1 429 ")
-        controller.on_announced = lambda _: None
+        controller.on_admission_query = lambda _: None
         sending = another.submit(client.sendall, whole + LIVE)
-        gateway.until(lambda: len(controller.announced) == 2)
+        gateway.until(lambda: len(controller.admission_queries) == 2)
         time.sleep(0.05)  # in which it could read
         (connection,) = gateway.do(lambda: tuple(http._connections))
         assert connection._content_bytes <= SMALL_READ_BYTES
-        gateway.do(lambda: controller.send(word(controller.announced[1])))
-        assert read_response(client)[0].startswith(b"HTTP/1.1 200 " if word is hopeful else b"HTTP/1.1 429 ")
+        gateway.do(lambda: controller.send(word(controller.admission_queries[1])))
+        assert read_response(client)[0].startswith(b"HTTP/1.1 200 " if word is feasible else b"HTTP/1.1 429 ")
         sending.result(20)
         assert read_response(client)[1] == {"live": True}
 
 
 def test_a_lost_controller_ends_queries(gateway: RunningGateway) -> None:
-    gateway.controller.on_announced = lambda _: None
+    gateway.controller.on_admission_query = lambda _: None
     with gateway.connect() as client:
         client.sendall(b"".join(message(VALUES, "x-slo-ms: 3600000")))
-        gateway.until(lambda: gateway.controller.announced)
+        gateway.until(lambda: gateway.controller.admission_queries)
         gateway.do(gateway.controller.stop)
         assert read_response(client)[0].startswith(b"HTTP/1.1 503 ")
 
@@ -209,7 +209,7 @@ def test_there_is_no_query_without_an_slo_in_the_head(
     with gateway.connect() as client:
         client.sendall(head + body)
         assert read_response(client)[0].startswith(b"HTTP/1.1 400 " if headers else b"HTTP/1.1 200 ")
-    assert gateway.controller.announced == []
+    assert gateway.controller.admission_queries == []
 
 
 def test_there_is_no_query_for_a_small_body(gateway: RunningGateway) -> None:
@@ -217,20 +217,20 @@ def test_there_is_no_query_for_a_small_body(gateway: RunningGateway) -> None:
     with gateway.connect() as client:
         client.sendall(b"".join(message(small, "x-slo-ms: 5000")))
         assert read_response(client)[0].startswith(b"HTTP/1.1 200 ")
-    assert gateway.controller.announced == []
+    assert gateway.controller.admission_queries == []
 
 
 def test_a_body_too_large_to_discard_closes_the_connection(
     gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway_connection, "DISCARDED_MAX", MIB)
-    gateway.controller.on_announced = hopeless
+    monkeypatch.setattr(connection, "DISCARDED_MAX", MIB)
+    gateway.controller.on_admission_query = infeasible
     head, body = message(VALUES, "x-slo-ms: 60000", length=2 * MIB)
     with gateway.connect() as client:
         client.sendall(head + body)
-        told, answer = read_response(client)
-        assert told.startswith(b"HTTP/1.1 429 ")
-        assert b"Connection: close" in told
+        head, answer = read_response(client)
+        assert head.startswith(b"HTTP/1.1 429 ")
+        assert b"Connection: close" in head
         assert answer["reason"] == "would_miss_deadline"
         client.sendall(body)
         assert client.recv(1) == b""
@@ -239,20 +239,20 @@ def test_a_body_too_large_to_discard_closes_the_connection(
 def test_there_is_no_query_for_a_fast_body_while_nothing_is_rejected(
     gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway_announcements, "BODY_WAIT_S", 5.0)
+    monkeypatch.setattr(admission_queries, "BODY_WAIT_S", 5.0)
     gateway.do(lambda: expect(gateway, refusals=False))
     with gateway.connect() as client:
         client.sendall(b"".join(message(VALUES, "x-slo-ms: 30000")) + LIVE)
         assert read_response(client)[0].startswith(b"HTTP/1.1 200 ")
         assert read_response(client)[1] == {"live": True}
     time.sleep(0.05)
-    assert gateway.controller.announced == []
+    assert gateway.controller.admission_queries == []
     assert gateway.do(lambda: gateway.servers.gateway.admission_queries._open) == {}
 
 
 def test_there_is_a_query_for_a_slow_body(gateway: RunningGateway) -> None:
     gateway.do(lambda: expect(gateway, refusals=False))
-    gateway.controller.on_announced = hopeless
+    gateway.controller.on_admission_query = infeasible
     head, body = message(VALUES, "x-slo-ms: 5000")
     with gateway.connect() as client:
         client.sendall(head + body[:1000])
@@ -265,25 +265,25 @@ def test_there_is_a_query_for_a_slow_body(gateway: RunningGateway) -> None:
 def test_after_a_rejection_queries_are_sent_at_once(
     gateway: RunningGateway, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway_announcements, "BODY_WAIT_S", 5.0)
-    monkeypatch.setattr(gateway_announcements, "REJECTIONS_LIKELY_S", 3600.0)
+    monkeypatch.setattr(admission_queries, "BODY_WAIT_S", 5.0)
+    monkeypatch.setattr(admission_queries, "REJECTIONS_LIKELY_S", 3600.0)
     controller = gateway.controller
     gateway.do(lambda: expect(gateway, refusals=how == "told"))
     controller.on_request = lambda request: controller.answer(
         request, outcome=Outcome.REJECTED, reason=Reason.WOULD_MISS_DEADLINE, release=True
     )
-    controller.on_announced = hopeless if how == "told" else hopeful
+    controller.on_admission_query = infeasible if how == "told" else feasible
     with gateway.connect() as client:
         for _ in range(2):
             client.sendall(b"".join(message(VALUES, "x-slo-ms: 30000")))
             assert read_response(client)[0].startswith(b"HTTP/1.1 429 ")
-    assert len(controller.announced) == (2 if how == "told" else 1)
+    assert len(controller.admission_queries) == (2 if how == "told" else 1)
 
 
 def test_a_client_that_disconnects_before_its_query_leaves_nothing_behind(
     gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway_announcements, "BODY_WAIT_S", 0.05)
+    monkeypatch.setattr(admission_queries, "BODY_WAIT_S", 0.05)
     gateway.do(lambda: expect(gateway, refusals=False))
     head, body = message(VALUES, "x-slo-ms: 30000")
     with gateway.connect() as client:
@@ -291,17 +291,17 @@ def test_a_client_that_disconnects_before_its_query_leaves_nothing_behind(
         gateway.until(lambda: gateway.servers.gateway.admission_queries._open)
     gateway.until(lambda: gateway.servers.gateway.counters().connections == 0)
     time.sleep(0.1)
-    assert gateway.controller.announced == []
+    assert gateway.controller.admission_queries == []
 
 
 def test_a_client_that_disconnects_while_sending_leaves_nothing_behind(gateway: RunningGateway) -> None:
-    gateway.controller.on_announced = lambda _: None
+    gateway.controller.on_admission_query = lambda _: None
     head, body = message(VALUES, "x-slo-ms: 5000")
     with gateway.connect() as client:
         client.sendall(head + body[:1000])
-        gateway.until(lambda: gateway.controller.announced)
+        gateway.until(lambda: gateway.controller.admission_queries)
     gateway.until(lambda: gateway.servers.gateway.counters().connections == 0)
-    gateway.do(lambda: gateway.controller.send(hopeless(gateway.controller.announced[0])))
+    gateway.do(lambda: gateway.controller.send(infeasible(gateway.controller.admission_queries[0])))
     with gateway.connect() as client:
         client.sendall(get("/v2/health/live"))
         assert read_response(client)[1] == {"live": True}

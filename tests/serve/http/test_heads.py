@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from clockwork_serve.messages import Request
-from clockwork_serve.serve.http import connection as gateway_heads
+from clockwork_serve.serve.http import connection
 from tests.serve.gateway.running import RunningGateway
 from tests.serve.http.requests import IDENT_JSON, INFER, post
 
@@ -19,13 +19,13 @@ from tests.serve.http.requests import IDENT_JSON, INFER, post
 def heads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """All heads that are reused."""
     used: list[object] = []
-    again = gateway_heads.ParsedHead.new_exchange
+    again = connection.ParsedHead.new_exchange
 
-    def counted(self: gateway_heads.ParsedHead, on_response: Any) -> Any:
+    def counted(self: connection.ParsedHead, on_response: Any) -> Any:
         used.append(self)
         return again(self, on_response)
 
-    monkeypatch.setattr(gateway_heads.ParsedHead, "new_exchange", counted)
+    monkeypatch.setattr(connection.ParsedHead, "new_exchange", counted)
     return used
 
 

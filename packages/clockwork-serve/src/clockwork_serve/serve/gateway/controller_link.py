@@ -389,9 +389,9 @@ class GatewayLink:
         self._pulse.end()
         self._credit_gate.reset()
         self._incoming = GatewayModels(self._server_slo_ns)
-        self._fail_questions("the controller went away")
+        self._fail_questions("the link to the controller was lost")
         self.ready = False
-        self._listener.on_lost("the controller went away")
+        self._listener.on_lost("the link to the controller was lost")
         self._update_readiness()
         self._lost.set()
 
