@@ -93,7 +93,7 @@ def test_a_silent_call_is_ended_with_a_reason(channel: Any, path: str) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         list(call)
     assert caught.value.code() is Code.DEADLINE_EXCEEDED
-    assert "nothing was said for 0.4 s (stream_s)" in caught.value.details()
+    assert "no message was received for 0.4 s (stream_s)" in caught.value.details()
     assert time.monotonic() - begun >= SILENT_S
 
 

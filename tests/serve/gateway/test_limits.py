@@ -20,7 +20,7 @@ import pytest
 from clockwork_serve.config import setting
 from clockwork_serve.messages import Request
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE
-from clockwork_serve.serve.gateway.settings import _WORDS, excess
+from clockwork_serve.serve.gateway.settings import _LIMIT_TEXTS, excess
 from clockwork_serve.serve.http.routes import _remembered
 from clockwork_serve.units import MIB
 from tests.serve.gateway.running import RunningGateway, running_gateway
@@ -84,7 +84,7 @@ def trickled(client: socket.socket, content: bytes, pause_s: float = 0.05) -> by
 
 
 def test_every_limit_in_an_error_text_is_a_setting() -> None:
-    for name in _WORDS:
+    for name in _LIMIT_TEXTS:
         assert excess(name, 1).endswith(f"or raise the server's {setting(name).name}")
 
 

@@ -114,7 +114,7 @@ class GrpcServer:
 
     def _end_silent(self) -> None:
         limit_s = self._silence.limit_s
-        text = f"nothing was said for {limit_s:g} s (stream_s); call again when there is something to say"
+        text = f"no message was received for {limit_s:g} s (stream_s); call again when there is one to send"
         for call in self._silence.overdue():
             call.terminate(grpc.StatusCode.DEADLINE_EXCEEDED, text)
         self._sweep = asyncio.get_running_loop().call_later(min(SWEEP_S, limit_s / 4), self._end_silent)
