@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from clockwork_serve.errors import ConfigError, encodable
-from clockwork_serve.serve.child import LINE_MAX, UnblockedHandler, configure
+from clockwork_serve.serve.child import LINE_MAX, NonBlockingHandler, configure
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def test_wrong_settings_are_named(level: str, log_format: str, named: str) -> No
 def test_nobody_waits_for_a_reader_that_has_stopped_and_what_was_left_out_is_counted() -> None:
     reader, writer = os.pipe()
     try:
-        configure("worker", "info", "text", UnblockedHandler(writer))
+        configure("worker", "info", "text", NonBlockingHandler(writer))
         log = logging.getLogger("a")
         began = time.monotonic()
         for number in range(2000):
@@ -102,7 +102,7 @@ def test_nobody_waits_for_a_reader_that_has_stopped_and_what_was_left_out_is_cou
 def test_a_line_longer_than_a_pipe_takes_at_once_comes_whole() -> None:
     reader, writer = os.pipe()
     try:
-        configure("worker", "info", "text", UnblockedHandler(writer))
+        configure("worker", "info", "text", NonBlockingHandler(writer))
         logging.getLogger("a").info("y" * 20_000)
         assert os.read(reader, 1 << 16).count(b"y") == 20_000
     finally:
@@ -151,7 +151,7 @@ class Mute:
 
 def test_who_logs_goes_on_whatever_it_logs_and_wherever_to() -> None:
     reader, writer = os.pipe()
-    configure("worker", "info", "text", UnblockedHandler(writer))
+    configure("worker", "info", "text", NonBlockingHandler(writer))
     log = logging.getLogger("a")
     log.info("%s", Mute())
     log.info("next")

@@ -37,9 +37,9 @@ def test_a_reason_tells_since_when_on_the_clock_on_the_wall() -> None:
     assert quarantines.why("m/1").startswith(since)
     assert quarantines.why("m/1").endswith("Z: it kills")
     assert quarantines.why("m/2") == ""
-    assert quarantines.whys().keys() == {"m/1"}
+    assert quarantines.reasons().keys() == {"m/1"}
     quarantines.take(OVER)
-    assert (quarantines.whys(), quarantines.frames()) == ({}, [])
+    assert (quarantines.reasons(), quarantines.frames()) == ({}, [])
 
 
 def test_gateways_and_the_keeper_are_told_and_so_are_those_that_come_later(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_the_brain_hears_what_a_worker_died_of(tmp_path: Path) -> None:
             self.exchange = Hub(
                 self.brain,
                 self.recorder,
-                autopsy=lambda name, pid: WorkerLost(worker=name, running=(pid,)),
+                read_crash_report=lambda name, pid: WorkerLost(worker=name, running=(pid,)),
             )
 
     play(tmp_path, story, Informed)
@@ -107,13 +107,13 @@ def test_the_keeper_hears_of_it_once_each_and_forgets_it_with_the_controller(tmp
         listener = await controller.listen(path)
         await asyncio.wait_for(link.connected.wait(), 20)
         controller.links[0].send(ALONE)
-        await until(lambda: bool(link.quarantines.whys()))
+        await until(lambda: bool(link.quarantines.reasons()))
         controller.links[0].send(OVER)
-        await until(lambda: not link.quarantines.whys())
+        await until(lambda: not link.quarantines.reasons())
         controller.links[0].send(ALONE)
-        await until(lambda: bool(link.quarantines.whys()))
+        await until(lambda: bool(link.quarantines.reasons()))
         listener.close()
-        await until(lambda: not link.quarantines.whys())
+        await until(lambda: not link.quarantines.reasons())
         assert len(told) == 2
         link.close()
 

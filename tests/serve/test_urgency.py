@@ -13,16 +13,16 @@ import pytest
 import uvloop
 
 from clockwork_serve.serve.os_scheduling import (
-    CROWD,
+    BATCH_MESSAGES,
     MARGIN_NS,
     TURNS,
     UrgentTimer,
     own_slice_ns,
-    run_briefly,
+    use_short_slices,
 )
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 
-MANY = int(CROWD) * TURNS
+MANY = int(BATCH_MESSAGES) * TURNS
 FAR_NS = 1000 * NS_PER_S
 
 pytestmark = pytest.mark.skipif(
@@ -150,7 +150,7 @@ def test_a_slice_outlives_the_change_of_class() -> None:
             assert own_slice_ns() == slice_ns
         rings.timer.close()
 
-    in_a_thread(test, before=run_briefly)
+    in_a_thread(test, before=use_short_slices)
 
 
 def test_whom_the_operator_gave_another_policy_keeps_it() -> None:

@@ -64,7 +64,7 @@ def test_who_went_away_is_sent_nothing() -> None:
     gone, stays, keeper, questions = link(), link(), link(), Questions(answer)
     questions.ask(gone, index(1), keeper)
     questions.ask(stays, index(2), keeper)
-    questions.asker_lost(gone)
+    questions.requester_lost(gone)
     for passed in keeper.sent:
         questions.reply(Reply(ask_id=passed.ask_id, ok=True, body=b""))
     assert (gone.sent, len(stays.sent)) == ([], 1)
@@ -76,7 +76,7 @@ def test_a_keeper_that_does_not_answer_is_said_at_once_and_its_late_reply_is_dro
     questions = Questions(answer, lambda: stuck)
     questions.ask(asker, index(1), keeper)
     stuck = "the keeper has not answered for 1.2 s"
-    questions.keeper_silent(stuck)
+    questions.keeper_stalled(stuck)
     questions.ask(asker, index(2), keeper)
     questions.reply(Reply(ask_id=keeper.sent[0].ask_id, ok=True, body=b"late"))
     assert len(keeper.sent) == 1

@@ -155,7 +155,7 @@ def test_memory_is_asked_for_once_it_is_much_and_not_again_while_it_is_in_use() 
     def look(more_bytes: int, *, in_use: bool) -> int:
         library.held += more_bytes
         library.used += more_bytes * in_use
-        asyncio.run(trimmer.look())
+        asyncio.run(trimmer.check())
         return library.times
 
     assert look(MUCH_BYTES, in_use=False) == 0

@@ -10,7 +10,7 @@ from clockwork_serve.serve.supervisor.profile_process import (
     LEAST_WEIGHTS,
     USUAL_BYTES,
     cache_bytes,
-    others_turn,
+    cache_evictor,
 )
 from clockwork_serve.units import KIB, MIB
 
@@ -38,10 +38,10 @@ def test_a_system_that_hides_its_caches_has_usual_ones(tmp_path: Path) -> None:
 
 
 def test_large_weights_find_the_caches_full_of_other_things() -> None:
-    read = others_turn("cpu", LEAST_WEIGHTS, most_bytes=64 * KIB)
+    read = cache_evictor("cpu", LEAST_WEIGHTS, most_bytes=64 * KIB)
     assert read() == 64 * KIB // 8, "a sum of ones"
 
 
 @pytest.mark.parametrize(("kind", "weights"), [("cpu", LEAST_WEIGHTS - 1), ("cuda:sm_90", 100 * MIB)])
 def test_nothing_is_read_for_small_weights_and_gpus(kind: str, weights: int) -> None:
-    assert others_turn(kind, weights)() is None
+    assert cache_evictor(kind, weights)() is None

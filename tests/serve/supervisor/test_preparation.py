@@ -19,7 +19,7 @@ from clockwork_serve.serve.supervisor.preparation import (
     StartProgress,
     prepare,
 )
-from clockwork_serve.serve.supervisor.preparation_process import fitting
+from clockwork_serve.serve.supervisor.preparation_process import runnable
 from clockwork_serve.store import Entry, Problem, StoreConfig
 from tests.serve.onnx_models import affine, put
 
@@ -151,17 +151,17 @@ def test_models_that_no_device_runs_are_problems_and_never_compiled() -> None:
     ]
     broken = Entry(name="b", path="", root="", problems=(fitting_problem(),))
     torch = DeviceConfig(device="torch-cpu:0", kind="torch-cpu")
-    able, unfit = fitting([*entries, broken], (torch,))
+    able, unfit = runnable([*entries, broken], (torch,))
     assert [entry.name for entry in able] == ["t", "b"]
     assert [str(found) for found in unfit] == [
         f"model '{name}': backend: expected one that devices of kind torch-cpu run, found a {backend} model;"
         " give --device cpu as well"
         for name, backend in (("o", "onnx"), ("p", "python"))
     ]
-    able, unfit = fitting(entries, (DeviceConfig(device="cpu:0"),))
+    able, unfit = runnable(entries, (DeviceConfig(device="cpu:0"),))
     assert [entry.name for entry in able] == ["o", "p"]
     assert unfit[0].advice == "give --device torch-cpu or cuda:0 as well"
-    assert fitting(entries, (EMULATED,)) == (entries, [])
+    assert runnable(entries, (EMULATED,)) == (entries, [])
 
 
 def fitting_problem() -> Problem:

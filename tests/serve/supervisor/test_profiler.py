@@ -114,11 +114,11 @@ def test_each_run_finds_the_caches_cold() -> None:
         was_cold, cold[0] = cold[0], False
         return (batch + 1 if was_cold else batch) * NS_PER_MS
 
-    def others_turn() -> None:
+    def cache_evictor() -> None:
         cold[0] = True
 
     device._infer_ns = infer_ns
-    found = profile(device, code(1, 2), model(), device.clock, others_turn).profile
+    found = profile(device, code(1, 2), model(), device.clock, cache_evictor).profile
     assert found.infer_ns == {1: 2 * NS_PER_MS, 2: 3 * NS_PER_MS}
 
 

@@ -27,7 +27,7 @@ from clockwork_serve.serve.supervisor.processes import (
     Supervisor,
     crashed,
     describe_exit,
-    look_at,
+    read_thread_state,
 )
 
 WAITER = """
@@ -99,7 +99,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 def stopped(pid: int) -> bool:
-    seen = look_at(pid)
+    seen = read_thread_state(pid)
     return seen is not None and seen.stopped
 
 
@@ -176,7 +176,7 @@ def test_a_killed_child_is_restarted_until_it_is_stopped(launch: Callable[[str],
         await until(lambda: len(lines) == 2)
         second = supervisor.pid(waiter.name)
         assert second not in (None, first)
-        assert supervisor.hopeless() is None
+        assert supervisor.why_failing() is None
         await supervisor.stop(waiter.name, grace_s=20)
         assert supervisor.pid(waiter.name) is None
         assert supervisor.names == []
@@ -211,8 +211,8 @@ def test_a_child_that_keeps_dying_is_reported_with_its_words(launch: Callable[[s
     async def main() -> None:
         supervisor = Supervisor(lambda line: None)
         supervisor.start(launch(DIES))
-        await until(supervisor.hopeless)
-        why = supervisor.hopeless()
+        await until(supervisor.why_failing)
+        why = supervisor.why_failing()
         assert why is not None
         assert "no luck\ntoday" in why
         await supervisor.kill()
@@ -255,11 +255,11 @@ def test_a_child_that_does_not_answer_is_ended_and_started_again(
         if ended:
             await until(lambda: supervisor.pid(watched.name) not in {None, first})
             await until(lambda: len(lines) == 2)
-            assert supervisor.unanswering[watched.name] >= 1
+            assert supervisor.unresponsive[watched.name] >= 1
         else:
             await asyncio.sleep(3)
             assert supervisor.pid(watched.name) == first
-            assert not supervisor.unanswering
+            assert not supervisor.unresponsive
         await supervisor.kill()
 
     uvloop.run(main())
@@ -281,7 +281,7 @@ def test_a_pause_of_all_ends_nobody(launch: Callable[[str], Launch]) -> None:
             os.kill(first, signal.SIGCONT)
             await asyncio.sleep(0.3)
         assert supervisor.pid(watched.name) == first
-        assert not supervisor.unanswering
+        assert not supervisor.unresponsive
         await supervisor.kill()
 
     uvloop.run(main())
@@ -377,16 +377,16 @@ def test_the_first_restart_is_at_once_and_fast_deaths_slow_the_next() -> None:
 def test_a_child_that_cannot_start_here_is_hopeless_at_once() -> None:
     backoff = Backoff()
     assert backoff.died(0.1, EXIT_CONFIG) > 0
-    assert backoff.hopeless
+    assert backoff.keeps_failing
 
 
 def test_five_fast_deaths_in_a_row_are_hopeless() -> None:
     backoff = Backoff()
     for count in range(1, FAST_DEATHS + 1):
         backoff.died(0.1)
-        assert backoff.hopeless == (count >= FAST_DEATHS)
+        assert backoff.keeps_failing == (count >= FAST_DEATHS)
     backoff.died(FAST_S + 1)
-    assert backoff.hopeless is False
+    assert backoff.keeps_failing is False
 
 
 @pytest.mark.parametrize(
@@ -404,10 +404,10 @@ def test_what_is_forgiven_counts_no_more() -> None:
             supervisor._backoffs[name] = Backoff()
             for _ in range(FAST_DEATHS):
                 supervisor._backoffs[name].died(0.1)
-        supervisor.forgive("worker")
-        assert supervisor.hopeless() is not None, "the gateway is"
-        supervisor.forgive("gateway")
-        assert supervisor.hopeless() is None
+        supervisor.reset_backoff("worker")
+        assert supervisor.why_failing() is not None, "the gateway is"
+        supervisor.reset_backoff("gateway")
+        assert supervisor.why_failing() is None
 
     asyncio.run(main())
 

@@ -16,7 +16,7 @@ from clockwork_serve.serve.supervisor.processes import (
     TICK_S,
     ProcessWatch,
     ThreadState,
-    look_at,
+    read_thread_state,
 )
 
 LIMIT_S = 3.0
@@ -121,14 +121,14 @@ def test_who_waits_for_a_disk_is_not_stuck_nor_who_is_gone() -> None:
 
 
 def test_a_process_is_seen_as_it_is() -> None:
-    own = look_at(os.getpid())
+    own = read_thread_state(os.getpid())
     assert own is not None
     assert own.state == "R"
     assert own.ran_s > 0
-    assert look_at(1 << 22) is None
+    assert read_thread_state(1 << 22) is None
     with subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 19)"]) as child:
         os.waitpid(child.pid, os.WUNTRACED)
-        seen = look_at(child.pid)
+        seen = read_thread_state(child.pid)
         assert seen is not None
         assert seen.stopped
         child.kill()

@@ -86,25 +86,25 @@ class Toy:
 class Bench:
     """Hands around a brain and toys, and a mailbox for what they answer."""
 
-    def __init__(self, *devices: Toy, tidy: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, *devices: Toy, on_codes_changed: Callable[[], None] = lambda: None) -> None:
         self.devices = devices
         self.told = threading.Semaphore(0)
         self.broken: list[BaseException] = []
         self.answers: queue.Queue[Answer] = queue.Queue()
-        self.hands = LaneExecutors(
+        self.executors = LaneExecutors(
             Worker(tuple(device.spec for device in devices)),
             {device.spec.device: device for device in devices},
             self.told.release,
-            tidy=tidy,
-            broken=self.broken.append,
+            on_codes_changed=on_codes_changed,
+            on_broken=self.broken.append,
         )
 
     def post(self, *events: WorkerEvent) -> None:
-        self.hands.post(*events)
+        self.executors.post(*events)
         self._take()
 
     def _take(self) -> None:
-        for each in self.hands.take():
+        for each in self.executors.take_answers():
             self.answers.put(each)
 
     def next(self) -> Answer:
@@ -129,16 +129,16 @@ class Bench:
 
 
 @contextmanager
-def bench(*devices: Toy, tidy: Callable[[], None] = lambda: None) -> Iterator[Bench]:
-    made = Bench(*devices, tidy=tidy)
-    made.hands.start()
+def bench(*devices: Toy, on_codes_changed: Callable[[], None] = lambda: None) -> Iterator[Bench]:
+    made = Bench(*devices, on_codes_changed=on_codes_changed)
+    made.executors.start()
     made.post(CodeAdded(code=CODE))
     for _ in devices:
         assert isinstance(made.next(), CodeReady)
     try:
         yield made
     finally:
-        assert made.hands.close(PATIENCE_S)
+        assert made.executors.close(PATIENCE_S)
         assert not made.broken
 
 

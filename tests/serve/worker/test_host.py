@@ -81,7 +81,7 @@ def test_it_joins_prepares_loads_and_answers(tmp_path: Path) -> None:
 
 
 def test_a_device_that_counts_tells_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_host, "NUMBERS_S", 0.02)
+    monkeypatch.setattr(worker_host, "REPORT_INTERVAL_S", 0.02)
 
     class Counting(Toy):
         def counters(self) -> dict[str, int]:
@@ -101,7 +101,7 @@ def test_a_device_that_counts_tells_what(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_memory_of_a_gateway_that_died_is_let_go_of_without_a_request_from_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_host, "PRUNE_S", 0.02)
+    monkeypatch.setattr(worker_host, "PRUNE_INTERVAL_S", 0.02)
 
     async def test() -> None:
         region = Region.create(4096)
@@ -113,9 +113,9 @@ def test_the_memory_of_a_gateway_that_died_is_let_go_of_without_a_request_from_a
             result = await at.ask(over(infer(2, "a", 0), slot(region, {"x": X})), Result)
             assert result.status is Status.OK
             await asyncio.sleep(0.1)
-            assert len(worker.host.hands.regions) == 1
+            assert len(worker.host.executors.regions) == 1
             region.close()
-            while len(worker.host.hands.regions):  # `run` ends in time if this does not
+            while len(worker.host.executors.regions):  # `run` ends in time if this does not
                 await asyncio.sleep(0.01)
             await worker.end()
 
@@ -259,7 +259,7 @@ def test_another_process_where_the_controller_should_be_is_an_error(tmp_path: Pa
         worker = Running(tmp_path, Toy())
         with pytest.raises(TransportError, match="expected a controller there, found gateway"):
             await worker.task
-        worker.host.hands.close()
+        worker.host.executors.close()
         at.close()
 
     run(test())

@@ -57,7 +57,7 @@ def test_a_request_goes_in_and_its_answer_comes_out(toy: Toy, region: Region) ->
 def test_a_lane_notes_what_it_is_at_until_it_is_done(toy: Toy, region: Region) -> None:
     noted: list[tuple[int, ...]] = []
     with bench(toy) as at:
-        words = [lane._note._words for lane in at.hands._all()]
+        words = [lane._record._words for lane in at.executors._all()]
         toy.act = lambda what: noted.append(tuple([word for note in words for word in note[:3]]))
         at.loaded()
         at.ask(over(infer(2, "a", 0), slot(region, {"x": X})))
@@ -118,27 +118,27 @@ def test_a_lane_takes_its_next_action_by_itself(toy: Toy, region: Region) -> Non
     with bench(toy) as at:
         at.loaded()
         for action_id in range(10, 30):
-            at.hands.post(over(infer(action_id, "a", 0), slot(region, {"x": X})))
+            at.executors.post(over(infer(action_id, "a", 0), slot(region, {"x": X})))
         assert [at.result().action_id for _ in range(20)] == list(range(10, 30))
 
 
 def test_what_is_told_once_is_told_again_only_after_it_was_taken(toy: Toy) -> None:
     with bench(toy) as at:
         for action_id in range(5):
-            at.hands.post(timely(load(action_id, "a", 2 * action_id)))
-        while len(at.hands._answers) < 5:
+            at.executors.post(timely(load(action_id, "a", 2 * action_id)))
+        while len(at.executors._answers) < 5:
             time.sleep(0.001)
         told = 0
         while at.told.acquire(timeout=0.05):
             told += 1
         assert told == 1
-        assert len(at.hands.take()) == 5
+        assert len(at.executors.take_answers()) == 5
 
 
 def test_a_window_that_closes_while_the_thread_wakes_is_too_late(toy: Toy) -> None:
     with bench(toy) as at:
         work = structs.replace(load(1, "a", 0), window=Window(0, 1))
-        done = at.hands._lanes[GPU][Lane.LOAD]._start(start(work))
+        done = at.executors._lanes[GPU][Lane.LOAD]._start(start(work))
     assert done.status is Status.TOO_LATE
     assert "after its window closed" in done.message
     assert "load a" not in toy.log
@@ -209,7 +209,7 @@ def test_a_code_that_raises_what_ends_programs_ends_no_lane(toy: Toy) -> None:
 
 def test_memory_is_tidied_once_all_codes_have_come(toy: Toy) -> None:
     tidied = threading.Event()
-    with bench(toy, tidy=tidied.set) as at:
+    with bench(toy, on_codes_changed=tidied.set) as at:
         assert tidied.wait(PATIENCE_S)
         tidied.clear()
         at.loaded()
@@ -231,8 +231,8 @@ def test_a_code_that_comes_while_its_lane_rests_is_prepared_all_the_same(toy: To
 
 def test_a_broken_brain_ends_the_process() -> None:
     source = (
-        "from clockwork_serve.serve.worker.lanes import end_process; "
-        "end_process(AssertionError('two at once'))"
+        "from clockwork_serve.serve.worker.lanes import end_broken_process; "
+        "end_broken_process(AssertionError('two at once'))"
     )
     ended = subprocess.run(
         [sys.executable, "-c", source], capture_output=True, text=True, timeout=PATIENCE_S, check=False
@@ -300,10 +300,10 @@ def test_nothing_is_kept_of_an_infer_that_ended(toy: Toy, region: Region) -> Non
         at.ask(over(infer(2, "a", 0), slot(region, {"x": X})))
         at.ask(over(infer(3, "nobody", 4), slot(region, {"x": X})))
         at.post(timely(infer(4, "a", 0), after_ms=9000))
-        assert list(at.hands._opened) == [4]
+        assert list(at.executors._opened) == [4]
         at.post(ControllerLost())
         assert at.result().status is Status.SHUTTING_DOWN
-        assert not at.hands._opened
+        assert not at.executors._opened
 
 
 def test_stop_finishes_what_runs(toy: Toy, region: Region) -> None:
@@ -321,10 +321,10 @@ def test_stop_finishes_what_runs(toy: Toy, region: Region) -> None:
         )
         _wait(running)
         assert at.ask(Stop()).action_id == 3
-        assert not at.hands.idle
+        assert not at.executors.idle
         release.set()
         assert at.result().status is Status.OK
-        assert at.hands.idle
+        assert at.executors.idle
 
 
 def test_every_device_has_lanes_of_its_own(region: Region) -> None:
@@ -343,15 +343,15 @@ def test_every_device_has_lanes_of_its_own(region: Region) -> None:
 
 def test_a_brain_that_breaks_is_heard_of(toy: Toy) -> None:
     made = Bench(toy)
-    made.hands.start()
-    made.hands.worker._devices[GPU].lanes.clear()
+    made.executors.start()
+    made.executors.worker._devices[GPU].lanes.clear()
     deadline = time.monotonic() + PATIENCE_S
     while not made.broken and time.monotonic() < deadline:
-        with made.hands.lock:
-            made.hands._lanes[GPU][Lane.LOAD].ring()
+        with made.executors.lock:
+            made.executors._lanes[GPU][Lane.LOAD].wake()
         time.sleep(0.001)
     assert isinstance(made.broken[0], (KeyError, AssertionError))
-    made.hands.close(0.1)
+    made.executors.close(0.1)
 
 
 def _raiser(error: BaseException) -> Callable[[str], None]:

@@ -32,7 +32,7 @@ from clockwork_serve.units import KIB, MIB
 
 LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 FORMATS: Final = ("text", "json")
-PATIENCE_MS: Final = 10
+WRITE_TIMEOUT_MS: Final = 10
 """How long a line may wait for its reader, unless lines before it did so in vain."""
 
 LINE_MAX: Final = 64 * KIB
@@ -57,7 +57,7 @@ def configure(
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
-class UnblockedHandler(logging.Handler):
+class NonBlockingHandler(logging.Handler):
     """Writes to a pipe, and never waits for long: while nobody reads it, lines are left out, and counted.
 
     Whoever reads may be stopped; that must not stop who writes.
@@ -68,24 +68,24 @@ class UnblockedHandler(logging.Handler):
         self._fd = fd
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
-        self._left_out = 0
+        self._dropped = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line, or leave it out."""
         try:
             line = self.format(record)
-            if self._left_out:
-                line += f" (lines left out before: {self._left_out})"
+            if self._dropped:
+                line += f" (lines left out before: {self._dropped})"
             data = memoryview(f"{line}\n".encode(errors="backslashreplace"))
             while data:
                 # A pipe that is ready has room for so much at least.
-                if not self._poll.poll(0 if self._left_out else PATIENCE_MS):
-                    self._left_out += 1
+                if not self._poll.poll(0 if self._dropped else WRITE_TIMEOUT_MS):
+                    self._dropped += 1
                     return
                 data = data[os.write(self._fd, data[: select.PIPE_BUF]) :]
-            self._left_out = 0
+            self._dropped = 0
         except BaseException:  # noqa: BLE001 - to log may end nobody, whatever is logged and wherever to
-            self._left_out += 1
+            self._dropped += 1
 
 
 class JsonFormatter(logging.Formatter):
@@ -103,7 +103,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "process": self._process,
             "logger": record.name,
-            "message": _cut(record.getMessage()),
+            "message": _truncated(record.getMessage()),
             **fields_of(record),
         }
         if record.exc_info:
@@ -128,12 +128,12 @@ class TextFormatter(logging.Formatter):
         So who chose a part of a message cannot make it look like another record, or move a cursor.
         """
         clock = f"{time.strftime('%H:%M:%S', time.localtime(record.created))}.{int(record.msecs):03d}"
-        line = f"{clock} {record.levelname.lower():7} {self._process}: {_cut(record.getMessage())}"
+        line = f"{clock} {record.levelname.lower():7} {self._process}: {_truncated(record.getMessage())}"
         for name, value in fields_of(record).items():
             line += f" {name}={value}"
         if record.exc_info:
             line += f"\n{_traceback(record)}"
-        return "\n  ".join(printable(part, LINE_MAX) for part in _cut(line).split("\n"))
+        return "\n  ".join(printable(part, LINE_MAX) for part in _truncated(line).split("\n"))
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
@@ -143,10 +143,10 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
 
 def _traceback(record: logging.LogRecord) -> str:
     assert record.exc_info
-    return _cut("".join(traceback.format_exception(*record.exc_info)).rstrip())
+    return _truncated("".join(traceback.format_exception(*record.exc_info)).rstrip())
 
 
-def _cut(text: str) -> str:
+def _truncated(text: str) -> str:
     return text if len(text) <= LINE_MAX else text[: LINE_MAX - 3] + "..."
 
 
@@ -171,7 +171,7 @@ _log = logging.getLogger(__name__)
 def prepare(process: str, settings: Settings) -> None:
     """Log under this name, die with the keeper, and leave Ctrl-C to it."""
     # The keeper reads what is logged; it may be stopped, and that is to stop nobody else.
-    configure(process, settings.log_level, settings.log_format, UnblockedHandler(sys.stderr.fileno()))
+    configure(process, settings.log_level, settings.log_format, NonBlockingHandler(sys.stderr.fileno()))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     keeper_pid = os.environ.get(KEEPER_PID_VARIABLE)
@@ -254,7 +254,7 @@ def _end_if_broken(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
 # takes a thread 3 to 9 ms, and what allocates meanwhile waits; so it is not done for little.
 
 
-LOOK_S: Final = 10.0
+CHECK_INTERVAL_S: Final = 10.0
 MUCH_BYTES: Final = 16 * MIB
 """More than it was at its least, or after the last time: then it is asked for."""
 
@@ -267,13 +267,13 @@ class Trimmer:
         self._held = held
         self._least_bytes = held()
 
-    async def run(self, look_s: float = LOOK_S) -> None:
+    async def run(self, interval_s: float = CHECK_INTERVAL_S) -> None:
         """Look again and again, until cancelled."""
         while True:
-            await asyncio.sleep(look_s)
-            await self.look()
+            await asyncio.sleep(interval_s)
+            await self.check()
 
-    async def look(self) -> None:
+    async def check(self) -> None:
         """Ask for memory, if it is much. What is in use stays, and is the new least."""
         held_bytes = self._held()
         if held_bytes - self._least_bytes > MUCH_BYTES:
@@ -283,7 +283,7 @@ class Trimmer:
             self._least_bytes = min(self._least_bytes, held_bytes)
 
 
-async def keep_small() -> None:
+async def trim_memory() -> None:
     """Do it for this process, until cancelled; at once done where the C library cannot be asked."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

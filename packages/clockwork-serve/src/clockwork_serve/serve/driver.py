@@ -70,9 +70,9 @@ class LoopTimer:
         except BlockingIOError:
             return  # re-armed since the loop saw it ring
         self._armed_ns = None
-        self._rang()
+        self._expired()
 
-    def _rang(self) -> None:
+    def _expired(self) -> None:
         self._on_time()
 
 

@@ -49,7 +49,7 @@ from clockwork_serve.units import ms
 MARGIN_NS: Final = ms(4)
 """From so long before its time on, the thread waits for nobody. Who has the core may keep it for a tick: on
 most kernels, so long."""
-CROWD: Final = 2.0
+BATCH_MESSAGES: Final = 2.0
 """From so many messages a turn on, they may wait."""
 TURNS: Final = 4
 """The mean is over about so many."""
@@ -66,33 +66,33 @@ class UrgentTimer(LoopTimer):
     def __init__(self, on_time: Callable[[], None]) -> None:
         super().__init__(on_time)
         self._due_ns: int | None = None
-        self._may_wait = os.sched_getscheduler(0) == os.SCHED_OTHER
-        self._waits = False  # under SCHED_BATCH
-        self._crowd = 0.0  # messages a turn, of late
+        self._may_change = os.sched_getscheduler(0) == os.SCHED_OTHER
+        self._batched = False  # under SCHED_BATCH
+        self._messages_per_turn = 0.0  # messages a turn, of late
 
     def count(self, messages: int) -> None:
         """A turn took in so many messages."""
         if messages:
-            self._crowd += (messages - self._crowd) / TURNS
+            self._messages_per_turn += (messages - self._messages_per_turn) / TURNS
 
     def arm(self, at_ns: int | None) -> None:
         """Ring at that time, at once if it is past; None disarms. Replaces the time armed before."""
         self._due_ns = at_ns
-        waits = self._may_wait and self._crowd >= CROWD
+        waits = self._may_change and self._messages_per_turn >= BATCH_MESSAGES
         if waits and at_ns is not None:
             early_ns = at_ns - MARGIN_NS
             waits = early_ns > time.monotonic_ns()
             at_ns = early_ns if waits else at_ns
-        if waits is not self._waits:
-            self._waits = waits
+        if waits is not self._batched:
+            self._batched = waits
             os.sched_setscheduler(0, os.SCHED_BATCH if waits else os.SCHED_OTHER, _PARAMETERS)
         super().arm(at_ns)
 
-    def _rang(self) -> None:
-        if self._waits:
+    def _expired(self) -> None:
+        if self._batched:
             self.arm(self._due_ns)
         else:
-            super()._rang()
+            super()._expired()
 
 
 # ------------------------------------------------------------
@@ -125,7 +125,7 @@ class _Attributes(ctypes.Structure):
     )  # fmt: skip
 
 
-def run_briefly(slice_ns: int = SHORT_NS) -> bool:
+def use_short_slices(slice_ns: int = SHORT_NS) -> bool:
     """Whether the kernel took it. Whom the operator gave another policy than the ordinary one keeps that."""
     machine = platform.machine()
     if machine not in _SETATTR or os.sched_getscheduler(0) != os.SCHED_OTHER:
@@ -136,7 +136,7 @@ def run_briefly(slice_ns: int = SHORT_NS) -> bool:
     return libc.syscall(_SETATTR[machine], 0, ctypes.byref(wanted), 0) == 0 and own_slice_ns() == slice_ns
 
 
-def run_patiently() -> bool:
+def use_batch_policy() -> bool:
     """Have this thread, and those it starts, take the core from nobody when they wake. Whether it is so now.
 
     Whom the operator gave another policy than the ordinary one keeps that.

@@ -24,7 +24,7 @@ class Quarantines:
         """Whether that model is one."""
         return key in self._by_key
 
-    def take(self, frame: Quarantined) -> None:
+    def update(self, frame: Quarantined) -> None:
         """A model comes into quarantine, or out of it."""
         if frame.why:
             self._by_key[frame.model] = frame
@@ -48,6 +48,6 @@ class Quarantines:
         since_s = time.time() - (self._clock() - frame.since_ns) / NS_PER_S
         return f"{time.strftime('%Y-%m-%d %H:%M:%SZ', time.gmtime(since_s))}: {frame.why}"
 
-    def whys(self) -> dict[str, str]:
+    def reasons(self) -> dict[str, str]:
         """The same of all."""
         return {key: self.why(key) for key in self._by_key}

@@ -37,7 +37,7 @@ from clockwork_serve.messages import (
     Undelivered,
 )
 from clockwork_serve.oip import Served, UnknownModel, default_slo_ns, missing
-from clockwork_serve.serve.flow_control import SWEEP_NS, CreditGate, Pulse
+from clockwork_serve.serve.flow_control import SWEEP_NS, CreditGate, PeerHeartbeat
 from clockwork_serve.serve.gateway.requests import Pending, Slots
 from clockwork_serve.serve.quarantines import Quarantines
 from clockwork_serve.serve.transport import connect, hello
@@ -217,7 +217,7 @@ class GatewayLink:
         self._lost = asyncio.Event()
         self._turnstile = CreditGate(self.send, listener.on_refused)
         self._sweep: asyncio.TimerHandle | None = None  # set while requests wait for their turn
-        self._pulse = Pulse(self.send, self._on_pulse)
+        self._pulse = PeerHeartbeat(self.send, self._on_pulse)
         # Requests whose answers were given to their clients, or are not to be: told soon. For any thread.
         self.in_time: deque[str] = deque()
         self.late: deque[str] = deque()
@@ -230,15 +230,15 @@ class GatewayLink:
     @property
     def stuck(self) -> bool:
         """Whether the controller is there and does not answer: it would answer no request either."""
-        return self._pulse.silent
+        return self._pulse.stalled
 
     @property
     def why_not_ready(self) -> str:
         """What is missing."""
         if not self.is_open:
             return "no link to the controller"
-        if self._pulse.silent:
-            return f"the controller has not answered for {self._pulse.silent_s:.1f} s"
+        if self._pulse.stalled:
+            return f"the controller has not answered for {self._pulse.stalled_s:.1f} s"
         if self._readiness.ready and self.models.all_quarantined:
             return "all models are in quarantine"
         return self._readiness.why
@@ -256,7 +256,7 @@ class GatewayLink:
                 # It may be gone again already.
                 if link.is_open:
                     self._link = link
-                    self._pulse.begin()
+                    self._pulse.start()
                     self.in_time.clear()
                     self.late.clear()
                     link.send(Delivered())
@@ -272,7 +272,7 @@ class GatewayLink:
 
     def submit(self, request: Request) -> None:
         """Send a request when the controller will hear it soon; ``on_refused`` is told if it will not."""
-        if self._turnstile.enter(request) and self._sweep is None:
+        if self._turnstile.submit(request) and self._sweep is None:
             self._sweep = self._loop.call_later(SWEEP_NS / NS_PER_S, self._look_for_overdue)
 
     def tell_delivered(self) -> None:
@@ -294,7 +294,7 @@ class GatewayLink:
         """Send what was queued and close; questions are answered 503."""
         self.tell_delivered()
         link, self._link = self._link, None
-        self._pulse.end()
+        self._pulse.stop()
         self.ready = False
         if link is not None:
             link.close()
@@ -342,12 +342,12 @@ class GatewayLink:
                 if waiter is not None and not waiter.done():
                     waiter.set_result(frame)
             case RequestCredit():
-                self._turnstile.take(frame)
+                self._turnstile.on_credit(frame)
             case Beat():
-                self._pulse.heard()
+                self._pulse.beat_received()
             case Undelivered():
                 listener.on_unheard(frame)
-                self._turnstile.take_back()
+                self._turnstile.return_credit()
             case Readiness():
                 self._on_readiness(frame)
             case CodeAdded() | CodeRemoved() | ModelAdded() | ModelRemoved() | Quarantined():
@@ -367,7 +367,7 @@ class GatewayLink:
             case ModelRemoved():
                 models.remove(frame.model)
             case Quarantined():
-                models.quarantines.take(frame)
+                models.quarantines.update(frame)
         if models is self.models and (models.quarantines or isinstance(frame, Quarantined)):
             self._look_again()
 
@@ -381,7 +381,7 @@ class GatewayLink:
     def _on_lost(self, why: str) -> None:
         _log.warning("link lost: %s", why)
         self._link = None
-        self._pulse.end()
+        self._pulse.stop()
         self._turnstile.reset()
         self._incoming = GatewayModels(self._server_slo_ns)
         self._fail_asks("the controller went away")
@@ -391,7 +391,7 @@ class GatewayLink:
         self._lost.set()
 
     def _on_pulse(self) -> None:
-        if self._pulse.silent:
+        if self._pulse.stalled:
             why = self.why_not_ready
             _log.error("%s: requests are refused", why)
             self.ready = False
@@ -403,7 +403,7 @@ class GatewayLink:
 
     def _look_again(self) -> None:
         """Something happened that readiness depends on."""
-        serves = self.is_open and self._readiness.ready and not self._pulse.silent
+        serves = self.is_open and self._readiness.ready and not self._pulse.stalled
         self.ready = serves and not self.models.all_quarantined
         self._listener.on_readiness()
 

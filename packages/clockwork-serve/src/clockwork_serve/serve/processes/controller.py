@@ -21,9 +21,9 @@ from clockwork_serve.controller import Controller, ControllerConfig
 from clockwork_serve.messages import Role
 from clockwork_serve.serve import child
 from clockwork_serve.serve.controller.hub import Brain, Hub
-from clockwork_serve.serve.os_scheduling import UrgentTimer, run_briefly
+from clockwork_serve.serve.os_scheduling import UrgentTimer, use_short_slices
 from clockwork_serve.serve.transport import SOCKET_NAME, hello, listen
-from clockwork_serve.serve.worker.black_box import autopsy
+from clockwork_serve.serve.worker.crash_report import read_crash_report
 from clockwork_serve.telemetry import Journal, Recorder, head_of
 
 __all__ = ["SOCKET_NAME", "ControllerProcessConfig", "freeze", "main", "serve"]
@@ -48,17 +48,21 @@ async def serve(config: ControllerProcessConfig, brain: Brain, stop: asyncio.Eve
     journal = None
     if config.settings.journal:
         journal = Journal(Path(config.settings.journal), head_of(config.controller, datetime.now(UTC)))
-    exchange = Hub(
-        brain, Recorder(), journal, autopsy=partial(autopsy, Path(config.run_dir)), timer=UrgentTimer
+    hub = Hub(
+        brain,
+        Recorder(),
+        journal,
+        read_crash_report=partial(read_crash_report, Path(config.run_dir)),
+        timer=UrgentTimer,
     )
     listener = await listen(
         Path(config.run_dir) / SOCKET_NAME,
         hello(Role.CONTROLLER, "controller"),
-        exchange.on_link,
-        exchange.on_frames,
-        exchange.on_lost,
+        hub.on_link,
+        hub.on_frames,
+        hub.on_lost,
     )
-    exchange.driver.wake()
+    hub.driver.wake()
     asyncio.get_running_loop().call_later(_FREEZE_AFTER_S, freeze)
     freeze()
     child.answer_beats()
@@ -66,7 +70,7 @@ async def serve(config: ControllerProcessConfig, brain: Brain, stop: asyncio.Eve
         await _flush_until(stop, journal)
     finally:
         listener.close()
-        exchange.driver.close()
+        hub.driver.close()
         if journal is not None:
             journal.close()
 
@@ -94,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the process whose configuration is the JSON in ``argv[1]``; returns its exit status."""
     config = msgspec.json.decode(argv[1], type=ControllerProcessConfig)
     child.prepare("controller", config.settings)
-    if not run_briefly():
+    if not use_short_slices():
         _log.debug("the kernel gives no short slices: on a busy host decisions will be later")
     brain = structs.replace(
         config.controller,

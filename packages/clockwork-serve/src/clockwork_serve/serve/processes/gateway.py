@@ -18,14 +18,14 @@ import msgspec
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve import child
-from clockwork_serve.serve.child import keep_small
+from clockwork_serve.serve.child import trim_memory
 from clockwork_serve.serve.gateway.access import Caps, Door
 from clockwork_serve.serve.gateway.client_shm import Regions
 from clockwork_serve.serve.gateway.gateway import Gateway
 from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.http.routes import Endpoints, find_metrics_route
 from clockwork_serve.serve.http.server import HttpServer, Share
-from clockwork_serve.serve.os_scheduling import run_patiently
+from clockwork_serve.serve.os_scheduling import use_batch_policy
 from clockwork_serve.serve.remote.gateway import FarReach
 
 if TYPE_CHECKING:
@@ -58,11 +58,11 @@ class GatewayServers:
         self.grpc: GatewayGrpc | None = None
         self.port_by_name: dict[str, int] = {}
         loop = asyncio.get_running_loop()
-        works = (self.gateway.link.run(), self.door.keep_fresh(), keep_small())
+        works = (self.gateway.link.run(), self.door.keep_fresh(), trim_memory())
         self._tasks = [loop.create_task(work) for work in works]
 
-    async def start(self, settle: Callable[[], None] = lambda: None) -> None:
-        """Listen on all ports, after ``settle()``. Raises :class:`ConfigError` if one is not to be had.
+    async def start(self, before_listening: Callable[[], None] = lambda: None) -> None:
+        """Listen on all ports, after ``before_listening()``. Raises :class:`ConfigError` if one is not to be had.
 
         HTTP comes last, when everything that takes long is done: nobody knows how long a request has waited
         that came before we could read it.
@@ -74,7 +74,7 @@ class GatewayServers:
             self.grpc = GatewayGrpc(
                 self.gateway, self.endpoints, self.door, self.http.codec, reuse_port=config.reuse_port
             )
-        settle()
+        before_listening()
         if self.grpc is not None and settings.grpc_port is not None:
             self.port_by_name["grpc_port"] = await self.grpc.listen(settings.host, settings.grpc_port)
         if settings.metrics_port is not None:
@@ -84,14 +84,14 @@ class GatewayServers:
             share = Share(Path(config.run_dir), "http", settings.gateways, config.number)
         await self._listen(self.http, "http_port", settings.http_port, share)
 
-    async def close(self, patience_s: float | None = None) -> None:
+    async def close(self, grace_s: float | None = None) -> None:
         """Accept no more, let requests in flight end for a while, then end everything."""
-        if patience_s is None:
+        if grace_s is None:
             # At home the keeper drains the whole server before it ends one.
-            patience_s = self.config.settings.drain_s if self.config.elsewhere else DRAIN_S
-        closing = [self.http.close(patience_s), self.metrics.close(patience_s)]
+            grace_s = self.config.settings.drain_s if self.config.elsewhere else DRAIN_S
+        closing = [self.http.close(grace_s), self.metrics.close(grace_s)]
         if self.grpc is not None:
-            closing.append(self.grpc.close(patience_s))
+            closing.append(self.grpc.close(grace_s))
         await asyncio.gather(*closing)
         for task in self._tasks:
             task.cancel()
@@ -116,7 +116,7 @@ async def serve(config: GatewayConfig, stop: asyncio.Event) -> int:
     """Run a gateway until ``stop``; its exit status."""
     try:
         servers = GatewayServers(config)
-        await servers.start(settle_memory)
+        await servers.start(freeze_live_objects)
     except ConfigError as error:
         _log.critical("%s", error)
         return EXIT_CONFIG
@@ -143,7 +143,7 @@ async def _unless_refused(far: FarReach, stop: asyncio.Event) -> int:
     return 0
 
 
-def settle_memory() -> None:
+def freeze_live_objects() -> None:
     """What was imported lives as long as the process; requests make few cycles."""
     gc.collect()
     gc.freeze()
@@ -154,7 +154,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the process whose configuration is the JSON in ``argv[1]``; returns its exit status."""
     config = msgspec.json.decode(argv[1], type=GatewayConfig)
     child.prepare(config.name, config.settings)
-    run_patiently()
+    use_batch_policy()
     # gRPC's core logs each client's nonsense by itself, from its own threads, as often as clients like.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     _allow_connections(config.settings.max_connections)

@@ -22,7 +22,7 @@ from clockwork_serve.devices import build
 from clockwork_serve.devices.base import Device
 from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.serve import child
-from clockwork_serve.serve.os_scheduling import run_patiently
+from clockwork_serve.serve.os_scheduling import use_batch_policy
 from clockwork_serve.serve.worker.host import WorkerConfig, WorkerHost
 from clockwork_serve.serve.worker.lanes import FIFO_PRIORITY, set_realtime
 
@@ -56,17 +56,17 @@ def main(argv: Sequence[str]) -> int:
 async def _serve(config: WorkerConfig, devices: dict[str, Device], stop: asyncio.Event) -> None:
     host = _host(config, devices)
     # Once the lanes have their threads: they keep their times, and the link's thread can wait.
-    asyncio.get_running_loop().call_soon(run_patiently)
+    asyncio.get_running_loop().call_soon(use_batch_policy)
     child.answer_beats()
     await host.run(stop)
 
 
 def _host(config: WorkerConfig, devices: dict[str, Device]) -> WorkerHost:
     if not config.elsewhere:
-        return WorkerHost(config, devices, settle_memory)
+        return WorkerHost(config, devices, freeze_live_objects)
     from clockwork_serve.serve.remote.worker import MachineHost
 
-    return MachineHost(config, devices, settle_memory)
+    return MachineHost(config, devices, freeze_live_objects)
 
 
 def _set_priorities(config: WorkerConfig) -> None:
@@ -90,7 +90,7 @@ def _set_priorities(config: WorkerConfig) -> None:
             ) from None
 
 
-def settle_memory() -> None:
+def freeze_live_objects() -> None:
     """Keep the collector away from what lives as long as the process: a pass over it would stop every lane.
 
     Lanes make no cycles, but a user's model may: a rare pass over young objects stays.

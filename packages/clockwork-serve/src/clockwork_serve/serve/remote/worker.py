@@ -60,9 +60,12 @@ class MachineHost(WorkerHost):
     """See :class:`WorkerHost`. Its server is the one at ``settings.controller``."""
 
     def __init__(
-        self, config: WorkerConfig, devices: Mapping[str, Device], tidy: Callable[[], None] = lambda: None
+        self,
+        config: WorkerConfig,
+        devices: Mapping[str, Device],
+        on_codes_changed: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(config, devices, tidy)
+        super().__init__(config, devices, on_codes_changed)
         settings = self._settings = config.settings
         self._kinds = tuple(profile_kind(device) for device in config.devices)
         self._context = ClusterContext(cluster_files(settings), server=False)
@@ -110,10 +113,10 @@ class MachineHost(WorkerHost):
         )
         link.send(machine)
         # With empty memory, whatever is there: where a server is new, its weights have other versions.
-        for answer in self._found():
+        for answer in self._joined_answers():
             empty = isinstance(answer, WorkerJoined)
             link.send(msgspec.structs.replace(answer, states=()) if empty else answer)
-        self.hands.post(*(RetainWeights(device=spec.device) for spec in self._specs))
+        self.executors.post(*(RetainWeights(device=spec.device) for spec in self._specs))
         _log.info("offered %s to %s", self._name, self._settings.controller)
 
     def _on_refused(self, link: Link, refused: Refused) -> None:
@@ -132,9 +135,9 @@ class MachineHost(WorkerHost):
         super()._on_lost(link)
         self._artefacts.forget()
         self._tensors.renew()
-        self.hands.regions.prune()
+        self.executors.regions.prune()
 
-    async def _last_words(self) -> None:
+    async def _before_close(self) -> None:
         end_s = self._loop.time() + LAST_WORDS_S
         while isinstance(self._link, MachineLink) and not self._link.all_sent:
             if self._loop.time() > end_s:
@@ -173,7 +176,7 @@ class MachineHost(WorkerHost):
                     _log.error("the server sent a %s, which no worker takes", type(frame).__name__)
 
     def _post(self, event: WorkerEvent) -> None:
-        self.hands.post(event)
+        self.executors.post(event)
         self._deliver()
 
     def _load(self, link: Link, action: Load) -> None:
@@ -211,7 +214,7 @@ class MachineHost(WorkerHost):
     # What goes
 
     def _deliver(self) -> None:
-        answers = self.hands.take()
+        answers = self.executors.take_answers()
         link = self._link
         if link is None:
             return

@@ -31,7 +31,7 @@ from clockwork_serve.serve.worker.host import WorkerConfig
 # Keeps processes running that join a server elsewhere; what they are for it does not know.
 
 
-LOOK_S: Final = 0.1
+CHECK_INTERVAL_S: Final = 0.1
 
 
 class ChildrenEnded(ClockworkError):
@@ -57,10 +57,10 @@ async def _run(launches: Sequence[Launch], drain_s: float) -> int:
         for launch in launches:
             supervisor.start(launch)
         while not stopping.asked.is_set():
-            if (why := supervisor.hopeless()) is not None:
+            if (why := supervisor.why_failing()) is not None:
                 raise ChildrenEnded(why)
             with suppress(TimeoutError):
-                await asyncio.wait_for(stopping.asked.wait(), LOOK_S)
+                await asyncio.wait_for(stopping.asked.wait(), CHECK_INTERVAL_S)
         stopped = await unless(stopping.insisted, _stop(supervisor, drain_s))
         return 0 if stopped else stopping.status
     finally:
@@ -81,7 +81,7 @@ def _to_stderr(line: str) -> None:
 # It keeps them running, and serves nothing itself.
 
 
-SILENCE_S: Final = 40.0
+UNRESPONSIVE_S: Final = 40.0
 """Who does not answer for so long is ended. The server, which knows what it is at, cannot reach a process
 here; at home it gives one that has work 30 s and a grace of 10, unless told otherwise."""
 
@@ -106,7 +106,7 @@ def worker_launches(settings: Settings, run_dir: Path) -> list[Launch]:
             run_dir=str(run_dir), name=device.device, devices=(device,), settings=settings, elsewhere=True,
             pin_cpus=pins.get(number, ()),
         )  # fmt: skip
-        found.append(Launch.of(f"worker-{device.device}", "worker", worker, SILENCE_S))
+        found.append(Launch.of(f"worker-{device.device}", "worker", worker, UNRESPONSIVE_S))
     return found
 
 

@@ -139,7 +139,7 @@ class KeeperLink:
     def close(self) -> None:
         """Let go of the controller."""
         self._task.cancel()
-        self._forget()
+        self._reset()
 
     async def _hold(self) -> None:
         own = hello(Role.KEEPER, "keeper")
@@ -162,7 +162,7 @@ class KeeperLink:
                 _log.warning("%s", error)
                 if not self._lost.is_set():
                     link.close()
-                    self._forget()
+                    self._reset()
                     continue
             else:
                 self.connected.set()
@@ -174,7 +174,7 @@ class KeeperLink:
                 case Readiness():
                     self.readiness = frame
                 case Quarantined():
-                    self.quarantines.take(frame)
+                    self.quarantines.update(frame)
                     if frame.why:
                         self._on_quarantined()
                 case Reply():
@@ -196,10 +196,10 @@ class KeeperLink:
 
     def _on_lost(self, link: Link) -> None:
         _log.log(self._lost_level, "link lost: %s", link.lost_because)
-        self._forget()
+        self._reset()
         self._lost.set()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         link, self._link = self._link, None
         if link is not None:
             link.close()
@@ -217,18 +217,20 @@ class KeeperLink:
 # The controller cannot miss whom it never met; who started them can. It ends them, and nothing else.
 
 
-LOOK_S: Final = 5.0
-MISSED: Final = 24
+CHECK_INTERVAL_S: Final = 5.0
+CHECKS_MISSED: Final = 24
 """Who is missing so often in a row, for two minutes, will not come: torch and a GPU take less to start."""
 
 
-async def end_missing(
-    supervisor: Supervisor, ask_state: Callable[[], Awaitable[dict[str, Any]]], look_s: float = LOOK_S
+async def end_unconnected_workers(
+    supervisor: Supervisor,
+    ask_state: Callable[[], Awaitable[dict[str, Any]]],
+    interval_s: float = CHECK_INTERVAL_S,
 ) -> None:
     """For ever: ask the controller who is connected, and end workers that are not, for long."""
     missed: Counter[tuple[str, int]] = Counter()
     while True:
-        await asyncio.sleep(look_s)
+        await asyncio.sleep(interval_s)
         try:
             connected = set((await ask_state())["workers"])
         except TransportError:
@@ -239,7 +241,7 @@ async def end_missing(
             if not name.startswith("worker") or name in connected or pid is None:
                 continue
             missed[name, pid] = before[name, pid] + 1
-            if missed[name, pid] >= MISSED:
+            if missed[name, pid] >= CHECKS_MISSED:
                 _log.error("%s runs and does not connect: it is ended", name, extra={"pid": pid})
                 supervisor.end(name)
 
@@ -281,7 +283,7 @@ def _quotas(path: str) -> QuotasSet:
 POLL_S: Final = 0.02
 STOP_GRACE_S: Final = 5.0
 PREPARE_S: Final = 60.0
-LEAVE_S: Final = 5.0
+REPLACED_GRACE_S: Final = 5.0
 """How long a version that is replaced stays for those who wait for it."""
 LOAD_NICE: Final = 10
 """Priority at which models are compiled while others serve."""
@@ -319,7 +321,7 @@ class Keeper:
         self._link: KeeperLink | None = None
         self._hung: set[str] = set()  # workers that hung by themselves and were told to end
         self._refreshing: asyncio.Task[None] | None = None
-        self._missing: asyncio.Task[None] | None = None
+        self._ending_unconnected: asyncio.Task[None] | None = None
         self._preparing = asyncio.Lock()
         self.repairs = Repairs(self.catalogue, self._prepare_again, self._send, self._report)
         self._answers: set[asyncio.Task[None]] = set()  # tasks that answer questions now
@@ -337,8 +339,8 @@ class Keeper:
             self.repairs.on_damaged,
         )  # fmt: skip
         self._refreshing = asyncio.get_running_loop().create_task(self.quotas.keep_fresh(self._link.send))
-        self._missing = asyncio.get_running_loop().create_task(
-            end_missing(self.supervisor, partial(self._link.ask, Question.STATE))
+        self._ending_unconnected = asyncio.get_running_loop().create_task(
+            end_unconnected_workers(self.supervisor, partial(self._link.ask, Question.STATE))
         )
         for launch in launches(self.config, self.run_dir, self.ports.number_by_name):
             self.supervisor.start(launch)
@@ -349,7 +351,7 @@ class Keeper:
         assert link is not None, "start it first"
         deadline_s = time.monotonic() + timeout_s
         while not (link.readiness.ready and await self._gateways_ready(link)):
-            why = self.supervisor.hopeless()
+            why = self.supervisor.why_failing()
             if why is not None:
                 raise StartError(why)
             if time.monotonic() > deadline_s:
@@ -374,7 +376,7 @@ class Keeper:
         await self.repairs.close()
         for task in self._answers:
             task.cancel()
-        for running in (self._refreshing, self._missing):
+        for running in (self._refreshing, self._ending_unconnected):
             if running is not None:
                 running.cancel()
         if self._link is not None:
@@ -445,11 +447,11 @@ class Keeper:
                 _log.warning("model %s: %s", each.model.key, warning)
 
     def _catalogue(self) -> list[Frame]:
-        return [*self.quotas.frames(), *self.catalogue.frames(), *self._unanswering(), self.repairs.counted]
+        return [*self.quotas.frames(), *self.catalogue.frames(), *self._ended_counts(), self.repairs.counted]
 
-    def _unanswering(self) -> list[Frame]:
+    def _ended_counts(self) -> list[Frame]:
         """Who was ended because it did not answer: the controller may be one, and cannot count that."""
-        counts = self.supervisor.unanswering
+        counts = self.supervisor.unresponsive
         return [ProcessesEnded(unanswering=dict(counts))] if counts else []
 
     def _send(self, *frames: Frame) -> None:
@@ -458,7 +460,7 @@ class Keeper:
 
     def _on_end(self, name: str, status: int) -> None:
         if self._link is not None:
-            self._link.send(*self._unanswering())
+            self._link.send(*self._ended_counts())
         by_itself = name in self._hung
         self._hung.discard(name)
         if name.startswith("worker") and (crashed(status) or by_itself) and self._link is not None:
@@ -476,7 +478,7 @@ class Keeper:
 
     def _on_quarantined(self) -> None:
         """What kills workers as soon as they start is not served to them any more."""
-        self.supervisor.forgive("worker")
+        self.supervisor.reset_backoff("worker")
 
     # Questions
 
@@ -507,7 +509,7 @@ class Keeper:
 
     async def _index(self, *, ready: bool) -> bytes:
         known = await asyncio.to_thread(_names, self.settings.repository)
-        entries = self.catalogue.index(known, {} if self._link is None else self._link.quarantines.whys())
+        entries = self.catalogue.index(known, {} if self._link is None else self._link.quarantines.reasons())
         return msgspec.json.encode([entry for entry in entries if entry.state == "READY" or not ready])
 
     async def _load(self, name: str) -> bytes:
@@ -518,7 +520,7 @@ class Keeper:
         self._report(prepared)
         if not prepared.served:
             if name not in self.catalogue.names():
-                self.catalogue.note((name,), prepared.problems)
+                self.catalogue.set_problems((name,), prepared.problems)
             raise RepositoryError("; ".join(str(problem) for problem in prepared.problems))
         assert self._link is not None
         # Whoever loads a model wants it served, whatever it did before. Its code comes first: what is served
@@ -533,13 +535,13 @@ class Keeper:
             self._link.send(*self.catalogue.unused(codes))
             raise
         frames = self.catalogue.put(prepared.names, prepared.served, prepared.profiles, prepared.problems)
-        gone = [frame for frame in frames if isinstance(frame, ModelRemoved | CodeRemoved)]
-        self._link.send(*[frame for frame in frames if frame not in gone])
+        removed = [frame for frame in frames if isinstance(frame, ModelRemoved | CodeRemoved)]
+        self._link.send(*[frame for frame in frames if frame not in removed])
         # By then all gateways have heard of it, and send nothing to versions that leave.
         await self._until_prepared(wanted)
-        await self._until_unwanted([frame.model for frame in gone if isinstance(frame, ModelRemoved)])
+        await self._until_unused([frame.model for frame in removed if isinstance(frame, ModelRemoved)])
         if self._link is not None:
-            self._link.send(*self.catalogue.still(gone))
+            self._link.send(*self.catalogue.still_removed(removed))
         return msgspec.json.encode({"loaded": [each.model.key for each in prepared.served]})
 
     async def _until_prepared(self, codes: dict[str, str]) -> None:
@@ -563,9 +565,9 @@ class Keeper:
             return
         raise RepositoryError(f"no device was ready to run it within {PREPARE_S:.0f} s")
 
-    async def _until_unwanted(self, keys: list[str]) -> None:
+    async def _until_unused(self, keys: list[str]) -> None:
         """Return once nobody waits for these any more, or has waited too long."""
-        deadline_s = time.monotonic() + LEAVE_S
+        deadline_s = time.monotonic() + REPLACED_GRACE_S
         while keys and time.monotonic() < deadline_s:
             try:
                 if not (await self.state())["controller"]["waiting"].keys() & set(keys):

@@ -160,7 +160,7 @@ class _Ended(Struct, frozen=True):
             raise RepositoryError(
                 f"compiling ended unexpectedly: {describe_exit(self.status)}; it said:\n{said}"
             )
-        return _taken(Path(preparation.result))
+        return _read_result(Path(preparation.result))
 
 
 def _crash(ended: _Ended, preparation: Preparation) -> Problem:
@@ -186,7 +186,7 @@ def _crash(ended: _Ended, preparation: Preparation) -> Problem:
 async def _run(preparation: Preparation, on_progress: OnProgress, on_line: Callable[[str], None]) -> _Ended:
     failures: list[Failure] = []
     begun = [Begun()]
-    heard = [time.monotonic()]
+    last_output = [time.monotonic()]
 
     def on_output(line: str) -> None:
         try:
@@ -196,7 +196,7 @@ async def _run(preparation: Preparation, on_progress: OnProgress, on_line: Calla
         except (msgspec.MsgspecError, ValueError, RecursionError):
             on_line(line)  # something a model printed
             return
-        heard[0] = time.monotonic()
+        last_output[0] = time.monotonic()
         match said:
             case StartProgress():
                 on_progress(said)
@@ -207,7 +207,7 @@ async def _run(preparation: Preparation, on_progress: OnProgress, on_line: Calla
 
     child = Child(Launch.of("prepare", "supervisor.preparation_process", preparation), on_line, on_output)
     try:
-        stuck = not await _outlived(child, heard, begun, preparation.settings.compile_s)
+        stuck = not await _ended_by_itself(child, last_output, begun, preparation.settings.compile_s)
         status = await asyncio.shield(child.ended)
     except asyncio.CancelledError:
         await child.stop(grace_s=1.0)
@@ -215,12 +215,14 @@ async def _run(preparation: Preparation, on_progress: OnProgress, on_line: Calla
     return _Ended(status, begun[0], failures[0] if failures else None, tuple(child.tail), stuck)
 
 
-async def _outlived(child: Child, heard: list[float], begun: list[Begun], silence_s: float) -> bool:
+async def _ended_by_itself(
+    child: Child, last_output: list[float], begun: list[Begun], limit_s: float
+) -> bool:
     """Whether a child ends by itself; one that says nothing for too long while it compiles is killed."""
     while True:
-        left_s = heard[0] + silence_s - time.monotonic()
+        left_s = last_output[0] + limit_s - time.monotonic()
         if not begun[0].model:
-            left_s = silence_s  # it measures, with limits of its own
+            left_s = limit_s  # it measures, with limits of its own
         if left_s <= 0:
             await child.stop(grace_s=0.0)
             return False
@@ -231,7 +233,7 @@ async def _outlived(child: Child, heard: list[float], begun: list[Begun], silenc
         return True
 
 
-def _taken(result: Path) -> PreparedRepository:
+def _read_result(result: Path) -> PreparedRepository:
     try:
         prepared = msgspec.msgpack.decode(unsealed(RESULT, result.read_bytes()), type=PreparedRepository)
     except (OSError, ValueError, msgspec.MsgspecError) as error:
@@ -305,10 +307,10 @@ class Catalogue:
             if self._models.get(each.model.key) != each.model:
                 self._models[each.model.key] = each.model
                 frames.append(ModelAdded(model=each.model))
-        self.note(names, problems)
+        self.set_problems(names, problems)
         kept = {each.model.key for each in served}
-        gone = [key for key, model in self._models.items() if model.name in names and key not in kept]
-        return frames + self._drop(gone)
+        removed = [key for key, model in self._models.items() if model.name in names and key not in kept]
+        return frames + self._drop(removed)
 
     def users(self, suspects: Iterable[SuspectArtefact]) -> tuple[str, ...]:
         """Names of the models that need any of these artefacts, ascending."""
@@ -342,7 +344,7 @@ class Catalogue:
             if added.code.code_id not in self._codes
         ]
 
-    def still(self, removed: Iterable[ModelRemoved | CodeRemoved]) -> list[Frame]:
+    def still_removed(self, removed: Iterable[ModelRemoved | CodeRemoved]) -> list[Frame]:
         """Of removals that were put off, those that are as wished still: others may have come back."""
         return [
             frame
@@ -356,10 +358,10 @@ class Catalogue:
 
     def remove(self, name: str) -> list[Frame]:
         """Serve no version of ``name`` any more; what the controller must be told."""
-        gone = [model for model in self.models if model.name == name]
-        if gone:
-            self._unloaded[name] = [model.version for model in gone]
-        return self._drop(model.key for model in gone)
+        removed = [model for model in self.models if model.name == name]
+        if removed:
+            self._unloaded[name] = [model.version for model in removed]
+        return self._drop(model.key for model in removed)
 
     def index(self, folders: Iterable[str], quarantined: Mapping[str, str] = {}) -> list[IndexEntry]:
         """All that is known, and the ``folders`` of models that nothing is known of, ascending by name.
@@ -389,7 +391,7 @@ class Catalogue:
         entries.extend(IndexEntry(name=name) for name in folders if name not in known)
         return sorted(entries, key=lambda entry: (entry.name, entry.version.zfill(20)))
 
-    def note(self, names: Iterable[str], problems: Sequence[Problem]) -> None:
+    def set_problems(self, names: Iterable[str], problems: Sequence[Problem]) -> None:
         """Tell in the index why of ``names`` not all that was asked for is served."""
         for name in names:
             self._unloaded.pop(name, None)
@@ -417,7 +419,7 @@ class Catalogue:
 # What a record says of the artefact is never trusted.
 
 
-REST_MAX_S: Final = 60.0
+BACKOFF_MAX_S: Final = 60.0
 """What is damaged again and again is made again after 1, 2, 4 ... s, at most so long."""
 FORGET_S: Final = 3600.0
 
@@ -471,11 +473,11 @@ class Repairs:
         try:
             while self._suspects:
                 now_s = time.monotonic()
-                rest_s = min(self._rest_s(suspect, now_s) for suspect in self._suspects)
-                if rest_s > 0:
-                    await asyncio.sleep(rest_s)
+                backoff_s = min(self._backoff_s(suspect, now_s) for suspect in self._suspects)
+                if backoff_s > 0:
+                    await asyncio.sleep(backoff_s)
                     continue
-                batch = tuple([one for one in self._suspects if self._rest_s(one, now_s) <= 0])
+                batch = tuple([one for one in self._suspects if self._backoff_s(one, now_s) <= 0])
                 try:
                     await self._repair(batch)
                 except ClockworkError as error:
@@ -486,10 +488,10 @@ class Repairs:
         finally:
             self._running = None
 
-    def _rest_s(self, suspect: SuspectArtefact, now_s: float) -> float:
+    def _backoff_s(self, suspect: SuspectArtefact, now_s: float) -> float:
         """How long to wait before an artefact is made once more."""
         times, last_s = self._repaired_s.get(suspect, (0, 0.0))
-        return last_s + min(REST_MAX_S, 2.0 ** (times - 1)) - now_s if times else 0.0
+        return last_s + min(BACKOFF_MAX_S, 2.0 ** (times - 1)) - now_s if times else 0.0
 
     async def _repair(self, batch: tuple[SuspectArtefact, ...]) -> None:
         names = self._catalogue.users(batch)
@@ -497,21 +499,21 @@ class Repairs:
         try:
             prepared = await self._prepare(names, batch)
         finally:
-            self._note(batch)
+            self._record_attempt(batch)
         self._report(prepared)
         names = tuple(sorted(set(names) & self._catalogue.names()))  # unless it was unloaded meanwhile
         served = [each for each in prepared.served if each.model.name in names]
-        gone = sorted(set(names) - {each.model.name for each in served})
-        for name in gone:
+        removed = sorted(set(names) - {each.model.name for each in served})
+        for name in removed:
             _log.error("model %s is served no more: it could not be made again", name)
         self._remade += len({(one.what, one.name) for one in prepared.damage if one.what != "record"})
-        self._lost += len(gone)
+        self._lost += len(removed)
         problems = [problem for problem in prepared.problems if problem.model in names]
         frames: list[Frame] = self._catalogue.put(names, served, prepared.profiles, problems)
         frames += [CodeRemade(code_id=one.name) for one in batch if one.what == "code"]
         self._send(*frames, self.counted)
 
-    def _note(self, batch: tuple[SuspectArtefact, ...]) -> None:
+    def _record_attempt(self, batch: tuple[SuspectArtefact, ...]) -> None:
         now_s = time.monotonic()
         for suspect in batch:
             times, last_s = self._repaired_s.get(suspect, (0, now_s))

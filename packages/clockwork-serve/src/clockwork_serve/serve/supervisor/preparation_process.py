@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         prepared = _prepare(preparation)
     except ClockworkError as error:
-        _say(Failure(text=str(error), setting=isinstance(error, ConfigError)))
+        _write(Failure(text=str(error), setting=isinstance(error, ConfigError)))
         return 1
     Path(preparation.result).write_bytes(sealed(RESULT, escaped(prepared)))
     return 0
@@ -53,13 +53,13 @@ def _prepare(preparation: Preparation) -> PreparedRepository:
         for suspect in preparation.suspects:
             cache.inspect(suspect.what, suspect.name)
         entries = _found(repository, preparation, missing) if asked else repository.scan()
-        able, unfit = fitting(entries, preparation.devices)
+        able, unfit = runnable(entries, preparation.devices)
         served, problems = compile_all(
-            repository, cache, _teller("compile"), entries=_without(preparation.crashed, able),
-            threads=preparation.threads, begin=lambda name, version: _say(Begun(model=name, version=version)),
+            repository, cache, _progress_reporter("compile"), entries=_without(preparation.crashed, able),
+            threads=preparation.threads, begin=lambda name, version: _write(Begun(model=name, version=version)),
         )  # fmt: skip
-        _say(Begun())
-        profiled = profile_all(served, preparation.devices, cache, _teller("profile"))
+        _write(Begun())
+        profiled = profile_all(served, preparation.devices, cache, _progress_reporter("profile"))
     finally:
         cache.close()
     return PreparedRepository(
@@ -95,7 +95,7 @@ def limit_memory(nbytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (least, most))
 
 
-def fitting(entries: Sequence[Entry], devices: Sequence[DeviceConfig]) -> tuple[list[Entry], list[Problem]]:
+def runnable(entries: Sequence[Entry], devices: Sequence[DeviceConfig]) -> tuple[list[Entry], list[Problem]]:
     """The models that some device can run, and what is to be said of the others."""
     able: list[Entry] = []
     unfit: list[Problem] = []
@@ -117,21 +117,24 @@ def fitting(entries: Sequence[Entry], devices: Sequence[DeviceConfig]) -> tuple[
 
 def _without(crashed: Sequence[Problem], entries: Sequence[Entry]) -> list[Entry]:
     """The entries, but for versions that ended such a child as this one."""
-    gone = {(problem.model, problem.version) for problem in crashed}
+    crashed_versions = {(problem.model, problem.version) for problem in crashed}
     return [
-        replace(entry, versions=tuple([one for one in entry.versions if (entry.name, str(one)) not in gone]))
+        replace(
+            entry,
+            versions=tuple([one for one in entry.versions if (entry.name, str(one)) not in crashed_versions]),
+        )
         for entry in entries
     ]
 
 
-def _teller(stage: str) -> Callable[[int, int, str], None]:
-    def tell(done: int, total: int, text: str) -> None:
-        _say(StartProgress(stage=stage, done=done, total=total, text=text))
+def _progress_reporter(stage: str) -> Callable[[int, int, str], None]:
+    def report(done: int, total: int, text: str) -> None:
+        _write(StartProgress(stage=stage, done=done, total=total, text=text))
 
-    return tell
+    return report
 
 
-def _say(record: StartProgress | Failure | Begun) -> None:
+def _write(record: StartProgress | Failure | Begun) -> None:
     sys.stdout.write(msgspec.json.encode(record).decode() + "\n")
     sys.stdout.flush()
 

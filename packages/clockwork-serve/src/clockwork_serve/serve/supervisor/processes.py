@@ -43,7 +43,7 @@ GAP_S: Final = 1.0
 """A tick that comes so much later than it should: the watcher was paused itself, others perhaps longer."""
 STOPPED_SHARE: Final = 0.4
 """Of the limit, for a child that is stopped by a signal: it is at nothing that might end by itself."""
-START_TIMES: Final = 40
+START_LIMIT_FACTOR: Final = 40
 """So many limits for the first beat: a start imports, and collects garbage."""
 
 _CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
@@ -61,7 +61,7 @@ class ThreadState(Struct, frozen=True):
         return self.state in {"T", "t"}
 
 
-def look_at(pid: int) -> ThreadState | None:
+def read_thread_state(pid: int) -> ThreadState | None:
     """None if there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/task/{pid}/stat").read_bytes()
@@ -79,30 +79,30 @@ class ProcessWatch:
 
     def __init__(
         self, pid: int, limit_s: float, send: Callable[[], None],
-        look: Callable[[int], ThreadState | None] = look_at,
+        read_state: Callable[[int], ThreadState | None] = read_thread_state,
     ) -> None:  # fmt: skip
         self._pid = pid
         self._limit_s = limit_s
         self._send = send
-        self._look = look
+        self._read_state = read_state
         self._started = False  # it has returned a beat
-        self._asked: ThreadState | None = (
+        self._state_at_beat: ThreadState | None = (
             None  # as it was seen last, since it was sent a beat that it has not returned
         )
         self._silent_s = 0.0
         self._stopped_s = 0.0
 
-    def heard(self) -> None:
+    def beat_received(self) -> None:
         """It returned a beat."""
         self._started = True
-        self._asked = None
+        self._state_at_beat = None
 
     def tick(self, *, paused: bool = False) -> str:
         """Look at it; why it is to be ended, or "". ``paused``: the watcher was, so silence begins anew."""
-        before, now = self._asked, self._look(self._pid)
+        before, now = self._state_at_beat, self._read_state(self._pid)
         if now is None:
             return ""
-        self._asked = now
+        self._state_at_beat = now
         if before is None:
             self._silent_s = self._stopped_s = 0.0
             self._send()
@@ -110,15 +110,15 @@ class ProcessWatch:
         if paused:
             self._silent_s = self._stopped_s = 0.0
         self._stopped_s = self._stopped_s + TICK_S if now.stopped else 0.0
-        self._silent_s += _could_answer_s(before, now)
+        self._silent_s += _responsive_s(before, now)
         if self._stopped_s >= STOPPED_SHARE * self._limit_s:
             return f"it has been stopped by a signal for {self._stopped_s:.1f} s"
-        if self._silent_s >= (self._limit_s if self._started else START_TIMES * self._limit_s):
+        if self._silent_s >= (self._limit_s if self._started else START_LIMIT_FACTOR * self._limit_s):
             return f"it has not answered for {self._silent_s:.1f} s in which it could have"
         return ""
 
 
-def _could_answer_s(before: ThreadState, now: ThreadState) -> float:
+def _responsive_s(before: ThreadState, now: ThreadState) -> float:
     """Of a tick, how long the process had what it needs to answer."""
     match now.state:
         case "R":  # it runs, or wants to
@@ -205,8 +205,8 @@ class Backoff:
         return float(min(RETRY_S_MAX, RETRY_S * 2 ** (self.fast_deaths - 2)))
 
     @property
-    def hopeless(self) -> bool:
-        """Whether it died so often so fast that a person should look."""
+    def keeps_failing(self) -> bool:
+        """Whether it died so often so fast that a person should read_state."""
         return self.fast_deaths >= FAST_DEATHS
 
 
@@ -236,12 +236,12 @@ class Child:
         )
         if theirs is not None:
             theirs.close()
-        self.pulse = None if beats is None else _Pulse(beats, self._process.pid, launch.silence_s)
+        self.beats = None if beats is None else _BeatSocket(beats, self._process.pid, launch.silence_s)
         self._on_line = on_line
         self._pidfd = os.pidfd_open(self._process.pid)
         self._loop.add_reader(self._pidfd, self._exited)
         assert self._process.stderr is not None
-        self._readers = [_LineReader(self._process.stderr.fileno(), self._heard)]
+        self._readers = [_LineReader(self._process.stderr.fileno(), self._on_stderr_line)]
         if on_output is not None:
             assert self._process.stdout is not None
             self._readers.append(_LineReader(self._process.stdout.fileno(), on_output))
@@ -266,7 +266,7 @@ class Child:
             self.signal(signal.SIGKILL)
             return await self.ended
 
-    def _heard(self, line: str) -> None:
+    def _on_stderr_line(self, line: str) -> None:
         self.tail.append(line)
         self._on_line(line)
 
@@ -276,15 +276,15 @@ class Child:
         status = self._process.wait()
         for reader in self._readers:
             reader.close()
-        if self.pulse is not None:
-            self.pulse.close()
+        if self.beats is not None:
+            self.beats.close()
         for stream in (self._process.stderr, self._process.stdout):
             if stream is not None:
                 stream.close()
         self.ended.set_result(status)
 
 
-class _Pulse:
+class _BeatSocket:
     """Beats to a child, and those that it returns."""
 
     def __init__(self, beats: socket.socket, pid: int, limit_s: float) -> None:
@@ -311,7 +311,7 @@ class _Pulse:
         except OSError:
             data = b""
         if data:
-            self.watch.heard()
+            self.watch.beat_received()
         else:
             self._loop.remove_reader(self._beats.fileno())
 
@@ -355,14 +355,14 @@ class _LineReader:
 class Supervisor:
     """Keeps children running until they are stopped, and answering if they are watched.
 
-    ``unanswering`` counts, by name, how often one was ended because it did not answer.
+    ``unresponsive`` counts, by name, how often one was ended because it did not answer.
     """
 
     def __init__(
         self, on_line: OnLine, on_end: Callable[[str, int], None] = lambda name, status: None
     ) -> None:
         """``on_end`` gets the name and exit status of each child that ended by itself."""
-        self.unanswering: Counter[str] = Counter()
+        self.unresponsive: Counter[str] = Counter()
         self._on_line = on_line
         self._on_end = on_end
         self._ticks: asyncio.TimerHandle | None = None  # while any child is watched
@@ -392,7 +392,7 @@ class Supervisor:
         child = self._children.get(name)
         if child is None:
             return None
-        seen = look_at(child.pid)
+        seen = read_thread_state(child.pid)
         ran = seen is None or not seen.stopped
         child.signal(signal.SIGKILL)
         return ran
@@ -402,15 +402,15 @@ class Supervisor:
         """All children that are kept running, in order of their start."""
         return list(self._watches)
 
-    def hopeless(self) -> str | None:
+    def why_failing(self) -> str | None:
         """What a person should know about a child that keeps dying at once; None if there is none."""
         for name, backoff in self._backoffs.items():
-            if backoff.hopeless:
+            if backoff.keeps_failing:
                 said = "\n".join(self._tails.get(name, []))
                 return f"{name} cannot run: it ends as soon as it starts; it said:\n{said}"
         return None
 
-    def forgive(self, prefix: str) -> None:
+    def reset_backoff(self, prefix: str) -> None:
         """What children whose names begin so died of is over: the next death is their first."""
         for name, backoff in self._backoffs.items():
             if name.startswith(prefix):
@@ -442,7 +442,7 @@ class Supervisor:
     def _run(self, launch: Launch) -> Child:
         child = Child(launch, self._on_line)
         self._children[launch.name] = child
-        if child.pulse is not None and self._ticks is None:
+        if child.beats is not None and self._ticks is None:
             self._ticked_s = time.monotonic()
             self._ticks = asyncio.get_running_loop().call_later(TICK_S, self._tick)
         _log.debug("%s started", launch.name, extra={"pid": child.pid})
@@ -454,12 +454,12 @@ class Supervisor:
         paused = now_s - self._ticked_s > TICK_S + GAP_S
         self._ticked_s = now_s
         for name, child in self._children.items():
-            if child.pulse is None or not (why := child.pulse.watch.tick(paused=paused)):
+            if child.beats is None or not (why := child.beats.watch.tick(paused=paused)):
                 continue
-            self.unanswering[name] += 1
+            self.unresponsive[name] += 1
             _log.error("%s does not answer: %s; it is ended", name, why, extra={"pid": child.pid})
             child.signal(signal.SIGKILL)
-            child.pulse.watch.heard()  # it ends once
+            child.beats.watch.beat_received()  # it ends once
 
     async def _keep(self, launch: Launch) -> None:
         backoff = self._backoffs[launch.name]
@@ -574,14 +574,14 @@ def gateway_launches(
 # Whether our own gateways answer, asked as a client would.
 
 
-_PATIENCE_S: Final = 2.0
+_PROBE_TIMEOUT_S: Final = 2.0
 _REQUEST: Final = b"GET /v2/health/ready HTTP/1.1\r\nHost: keeper\r\nConnection: close\r\n\r\n"
 
 
 async def healthy(host: str, port: int) -> bool:
     """Whether a gateway there says that it is ready."""
     try:
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(_PROBE_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(reachable(host), port)
             try:
                 writer.write(_REQUEST)
@@ -596,7 +596,7 @@ async def healthy(host: str, port: int) -> bool:
 async def listens(host: str, port: int) -> bool:
     """Whether anybody accepts connections there."""
     try:
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(_PROBE_TIMEOUT_S):
             _, writer = await asyncio.open_connection(reachable(host), port)
             writer.close()
     except (OSError, TimeoutError):

@@ -48,11 +48,11 @@ from clockwork_serve.units import KIB, MIB, NS_PER_MS, NS_PER_S, TENSOR_ALIGN, a
 # save nothing: 3.7 ms. With this between two runs it takes 4.0 ms, and a request alone 2.3 (AMD EPYC).
 
 
-LEAST_WEIGHTS: Final = MIB
+EVICT_FROM_BYTES: Final = MIB
 """Smaller weights are fetched within 0.1 ms."""
-USUAL_BYTES: Final = 32 * MIB
+DEFAULT_CACHE_BYTES: Final = 32 * MIB
 """Where the system does not say how large the caches are."""
-MOST_BYTES: Final = 128 * MIB
+EVICT_BYTES_MAX: Final = 128 * MIB
 _CACHES: Final = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
@@ -65,15 +65,17 @@ def cache_bytes(folder: Path = _CACHES) -> int:
             text = file.read_text(encoding="ascii").strip()
         if text.endswith("K") and text[:-1].isdigit():
             found.append(int(text[:-1]) * KIB)
-    return max(found, default=USUAL_BYTES)
+    return max(found, default=DEFAULT_CACHE_BYTES)
 
 
-def others_turn(device_kind: str, weights_bytes: int, most_bytes: int = MOST_BYTES) -> Callable[[], object]:
+def cache_evictor(
+    device_kind: str, weights_bytes: int, most_bytes: int = EVICT_BYTES_MAX
+) -> Callable[[], object]:
     """To be called between two runs of one model: reads as much memory as other models would.
 
     It does nothing for small weights, and for a GPU, whose caches this does not reach.
     """
-    if weights_bytes < LEAST_WEIGHTS or device_kind.startswith("cuda"):
+    if weights_bytes < EVICT_FROM_BYTES or device_kind.startswith("cuda"):
         return _nothing
     return np.ones(min(2 * cache_bytes(), most_bytes) // 8, np.int64).sum
 
@@ -187,7 +189,7 @@ LOAD_BASE_NS: Final = 100_000
 """The most of a LOAD's duration that is taken for overhead, when one size of weights was measured."""
 WORKSPACE_MIN: Final = MIB
 
-_WHENEVER: Final = Window(0, 1 << 62)
+_ANY_TIME: Final = Window(0, 1 << 62)
 _log = logging.getLogger(__name__)
 
 
@@ -208,13 +210,13 @@ def profile(
 ) -> MeasuredProfile:
     """Measure ``code`` on ``device`` with the weights of ``model``. Takes seconds; the device must be idle.
 
-    ``between`` is called before each run, to leave it no warm caches (default: :func:`others_turn`), and
+    ``between`` is called before each run, to leave it no warm caches (default: :func:`cache_evictor`), and
     ``on_prepared`` once the device has prepared the code.
 
     Raises :class:`DeviceError` if the code cannot be prepared or the weights cannot be loaded there.
     """
     if between is None:
-        between = others_turn(device.spec.kind, model.weights.size)
+        between = cache_evictor(device.spec.kind, model.weights.size)
     return _Measurement(device, code, model, clock, between).run(on_prepared)
 
 
@@ -315,7 +317,7 @@ class _Measurement:
             action_id=self._next(), device=self._device.spec.device, model=self._model.key,
             code_id=self._code.code_id, extent=self._extent, version=1, batch=batch,
             calls=tuple(Call(request_id=str(row), rows=1, tensors=b"") for row in range(count)),
-            window=_WHENEVER, expected_ns=0,
+            window=_ANY_TIME, expected_ns=0,
         )  # fmt: skip
         self._between()
         started_ns = self._clock()
@@ -329,14 +331,14 @@ class _Measurement:
         return Load(
             action_id=self._next(), device=self._device.spec.device, model=self._model.key,
             code_id=self._code.code_id, weights=self._model.weights, extent=self._extent, version=1,
-            window=_WHENEVER, expected_ns=0,
+            window=_ANY_TIME, expected_ns=0,
         )  # fmt: skip
 
     def _unload(self) -> None:
         self._device.unload(
             Unload(
                 action_id=self._next(), device=self._device.spec.device, model=self._model.key,
-                extent=self._extent, version=1, window=_WHENEVER,
+                extent=self._extent, version=1, window=_ANY_TIME,
             )
         )  # fmt: skip
 
@@ -461,7 +463,7 @@ def main(argv: Sequence[str]) -> int:
 
     def on_prepared() -> None:
         prepared.append(True)
-        _say(stdout, PREPARED)
+        _write_line(stdout, PREPARED)
 
     try:
         found: MeasuredProfile | ImportFailed = profile(
@@ -473,11 +475,11 @@ def main(argv: Sequence[str]) -> int:
         found = ImportFailed(str(error))
     finally:
         device.close()
-    _say(stdout, msgspec.json.encode(found))
+    _write_line(stdout, msgspec.json.encode(found))
     return 0
 
 
-def _say(stdout: int, line: bytes) -> None:
+def _write_line(stdout: int, line: bytes) -> None:
     with open(stdout, "wb", closefd=False) as file:
         file.write(line + b"\n")
 

@@ -62,8 +62,8 @@ class Profiled(Struct, frozen=True, kw_only=True):
 
     def without_problems(self, served: Sequence[ServedVersion]) -> tuple[ServedVersion, ...]:
         """Those of ``served`` that can be."""
-        gone = {f"{problem.model}/{problem.version}" for problem in self.problems}
-        return tuple([each for each in served if each.model.key not in gone])
+        failed = {f"{problem.model}/{problem.version}" for problem in self.problems}
+        return tuple([each for each in served if each.model.key not in failed])
 
 
 class Crashed(Exception):
@@ -233,7 +233,7 @@ class _Tail(threading.Thread):
                 del self._bytes[:-MIB]
 
     def end(self) -> bytes:
-        """What is there, once the pipe's writers are gone. A child of the child may live on: not for ever."""
+        """What is there, once the pipe's writers are failed. A child of the child may live on: not for ever."""
         self.join(1.0)
         return bytes(self._bytes)
 

@@ -20,9 +20,9 @@ from clockwork_serve.devices.base import Device
 from clockwork_serve.errors import DamageError
 from clockwork_serve.messages import Weights
 
-REST: Final = 3
+SLEEP_FACTOR: Final = 3
 """How much longer it sleeps than it worked."""
-REST_MIN_S: Final = 0.001
+SLEEP_MIN_S: Final = 0.001
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Verifier:
     """``damaged`` is called, by its thread, for each file that is not what its name says."""
 
     def __init__(self, devices: Iterable[Device], damaged: Callable[[DamageError], None]) -> None:
-        self._verify: list[Callable[[Weights], None]] = [
+        self._verifiers: list[Callable[[Weights], None]] = [
             verify for device in devices if (verify := getattr(device, "verify", None))
         ]
         self._damaged = damaged
@@ -47,7 +47,7 @@ class Verifier:
 
     def add(self, weights: Weights) -> None:
         """Look at these some time, unless they are no file."""
-        if not self._verify or not is_blob(weights):
+        if not self._verifiers or not is_blob(weights):
             return
         with self._lock:
             self._waiting[weights.weights_id] = weights
@@ -70,9 +70,9 @@ class Verifier:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         while (weights := self._next()) is not None:
             began_s = time.monotonic()
-            self._look(weights)
-            rest_s = max(REST_MIN_S, REST * (time.monotonic() - began_s))
-            if self._closing.wait(rest_s):
+            self._verify_one(weights)
+            sleep_s = max(SLEEP_MIN_S, SLEEP_FACTOR * (time.monotonic() - began_s))
+            if self._closing.wait(sleep_s):
                 return
 
     def _next(self) -> Any:
@@ -82,8 +82,8 @@ class Verifier:
             self._thread = None
             return None
 
-    def _look(self, weights: Weights) -> None:
-        for verify in self._verify:
+    def _verify_one(self, weights: Weights) -> None:
+        for verify in self._verifiers:
             try:
                 verify(weights)
             except DamageError as error:

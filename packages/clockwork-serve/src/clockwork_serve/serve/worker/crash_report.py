@@ -1,6 +1,6 @@
 """What the lanes of a worker are at, in a file that outlives it: whoever finds it dead knows what it died of.
 
-A lane notes what it is going to do, and that it has done it before anybody hears of that. Nothing is decided
+A lane lanes what it is going to do, and that it has done it before anybody hears of that. Nothing is decided
 by it while the worker lives.
 """
 
@@ -21,13 +21,13 @@ _WORD: Final = 8
 _TEXT: Final = 3
 _TEXT_MAX: Final = (_WORDS - _TEXT) * _WORD
 
-Autopsy = Callable[[str, int], WorkerLost]
+ReadCrashReport = Callable[[str, int], WorkerLost]
 """What a worker's link ended of, given its name and its process."""
 
 _log = logging.getLogger(__name__)
 
 
-class Note:
+class LaneRecord:
     """One lane's; for its own thread."""
 
     __slots__ = ("_bytes", "_words")
@@ -53,36 +53,36 @@ class Note:
         words[0] = words[2] = 0
 
 
-class BlackBox:
+class FlightRecorder:
     """Notes for ``lanes`` lanes, in ``memory``; without it, they are of use to nobody."""
 
     def __init__(self, lanes: int, memory: mmap.mmap | None = None) -> None:
         size = _WORDS * _WORD
         whole = memoryview(bytearray(lanes * size) if memory is None else memory)
-        self.notes = [Note(whole[at * size : (at + 1) * size]) for at in range(lanes)]
+        self.lanes = [LaneRecord(whole[at * size : (at + 1) * size]) for at in range(lanes)]
 
 
-def create(run_dir: Path, worker: str, lanes: int) -> BlackBox:
+def create_recorder(run_dir: Path, worker: str, lanes: int) -> FlightRecorder:
     """The black box of this process, which is that worker."""
     size = lanes * _WORDS * _WORD
     fd = os.open(_path(run_dir, worker, os.getpid()), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         os.ftruncate(fd, size)
-        return BlackBox(lanes, mmap.mmap(fd, size))
+        return FlightRecorder(lanes, mmap.mmap(fd, size))
     finally:
         os.close(fd)
 
 
-def no_autopsy(worker: str, pid: int) -> WorkerLost:
+def no_crash_report(worker: str, pid: int) -> WorkerLost:
     """Nothing is known of it."""
     return WorkerLost(worker=worker)
 
 
-def autopsy(run_dir: Path, worker: str, pid: int) -> WorkerLost:
+def read_crash_report(run_dir: Path, worker: str, pid: int) -> WorkerLost:
     """What is to be said of a worker whose link ended; if it is dead, its black box is read, and goes."""
     path = _path(run_dir, worker, pid)
     try:
-        if _lives(pid):
+        if _has_memory(pid):
             return WorkerLost(worker=worker)
         found = path.read_bytes()
         path.unlink()
@@ -108,7 +108,7 @@ def autopsy(run_dir: Path, worker: str, pid: int) -> WorkerLost:
     return WorkerLost(worker=worker, running=tuple(ran), preparing=tuple(preparing), idle=idle)
 
 
-def _lives(pid: int) -> bool:
+def _has_memory(pid: int) -> bool:
     """Whether that process has memory still: one that dies gives it up before its links end."""
     try:
         return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
