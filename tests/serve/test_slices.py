@@ -9,7 +9,10 @@ import pytest
 
 from clockwork_serve.serve.os_scheduling import SHORT_NS, own_slice_ns
 
-ASK = "from clockwork_serve.serve.os_scheduling import *; import os; {}; print(use_short_slices(), own_slice_ns())"
+ASK = (
+    "from clockwork_serve.serve.os_scheduling import *; import os; {}; "
+    "print(use_short_slices(), own_slice_ns())"
+)
 
 
 def told(before: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""A device that is lost to its process: the process ends, says why, and its requests are planned again."""
+"""A device that its process has lost: the process logs why and ends."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_process_ends_with_a_line_that_says_why_and_what_comes() -> None:
     assert said in ended.stderr
 
 
-def test_unless_told_otherwise_it_ends_the_process() -> None:
+def test_by_default_it_ends_the_process() -> None:
     executors = LaneExecutors(Worker((SPEC,)), {GPU: Toy()}, lambda: None)
     assert executors.on_device_gone.__name__ == "end_process_without_device"
 

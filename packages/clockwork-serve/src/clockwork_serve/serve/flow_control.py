@@ -111,7 +111,10 @@ _log = logging.getLogger(__name__)
 
 
 class PeerHeartbeat:
-    """Whether one peer returns beats. ``send`` sends it one; ``changed`` is called when ``stalled`` changes."""
+    """Whether one peer returns beats.
+
+    ``send`` sends it one; ``changed`` is called when ``stalled`` changes.
+    """
 
     def __init__(
         self, send: Callable[[Beat], None], changed: Callable[[], None], beat_s: float = PEER_BEAT_S

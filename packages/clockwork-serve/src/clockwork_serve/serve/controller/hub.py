@@ -451,8 +451,8 @@ class Hub:
             return ""
         return (
             f"the keeper (process {self._keeper.peer.pid}) has not answered for "
-            f"{self._keeper_heartbeat.stalled_s:.1f} s, so nothing is loaded, unloaded or restarted: let it go on "
-            "if it was stopped (kill -CONT), else restart the server"
+            f"{self._keeper_heartbeat.stalled_s:.1f} s, so nothing is loaded, unloaded or restarted: let it "
+            "go on if it was stopped (kill -CONT), else restart the server"
         )
 
     def _answer_to(self, ask: Ask) -> bytes:

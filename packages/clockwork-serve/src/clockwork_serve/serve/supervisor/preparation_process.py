@@ -56,7 +56,8 @@ def _prepare(preparation: Preparation) -> PreparedRepository:
         able, unfit = runnable(entries, preparation.devices)
         served, problems = compile_all(
             repository, cache, _progress_reporter("compile"), entries=_without(preparation.crashed, able),
-            threads=preparation.threads, begin=lambda name, version: _write(Begun(model=name, version=version)),
+            threads=preparation.threads,
+            begin=lambda name, version: _write(Begun(model=name, version=version)),
         )  # fmt: skip
         _write(Begun())
         profiled = profile_all(served, preparation.devices, cache, _progress_reporter("profile"))

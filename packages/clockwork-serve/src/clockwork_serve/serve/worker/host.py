@@ -1,4 +1,4 @@
-"""The I/O side of a worker process: its link to the controller, and what if it breaks. It never decides."""
+"""The I/O side of a worker process: its link to the controller, and connecting again when it is lost."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ from clockwork_serve.worker import ControllerFound, ControllerLost, Stop, Worker
 
 RETRY_S: Final = 0.05
 REPORT_INTERVAL_S: Final = 5.0
-"""How often devices that count tell what."""
+"""How often the counters of devices are sent to the controller."""
 PRUNE_INTERVAL_S: Final = 2.0
-"""How often the memory of gateways that died is let go of, for a worker that hears of no other."""
+"""How often shared memory of dead gateways is unmapped; a worker without new requests would keep it."""
 _IDLE_POLL_S: Final = 0.005
 
 _log = logging.getLogger(__name__)
 
 
 class WorkerConfig(Struct, frozen=True, kw_only=True):
-    """All that a worker's process is logged. ``pin_cpus`` are the CPUs of all its threads (empty: any).
+    """The configuration of a worker process. ``pin_cpus`` are the CPUs of all its threads (empty: any).
 
     ``settings.realtime`` runs its threads under SCHED_FIFO, which needs CAP_SYS_NICE or an rtprio limit of 11
-    or more, and two CPUs at least: a lane that computes leaves none to the others. ``elsewhere``: the server
-    is the one at ``settings.controller``, on another machine.
+    or more, and two CPUs at least: a lane that computes leaves no CPU to other threads. ``elsewhere``: the
+    worker joins the server at ``settings.controller``, on another machine.
     """
 
     run_dir: str
@@ -63,7 +63,7 @@ class WorkerConfig(Struct, frozen=True, kw_only=True):
 
 
 class WorkerHost:
-    """One worker on the running loop."""
+    """One worker on the running loop. ``on_codes_changed``: see :class:`LaneExecutors`."""
 
     def __init__(
         self,
@@ -92,11 +92,11 @@ class WorkerHost:
         self.verifier = Verifier(devices.values(), self.executors.report_damage)
 
     def _wake(self) -> None:
-        """Have the loop deliver what the lanes left to take; for any thread."""
+        """Have the loop deliver the lanes' answers; for any thread."""
         self._loop.call_soon_threadsafe(self._deliver)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until ``stop``; then refuse what waits, finish what runs, and return."""
+        """Serve until ``stop``; then refuse queued actions, finish running ones, and return."""
         self.executors.start()
         stopped = self._loop.create_task(stop.wait())
         reporting = self._loop.create_task(self._report_numbers())
@@ -117,13 +117,13 @@ class WorkerHost:
         await self._finish()
 
     async def _report_numbers(self) -> None:
-        """What devices count, as long as there are any that do."""
+        """Send the counters of devices that have any, periodically."""
         while self._counting:
             for name, count in list(self._counting.items()):
                 try:
                     numbers = count()
-                except Exception as error:  # noqa: BLE001 - its lanes find out what is wrong with it
-                    _log.warning("%s counts no more: %s", name, error)
+                except Exception as error:  # noqa: BLE001 - the device's lanes report what is wrong with it
+                    _log.warning("the counters of %s cannot be read any more: %s", name, error)
                     del self._counting[name]
                     continue
                 if self._link is not None:
@@ -136,7 +136,7 @@ class WorkerHost:
             self.executors.regions.prune()
 
     async def _join(self) -> None:
-        """Connect, however often it takes, and offer the devices with what is on them."""
+        """Connect, with as many attempts as it takes, and announce the devices with what they hold."""
         own, logged, tries = hello(Role.WORKER, self._name), "", 0
         while True:
             try:
@@ -162,7 +162,7 @@ class WorkerHost:
         return RETRY_S
 
     def _offer(self, link: Link) -> None:
-        """Begin a link: what the lanes said before belongs to an earlier one, and what follows to this."""
+        """Announce the devices on a new link."""
         for answer in self._joined_answers():
             link.send(answer)
         link.flush()
@@ -170,6 +170,7 @@ class WorkerHost:
     def _joined_answers(self) -> list[Answer]:
         self.executors.post(ControllerFound(worker=self._name))
         answers = self.executors.take_answers()
+        # Answers before WorkerJoined belong to the link before.
         while not isinstance(answers[0], WorkerJoined):
             answers.pop(0)
         return answers
@@ -191,7 +192,7 @@ class WorkerHost:
                 case Beat():
                     link.send(frame)
                 case _:
-                    _log.error("the controller sent a %s, which no worker takes", type(frame).__name__)
+                    _log.error("the controller sent a %s, which no worker expects", type(frame).__name__)
         if events:
             self.executors.post(*events)
         self._deliver()
@@ -226,4 +227,4 @@ class WorkerHost:
             _log.error("a lane did not end")
 
     async def _before_close(self) -> None:
-        """Wait for what the link's end must not cut off; here it cuts off nothing."""
+        """Wait for what must be sent before the link is closed; nothing here."""

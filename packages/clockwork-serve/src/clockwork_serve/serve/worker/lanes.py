@@ -1,7 +1,7 @@
-"""A thread per lane, which performs what the worker's brain starts and tells how it went. It never decides.
+"""A thread per lane, which executes the actions that the worker's brain starts, and reports their results.
 
-The brain is stepped under one lock by whichever thread has news. So the lane that finishes an action tells
-the brain itself and takes its next one at once; no other thread has to run in between.
+The brain is stepped under one lock by whichever thread has an event. So a lane that finishes an action steps
+the brain itself and starts its next action at once; no other thread has to run in between.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ from clockwork_serve.worker import (
 SPIN_NS: Final = us(150)
 """A lane sleeps until this long before a start and spins the rest: 0.3 us late, not 30."""
 FIFO_PRIORITY: Final = 10
-"""Of lanes that run in real time."""
+"""Priority of lane threads under SCHED_FIFO (``settings.realtime``)."""
 REPORT_AGAIN_NS: Final = NS_PER_S
 REPORTS_REMEMBERED: Final = 1000
-"""How often an artefact is reported that stays report_damage, and how many are remembered for that."""
+"""How often an artefact that stays damaged is reported, and for how many artefacts that is remembered."""
 _PR_SET_TIMERSLACK: Final = 29
 
 _log = logging.getLogger(__name__)
@@ -73,14 +73,14 @@ Work = Start | Prepare | Retire
 
 
 def end_broken_process(error: BaseException) -> None:
-    """What a on_broken invariant deserves: belief is wrong, so nothing of it may be acted on any more."""
+    """End the process after an error in the brain: its state is wrong, and must not be acted on any more."""
     _log.critical("the worker's brain broke", exc_info=error)
     logging.shutdown()
     os._exit(EXIT_BROKEN)
 
 
 def end_process_without_device(error: DeviceGone) -> None:
-    """End the process: nothing can be done on this device here any more; its supervisor starts it anew."""
+    """End the process after it has lost its device for good; the supervisor starts a new one."""
     _log.critical("%s; this worker ends, to be started again", error)
     logging.shutdown()
     os._exit(EXIT_BROKEN)
@@ -89,8 +89,10 @@ def end_process_without_device(error: DeviceGone) -> None:
 class LaneExecutors:
     """The lanes of all devices of a worker, around its brain.
 
-    ``notify`` is called by lane threads when there is something to :meth:`take_answers`, once until it is taken;
-    ``on_codes_changed`` by a load lane that has nothing to do after codes came or went. ``recorder`` has a record for each lane.
+    All callbacks are called by lane threads: ``notify`` when there are answers to take, once until
+    :meth:`take_answers` is called; ``on_codes_changed`` by an idle lane that has prepared or retired codes;
+    ``on_broken`` for an error of the brain; ``on_device_gone`` once a device is lost. The last two end the
+    process by default. ``recorder`` has a record for each lane.
     """
 
     def __init__(
@@ -116,12 +118,10 @@ class LaneExecutors:
         self._on_answers = notify
         self._notified = False
         self._answers: list[Answer] = []
-        self._reported: dict[
-            ArtefactDamaged, int
-        ] = {}  # what was report_damage lately, and when that was said
+        self._reported: dict[ArtefactDamaged, int] = {}  # damage reported lately, and when
         self._calls = Calls(self.regions)
         self._opened: dict[int, list[OpenCall] | ClockworkError] = {}
-        """By action id: what INFERs that wait will read, opened before their lane needs it."""
+        """By action id: the tensors of queued INFERs, opened before their lane needs them."""
         records = iter((recorder or FlightRecorder(len(devices) * len(Lane))).lanes)
         self._lanes = {
             name: {lane: LaneThread(self, device, name, lane, next(records)) for lane in Lane}
@@ -129,12 +129,15 @@ class LaneExecutors:
         }
 
     def start(self) -> None:
-        """Let the lanes work."""
+        """Start the lanes' threads."""
         for lane in self._all():
             lane.thread.start()
 
     def post(self, *events: WorkerEvent) -> None:
-        """Have the brain observe these and decide. For one thread, which then must :meth:`take_answers`."""
+        """Have the brain observe these and decide.
+
+        For one thread, which must call :meth:`take_answers` afterwards.
+        """
         for event in events:
             if isinstance(event, Infer):
                 self._opened.setdefault(event.action_id, self._open(event))
@@ -142,16 +145,16 @@ class LaneExecutors:
             self.step(*events)
 
     def take_answers(self) -> list[Answer]:
-        """What nobody took yet, in order."""
+        """All answers since the last call, in order."""
         with self.lock:
             self._notified = False
             answers, self._answers = self._answers, []
         return answers
 
     def report_damage(self, error: DamageError) -> None:
-        """Report an artefact that is not what its name says, so that it is made again; for any thread.
+        """Report an artefact whose content does not match its name, so that it is rebuilt; for any thread.
 
-        Requests may ask for it again and again before it is whole: that is no news.
+        Until then further requests find the same damage; it is reported once a second at most.
         """
         report = ArtefactDamaged(what=error.what, name=error.name, message=_message(error))
         now_ns = time.monotonic_ns()
@@ -169,7 +172,7 @@ class LaneExecutors:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing runs or waits, and nothing is left to take_answers."""
+        """Whether nothing runs or waits, and no answer is left to take."""
         with self.lock:
             return self.worker.idle and not self._answers
 
@@ -201,14 +204,14 @@ class LaneExecutors:
                     if isinstance(effect, Result):
                         self._opened.pop(effect.action_id, None)
                     self._answers.append(effect)
-        # What names no device (a code that came) may concern the lanes of all.
+        # An event without a device (a code that was added) may concern the lanes of all devices.
         named = getattr(events[0], "device", "") if len(events) == 1 else ""
         for name in self._lanes if named not in self._lanes else (named,):
             for lane in self._lanes[name].values():
                 lane.rearm()
 
     def notify(self) -> None:
-        """Tell the other side that there is something to take_answers, unless it knows."""
+        """Call ``notify`` if there are answers, unless it was called since they were last taken."""
         with self.lock:
             due = bool(self._answers) and not self._notified
             self._notified = self._notified or due
@@ -224,21 +227,21 @@ class LaneExecutors:
             try:
                 raise found
             finally:
-                del found  # or this frame and the error's traceback would keep one another
+                del found  # else this frame and the error's traceback would form a cycle
         return found
 
     def _open(self, action: Infer) -> list[OpenCall] | ClockworkError:
         try:
             return self._calls.open(action)
         except (RegionGone, BadTensors) as error:
-            return error.with_traceback(None)  # whose frames hold the memory of regions
+            return error.with_traceback(None)  # its frames hold views of regions, and would keep their memory
 
     def _all(self) -> list[LaneThread]:
         return [lane for lanes in self._lanes.values() for lane in lanes.values()]
 
 
 class LaneThread:
-    """One lane of one device. Fields are guarded by the lock of the executors."""
+    """One lane of one device. Its fields are guarded by the lock of ``executors``."""
 
     def __init__(
         self, executors: LaneExecutors, device: Device, name: str, lane: Lane, record: LaneRecord
@@ -250,18 +253,17 @@ class LaneThread:
         self._lane = lane
         self._record = record
         self._work: Work | None = None
-        self._wake_lock = (
-            threading.Lock()
-        )  # held, but for the moment between a wake and the waking of this thread
+        # Held, but for the moment between a call of :meth:`wake` and the waking of this thread.
+        self._wake_lock = threading.Lock()
         self._wake_lock.acquire()
-        self._parked = False  # this thread sleeps, or is about to, and wants to be rung
+        self._parked = False  # this thread sleeps, or is about to, and is to be woken
         self._armed_ns: int | None = None  # when it wakes by itself
-        self._codes_changed = False  # a code came or went since the executors last tidied
+        self._codes_changed = False  # a code was prepared or retired since ``on_codes_changed`` was called
 
-    # For whoever holds the lock
+    # For threads that hold the lock
 
     def assign(self, work: Work) -> None:
-        """Have this lane do it now; it is free."""
+        """Have this lane, which is free, do this now."""
         assert self._work is None, f"{self._name} {self._lane} has {self._work} to do already"
         self._work = work
         self.wake()
@@ -273,7 +275,7 @@ class LaneThread:
             self._wake_lock.release()
 
     def rearm(self) -> None:
-        """Wake the thread if it would wake at the wrong time."""
+        """Wake the thread if the brain's wake-up time is no longer the one that it sleeps until."""
         if self._parked and self._executors.worker.lane_wakeup_ns(self._name, self._lane) != self._armed_ns:
             self.wake()
 
@@ -286,17 +288,17 @@ class LaneThread:
             while (work := self._next(done)) is not None:
                 done = self._perform(work)
                 self._record.clear()
-        except BaseException as error:  # noqa: BLE001 - no thread may die unheard
+        except BaseException as error:  # noqa: BLE001 - no thread may die without a report
             self._executors.on_broken(error)
 
     def _prepare_thread(self) -> None:
-        # Sleeps may end 50 us late by default, to save wake-ups.
+        # By default the kernel ends sleeps up to 50 us late, to save wake-ups.
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
         if self._executors.realtime:
             set_realtime(FIFO_PRIORITY)
 
     def _next(self, done: WorkerEvent | None) -> Work | None:
-        """Report what was done, and wait for more to do; None to end."""
+        """Report what was done and wait for the next work; None once the lanes close."""
         executors = self._executors
         while True:
             with executors.lock:
@@ -317,7 +319,7 @@ class LaneThread:
             self._sleep()
 
     def _sleep(self) -> None:
-        """Until rung, or until the time armed."""
+        """Sleep until woken, or until the armed time; the last 150 us of that are spun."""
         armed_ns = self._armed_ns
         if armed_ns is None:
             self._wake_lock.acquire()
@@ -331,9 +333,9 @@ class LaneThread:
             if self._parked:
                 self._parked = False
             else:
-                self._wake_lock.acquire()  # it was rung while it spun
+                self._wake_lock.acquire()  # it was woken while it spun
 
-    # What it does
+    # Execution
 
     def _perform(self, work: Work) -> WorkerEvent:
         match work:
@@ -361,7 +363,7 @@ class LaneThread:
         except DamageError as error:
             self._executors.report_damage(error)
             return _message(error)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the other codes go on
+        except BaseException as error:  # noqa: BLE001 - other codes are not affected
             message = _message(error)
             foreseen = isinstance(error, ClockworkError)
             _log.error("%s can not %s: %s", self._name, what, message, exc_info=None if foreseen else error)
@@ -390,7 +392,7 @@ class LaneThread:
         except DamageError as error:
             self._executors.report_damage(error)
             return self._failed(work, error, began_ns)
-        except BaseException as error:  # noqa: BLE001 - a result is owed whatever happens
+        except BaseException as error:  # noqa: BLE001 - every action gets a result
             return self._failed(work, error, began_ns)
 
     def _infer(self, work: Start, action: Infer) -> LaneDone:
@@ -452,5 +454,5 @@ def _message(error: BaseException) -> str:
 
 
 def set_realtime(priority: int) -> None:
-    """Put the calling thread under SCHED_FIFO; PermissionError if it may not."""
+    """Put the calling thread under SCHED_FIFO. Raises PermissionError if it may not be."""
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
