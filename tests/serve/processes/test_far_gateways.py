@@ -103,7 +103,7 @@ def test_each_is_called_after_its_machine_and_knows_the_server(children: Childre
     found = children.configs
     names = [f"alpha.gateway-{number}" for number in range(12)]
     assert [launch.name for launch in children.launches] == [each.name for each in found] == names
-    assert {launch.silence_s for launch in children.launches} == {3.0}
+    assert {launch.stuck_s for launch in children.launches} == {3.0}
     assert all(FAR_GATEWAY.fullmatch(name) and not FAR_NAME.fullmatch(name) for name in names)
     assert {launch.module for launch in children.launches} == {"clockwork_serve.serve.processes.gateway"}
     assert all(each.elsewhere for each in found)

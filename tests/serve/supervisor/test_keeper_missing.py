@@ -1,4 +1,4 @@
-"""Workers that never connect are ended at last; those that do, and all others, are left alone."""
+"""Workers that never connect are ended; connected workers and other processes are not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clockwork_serve.serve.supervisor.processes import Launch, Supervisor
 CHECK_INTERVAL_S = 0.02
 
 
-def test_who_runs_and_does_not_connect_is_started_again_and_nobody_else(
+def test_only_a_worker_that_does_not_connect_is_restarted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "waits.py").write_text("import time\ntime.sleep(60)\n")

@@ -53,7 +53,7 @@ def test_each_real_device_has_a_process_and_emulated_ones_share_one() -> None:
 def test_all_but_workers_are_watched_unless_that_is_off() -> None:
     for stuck_s in (3.0, 7.0, 0.0):
         made = launches(config(**MACHINES, stuck_s=stuck_s), Path("/run"), {"http_port": 1})
-        assert {launch.name: launch.silence_s for launch in made} == {
+        assert {launch.name: launch.stuck_s for launch in made} == {
             "controller": stuck_s, "worker-cpu:0": 0.0, "gateway-0": stuck_s, "bridge": stuck_s,
         }  # fmt: skip
     with pytest.raises(ConfigError, match="stuck_s: expected 1 to 3600, or 0 for ever"):

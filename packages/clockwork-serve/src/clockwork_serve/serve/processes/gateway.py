@@ -62,10 +62,10 @@ class GatewayServers:
         self._tasks = [loop.create_task(work) for work in works]
 
     async def start(self, before_listening: Callable[[], None] = lambda: None) -> None:
-        """Listen on all ports, after ``before_listening()``. Raises :class:`ConfigError` if one is not to be had.
+        """Listen on all ports, after ``before_listening()``.
 
-        HTTP comes last, when everything that takes long is done: nobody knows how long a request has waited
-        that came before we could read it.
+        HTTP is last, after everything that takes long: how long a request waited that arrived before it could
+        be read is not known. Raises :class:`ConfigError` if a port cannot be had.
         """
         config, settings = self.config, self.config.settings
         if settings.grpc_port is not None:

@@ -1,4 +1,4 @@
-"""The child that compiles and profiles, tells how far it is, and ends. It serves nothing."""
+"""The child process that compiles and profiles models, reports its progress, and ends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from clockwork_serve.store import Cache, Entry, Problem, ProblemError, Repositor
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prepare what the JSON in ``argv[1]`` says; returns the exit status."""
+    """Run the :class:`Preparation` given as JSON in ``argv[1]``; returns the exit status."""
     preparation = msgspec.json.decode(argv[1], type=Preparation)
     child.prepare("prepare", preparation.settings)
     os.nice(preparation.nice)
@@ -74,7 +74,7 @@ def _prepare(preparation: Preparation) -> PreparedRepository:
 
 
 def _found(repository: Repository, preparation: Preparation, missing: list[Problem]) -> list[Entry]:
-    """The models asked for; those that are not there any more are problems, if others are to be repaired."""
+    """The entries of the wanted models. In a repair, models that are no longer there become problems."""
     entries = []
     for name in preparation.names:
         try:
@@ -87,9 +87,9 @@ def _found(repository: Repository, preparation: Preparation, missing: list[Probl
 
 
 def limit_memory(nbytes: int) -> None:
-    """Let this process, and each that it starts, take no more memory of its own than that.
+    """Limit the private memory of this process, and of each that it starts.
 
-    Not its address space: a GPU's driver reserves far more of it than it uses.
+    The address space is not limited: a GPU's driver reserves far more of it than it uses.
     """
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     least = nbytes if most == resource.RLIM_INFINITY else min(nbytes, most)
@@ -97,7 +97,7 @@ def limit_memory(nbytes: int) -> None:
 
 
 def runnable(entries: Sequence[Entry], devices: Sequence[DeviceConfig]) -> tuple[list[Entry], list[Problem]]:
-    """The models that some device can run, and what is to be said of the others."""
+    """The models that some device can run, and problems of the others."""
     able: list[Entry] = []
     unfit: list[Problem] = []
     for entry in entries:
@@ -117,7 +117,7 @@ def runnable(entries: Sequence[Entry], devices: Sequence[DeviceConfig]) -> tuple
 
 
 def _without(crashed: Sequence[Problem], entries: Sequence[Entry]) -> list[Entry]:
-    """The entries, but for versions that ended such a child as this one."""
+    """The entries without the versions that crashed an earlier child."""
     crashed_versions = {(problem.model, problem.version) for problem in crashed}
     return [
         replace(

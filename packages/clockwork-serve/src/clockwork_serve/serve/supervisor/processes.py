@@ -33,8 +33,8 @@ from clockwork_serve.units import KIB
 # ------------------------------------------------------------
 # A watchdog for child processes: a child is stuck if its loop no longer returns heartbeats.
 #
-# Missed time is counted in the watchdog's own ticks, not by a clock alone: if the whole machine was paused, no
-# child is to blame. A tick counts only as far as the child could have answered in it: a child that gets no
+# Missed time is counted in the watchdog's own ticks, not by a clock alone: if the whole machine was paused,
+# no child is to blame. A tick counts only as far as the child could have answered in it: a child that gets no
 # core, or waits for a disk, is not stuck.
 
 
@@ -42,9 +42,9 @@ TICK_S: Final = 0.25
 GAP_S: Final = 1.0
 """If a tick is this much too late, the watchdog was paused itself, and other processes perhaps longer."""
 STOPPED_SHARE: Final = 0.4
-"""The share of the limit that applies to a child stopped by a signal: it will not continue by itself."""
+"""Share of the limit that applies to a child stopped by a signal: it will not continue by itself."""
 START_LIMIT_FACTOR: Final = 40
-"""The first beat may take this many times the limit: a start imports modules and collects garbage."""
+"""The first beat may take this many times the limit: a start imports modules, and collects garbage."""
 
 _CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
@@ -168,16 +168,16 @@ OnLine = Callable[[str], None]
 class Launch(Struct, frozen=True, kw_only=True):
     """What to run: ``python -m module config``, under a ``name`` for logs.
 
-    A process that returns no heartbeat for ``silence_s`` is killed and restarted; 0: it is not watched.
+    A process that returns no heartbeat for ``stuck_s`` is killed and restarted; 0: it is not watched.
     """
 
     name: str
     module: str
     config: str
-    silence_s: float = 0.0
+    stuck_s: float = 0.0
 
     @classmethod
-    def of(cls, name: str, kind: str, config: object, silence_s: float = 0.0) -> Launch:
+    def of(cls, name: str, kind: str, config: object, stuck_s: float = 0.0) -> Launch:
         """A launch of ``kind``: a module of ``processes``, or ``supervisor.preparation_process``.
 
         ``config`` is passed as JSON.
@@ -186,7 +186,7 @@ class Launch(Struct, frozen=True, kw_only=True):
             name=name,
             module="clockwork_serve.serve." + (kind if "." in kind else f"processes.{kind}"),
             config=msgspec.json.encode(config).decode(),
-            silence_s=silence_s,
+            stuck_s=stuck_s,
         )
 
 
@@ -208,12 +208,12 @@ class Backoff:
 
     @property
     def keeps_failing(self) -> bool:
-        """Whether it died so often so fast that a person should read_state."""
+        """Whether it died fast so often in a row that the operator must find out why."""
         return self.fast_deaths >= FAST_DEATHS
 
 
 class Child:
-    """One run of a program: its process, its last lines of stderr (``tail``), and its exit status (``ended``)."""
+    """One run of a program: its process, the last lines of its stderr, and its exit status (``ended``)."""
 
     def __init__(self, launch: Launch, on_line: OnLine, on_output: OnLine | None = None) -> None:
         """Start it. ``on_line`` gets each line of its stderr, ``on_output`` of its stdout."""
@@ -222,7 +222,7 @@ class Child:
         self.started_s = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[int] = self._loop.create_future()
-        beats, theirs = socket.socketpair() if launch.silence_s else (None, None)
+        beats, theirs = socket.socketpair() if launch.stuck_s else (None, None)
         environment = {**os.environ, KEEPER_PID_VARIABLE: str(os.getpid())}
         if theirs is not None:
             environment[BEATS_FD_VARIABLE] = str(theirs.fileno())
@@ -238,7 +238,7 @@ class Child:
         )
         if theirs is not None:
             theirs.close()
-        self.beats = None if beats is None else _BeatSocket(beats, self._process.pid, launch.silence_s)
+        self.beats = None if beats is None else _BeatSocket(beats, self._process.pid, launch.stuck_s)
         self._on_line = on_line
         self._pidfd = os.pidfd_open(self._process.pid)
         self._loop.add_reader(self._pidfd, self._exited)
@@ -413,7 +413,7 @@ class Supervisor:
         return None
 
     def reset_backoff(self, prefix: str) -> None:
-        """Reset the restart delay of children whose names have this prefix: the cause of their deaths is gone."""
+        """Reset the restart delay of children whose names have this prefix: why they died was resolved."""
         for name, backoff in self._backoffs.items():
             if name.startswith(prefix):
                 backoff.fast_deaths = 0
@@ -548,7 +548,7 @@ def workers_of(devices: tuple[DeviceConfig, ...]) -> list[tuple[str, tuple[Devic
 
 
 def pinned_cores(workers: int, cores: set[int]) -> dict[int, tuple[int, ...]]:
-    """Cores for each worker, by its number, from the last core down; core 0 is left to all other processes."""
+    """Cores for each worker, by its number, from the last core down; the first is left to other processes."""
     if len(cores) <= workers:
         raise ConfigError(
             f"pin: expected more than {workers} cores for {workers} devices; found {len(cores)}; leave it out"
