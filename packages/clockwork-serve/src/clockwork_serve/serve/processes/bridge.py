@@ -1,4 +1,4 @@
-"""The process that workers and gateways elsewhere connect to. It serves no client, and decides nothing."""
+"""The bridge process, to which workers and gateways on other machines connect."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 async def serve(config: BridgeConfig, stop: asyncio.Event) -> None:
-    """Accept machines until ``stop``. Raises :class:`ConfigError` for files or a port that will not do."""
+    """Accept other machines until ``stop``. Raises :class:`ConfigError` if a file or port cannot be used."""
     settings = config.settings
     host, port = split_address(settings.listen_machines)
     bridge = Bridge(

@@ -1,4 +1,4 @@
-"""The controller process: one brain, one socket, one loop; it serves no client directly."""
+"""The controller process: one brain, one socket, one loop."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class ControllerProcessConfig(Struct, frozen=True, kw_only=True):
-    """All that the process is told. ``devices`` are those expected: ready means that all are warm."""
+    """The process's configuration. The server is ready once all of ``devices`` have prepared their codes."""
 
     run_dir: str
     controller: ControllerConfig = ControllerConfig()
@@ -76,9 +76,9 @@ async def serve(config: ControllerProcessConfig, brain: Brain, stop: asyncio.Eve
 
 
 def freeze() -> None:
-    """Keep the collector away from what lives as long as the process: a full pass takes 0.2 us an object.
+    """Exempt all present objects from garbage collection: a full pass takes 0.2 us per object.
 
-    The brain makes no cycles; a rare pass over the young objects stays for what libraries may leave behind.
+    The brain creates no reference cycles; rare passes over young objects remain for those of libraries.
     """
     gc.collect()
     gc.freeze()
@@ -99,11 +99,11 @@ def main(argv: Sequence[str]) -> int:
     config = msgspec.json.decode(argv[1], type=ControllerProcessConfig)
     child.prepare("controller", config.settings)
     if not use_short_slices():
-        _log.debug("the kernel gives no short slices: on a busy host decisions will be later")
+        _log.debug("the kernel gives no short time slices: on a busy host decisions will be later")
     brain = structs.replace(
         config.controller,
         expected_devices=max(1, len(config.devices)),
-        # Less than one id is used per ns, so those of an earlier life are all below.
+        # Less than one id is used per ns, so all ids of an earlier controller are smaller.
         first_id=time.time_ns(),
     )
     config = structs.replace(config, controller=brain)

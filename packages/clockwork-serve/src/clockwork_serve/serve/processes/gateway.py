@@ -1,4 +1,4 @@
-"""A gateway process: HTTP, gRPC and metrics on one loop, one link to the controller. It runs no model."""
+"""A gateway process: HTTP, gRPC and metrics on one loop, and one link to the controller."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 EXIT_CONFIG: Final = 78
 """Exit status where a setting or the host does not allow to start (sysexits' EX_CONFIG)."""
 DRAIN_S: Final = 2.0
-"""For requests in flight to end after SIGTERM, where a keeper drained the whole server before."""
+"""How long requests in flight may take after SIGTERM, where the supervisor has drained the server before."""
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class GatewayServers:
     """A running gateway with its servers. ``port_by_name`` are the ports that it listens on."""
 
     def __init__(self, config: GatewayConfig) -> None:
-        """Raises :class:`ConfigError` for a file of TLS or keys that will not do."""
+        """Raises :class:`ConfigError` if a file of TLS or of keys cannot be used."""
         self.config = config
         settings = config.settings
         self.door = Door(config)
@@ -85,9 +85,9 @@ class GatewayServers:
         await self._listen(self.http, "http_port", settings.http_port, share)
 
     async def close(self, grace_s: float | None = None) -> None:
-        """Accept no more, let requests in flight end for a while, then end everything."""
+        """Stop accepting, wait up to ``grace_s`` for requests in flight, then close everything."""
         if grace_s is None:
-            # At home the keeper drains the whole server before it ends one.
+            # On the server's own machine the supervisor has drained the server before.
             grace_s = self.config.settings.drain_s if self.config.elsewhere else DRAIN_S
         closing = [self.http.close(grace_s), self.metrics.close(grace_s)]
         if self.grpc is not None:
@@ -133,7 +133,7 @@ async def serve(config: GatewayConfig, stop: asyncio.Event) -> int:
 
 
 async def _unless_refused(far: FarReach, stop: asyncio.Event) -> int:
-    """Return at ``stop``, or once the server will not have this gateway; the exit status."""
+    """Return at ``stop``, or once the server has refused this gateway; returns the exit status."""
     stopped = asyncio.ensure_future(stop.wait())
     await asyncio.wait((stopped, far.refused), return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
@@ -144,7 +144,7 @@ async def _unless_refused(far: FarReach, stop: asyncio.Event) -> int:
 
 
 def freeze_live_objects() -> None:
-    """What was imported lives as long as the process; requests make few cycles."""
+    """Exempt imported objects from garbage collection; requests create few reference cycles."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
@@ -155,7 +155,7 @@ def main(argv: Sequence[str]) -> int:
     config = msgspec.json.decode(argv[1], type=GatewayConfig)
     child.prepare(config.name, config.settings)
     use_batch_policy()
-    # gRPC's core logs each client's nonsense by itself, from its own threads, as often as clients like.
+    # gRPC's core logs each malformed request by itself, from its own threads: clients could flood the log.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     _allow_connections(config.settings.max_connections)
     status = 0
@@ -168,7 +168,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _allow_connections(wanted: int) -> None:
-    """As many open files as the system allows: a connection is one."""
+    """Allow as many open files as the system does: each connection is one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard != resource.RLIM_INFINITY and hard < wanted:

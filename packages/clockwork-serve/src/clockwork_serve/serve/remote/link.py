@@ -120,7 +120,7 @@ class MachineLink(Link):
                 self.send(frame)
                 self.flush()
 
-    def _stranger(self, transport: asyncio.BaseTransport) -> str:
+    def _why_refused(self, transport: asyncio.BaseTransport) -> str:
         shown: Any = transport.get_extra_info("ssl_object")
         if shown is None or not shown.getpeercert():
             return "it showed no certificate"
@@ -143,7 +143,7 @@ class MachineLink(Link):
 
     def _deliver(self, frames: list[Frame]) -> None:
         if self._peer is None:
-            self._greet(frames.pop(0))
+            self._on_hello(frames.pop(0))
         if self._alignment.same_clock:
             # They only show that the other side lives.
             frames = [frame for frame in frames if type(frame) is not Ping]
