@@ -111,8 +111,8 @@ def test_of_removals_that_were_put_off_those_of_what_came_back_are_none() -> Non
     catalogue = Catalogue()
     catalogue.put(["a", "b"], [served("a/1"), served("b/1", "c2")], [], [])
     gone = [frame for frame in catalogue.remove("a") if isinstance(frame, ModelRemoved | CodeRemoved)]
-    assert catalogue.still(gone) == gone == [ModelRemoved(model="a/1"), CodeRemoved(code_id="c1")]
+    assert catalogue.still_removed(gone) == gone == [ModelRemoved(model="a/1"), CodeRemoved(code_id="c1")]
     catalogue.put(["d"], [served("d/1")], [], [])
-    assert catalogue.still(gone) == [ModelRemoved(model="a/1")]
+    assert catalogue.still_removed(gone) == [ModelRemoved(model="a/1")]
     catalogue.put(["a"], [served("a/1")], [], [])
-    assert catalogue.still(gone) == []
+    assert catalogue.still_removed(gone) == []

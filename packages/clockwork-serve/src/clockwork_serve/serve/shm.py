@@ -222,8 +222,8 @@ class RegionMap:
     def view(self, name: str) -> memoryview:
         """All bytes of the region, writable. Raises :class:`RegionGone`.
 
-        A region that is mapped already costs one ``stat``: it shows whether the owner still lives, and whether
-        the same name now means another region.
+        A region that is mapped already costs one ``stat``: it shows whether the owner still lives, and that
+        the name does not mean another region by now.
         """
         path, size = _parse(name)
         known = self._mapped.get(name)

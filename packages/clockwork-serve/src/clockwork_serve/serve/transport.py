@@ -81,7 +81,7 @@ class FrameWriter:
 
 
 class FrameReader:
-    """Decodes frames from bytes that arrive in any pieces. The buffer is reused, and grows for large frames."""
+    """Decodes frames from bytes that arrive in any pieces. Its buffer is reused; it grows if necessary."""
 
     def __init__(self) -> None:
         self._view = memoryview(bytearray(_READ_BYTES))
