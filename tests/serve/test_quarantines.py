@@ -32,13 +32,13 @@ OVER = Quarantined(model="m/1")
 
 def test_a_reason_tells_since_when_on_the_clock_on_the_wall() -> None:
     quarantines = Quarantines(clock=lambda: 60_000_000_005)
-    quarantines.take(ALONE)
+    quarantines.update(ALONE)
     since = time.strftime("%Y-%m-%d %H:%M", time.gmtime(time.time() - 60))
     assert quarantines.why("m/1").startswith(since)
     assert quarantines.why("m/1").endswith("Z: it kills")
     assert quarantines.why("m/2") == ""
     assert quarantines.reasons().keys() == {"m/1"}
-    quarantines.take(OVER)
+    quarantines.update(OVER)
     assert (quarantines.reasons(), quarantines.frames()) == ({}, [])
 
 

@@ -122,7 +122,7 @@ def test_a_repair_that_fails_ends_nothing_and_the_next_report_is_heard_after_a_r
         assert keeper.sent == []
         keeper.repairs.on_damaged(DAMAGED)
         suspect = SuspectArtefact("code", A.code.code_id)
-        assert 0 < keeper.repairs._rest_s(suspect, keeper.repairs._repaired_s[suspect][1]) <= 1
+        assert 0 < keeper.repairs._backoff_s(suspect, keeper.repairs._repaired_s[suspect][1]) <= 1
         await keeper.done()
         assert len(keeper.asked) == 2
         assert keeper.catalogue.names() == {"a"}

@@ -11,7 +11,7 @@ from math import ceil
 import pytest
 
 from clockwork_serve.serve.supervisor.processes import (
-    START_TIMES,
+    START_LIMIT_FACTOR,
     STOPPED_SHARE,
     TICK_S,
     ProcessWatch,
@@ -43,7 +43,7 @@ class Watched:
     def tick(self, *, paused: bool = False) -> str:
         why = self.watch.tick(paused=paused)
         if self.answers:
-            self.watch.heard()
+            self.watch.beat_received()
         return why
 
     def ticks_to_end(self, most: int = 1000) -> int | None:
@@ -53,7 +53,7 @@ class Watched:
     def started(self) -> Watched:
         """Let the child answer once."""
         self.tick()
-        self.watch.heard()
+        self.watch.beat_received()
         return self
 
 
@@ -87,7 +87,7 @@ def test_a_child_that_was_stopped_briefly_is_not_stuck() -> None:
 
 
 def test_a_starting_child_has_a_longer_limit() -> None:
-    assert Watched(answers=False).ticks_to_end(10**6) == START_TIMES * TICKS + 1
+    assert Watched(answers=False).ticks_to_end(10**6) == START_LIMIT_FACTOR * TICKS + 1
 
 
 def test_a_pause_of_the_watchdog_restarts_the_limit() -> None:
