@@ -30,7 +30,7 @@ WITH_CODE = Quarantined(model="m/1", why="it kills", since_ns=5, code_id="c1")
 OVER = Quarantined(model="m/1")
 
 
-def test_a_reason_tells_since_when_on_the_clock_on_the_wall() -> None:
+def test_a_reason_has_the_wall_clock_time() -> None:
     quarantines = Quarantines(clock=lambda: 60_000_000_005)
     quarantines.update(ALONE)
     since = time.strftime("%Y-%m-%d %H:%M", time.gmtime(time.time() - 60))
@@ -42,7 +42,7 @@ def test_a_reason_tells_since_when_on_the_clock_on_the_wall() -> None:
     assert (quarantines.reasons(), quarantines.frames()) == ({}, [])
 
 
-def test_gateways_and_the_keeper_are_told_and_so_are_those_that_come_later(tmp_path: Path) -> None:
+def test_gateways_and_the_keeper_are_notified_also_if_they_connect_later(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         keeper = await world.keeper(code(), model())
         gateway = await world.peer(Role.GATEWAY, "g")
@@ -62,7 +62,7 @@ def test_gateways_and_the_keeper_are_told_and_so_are_those_that_come_later(tmp_p
     play(tmp_path, story)
 
 
-def test_a_code_in_quarantine_is_taken_from_workers_and_given_back_after(tmp_path: Path) -> None:
+def test_a_code_in_quarantine_is_removed_from_workers_and_sent_again_after(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         keeper = await world.keeper(code(), code("c2"), model())
         worker = await world.worker("w", "d")
@@ -79,7 +79,7 @@ def test_a_code_in_quarantine_is_taken_from_workers_and_given_back_after(tmp_pat
     play(tmp_path, story)
 
 
-def test_the_brain_hears_what_a_worker_died_of(tmp_path: Path) -> None:
+def test_the_brain_observes_a_worker_s_crash_report(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await world.keeper()
         worker = await world.worker("w", "d")
@@ -99,7 +99,7 @@ def test_the_brain_hears_what_a_worker_died_of(tmp_path: Path) -> None:
     play(tmp_path, story, Informed)
 
 
-def test_the_keeper_hears_of_it_once_each_and_forgets_it_with_the_controller(tmp_path: Path) -> None:
+def test_the_keeper_is_notified_once_each_and_forgets_it_with_the_controller(tmp_path: Path) -> None:
     async def main() -> None:
         path, told = tmp_path / "c.sock", []
         link = KeeperLink(path, list, lambda ask: None, lambda: told.append(1))

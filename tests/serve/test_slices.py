@@ -23,13 +23,13 @@ def told(before: str) -> list[str]:
 
 
 @pytest.mark.skipif(not own_slice_ns(), reason="this kernel knows no slices")
-def test_a_short_slice_is_taken_and_the_niceness_stays() -> None:
+def test_a_short_slice_is_accepted_and_the_niceness_stays() -> None:
     taken, slice_ns = told("os.nice(3)")
     assert (taken, int(slice_ns)) == ("True", SHORT_NS)
     assert told("nice = os.nice(3); use_short_slices(); assert os.nice(0) == nice > 0")[0] == "True"
 
 
-def test_whom_the_operator_gave_another_policy_keeps_it() -> None:
+def test_a_policy_set_by_the_operator_is_kept() -> None:
     batch = "os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))"
     assert told(batch)[0] == "False"
     assert (
@@ -37,7 +37,7 @@ def test_whom_the_operator_gave_another_policy_keeps_it() -> None:
     )
 
 
-def test_who_is_patient_takes_the_core_from_nobody_unless_the_operator_says_otherwise() -> None:
+def test_the_batch_policy_is_used_unless_the_operator_set_another() -> None:
     code = (
         "import os; from clockwork_serve.serve.os_scheduling import use_batch_policy; {}; "
         "print(use_batch_policy(), os.sched_getscheduler(0) == os.{})"

@@ -88,12 +88,12 @@ def test_another_user_cannot_connect(tmp_path: Path) -> None:
     assert refused(tmp_path, 0o600) == (13, [])
 
 
-def test_one_that_could_is_turned_away_unheard(tmp_path: Path) -> None:
+def test_another_user_that_connects_is_refused_unread(tmp_path: Path) -> None:
     """Its mode was changed by somebody: who connects is asked all the same, and told nothing."""
     assert refused(tmp_path, 0o666) == (100, [])
 
 
-def test_nor_do_our_processes_talk_to_a_socket_of_another_user(tmp_path: Path) -> None:
+def test_our_processes_refuse_a_socket_of_another_user(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
     folder.chmod(0o777)
     path = folder / "c.sock"

@@ -67,7 +67,7 @@ def soon_ns(ms: int) -> int:
     return time.monotonic_ns() + ms * NS_PER_MS
 
 
-def test_in_a_crowd_it_waits_for_others_until_shortly_before_its_time() -> None:
+def test_in_a_burst_the_batch_policy_is_used_until_shortly_before_the_time() -> None:
     async def test() -> None:
         rings = Rings()
         rings.timer.count(MANY)
@@ -85,7 +85,7 @@ def test_in_a_crowd_it_waits_for_others_until_shortly_before_its_time() -> None:
     in_a_thread(test)
 
 
-def test_it_is_urgent_before_a_time_that_is_near_or_past() -> None:
+def test_the_batch_policy_is_left_for_a_time_that_is_near_or_past() -> None:
     async def test() -> None:
         rings = Rings()
         rings.timer.count(MANY)
@@ -120,7 +120,7 @@ def test_the_last_arming_wins_while_it_waits_and_none_disarms() -> None:
     in_a_thread(test)
 
 
-def test_messages_that_come_one_by_one_wait_for_nobody() -> None:
+def test_the_batch_policy_is_not_used_for_single_messages() -> None:
     async def test() -> None:
         rings = Rings()
         rings.timer.count(MANY)
@@ -140,7 +140,7 @@ def test_messages_that_come_one_by_one_wait_for_nobody() -> None:
 
 
 @pytest.mark.skipif(not own_slice_ns(), reason="this kernel knows no slices")
-def test_a_slice_outlives_the_change_of_class() -> None:
+def test_a_slice_survives_the_change_of_policy() -> None:
     async def test() -> None:
         slice_ns = own_slice_ns()
         rings = Rings()
@@ -153,7 +153,7 @@ def test_a_slice_outlives_the_change_of_class() -> None:
     in_a_thread(test, before=use_short_slices)
 
 
-def test_whom_the_operator_gave_another_policy_keeps_it() -> None:
+def test_a_policy_set_by_the_operator_is_kept() -> None:
     async def test() -> None:
         rings = Rings()
         rings.timer.count(MANY)

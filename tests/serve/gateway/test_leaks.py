@@ -148,7 +148,7 @@ class Asked:
         self.held = self.used
 
 
-def test_memory_is_asked_for_once_it_is_much_and_not_again_while_it_is_in_use() -> None:
+def test_memory_is_trimmed_once_it_has_grown_and_not_again_while_it_is_in_use() -> None:
     library = Asked()
     trimmer = Trimmer(library.trim, lambda: library.held)
 
@@ -166,7 +166,7 @@ def test_memory_is_asked_for_once_it_is_much_and_not_again_while_it_is_in_use() 
     assert look(MUCH_BYTES + 1, in_use=False) == 3
 
 
-def test_what_a_process_has_for_itself_is_told() -> None:
+def test_private_memory_is_measured() -> None:
     before = own_bytes()
     mine = b"\1" * (64 << 20)
     assert own_bytes() - before > len(mine) // 2

@@ -187,7 +187,7 @@ def test_a_lost_worker_makes_it_not_ready_and_every_request_is_answered(tmp_path
 
 
 @pytest.mark.skipif(os.sched_getscheduler(0) != os.SCHED_OTHER, reason="given another scheduling class")
-def test_it_waits_for_others_while_messages_come_in_crowds_only(tmp_path: Path) -> None:
+def test_it_uses_the_batch_policy_while_messages_arrive_in_bursts_only(tmp_path: Path) -> None:
     async def main() -> None:
         async with controller(tmp_path) as child:
             _, _, gateway = await warm(tmp_path)

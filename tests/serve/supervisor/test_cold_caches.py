@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from clockwork_serve.serve.supervisor.profile_process import (
-    EVICT_FROM_BYTES,
     DEFAULT_CACHE_BYTES,
+    EVICT_FROM_BYTES,
     cache_bytes,
     cache_evictor,
 )
@@ -27,17 +27,17 @@ def test_the_largest_cache_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("said", [(), ("",), ("big",), ("-1K",)])
-def test_one_of_usual_size_is_assumed_where_nothing_is_said(tmp_path: Path, said: tuple[str, ...]) -> None:
+def test_a_default_size_is_assumed_where_none_is_given(tmp_path: Path, said: tuple[str, ...]) -> None:
     write(tmp_path, *said)
     assert cache_bytes(tmp_path) == DEFAULT_CACHE_BYTES
 
 
-def test_a_system_that_hides_its_caches_has_usual_ones(tmp_path: Path) -> None:
+def test_a_default_size_is_assumed_where_the_system_hides_its_caches(tmp_path: Path) -> None:
     (tmp_path / "index0" / "size").mkdir(parents=True)
     assert cache_bytes(tmp_path) == DEFAULT_CACHE_BYTES
 
 
-def test_large_weights_find_the_caches_full_of_other_things() -> None:
+def test_large_weights_are_evicted_from_the_caches() -> None:
     read = cache_evictor("cpu", EVICT_FROM_BYTES, most_bytes=64 * KIB)
     assert read() == 64 * KIB // 8, "a sum of ones"
 

@@ -82,7 +82,7 @@ def test_gateways_share_ports_but_not_metrics() -> None:
     assert not any(each.elsewhere for each in made), "their server is here"
 
 
-def test_other_machines_may_join_only_where_a_server_says_so() -> None:
+def test_other_machines_may_join_only_where_it_is_configured() -> None:
     ports = {"http_port": 1}
     assert "bridge" not in {launch.name for launch in launches(config(), Path("/run"), ports)}
     (made,) = (
@@ -92,7 +92,7 @@ def test_other_machines_may_join_only_where_a_server_says_so() -> None:
     assert (found.run_dir, found.settings.listen_machines, found.kinds) == ("/run", "[::1]:7", ("cpu",))
 
 
-def test_every_module_takes_exactly_the_configuration_that_it_is_given() -> None:
+def test_every_module_reads_exactly_the_configuration_that_it_is_given() -> None:
     ports = {"http_port": 1, "grpc_port": 2, "metrics_port": 3}
     records = {
         "gateway": GatewayConfig, "controller": ControllerProcessConfig, "worker": WorkerConfig,

@@ -47,7 +47,7 @@ def run(preparation: Preparation) -> tuple[PreparedRepository, list[StartProgres
     return uvloop.run(prepare(preparation, told.append, lines.append)), told, lines
 
 
-def test_all_models_are_prepared_and_progress_is_told(preparation: Preparation) -> None:
+def test_all_models_are_prepared_and_progress_is_reported(preparation: Preparation) -> None:
     prepared, told, _ = run(preparation)
     assert prepared.names == ("a", "b", "c")
     assert [each.model.key for each in prepared.served] == ["a/1", "b/1"]
@@ -59,7 +59,7 @@ def test_all_models_are_prepared_and_progress_is_told(preparation: Preparation) 
     assert not Path(preparation.result).exists()
 
 
-def test_only_the_models_named_are_looked_at(preparation: Preparation) -> None:
+def test_only_the_named_models_are_prepared(preparation: Preparation) -> None:
     prepared, _, _ = run(msgspec.structs.replace(preparation, names=("b",), nice=5))
     assert prepared.names == ("b",)
     assert [each.model.key for each in prepared.served] == ["b/1"]
@@ -77,13 +77,13 @@ def test_a_repository_that_is_not_there_is_named(preparation: Preparation, tmp_p
         run(msgspec.structs.replace(preparation, settings=Settings(repository=str(tmp_path / "nowhere"))))
 
 
-def test_a_wrong_setting_is_told_from_a_wrong_repository(preparation: Preparation) -> None:
+def test_a_wrong_setting_is_distinguished_from_a_wrong_repository(preparation: Preparation) -> None:
     unknown = msgspec.structs.replace(EMULATED, profile="no_such_device")
     with pytest.raises(ConfigError, match=r"profile: expected .* found 'no_such_device'"):
         run(msgspec.structs.replace(preparation, devices=(unknown,)))
 
 
-def test_a_child_that_ends_without_a_word_is_an_error_with_its_last_lines(preparation: Preparation) -> None:
+def test_a_child_that_ends_without_a_result_is_an_error_with_its_last_lines(preparation: Preparation) -> None:
     beyond = msgspec.structs.replace(preparation, settings=Settings(log_level="no such level"))
     with pytest.raises(RepositoryError, match=r"exit status 1; it said:[^$]*log_level"):
         run(beyond)

@@ -82,7 +82,7 @@ def test_a_model_that_never_ends_is_left_out(tmp_path: Path) -> None:
     assert "raise compile_s" in str(found.problems[0])
 
 
-def test_a_model_that_takes_all_memory_takes_it_from_nobody(tmp_path: Path) -> None:
+def test_a_model_that_needs_too_much_memory_is_left_out(tmp_path: Path) -> None:
     """It is not tried out then, and its weights stay in its code."""
     found = prepared(tmp_path, greedy(), compile_memory=2 * GIB)
 
@@ -111,7 +111,7 @@ class Model:
 """
 
 
-def test_a_model_that_has_the_last_word_is_served_all_the_same(tmp_path: Path) -> None:
+def test_output_of_a_model_at_exit_does_not_hide_its_profile(tmp_path: Path) -> None:
     folder = tmp_path / "repository" / "chatty"
     (folder / "1").mkdir(parents=True)
     (folder / "1" / "model.py").write_text(CHATTY)

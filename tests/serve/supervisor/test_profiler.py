@@ -106,7 +106,7 @@ def test_durations_are_those_of_the_device() -> None:
     assert not device.loaded, "the device is left as it was"
 
 
-def test_each_run_finds_the_caches_cold() -> None:
+def test_each_run_starts_with_cold_caches() -> None:
     """Else a batch, whose requests share what they fetch, seems to save nothing."""
     device, cold = TimedDevice(lambda batch: 0), [False]
 
@@ -122,7 +122,7 @@ def test_each_run_finds_the_caches_cold() -> None:
     assert found.infer_ns == {1: 2 * NS_PER_MS, 2: 3 * NS_PER_MS}
 
 
-def test_sizes_between_powers_of_two_of_a_python_model_are_not_run_but_on_the_line() -> None:
+def test_sizes_between_powers_of_two_of_a_python_model_are_interpolated() -> None:
     device = TimedDevice(lambda batch: (16 + 4 * batch) * NS_PER_MS)
     made = msgspec.structs.replace(code(1, 2, 3, 4, 5, 6, 7, 8), backend="python")
     found = profile(device, made, model(), device.clock).profile
