@@ -1,4 +1,4 @@
-"""The driver's promises: one now per turn, observe all, decide once, perform in order, wake on time."""
+"""The driver: one ``now`` per turn, observe all, decide once, perform in order, wake on time."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_events_posted_while_performing_belong_to_the_next_turn() -> None:
 
 def test_the_machine_is_woken_when_it_asked_and_not_before() -> None:
     async def woken_after(ms: int) -> bool:
-        """False if this machine was so late that nothing had to be woken."""
+        """False if this host was so late that no wake-up was necessary."""
         machine = Echo()
         driver = Driver(machine, lambda effect: None)
         at_ns = machine.wakeup_ns = time.monotonic_ns() + ms * NS_PER_MS

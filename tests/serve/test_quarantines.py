@@ -1,4 +1,4 @@
-"""Quarantine on its way from the controller's brain to who must know: workers, gateways, the keeper."""
+"""Quarantine: from the controller's brain to workers, gateways and the supervisor."""
 
 from __future__ import annotations
 

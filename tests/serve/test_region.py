@@ -1,4 +1,4 @@
-"""Regions: room is handed out and given back without a gap, and only true regions are mapped."""
+"""Regions: memory is allocated and freed without a gap, and only valid regions are mapped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings become the records of the parts, and no default is said twice in two ways."""
+"""Settings become the configurations of the parts, and no default is defined twice in two ways."""
 
 from __future__ import annotations
 

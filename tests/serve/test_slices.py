@@ -1,4 +1,4 @@
-"""A thread's slice is what it asked for, and an operator's own choice of a policy stands."""
+"""A thread gets the slice that it asked for, and a policy set by the operator is kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The timer rings once, not before its time."""
+"""The timer fires once, not before its time."""
 
 from __future__ import annotations
 

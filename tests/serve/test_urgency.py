@@ -1,4 +1,4 @@
-"""Who waits for a time takes the core from others; who takes in crowds of messages waits for them."""
+"""The timer's thread preempts others when its time is near, and uses the batch policy in bursts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(
 
 
 class Rings:
-    """What a timer calls; when, and under which class."""
+    """The callback of a timer: records when it was called, and under which policy."""
 
     def __init__(self) -> None:
         self.times: list[int] = []
@@ -49,7 +49,7 @@ class Rings:
 
 
 def in_a_thread(test: Callable[[], Awaitable[None]], before: Callable[[], object] = lambda: None) -> None:
-    """Run it on a loop in a thread that ends with it, for its class and slice stay as they were left."""
+    """Run a test on a loop in a thread of its own, for policy and slice stay as they were left."""
 
     async def main() -> None:
         await test()

@@ -1,4 +1,4 @@
-"""The controller's links: catalogue, routing, questions, and processes that come, go and misbehave."""
+"""The controller's links: catalogue, routing, questions, and processes that connect, die and misbehave."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The controller's links and devices that differ: which codes a worker hears of, and what devices count."""
+"""The controller's links and different devices: which codes a worker is sent, and devices' counters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The controller's links and workers that hang: beats go out and back, and the keeper hears whom to end."""
+"""The controller's links and workers that hang: heartbeats, and reports to the supervisor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions: each gets one reply, from here or from the keeper, whoever goes away meanwhile."""
+"""Questions: each gets one reply, from the controller or the supervisor, whichever links are lost."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from clockwork_serve.serve.controller.hub import Questions
 
 
 def link() -> Any:
-    """A link that remembers what was sent."""
+    """A link that records the frames sent."""
     sent: list[Any] = []
     return SimpleNamespace(sent=sent, send=sent.append)
 
 
 def answer(ask: Ask) -> bytes:
-    """What this process would say of itself."""
+    """The Hello of the test's process."""
     if ask.body == b"bad":
         raise ValueError("expected something good")
     return b"state"
 
 
 def index(ask_id: int) -> Ask:
-    """A question for the keeper."""
+    """A question for the supervisor."""
     return Ask(ask_id=ask_id, what=Question.INDEX, body=b"")
 
 

@@ -136,8 +136,8 @@ def test_a_connection_that_waits_holds_no_large_body(gateway: RunningGateway) ->
         assert kept._complete == []
 
 
-class Asked:
-    """A C library that gives all but ``used`` back."""
+class Trimmed:
+    """A C library whose trim frees all but ``used`` bytes."""
 
     def __init__(self) -> None:
         self.held = self.used = 100 << 20
@@ -149,7 +149,7 @@ class Asked:
 
 
 def test_memory_is_trimmed_once_it_has_grown_and_not_again_while_it_is_in_use() -> None:
-    library = Asked()
+    library = Trimmed()
     trimmer = Trimmer(library.trim, lambda: library.held)
 
     def look(more_bytes: int, *, in_use: bool) -> int:

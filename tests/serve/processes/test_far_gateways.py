@@ -1,4 +1,4 @@
-"""Gateways for a server elsewhere: which settings they get, how they are called, who holds their ports."""
+"""Gateways for a server on another machine: their settings, their names, and their ports."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def config(**fields: Any) -> Settings:
 
 
 class Children:
-    """Stands for the processes: keeps which there would be, and whether they could have their ports."""
+    """Stands for the processes: keeps their launches, and whether their ports were held."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.launches: list[Launch] = []
@@ -65,7 +65,7 @@ class Children:
 
 
 def taken(port: int) -> bool:
-    """Whether somebody holds it, be it without listening."""
+    """Whether a port is held by a socket, listening or not."""
     with socket.socket() as other:
         try:
             other.bind(("127.0.0.1", port))

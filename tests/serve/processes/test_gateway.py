@@ -1,4 +1,4 @@
-"""A gateway as a process of its own: starts, stops when told, and says why it cannot start."""
+"""A gateway as a process of its own: it starts, stops on SIGTERM, and logs why it cannot start."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_two_gateways_may_share_ports(tmp_path: Path) -> None:
 
 
 def test_http_is_listened_on_last(tmp_path: Path) -> None:
-    """A request that came before would wait unread, and be answered late as if it were in time."""
+    """A request that arrived before would wait unread, and be answered late as if it were in time."""
 
     async def main() -> None:
         config = GatewayConfig(

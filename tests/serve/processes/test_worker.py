@@ -1,4 +1,4 @@
-"""A worker as a process of its own, on an emulated device: starts, serves, outlives its controller, ends."""
+"""A worker as a process of its own, on an emulated device: start, service, loss of its controller, end."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 
 async def ended(process: subprocess.Popen[bytes]) -> tuple[int, str]:
-    """Its exit status and what it said."""
+    """The exit status of a worker, and its log."""
     _, said = await asyncio.to_thread(process.communicate, timeout=PATIENCE_S)
     return process.returncode, said.decode()
 

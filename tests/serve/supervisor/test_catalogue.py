@@ -1,4 +1,4 @@
-"""The catalogue tells the controller what changed, the new before the old goes."""
+"""The catalogue sends the controller what changed, new versions before old ones are removed."""
 
 from __future__ import annotations
 

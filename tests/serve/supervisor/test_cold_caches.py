@@ -1,4 +1,4 @@
-"""What is read between two runs of a profile, and of which models."""
+"""The caches are evicted between two runs of a profile, for models with large weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is checked before a server starts, and what it says about who can reach it."""
+"""Settings of access are checked before a server starts, and it warns about what is open to others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The keeper's link comes back by itself and tells each new controller everything."""
+"""The supervisor's link is connected again when it is lost, and sends each controller the whole catalogue."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_each_controller_is_sent_the_catalogue_then_a_question(tmp_path: Path) -
         await until(lambda: first.told[-1] == Drain())
         listener.close()
         await until(lambda: not link.readiness.ready)
-        assert link.readiness.why == "the controller is gone"
+        assert link.readiness.why == "no controller is connected"
         catalogue.append(ModelRemoved(model="two"))
         second = FakeController()
         listener = await second.listen(path)

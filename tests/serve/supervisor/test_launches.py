@@ -1,4 +1,4 @@
-"""The processes of a server, and that each one's configuration is what its module reads."""
+"""The processes of a server; each one's configuration is what its module reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A child prepares a repository, tells how far it is, and what went wrong; the keeper only listens."""
+"""A child process prepares a repository, and reports its progress and its errors to the supervisor."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def compile(self, entry, *rest):
 
 Compiler.compile = compile
 """
-"""Runs in each child as it starts: what a runtime does that crashes on some graphs."""
+"""Runs in each child as it starts; stands for a runtime that crashes on some graphs."""
 
 
 def test_models_that_crash_the_compiler_are_named_and_all_others_are_served(

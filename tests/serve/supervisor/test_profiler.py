@@ -1,4 +1,4 @@
-"""A profile follows the device's durations, stops in time, and says so when it could only guess."""
+"""A profile has the device's durations, takes limited time, and has a warning if it is a guess."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from harness import records
 
 
 class TimedDevice:
-    """Takes ``infer_ns(batch)`` and ``load_ns`` on a clock of its own, and checks what it is told."""
+    """A device that takes ``infer_ns(batch)`` and ``load_ns`` on a clock of its own, and checks its calls."""
 
     def __init__(self, infer_ns: Callable[[int], int], load_ns: int = 4 * NS_PER_MS) -> None:
         self.spec = DeviceSpec(
@@ -107,7 +107,7 @@ def test_durations_are_those_of_the_device() -> None:
 
 
 def test_each_run_starts_with_cold_caches() -> None:
-    """Else a batch, whose requests share what they fetch, seems to save nothing."""
+    """Else a batch, whose requests share the fetched weights, would seem to save nothing."""
     device, cold = TimedDevice(lambda batch: 0), [False]
 
     def infer_ns(batch: int) -> int:

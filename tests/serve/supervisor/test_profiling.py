@@ -200,7 +200,7 @@ def test_if_two_models_of_one_code_crash_the_others_are_not_tried(served: list[S
     crashed: list[str] = []
 
     class Doomed(Shelf):
-        """Stands for a child that dies of each model: ends the measuring where it would begin."""
+        """Stands for a child that crashes with each model."""
 
         def profile(self, code_id: str, device_kind: str) -> Profile | None:
             crashed.append(code_id)

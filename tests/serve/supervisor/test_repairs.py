@@ -1,4 +1,4 @@
-"""What workers report is read anew and made again, once for all who report it; what cannot is a problem."""
+"""Artefacts that workers report as damaged are verified and rebuilt, once for all reports."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FOUND = (Damage("code", A.code.code_id, "other content"),)
 
 
 class Keeper:
-    """Prepares what it is told to, and remembers what for."""
+    """Stands for the supervisor: prepares models, and remembers the arguments."""
 
     def __init__(self) -> None:
         self.catalogue = Catalogue()

@@ -1,4 +1,4 @@
-"""The folder of a server: private, its owner's, and gone after it, however that ended."""
+"""The folder of a server: private, locked by its owner, and removed after it, however that ended."""
 
 from __future__ import annotations
 

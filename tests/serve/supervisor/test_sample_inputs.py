@@ -1,4 +1,4 @@
-"""Inputs for measuring: what worked before, open dimensions at realistic sizes, and something for all."""
+"""Inputs for profiling: those that worked before, dynamic dimensions at realistic sizes, all datatypes."""
 
 from __future__ import annotations
 

@@ -44,13 +44,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(place: Path) -> Iterator[RunningServer]:
-    """One server for the tests that leave it well."""
+    """One server for the tests that leave it running."""
     with running_server(config(place)) as running:
         yield running
 
 
 def start(settings: ServerConfig, on_line: Callable[[str], None] | None = None) -> None:
-    """Start a server that is expected not to."""
+    """Start a server that is expected to fail."""
     with running_server(settings, on_line=on_line):
         pass
 
@@ -134,7 +134,7 @@ def test_gateways_have_as_many_connections_each_and_one_that_died_gets_the_next(
     with running_server(config(place, gateways=2)) as running, ExitStack() as stack:
 
         def answered_by(count: int) -> Counter[str]:
-            """Who answers on so many new connections, which stay."""
+            """Which gateways answer on this many new connections, which stay open."""
             names: Counter[str] = Counter()
             for _ in range(count):
                 client = stack.enter_context(closing(HTTPConnection("127.0.0.1", running.http_port)))

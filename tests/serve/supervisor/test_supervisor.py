@@ -81,7 +81,7 @@ sys.exit(child.run_until_stopped(serve))
 
 @pytest.fixture
 def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Launch]:
-    """Makes a module of a program, where children find it."""
+    """Makes a module of a program, on the path of the children."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
     def make(program: str) -> Launch:
@@ -336,7 +336,7 @@ def test_a_child_whose_keeper_has_died_already_does_not_start(launch: Callable[[
         check=False,
         timeout=60,
     )
-    assert (ended.returncode, ended.stderr) == (1, "the keeper is gone\n")
+    assert (ended.returncode, ended.stderr) == (1, "the keeper has died\n")
 
 
 def test_a_child_stops_cleanly_on_sigterm_and_leaves_ctrl_c_to_the_keeper(

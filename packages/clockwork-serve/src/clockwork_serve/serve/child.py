@@ -180,7 +180,7 @@ def prepare(process: str, settings: Settings) -> None:
     keeper_pid = os.environ.get(KEEPER_PID_VARIABLE)
     # The supervisor may have died before prctl took effect.
     if keeper_pid is not None and os.getppid() != int(keeper_pid):
-        sys.exit("the keeper is gone")
+        sys.exit("the keeper has died")
 
 
 def run_until_stopped(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:

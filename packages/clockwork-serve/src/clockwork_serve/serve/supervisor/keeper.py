@@ -210,7 +210,7 @@ class KeeperLink:
             link.close()
         self.connected.clear()
         self.quarantines = Quarantines()  # the next controller sends its own
-        self.readiness = Readiness(ready=False, why="the controller is gone")
+        self.readiness = Readiness(ready=False, why="no controller is connected")
         for reply in self._replies.values():
             if not reply.done():
                 reply.set_exception(TransportError("the controller went away"))
