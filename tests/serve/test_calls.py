@@ -114,7 +114,7 @@ def test_a_slot_that_was_reused_is_refused_before_and_after(region: Region) -> N
     call = opened(made)
     check_epochs([call])
     made.take_back()
-    with pytest.raises(RegionGone, match=r"r1: its slot was reused.*has epoch 8, expected 7"):
+    with pytest.raises(RegionGone, match=r"r1: its tensors were withdrawn.*has epoch 8, expected 7"):
         check_epochs([call])
     with pytest.raises(RegionGone, match="epoch 8"):
         opened(made)

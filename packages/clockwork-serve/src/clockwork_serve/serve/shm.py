@@ -392,7 +392,7 @@ def _check_epoch(request_id: str, tensors: Tensors, memory: memoryview) -> None:
     found = read_epoch(memory, tensors.header_offset)
     if found != tensors.epoch:
         raise RegionGone(
-            f"request {request_id}: its slot was reused: the one at {tensors.header_offset} of "
+            f"request {request_id}: its tensors were withdrawn: the slot at {tensors.header_offset} of "
             f"region {tensors.region} has epoch {found}, expected {tensors.epoch}"
         )
 
